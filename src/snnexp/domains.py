@@ -1,0 +1,227 @@
+"""What each argument may be, by its name: one name, one meaning, one domain.
+
+Constructors call :func:`check` on what they are given; ``config`` walks a composed config through the same table before
+anything heavy is imported. A domain answers ``value in domain`` and its ``str`` says what would do.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from snnexp.errors import ConfigError
+
+
+class Domain(Protocol):
+    """A set of values that can say what it contains."""
+
+    def __contains__(self, value: object) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in [low, high], or in (low, high] where ``open_low``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        return (
+            math.isfinite(value) and (self.low < value if self.open_low else self.low <= value) and value <= self.high
+        )
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a finite number"
+        above = f"greater than {self.low:g}" if self.open_low else f"of at least {self.low:g}"
+        if math.isinf(self.low) and math.isinf(self.high):
+            return kind
+        if math.isinf(self.high):
+            return f"{kind} {above}"
+        if self.open_low:
+            return f"{kind} {above} and at most {self.high:g}"
+        return f"{kind} from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A neuron parameter: a number, or an initializer or tensor, whose drawn values the neuron checks."""
+
+    number: Number
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, Mapping):
+            return "_target_" in value
+        return value in self.number or not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
+
+    def __str__(self) -> str:
+        return f"{self.number}, or an initializer such as {{_target_: snnexp.initializers.Uniform, low: 0, high: 1}}"
+
+
+class OneOf:
+    """One of a few words."""
+
+    def __init__(self, *options: str | None) -> None:
+        self.options = options
+
+    def __contains__(self, value: object) -> bool:
+        return (value is None or isinstance(value, str)) and value in self.options
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join("null" if option is None else option for option in self.options)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Any value of a Python type."""
+
+    type: type
+    name: str
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, self.type)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list whose every element lies in ``each``."""
+
+    each: Domain
+    length: int | None = None
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (list, tuple)) or self.length not in (None, len(value)):
+            return False
+        return all(element in self.each for element in value)
+
+    def __str__(self) -> str:
+        return (
+            f"a list of {self.length} elements, each {self.each}"
+            if self.length
+            else f"a list, each element {self.each}"
+        )
+
+
+@dataclass(frozen=True)
+class Either:
+    """The union of two domains."""
+
+    first: Domain
+    second: Domain
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.first or value in self.second
+
+    def __str__(self) -> str:
+        return f"{self.first}, or {self.second}"
+
+
+FINITE = Number()
+POSITIVE = Number(low=0, open_low=True)
+NOT_NEGATIVE = Number(low=0)
+COUNT = Number(low=1, whole=True)
+INDEX = Number(low=0, whole=True)
+FRACTION = Number(low=0, high=1)
+FLAG = Kind(bool, "true or false")
+TEXT = Kind(str, "a text")
+NULL = Kind(type(None), "null")
+
+DOMAINS: dict[str, Domain] = {
+    # the run
+    "seed": Number(low=0, high=2**32 - 1, whole=True),
+    "num_steps": COUNT,
+    "name": TEXT,
+    "published": Kind(Mapping, "a mapping of metric names to figures"),
+    # data
+    "root": TEXT,
+    "download": FLAG,
+    "batch_size": COUNT,
+    "drop_last": FLAG,
+    "val_size": INDEX,
+    "num_samples": COUNT,
+    "num_workers": INDEX,
+    "mode": OneOf("linear", "sqrt"),
+    # neurons
+    "beta": Parameter(FRACTION),
+    "threshold": Parameter(NOT_NEGATIVE),
+    "learn_beta": FLAG,
+    "learn_threshold": FLAG,
+    "reset": OneOf("subtract", "zero", "none"),
+    "feedback": OneOf("linear", "one_to_one", "conv2d"),
+    "V": Parameter(FINITE),
+    "learn_recurrent": FLAG,
+    "recurrent": FLAG,
+    "tau_mem_inv": Parameter(POSITIVE),
+    "tau_syn_inv": Parameter(POSITIVE),
+    "v_th": Parameter(FINITE),
+    "v_leak": Parameter(FINITE),
+    "v_reset": Parameter(FINITE),
+    "learn": ListOf(OneOf("tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")),
+    "log_tau": FLAG,
+    "dt": POSITIVE,
+    # initializers
+    "value": FINITE,
+    "low": FINITE,
+    "high": FINITE,
+    "mean": FINITE,
+    "std": POSITIVE,
+    # surrogates
+    "alpha": POSITIVE,
+    "slope": POSITIVE,
+    "width": POSITIVE,
+    # network
+    "hidden": ListOf(COUNT),
+    "channels": ListOf(COUNT),
+    "kernel_size": Either(COUNT, NULL),
+    "stride": COUNT,
+    # losses
+    "correct_rate": FRACTION,
+    "incorrect_rate": FRACTION,
+    "on_target": FINITE,
+    "off_target": FINITE,
+    # optimizer
+    "lr": POSITIVE,
+    "betas": ListOf(FRACTION, length=2),
+    "momentum": FRACTION,
+    "weight_decay": NOT_NEGATIVE,
+    "schedule": OneOf("constant", "cosine"),
+    # trainer and logger
+    "accelerator": OneOf("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "devices": COUNT,
+    "strategy": OneOf("auto", "ddp"),
+    "max_epochs": COUNT,
+    "limit_batches": Either(COUNT, NULL),
+    "log_every_n_steps": COUNT,
+    "save_every_n_epochs": COUNT,
+    "tensorboard": FLAG,
+}
+
+
+def check(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise :class:`ConfigError`, naming the key, for the first value that lies outside the domain of its name."""
+    for name, value in values.items():
+        domain = DOMAINS.get(name)
+        if domain is not None and value not in domain:
+            raise ConfigError(f"{prefix}{name}: got {shown(value)}, must be {domain}")
+
+
+def shown(value: object) -> str:
+    """``value`` as a config file would write it, short enough for one line."""
+    words = {None: "null", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else str(value) or "''"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def closest(word: str, options: Iterable[str]) -> str:
+    """A hint for a mistyped ``word``: the option that looks like it, else all of them."""
+    import difflib
+
+    options = sorted(options)
+    near = difflib.get_close_matches(word, options, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(options)}"

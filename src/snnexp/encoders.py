@@ -1,0 +1,106 @@
+"""Encoders: values ``[B, *N]`` to currents or spikes ``[T, B, *N]``, or ``[1, B, *N]`` where nothing changes over time.
+
+They hold no parameters and pass no gradient into data.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from snnexp import domains
+from snnexp.surrogates import heaviside
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """``encoder(values)``; abstract."""
+
+    spikes: ClassVar[bool] = False
+    """Whether what comes out is spikes, which cost synaptic operations, or currents, which do not."""
+
+    def __post_init__(self) -> None:
+        domains.check(asdict(self))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Sequence(Encoder):
+    """Data that are sequences already: ``[T, B, *N]`` passes through."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.detach()
+
+
+@dataclass(frozen=True)
+class Constant(Encoder):
+    """The same current at every step: ``[B, *N]`` becomes ``[1, B, *N]``, so that a synapse runs once instead of T times."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.detach().unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class ConstantCurrentLIF(Encoder):
+    """The spikes of a LIF neuron under a constant current x.
+
+    u[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + x), z[t] = H(u[t] - v_th), v[t] = (1 - z[t]) u[t] + z[t] v_reset;
+    dt in s, tau_mem_inv in 1/s. Source: Norse's ``ConstantCurrentLIFEncoder``.
+    """
+
+    spikes = True
+    num_steps: int
+    tau_mem_inv: float = 100.0
+    v_th: float = 1.0
+    v_leak: float = 0.0
+    v_reset: float = 0.0
+    dt: float = 1e-3
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor) -> Tensor:
+        v = torch.zeros_like(values)
+        spikes = values.new_empty((self.num_steps, *values.shape))
+        for z in spikes:
+            u = v + self.dt * self.tau_mem_inv * ((self.v_leak - v) + values)
+            z.copy_(heaviside(u - self.v_th))
+            v = (1 - z) * u + z * self.v_reset
+        return spikes
+
+
+@dataclass(frozen=True)
+class Bernoulli(Encoder):
+    """Rate code: at each step, a value x in [0, 1] fires with probability x, independently of all else."""
+
+    spikes = True
+    num_steps: int
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor) -> Tensor:
+        require_unit_interval(values)
+        return torch.bernoulli(values.expand(self.num_steps, *values.shape))
+
+
+@dataclass(frozen=True)
+class Latency(Encoder):
+    """Time code: a value x in (0, 1] fires once, at step round((T - 1) (1 - x)); larger fires earlier, zero never."""
+
+    spikes = True
+    num_steps: int
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor) -> Tensor:
+        require_unit_interval(values)
+        when = torch.round((self.num_steps - 1) * (1 - values))
+        when = torch.where(values > 0, when, -1.0)
+        steps = torch.arange(self.num_steps, device=values.device).view(-1, *[1] * values.ndim)
+        return (when == steps).to(values.dtype)
+
+
+def require_unit_interval(values: Tensor) -> None:
+    """Raise ``ValueError`` unless every value is a probability."""
+    low, high = values.min().item(), values.max().item()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"this encoder needs values from 0 to 1, got {low:g} to {high:g}; use unnormalised images")

@@ -1,0 +1,39 @@
+"""What can end a run early, and the exit code that the command line gives it."""
+
+
+class SnnexpError(Exception):
+    """A sentence for the person at the keyboard; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(SnnexpError, ValueError):
+    """A value that cannot work. Reads ``key: what was given, what would do``."""
+
+    exit_code = 2
+
+
+class DivergedError(SnnexpError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 3
+
+
+class DataError(SnnexpError):
+    """Data are missing or damaged."""
+
+    exit_code = 4
+
+
+class CheckpointError(SnnexpError):
+    """A checkpoint is missing or is not the file that was written."""
+
+    exit_code = 5
+
+
+class InterruptedRunError(SnnexpError):
+    """A signal asked the run to stop; the exit code is 128 + the signal's number, as shells have it."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

@@ -1,0 +1,78 @@
+"""Start values of neuron parameters, drawn once per neuron from torch's random state."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from snnexp import domains
+from snnexp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """A distribution of start values; ``initializer(features)`` draws one value per neuron."""
+
+    def __post_init__(self) -> None:
+        domains.check(asdict(self))
+
+    def __call__(self, features: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Constant(Initializer):
+    """The same value for each neuron, which can then be learned for each on its own."""
+
+    value: float
+
+    def __call__(self, features: tuple[int, ...]) -> Tensor:
+        return torch.full(features, float(self.value))
+
+
+@dataclass(frozen=True)
+class Uniform(Initializer):
+    """low + (high - low) u, with u uniform on [0, 1)."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high < self.low:
+            raise ConfigError(f"high: got {self.high:g}, must be at least low = {self.low:g}")
+
+    def __call__(self, features: tuple[int, ...]) -> Tensor:
+        return self.low + (self.high - self.low) * torch.rand(features)
+
+
+@dataclass(frozen=True)
+class Normal(Initializer):
+    """mean + std z, with z standard normal."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, features: tuple[int, ...]) -> Tensor:
+        return self.mean + self.std * torch.randn(features)
+
+
+@dataclass(frozen=True)
+class LogNormal(Initializer):
+    """exp(mu + sigma z), always positive; ``mean`` and ``std`` are those of the drawn values, as in :class:`Normal`.
+
+    sigma^2 = log(1 + (std / mean)^2), mu = log(mean) - sigma^2 / 2.
+    """
+
+    mean: float = 1.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean <= 0:
+            raise ConfigError(f"mean: got {self.mean:g}, must be greater than 0 for a log-normal distribution")
+
+    def __call__(self, features: tuple[int, ...]) -> Tensor:
+        variance = math.log1p((self.std / self.mean) ** 2)
+        return torch.exp(math.log(self.mean) - variance / 2 + math.sqrt(variance) * torch.randn(features))

@@ -1,0 +1,105 @@
+"""Losses: pure functions of a readout trace and a target, and the objects that a config names.
+
+Shapes: spikes and membrane ``[T, B, K]``, labels ``[B]`` (int64), trace targets ``[T, B, *N]``. Each returns a scalar.
+A loss object holds the numbers of its function and picks what it needs from a :class:`~snnexp.neurons.Trace`.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from snnexp import domains
+
+
+def ce_membrane(membrane: Tensor, target: Tensor) -> Tensor:
+    """sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5)."""
+    num_steps = membrane.shape[0]
+    return num_steps * F.cross_entropy(membrane.flatten(0, 1), target.repeat(num_steps))
+
+
+def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorrect_rate: float = 0.2) -> Tensor:
+    """MSE(sum_t S, round-down(T rate)) / T; the correct class shall fire at one rate, all others at another.
+
+    Rounds down exactly, T = 100 and rate .29 give 29 spikes, where snnTorch's ``int(T * rate)`` gives 28.
+    """
+    num_steps, _, classes = spikes.shape
+    correct, incorrect = (math.floor(num_steps * rate + 1e-9) for rate in (correct_rate, incorrect_rate))
+    count = spikes.sum(0)
+    return F.mse_loss(count, _per_class(target, classes, correct, incorrect).to(count.dtype)) / num_steps
+
+
+def mse_membrane(membrane: Tensor, target: Tensor, on_target: float = 1.05, off_target: float = 0.2) -> Tensor:
+    """mean over t of MSE(U[t], y): y is ``on_target`` for the class of a label and ``off_target`` elsewhere, or a trace."""
+    if target.ndim == membrane.ndim:
+        return F.mse_loss(membrane, target)
+    wanted = _per_class(target, membrane.shape[-1], on_target, off_target).to(membrane.dtype)
+    return F.mse_loss(membrane, wanted.expand_as(membrane))
+
+
+def nll_max_voltage(membrane: Tensor, target: Tensor) -> Tensor:
+    """NLL(log_softmax(max_t U), y) (Pehle, "Parameter learning in Spiking Neural Networks", Norse)."""
+    return F.cross_entropy(membrane.max(0).values, target)
+
+
+def _per_class(target: Tensor, classes: int, correct: float, incorrect: float) -> Tensor:
+    """``[B, K]``: ``correct`` at the class of each label, ``incorrect`` elsewhere."""
+    return incorrect + (correct - incorrect) * F.one_hot(target, classes).double()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with its numbers; ``loss(trace, target)`` is a scalar."""
+
+    targets: ClassVar[tuple[str, ...]] = ("labels",)
+    """What it can be compared with: ``labels``, a ``trace``, or both."""
+    reads_spikes: ClassVar[bool] = False
+    """Whether it needs a readout that fires."""
+
+    def __post_init__(self) -> None:
+        domains.check(asdict(self))
+
+    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CEMembrane(Loss):
+    """See :func:`ce_membrane`."""
+
+    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+        return ce_membrane(trace.membrane, target)
+
+
+@dataclass(frozen=True)
+class MSECount(Loss):
+    """See :func:`mse_count`."""
+
+    reads_spikes = True
+    correct_rate: float = 0.8
+    incorrect_rate: float = 0.2
+
+    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+        return mse_count(trace.spikes, target, self.correct_rate, self.incorrect_rate)
+
+
+@dataclass(frozen=True)
+class MSEMembrane(Loss):
+    """See :func:`mse_membrane`."""
+
+    targets = ("labels", "trace")
+    on_target: float = 1.05
+    off_target: float = 0.2
+
+    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+        return mse_membrane(trace.membrane, target, self.on_target, self.off_target)
+
+
+@dataclass(frozen=True)
+class NLLMaxVoltage(Loss):
+    """See :func:`nll_max_voltage`."""
+
+    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+        return nll_max_voltage(trace.membrane, target)

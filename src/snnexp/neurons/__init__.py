@@ -1,0 +1,20 @@
+"""Spiking neuron layers: currents in, a :class:`Trace` of spikes and membranes out, state explicit in and out."""
+
+from snnexp.neurons.leaky import Leaky, LeakyState
+from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
+from snnexp.neurons.neuron import Neuron, Trace
+from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState
+from snnexp.neurons.rleaky import RLeaky, RLeakyState
+
+__all__ = [
+    "Leaky",
+    "LeakyIntegrator",
+    "LeakyIntegratorState",
+    "LeakyState",
+    "Neuron",
+    "ParametrizedLIF",
+    "ParametrizedLIFState",
+    "RLeaky",
+    "RLeakyState",
+    "Trace",
+]

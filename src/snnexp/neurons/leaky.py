@@ -1,0 +1,91 @@
+"""Leaky integrate-and-fire neuron of first order.
+
+    R[t] = H(U[t-1] - theta)                     reset by the previous membrane; no gradient flows through R
+    subtract:  U[t] = beta U[t-1] + I[t] - R[t] theta
+    zero:      U[t] = beta (1 - R[t]) U[t-1] + I[t]
+    none:      U[t] = beta U[t-1] + I[t]
+    S[t] = H(U[t] - theta)                       backward: dS/dU = surrogate(U - theta)
+
+U membrane, S spike, I input current, beta decay per step (clamped to [0, 1]), theta threshold; all dimensionless.
+Source: Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proc. IEEE 111(9), 2023,
+as computed by snnTorch's ``Leaky``. The recorded membrane is U[t], before the reset that it causes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnexp import domains
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.surrogates import ATan, Surrogate, heaviside, spike
+
+
+class LeakyState(NamedTuple):
+    """The membrane ``[B, *N]`` after the last step."""
+
+    membrane: Tensor
+
+
+class Leaky(Neuron):
+    """Leaky integrate-and-fire layer; the module's docstring has the equation.
+
+    Args:
+        features: neuron axes, an int or a tuple.
+        beta: decay per step, in [0, 1].
+        threshold: membrane above which a neuron fires.
+        learn_beta: train the decay.
+        learn_threshold: train the threshold.
+        reset: what a spike does to the membrane at the next step: ``subtract``, ``zero`` or ``none``.
+        surrogate: derivative of the spike.
+
+    Raises:
+        ConfigError: an argument lies outside its domain.
+    """
+
+    beta: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        beta: NeuronParameter = 0.9,
+        threshold: NeuronParameter = 1.0,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset: str = "subtract",
+        surrogate: Surrogate = ATan(),
+    ) -> None:
+        super().__init__(features)
+        domains.check({"learn_beta": learn_beta, "learn_threshold": learn_threshold, "reset": reset})
+        self.add_parameter("beta", beta, learn=learn_beta)
+        self.add_parameter("threshold", threshold, learn=learn_threshold)
+        self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
+        self.surrogate = surrogate
+
+    def zero_state(self, current: Tensor) -> LeakyState:
+        return LeakyState(torch.zeros_like(current))
+
+    def scan(self, current: Sequence[Tensor], state: LeakyState) -> Trace:
+        beta, theta = self.beta.clamp(0, 1), self.threshold
+        (U,) = state
+        spikes, membrane = [], []
+        for I in current:
+            R = heaviside(U.detach() - theta.detach())
+            U = self.update(U, I, R, beta, theta)
+            spikes.append(spike(U - theta, self.surrogate))
+            membrane.append(U)
+        return Trace(torch.stack(spikes), torch.stack(membrane), LeakyState(U))
+
+
+def _subtract(U: Tensor, I: Tensor, R: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
+    return beta * U + I - R * theta
+
+
+def _zero(U: Tensor, I: Tensor, R: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
+    return beta * ((1 - R) * U) + I
+
+
+def _none(U: Tensor, I: Tensor, R: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
+    return beta * U + I

@@ -1,0 +1,77 @@
+"""Leaky integrator: the parametrized LIF neuron without spike and reset, used as a readout.
+
+    j[t] = i[t-1] + I[t]
+    v[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + j[t])
+    i[t] = j[t] - dt tau_syn_inv j[t]
+
+v membrane, i synaptic current, I the synapse's output (which has no bias): all dimensionless; dt in s, tau_mem_inv and
+tau_syn_inv in 1/s. Source: Pehle and Pedersen, Norse (2021), ``LICell``.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnexp import domains
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.neurons.parametrized_lif import add_time_constant
+
+
+class LeakyIntegratorState(NamedTuple):
+    """Membrane v and synaptic current i, each ``[B, *N]``, after the last step."""
+
+    v: Tensor
+    i: Tensor
+
+
+class LeakyIntegrator(Neuron):
+    """Leaky integrator layer; the module's docstring has the equation. It never spikes.
+
+    Args:
+        features: neuron axes, an int or a tuple.
+        tau_mem_inv: inverse membrane time constant, 1/s; 0 < dt tau_mem_inv <= 1.
+        tau_syn_inv: inverse synaptic time constant, 1/s; 0 < dt tau_syn_inv <= 1.
+        v_leak: membrane towards which the leak draws.
+        dt: time step, s.
+
+    Raises:
+        ConfigError: an argument lies outside its domain.
+    """
+
+    spikes = False
+    synapse_bias = False
+    tau_mem_inv: Tensor
+    tau_syn_inv: Tensor
+    v_leak: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        tau_mem_inv: NeuronParameter = 100.0,
+        tau_syn_inv: NeuronParameter = 200.0,
+        v_leak: NeuronParameter = 0.0,
+        dt: float = 1e-3,
+    ) -> None:
+        super().__init__(features)
+        domains.check({"dt": dt})
+        self.dt = dt
+        self.add_parameter("v_leak", v_leak, learn=False)
+        add_time_constant(self, "tau_mem_inv", tau_mem_inv, dt, learn=False)
+        add_time_constant(self, "tau_syn_inv", tau_syn_inv, dt, learn=False)
+
+    def zero_state(self, current: Tensor) -> LeakyIntegratorState:
+        return LeakyIntegratorState(torch.zeros_like(current), torch.zeros_like(current))
+
+    def scan(self, current: Sequence[Tensor], state: LeakyIntegratorState) -> Trace:
+        decay_mem, decay_syn = self.dt * self.tau_mem_inv, self.dt * self.tau_syn_inv
+        v, i = state
+        membrane = []
+        for I in current:
+            j = i + I
+            v = v + decay_mem * ((self.v_leak - v) + j)
+            i = j - decay_syn * j
+            membrane.append(v)
+        trace = torch.stack(membrane)
+        return Trace(trace.new_zeros(()).expand_as(trace), trace, LeakyIntegratorState(v, i))

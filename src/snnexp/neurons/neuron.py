@@ -1,0 +1,106 @@
+"""What every neuron layer shares: shapes, parameters, and the step from a current to a trace."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snnexp import domains
+from snnexp.errors import ConfigError
+from snnexp.initializers import Initializer
+
+NeuronParameter = float | Tensor | Initializer
+
+
+class Trace(NamedTuple):
+    """What a layer did: ``spikes`` and ``membrane`` are ``[T, B, *N]``; ``state`` continues the sequence."""
+
+    spikes: Tensor
+    membrane: Tensor
+    state: Any
+
+
+class Neuron(nn.Module):
+    """A layer of neurons; abstract. A neuron states its equation in :meth:`scan`, one loop over time.
+
+    Args:
+        features: the neuron axes ``*N``, an int for a flat layer or a tuple such as ``(C, H, W)``.
+    """
+
+    spikes: ClassVar[bool] = True
+    """Whether this neuron ever fires."""
+    synapse_bias: ClassVar[bool] = True
+    """Whether the synapse in front of this neuron has a bias."""
+
+    def __init__(self, features: int | Sequence[int]) -> None:
+        super().__init__()
+        self.features = (features,) if isinstance(features, int) else tuple(features)
+        if not self.features or any(size not in domains.COUNT for size in self.features):
+            raise ConfigError(f"features: got {features}, must be a positive int or a tuple of them")
+
+    def forward(self, current: Tensor, num_steps: int | None = None, state: Any = None) -> Trace:
+        """Run the neurons over time.
+
+        Args:
+            current: ``[T, B, *N]``, or ``[1, B, *N]`` with ``num_steps`` for a current that does not change.
+            num_steps: T; needed only where the time axis of ``current`` has length 1 and stands for more.
+            state: the ``state`` of an earlier trace; zeros without one.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        if current.ndim < 3 or tuple(current.shape[2:]) != self.features:
+            expected = ", ".join(["T", "B", *map(str, self.features)])
+            raise ValueError(f"current has shape {list(current.shape)}, must be [{expected}]")
+        steps = current.unbind(0)
+        if num_steps is not None and len(steps) != num_steps:
+            if len(steps) != 1:
+                raise ValueError(f"current has {len(steps)} time steps, num_steps is {num_steps}")
+            steps = steps * num_steps
+        if not steps:
+            raise ValueError("current has no time steps; at least one is needed")
+        return self.scan(steps, self.zero_state(steps[0]) if state is None else state)
+
+    def zero_state(self, current: Tensor) -> Any:
+        """The state before the first step, for a current ``[B, *N]``."""
+        raise NotImplementedError
+
+    def scan(self, current: Sequence[Tensor], state: Any) -> Trace:
+        """The equation, one step after the other; ``current`` holds T tensors ``[B, *N]``."""
+        raise NotImplementedError
+
+    def reset_synapse(self, weight: Tensor) -> None:
+        """Set the start weights of the synapse in front; PyTorch's own stay unless a neuron's model has others."""
+
+    def project(self) -> Tensor | None:
+        """Move learned parameters back to where the equation holds; a bool tensor tells whether any had left."""
+        return None
+
+    def add_parameter(self, name: str, value: NeuronParameter, *, learn: bool) -> None:
+        """Draw or take a start value, check it against the domain of its name, and keep it under that name.
+
+        Raises:
+            ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
+        """
+        domains.check({name: value})
+        start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()
+        start = start if start.is_floating_point() else start.float()
+        number = getattr(domains.DOMAINS.get(name), "number", domains.FINITE)
+        outside = next((x for x in start.flatten().tolist() if x not in number), None)
+        if outside is not None:
+            raise ConfigError(f"{name}: a start value is {outside:g}, must be {number}")
+        try:
+            fits = torch.broadcast_shapes(start.shape, self.features) == self.features
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ConfigError(f"{name}: got shape {list(start.shape)}, must fit the features {list(self.features)}")
+        if learn:
+            self.register_parameter(name, nn.Parameter(start))
+        else:
+            self.register_buffer(name, start)
+
+    def extra_repr(self) -> str:
+        return f"{prod(self.features)} neurons, features={self.features}"

@@ -1,0 +1,161 @@
+"""Leaky integrate-and-fire neuron of second order, with time constants and thresholds that can be learned.
+
+    j[t] = i[t-1] + I[t] + W_rec z[t-1]
+    u[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + j[t])
+    z[t] = H(u[t] - v_th)                        backward: dz/du = surrogate(u - v_th)
+    v[t] = (1 - z[t]) u[t] + z[t] v_reset        no gradient flows through z here
+    i[t] = j[t] - dt tau_syn_inv j[t]
+
+u, v membrane before and after reset, i synaptic current, z spike, I the synapse's output (which has no bias): all
+dimensionless; dt in s, tau_mem_inv and tau_syn_inv in 1/s. No autapses: the diagonal of W_rec is zero and stays zero.
+Weights start as randn sqrt(2 / N). The recorded membrane is u, so that threshold crossings can be seen in it.
+Source: Pehle and Pedersen, Norse (2021), ``LIFRecurrentCell``; Pehle, "Parameter learning in Spiking Neural Networks".
+"""
+
+from collections.abc import Sequence
+from math import prod, sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from snnexp import domains
+from snnexp.errors import ConfigError
+from snnexp.initializers import Normal
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.surrogates import SuperSpike, Surrogate, spike
+
+
+class ParametrizedLIFState(NamedTuple):
+    """Spikes z, membrane v after reset and synaptic current i, each ``[B, *N]``, after the last step."""
+
+    z: Tensor
+    v: Tensor
+    i: Tensor
+
+
+class ParametrizedLIF(Neuron):
+    """Parametrized leaky integrate-and-fire layer; the module's docstring has the equation.
+
+    Args:
+        features: neuron axes, an int or a tuple; a recurrent layer is flat.
+        recurrent: feed spikes back through ``recurrent``, an ``nn.Linear`` without bias.
+        tau_mem_inv: inverse membrane time constant, 1/s; 0 < dt tau_mem_inv <= 1.
+        tau_syn_inv: inverse synaptic time constant, 1/s; 0 < dt tau_syn_inv <= 1.
+        v_th: threshold.
+        v_leak: membrane towards which the leak draws.
+        v_reset: membrane after a spike.
+        learn: names of the parameters to train.
+        log_tau: train log(tau_mem_inv) and log(tau_syn_inv), which are well scaled and always positive.
+        dt: time step, s.
+        surrogate: derivative of the spike.
+
+    Raises:
+        ConfigError: an argument lies outside its domain, or the features of a recurrent layer form a map.
+    """
+
+    synapse_bias = False
+    tau_mem_inv: Tensor
+    tau_syn_inv: Tensor
+    v_th: Tensor
+    v_leak: Tensor
+    v_reset: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        recurrent: bool = True,
+        tau_mem_inv: NeuronParameter = Normal(100.0, 20.0),
+        tau_syn_inv: NeuronParameter = 200.0,
+        v_th: NeuronParameter = Normal(0.5, 0.1),
+        v_leak: NeuronParameter = 0.0,
+        v_reset: NeuronParameter = 0.0,
+        learn: Sequence[str] = ("tau_mem_inv", "v_th"),
+        log_tau: bool = False,
+        dt: float = 1e-3,
+        surrogate: Surrogate = SuperSpike(alpha=100.0),
+    ) -> None:
+        super().__init__(features)
+        domains.check({"recurrent": recurrent, "learn": learn, "log_tau": log_tau, "dt": dt})
+        self.dt = dt
+        self.surrogate = surrogate
+        for name, value in {"v_th": v_th, "v_leak": v_leak, "v_reset": v_reset}.items():
+            self.add_parameter(name, value, learn=name in learn)
+        for name, value in {"tau_mem_inv": tau_mem_inv, "tau_syn_inv": tau_syn_inv}.items():
+            add_time_constant(self, name, value, dt, learn=name in learn)
+            if log_tau and name in learn:
+                parametrize.register_parametrization(self, name, _Exp())
+        self.recurrent: nn.Linear | None = None
+        if recurrent:
+            if len(self.features) != 1:
+                raise ConfigError(
+                    f"recurrent: a recurrent layer is flat, these neurons form a map {list(self.features)}; use false"
+                )
+            self.recurrent = nn.Linear(*self.features, *self.features, bias=False)
+            self.register_buffer("no_autapses", 1 - torch.eye(*self.features), persistent=False)
+            with torch.no_grad():
+                self.reset_synapse(self.recurrent.weight)
+                self.recurrent.weight *= self.no_autapses
+
+    def reset_synapse(self, weight: Tensor) -> None:
+        nn.init.normal_(weight, std=sqrt(2 / prod(self.features)))
+
+    def zero_state(self, current: Tensor) -> ParametrizedLIFState:
+        return ParametrizedLIFState(*(torch.zeros_like(current) for _ in range(3)))
+
+    def scan(self, current: Sequence[Tensor], state: ParametrizedLIFState) -> Trace:
+        decay_mem, decay_syn = self.dt * self.tau_mem_inv, self.dt * self.tau_syn_inv
+        W_rec = None if self.recurrent is None else self.recurrent.weight * self.no_autapses
+        z, v, i = state
+        spikes, membrane = [], []
+        for I in current:
+            j = i + I if W_rec is None else i + I + nn.functional.linear(z, W_rec)
+            u = v + decay_mem * ((self.v_leak - v) + j)
+            z = spike(u - self.v_th, self.surrogate)
+            fired = z.detach()
+            v = (1 - fired) * u + fired * self.v_reset
+            i = j - decay_syn * j
+            spikes.append(z)
+            membrane.append(u)
+        return Trace(torch.stack(spikes), torch.stack(membrane), ParametrizedLIFState(z, v, i))
+
+    def project(self) -> Tensor | None:
+        return project_time_constants(self, self.dt)
+
+
+class _Exp(nn.Module):
+    """A positive value, kept and trained as its logarithm."""
+
+    def forward(self, log: Tensor) -> Tensor:
+        return log.exp()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value.log()
+
+
+def add_time_constant(neuron: Neuron, name: str, value: NeuronParameter, dt: float, *, learn: bool) -> None:
+    """Add an inverse time constant in 1/s and refuse one that the explicit Euler step cannot follow, dt tau > 1."""
+    neuron.add_parameter(name, value, learn=learn)
+    fastest = getattr(neuron, name).max().item()
+    # the last digit of float32 is no reason to refuse dt tau = 1
+    if dt * fastest > 1 + 1e-6:
+        raise ConfigError(f"{name}: got {fastest:g} per s, must be at most 1 / dt = {1 / dt:g} per s")
+
+
+@torch.no_grad()
+def project_time_constants(neuron: Neuron, dt: float) -> Tensor | None:
+    """Clip learned inverse time constants to [0.001 / dt, 1 / dt]; returns whether any had left (0, 1 / dt]."""
+    left = None
+    for name in ("tau_mem_inv", "tau_syn_inv"):
+        value = getattr(neuron, name)
+        learned = parametrize.is_parametrized(neuron, name) or isinstance(value, nn.Parameter)
+        if learned:
+            outside = ((value <= 0) | (value > 1 / dt)).any()
+            inside = torch.where((value <= 0) | (value > 1 / dt), value.clamp(1e-3 / dt, 1 / dt), value)
+            if parametrize.is_parametrized(neuron, name):
+                setattr(neuron, name, inside)
+            else:
+                value.copy_(inside)
+            left = outside if left is None else left | outside
+    return left

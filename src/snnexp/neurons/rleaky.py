@@ -1,0 +1,133 @@
+"""Leaky integrate-and-fire neuron whose spikes feed back into its own layer.
+
+    R[t] = H(U[t-1] - theta)                     reset by the previous membrane; no gradient flows through R
+    base = beta U[t-1] + I[t] + rec(S[t-1])
+    subtract:  U[t] = base - R[t] theta      zero:  U[t] = (1 - R[t]) base      none:  U[t] = base
+    S[t] = H(U[t] - theta)                       backward: dS/dU = surrogate(U - theta)
+
+    rec:  linear      W S + b          all to all
+          one_to_one  V S              each neuron to itself
+          conv2d      conv(S, W) + b   neighbours on a map, padded to keep its size
+
+U membrane, S spike, I input current, beta decay per step (clamped to [0, 1]), theta threshold; all dimensionless.
+Gradients flow through the feedback, and the bias b acts from the first step on.
+Source: Eshraghian et al., Proc. IEEE 111(9), 2023, as computed by snnTorch's ``RLeaky``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snnexp import domains
+from snnexp.errors import ConfigError
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.surrogates import ATan, Surrogate, heaviside, spike
+
+
+class RLeakyState(NamedTuple):
+    """Membrane and spikes ``[B, *N]`` after the last step."""
+
+    membrane: Tensor
+    spikes: Tensor
+
+
+class RLeaky(Neuron):
+    """Recurrent leaky integrate-and-fire layer; the module's docstring has the equation.
+
+    Args:
+        features: neuron axes, an int or a tuple.
+        beta: decay per step, in [0, 1].
+        threshold: membrane above which a neuron fires.
+        feedback: ``linear`` (``recurrent`` is an ``nn.Linear``), ``conv2d`` (an ``nn.Conv2d``) or ``one_to_one`` (``V``).
+        kernel_size: side of the conv2d feedback's kernel, odd.
+        V: weight of one_to_one feedback.
+        learn_recurrent: train the feedback.
+        learn_beta: train the decay.
+        learn_threshold: train the threshold.
+        reset: what a spike does to the membrane at the next step: ``subtract``, ``zero`` or ``none``.
+        surrogate: derivative of the spike.
+
+    Raises:
+        ConfigError: an argument lies outside its domain, or the feedback does not fit the features.
+    """
+
+    beta: Tensor
+    threshold: Tensor
+    V: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        beta: NeuronParameter = 0.9,
+        threshold: NeuronParameter = 1.0,
+        feedback: str = "linear",
+        kernel_size: int | None = None,
+        V: NeuronParameter = 1.0,
+        learn_recurrent: bool = True,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset: str = "subtract",
+        surrogate: Surrogate = ATan(),
+    ) -> None:
+        super().__init__(features)
+        flags = {"learn_beta": learn_beta, "learn_threshold": learn_threshold, "learn_recurrent": learn_recurrent}
+        domains.check({**flags, "feedback": feedback, "kernel_size": kernel_size, "reset": reset})
+        self.add_parameter("beta", beta, learn=learn_beta)
+        self.add_parameter("threshold", threshold, learn=learn_threshold)
+        self.recurrent: nn.Linear | nn.Conv2d | None = None
+        if feedback == "one_to_one":
+            self.add_parameter("V", V, learn=learn_recurrent)
+        else:
+            self.recurrent = _linear(self.features) if feedback == "linear" else _conv2d(self.features, kernel_size)
+            self.recurrent.requires_grad_(learn_recurrent)
+        self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
+        self.surrogate = surrogate
+
+    def zero_state(self, current: Tensor) -> RLeakyState:
+        return RLeakyState(torch.zeros_like(current), torch.zeros_like(current))
+
+    def scan(self, current: Sequence[Tensor], state: RLeakyState) -> Trace:
+        beta, theta = self.beta.clamp(0, 1), self.threshold
+        rec: Callable[[Tensor], Tensor] = self.recurrent if self.recurrent is not None else lambda S: self.V * S
+        U, S = state
+        spikes, membrane = [], []
+        for I in current:
+            R = heaviside(U.detach() - theta.detach())
+            U = self.update(beta * U + I + rec(S), R, theta)
+            S = spike(U - theta, self.surrogate)
+            spikes.append(S)
+            membrane.append(U)
+        return Trace(torch.stack(spikes), torch.stack(membrane), RLeakyState(U, S))
+
+
+def _linear(features: tuple[int, ...]) -> nn.Linear:
+    if len(features) != 1:
+        raise ConfigError(
+            f"feedback: linear feedback needs a flat layer, these neurons form a map {list(features)}; "
+            "use conv2d or one_to_one"
+        )
+    return nn.Linear(*features, *features)
+
+
+def _conv2d(features: tuple[int, ...], kernel_size: int | None) -> nn.Conv2d:
+    if len(features) != 3:
+        raise ConfigError(
+            f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; use linear or one_to_one"
+        )
+    if kernel_size is None or kernel_size % 2 == 0:
+        raise ConfigError(f"kernel_size: got {domains.shown(kernel_size)}, conv2d feedback needs an odd whole number")
+    return nn.Conv2d(features[0], features[0], kernel_size, padding=kernel_size // 2)
+
+
+def _subtract(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
+    return base - R * theta
+
+
+def _zero(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
+    return base - R * base
+
+
+def _none(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
+    return base

@@ -1,0 +1,111 @@
+"""Spikes: a Heaviside step forward, a surrogate derivative backward.
+
+The step H(x) = 1 if x > 0 else 0 has no useful derivative, so the backward pass puts a surrogate in its place
+(Neftci, Mostafa and Zenke, "Surrogate Gradient Learning in Spiking Neural Networks", 2019). Each surrogate below is the
+derivative of a smooth primitive, evaluated at x = U - threshold; it is called elementwise and keeps shape and dtype.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp import domains
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A surrogate derivative dS/dU; ``surrogate(x)`` returns its values at x = U - threshold."""
+
+    def __post_init__(self) -> None:
+        domains.check(asdict(self))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ATan(Surrogate):
+    """(alpha / 2) / (1 + (pi alpha x / 2)^2), the derivative of arctan(pi alpha x / 2) / pi (Fang et al., 2021)."""
+
+    alpha: float = 2.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self.alpha / 2) / (1 + (math.pi * self.alpha / 2 * x).square())
+
+
+@dataclass(frozen=True)
+class FastSigmoid(Surrogate):
+    """1 / (slope |x| + 1)^2, the derivative of x / (1 + slope |x|) (Zenke and Ganguli, 2018)."""
+
+    slope: float = 25.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 1 / (self.slope * x.abs() + 1).square()
+
+
+@dataclass(frozen=True)
+class SuperSpike(Surrogate):
+    """1 / (alpha |x| + 1)^2, the derivative of x / (1 + alpha |x|) (Zenke and Ganguli, 2018)."""
+
+    alpha: float = 100.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 1 / (self.alpha * x.abs() + 1).square()
+
+
+@dataclass(frozen=True)
+class Sigmoid(Surrogate):
+    """slope s (1 - s) with s = sigmoid(slope x), the derivative of s itself."""
+
+    slope: float = 25.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # sigmoid(y) sigmoid(-y) loses no digits where 1 - sigmoid(y) would
+        return self.slope * torch.sigmoid(self.slope * x) * torch.sigmoid(-self.slope * x)
+
+
+@dataclass(frozen=True)
+class Triangular(Surrogate):
+    """max(0, 1 - |x| / width) / width, a triangle of area 1 (Esser et al., 2016)."""
+
+    width: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (1 - x.abs() / self.width).clamp(min=0) / self.width
+
+
+@dataclass(frozen=True)
+class StraightThrough(Surrogate):
+    """1, the derivative of the identity (Bengio, Leonard and Courville, 2013)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+
+def heaviside(x: Tensor) -> Tensor:
+    """H(x) = 1 where x > 0, else 0, in the dtype of ``x``; a membrane exactly at its threshold does not fire."""
+    return (x > 0).to(x.dtype)
+
+
+def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
+    """H(x) forward, ``surrogate(x)`` times the incoming gradient backward."""
+    return _Spike.apply(x, surrogate)  # type: ignore[no-any-return]
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
+        return heaviside(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        x, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * ctx.surrogate(x), None
