@@ -19,6 +19,8 @@ class Encoder:
 
     spikes: ClassVar[bool] = False
     """Whether what comes out is spikes, which cost synaptic operations, or currents, which do not."""
+    takes_sequences: ClassVar[bool] = False
+    """Whether it takes ``[T, B, *N]`` instead of ``[B, *N]``."""
 
     def __post_init__(self) -> None:
         domains.check(asdict(self))
@@ -31,13 +33,15 @@ class Encoder:
 class Sequence(Encoder):
     """Data that are sequences already: ``[T, B, *N]`` passes through."""
 
+    takes_sequences = True
+
     def __call__(self, values: Tensor) -> Tensor:
         return values.detach()
 
 
 @dataclass(frozen=True)
 class Constant(Encoder):
-    """The same current at every step: ``[B, *N]`` becomes ``[1, B, *N]``, so that a synapse runs once instead of T times."""
+    """The same current at every step: ``[B, *N]`` becomes ``[1, B, *N]``, so that a synapse runs once, not T times."""
 
     def __call__(self, values: Tensor) -> Tensor:
         return values.detach().unsqueeze(0)
@@ -47,7 +51,9 @@ class Constant(Encoder):
 class ConstantCurrentLIF(Encoder):
     """The spikes of a LIF neuron under a constant current x.
 
-    u[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + x), z[t] = H(u[t] - v_th), v[t] = (1 - z[t]) u[t] + z[t] v_reset;
+    u[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + x)
+    z[t] = H(u[t] - v_th),  v[t] = (1 - z[t]) u[t] + z[t] v_reset
+
     dt in s, tau_mem_inv in 1/s. Source: Norse's ``ConstantCurrentLIFEncoder``.
     """
 

@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,17 +26,17 @@ def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorre
 
     Rounds down exactly, T = 100 and rate .29 give 29 spikes, where snnTorch's ``int(T * rate)`` gives 28.
     """
-    num_steps, _, classes = spikes.shape
+    num_steps = spikes.shape[0]
     correct, incorrect = (math.floor(num_steps * rate + 1e-9) for rate in (correct_rate, incorrect_rate))
     count = spikes.sum(0)
-    return F.mse_loss(count, _per_class(target, classes, correct, incorrect).to(count.dtype)) / num_steps
+    return F.mse_loss(count, _per_class(target, correct, incorrect, count)) / num_steps
 
 
 def mse_membrane(membrane: Tensor, target: Tensor, on_target: float = 1.05, off_target: float = 0.2) -> Tensor:
-    """mean over t of MSE(U[t], y): y is ``on_target`` for the class of a label and ``off_target`` elsewhere, or a trace."""
+    """mean over t of MSE(U[t], y); y is a trace, or ``on_target`` for the class of a label and ``off_target`` elsewhere."""
     if target.ndim == membrane.ndim:
         return F.mse_loss(membrane, target)
-    wanted = _per_class(target, membrane.shape[-1], on_target, off_target).to(membrane.dtype)
+    wanted = _per_class(target, on_target, off_target, membrane)
     return F.mse_loss(membrane, wanted.expand_as(membrane))
 
 
@@ -44,9 +45,10 @@ def nll_max_voltage(membrane: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(membrane.max(0).values, target)
 
 
-def _per_class(target: Tensor, classes: int, correct: float, incorrect: float) -> Tensor:
-    """``[B, K]``: ``correct`` at the class of each label, ``incorrect`` elsewhere."""
-    return incorrect + (correct - incorrect) * F.one_hot(target, classes).double()
+def _per_class(target: Tensor, correct: float, incorrect: float, like: Tensor) -> Tensor:
+    """``[B, K]``: ``correct`` at the class of each label, ``incorrect`` elsewhere; dtype and K of ``like``."""
+    here = F.one_hot(target, like.shape[-1]).bool()
+    return torch.where(here, correct, incorrect).to(like.dtype)
 
 
 @dataclass(frozen=True)

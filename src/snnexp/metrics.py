@@ -39,15 +39,17 @@ def firing_rate(spikes: Tensor) -> Tensor:
     return spikes.mean()
 
 
-def synaptic_operations(spikes: Tensor, synapse: nn.Linear | nn.Conv2d) -> Tensor:
+def synaptic_operations(spikes: Tensor, synapse: nn.Module | int) -> Tensor:
     """The additions that ``spikes`` cause behind a synapse, per sample: each spike costs one per connection it reaches.
 
-    A spike reaches each output of an ``nn.Linear``, and each kernel position that covers it in an ``nn.Conv2d``.
+    A spike reaches each output of an ``nn.Linear``, each kernel position that covers it in an ``nn.Conv2d``, or as many
+    neurons as an int says.
     """
-    steps, batch = spikes.shape[:2]
-    if isinstance(synapse, nn.Linear):
-        return spikes.sum() * synapse.out_features / batch
-    # a kernel of ones counts, for each output position, the spikes it sees
-    ones = torch.ones((1, *synapse.weight.shape[1:]), device=spikes.device, dtype=spikes.dtype)
-    seen = F.conv2d(spikes.flatten(0, 1), ones, stride=synapse.stride, padding=synapse.padding)  # type: ignore[arg-type]
-    return seen.sum() * synapse.out_channels / batch
+    batch = spikes.shape[1]
+    if isinstance(synapse, nn.Conv2d):
+        # a kernel of ones counts, for each output position, the spikes it sees
+        ones = torch.ones((1, *synapse.weight.shape[1:]), device=spikes.device, dtype=spikes.dtype)
+        seen = F.conv2d(spikes.flatten(0, 1), ones, stride=synapse.stride, padding=synapse.padding)  # type: ignore[arg-type]
+        return seen.sum() * synapse.out_channels / batch
+    fan_out = synapse.out_features if isinstance(synapse, nn.Linear) else synapse
+    return spikes.sum() * fan_out / batch

@@ -74,6 +74,11 @@ class Neuron(nn.Module):
     def reset_synapse(self, weight: Tensor) -> None:
         """Set the start weights of the synapse in front; PyTorch's own stay unless a neuron's model has others."""
 
+    @property
+    def feedback_synapse(self) -> nn.Module | int | None:
+        """The synapse, or the fan-out of a spike, within the layer; None without feedback."""
+        return None
+
     def project(self) -> Tensor | None:
         """Move learned parameters back to where the equation holds; a bool tensor tells whether any had left."""
         return None

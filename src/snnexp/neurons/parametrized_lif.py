@@ -101,6 +101,10 @@ class ParametrizedLIF(Neuron):
     def reset_synapse(self, weight: Tensor) -> None:
         nn.init.normal_(weight, std=sqrt(2 / prod(self.features)))
 
+    @property
+    def feedback_synapse(self) -> int | None:
+        return None if self.recurrent is None else self.recurrent.out_features - 1
+
     def zero_state(self, current: Tensor) -> ParametrizedLIFState:
         return ParametrizedLIFState(*(torch.zeros_like(current) for _ in range(3)))
 

@@ -40,7 +40,7 @@ class RLeaky(Neuron):
         features: neuron axes, an int or a tuple.
         beta: decay per step, in [0, 1].
         threshold: membrane above which a neuron fires.
-        feedback: ``linear`` (``recurrent`` is an ``nn.Linear``), ``conv2d`` (an ``nn.Conv2d``) or ``one_to_one`` (``V``).
+        feedback: ``linear`` (an ``nn.Linear``), ``conv2d`` (an ``nn.Conv2d``) or ``one_to_one`` (``V``).
         kernel_size: side of the conv2d feedback's kernel, odd.
         V: weight of one_to_one feedback.
         learn_recurrent: train the feedback.
@@ -85,6 +85,10 @@ class RLeaky(Neuron):
         self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
         self.surrogate = surrogate
 
+    @property
+    def feedback_synapse(self) -> nn.Module | int:
+        return 1 if self.recurrent is None else self.recurrent
+
     def zero_state(self, current: Tensor) -> RLeakyState:
         return RLeakyState(torch.zeros_like(current), torch.zeros_like(current))
 
@@ -114,7 +118,8 @@ def _linear(features: tuple[int, ...]) -> nn.Linear:
 def _conv2d(features: tuple[int, ...], kernel_size: int | None) -> nn.Conv2d:
     if len(features) != 3:
         raise ConfigError(
-            f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; use linear or one_to_one"
+            f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; "
+            "use linear or one_to_one"
         )
     if kernel_size is None or kernel_size % 2 == 0:
         raise ConfigError(f"kernel_size: got {domains.shown(kernel_size)}, conv2d feedback needs an odd whole number")

@@ -1,0 +1,234 @@
+"""What happens around the training loop: logging to the run, checkpoints, guards, signals."""
+
+import io
+import signal
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import Tensor
+
+from snnexp import runs
+from snnexp.errors import DivergedError, InterruptedRunError
+from snnexp.neurons import Neuron
+from snnexp.runs import Run
+
+
+class RunLogger(Logger):
+    """Logged metrics go to the run's metrics.jsonl."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    @property
+    def name(self) -> str:
+        return "run"
+
+    @property
+    def version(self) -> str:
+        return self.run.path.name
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        self.run.log_metrics({"step": step, "epoch": None if epoch is None else int(epoch), **values})
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run keeps its whole config already."""
+
+    def finalize(self, status: str) -> None:
+        self.run.close()
+
+
+class RunCheckpointIO(CheckpointIO):
+    """Checkpoints with a checksum, replaced atomically, read as plain tensors only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        runs.write_checkpoint(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        content = io.BytesIO(runs.read_checkpoint(Path(path)))
+        return torch.load(content, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Callback):
+    """init.ckpt before the first step, last.ckpt every n epochs and at the end, best.ckpt where a loss was lowest.
+
+    The loss is ``val/loss`` with a validation split, else the training loss averaged over the epoch.
+    """
+
+    def __init__(self, folder: Path, every_n_epochs: int) -> None:
+        self.folder = folder
+        self.every_n_epochs = every_n_epochs
+        self.lowest = float("inf")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.lowest = state_dict["lowest"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / "init.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done % self.every_n_epochs and done != trainer.max_epochs:
+            return
+        metrics = trainer.callback_metrics
+        loss = float(metrics["val/loss" if "val/loss" in metrics else "train/epoch_loss"])
+        best = loss < self.lowest
+        self.lowest = min(loss, self.lowest)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        if best and trainer.is_global_zero:
+            runs.write_checkpoint(self.folder / "best.ckpt", (self.folder / "last.ckpt").read_bytes())
+
+
+class DivergenceGuard(Callback):
+    """Stop as soon as a logged or about to be saved loss is NaN or infinite, so that saved checkpoints stay finite."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        last = trainer.is_last_batch
+        if last or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.require_finite(outputs["loss"], trainer.global_step)
+
+    @staticmethod
+    def require_finite(loss: Tensor, step: int) -> None:
+        """Raise :class:`DivergedError` unless the loss is finite."""
+        if not torch.isfinite(loss).all():
+            raise DivergedError(f"the loss is {loss.item():g} after step {step}; a lower optimizer.lr may help")
+
+
+class ProjectParameters(Callback):
+    """After each step, learned neuron parameters go back to where their equation holds; the run says so once."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, Tensor] = {}
+        self.told = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, neuron in _neurons(pl_module).items():
+            left = neuron.project()
+            if left is not None:
+                # accumulated on the device and read once per epoch: reading waits for the device
+                self.left[name] = self.left[name] | left if name in self.left else left
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        names = [name for name, left in self.left.items() if left.item()]
+        if names and not self.told:
+            self.told = True
+            warnings.warn(f"training drove time constants of {', '.join(names)} out of range; projected back", stacklevel=2)
+
+
+class SeedMeanLoss(Callback):
+    """``test/seed_mean_loss``: the mean of all training losses and one final L1, as the regression tutorial reports it.
+
+    The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": torch.stack(self.losses) if self.losses else torch.zeros(0)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses = list(state_dict["losses"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(outputs["loss"].detach())
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        l1 = trainer.callback_metrics["test/l1"]
+        pl_module.log("test/seed_mean_loss", torch.stack([*self.losses, l1.to(pl_module.device)]).mean(), sync_dist=True)
+
+
+class ParameterHistograms(Callback):
+    """Histograms of all parameters in TensorBoard, at the start and every n epochs."""
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._write(trainer, pl_module)
+
+    @staticmethod
+    def _write(trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                for name, parameter in pl_module.named_parameters():
+                    tag = name.removeprefix("network.layers.").replace(".", "/")
+                    logger.experiment.add_histogram(tag, parameter.detach().cpu(), trainer.global_step)
+
+
+class Signals(Callback):
+    """SIGINT and SIGTERM: finish the step, save last.ckpt, stop; outside of training, or the second time, stop at once."""
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.training = False
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        self.previous = {number: signal.signal(number, self._handle) for number in self.numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        second, self.received = self.received is not None, number
+        if second or not self.training:
+            raise InterruptedRunError(number, f"stopped by {signal.Signals(number).name}")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning has put a handler of its own in front, which ends a run with exit code 0
+        for number in self.previous:
+            signal.signal(number, self._handle)
+        self.training = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.received is None:
+            return
+        # a save waits for all processes, and not all of them may have been told to stop
+        if trainer.world_size == 1:
+            DivergenceGuard.require_finite(outputs["loss"], trainer.global_step)
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+        raise InterruptedRunError(self.received, f"stopped by {signal.Signals(self.received).name}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.training = False
+        if self.received is not None:
+            raise InterruptedRunError(self.received, f"stopped by {signal.Signals(self.received).name}")
+
+
+def _neurons(pl_module: LightningModule) -> dict[str, Neuron]:
+    return pl_module.network.neurons()  # type: ignore[operator, union-attr, no-any-return]

@@ -1,0 +1,240 @@
+"""Configs: where they lie, how they are composed, checked, and turned into objects.
+
+Everything up to :func:`check` works without torch, so that a mistake is answered at once; :func:`instantiate` is the only
+door from a config to code, and it opens for this package and for what SNNEXP_ALLOW_TARGETS names.
+"""
+
+import inspect
+import os
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from snnexp import domains, runs
+from snnexp.errors import ConfigError
+
+GROUPS = (
+    "data",
+    "encoder",
+    "network",
+    "neuron",
+    "readout",
+    "surrogate",
+    "loss",
+    "optimizer",
+    "trainer",
+    "logger",
+    "experiment",
+    "debug",
+)
+NODES = GROUPS[:-2]
+"""The groups that become a node of the config; an experiment and a debug choice only set others."""
+KEYS = ("seed", "num_steps", "name", "published")
+
+
+def conf_dir() -> Path:
+    """The folder of configs: $SNNEXP_CONF, else inside the installed package, else beside ``src/``.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    here = Path(__file__).resolve().parent
+    given = os.environ.get("SNNEXP_CONF")
+    places = [Path(given).expanduser()] if given else [here / "conf", here.parents[1] / "conf"]
+    for place in places:
+        if (place / "train.yaml").is_file():
+            return place.resolve()
+    raise ConfigError(f"SNNEXP_CONF: no train.yaml in {places[0]}; unset it, or set it to a folder of configs")
+
+
+def choices(group: str, conf: Path | None = None) -> dict[str, str]:
+    """What can be chosen in a group: name to description, which is the first line of comment in its file."""
+    folder = (conf or conf_dir()) / group
+    return {path.stem: _description(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def _description(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ")
+    return ""
+
+
+def prepare() -> None:
+    """Register what the configs call by name; safe to call again."""
+    OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose, resolve and check the config of one run, as ``snnexp train`` would.
+
+    Args:
+        overrides: in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
+
+    Raises:
+        ConfigError: it cannot work; the sentence names the key.
+    """
+    prepare()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = hydra_compose("train", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    return check(cfg)
+
+
+def check(cfg: DictConfig) -> DictConfig:
+    """Resolve ``cfg`` and hold every value against the domain of its name.
+
+    Raises:
+        ConfigError: the first key whose value cannot work.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    assert isinstance(plain, dict)
+    for key, value in plain.items():
+        if key not in (*KEYS, *NODES):
+            raise ConfigError(f"{key}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
+        if key in NODES and not isinstance(value, dict):
+            raise ConfigError(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
+    missing = [key for key in (*KEYS, *NODES) if key not in plain]
+    if missing:
+        raise ConfigError(f"{missing[0]}: is missing, every run needs it")
+    if not re.fullmatch(r"[\w.-]+", str(plain["name"])) or str(plain["name"]).startswith("."):
+        raise ConfigError(f"name: got {domains.shown(plain['name'])}, must be letters, digits, '.', '_' and '-'")
+    _check_node(plain, "")
+    return OmegaConf.create(plain)
+
+
+def _check_node(node: Mapping[str, Any], prefix: str) -> None:
+    domains.check(node, prefix)
+    for key, value in node.items():
+        if isinstance(value, Mapping) and key != "published":
+            _check_node(value, f"{prefix}{key}.")
+
+
+def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
+    """Build the object that a node describes: ``_target_`` is called with the node's other keys and ``arguments``.
+
+    Raises:
+        ConfigError: the target is not allowed, or refuses its arguments; the sentence begins with the key under ``path``.
+    """
+    return factory(node, path, given=arguments)(**arguments)
+
+
+def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Callable[..., Any]:
+    """A function that builds the object of a node each time it is called, with what is still missing.
+
+    Args:
+        node: a mapping with ``_target_``.
+        path: where the node stands in the config, for messages.
+        given: names of the arguments that the caller will pass.
+    """
+    target = _locate(str(node.get("_target_")), path)
+    known = inspect.signature(target).parameters
+    own = {key: value for key, value in node.items() if key != "_target_"}
+    for key in own:
+        if key not in known or key in given:
+            options = [name for name in known if name not in given]
+            raise ConfigError(f"{path}.{key}: {target.__name__} has no such argument, {domains.closest(key, options)}")
+    values = {
+        key: instantiate(value, f"{path}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in own.items()
+    }
+
+    def make(*positional: Any, **more: Any) -> Any:
+        with located(path):
+            return target(*positional, **values, **more)
+
+    return make
+
+
+class located:  # noqa: N801 - reads as a statement
+    """Put ``path`` in front of the key of a :class:`ConfigError` that passes, once."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ConfigError) and not getattr(error, "located", False):
+            error.args = (f"{self.path}.{error}",)
+            error.located = True  # type: ignore[attr-defined]
+
+
+def _locate(name: str, path: str) -> Any:
+    """The object that a ``_target_`` names, if it is one of ours or of a package that the user allowed."""
+    allowed = ("snnexp", *filter(None, os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(",")))
+
+    def inside(module: object) -> bool:
+        return any(f"{module}.".startswith(f"{package}.") for package in allowed)
+
+    if not inside(name):
+        raise ConfigError(f"{path}._target_: {name} is not from {', '.join(allowed)}; allow it by SNNEXP_ALLOW_TARGETS")
+    try:
+        target = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_: there is no {name}") from error
+    # a name inside an allowed package may still be bound to something that it imported
+    if not callable(target) or not inside(getattr(target, "__module__", None)):
+        raise ConfigError(f"{path}._target_: {name} is not a class or function of {', '.join(allowed)}")
+    return target
+
+
+def explain(error: Exception) -> ConfigError:
+    """One sentence for what Hydra or OmegaConf refused: the key, what is wrong, what would do."""
+    text = str(error)
+    chain = list(_causes(error))
+    for cause in chain:
+        key = getattr(cause, "full_key", None)
+        parent = getattr(cause, "parent_node", None)
+        if key and "not in struct" in str(cause):
+            options = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+            # Hydra refuses a group of no such name in the same words
+            options += list(GROUPS) if "." not in str(key) else []
+            return ConfigError(f"{key}: unknown key, {_near(str(key), options)}")
+        if key and "nterpolation" in type(cause).__name__:
+            return ConfigError(f"{key}: {_first_line(cause)}")
+        if key and "Missing" in type(cause).__name__:
+            return ConfigError(f"{key}: has no value; give it one")
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, choice = match.groups()
+        return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
+    if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
+    if match := re.search(r"You must specify '([^']+)'", text):
+        return ConfigError(f"{match[1]}: nothing chosen; add {match[1]}=CHOICE")
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return ConfigError(f"{match[1]}: {_first_line(chain[-1])}")
+    return ConfigError(_first_line(error))
+
+
+def _near(key: str, options: list[str]) -> str:
+    parent, _, leaf = key.rpartition(".")
+    hint = domains.closest(leaf, options) if options else "nothing can be set below it"
+    return hint.replace("did you mean ", f"did you mean {parent}.") if parent else hint
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

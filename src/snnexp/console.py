@@ -1,0 +1,137 @@
+"""What a person sees in the terminal; quiet, plain lines where nobody watches."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree
+
+SHOWN = {
+    "train/accuracy": "accuracy",
+    "val/loss": "val loss",
+    "val/accuracy": "val accuracy",
+}
+"""Logged metrics that stand beside the loss while training."""
+
+
+def console() -> Console:
+    """The terminal, or plain text of any length where there is none."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def config_tree(title: str, cfg: Mapping[str, Any]) -> Tree:
+    """A config as a tree, in the order in which data flow."""
+    tree = Tree(f"[bold]{title}[/]", guide_style="dim")
+    _grow(tree, cfg)
+    return tree
+
+
+def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            name = str(value.get("_target_", "")).rpartition(".")[2]
+            rest = {inner: entry for inner, entry in value.items() if inner != "_target_"}
+            _grow(tree.add(f"[cyan]{key}[/] {name}".rstrip()), rest)
+        elif value != {}:
+            tree.add(f"{key} [dim]=[/] {'null' if value is None else str(value).lower() if value in (True, False) and isinstance(value, bool) else value}")
+
+
+def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -> Table:
+    """The test measures, with the published figure beside those that have one."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("measure")
+    table.add_column("measured", justify="right")
+    if published:
+        table.add_column("published", justify="right")
+    for name, value in metrics.items():
+        figure = published.get(name)
+        table.add_row(name, number(value), *([("" if figure is None else number(figure))] if published else []))
+    return table
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+class ProgressDisplay(Callback):
+    """Epoch, batch, loss and accuracy: a live bar in a terminal, now and then a line elsewhere."""
+
+    plain_every_s = 20.0
+
+    def __init__(self, terminal: Console) -> None:
+        self.terminal = terminal
+        self.bar: Progress | None = None
+        self.drawn_at = 0.0
+        self.started_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started_at = self.drawn_at = time.monotonic()
+        if self.terminal.is_terminal:
+            columns = (
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[values]}"),
+            )
+            self.bar = Progress(*columns, console=self.terminal, refresh_per_second=4, transient=True)
+            self.task = self.bar.add_task("", total=self._steps(trainer), epoch="", values="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        # reading the loss waits for the device, so it is read a few times per second at most
+        if self.bar is not None and now - self.drawn_at > 0.25:
+            self.drawn_at = now
+            self.bar.update(
+                self.task,
+                completed=trainer.global_step,
+                epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
+                values=self._values(trainer, outputs["loss"].item()),
+            )
+        elif self.bar is None and now - self.drawn_at > self.plain_every_s:
+            self.drawn_at = now
+            self._line(trainer, outputs["loss"].item())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+        self._line(trainer, float(trainer.callback_metrics["train/epoch_loss"]))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _line(self, trainer: Trainer, loss: float) -> None:
+        seconds = time.monotonic() - self.started_at
+        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
+        step = f"step {trainer.global_step}/{self._steps(trainer)}"
+        self.terminal.print(f"epoch {epoch}/{trainer.max_epochs}  {step}  {self._values(trainer, loss)}  {seconds:.0f} s")
+
+    @staticmethod
+    def _steps(trainer: Trainer) -> int:
+        return int(trainer.estimated_stepping_batches)
+
+    @staticmethod
+    def _values(trainer: Trainer, loss: float) -> str:
+        logged = trainer.callback_metrics
+        shown = [f"{label} {float(logged[name]):.4f}" for name, label in SHOWN.items() if name in logged]
+        return "  ".join([f"loss {number(loss)}", *shown])
+
+
+def show_path(path: Path) -> str:
+    """``path`` as short as it can be typed from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,142 @@
+"""MNIST: 70,000 handwritten digits, 28 x 28 pixels of 8 bits (LeCun, Cortes and Burges, 1998)."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snnexp import domains
+from snnexp.data.module import DataModule
+from snnexp.errors import ConfigError, DataError
+
+SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+"""The four files of torchvision's layout, ``<root>/MNIST/raw/``."""
+
+
+class MNIST:
+    """Digits in memory; ``mnist[indices]`` is a batch ``[B, 1, 28, 28]`` of (x / 255 - mean) / std, and labels ``[B]``.
+
+    Args:
+        root: the folder above ``MNIST/raw/``.
+        train: the 60,000 training images, else the 10,000 test images.
+        mean: subtracted from each pixel.
+        std: divides each pixel.
+        download: let torchvision fetch what is missing.
+
+    Raises:
+        DataError: a file is missing, or is not the file that was published.
+    """
+
+    inputs = (1, 28, 28)
+    classes = 10
+
+    def __init__(
+        self, root: str | Path, train: bool = True, mean: float = 0.0, std: float = 1.0, download: bool = False
+    ) -> None:
+        domains.check({"mean": mean, "std": std, "download": download})
+        prefix = "train" if train else "t10k"
+        folder = find(root, download)
+        # the headers of the two formats are 16 and 8 bytes; the checksums vouch for the rest
+        self.images = torch.from_numpy(_read(folder / f"{prefix}-images-idx3-ubyte")[16:]).view(-1, *self.inputs)
+        self.labels = torch.from_numpy(_read(folder / f"{prefix}-labels-idx1-ubyte")[8:]).long()
+        self.mean, self.std = mean, std
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
+        images = self.images[indices].to(torch.float32).div_(255)
+        return images.sub_(self.mean).div_(self.std), self.labels[indices]
+
+    def split(self, size: int, seed: int) -> "tuple[MNIST, MNIST]":
+        """All but ``size`` samples, and those ``size``, chosen at random by ``seed``."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self._subset(order[size:].sort().values), self._subset(order[:size].sort().values)
+
+    def _subset(self, indices: Tensor) -> "MNIST":
+        part = object.__new__(MNIST)
+        part.images, part.labels, part.mean, part.std = self.images[indices], self.labels[indices], self.mean, self.std
+        return part
+
+
+def mnist_data(
+    root: str,
+    download: bool = False,
+    mean: float = 0.0,
+    std: float = 1.0,
+    val_size: int = 0,
+    batch_size: int = 128,
+    drop_last: bool = True,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataModule:
+    """The data module of MNIST; ``val_size`` training images are set aside for validation, chosen by ``seed``."""
+    train = MNIST(root, train=True, mean=mean, std=std, download=download)
+    if val_size >= len(train):
+        raise ConfigError(f"val_size: got {val_size}, must be less than the {len(train)} training samples")
+    val = None
+    if val_size:
+        train, val = train.split(val_size, seed)
+    return DataModule(
+        train,
+        MNIST(root, train=False, mean=mean, std=std),
+        inputs=MNIST.inputs,
+        outputs=MNIST.classes,
+        target="labels",
+        val=val,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def find(root: str | Path, download: bool = False) -> Path:
+    """The folder that holds the four files, or :class:`DataError`; with ``download``, torchvision fetches them first."""
+    folder = Path(root).expanduser() / "MNIST" / "raw"
+    missing = [name for name in SHA256 if not (folder / name).is_file()]
+    if missing and download:
+        _download(root)
+        missing = [name for name in SHA256 if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"MNIST is missing: no {missing[0]} in {folder.absolute()}; "
+            "set SNNEXP_DATA_DIR or data.root to the folder above MNIST/raw, or pass data.download=true"
+        )
+    return folder
+
+
+def _download(root: str | Path) -> None:
+    from torchvision.datasets import MNIST as Source
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Source(str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"MNIST could not be downloaded into {Path(root).absolute()}: {reason}; "
+            "put the four files of MNIST into MNIST/raw below it yourself"
+        ) from error
+
+
+def _read(path: Path) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"MNIST cannot be read: {path.absolute()}: {error.strerror}") from error
+    if hashlib.sha256(content.data).hexdigest() != SHA256[path.name]:
+        raise DataError(
+            f"MNIST is damaged: {path.absolute()} has {content.size} bytes and not the published checksum; "
+            "delete it and pass data.download=true, or copy it again"
+        )
+    return content

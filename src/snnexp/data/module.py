@@ -1,0 +1,131 @@
+"""The data module: whole batches out of memory, in an order that depends on the seed and the epoch alone."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from snnexp import domains
+from snnexp.errors import ConfigError
+
+
+class Samples(Protocol):
+    """A dataset whose index is a list of samples and whose item is a whole batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]: ...
+
+
+class DataModule(LightningDataModule):
+    """Training, validation and test samples in memory.
+
+    Args:
+        train: training samples.
+        test: test samples.
+        inputs: shape of one input, without time.
+        outputs: classes, or features of a target trace.
+        target: ``labels`` or ``trace``.
+        sequences: whether inputs have a time axis of their own, ``[T, B, *N]``.
+        val: validation samples, if any.
+        batch_size: samples per optimiser step, over all processes together.
+        drop_last: leave out an epoch's last batch where it is not full.
+        num_workers: processes that prepare batches; 0 is fastest for data in memory.
+        seed: fixes the order of each epoch.
+
+    Raises:
+        ConfigError: an argument lies outside its domain, or no full batch can be made.
+    """
+
+    def __init__(
+        self,
+        train: Samples,
+        test: Samples,
+        inputs: tuple[int, ...],
+        outputs: int,
+        target: str,
+        sequences: bool = False,
+        val: Samples | None = None,
+        batch_size: int = 128,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        domains.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
+        if drop_last and batch_size > len(train):
+            raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
+        self.train, self.val, self.test = train, val, test
+        self.inputs, self.outputs, self.target, self.sequences = inputs, outputs, target, sequences
+        self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rank, world = self._rank()
+        if min(self.batch_size, len(self.train)) % world:
+            raise ConfigError(
+                f"batch_size: {min(self.batch_size, len(self.train))} samples cannot be shared by {world} processes"
+            )
+        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, rank, world)
+        return self._loader(self.train, batches)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return [] if self.val is None else self._loader(self.val, self._in_order(self.val))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.test, self._in_order(self.test))
+
+    def _loader(self, samples: Samples, batches: "Sampler[list[int]]") -> DataLoader[Any]:
+        # the sampler's items are whole batches, so that the loader neither collates nor pickles single samples
+        return DataLoader(samples, sampler=batches, batch_size=None, num_workers=self.num_workers)  # type: ignore[arg-type]
+
+    def _in_order(self, samples: Samples) -> "Sampler[list[int]]":
+        return OrderedBatches(len(samples), self.batch_size, *self._rank())
+
+    def _rank(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of every batch.
+
+    A batch that the processes cannot share equally loses its remainder, so that their gradients weigh the same.
+    """
+
+    def __init__(self, length: int, batch_size: int, drop_last: bool, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
+        usable = length // batch_size * batch_size if drop_last else length
+        self.sizes = [min(batch_size, usable - start) // world * world for start in range(0, usable, batch_size)]
+        self.sizes = [size for size in self.sizes if size]
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for index, size in enumerate(self.sizes):
+            start = index * self.batch_size
+            yield order[start + self.rank : start + size : self.world]
+
+
+class OrderedBatches(Sampler[list[int]]):
+    """All samples once, in order; of ``world`` processes, each takes every world-th batch."""
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.batch_size = length, batch_size
+        self.starts = range(rank * batch_size, length, world * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self.starts:
+            yield list(range(start, min(start + self.batch_size, self.length)))

@@ -1,0 +1,65 @@
+"""Lines and square roots of lines, for a membrane to follow (Henkes and Eshraghian, snnTorch regression tutorial I)."""
+
+import torch
+from torch import Tensor
+
+from snnexp import domains
+from snnexp.data.module import DataModule
+
+
+class RegressionDataset:
+    """Random trajectories: x rises evenly from 0 to an end drawn from U(0, 1).
+
+    The target is x itself (``linear``), or sqrt(slope x) with one slope, drawn from U(0, 1), for the dataset (``sqrt``).
+    One draw per dataset: the ends in order, then the slope, from a generator of their own.
+
+    Args:
+        num_steps: T.
+        num_samples: trajectories.
+        mode: ``linear`` or ``sqrt``.
+        seed: seed of the draw.
+
+    ``dataset[indices]`` is a batch of inputs and targets, each ``[T, B, 1]``; ``dataset[i]`` a sample ``[T, 1]``.
+    """
+
+    def __init__(self, num_steps: int = 50, num_samples: int = 1, mode: str = "sqrt", seed: int = 0) -> None:
+        domains.check({"num_steps": num_steps, "num_samples": num_samples, "mode": mode, "seed": seed})
+        generator = torch.Generator().manual_seed(seed)
+        ends = torch.rand(num_samples, generator=generator)
+        self.features = torch.stack([torch.linspace(0, end, num_steps) for end in ends.tolist()], dim=1).unsqueeze(-1)
+        if mode == "linear":
+            self.labels = self.features.clone()
+        else:
+            slope = torch.rand(1, generator=generator)
+            self.labels = torch.sqrt(self.features * slope)
+
+    def __len__(self) -> int:
+        return self.features.shape[1]
+
+    def __getitem__(self, indices: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
+        return self.features[:, indices], self.labels[:, indices]
+
+
+def regression_data(
+    mode: str,
+    num_steps: int,
+    num_samples: int = 1,
+    batch_size: int = 1,
+    drop_last: bool = False,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataModule:
+    """The data module of a regression dataset, tested on the trajectories that it trains on."""
+    samples = RegressionDataset(num_steps, num_samples, mode, seed)
+    return DataModule(
+        samples,
+        samples,
+        inputs=(1,),
+        outputs=1,
+        target="trace",
+        sequences=True,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        seed=seed,
+    )

@@ -1,0 +1,316 @@
+"""Assemble a config into an experiment and run it, from the command line or a notebook.
+
+    cfg = compose(["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"])
+    parts = build(cfg)
+    record = run(cfg)
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from snnexp import callbacks, console, domains, metrics
+from snnexp.config import compose, factory, instantiate
+from snnexp.data import DataModule
+from snnexp.encoders import Encoder
+from snnexp.errors import ConfigError, SnnexpError
+from snnexp.losses import Loss, NLLMaxVoltage
+from snnexp.network import Network
+from snnexp.runs import Run
+from snnexp.task import Measure, Task
+
+__all__ = ["Parts", "Record", "build", "compose", "make_trainer", "run"]
+
+RUN_DIR = "SNNEXP_RUN_DIR"
+"""Tells the processes that ddp starts which directory the first one has made."""
+
+
+@dataclass
+class Parts:
+    """An assembled experiment."""
+
+    data: DataModule
+    encoder: Encoder
+    network: Network
+    loss: Loss
+    task: Task
+    trainer: Trainer
+    decoder: str | None
+    """What turns a readout into a class, ``spike_count`` or ``max_voltage``; None for regression."""
+
+
+@dataclass
+class Record:
+    """How a run ended."""
+
+    path: Path
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def make_trainer(
+    accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    max_epochs: int = 1,
+    limit_batches: int | None = None,
+    log_every_n_steps: int = 10,
+    save_every_n_epochs: int = 1,
+) -> Trainer:
+    """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
+
+    Args:
+        accelerator: ``auto``, ``cpu``, ``gpu``, ...
+        devices: processes, each with a device of its own.
+        strategy: ``auto`` or ``ddp``.
+        max_epochs: passes over the training data.
+        limit_batches: use no more batches than this of each split.
+        log_every_n_steps: how often a training step is logged.
+        save_every_n_epochs: how often ``last.ckpt`` is written; :func:`run` reads it.
+
+    Raises:
+        ConfigError: there is no such accelerator here, or not so many devices.
+    """
+    domains.check(locals())
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            max_epochs=max_epochs,
+            limit_train_batches=limit_batches,
+            limit_val_batches=limit_batches,
+            limit_test_batches=limit_batches,
+            log_every_n_steps=log_every_n_steps,
+            deterministic=True,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+            plugins=[callbacks.RunCheckpointIO()],
+            callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Turn a checked config into objects: data are read, weights are drawn from ``cfg.seed``.
+
+    Raises:
+        ConfigError: two choices cannot work together.
+        DataError: data are missing or damaged.
+    """
+    nodes = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(nodes, dict)
+    torch.manual_seed(cfg.seed)
+    loss, encoder = instantiate(nodes["loss"], "loss"), instantiate(nodes["encoder"], "encoder")
+    optimizer = instantiate(nodes["optimizer"], "optimizer")
+    trainer = instantiate(nodes["trainer"], "trainer")
+    data = instantiate(nodes["data"], "data")
+    network = instantiate(
+        nodes["network"],
+        "network",
+        inputs=data.inputs,
+        outputs=data.outputs,
+        neuron=factory(nodes["neuron"], "neuron", given=["features"]),
+        readout=factory(nodes["readout"], "readout", given=["features"]),
+    )
+    decoder = _match(data, encoder, network, loss)
+    task = Task(network, encoder, loss, _measures(decoder), optimizer)
+    return Parts(data, encoder, network, loss, task, trainer, decoder)
+
+
+def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> str | None:
+    """Refuse parts that cannot work together, and choose what decodes the readout."""
+    readout_fires = list(network.neurons().values())[-1].spikes
+    if data.target not in loss.targets:
+        raise ConfigError(
+            f"loss: {type(loss).__name__} compares with {loss.targets[0]}, these data have a {data.target}; "
+            "use loss=mse_membrane, or data with labels"
+        )
+    if encoder.takes_sequences != data.sequences:
+        need = "sequence" if data.sequences else "constant"
+        raise ConfigError(f"encoder: {type(encoder).__name__} does not fit these data; use encoder={need}")
+    if loss.reads_spikes and not readout_fires:
+        raise ConfigError(
+            f"loss: {type(loss).__name__} counts spikes and this readout never fires; use another loss, or readout=same"
+        )
+    if data.target == "trace":
+        return None
+    return "max_voltage" if isinstance(loss, NLLMaxVoltage) or not readout_fires else "spike_count"
+
+
+def _measures(decoder: str | None) -> dict[str, Measure]:
+    if decoder is None:
+        return {
+            "l1": lambda trace, target: metrics.l1(trace.membrane, target),
+            "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
+        }
+    if decoder == "max_voltage":
+        return {"accuracy": lambda trace, target: metrics.accuracy(metrics.max_voltage(trace.membrane), target)}
+    return {"accuracy": lambda trace, target: metrics.accuracy(metrics.spike_count(trace.spikes), target)}
+
+
+def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = None) -> Record:
+    """Train, test and record.
+
+    Args:
+        cfg: a checked config, from :func:`compose`.
+        overrides: what was typed, for the record.
+        parent: the folder in which the run directory is made, ``<logger.root>/<name>`` by default.
+
+    Raises:
+        SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
+    """
+    began = time.perf_counter()
+    with _quiet():
+        parts = build(cfg)
+    main = parts.trainer.is_global_zero
+    terminal = console.console()
+    if main:
+        folder = parent or Path(cfg.logger.root) / cfg.name
+        run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, _facts(cfg, parts))
+        os.environ[RUN_DIR] = str(run_dir.path.absolute())
+        _announce(terminal, cfg, parts, run_dir.path)
+    else:
+        run_dir = Run(Path(os.environ[RUN_DIR]))
+    clock = {"build": time.perf_counter() - began}
+    try:
+        with _quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(run_dir.checkpoints) as signals:
+            measured = _fit_and_test(cfg, parts, run_dir, signals, terminal if main else None, clock)
+    except BaseException as error:
+        if main:
+            _record_failure(run_dir, error)
+        raise
+    finally:
+        run_dir.close()
+        _forget_processes()
+    clock["total"] = time.perf_counter() - began
+    if main:
+        samples = _trained_samples(parts)
+        run_dir.update(
+            status="finished", exit_code=0, metrics=measured, wall_s=clock, samples_per_s=samples / clock["fit"]
+        )
+        terminal.print(console.result_table(measured, cfg.published))
+        terminal.print(f"run {console.show_path(run_dir.path)}  {clock['total']:.1f} s")
+    return Record(run_dir.path, "finished", measured)
+
+
+def _fit_and_test(
+    cfg: DictConfig,
+    parts: Parts,
+    run_dir: Run,
+    signals: callbacks.Signals,
+    terminal: console.Console | None,
+    clock: dict[str, float],
+) -> dict[str, float]:
+    trainer = parts.trainer
+    every = cfg.trainer.save_every_n_epochs
+    watching: list[Callback] = [callbacks.ParameterHistograms(every)]
+    if parts.decoder is None:
+        watching.append(callbacks.SeedMeanLoss())
+    if terminal is not None:
+        watching.append(console.ProgressDisplay(terminal))
+    # what saves comes after what guards, what stops comes last
+    trainer.callbacks += [*watching, callbacks.Checkpoints(run_dir.checkpoints, every), signals]  # type: ignore[attr-defined]
+    board = TensorBoardLogger(run_dir.path, name="", version="tensorboard", default_hp_metric=False)
+    trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
+    start = time.perf_counter()
+    trainer.fit(parts.task, datamodule=parts.data)
+    fitted = time.perf_counter()
+    measured = trainer.test(parts.task, datamodule=parts.data, verbose=False)[0]
+    clock.update(fit=fitted - start, test=time.perf_counter() - fitted)
+    if cfg.logger.tensorboard and trainer.is_global_zero:
+        board.log_hyperparams(_flat(cfg), dict(measured))
+        board.finalize("success")
+    return {name: float(value) for name, value in measured.items()}
+
+
+def _announce(terminal: console.Console, cfg: DictConfig, parts: Parts, path: Path) -> None:
+    device = parts.trainer.strategy.root_device
+    title = f"{cfg.name}  seed {cfg.seed}  on {device}, {torch.get_num_threads()} threads"
+    if terminal.is_terminal:
+        terminal.print(console.config_tree(title, OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
+    else:
+        terminal.print(title)
+    terminal.print(f"run {console.show_path(path)}")
+
+
+def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+    device = parts.trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "seed": cfg.seed,
+        "experiment": cfg.name,
+        "metrics": {},
+        "device": f"{parts.trainer.world_size} x {name}",
+        "threads": torch.get_num_threads(),
+        "kernel": "reference",
+        "decoder": parts.decoder,
+        "wall_s": {},
+        "samples_per_s": None,
+    }
+
+
+def _record_failure(run_dir: Run, error: BaseException) -> None:
+    names = {3: "diverged", 130: "interrupted", 143: "interrupted"}
+    code = error.exit_code if isinstance(error, SnnexpError) else 1
+    reason = str(error).strip() or type(error).__name__
+    run_dir.update(status=names.get(code, "failed"), exit_code=code, reason=reason.splitlines()[0])
+
+
+def _trained_samples(parts: Parts) -> int:
+    batch = min(parts.data.batch_size, len(parts.data.train))
+    return parts.trainer.global_step * batch
+
+
+def _forget_processes() -> None:
+    """Lightning leaves the variables of ddp behind, and a second run would take itself for a child of the first."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", RUN_DIR):
+            os.environ.pop(name, None)
+
+
+def _flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``, for TensorBoard's table of hyperparameters."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextmanager
+def _quiet(log: Path | None = None) -> Iterator[None]:
+    """Lightning's notes and Python's warnings go to ``log``; ours reach the person too."""
+    handler = logging.FileHandler(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "py.warnings")]
+    before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        logging.captureWarnings(True)
+        for logger in loggers:
+            logger.handlers, logger.propagate = [handler], False
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            for logger, handlers, propagate in before:
+                logger.handlers, logger.propagate = handlers, propagate
+            handler.close()

@@ -1,0 +1,179 @@
+"""Networks: layers of a synapse and a neuron, unrolled in time; one trace per layer comes back.
+
+A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T steps; one that sees ``[T, B, *N]`` runs once
+over ``T * B`` samples.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnexp import domains
+from snnexp.errors import ConfigError
+from snnexp.neurons import Neuron, Trace
+
+NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
+"""Makes a neuron layer of given features."""
+
+
+class Dense(nn.Linear):
+    """All to all: the neuron axes of the input are flattened, ``[*, N...]`` to ``[*, out_features]``."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.flatten(1))
+
+
+class Layer(nn.Module):
+    """A synapse, then a neuron."""
+
+    def __init__(self, synapse: Dense | nn.Conv2d, neuron: Neuron) -> None:
+        super().__init__()
+        self.synapse = synapse
+        self.neuron = neuron
+        neuron.reset_synapse(synapse.weight)
+
+    def forward(self, inputs: Tensor, num_steps: int, state: Any = None) -> Trace:
+        """``[T, B, *N]`` or ``[1, B, *N]`` to the trace of ``num_steps`` = T steps."""
+        current = self.synapse(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        return self.neuron(current, num_steps, state)  # type: ignore[no-any-return]
+
+
+class Network(nn.Module):
+    """A chain of layers; abstract.
+
+    Args:
+        num_steps: T where the input does not change over time.
+        layers: the layers by name, in order; the last is the readout.
+    """
+
+    def __init__(self, num_steps: int, layers: dict[str, Layer]) -> None:
+        super().__init__()
+        domains.check({"num_steps": num_steps})
+        self.num_steps = num_steps
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, inputs: Tensor, states: Sequence[Any] | None = None) -> list[Trace]:
+        """Run the network.
+
+        Args:
+            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps.
+            states: one state per layer, from earlier traces; zeros without.
+
+        Returns:
+            One trace per layer, the readout's last.
+        """
+        num_steps = self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
+        traces: list[Trace] = []
+        for layer, state in zip(self.layers.values(), states or [None] * len(self.layers), strict=True):
+            traces.append(layer(inputs, num_steps, state))
+            inputs = traces[-1].spikes
+        return traces
+
+    def neurons(self) -> dict[str, Neuron]:
+        """The neuron of each layer, by the layer's name."""
+        return {name: layer.neuron for name, layer in self.layers.items()}  # type: ignore[misc]
+
+    def deliveries(
+        self, traces: Sequence[Trace], inputs: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, nn.Module | int]]:
+        """Which spikes arrive where, between layers and from a layer to itself: spikes and the synapse or its fan-out.
+
+        ``inputs`` are counted too where they are given, that is where they are spikes.
+        """
+        layers: list[Any] = list(self.layers.values())
+        if inputs is not None:
+            yield inputs, layers[0].synapse
+        for trace, following in zip(traces, layers[1:], strict=False):
+            yield trace.spikes, following.synapse
+        for trace, layer in zip(traces, layers, strict=True):
+            if layer.neuron.feedback_synapse is not None:
+                # what fires in the last step arrives after the end
+                yield trace.spikes[:-1], layer.neuron.feedback_synapse
+
+
+class MLP(Network):
+    """A multilayer network of dense synapses, inputs - hidden[0] - ... - outputs.
+
+    Args:
+        inputs: shape of one input, flattened.
+        outputs: neurons of the readout.
+        neuron: makes the hidden layers.
+        readout: makes the last layer.
+        num_steps: T where the input does not change over time.
+        hidden: sizes of the hidden layers; none gives a single layer.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: int,
+        neuron: NeuronFactory,
+        readout: NeuronFactory,
+        num_steps: int,
+        hidden: Sequence[int] = (128,),
+    ) -> None:
+        domains.check({"hidden": hidden})
+        super().__init__(num_steps, _dense_layers(inputs, hidden, outputs, neuron, readout))
+
+
+class Conv(Network):
+    """A convolutional network: strided convolutions, then dense layers.
+
+    Args:
+        inputs: shape ``(C, H, W)`` of one input.
+        outputs: neurons of the readout.
+        neuron: makes the layers before the readout.
+        readout: makes the last layer.
+        num_steps: T where the input does not change over time.
+        channels: channels of the convolutions.
+        kernel_size: side of each kernel.
+        stride: stride of each convolution, which takes the place of pooling.
+        hidden: sizes of dense layers between the convolutions and the readout.
+
+    Raises:
+        ConfigError: the input is no map, or is too small for that many convolutions.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: int,
+        neuron: NeuronFactory,
+        readout: NeuronFactory,
+        num_steps: int,
+        channels: Sequence[int] = (8, 16),
+        kernel_size: int = 5,
+        stride: int = 2,
+        hidden: Sequence[int] = (),
+    ) -> None:
+        domains.check({"channels": channels, "kernel_size": kernel_size, "stride": stride, "hidden": hidden})
+        if len(inputs) != 3:
+            raise ConfigError(f"network: a conv network needs images [C, H, W], this input is {list(inputs)}; use mlp")
+        layers = {}
+        for index, out_channels in enumerate(channels, start=1):
+            in_channels, *side = inputs
+            inputs = (out_channels, *((length - kernel_size) // stride + 1 for length in side))
+            if min(inputs) < 1:
+                raise ConfigError(
+                    f"channels: nothing of the image is left for convolution {index}; use fewer channels, a smaller "
+                    "kernel_size or stride"
+                )
+            layer_neuron = neuron(inputs)
+            convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=layer_neuron.synapse_bias)
+            layers[f"conv{index}"] = Layer(convolution, layer_neuron)
+        super().__init__(num_steps, layers | _dense_layers(inputs, hidden, outputs, neuron, readout))
+
+
+def _dense_layers(
+    inputs: tuple[int, ...], hidden: Sequence[int], outputs: int, neuron: NeuronFactory, readout: NeuronFactory
+) -> dict[str, Layer]:
+    layers = {}
+    fan_in = torch.Size(inputs).numel()
+    names = [*(f"hidden{index}" for index in range(1, len(hidden) + 1)), "readout"]
+    for name, size in zip(names, [*hidden, outputs], strict=True):
+        layer_neuron = (readout if name == "readout" else neuron)(size)
+        layers[name] = Layer(Dense(fan_in, size, bias=layer_neuron.synapse_bias), layer_neuron)
+        fan_in = size
+    return layers

@@ -1,0 +1,62 @@
+"""Optimisers with their learning-rate schedule, in the form that Lightning takes."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from snnexp import domains
+
+
+@dataclass(frozen=True)
+class OptimizerFactory:
+    """``factory(parameters, total_steps)`` makes the optimiser; abstract.
+
+    ``schedule`` is ``constant``, or ``cosine``: lr (1 + cos(pi step / total_steps)) / 2.
+    """
+
+    def __post_init__(self) -> None:
+        domains.check(asdict(self))
+
+    def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Adam(OptimizerFactory):
+    """Adam (Kingma and Ba, 2015), with decoupled weight decay where there is one (Loshchilov and Hutter, 2019)."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+
+    def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(
+            parameters, self.lr, (self.betas[0], self.betas[1]), weight_decay=self.weight_decay, fused=True
+        )
+        return _scheduled(optimizer, self.schedule, total_steps)
+
+
+@dataclass(frozen=True)
+class SGD(OptimizerFactory):
+    """Stochastic gradient descent with momentum."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+
+    def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        return _scheduled(optimizer, self.schedule, total_steps)
+
+
+def _scheduled(optimizer: torch.optim.Optimizer, schedule: str, total_steps: int) -> dict[str, Any]:
+    if schedule == "constant":
+        return {"optimizer": optimizer}
+    cosine = CosineAnnealingLR(optimizer, T_max=total_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}

@@ -1,0 +1,89 @@
+"""The LightningModule: it drives the parts that it receives and logs what they say."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from snnexp import metrics
+from snnexp.encoders import Encoder
+from snnexp.losses import Loss
+from snnexp.network import Network
+from snnexp.neurons import Trace
+
+Measure = Callable[[Trace, Tensor], Tensor]
+"""A number that says how well a readout's trace meets a target."""
+
+
+class Task(LightningModule):
+    """Encode, run the network, compare, log.
+
+    Args:
+        network: traces of an encoded batch.
+        encoder: values to currents or spikes.
+        loss: what is minimised.
+        measures: by name, what is reported beside the loss.
+        optimizer: ``optimizer(parameters, total_steps)`` as Lightning's ``configure_optimizers`` returns it.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        encoder: Encoder,
+        loss: Loss,
+        measures: Mapping[str, Measure],
+        optimizer: Callable[..., dict[str, Any]],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.encoder = encoder
+        self.loss = loss
+        self.measures = measures
+        self.optimizer = optimizer
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        loss, _, traces = self._step(batch)
+        self.log("train/epoch_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=_samples(traces))
+        # reading every trace costs time, so it is done only for the steps that are logged
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            values = {"train/loss": loss.detach(), **self._measured(traces, batch[1], "train")}
+            self.log_dict(values, on_step=True, on_epoch=False, batch_size=_samples(traces))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluation_step(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(self.parameters(), int(self.trainer.estimated_stepping_batches))
+
+    def _step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Trace]]:
+        values, target = batch
+        inputs = self.encoder(values)
+        traces = self.network(inputs)
+        return self.loss(traces[-1], target), inputs, traces
+
+    def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+        loss, inputs, traces = self._step(batch)
+        values = {f"{split}/loss": loss, **self._measured(traces, batch[1], split)}
+        if split == "test":
+            deliveries = self.network.deliveries(traces, inputs if self.encoder.spikes else None)
+            operations = [metrics.synaptic_operations(spikes, synapse) for spikes, synapse in deliveries]
+            values["test/synops"] = torch.stack(operations).sum() if operations else torch.zeros(())
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=_samples(traces))
+
+    @torch.no_grad()
+    def _measured(self, traces: list[Trace], target: Tensor, split: str) -> dict[str, Tensor]:
+        values = {f"{split}/{name}": measure(traces[-1], target) for name, measure in self.measures.items()}
+        for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
+            if neuron.spikes:
+                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(trace.spikes)
+        return values
+
+
+def _samples(traces: list[Trace]) -> int:
+    return traces[-1].membrane.shape[1]

@@ -1,0 +1,333 @@
+"""The neurons, the encoder and the losses against snnTorch 1.0.0 and Norse 1.1.0 on random input, gradients included.
+
+Every loss weighs spikes and membranes at random, so that no gradient path can hide. Parameters are learnable on both
+sides, scalar or one per neuron, and decays may lie outside [0, 1], where training can drive them.
+"""
+
+import warnings
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from snnexp import encoders, losses
+from snnexp.neurons import Leaky, LeakyIntegrator, LeakyIntegratorState, ParametrizedLIF, ParametrizedLIFState, RLeaky
+from snnexp.surrogates import ATan, FastSigmoid, SuperSpike
+
+RESETS = ["subtract", "zero", "none"]
+SURROGATES = {"atan": ATan(2.0), "fast_sigmoid": FastSigmoid(25)}
+DECAYS = ["tau_mem_inv", "tau_syn_inv"]
+LEVELS = ["v_th", "v_leak", "v_reset"]
+
+deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+
+
+@pytest.fixture(scope="module")
+def snn() -> ModuleType:
+    pytest.importorskip("snntorch.functional")
+    return pytest.importorskip("snntorch")
+
+
+@pytest.fixture(scope="module")
+def norse() -> ModuleType:
+    with warnings.catch_warnings():
+        # Norse calls torch.jit.script as it is imported, which PyTorch has deprecated
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        return pytest.importorskip("norse.torch")
+
+
+class Case(NamedTuple):
+    """A size and a source of random numbers."""
+
+    T: int
+    B: int
+    N: int
+    per_neuron: bool
+    random: torch.Generator
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=self.random)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.random)
+
+    def parameter(self, low: float, high: float, *features: int) -> Tensor:
+        return self.uniform(low, high, *(features if self.per_neuron else ()))
+
+
+cases = st.builds(
+    lambda T, B, N, per_neuron, seed: Case(T, B, N, per_neuron, torch.Generator().manual_seed(seed)),
+    T=st.integers(1, 64),
+    B=st.integers(1, 4),
+    N=st.integers(1, 9),
+    per_neuron=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+def assert_same_spikes(spikes: Tensor, peers: Tensor, membrane: Tensor, threshold: Tensor) -> None:
+    """Equal, save where rounding decides: within 4 ulp of the threshold, after which the two cannot be compared."""
+    different = spikes != peers
+    if different.any():
+        first = int(different.flatten(1).any(1).nonzero()[0])
+        distance = ((membrane[first] - threshold) / threshold).abs()[different[first]]
+        assert distance.max() <= 4 * torch.finfo(membrane.dtype).eps
+        assume(False)
+    # the case shall not be an empty one
+    assert spikes.any() or spikes.numel() < 500
+
+
+def assert_same_gradients(ours: Tensor, peers: Tensor, variables: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """The gradients of two scalars, each in its own variables, within 1e-4 of the largest entry."""
+    options = {"retain_graph": True, "materialize_grads": True}
+    gradients = torch.autograd.grad(ours, [mine for mine, _ in variables.values()], **options)
+    expected = torch.autograd.grad(peers, [other for _, other in variables.values()], **options)
+    for name, mine, other in zip(variables, gradients, expected, strict=True):
+        assert mine.shape == other.shape, name
+        assert (mine - other).abs().max() <= 1e-4 * other.abs().max(), name
+
+
+def assert_same_membranes(membrane: Tensor, peers: Tensor) -> None:
+    torch.testing.assert_close(membrane, peers, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("reset", RESETS)
+@deterministic
+@given(case=cases)
+def test_leaky(snn: ModuleType, reset: str, surrogate: str, case: Case) -> None:
+    T, B, N, *_ = case
+    x, weight = case.normal(T, B, 5).requires_grad_(), (0.6 * case.normal(N, 5)).requires_grad_()
+    current = F.linear(x, weight)
+    beta, theta = case.parameter(-0.2, 1.2, N), case.parameter(0.2, 1.2, N)
+
+    mine = Leaky(N, beta.clamp(0, 1), theta, True, True, reset, SURROGATES[surrogate])
+    mine.beta.data.copy_(beta)
+    other = snn.Leaky(
+        beta.clone(),
+        theta.clone(),
+        spike_grad=getattr(snn.surrogate, surrogate)(),
+        learn_beta=True,
+        learn_threshold=True,
+        reset_mechanism=reset,
+    )
+    U, spikes, membrane = torch.zeros(B, N), [], []
+    for I in current:
+        S, U = other(I, U)
+        spikes.append(S)
+        membrane.append(U)
+    S_peer, U_peer = torch.stack(spikes), torch.stack(membrane)
+
+    S, U, state = mine(current)
+    assert_same_spikes(S, S_peer, U, theta)
+    assert_same_membranes(U, U_peer)
+    assert_same_membranes(state.membrane, U_peer[-1])
+    wS, wU = case.normal(*S.shape), case.normal(*S.shape)
+    variables = {"x": (x, x), "weight": (weight, weight)}
+    variables |= {"beta": (mine.beta, other.beta), "threshold": (mine.threshold, other.threshold)}
+    assert_same_gradients((wS * S + wU * U).sum(), (wS * S_peer + wU * U_peer).sum(), variables)
+
+
+@pytest.mark.parametrize("feedback", ["linear", "one_to_one", "conv2d"])
+@pytest.mark.parametrize("reset", RESETS)
+@deterministic
+@given(case=cases, kernel_size=st.sampled_from([1, 3, 5]))
+def test_rleaky(snn: ModuleType, reset: str, feedback: str, case: Case, kernel_size: int) -> None:
+    T, B, N, *_ = case
+    features = (2, N, 4) if feedback == "conv2d" else (N,)
+    x, weight = case.normal(T, B, *features).requires_grad_(), case.uniform(0.5, 2, *features).requires_grad_()
+    current = x * weight
+    beta, theta = case.parameter(-0.2, 1.2, *features), case.parameter(0.2, 1.2, *features)
+    V = case.parameter(-1, 1, *features)
+
+    kernel = {"kernel_size": kernel_size} if feedback == "conv2d" else {}
+    wiring = {
+        "linear": {"linear_features": N},
+        "one_to_one": {"all_to_all": False, "V": V.clone()},
+        "conv2d": {"conv2d_channels": 2, **kernel},
+    }[feedback]
+    mine = RLeaky(
+        features, beta.clamp(0, 1), theta, feedback, V=V, **kernel, learn_beta=True, learn_threshold=True, reset=reset
+    )
+    mine.beta.data.copy_(beta)
+    other = snn.RLeaky(
+        beta.clone(), threshold=theta.clone(), learn_beta=True, learn_threshold=True, reset_mechanism=reset, **wiring
+    )
+    variables = {"x": (x, x), "weight": (weight, weight)}
+    variables |= {"beta": (mine.beta, other.beta), "threshold": (mine.threshold, other.threshold)}
+    if mine.recurrent is None:
+        variables["V"] = (mine.V, other.V)
+    else:
+        for name, value in other.recurrent.named_parameters():
+            value.data = case.uniform(-0.5, 0.5, *value.shape)
+            variables[f"recurrent.{name}"] = (mine.recurrent.get_parameter(name), value)
+        mine.recurrent.load_state_dict(other.recurrent.state_dict())
+
+    S, U = torch.zeros(B, *features), torch.zeros(B, *features)
+    spikes, membrane = [], []
+    for I in current:
+        S, U = other(I, S, U)
+        spikes.append(S)
+        membrane.append(U)
+    S_peer, U_peer = torch.stack(spikes), torch.stack(membrane)
+
+    S, U, state = mine(current)
+    assert_same_spikes(S, S_peer, U, theta)
+    assert_same_membranes(U, U_peer)
+    assert_same_membranes(state.membrane, U_peer[-1])
+    assert torch.equal(state.spikes, S_peer[-1])
+    wS, wU = case.normal(*S.shape), case.normal(*S.shape)
+    assert_same_gradients((wS * S + wU * U).sum(), (wS * S_peer + wU * U_peer).sum(), variables)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@deterministic
+@given(case=cases)
+def test_parametrized_lif(norse: ModuleType, recurrent: bool, case: Case) -> None:
+    """Against ``LIFRecurrentCell``, whose surrogate has alpha = 1 whatever it is told; with weights 0 for no feedback.
+
+    Its state keeps the membrane after the reset. Norse's leaky integrator, one step on from the same state, gives the
+    membrane before the reset, which this package records.
+    """
+    T, B, N, *_ = case
+    tau = {name: case.parameter(50, 950, N) for name in DECAYS}
+    level = {"v_th": case.parameter(0.2, 0.8, N), "v_leak": case.parameter(-0.3, 0.3, N)}
+    level["v_reset"] = case.parameter(-0.5, 0.1, N)
+    x = case.normal(T, B, 5).requires_grad_()
+    input_weights = nn.Parameter(0.8 * case.normal(N, 5))
+    recurrent_weights = nn.Parameter(0.8 * case.normal(N, N) if recurrent else torch.zeros(N, N))
+
+    p = norse.LIFParameters(**{name: nn.Parameter(value.clone()) for name, value in (tau | level).items()})
+    other = norse.LIFRecurrentCell(5, N, p, input_weights=input_weights, recurrent_weights=recurrent_weights)
+    leak = norse.LIParameters(p.tau_syn_inv, p.tau_mem_inv, p.v_leak)
+    state = norse.LIFState(*(torch.zeros(B, N) for _ in range(3)))
+    spikes, membrane = [], []
+    for x_t in x:
+        jump = F.linear(x_t, input_weights) + F.linear(state.z, other.recurrent_weights)
+        membrane.append(norse.li_feed_forward_step(jump, norse.LIState(state.v, state.i), leak)[0])
+        z, state = other(x_t, state)
+        spikes.append(z)
+    z_peer, u_peer = torch.stack(spikes), torch.stack(membrane)
+
+    learn = [*DECAYS, *LEVELS]
+    mine = ParametrizedLIF(N, recurrent, **tau, **level, learn=learn, surrogate=SuperSpike(1.0))
+    variables = {name: (getattr(mine, name), getattr(p, name)) for name in learn}
+    variables |= {"x": (x, x), "input_weights": (input_weights, input_weights)}
+    if mine.recurrent is not None:
+        mine.recurrent.weight.data.copy_(other.recurrent_weights)
+        variables["recurrent.weight"] = (mine.recurrent.weight, other.recurrent_weights)
+
+    z, u, last = mine(torch.stack([F.linear(x_t, input_weights) for x_t in x]))
+    assert_same_spikes(z, z_peer, u, level["v_th"])
+    assert_same_membranes(u, u_peer)
+    for ours, peers in zip(last, ParametrizedLIFState(state.z, state.v, state.i), strict=True):
+        assert_same_membranes(ours, peers)
+    wz, wu = case.normal(*z.shape), case.normal(*z.shape)
+    assert_same_gradients((wz * z + wu * u).sum(), (wz * z_peer + wu * u_peer).sum(), variables)
+
+
+@deterministic
+@given(case=cases)
+def test_feed_forward_lif(norse: ModuleType, case: Case) -> None:
+    """Forward only: Norse's feed-forward cell lets gradients through its reset, its recurrent one does not."""
+    T, B, N, *_ = case
+    numbers = {"tau_mem_inv": case.parameter(50, 950, N), "tau_syn_inv": case.parameter(50, 950, N)}
+    numbers["v_th"] = case.parameter(0.2, 0.8, N)
+    current = 1.5 * case.normal(T, B, N)
+    other = norse.LIFCell(norse.LIFParameters(**numbers))
+    state, spikes = norse.LIFFeedForwardState(torch.zeros(B, N), torch.zeros(B, N)), []
+    for I in current:
+        z, state = other(I, state)
+        spikes.append(z)
+
+    mine = ParametrizedLIF(N, recurrent=False, **numbers)
+    z, u, last = mine(current)
+    assert_same_spikes(z, torch.stack(spikes), u, numbers["v_th"])
+    assert_same_membranes(last.v, state.v)
+    assert_same_membranes(last.i, state.i)
+
+
+@deterministic
+@given(case=cases)
+def test_leaky_integrator(norse: ModuleType, case: Case) -> None:
+    T, B, N, *_ = case
+    numbers = {"tau_syn_inv": case.parameter(50, 950, N), "tau_mem_inv": case.parameter(50, 950, N)}
+    numbers["v_leak"] = case.parameter(-0.3, 0.3, N)
+    x, weight = case.normal(T, B, 5).requires_grad_(), case.normal(N, 5).requires_grad_()
+    start_v, start_i = case.normal(B, N).requires_grad_(), case.normal(B, N).requires_grad_()
+    current = F.linear(x, weight)
+    other = norse.LICell(norse.LIParameters(**numbers))
+    state, membrane = norse.LIState(start_v, start_i), []
+    for I in current:
+        v, state = other(I, state)
+        membrane.append(v)
+    v_peer = torch.stack(membrane)
+
+    _, v, last = LeakyIntegrator(N, **numbers)(current, state=LeakyIntegratorState(start_v, start_i))
+    assert_same_membranes(v, v_peer)
+    assert_same_membranes(last.i, state.i)
+    w = case.normal(*v.shape)
+    leaves = {"x": x, "weight": weight, "v": start_v, "i": start_i}
+    assert_same_gradients((w * v).sum(), (w * v_peer).sum(), {name: (leaf, leaf) for name, leaf in leaves.items()})
+
+
+@deterministic
+@given(case=cases, tau_mem_inv=st.floats(20, 900), v_th=st.floats(0.25, 2))
+def test_constant_current_lif(norse: ModuleType, case: Case, tau_mem_inv: float, v_th: float) -> None:
+    values = 4 * torch.arange(256).div(255).expand(case.B, 256)
+    p = norse.LIFParameters(tau_mem_inv=torch.tensor(tau_mem_inv), v_th=torch.tensor(v_th))
+    expected = norse.ConstantCurrentLIFEncoder(case.T, p)(values)
+    assert torch.equal(encoders.ConstantCurrentLIF(case.T, tau_mem_inv, v_th)(values), expected)
+
+
+# rates whose product with a number of steps is exact, so that snnTorch's int(T * rate) has nothing to round wrongly
+eighths = st.integers(0, 8).map(lambda k: k / 8)
+
+
+def assert_same_loss(mine: Tensor, other: Tensor, variable: Tensor) -> None:
+    torch.testing.assert_close(mine, other.squeeze(), rtol=1e-5, atol=1e-6)
+    assert_same_gradients(mine, other.squeeze(), {"trace": (variable, variable)})
+
+
+@deterministic
+@given(case=cases, correct_rate=eighths, incorrect_rate=eighths)
+def test_mse_count(snn: ModuleType, case: Case, correct_rate: float, incorrect_rate: float) -> None:
+    spikes = case.uniform(0, 1, case.T, case.B, case.N).round().requires_grad_()
+    target = torch.randint(case.N, (case.B,), generator=case.random)
+    expected = snn.functional.mse_count_loss(correct_rate, incorrect_rate)(spikes, target)
+    assert_same_loss(losses.mse_count(spikes, target, correct_rate, incorrect_rate), expected, spikes)
+
+
+@deterministic
+@given(case=cases, on_target=st.floats(-1, 2), off_target=st.floats(0, 2))
+def test_mse_membrane(snn: ModuleType, case: Case, on_target: float, off_target: float) -> None:
+    """With ``off_target`` of at least 0: snnTorch puts 0 in the place of a negative one."""
+    membrane = case.normal(case.T, case.B, case.N).requires_grad_()
+    target = torch.randint(case.N, (case.B,), generator=case.random)
+    expected = snn.functional.mse_membrane_loss(on_target=on_target, off_target=off_target)(membrane, target)
+    assert_same_loss(losses.mse_membrane(membrane, target, on_target, off_target), expected, membrane)
+
+
+@deterministic
+@given(case=cases)
+def test_nll_max_voltage(snn: ModuleType, case: Case) -> None:
+    membrane = case.normal(case.T, case.B, case.N).requires_grad_()
+    target = torch.randint(case.N, (case.B,), generator=case.random)
+    expected = snn.functional.ce_max_membrane_loss()(membrane, target)
+    assert_same_loss(losses.nll_max_voltage(membrane, target), expected, membrane)
+
+
+@deterministic
+@given(case=cases)
+def test_ce_membrane(snn: ModuleType, case: Case) -> None:
+    """Summed over time, as the loop of snnTorch's Tutorial 5 does; ``ce_rate_loss`` is the mean over time."""
+    membrane = case.normal(case.T, case.B, case.N).requires_grad_()
+    target = torch.randint(case.N, (case.B,), generator=case.random)
+    mine = losses.ce_membrane(membrane, target)
+    assert_same_loss(mine, sum(nn.CrossEntropyLoss()(U, target) for U in membrane), membrane)
+    assert_same_loss(mine / case.T, snn.functional.ce_rate_loss()(membrane, target), membrane)
