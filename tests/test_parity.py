@@ -83,13 +83,16 @@ def assert_same_spikes(spikes: Tensor, peers: Tensor, membrane: Tensor, threshol
 
 
 def assert_same_gradients(ours: Tensor, peers: Tensor, variables: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """The gradients of two scalars, each in its own variables, within 1e-4 of the largest entry."""
+    """The gradients of two scalars, each in its own variables, within 1e-4 of the largest entry.
+
+    A scalar parameter's gradient sums terms of order 1 that can cancel; 1e-6 is what float32 leaves of such a sum.
+    """
     options = {"retain_graph": True, "materialize_grads": True}
     gradients = torch.autograd.grad(ours, [mine for mine, _ in variables.values()], **options)
     expected = torch.autograd.grad(peers, [other for _, other in variables.values()], **options)
     for name, mine, other in zip(variables, gradients, expected, strict=True):
         assert mine.shape == other.shape, name
-        assert (mine - other).abs().max() <= 1e-4 * other.abs().max(), name
+        assert (mine - other).abs().max() <= 1e-4 * other.abs().max() + 1e-6, name
 
 
 def assert_same_membranes(membrane: Tensor, peers: Tensor) -> None:

@@ -1,0 +1,111 @@
+"""The command line. Nothing is imported before a verb needs it."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+HELP = """\
+Train spiking neural networks from YAML configs.
+
+  snnexp train [OVERRIDE ...] [-m]   one run, or with -m a sweep over comma-separated values
+  snnexp list  [GROUP]               what can be chosen
+  snnexp doctor                      versions, devices, data and configs found here
+
+  snnexp train experiment=regression_sqrt
+  snnexp train experiment=mnist_leaky neuron=parametrized_lif loss=nll_max_voltage seed=3
+  snnexp train -m experiment=mnist_rleaky_count seed=0,1,2 optimizer.lr=1e-3,2e-3
+
+Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows the whole config, and
+snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"
+Runs are written to outputs/. TensorBoard: tensorboard --logdir outputs
+Exit codes: 0 done, 1 a defect of snnexp, 2 usage or config, 3 diverged, 4 data missing or damaged,
+7 points of a sweep did not finish, 130 and 143 interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if arguments[0] == "--version":
+        from snnexp import __version__
+
+        print(f"snnexp {__version__}")
+        return 0
+    if arguments[0] in ("-sc", "--shell-completion"):
+        # the shell asks without a verb and puts the whole line into the environment
+        return _complete(arguments)
+    verbs: dict[str, Callable[[list[str]], int]] = {"train": _train, "list": _list, "doctor": _doctor}
+    verb = verbs.get(arguments[0])
+    if verb is None:
+        from snnexp.domains import closest
+
+        return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], verbs)}; see snnexp --help")
+    from snnexp.errors import SnnexpError
+
+    try:
+        return verb(arguments[1:])
+    except SnnexpError as error:
+        return _refuse(str(error), error.exit_code)
+    except BrokenPipeError:
+        # whoever read our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _refuse(sentence: str, code: int = 2) -> int:
+    print(f"snnexp: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+def _train(arguments: list[str]) -> int:
+    if arguments in (["-h"], ["--help"]):
+        print(HELP)
+        return 0
+    from snnexp import launch
+
+    return launch.train(arguments)
+
+
+def _complete(arguments: list[str]) -> int:
+    line, point = os.environ.get("COMP_LINE", ""), int(os.environ.get("COMP_POINT", 0))
+    command, _, rest = line.partition(" ")
+    if not rest.lstrip().startswith("train "):
+        print("\n".join(verb for verb in ("train", "list", "doctor") if verb.startswith(rest.lstrip())))
+        return 0
+    # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out
+    shorter = f"{command} {rest.lstrip().removeprefix('train ').lstrip()}"
+    os.environ.update(COMP_LINE=shorter, COMP_POINT=str(point - len(line) + len(shorter)))
+    return _train(arguments)
+
+
+def _list(arguments: list[str]) -> int:
+    from snnexp import config, domains
+    from snnexp.errors import ConfigError
+
+    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
+        raise ConfigError(f"list: got {' '.join(arguments)}, takes at most one group: {', '.join(config.GROUPS)}")
+    if arguments and arguments[0] not in config.GROUPS:
+        raise ConfigError(f"{arguments[0]}: no such group, {domains.closest(arguments[0], config.GROUPS)}")
+    conf = config.conf_dir()
+    for group in arguments or config.GROUPS:
+        if not arguments:
+            print(group)
+        found = config.choices(group, conf)
+        width = max(map(len, found), default=0)
+        for name, description in found.items():
+            print(f"{'' if arguments else '  '}{name:<{width}}  {description}")
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    if arguments:
+        return _refuse(f"doctor: takes no arguments, got {' '.join(arguments)}")
+    from snnexp import doctor
+
+    return doctor.report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

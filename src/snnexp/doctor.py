@@ -1,0 +1,39 @@
+"""``snnexp doctor``: what is installed and found here, one line each."""
+
+import os
+from pathlib import Path
+
+from snnexp import config, runs
+from snnexp.errors import DataError
+
+
+def report() -> int:
+    """Print versions, devices, kernels, data and configs; returns the exit code, 0."""
+    for package, version in runs.versions().items():
+        print(f"{package:<12} {version}")
+    import torch
+
+    print(f"{'cpu':<12} {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            print(f"{'gpu':<12} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    else:
+        print(f"{'gpu':<12} none that torch can use")
+    print(f"{'kernels':<12} reference (plain PyTorch, step by step)")
+    root = os.environ.get("SNNEXP_DATA_DIR", "data")
+    print(f"{'data':<12} {_data(root)}")
+    source = "$SNNEXP_CONF" if os.environ.get("SNNEXP_CONF") else "with the package"
+    print(f"{'conf':<12} {config.conf_dir()} ({source})")
+    return 0
+
+
+def _data(root: str) -> str:
+    from snnexp.data import MNIST
+
+    try:
+        for train in (True, False):
+            MNIST(root, train=train)
+    except DataError as error:
+        return str(error)
+    return f"MNIST in {Path(root).absolute()}, checksums match"

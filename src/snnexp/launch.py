@@ -1,0 +1,203 @@
+"""``snnexp train``: Hydra composes, sweeps and completes; each job that it starts becomes a run of ours."""
+
+import csv
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from snnexp import config, domains
+from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
+
+VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+VALUED += ("--info", "-i", "--experimental-rerun")
+PLAIN = ("--multirun", "-m", "--run", "-r", "--resolve", "--shell-completion", "-sc", "--hydra-help", "--version")
+SWEEP = ("--multirun", "-m")
+
+
+@dataclass
+class Point:
+    """One point of a sweep, and how it ended."""
+
+    overrides: list[str]
+    status: str
+    run: Path | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run what ``snnexp train ARGUMENTS`` asks for; returns the exit code.
+
+    Raises:
+        SnnexpError: a single run could not start, diverged or was interrupted.
+    """
+    flags, overrides = split(arguments)
+    conf = config.conf_dir()
+    config.prepare()
+    # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    typed = sys.argv
+    jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
+    try:
+        if any(flag in SWEEP for flag in flags):
+            check_points(overrides, flags)
+        sys.argv = [typed[0], *flags, *overrides]
+        hydra.main(config_path=str(conf), config_name="train", version_base="1.3")(jobs)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise error if isinstance(error, SnnexpError) else config.explain(error) from error
+    finally:
+        sys.argv = typed
+    return jobs.finish()
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides; Hydra itself wants all overrides in one piece.
+
+    Raises:
+        ConfigError: a flag that Hydra does not have.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif word.partition("=")[0] in VALUED:
+            flags += [word] if "=" in word else [word, *itertools.islice(rest, 1)]
+        elif word in PLAIN:
+            flags.append(word)
+        else:
+            raise ConfigError(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
+    return flags, overrides
+
+
+def check_points(overrides: Sequence[str], flags: Sequence[str]) -> None:
+    """Compose and check every point of a sweep before the first one starts.
+
+    Raises:
+        ConfigError: a point cannot work.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    variants = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_discrete_sweep()
+        else [str(override.input_line)]
+        for override in parsed
+    ]
+    extra = [
+        f"hydra.searchpath=[file://{Path(folder).absolute()}]"
+        for flag, folder in itertools.pairwise([*flags, ""])
+        if flag in ("--config-dir", "-cd")
+    ]
+    for point in itertools.product(*variants):
+        config.compose([*point, *extra])
+
+
+class Jobs:
+    """The function that Hydra calls with a composed config, once per run."""
+
+    def __init__(self, program: str, flags: list[str]) -> None:
+        self.program = program
+        self.flags = flags
+        self.points: list[Point] = []
+        self.sweep: Path | None = None
+        self.__name__ = "train"
+
+    def __call__(self, cfg: DictConfig) -> None:
+        job = HydraConfig.get()
+        overrides = list(job.overrides.task)
+        checked = config.check(cfg)
+        # ddp starts its processes by the command line, which must then ask for this one run
+        sys.argv = [self.program, "train", *self.flags, *overrides]
+        if job.mode == RunMode.MULTIRUN:
+            self.sweep = Path(job.runtime.output_dir).parent
+            self._run_point(checked, overrides, Path(job.runtime.output_dir))
+        else:
+            from snnexp.experiment import run
+
+            run(checked, overrides)
+
+    def _run_point(self, cfg: DictConfig, overrides: list[str], folder: Path) -> None:
+        from snnexp.experiment import run
+
+        print(f"\npoint {len(self.points) + 1}: {' '.join(overrides)}", flush=True)
+        try:
+            record = run(cfg, overrides, folder)
+        except InterruptedRunError as error:
+            # Hydra catches every Exception of a job and would go on to the next
+            self.points.append(Point(overrides, "interrupted", reason=str(error)))
+            self._tell()
+            raise SystemExit(error.exit_code) from error
+        except Exception as error:
+            if not isinstance(error, SnnexpError):
+                traceback.print_exc()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"snnexp: {reason}", file=sys.stderr)
+            self.points.append(Point(overrides, "diverged" if _code(error) == 3 else "failed", reason=reason))
+        else:
+            self.points.append(Point(overrides, record.status, record.path, record.metrics))
+
+    def finish(self) -> int:
+        """After the last job: the table of a sweep; returns the exit code."""
+        if self.points:
+            self._tell()
+        return 7 if any(point.status != "finished" for point in self.points) else 0
+
+    def _tell(self) -> None:
+        from rich.table import Table
+
+        from snnexp.console import console, number, show_path
+
+        assert self.sweep is not None
+        varied = _varied([point.overrides for point in self.points])
+        names = sorted({name for point in self.points for name in point.metrics})
+        rows = [
+            {
+                **{key: dict(_pairs(point.overrides)).get(key, "") for key in varied},
+                "status": point.status,
+                **{name: point.metrics.get(name) for name in names},
+                "run": "" if point.run is None else point.run.name,
+                "reason": point.reason,
+            }
+            for point in self.points
+        ]
+        with (self.sweep / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        shown = [*varied, "status", *(name for name in names if "firing_rate" not in name and name != "test/synops")]
+        table = Table(*shown, box=None, pad_edge=False)
+        for row in rows:
+            cells: list[Any] = [row[name] for name in shown]
+            table.add_row(*(number(cell) if isinstance(cell, float) else str(cell or "") for cell in cells))
+        terminal = console()
+        terminal.print()
+        terminal.print(table)
+        terminal.print(f"sweep {show_path(self.sweep)}")
+
+
+def _code(error: Exception) -> int:
+    return error.exit_code if isinstance(error, SnnexpError) else 1
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    return [(key.lstrip("+"), value) for key, _, value in (override.partition("=") for override in overrides)]
+
+
+def _varied(points: Sequence[Sequence[str]]) -> list[str]:
+    """The keys whose values differ between points."""
+    first = _pairs(points[0])
+    return [key for key, value in first if any(dict(_pairs(point)).get(key) != value for point in points)]
