@@ -1,4 +1,4 @@
-"""What the neurons' equations imply: hand-computed sequences, closed forms, exact gradients, and laws for all of them."""
+"""What the neurons' equations imply: sequences by hand, closed forms, exact gradients, and laws for all of them."""
 
 import math
 from collections.abc import Callable
@@ -120,16 +120,10 @@ class TestEveryNeuron:
             with pytest.raises(ValueError, match=f"5 time steps, num_steps is {num_steps}"):
                 neuron(torch.zeros(T, B, *N), num_steps=num_steps)
 
-    def test_start_is_silence(self, neuron: Neuron) -> None:
-        """The first membrane depends on nothing but the first current: it is affine in it, whatever the reset."""
-        current = current_for(neuron, T=1)
-        a, b, half = (neuron(x).membrane for x in (current, -current, 0 * current))
-        torch.testing.assert_close((a + b) / 2, half)
-
     @pytest.mark.parametrize("features", [0, -1, True, (), (3, 0), (2.0,), "ab"])
     @pytest.mark.parametrize("kind", [Leaky, RLeaky, ParametrizedLIF, LeakyIntegrator])
     def test_features_are_refused(self, kind: type[Neuron], features: object) -> None:
-        with pytest.raises(ConfigError, match="^features: "):
+        with pytest.raises(ConfigError, match=r"^features: "):
             kind(features)
 
 
@@ -284,17 +278,14 @@ class TestLeaky:
         spikes, membrane, _ = Leaky(1, 1.0, threshold / 8)(current)
         assert membrane[-1].sum() + spikes[:-1].sum() * threshold / 8 == current.sum()
 
-    @pytest.mark.parametrize(("beta", "as_if"), [(1.5, 1.0), (-0.5, 0.0)])
-    def test_a_decay_that_training_drove_out_acts_as_clamped_and_has_no_gradient(
-        self, beta: float, as_if: float
-    ) -> None:
+    @pytest.mark.parametrize(("beta", "as_if"), [(1.5, 1.0), (-0.5, 0.0), (0.5, 0.5)])
+    def test_a_decay_that_training_drove_out_is_clamped_and_has_no_gradient(self, beta: float, as_if: float) -> None:
         current = steps(0.5, 1.0, 0.25, 2.0)
-        neuron, clamped = Leaky(1, 0.5, learn_beta=True), Leaky(1, as_if, learn_beta=True)
+        neuron = Leaky(1, 0.25, learn_beta=True)
         neuron.beta.data.fill_(beta)
-        traces = neuron(current), clamped(current)
-        assert torch.equal(traces[0].membrane, traces[1].membrane)
-        assert gradients(traces[0].membrane.sum(), neuron.beta)[0] == 0
-        assert gradients(traces[1].membrane.sum(), clamped.beta)[0] != 0
+        membrane = neuron(current).membrane
+        assert torch.equal(membrane, Leaky(1, as_if)(current).membrane)
+        assert (gradients(membrane.sum(), neuron.beta)[0] != 0) == (beta == as_if)
 
     @pytest.mark.parametrize("reset", RESETS)
     def test_membrane_gradients_are_the_derivatives(self, reset: str) -> None:
@@ -322,7 +313,15 @@ class TestLeaky:
 
 
 def backward_by_hand(
-    I: Tensor, U: Tensor, gS: Tensor, gU: Tensor, sigma: Tensor, beta: Tensor, theta: Tensor, V: Tensor | None, reset: str
+    I: Tensor,
+    U: Tensor,
+    gS: Tensor,
+    gU: Tensor,
+    sigma: Tensor,
+    beta: Tensor,
+    theta: Tensor,
+    V: Tensor | None,
+    reset: str,
 ) -> dict[str, Tensor]:
     """Backpropagation through time, derived on paper: ``delta[t]`` is the gradient of U[t], carries included.
 
@@ -462,14 +461,14 @@ class TestRLeaky:
 
     @pytest.mark.parametrize("kernel_size", [2, 4, None, 0, 1.5])
     def test_kernels_without_a_centre_are_refused(self, kernel_size: object) -> None:
-        with pytest.raises(ConfigError, match="^kernel_size: "):
+        with pytest.raises(ConfigError, match=r"^kernel_size: "):
             RLeaky((1, 4, 4), feedback="conv2d", kernel_size=kernel_size)
 
     @pytest.mark.parametrize(
         ("features", "feedback"), [((2, 4, 4), "linear"), (4, "conv2d"), ((4, 4), "conv2d"), (4, "dense")]
     )
     def test_feedback_that_does_not_fit_is_refused(self, features: object, feedback: str) -> None:
-        with pytest.raises(ConfigError, match="^feedback: "):
+        with pytest.raises(ConfigError, match=r"^feedback: "):
             RLeaky(features, feedback=feedback, kernel_size=3)
 
     @pytest.mark.parametrize(("key", "value"), [("V", math.nan), ("V", torch.ones(4)), ("learn_recurrent", None)])
@@ -515,7 +514,7 @@ class TestParametrizedLIF:
         names = ["tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset"]
         neuron = ParametrizedLIF(3, recurrent=False, dt=1.0, tau_mem_inv=0.5, tau_syn_inv=0.5).double()
         random = torch.Generator().manual_seed(0)
-        current = (2 * torch.rand(9, 2, 3, generator=random, dtype=torch.float64)).requires_grad_()
+        current = (3 * torch.rand(9, 2, 3, generator=random, dtype=torch.float64) - 1).requires_grad_()
         values = [torch.rand(3, generator=random, dtype=torch.float64).requires_grad_() for _ in names]
 
         def membrane(current: Tensor, *values: Tensor) -> Tensor:
@@ -571,7 +570,7 @@ class TestParametrizedLIF:
         assert torch.equal(neuron(current).membrane, before.membrane)
 
     def test_a_recurrent_map_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match="^recurrent: "):
+        with pytest.raises(ConfigError, match=r"^recurrent: "):
             ParametrizedLIF((2, 3))
 
     @pytest.mark.parametrize("log_tau", [False, True])
@@ -581,7 +580,9 @@ class TestParametrizedLIF:
         assert isinstance(left, Tensor)
         assert not left
         far = torch.tensor([2000.0, 500.0, 1e6])
-        next(p for name, p in neuron.named_parameters() if "tau_mem_inv" in name).data.copy_(far.log() if log_tau else far)
+        next(p for name, p in neuron.named_parameters() if "tau_mem_inv" in name).data.copy_(
+            far.log() if log_tau else far
+        )
         assert neuron.project()
         torch.testing.assert_close(neuron.tau_mem_inv.detach(), torch.tensor([1000.0, 500.0, 1000.0]))
         assert not neuron.project()

@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -89,7 +89,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = hydra_compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from error
+        raise explain(error, overrides) from error
     return check(cfg)
 
 
@@ -121,6 +121,8 @@ def check(cfg: DictConfig) -> DictConfig:
 def _check_node(node: Mapping[str, Any], prefix: str) -> None:
     domains.check(node, prefix)
     for key, value in node.items():
+        if key == "_target_":
+            _require_allowed(str(value), prefix.rstrip("."))
         if isinstance(value, Mapping) and key != "published":
             _check_node(value, f"{prefix}{key}.")
 
@@ -176,50 +178,62 @@ class located:  # noqa: N801 - reads as a statement
             error.located = True  # type: ignore[attr-defined]
 
 
+def _allowed() -> tuple[str, ...]:
+    """Packages whose code a config may name: this one, and those that the user allowed."""
+    return ("snnexp", *filter(None, os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(",")))
+
+
+def _require_allowed(name: str, path: str) -> None:
+    if not any(f"{name}.".startswith(f"{package}.") for package in _allowed()):
+        packages = ", ".join(_allowed())
+        raise ConfigError(f"{path}._target_: {name} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
+
+
 def _locate(name: str, path: str) -> Any:
-    """The object that a ``_target_`` names, if it is one of ours or of a package that the user allowed."""
-    allowed = ("snnexp", *filter(None, os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(",")))
-
-    def inside(module: object) -> bool:
-        return any(f"{module}.".startswith(f"{package}.") for package in allowed)
-
-    if not inside(name):
-        raise ConfigError(f"{path}._target_: {name} is not from {', '.join(allowed)}; allow it by SNNEXP_ALLOW_TARGETS")
+    """The object that a ``_target_`` names."""
+    _require_allowed(name, path)
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}._target_: there is no {name}") from error
-    # a name inside an allowed package may still be bound to something that it imported
-    if not callable(target) or not inside(getattr(target, "__module__", None)):
-        raise ConfigError(f"{path}._target_: {name} is not a class or function of {', '.join(allowed)}")
+    if not callable(target):
+        raise ConfigError(f"{path}._target_: {name} is neither a class nor a function")
+    # a name inside an allowed package may be bound to something that the package imported
+    _require_allowed(str(getattr(target, "__module__", None)), path)
     return target
 
 
-def explain(error: Exception) -> ConfigError:
-    """One sentence for what Hydra or OmegaConf refused: the key, what is wrong, what would do."""
+def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
+    """One sentence for what Hydra or OmegaConf refused: the key, what is wrong, what would do.
+
+    Args:
+        error: what was raised.
+        overrides: what was typed, where the error itself does not name the key.
+    """
     text = str(error)
-    chain = list(_causes(error))
-    for cause in chain:
+    for cause in _causes(error):
         key = getattr(cause, "full_key", None)
-        parent = getattr(cause, "parent_node", None)
         if key and "not in struct" in str(cause):
+            parent = getattr(cause, "parent_node", None)
             options = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
             # Hydra refuses a group of no such name in the same words
             options += list(GROUPS) if "." not in str(key) else []
             return ConfigError(f"{key}: unknown key, {_near(str(key), options)}")
-        if key and "nterpolation" in type(cause).__name__:
+        if key and isinstance(cause, OmegaConfBaseException):
             return ConfigError(f"{key}: {_first_line(cause)}")
-        if key and "Missing" in type(cause).__name__:
-            return ConfigError(f"{key}: has no value; give it one")
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, choice = match.groups()
         return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
-    if match := re.search(r"You must specify '([^']+)'", text):
-        return ConfigError(f"{match[1]}: nothing chosen; add {match[1]}=CHOICE")
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return ConfigError(f"{match[1]}: {_first_line(chain[-1])}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
+            "quote what holds a space, '=', a bracket or an accent: key='\"value\"'"
+        )
+    for group in NODES:
+        if f"{group}=null" in overrides or f"{group}=" in overrides or f"~{group}" in overrides:
+            return ConfigError(f"{group}: every run needs one, {domains.closest('', choices(group))}")
     return ConfigError(_first_line(error))
 
 

@@ -37,13 +37,14 @@ class Number:
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
         above = f"greater than {self.low:g}" if self.open_low else f"of at least {self.low:g}"
+        high = str(int(self.high)) if self.whole and math.isfinite(self.high) else f"{self.high:g}"
         if math.isinf(self.low) and math.isinf(self.high):
             return kind
         if math.isinf(self.high):
             return f"{kind} {above}"
         if self.open_low:
-            return f"{kind} {above} and at most {self.high:g}"
-        return f"{kind} from {self.low:g} to {self.high:g}"
+            return f"{kind} {above} and at most {high}"
+        return f"{kind} from {self.low:g} to {high}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Parameter:
         return value in self.number or not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
 
     def __str__(self) -> str:
-        return f"{self.number}, or an initializer such as {{_target_: snnexp.initializers.Uniform, low: 0, high: 1}}"
+        return f"{self.number}, or an initializer"
 
 
 class OneOf:
@@ -224,4 +225,4 @@ def closest(word: str, options: Iterable[str]) -> str:
 
     options = sorted(options)
     near = difflib.get_close_matches(word, options, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(options)}"
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(options)}" if options else "there are none"

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import callbacks, console, domains, metrics
-from snnexp.config import compose, factory, instantiate
+from snnexp.config import compose, factory, instantiate, located
 from snnexp.data import DataModule
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, SnnexpError
@@ -118,19 +118,18 @@ def build(cfg: DictConfig) -> Parts:
     """
     nodes = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(nodes, dict)
-    torch.manual_seed(cfg.seed)
+    # what costs nothing is made first, so that a mistake in it is told before data are read
     loss, encoder = instantiate(nodes["loss"], "loss"), instantiate(nodes["encoder"], "encoder")
     optimizer = instantiate(nodes["optimizer"], "optimizer")
+    neuron = factory(nodes["neuron"], "neuron", given=["features"])
+    readout = factory(nodes["readout"], "readout", given=["features"])
     trainer = instantiate(nodes["trainer"], "trainer")
     data = instantiate(nodes["data"], "data")
-    network = instantiate(
-        nodes["network"],
-        "network",
-        inputs=data.inputs,
-        outputs=data.outputs,
-        neuron=factory(nodes["neuron"], "neuron", given=["features"]),
-        readout=factory(nodes["readout"], "readout", given=["features"]),
-    )
+    torch.manual_seed(cfg.seed)
+    shapes = {"inputs": data.inputs, "outputs": data.outputs}
+    network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
+    with located("data"):
+        data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss)
     task = Task(network, encoder, loss, _measures(decoder), optimizer)
     return Parts(data, encoder, network, loss, task, trainer, decoder)

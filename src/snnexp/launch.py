@@ -15,15 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import config, domains
 from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-VALUED += ("--info", "-i", "--experimental-rerun")
-PLAIN = ("--multirun", "-m", "--run", "-r", "--resolve", "--shell-completion", "-sc", "--hydra-help", "--version")
+CFG = ("job", "hydra", "all")
+PLAIN = ("--info", "-i", "--multirun", "-m", "--run", "-r", "--resolve", "--shell-completion", "-sc", "--hydra-help", "--version")
 SWEEP = ("--multirun", "-m")
 
 
@@ -57,7 +57,7 @@ def train(arguments: Sequence[str]) -> int:
         sys.argv = [typed[0], *flags, *overrides]
         hydra.main(config_path=str(conf), config_name="train", version_base="1.3")(jobs)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise error if isinstance(error, SnnexpError) else config.explain(error) from error
+        raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
     finally:
         sys.argv = typed
     return jobs.finish()
@@ -67,7 +67,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Flags with their values, and overrides; Hydra itself wants all overrides in one piece.
 
     Raises:
-        ConfigError: a flag that Hydra does not have.
+        ConfigError: a flag that Hydra does not have, or that lacks its value.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -76,12 +76,20 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("-"):
             overrides.append(word)
         elif word.partition("=")[0] in VALUED:
-            flags += [word] if "=" in word else [word, *itertools.islice(rest, 1)]
+            flag, _, value = word.partition("=")
+            value = value or next(rest, "")
+            if not value or (flag in VALUED[:2] and value not in CFG):
+                raise ConfigError(f"{flag}: got {value or 'nothing'}, must be {_values(flag)}")
+            flags += [flag, value]
         elif word in PLAIN:
             flags.append(word)
         else:
             raise ConfigError(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
     return flags, overrides
+
+
+def _values(flag: str) -> str:
+    return f"followed by one of {', '.join(CFG)}" if flag in VALUED[:2] else "followed by a value"
 
 
 def check_points(overrides: Sequence[str], flags: Sequence[str]) -> None:
@@ -114,11 +122,20 @@ class Jobs:
         self.flags = flags
         self.points: list[Point] = []
         self.sweep: Path | None = None
+        self.error: BaseException | None = None
         self.__name__ = "train"
 
     def __call__(self, cfg: DictConfig) -> None:
+        try:
+            self._start(cfg)
+        except Exception as error:
+            # Hydra would print about it and go on to the next job
+            self.error = error
+
+    def _start(self, cfg: DictConfig) -> None:
         job = HydraConfig.get()
-        overrides = list(job.overrides.task)
+        # as text: an interpolation in it belongs to the config, not to this list
+        overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
         checked = config.check(cfg)
         # ddp starts its processes by the command line, which must then ask for this one run
         sys.argv = [self.program, "train", *self.flags, *overrides]
@@ -151,7 +168,9 @@ class Jobs:
             self.points.append(Point(overrides, record.status, record.path, record.metrics))
 
     def finish(self) -> int:
-        """After the last job: the table of a sweep; returns the exit code."""
+        """After the last job: raise what ended a single run, or print the table of a sweep; returns the exit code."""
+        if self.error is not None:
+            raise self.error
         if self.points:
             self._tell()
         return 7 if any(point.status != "finished" for point in self.points) else 0

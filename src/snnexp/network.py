@@ -150,7 +150,7 @@ class Conv(Network):
     ) -> None:
         domains.check({"channels": channels, "kernel_size": kernel_size, "stride": stride, "hidden": hidden})
         if len(inputs) != 3:
-            raise ConfigError(f"network: a conv network needs images [C, H, W], this input is {list(inputs)}; use mlp")
+            raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
         layers = {}
         for index, out_channels in enumerate(channels, start=1):
             in_channels, *side = inputs

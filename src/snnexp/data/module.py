@@ -62,12 +62,14 @@ class DataModule(LightningDataModule):
         self.inputs, self.outputs, self.target, self.sequences = inputs, outputs, target, sequences
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
 
+    def require_shareable(self, processes: int) -> None:
+        """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
+        samples = min(self.batch_size, len(self.train))
+        if samples % processes:
+            raise ConfigError(f"batch_size: {samples} samples per batch cannot be shared equally by {processes} processes")
+
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._rank()
-        if min(self.batch_size, len(self.train)) % world:
-            raise ConfigError(
-                f"batch_size: {min(self.batch_size, len(self.train))} samples cannot be shared by {world} processes"
-            )
         batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, rank, world)
         return self._loader(self.train, batches)
 

@@ -1,0 +1,124 @@
+"""Domains: what each accepts and refuses, and sentences that name the key."""
+
+import math
+
+import pytest
+import torch
+
+from snnexp import domains
+from snnexp.domains import DOMAINS, Either, Kind, ListOf, Number, OneOf, Parameter
+from snnexp.errors import ConfigError
+from snnexp.initializers import Normal
+
+TARGET = {"_target_": "snnexp.initializers.Normal", "mean": 1, "std": 1}
+
+
+@pytest.mark.parametrize(
+    ("domain", "accepted", "refused"),
+    [
+        (Number(), [0, -3, 1.5, 1e300], [math.nan, math.inf, -math.inf, True, False, "1", None, [1], 1j]),
+        (Number(low=0), [0, 0.0, 7], [-1e-9, -1, True]),
+        (Number(low=0, open_low=True), [1e-300, 1], [0, 0.0, -0.0, -1]),
+        (Number(low=0, high=1), [0, 1, 0.5], [-0.001, 1.001, math.nan, True]),
+        (Number(low=0, high=1, open_low=True), [1, 0.5], [0, 2]),
+        (Number(low=1, whole=True), [1, 10**12], [0, 1.0, 2.5, True, "3", math.inf]),
+        (Parameter(Number(low=0, high=1)), [0.5, 1, torch.tensor(0.5), Normal(), TARGET], [2, math.nan, True, "0.5"]),
+        (Parameter(Number()), [-5.0], [None, [0.5], (0.5,), {}, {"mean": 1}]),
+        (OneOf("a", "b"), ["a", "b"], ["A", "", "ab", None, 1, True, ["a"]]),
+        (OneOf("a", None), ["a", None], ["null", "b", 0]),
+        (Kind(bool, "true or false"), [True, False], [0, 1, "true", None]),
+        (Kind(str, "a text"), ["", "a"], [1, None, b"a"]),
+        (Kind(type(None), "null"), [None], [0, False, ""]),
+        (ListOf(Number(low=1, whole=True)), [[], [1], (2, 3)], [[0], [1, True], 1, "12", None, {1: 2}]),
+        (ListOf(Number(), length=2), [[1, 2], (0.5, 1)], [[], [1], [1, 2, 3], [1, math.nan]]),
+        (Either(Number(low=1, whole=True), Kind(type(None), "null")), [1, None], [0, False, "null"]),
+    ],
+    ids=lambda value: str(value) if not isinstance(value, list) else "",
+)
+def test_accepts_and_refuses(domain: domains.Domain, accepted: list[object], refused: list[object]) -> None:
+    assert [value for value in accepted if value not in domain] == []
+    assert [value for value in refused if value in domain] == []
+
+
+@pytest.mark.parametrize("key", DOMAINS)
+def test_no_key_takes_what_is_no_number_and_each_refusal_names_it(key: str) -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ConfigError, match=rf"^{key}: got .*, must be "):
+            domains.check({key: value})
+
+
+@pytest.mark.parametrize("key", [key for key, domain in DOMAINS.items() if domain is not domains.FLAG])
+def test_only_flags_take_a_truth_value(key: str) -> None:
+    for value in (True, False):
+        with pytest.raises(ConfigError, match=rf"^{key}: got {str(value).lower()}, must be "):
+            domains.check({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "accepted", "refused"),
+    [
+        ("seed", [0, 2**32 - 1], [-1, 2**32, 0.5, None]),
+        ("num_steps", [1, 1000], [0, -1, 2.0]),
+        ("batch_size", [1], [0]),
+        ("num_workers", [0, 8], [-1]),
+        ("beta", [0, 1, 0.9], [-0.1, 1.1, "0.9"]),
+        ("threshold", [0, 2.5], [-1]),
+        ("V", [-2, 0, 3.5], [math.nan]),
+        ("reset", ["subtract", "zero", "none"], [None, "hard"]),
+        ("feedback", ["linear", "one_to_one", "conv2d"], [None, "all"]),
+        ("kernel_size", [1, 3, None], [0, -1, 3.0]),
+        ("tau_mem_inv", [100.0], [0, -1]),
+        ("learn", [[], ["v_th", "tau_mem_inv"]], ["v_th", ["beta"], None]),
+        ("dt", [1e-3], [0, -1e-3]),
+        ("std", [0.1], [0, -1]),
+        ("hidden", [[], [10, 20]], [10, [0], [1.5]]),
+        ("correct_rate", [0, 1, 0.8], [1.1, -0.1]),
+        ("lr", [1e-3], [0, -1]),
+        ("betas", [[0.9, 0.999]], [[0.9], [0.9, 1.1], 0.9]),
+        ("limit_batches", [1, None], [0, 0.5]),
+    ],
+)
+def test_keys(key: str, accepted: list[object], refused: list[object]) -> None:
+    for value in accepted:
+        domains.check({key: value})
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"^{key}: "):
+            domains.check({key: value})
+
+
+def test_refusal_reads_as_a_sentence() -> None:
+    cases = {
+        "beta: got 1.5, must be a finite number from 0 to 1, or an initializer": {"beta": 1.5},
+        "dt: got -1, must be a finite number greater than 0": {"dt": -1},
+        "num_steps: got 0, must be a whole number of at least 1": {"num_steps": 0},
+        "reset: got null, must be one of subtract, zero, none": {"reset": None},
+        "download: got yes, must be true or false": {"download": "yes"},
+        "kernel_size: got '', must be a whole number of at least 1, or null": {"kernel_size": ""},
+        "betas: got [0.9], must be a list of 2 elements, each a finite number from 0 to 1": {"betas": [0.9]},
+    }
+    for sentence, values in cases.items():
+        with pytest.raises(ConfigError) as caught:
+            domains.check(values)
+        assert str(caught.value).startswith(sentence)
+
+
+def test_check_names_where_the_key_lies_and_passes_over_unknown_ones() -> None:
+    domains.check({"beta": 0.5, "somebody_elses": object()})
+    with pytest.raises(ConfigError, match=r"^network\.layers\.beta: got 2, "):
+        domains.check({"dt": 0.1, "beta": 2}, prefix="network.layers.")
+
+
+def test_refusal_is_a_value_error_with_exit_code_2() -> None:
+    with pytest.raises(ValueError, match="seed") as caught:
+        domains.check({"seed": -1})
+    assert caught.value.exit_code == 2
+
+
+def test_shown_is_short_and_as_a_config_file_has_it() -> None:
+    assert [domains.shown(value) for value in (None, True, False, "", 0.5)] == ["null", "true", "false", "''", "0.5"]
+    assert len(domains.shown("x" * 1000)) == 40
+
+
+def test_closest_hints_at_the_key_that_was_meant() -> None:
+    assert domains.closest("treshold", DOMAINS) == "did you mean threshold?"
+    assert domains.closest("xyzzy", ["b", "a"]) == "there are a, b"

@@ -1,0 +1,134 @@
+"""Encoders: spike times in closed form, statistics under a fixed seed, and no gradient into data."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from snnexp.encoders import Bernoulli, Constant, ConstantCurrentLIF, Encoder, Latency, Sequence
+from snnexp.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("encoder", "steps"),
+    [(Sequence(), None), (Constant(), 1), (ConstantCurrentLIF(7), 7), (Bernoulli(7), 7), (Latency(7), 7)],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_puts_time_first_and_passes_no_gradient(encoder: Encoder, steps: int | None, dtype: torch.dtype) -> None:
+    values = torch.rand(4, 3, 2, dtype=dtype, requires_grad=True)
+    out = encoder(values)
+    assert out.shape == (values.shape if steps is None else (steps, 4, 3, 2))
+    assert out.dtype == dtype
+    assert not out.requires_grad
+    if encoder.spikes:
+        assert set(out.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_sequence_and_constant_keep_the_values() -> None:
+    values = torch.randn(5, 2, 3)
+    assert torch.equal(Sequence()(values), values)
+    assert torch.equal(Constant()(values)[0], values)
+
+
+class TestConstantCurrentLIF:
+    def test_by_hand(self) -> None:
+        """dt tau 1/2, v_th 1, v_reset -1/2; the membrane before the reset stands beside each value."""
+        encoder = ConstantCurrentLIF(5, tau_mem_inv=0.5, v_th=1.0, v_reset=-0.5, dt=1.0)
+        spikes = {
+            0.0: [0, 0, 0, 0, 0],
+            1.0: [0, 0, 0, 0, 0],  # 1/2, 3/4, 7/8, ... never reaches 1
+            2.0: [0, 1, 0, 1, 0],  # 1 lies at the threshold and does not fire, 3/2 fires; 3/4, 11/8; 3/4
+            3.0: [1, 1, 1, 1, 1],  # 3/2; then 5/4 from v_reset on
+            -9.0: [0, 0, 0, 0, 0],
+        }
+        expected = torch.tensor(list(spikes.values())).T.float()
+        assert torch.equal(encoder(torch.tensor(list(spikes))), expected)
+
+    def test_leak_potential_acts_as_a_current(self) -> None:
+        values = torch.linspace(0, 4, 30)
+        encoded = ConstantCurrentLIF(40, v_leak=0.25)(values)
+        assert torch.equal(encoded, ConstantCurrentLIF(40)(values + 0.25))
+        assert encoded.any()
+
+    @pytest.mark.parametrize("tau_mem_inv", [50.0, 100.0, 400.0])
+    def test_fires_with_the_period_of_the_exact_solution(self, tau_mem_inv: float) -> None:
+        """From 0, u[n] = x (1 - (1 - a)^n) crosses 1 in the n-th step, n > log(1 - 1/x) / log(1 - a); then again."""
+        a, T = 1e-3 * tau_mem_inv, 200
+        values = torch.linspace(0.1, 6, 97, dtype=torch.float64)
+        spikes = ConstantCurrentLIF(T, tau_mem_inv)(values)
+        for x, train in zip(values.tolist(), spikes.T, strict=True):
+            expected = torch.zeros(T, dtype=torch.float64)
+            if x > 1:
+                period = math.floor(math.log(1 - 1 / x) / math.log(1 - a)) + 1
+                expected[period - 1 :: period] = 1
+            assert torch.equal(train, expected)
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("num_steps", 0), ("num_steps", 2.5), ("tau_mem_inv", 0.0), ("v_th", math.nan), ("dt", -1.0)]
+    )
+    def test_refuses(self, key: str, value: object) -> None:
+        with pytest.raises(ConfigError, match=f"^{key}: "):
+            ConstantCurrentLIF(**{"num_steps": 3, key: value})
+
+
+class TestBernoulli:
+    def test_fires_with_the_probability_of_its_value(self) -> None:
+        torch.manual_seed(0)
+        T, copies = 200, 100
+        values = torch.tensor([0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
+        spikes = Bernoulli(T)(values.expand(copies, 6))
+        error = (spikes.mean((0, 1)) - values).abs()
+        assert (error <= 5 * (values * (1 - values) / (T * copies)).sqrt()).all()
+
+    def test_steps_and_neurons_are_independent(self) -> None:
+        """Joint frequencies are products: across time steps, and across neurons of the same value."""
+        torch.manual_seed(0)
+        T, N, p = 100, 400, 0.3
+        spikes = Bernoulli(T)(torch.full((1, N), p))[:, 0]
+        bound = 5 * math.sqrt(p**2 * (1 - p**2) / (T * N))
+        for joint in (spikes[1:] * spikes[:-1], spikes[:, 1:] * spikes[:, :-1]):
+            assert abs(joint.mean().item() - p**2) < bound
+
+    def test_follows_the_seed(self) -> None:
+        values = torch.rand(4, 50)
+        runs = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            runs.append(Bernoulli(10)(values))
+        assert torch.equal(runs[0], runs[1])
+        assert not torch.equal(runs[0], runs[2])
+
+
+class TestLatency:
+    def test_times(self) -> None:
+        """T = 11: a value x fires at step 10 (1 - x), zero never."""
+        values = torch.tensor([1.0, 0.9, 0.5, 0.26, 0.1, 1e-6, 0.0])
+        spikes = Latency(11)(values)
+        assert spikes.sum(0).tolist() == [1, 1, 1, 1, 1, 1, 0]
+        assert spikes.argmax(0)[:-1].tolist() == [0, 1, 5, 7, 9, 10]
+
+    def test_larger_values_never_fire_later(self) -> None:
+        spikes = Latency(25)(torch.linspace(0.001, 1, 300))
+        assert spikes.sum(0).eq(1).all()
+        assert (spikes.argmax(0).diff() <= 0).all()
+        assert spikes.any(1).all()
+
+    def test_one_step(self) -> None:
+        assert Latency(1)(torch.tensor([0.0, 0.2, 1.0])).tolist() == [[0, 1, 1]]
+
+
+@pytest.mark.parametrize("encoder", [Bernoulli(3), Latency(3)], ids=str)
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
+def test_values_outside_the_unit_interval_are_refused(encoder: Encoder, value: float) -> None:
+    values: Tensor = torch.tensor([[0.5, value]])
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        encoder(values)
+
+
+@pytest.mark.parametrize("kind", [Bernoulli, Latency])
+@pytest.mark.parametrize("num_steps", [0, -1, 1.0, True, None])
+def test_num_steps_are_counted(kind: type[Encoder], num_steps: object) -> None:
+    with pytest.raises(ConfigError, match=r"^num_steps: "):
+        kind(num_steps)
