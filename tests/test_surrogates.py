@@ -40,7 +40,7 @@ def test_is_the_derivative_of_its_primitive(
 ) -> None:
     h = 1e-6
     # no point lies at 0 or at the foot of a triangle, where derivatives have kinks
-    x = torch.linspace(-3.01, 3.02, 1000, dtype=torch.float64)
+    x = torch.linspace(-3.01, 3.03, 1000, dtype=torch.float64)
     torch.testing.assert_close(surrogate(x), (primitive(x + h) - primitive(x - h)) / (2 * h), rtol=1e-5, atol=1e-8)
     assert surrogate(torch.zeros(1)).item() == peak
 
@@ -54,7 +54,7 @@ def test_is_finite_symmetric_and_falls_away_from_the_threshold(surrogate: Surrog
     assert value.isfinite().all()
     assert (value >= 0).all()
     assert (value[1:] <= value[:-1] * (1 + 4 * torch.finfo(dtype).eps)).all()
-    assert torch.equal(surrogate(-x), value)
+    torch.testing.assert_close(surrogate(-x), value, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
 
 
 def test_sigmoid_keeps_its_digits_far_away() -> None:

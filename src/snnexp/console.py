@@ -8,9 +8,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.tree import Tree
+
+from snnexp.domains import shown
 
 SHOWN = {
     "train/accuracy": "accuracy",
@@ -21,8 +24,9 @@ SHOWN = {
 
 
 def console() -> Console:
-    """The terminal, or plain text of any length where there is none."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """The terminal, or plain text whose lines are never broken where there is none."""
+    watched = sys.stdout.isatty()
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not watched, width=None if watched else 240)
 
 
 def config_tree(title: str, cfg: Mapping[str, Any]) -> Tree:
@@ -39,7 +43,7 @@ def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
             rest = {inner: entry for inner, entry in value.items() if inner != "_target_"}
             _grow(tree.add(f"[cyan]{key}[/] {name}".rstrip()), rest)
         elif value != {}:
-            tree.add(f"{key} [dim]=[/] {'null' if value is None else str(value).lower() if value in (True, False) and isinstance(value, bool) else value}")
+            tree.add(f"{key} [dim]=[/] {escape(shown(value))}")
 
 
 def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -> Table:
@@ -56,8 +60,8 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -
 
 
 def number(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    """Four significant digits, or all before the point of a larger number that can still be read."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 class ProgressDisplay(Callback):
@@ -96,15 +100,15 @@ class ProgressDisplay(Callback):
                 self.task,
                 completed=trainer.global_step,
                 epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
-                values=self._values(trainer, outputs["loss"].item()),
+                values=self._values(trainer, f"loss {number(outputs['loss'].item())}"),
             )
         elif self.bar is None and now - self.drawn_at > self.plain_every_s:
             self.drawn_at = now
-            self._line(trainer, outputs["loss"].item())
+            self._line(trainer, f"loss {number(outputs['loss'].item())}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
-        self._line(trainer, float(trainer.callback_metrics["train/epoch_loss"]))
+        self._line(trainer, f"mean loss {number(float(trainer.callback_metrics['train/epoch_loss']))}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -114,7 +118,7 @@ class ProgressDisplay(Callback):
             self.bar.stop()
             self.bar = None
 
-    def _line(self, trainer: Trainer, loss: float) -> None:
+    def _line(self, trainer: Trainer, loss: str) -> None:
         seconds = time.monotonic() - self.started_at
         epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
         step = f"step {trainer.global_step}/{self._steps(trainer)}"
@@ -125,10 +129,10 @@ class ProgressDisplay(Callback):
         return int(trainer.estimated_stepping_batches)
 
     @staticmethod
-    def _values(trainer: Trainer, loss: float) -> str:
+    def _values(trainer: Trainer, loss: str) -> str:
         logged = trainer.callback_metrics
-        shown = [f"{label} {float(logged[name]):.4f}" for name, label in SHOWN.items() if name in logged]
-        return "  ".join([f"loss {number(loss)}", *shown])
+        values = [f"{label} {float(logged[name]):.4f}" for name, label in SHOWN.items() if name in logged]
+        return "  ".join([loss, *values])
 
 
 def show_path(path: Path) -> str:

@@ -201,7 +201,7 @@ class Jobs:
         table = Table(*shown, box=None, pad_edge=False)
         for row in rows:
             cells: list[Any] = [row[name] for name in shown]
-            table.add_row(*(number(cell) if isinstance(cell, float) else str(cell or "") for cell in cells))
+            table.add_row(*("" if cell is None else number(cell) if isinstance(cell, float) else cell for cell in cells))
         terminal = console()
         terminal.print()
         terminal.print(table)

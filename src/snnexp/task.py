@@ -45,11 +45,12 @@ class Task(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         loss, _, traces = self._step(batch)
-        self.log("train/epoch_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=_samples(traces))
+        samples = _samples(traces)
+        self.log("train/epoch_loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=samples)
         # reading every trace costs time, so it is done only for the steps that are logged
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             values = {"train/loss": loss.detach(), **self._measured(traces, batch[1], "train")}
-            self.log_dict(values, on_step=True, on_epoch=False, batch_size=_samples(traces))
+            self.log_dict(values, on_step=True, on_epoch=False, batch_size=samples)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

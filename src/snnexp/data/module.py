@@ -119,15 +119,19 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 class OrderedBatches(Sampler[list[int]]):
-    """All samples once, in order; of ``world`` processes, each takes every world-th batch."""
+    """All samples once, in order; of ``world`` processes, each takes its share of every batch.
+
+    Where the first batch has fewer samples than there are processes, each of them takes all.
+    """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.batch_size = length, batch_size
-        self.starts = range(rank * batch_size, length, world * batch_size)
+        if min(batch_size, length) < world:
+            rank, world = 0, 1
+        shares = (range(start, length)[:batch_size][rank::world] for start in range(0, length, batch_size))
+        self.batches = [list(share) for share in shares if share]
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for start in self.starts:
-            yield list(range(start, min(start + self.batch_size, self.length)))
+        return iter(self.batches)
