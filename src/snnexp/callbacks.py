@@ -133,7 +133,9 @@ class ProjectParameters(Callback):
         names = [name for name, left in self.left.items() if left.item()]
         if names and not self.told:
             self.told = True
-            warnings.warn(f"training drove time constants of {', '.join(names)} out of range; projected back", stacklevel=2)
+            warnings.warn(
+                f"training drove time constants of {', '.join(names)} out of range; projected back", stacklevel=2
+            )
 
 
 class SeedMeanLoss(Callback):
@@ -158,7 +160,9 @@ class SeedMeanLoss(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         l1 = trainer.callback_metrics["test/l1"]
-        pl_module.log("test/seed_mean_loss", torch.stack([*self.losses, l1.to(pl_module.device)]).mean(), sync_dist=True)
+        pl_module.log(
+            "test/seed_mean_loss", torch.stack([*self.losses, l1.to(pl_module.device)]).mean(), sync_dist=True
+        )
 
 
 class ParameterHistograms(Callback):
@@ -184,7 +188,7 @@ class ParameterHistograms(Callback):
 
 
 class Signals(Callback):
-    """SIGINT and SIGTERM: finish the step, save last.ckpt, stop; outside of training, or the second time, stop at once."""
+    """SIGINT and SIGTERM: finish the step, save last.ckpt, stop; outside of training, or a second time, at once."""
 
     numbers = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,7 +1,7 @@
 """Configs: where they lie, how they are composed, checked, and turned into objects.
 
-Everything up to :func:`check` works without torch, so that a mistake is answered at once; :func:`instantiate` is the only
-door from a config to code, and it opens for this package and for what SNNEXP_ALLOW_TARGETS names.
+Everything up to :func:`check` works without torch, so that a mistake is answered at once; :func:`instantiate` is the
+only door from a config to code, and it opens for this package and for what SNNEXP_ALLOW_TARGETS names.
 """
 
 import inspect
@@ -10,7 +10,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -103,10 +103,13 @@ def check(cfg: DictConfig) -> DictConfig:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error) from error
-    assert isinstance(plain, dict)
+    return OmegaConf.create(_checked(cast(dict[str, Any], plain)))
+
+
+def _checked(plain: dict[str, Any]) -> dict[str, Any]:
     for key, value in plain.items():
         if key not in (*KEYS, *NODES):
-            raise ConfigError(f"{key}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
+            raise ConfigError(f"{key}: unknown key, {domains.closest(key, (*KEYS, *GROUPS))}")
         if key in NODES and not isinstance(value, dict):
             raise ConfigError(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
     missing = [key for key in (*KEYS, *NODES) if key not in plain]
@@ -115,7 +118,7 @@ def check(cfg: DictConfig) -> DictConfig:
     if not re.fullmatch(r"[\w.-]+", str(plain["name"])) or str(plain["name"]).startswith("."):
         raise ConfigError(f"name: got {domains.shown(plain['name'])}, must be letters, digits, '.', '_' and '-'")
     _check_node(plain, "")
-    return OmegaConf.create(plain)
+    return plain
 
 
 def _check_node(node: Mapping[str, Any], prefix: str) -> None:
@@ -131,7 +134,7 @@ def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
     """Build the object that a node describes: ``_target_`` is called with the node's other keys and ``arguments``.
 
     Raises:
-        ConfigError: the target is not allowed, or refuses its arguments; the sentence begins with the key under ``path``.
+        ConfigError: the target is not allowed, or refuses its arguments; the sentence begins with the key.
     """
     return factory(node, path, given=arguments)(**arguments)
 

@@ -122,7 +122,9 @@ class ProgressDisplay(Callback):
         seconds = time.monotonic() - self.started_at
         epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
         step = f"step {trainer.global_step}/{self._steps(trainer)}"
-        self.terminal.print(f"epoch {epoch}/{trainer.max_epochs}  {step}  {self._values(trainer, loss)}  {seconds:.0f} s")
+        self.terminal.print(
+            f"epoch {epoch}/{trainer.max_epochs}  {step}  {self._values(trainer, loss)}  {seconds:.0f} s"
+        )
 
     @staticmethod
     def _steps(trainer: Trainer) -> int:

@@ -1,8 +1,8 @@
 """Assemble a config into an experiment and run it, from the command line or a notebook.
 
-    cfg = compose(["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"])
-    parts = build(cfg)
-    record = run(cfg)
+cfg = compose(["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"])
+parts = build(cfg)
+record = run(cfg)
 """
 
 import logging
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from snnexp import callbacks, console, domains, metrics
 from snnexp.config import compose, factory, instantiate, located
@@ -216,7 +217,7 @@ def _fit_and_test(
     parts: Parts,
     run_dir: Run,
     signals: callbacks.Signals,
-    terminal: console.Console | None,
+    terminal: Console | None,
     clock: dict[str, float],
 ) -> dict[str, float]:
     trainer = parts.trainer
@@ -241,7 +242,7 @@ def _fit_and_test(
     return {name: float(value) for name, value in measured.items()}
 
 
-def _announce(terminal: console.Console, cfg: DictConfig, parts: Parts, path: Path) -> None:
+def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path) -> None:
     device = parts.trainer.strategy.root_device
     title = f"{cfg.name}  seed {cfg.seed}  on {device}, {torch.get_num_threads()} threads"
     if terminal.is_terminal:

@@ -23,7 +23,19 @@ from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 CFG = ("job", "hydra", "all")
-PLAIN = ("--info", "-i", "--multirun", "-m", "--run", "-r", "--resolve", "--shell-completion", "-sc", "--hydra-help", "--version")
+PLAIN = (
+    "--info",
+    "-i",
+    "--multirun",
+    "-m",
+    "--run",
+    "-r",
+    "--resolve",
+    "--shell-completion",
+    "-sc",
+    "--hydra-help",
+    "--version",
+)
 SWEEP = ("--multirun", "-m")
 
 
@@ -201,7 +213,9 @@ class Jobs:
         table = Table(*shown, box=None, pad_edge=False)
         for row in rows:
             cells: list[Any] = [row[name] for name in shown]
-            table.add_row(*("" if cell is None else number(cell) if isinstance(cell, float) else cell for cell in cells))
+            table.add_row(
+                *("" if cell is None else number(cell) if isinstance(cell, float) else cell for cell in cells)
+            )
         terminal = console()
         terminal.print()
         terminal.print(table)

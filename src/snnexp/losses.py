@@ -33,7 +33,7 @@ def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorre
 
 
 def mse_membrane(membrane: Tensor, target: Tensor, on_target: float = 1.05, off_target: float = 0.2) -> Tensor:
-    """mean over t of MSE(U[t], y); y is a trace, or ``on_target`` for the class of a label and ``off_target`` elsewhere."""
+    """mean over t of MSE(U[t], y); y is a trace, or ``on_target`` at a label's class and ``off_target`` elsewhere."""
     if target.ndim == membrane.ndim:
         return F.mse_loss(membrane, target)
     wanted = _per_class(target, on_target, off_target, membrane)

@@ -30,8 +30,8 @@ def l1(membrane: Tensor, target: Tensor) -> Tensor:
 
 def relative_error(membrane: Tensor, target: Tensor) -> Tensor:
     """mean over t >= 1 of ||U - y|| / ||y||, with the norm over the last axis; at t = 0 the target may be zero."""
-    norm = torch.linalg.vector_norm
-    return (norm(membrane - target, dim=-1) / norm(target, dim=-1))[1:].mean()
+    error: Tensor = torch.linalg.vector_norm(membrane - target, dim=-1)
+    return (error / torch.linalg.vector_norm(target, dim=-1))[1:].mean()
 
 
 def firing_rate(spikes: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def firing_rate(spikes: Tensor) -> Tensor:
     return spikes.mean()
 
 
-def synaptic_operations(spikes: Tensor, synapse: nn.Module | int) -> Tensor:
+def synaptic_operations(spikes: Tensor, synapse: nn.Linear | nn.Conv2d | int) -> Tensor:
     """The additions that ``spikes`` cause behind a synapse, per sample: each spike costs one per connection it reaches.
 
     A spike reaches each output of an ``nn.Linear``, each kernel position that covers it in an ``nn.Conv2d``, or as many
@@ -49,7 +49,6 @@ def synaptic_operations(spikes: Tensor, synapse: nn.Module | int) -> Tensor:
     if isinstance(synapse, nn.Conv2d):
         # a kernel of ones counts, for each output position, the spikes it sees
         ones = torch.ones((1, *synapse.weight.shape[1:]), device=spikes.device, dtype=spikes.dtype)
-        seen = F.conv2d(spikes.flatten(0, 1), ones, stride=synapse.stride, padding=synapse.padding)  # type: ignore[arg-type]
+        seen = F.conv2d(spikes.flatten(0, 1), ones, stride=synapse.stride, padding=synapse.padding)
         return seen.sum() * synapse.out_channels / batch
-    fan_out = synapse.out_features if isinstance(synapse, nn.Linear) else synapse
-    return spikes.sum() * fan_out / batch
+    return spikes.sum() * (synapse.out_features if isinstance(synapse, nn.Linear) else synapse) / batch

@@ -1,7 +1,7 @@
 """Networks: layers of a synapse and a neuron, unrolled in time; one trace per layer comes back.
 
-A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T steps; one that sees ``[T, B, *N]`` runs once
-over ``T * B`` samples.
+A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T steps; one that sees ``[T, B, *N]`` runs
+once over ``T * B`` samples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +77,7 @@ class Network(nn.Module):
 
     def deliveries(
         self, traces: Sequence[Trace], inputs: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, nn.Module | int]]:
+    ) -> Iterator[tuple[Tensor, nn.Linear | nn.Conv2d | int]]:
         """Which spikes arrive where, between layers and from a layer to itself: spikes and the synapse or its fan-out.
 
         ``inputs`` are counted too where they are given, that is where they are spikes.

@@ -100,7 +100,7 @@ def mnist_data(
 
 
 def find(root: str | Path, download: bool = False) -> Path:
-    """The folder that holds the four files, or :class:`DataError`; with ``download``, torchvision fetches them first."""
+    """The folder of the four files, or :class:`DataError`; with ``download``, torchvision fetches what is missing."""
     folder = Path(root).expanduser() / "MNIST" / "raw"
     missing = [name for name in SHA256 if not (folder / name).is_file()]
     if missing and download:
@@ -115,12 +115,12 @@ def find(root: str | Path, download: bool = False) -> Path:
 
 
 def _download(root: str | Path) -> None:
-    from torchvision.datasets import MNIST as Source
+    from torchvision import datasets  # type: ignore[import-untyped]
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Source(str(root), download=True)
+            datasets.MNIST(str(root), download=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(

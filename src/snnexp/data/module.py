@@ -66,7 +66,9 @@ class DataModule(LightningDataModule):
         """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
         samples = min(self.batch_size, len(self.train))
         if samples % processes:
-            raise ConfigError(f"batch_size: {samples} samples per batch cannot be shared equally by {processes} processes")
+            raise ConfigError(
+                f"batch_size: {samples} samples per batch cannot be shared equally by {processes} processes"
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._rank()
@@ -91,7 +93,7 @@ class DataModule(LightningDataModule):
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of every batch.
+    """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of each.
 
     A batch that the processes cannot share equally loses its remainder, so that their gradients weigh the same.
     """

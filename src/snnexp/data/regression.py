@@ -10,7 +10,7 @@ from snnexp.data.module import DataModule
 class RegressionDataset:
     """Random trajectories: x rises evenly from 0 to an end drawn from U(0, 1).
 
-    The target is x itself (``linear``), or sqrt(slope x) with one slope, drawn from U(0, 1), for the dataset (``sqrt``).
+    The target is x itself (``linear``), or sqrt(slope x) with one slope from U(0, 1) for the dataset (``sqrt``).
     One draw per dataset: the ends in order, then the slope, from a generator of their own.
 
     Args:

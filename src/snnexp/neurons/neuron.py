@@ -75,7 +75,7 @@ class Neuron(nn.Module):
         """Set the start weights of the synapse in front; PyTorch's own stay unless a neuron's model has others."""
 
     @property
-    def feedback_synapse(self) -> nn.Module | int | None:
+    def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int | None:
         """The synapse, or the fan-out of a spike, within the layer; None without feedback."""
         return None
 
@@ -97,7 +97,7 @@ class Neuron(nn.Module):
         if outside is not None:
             raise ConfigError(f"{name}: a start value is {outside:g}, must be {number}")
         try:
-            fits = torch.broadcast_shapes(start.shape, self.features) == self.features
+            fits = start.expand(self.features).shape == self.features
         except RuntimeError:
             fits = False
         if not fits:

@@ -61,6 +61,7 @@ class ParametrizedLIF(Neuron):
     v_th: Tensor
     v_leak: Tensor
     v_reset: Tensor
+    no_autapses: Tensor
 
     def __init__(
         self,

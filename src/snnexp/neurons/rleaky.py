@@ -86,7 +86,7 @@ class RLeaky(Neuron):
         self.surrogate = surrogate
 
     @property
-    def feedback_synapse(self) -> nn.Module | int:
+    def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int:
         return 1 if self.recurrent is None else self.recurrent
 
     def zero_state(self, current: Tensor) -> RLeakyState:

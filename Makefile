@@ -1,0 +1,38 @@
+# Needs Python 3.11 to 3.13 and make; everything else goes into .venv
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test check dashboard reproduce clean
+
+train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
+	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
+
+test: .venv/installed-dev ## the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/installed-dev ## lint, format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+dashboard: .venv/installed ## TensorBoard on http://127.0.0.1:6006
+	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1 --port 6006
+
+reproduce: .venv/installed-dev ## every recipe over its seeds, beside what the peers give; about half an hour
+	$(BIN)/python scripts/reproduce.py $(ARGS)
+
+clean: ## caches, builds and .venv; outputs/ and data/ stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Python 3.11 to 3.13 is needed, set PYTHON="'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[dev,peers]"
+	touch $@ .venv/installed
