@@ -128,6 +128,7 @@ POSITIVE = Number(low=0, open_low=True)
 NOT_NEGATIVE = Number(low=0)
 COUNT = Number(low=1, whole=True)
 INDEX = Number(low=0, whole=True)
+SEED = Number(low=0, high=2**32 - 1, whole=True)
 FRACTION = Number(low=0, high=1)
 FLAG = Kind(bool, "true or false")
 TEXT = Kind(str, "a text")
@@ -135,7 +136,7 @@ NULL = Kind(type(None), "null")
 
 DOMAINS: dict[str, Domain] = {
     # the run
-    "seed": Number(low=0, high=2**32 - 1, whole=True),
+    "seed": SEED,
     "num_steps": COUNT,
     "name": TEXT,
     "published": Kind(Mapping, "a mapping of metric names to figures"),
@@ -146,6 +147,7 @@ DOMAINS: dict[str, Domain] = {
     "drop_last": FLAG,
     "val_size": INDEX,
     "num_samples": COUNT,
+    "sample_seed": Either(SEED, NULL),
     "num_workers": INDEX,
     "mode": OneOf("linear", "sqrt"),
     # neurons

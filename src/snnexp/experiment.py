@@ -86,25 +86,26 @@ def make_trainer(
     """
     domains.check(locals())
     try:
-        return Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            max_epochs=max_epochs,
-            limit_train_batches=limit_batches,
-            limit_val_batches=limit_batches,
-            limit_test_batches=limit_batches,
-            log_every_n_steps=log_every_n_steps,
-            deterministic=True,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=False,
-            plugins=[callbacks.RunCheckpointIO()],
-            callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
-        )
+        with _quiet():
+            return Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                strategy=strategy,
+                max_epochs=max_epochs,
+                limit_train_batches=limit_batches,
+                limit_val_batches=limit_batches,
+                limit_test_batches=limit_batches,
+                log_every_n_steps=log_every_n_steps,
+                deterministic=True,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                logger=False,
+                plugins=[callbacks.RunCheckpointIO()],
+                callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
+            )
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
@@ -125,8 +126,9 @@ def build(cfg: DictConfig) -> Parts:
     neuron = factory(nodes["neuron"], "neuron", given=["features"])
     readout = factory(nodes["readout"], "readout", given=["features"])
     trainer = instantiate(nodes["trainer"], "trainer")
-    data = instantiate(nodes["data"], "data")
+    # one stream of random numbers for data and weights, in this order
     torch.manual_seed(cfg.seed)
+    data = instantiate(nodes["data"], "data")
     shapes = {"inputs": data.inputs, "outputs": data.outputs}
     network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
     with located("data"):
@@ -179,8 +181,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
     began = time.perf_counter()
-    with _quiet():
-        parts = build(cfg)
+    parts = build(cfg)
     main = parts.trainer.is_global_zero
     terminal = console.console()
     if main:

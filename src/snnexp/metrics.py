@@ -31,7 +31,8 @@ def l1(membrane: Tensor, target: Tensor) -> Tensor:
 def relative_error(membrane: Tensor, target: Tensor) -> Tensor:
     """mean over t >= 1 of ||U - y|| / ||y||, with the norm over the last axis; at t = 0 the target may be zero."""
     error: Tensor = torch.linalg.vector_norm(membrane - target, dim=-1)
-    return (error / torch.linalg.vector_norm(target, dim=-1))[1:].mean()
+    size: Tensor = torch.linalg.vector_norm(target, dim=-1)
+    return (error / size)[1:].mean()
 
 
 def firing_rate(spikes: Tensor) -> Tensor:

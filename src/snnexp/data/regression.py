@@ -11,20 +11,20 @@ class RegressionDataset:
     """Random trajectories: x rises evenly from 0 to an end drawn from U(0, 1).
 
     The target is x itself (``linear``), or sqrt(slope x) with one slope from U(0, 1) for the dataset (``sqrt``).
-    One draw per dataset: the ends in order, then the slope, from a generator of their own.
+    One draw per dataset: the ends in order, then the slope.
 
     Args:
         num_steps: T.
         num_samples: trajectories.
         mode: ``linear`` or ``sqrt``.
-        seed: seed of the draw.
+        seed: seed of the draw; without one, torch's random state is drawn from, as the tutorial does.
 
     ``dataset[indices]`` is a batch of inputs and targets, each ``[T, B, 1]``; ``dataset[i]`` a sample ``[T, 1]``.
     """
 
-    def __init__(self, num_steps: int = 50, num_samples: int = 1, mode: str = "sqrt", seed: int = 0) -> None:
-        domains.check({"num_steps": num_steps, "num_samples": num_samples, "mode": mode, "seed": seed})
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, num_steps: int = 50, num_samples: int = 1, mode: str = "sqrt", seed: int | None = None) -> None:
+        domains.check({"num_steps": num_steps, "num_samples": num_samples, "mode": mode, "sample_seed": seed})
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         ends = torch.rand(num_samples, generator=generator)
         self.features = torch.stack([torch.linspace(0, end, num_steps) for end in ends.tolist()], dim=1).unsqueeze(-1)
         if mode == "linear":
@@ -44,13 +44,18 @@ def regression_data(
     mode: str,
     num_steps: int,
     num_samples: int = 1,
+    sample_seed: int | None = None,
     batch_size: int = 1,
     drop_last: bool = False,
     num_workers: int = 0,
     seed: int = 0,
 ) -> DataModule:
-    """The data module of a regression dataset, tested on the trajectories that it trains on."""
-    samples = RegressionDataset(num_steps, num_samples, mode, seed)
+    """The data module of a regression dataset, tested on the trajectories that it trains on.
+
+    ``sample_seed`` draws the trajectories, ``seed`` the order of batches. Without a ``sample_seed`` the trajectories
+    come from torch's random state: a run seeds it, draws its data and then its weights, in the order of the tutorial.
+    """
+    samples = RegressionDataset(num_steps, num_samples, mode, sample_seed)
     return DataModule(
         samples,
         samples,
