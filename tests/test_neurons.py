@@ -529,6 +529,15 @@ class TestParametrizedLIF:
         # u_a[0] = 0 lies 1 below the threshold, where SuperSpike gives 1 / 11^2
         torch.testing.assert_close(gradient[0, 0], torch.tensor([1 / 121, 0.5]))
 
+    def test_a_higher_threshold_fires_less(self) -> None:
+        """dz/dv_th = -sigma(u - v_th) in each step, as the reset passes nothing on."""
+        neuron = ParametrizedLIF(
+            1, recurrent=False, v_th=1.0, learn=["v_th"], surrogate=SuperSpike(10.0), **self.HALVES
+        )
+        z, u, _ = neuron(steps(4, 0, 0, 0))
+        (gradient,) = gradients(z.sum(), neuron.v_th)
+        torch.testing.assert_close(gradient, -SuperSpike(10.0)(u.detach() - 1).sum())
+
     def test_start_weights(self) -> None:
         torch.manual_seed(0)
         weight = torch.empty(200, 50)
@@ -635,7 +644,7 @@ class TestLeakyIntegrator:
         torch.testing.assert_close(state.i.item(), 0.3 * 0.75 / 0.25)
 
     def test_is_linear(self) -> None:
-        neuron = LeakyIntegrator((2, 3), tau_mem_inv=torch.rand(2, 3) * 900 + 50).double()
+        neuron = LeakyIntegrator((2, 3), tau_mem_inv=torch.linspace(50, 950, 6).view(2, 3)).double()
         x, y = current_for(neuron, seed=1), current_for(neuron, seed=2)
         v = [neuron(current).membrane for current in (x, y, 2 * x - 3 * y)]
         torch.testing.assert_close(v[2], 2 * v[0] - 3 * v[1])

@@ -1,5 +1,6 @@
 """The command line. Nothing is imported before a verb needs it."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows t
 snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"
 Runs are written to outputs/. TensorBoard: tensorboard --logdir outputs
 Exit codes: 0 done, 1 a defect of snnexp, 2 usage or config, 3 diverged, 4 data missing or damaged,
-7 points of a sweep did not finish, 130 and 143 interrupted."""
+7 points of a sweep did not finish, 74 the disk said no, 130 and 143 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        return _refuse(f"{error.filename or 'disk'}: {error.strerror}", 74)
 
 
 def _refuse(sentence: str, code: int = 2) -> int:

@@ -5,6 +5,7 @@ anything heavy is imported. A domain answers ``value in domain`` and its ``str``
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,9 +31,9 @@ class Number:
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        return (
-            math.isfinite(value) and (self.low < value if self.open_low else self.low <= value) and value <= self.high
-        )
+        # NaN compares false, and an int may be too large to become a float
+        finite = abs(value) <= sys.float_info.max
+        return finite and (self.low < value if self.open_low else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
@@ -227,4 +228,7 @@ def closest(word: str, options: Iterable[str]) -> str:
 
     options = sorted(options)
     near = difflib.get_close_matches(word, options, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(options)}" if options else "there are none"
+    if near:
+        return f"did you mean {near[0]}?"
+    listed = ", ".join(options) or "none"
+    return f"there are {listed if len(listed) <= 110 else listed[:110].rpartition(',')[0] + ', ...'}"

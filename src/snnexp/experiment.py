@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,9 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
             measured = _fit_and_test(cfg, parts, run_dir, signals, terminal if main else None, clock)
     except BaseException as error:
         if main:
-            _record_failure(run_dir, error)
+            # on a full disk this fails too, and what came first is what counts
+            with suppress(OSError):
+                _record_failure(run_dir, error)
         raise
     finally:
         run_dir.close()
@@ -271,7 +273,7 @@ def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
 
 def _record_failure(run_dir: Run, error: BaseException) -> None:
     names = {3: "diverged", 130: "interrupted", 143: "interrupted"}
-    code = error.exit_code if isinstance(error, SnnexpError) else 1
+    code = error.exit_code if isinstance(error, SnnexpError) else 74 if isinstance(error, OSError) else 1
     reason = str(error).strip() or type(error).__name__
     run_dir.update(status=names.get(code, "failed"), exit_code=code, reason=reason.splitlines()[0])
 

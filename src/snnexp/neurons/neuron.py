@@ -54,7 +54,8 @@ class Neuron(nn.Module):
         if current.ndim < 3 or tuple(current.shape[2:]) != self.features:
             expected = ", ".join(["T", "B", *map(str, self.features)])
             raise ValueError(f"current has shape {list(current.shape)}, must be [{expected}]")
-        steps = current.unbind(0)
+        # a synapse may run in lower precision, a state may not: in bfloat16 a decay of .999 is 1
+        steps = (current.float() if current.dtype.itemsize < 4 else current).unbind(0)
         if num_steps is not None and len(steps) != num_steps:
             if len(steps) != 1:
                 raise ValueError(f"current has {len(steps)} time steps, num_steps is {num_steps}")

@@ -26,6 +26,9 @@ from snnexp.initializers import Normal
 from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
 from snnexp.surrogates import SuperSpike, Surrogate, spike
 
+LARGEST_STEP = 1 + 1e-6
+"""dt tau may be 1, beyond which the explicit Euler step overshoots; the last digits of float32 do not count."""
+
 
 class ParametrizedLIFState(NamedTuple):
     """Spikes z, membrane v after reset and synaptic current i, each ``[B, *N]``, after the last step."""
@@ -143,24 +146,24 @@ def add_time_constant(neuron: Neuron, name: str, value: NeuronParameter, dt: flo
     """Add an inverse time constant in 1/s and refuse one that the explicit Euler step cannot follow, dt tau > 1."""
     neuron.add_parameter(name, value, learn=learn)
     fastest = getattr(neuron, name).max().item()
-    # the last digit of float32 is no reason to refuse dt tau = 1
-    if dt * fastest > 1 + 1e-6:
+    if dt * fastest > LARGEST_STEP:
         raise ConfigError(f"{name}: got {fastest:g} per s, must be at most 1 / dt = {1 / dt:g} per s")
 
 
 @torch.no_grad()
 def project_time_constants(neuron: Neuron, dt: float) -> Tensor | None:
-    """Clip learned inverse time constants to [0.001 / dt, 1 / dt]; returns whether any had left (0, 1 / dt]."""
+    """Bring learned inverse time constants that left (0, 1 / dt] to [0.001 / dt, 1 / dt]; returns whether any had."""
     left = None
     for name in ("tau_mem_inv", "tau_syn_inv"):
         value = getattr(neuron, name)
-        learned = parametrize.is_parametrized(neuron, name) or isinstance(value, nn.Parameter)
-        if learned:
-            outside = ((value <= 0) | (value > 1 / dt)).any()
-            inside = torch.where((value <= 0) | (value > 1 / dt), value.clamp(1e-3 / dt, 1 / dt), value)
-            if parametrize.is_parametrized(neuron, name):
-                setattr(neuron, name, inside)
-            else:
-                value.copy_(inside)
-            left = outside if left is None else left | outside
+        in_log = parametrize.is_parametrized(neuron, name)
+        if not in_log and not isinstance(value, nn.Parameter):
+            continue
+        outside = (value <= 0) | (value > LARGEST_STEP / dt)
+        inside = torch.where(outside, value.clamp(1e-3 / dt, 1 / dt), value)
+        if in_log:
+            setattr(neuron, name, inside)
+        else:
+            value.copy_(inside)
+        left = outside.any() if left is None else left | outside.any()
     return left

@@ -1,0 +1,222 @@
+"""What is watched while training: runs that diverge, time constants that leave, checkpoints, the tutorial's mean."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from snnexp import runs
+from snnexp.callbacks import DivergenceGuard, ProjectParameters, RunCheckpointIO, SeedMeanLoss
+from snnexp.errors import CheckpointError, DivergedError
+from snnexp.experiment import Record, build, compose, run
+
+TINY = [
+    "experiment=regression_sqrt",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "trainer.save_every_n_epochs=1",
+    "network.hidden=[6,5]",
+    "num_steps=8",
+    "logger=jsonl",
+]
+LIF = ["neuron=parametrized_lif", "readout=leaky_integrator", "surrogate=super_spike"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def train(*overrides: str) -> Record:
+    return run(compose([*TINY, *overrides]))
+
+
+def rows(path: Path, name: str) -> list[float]:
+    """The values of one metric, in the order in which they were logged."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def numbers(checkpoint: Any) -> list[Tensor]:
+    """All floating-point tensors of a checkpoint, wherever they stand."""
+    if isinstance(checkpoint, Tensor):
+        return [checkpoint] if checkpoint.is_floating_point() else []
+    entries = checkpoint.values() if isinstance(checkpoint, dict) else checkpoint
+    return [number for entry in entries if isinstance(entry, (dict, list, tuple, Tensor)) for number in numbers(entry)]
+
+
+def only_run(folder: Path) -> Path:
+    (path,) = folder.glob("outputs/regression_sqrt/*")
+    return path
+
+
+class TestDivergence:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_a_loss_that_is_no_number_ends_the_run(self, value: float) -> None:
+        with pytest.raises(DivergedError, match="step 7") as caught:
+            DivergenceGuard.require_finite(torch.tensor(value), step=7)
+        assert caught.value.exit_code == 3
+        DivergenceGuard.require_finite(torch.tensor(1e38), step=7)
+
+    # after the first step the next loss overflows, or the weights already have
+    @pytest.mark.parametrize("step", [["optimizer.lr=1e30"], ["optimizer.lr=3e38", "optimizer.weight_decay=100"]])
+    @pytest.mark.parametrize("max_epochs", [1, 3])
+    def test_a_run_that_diverges_says_so_and_keeps_what_is_finite(
+        self, tmp_path: Path, step: list[str], max_epochs: int
+    ) -> None:
+        with pytest.raises(DivergedError) as caught:
+            train("optimizer=sgd", *step, f"trainer.max_epochs={max_epochs}", "neuron=leaky")
+        path = only_run(tmp_path)
+        record = json.loads((path / "run.json").read_text())
+        assert (record["status"], record["exit_code"]) == ("diverged", 3)
+        assert record["reason"] == str(caught.value)
+        checkpoints = sorted((path / "checkpoints").glob("*.ckpt"))
+        assert checkpoints
+        for checkpoint in checkpoints:
+            runs.read_checkpoint(checkpoint)
+            assert all(number.isfinite().all() for number in numbers(load(checkpoint)["state_dict"])), checkpoint.name
+
+
+class TestProjection:
+    def test_time_constants_come_back_and_the_run_says_so_once(self) -> None:
+        task = build(compose([*TINY, *LIF])).task
+        callback = ProjectParameters()
+        tau = task.network.neurons()["hidden2"].tau_mem_inv
+
+        def step(*values: float) -> list[float]:
+            with torch.no_grad():
+                tau.copy_(torch.tensor(values))
+            callback.on_train_batch_end(None, task, {}, None, 0)
+            return tau.tolist()
+
+        assert step(5, 100, 999, 1000, 0.5) == [5, 100, 999, 1000, 0.5]
+        callback.on_train_epoch_end(None, task)
+        low, middle, high, zero, _ = step(-30, 100, 5000, 0, 50)
+        # with dt = 1 ms an explicit step holds for 0 < tau_mem_inv <= 1000 per s
+        assert 0 < low <= 1000
+        assert 0 < zero <= 1000
+        assert (middle, high) == (100, 1000)
+        with pytest.warns(UserWarning, match="time constants of hidden2 out of range") as told:
+            callback.on_train_epoch_end(None, task)
+        assert len(told) == 1
+        step(-30, 100, 5000, 0, 50)
+        callback.on_train_epoch_end(None, task)
+
+    def test_training_keeps_the_equation_valid(self) -> None:
+        record = train(*LIF, "optimizer.lr=400", "trainer.max_epochs=6")
+        state = load(record.path / "checkpoints" / "last.ckpt")["state_dict"]
+        taus = torch.cat([value for name, value in state.items() if name.endswith("hidden1.neuron.tau_mem_inv")])
+        assert taus.shape == (6,)
+        assert ((taus > 0) & (taus <= 1000)).all()
+        assert (record.path / "train.log").read_text().count("out of range; projected back") == 1
+
+
+class TestCheckpoints:
+    def test_first_last_and_best_are_whole_and_plain(self) -> None:
+        # so large a rate that the loss does not end at its lowest
+        cfg = compose([*TINY, "optimizer.lr=0.3", "trainer.max_epochs=8", "seed=1"])
+        record = run(cfg)
+        folder = record.path / "checkpoints"
+        names = [f"{name}.ckpt{suffix}" for name in ("best", "init", "last") for suffix in ("", ".sha256")]
+        assert sorted(path.name for path in folder.iterdir()) == names
+        for name in ("init", "last", "best"):
+            digest = hashlib.sha256((folder / f"{name}.ckpt").read_bytes()).hexdigest()
+            assert (folder / f"{name}.ckpt.sha256").read_text().split() == [digest, f"{name}.ckpt"]
+        first, best, last = (load(folder / f"{name}.ckpt") for name in ("init", "best", "last"))
+        for name, weight in build(cfg).task.state_dict().items():
+            assert torch.equal(first["state_dict"][name], weight), "init.ckpt is what the seed gives"
+        losses = rows(record.path, "train/epoch_loss")
+        lowest = losses.index(min(losses))
+        assert len(losses) == 8
+        assert lowest < 7
+        assert [first["global_step"], best["global_step"], last["global_step"]] == [0, lowest + 1, 8]
+
+    def test_last_is_written_every_few_epochs_and_at_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        written: list[tuple[str, int]] = []
+        save = RunCheckpointIO.save_checkpoint
+
+        def watch(self: RunCheckpointIO, checkpoint: dict[str, Any], path: Any, **more: Any) -> None:
+            written.append((Path(path).name, checkpoint["global_step"]))
+            save(self, checkpoint, path, **more)
+
+        monkeypatch.setattr(RunCheckpointIO, "save_checkpoint", watch)
+        train("trainer.max_epochs=5", "trainer.save_every_n_epochs=2")
+        assert written == [("init.ckpt", 0), ("last.ckpt", 2), ("last.ckpt", 4), ("last.ckpt", 5)]
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_with_a_validation_split_its_loss_decides(self) -> None:
+        mnist = ["experiment=mnist_leaky", "data.val_size=8", "data.batch_size=8", "optimizer.lr=0.02"]
+        record = run(compose([*mnist, *TINY[1:], "trainer.max_epochs=5", "network.hidden=[20]"]))
+        training, validation = rows(record.path, "train/epoch_loss"), rows(record.path, "val/loss")
+        best = load(record.path / "checkpoints" / "best.ckpt")["global_step"] // 4
+        assert len(training) == len(validation) == 5
+        assert training.index(min(training)) != validation.index(min(validation)), "else the test tells nothing"
+        assert best == validation.index(min(validation)) + 1
+
+    def test_a_damaged_one_is_not_loaded_and_code_is_not_run(self, tmp_path: Path) -> None:
+        class Attack:
+            def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+                return Path.write_text, (tmp_path / "attacked", "!")
+
+        io = RunCheckpointIO()
+        io.save_checkpoint({"weights": torch.ones(3)}, tmp_path / "last.ckpt")
+        assert torch.equal(io.load_checkpoint(tmp_path / "last.ckpt")["weights"], torch.ones(3))
+        content = (tmp_path / "last.ckpt").read_bytes()
+        (tmp_path / "last.ckpt").write_bytes(content[:-5])
+        with pytest.raises(CheckpointError) as caught:
+            io.load_checkpoint(tmp_path / "last.ckpt")
+        assert caught.value.exit_code == 5
+        io.save_checkpoint({"weights": Attack()}, tmp_path / "last.ckpt")
+        with pytest.raises(CheckpointError) as caught:
+            io.load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+        assert caught.value.exit_code == 5
+        assert not (tmp_path / "attacked").exists()
+
+
+class TestSeedMeanLoss:
+    @pytest.mark.parametrize("samples", [1, 3])
+    def test_is_the_mean_of_all_training_losses_and_one_final_l1(self, samples: int) -> None:
+        cfg = compose([*TINY, "trainer.max_epochs=4", f"data.num_samples={samples}"])
+        record = run(cfg)
+        losses = rows(record.path, "train/loss")
+        assert len(losses) == 4 * samples
+        parts = build(cfg)
+        parts.task.load_state_dict(load(record.path / "checkpoints" / "last.ckpt")["state_dict"])
+        features, target = parts.data.test[list(range(samples))]
+        with torch.no_grad():
+            error = parts.network(features)[-1].membrane - target
+        l1 = error.abs().mean().item()
+        assert record.metrics["test/l1"] == pytest.approx(l1, rel=1e-5)
+        relative = (error.abs() / target)[1:].mean().item()
+        assert record.metrics["test/relative_error"] == pytest.approx(relative, rel=1e-5)
+        mean = (math.fsum(losses) + l1) / (len(losses) + 1)
+        assert record.metrics["test/seed_mean_loss"] == pytest.approx(mean, rel=1e-5)
+
+    def test_survives_a_checkpoint(self) -> None:
+        before, after, never = SeedMeanLoss(), SeedMeanLoss(), SeedMeanLoss()
+        for value in (1.0, 2.5):
+            before.on_train_batch_end(None, None, {"loss": torch.tensor(value)}, None, 0)
+        after.load_state_dict(before.state_dict())
+        assert [loss.item() for loss in after.losses] == [1.0, 2.5]
+        after.load_state_dict(never.state_dict())
+        assert after.losses == []
+
+
+def test_rows_of_metrics_have_a_step_and_an_epoch() -> None:
+    record = train("trainer.max_epochs=2", "data.num_samples=3")
+    lines = [json.loads(line) for line in (record.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["step"], line["epoch"]) for line in lines if "train/loss" in line]
+    assert [epoch for _, epoch in steps] == [0, 0, 0, 1, 1, 1]
+    assert [step for step, _ in steps] == sorted({step for step, _ in steps})
+    assert all({"step", "epoch"} <= line.keys() for line in lines)
+    (tested,) = [line for line in lines if "test/l1" in line]
+    assert {name: tested[name] for name in record.metrics} == pytest.approx(record.metrics)

@@ -1,0 +1,319 @@
+"""The command line, run in processes of its own as a user runs it."""
+
+import csv
+import hashlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+SNNEXP = [sys.executable, "-m", "snnexp.cli"]
+RUN = ["train", "experiment=regression_sqrt", "trainer=cpu"]
+SHORT = [*RUN, "trainer.max_epochs=4", "trainer.save_every_n_epochs=2", "trainer.log_every_n_steps=1"]
+
+
+def snnexp(*arguments: str, cwd: Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*SNNEXP, *arguments], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def only_run(cwd: Path, pattern: str = "outputs/*/*/run.json") -> Path:
+    (record,) = cwd.glob(pattern)
+    return record.parent
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "run.json").read_text())
+
+
+def imported_by(code: str, cwd: Path) -> set[str]:
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+class TestLazy:
+    def test_help_imports_nothing_heavy(self, tmp_path: Path) -> None:
+        modules = imported_by("from snnexp.cli import main; main(['--help'])", tmp_path)
+        assert not modules & {"hydra", "omegaconf", "torch", "rich", "lightning"}
+
+    def test_showing_a_config_does_not_import_torch(self, tmp_path: Path) -> None:
+        call = "from snnexp.cli import main; main(['train', '--cfg', 'job', 'experiment=mnist_leaky'])"
+        modules = imported_by(call, tmp_path)
+        assert "hydra" in modules
+        assert not modules & {"torch", "lightning", "torchvision"}
+        assert not list(tmp_path.iterdir())
+
+
+class TestTexts:
+    def test_help_and_version(self, tmp_path: Path) -> None:
+        assert "snnexp train" in snnexp("--help", cwd=tmp_path).stdout
+        assert snnexp(cwd=tmp_path).stdout == snnexp("--help", cwd=tmp_path).stdout
+        assert snnexp("--version", cwd=tmp_path).stdout.startswith("snnexp 0.")
+
+    def test_list_names_every_group_and_recipe(self, tmp_path: Path) -> None:
+        everything = snnexp("list", cwd=tmp_path).stdout
+        assert all(word in everything for word in ("rleaky", "nll_max_voltage", "regression_sqrt_fit", "ddp"))
+        neurons = snnexp("list", "neuron", cwd=tmp_path).stdout.splitlines()
+        assert {line.split()[0] for line in neurons} >= {"leaky", "rleaky", "parametrized_lif"}
+        assert all(len(line.split()) > 3 for line in neurons), "each has a description"
+
+    def test_doctor_tells_versions_and_where_data_are_missing(self, tmp_path: Path) -> None:
+        told = snnexp("doctor", cwd=tmp_path, SNNEXP_DATA_DIR=str(tmp_path / "none")).stdout
+        assert torch.__version__.split("+")[0] in told
+        assert "MNIST is missing" in told
+
+    def test_config_as_hydra_shows_it(self, tmp_path: Path) -> None:
+        shown = snnexp("train", "neuron.beta=0.8", "--cfg", "job", "seed=3", "-p", "neuron", cwd=tmp_path).stdout
+        assert "beta: 0.8" in shown
+
+    @pytest.mark.parametrize(
+        ("line", "expected"),
+        [("snnexp tr", "train"), ("snnexp train experiment=mnist_l", "experiment=mnist_leaky")],
+    )
+    def test_tab_completion(self, tmp_path: Path, line: str, expected: str) -> None:
+        words = snnexp("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
+        assert words == [expected]
+
+    def test_a_folder_of_configs_from_elsewhere(self, tmp_path: Path) -> None:
+        (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+        (tmp_path / "mine" / "optimizer" / "slow.yaml").write_text("# Slow\ndefaults: [adam]\nlr: 1e-5\n")
+        shown = snnexp("train", "--config-dir", "mine", "optimizer=slow", "--cfg", "job", cwd=tmp_path).stdout
+        assert "lr: 1.0e-05" in shown
+
+
+REFUSED = [
+    (["nueron=leaky"], "nueron: unknown key, did you mean neuron?"),
+    (["neuron.bta=1"], "neuron.bta: unknown key, did you mean neuron.beta?"),
+    (["neuron=leeky"], "neuron=leeky: no such choice, did you mean leaky?"),
+    (["experiment=mnist"], "experiment=mnist: no such choice"),
+    (["neuron.beta=1.5"], "neuron.beta: got 1.5, must be a finite number from 0 to 1"),
+    (["neuron.learn_beta=3"], "neuron.learn_beta: got 3, must be true or false"),
+    (["network.hidden=[10,many]"], "network.hidden: got [10, 'many'], must be a list"),
+    (["num_steps=0"], "num_steps: got 0, must be a whole number of at least 1"),
+    (["optimizer.lr=nan"], "optimizer.lr: got nan, must be a finite number greater than 0"),
+    (["optimizer.lr=fast"], "optimizer.lr: got fast, must be a finite number"),
+    (["seed=-1"], "seed: got -1"),
+    (["neuron=null"], "neuron: every run needs one"),
+    (["trainer.max_epochs=${none}"], "trainer.max_epochs: Interpolation key 'none' not found"),
+    (["neuron.beta=["], "neuron.beta=[: not key=value"),
+    (["neuron"], "neuron: not key=value"),
+    (["name=../up"], "name: got ../up, must be"),
+    (["neuron._target_=os.system"], "neuron._target_: os.system is not from snnexp"),
+    (["--frobnicate"], "--frobnicate: no such flag"),
+    (["--cfg"], "--cfg: got nothing, must be followed by one of job, hydra, all"),
+    (["-m", "neuron.beta=0.5,1.5"], "neuron.beta: got 1.5"),
+    (["-m", "neuron.bta=0.5,0.6"], "neuron.bta: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = snnexp("train", *arguments, cwd=tmp_path, code=2)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"snnexp: {sentence}")
+    assert len(line) <= 200
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["train", "experiment=regression_sqrt", "loss=ce_membrane"], 2, "loss: CEMembrane compares with labels"),
+        (["train", "experiment=regression_sqrt", "trainer=ddp"], 2, "data.batch_size: 1 samples"),
+        (["train", "experiment=mnist_leaky"], 4, "MNIST is missing: no train-images-idx3-ubyte in "),
+        (["list", "nothing"], 2, "nothing: no such group"),
+        (["doctor", "now"], 2, "doctor: takes no arguments"),
+        (["tarin"], 2, "tarin: no such command, did you mean train?"),
+    ],
+)
+def test_what_cannot_start_leaves_nothing(tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
+    done = snnexp(*arguments, cwd=tmp_path, code=code, SNNEXP_DATA_DIR="missing")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"snnexp: {sentence}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A short run, and what it printed."""
+    cwd = tmp_path_factory.mktemp("with a space é")
+    return cwd, snnexp(*SHORT, "seed=3", cwd=cwd).stdout
+
+
+class TestRun:
+    def test_prints_plain_lines_into_a_pipe(self, finished: tuple[Path, str]) -> None:
+        cwd, printed = finished
+        assert printed.isascii()
+        assert "\x1b" not in printed
+        assert "\r" not in printed
+        measures = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.startswith("test/")}
+        assert float(measures["test/relative_error"][0]) > 0
+        assert measures["test/relative_error"][1] == "0.0284", "the published figure stands beside"
+        assert f"run {only_run(cwd).relative_to(cwd)}" in printed
+
+    def test_record(self, finished: tuple[Path, str]) -> None:
+        run = only_run(finished[0])
+        entries = record(run)
+        assert entries["status"] == "finished"
+        assert (entries["exit_code"], entries["seed"], entries["experiment"]) == (0, 3, "regression_sqrt")
+        assert entries["kernel"] == "reference"
+        assert entries["device"] == "1 x cpu"
+        assert entries["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert entries["wall_s"]["total"] >= entries["wall_s"]["fit"] > 0
+        assert {"test/loss", "test/l1", "test/relative_error", "test/seed_mean_loss", "test/synops"} <= set(
+            entries["metrics"]
+        )
+        assert all(0 <= entries["metrics"][f"test/firing_rate/{layer}"] <= 1 for layer in ("hidden1", "hidden2"))
+        assert (run / "overrides.yaml").read_text().splitlines()[0] == '- "experiment=regression_sqrt"'
+
+    def test_config_is_whole_and_resolved(self, finished: tuple[Path, str]) -> None:
+        text = (only_run(finished[0]) / "config.yaml").read_text()
+        assert "${" not in text
+        assert "seed: 3" in text
+        assert "_target_: snnexp.initializers.Uniform" in text
+
+    def test_metrics_by_step_and_epoch(self, finished: tuple[Path, str]) -> None:
+        rows = [json.loads(line) for line in (only_run(finished[0]) / "metrics.jsonl").read_text().splitlines()]
+        steps = [row for row in rows if "train/loss" in row]
+        assert [(row["step"], row["epoch"]) for row in steps] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+        assert {"train/l1", "train/firing_rate/hidden1"} <= set(steps[0])
+        assert rows[-1]["test/l1"] == record(only_run(finished[0]))["metrics"]["test/l1"]
+
+    def test_checkpoints_match_their_checksums(self, finished: tuple[Path, str]) -> None:
+        folder = only_run(finished[0]) / "checkpoints"
+        for name in ("init", "last", "best"):
+            content = (folder / f"{name}.ckpt").read_bytes()
+            assert (folder / f"{name}.ckpt.sha256").read_text().split() == [
+                hashlib.sha256(content).hexdigest(),
+                f"{name}.ckpt",
+            ]
+            assert "state_dict" in torch.load(folder / f"{name}.ckpt", weights_only=True)
+        first, last = (torch.load(folder / f"{name}.ckpt", weights_only=True) for name in ("init", "last"))
+        assert (first["global_step"], last["global_step"]) == (0, 4)
+
+    def test_tensorboard_events(self, finished: tuple[Path, str]) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(only_run(finished[0]) / "tensorboard"))
+        events.Reload()
+        tags = events.Tags()
+        assert {"train/loss", "train/firing_rate/hidden1", "test/l1"} <= set(tags["scalars"])
+        assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
+        assert {"hidden1/neuron/beta", "hidden2/synapse/weight"} <= set(tags["histograms"])
+        assert events.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
+
+    def test_the_same_again_writes_the_same_metrics(self, finished: tuple[Path, str], tmp_path: Path) -> None:
+        snnexp(*SHORT, "seed=3", cwd=tmp_path)
+        first, second = (only_run(cwd) / "metrics.jsonl" for cwd in (finished[0], tmp_path))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_terminal_shows_the_config_and_the_table(tmp_path: Path) -> None:
+    outer, inner = pty.openpty()
+    env = {**os.environ, "TERM": "xterm"}
+    process = subprocess.Popen([*SNNEXP, *SHORT], cwd=tmp_path, stdout=inner, stderr=inner, env=env)
+    os.close(inner)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(outer, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "├── neuron Leaky" in text
+    assert "test/l1" in text
+    assert text.count("\x1b[") > 10, "colours and a live bar"
+
+
+class TestSweep:
+    def test_seeds(self, tmp_path: Path) -> None:
+        printed = snnexp(*SHORT, "-m", "seed=0,1", cwd=tmp_path).stdout
+        sweep = only_run(tmp_path, "outputs/sweeps/regression_sqrt/*/summary.csv")
+        runs = [record(path.parent) for path in sweep.glob("runs/*/run.json")]
+        runs.sort(key=lambda run: run["seed"])
+        assert [run["seed"] for run in runs] == [0, 1]
+        rows = list(csv.DictReader((sweep / "summary.csv").read_text().splitlines()))
+        assert [row["seed"] for row in rows] == ["0", "1"]
+        assert [float(row["test/l1"]) for row in rows] == [run["metrics"]["test/l1"] for run in runs]
+        assert "sweep outputs/sweeps/regression_sqrt/" in printed
+
+    def test_a_point_that_fails_does_not_stop_the_others(self, tmp_path: Path) -> None:
+        done = snnexp(*SHORT, "-m", "optimizer.lr=1e30,1e-3", cwd=tmp_path, code=7)
+        (summary,) = tmp_path.glob("outputs/sweeps/*/*/summary.csv")
+        rows = list(csv.DictReader(summary.read_text().splitlines()))
+        assert [row["status"] for row in rows] == ["diverged", "finished"]
+        assert "the loss is" in rows[0]["reason"]
+        assert "Traceback" not in done.stderr
+
+
+def test_divergence_keeps_the_last_finite_checkpoint(tmp_path: Path) -> None:
+    done = snnexp(*SHORT, "optimizer.lr=1e30", cwd=tmp_path, code=3)
+    assert len(done.stderr.splitlines()) == 1
+    run = only_run(tmp_path)
+    assert record(run)["status"] == "diverged"
+    assert "the loss is" in record(run)["reason"]
+    for path in run.glob("checkpoints/*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"].values()
+        assert all(torch.isfinite(weight).all() for weight in weights)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_stop(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = subprocess.Popen(
+        [*SNNEXP, *RUN, "trainer.max_epochs=100000", "trainer.save_every_n_epochs=100000"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size for path in tmp_path.glob("outputs/*/*/metrics.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr.splitlines() == [f"snnexp: stopped by {number.name}"]
+    run = only_run(tmp_path)
+    assert record(run)["status"] == "interrupted"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] >= max(row["step"] for row in rows)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    data = ["data.num_samples=4", "data.batch_size=4"]
+    for cwd, trainer in (("one", "trainer=cpu"), ("two", "trainer=ddp")):
+        (tmp_path / cwd).mkdir()
+        arguments = [trainer if word == "trainer=cpu" else word for word in SHORT]
+        snnexp(*arguments, *data, "trainer.accelerator=cpu", cwd=tmp_path / cwd)
+    one, two = (only_run(tmp_path / cwd) for cwd in ("one", "two"))
+    assert record(two)["device"] == "2 x cpu"
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
+    losses = [[row["train/epoch_loss"] for row in run if "train/epoch_loss" in row] for run in rows]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert record(two)["metrics"]["test/l1"] == pytest.approx(record(one)["metrics"]["test/l1"], rel=1e-2)
+
+
+def test_a_disk_that_says_no(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    done = snnexp(*SHORT, cwd=tmp_path, code=74)
+    (line,) = done.stderr.splitlines()
+    assert "outputs" in line

@@ -1,0 +1,453 @@
+"""Configs: what the recipes say, what is refused and in which words, and who may be called from a config."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from snnexp import config
+from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir
+from snnexp.domains import DOMAINS
+from snnexp.errors import ConfigError
+from snnexp.experiment import build
+
+UNIFORM = {"_target_": "snnexp.initializers.Uniform", "low": 0, "high": 1}
+MNIST_RECIPE = {
+    "seed": 0,
+    "data._target_": "snnexp.data.mnist_data",
+    "data.mean": 0,
+    "data.std": 1,
+    "data.batch_size": 128,
+    "optimizer._target_": "snnexp.optimizers.Adam",
+    "optimizer.betas": [0.9, 0.999],
+    "optimizer.weight_decay": 0,
+    "optimizer.schedule": "constant",
+}
+RECURRENT_RECIPE = MNIST_RECIPE | {
+    "num_steps": 10,
+    "encoder._target_": "snnexp.encoders.Constant",
+    "neuron._target_": "snnexp.neurons.RLeaky",
+    "neuron.beta": 0.9,
+    "neuron.threshold": 1,
+    "neuron.reset": "subtract",
+    "published": {},
+}
+COUNT_RECIPE = {
+    "loss._target_": "snnexp.losses.MSECount",
+    "loss.correct_rate": 0.8,
+    "loss.incorrect_rate": 0.2,
+}
+DENSE_RECURRENT_RECIPE = RECURRENT_RECIPE | {
+    "network._target_": "snnexp.network.MLP",
+    "network.hidden": [128],
+    "neuron.feedback": "linear",
+    "readout._target_": "snnexp.neurons.RLeaky",
+    "readout.feedback": "linear",
+    "optimizer.lr": 1e-3,
+    "trainer.max_epochs": 5,
+}
+REGRESSION_RECIPE = {
+    "seed": 0,
+    "num_steps": 50,
+    "data._target_": "snnexp.data.regression_data",
+    "data.num_steps": 50,
+    "data.num_samples": 1,
+    "data.batch_size": 1,
+    "network._target_": "snnexp.network.MLP",
+    "network.hidden": [128, 128],
+    "neuron._target_": "snnexp.neurons.Leaky",
+    "neuron.beta": UNIFORM,
+    "neuron.threshold": UNIFORM,
+    "neuron.learn_beta": True,
+    "neuron.learn_threshold": False,
+    "neuron.reset": "subtract",
+    "readout._target_": "snnexp.neurons.Leaky",
+    "readout.beta": UNIFORM,
+    "readout.learn_beta": True,
+    "readout.reset": "none",
+    "neuron.surrogate._target_": "snnexp.surrogates.FastSigmoid",
+    "neuron.surrogate.slope": 25,
+    "loss._target_": "snnexp.losses.MSEMembrane",
+    "optimizer._target_": "snnexp.optimizers.Adam",
+    "optimizer.lr": 1e-3,
+    "optimizer.schedule": "constant",
+    "trainer.max_epochs": 100,
+}
+FITTED = {"optimizer.lr": 5e-3, "optimizer.schedule": "cosine", "trainer.max_epochs": 1500}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "mnist_leaky": MNIST_RECIPE
+    | {
+        "num_steps": 25,
+        "encoder._target_": "snnexp.encoders.Constant",
+        "network._target_": "snnexp.network.MLP",
+        "network.hidden": [1000],
+        "neuron._target_": "snnexp.neurons.Leaky",
+        "neuron.beta": 0.95,
+        "neuron.threshold": 1,
+        "neuron.reset": "subtract",
+        "neuron.learn_beta": False,
+        "neuron.surrogate": {"_target_": "snnexp.surrogates.ATan", "alpha": 2},
+        "readout.beta": 0.95,
+        "readout.reset": "subtract",
+        "loss._target_": "snnexp.losses.CEMembrane",
+        "optimizer.lr": 5e-4,
+        "trainer.max_epochs": 1,
+        "published": {"test/accuracy": 0.9387},
+    },
+    "mnist_rleaky_count": DENSE_RECURRENT_RECIPE | COUNT_RECIPE,
+    "mnist_rleaky_membrane": DENSE_RECURRENT_RECIPE
+    | {"loss._target_": "snnexp.losses.MSEMembrane", "loss.on_target": 1.05, "loss.off_target": 0.2},
+    "mnist_rleaky_conv": RECURRENT_RECIPE
+    | COUNT_RECIPE
+    | {"network._target_": "snnexp.network.Conv", "neuron.feedback": "conv2d", "neuron.kernel_size": 3},
+    "regression_linear": REGRESSION_RECIPE | {"data.mode": "linear"},
+    "regression_sqrt": REGRESSION_RECIPE | {"data.mode": "sqrt"},
+    "regression_sqrt_fit": REGRESSION_RECIPE | {"data.mode": "sqrt"} | FITTED,
+    "mnist_parametrized_lif": MNIST_RECIPE
+    | {
+        "num_steps": 32,
+        "data.mean": 0.1307,
+        "data.std": 0.3081,
+        "data.batch_size": 256,
+        "encoder._target_": "snnexp.encoders.ConstantCurrentLIF",
+        "encoder.num_steps": 32,
+        "network._target_": "snnexp.network.MLP",
+        "network.hidden": [100],
+        "neuron._target_": "snnexp.neurons.ParametrizedLIF",
+        "neuron.recurrent": True,
+        "neuron.tau_mem_inv": {"_target_": "snnexp.initializers.Normal", "mean": 100, "std": 20},
+        "neuron.v_th": {"_target_": "snnexp.initializers.Normal", "mean": 0.5, "std": 0.1},
+        "neuron.learn": ["tau_mem_inv", "v_th"],
+        "neuron.surrogate": {"_target_": "snnexp.surrogates.SuperSpike", "alpha": 100},
+        "readout._target_": "snnexp.neurons.LeakyIntegrator",
+        "loss._target_": "snnexp.losses.NLLMaxVoltage",
+        "optimizer.lr": 2e-3,
+        "trainer.max_epochs": 10,
+        "published": {"test/accuracy": 0.9594},
+    },
+}
+CHOICES = [(group, choice) for group in GROUPS for choice in choices(group)]
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("experiment", choices("experiment"))
+    def test_is_what_was_published(self, experiment: str) -> None:
+        cfg = compose([f"experiment={experiment}"])
+        wanted = RECIPES[experiment] | {"name": experiment}
+        found = {key: OmegaConf.select(cfg, key) for key in wanted}
+        assert found == {
+            key: OmegaConf.create(value) if isinstance(value, dict) else value for key, value in wanted.items()
+        }
+        assert cfg.network.num_steps == cfg.num_steps
+        assert cfg.data.seed == cfg.seed
+
+    def test_the_square_root_has_both_figures_of_its_tutorial(self) -> None:
+        published = compose(["experiment=regression_sqrt"]).published
+        assert sorted(published.values()) == [1.22e-2, 2.84e-2]
+        assert published["test/relative_error"] == 2.84e-2
+
+    def test_overrides_reach_all_that_depends_on_them(self) -> None:
+        cfg = compose(["experiment=mnist_parametrized_lif", "num_steps=7", "seed=9", "surrogate=atan"])
+        assert (cfg.network.num_steps, cfg.encoder.num_steps, cfg.data.seed) == (7, 7, 9)
+        assert cfg.neuron.surrogate._target_ == "snnexp.surrogates.ATan"
+        assert compose(["experiment=mnist_rleaky_count", "neuron.beta=0.8"]).readout.beta == 0.8
+
+    def test_an_initializer_is_an_override(self) -> None:
+        cfg = compose(["experiment=regression_linear", "neuron=leaky", f"neuron.beta={typed(UNIFORM)}"])
+        assert cfg.neuron.beta == UNIFORM
+        beta = build(cfg).network.neurons()["hidden1"].beta
+        assert beta.shape == (128,)
+        assert 0 <= beta.min() < 0.1 < 0.9 < beta.max() <= 1
+
+
+def typed(node: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in node.items()) + "}"
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and key != "published":
+            yield from leaves(value, f"{path}{key}.")
+        elif key != "_target_":
+            yield f"{path}{key}", key
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        "path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}"
+    )
+    def test_every_key_has_a_domain(self, path: Path) -> None:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+        # a node may be handed on whole, `surrogate: ${surrogate}`
+        unknown = [where for where, key in leaves(content) if key not in DOMAINS and key not in NODES]
+        assert unknown == []
+
+    @pytest.mark.parametrize(("group", "choice"), CHOICES)
+    def test_every_choice_composes_and_is_described(self, group: str, choice: str) -> None:
+        cfg = compose([f"{group}={choice}"])
+        assert check(cfg) == cfg, "a checked config stays as it is"
+        assert len(choices(group)[choice]) > 3
+
+    def test_every_group_is_there_and_no_other(self) -> None:
+        assert sorted(path.name for path in conf_dir().iterdir() if path.is_dir()) == sorted(GROUPS)
+        assert {group for group, _ in CHOICES} == set(GROUPS)
+        assert set(choices("data")) >= {"mnist", "linear", "sqrt"}
+        assert set(choices("loss")) == {"ce_membrane", "mse_count", "mse_membrane", "nll_max_voltage"}
+        assert set(choices("trainer")) == {"auto", "cpu", "gpu", "ddp"}
+
+    def test_a_choice_without_a_comment_has_an_empty_description(self, tmp_path: Path) -> None:
+        (tmp_path / "loss").mkdir()
+        (tmp_path / "loss" / "mine.yaml").write_text("# @package _global_\nx: 1\n")
+        (tmp_path / "loss" / "yours.yaml").write_text("# @package _global_\n# Yours\nx: 1\n")
+        assert choices("loss", tmp_path) == {"mine": "", "yours": "Yours"}
+
+    def test_a_folder_of_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        mine = tmp_path / "conf"
+        shutil.copytree(conf_dir(), mine)
+        (mine / "experiment" / "mine.yaml").write_text("# @package _global_\n# Mine\nname: mine\nseed: 7\n")
+        monkeypatch.setenv("SNNEXP_CONF", str(mine))
+        assert conf_dir() == mine
+        assert choices("experiment")["mine"] == "Mine"
+        cfg = compose(["experiment=mine"])
+        assert (cfg.name, cfg.seed) == ("mine", 7)
+
+    def test_a_wrong_folder_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SNNEXP_CONF", str(tmp_path))
+        with pytest.raises(ConfigError, match=f"^SNNEXP_CONF: .*{tmp_path}") as caught:
+            compose()
+        assert caught.value.exit_code == 2
+
+    def test_composing_needs_neither_torch_nor_lightning(self) -> None:
+        script = (
+            "import sys; from snnexp.config import compose; compose(['experiment=mnist_leaky'])\n"
+            "print({'torch', 'lightning', 'torchvision', 'matplotlib'} & {*sys.modules})"
+        )
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert result.stdout == "set()\n"
+
+
+REFUSED: list[tuple[str, list[str]]] = [
+    # typos
+    ("neuron.bta=0.9", ["neuron.bta:", "neuron.beta"]),
+    ("sed=3", ["sed:", "seed"]),
+    ("neurn=leaky", ["neurn:", "neuron"]),
+    ("foo=1", ["foo:"]),
+    ("+foo=1", ["foo:"]),
+    ("+neuron@foo=leaky", ["foo:"]),
+    ("neuron.beta.low=3", ["neuron.beta.low:"]),
+    ("loss.correct_rate=0.5", ["loss.correct_rate:"]),
+    # no such choice
+    ("neuron=leeky", ["neuron=leeky:", "leaky?"]),
+    ("experiment=mnist_leeky", ["experiment=mnist_leeky:", "mnist_leaky?"]),
+    ("debug=nope", ["debug=nope:", "batch"]),
+    # nothing, or no name, where a choice is needed
+    ("neuron=null", ["neuron", "leaky"]),
+    ("neuron=", ["neuron:", "leaky"]),
+    ("neuron=5", ["neuron"]),
+    ("~neuron", ["neuron:"]),
+    ("~loss", ["loss:", "ce_membrane"]),
+    ("surrogate=null", ["surrogate", "atan"]),
+    # wrong types
+    ("seed=1.5", ["seed:", "1.5", "whole number"]),
+    ("seed=null", ["seed:", "null"]),
+    ("seed=true", ["seed:", "true"]),
+    ("seed=???", ["seed:"]),
+    ("neuron.beta=abc", ["neuron.beta:", "abc", "from 0 to 1"]),
+    ("neuron.beta=[0.5]", ["neuron.beta:", "[0.5]"]),
+    ("neuron.beta={low: 1}", ["neuron.beta:"]),
+    ("neuron.surrogate=5", ["neuron.surrogate", "5"]),
+    ("neuron.surrogate=null", ["neuron.surrogate", "null"]),
+    ("data.batch_size=x", ["data.batch_size:", "x"]),
+    ("data.root=5", ["data.root:", "5"]),
+    ("network.hidden=5", ["network.hidden:", "5", "list"]),
+    ("network.hidden=[128,1.5]", ["network.hidden:", "1.5"]),
+    ("logger.tensorboard=1", ["logger.tensorboard:", "true or false"]),
+    ("published=3", ["published:", "3"]),
+    # out of range
+    ("seed=-1", ["seed:", "-1"]),
+    ("seed=4294967296", ["seed:", "4294967295"]),
+    ("num_steps=0", ["num_steps:", "at least 1"]),
+    ("neuron.beta=1.5", ["neuron.beta:", "1.5", "from 0 to 1"]),
+    ("neuron.beta=nan", ["neuron.beta:", "nan"]),
+    ("neuron.reset=hard", ["neuron.reset:", "hard", "subtract"]),
+    ("data.batch_size=0", ["data.batch_size:", "at least 1"]),
+    ("data.val_size=-1", ["data.val_size:", "-1"]),
+    ("network.hidden=[0]", ["network.hidden:"]),
+    ("optimizer.lr=0", ["optimizer.lr:", "greater than 0"]),
+    ("optimizer.lr=inf", ["optimizer.lr:", "inf"]),
+    ("optimizer.betas=[0.9]", ["optimizer.betas:", "2"]),
+    ("surrogate.alpha=-1", ["surrogate.alpha:", "-1"]),
+    ("trainer.max_epochs=0", ["trainer.max_epochs:"]),
+    ("trainer.limit_batches=0", ["trainer.limit_batches:", "null"]),
+    ("trainer.accelerator=abacus", ["trainer.accelerator:", "abacus", "cpu"]),
+    # names that would leave the folder of runs
+    ("name=../elsewhere", ["name:", "../elsewhere"]),
+    ("name=.hidden", ["name:"]),
+    ("name='two words'", ["name:", "two words"]),
+    ("name=null", ["name:", "null"]),
+    # no override, or one that leads nowhere
+    ("neuron.beta", ["neuron.beta", "key=value"]),
+    ("neuron.beta=[1", ["neuron.beta=[1"]),
+    ("neuron.beta=${nothing}", ["neuron.beta:", "nothing"]),
+    ("name=${oc.env:NO_SUCH_VARIABLE}", ["name:", "NO_SUCH_VARIABLE"]),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), REFUSED, ids=[override for override, _ in REFUSED])
+def test_what_cannot_work_is_refused_in_one_line_that_names_the_key(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([override])
+    sentence = str(caught.value)
+    assert [word for word in words if word not in sentence] == []
+    assert "\n" not in sentence
+    assert len(sentence) <= 200
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+neuron.foo=1"], ["neuron.foo:", "Leaky", "threshold"]),
+        (["~data.mode"], ["data", "mode"]),
+        (["neuron=leaky", "neuron.beta={_target_: snnexp.initializers.Constant}"], ["neuron.beta", "value"]),
+        (["neuron=leaky", "neuron.beta={_target_: snnexp.initializers.Nope}"], ["neuron.beta._target_:", "Nope"]),
+        (["neuron=leaky", "neuron.beta={_target_: snnexp.losses.CEMembrane}"], ["neuron.beta"]),
+        (["neuron=leaky", f"neuron.beta={typed(UNIFORM | {'high': 3})}"], ["neuron.beta:", "from 0 to 1"]),
+        (["neuron=leaky", f"neuron.beta={typed(UNIFORM | {'low': 2})}"], ["neuron.beta.high:", "low = 2"]),
+        (["neuron=parametrized_lif", "neuron.tau_mem_inv=2000"], ["neuron.tau_mem_inv:", "1000"]),
+        (["readout=leaky_integrator", "readout.dt=0.006"], ["readout.tau_syn_inv:"]),
+        (["network=conv"], ["network", "network=mlp"]),
+        (["encoder=constant"], ["encoder:", "encoder=sequence"]),
+        (["trainer.accelerator=tpu"], ["trainer.accelerator:", "tpu"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_only_building_can_find_is_refused_as_clearly(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(compose(["experiment=regression_linear", *overrides]))
+    sentence = str(caught.value)
+    assert [word for word in words if word not in sentence] == []
+    assert "\n" not in sentence
+    assert len(sentence) <= 200
+
+
+class TestTargets:
+    @pytest.mark.parametrize(
+        "name",
+        ["torch.load", "os.system", "builtins.eval", "subprocess.Popen", "snnexp_other.run", "snnexpos.system", ""],
+    )
+    def test_from_elsewhere_are_refused_before_anything_is_imported(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=r"^neuron\._target_: "):
+            compose([f"neuron._target_='{name}'"])
+        with pytest.raises(ConfigError, match=r"^neuron\.beta\._target_: "):
+            compose([f"neuron.beta={{_target_: '{name}'}}"])
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "snnexp.config.os.system",
+            "snnexp.config:os.system",
+            "snnexp.config.hydra_compose",
+            "snnexp.config.pkgutil.resolve_name",
+            "snnexp.runs.subprocess.Popen",
+            "snnexp.runs.os.remove",
+            "snnexp.runs.Path.cwd",
+            "snnexp.network.torch.load",
+            "snnexp.network.nn.Linear",
+            "snnexp.data.mnist.np.load",
+            "snnexp.losses.F.mse_loss",
+            "snnexp.nowhere.Thing",
+            "snnexp.neurons.Nope",
+            "snnexp.config.GROUPS",
+            "snnexp.neurons",
+        ],
+    )
+    def test_that_the_package_only_borrows_are_refused(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "system", lambda *_: pytest.fail("called"))
+        with pytest.raises(ConfigError, match=r"^loss\._target_: "):
+            config.instantiate({"_target_": name}, "loss")
+
+    def test_can_be_allowed_by_the_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "fractions,torch")
+        beta = config.instantiate({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}, "loss")
+        assert beta == 0.5
+        cfg = compose(["neuron._target_=torch.nn.ReLU"])
+        assert cfg.neuron._target_ == "torch.nn.ReLU"
+        with pytest.raises(ConfigError, match=r"^neuron\._target_: os\.system .*fractions"):
+            compose(["neuron._target_=os.system"])
+        monkeypatch.delenv("SNNEXP_ALLOW_TARGETS")
+        with pytest.raises(ConfigError, match="SNNEXP_ALLOW_TARGETS"):
+            compose(["neuron._target_=torch.nn.ReLU"])
+
+
+@cache
+def node(group: str, choice: str) -> Any:
+    return compose([f"{group}={choice}"])[group]
+
+
+def mixed(network: str, data: str, neuron: str, readout: str, loss: str) -> Any:
+    """The config of one mix; the groups are composed once, there are hundreds of mixes."""
+    cfg = compose_once(
+        f"network={network}", f"data={data}", f"encoder={'sequence' if data == 'sqrt' else 'constant'}"
+    ).copy()
+    cfg.neuron, cfg.loss = node("neuron", neuron), node("loss", loss)
+    cfg.readout = cfg.neuron if readout == "same" else node("readout", readout)
+    return cfg
+
+
+@cache
+def compose_once(*overrides: str) -> Any:
+    small = ["num_steps=4", "data.batch_size=4", "trainer=cpu"]
+    return compose([*small, *overrides])
+
+
+def works(network: str, data: str, neuron: str, readout: str, loss: str) -> bool:
+    """Which mixes there should be: every neuron with every loss that fits the target, on layers of its shape."""
+    on_maps = {"leaky", "leaky_random", "rleaky_conv"}
+    hidden_fits = neuron in on_maps if network == "conv" else neuron != "rleaky_conv"
+    readout_fits = not (readout == "same" and neuron == "rleaky_conv")
+    loss_fits = (
+        loss == "mse_membrane" if data == "sqrt" else not (loss == "mse_count" and readout == "leaky_integrator")
+    )
+    return hidden_fits and readout_fits and loss_fits and not (network == "conv" and data == "sqrt")
+
+
+@pytest.mark.parametrize("neuron", choices("neuron"))
+@pytest.mark.parametrize(("network", "data"), [("mlp", "mnist"), ("mlp", "sqrt"), ("conv", "mnist"), ("conv", "sqrt")])
+@pytest.mark.usefixtures("tiny_mnist")
+def test_every_mix_learns_or_is_refused(network: str, data: str, neuron: str, tmp_path: Path) -> None:
+    wrong = []
+    for readout in choices("readout"):
+        for loss in choices("loss"):
+            cfg = mixed(network, data, neuron, readout, loss)
+            if data == "mnist":
+                cfg.data.root = str(tmp_path / "data")
+            try:
+                parts = build(cfg)
+            except ConfigError as error:
+                if works(network, data, neuron, readout, loss):
+                    wrong.append(f"{readout} {loss} is refused: {error}")
+                elif "\n" in str(error) or len(str(error)) > 200:
+                    wrong.append(f"{readout} {loss}: {error}")
+                continue
+            if not works(network, data, neuron, readout, loss):
+                wrong.append(f"{readout} {loss} is built")
+                continue
+            values, target = next(iter(parts.data.train_dataloader()))
+            result = parts.loss(parts.network(parts.encoder(values))[-1], target)
+            result.backward()
+            gradients = [weight.grad for weight in parts.network.parameters() if weight.grad is not None]
+            if not (torch.isfinite(result) and gradients and all(grad.isfinite().all() for grad in gradients)):
+                wrong.append(f"{readout} {loss} does not learn")
+    assert wrong == []

@@ -1,0 +1,114 @@
+"""Whole experiments, from a notebook's side: every recipe, every mix that makes sense, and that they learn."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from snnexp import metrics
+from snnexp.config import choices
+from snnexp.experiment import build, compose, run
+from snnexp.runs import Run
+
+RECIPES = sorted(choices("experiment"))
+PUBLISHED = {
+    "mnist_leaky": {"test/accuracy": 0.9387},
+    "mnist_parametrized_lif": {"test/accuracy": 0.9594},
+    "regression_sqrt": {"test/seed_mean_loss": 1.22e-2, "test/relative_error": 2.84e-2},
+}
+
+real_mnist = pytest.mark.skipif(
+    not Path(os.environ.get("SNNEXP_DATA_DIR", "data"), "MNIST", "raw").is_dir(),
+    reason="needs MNIST; set SNNEXP_DATA_DIR to the folder above MNIST/raw",
+)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "SNNEXP_DATA_DIR" in os.environ:
+        monkeypatch.setenv("SNNEXP_DATA_DIR", str(Path(os.environ["SNNEXP_DATA_DIR"]).absolute()))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs(tiny_mnist: Path, recipe: str) -> None:
+    cfg = compose([f"experiment={recipe}", "debug=batch", "data.batch_size=1"])
+    record = run(cfg)
+    assert record.status == "finished"
+    assert record.path.parent == Path("outputs", recipe)
+    assert ("test/accuracy" in record.metrics) == recipe.startswith("mnist")
+    assert ("test/l1" in record.metrics) == recipe.startswith("regression")
+    assert dict(cfg.published) == PUBLISHED.get(recipe, PUBLISHED["regression_sqrt"] if "fit" in recipe else {})
+
+
+@pytest.mark.parametrize("neuron", ["leaky", "leaky_random", "rleaky", "parametrized_lif"])
+@pytest.mark.parametrize("loss", ["ce_membrane", "mse_count", "mse_membrane", "nll_max_voltage"])
+def test_every_neuron_trains_with_every_loss(tiny_mnist: Path, neuron: str, loss: str) -> None:
+    small = ["network.hidden=[20]", "num_steps=8", "data.batch_size=20", "trainer.max_epochs=1"]
+    record = run(compose(["experiment=mnist_leaky", f"neuron={neuron}", f"loss={loss}", *small]))
+    before, after = (torch.load(record.path / f"checkpoints/{name}.ckpt")["state_dict"] for name in ("init", "last"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if name.endswith("synapse.weight")} <= moved
+    learned = {"leaky_random": {"beta"}, "rleaky": {"recurrent.weight"}, "parametrized_lif": {"tau_mem_inv", "v_th"}}
+    assert {f"network.layers.hidden1.neuron.{name}" for name in learned.get(neuron, ())} <= moved
+
+
+@pytest.mark.parametrize("encoder", ["bernoulli", "latency", "constant_current_lif"])
+def test_every_encoder_of_images_trains(tiny_mnist: Path, encoder: str) -> None:
+    record = run(compose(["experiment=mnist_rleaky_count", f"encoder={encoder}", "debug=batch", "data.batch_size=4"]))
+    assert record.metrics["test/synops"] > 0, "spikes at the input are counted"
+
+
+def test_parts_as_a_notebook_uses_them(tiny_mnist: Path) -> None:
+    parts = build(compose(["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3", "data.batch_size=5"]))
+    x, y = next(iter(parts.data.train_dataloader()))
+    traces = parts.network(parts.encoder(x))
+    assert [trace.spikes.shape for trace in traces] == [(25, 5, 1000), (25, 5, 10)]
+    steps = [torch.nn.functional.cross_entropy(membrane, y) for membrane in traces[-1].membrane]
+    torch.testing.assert_close(parts.loss(traces[-1], y), sum(steps))
+    assert parts.network.neurons()["hidden1"].beta == torch.tensor(0.9)
+
+
+def test_a_seed_fixes_weights_and_data() -> None:
+    first, again, other = (build(compose(["experiment=regression_sqrt", f"seed={seed}"])) for seed in (1, 1, 2))
+    weights = [torch.cat([p.flatten() for p in parts.network.parameters()]) for parts in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(first.data.train.labels, again.data.train.labels)
+    assert not torch.equal(first.data.train.labels, other.data.train.labels)
+
+
+def test_measures_are_those_of_the_last_weights(tiny_mnist: Path) -> None:
+    cfg = compose(["experiment=mnist_rleaky_count", "trainer.max_epochs=1", "data.batch_size=8", "network.hidden=[30]"])
+    record = run(cfg)
+    parts = build(cfg)
+    parts.task.load_state_dict(torch.load(record.path / "checkpoints/last.ckpt")["state_dict"])
+    x, y = parts.data.test[list(range(20))]
+    with torch.no_grad():
+        traces = parts.network(parts.encoder(x))
+    assert record.metrics["test/accuracy"] == pytest.approx(metrics.accuracy(metrics.spike_count(traces[-1].spikes), y))
+    assert record.metrics["test/firing_rate/hidden1"] == pytest.approx(traces[0].spikes.mean().item())
+    assert record.metrics["test/loss"] == pytest.approx(parts.loss(traces[-1], y).item(), rel=1e-5)
+
+
+def test_best_is_where_the_validation_loss_was_lowest(tiny_mnist: Path) -> None:
+    small = ["data.val_size=10", "data.batch_size=10", "network.hidden=[30]"]
+    record = run(compose(["experiment=mnist_leaky", *small, "trainer.max_epochs=4", "optimizer.lr=0.02"]))
+    losses = [row["val/loss"] for row in Run(record.path).metrics() if "val/loss" in row]
+    assert len(losses) == 4
+    best = torch.load(record.path / "checkpoints/best.ckpt")["epoch"]
+    assert losses[best] == min(losses)
+
+
+def test_regression_follows_its_target() -> None:
+    """The tutorial's 100 iterations take the error far below that of a membrane that stays at rest."""
+    cfg = compose(["experiment=regression_sqrt", "seed=1", "logger=jsonl"])
+    at_rest = build(cfg).data.train.labels.mean().item()
+    assert run(cfg).metrics["test/l1"] < at_rest / 5
+
+
+@real_mnist
+def test_mnist_is_learned_in_100_steps() -> None:
+    record = run(compose(["experiment=mnist_rleaky_count", "trainer.limit_batches=100", "trainer.max_epochs=1"]))
+    assert record.metrics["test/accuracy"] > 0.8

@@ -1,0 +1,115 @@
+"""Imports point one way: the table of who may know whom, read from the source without running it."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import snnexp
+
+PACKAGE = Path(snnexp.__file__).parent
+LEAVES = {"domains", "errors"}
+
+# part of the package: the siblings that it may import, now or later
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "domains": {"errors"},
+    "surrogates": LEAVES,
+    "initializers": LEAVES,
+    "losses": LEAVES,
+    "metrics": LEAVES,
+    "optimizers": LEAVES,
+    "runs": LEAVES,
+    "data": LEAVES,
+    # the encoders' spikes are those of the neurons
+    "encoders": LEAVES | {"surrogates"},
+    "neurons": LEAVES | {"surrogates", "initializers"},
+    "network": LEAVES | {"neurons"},
+    # the task is handed its parts; it names their types
+    "task": {"metrics", "encoders", "losses", "network", "neurons"},
+    "console": LEAVES,
+    "callbacks": LEAVES | {"runs", "neurons"},
+    "config": LEAVES | {"runs"},
+    "experiment": LEAVES
+    | {"callbacks", "config", "console", "data", "encoders", "losses", "metrics", "network", "runs", "task"},
+    "launch": LEAVES | {"config", "console", "experiment"},
+    "doctor": LEAVES | {"config", "data", "runs"},
+    "cli": LEAVES | {"__init__", "config", "doctor", "launch"},
+}
+KNOW_HYDRA = {"config", "experiment", "launch"}
+
+
+def part(path: Path) -> str:
+    """``data/mnist.py`` belongs to ``data``, ``network.py`` is ``network``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, module_level: bool = False) -> Iterator[str]:
+    """Full names of what a file imports, anywhere or when it is itself imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if module_level and node in lazy:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def siblings(path: Path) -> set[str]:
+    """The other parts of the package that a file imports."""
+    names = {name.split(".")[1] for name in imported(path) if name.startswith("snnexp.")}
+    parts = {part(other) for other in SOURCES}
+    return {name if name in parts else "__init__" for name in names} - {part(path)}
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_no_more_than_its_part_may(path: Path) -> None:
+    assert part(path) in ALLOWED, "a new part of the package: say here what it may import"
+    assert siblings(path) <= ALLOWED[part(path)]
+
+
+def test_encoders_take_nothing_but_the_step_from_the_surrogates() -> None:
+    names = [name for name in imported(PACKAGE / "encoders.py") if name.startswith("snnexp.surrogates")]
+    assert names == ["snnexp.surrogates.heaviside"]
+
+
+def test_there_are_no_cycles_between_parts_nor_between_files() -> None:
+    parts: dict[str, set[str]] = {}
+    files: dict[str, set[str]] = {}
+    modules = {".".join(("snnexp", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in SOURCES}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    for module, path in modules.items():
+        parts.setdefault(part(path), set()).update(siblings(path))
+        names = imported(path)
+        files[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
+    TopologicalSorter(parts).prepare()
+    TopologicalSorter(files).prepare()
+    assert files["snnexp.network"] >= {"snnexp.neurons", "snnexp.domains"}, "the graph was read"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_assembly_knows_hydra(path: Path) -> None:
+    if part(path) not in KNOW_HYDRA:
+        known = {name.split(".")[0] for name in imported(path, module_level=part(path) == "cli")}
+        assert not known & {"hydra", "omegaconf"}
+
+
+@pytest.mark.parametrize("name", ["cli.py", "__init__.py"])
+def test_nothing_heavy_is_imported_before_a_verb_needs_it(name: str) -> None:
+    roots = {module.split(".")[0] for module in imported(PACKAGE / name, module_level=True)}
+    assert roots <= set(sys.stdlib_module_names)

@@ -1,0 +1,221 @@
+"""Run directories: exclusive, strict JSON, whole or not at all; checkpoints that tell when they are damaged."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from snnexp import runs
+from snnexp.errors import CheckpointError
+from snnexp.runs import Run
+
+RUN_ID = r"\d{8}-\d{6}-[0-9a-f]{4}"
+
+
+def create(parent: Path, overrides: list[str] | None = None, **facts: object) -> Run:
+    return Run.create(parent, "seed: 0\n", overrides or [], facts)
+
+
+def strict(text: str) -> object:
+    """JSON as the standard has it, without NaN and Infinity."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+class TestIdentity:
+    def test_an_id_is_a_time_and_four_hexadecimal_digits(self) -> None:
+        assert re.fullmatch(RUN_ID, runs.new_id())
+
+    def test_fifty_threads_that_draw_the_same_ids_share_no_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw = random.Random(0)
+        monkeypatch.setattr(runs, "new_id", lambda: f"20200101-000000-{draw.randrange(60):04x}")
+        monkeypatch.setattr(runs, "git", lambda: None)
+        with ThreadPoolExecutor(50) as pool:
+            made = list(pool.map(lambda index: create(tmp_path, index=index), range(50)))
+        assert len({run.path for run in made}) == 50
+        assert [run.read()["index"] for run in made] == list(range(50))
+
+    def test_eight_processes_share_no_directory(self, tmp_path: Path) -> None:
+        script = (
+            "import sys; from pathlib import Path; from snnexp import runs\n"
+            "runs.new_id = lambda numbers=iter(range(99)): f'20200101-000000-{next(numbers):04x}'\n"
+            "runs.git = lambda: None\n"
+            "for _ in range(5): print(runs.Run.create(Path(sys.argv[1]), '', [], {}).path)\n"
+        )
+        started = [
+            subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "runs")], stdout=subprocess.PIPE, text=True)
+            for _ in range(8)
+        ]
+        paths = [path for process in started for path in process.communicate()[0].split()]
+        assert [process.returncode for process in started] == [0] * 8
+        assert len(paths) == len(set(paths)) == 40
+        assert sorted(paths) == sorted(str(path) for path in (tmp_path / "runs").iterdir())
+
+
+class TestRecord:
+    def test_a_new_run_has_all_its_files_and_is_running(self, tmp_path: Path) -> None:
+        run = create(tmp_path / "outputs" / "name", ["seed=1"], seed=1, metrics={})
+        assert re.fullmatch(RUN_ID, run.path.name)
+        names = ["checkpoints", "config.yaml", "metrics.jsonl", "overrides.yaml", "run.json"]
+        assert sorted(path.name for path in run.path.iterdir()) == names
+        record = run.read()
+        assert (record["status"], record["exit_code"], record["seed"]) == ("running", None, 1)
+        assert record["versions"]["snnexp"]
+        assert record["versions"]["torch"]
+        assert (run.path / "config.yaml").read_text() == "seed: 0\n"
+
+    def test_update_changes_what_it_names_and_keeps_the_rest(self, tmp_path: Path) -> None:
+        run = create(tmp_path, seed=3, experiment="größer 😀")
+        returned = run.update(status="finished", metrics={"test/accuracy": 0.9412})
+        assert returned == run.read() == Run(run.path).read()
+        assert run.read()["experiment"] == "größer 😀"
+        assert run.read()["metrics"] == {"test/accuracy": 0.9412}
+        assert run.read()["status"] == "finished"
+
+    def test_what_json_cannot_hold_becomes_null_wherever_it_stands(self, tmp_path: Path) -> None:
+        run = create(tmp_path, deep={"a": [1.5, math.nan, (math.inf,)]}, best=-math.inf)
+        record = strict((run.path / "run.json").read_text())
+        assert isinstance(record, dict)
+        assert record["deep"] == {"a": [1.5, None, [None]]}
+        assert record["best"] is None
+        run.log_metrics({"step": 0, "train/loss": math.nan, "x": 1e308})
+        run.close()
+        assert strict((run.path / "metrics.jsonl").read_text()) == {"step": 0, "train/loss": None, "x": 1e308}
+
+    def test_metrics_are_appended_and_never_rewritten(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.log_metrics({"step": 0, "train/loss": 2.5})
+        first = (run.path / "metrics.jsonl").read_bytes()
+        assert first.endswith(b"\n"), "a row is on disk as soon as it is logged"
+        run.close()
+        run.log_metrics({"step": 1, "train/loss": 2.0})
+        later = Run(run.path)
+        later.log_metrics({"step": 2, "train/loss": 1.5})
+        assert (run.path / "metrics.jsonl").read_bytes().startswith(first)
+        assert [row["step"] for row in later.metrics()] == [0, 1, 2]
+        run.close()
+        later.close()
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "neuron.beta=0.9",
+            "name='a \"quoted\" word'",
+            "name=größer😀",
+            "name='a: b # c'",
+            "name=two\nlines",
+            "name=tab\tand\\backslash",
+            "- x",
+            "neuron.beta={_target_: snnexp.initializers.Uniform, low: 0}",
+            "name=${seed}",
+            "null",
+            "",
+            pytest.param("name=\x85", id="next line"),
+            pytest.param("name=\u2028", id="line separator"),
+            pytest.param("name=\x7f", id="delete"),
+            pytest.param("name=\x1b[0m", id="escape"),
+        ],
+    )
+    def test_what_was_typed_is_read_back_letter_by_letter(self, tmp_path: Path, override: str) -> None:
+        typed = ["seed=1", override]
+        path = create(tmp_path, typed).path / "overrides.yaml"
+        assert yaml.safe_load(path.read_text(encoding="utf-8")) == typed
+        assert OmegaConf.to_container(OmegaConf.load(path), resolve=False) == typed
+
+    def test_nothing_typed_is_an_empty_list(self, tmp_path: Path) -> None:
+        assert yaml.safe_load((create(tmp_path).path / "overrides.yaml").read_text()) == []
+
+
+class TestAtomicWrites:
+    @pytest.mark.parametrize("step", ["fsync", "replace"])
+    def test_a_full_disk_leaves_the_old_file_and_no_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        path = tmp_path / "run.json"
+        runs.write_atomically(path, b"old")
+        monkeypatch.setattr(os, step, fail)
+        with pytest.raises(OSError, match="No space"):
+            runs.write_atomically(path, b"new")
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_an_interruption_leaves_no_temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            runs.write_atomically(tmp_path / "run.json", b"new")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_reader_never_sees_a_part(self, tmp_path: Path) -> None:
+        run = create(tmp_path, text="x" * 100_000)
+        with ThreadPoolExecutor(2) as pool:
+            writing = pool.submit(lambda: [run.update(number=number) for number in range(30)])
+            while not writing.done():
+                assert len(Run(run.path).read()["text"]) == 100_000
+            assert writing.result()[-1]["number"] == 29
+
+
+class TestCheckpoints:
+    content = bytes(range(256)) * 40
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "last.ckpt"
+        runs.write_checkpoint(path, self.content)
+        return path
+
+    def test_roundtrip_and_the_checksum_is_that_of_sha256sum(self, path: Path) -> None:
+        assert runs.read_checkpoint(path) == path.read_bytes() == self.content
+        line = (path.parent / "last.ckpt.sha256").read_text()
+        assert line == f"{hashlib.sha256(self.content).hexdigest()}  last.ckpt\n"
+
+    @pytest.mark.parametrize("position", [0, 5000, len(content) - 1])
+    @pytest.mark.parametrize("bit", [0, 7])
+    def test_one_flipped_bit_is_found(self, path: Path, position: int, bit: int) -> None:
+        damaged = bytearray(self.content)
+        damaged[position] ^= 1 << bit
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
+            runs.read_checkpoint(path)
+        assert caught.value.exit_code == 5
+
+    @pytest.mark.parametrize("content", [b"", content[:-1], content[:100], content + b"\0"])
+    def test_a_wrong_length_is_found(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged"):
+            runs.read_checkpoint(path)
+
+    @pytest.mark.parametrize("name", ["last.ckpt", "last.ckpt.sha256"])
+    def test_a_missing_file_is_found(self, path: Path, name: str) -> None:
+        path.with_name(name).unlink()
+        with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}.*missing"):
+            runs.read_checkpoint(path)
+
+    @pytest.mark.parametrize("checksum", [b"", b"\n", b"\xff\xfe", b"0" * 64, b"no checksum"])
+    def test_an_unusable_checksum_is_found(self, path: Path, checksum: bytes) -> None:
+        path.with_name("last.ckpt.sha256").write_bytes(checksum)
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            runs.read_checkpoint(path)
+
+
+def test_runs_are_read_without_anything_heavy() -> None:
+    script = "import sys, snnexp.runs; print({'torch', 'lightning', 'numpy', 'hydra', 'omegaconf'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

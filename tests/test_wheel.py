@@ -1,0 +1,34 @@
+"""The wheel: built, installed in an environment without the source, used from another folder."""
+
+import os
+import site
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_wheel_brings_its_configs(tmp_path: Path) -> None:
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(
+            list(map(str, command)), cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--no-index", "--no-deps", wheel)
+    # the dependencies, gigabytes of them, are lent from here; a path line does not lend the editable install of snnexp
+    purelib = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (purelib / "lent.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+
+    snnexp = tmp_path / "env" / "bin" / "snnexp"
+    assert f"conf         {purelib / 'snnexp' / 'conf'}" in run(snnexp, "doctor")
+    assert "regression_sqrt" in run(snnexp, "list", "experiment")
+    run(snnexp, "train", "experiment=regression_sqrt", "debug=batch")
+    assert list(tmp_path.glob("outputs/regression_sqrt/*/run.json"))
