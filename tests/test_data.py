@@ -117,7 +117,7 @@ class TestShuffledBatches:
         distinct = {str(epoch(number, 30, 4, False, seed)) for number in range(5) for seed in (0, 1, 3, 2**32 - 1)}
         assert len(distinct) == 20
 
-    @pytest.mark.parametrize("length", [12, 14])
+    @pytest.mark.parametrize("length", [12, 15])
     @pytest.mark.parametrize("world", [2, 4])
     def test_processes_share_every_batch(self, length: int, world: int) -> None:
         alone = epoch(1, length, 4, False, 0)

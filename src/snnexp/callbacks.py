@@ -1,6 +1,7 @@
 """What happens around the training loop: logging to the run, checkpoints, guards, signals."""
 
 import io
+import pickle
 import signal
 import warnings
 from argparse import Namespace
@@ -16,9 +17,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from snnexp import runs
-from snnexp.errors import DivergedError, InterruptedRunError
+from snnexp.errors import CheckpointError, DivergedError, InterruptedRunError
 from snnexp.neurons import Neuron
 from snnexp.runs import Run
+
+ADVICE = "a lower optimizer.lr may help"
 
 
 class RunLogger(Logger):
@@ -59,7 +62,10 @@ class RunCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         content = io.BytesIO(runs.read_checkpoint(Path(path)))
-        return torch.load(content, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
+        try:
+            return torch.load(content, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint of plain tensors, so it is not trusted") from error
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -68,7 +74,8 @@ class RunCheckpointIO(CheckpointIO):
 class Checkpoints(Callback):
     """init.ckpt before the first step, last.ckpt every n epochs and at the end, best.ckpt where a loss was lowest.
 
-    The loss is ``val/loss`` with a validation split, else the training loss averaged over the epoch.
+    The loss is ``val/loss`` with a validation split, else the training loss averaged over the epoch. Weights that are
+    not finite are not saved: :class:`DivergedError` is raised and the checkpoint before stays.
     """
 
     def __init__(self, folder: Path, every_n_epochs: int) -> None:
@@ -93,26 +100,36 @@ class Checkpoints(Callback):
         loss = float(metrics["val/loss" if "val/loss" in metrics else "train/epoch_loss"])
         best = loss < self.lowest
         self.lowest = min(loss, self.lowest)
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        self.save_last(trainer)
         if best and trainer.is_global_zero:
             runs.write_checkpoint(self.folder / "best.ckpt", (self.folder / "last.ckpt").read_bytes())
 
+    def save_last(self, trainer: Trainer) -> None:
+        """Replace last.ckpt if every weight is finite, else raise :class:`DivergedError`."""
+        for name, weight in trainer.lightning_module.named_parameters():
+            if not torch.isfinite(weight).all():
+                layer = name.removeprefix("network.layers.")
+                raise DivergedError(f"{layer} is not finite after step {trainer.global_step}; {ADVICE}")
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
 
 class DivergenceGuard(Callback):
-    """Stop as soon as a logged or about to be saved loss is NaN or infinite, so that saved checkpoints stay finite."""
+    """Raise :class:`DivergedError` for a loss that is NaN or infinite, at every logged step and at the test."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        last = trainer.is_last_batch
-        if last or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.require_finite(outputs["loss"], trainer.global_step)
+        # reading the loss waits for the device, so it is not read at every step
+        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._require_finite("loss", outputs["loss"], trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._require_finite("test loss", trainer.callback_metrics["test/loss"], trainer)
 
     @staticmethod
-    def require_finite(loss: Tensor, step: int) -> None:
-        """Raise :class:`DivergedError` unless the loss is finite."""
+    def _require_finite(name: str, loss: Tensor, trainer: Trainer) -> None:
         if not torch.isfinite(loss).all():
-            raise DivergedError(f"the loss is {loss.item():g} after step {step}; a lower optimizer.lr may help")
+            raise DivergedError(f"the {name} is {loss.item():g} after step {trainer.global_step}; {ADVICE}")
 
 
 class ProjectParameters(Callback):
@@ -194,8 +211,8 @@ class Signals(Callback):
 
     numbers = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
         self.training = False
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
@@ -226,8 +243,7 @@ class Signals(Callback):
             return
         # a save waits for all processes, and not all of them may have been told to stop
         if trainer.world_size == 1:
-            DivergenceGuard.require_finite(outputs["loss"], trainer.global_step)
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self.checkpoints.save_last(trainer)
         raise InterruptedRunError(self.received, f"stopped by {signal.Signals(self.received).name}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

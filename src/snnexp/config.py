@@ -88,7 +88,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = hydra_compose("train", list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides) from error
     return check(cfg)
 
@@ -99,6 +99,10 @@ def check(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: the first key whose value cannot work.
     """
+    for key in (*KEYS, *NODES):
+        if key not in cfg:
+            hint = f", {domains.closest('', choices(key))}" if key in NODES else ""
+            raise ConfigError(f"{key}: every run needs one{hint}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -112,9 +116,6 @@ def _checked(plain: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{key}: unknown key, {domains.closest(key, (*KEYS, *GROUPS))}")
         if key in NODES and not isinstance(value, dict):
             raise ConfigError(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
-    missing = [key for key in (*KEYS, *NODES) if key not in plain]
-    if missing:
-        raise ConfigError(f"{missing[0]}: is missing, every run needs it")
     if not re.fullmatch(r"[\w.-]+", str(plain["name"])) or str(plain["name"]).startswith("."):
         raise ConfigError(f"name: got {domains.shown(plain['name'])}, must be letters, digits, '.', '_' and '-'")
     _check_node(plain, "")
@@ -148,7 +149,8 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         given: names of the arguments that the caller will pass.
     """
     target = _locate(str(node.get("_target_")), path)
-    known = inspect.signature(target).parameters
+    signature = inspect.signature(target)
+    known = signature.parameters
     own = {key: value for key, value in node.items() if key != "_target_"}
     for key in own:
         if key not in known or key in given:
@@ -160,6 +162,10 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     }
 
     def make(*positional: Any, **more: Any) -> Any:
+        try:
+            signature.bind(*positional, **values, **more)
+        except TypeError as error:
+            raise ConfigError(f"{path}: {target.__name__} is {error}") from error
         with located(path):
             return target(*positional, **values, **more)
 
@@ -234,9 +240,10 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
             f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
             "quote what holds a space, '=', a bracket or an accent: key='\"value\"'"
         )
-    for group in NODES:
-        if f"{group}=null" in overrides or f"{group}=" in overrides or f"~{group}" in overrides:
-            return ConfigError(f"{group}: every run needs one, {domains.closest('', choices(group))}")
+    for group in GROUPS:
+        # Hydra does not say which group it means
+        if typed := [override for override in overrides if override.startswith(f"{group}=")]:
+            return ConfigError(f"{typed[-1]}: no such choice, {domains.closest('', choices(group))}")
     return ConfigError(_first_line(error))
 
 

@@ -5,12 +5,13 @@ anything heavy is imported. A domain answers ``value in domain`` and its ``str``
 """
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from snnexp.errors import ConfigError
+
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 class Domain(Protocol):
@@ -21,7 +22,7 @@ class Domain(Protocol):
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number in [low, high], or in (low, high] where ``open_low``."""
+    """A number in [low, high], or in (low, high] where ``open_low``, that is finite in 32 bits."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -31,9 +32,12 @@ class Number:
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        # NaN compares false, and an int may be too large to become a float
-        finite = abs(value) <= sys.float_info.max
-        return finite and (self.low < value if self.open_low else self.low <= value) and value <= self.high
+        # NaN compares false, and an int may be too large for any float
+        return (
+            abs(value) <= FLOAT32_MAX
+            and (self.low < value if self.open_low else self.low <= value)
+            and value <= self.high
+        )
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
@@ -55,12 +59,23 @@ class Parameter:
     number: Number
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, Mapping):
-            return "_target_" in value
-        return value in self.number or not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
+        return value in self.number or value in Part("")
 
     def __str__(self) -> str:
         return f"{self.number}, or an initializer"
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object, or the config node that describes one."""
+
+    example: str
+
+    def __contains__(self, value: object) -> bool:
+        return "_target_" in value if isinstance(value, Mapping) else not isinstance(value, PLAIN)
+
+    def __str__(self) -> str:
+        return f"a mapping such as {self.example}"
 
 
 class OneOf:
@@ -124,6 +139,7 @@ class Either:
         return f"{self.first}, or {self.second}"
 
 
+PLAIN = (bool, int, float, str, list, tuple, type(None))
 FINITE = Number()
 POSITIVE = Number(low=0, open_low=True)
 NOT_NEGATIVE = Number(low=0)
@@ -179,6 +195,7 @@ DOMAINS: dict[str, Domain] = {
     "alpha": POSITIVE,
     "slope": POSITIVE,
     "width": POSITIVE,
+    "surrogate": Part("{_target_: snnexp.surrogates.ATan}"),
     # network
     "hidden": ListOf(COUNT),
     "channels": ListOf(COUNT),
@@ -196,7 +213,7 @@ DOMAINS: dict[str, Domain] = {
     "weight_decay": NOT_NEGATIVE,
     "schedule": OneOf("constant", "cosine"),
     # trainer and logger
-    "accelerator": OneOf("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "accelerator": OneOf("auto", "cpu", "gpu", "cuda", "mps"),
     "devices": COUNT,
     "strategy": OneOf("auto", "ddp"),
     "max_epochs": COUNT,

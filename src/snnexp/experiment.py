@@ -192,9 +192,17 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
     else:
         run_dir = Run(Path(os.environ[RUN_DIR]))
     clock = {"build": time.perf_counter() - began}
+    checkpoints = callbacks.Checkpoints(run_dir.checkpoints, cfg.trainer.save_every_n_epochs)
+    watching: list[Callback] = [callbacks.ParameterHistograms(cfg.trainer.save_every_n_epochs)]
+    if parts.decoder is None:
+        watching.append(callbacks.SeedMeanLoss())
+    if main:
+        watching.append(console.ProgressDisplay(terminal))
     try:
-        with _quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(run_dir.checkpoints) as signals:
-            measured = _fit_and_test(cfg, parts, run_dir, signals, terminal if main else None, clock)
+        with _quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(checkpoints) as signals:
+            # what saves comes after what watches, what stops comes last
+            parts.trainer.callbacks += [*watching, checkpoints, signals]  # type: ignore[attr-defined]
+            measured = _fit_and_test(cfg, parts, run_dir, clock)
     except BaseException as error:
         if main:
             # on a full disk this fails too, and what came first is what counts
@@ -215,23 +223,8 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
     return Record(run_dir.path, "finished", measured)
 
 
-def _fit_and_test(
-    cfg: DictConfig,
-    parts: Parts,
-    run_dir: Run,
-    signals: callbacks.Signals,
-    terminal: Console | None,
-    clock: dict[str, float],
-) -> dict[str, float]:
+def _fit_and_test(cfg: DictConfig, parts: Parts, run_dir: Run, clock: dict[str, float]) -> dict[str, float]:
     trainer = parts.trainer
-    every = cfg.trainer.save_every_n_epochs
-    watching: list[Callback] = [callbacks.ParameterHistograms(every)]
-    if parts.decoder is None:
-        watching.append(callbacks.SeedMeanLoss())
-    if terminal is not None:
-        watching.append(console.ProgressDisplay(terminal))
-    # what saves comes after what guards, what stops comes last
-    trainer.callbacks += [*watching, callbacks.Checkpoints(run_dir.checkpoints, every), signals]  # type: ignore[attr-defined]
     board = TensorBoardLogger(run_dir.path, name="", version="tensorboard", default_hp_metric=False)
     trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     start = time.perf_counter()

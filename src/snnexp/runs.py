@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import yaml  # type: ignore[import-untyped]
+
 from snnexp.errors import CheckpointError
 
 PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
@@ -60,9 +62,7 @@ class Run:
         run = cls(path)
         run.checkpoints.mkdir()
         (path / "config.yaml").write_text(config, encoding="utf-8")
-        # a JSON string is a YAML string, whatever it holds
-        lines = [f"- {json.dumps(override, ensure_ascii=False)}\n" for override in overrides]
-        (path / "overrides.yaml").write_text("".join(lines) or "[]\n", encoding="utf-8")
+        (path / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
         (path / "metrics.jsonl").touch()
         run.write({"status": "running", "exit_code": None, **facts, "versions": versions(), "git": git()})
         return run

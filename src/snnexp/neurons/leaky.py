@@ -58,7 +58,9 @@ class Leaky(Neuron):
         surrogate: Surrogate = ATan(),
     ) -> None:
         super().__init__(features)
-        domains.check({"learn_beta": learn_beta, "learn_threshold": learn_threshold, "reset": reset})
+        domains.check(
+            {"learn_beta": learn_beta, "learn_threshold": learn_threshold, "reset": reset, "surrogate": surrogate}
+        )
         self.add_parameter("beta", beta, learn=learn_beta)
         self.add_parameter("threshold", threshold, learn=learn_threshold)
         self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]

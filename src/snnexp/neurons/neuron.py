@@ -91,6 +91,8 @@ class Neuron(nn.Module):
             ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
         """
         domains.check({name: value})
+        if not isinstance(value, (int, float, Tensor, Initializer)):
+            raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()
         start = start if start.is_floating_point() else start.float()
         number = getattr(domains.DOMAINS.get(name), "number", domains.FINITE)

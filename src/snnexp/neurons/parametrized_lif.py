@@ -81,7 +81,7 @@ class ParametrizedLIF(Neuron):
         surrogate: Surrogate = SuperSpike(alpha=100.0),
     ) -> None:
         super().__init__(features)
-        domains.check({"recurrent": recurrent, "learn": learn, "log_tau": log_tau, "dt": dt})
+        domains.check({"recurrent": recurrent, "learn": learn, "log_tau": log_tau, "dt": dt, "surrogate": surrogate})
         self.dt = dt
         self.surrogate = surrogate
         for name, value in {"v_th": v_th, "v_leak": v_leak, "v_reset": v_reset}.items():

@@ -73,7 +73,9 @@ class RLeaky(Neuron):
     ) -> None:
         super().__init__(features)
         flags = {"learn_beta": learn_beta, "learn_threshold": learn_threshold, "learn_recurrent": learn_recurrent}
-        domains.check({**flags, "feedback": feedback, "kernel_size": kernel_size, "reset": reset})
+        domains.check(
+            {**flags, "feedback": feedback, "kernel_size": kernel_size, "reset": reset, "surrogate": surrogate}
+        )
         self.add_parameter("beta", beta, learn=learn_beta)
         self.add_parameter("threshold", threshold, learn=learn_threshold)
         self.recurrent: nn.Linear | nn.Conv2d | None = None
