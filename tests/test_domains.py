@@ -16,7 +16,7 @@ TARGET = {"_target_": "snnexp.initializers.Normal", "mean": 1, "std": 1}
 @pytest.mark.parametrize(
     ("domain", "accepted", "refused"),
     [
-        (Number(), [0, -3, 1.5, 1e300], [math.nan, math.inf, -math.inf, True, False, "1", None, [1], 1j]),
+        (Number(), [0, -3, 1.5, 1e38], [1e39, 10**400, math.nan, math.inf, -math.inf, True, False, "1", None, [1], 1j]),
         (Number(low=0), [0, 0.0, 7], [-1e-9, -1, True]),
         (Number(low=0, open_low=True), [1e-300, 1], [0, 0.0, -0.0, -1]),
         (Number(low=0, high=1), [0, 1, 0.5], [-0.001, 1.001, math.nan, True]),

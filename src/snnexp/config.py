@@ -243,7 +243,12 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
     for group in GROUPS:
         # Hydra does not say which group it means
         if typed := [override for override in overrides if override.startswith(f"{group}=")]:
-            return ConfigError(f"{typed[-1]}: no such choice, {domains.closest('', choices(group))}")
+            asked = (
+                f"{group}: every run needs one"
+                if typed[-1].endswith(("=", "=null"))
+                else f"{typed[-1]}: no such choice"
+            )
+            return ConfigError(f"{asked}, {domains.closest('', choices(group))}")
     return ConfigError(_first_line(error))
 
 
