@@ -39,7 +39,9 @@ def config_tree(title: str, cfg: Mapping[str, Any]) -> Tree:
 def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            name = str(value.get("_target_", "")).rpartition(".")[2]
+            target = str(value.get("_target_", "")).rpartition(".")[2]
+            # a class says what was chosen; the function that makes the data or the trainer says nothing
+            name = target if target[:1].isupper() else ""
             rest = {inner: entry for inner, entry in value.items() if inner != "_target_"}
             _grow(tree.add(f"[cyan]{key}[/] {name}".rstrip()), rest)
         elif value != {}:
