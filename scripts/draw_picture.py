@@ -1,6 +1,6 @@
 """Draw the picture of the README: what regression_sqrt_fit does before and after training.
 
-    python scripts/draw_picture.py docs/regression_sqrt_fit.png
+python scripts/draw_picture.py docs/regression_sqrt_fit.png
 """
 
 import sys

@@ -19,7 +19,7 @@ TINY = [
     "experiment=regression_sqrt",
     "trainer=cpu",
     "trainer.log_every_n_steps=1",
-    "trainer.save_every_n_epochs=1",
+    "logger.save_every_n_epochs=1",
     "network.hidden=[6,5]",
     "num_steps=8",
     "logger=jsonl",
@@ -142,7 +142,7 @@ class TestCheckpoints:
             save(self, checkpoint, path, **more)
 
         monkeypatch.setattr(RunCheckpointIO, "save_checkpoint", watch)
-        train("trainer.max_epochs=5", "trainer.save_every_n_epochs=2")
+        train("trainer.max_epochs=5", "logger.save_every_n_epochs=2")
         assert written == [("init.ckpt", 0), ("last.ckpt", 2), ("last.ckpt", 4), ("last.ckpt", 5)]
 
     @pytest.mark.usefixtures("tiny_mnist")

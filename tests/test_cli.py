@@ -17,7 +17,7 @@ import torch
 
 SNNEXP = [sys.executable, "-m", "snnexp.cli"]
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu"]
-SHORT = [*RUN, "trainer.max_epochs=4", "trainer.save_every_n_epochs=2", "trainer.log_every_n_steps=1"]
+SHORT = [*RUN, "trainer.max_epochs=4", "logger.save_every_n_epochs=2", "trainer.log_every_n_steps=1"]
 
 
 def snnexp(*arguments: str, cwd: Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
@@ -277,7 +277,7 @@ def test_divergence_keeps_the_last_finite_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_stop(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
-        [*SNNEXP, *RUN, "trainer.max_epochs=100000", "trainer.save_every_n_epochs=100000"],
+        [*SNNEXP, *RUN, "trainer.max_epochs=100000", "logger.save_every_n_epochs=100000"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,9 +1,10 @@
 """What happens around the training loop: logging to the run, checkpoints, guards, signals."""
 
 import io
+import logging
+import math
 import pickle
 import signal
-import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from snnexp.errors import CheckpointError, DivergedError, InterruptedRunError
 from snnexp.neurons import Neuron
 from snnexp.runs import Run
 
+LOG = logging.getLogger(__name__)
 ADVICE = "a lower optimizer.lr may help"
 
 
@@ -72,9 +74,9 @@ class RunCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(Callback):
-    """init.ckpt before the first step, last.ckpt every n epochs and at the end, best.ckpt where a loss was lowest.
+    """init.ckpt before the first step; every n epochs and at the end last.ckpt, and best.ckpt if the loss was lowest.
 
-    The loss is ``val/loss`` with a validation split, else the training loss averaged over the epoch. Weights that are
+    That loss is ``val/loss`` with a validation split, else the training loss averaged over the epoch. Weights that are
     not finite are not saved: :class:`DivergedError` is raised and the checkpoint before stays.
     """
 
@@ -99,7 +101,8 @@ class Checkpoints(Callback):
         metrics = trainer.callback_metrics
         loss = float(metrics["val/loss" if "val/loss" in metrics else "train/epoch_loss"])
         best = loss < self.lowest
-        self.lowest = min(loss, self.lowest)
+        if best:
+            self.lowest = loss
         self.save_last(trainer)
         if best and trainer.is_global_zero:
             runs.write_checkpoint(self.folder / "best.ckpt", (self.folder / "last.ckpt").read_bytes())
@@ -114,22 +117,29 @@ class Checkpoints(Callback):
 
 
 class DivergenceGuard(Callback):
-    """Raise :class:`DivergedError` for a loss that is NaN or infinite, at every logged step and at the test."""
+    """Raise :class:`DivergedError` for a loss that is NaN or infinite, at logged steps, validation and test.
+
+    Processes of ddp see different samples and decide together, so that none waits for one that has stopped.
+    """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # reading the loss waits for the device, so it is not read at every step
-        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if _at_logged_step(trainer):
             self._require_finite("loss", outputs["loss"], trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._require_finite("validation loss", trainer.callback_metrics["val/loss"], trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._require_finite("test loss", trainer.callback_metrics["test/loss"], trainer)
 
     @staticmethod
     def _require_finite(name: str, loss: Tensor, trainer: Trainer) -> None:
-        if not torch.isfinite(loss).all():
-            raise DivergedError(f"the {name} is {loss.item():g} after step {trainer.global_step}; {ADVICE}")
+        value = loss.item()
+        if trainer.strategy.reduce_boolean_decision(not math.isfinite(value), all=False):
+            raise DivergedError(f"the {name} is {value:g} after step {trainer.global_step}; {ADVICE}")
 
 
 class ProjectParameters(Callback):
@@ -152,9 +162,7 @@ class ProjectParameters(Callback):
         names = [name for name, left in self.left.items() if left.item()]
         if names and not self.told:
             self.told = True
-            warnings.warn(
-                f"training drove time constants of {', '.join(names)} out of range; projected back", stacklevel=2
-            )
+            LOG.warning("training drove time constants of %s out of range; they were projected back", ", ".join(names))
 
 
 class SeedMeanLoss(Callback):
@@ -228,7 +236,7 @@ class Signals(Callback):
     def _handle(self, number: int, frame: object) -> None:
         second, self.received = self.received is not None, number
         if second or not self.training:
-            raise InterruptedRunError(number, f"stopped by {signal.Signals(number).name}")
+            raise InterruptedRunError(number)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning has put a handler of its own in front, which ends a run with exit code 0
@@ -239,17 +247,24 @@ class Signals(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.received is None:
-            return
-        # a save waits for all processes, and not all of them may have been told to stop
-        if trainer.world_size == 1:
+        if trainer.world_size > 1:
+            # a save waits for all processes, so all must know that one was told to stop
+            if not _at_logged_step(trainer):
+                return
+            if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+                self.received = self.received or signal.SIGTERM
+        if self.received is not None:
             self.checkpoints.save_last(trainer)
-        raise InterruptedRunError(self.received, f"stopped by {signal.Signals(self.received).name}")
+            raise InterruptedRunError(self.received)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.training = False
         if self.received is not None:
-            raise InterruptedRunError(self.received, f"stopped by {signal.Signals(self.received).name}")
+            raise InterruptedRunError(self.received)
+
+
+def _at_logged_step(trainer: Trainer) -> bool:
+    return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 def _neurons(pl_module: LightningModule) -> dict[str, Neuron]:

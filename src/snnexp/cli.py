@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+"""What the disk says when it names no file."""
 HELP = """\
 Train spiking neural networks from YAML configs.
 
@@ -49,12 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return verb(arguments[1:])
     except SnnexpError as error:
         return _refuse(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _refuse("stopped by SIGINT", 130)
     except BrokenPipeError:
         # whoever read our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        if error.filename is None and error.errno not in DISK:
             raise
         return _refuse(f"{error.filename or 'disk'}: {error.strerror}", 74)
 
@@ -65,7 +69,7 @@ def _refuse(sentence: str, code: int = 2) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    if arguments in (["-h"], ["--help"]):
+    if "-h" in arguments or "--help" in arguments:
         print(HELP)
         return 0
     from snnexp import launch

@@ -9,9 +9,11 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -38,6 +40,9 @@ GROUPS = (
 )
 NODES = GROUPS[:-2]
 """The groups that become a node of the config; an experiment and a debug choice only set others."""
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+"""What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
+LOGGER = ("root", "tensorboard", "save_every_n_epochs")
 KEYS = ("seed", "num_steps", "name", "published")
 
 
@@ -88,7 +93,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = hydra_compose("train", list(overrides))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except REFUSALS as error:
         raise explain(error, overrides) from error
     return check(cfg)
 
@@ -101,7 +106,7 @@ def check(cfg: DictConfig) -> DictConfig:
     """
     for key in (*KEYS, *NODES):
         if key not in cfg:
-            hint = f", {domains.closest('', choices(key))}" if key in NODES else ""
+            hint = f", {domains.listed(choices(key))}" if key in NODES else ""
             raise ConfigError(f"{key}: every run needs one{hint}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -116,6 +121,9 @@ def _checked(plain: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{key}: unknown key, {domains.closest(key, (*KEYS, *GROUPS))}")
         if key in NODES and not isinstance(value, dict):
             raise ConfigError(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
+    for key in plain["logger"]:
+        if key not in LOGGER:
+            raise ConfigError(f"logger.{key}: unknown key, {domains.closest(str(key), LOGGER)}")
     if not re.fullmatch(r"[\w.-]+", str(plain["name"])) or str(plain["name"]).startswith("."):
         raise ConfigError(f"name: got {domains.shown(plain['name'])}, must be letters, digits, '.', '_' and '-'")
     _check_node(plain, "")
@@ -172,19 +180,16 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-class located:  # noqa: N801 - reads as a statement
+@contextmanager
+def located(path: str) -> Iterator[None]:
     """Put ``path`` in front of the key of a :class:`ConfigError` that passes, once."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ConfigError) and not getattr(error, "located", False):
-            error.args = (f"{self.path}.{error}",)
-            error.located = True  # type: ignore[attr-defined]
+    try:
+        yield
+    except ConfigError as error:
+        if not error.located:
+            error.args = (f"{path}.{error}",)
+            error.located = True
+        raise
 
 
 def _allowed() -> tuple[str, ...]:
@@ -213,13 +218,24 @@ def _locate(name: str, path: str) -> Any:
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
-    """One sentence for what Hydra or OmegaConf refused: the key, what is wrong, what would do.
+    """One sentence for what Hydra, OmegaConf or YAML refused: the key, what is wrong, what would do.
 
     Args:
         error: what was raised.
         overrides: what was typed, where the error itself does not name the key.
     """
-    text = str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return ConfigError(f"{mark.name}: line {mark.line + 1} is not YAML: {error.problem}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
+            "quote what holds a space, '=', a bracket or an accent: key='\"value\"'"
+        )
+    return _about_a_key(error) or _about_a_choice(error, overrides) or ConfigError(_first_line(error))
+
+
+def _about_a_key(error: Exception) -> ConfigError | None:
     for cause in _causes(error):
         key = getattr(cause, "full_key", None)
         if key and "not in struct" in str(cause):
@@ -230,30 +246,35 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
             return ConfigError(f"{key}: unknown key, {_near(str(key), options)}")
         if key and isinstance(cause, OmegaConfBaseException):
             return ConfigError(f"{key}: {_first_line(cause)}")
+    return None
+
+
+def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
+    text = str(error)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, choice = match.groups()
         return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
-    if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
-            "quote what holds a space, '=', a bracket or an accent: key='\"value\"'"
-        )
-    for group in GROUPS:
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return ConfigError(f"{match[1]}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
+    if "Config group override must be" in text:
         # Hydra does not say which group it means
-        if typed := [override for override in overrides if override.startswith(f"{group}=")]:
-            asked = (
-                f"{group}: every run needs one"
-                if typed[-1].endswith(("=", "=null"))
-                else f"{typed[-1]}: no such choice"
-            )
-            return ConfigError(f"{asked}, {domains.closest('', choices(group))}")
-    return ConfigError(_first_line(error))
+        for group, _, choice in (override.partition("=") for override in overrides):
+            if group in GROUPS and choice not in choices(group):
+                asked = (
+                    f"{group}={choice}: no such choice"
+                    if choice not in ("", "null")
+                    else f"{group}: every run needs one"
+                )
+                return ConfigError(f"{asked}, {domains.listed(choices(group))}")
+    return None
 
 
 def _near(key: str, options: list[str]) -> str:
     parent, _, leaf = key.rpartition(".")
+    if not options and parent == "readout":
+        return "readout=same repeats the neuron; choose another readout to set it apart"
     hint = domains.closest(leaf, options) if options else "nothing can be set below it"
     return hint.replace("did you mean ", f"did you mean {parent}.") if parent else hint
 

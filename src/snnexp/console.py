@@ -1,5 +1,6 @@
 """What a person sees in the terminal; quiet, plain lines where nobody watches."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -23,10 +24,18 @@ SHOWN = {
 """Logged metrics that stand beside the loss while training."""
 
 
+class Terminal(Console):
+    """A console whose reader may leave: nothing more is shown then, and the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console() -> Console:
     """The terminal, or plain text whose lines are never broken where there is none."""
     watched = sys.stdout.isatty()
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not watched, width=None if watched else 240)
+    return Terminal(file=sys.stdout, highlight=False, soft_wrap=not watched, width=None if watched else 240)
 
 
 def config_tree(title: str, cfg: Mapping[str, Any]) -> Tree:

@@ -22,22 +22,21 @@ class Domain(Protocol):
 
 @dataclass(frozen=True)
 class Number:
-    """A number in [low, high], or in (low, high] where ``open_low``, that is finite in 32 bits."""
+    """A number that is finite in 32 bits, in [low, high] less the ends that are open."""
 
     low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
+    open_high: bool = False
     whole: bool = False
 
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         # NaN compares false, and an int may be too large for any float
-        return (
-            abs(value) <= FLOAT32_MAX
-            and (self.low < value if self.open_low else self.low <= value)
-            and value <= self.high
-        )
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        return abs(value) <= FLOAT32_MAX and above and below
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
@@ -47,6 +46,8 @@ class Number:
             return kind
         if math.isinf(self.high):
             return f"{kind} {above}"
+        if self.open_high:
+            return f"{kind} {above} and less than {high}"
         if self.open_low:
             return f"{kind} {above} and at most {high}"
         return f"{kind} from {self.low:g} to {high}"
@@ -59,7 +60,7 @@ class Parameter:
     number: Number
 
     def __contains__(self, value: object) -> bool:
-        return value in self.number or value in Part("")
+        return value in self.number or _describes_an_object(value)
 
     def __str__(self) -> str:
         return f"{self.number}, or an initializer"
@@ -72,7 +73,7 @@ class Part:
     example: str
 
     def __contains__(self, value: object) -> bool:
-        return "_target_" in value if isinstance(value, Mapping) else not isinstance(value, PLAIN)
+        return _describes_an_object(value)
 
     def __str__(self) -> str:
         return f"a mapping such as {self.example}"
@@ -81,14 +82,14 @@ class Part:
 class OneOf:
     """One of a few words."""
 
-    def __init__(self, *options: str | None) -> None:
+    def __init__(self, *options: str) -> None:
         self.options = options
 
     def __contains__(self, value: object) -> bool:
-        return (value is None or isinstance(value, str)) and value in self.options
+        return isinstance(value, str) and value in self.options
 
     def __str__(self) -> str:
-        return "one of " + ", ".join("null" if option is None else option for option in self.options)
+        return f"one of {', '.join(self.options)}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,12 @@ class Either:
         return f"{self.first}, or {self.second}"
 
 
-PLAIN = (bool, int, float, str, list, tuple, type(None))
+def _describes_an_object(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value
+    return not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
+
+
 FINITE = Number()
 POSITIVE = Number(low=0, open_low=True)
 NOT_NEGATIVE = Number(low=0)
@@ -147,6 +153,7 @@ COUNT = Number(low=1, whole=True)
 INDEX = Number(low=0, whole=True)
 SEED = Number(low=0, high=2**32 - 1, whole=True)
 FRACTION = Number(low=0, high=1)
+BELOW_ONE = Number(low=0, high=1, open_high=True)
 FLAG = Kind(bool, "true or false")
 TEXT = Kind(str, "a text")
 NULL = Kind(type(None), "null")
@@ -208,8 +215,8 @@ DOMAINS: dict[str, Domain] = {
     "off_target": FINITE,
     # optimizer
     "lr": POSITIVE,
-    "betas": ListOf(FRACTION, length=2),
-    "momentum": FRACTION,
+    "betas": ListOf(BELOW_ONE, length=2),
+    "momentum": BELOW_ONE,
     "weight_decay": NOT_NEGATIVE,
     "schedule": OneOf("constant", "cosine"),
     # trainer and logger
@@ -245,7 +252,10 @@ def closest(word: str, options: Iterable[str]) -> str:
 
     options = sorted(options)
     near = difflib.get_close_matches(word, options, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    listed = ", ".join(options) or "none"
-    return f"there are {listed if len(listed) <= 110 else listed[:110].rpartition(',')[0] + ', ...'}"
+    return f"did you mean {near[0]}?" if near else listed(options)
+
+
+def listed(options: Iterable[str]) -> str:
+    """All options, or as many as a line holds."""
+    text = ", ".join(sorted(options)) or "none"
+    return f"there are {text if len(text) <= 110 else text[:110].rpartition(',')[0] + ', ...'}"

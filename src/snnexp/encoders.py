@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snnexp import domains
-from snnexp.surrogates import heaviside
+from snnexp.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,24 @@ class ConstantCurrentLIF(Encoder):
     v_reset: float = 0.0
     dt: float = 1e-3
 
+    def __post_init__(self) -> None:
+        # a neuron's parameters may be drawn, those of an encoder are numbers
+        domains.check(asdict(self))
+        for name, value in asdict(self).items():
+            if value not in domains.FINITE:
+                raise ConfigError(f"{name}: got {domains.shown(value)}, must be {domains.FINITE}")
+        if self.dt * self.tau_mem_inv > 1:
+            raise ConfigError(
+                f"tau_mem_inv: got {self.tau_mem_inv:g} per s, must be at most 1 / dt = {1 / self.dt:g} per s"
+            )
+
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
         v = torch.zeros_like(values)
         spikes = values.new_empty((self.num_steps, *values.shape))
         for z in spikes:
             u = v + self.dt * self.tau_mem_inv * ((self.v_leak - v) + values)
-            z.copy_(heaviside(u - self.v_th))
+            z.copy_(u - self.v_th > 0)
             v = (1 - z) * u + z * self.v_reset
         return spikes
 
@@ -106,7 +117,7 @@ class Latency(Encoder):
 
 
 def require_unit_interval(values: Tensor) -> None:
-    """Raise ``ValueError`` unless every value is a probability."""
+    """Raise :class:`ConfigError` unless every value is a probability."""
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"this encoder needs values from 0 to 1, got {low:g} to {high:g}; use unnormalised images")
+        raise ConfigError(f"encoder: needs values from 0 to 1, these data go from {low:g} to {high:g}; use data=mnist")

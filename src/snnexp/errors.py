@@ -1,22 +1,29 @@
 """What can end a run early, and the exit code that the command line gives it."""
 
+import signal
+
 
 class SnnexpError(Exception):
     """A sentence for the person at the keyboard; the command line prints it without a traceback."""
 
     exit_code = 1
+    status = "failed"
+    """What run.json says of a run that this ended."""
 
 
 class ConfigError(SnnexpError, ValueError):
     """A value that cannot work. Reads ``key: what was given, what would do``."""
 
     exit_code = 2
+    located = False
+    """Whether the key has been completed to its place in the config."""
 
 
 class DivergedError(SnnexpError):
-    """The loss became NaN or infinite."""
+    """The loss or a weight became NaN or infinite."""
 
     exit_code = 3
+    status = "diverged"
 
 
 class DataError(SnnexpError):
@@ -34,6 +41,8 @@ class CheckpointError(SnnexpError):
 class InterruptedRunError(SnnexpError):
     """A signal asked the run to stop; the exit code is 128 + the signal's number, as shells have it."""
 
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
+    status = "interrupted"
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum

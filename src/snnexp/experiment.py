@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +21,16 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from snnexp import callbacks, console, domains, metrics
 from snnexp.config import compose, factory, instantiate, located
 from snnexp.data import DataModule
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, SnnexpError
-from snnexp.losses import Loss, NLLMaxVoltage
+from snnexp.losses import Loss
 from snnexp.network import Network
+from snnexp.neurons import Trace
 from snnexp.runs import Run
 from snnexp.task import Measure, Task
 
@@ -68,7 +70,6 @@ def make_trainer(
     max_epochs: int = 1,
     limit_batches: int | None = None,
     log_every_n_steps: int = 10,
-    save_every_n_epochs: int = 1,
 ) -> Trainer:
     """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
 
@@ -79,7 +80,6 @@ def make_trainer(
         max_epochs: passes over the training data.
         limit_batches: use no more batches than this of each split.
         log_every_n_steps: how often a training step is logged.
-        save_every_n_epochs: how often ``last.ckpt`` is written; :func:`run` reads it.
 
     Raises:
         ConfigError: there is no such accelerator here, or not so many devices.
@@ -90,7 +90,8 @@ def make_trainer(
             return Trainer(
                 accelerator=accelerator,
                 devices=devices,
-                strategy=strategy,
+                # a readout's threshold may have no part in a loss on the membrane
+                strategy="ddp_find_unused_parameters_true" if strategy == "ddp" else strategy,
                 max_epochs=max_epochs,
                 limit_train_batches=limit_batches,
                 limit_val_batches=limit_batches,
@@ -153,9 +154,12 @@ def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> 
         raise ConfigError(
             f"loss: {type(loss).__name__} counts spikes and this readout never fires; use another loss, or readout=same"
         )
+    # an encoder refuses values that it cannot encode; drawing here must not move the run's stream
+    with torch.random.fork_rng(devices=[]):
+        encoder(data.train[list(range(min(256, len(data.train))))][0])
     if data.target == "trace":
         return None
-    return "max_voltage" if isinstance(loss, NLLMaxVoltage) or not readout_fires else "spike_count"
+    return loss.decoder if readout_fires else "max_voltage"
 
 
 def _measures(decoder: str | None) -> dict[str, Measure]:
@@ -164,9 +168,11 @@ def _measures(decoder: str | None) -> dict[str, Measure]:
             "l1": lambda trace, target: metrics.l1(trace.membrane, target),
             "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
         }
-    if decoder == "max_voltage":
-        return {"accuracy": lambda trace, target: metrics.accuracy(metrics.max_voltage(trace.membrane), target)}
-    return {"accuracy": lambda trace, target: metrics.accuracy(metrics.spike_count(trace.spikes), target)}
+    classes: Callable[[Trace], Tensor] = {
+        "spike_count": lambda trace: metrics.spike_count(trace.spikes),
+        "max_voltage": lambda trace: metrics.max_voltage(trace.membrane),
+    }[decoder]
+    return {"accuracy": lambda trace, target: metrics.accuracy(classes(trace), target)}
 
 
 def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = None) -> Record:
@@ -180,62 +186,58 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    began = time.perf_counter()
+    clock = {"began": time.perf_counter()}
     parts = build(cfg)
     main = parts.trainer.is_global_zero
-    terminal = console.console()
     if main:
         folder = parent or Path(cfg.logger.root) / cfg.name
         run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, _facts(cfg, parts))
         os.environ[RUN_DIR] = str(run_dir.path.absolute())
-        _announce(terminal, cfg, parts, run_dir.path)
     else:
         run_dir = Run(Path(os.environ[RUN_DIR]))
-    clock = {"build": time.perf_counter() - began}
-    checkpoints = callbacks.Checkpoints(run_dir.checkpoints, cfg.trainer.save_every_n_epochs)
-    watching: list[Callback] = [callbacks.ParameterHistograms(cfg.trainer.save_every_n_epochs)]
-    if parts.decoder is None:
-        watching.append(callbacks.SeedMeanLoss())
-    if main:
-        watching.append(console.ProgressDisplay(terminal))
     try:
-        with _quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(checkpoints) as signals:
-            # what saves comes after what watches, what stops comes last
-            parts.trainer.callbacks += [*watching, checkpoints, signals]  # type: ignore[attr-defined]
-            measured = _fit_and_test(cfg, parts, run_dir, clock)
+        measured = _train_and_test(cfg, parts, run_dir, clock)
+        if main:
+            _record_success(cfg, parts, run_dir, measured, clock)
     except BaseException as error:
         if main:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError):
                 _record_failure(run_dir, error)
+        elif isinstance(error, SnnexpError):
+            # the first process tells; Lightning would kill it if this one left with another code
+            raise SystemExit(0) from error
         raise
     finally:
         run_dir.close()
         _forget_processes()
-    clock["total"] = time.perf_counter() - began
-    if main:
-        samples = _trained_samples(parts)
-        run_dir.update(
-            status="finished", exit_code=0, metrics=measured, wall_s=clock, samples_per_s=samples / clock["fit"]
-        )
-        terminal.print(console.result_table(measured, cfg.published))
-        terminal.print(f"run {console.show_path(run_dir.path)}  {clock['total']:.1f} s")
     return Record(run_dir.path, "finished", measured)
 
 
-def _fit_and_test(cfg: DictConfig, parts: Parts, run_dir: Run, clock: dict[str, float]) -> dict[str, float]:
-    trainer = parts.trainer
+def _train_and_test(cfg: DictConfig, parts: Parts, run_dir: Run, clock: dict[str, float]) -> dict[str, float]:
+    trainer, main = parts.trainer, parts.trainer.is_global_zero
+    checkpoints = callbacks.Checkpoints(run_dir.checkpoints, cfg.logger.save_every_n_epochs)
+    watching: list[Callback] = [callbacks.ParameterHistograms(cfg.logger.save_every_n_epochs)]
+    if parts.decoder is None:
+        watching.append(callbacks.SeedMeanLoss())
+    if main:
+        terminal = console.console()
+        _announce(terminal, cfg, parts, run_dir.path)
+        watching.append(console.ProgressDisplay(terminal))
     board = TensorBoardLogger(run_dir.path, name="", version="tensorboard", default_hp_metric=False)
     trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
-    start = time.perf_counter()
-    trainer.fit(parts.task, datamodule=parts.data)
-    fitted = time.perf_counter()
-    measured = trainer.test(parts.task, datamodule=parts.data, verbose=False)[0]
-    clock.update(fit=fitted - start, test=time.perf_counter() - fitted)
-    if cfg.logger.tensorboard and trainer.is_global_zero:
-        board.log_hyperparams(_flat(cfg), dict(measured))
-        board.finalize("success")
-    return {name: float(value) for name, value in measured.items()}
+    with _quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(checkpoints) as signals:
+        # what saves comes after what watches, what stops comes last
+        trainer.callbacks += [*watching, checkpoints, signals]  # type: ignore[attr-defined]
+        clock["built"] = time.perf_counter()
+        trainer.fit(parts.task, datamodule=parts.data)
+        clock["fitted"] = time.perf_counter()
+        measured = dict(trainer.test(parts.task, datamodule=parts.data, verbose=False)[0])
+        clock["tested"] = time.perf_counter()
+        if cfg.logger.tensorboard and main:
+            board.log_hyperparams(_flat(cfg), measured)
+            board.finalize("success")
+    return measured
 
 
 def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path) -> None:
@@ -264,20 +266,30 @@ def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
     }
 
 
+def _record_success(
+    cfg: DictConfig, parts: Parts, run_dir: Run, measured: dict[str, float], clock: dict[str, float]
+) -> None:
+    began, built, fitted, tested = (clock[name] for name in ("began", "built", "fitted", "tested"))
+    wall_s = {"build": built - began, "fit": fitted - built, "test": tested - fitted, "total": tested - began}
+    samples = parts.trainer.global_step * min(parts.data.batch_size, len(parts.data.train))
+    run_dir.update(
+        status="finished", exit_code=0, metrics=measured, wall_s=wall_s, samples_per_s=samples / wall_s["fit"]
+    )
+    terminal = console.console()
+    terminal.print(console.result_table(measured, cfg.published))
+    terminal.print(f"run {console.show_path(run_dir.path)}  {wall_s['total']:.1f} s")
+
+
 def _record_failure(run_dir: Run, error: BaseException) -> None:
-    names = {3: "diverged", 130: "interrupted", 143: "interrupted"}
     code = error.exit_code if isinstance(error, SnnexpError) else 74 if isinstance(error, OSError) else 1
     reason = str(error).strip() or type(error).__name__
-    run_dir.update(status=names.get(code, "failed"), exit_code=code, reason=reason.splitlines()[0])
-
-
-def _trained_samples(parts: Parts) -> int:
-    batch = min(parts.data.batch_size, len(parts.data.train))
-    return parts.trainer.global_step * batch
+    run_dir.update(status=getattr(error, "status", "failed"), exit_code=code, reason=reason.splitlines()[0])
 
 
 def _forget_processes() -> None:
-    """Lightning leaves the variables of ddp behind, and a second run would take itself for a child of the first."""
+    """Leave the group of ddp and its variables, or a second run would take itself for a member of the first."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", RUN_DIR):
             os.environ.pop(name, None)
@@ -293,20 +305,28 @@ def _flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def _quiet(log: Path | None = None) -> Iterator[None]:
-    """Lightning's notes and Python's warnings go to ``log``; ours reach the person too."""
+    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well."""
     handler = logging.FileHandler(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "py.warnings")]
-    before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("snnexp: %(message)s"))
+    quiet: dict[str, list[logging.Handler]] = {
+        name: [handler] for name in ("lightning.pytorch", "lightning.fabric", "py.warnings")
+    }
+    if log:
+        quiet["snnexp"] = [handler, shown]
+    before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in quiet}
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         logging.captureWarnings(True)
-        for logger in loggers:
-            logger.handlers, logger.propagate = [handler], False
+        for name, handlers in quiet.items():
+            logging.getLogger(name).handlers = list(handlers)
+            logging.getLogger(name).propagate = name == "snnexp"
         try:
             yield
         finally:
             logging.captureWarnings(False)
-            for logger, handlers, propagate in before:
-                logger.handlers, logger.propagate = handlers, propagate
+            for name, (handlers, propagate) in before.items():
+                logging.getLogger(name).handlers = handlers
+                logging.getLogger(name).propagate = propagate
             handler.close()

@@ -1,6 +1,5 @@
 """``snnexp train``: Hydra composes, sweeps and completes; each job that it starts becomes a run of ours."""
 
-import csv
 import itertools
 import os
 import sys
@@ -13,15 +12,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from snnexp import config, domains
+from snnexp import config, domains, runs
 from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 
-VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+CFG_FLAGS = ("--cfg", "-c")
+DIR_FLAGS = ("--config-dir", "-cd")
+VALUED = (*CFG_FLAGS, *DIR_FLAGS, "--package", "-p", "--config-path", "-cp", "--config-name", "-cn")
 CFG = ("job", "hydra", "all")
 PLAIN = (
     "--info",
@@ -68,7 +67,7 @@ def train(arguments: Sequence[str]) -> int:
             check_points(overrides, flags)
         sys.argv = [typed[0], *flags, *overrides]
         hydra.main(config_path=str(conf), config_name="train", version_base="1.3")(jobs)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except config.REFUSALS as error:
         raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
     finally:
         sys.argv = typed
@@ -90,18 +89,17 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word.partition("=")[0] in VALUED:
             flag, _, value = word.partition("=")
             value = value or next(rest, "")
-            if not value or (flag in VALUED[:2] and value not in CFG):
-                raise ConfigError(f"{flag}: got {value or 'nothing'}, must be {_values(flag)}")
+            if not value or (flag in CFG_FLAGS and value not in CFG):
+                needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
+                raise ConfigError(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
+            if flag in DIR_FLAGS and not Path(value).is_dir():
+                raise ConfigError(f"{flag}: {value} is not a folder")
             flags += [flag, value]
         elif word in PLAIN:
             flags.append(word)
         else:
             raise ConfigError(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
     return flags, overrides
-
-
-def _values(flag: str) -> str:
-    return f"followed by one of {', '.join(CFG)}" if flag in VALUED[:2] else "followed by a value"
 
 
 def check_points(overrides: Sequence[str], flags: Sequence[str]) -> None:
@@ -120,7 +118,7 @@ def check_points(overrides: Sequence[str], flags: Sequence[str]) -> None:
     extra = [
         f"hydra.searchpath=[file://{Path(folder).absolute()}]"
         for flag, folder in itertools.pairwise([*flags, ""])
-        if flag in ("--config-dir", "-cd")
+        if flag in DIR_FLAGS
     ]
     for point in itertools.product(*variants):
         config.compose([*point, *extra])
@@ -167,7 +165,7 @@ class Jobs:
             record = run(cfg, overrides, folder)
         except InterruptedRunError as error:
             # Hydra catches every Exception of a job and would go on to the next
-            self.points.append(Point(overrides, "interrupted", reason=str(error)))
+            self.points.append(Point(overrides, error.status, reason=str(error)))
             self._tell()
             raise SystemExit(error.exit_code) from error
         except Exception as error:
@@ -175,7 +173,7 @@ class Jobs:
                 traceback.print_exc()
             reason = " ".join(str(error).split()) or type(error).__name__
             print(f"snnexp: {reason}", file=sys.stderr)
-            self.points.append(Point(overrides, "diverged" if _code(error) == 3 else "failed", reason=reason))
+            self.points.append(Point(overrides, getattr(error, "status", "failed"), reason=reason))
         else:
             self.points.append(Point(overrides, record.status, record.path, record.metrics))
 
@@ -205,10 +203,7 @@ class Jobs:
             }
             for point in self.points
         ]
-        with (self.sweep / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        runs.write_summary(self.sweep / "summary.csv", rows)
         shown = [*varied, "status", *(name for name in names if "firing_rate" not in name and name != "test/synops")]
         table = Table(*shown, box=None, pad_edge=False)
         for row in rows:
@@ -220,10 +215,6 @@ class Jobs:
         terminal.print()
         terminal.print(table)
         terminal.print(f"sweep {show_path(self.sweep)}")
-
-
-def _code(error: Exception) -> int:
-    return error.exit_code if isinstance(error, SnnexpError) else 1
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

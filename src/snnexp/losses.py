@@ -59,6 +59,8 @@ class Loss:
     """What it can be compared with: ``labels``, a ``trace``, or both."""
     reads_spikes: ClassVar[bool] = False
     """Whether it needs a readout that fires."""
+    decoder: ClassVar[str] = "spike_count"
+    """How a class is read off a readout that fires: the name of a function in ``metrics``."""
 
     def __post_init__(self) -> None:
         domains.check(asdict(self))
@@ -102,6 +104,8 @@ class MSEMembrane(Loss):
 @dataclass(frozen=True)
 class NLLMaxVoltage(Loss):
     """See :func:`nll_max_voltage`."""
+
+    decoder = "max_voltage"
 
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
         return nll_max_voltage(trace.membrane, target)

@@ -54,17 +54,19 @@ class Network(nn.Module):
         self.num_steps = num_steps
         self.layers = nn.ModuleDict(layers)
 
-    def forward(self, inputs: Tensor, states: Sequence[Any] | None = None) -> list[Trace]:
+    def forward(self, inputs: Tensor, states: Sequence[Any] | None = None, num_steps: int | None = None) -> list[Trace]:
         """Run the network.
 
         Args:
             inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps.
             states: one state per layer, from earlier traces; zeros without.
+            num_steps: T where it is not the network's own.
 
         Returns:
             One trace per layer, the readout's last.
         """
-        num_steps = self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
+        if num_steps is None:
+            num_steps = self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
         traces: list[Trace] = []
         for layer, state in zip(self.layers.values(), states or [None] * len(self.layers), strict=True):
             traces.append(layer(inputs, num_steps, state))
@@ -151,6 +153,8 @@ class Conv(Network):
         domains.check({"channels": channels, "kernel_size": kernel_size, "stride": stride, "hidden": hidden})
         if len(inputs) != 3:
             raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
+        if kernel_size is None:
+            raise ConfigError("kernel_size: got null, must be a whole number of at least 1")
         layers = {}
         for index, out_channels in enumerate(channels, start=1):
             in_channels, *side = inputs

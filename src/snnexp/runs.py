@@ -4,11 +4,15 @@
       run.json  config.yaml  overrides.yaml  metrics.jsonl  train.log
       checkpoints/{init,last,best}.ckpt, each with a .sha256 beside it
       tensorboard/
+    outputs/sweeps/<experiment>/<sweep id>/
+      summary.csv  runs/<run id>/...
 
 A run id is YYYYMMDD-HHMMSS-xxxx. Nothing heavy is imported here, so that runs can be listed quickly.
 """
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -21,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from snnexp.errors import CheckpointError
 
@@ -123,6 +127,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write summary.csv of a sweep: one row per point, all with the same columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def write_checkpoint(path: Path, content: bytes) -> None:

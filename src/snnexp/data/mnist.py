@@ -4,7 +4,6 @@ import hashlib
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,8 +44,8 @@ class MNIST:
         prefix = "train" if train else "t10k"
         folder = find(root, download)
         # the headers of the two formats are 16 and 8 bytes; the checksums vouch for the rest
-        self.images = torch.from_numpy(_read(folder / f"{prefix}-images-idx3-ubyte")[16:]).view(-1, *self.inputs)
-        self.labels = torch.from_numpy(_read(folder / f"{prefix}-labels-idx1-ubyte")[8:]).long()
+        self.images = _read(folder / f"{prefix}-images-idx3-ubyte")[16:].view(-1, *self.inputs)
+        self.labels = _read(folder / f"{prefix}-labels-idx1-ubyte")[8:].long()
         self.mean, self.std = mean, std
 
     def __len__(self) -> int:
@@ -115,7 +114,7 @@ def find(root: str | Path, download: bool = False) -> Path:
 
 
 def _download(root: str | Path) -> None:
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     try:
         with warnings.catch_warnings():
@@ -129,14 +128,14 @@ def _download(root: str | Path) -> None:
         ) from error
 
 
-def _read(path: Path) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+def _read(path: Path) -> Tensor:
     try:
-        content = np.fromfile(path, dtype=np.uint8)
+        content = bytearray(path.read_bytes())
     except OSError as error:
         raise DataError(f"MNIST cannot be read: {path.absolute()}: {error.strerror}") from error
-    if hashlib.sha256(content.data).hexdigest() != SHA256[path.name]:
+    if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
         raise DataError(
-            f"MNIST is damaged: {path.absolute()} has {content.size} bytes and not the published checksum; "
+            f"MNIST is damaged: {path.absolute()} has {len(content)} bytes and not the published checksum; "
             "delete it and pass data.download=true, or copy it again"
         )
-    return content
+    return torch.frombuffer(content, dtype=torch.uint8)

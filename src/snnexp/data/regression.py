@@ -5,6 +5,7 @@ from torch import Tensor
 
 from snnexp import domains
 from snnexp.data.module import DataModule
+from snnexp.errors import ConfigError
 
 
 class RegressionDataset:
@@ -24,6 +25,8 @@ class RegressionDataset:
 
     def __init__(self, num_steps: int = 50, num_samples: int = 1, mode: str = "sqrt", seed: int | None = None) -> None:
         domains.check({"num_steps": num_steps, "num_samples": num_samples, "mode": mode, "sample_seed": seed})
+        if num_steps < 2:
+            raise ConfigError(f"num_steps: got {num_steps}, a trajectory needs at least 2")
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         ends = torch.rand(num_samples, generator=generator)
         self.features = torch.stack([torch.linspace(0, end, num_steps) for end in ends.tolist()], dim=1).unsqueeze(-1)

@@ -133,7 +133,7 @@ def _subtract(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
 
 
 def _zero(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
-    return base - R * base
+    return (1 - R) * base
 
 
 def _none(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
