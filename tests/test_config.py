@@ -82,7 +82,12 @@ REGRESSION_RECIPE = {
     "optimizer.schedule": "constant",
     "trainer.max_epochs": 100,
 }
-FITTED = {"optimizer.lr": 5e-3, "optimizer.schedule": "cosine", "trainer.max_epochs": 1500}
+FITTED = {
+    "optimizer.lr": 5e-3,
+    "optimizer.schedule": "cosine",
+    "trainer.max_epochs": 2500,
+    "neuron.surrogate.slope": 10,
+}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "mnist_leaky": MNIST_RECIPE

@@ -540,11 +540,11 @@ class TestParametrizedLIF:
 
     def test_start_weights(self) -> None:
         torch.manual_seed(0)
-        weight = torch.empty(200, 50)
+        synapse = nn.Linear(50, 200, bias=False)
         neuron = ParametrizedLIF(200)
-        neuron.reset_synapse(weight)
+        neuron.reset_synapse(synapse)
         recurrent = neuron.recurrent.weight[~torch.eye(200, dtype=torch.bool)]
-        for drawn in (weight.flatten(), recurrent.detach()):
+        for drawn in (synapse.weight.detach().flatten(), recurrent.detach()):
             assert abs(drawn.mean()) < 5 * 0.1 / math.sqrt(len(drawn))
             assert abs(drawn.std() - 0.1) < 5 * 0.1 / math.sqrt(2 * len(drawn))
         assert neuron.recurrent.bias is None

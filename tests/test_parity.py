@@ -5,6 +5,7 @@ sides, scalar or one per neuron, and decays may lie outside [0, 1], where traini
 """
 
 import warnings
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snnexp import encoders, losses
+from snnexp.initializers import Uniform
+from snnexp.network import MLP
 from snnexp.neurons import Leaky, LeakyIntegrator, LeakyIntegratorState, ParametrizedLIF, ParametrizedLIFState, RLeaky
 from snnexp.surrogates import ATan, FastSigmoid, SuperSpike
 
@@ -334,3 +337,42 @@ def test_ce_membrane(snn: ModuleType, case: Case) -> None:
     mine = losses.ce_membrane(membrane, target)
     assert_same_loss(mine, sum(nn.CrossEntropyLoss()(U, target) for U in membrane), membrane)
     assert_same_loss(mine / case.T, snn.functional.ce_rate_loss()(membrane, target), membrane)
+
+
+class TestStart:
+    """A seed gives the start weights that the tutorials' own code gives after ``torch.manual_seed``."""
+
+    def test_recurrent_network(self, snn: ModuleType) -> None:
+        torch.manual_seed(3)
+        network = MLP((20,), 4, RLeaky, RLeaky, num_steps=2, hidden=[6])
+        torch.manual_seed(3)
+        theirs = [nn.Linear(20, 6), snn.RLeaky(beta=0.9, linear_features=6)]
+        theirs += [nn.Linear(6, 4), snn.RLeaky(beta=0.9, linear_features=4)]
+        ours = [part for layer in network.layers.values() for part in (layer.synapse, layer.neuron.recurrent)]
+        for synapse, peer in zip(ours, theirs, strict=True):
+            peer = getattr(peer, "recurrent", peer)
+            assert torch.equal(synapse.weight, peer.weight)
+            assert torch.equal(synapse.bias, peer.bias)
+
+    def test_drawn_parameters_come_first(self) -> None:
+        torch.manual_seed(3)
+        network = MLP((20,), 4, partial(Leaky, beta=Uniform(), threshold=Uniform()), Leaky, num_steps=2, hidden=[6])
+        torch.manual_seed(3)
+        beta, threshold, synapse = torch.rand(6), torch.rand(6), nn.Linear(20, 6)
+        first = network.layers["hidden1"]
+        assert torch.equal(first.neuron.beta, beta)
+        assert torch.equal(first.neuron.threshold, threshold)
+        assert torch.equal(first.synapse.weight, synapse.weight)
+
+    def test_parametrized_lif(self, norse: ModuleType) -> None:
+        torch.manual_seed(3)
+        network = MLP((20,), 4, ParametrizedLIF, LeakyIntegrator, num_steps=2, hidden=[6])
+        torch.manual_seed(3)
+        tau_mem_inv, v_th = 100 + 20 * torch.randn(6), 0.5 + 0.1 * torch.randn(6)
+        cell = norse.LIFRecurrentCell(20, 6)
+        first = network.layers["hidden1"]
+        assert torch.equal(first.neuron.tau_mem_inv, tau_mem_inv)
+        assert torch.equal(first.neuron.v_th, v_th)
+        torch.testing.assert_close(first.synapse.weight, cell.input_weights)
+        torch.testing.assert_close(first.neuron.recurrent.weight, cell.recurrent_weights)
+        assert torch.equal(network.layers["readout"].synapse.weight, nn.Linear(6, 4, bias=False).weight)

@@ -251,9 +251,8 @@ def _about_a_key(error: Exception) -> ConfigError | None:
 
 def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
     text = str(error)
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, choice = match.groups()
-        return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
+    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
+        return _no_choice(*match.groups())
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -262,13 +261,14 @@ def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError |
         # Hydra does not say which group it means
         for group, _, choice in (override.partition("=") for override in overrides):
             if group in GROUPS and choice not in choices(group):
-                asked = (
-                    f"{group}={choice}: no such choice"
-                    if choice not in ("", "null")
-                    else f"{group}: every run needs one"
-                )
-                return ConfigError(f"{asked}, {domains.listed(choices(group))}")
+                return _no_choice(group, choice)
     return None
+
+
+def _no_choice(group: str, choice: str) -> ConfigError:
+    if choice in ("", "null"):
+        return ConfigError(f"{group}: every run needs one, {domains.listed(choices(group))}")
+    return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
 
 
 def _near(key: str, options: list[str]) -> str:

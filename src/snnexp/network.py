@@ -32,7 +32,6 @@ class Layer(nn.Module):
         super().__init__()
         self.synapse = synapse
         self.neuron = neuron
-        neuron.reset_synapse(synapse.weight)
 
     def forward(self, inputs: Tensor, num_steps: int, state: Any = None) -> Trace:
         """``[T, B, *N]`` or ``[1, B, *N]`` to the trace of ``num_steps`` = T steps."""
@@ -45,14 +44,28 @@ class Network(nn.Module):
 
     Args:
         num_steps: T where the input does not change over time.
-        layers: the layers by name, in order; the last is the readout.
+        make_layers: makes the layers by name, in order; the last is the readout.
     """
 
-    def __init__(self, num_steps: int, layers: dict[str, Layer]) -> None:
+    def __init__(self, num_steps: int, make_layers: Callable[[], dict[str, Layer]]) -> None:
         super().__init__()
         domains.check({"num_steps": num_steps})
         self.num_steps = num_steps
-        self.layers = nn.ModuleDict(layers)
+        # what the constructors draw is drawn again, in an order of our own
+        with torch.random.fork_rng(devices=[]):
+            self.layers = nn.ModuleDict(make_layers())
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all start values anew, layer by layer: the neuron's parameters, the synapse, the feedback.
+
+        This is the order of the tutorials of snnTorch and Norse, so that a seed gives the start that their code gives.
+        """
+        for layer in self.layers.values():
+            neuron: Neuron = layer.neuron  # type: ignore[assignment]
+            neuron.reset_parameters()
+            neuron.reset_synapse(layer.synapse)  # type: ignore[arg-type]
+            neuron.reset_feedback()
 
     def forward(self, inputs: Tensor, states: Sequence[Any] | None = None, num_steps: int | None = None) -> list[Trace]:
         """Run the network.
@@ -117,7 +130,7 @@ class MLP(Network):
         hidden: Sequence[int] = (128,),
     ) -> None:
         domains.check({"hidden": hidden})
-        super().__init__(num_steps, _dense_layers(inputs, hidden, outputs, neuron, readout))
+        super().__init__(num_steps, lambda: _dense_layers(inputs, hidden, outputs, neuron, readout))
 
 
 class Conv(Network):
@@ -155,19 +168,30 @@ class Conv(Network):
             raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
         if kernel_size is None:
             raise ConfigError("kernel_size: got null, must be a whole number of at least 1")
-        layers = {}
-        for index, out_channels in enumerate(channels, start=1):
-            in_channels, *side = inputs
-            inputs = (out_channels, *((length - kernel_size) // stride + 1 for length in side))
-            if min(inputs) < 1:
-                raise ConfigError(
-                    f"channels: nothing of the image is left for convolution {index}; use fewer channels, a smaller "
-                    "kernel_size or stride"
-                )
-            layer_neuron = neuron(inputs)
-            convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=layer_neuron.synapse_bias)
-            layers[f"conv{index}"] = Layer(convolution, layer_neuron)
-        super().__init__(num_steps, layers | _dense_layers(inputs, hidden, outputs, neuron, readout))
+
+        def make_layers() -> dict[str, Layer]:
+            maps, convolutions = _conv_layers(inputs, channels, kernel_size, stride, neuron)
+            return convolutions | _dense_layers(maps, hidden, outputs, neuron, readout)
+
+        super().__init__(num_steps, make_layers)
+
+
+def _conv_layers(
+    inputs: tuple[int, ...], channels: Sequence[int], kernel_size: int, stride: int, neuron: NeuronFactory
+) -> tuple[tuple[int, ...], dict[str, Layer]]:
+    layers = {}
+    for index, out_channels in enumerate(channels, start=1):
+        in_channels, *side = inputs
+        inputs = (out_channels, *((length - kernel_size) // stride + 1 for length in side))
+        if min(inputs) < 1:
+            raise ConfigError(
+                f"channels: nothing of the image is left for convolution {index}; use fewer channels, a smaller "
+                "kernel_size or stride"
+            )
+        layer_neuron = neuron(inputs)
+        convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=layer_neuron.synapse_bias)
+        layers[f"conv{index}"] = Layer(convolution, layer_neuron)
+    return inputs, layers
 
 
 def _dense_layers(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from snnexp import domains
 from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
-from snnexp.neurons.parametrized_lif import add_time_constant
 
 
 class LeakyIntegratorState(NamedTuple):
@@ -57,9 +56,9 @@ class LeakyIntegrator(Neuron):
         super().__init__(features)
         domains.check({"dt": dt})
         self.dt = dt
-        self.add_parameter("v_leak", v_leak, learn=False)
-        add_time_constant(self, "tau_mem_inv", tau_mem_inv, dt, learn=False)
-        add_time_constant(self, "tau_syn_inv", tau_syn_inv, dt, learn=False)
+        self.add_parameter("tau_mem_inv", tau_mem_inv, at_most=1 / dt)
+        self.add_parameter("tau_syn_inv", tau_syn_inv, at_most=1 / dt)
+        self.add_parameter("v_leak", v_leak)
 
     def zero_state(self, current: Tensor) -> LeakyIntegratorState:
         return LeakyIntegratorState(torch.zeros_like(current), torch.zeros_like(current))

@@ -1,17 +1,20 @@
 """What every neuron layer shares: shapes, parameters, and the step from a current to a trace."""
 
+import math
 from collections.abc import Sequence
-from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from snnexp import domains
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
 
 NeuronParameter = float | Tensor | Initializer
+ROUNDING = 1 + 1e-6
+"""A bound counts as met by what exceeds it in the last digits of float32."""
 
 
 class Trace(NamedTuple):
@@ -36,6 +39,7 @@ class Neuron(nn.Module):
 
     def __init__(self, features: int | Sequence[int]) -> None:
         super().__init__()
+        self.starts: dict[str, tuple[NeuronParameter, float]] = {}
         self.features = (features,) if isinstance(features, int) else tuple(features)
         if not self.features or any(size not in domains.COUNT for size in self.features):
             raise ConfigError(f"features: got {features}, must be a positive int or a tuple of them")
@@ -72,8 +76,26 @@ class Neuron(nn.Module):
         """The equation, one step after the other; ``current`` holds T tensors ``[B, *N]``."""
         raise NotImplementedError
 
-    def reset_synapse(self, weight: Tensor) -> None:
-        """Set the start weights of the synapse in front; PyTorch's own stay unless a neuron's model has others."""
+    def reset_parameters(self) -> None:
+        """Draw the start values of the parameters anew, in the order in which they were added."""
+        with torch.no_grad():
+            for name, (value, at_most) in self.starts.items():
+                if isinstance(value, Initializer):
+                    self.assign(name, self._start(name, value, at_most))
+
+    def assign(self, name: str, value: Tensor) -> None:
+        """Set a parameter in place, also one that is kept in another form, such as its logarithm."""
+        if parametrize.is_parametrized(self, name):
+            setattr(self, name, value)
+        else:
+            getattr(self, name).copy_(value)
+
+    def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:
+        """Draw the weights of the synapse in front: PyTorch's own, unless a neuron's model has others."""
+        synapse.reset_parameters()
+
+    def reset_feedback(self) -> None:
+        """Draw the weights of the synapse within the layer, where there is one."""
 
     @property
     def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int | None:
@@ -84,31 +106,40 @@ class Neuron(nn.Module):
         """Move learned parameters back to where the equation holds; a bool tensor tells whether any had left."""
         return None
 
-    def add_parameter(self, name: str, value: NeuronParameter, *, learn: bool) -> None:
-        """Draw or take a start value, check it against the domain of its name, and keep it under that name.
+    def add_parameter(
+        self, name: str, value: NeuronParameter, *, learn: bool = False, at_most: float = math.inf
+    ) -> None:
+        """Draw or take a start value, hold it against the domain of its name, and keep it under that name.
 
         Raises:
             ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
         """
+        start = self._start(name, value, at_most)
+        self.starts[name] = (value, at_most)
+        if learn:
+            self.register_parameter(name, nn.Parameter(start))
+        else:
+            self.register_buffer(name, start)
+
+    def _start(self, name: str, value: NeuronParameter, at_most: float) -> Tensor:
         domains.check({name: value})
         if not isinstance(value, (int, float, Tensor, Initializer)):
             raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()
         start = start if start.is_floating_point() else start.float()
         number = getattr(domains.DOMAINS.get(name), "number", domains.FINITE)
-        outside = next((x for x in start.flatten().tolist() if x not in number), None)
-        if outside is not None:
-            raise ConfigError(f"{name}: a start value is {outside:g}, must be {number}")
+        for x in start.flatten().tolist():
+            if x not in number:
+                raise ConfigError(f"{name}: a start value is {x:g}, must be {number}")
+            if x > at_most * ROUNDING:
+                raise ConfigError(f"{name}: a start value is {x:g}, must be at most {at_most:g}")
         try:
             fits = start.expand(self.features).shape == self.features
         except RuntimeError:
             fits = False
         if not fits:
             raise ConfigError(f"{name}: got shape {list(start.shape)}, must fit the features {list(self.features)}")
-        if learn:
-            self.register_parameter(name, nn.Parameter(start))
-        else:
-            self.register_buffer(name, start)
+        return start
 
     def extra_repr(self) -> str:
-        return f"{prod(self.features)} neurons, features={self.features}"
+        return f"{math.prod(self.features)} neurons, features={self.features}"

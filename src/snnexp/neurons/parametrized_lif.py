@@ -23,11 +23,8 @@ from torch.nn.utils import parametrize
 from snnexp import domains
 from snnexp.errors import ConfigError
 from snnexp.initializers import Normal
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.neurons.neuron import ROUNDING, Neuron, NeuronParameter, Trace
 from snnexp.surrogates import SuperSpike, Surrogate, spike
-
-LARGEST_STEP = 1 + 1e-6
-"""dt tau may be 1, beyond which the explicit Euler step overshoots; the last digits of float32 do not count."""
 
 
 class ParametrizedLIFState(NamedTuple):
@@ -82,12 +79,12 @@ class ParametrizedLIF(Neuron):
     ) -> None:
         super().__init__(features)
         domains.check({"recurrent": recurrent, "learn": learn, "log_tau": log_tau, "dt": dt, "surrogate": surrogate})
-        self.dt = dt
-        self.surrogate = surrogate
+        self.dt, self.learn, self.surrogate = dt, tuple(learn), surrogate
+        for name, value in {"tau_mem_inv": tau_mem_inv, "tau_syn_inv": tau_syn_inv}.items():
+            self.add_parameter(name, value, learn=name in learn, at_most=1 / dt)
         for name, value in {"v_th": v_th, "v_leak": v_leak, "v_reset": v_reset}.items():
             self.add_parameter(name, value, learn=name in learn)
-        for name, value in {"tau_mem_inv": tau_mem_inv, "tau_syn_inv": tau_syn_inv}.items():
-            add_time_constant(self, name, value, dt, learn=name in learn)
+        for name in ("tau_mem_inv", "tau_syn_inv"):
             if log_tau and name in learn:
                 parametrize.register_parametrization(self, name, _Exp())
         self.recurrent: nn.Linear | None = None
@@ -98,12 +95,16 @@ class ParametrizedLIF(Neuron):
                 )
             self.recurrent = nn.Linear(*self.features, *self.features, bias=False)
             self.register_buffer("no_autapses", 1 - torch.eye(*self.features), persistent=False)
-            with torch.no_grad():
-                self.reset_synapse(self.recurrent.weight)
-                self.recurrent.weight *= self.no_autapses
+        self.reset_feedback()
 
-    def reset_synapse(self, weight: Tensor) -> None:
-        nn.init.normal_(weight, std=sqrt(2 / prod(self.features)))
+    def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:
+        nn.init.normal_(synapse.weight, std=sqrt(2 / prod(self.features)))
+
+    def reset_feedback(self) -> None:
+        if self.recurrent is not None:
+            self.reset_synapse(self.recurrent)
+            with torch.no_grad():
+                self.recurrent.weight *= self.no_autapses
 
     @property
     def feedback_synapse(self) -> int | None:
@@ -128,8 +129,23 @@ class ParametrizedLIF(Neuron):
             membrane.append(u)
         return Trace(torch.stack(spikes), torch.stack(membrane), ParametrizedLIFState(z, v, i))
 
+    @torch.no_grad()
     def project(self) -> Tensor | None:
-        return project_time_constants(self, self.dt)
+        """Bring learned inverse time constants that left (0, 1 / dt] to [0.001 / dt, 1 / dt]; True where any had."""
+        left = None
+        for name in ("tau_mem_inv", "tau_syn_inv"):
+            if name in self.learn:
+                value = getattr(self, name)
+                outside = (value <= 0) | (value > ROUNDING / self.dt)
+                inside = value.clamp(1e-3 / self.dt, 1 / self.dt)
+                if parametrize.is_parametrized(self, name):
+                    # what is inside stays as it is kept: a way there and back would round it at every step
+                    kept = self.parametrizations[name].original  # type: ignore[index, union-attr]
+                    kept.copy_(torch.where(outside, inside.log(), kept))
+                else:
+                    value.copy_(torch.where(outside, inside, value))
+                left = outside.any() if left is None else left | outside.any()
+        return left
 
 
 class _Exp(nn.Module):
@@ -140,30 +156,3 @@ class _Exp(nn.Module):
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value.log()
-
-
-def add_time_constant(neuron: Neuron, name: str, value: NeuronParameter, dt: float, *, learn: bool) -> None:
-    """Add an inverse time constant in 1/s and refuse one that the explicit Euler step cannot follow, dt tau > 1."""
-    neuron.add_parameter(name, value, learn=learn)
-    fastest = getattr(neuron, name).max().item()
-    if dt * fastest > LARGEST_STEP:
-        raise ConfigError(f"{name}: got {fastest:g} per s, must be at most 1 / dt = {1 / dt:g} per s")
-
-
-@torch.no_grad()
-def project_time_constants(neuron: Neuron, dt: float) -> Tensor | None:
-    """Bring learned inverse time constants that left (0, 1 / dt] to [0.001 / dt, 1 / dt]; returns whether any had."""
-    left = None
-    for name in ("tau_mem_inv", "tau_syn_inv"):
-        value = getattr(neuron, name)
-        in_log = parametrize.is_parametrized(neuron, name)
-        if not in_log and not isinstance(value, nn.Parameter):
-            continue
-        outside = (value <= 0) | (value > LARGEST_STEP / dt)
-        inside = torch.where(outside, value.clamp(1e-3 / dt, 1 / dt), value)
-        if in_log:
-            setattr(neuron, name, inside)
-        else:
-            value.copy_(inside)
-        left = outside.any() if left is None else left | outside.any()
-    return left

@@ -87,6 +87,10 @@ class RLeaky(Neuron):
         self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
         self.surrogate = surrogate
 
+    def reset_feedback(self) -> None:
+        if self.recurrent is not None:
+            self.recurrent.reset_parameters()
+
     @property
     def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int:
         return 1 if self.recurrent is None else self.recurrent
