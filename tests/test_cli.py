@@ -177,7 +177,7 @@ class TestRun:
             entries["metrics"]
         )
         assert all(0 <= entries["metrics"][f"test/firing_rate/{layer}"] <= 1 for layer in ("hidden1", "hidden2"))
-        assert (run / "overrides.yaml").read_text().splitlines()[0] == '- "experiment=regression_sqrt"'
+        assert (run / "overrides.yaml").read_text().splitlines()[0] == "- experiment=regression_sqrt"
 
     def test_config_is_whole_and_resolved(self, finished: tuple[Path, str]) -> None:
         text = (only_run(finished[0]) / "config.yaml").read_text()
