@@ -60,6 +60,8 @@ def train(arguments: Sequence[str]) -> int:
     config.prepare()
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     typed = sys.argv
     jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
     try:
