@@ -5,6 +5,7 @@ import logging
 import math
 import pickle
 import signal
+import threading
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -226,7 +227,9 @@ class Signals(Callback):
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        self.previous = {number: signal.signal(number, self._handle) for number in self.numbers}
+        # Python lets only the main thread handle signals; elsewhere whoever started the thread does
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self._handle) for number in self.numbers}
         return self
 
     def __exit__(self, *error: object) -> None:

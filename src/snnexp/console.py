@@ -1,9 +1,12 @@
 """What a person sees in the terminal; quiet, plain lines where nobody watches."""
 
+import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +155,32 @@ def show_path(path: Path) -> str:
     """``path`` as short as it can be typed from here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+@contextmanager
+def quiet(log: Path | None = None) -> Iterator[None]:
+    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well."""
+    handler = logging.FileHandler(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("snnexp: %(message)s"))
+    handlers_of: dict[str, list[logging.Handler]] = {
+        name: [handler] for name in ("lightning.pytorch", "lightning.fabric", "py.warnings")
+    }
+    if log:
+        handlers_of["snnexp"] = [handler, shown]
+    before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in handlers_of}
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        logging.captureWarnings(True)
+        for name, handlers in handlers_of.items():
+            logging.getLogger(name).handlers = list(handlers)
+            logging.getLogger(name).propagate = name == "snnexp"
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            for name, (handlers, propagate) in before.items():
+                logging.getLogger(name).handlers = handlers
+                logging.getLogger(name).propagate = propagate
+            handler.close()

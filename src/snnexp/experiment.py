@@ -5,12 +5,11 @@ parts = build(cfg)
 record = run(cfg)
 """
 
-import logging
 import os
+import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from snnexp import callbacks, console, domains, metrics
 from snnexp.config import compose, factory, instantiate, located
 from snnexp.data import DataModule
 from snnexp.encoders import Encoder
-from snnexp.errors import ConfigError, SnnexpError
+from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Trace
@@ -86,7 +85,7 @@ def make_trainer(
     """
     domains.check(locals())
     try:
-        with _quiet():
+        with console.quiet():
             return Trainer(
                 accelerator=accelerator,
                 devices=devices,
@@ -226,7 +225,7 @@ def _train_and_test(cfg: DictConfig, parts: Parts, run_dir: Run, clock: dict[str
         watching.append(console.ProgressDisplay(terminal))
     board = TensorBoardLogger(run_dir.path, name="", version="tensorboard", default_hp_metric=False)
     trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
-    with _quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(checkpoints) as signals:
+    with console.quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(checkpoints) as signals:
         # what saves comes after what watches, what stops comes last
         trainer.callbacks += [*watching, checkpoints, signals]  # type: ignore[attr-defined]
         clock["built"] = time.perf_counter()
@@ -281,6 +280,8 @@ def _record_success(
 
 
 def _record_failure(run_dir: Run, error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        error = InterruptedRunError(signal.SIGINT)
     code = error.exit_code if isinstance(error, SnnexpError) else 74 if isinstance(error, OSError) else 1
     reason = str(error).strip() or type(error).__name__
     run_dir.update(status=getattr(error, "status", "failed"), exit_code=code, reason=reason.splitlines()[0])
@@ -301,32 +302,3 @@ def _flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-@contextmanager
-def _quiet(log: Path | None = None) -> Iterator[None]:
-    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well."""
-    handler = logging.FileHandler(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    shown = logging.StreamHandler()
-    shown.setFormatter(logging.Formatter("snnexp: %(message)s"))
-    quiet: dict[str, list[logging.Handler]] = {
-        name: [handler] for name in ("lightning.pytorch", "lightning.fabric", "py.warnings")
-    }
-    if log:
-        quiet["snnexp"] = [handler, shown]
-    before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in quiet}
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        logging.captureWarnings(True)
-        for name, handlers in quiet.items():
-            logging.getLogger(name).handlers = list(handlers)
-            logging.getLogger(name).propagate = name == "snnexp"
-        try:
-            yield
-        finally:
-            logging.captureWarnings(False)
-            for name, (handlers, propagate) in before.items():
-                logging.getLogger(name).handlers = handlers
-                logging.getLogger(name).propagate = propagate
-            handler.close()
