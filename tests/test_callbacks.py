@@ -216,3 +216,12 @@ def test_rows_of_metrics_have_a_step_and_an_epoch() -> None:
     assert all({"step", "epoch"} <= line.keys() for line in lines)
     (tested,) = [line for line in lines if "test/l1" in line]
     assert {name: tested[name] for name in record.metrics} == pytest.approx(record.metrics)
+
+
+def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = train(*LIF, "neuron.log_tau=true", "trainer.max_epochs=1", "logger=tensorboard")
+    events = EventAccumulator(str(record.path / "tensorboard"))
+    events.Reload()
+    assert {"hidden1/neuron/log_tau_mem_inv", "hidden1/neuron/v_th"} <= set(events.Tags()["histograms"])

@@ -1,6 +1,8 @@
 """Networks: shapes, time, states, start weights, and which spike arrives where."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import sqrt
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
-from snnexp.initializers import Uniform
+from snnexp.initializers import Initializer, Uniform
 from snnexp.metrics import synaptic_operations
 from snnexp.network import MLP, Conv, Network
 from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky
@@ -249,3 +251,21 @@ class TestRefusals:
         network = mlp("leaky", "leaky")
         with pytest.raises(ValueError, match="argument"):
             network(values(T, B, 5), [network(values(T, B, 5))[0].state])
+
+
+@dataclass(frozen=True)
+class Turning(Initializer):
+    """Draws 0.5 once, and then what no decay may be."""
+
+    drawn: list[int]
+
+    def __call__(self, features: tuple[int, ...]) -> Tensor:
+        self.drawn.append(1)
+        return torch.full(features, 0.5 if len(self.drawn) == 1 else 2.0)
+
+
+@pytest.mark.parametrize("group", ["neuron", "readout"])
+def test_a_start_value_that_is_refused_names_its_group(group: str) -> None:
+    choices = {"neuron": Leaky, "readout": Leaky, group: partial(Leaky, beta=Turning([]))}
+    with pytest.raises(ConfigError, match=rf"^{group}\.beta: a start value is 2, must be a finite number from 0 to 1$"):
+        MLP((4,), 2, **choices, num_steps=T, hidden=[3])

@@ -112,8 +112,7 @@ class Checkpoints(Callback):
         """Replace last.ckpt if every weight is finite, else raise :class:`DivergedError`."""
         for name, weight in trainer.lightning_module.named_parameters():
             if not torch.isfinite(weight).all():
-                layer = name.removeprefix("network.layers.")
-                raise DivergedError(f"{layer} is not finite after step {trainer.global_step}; {ADVICE}")
+                raise DivergedError(f"{_short(name)} is not finite after step {trainer.global_step}; {ADVICE}")
         trainer.save_checkpoint(self.folder / "last.ckpt")
 
 
@@ -140,7 +139,8 @@ class DivergenceGuard(Callback):
     def _require_finite(name: str, loss: Tensor, trainer: Trainer) -> None:
         value = loss.item()
         if trainer.strategy.reduce_boolean_decision(not math.isfinite(value), all=False):
-            raise DivergedError(f"the {name} is {value:g} after step {trainer.global_step}; {ADVICE}")
+            what = f"{name} of another process is not finite" if math.isfinite(value) else f"{name} is {value:g}"
+            raise DivergedError(f"the {what} after step {trainer.global_step}; {ADVICE}")
 
 
 class ProjectParameters(Callback):
@@ -211,7 +211,7 @@ class ParameterHistograms(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, parameter in pl_module.named_parameters():
-                    tag = name.removeprefix("network.layers.").replace(".", "/")
+                    tag = _short(name).replace(".", "/")
                     logger.experiment.add_histogram(tag, parameter.detach().cpu(), trainer.global_step)
 
 
@@ -268,6 +268,12 @@ class Signals(Callback):
 
 def _at_logged_step(trainer: Trainer) -> bool:
     return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+def _short(name: str) -> str:
+    """A parameter as a person knows it: ``hidden1.neuron.beta``, with ``log_`` where its logarithm is kept."""
+    layer, _, leaf = name.removeprefix("network.layers.").removesuffix(".original").rpartition(".")
+    return f"{layer.removesuffix('.parametrizations')}.{'log_' if name.endswith('.original') else ''}{leaf}"
 
 
 def _neurons(pl_module: LightningModule) -> dict[str, Neuron]:

@@ -9,7 +9,6 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import domains, runs
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, located
 
 GROUPS = (
     "data",
@@ -131,7 +130,9 @@ def _checked(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_node(node: Mapping[str, Any], prefix: str) -> None:
-    domains.check(node, prefix)
+    # names have the meanings of `domains` in this package; the constructors of others check for themselves
+    if str(node.get("_target_", "snnexp.")).startswith("snnexp."):
+        domains.check(node, prefix)
     for key, value in node.items():
         if key == "_target_":
             _require_allowed(str(value), prefix.rstrip("."))
@@ -180,21 +181,10 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-@contextmanager
-def located(path: str) -> Iterator[None]:
-    """Put ``path`` in front of the key of a :class:`ConfigError` that passes, once."""
-    try:
-        yield
-    except ConfigError as error:
-        if not error.located:
-            error.args = (f"{path}.{error}",)
-            error.located = True
-        raise
-
-
 def _allowed() -> tuple[str, ...]:
     """Packages whose code a config may name: this one, and those that the user allowed."""
-    return ("snnexp", *filter(None, os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(",")))
+    named = (package.strip() for package in os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(","))
+    return ("snnexp", *filter(None, named))
 
 
 def _require_allowed(name: str, path: str) -> None:
@@ -209,7 +199,7 @@ def _locate(name: str, path: str) -> Any:
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}._target_: there is no {name}") from error
+        raise ConfigError(f"{path}._target_: there is no {name}: {_first_line(error)}") from error
     if not callable(target):
         raise ConfigError(f"{path}._target_: {name} is neither a class nor a function")
     # a name inside an allowed package may be bound to something that the package imported

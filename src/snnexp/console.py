@@ -167,8 +167,7 @@ def quiet(log: Path | None = None) -> Iterator[None]:
     handlers_of: dict[str, list[logging.Handler]] = {
         name: [handler] for name in ("lightning.pytorch", "lightning.fabric", "py.warnings")
     }
-    if log:
-        handlers_of["snnexp"] = [handler, shown]
+    handlers_of["snnexp"] = [handler, shown] if log else [handler]
     before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in handlers_of}
     with warnings.catch_warnings():
         warnings.simplefilter("default")

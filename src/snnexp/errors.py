@@ -1,6 +1,8 @@
 """What can end a run early, and the exit code that the command line gives it."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class SnnexpError(Exception):
@@ -46,3 +48,15 @@ class InterruptedRunError(SnnexpError):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum
+
+
+@contextmanager
+def located(path: str) -> Iterator[None]:
+    """Put ``path`` in front of the key of a :class:`ConfigError` that passes, once."""
+    try:
+        yield
+    except ConfigError as error:
+        if not error.located:
+            error.args = (f"{path}.{error}",)
+            error.located = True
+        raise

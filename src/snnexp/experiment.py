@@ -23,10 +23,10 @@ from rich.console import Console
 from torch import Tensor
 
 from snnexp import callbacks, console, domains, metrics
-from snnexp.config import compose, factory, instantiate, located
+from snnexp.config import compose, factory, instantiate
 from snnexp.data import DataModule
 from snnexp.encoders import Encoder
-from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
+from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError, located
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Trace

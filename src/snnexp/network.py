@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp import domains
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, located
 from snnexp.neurons import Neuron, Trace
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
@@ -61,9 +61,10 @@ class Network(nn.Module):
 
         This is the order of the tutorials of snnTorch and Norse, so that a seed gives the start that their code gives.
         """
-        for layer in self.layers.values():
+        for name, layer in self.layers.items():
             neuron: Neuron = layer.neuron  # type: ignore[assignment]
-            neuron.reset_parameters()
+            with located("readout" if name == "readout" else "neuron"):
+                neuron.reset_parameters()
             neuron.reset_synapse(layer.synapse)  # type: ignore[arg-type]
             neuron.reset_feedback()
 

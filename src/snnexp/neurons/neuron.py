@@ -39,7 +39,7 @@ class Neuron(nn.Module):
 
     def __init__(self, features: int | Sequence[int]) -> None:
         super().__init__()
-        self.starts: dict[str, tuple[NeuronParameter, float]] = {}
+        self.starts: dict[str, tuple[Initializer, float]] = {}
         self.features = (features,) if isinstance(features, int) else tuple(features)
         if not self.features or any(size not in domains.COUNT for size in self.features):
             raise ConfigError(f"features: got {features}, must be a positive int or a tuple of them")
@@ -77,11 +77,10 @@ class Neuron(nn.Module):
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Draw the start values of the parameters anew, in the order in which they were added."""
+        """Draw the parameters that have an initializer anew, in the order in which they were added."""
         with torch.no_grad():
-            for name, (value, at_most) in self.starts.items():
-                if isinstance(value, Initializer):
-                    self.assign(name, self._start(name, value, at_most))
+            for name, (initializer, at_most) in self.starts.items():
+                self.assign(name, self._start(name, initializer, at_most))
 
     def assign(self, name: str, value: Tensor) -> None:
         """Set a parameter in place, also one that is kept in another form, such as its logarithm."""
@@ -115,7 +114,8 @@ class Neuron(nn.Module):
             ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
         """
         start = self._start(name, value, at_most)
-        self.starts[name] = (value, at_most)
+        if isinstance(value, Initializer):
+            self.starts[name] = (value, at_most)
         if learn:
             self.register_parameter(name, nn.Parameter(start))
         else:
