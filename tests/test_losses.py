@@ -130,7 +130,7 @@ def test_objects_take_what_they_need_from_a_trace() -> None:
     for loss, expected in pairs:
         assert loss(trace, target) == expected
         # a loss that reads spikes sees nothing of the membrane, and the other way round
-        hidden = trace._replace(**{"membrane" if loss.reads_spikes else "spikes": None})
+        hidden = trace._replace(**{"membrane" if loss.reads == "spike_count" else "spikes": None})
         assert loss(hidden, target) == expected
         assert "labels" in loss.targets
     assert losses.MSEMembrane()(trace, membrane + 3) == losses.mse_membrane(membrane, membrane + 3)

@@ -42,7 +42,7 @@ NODES = GROUPS[:-2]
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
 LOGGER = ("root", "tensorboard", "save_every_n_epochs")
-KEYS = ("seed", "num_steps", "name", "published")
+KEYS = ("seed", "num_steps", "kernel", "name", "published")
 
 
 def conf_dir() -> Path:

@@ -162,6 +162,7 @@ DOMAINS: dict[str, Domain] = {
     # the run
     "seed": SEED,
     "num_steps": COUNT,
+    "kernel": OneOf("auto", "reference", "fused", "triton"),
     "name": TEXT,
     "published": Kind(Mapping, "a mapping of metric names to figures"),
     # data
@@ -223,6 +224,7 @@ DOMAINS: dict[str, Domain] = {
     "accelerator": OneOf("auto", "cpu", "gpu", "cuda", "mps"),
     "devices": COUNT,
     "strategy": OneOf("auto", "ddp"),
+    "precision": OneOf("32-true", "bf16-mixed"),
     "max_epochs": COUNT,
     "limit_batches": Either(COUNT, NULL),
     "log_every_n_steps": COUNT,

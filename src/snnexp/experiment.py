@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
-from snnexp import callbacks, console, domains, metrics
+from snnexp import callbacks, console, domains, kernels, metrics
 from snnexp.config import compose, factory, instantiate
 from snnexp.data import DataModule
 from snnexp.encoders import Encoder
@@ -51,6 +51,8 @@ class Parts:
     trainer: Trainer
     decoder: str | None
     """What turns a readout into a class, ``spike_count`` or ``max_voltage``; None for regression."""
+    kernel: str
+    """What computes the neurons, as :func:`snnexp.kernels.use` tells it."""
 
 
 @dataclass
@@ -66,6 +68,7 @@ def make_trainer(
     accelerator: str = "auto",
     devices: int = 1,
     strategy: str = "auto",
+    precision: str = "32-true",
     max_epochs: int = 1,
     limit_batches: int | None = None,
     log_every_n_steps: int = 10,
@@ -76,6 +79,7 @@ def make_trainer(
         accelerator: ``auto``, ``cpu``, ``gpu``, ...
         devices: processes, each with a device of its own.
         strategy: ``auto`` or ``ddp``.
+        precision: ``32-true``, or ``bf16-mixed`` for matrix products in bfloat16; neurons and losses stay in float32.
         max_epochs: passes over the training data.
         limit_batches: use no more batches than this of each split.
         log_every_n_steps: how often a training step is logged.
@@ -84,13 +88,16 @@ def make_trainer(
         ConfigError: there is no such accelerator here, or not so many devices.
     """
     domains.check(locals())
+    # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     try:
         with console.quiet():
-            return Trainer(
+            trainer = Trainer(
                 accelerator=accelerator,
                 devices=devices,
                 # a readout's threshold may have no part in a loss on the membrane
                 strategy="ddp_find_unused_parameters_true" if strategy == "ddp" else strategy,
+                precision=precision,  # type: ignore[arg-type]
                 max_epochs=max_epochs,
                 limit_train_batches=limit_batches,
                 limit_val_batches=limit_batches,
@@ -106,6 +113,9 @@ def make_trainer(
                 plugins=[callbacks.RunCheckpointIO()],
                 callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
+            # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
+            torch.utils.deterministic.fill_uninitialized_memory = False
+            return trainer
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
@@ -135,7 +145,8 @@ def build(cfg: DictConfig) -> Parts:
         data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss)
     task = Task(network, encoder, loss, _measures(decoder), optimizer)
-    return Parts(data, encoder, network, loss, task, trainer, decoder)
+    kernel = kernels.use(network, cfg.kernel, trainer.strategy.root_device)
+    return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
 
 
 def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> str | None:
@@ -149,7 +160,7 @@ def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> 
     if encoder.takes_sequences != data.sequences:
         need = "sequence" if data.sequences else "constant"
         raise ConfigError(f"encoder: {type(encoder).__name__} does not fit these data; use encoder={need}")
-    if loss.reads_spikes and not readout_fires:
+    if loss.reads == "spike_count" and not readout_fires:
         raise ConfigError(
             f"loss: {type(loss).__name__} counts spikes and this readout never fires; use another loss, or readout=same"
         )
@@ -168,8 +179,9 @@ def _measures(decoder: str | None) -> dict[str, Measure]:
             "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
         }
     classes: Callable[[Trace], Tensor] = {
-        "spike_count": lambda trace: metrics.spike_count(trace.spikes),
-        "max_voltage": lambda trace: metrics.max_voltage(trace.membrane),
+        # one step that holds the sum, or the maximum, of all
+        "spike_count": lambda trace: metrics.spike_count(trace.spike_count.unsqueeze(0)),
+        "max_voltage": lambda trace: metrics.max_voltage(trace.max_membrane.unsqueeze(0)),
     }[decoder]
     return {"accuracy": lambda trace, target: metrics.accuracy(classes(trace), target)}
 
@@ -258,7 +270,7 @@ def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "metrics": {},
         "device": f"{parts.trainer.world_size} x {name}",
         "threads": torch.get_num_threads(),
-        "kernel": "reference",
+        "kernel": parts.kernel,
         "decoder": parts.decoder,
         "wall_s": {},
         "samples_per_s": None,

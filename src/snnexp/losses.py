@@ -18,7 +18,8 @@ from snnexp import domains
 def ce_membrane(membrane: Tensor, target: Tensor) -> Tensor:
     """sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5)."""
     num_steps = membrane.shape[0]
-    return num_steps * F.cross_entropy(membrane.flatten(0, 1), target.repeat(num_steps))
+    # with the classes before the batch, a softmax over few of them is many times faster
+    return num_steps * F.cross_entropy(membrane.transpose(1, 2), target.expand(num_steps, -1))
 
 
 def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorrect_rate: float = 0.2) -> Tensor:
@@ -26,9 +27,11 @@ def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorre
 
     Rounds down exactly, T = 100 and rate .29 give 29 spikes, where snnTorch's ``int(T * rate)`` gives 28.
     """
-    num_steps = spikes.shape[0]
+    return _mse_of_count(spikes.sum(0), spikes.shape[0], target, correct_rate, incorrect_rate)
+
+
+def _mse_of_count(count: Tensor, num_steps: int, target: Tensor, correct_rate: float, incorrect_rate: float) -> Tensor:
     correct, incorrect = (math.floor(num_steps * rate + 1e-9) for rate in (correct_rate, incorrect_rate))
-    count = spikes.sum(0)
     return F.mse_loss(count, _per_class(target, correct, incorrect, count)) / num_steps
 
 
@@ -57,8 +60,8 @@ class Loss:
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     """What it can be compared with: ``labels``, a ``trace``, or both."""
-    reads_spikes: ClassVar[bool] = False
-    """Whether it needs a readout that fires."""
+    reads: ClassVar[str] = "membrane"
+    """What it needs of a readout: each step's ``membrane``, the ``spike_count``, or the ``max_membrane``."""
     decoder: ClassVar[str] = "spike_count"
     """How a class is read off a readout that fires: the name of a function in ``metrics``."""
 
@@ -81,12 +84,12 @@ class CEMembrane(Loss):
 class MSECount(Loss):
     """See :func:`mse_count`."""
 
-    reads_spikes = True
+    reads = "spike_count"
     correct_rate: float = 0.8
     incorrect_rate: float = 0.2
 
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
-        return mse_count(trace.spikes, target, self.correct_rate, self.incorrect_rate)
+        return _mse_of_count(trace.spike_count, trace.num_steps, target, self.correct_rate, self.incorrect_rate)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class MSEMembrane(Loss):
 class NLLMaxVoltage(Loss):
     """See :func:`nll_max_voltage`."""
 
+    reads = "max_membrane"
     decoder = "max_voltage"
 
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
-        return nll_max_voltage(trace.membrane, target)
+        return F.cross_entropy(trace.max_membrane, target)

@@ -4,7 +4,7 @@ A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T st
 once over ``T * B`` samples.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snnexp import domains
 from snnexp.errors import ConfigError, located
-from snnexp.neurons import Neuron, Trace
+from snnexp.neurons import Neuron, Reduced, Trace, over_samples
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
@@ -32,11 +32,6 @@ class Layer(nn.Module):
         super().__init__()
         self.synapse = synapse
         self.neuron = neuron
-
-    def forward(self, inputs: Tensor, num_steps: int, state: Any = None) -> Trace:
-        """``[T, B, *N]`` or ``[1, B, *N]`` to the trace of ``num_steps`` = T steps."""
-        current = self.synapse(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
-        return self.neuron(current, num_steps, state)  # type: ignore[no-any-return]
 
 
 class Network(nn.Module):
@@ -68,23 +63,35 @@ class Network(nn.Module):
             neuron.reset_synapse(layer.synapse)  # type: ignore[arg-type]
             neuron.reset_feedback()
 
-    def forward(self, inputs: Tensor, states: Sequence[Any] | None = None, num_steps: int | None = None) -> list[Trace]:
+    def forward(
+        self,
+        inputs: Tensor,
+        states: Sequence[Any] | None = None,
+        num_steps: int | None = None,
+        reduced: Container[str] = (),
+    ) -> list[Any]:
         """Run the network.
 
         Args:
             inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps.
             states: one state per layer, from earlier traces; zeros without.
             num_steps: T where it is not the network's own.
+            reduced: names of layers of which only a :class:`~snnexp.neurons.Reduced` is wanted.
 
         Returns:
             One trace per layer, the readout's last.
         """
         if num_steps is None:
             num_steps = self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
-        traces: list[Trace] = []
-        for layer, state in zip(self.layers.values(), states or [None] * len(self.layers), strict=True):
-            traces.append(layer(inputs, num_steps, state))
-            inputs = traces[-1].spikes
+        layers: dict[str, Any] = dict(self.layers.items())
+        first, *others = (layer.synapse for layer in layers.values())
+        current = over_samples(first, inputs)
+        traces: list[Any] = []
+        for (name, layer), state, synapse in zip(
+            layers.items(), states or [None] * len(layers), [*others, None], strict=True
+        ):
+            trace, current = layer.neuron.unroll(current, num_steps, state, synapse, name in reduced)
+            traces.append(trace)
         return traces
 
     def neurons(self) -> dict[str, Neuron]:
@@ -92,21 +99,22 @@ class Network(nn.Module):
         return {name: layer.neuron for name, layer in self.layers.items()}  # type: ignore[misc]
 
     def deliveries(
-        self, traces: Sequence[Trace], inputs: Tensor | None = None
+        self, traces: Sequence[Trace | Reduced], inputs: Tensor | None = None
     ) -> Iterator[tuple[Tensor, nn.Linear | nn.Conv2d | int]]:
-        """Which spikes arrive where, between layers and from a layer to itself: spikes and the synapse or its fan-out.
+        """How many spikes arrive where, between layers and from a layer to itself.
 
-        ``inputs`` are counted too where they are given, that is where they are spikes.
+        Yields spikes ``[.., B, *N]``, those of layers summed over time, with the synapse or its fan-out. ``inputs`` are
+        counted too where they are given, that is where they are spikes.
         """
         layers: list[Any] = list(self.layers.values())
         if inputs is not None:
             yield inputs, layers[0].synapse
         for trace, following in zip(traces, layers[1:], strict=False):
-            yield trace.spikes, following.synapse
+            yield trace.spike_count.unsqueeze(0), following.synapse
         for trace, layer in zip(traces, layers, strict=True):
             if layer.neuron.feedback_synapse is not None:
                 # what fires in the last step arrives after the end
-                yield trace.spikes[:-1], layer.neuron.feedback_synapse
+                yield (trace.spike_count - trace.last_spikes).unsqueeze(0), layer.neuron.feedback_synapse
 
 
 class MLP(Network):

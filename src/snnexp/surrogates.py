@@ -25,6 +25,10 @@ class Surrogate:
     def __call__(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def reciprocal_(self, x: Tensor) -> Tensor:
+        """1 / surrogate(x), written into ``x``: infinity where the surrogate is zero."""
+        return torch.reciprocal(self(x), out=x)
+
 
 @dataclass(frozen=True)
 class ATan(Surrogate):
@@ -34,6 +38,9 @@ class ATan(Surrogate):
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.alpha / 2) / (1 + (math.pi * self.alpha / 2 * x).square())
+
+    def reciprocal_(self, x: Tensor) -> Tensor:
+        return torch.addcmul(x.new_full((), 2 / self.alpha), x, x, value=math.pi**2 * self.alpha / 2, out=x)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,9 @@ class FastSigmoid(Surrogate):
     def __call__(self, x: Tensor) -> Tensor:
         return 1 / (self.slope * x.abs() + 1).square()
 
+    def reciprocal_(self, x: Tensor) -> Tensor:
+        return x.abs_().mul_(self.slope).add_(1).square_()
+
 
 @dataclass(frozen=True)
 class SuperSpike(Surrogate):
@@ -54,6 +64,9 @@ class SuperSpike(Surrogate):
 
     def __call__(self, x: Tensor) -> Tensor:
         return 1 / (self.alpha * x.abs() + 1).square()
+
+    def reciprocal_(self, x: Tensor) -> Tensor:
+        return x.abs_().mul_(self.alpha).add_(1).square_()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The LightningModule: it drives the parts that it receives and logs what they say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from snnexp import metrics
 from snnexp.encoders import Encoder
 from snnexp.losses import Loss
 from snnexp.network import Network
-from snnexp.neurons import Trace
+from snnexp.neurons import Reduced, Trace
 
-Measure = Callable[[Trace, Tensor], Tensor]
+Measure = Callable[[Any, Tensor], Tensor]
 """A number that says how well a readout's trace meets a target."""
 
 
@@ -42,6 +42,9 @@ class Task(LightningModule):
         self.loss = loss
         self.measures = measures
         self.optimizer = optimizer
+        layers = list(network.neurons())
+        # an evaluation reads single time steps of the readout at most
+        self.reduced = layers[:-1] if loss.reads == "membrane" else layers
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         loss, _, traces = self._step(batch)
@@ -62,14 +65,16 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Any:
         return self.optimizer(self.parameters(), int(self.trainer.estimated_stepping_batches))
 
-    def _step(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Trace]]:
+    def _step(
+        self, batch: tuple[Tensor, Tensor], reduced: Container[str] = ()
+    ) -> tuple[Tensor, Tensor, list[Trace | Reduced]]:
         values, target = batch
         inputs = self.encoder(values)
-        traces = self.network(inputs)
+        traces = self.network(inputs, reduced=reduced)
         return self.loss(traces[-1], target), inputs, traces
 
     def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> None:
-        loss, inputs, traces = self._step(batch)
+        loss, inputs, traces = self._step(batch, reduced=self.reduced)
         values = {f"{split}/loss": loss, **self._measured(traces, batch[1], split)}
         if split == "test":
             deliveries = self.network.deliveries(traces, inputs if self.encoder.spikes else None)
@@ -78,13 +83,13 @@ class Task(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=_samples(traces))
 
     @torch.no_grad()
-    def _measured(self, traces: list[Trace], target: Tensor, split: str) -> dict[str, Tensor]:
+    def _measured(self, traces: list[Trace | Reduced], target: Tensor, split: str) -> dict[str, Tensor]:
         values = {f"{split}/{name}": measure(traces[-1], target) for name, measure in self.measures.items()}
         for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
             if neuron.spikes:
-                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(trace.spikes)
+                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(trace.spike_count) / trace.num_steps
         return values
 
 
-def _samples(traces: list[Trace]) -> int:
-    return traces[-1].membrane.shape[1]
+def _samples(traces: list[Trace | Reduced]) -> int:
+    return len(traces[-1].last_spikes)

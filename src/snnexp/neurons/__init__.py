@@ -2,11 +2,12 @@
 
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
-from snnexp.neurons.neuron import Neuron, Trace
+from snnexp.neurons.neuron import Kernel, Neuron, Reduced, Trace, over_samples, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
 
 __all__ = [
+    "Kernel",
     "Leaky",
     "LeakyIntegrator",
     "LeakyIntegratorState",
@@ -16,5 +17,8 @@ __all__ = [
     "ParametrizedLIFState",
     "RLeaky",
     "RLeakyState",
+    "Reduced",
     "Trace",
+    "over_samples",
+    "reference",
 ]

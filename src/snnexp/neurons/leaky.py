@@ -63,6 +63,7 @@ class Leaky(Neuron):
         )
         self.add_parameter("beta", beta, learn=learn_beta)
         self.add_parameter("threshold", threshold, learn=learn_threshold)
+        self.reset = reset
         self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
         self.surrogate = surrogate
 

@@ -1,8 +1,8 @@
 """What every neuron layer shares: shapes, parameters, and the step from a current to a trace."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,102 @@ ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
 
 
-class Trace(NamedTuple):
-    """What a layer did: ``spikes`` and ``membrane`` are ``[T, B, *N]``; ``state`` continues the sequence."""
+class Trace:
+    """What a layer did: ``spikes`` and ``membrane`` are ``[T, B, *N]``; ``state`` continues the sequence.
 
-    spikes: Tensor
-    membrane: Tensor
+    Args:
+        spikes: the spikes, or a function that computes them once somebody reads them.
+        membrane: the membrane before reset.
+        state: what the layer's next call takes as ``state``.
+    """
+
+    def __init__(self, spikes: Tensor | Callable[[], Tensor], membrane: Tensor, state: Any) -> None:
+        self._spikes = spikes
+        self.membrane = membrane
+        self.state = state
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.spikes, self.membrane, self.state))
+
+    @property
+    def spikes(self) -> Tensor:
+        if not isinstance(self._spikes, Tensor):
+            self._spikes = self._spikes()
+        return self._spikes
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.membrane)
+
+    @property
+    def spike_count(self) -> Tensor:
+        """sum_t S, ``[B, *N]``."""
+        return self.spikes.sum(0)
+
+    @property
+    def last_spikes(self) -> Tensor:
+        """S[T - 1], ``[B, *N]``."""
+        return self.spikes[-1]
+
+    @property
+    def max_membrane(self) -> Tensor:
+        """max_t U, ``[B, *N]``."""
+        return self.membrane.max(0).values
+
+    def reduced(self) -> "Reduced":
+        return Reduced(self.num_steps, self.spike_count, self.last_spikes, self.max_membrane, self.state)
+
+
+class Reduced(NamedTuple):
+    """What is left of a trace where nobody reads single time steps; the names are those of :class:`Trace`."""
+
+    num_steps: int
+    spike_count: Tensor
+    last_spikes: Tensor
+    max_membrane: Tensor
     state: Any
+
+
+class Kernel(Protocol):
+    """How a neuron's equation is computed; :func:`reference` is the plain way, ``snnexp.kernels`` has faster ones.
+
+    Args:
+        neuron: the layer.
+        current: ``[T, B, *N]``, or ``[1, B, *N]`` for one that stands for all steps.
+        num_steps: T.
+        state: the state before the first step.
+        synapse: what the spikes go through next; the second result is what arrives behind it.
+        reduced: return a :class:`Reduced` instead of a :class:`Trace`.
+    """
+
+    def __call__(
+        self,
+        neuron: Any,
+        current: Tensor,
+        num_steps: int,
+        state: Any,
+        synapse: nn.Module | None = None,
+        reduced: bool = False,
+    ) -> tuple[Trace | Reduced, Tensor | None]: ...
+
+
+def reference(
+    neuron: "Neuron",
+    current: Tensor,
+    num_steps: int,
+    state: Any,
+    synapse: nn.Module | None = None,
+    reduced: bool = False,
+) -> tuple[Trace | Reduced, Tensor | None]:
+    """The neuron's own scan, then the synapse, once for all steps."""
+    trace = neuron.scan(current.unbind(0) * (num_steps // len(current)), state)
+    after = None if synapse is None else over_samples(synapse, trace.spikes)
+    return trace.reduced() if reduced else trace, after
+
+
+def over_samples(synapse: nn.Module, sequence: Tensor) -> Tensor:
+    """Run a synapse once over the ``T * B`` samples of ``[T, B, *N]``."""
+    return synapse(sequence.flatten(0, 1)).unflatten(0, sequence.shape[:2])  # type: ignore[no-any-return]
 
 
 class Neuron(nn.Module):
@@ -36,6 +126,8 @@ class Neuron(nn.Module):
     """Whether this neuron ever fires."""
     synapse_bias: ClassVar[bool] = True
     """Whether the synapse in front of this neuron has a bias."""
+    kernel: Kernel = staticmethod(reference)
+    """What computes the equation; an instance may be given another."""
 
     def __init__(self, features: int | Sequence[int]) -> None:
         super().__init__()
@@ -55,18 +147,30 @@ class Neuron(nn.Module):
         Raises:
             ValueError: the shapes do not fit.
         """
+        return self.unroll(current, num_steps, state)[0]  # type: ignore[return-value]
+
+    def unroll(
+        self,
+        current: Tensor,
+        num_steps: int | None = None,
+        state: Any = None,
+        synapse: nn.Module | None = None,
+        reduced: bool = False,
+    ) -> tuple[Trace | Reduced, Tensor | None]:
+        """:meth:`forward` with what a network needs besides: see :class:`Kernel` for ``synapse`` and ``reduced``."""
         if current.ndim < 3 or tuple(current.shape[2:]) != self.features:
             expected = ", ".join(["T", "B", *map(str, self.features)])
             raise ValueError(f"current has shape {list(current.shape)}, must be [{expected}]")
-        # a synapse may run in lower precision, a state may not: in bfloat16 a decay of .999 is 1
-        steps = (current.float() if current.dtype.itemsize < 4 else current).unbind(0)
-        if num_steps is not None and len(steps) != num_steps:
-            if len(steps) != 1:
-                raise ValueError(f"current has {len(steps)} time steps, num_steps is {num_steps}")
-            steps = steps * num_steps
-        if not steps:
+        length = len(current)
+        num_steps = length if num_steps is None else num_steps
+        if length not in (1, num_steps):
+            raise ValueError(f"current has {length} time steps, num_steps is {num_steps}")
+        if not num_steps:
             raise ValueError("current has no time steps; at least one is needed")
-        return self.scan(steps, self.zero_state(steps[0]) if state is None else state)
+        # a synapse may run in lower precision, a state may not: in bfloat16 a decay of .999 is 1
+        current = current.float() if current.dtype.itemsize < 4 else current
+        state = self.zero_state(current[0]) if state is None else state
+        return self.kernel(self, current, num_steps, state, synapse, reduced)
 
     def zero_state(self, current: Tensor) -> Any:
         """The state before the first step, for a current ``[B, *N]``."""

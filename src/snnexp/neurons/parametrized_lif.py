@@ -107,6 +107,11 @@ class ParametrizedLIF(Neuron):
                 self.recurrent.weight *= self.no_autapses
 
     @property
+    def feedback_weight(self) -> Tensor | None:
+        """W_rec without autapses; None in a layer that is not recurrent."""
+        return None if self.recurrent is None else self.recurrent.weight * self.no_autapses
+
+    @property
     def feedback_synapse(self) -> int | None:
         return None if self.recurrent is None else self.recurrent.out_features - 1
 
@@ -115,7 +120,7 @@ class ParametrizedLIF(Neuron):
 
     def scan(self, current: Sequence[Tensor], state: ParametrizedLIFState) -> Trace:
         decay_mem, decay_syn = self.dt * self.tau_mem_inv, self.dt * self.tau_syn_inv
-        W_rec = None if self.recurrent is None else self.recurrent.weight * self.no_autapses
+        W_rec = self.feedback_weight
         z, v, i = state
         spikes, membrane = [], []
         for I in current:

@@ -84,6 +84,7 @@ class RLeaky(Neuron):
         else:
             self.recurrent = _linear(self.features) if feedback == "linear" else _conv2d(self.features, kernel_size)
             self.recurrent.requires_grad_(learn_recurrent)
+        self.reset = reset
         self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
         self.surrogate = surrogate
 

@@ -1,0 +1,301 @@
+"""What the fused scans share: steps in cache-sized chunks, and the synapses within and behind a layer.
+
+All work on neurons as one flat axis, ``[.., B, n]``, and write into memory that they are given.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnexp.neurons import Neuron, Reduced, RLeaky, Trace
+
+CHUNK_BYTES = 1 << 19
+"""What one buffer of a chunk of steps may hold: several of them fit a core's cache."""
+NARROW = 32
+"""Up to so many outputs, W S^T is faster than S W^T."""
+
+
+def chunks(num_steps: int, step: Tensor) -> list[tuple[int, int]]:
+    """``[0, num_steps)`` in ranges of steps that fit the cache together; ``step`` is ``[B, n]``."""
+    length = max(1, CHUNK_BYTES // (step.nbytes or 1))
+    return [(start, min(start + length, num_steps)) for start in range(0, num_steps, length)]
+
+
+class DeferredTrace(Trace):
+    """A trace that is computed when it is read.
+
+    Args:
+        num_steps: T.
+        scan: computes the trace, or with ``reduced=True`` what is left of it without single steps.
+    """
+
+    def __init__(self, num_steps: int, scan: Callable[..., tuple[Any, Tensor | None]]) -> None:
+        self._num_steps, self._scan = num_steps, scan
+
+    @property
+    def num_steps(self) -> int:
+        return self._num_steps
+
+    @cached_property
+    def _trace(self) -> Trace:
+        return self._scan()[0]
+
+    @property
+    def _sums(self) -> Trace | Reduced:
+        return self._trace if torch.is_grad_enabled() else self._scan(reduced=True)[0]
+
+    @property
+    def spikes(self) -> Tensor:
+        return self._trace.spikes
+
+    @property
+    def membrane(self) -> Tensor:  # type: ignore[override]
+        return self._trace.membrane
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self._trace.state
+
+    @property
+    def spike_count(self) -> Tensor:
+        return self._sums.spike_count
+
+    @property
+    def last_spikes(self) -> Tensor:
+        return self._sums.last_spikes
+
+    @property
+    def max_membrane(self) -> Tensor:
+        return self._sums.max_membrane
+
+
+class Chunk(NamedTuple):
+    """Some steps that lie one behind the other in memory."""
+
+    whole: Tensor
+    """``[k, B, n]``"""
+    steps: Sequence[Tensor]
+    """k times ``[B, n]``"""
+
+
+def in_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chunk]:
+    """``memory`` as one chunk for each range of steps; where it holds a single chunk, all of them share it."""
+    length = ranges[0][1]
+    # views cost as much as small operations, so that they are made once
+    made = [Chunk(whole, whole.unbind(0)) for whole in memory.split(length)]
+    if len(memory) == length < ranges[-1][1]:
+        made = made * (len(ranges) - 1)
+        last = ranges[-1][1] - ranges[-1][0]
+        made.append(Chunk(memory[:last], made[0].steps[:last]))
+    return made
+
+
+def row(neuron: Neuron, parameter: Tensor) -> Tensor:
+    """A parameter as one value per neuron, ``[n]``: a copy, which stays as it is when the optimiser moves on."""
+    # a view of a single value would have stride 0, for which ATen has no fast loops
+    return parameter.expand(neuron.features).flatten().clone(memory_format=torch.contiguous_format)
+
+
+def flat(sequence: Tensor) -> Tensor:
+    """``[T, B, *N]`` as ``[T, B, n]``."""
+    return sequence if sequence.ndim == 3 else sequence.flatten(2)
+
+
+def maps(neuron: Neuron, sequence: Tensor) -> Tensor:
+    """``[.., n]`` as ``[.., *N]``."""
+    return sequence if len(neuron.features) == 1 else sequence.unflatten(-1, neuron.features)
+
+
+def steps_like(sequence: Tensor, num_steps: int) -> Tensor:
+    """Memory for ``num_steps`` steps, laid out as those of ``sequence`` are."""
+    like = sequence[0]
+    memory = like.new_empty(num_steps * like.numel())
+    return memory.as_strided((num_steps, *like.shape), (like.numel(), *like.stride()))
+
+
+def before(sequence: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
+    """``sequence[start - 1 : stop - 1]``, with ``first`` as the step before the first."""
+    if start:
+        return sequence[start - 1 : stop - 1]
+    return torch.cat([first.unsqueeze(0), sequence[: stop - 1]])
+
+
+def product_dtype(like: Tensor) -> torch.dtype:
+    """What matrix products are computed in: autocast's lower precision, else that of ``like``."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> None:
+    """out = a b + bias, multiplied in ``dtype``."""
+    if dtype != out.dtype:
+        product = torch.mm(a.to(dtype), b.to(dtype))
+        out.copy_(product if bias is None else product.add_(bias))
+    elif bias is None:
+        torch.mm(a, b, out=out)
+    else:
+        torch.addmm(bias, a, b, out=out)
+
+
+def accumulate(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype) -> None:
+    """out += a b, multiplied in ``dtype``."""
+    if dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        out.add_(torch.mm(a.to(dtype), b.to(dtype)))
+
+
+class Projection:
+    """The dense synapse behind a layer: the spikes of a chunk go through it while they are in the cache."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight, self.bias, self.dtype = weight, bias, dtype
+        self.narrow = len(weight) <= NARROW
+
+    def prepare_forward(self, num_steps: int, batch: int) -> None:
+        """Take memory for what arrives behind the synapse; few outputs lie before the batch."""
+        shape = (num_steps, len(self.weight), batch) if self.narrow else (num_steps, batch, len(self.weight))
+        self.out = self.weight.new_empty(shape)
+        self.out_steps = self.out.unbind(0)
+
+    def forward(self, spikes: "Chunk", start: int, stop: int) -> None:
+        """S W^T + b for the spikes of a chunk."""
+        if self.narrow:
+            for S, arrived in zip(spikes.steps, self.out_steps[start:stop], strict=True):
+                multiply(self.weight, S.t(), arrived, self.dtype)
+        else:
+            out = self.out[start:stop].flatten(0, 1)
+            multiply(spikes.whole.flatten(0, 1), self.weight.t(), out, self.dtype, self.bias)
+
+    def arrived(self) -> Tensor:
+        """What arrived in all steps, ``[T, B, M]``."""
+        if not self.narrow:
+            return self.out
+        if self.bias is not None:
+            self.out.add_(self.bias.unsqueeze(1))
+        return self.out.transpose(1, 2)
+
+    def prepare_backward(self, gradient: Tensor) -> None:
+        """Take the gradient of :meth:`arrived`."""
+        self.arrived_gradient, self.arrived_steps = gradient, gradient.unbind(0)
+        self.weight_gradient = torch.zeros_like(self.weight)
+
+    def backward(self, spikes: Tensor, start: int, stop: int, out: Tensor, scale: Tensor | None = None) -> None:
+        """out = g W, the gradient of the spikes ``[k, B, n]`` of a chunk; that of the weight is added up.
+
+        ``scale``, one value per neuron, weighs the gradient of the spikes.
+        """
+        gradient = self.arrived_steps[start]
+        if stop - start > 1:
+            gradient = self.arrived_gradient[start:stop].reshape(-1, len(self.weight))
+        accumulate(gradient.t(), spikes.flatten(0, 1), self.weight_gradient, self.dtype)
+        weight = self.weight if scale is None else self.weight * scale
+        multiply(gradient, weight, out.flatten(0, 1), self.dtype)
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Of weight and bias."""
+        return self.weight_gradient, None if self.bias is None else self.arrived_gradient.sum((0, 1))
+
+
+class Linear:
+    """Feedback W S + b within a layer."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype) -> None:
+        self.weight, self.bias, self.dtype = weight, bias, dtype
+        self.scratch = torch.empty_like(like)
+        self.gradients = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+
+    def add(self, spikes: Tensor, out: Tensor) -> None:
+        """out += rec(S) for one step ``[B, n]``."""
+        multiply(spikes, self.weight.t(), self.scratch, self.dtype, self.bias)
+        out.add_(self.scratch)
+
+    def add_transposed(self, gradient: Tensor, out: Tensor) -> None:
+        """out += g W, the gradient of the spikes."""
+        accumulate(gradient, self.weight, out, self.dtype)
+
+    def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
+        """Add the weights' gradient of a chunk: of ``gradient`` at t with ``spikes`` at t - 1, both ``[k, B, n]``."""
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        weight, bias = self.gradients
+        accumulate(flat.t(), spikes.reshape(flat.shape), weight, self.dtype)
+        if bias is not None:
+            bias.add_(flat.sum(0))
+
+
+class OneToOne:
+    """Feedback V S within a layer, V ``[n]``."""
+
+    def __init__(self, V: Tensor, bias: None, like: Tensor, dtype: torch.dtype) -> None:
+        self.V = V
+        self.gradients = [torch.zeros_like(V), None]
+
+    def add(self, spikes: Tensor, out: Tensor) -> None:
+        out.addcmul_(spikes, self.V)
+
+    def add_transposed(self, gradient: Tensor, out: Tensor) -> None:
+        out.addcmul_(gradient, self.V)
+
+    def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
+        self.gradients[0] += (gradient * spikes).sum((0, 1))
+
+
+class Conv2d:
+    """Feedback conv(S, W) + b within a layer of maps, padded to keep their size."""
+
+    def __init__(
+        self, side: tuple[int, ...], weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype
+    ) -> None:
+        self.weight, self.bias, self.side, self.padding = weight, bias, side, weight.shape[-1] // 2
+        self.gradients = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+
+    def add(self, spikes: Tensor, out: Tensor) -> None:
+        out.add_(F.conv2d(self._maps(spikes), self.weight, self.bias, padding=self.padding).flatten(1))
+
+    def add_transposed(self, gradient: Tensor, out: Tensor) -> None:
+        out.add_(F.conv_transpose2d(self._maps(gradient), self.weight, padding=self.padding).flatten(1))
+
+    def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
+        maps = self._maps(gradient.flatten(0, 1))
+        weight, bias = self.gradients
+        weight.add_(
+            nn.grad.conv2d_weight(self._maps(spikes.flatten(0, 1)), weight.shape, maps, padding=self.padding)
+        )
+        if bias is not None:
+            bias.add_(maps.sum((0, 2, 3)))
+
+    def _maps(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(1, self.side)
+
+
+Feedback = Linear | OneToOne | Conv2d
+
+
+def feedback_of(neuron: Neuron) -> tuple[Callable[..., Feedback] | None, Tensor | None, Tensor | None]:
+    """What makes a neuron's feedback, its weight and its bias; None for a neuron without."""
+    if not isinstance(neuron, RLeaky):
+        return None, None, None
+    if isinstance(neuron.recurrent, nn.Conv2d):
+        return partial(Conv2d, neuron.features), neuron.recurrent.weight, neuron.recurrent.bias
+    if neuron.recurrent is None:
+        return OneToOne, row(neuron, neuron.V), None
+    return Linear, neuron.recurrent.weight, neuron.recurrent.bias
+
+
+class Reduction:
+    """Sums and maxima over time of a layer whose single steps nobody reads."""
+
+    def __init__(self, step: Tensor) -> None:
+        self.count = torch.zeros_like(step)
+        self.peak = torch.full_like(step, -math.inf)
+
+    def update(self, spikes: Tensor | None, membrane: Tensor) -> None:
+        """Take in a chunk ``[k, B, n]``."""
+        if spikes is not None:
+            self.count.add_(spikes.sum(0))
+        torch.maximum(self.peak, membrane.amax(0), out=self.peak)
