@@ -1,11 +1,15 @@
 """What several test files share."""
 
 import hashlib
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+
+# read when Triton is imported: its kernels then run on the CPU
+os.environ["TRITON_INTERPRET"] = "1"
 
 with warnings.catch_warnings():
     # scienceplots, which torchmetrics and so Lightning imports where it is installed, calls what matplotlib deprecates

@@ -169,7 +169,7 @@ class TestRun:
         entries = record(run)
         assert entries["status"] == "finished"
         assert (entries["exit_code"], entries["seed"], entries["experiment"]) == (0, 3, "regression_sqrt")
-        assert entries["kernel"] == "reference"
+        assert entries["kernel"] == "fused"
         assert entries["device"] == "1 x cpu"
         assert entries["versions"]["torch"] == torch.__version__.split("+")[0]
         assert entries["wall_s"]["total"] >= entries["wall_s"]["fit"] > 0

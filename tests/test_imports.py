@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": LEAVES,
     "encoders": LEAVES,
     "neurons": LEAVES | {"surrogates", "initializers"},
+    "kernels": LEAVES | {"neurons", "surrogates"},
     "network": LEAVES | {"neurons"},
     # the task is handed its parts; it names their types
     "task": {"metrics", "encoders", "losses", "network", "neurons"},
@@ -34,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": LEAVES | {"runs", "neurons"},
     "config": LEAVES | {"runs"},
     "experiment": LEAVES
-    | {"callbacks", "config", "console", "data", "encoders", "losses", "metrics", "network", "neurons", "runs", "task"},
+    | {"callbacks", "config", "console", "data", "encoders", "kernels", "losses", "metrics", "network", "neurons"}
+    | {"runs", "task"},
     "launch": LEAVES | {"config", "console", "experiment", "runs"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES | {"__init__", "config", "doctor", "launch"},

@@ -130,7 +130,8 @@ def test_objects_take_what_they_need_from_a_trace() -> None:
     for loss, expected in pairs:
         assert loss(trace, target) == expected
         # a loss that reads spikes sees nothing of the membrane, and the other way round
-        hidden = trace._replace(**{"membrane" if loss.reads == "spike_count" else "spikes": None})
+        unread = torch.full_like(spikes, torch.nan)
+        hidden = Trace(spikes, unread, None) if loss.reads == "spike_count" else Trace(unread, membrane, None)
         assert loss(hidden, target) == expected
         assert "labels" in loss.targets
     assert losses.MSEMembrane()(trace, membrane + 3) == losses.mse_membrane(membrane, membrane + 3)

@@ -20,12 +20,21 @@ def report() -> int:
             print(f"{'gpu':<12} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
     else:
         print(f"{'gpu':<12} none that torch can use")
-    print(f"{'kernels':<12} reference (plain PyTorch, step by step)")
+    print(f"{'kernels':<12} {_kernels(torch.cuda.is_available())}")
     root = os.environ.get("SNNEXP_DATA_DIR", "data")
     print(f"{'data':<12} {_data(root)}")
     source = "$SNNEXP_CONF" if os.environ.get("SNNEXP_CONF") else "with the package"
     print(f"{'conf':<12} {config.conf_dir()} ({source})")
     return 0
+
+
+def _kernels(gpu: bool) -> str:
+    import importlib.util
+
+    found = ["reference", "fused"]
+    if gpu and importlib.util.find_spec("triton"):
+        found.append("triton")
+    return f"{', '.join(found)}; kernel=auto takes {found[-1]}"
 
 
 def _data(root: str) -> str:

@@ -114,7 +114,7 @@ def make_trainer(
                 callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             return trainer
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

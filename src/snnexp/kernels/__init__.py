@@ -1,11 +1,12 @@
-"""Faster twins of the neurons' reference scans: the same arguments, the same results, and a test that holds them to it.
+"""Faster twins of the neurons' reference scans: the same arguments, the same results, and tests that hold them to it.
 
-``fused`` runs anywhere that PyTorch does; :func:`use` hands kernels to the neurons of a network.
+``fused`` runs anywhere that PyTorch does, ``triton`` on GPUs; :func:`use` hands kernels to the neurons of a network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp.errors import ConfigError
 from snnexp.kernels import leaky, lif
@@ -17,7 +18,6 @@ FUSED: Mapping[type[Neuron], Kernel] = {
     ParametrizedLIF: lif.scan,
     LeakyIntegrator: lif.scan,
 }
-KERNELS: Mapping[str, Mapping[type[Neuron], Kernel]] = {"reference": {}, "fused": FUSED}
 
 
 def use(network: torch.nn.Module, name: str, device: torch.device) -> str:
@@ -25,25 +25,57 @@ def use(network: torch.nn.Module, name: str, device: torch.device) -> str:
 
     Args:
         network: a network, a neuron, or any module that holds some.
-        name: ``reference``, ``fused``, or ``auto`` for the fastest that there is for each neuron on ``device``.
+        name: ``reference``, ``fused``, ``triton``, or ``auto`` for the best that each neuron has on ``device``.
         device: where the network will run.
 
     Returns:
-        The kernel's name, or where neurons differ, names by layer: ``fused, reference (hidden1)``.
+        The kernel's name, or where neurons differ, names with layers: ``fused (conv1), triton (readout)``.
 
     Raises:
-        ConfigError: there is no such kernel for one of the neurons.
+        ConfigError: one of the neurons has no such kernel there.
     """
-    preferred = ["fused", "reference"] if name == "auto" else [name]
+    names = [name]
+    if name == "auto":
+        names = [*(["triton"] if device.type == "cuda" else []), "fused", "reference"]
     used: dict[str, list[str]] = {}
     for path, neuron in network.named_modules():
         if isinstance(neuron, Neuron):
-            kind = type(neuron)
-            chosen = next((kernel for kernel in preferred if kernel == "reference" or kind in KERNELS[kernel]), None)
-            if chosen is None:
-                raise ConfigError(f"kernel: there is no {name} kernel for {kind.__name__}; use auto")
-            neuron.kernel = reference if chosen == "reference" else KERNELS[chosen][kind]
+            chosen, neuron.kernel = _first(names, neuron, device)
             used.setdefault(chosen, []).append(path.removeprefix("layers.").removesuffix(".neuron"))
     if len(used) == 1:
         return next(iter(used))
-    return ", ".join(f"{kernel} ({', '.join(paths)})" for kernel, paths in used.items())
+    return ", ".join(f"{kernel} ({' '.join(paths)})" for kernel, paths in used.items())
+
+
+def _first(names: list[str], neuron: Neuron, device: torch.device) -> tuple[str, Kernel]:
+    """The first of ``names`` of which there is a kernel."""
+    reason = ""
+    for name in names:
+        kernel = KERNELS[name](neuron, device)
+        if not isinstance(kernel, str):
+            return name, kernel
+        reason = kernel
+    raise ConfigError(f"kernel: got {names[-1]}, {reason}; use auto")
+
+
+def _fused(neuron: Neuron, device: torch.device) -> Kernel | str:
+    # a parameter that is kept as its logarithm makes a class of its own
+    kind = type_before_parametrizations(neuron)
+    return FUSED.get(kind, f"{kind.__name__} has no fused form")
+
+
+def _triton(neuron: Neuron, device: torch.device) -> Kernel | str:
+    try:
+        # Triton is there wherever PyTorch can use a GPU, and takes a second to import
+        from snnexp.kernels import on_gpu
+    except ImportError:
+        return "Triton is not installed"
+    return on_gpu.kernel_of(neuron, device)
+
+
+KERNELS: Mapping[str, Callable[[Neuron, torch.device], Kernel | str]] = {
+    "triton": _triton,
+    "fused": _fused,
+    "reference": lambda neuron, device: reference,
+}
+"""By name: the kernel for a neuron on a device, or why there is none."""

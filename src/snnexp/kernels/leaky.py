@@ -1,7 +1,7 @@
 """``Leaky`` and ``RLeaky``: one loop over time forward and one backward, in plain ATen operations for any device.
 
-With sigma' the surrogate at U - theta, gU and gS the gradients of membrane and spikes, and delta that of U with all that
-follows from it:
+With sigma' the surrogate at U - theta, gU and gS the gradients of membrane and spikes, and delta that of U with all
+that follows from it:
 
     gS[t] += rec^T(g[t+1])                       what the feedback sends back
     delta[t] = gU[t] + gS[t] sigma'[t] + carry[t+1]
@@ -62,15 +62,15 @@ class Inputs(NamedTuple):
     """``[T, B, n]`` or ``[1, B, n]``"""
     membrane: Tensor
     """U before the first step, ``[B, n]``"""
-    spikes: Tensor | None
+    spikes: Any
     """S before the first step, ``[B, n]``, where they feed back"""
     beta: Tensor
     theta: Tensor
-    feedback_weight: Tensor | None
-    feedback_bias: Tensor | None
-    weight: Tensor | None
+    feedback_weight: Any
+    feedback_bias: Any
+    weight: Any
     """of the dense synapse behind the layer"""
-    bias: Tensor | None
+    bias: Any
 
 
 def scan(
@@ -107,13 +107,15 @@ def scan(
     )
 
     def state_of(U: Tensor, S: Callable[[], Tensor]) -> LeakyState | RLeakyState:
-        return LeakyState(maps(neuron, U)) if isinstance(neuron, Leaky) else RLeakyState(maps(neuron, U), maps(neuron, S()))
+        U = maps(neuron, U)
+        return LeakyState(U) if isinstance(neuron, Leaky) else RLeakyState(U, maps(neuron, S()))
 
+    trace: Any
     if without_trace:
         reduction = Reduction(inputs.membrane)
         _, spikes, after, (U, S) = run(rule, inputs, reduction)
-        last = state_of(U, lambda: S)
-        trace = Reduced(num_steps, *(maps(neuron, x) for x in (reduction.count, S, reduction.peak)), last)
+        count, fires, peak = (maps(neuron, x) for x in (reduction.count, S, reduction.peak))
+        trace = Reduced(num_steps, count, fires, peak, state_of(U, lambda: S))
     else:
         if dense is not None and streams(rule, inputs):
             after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
@@ -134,8 +136,8 @@ def scan(
 
 def run(
     rule: Rule, inputs: Inputs, reduction: Reduction | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor]]:
-    """The forward loop: membranes and spikes where they are kept, what arrives behind the synapse, and the last step."""
+) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor]]:
+    """The forward loop: membranes and spikes where they are kept, what arrives behind the synapse, the last step."""
     I, U, S, beta, theta, *feedback_weights, weight, bias = inputs
     ranges = chunks(rule.num_steps, U)
     membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
@@ -174,7 +176,7 @@ def run(
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(ctx: Any, rule: Rule, *tensors: Any) -> tuple[Tensor, Any, Any]:
         inputs = Inputs(*tensors)
         membranes, spikes, after, _ = run(rule, inputs)
         ctx.set_materialize_grads(False)
@@ -184,7 +186,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gU: Tensor | None, gS: Tensor | None, g_after: Tensor | None) -> Any:
+    def backward(ctx: Any, gU: Any, gS: Any, g_after: Any) -> Any:
         rule: Rule = ctx.rule
         membranes, U, S, beta, theta, *feedback_weights, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
@@ -258,7 +260,7 @@ class _Scan(torch.autograd.Function):
         g_first = g_spikes = None
         assert later is not None
         if needs.membrane:
-            g_first = beta * (later * (U <= theta) if zero and feedback is None else later)
+            g_first = beta * (later * torch.le(U, theta) if zero and feedback is None else later)
         if needs.spikes and feedback is not None:
             g_spikes = torch.zeros_like(U)
             feedback.add_transposed(later, g_spikes)
@@ -297,7 +299,7 @@ class _Stream(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rule: Rule, *tensors: Any) -> Any:
         ctx.rule = rule
         ctx.save_for_backward(*tensors)
         return run(rule, Inputs(*tensors))[2]

@@ -63,18 +63,18 @@ class Inputs(NamedTuple):
 
     current: Tensor
     """``[T, B, n]`` or ``[1, B, n]``"""
-    z: Tensor | None
+    z: Any
     v: Tensor
     i: Tensor
     a: Tensor
     c: Tensor
     v_leak: Tensor
-    v_reset: Tensor | None
-    v_th: Tensor | None
-    feedback_weight: Tensor | None
-    weight: Tensor | None
+    v_reset: Any
+    v_th: Any
+    feedback_weight: Any
+    weight: Any
     """of the dense synapse behind the layer"""
-    bias: Tensor | None
+    bias: Any
 
 
 def scan(
@@ -88,7 +88,7 @@ def scan(
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
     dense = synapse if lif is not None and isinstance(synapse, nn.Linear) else None
-    without_trace = reduced and not torch.is_grad_enabled()
+    without_trace = reduced and not torch.is_grad_enabled() and (lif is not None or synapse is None)
     rule = Rule(
         num_steps,
         None if lif is None else lif.surrogate,
@@ -113,14 +113,15 @@ def scan(
     if without_trace:
         reduction = Reduction(inputs.v)
         _, z, after, last = run(rule, inputs, reduction)
-        sums = (maps(neuron, x) for x in (reduction.count, last[0], reduction.peak))
-        trace: Any = Reduced(num_steps, *sums, _state(neuron, *last))
+        count, fires, peak = (maps(neuron, x) for x in (reduction.count, last[0], reduction.peak))
+        trace: Any = Reduced(num_steps, count, fires, peak, _state(neuron, *last))
     else:
         u, z, after, i = _Scan.apply(rule, *inputs)
         trace = _trace(neuron, rule, inputs, u, z, i)
+        z = flat(trace.spikes) if dense is None else z
         trace = trace.reduced() if reduced else trace
     if synapse is not None and dense is None:
-        after = over_samples(synapse, trace.spikes if z is None else maps(neuron, z))
+        after = over_samples(synapse, maps(neuron, z))
     return trace, after
 
 
@@ -136,8 +137,8 @@ def _trace(
         silent = u.new_zeros(()).expand_as(u)
         return Trace(maps(neuron, silent), maps(neuron, u), _state(neuron, silent[-1], u[-1], i))
 
-    def fired(u: Tensor) -> Tensor:
-        return spike(u - inputs.v_th, rule.surrogate)
+    def fired(u: Tensor, surrogate: Surrogate = rule.surrogate) -> Tensor:
+        return spike(u - inputs.v_th, surrogate)
 
     last = fired(u[-1]) if z is None else z[-1]
     reset = last.detach()
@@ -148,7 +149,7 @@ def _trace(
 
 def run(
     rule: Rule, inputs: Inputs, reduction: Reduction | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor, Tensor]]:
     """The forward loop: u and z where they are kept, what arrives behind the synapse, and z, v, i at the end."""
     I, z, v, i, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = inputs
     spiking = rule.surrogate is not None
@@ -163,7 +164,7 @@ def run(
     v, i = v.clone(), i.clone()
     j, change, kept = torch.empty_like(v), torch.empty_like(v), torch.empty_like(v)
     currents = I.unbind(0) * (rule.num_steps // len(I))
-    z_chunks = [None] * len(ranges) if spikes is None else in_chunks(spikes, ranges)
+    z_chunks: list[Any] = [None] * len(ranges) if spikes is None else in_chunks(spikes, ranges)
     for (start, _), uc, zc in zip(ranges, in_chunks(membranes, ranges), z_chunks, strict=True):
         for t, u in enumerate(uc.steps):
             torch.add(i, currents[start + t], out=j)
@@ -190,7 +191,7 @@ def run(
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    def forward(ctx: Any, rule: Rule, *tensors: Any) -> tuple[Tensor, Any, Any, Tensor]:
         inputs = Inputs(*tensors)
         membranes, spikes, after, (_, _, i) = run(rule, inputs)
         ctx.set_materialize_grads(False)
@@ -199,10 +200,10 @@ class _Scan(torch.autograd.Function):
         return membranes, spikes, after, i
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gu: Tensor | None, gz: Tensor | None, g_after: Tensor | None, gi: Tensor | None) -> Any:
+    @once_differentiable
+    def backward(ctx: Any, gu: Any, gz: Any, g_after: Any, gi: Any) -> Any:
         rule: Rule = ctx.rule
-        membranes, z, v, i, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
+        membranes, z, v, _, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
         feedback = Linear(feedback_weight, None, v, rule.dtype) if feedback_weight is not None else None
         behind = None if g_after is None else Projection(weight, bias, rule.dtype)
@@ -215,7 +216,7 @@ class _Scan(torch.autograd.Function):
         g_current = torch.zeros_like(v) if ctx.constant else torch.empty_like(membranes)
         sums = {name: torch.zeros_like(a) for name in ("a", "c", "v_leak", "v_reset", "v_th")}
         keep_v, keep_i = 1 - a, 1 - c
-        gv: Tensor | None = None
+        gv: Any = None
         for index, (start, stop) in enumerate(reversed(ranges)):
             size = stop - start
             u, d = membranes[start:stop], delta[:size]
@@ -232,7 +233,7 @@ class _Scan(torch.autograd.Function):
                 d.copy_(gz[start:stop])
             else:
                 d.zero_()
-            change = u - previous if needs.a or needs.c else None
+            change: Any = u - previous if needs.a or needs.c else None
             for t in reversed(range(size)):
                 if rule.surrogate is not None:
                     if feedback is not None and gv is not None:
@@ -263,7 +264,6 @@ class _Scan(torch.autograd.Function):
                 feedback.accumulate(gj, z_before)
             if ctx.constant:
                 g_current.add_(gj.sum(0) if size > 1 else gj[0])
-        assert gi is not None and gv is not None
         g_z = None
         if needs.z and feedback is not None:
             g_z = torch.zeros_like(v)

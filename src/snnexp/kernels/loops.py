@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from snnexp.neurons import Neuron, Reduced, RLeaky, Trace
 
@@ -43,7 +44,8 @@ class DeferredTrace(Trace):
 
     @cached_property
     def _trace(self) -> Trace:
-        return self._scan()[0]
+        trace: Trace = self._scan()[0]
+        return trace
 
     @property
     def _sums(self) -> Trace | Reduced:
@@ -58,7 +60,7 @@ class DeferredTrace(Trace):
         return self._trace.membrane
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         return self._trace.state
 
     @property
@@ -74,6 +76,10 @@ class DeferredTrace(Trace):
         return self._sums.max_membrane
 
 
+Gradients = tuple[Tensor, Tensor | None]
+"""Of a weight and its bias."""
+
+
 class Chunk(NamedTuple):
     """Some steps that lie one behind the other in memory."""
 
@@ -87,7 +93,7 @@ def in_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chunk]:
     """``memory`` as one chunk for each range of steps; where it holds a single chunk, all of them share it."""
     length = ranges[0][1]
     # views cost as much as small operations, so that they are made once
-    made = [Chunk(whole, whole.unbind(0)) for whole in memory.split(length)]
+    made = [Chunk(whole, whole.unbind(0)) for whole in torch.split(memory, length)]
     if len(memory) == length < ranges[-1][1]:
         made = made * (len(ranges) - 1)
         last = ranges[-1][1] - ranges[-1][0]
@@ -108,7 +114,7 @@ def flat(sequence: Tensor) -> Tensor:
 
 def maps(neuron: Neuron, sequence: Tensor) -> Tensor:
     """``[.., n]`` as ``[.., *N]``."""
-    return sequence if len(neuron.features) == 1 else sequence.unflatten(-1, neuron.features)
+    return sequence if len(neuron.features) == 1 else sequence.reshape((*sequence.shape[:-1], *neuron.features))
 
 
 def steps_like(sequence: Tensor, num_steps: int) -> Tensor:
@@ -197,8 +203,7 @@ class Projection:
         weight = self.weight if scale is None else self.weight * scale
         multiply(gradient, weight, out.flatten(0, 1), self.dtype)
 
-    def gradients(self) -> tuple[Tensor, Tensor | None]:
-        """Of weight and bias."""
+    def gradients(self) -> Gradients:
         return self.weight_gradient, None if self.bias is None else self.arrived_gradient.sum((0, 1))
 
 
@@ -208,7 +213,7 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype) -> None:
         self.weight, self.bias, self.dtype = weight, bias, dtype
         self.scratch = torch.empty_like(like)
-        self.gradients = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+        self.gradients: Gradients = (torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias))
 
     def add(self, spikes: Tensor, out: Tensor) -> None:
         """out += rec(S) for one step ``[B, n]``."""
@@ -233,7 +238,7 @@ class OneToOne:
 
     def __init__(self, V: Tensor, bias: None, like: Tensor, dtype: torch.dtype) -> None:
         self.V = V
-        self.gradients = [torch.zeros_like(V), None]
+        self.gradients: Gradients = (torch.zeros_like(V), None)
 
     def add(self, spikes: Tensor, out: Tensor) -> None:
         out.addcmul_(spikes, self.V)
@@ -242,7 +247,7 @@ class OneToOne:
         out.addcmul_(gradient, self.V)
 
     def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
-        self.gradients[0] += (gradient * spikes).sum((0, 1))
+        self.gradients[0].add_((gradient * spikes).sum((0, 1)))
 
 
 class Conv2d:
@@ -252,7 +257,7 @@ class Conv2d:
         self, side: tuple[int, ...], weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype
     ) -> None:
         self.weight, self.bias, self.side, self.padding = weight, bias, side, weight.shape[-1] // 2
-        self.gradients = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+        self.gradients: Gradients = (torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias))
 
     def add(self, spikes: Tensor, out: Tensor) -> None:
         out.add_(F.conv2d(self._maps(spikes), self.weight, self.bias, padding=self.padding).flatten(1))
@@ -261,16 +266,14 @@ class Conv2d:
         out.add_(F.conv_transpose2d(self._maps(gradient), self.weight, padding=self.padding).flatten(1))
 
     def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
-        maps = self._maps(gradient.flatten(0, 1))
+        maps, fired = self._maps(gradient.flatten(0, 1)), self._maps(spikes.flatten(0, 1))
         weight, bias = self.gradients
-        weight.add_(
-            nn.grad.conv2d_weight(self._maps(spikes.flatten(0, 1)), weight.shape, maps, padding=self.padding)
-        )
+        weight.add_(conv2d_weight(fired, weight.shape, maps, padding=self.padding))  # type: ignore[no-untyped-call]
         if bias is not None:
             bias.add_(maps.sum((0, 2, 3)))
 
     def _maps(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(1, self.side)
+        return flat.reshape((len(flat), *self.side))
 
 
 Feedback = Linear | OneToOne | Conv2d

@@ -1,0 +1,356 @@
+"""Each kernel is the reference scan, faster: the same spikes, membranes, states and gradients, also at ties.
+
+Triton kernels run in Triton's interpreter here (conftest sets TRITON_INTERPRET) and are compiled for a GPU at the end.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from snnexp import kernels
+from snnexp.errors import ConfigError
+from snnexp.initializers import Uniform
+from snnexp.kernels import leaky, loops
+from snnexp.network import MLP, Dense
+from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, Reduced, RLeaky, Trace, reference
+from snnexp.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, SuperSpike, Surrogate, Triangular
+
+CPU = torch.device("cpu")
+RESETS = ["subtract", "zero", "none"]
+SURROGATES = [ATan(1.5), FastSigmoid(10), SuperSpike(20), Sigmoid(5), Triangular(0.7), StraightThrough()]
+BETA, THETA = Uniform(0.1, 0.95), Uniform(0.3, 1.2)
+RATES: dict[str, Any] = {"tau_mem_inv": Uniform(50, 300), "tau_syn_inv": Uniform(100, 500)}
+LIF: dict[str, Any] = {**RATES, "v_th": Uniform(0.1, 0.5), "v_leak": 0.1, "v_reset": -0.2}
+ALL = ("tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")
+
+
+def learning_integrator(features: int) -> LeakyIntegrator:
+    """A leaky integrator all of whose parameters ask for gradients."""
+    neuron = LeakyIntegrator(features, **RATES, v_leak=0.1)
+    for name in ("tau_mem_inv", "tau_syn_inv", "v_leak"):
+        value = getattr(neuron, name)
+        delattr(neuron, name)
+        neuron.register_parameter(name, nn.Parameter(value))
+    return neuron
+
+
+def rleaky(features: Any, **more: Any) -> RLeaky:
+    return RLeaky(features, BETA, THETA, learn_beta=True, learn_threshold=True, **more)
+
+
+# name: what makes a layer of N neurons with a reset and a surrogate; a map has the neuron axes (N, 2, 3)
+NEURONS: dict[str, Callable[[int, str, Surrogate], Neuron]] = {
+    "leaky": lambda N, reset, s: Leaky(N, BETA, THETA, True, True, reset, s),
+    "leaky-scalar": lambda N, reset, s: Leaky(N, 0.8, 0.6, False, False, reset, s),
+    "leaky-map": lambda N, reset, s: Leaky((N, 2, 3), BETA, THETA, True, True, reset, s),
+    "rleaky-linear": lambda N, reset, s: rleaky(N, reset=reset, surrogate=s),
+    "rleaky-one-to-one": lambda N, reset, s: rleaky(
+        N, feedback="one_to_one", V=Uniform(-1, 1), reset=reset, surrogate=s
+    ),
+    "rleaky-conv2d": lambda N, reset, s: rleaky((N, 2, 3), feedback="conv2d", kernel_size=3, reset=reset, surrogate=s),
+    "lif-recurrent": lambda N, _, s: ParametrizedLIF(N, **LIF, learn=ALL, surrogate=s),
+    "lif-feedforward": lambda N, _, s: ParametrizedLIF((N, 2, 3), False, **LIF, learn=ALL, surrogate=s),
+    "lif-log-tau": lambda N, _, s: ParametrizedLIF(N, **LIF, learn=ALL, log_tau=True, surrogate=s),
+    "leaky-integrator": lambda N, _, __: learning_integrator(N),
+}
+PAIRS = [
+    (kernel, name)
+    for kernel in ("fused", "triton")
+    for name in NEURONS
+    if (kernel, name) != ("triton", "rleaky-conv2d")
+]
+
+deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=25)
+
+
+def a_state(neuron: Neuron, step: Tensor, random: torch.Generator) -> Any:
+    """A state that asks for gradients; its spikes are 0 or 1, its membranes on both sides of the threshold."""
+    zero = neuron.zero_state(step)
+    parts = {}
+    for name in zero._fields:
+        drawn = torch.rand(step.shape, generator=random, dtype=step.dtype)
+        parts[name] = (drawn.round() if name in ("spikes", "z") else drawn).requires_grad_()
+    return type(zero)(**parts)
+
+
+def outputs_and_gradients(
+    neuron: Neuron, current: Tensor, T: int, state: Any, synapse: nn.Module | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """All that a layer returns, and the gradients of a random scalar of all that in all that went in."""
+    trace, after = neuron.unroll(current, T, state, synapse)
+    assert isinstance(trace, Trace)
+    outputs = [trace.spikes, trace.membrane, *trace.state, *([] if after is None else [after])]
+    random = torch.Generator().manual_seed(1)
+    scalar = sum((out * torch.randn(out.shape, generator=random, dtype=out.dtype)).sum() for out in outputs)
+    variables = [current, *state, *neuron.parameters(), *([] if synapse is None else synapse.parameters())]
+    return outputs, list(torch.autograd.grad(scalar, variables, allow_unused=True, materialize_grads=True))
+
+
+@pytest.mark.parametrize(("kernel", "name"), PAIRS)
+@deterministic
+@given(
+    T=st.integers(1, 12),
+    B=st.integers(1, 5),
+    N=st.integers(1, 5),
+    constant=st.booleans(),
+    behind=st.sampled_from([0, 3, 40]),
+    reset=st.sampled_from(RESETS),
+    surrogate=st.sampled_from(SURROGATES),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    chunk_bytes=st.sampled_from([1, 200, 1 << 19]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_kernel_is_the_reference(
+    kernel: str, name: str, T: int, B: int, N: int, constant: bool, behind: int, reset: str, surrogate: Surrogate,
+    dtype: torch.dtype, chunk_bytes: int, seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    random = torch.Generator().manual_seed(seed)
+    neuron = NEURONS[name](N, reset, surrogate).to(dtype)
+    shape = (1 if constant else T, B, *neuron.features)
+    current = torch.randn(shape, generator=random, dtype=dtype).add(0.5).requires_grad_()
+    state = a_state(neuron, current[0], random)
+    synapse = Dense(math.prod(neuron.features), behind).to(dtype) if behind else None
+
+    neuron.kernel = reference
+    expected, expected_gradients = outputs_and_gradients(neuron, current, T, state, synapse)
+    assert kernels.use(neuron, kernel, CPU) == kernel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "CHUNK_BYTES", chunk_bytes)
+        outputs, gradients = outputs_and_gradients(neuron, current, T, state, synapse)
+    single = dtype == torch.float32
+    if single and not torch.equal(outputs[0], expected[0]):
+        # a product in another order rounds otherwise, and where a membrane meets its threshold that flips a spike
+        assert getattr(neuron, "recurrent", None) is not None
+        return
+    exact = getattr(neuron, "recurrent", None) is None
+    for ours, theirs in zip(outputs[:2], expected[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0 if exact else 1e-5 if single else 1e-12)
+    for ours, theirs in zip(outputs[2:], expected[2:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 if single else 1e-12)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        # a sum over all steps that cancels keeps the rounding of its terms
+        scale = theirs.abs().max().item() + 1
+        assert (ours - theirs).abs().max() <= (1e-4 if single else 1e-11) * scale
+
+
+@pytest.mark.parametrize("kernel", ["fused", "triton"])
+@pytest.mark.parametrize("reset", RESETS)
+def test_a_membrane_exactly_at_its_threshold_does_not_fire(kernel: str, reset: str) -> None:
+    """beta = 1/2, theta = 1 and currents of halves are exact in binary: the membrane meets the threshold."""
+    neuron = Leaky(3, 0.5, 1.0, reset=reset)
+    current = torch.tensor([[1.0, 0.5, 1.5], [0.5, 0.75, 0.25], [0.25, 1.0, 0.5]]).unsqueeze(1)
+    expected = neuron(current)
+    kernels.use(neuron, kernel, CPU)
+    trace = neuron(current)
+    assert torch.equal(trace.membrane, expected.membrane)
+    assert (trace.membrane == 1).any(), "there is a tie"
+    assert not trace.spikes[trace.membrane == 1].any()
+    assert torch.equal(trace.spikes, expected.spikes)
+
+
+@pytest.mark.parametrize(("kernel", "name"), PAIRS)
+def test_sums_without_a_trace_are_those_of_the_trace(kernel: str, name: str) -> None:
+    torch.manual_seed(0)
+    neuron = NEURONS[name](5, "subtract", ATan()).double()
+    synapse = Dense(math.prod(neuron.features), 4).double()
+    kernels.use(neuron, kernel, CPU)
+    current = torch.randn(9, 3, *neuron.features, dtype=torch.float64) + 0.5
+    with torch.no_grad():
+        for behind in (None, synapse):
+            full, arrived = neuron.unroll(current, synapse=behind)
+            less, arrived_too = neuron.unroll(current, synapse=behind, reduced=True)
+            assert isinstance(less, Reduced)
+            for ours, theirs in zip(less[1:-1], full.reduced()[1:-1], strict=True):
+                assert torch.equal(ours, theirs)
+            for ours, theirs in zip(less.state, full.state, strict=True):
+                torch.testing.assert_close(ours, theirs)
+            assert less.num_steps == full.num_steps == 9
+            assert behind is None or torch.equal(arrived, arrived_too)
+    # where gradients are asked for, sums have them
+    less, _ = neuron.unroll(current.requires_grad_(), reduced=True)
+    assert torch.autograd.grad(less.max_membrane.sum(), current)[0].any()
+
+
+@pytest.mark.parametrize("reset", ["subtract", "none"])
+class TestStream:
+    """A leaky layer under a constant current, whose backward pass runs forward and keeps nothing."""
+
+    T, B, N = 11, 4, 6
+
+    def network(self, reset: str, T: int = T) -> tuple[Leaky, Dense, Tensor]:
+        torch.manual_seed(0)
+        neuron, synapse = Leaky(self.N, BETA, THETA, reset=reset).double(), Dense(self.N, 3).double()
+        current = torch.rand(1, self.B, self.N, dtype=torch.float64, requires_grad=True)
+        kernels.use(neuron, "fused", CPU)
+        return neuron, synapse, current
+
+    @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda surrogate: type(surrogate).__name__)
+    def test_gradients(self, reset: str, surrogate: Surrogate) -> None:
+        neuron, synapse, current = self.network(reset)
+        neuron.surrogate = surrogate
+        gradients = []
+        for kernel in (leaky.scan, reference):
+            neuron.kernel = kernel
+            trace, arrived = neuron.unroll(current, self.T, synapse=synapse)
+            weights = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            gradients.append(torch.autograd.grad((arrived * weights).sum(), [current, *synapse.parameters()]))
+            assert isinstance(trace, loops.DeferredTrace) == (kernel is leaky.scan)
+        torch.testing.assert_close(*gradients)
+
+    def test_what_is_kept_does_not_grow_with_time(self, reset: str) -> None:
+        kept = []
+        for T in (10, 1000):
+            neuron, synapse, current = self.network(reset)
+            sizes: dict[int, int] = {}
+
+            def note(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+                sizes[tensor.data_ptr()] = tensor.nbytes
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                neuron.unroll(current, T, synapse=synapse)
+            kept.append(sum(sizes.values()))
+        assert kept[0] == kept[1] > 0
+
+    def test_a_trace_that_is_read_later_is_the_trace(self, reset: str) -> None:
+        neuron, synapse, current = self.network(reset)
+        deferred, _ = neuron.unroll(current, self.T, synapse=synapse)
+        full = reference(neuron, current, self.T, neuron.zero_state(current[0]))[0]
+        assert deferred.num_steps == self.T
+        for name in ("spikes", "membrane", "spike_count", "last_spikes", "max_membrane"):
+            assert torch.equal(getattr(deferred, name), getattr(full, name)), name
+            with torch.no_grad():
+                assert torch.equal(getattr(deferred, name), getattr(full, name)), name
+        assert torch.equal(deferred.state.membrane, full.state.membrane)
+        both = [
+            torch.autograd.grad((t.spikes * t.membrane).sum(), current, retain_graph=True) for t in (deferred, full)
+        ]
+        torch.testing.assert_close(*both)
+
+
+def test_spikes_read_after_a_step_are_those_of_before() -> None:
+    """The optimiser moves thresholds in place; a trace stays what it was."""
+    torch.manual_seed(0)
+    neuron, synapse = Leaky(4, 0.9, THETA, learn_threshold=True), Dense(4, 2)
+    kernels.use(neuron, "fused", CPU)
+    current = torch.rand(8, 2, 4)
+    expected = neuron(current).spikes
+    trace, _ = neuron.unroll(current, synapse=synapse)
+    with torch.no_grad():
+        neuron.threshold.add_(10)
+    assert torch.equal(trace.spikes, expected)
+    assert expected.any()
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda surrogate: type(surrogate).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_reciprocal_of_a_surrogate(surrogate: Surrogate, dtype: torch.dtype) -> None:
+    x = torch.linspace(-3, 3, 301, dtype=dtype)
+    weighed = torch.ones_like(x).div_(surrogate.reciprocal_(x.clone()))
+    torch.testing.assert_close(weighed, surrogate(x), rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_only_products_run_in_bfloat16(name: str) -> None:
+    """Under autocast, a fused layer is the reference under autocast: the same spikes nearly everywhere."""
+    torch.manual_seed(0)
+    neuron = NEURONS[name](16, "subtract", ATan())
+    synapse = Dense(math.prod(neuron.features), 5)
+    current = torch.randn(20, 8, *neuron.features, requires_grad=True)
+    results = []
+    for kernel in ("reference", "fused"):
+        kernels.use(neuron, kernel, CPU)
+        with torch.autocast("cpu", torch.bfloat16):
+            trace, arrived = neuron.unroll(current, synapse=synapse)
+        assert {trace.spikes.dtype, trace.membrane.dtype, *(part.dtype for part in trace.state)} == {torch.float32}
+        loss = arrived.float().square().mean() + trace.membrane.square().mean()
+        results.append((trace.spikes, torch.autograd.grad(loss, current)[0]))
+    (spikes, gradient), (fused_spikes, fused_gradient) = results
+    assert (spikes != fused_spikes).float().mean() <= 0.01
+    same = torch.nn.functional.cosine_similarity(gradient.flatten(), fused_gradient.flatten(), dim=0)
+    assert same > 0.99
+
+
+class TestUse:
+    def network(self, neuron: Any = Leaky, readout: Any = Leaky) -> MLP:
+        return MLP((3,), 2, neuron, readout, num_steps=4)
+
+    def test_tells_what_is_used(self) -> None:
+        network = self.network()
+        for name, told in (("reference", "reference"), ("fused", "fused"), ("triton", "triton"), ("auto", "fused")):
+            assert kernels.use(network, name, CPU) == told
+        assert {neuron.kernel for neuron in network.neurons().values()} == {leaky.scan}
+
+    def test_a_neuron_of_the_users_own_runs_on_its_own_scan(self) -> None:
+        class Mine(Leaky):
+            """A subclass may compute something else, so that the twin of its parent is not its twin."""
+
+        network = self.network(Mine)
+        assert kernels.use(network, "auto", CPU) == "reference (hidden1), fused (readout)"
+        with pytest.raises(ConfigError, match=r"^kernel: got fused, Mine has no fused form; use auto$"):
+            kernels.use(network, "fused", CPU)
+
+    @pytest.mark.parametrize(
+        ("make", "reason"),
+        [
+            (lambda N: RLeaky(N, surrogate=type("Mine", (ATan,), {})()), "Mine has no Triton form"),
+            (lambda N: RLeaky((N, 2, 2), feedback="conv2d", kernel_size=3), "conv2d feedback has no Triton form"),
+            (lambda N: RLeaky(129), "of 129 neurons that feed back to all, 128 fit on the chip"),
+        ],
+    )
+    def test_triton_says_what_it_cannot_do(self, make: Callable[[int], Neuron], reason: str) -> None:
+        with pytest.raises(ConfigError, match=rf"^kernel: got triton, {reason}; use auto$"):
+            kernels.use(make(3), "triton", CPU)
+
+    def test_triton_needs_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("TRITON_INTERPRET")
+        with pytest.raises(ConfigError, match=r"^kernel: got triton, Triton needs a GPU, this is cpu; use auto$"):
+            kernels.use(Leaky(3), "triton", CPU)
+
+
+def test_triton_kernels_compile_for_a_gpu_without_contraction() -> None:
+    """Compiled for compute capability 9.0 as on such a GPU; outside of products nothing is contracted."""
+    pytest.importorskip("triton")
+    script = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from snnexp.kernels import on_gpu
+
+def contractions(kernel, integers, **constants):
+    kind = {name: "i32" if name in integers else "*fp32" for name in kernel.arg_names}
+    signature = {name: "constexpr" if name in constants else kind[name] for name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    assert "mul.rn" in ptx or "mul.f32" in ptx
+    return ptx.count("fma.")
+
+sizes, steps = {"BLOCK_B": 16, "BLOCK_N": 32}, ["T", "B", "n", "stride"]
+surrogate = {"KIND": 0, "NUMBER": 2.0}
+for feedback in (0, 1, 2):
+    flags = {"RESET": 1, "FEEDBACK": feedback, **sizes}
+    forward = contractions(on_gpu.leaky_forward, steps, BIAS=feedback == 2, KEEP=True, **flags)
+    backward = contractions(on_gpu.leaky_backward, steps, HAS_GU=True, HAS_GS=True, **surrogate, **flags)
+    assert (forward > 0, backward > 0) == (feedback == 2, feedback == 2), (feedback, forward, backward)
+for spikes, linear in ((True, True), (True, False), (False, False)):
+    flags = {"SPIKES": spikes, "LINEAR": linear, **sizes}
+    forward = contractions(on_gpu.lif_forward, steps, KEEP=False, **flags)
+    given = {"HAS_GU": True, "HAS_GZ": spikes, "HAS_GI": True}
+    backward = contractions(on_gpu.lif_backward, steps, **given, **surrogate, **flags)
+    assert (forward > 0, backward > 0) == (linear, linear), (spikes, linear, forward, backward)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
