@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snnexp import domains
 from snnexp.errors import ConfigError
+from snnexp.events import Events
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,35 @@ class ConstantCurrentLIF(Encoder):
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
+        able = self._able(values).flatten().nonzero().squeeze(1)
+        spikes = values.new_zeros((self.num_steps, *values.shape))
+        spikes.view(self.num_steps, -1)[:, able] = self._fire(values.flatten()[able])
+        return spikes
+
+    @torch.no_grad()
+    def events(self, values: Tensor) -> Events:
+        """The same spikes as a list."""
+        flat = values.flatten(1)
+        able = self._able(flat)
+        sample, neuron = able.nonzero(as_tuple=True)
+        step, which = self._fire(flat[able]).nonzero(as_tuple=True)
+        shape = torch.Size((self.num_steps, *values.shape))
+        return Events(shape, step * len(values) + sample[which], neuron[which])
+
+    def _able(self, values: Tensor) -> Tensor:
+        """False where a value can never fire: v starts at 0 and is drawn towards v_leak + x, below the threshold."""
+        rounding = 1e-4 * max(1.0, abs(self.v_th))
+        if self.v_th <= rounding:
+            return torch.ones_like(values, dtype=torch.bool)
+        return self.v_leak + values > self.v_th - rounding
+
+    def _fire(self, values: Tensor) -> Tensor:
+        """The spikes of ``[n]`` values, ``[T, n]``."""
         v = torch.zeros_like(values)
         spikes = values.new_empty((self.num_steps, *values.shape))
-        for z in spikes:
+        for z in spikes.unbind(0):
             u = v + self.dt * self.tau_mem_inv * ((self.v_leak - v) + values)
-            z.copy_(u - self.v_th > 0)
+            torch.gt(u - self.v_th, 0, out=z)
             v = (1 - z) * u + z * self.v_reset
         return spikes
 

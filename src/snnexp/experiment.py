@@ -25,10 +25,11 @@ from torch import Tensor
 from snnexp import callbacks, console, domains, kernels, metrics
 from snnexp.config import compose, factory, instantiate
 from snnexp.data import DataModule
-from snnexp.encoders import Encoder
+from snnexp.encoders import ConstantCurrentLIF, Encoder
 from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError, located
+from snnexp.events import Events
 from snnexp.losses import Loss
-from snnexp.network import Network
+from snnexp.network import Dense, Network
 from snnexp.neurons import Trace
 from snnexp.runs import Run
 from snnexp.task import Measure, Task
@@ -144,9 +145,21 @@ def build(cfg: DictConfig) -> Parts:
     with located("data"):
         data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss)
-    task = Task(network, encoder, loss, _measures(decoder), optimizer)
-    kernel = kernels.use(network, cfg.kernel, trainer.strategy.root_device)
+    device = trainer.strategy.root_device
+    kernel = kernels.use(network, cfg.kernel, device)
+    encode = _encode(encoder, network, kernel, device)
+    task = Task(network, encode, encoder.spikes, loss, _measures(decoder), optimizer)
     return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
+
+
+def _encode(
+    encoder: Encoder, network: Network, kernel: str, device: torch.device
+) -> Callable[[Tensor], Tensor | Events]:
+    """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
+    first = next(iter(network.layers.values())).synapse
+    if isinstance(encoder, ConstantCurrentLIF) and isinstance(first, Dense):
+        return encoder.events if device.type == "cpu" and kernel != "reference" else encoder
+    return encoder
 
 
 def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> str | None:

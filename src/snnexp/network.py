@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snnexp import domains
 from snnexp.errors import ConfigError, located
+from snnexp.events import Events
 from snnexp.neurons import Neuron, Reduced, Trace, over_samples
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
@@ -65,7 +66,7 @@ class Network(nn.Module):
 
     def forward(
         self,
-        inputs: Tensor,
+        inputs: Tensor | Events,
         states: Sequence[Any] | None = None,
         num_steps: int | None = None,
         reduced: Container[str] = (),
@@ -73,7 +74,8 @@ class Network(nn.Module):
         """Run the network.
 
         Args:
-            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps.
+            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps; a
+                network that begins with a dense synapse also takes :class:`~snnexp.events.Events`.
             states: one state per layer, from earlier traces; zeros without.
             num_steps: T where it is not the network's own.
             reduced: names of layers of which only a :class:`~snnexp.neurons.Reduced` is wanted.
@@ -85,7 +87,7 @@ class Network(nn.Module):
             num_steps = self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
         layers: dict[str, Any] = dict(self.layers.items())
         first, *others = (layer.synapse for layer in layers.values())
-        current = over_samples(first, inputs)
+        current = inputs.through(first) if isinstance(inputs, Events) else over_samples(first, inputs)
         traces: list[Any] = []
         for (name, layer), state, synapse in zip(
             layers.items(), states or [None] * len(layers), [*others, None], strict=True
@@ -99,7 +101,7 @@ class Network(nn.Module):
         return {name: layer.neuron for name, layer in self.layers.items()}  # type: ignore[misc]
 
     def deliveries(
-        self, traces: Sequence[Trace | Reduced], inputs: Tensor | None = None
+        self, traces: Sequence[Trace | Reduced], inputs: Tensor | Events | None = None
     ) -> Iterator[tuple[Tensor, nn.Linear | nn.Conv2d | int]]:
         """How many spikes arrive where, between layers and from a layer to itself.
 
@@ -108,7 +110,7 @@ class Network(nn.Module):
         """
         layers: list[Any] = list(self.layers.values())
         if inputs is not None:
-            yield inputs, layers[0].synapse
+            yield inputs.dense() if isinstance(inputs, Events) else inputs, layers[0].synapse
         for trace, following in zip(traces, layers[1:], strict=False):
             yield trace.spike_count.unsqueeze(0), following.synapse
         for trace, layer in zip(traces, layers, strict=True):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from snnexp import metrics
-from snnexp.encoders import Encoder
+from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Reduced, Trace
@@ -22,7 +22,8 @@ class Task(LightningModule):
 
     Args:
         network: traces of an encoded batch.
-        encoder: values to currents or spikes.
+        encode: values to currents or spikes, as the network takes them.
+        spikes_come_in: whether ``encode`` makes spikes, which cost synaptic operations.
         loss: what is minimised.
         measures: by name, what is reported beside the loss.
         optimizer: ``optimizer(parameters, total_steps)`` as Lightning's ``configure_optimizers`` returns it.
@@ -31,14 +32,16 @@ class Task(LightningModule):
     def __init__(
         self,
         network: Network,
-        encoder: Encoder,
+        encode: Callable[[Tensor], Tensor | Events],
+        spikes_come_in: bool,
         loss: Loss,
         measures: Mapping[str, Measure],
         optimizer: Callable[..., dict[str, Any]],
     ) -> None:
         super().__init__()
         self.network = network
-        self.encoder = encoder
+        self.encode = encode
+        self.spikes_come_in = spikes_come_in
         self.loss = loss
         self.measures = measures
         self.optimizer = optimizer
@@ -67,9 +70,9 @@ class Task(LightningModule):
 
     def _step(
         self, batch: tuple[Tensor, Tensor], reduced: Container[str] = ()
-    ) -> tuple[Tensor, Tensor, list[Trace | Reduced]]:
+    ) -> tuple[Tensor, Tensor | Events, list[Trace | Reduced]]:
         values, target = batch
-        inputs = self.encoder(values)
+        inputs = self.encode(values)
         traces = self.network(inputs, reduced=reduced)
         return self.loss(traces[-1], target), inputs, traces
 
@@ -77,7 +80,7 @@ class Task(LightningModule):
         loss, inputs, traces = self._step(batch, reduced=self.reduced)
         values = {f"{split}/loss": loss, **self._measured(traces, batch[1], split)}
         if split == "test":
-            deliveries = self.network.deliveries(traces, inputs if self.encoder.spikes else None)
+            deliveries = self.network.deliveries(traces, inputs if self.spikes_come_in else None)
             operations = [metrics.synaptic_operations(spikes, synapse) for spikes, synapse in deliveries]
             values["test/synops"] = torch.stack(operations).sum() if operations else torch.zeros(())
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=_samples(traces))
