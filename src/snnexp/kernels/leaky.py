@@ -203,7 +203,7 @@ class _Scan(torch.autograd.Function):
         turns = [steps_like(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else [g_current]
         g_chunks = [in_chunks(memory, ranges) for memory in turns]
         x_chunks, S_chunks = in_chunks(distance, ranges), in_chunks(fired, ranges)
-        g_beta, g_theta = torch.zeros_like(beta), torch.zeros_like(theta)
+        g_beta, g_theta, weighed = torch.zeros_like(beta), torch.zeros_like(theta), torch.zeros_like(U)
         later: Tensor | None = None
         for index in reversed(range(len(ranges))):
             start, stop = ranges[index]
@@ -232,13 +232,14 @@ class _Scan(torch.autograd.Function):
                         g_steps[t].addcmul_(later if kept is None else later * kept[t], beta)
                     later = g_steps[t]
             else:
+                rule.surrogate.reciprocal_(x)
                 for t in reversed(range(size)):
                     g_t = g_steps[t]
                     if later is not None:
                         feedback.add_transposed(later, g_t)
-                    g_t.div_(rule.surrogate.reciprocal_(x_steps[t]))
+                    g_t.div_(x_steps[t])
                     if needs.theta:
-                        g_theta.sub_(g_t.sum(0))
+                        weighed.add_(g_t)
                     if gU is not None:
                         g_t.add_(gU[start + t])
                     if later is not None:
@@ -270,7 +271,7 @@ class _Scan(torch.autograd.Function):
             g_first,
             g_spikes,
             g_beta if needs.beta else None,
-            g_theta if needs.theta else None,
+            g_theta - weighed.sum(0) if needs.theta else None,
             *(feedback.gradients if feedback else (None, None)),
             *(behind.gradients() if behind else (None, None)),
         )

@@ -42,7 +42,7 @@ from snnexp.neurons import (
     Trace,
     over_samples,
 )
-from snnexp.surrogates import Surrogate, heaviside, spike
+from snnexp.surrogates import Surrogate, spike
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,12 @@ class _Scan(torch.autograd.Function):
         if behind is not None:
             behind.prepare_backward(g_after)
         ranges = chunks(rule.num_steps, v)
-        distance, fired, kept, delta = (steps_like(membranes, ranges[0][1]) for _ in range(4))
+        distance, fired, kept, delta, v_before, fired_before = (steps_like(membranes, ranges[0][1]) for _ in range(6))
         # a constant current gets the sum over all steps, so two chunks of memory that take turns are enough
         turns = [steps_like(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else []
         g_current = torch.zeros_like(v) if ctx.constant else torch.empty_like(membranes)
         sums = {name: torch.zeros_like(a) for name in ("a", "c", "v_leak", "v_reset", "v_th")}
-        keep_v, keep_i = 1 - a, 1 - c
+        keep_v, keep_i, g_v_th = 1 - a, 1 - c, torch.zeros_like(v)
         gv: Any = None
         for index, (start, stop) in enumerate(reversed(ranges)):
             size = stop - start
@@ -225,8 +225,14 @@ class _Scan(torch.autograd.Function):
             if rule.surrogate is not None:
                 x = torch.sub(u, v_th, out=distance[:size])
                 torch.gt(x, 0, out=fired[:size])
+                z_before = torch.gt(previous, v_th, out=fired_before[:size])
+                torch.mul(previous, torch.le(previous, v_th, out=kept[:size]), out=v_before[:size])
+                previous = v_before[:size].addcmul_(z_before, v_reset)
+                if start == 0:
+                    previous[0].copy_(v)
+                    z_before[0].copy_(z)
                 torch.le(x, 0, out=kept[:size])
-                previous = _after_reset(previous, v, start, v_th, v_reset)
+                rule.surrogate.reciprocal_(x)
             if behind is not None:
                 behind.backward(fired[:size], start, stop, out=d)
             elif gz is not None:
@@ -234,36 +240,36 @@ class _Scan(torch.autograd.Function):
             else:
                 d.zero_()
             change: Any = u - previous if needs.a or needs.c else None
+            d_steps, gj_steps = d.unbind(0), gj.unbind(0)
             for t in reversed(range(size)):
+                d_t, gj_t = d_steps[t], gj_steps[t]
                 if rule.surrogate is not None:
                     if feedback is not None and gv is not None:
-                        feedback.add_transposed(gi, d[t])
-                    d[t].div_(rule.surrogate.reciprocal_(x[t]))
+                        feedback.add_transposed(gi, d_t)
+                    d_t.div_(x[t])
                     if needs.v_th:
-                        sums["v_th"].sub_(d[t].sum(0))
+                        g_v_th.sub_(d_t)
                 if gu is not None:
-                    d[t].add_(gu[start + t])
+                    d_t.add_(gu[start + t])
                 if gv is not None:
                     if needs.v_reset:
                         sums["v_reset"].add_((gv * fired[t]).sum(0))
-                    d[t].add_(gv if rule.surrogate is None else gv.mul_(kept[t]))
-                torch.mul(d[t], a, out=gj[t])
+                    d_t.add_(gv if rule.surrogate is None else gv.mul_(kept[t]))
+                torch.mul(d_t, a, out=gj_t)
                 if gi is not None:
-                    gj[t].addcmul_(gi, keep_i)
+                    gj_t.addcmul_(gi, keep_i)
                     if needs.c:
                         sums["c"].sub_((gi * (change[t] / a - (v_leak - previous[t]))).sum(0))
-                gi, gv = gj[t], torch.mul(d[t], keep_v, out=gv)
+                gi, gv = gj_t, torch.mul(d_t, keep_v, out=gv)
             if needs.a:
                 sums["a"].add_((d * change).sum((0, 1)) / a)
             if needs.v_leak:
                 sums["v_leak"].add_(d.sum((0, 1)) * a)
             if feedback is not None:
-                z_before = torch.gt(before(membranes, v, start, stop), v_th, out=fired[:size])
-                if start == 0:
-                    z_before[0].copy_(z)
                 feedback.accumulate(gj, z_before)
             if ctx.constant:
                 g_current.add_(gj.sum(0) if size > 1 else gj[0])
+        sums["v_th"] = g_v_th.sum(0)
         g_z = None
         if needs.z and feedback is not None:
             g_z = torch.zeros_like(v)
@@ -278,12 +284,3 @@ class _Scan(torch.autograd.Function):
             None if feedback is None else feedback.gradients[0],
             *(behind.gradients() if behind else (None, None)),
         )
-
-
-def _after_reset(u: Tensor, first: Tensor, start: int, v_th: Tensor, v_reset: Tensor) -> Tensor:
-    """v for a chunk of u[t - 1]; before the first step stands v itself."""
-    z = heaviside(u - v_th)
-    v = (1 - z) * u + z * v_reset
-    if start == 0:
-        v[0].copy_(first)
-    return v
