@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check dashboard reproduce clean
+.PHONY: train test check dashboard reproduce benchmark clean
 
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
@@ -20,6 +20,9 @@ dashboard: .venv/installed ## TensorBoard on http://127.0.0.1:6006
 
 reproduce: .venv/installed-dev ## every recipe over its seeds, beside what the peers give; about half an hour
 	$(BIN)/python scripts/reproduce.py $(ARGS)
+
+benchmark: .venv/installed-dev ## speed and memory beside the peers; a quarter of an hour, and nothing else running
+	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 clean: ## caches, builds and .venv; outputs/ and data/ stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -144,6 +145,17 @@ class TestShuffledBatches:
         parts.data.train = Watched(num_steps=3, num_samples=5)
         parts.trainer.fit(parts.task, datamodule=parts.data)
         assert Watched.seen == [batch for number in range(3) for batch in epoch(number, 5, 2, False, 6)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_samples_lie_on_the_device_that_uses_them(num_workers: int) -> None:
+    """Save where other processes prepare the batches, which have no part in the device."""
+    module = regression_data("sqrt", num_steps=4, num_samples=3, num_workers=num_workers)
+    module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))  # type: ignore[assignment]
+    module.setup("fit")
+    for samples in (module.train, module.test):
+        kinds = {part.device.type for part in samples[[0, 1]]}
+        assert kinds == {"cpu" if num_workers else "meta"}
 
 
 class TestOrderedBatches:

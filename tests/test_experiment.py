@@ -1,5 +1,6 @@
 """Whole experiments, from a notebook's side: every recipe, every mix that makes sense, and that they learn."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from snnexp import metrics
 from snnexp.config import choices
+from snnexp.errors import ConfigError
 from snnexp.experiment import build, compose, run
 from snnexp.runs import Run
 
@@ -58,6 +60,35 @@ def test_every_neuron_trains_with_every_loss(tiny_mnist: Path, neuron: str, loss
 def test_every_encoder_of_images_trains(tiny_mnist: Path, encoder: str) -> None:
     record = run(compose(["experiment=mnist_rleaky_count", f"encoder={encoder}", "debug=batch", "data.batch_size=4"]))
     assert record.metrics["test/synops"] > 0, "spikes at the input are counted"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_is_the_same_on_either_kernel(tiny_mnist: Path, recipe: str) -> None:
+    short = ["debug=batch", "data.batch_size=1"]
+    records = [run(compose([f"experiment={recipe}", *short, f"kernel={kernel}"])) for kernel in ("reference", "fused")]
+    assert records[0].metrics == pytest.approx(records[1].metrics, rel=1e-3, abs=1e-6)
+    entries = [json.loads((record.path / "run.json").read_text()) for record in records]
+    assert [entry["kernel"] for entry in entries] == ["reference", "fused"]
+    spikes_come_in = recipe == "mnist_parametrized_lif"
+    assert [entry["inputs"] for entry in entries] == ["dense", "events" if spikes_come_in else "dense"]
+
+
+@pytest.mark.parametrize("recipe", ["mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regression_sqrt"])
+def test_products_in_bfloat16_are_nearly_the_same(tiny_mnist: Path, recipe: str) -> None:
+    small = ["debug=batch", "data.batch_size=1"]
+    exact, mixed = (
+        run(compose([f"experiment={recipe}", *small, f"trainer.precision={precision}"]))
+        for precision in ("32-true", "bf16-mixed")
+    )
+    losses = [next(iter(Run(record.path).metrics()))["train/loss"] for record in (exact, mixed)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.1)
+    weights = torch.load(mixed.path / "checkpoints/last.ckpt")["state_dict"]
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_half_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.precision: got 16-mixed, must be one of 32-true, bf16-mixed$"):
+        compose(["experiment=mnist_leaky", "trainer.precision=16-mixed"])
 
 
 def test_parts_as_a_notebook_uses_them(tiny_mnist: Path) -> None:

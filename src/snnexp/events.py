@@ -60,7 +60,9 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, events: Events, weight: Tensor) -> Tensor:
         ctx.events = events
-        return events.matrix(weight.dtype) @ weight.t().contiguous()
+        # a sum of weights is no product, and stays exact under autocast
+        with torch.autocast(weight.device.type, enabled=False):
+            return events.matrix(weight.dtype) @ weight.t().contiguous()
 
     @staticmethod
     @once_differentiable

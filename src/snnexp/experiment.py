@@ -284,6 +284,7 @@ def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "device": f"{parts.trainer.world_size} x {name}",
         "threads": torch.get_num_threads(),
         "kernel": parts.kernel,
+        "inputs": "dense" if parts.task.encode is parts.encoder else "events",
         "decoder": parts.decoder,
         "wall_s": {},
         "samples_per_s": None,

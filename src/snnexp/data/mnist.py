@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -60,10 +61,17 @@ class MNIST:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._subset(order[size:].sort().values), self._subset(order[:size].sort().values)
 
+    def to(self, device: torch.device) -> "MNIST":
+        """The same samples in the memory of a device."""
+        return self._with(self.images.to(device), self.labels.to(device))
+
     def _subset(self, indices: Tensor) -> "MNIST":
-        part = object.__new__(MNIST)
-        part.images, part.labels, part.mean, part.std = self.images[indices], self.labels[indices], self.mean, self.std
-        return part
+        return self._with(self.images[indices], self.labels[indices])
+
+    def _with(self, images: Tensor, labels: Tensor) -> "MNIST":
+        other = copy(self)
+        other.images, other.labels = images, labels
+        return other
 
 
 def mnist_data(

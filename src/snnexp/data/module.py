@@ -20,6 +20,10 @@ class Samples(Protocol):
 
     def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]: ...
 
+    def to(self, device: torch.device) -> "Samples":
+        """The same samples in the memory of a device."""
+        ...
+
 
 class DataModule(LightningDataModule):
     """Training, validation and test samples in memory.
@@ -70,6 +74,13 @@ class DataModule(LightningDataModule):
             raise ConfigError(
                 f"batch_size: {samples} samples per batch cannot be shared equally by {processes} processes"
             )
+
+    def setup(self, stage: str) -> None:
+        """Move the samples to the device that will use them, once and not batch by batch."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device.type != "cpu" and self.num_workers == 0:
+            self.train, self.test = self.train.to(device), self.test.to(device)
+            self.val = None if self.val is None else self.val.to(device)
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._rank()

@@ -1,5 +1,7 @@
 """Lines and square roots of lines, for a membrane to follow (Henkes and Eshraghian, snnTorch regression tutorial I)."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,12 @@ class RegressionDataset:
 
     def __getitem__(self, indices: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
         return self.features[:, indices], self.labels[:, indices]
+
+    def to(self, device: torch.device) -> "RegressionDataset":
+        """The same samples in the memory of a device."""
+        other = copy(self)
+        other.features, other.labels = self.features.to(device), self.labels.to(device)
+        return other
 
 
 def regression_data(
