@@ -87,12 +87,13 @@ class ConstantCurrentLIF(Encoder):
     @torch.no_grad()
     def events(self, values: Tensor) -> Events:
         """The same spikes as a list."""
-        flat = values.flatten(1)
-        able = self._able(flat)
-        sample, neuron = able.nonzero(as_tuple=True)
-        step, which = self._fire(flat[able]).nonzero(as_tuple=True)
-        shape = torch.Size((self.num_steps, *values.shape))
-        return Events(shape, step * len(values) + sample[which], neuron[which])
+        shape, neurons = torch.Size((self.num_steps, *values.shape)), values[0].numel()
+        able = self._able(values).flatten().nonzero().squeeze(1)
+        step, which = self._fire(values.flatten()[able]).nonzero(as_tuple=True)
+        # sparse products take 32-bit indices, which are also half the memory
+        sample, neuron = (able // neurons).int(), (able % neurons).int()
+        row = step.int().mul_(len(values)).add_(sample.index_select(0, which))
+        return Events(shape, row, neuron.index_select(0, which))
 
     def _able(self, values: Tensor) -> Tensor:
         """False where a value can never fire: v starts at 0 and is drawn towards v_leak + x, below the threshold."""
@@ -103,12 +104,16 @@ class ConstantCurrentLIF(Encoder):
 
     def _fire(self, values: Tensor) -> Tensor:
         """The spikes of ``[n]`` values, ``[T, n]``."""
-        v = torch.zeros_like(values)
+        v, leak = torch.zeros_like(values), values.new_full((), self.v_leak)
+        u, change, silent = (torch.empty_like(values) for _ in range(3))
         spikes = values.new_empty((self.num_steps, *values.shape))
         for z in spikes.unbind(0):
-            u = v + self.dt * self.tau_mem_inv * ((self.v_leak - v) + values)
-            torch.gt(u - self.v_th, 0, out=z)
-            v = (1 - z) * u + z * self.v_reset
+            torch.sub(leak, v, out=change).add_(values).mul_(self.dt * self.tau_mem_inv)
+            torch.add(v, change, out=u)
+            # change is free again
+            torch.gt(torch.sub(u, self.v_th, out=change), 0, out=z)
+            torch.le(change, 0, out=silent)
+            torch.mul(u, silent, out=v).add_(z, alpha=self.v_reset)
         return spikes
 
 

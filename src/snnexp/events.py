@@ -34,7 +34,7 @@ class Events:
     def dense(self) -> Tensor:
         """The same as zeros and ones, ``[T, B, *N]``."""
         spikes = torch.zeros(self.shape, device=self.row.device)
-        spikes.view(self._rows, -1)[self.row, self.column] = 1
+        spikes.view(self._rows, -1)[self.row.long(), self.column.long()] = 1
         return spikes
 
     def matrix(self, dtype: torch.dtype, transposed: bool = False) -> Tensor:
@@ -42,9 +42,9 @@ class Events:
         row, column, size = self.row, self.column, [self._rows, self.shape[2:].numel()]
         if transposed:
             column, order = self.column.sort(stable=True)
-            row, column, size = column, self.row[order], size[::-1]
+            row, column, size = column, self.row.index_select(0, order), size[::-1]
         ends = torch.zeros(size[0] + 1, dtype=row.dtype, device=row.device)
-        torch.cumsum(torch.bincount(row, minlength=size[0]), 0, out=ends[1:])
+        torch.cumsum(torch.bincount(row, minlength=size[0]), 0, dtype=row.dtype, out=ends[1:])
         ones = torch.ones(len(row), dtype=dtype, device=row.device)
         with warnings.catch_warnings():
             # PyTorch says once in each process that sparse matrices are young

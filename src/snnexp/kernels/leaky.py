@@ -169,7 +169,7 @@ def run(
         if behind is not None:
             behind.forward(Sc, start, stop)
         if reduction is not None:
-            reduction.update(Sc.whole, Uc.whole)
+            reduction.update(Sc, Uc)
     after = None if behind is None else behind.arrived()
     return membranes, spikes if rule.keep_spikes else None, after, (U, S)
 

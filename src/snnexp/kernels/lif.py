@@ -184,7 +184,7 @@ def run(
         if behind is not None:
             behind.forward(zc, start, start + len(zc.steps))
         if reduction is not None:
-            reduction.update(None if zc is None else zc.whole, uc.whole)
+            reduction.update(zc, uc)
     after = None if behind is None else behind.arrived()
     return membranes, spikes if rule.keep_spikes else None, after, (z, v, i)
 

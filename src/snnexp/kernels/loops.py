@@ -297,8 +297,9 @@ class Reduction:
         self.count = torch.zeros_like(step)
         self.peak = torch.full_like(step, -math.inf)
 
-    def update(self, spikes: Tensor | None, membrane: Tensor) -> None:
-        """Take in a chunk ``[k, B, n]``."""
-        if spikes is not None:
-            self.count.add_(spikes.sum(0))
-        torch.maximum(self.peak, membrane.amax(0), out=self.peak)
+    def update(self, spikes: Chunk | None, membrane: Chunk) -> None:
+        """Take in a chunk."""
+        for S in spikes.steps if spikes is not None else ():
+            self.count.add_(S)
+        for U in membrane.steps:
+            torch.maximum(self.peak, U, out=self.peak)
