@@ -238,6 +238,20 @@ class TestStream:
         torch.testing.assert_close(*both)
 
 
+@pytest.mark.parametrize(("kernel", "name"), PAIRS)
+def test_currents_in_any_layout(kernel: str, name: str) -> None:
+    """Samples that share memory, and samples that lie beside each other in it."""
+    torch.manual_seed(0)
+    neuron = NEURONS[name](4, "subtract", ATan()).double()
+    shared = torch.rand(6, 1, *neuron.features, dtype=torch.float64).expand(6, 3, *neuron.features)
+    for current in (shared, torch.rand(6, *neuron.features, 3, dtype=torch.float64).movedim(-1, 1)):
+        expected = neuron.scan(current.unbind(0), neuron.zero_state(current[0]))
+        kernels.use(neuron, kernel, CPU)
+        trace = neuron(current)
+        torch.testing.assert_close(trace.membrane, expected.membrane)
+        assert torch.equal(trace.spikes, expected.spikes)
+
+
 def test_spikes_read_after_a_step_are_those_of_before() -> None:
     """The optimiser moves thresholds in place; a trace stays what it was."""
     torch.manual_seed(0)

@@ -93,7 +93,8 @@ def in_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chunk]:
     """``memory`` as one chunk for each range of steps; where it holds a single chunk, all of them share it."""
     length = ranges[0][1]
     # views cost as much as small operations, so that they are made once
-    made = [Chunk(whole, whole.unbind(0)) for whole in torch.split(memory, length)]
+    wholes = [memory] if len(memory) == length else torch.split(memory, length)
+    made = [Chunk(whole, whole.unbind(0)) for whole in wholes]
     if len(memory) == length < ranges[-1][1]:
         made = made * (len(ranges) - 1)
         last = ranges[-1][1] - ranges[-1][0]
@@ -119,9 +120,10 @@ def maps(neuron: Neuron, sequence: Tensor) -> Tensor:
 
 def steps_like(sequence: Tensor, num_steps: int) -> Tensor:
     """Memory for ``num_steps`` steps, laid out as those of ``sequence`` are."""
-    like = sequence[0]
-    memory = like.new_empty(num_steps * like.numel())
-    return memory.as_strided((num_steps, *like.shape), (like.numel(), *like.stride()))
+    # of steps that repeat memory, such as those of an expanded batch, the copy does not
+    like = torch.empty_like(sequence[0], device="meta")
+    size, stride = (num_steps, *like.shape), (like.numel(), *like.stride())
+    return torch.empty_strided(size, stride, dtype=sequence.dtype, device=sequence.device)
 
 
 def before(sequence: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
