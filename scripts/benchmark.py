@@ -1,12 +1,13 @@
 """Measure snnexp beside its peers and beside bare matrix products: time, memory, growth.
 
-    python scripts/benchmark.py [--quick] [--only steps growth open memory] [--threads 1] [--device cpu] [--out FOLDER]
+    python scripts/benchmark.py [--quick] [--only steps growth open memory epoch] [--threads 1] [--device cpu] [--out FOLDER]
 
 Contestants share one process and take turns of a few steps, so that a busy machine slows them all alike. They start
 from the same weights and batches; one whose loss or gradient is not ours is named, not timed, and the exit code is 1.
 snnTorch and Norse are written as their tutorials are, with the product inside the loop over time, SpikingJelly and JAX
-with the input's product before it; loss and optimiser are ours for all in PyTorch. MNIST is read from
-$SNNEXP_DATA_DIR; without it, random images of similar statistics take its place.
+with the input's product before it; snnTorch computes Tutorial 5's loss as that does, step by step, and other losses and
+the optimiser are ours for all in PyTorch. MNIST is read from $SNNEXP_DATA_DIR; without it, random images of similar
+statistics take its place.
 
 steps   training and evaluation step of each recipe. `floor` is the step with an identity in place of each neuron,
         `products` the matrix products of that step alone, into memory that is already there; both are PyTorch's, and
@@ -15,6 +16,8 @@ growth  the training step of mnist_leaky over time steps, width, batch and depth
 open    Linear(n, n) and a LIF neuron over 500 steps of a batch of 16, after Open Neuromorphic's benchmark; `train` is
         forward and backward pass.
 memory  what training steps of mnist_leaky add to the peak of resident memory, each in a process of its own.
+epoch   `snnexp train experiment=mnist_leaky` as a whole process, imports, test and record included, beside the training
+        loop of Tutorial 5 alone over one epoch, data in memory; two threads each.
 """
 
 import argparse
@@ -29,6 +32,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -136,7 +140,8 @@ def recipe(name: str, device: torch.device) -> Work:
     batches = [data[list(range(at, at + size))] for at in range(0, min(4 * size, len(data)), size)]
     batches = [(x.to(device), y.to(device)) for x, y in batches]
     network = parts.network.to(device)
-    return Work(name, network, parts.encoder, task.encode, parts.loss, task.optimizer, batches, device, task.reduced)
+    encode = task.encode if device.type == "cpu" else parts.encoder
+    return Work(name, network, parts.encoder, encode, parts.loss, task.optimizer, batches, device, task.reduced)
 
 
 def random_digits(count: int) -> tuple[Tensor, Tensor]:
@@ -172,6 +177,7 @@ def in_torch(
     weight: Tensor | None = None,
     same: bool = True,
     evaluated: Callable[[Tensor], Any] | None = None,
+    criterion: Callable[[Any, Tensor], Tensor] | None = None,
     note: str = "",
 ) -> Contestant:
     """The steps around a forward pass; ``same`` loss as ours is claimed, and the same gradient of ``weight``."""
@@ -180,7 +186,7 @@ def in_torch(
 
     def loss(index: int, trace: Callable[[Tensor], Any] = trace) -> Tensor:
         x, y = work.batches[index]
-        return work.loss(trace(x), y)
+        return (criterion or work.loss)(trace(x), y)
 
     def train(index: int) -> None:
         loss(index).backward()
@@ -232,7 +238,17 @@ def in_snntorch(work: Work) -> Contestant:
             membranes.append(membrane)
         return Trace(torch.stack(fired), torch.stack(membranes), None)
 
-    return in_torch("snntorch", work, trace, [*synapses.parameters(), *peers.parameters()], synapses[0].weight)
+    criterion = step_by_step if isinstance(work.loss, CEMembrane) else None
+    parameters = [*synapses.parameters(), *peers.parameters()]
+    return in_torch("snntorch", work, trace, parameters, synapses[0].weight, criterion=criterion)
+
+
+def step_by_step(trace: Trace, target: Tensor) -> Tensor:
+    """The loss of Tutorial 5 as it writes it."""
+    loss = torch.zeros(1, device=target.device)
+    for membrane in trace.membrane:
+        loss = loss + F.cross_entropy(membrane, target)
+    return loss.squeeze()
 
 
 def snntorch_neuron(mine: Any) -> nn.Module:
@@ -626,6 +642,21 @@ class Bench:
         self.rows += rows
         show(rows)
 
+    def epoch(self) -> None:
+        confine(2)
+        try:
+            digits = mnist.MNIST(os.environ.get("SNNEXP_DATA_DIR", "data"))
+        except DataError:
+            self.leave_out("epoch: MNIST is not found")
+            return
+        seconds = {"ours": whole_process(), "snntorch": tutorial_epoch(recipe("mnist_leaky", self.device), digits)}
+        for who, s in seconds.items():
+            note = "whole process" if who == "ours" else "training loop"
+            self.rows.append(
+                Row("epoch", "mnist_leaky", who, "train", 1e3 * s, 1e3 * s, 1e3 * s, 1, None, s / seconds["ours"], note)
+            )
+        show(self.rows[-2:])
+
     def write(self, folder: Path) -> None:
         """benchmark.csv, and benchmark.svg of what there is to draw."""
         from matplotlib.figure import Figure
@@ -738,16 +769,43 @@ def peak_mib(device: torch.device, reset: bool = False) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def whole_process() -> float:
+    """Seconds of the command, the median of three."""
+    seconds = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["train", "experiment=mnist_leaky", "trainer=cpu", f"logger.root='{folder}'"]
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "snnexp.cli", *command], stdout=subprocess.DEVNULL, check=True)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def tutorial_epoch(work: Work, digits: mnist.MNIST) -> float:
+    """Seconds of one epoch in snnTorch."""
+    size = len(work.batches[0][1])
+    orders = torch.randperm(len(digits))[: len(digits) // size * size].view(-1, size)
+    began = time.perf_counter()
+    work.batches = [digits[order] for order in orders]
+    train = in_snntorch(work).steps["train"]
+    for index in range(len(orders)):
+        train(index)
+    return time.perf_counter() - began
+
+
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def confine(threads: int) -> None:
     """Use that many threads, and as many cores: XLA, which takes threads of its own, has no other limit."""
     torch.set_num_threads(threads)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+    if CORES:
+        os.sched_setaffinity(0, CORES[-threads:])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("steps", "growth", "open", "memory")
+    sections = ("steps", "growth", "open", "memory", "epoch")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes, under three minutes")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="some of the sections")
     parser.add_argument("--sizes", nargs="+", type=int, help="n of the section open")
