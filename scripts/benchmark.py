@@ -1,6 +1,7 @@
 """Measure snnexp beside its peers and beside bare matrix products: time, memory, growth.
 
-    python scripts/benchmark.py [--quick] [--only steps growth open memory epoch] [--threads 1] [--device cpu] [--out FOLDER]
+    python scripts/benchmark.py [--quick] [--only steps growth open memory epoch]
+                                [--threads 1] [--device cpu] [--out FOLDER]
 
 Contestants share one process and take turns of a few steps, so that a busy machine slows them all alike. They start
 from the same weights and batches; one whose loss or gradient is not ours is named, not timed, and the exit code is 1.
@@ -643,9 +644,11 @@ class Bench:
         show(rows)
 
     def epoch(self) -> None:
+        from snnexp.data import MNIST
+
         confine(2)
         try:
-            digits = mnist.MNIST(os.environ.get("SNNEXP_DATA_DIR", "data"))
+            digits = MNIST(os.environ.get("SNNEXP_DATA_DIR", "data"))
         except DataError:
             self.leave_out("epoch: MNIST is not found")
             return
@@ -781,7 +784,7 @@ def whole_process() -> float:
     return statistics.median(seconds)
 
 
-def tutorial_epoch(work: Work, digits: mnist.MNIST) -> float:
+def tutorial_epoch(work: Work, digits: Any) -> float:
     """Seconds of one epoch in snnTorch."""
     size = len(work.batches[0][1])
     orders = torch.randperm(len(digits))[: len(digits) // size * size].view(-1, size)
