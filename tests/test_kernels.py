@@ -102,6 +102,7 @@ def outputs_and_gradients(
     B=st.integers(1, 5),
     N=st.integers(1, 5),
     constant=st.booleans(),
+    samples_last=st.booleans(),
     behind=st.sampled_from([0, 3, 40]),
     reset=st.sampled_from(RESETS),
     surrogate=st.sampled_from(SURROGATES),
@@ -110,14 +111,19 @@ def outputs_and_gradients(
     seed=st.integers(0, 2**32 - 1),
 )
 def test_a_kernel_is_the_reference(
-    kernel: str, name: str, T: int, B: int, N: int, constant: bool, behind: int, reset: str, surrogate: Surrogate,
+    kernel: str, name: str, T: int, B: int, N: int, constant: bool, samples_last: bool, behind: int, reset: str,
+    surrogate: Surrogate,
     dtype: torch.dtype, chunk_bytes: int, seed: int,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     neuron = NEURONS[name](N, reset, surrogate).to(dtype)
     shape = (1 if constant else T, B, *neuron.features)
-    current = torch.randn(shape, generator=random, dtype=dtype).add(0.5).requires_grad_()
+    current = torch.randn(shape, generator=random, dtype=dtype).add(0.5)
+    if samples_last:
+        # as it comes from a synapse with few outputs
+        current = current.movedim(1, -1).contiguous().movedim(-1, 1)
+    current.requires_grad_()
     state = a_state(neuron, current[0], random)
     synapse = Dense(math.prod(neuron.features), behind).to(dtype) if behind else None
 

@@ -95,7 +95,8 @@ def scan(
         keep_spikes=dense is None and (synapse is not None or not without_trace),
     )
     inputs = Inputs(
-        flat(current),
+        # products write into chunks of steps as one matrix, which needs them sample by sample
+        flat(current if dense is None else current.contiguous()),
         state.membrane.flatten(1),
         state.spikes.flatten(1) if isinstance(state, RLeakyState) else None,
         row(neuron, neuron.beta.clamp(0, 1)),

@@ -97,7 +97,8 @@ def scan(
         keep_spikes=lif is not None and dense is None and (synapse is not None or not without_trace),
     )
     inputs = Inputs(
-        flat(current),
+        # products write into chunks of steps as one matrix, which needs them sample by sample
+        flat(current if dense is None else current.contiguous()),
         state.z.flatten(1) if lif is not None else None,
         state.v.flatten(1),
         state.i.flatten(1),

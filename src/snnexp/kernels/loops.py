@@ -177,7 +177,7 @@ class Projection:
             for S, arrived in zip(spikes.steps, self.out_steps[start:stop], strict=True):
                 multiply(self.weight, S.t(), arrived, self.dtype)
         else:
-            out = self.out[start:stop].flatten(0, 1)
+            out = self.out[start:stop].view(-1, len(self.weight))
             multiply(spikes.whole.flatten(0, 1), self.weight.t(), out, self.dtype, self.bias)
 
     def arrived(self) -> Tensor:
@@ -203,7 +203,7 @@ class Projection:
             gradient = self.arrived_gradient[start:stop].reshape(-1, len(self.weight))
         accumulate(gradient.t(), spikes.flatten(0, 1), self.weight_gradient, self.dtype)
         weight = self.weight if scale is None else self.weight * scale
-        multiply(gradient, weight, out.flatten(0, 1), self.dtype)
+        multiply(gradient, weight, out.view(-1, out.shape[-1]), self.dtype)
 
     def gradients(self) -> Gradients:
         return self.weight_gradient, None if self.bias is None else self.arrived_gradient.sum((0, 1))
