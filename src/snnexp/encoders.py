@@ -90,7 +90,7 @@ class ConstantCurrentLIF(Encoder):
         shape, neurons = torch.Size((self.num_steps, *values.shape)), values[0].numel()
         able = self._able(values).flatten().nonzero().squeeze(1)
         step, which = self._fire(values.flatten()[able]).nonzero(as_tuple=True)
-        # sparse products take 32-bit indices, which are also half the memory
+        # 32 bits are half the memory of what is read for each spike
         sample, neuron = (able // neurons).int(), (able % neurons).int()
         row = step.int().mul_(len(values)).add_(sample.index_select(0, which))
         return Events(shape, row, neuron.index_select(0, which))

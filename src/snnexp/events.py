@@ -1,10 +1,10 @@
 """Spikes as a list of those that there are, for layers of which few fire: there a sum over spikes beats a product."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -37,34 +37,34 @@ class Events:
         spikes.view(self._rows, -1)[self.row.long(), self.column.long()] = 1
         return spikes
 
-    def matrix(self, dtype: torch.dtype, transposed: bool = False) -> Tensor:
-        """``[T B, N]``, or its transpose, as a sparse matrix of ones."""
-        row, column, size = self.row, self.column, [self._rows, self.shape[2:].numel()]
-        if transposed:
-            column, order = self.column.sort(stable=True)
-            row, column, size = column, self.row.index_select(0, order), size[::-1]
-        ends = torch.zeros(size[0] + 1, dtype=row.dtype, device=row.device)
-        torch.cumsum(torch.bincount(row, minlength=size[0]), 0, dtype=row.dtype, out=ends[1:])
-        ones = torch.ones(len(row), dtype=dtype, device=row.device)
-        with warnings.catch_warnings():
-            # PyTorch says once in each process that sparse matrices are young
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-            return torch.sparse_csr_tensor(ends, column, ones, size, check_invariants=False)
+    def sums(self, weights: Tensor) -> Tensor:
+        """For each step and sample, the sum of the ``weights`` ``[N, M]`` of the neurons that fire: ``[T B, M]``."""
+        return _sums(weights, self.row, self.column, self._rows)
+
+    def sums_by_neuron(self, values: Tensor) -> Tensor:
+        """For each neuron, the sum of the ``values`` ``[T B, M]`` of where it fires: ``[N, M]``."""
+        neuron, order = self.column.sort(stable=True)
+        return _sums(values, neuron, self.row.index_select(0, order), self.shape[2:].numel())
 
     @property
     def _rows(self) -> int:
         return self.shape[0] * self.shape[1]
 
 
+def _sums(values: Tensor, group: Tensor, member: Tensor, groups: int) -> Tensor:
+    """The sum of ``values[member]`` for each group; ``group`` is ascending."""
+    ends = group.new_zeros(groups + 1)
+    torch.cumsum(torch.bincount(group, minlength=groups), 0, dtype=group.dtype, out=ends[1:])
+    return F.embedding_bag(member, values, ends, mode="sum", include_last_offset=True)
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, events: Events, weight: Tensor) -> Tensor:
         ctx.events = events
-        # a sum of weights is no product, and stays exact under autocast
-        with torch.autocast(weight.device.type, enabled=False):
-            return events.matrix(weight.dtype) @ weight.t().contiguous()
+        return events.sums(weight.t().contiguous())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, (ctx.events.matrix(gradient.dtype, transposed=True) @ gradient.contiguous()).t()
+        return None, ctx.events.sums_by_neuron(gradient.contiguous()).t()
