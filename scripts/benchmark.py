@@ -646,6 +646,7 @@ class Bench:
     def epoch(self) -> None:
         from snnexp.data import MNIST
 
+        threads = torch.get_num_threads()
         confine(2)
         try:
             digits = MNIST(os.environ.get("SNNEXP_DATA_DIR", "data"))
@@ -659,6 +660,7 @@ class Bench:
                 Row("epoch", "mnist_leaky", who, "train", 1e3 * s, 1e3 * s, 1e3 * s, 1, None, s / seconds["ours"], note)
             )
         show(self.rows[-2:])
+        confine(threads)
 
     def write(self, folder: Path) -> None:
         """benchmark.csv, and benchmark.svg of what there is to draw."""

@@ -157,7 +157,7 @@ def _encode(
 ) -> Callable[[Tensor], Tensor | Events]:
     """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
     first = next(iter(network.layers.values())).synapse
-    if isinstance(encoder, ConstantCurrentLIF) and isinstance(first, Dense):
+    if isinstance(encoder, ConstantCurrentLIF) and type(first) is Dense:
         return encoder.events if device.type == "cpu" and kernel != "reference" else encoder
     return encoder
 

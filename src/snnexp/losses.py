@@ -112,4 +112,5 @@ class NLLMaxVoltage(Loss):
     decoder = "max_voltage"
 
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
-        return F.cross_entropy(trace.max_membrane, target)
+        # one step that holds the maximum of all
+        return nll_max_voltage(trace.max_membrane.unsqueeze(0), target)

@@ -22,6 +22,8 @@ NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 class Dense(nn.Linear):
     """All to all: the neuron axes of the input are flattened, ``[*, N...]`` to ``[*, out_features]``."""
 
+    all_to_all = True
+
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs.flatten(1))
 

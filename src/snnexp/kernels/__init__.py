@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -40,7 +41,9 @@ def use(network: torch.nn.Module, name: str, device: torch.device) -> str:
     used: dict[str, list[str]] = {}
     for path, neuron in network.named_modules():
         if isinstance(neuron, Neuron):
-            chosen, neuron.kernel = _first(names, neuron, device)
+            chosen, kernel = _first(names, neuron, device)
+            # Lightning takes a network back to the CPU after training
+            neuron.kernel = triton_or_fused if chosen == "triton" else kernel
             used.setdefault(chosen, []).append(path.removeprefix("layers.").removesuffix(".neuron"))
     if len(used) == 1:
         return next(iter(used))
@@ -68,9 +71,20 @@ def _triton(neuron: Neuron, device: torch.device) -> Kernel | str:
     try:
         # Triton is there wherever PyTorch can use a GPU, and takes a second to import
         from snnexp.kernels import on_gpu
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
         return "Triton is not installed"
     return on_gpu.kernel_of(neuron, device)
+
+
+def triton_or_fused(neuron: Neuron, current: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+    """The Triton kernel where the current lies on a GPU, the fused one where it does not."""
+    kernel = _triton(neuron, current.device)
+    kernel = _fused(neuron, current.device) if isinstance(kernel, str) else kernel
+    if isinstance(kernel, str):
+        raise ConfigError(f"kernel: on {current.device} there is none, {kernel}")
+    return kernel(neuron, current, *arguments, **options)
 
 
 KERNELS: Mapping[str, Callable[[Neuron, torch.device], Kernel | str]] = {

@@ -28,6 +28,7 @@ from snnexp.kernels.loops import (
     Reduction,
     before,
     chunks,
+    dense_behind,
     feedback_of,
     flat,
     in_chunks,
@@ -82,18 +83,9 @@ def scan(
     reduced: bool = False,
 ) -> tuple[Trace | Reduced, Tensor | None]:
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
-    dense = synapse if isinstance(synapse, nn.Linear) else None
-    without_trace = reduced and not torch.is_grad_enabled()
+    dense = dense_behind(neuron, synapse)
     feedback, weight, bias = feedback_of(neuron)
-    rule = Rule(
-        num_steps,
-        neuron.reset,
-        neuron.surrogate,
-        feedback,
-        product_dtype(current),
-        keep_membrane=not without_trace,
-        keep_spikes=dense is None and (synapse is not None or not without_trace),
-    )
+    rule = Rule(num_steps, neuron.reset, neuron.surrogate, feedback, product_dtype(current), True, dense is None)
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
         flat(current if dense is None else current.contiguous()),
@@ -106,33 +98,50 @@ def scan(
         None if dense is None else dense.weight,
         None if dense is None else dense.bias,
     )
-
-    def state_of(U: Tensor, S: Callable[[], Tensor]) -> LeakyState | RLeakyState:
-        U = maps(neuron, U)
-        return LeakyState(U) if isinstance(neuron, Leaky) else RLeakyState(U, maps(neuron, S()))
-
     trace: Any
-    if without_trace:
-        reduction = Reduction(inputs.membrane)
-        _, spikes, after, (U, S) = run(rule, inputs, reduction)
-        count, fires, peak = (maps(neuron, x) for x in (reduction.count, S, reduction.peak))
-        trace = Reduced(num_steps, count, fires, peak, state_of(U, lambda: S))
+    if reduced and not torch.is_grad_enabled() and (synapse is None or dense is not None):
+        trace, after = _sums(neuron, rule, inputs)
+        return trace, after
+    if dense is not None and streams(rule, inputs):
+        after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
+        trace = DeferredTrace(num_steps, partial(_read, neuron, rule, inputs))
     else:
-        if dense is not None and streams(rule, inputs):
-            after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
-            return DeferredTrace(num_steps, partial(scan, neuron, current, num_steps, state)), after
-        membrane, spikes, after = _Scan.apply(rule, *inputs)
+        trace, after = _trace(neuron, rule, inputs)
+        if synapse is not None and dense is None:
+            after = over_samples(synapse, trace.spikes)
+    return trace.reduced() if reduced else trace, after
 
-        def fired(U: Tensor) -> Tensor:
-            return spike(U - inputs.theta, rule.surrogate)
 
-        last = state_of(membrane[-1], lambda: fired(membrane[-1]) if spikes is None else spikes[-1])
-        lazy = (lambda: maps(neuron, fired(membrane))) if spikes is None else maps(neuron, spikes)
-        trace = Trace(lazy, maps(neuron, membrane), last)
-        trace = trace.reduced() if reduced else trace
-    if synapse is not None and dense is None:
-        after = over_samples(synapse, maps(neuron, spikes))
-    return trace, after
+def _sums(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs) -> tuple[Reduced, Tensor | None]:
+    reduction = Reduction(inputs.membrane)
+    _, _, after, (U, S) = run(replace(rule, keep_membrane=False, keep_spikes=False), inputs, reduction)
+    count, fires, peak, U = (maps(neuron, x) for x in (reduction.count, S, reduction.peak, U))
+    return Reduced(rule.num_steps, count, fires, peak, _state(neuron, U, lambda: fires)), after
+
+
+def _trace(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs) -> tuple[Trace, Tensor | None]:
+    membrane, spikes, after = _Scan.apply(rule, *inputs)
+
+    def fired(U: Tensor) -> Tensor:
+        return maps(neuron, spike(U - inputs.theta, rule.surrogate))
+
+    if spikes is not None:
+        spikes = maps(neuron, spikes)
+    U = maps(neuron, membrane)
+    last = _state(neuron, U[-1], lambda: fired(membrane[-1]) if spikes is None else spikes[-1])
+    return Trace((lambda: fired(membrane)) if spikes is None else spikes, U, last), after
+
+
+def _read(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, reduced: bool) -> Trace | Reduced:
+    """What a layer that streamed has done, from the numbers that it had then."""
+    inputs = inputs._replace(weight=None, bias=None)
+    if reduced:
+        return _sums(neuron, rule, inputs)[0]
+    return _trace(neuron, replace(rule, keep_spikes=True), inputs)[0]
+
+
+def _state(neuron: Leaky | RLeaky, U: Tensor, S: Callable[[], Tensor]) -> LeakyState | RLeakyState:
+    return LeakyState(U) if isinstance(neuron, Leaky) else RLeakyState(U, S())
 
 
 def run(
@@ -204,7 +213,8 @@ class _Scan(torch.autograd.Function):
         turns = [steps_like(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else [g_current]
         g_chunks = [in_chunks(memory, ranges) for memory in turns]
         x_chunks, S_chunks = in_chunks(distance, ranges), in_chunks(fired, ranges)
-        g_beta, g_theta, weighed = torch.zeros_like(beta), torch.zeros_like(theta), torch.zeros_like(U)
+        g_beta, g_theta = torch.zeros_like(beta), torch.zeros_like(theta)
+        weighed = torch.zeros_like(U) if feedback is not None and needs.theta else None
         later: Tensor | None = None
         for index in reversed(range(len(ranges))):
             start, stop = ranges[index]
@@ -239,7 +249,7 @@ class _Scan(torch.autograd.Function):
                     if later is not None:
                         feedback.add_transposed(later, g_t)
                     g_t.div_(x_steps[t])
-                    if needs.theta:
+                    if weighed is not None:
                         weighed.add_(g_t)
                     if gU is not None:
                         g_t.add_(gU[start + t])
@@ -272,7 +282,7 @@ class _Scan(torch.autograd.Function):
             g_first,
             g_spikes,
             g_beta if needs.beta else None,
-            g_theta - weighed.sum(0) if needs.theta else None,
+            g_theta if weighed is None else g_theta - weighed.sum(0),
             *(feedback.gradients if feedback else (None, None)),
             *(behind.gradients() if behind else (None, None)),
         )

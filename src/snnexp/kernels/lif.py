@@ -26,6 +26,7 @@ from snnexp.kernels.loops import (
     Reduction,
     before,
     chunks,
+    dense_behind,
     flat,
     in_chunks,
     maps,
@@ -87,14 +88,14 @@ def scan(
 ) -> tuple[Trace | Reduced, Tensor | None]:
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
-    dense = synapse if lif is not None and isinstance(synapse, nn.Linear) else None
-    without_trace = reduced and not torch.is_grad_enabled() and (lif is not None or synapse is None)
+    dense = None if lif is None else dense_behind(neuron, synapse)
+    without_trace = reduced and not torch.is_grad_enabled() and (dense is not None or synapse is None)
     rule = Rule(
         num_steps,
         None if lif is None else lif.surrogate,
         product_dtype(current),
         keep_membrane=not without_trace,
-        keep_spikes=lif is not None and dense is None and (synapse is not None or not without_trace),
+        keep_spikes=lif is not None and dense is None and not without_trace,
     )
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
@@ -119,10 +120,9 @@ def scan(
     else:
         u, z, after, i = _Scan.apply(rule, *inputs)
         trace = _trace(neuron, rule, inputs, u, z, i)
-        z = flat(trace.spikes) if dense is None else z
+        if synapse is not None and dense is None:
+            after = over_samples(synapse, trace.spikes)
         trace = trace.reduced() if reduced else trace
-    if synapse is not None and dense is None:
-        after = over_samples(synapse, maps(neuron, z))
     return trace, after
 
 

@@ -32,11 +32,12 @@ class DeferredTrace(Trace):
 
     Args:
         num_steps: T.
-        scan: computes the trace, or with ``reduced=True`` what is left of it without single steps.
+        scan: computes the trace, or called with True what is left of it without single steps.
     """
 
-    def __init__(self, num_steps: int, scan: Callable[..., tuple[Any, Tensor | None]]) -> None:
+    def __init__(self, num_steps: int, scan: Callable[[bool], Trace | Reduced]) -> None:
         self._num_steps, self._scan = num_steps, scan
+        self._with_gradient = torch.is_grad_enabled()
 
     @property
     def num_steps(self) -> int:
@@ -44,12 +45,17 @@ class DeferredTrace(Trace):
 
     @cached_property
     def _trace(self) -> Trace:
-        trace: Trace = self._scan()[0]
-        return trace
+        with torch.set_grad_enabled(self._with_gradient):
+            return self._scan(False)  # type: ignore[return-value]
+
+    @cached_property
+    def _without_trace(self) -> Trace | Reduced:
+        with torch.no_grad():
+            return self._scan(True)
 
     @property
     def _sums(self) -> Trace | Reduced:
-        return self._trace if torch.is_grad_enabled() else self._scan(reduced=True)[0]
+        return self._trace if torch.is_grad_enabled() else self._without_trace
 
     @property
     def spikes(self) -> Tensor:
@@ -131,6 +137,16 @@ def before(sequence: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
     if start:
         return sequence[start - 1 : stop - 1]
     return torch.cat([first.unsqueeze(0), sequence[: stop - 1]])
+
+
+def dense_behind(neuron: Neuron, synapse: nn.Module | None) -> nn.Linear | None:
+    """The synapse where it is S W^T + b and nothing else, and may be computed without a call of the module."""
+    if synapse is None or synapse._forward_hooks or synapse._forward_pre_hooks:
+        return None
+    kind = type(synapse)
+    # a subclass may compute something else, so that it must say for itself that it does not
+    plain = "all_to_all" in vars(kind) or (kind is nn.Linear and len(neuron.features) == 1)
+    return synapse if plain else None  # type: ignore[return-value]
 
 
 def product_dtype(like: Tensor) -> torch.dtype:

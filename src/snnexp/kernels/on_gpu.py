@@ -55,8 +55,17 @@ def kernel_of(neuron: Neuron, device: torch.device) -> Kernel | str:
         return "conv2d feedback has no Triton form"
     if recurrent is not None and recurrent.out_features > MAX_RECURRENT:
         return f"of {recurrent.out_features} neurons that feed back to all, {MAX_RECURRENT} fit on the chip"
+    if recurrent is not None and device.type == "cuda" and not _fits(recurrent.weight, device):
+        return f"the feedback of {recurrent.out_features} neurons does not fit on this chip"
     kind = type_before_parametrizations(neuron)
     return SCANS.get(kind, f"{kind.__name__} has no Triton form")
+
+
+def _fits(weight: Tensor, device: torch.device) -> bool:
+    """Whether a program has memory for a padded weight, and an eighth more for spikes."""
+    side = max(16, triton.next_power_of_2(len(weight)))
+    needed = side * side * weight.element_size() * 9 // 8
+    return bool(needed <= torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 SURROGATES: dict[type[Surrogate], tuple[int, str | None]] = {
@@ -155,7 +164,7 @@ def leaky_forward(
 
 @triton.jit
 def leaky_backward(
-    gU, gS, U_all, U0, S0, beta, theta, V, g_all, g_total, g_beta, g_theta, g_V, g_U0, g_S0, T, B, n,
+    gU, gS, U_all, U0, S0, beta, theta, V, g_all, g_total, g_beta, g_theta, g_V, g_U0, g_S0, last, T, B, n,
     HAS_GU: tl.constexpr, HAS_GS: tl.constexpr, RESET: tl.constexpr, FEEDBACK: tl.constexpr,
     KIND: tl.constexpr, NUMBER: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -168,7 +177,7 @@ def leaky_backward(
     if FEEDBACK == 2:
         W = tl.load(V + columns[:, None] * n + columns[None, :], inside[:, None] & inside[None, :], 0.0)
     later, total, sum_beta, sum_theta, sum_V = first * 0, first * 0, first * 0, first * 0, first * 0
-    step = at + (T - 1) * B * n
+    step = at + last
     U = tl.load(U_all + step, exists, 0.0)
     for _ in range(T):
         is_first = step < B * n
@@ -270,7 +279,7 @@ def lif_forward(
 @triton.jit
 def lif_backward(
     gu, gz, gi_last, u_all, v0, mem, syn, leak, reset, threshold, weight, g_all, g_total,
-    g_mem, g_syn, g_leak, g_reset, g_threshold, g_z0, g_v0, g_i0, T, B, n,
+    g_mem, g_syn, g_leak, g_reset, g_threshold, g_z0, g_v0, g_i0, last, T, B, n,
     HAS_GU: tl.constexpr, HAS_GZ: tl.constexpr, HAS_GI: tl.constexpr, SPIKES: tl.constexpr, LINEAR: tl.constexpr,
     KIND: tl.constexpr, NUMBER: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -288,7 +297,7 @@ def lif_backward(
     sum_a, sum_c, sum_leak, sum_reset, sum_th = first * 0, first * 0, first * 0, first * 0, first * 0
     if HAS_GI:
         gi = tl.load(gi_last + at, exists, 0.0)
-    step = at + (T - 1) * B * n
+    step = at + last
     u = tl.load(u_all + step, exists, 0.0)
     for _ in range(T):
         u_before = tl.load(u_all + step - B * n, exists & (step >= B * n), 0.0)
@@ -341,7 +350,9 @@ def launch(kernel: Any, like: Tensor, recurrent: bool, *arguments: Any, **consta
     block_b = 16 if recurrent else max(1, min(triton.next_power_of_2(batch), 256 // block_n))
     grid = (triton.cdiv(batch, block_b), triton.cdiv(n, block_n))
     # without fused multiply-adds, which round once where the reference rounds twice
-    kernel[grid](*arguments, **constants, BLOCK_B=block_b, BLOCK_N=block_n, num_warps=4, enable_fp_fusion=False)
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    with torch.cuda.device_of(like):
+        kernel[grid](*arguments, **constants, BLOCK_B=block_b, BLOCK_N=block_n, **options)
 
 
 def surrogate_constants(surrogate: Surrogate | None) -> dict[str, Any]:
@@ -360,11 +371,11 @@ def leaky_scan(
     """The Triton twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     recurrent = isinstance(neuron, RLeaky)
     kind, V, bias = NO_FEEDBACK, None, None
-    if isinstance(neuron, RLeaky):
-        linear = neuron.recurrent is not None
-        kind = LINEAR if linear else ONE_TO_ONE
-        recurrent_synapse: Any = neuron.recurrent
-        V, bias = (recurrent_synapse.weight, recurrent_synapse.bias) if linear else (row(neuron, neuron.V), None)
+    if isinstance(neuron, RLeaky) and neuron.recurrent is None:
+        kind, V = ONE_TO_ONE, row(neuron, neuron.V)
+    elif isinstance(neuron, RLeaky):
+        synapse_within: Any = neuron.recurrent
+        kind, V, bias = LINEAR, synapse_within.weight.contiguous(), synapse_within.bias
     settings = (num_steps, RESETS[neuron.reset], kind, neuron.surrogate)
     first = [part.flatten(1).contiguous() for part in state]
     inputs = (flat(current).contiguous(), *first[:2], *[None] * (2 - len(first)))
@@ -419,7 +430,7 @@ class _LeakyScan(torch.autograd.Function):
             leaky_backward, U0, kind == LINEAR,
             U if gU is None else gU.contiguous(), U if gS is None else gS.contiguous(),
             U, U0, first_spikes, beta, theta, theta if V is None else V,
-            g, total, g_beta, g_theta, g_V, g_U0, g_S0, num_steps, *U0.shape,
+            g, total, g_beta, g_theta, g_V, g_U0, g_S0, (num_steps - 1) * U0.numel(), num_steps, *U0.shape,
             HAS_GU=gU is not None, HAS_GS=gS is not None, RESET=reset, FEEDBACK=kind, **surrogate_constants(surrogate),
         )  # fmt: skip
         weight = None
@@ -516,7 +527,8 @@ class _LIFScan(torch.autograd.Function):
             lif_backward, v0, weight is not None,
             *(u if gradient is None else gradient.contiguous() for gradient in (gu, gz, gi)),
             u, v0, mem, syn, leak, reset if spikes else leak, threshold if spikes else leak,
-            leak if weight is None else weight, g, total, *sums, g_z0, g_v0, g_i0, ctx.num_steps, *v0.shape,
+            leak if weight is None else weight, g, total, *sums, g_z0, g_v0, g_i0,
+            (ctx.num_steps - 1) * v0.numel(), ctx.num_steps, *v0.shape,
             HAS_GU=gu is not None, HAS_GZ=gz is not None, HAS_GI=gi is not None, SPIKES=spikes,
             LINEAR=weight is not None, **surrogate_constants(ctx.surrogate),
         )  # fmt: skip

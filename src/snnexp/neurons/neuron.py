@@ -28,6 +28,7 @@ class Trace:
 
     def __init__(self, spikes: Tensor | Callable[[], Tensor], membrane: Tensor, state: Any) -> None:
         self._spikes = spikes
+        self._with_gradient = torch.is_grad_enabled()
         self.membrane = membrane
         self.state = state
 
@@ -37,7 +38,9 @@ class Trace:
     @property
     def spikes(self) -> Tensor:
         if not isinstance(self._spikes, Tensor):
-            self._spikes = self._spikes()
+            # whoever reads them first, and without gradients, must not take these from the others
+            with torch.set_grad_enabled(self._with_gradient):
+                self._spikes = self._spikes()
         return self._spikes
 
     @property
@@ -170,6 +173,9 @@ class Neuron(nn.Module):
         # a synapse may run in lower precision, a state may not: in bfloat16 a decay of .999 is 1
         current = current.float() if current.dtype.itemsize < 4 else current
         state = self.zero_state(current[0]) if state is None else state
+        if any(part.shape != current.shape[1:] for part in state):
+            shapes = [list(part.shape) for part in state]
+            raise ValueError(f"state has shapes {shapes}, must be {list(current.shape[1:])} as the current is")
         return self.kernel(self, current, num_steps, state, synapse, reduced)
 
     def zero_state(self, current: Tensor) -> Any:
