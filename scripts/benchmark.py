@@ -6,9 +6,9 @@
 Contestants share one process and take turns of a few steps, so that a busy machine slows them all alike. They start
 from the same weights and batches; one whose loss or gradient is not ours is named, not timed, and the exit code is 1.
 snnTorch and Norse are written as their tutorials are, with the product inside the loop over time, SpikingJelly and JAX
-with the input's product before it; snnTorch computes Tutorial 5's loss as that does, step by step, and other losses and
-the optimiser are ours for all in PyTorch. MNIST is read from $SNNEXP_DATA_DIR; without it, random images of similar
-statistics take its place.
+with the input's product before it; snnTorch and Norse have the optimiser of their tutorials, `torch.optim.Adam`, and
+snnTorch Tutorial 5's loss, step by step; else loss and optimiser are ours for all in PyTorch. MNIST is read from
+$SNNEXP_DATA_DIR; without it, random images of similar statistics take its place.
 
 steps   training and evaluation step of each recipe. `floor` is the step with an identity in place of each neuron,
         `products` the matrix products of that step alone, into memory that is already there; both are PyTorch's, and
@@ -179,11 +179,16 @@ def in_torch(
     same: bool = True,
     evaluated: Callable[[Tensor], Any] | None = None,
     criterion: Callable[[Any, Tensor], Tensor] | None = None,
+    tutorial: bool = False,
     note: str = "",
 ) -> Contestant:
-    """The steps around a forward pass; ``same`` loss as ours is claimed, and the same gradient of ``weight``."""
-    parameters = list(parameters)
-    optimizer = work.optimizer(parameters, 1000)["optimizer"] if work.optimizer else None
+    """The steps around a forward pass; ``same`` loss as ours is claimed, and the same gradient of ``weight``.
+
+    With ``tutorial`` the optimiser is the one of the peer's tutorial, else our fused one.
+    """
+    parameters, optimizer = list(parameters), None
+    if work.optimizer:
+        optimizer = tutorials_adam(parameters, work) if tutorial else work.optimizer(parameters, 1000)["optimizer"]
 
     def loss(index: int, trace: Callable[[Tensor], Any] = trace) -> Tensor:
         x, y = work.batches[index]
@@ -241,7 +246,11 @@ def in_snntorch(work: Work) -> Contestant:
 
     criterion = step_by_step if isinstance(work.loss, CEMembrane) else None
     parameters = [*synapses.parameters(), *peers.parameters()]
-    return in_torch("snntorch", work, trace, parameters, synapses[0].weight, criterion=criterion)
+    return in_torch("snntorch", work, trace, parameters, synapses[0].weight, criterion=criterion, tutorial=True)
+
+
+def tutorials_adam(parameters: Iterable[nn.Parameter], work: Work) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=work.optimizer.lr)
 
 
 def step_by_step(trace: Trace, target: Tensor) -> Tensor:
@@ -299,7 +308,8 @@ def in_norse(work: Work) -> Contestant:
         return Trace(voltage, voltage, None)
 
     learned = [*weights.values(), *(getattr(mine, name) for name in mine.learn), readout.synapse.weight]
-    return in_torch("norse", work, trace, learned, note="its surrogate has alpha 1, gradient not compared")
+    note = "its surrogate has alpha 1, gradient not compared"
+    return in_torch("norse", work, trace, learned, tutorial=True, note=note)
 
 
 def in_norse_box(work: Work) -> Contestant:
