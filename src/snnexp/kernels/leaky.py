@@ -100,8 +100,7 @@ def scan(
     )
     trace: Any
     if reduced and not torch.is_grad_enabled() and (synapse is None or dense is not None):
-        trace, after = _sums(neuron, rule, inputs)
-        return trace, after
+        return _sums(neuron, rule, inputs)
     if dense is not None and streams(rule, inputs):
         after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
         trace = DeferredTrace(num_steps, partial(_read, neuron, rule, inputs))

@@ -187,7 +187,7 @@ class Projection:
         self.out = self.weight.new_empty(shape)
         self.out_steps = self.out.unbind(0)
 
-    def forward(self, spikes: "Chunk", start: int, stop: int) -> None:
+    def forward(self, spikes: Chunk, start: int, stop: int) -> None:
         """S W^T + b for the spikes of a chunk."""
         if self.narrow:
             for S, arrived in zip(spikes.steps, self.out_steps[start:stop], strict=True):
@@ -244,11 +244,11 @@ class Linear:
 
     def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
         """Add the weights' gradient of a chunk: of ``gradient`` at t with ``spikes`` at t - 1, both ``[k, B, n]``."""
-        flat = gradient.reshape(-1, gradient.shape[-1])
+        samples = gradient.reshape(-1, gradient.shape[-1])
         weight, bias = self.gradients
-        accumulate(flat.t(), spikes.reshape(flat.shape), weight, self.dtype)
+        accumulate(samples.t(), spikes.reshape(samples.shape), weight, self.dtype)
         if bias is not None:
-            bias.add_(flat.sum(0))
+            bias.add_(samples.sum(0))
 
 
 class OneToOne:
@@ -284,11 +284,11 @@ class Conv2d:
         out.add_(F.conv_transpose2d(self._maps(gradient), self.weight, padding=self.padding).flatten(1))
 
     def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
-        maps, fired = self._maps(gradient.flatten(0, 1)), self._maps(spikes.flatten(0, 1))
+        received, fired = self._maps(gradient.flatten(0, 1)), self._maps(spikes.flatten(0, 1))
         weight, bias = self.gradients
-        weight.add_(conv2d_weight(fired, weight.shape, maps, padding=self.padding))  # type: ignore[no-untyped-call]
+        weight.add_(conv2d_weight(fired, weight.shape, received, padding=self.padding))  # type: ignore[no-untyped-call]
         if bias is not None:
-            bias.add_(maps.sum((0, 2, 3)))
+            bias.add_(received.sum((0, 2, 3)))
 
     def _maps(self, flat: Tensor) -> Tensor:
         return flat.reshape((len(flat), *self.side))

@@ -495,7 +495,8 @@ def _run_lif(num_steps: int, inputs: Sequence[Any], keep: bool) -> Any:
     I, z0, v0, i0, mem, syn, leak, reset, threshold, weight = inputs
     batch, n = v0.shape
     spikes = threshold is not None
-    u, z = (v0.new_empty((num_steps if keep else 0, batch, n)) for _ in range(2))
+    u = v0.new_empty((num_steps if keep else 0, batch, n))
+    z = torch.empty_like(u) if spikes else u
     sums, last = [torch.empty_like(v0) for _ in range(2)], [torch.empty_like(v0) for _ in range(3)]
     launch(
         lif_forward, v0, weight is not None,
