@@ -642,8 +642,14 @@ class Bench:
             show(rows)
         self.leave_out(f"snntorch in growth over more than {PEER_STEPS} time steps")
 
+    def has_snntorch(self, section: str) -> bool:
+        found = importlib.util.find_spec("snntorch") is not None
+        if not found:
+            self.leave_out(f"snntorch in {section}: it is not installed")
+        return found
+
     def memory(self) -> None:
-        rows, peers = [], ["snntorch"] if importlib.util.find_spec("snntorch") else []
+        rows, peers = [], ["snntorch"] if self.has_snntorch("memory") else []
         for T in (25, 200):
             sizes = (POINT | {"T": T}).values()
             for who in (*OURS, *peers):
@@ -656,6 +662,8 @@ class Bench:
     def epoch(self) -> None:
         from snnexp.data import MNIST
 
+        if not self.has_snntorch("epoch"):
+            return
         threads = torch.get_num_threads()
         confine(2)
         try:
