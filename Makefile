@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check dashboard reproduce benchmark clean
+.PHONY: train test check dashboard reproduce benchmark chaos clean
 
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
@@ -23,6 +23,9 @@ reproduce: .venv/installed-dev ## every recipe over its seeds, beside what the p
 
 benchmark: .venv/installed-dev ## speed and memory beside the peers; a quarter of an hour, and nothing else running
 	$(BIN)/python scripts/benchmark.py $(ARGS)
+
+chaos: .venv/installed-dev ## runs killed at random moments, then resumed; about half an hour
+	$(BIN)/python scripts/chaos.py $(ARGS)
 
 clean: ## caches, builds and .venv; outputs/ and data/ stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

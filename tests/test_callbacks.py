@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from snnexp import runs
-from snnexp.callbacks import ProjectParameters, RunCheckpointIO, SeedMeanLoss
+from snnexp.callbacks import ProjectParameters, SeedMeanLoss
 from snnexp.errors import CheckpointError, DivergedError
 from snnexp.experiment import Record, build, compose, run
+from snnexp.saving import RunCheckpointIO
+from snnexp.task import Task
 
 TINY = [
     "experiment=regression_sqrt",
@@ -78,6 +81,59 @@ class TestDivergence:
             runs.read_checkpoint(checkpoint)
             assert all(number.isfinite().all() for number in numbers(load(checkpoint)["state_dict"])), checkpoint.name
 
+    @pytest.mark.parametrize("neuron", [["neuron=leaky"], ["neuron=rleaky"], LIF], ids=lambda words: words[0])
+    @pytest.mark.parametrize("layer", ["hidden1", "hidden2", "readout"])
+    @pytest.mark.parametrize("number", [math.nan, math.inf])
+    def test_the_first_layer_that_breaks_is_named(
+        self, neuron: list[str], layer: str, number: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(self: Task, *arguments: Any) -> Any:
+            if self.global_step == 12:
+                with torch.no_grad():
+                    self.network.layers[layer].synapse.weight[0, 0] = number
+            return original(self, *arguments)
+
+        original = Task.training_step
+        monkeypatch.setattr(Task, "training_step", broken)
+        logged_every = 5
+        with pytest.raises(DivergedError) as caught:
+            # an input that is not 0 reaches the broken weight
+            train(*neuron, "trainer.max_epochs=40", f"trainer.log_every_n_steps={logged_every}")
+        assert re.search(rf"(membrane of )?{layer}[ .].*is not finite after step (\d+);", str(caught.value))
+        assert int(re.findall(r"after step (\d+)", str(caught.value))[0]) <= 12 + logged_every
+        (path,) = Path("outputs/regression_sqrt").iterdir()
+        saved = load(path / "checkpoints" / "last.ckpt")
+        assert 12 <= saved["global_step"] <= 15
+        assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
+
+    def test_a_finite_membrane_that_is_too_high_is_named(self) -> None:
+        with pytest.raises(DivergedError, match=r"the loss is (inf|nan).*the membrane of readout .*after step 2"):
+            train("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=3", "neuron=leaky")
+
+
+class TestQuietLayers:
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            (["neuron.v_th=1e6"], "hidden1 is dead after step 1: none of its neurons fires"),
+            (["neuron.v_th=-1e6"], "hidden2 is saturated after step 1: all of its neurons fire in every step"),
+        ],
+    )
+    def test_are_told_once_each(self, change: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
+        record = train(*LIF, *change, "trainer.max_epochs=4")
+        lines = capfd.readouterr().err.splitlines()
+        assert lines.count(f"snnexp: {told}") == 1
+        assert len(lines) == len(set(lines)) == 2, "one line for each of the two layers"
+        assert told in (record.path / "train.log").read_text()
+
+    def test_are_found_in_a_run_too_short_to_be_logged(self, capfd: pytest.CaptureFixture[str]) -> None:
+        train(*LIF, "neuron.v_th=1e6", "trainer.max_epochs=2", "trainer.log_every_n_steps=100")
+        assert "snnexp: hidden1 is dead after step 2: none of its neurons fires" in capfd.readouterr().err
+
+    def test_a_readout_whose_spikes_nobody_reads_may_rest(self, capfd: pytest.CaptureFixture[str]) -> None:
+        train("readout=leaky", "readout.threshold=1e6", "neuron=leaky", "neuron.threshold=0", "trainer.max_epochs=2")
+        assert "readout" not in capfd.readouterr().err
+
 
 class TestProjection:
     def test_time_constants_come_back_and_the_run_says_so_once(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,7 +169,7 @@ class TestProjection:
         assert ((taus > 0) & (taus <= 1000)).all()
         told = "training drove time constants of hidden2 out of range; they were projected back"
         assert (record.path / "train.log").read_text().count(told) == 1
-        assert capfd.readouterr().err == f"snnexp: {told}\n"
+        assert capfd.readouterr().err.splitlines().count(f"snnexp: {told}") == 1
 
 
 class TestCheckpoints:
@@ -122,7 +178,7 @@ class TestCheckpoints:
         cfg = compose([*TINY, "optimizer.lr=0.3", "trainer.max_epochs=8", "seed=1"])
         record = run(cfg)
         folder = record.path / "checkpoints"
-        names = [f"{name}.ckpt{suffix}" for name in ("best", "init", "last") for suffix in ("", ".sha256")]
+        names = [f"{name}.ckpt{suffix}" for name in ("best", "init", "last", "previous") for suffix in ("", ".sha256")]
         assert sorted(path.name for path in folder.iterdir()) == names
         for name in ("init", "last", "best"):
             digest = hashlib.sha256((folder / f"{name}.ckpt").read_bytes()).hexdigest()
@@ -146,7 +202,8 @@ class TestCheckpoints:
 
         monkeypatch.setattr(RunCheckpointIO, "save_checkpoint", watch)
         train("trainer.max_epochs=5", "logger.save_every_n_epochs=2")
-        assert written == [("init.ckpt", 0), ("last.ckpt", 2), ("last.ckpt", 4), ("last.ckpt", 5)]
+        # the loss falls, so each is the best too, and is copied to last.ckpt
+        assert written == [("init.ckpt", 0), ("best.ckpt", 2), ("best.ckpt", 4), ("best.ckpt", 5)]
 
     @pytest.mark.usefixtures("tiny_mnist")
     def test_with_a_validation_split_its_loss_decides(self) -> None:
@@ -201,10 +258,12 @@ class TestSeedMeanLoss:
         before, after, never = SeedMeanLoss(), SeedMeanLoss(), SeedMeanLoss()
         for value in (1.0, 2.5):
             before.on_train_batch_end(None, None, {"loss": torch.tensor(value)}, None, 0)
-        after.load_state_dict(before.state_dict())
-        assert [loss.item() for loss in after.losses] == [1.0, 2.5]
-        after.load_state_dict(never.state_dict())
-        assert after.losses == []
+        trainer = build(compose(TINY)).trainer
+        for callback, mean in ((before, 1.75), (never, math.nan)):
+            checkpoint = {"callbacks": {callback.state_key: callback.state_dict()}}
+            callback.on_save_checkpoint(trainer, None, checkpoint)
+            after.on_load_checkpoint(trainer, None, checkpoint)
+            assert after.mean.item() == pytest.approx(mean, nan_ok=True)
 
 
 def test_rows_of_metrics_have_a_step_and_an_epoch() -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from snnexp.cli import main
+
 SNNEXP = [sys.executable, "-m", "snnexp.cli"]
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu"]
 SHORT = [*RUN, "trainer.max_epochs=4", "logger.save_every_n_epochs=2", "trainer.log_every_n_steps=1"]
@@ -318,3 +320,81 @@ def test_a_disk_that_says_no(tmp_path: Path) -> None:
     done = snnexp(*SHORT, cwd=tmp_path, code=74)
     (line,) = done.stderr.splitlines()
     assert "outputs" in line
+
+
+class TestDamagedData:
+    """Six damages of each of the four files of MNIST, met by the command."""
+
+    @pytest.mark.parametrize(
+        "name", [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    )
+    @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "longer", "one bit", "folder"])
+    def test_is_told_in_a_line_that_names_the_file(
+        self,
+        name: str,
+        damage: str,
+        tiny_mnist: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        path = tiny_mnist / "MNIST" / "raw" / name
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+        elif damage != "missing":
+            flipped = bytes([*content[:-1], content[-1] ^ 1])
+            path.write_bytes({"empty": b"", "cut": content[:-1], "longer": content + b"\0", "one bit": flipped}[damage])
+        assert main(["train", "experiment=mnist_leaky", "trainer=cpu", "data.batch_size=4"]) == 4
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert name in line
+        assert list((tmp_path / "here").iterdir()) == []
+
+
+NO_NETWORK = """
+import socket, sys
+
+def refuse(*arguments, **more):
+    raise AssertionError("the network was used")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+from snnexp.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_no_run_uses_the_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NO_NETWORK]
+    subprocess.run([*command, *SHORT], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    run = str(only_run(tmp_path))
+    subprocess.run([*command, "eval", run], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    asked = [*command, "train", "experiment=mnist_leaky", "data.root=nowhere", "data.download=true"]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert "the network was used" in done.stderr, "or the test would prove nothing"
+
+
+def test_a_foreign_run_downloads_nothing(tmp_path: Path, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "experiment=mnist_leaky", "debug=batch", "data.batch_size=4", "data.download=true"]) == 0
+    config = only_run(tmp_path) / "config.yaml"
+    config.write_text(re.sub("root: .*data$", f"root: {tmp_path / 'elsewhere'}", config.read_text(), flags=re.M))
+    monkeypatch.setattr("snnexp.data.mnist._download", lambda root: pytest.fail("the network was used"))
+    for verb in ("resume", "eval"):
+        assert main([verb, str(config.parent)]) == 4
+
+
+def test_paths_with_spaces_and_accents_and_long_overrides(tmp_path: Path) -> None:
+    root = tmp_path / "meine Läufe 😀 a=b"
+    hidden = ",".join(["3"] * 60)
+    done = snnexp(*SHORT, f"logger.root={root}", f"network.hidden=[{hidden}]", cwd=tmp_path)
+    run = only_run(root, "*/*/run.json")
+    assert f"network.hidden=[{hidden}]" in (run / "overrides.yaml").read_text()
+    assert root.name in done.stdout
+    snnexp("resume", str(run), "trainer.max_epochs=5", cwd=tmp_path)
+    snnexp("eval", str(run.relative_to(tmp_path)), cwd=tmp_path)
+    assert record(run)["status"] == "finished"

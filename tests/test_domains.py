@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snnexp import domains
-from snnexp.domains import DOMAINS, Either, Kind, ListOf, Number, OneOf, Parameter
+from snnexp.domains import DOMAINS, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Text
 from snnexp.errors import ConfigError
 from snnexp.initializers import Normal
 
@@ -21,13 +21,15 @@ TARGET = {"_target_": "snnexp.initializers.Normal", "mean": 1, "std": 1}
         (Number(low=0, open_low=True), [1e-300, 1], [0, 0.0, -0.0, -1]),
         (Number(low=0, high=1), [0, 1, 0.5], [-0.001, 1.001, math.nan, True]),
         (Number(low=0, high=1, open_low=True), [1, 0.5], [0, 2]),
-        (Number(low=1, whole=True), [1, 10**12], [0, 1.0, 2.5, True, "3", math.inf]),
+        (Number(low=1, whole=True), [1, 2**31 - 1], [0, 2**31, 10**40, 3e9, 1.0, 2.5, True, "3", math.inf]),
+        (Number(low=0, high=2**32, whole=True), [2**32], [2**32 + 1]),
         (Parameter(Number(low=0, high=1)), [0.5, 1, torch.tensor(0.5), Normal(), TARGET], [2, math.nan, True, "0.5"]),
         (Parameter(Number()), [-5.0], [None, [0.5], (0.5,), {}, {"mean": 1}]),
         (OneOf("a", "b"), ["a", "b"], ["A", "", "ab", None, 1, True, ["a"]]),
         (Kind(bool, "true or false"), [True, False], [0, 1, "true", None]),
-        (Kind(str, "a text"), ["", "a"], [1, None, b"a"]),
         (Kind(type(None), "null"), [None], [0, False, ""]),
+        (Text(), ["", "a", "/daten/größe mit raum"], [1, None, b"a", "a\nb", "\0", "\x1b[2J", "\udc80", "a" * 5000]),
+        (MappingOf(Number(), "figures"), [{}, {"test/l1": 0.1}], [[], 1, {"a": "b"}, {1: 2}, {"a\n": 1}, {"a": {}}]),
         (ListOf(Number(low=1, whole=True)), [[], [1], (2, 3)], [[0], [1, True], 1, "12", None, {1: 2}]),
         (ListOf(Number(), length=2), [[1, 2], (0.5, 1)], [[], [1], [1, 2, 3], [1, math.nan]]),
         (Either(Number(low=1, whole=True), Kind(type(None), "null")), [1, None], [0, False, "null"]),
@@ -59,7 +61,9 @@ def test_only_flags_take_a_truth_value(key: str) -> None:
         ("seed", [0, 2**32 - 1], [-1, 2**32, 0.5, None]),
         ("num_steps", [1, 1000], [0, -1, 2.0]),
         ("batch_size", [1], [0]),
-        ("num_workers", [0, 8], [-1]),
+        ("num_workers", [0, 8, 1024], [-1, 1025]),
+        ("save_every_s", [0, 0.5, 30], [-1, None]),
+        ("name", ["a", "mnist_leaky-2.1", "größe", "x" * 100], ["", ".", "..", "a/b", "a b", "x" * 101, "a\n", None]),
         ("beta", [0, 1, 0.9], [-0.1, 1.1, "0.9"]),
         ("threshold", [0, 2.5], [-1]),
         ("V", [-2, 0, 3.5], [math.nan]),
@@ -92,7 +96,7 @@ def test_refusal_reads_as_a_sentence() -> None:
         "num_steps: got 0, must be a whole number of at least 1": {"num_steps": 0},
         "reset: got null, must be one of subtract, zero, none": {"reset": None},
         "download: got yes, must be true or false": {"download": "yes"},
-        "kernel_size: got '', must be a whole number of at least 1, or null": {"kernel_size": ""},
+        "kernel_size: got '', must be a whole number of at least 1, below 2^31, or null": {"kernel_size": ""},
         "betas: got [0.9, 1], must be a list of 2 elements, each a finite number of at least 0 and less than 1": {
             "betas": [0.9, 1]
         },
@@ -118,6 +122,8 @@ def test_refusal_is_a_value_error_with_exit_code_2() -> None:
 def test_shown_is_short_and_as_a_config_file_has_it() -> None:
     assert [domains.shown(value) for value in (None, True, False, "", 0.5)] == ["null", "true", "false", "''", "0.5"]
     assert len(domains.shown("x" * 1000)) == 40
+    assert domains.shown("a\x1b[2Jb\0\udc80") == "a\\x1b[2Jb\\x00\\udc80"
+    assert domains.line("a\n b\t\rc") == "a b c"
 
 
 def test_closest_hints_at_the_key_that_was_meant() -> None:

@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": LEAVES,
     "optimizers": LEAVES,
     "runs": LEAVES,
-    "data": LEAVES,
+    "seeds": set(),
+    "data": LEAVES | {"seeds"},
     "events": set(),
     "encoders": LEAVES | {"events"},
     "neurons": LEAVES | {"surrogates", "initializers"},
@@ -33,11 +34,16 @@ ALLOWED: dict[str, set[str]] = {
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons"},
     "console": LEAVES,
-    "callbacks": LEAVES | {"runs", "neurons"},
-    "config": LEAVES | {"runs"},
+    "checkpoints": LEAVES | {"runs"},
+    "callbacks": LEAVES | {"runs", "neurons", "seeds"},
+    "saving": LEAVES | {"callbacks", "checkpoints", "runs"},
+    "pairs": LEAVES,
+    "gate": LEAVES | {"pairs"},
+    "config": LEAVES | {"gate", "pairs", "runs"},
     "experiment": LEAVES
     | {
         "callbacks",
+        "checkpoints",
         "config",
         "console",
         "data",
@@ -48,13 +54,14 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "network",
         "neurons",
+        "pairs",
     }
-    | {"runs", "task"},
+    | {"runs", "saving", "task"},
     "launch": LEAVES | {"config", "console", "experiment", "runs"},
     "doctor": LEAVES | {"config", "data", "runs"},
-    "cli": LEAVES | {"__init__", "config", "doctor", "launch"},
+    "cli": LEAVES | {"__init__", "config", "console", "doctor", "experiment", "launch", "runs"},
 }
-KNOW_HYDRA = {"config", "experiment", "launch"}
+KNOW_HYDRA = {"config", "gate", "experiment", "launch"}
 
 
 def part(path: Path) -> str:

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from snnexp import runs
-from snnexp.errors import CheckpointError
+from snnexp.errors import CheckpointError, ConfigError, InUseError
 from snnexp.runs import Run
 
 RUN_ID = r"\d{8}-\d{6}-[0-9a-f]{4}"
@@ -47,20 +47,20 @@ class TestIdentity:
         assert len({run.path for run in made}) == 50
         assert [run.read()["index"] for run in made] == list(range(50))
 
-    def test_eight_processes_share_no_directory(self, tmp_path: Path) -> None:
+    def test_fifty_processes_share_no_directory(self, tmp_path: Path) -> None:
         script = (
             "import sys; from pathlib import Path; from snnexp import runs\n"
             "runs.new_id = lambda numbers=iter(range(99)): f'20200101-000000-{next(numbers):04x}'\n"
             "runs.git = lambda: None\n"
-            "for _ in range(5): print(runs.Run.create(Path(sys.argv[1]), '', [], {}).path)\n"
+            "print(runs.Run.create(Path(sys.argv[1]), '', [], {}).path)\n"
         )
         started = [
             subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "runs")], stdout=subprocess.PIPE, text=True)
-            for _ in range(8)
+            for _ in range(50)
         ]
         paths = [path for process in started for path in process.communicate()[0].split()]
-        assert [process.returncode for process in started] == [0] * 8
-        assert len(paths) == len(set(paths)) == 40
+        assert [process.returncode for process in started] == [0] * 50
+        assert len(paths) == len(set(paths)) == 50
         assert sorted(paths) == sorted(str(path) for path in (tmp_path / "runs").iterdir())
 
 
@@ -68,7 +68,7 @@ class TestRecord:
     def test_a_new_run_has_all_its_files_and_is_running(self, tmp_path: Path) -> None:
         run = create(tmp_path / "outputs" / "name", ["seed=1"], seed=1, metrics={})
         assert re.fullmatch(RUN_ID, run.path.name)
-        names = ["checkpoints", "config.yaml", "metrics.jsonl", "overrides.yaml", "run.json"]
+        names = [".lock", "checkpoints", "config.yaml", "metrics.jsonl", "overrides.yaml", "run.json"]
         assert sorted(path.name for path in run.path.iterdir()) == names
         record = run.read()
         assert (record["status"], record["exit_code"], record["seed"]) == ("running", None, 1)
@@ -205,7 +205,9 @@ class TestCheckpoints:
     @pytest.mark.parametrize("name", ["last.ckpt", "last.ckpt.sha256"])
     def test_a_missing_file_is_found(self, path: Path, name: str) -> None:
         path.with_name(name).unlink()
-        with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}.*missing"):
+        with pytest.raises(
+            CheckpointError, match=f"{re.escape(str(path))}: checkpoint (cannot be read|has no checksum)"
+        ):
             runs.read_checkpoint(path)
 
     @pytest.mark.parametrize("checksum", [b"", b"\n", b"\xff\xfe", b"0" * 64, b"no checksum"])
@@ -213,6 +215,182 @@ class TestCheckpoints:
         path.with_name("last.ckpt.sha256").write_bytes(checksum)
         with pytest.raises(CheckpointError, match=re.escape(str(path))):
             runs.read_checkpoint(path)
+
+    # every file operation of a save in turn, and half of each write; "dev/shm" is another filesystem
+    @pytest.mark.parametrize("tmpdir", [".", "/dev/shm"])
+    @pytest.mark.parametrize("fault", ["kill", "no space"])
+    def test_a_save_that_is_cut_short_leaves_whole_checkpoints(self, tmp_path: Path, tmpdir: str, fault: str) -> None:
+        script = """
+import errno, os, signal, sys
+from pathlib import Path
+from snnexp import runs
+
+folder, fault = Path(sys.argv[1]), sys.argv[2]
+last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+old, older, new = (bytes([number]) * 300_000 for number in (1, 2, 3))
+
+def cut_at(number):
+    left = iter(range(number, -1, -1))
+    def wrap(operation):
+        def wrapped(*arguments, **more):
+            if next(left) == 0:
+                if operation is write:
+                    write(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                if fault == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                for name, function in originals.items():
+                    setattr(os, name, function)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return operation(*arguments, **more)
+        return wrapped
+    for name in originals:
+        setattr(os, name, wrap(originals[name]))
+
+write = os.write
+originals = {name: getattr(os, name) for name in ("open", "write", "fsync", "close", "replace")}
+number = 0
+while True:
+    runs.write_checkpoint(previous, older)
+    runs.write_checkpoint(last, old)
+    process = os.fork()
+    if process == 0:
+        cut_at(number)
+        try:
+            runs.write_checkpoint(last, new, keep=previous)
+        except OSError:
+            os._exit(7)
+        os._exit(0)
+    status = os.waitpid(process, 0)[1]
+    assert runs.read_checkpoint(last) in (old, new)
+    assert runs.read_checkpoint(previous) in (older, old)
+    if fault == "no space":
+        assert not list(folder.glob(".*.tmp"))
+    if status == 0:
+        break
+    assert status == (signal.SIGKILL if fault == "kill" else 7 << 8)
+    # and whatever is left does not stand in the way of the next save
+    runs.write_checkpoint(last, new, keep=previous)
+    assert runs.read_checkpoint(last) == new
+    number += 1
+assert (runs.read_checkpoint(last), runs.read_checkpoint(previous)) == (new, old)
+print(number)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), fault],
+            env={**os.environ, "TMPDIR": str(tmp_path) if tmpdir == "." else tmpdir},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stderr == ""
+        assert int(done.stdout) > 30, "operations of a save"
+
+    def test_a_damaged_one_is_not_kept_in_place_of_a_good_one(self, path: Path) -> None:
+        previous = path.with_name("previous.ckpt")
+        runs.write_checkpoint(path, b"second", keep=previous)
+        path.write_bytes(b"damaged")
+        runs.write_checkpoint(path, b"third", keep=previous)
+        assert runs.read_checkpoint(path) == b"third"
+        assert runs.read_checkpoint(previous) == self.content
+
+    def test_what_is_no_plain_file_or_too_large_is_not_read(self, tmp_path: Path, path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.ckpt")
+        for strange in (tmp_path / "pipe.ckpt", Path("/dev/zero"), tmp_path):
+            with pytest.raises(CheckpointError, match="not a plain file"):
+                runs.read_checkpoint(strange, foreign=True)
+        with pytest.raises(CheckpointError, match="at most 100"):
+            runs.read_checkpoint(path, at_most=100)
+
+
+class TestLock:
+    def test_a_lock_ends_with_its_process(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.close()
+        script = (
+            "import sys; from pathlib import Path; from snnexp.runs import Run\n"
+            "run = Run.open(Path(sys.argv[1])); run.lock(); print('locked', flush=True); sys.stdin.read()"
+        )
+        first = subprocess.Popen(
+            [sys.executable, "-c", script, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(InUseError, match=f"in use by process {first.pid}$") as caught:
+            run.lock()
+        assert caught.value.exit_code == 6
+        first.kill()
+        first.communicate()
+        run.lock()
+        run.close()
+
+
+class TestOpen:
+    @pytest.mark.parametrize("where", ["nowhere", "."])
+    def test_what_is_no_run_is_refused(self, tmp_path: Path, where: str) -> None:
+        with pytest.raises(ConfigError, match="not the directory of a run"):
+            Run.open(tmp_path / where)
+
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "checkpoints/last.ckpt", "tensorboard"])
+    def test_a_run_that_leads_elsewhere_is_refused(self, tmp_path: Path, name: str) -> None:
+        run = create(tmp_path / "runs")
+        run.close()
+        (tmp_path / "mine").write_text("mine")
+        (run.path / name).unlink(missing_ok=True)
+        (run.path / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(CheckpointError, match="a link") as caught:
+            Run.open(run.path)
+        assert caught.value.exit_code == 5
+        assert (tmp_path / "mine").read_text() == "mine"
+
+    @pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\xff", "[" * 100_000])
+    def test_a_damaged_record_is_told(self, tmp_path: Path, content: str) -> None:
+        run = create(tmp_path)
+        (run.path / "run.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(CheckpointError, match=r"run\.json: (missing or )?damaged"):
+            run.read()
+
+
+class TestRewind:
+    def test_rows_behind_a_checkpoint_are_cut_and_a_torn_one_is_none(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.log_metrics({"step": 0})
+        so_far = run.metrics_so_far()
+        run.log_metrics({"step": 1})
+        run.close()
+        with (run.path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 2')
+        again = Run(run.path)
+        assert [row["step"] for row in again.metrics()] == [0, 1]
+        assert again.has_metrics(so_far)
+        again.rewind(so_far["bytes"])
+        assert again.metrics_so_far() == so_far
+        again.log_metrics({"step": 1})
+        assert [row["step"] for row in again.metrics()] == [0, 1]
+        assert again.metrics_so_far()["bytes"] == len((run.path / "metrics.jsonl").read_bytes())
+        again.close()
+
+    def test_other_rows_or_fewer_are_noticed(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.log_metrics({"step": 0})
+        so_far = run.metrics_so_far()
+        run.close()
+        (run.path / "metrics.jsonl").write_text('{"step": 9}\n')
+        assert not run.has_metrics(so_far)
+        (run.path / "metrics.jsonl").write_text("")
+        assert not run.has_metrics(so_far)
+
+
+def test_no_program_that_a_repository_names_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["init", "-q"], ["config", "core.fsmonitor", f"touch {tmp_path / 'attacked'}; true"]):
+        subprocess.run(["git", *command], check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty"], check=True
+    )
+    subprocess.run(["git", "status"], check=True, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "attacked").exists(), "git runs it by itself"
+    (tmp_path / "attacked").unlink()
+    assert runs.git() is not None
+    assert not (tmp_path / "attacked").exists()
 
 
 def test_runs_are_read_without_anything_heavy() -> None:

@@ -1,27 +1,21 @@
-"""What happens around the training loop: logging to the run, checkpoints, guards, signals."""
+"""What happens around the training loop: logging, random numbers, means, and what is watched and told."""
 
-import io
 import logging
 import math
-import pickle
-import signal
-import threading
 from argparse import Namespace
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from snnexp import runs
-from snnexp.errors import CheckpointError, DivergedError, InterruptedRunError
+from snnexp.errors import DivergedError
 from snnexp.neurons import Neuron
 from snnexp.runs import Run
+from snnexp.seeds import fold
 
 LOG = logging.getLogger(__name__)
 ADVICE = "a lower optimizer.lr may help"
@@ -55,92 +49,130 @@ class RunLogger(Logger):
         self.run.close()
 
 
-class RunCheckpointIO(CheckpointIO):
-    """Checkpoints with a checksum, replaced atomically, read as plain tensors only."""
+class RandomNumbers(Callback):
+    """Random numbers of a step depend on the seed and the place in the run alone, whatever was drawn before.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        runs.write_checkpoint(Path(path), buffer.getvalue())
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        content = io.BytesIO(runs.read_checkpoint(Path(path)))
-        try:
-            return torch.load(content, map_location=map_location, weights_only=True)  # type: ignore[no-any-return]
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointError(f"{path}: not a checkpoint of plain tensors, so it is not trusted") from error
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-class Checkpoints(Callback):
-    """init.ckpt before the first step; every n epochs and at the end last.ckpt, and best.ckpt if the loss was lowest.
-
-    That loss is ``val/loss`` with a validation split, else the training loss averaged over the epoch. Weights that are
-    not finite are not saved: :class:`DivergedError` is raised and the checkpoint before stays.
+    Batches of all evaluations draw alike, so that an evaluation can be repeated by itself.
     """
 
-    def __init__(self, folder: Path, every_n_epochs: int) -> None:
-        self.folder = folder
-        self.every_n_epochs = every_n_epochs
-        self.lowest = float("inf")
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"lowest": self.lowest}
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(fold(self.seed, "train", trainer.current_epoch, batch_idx, trainer.global_rank))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.lowest = state_dict["lowest"]
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        torch.manual_seed(fold(self.seed, "evaluate", batch_idx, trainer.global_rank))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.folder / "init.ckpt")
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done = trainer.current_epoch + 1
-        if done % self.every_n_epochs and done != trainer.max_epochs:
-            return
-        metrics = trainer.callback_metrics
-        loss = float(metrics["val/loss" if "val/loss" in metrics else "train/epoch_loss"])
-        best = loss < self.lowest
-        if best:
-            self.lowest = loss
-        self.save_last(trainer)
-        if best and trainer.is_global_zero:
-            runs.write_checkpoint(self.folder / "best.ckpt", (self.folder / "last.ckpt").read_bytes())
-
-    def save_last(self, trainer: Trainer) -> None:
-        """Replace last.ckpt if every weight is finite, else raise :class:`DivergedError`."""
-        for name, weight in trainer.lightning_module.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise DivergedError(f"{_short(name)} is not finite after step {trainer.global_step}; {ADVICE}")
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+    on_test_batch_start = on_validation_batch_start
 
 
 class DivergenceGuard(Callback):
-    """Raise :class:`DivergedError` for a loss that is NaN or infinite, at logged steps, validation and test.
+    """Raise :class:`DivergedError` for a loss, membrane or weight that is NaN or infinite, and name the layer.
 
-    Processes of ddp see different samples and decide together, so that none waits for one that has stopped.
+    Every loss is looked at on a CPU, where this is free; elsewhere that of logged steps, as are membranes and weights
+    everywhere. Processes of ddp see different samples and decide together, so that none waits for one that has stopped.
     """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # reading the loss waits for the device, so it is not read at every step
-        if _at_logged_step(trainer):
-            self._require_finite("loss", outputs["loss"], trainer)
+        logged = at_logged_step(trainer)
+        if not logged and (pl_module.device.type != "cpu" or trainer.world_size > 1):
+            return
+        loss = outputs["loss"].item()
+        what = None if math.isfinite(loss) else f"the loss is {loss:g}"
+        if logged or what:
+            what = _about_membranes(_neurons(pl_module), outputs["traces"], what)
+        self._require_fine(what, trainer)
+        if logged:
+            require_finite_parameters(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._require_finite("validation loss", trainer.callback_metrics["val/loss"], trainer)
+        self._require_finite("validation loss", trainer.callback_metrics["val/loss"].item(), trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._require_finite("test loss", trainer.callback_metrics["test/loss"], trainer)
+        self._require_finite("test loss", trainer.callback_metrics["test/loss"].item(), trainer)
+
+    def _require_finite(self, name: str, loss: float, trainer: Trainer) -> None:
+        self._require_fine(None if math.isfinite(loss) else f"the {name} is {loss:g}", trainer)
 
     @staticmethod
-    def _require_finite(name: str, loss: Tensor, trainer: Trainer) -> None:
-        value = loss.item()
-        if trainer.strategy.reduce_boolean_decision(not math.isfinite(value), all=False):
-            what = f"{name} of another process is not finite" if math.isfinite(value) else f"{name} is {value:g}"
-            raise DivergedError(f"the {what} after step {trainer.global_step}; {ADVICE}")
+    def _require_fine(what: str | None, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(what is not None, all=False):
+            what = what or "another process has met a number that is not finite"
+            raise DivergedError(f"{what} after step {trainer.global_step}; {ADVICE}")
+
+
+@torch.no_grad()
+def _about_membranes(layers: Iterable[str], traces: Sequence[Any], what: str | None) -> str | None:
+    """``what`` is wrong, and the first layer, as data flow, whose state is not finite, else the one that is highest."""
+    # NaN and infinity stay in a membrane, so its last step tells of all
+    highest = {
+        name: max(part.abs().amax().item() if torch.isfinite(part).all() else math.inf for part in trace.state)
+        for name, trace in zip(layers, traces, strict=True)
+    }
+    broken = [name for name, height in highest.items() if math.isinf(height)]
+    if broken:
+        return ", ".join(filter(None, [what, f"the membrane of {broken[0]} is not finite"]))
+    if what:
+        name = max(highest, key=lambda name: highest[name])
+        return f"{what}, the membrane of {name} has reached {highest[name]:.0e}"
+    return None
+
+
+def require_finite_parameters(trainer: Trainer) -> None:
+    """Raise :class:`DivergedError` for a weight, or what the optimiser keeps for it, that is not finite."""
+    kept: dict[Any, dict[str, Any]] = {}
+    for optimizer in trainer.optimizers:
+        kept |= optimizer.state
+    for name, weight in trainer.lightning_module.named_parameters():
+        for kind, value in {"": weight, **kept.get(weight, {})}.items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                what = f"{kind} of {short(name)}" if kind else short(name)
+                raise DivergedError(f"{what} is not finite after step {trainer.global_step}; {ADVICE}")
+
+
+class QuietLayers(Callback):
+    """Tell once of each layer that is dead, no neuron fires in any step, or saturated, all fire in all steps.
+
+    Args:
+        layers: those whose spikes somebody reads.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = layers
+        self.told: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": "\n".join(sorted(self.told))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.told = set(state_dict["told"].splitlines())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._look(trainer, "train")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, "test")
+
+    def _look(self, trainer: Trainer, split: str) -> None:
+        for layer in self.layers:
+            rate = trainer.callback_metrics.get(f"{split}/firing_rate/{layer}")
+            kind = None if rate is None else {0.0: "dead", 1.0: "saturated"}.get(rate.item())
+            told = f"{layer} is {kind}"
+            if kind and told not in self.told:
+                self.told.add(told)
+                meaning = "none of its neurons fires" if kind == "dead" else "all of its neurons fire in every step"
+                LOG.warning("%s after step %d: %s", told, trainer.global_step, meaning)
 
 
 class ProjectParameters(Callback):
@@ -149,6 +181,14 @@ class ProjectParameters(Callback):
     def __init__(self) -> None:
         self.left: dict[str, Tensor] = {}
         self.told = False
+
+    def state_dict(self) -> dict[str, Any]:
+        # what waits for the end of the epoch would be forgotten
+        self._tell()
+        return {"told": self.told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.told = state_dict["told"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -160,37 +200,71 @@ class ProjectParameters(Callback):
                 self.left[name] = self.left[name] | left if name in self.left else left
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
         names = [name for name, left in self.left.items() if left.item()]
         if names and not self.told:
             self.told = True
             LOG.warning("training drove time constants of %s out of range; they were projected back", ", ".join(names))
 
 
-class SeedMeanLoss(Callback):
+class MeanLoss(Callback):
+    """A mean of training losses that survives a checkpoint; abstract. ``sums`` has the losses and their weights.
+
+    Args:
+        processes: how many train together; each has sums of its own.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self.sums, self.processes = torch.zeros(2), processes
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sums[0] / self.sums[1]
+
+    def add(self, loss: Tensor, weight: float) -> None:
+        self.sums = self.sums.to(loss.device) + torch.stack([loss * weight, torch.full_like(loss, weight)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums.repeat(self.processes, 1)}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        every = trainer.strategy.all_gather(self.sums)
+        checkpoint["callbacks"][self.state_key]["sums"] = every.reshape(self.processes, 2)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.sums = checkpoint["callbacks"][self.state_key]["sums"][trainer.global_rank]
+
+
+class EpochLoss(MeanLoss):
+    """``train/epoch_loss``: the mean loss of an epoch's samples."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.add(outputs["loss"].detach(), outputs["samples"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("train/epoch_loss", self.mean, sync_dist=True)
+        self.sums = torch.zeros(2)
+
+
+class SeedMeanLoss(MeanLoss):
     """``test/seed_mean_loss``: the mean of all training losses and one final L1, as the regression tutorial reports it.
 
     The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
     """
 
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": torch.stack(self.losses) if self.losses else torch.zeros(0)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses = list(state_dict["losses"])
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.losses.append(outputs["loss"].detach())
+        self.add(outputs["loss"].detach(), 1)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         l1 = trainer.callback_metrics["test/l1"]
-        pl_module.log(
-            "test/seed_mean_loss", torch.stack([*self.losses, l1.to(pl_module.device)]).mean(), sync_dist=True
-        )
+        mean = (self.sums[0] + l1.to(self.sums.device)) / (self.sums[1] + 1)
+        pl_module.log("test/seed_mean_loss", mean, sync_dist=True)
 
 
 class ParameterHistograms(Callback):
@@ -211,66 +285,15 @@ class ParameterHistograms(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, parameter in pl_module.named_parameters():
-                    tag = _short(name).replace(".", "/")
+                    tag = short(name).replace(".", "/")
                     logger.experiment.add_histogram(tag, parameter.detach().cpu(), trainer.global_step)
 
 
-class Signals(Callback):
-    """SIGINT and SIGTERM: finish the step, save last.ckpt, stop; outside of training, or a second time, at once."""
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-        self.training = False
-        self.received: int | None = None
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        # Python lets only the main thread handle signals; elsewhere whoever started the thread does
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._handle) for number in self.numbers}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        second, self.received = self.received is not None, number
-        if second or not self.training:
-            raise InterruptedRunError(number)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning has put a handler of its own in front, which ends a run with exit code 0
-        for number in self.previous:
-            signal.signal(number, self._handle)
-        self.training = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.world_size > 1:
-            # a save waits for all processes, so all must know that one was told to stop
-            if not _at_logged_step(trainer):
-                return
-            if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-                self.received = self.received or signal.SIGTERM
-        if self.received is not None:
-            self.checkpoints.save_last(trainer)
-            raise InterruptedRunError(self.received)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.training = False
-        if self.received is not None:
-            raise InterruptedRunError(self.received)
-
-
-def _at_logged_step(trainer: Trainer) -> bool:
+def at_logged_step(trainer: Trainer) -> bool:
     return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A parameter as a person knows it: ``hidden1.neuron.beta``, with ``log_`` where its logarithm is kept."""
     layer, _, leaf = name.removeprefix("network.layers.").removesuffix(".original").rpartition(".")
     return f"{layer.removesuffix('.parametrizations')}.{'log_' if name.endswith('.original') else ''}{leaf}"

@@ -3,15 +3,19 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 """What the disk says when it names no file."""
 HELP = """\
 Train spiking neural networks from YAML configs.
 
-  snnexp train [OVERRIDE ...] [-m]   one run, or with -m a sweep over comma-separated values
-  snnexp list  [GROUP]               what can be chosen
+  snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
+  snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
+  snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
+  snnexp list   [GROUP]              what can be chosen
   snnexp doctor                      versions, devices, data and configs found here
 
   snnexp train experiment=regression_sqrt
@@ -21,8 +25,9 @@ Train spiking neural networks from YAML configs.
 Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows the whole config, and
 snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"
 Runs are written to outputs/. TensorBoard: tensorboard --logdir outputs
-Exit codes: 0 done, 1 a defect of snnexp, 2 usage or config, 3 diverged, 4 data missing or damaged,
-7 points of a sweep did not finish, 74 the disk said no, 130 and 143 interrupted."""
+Exit codes: 0 done, 1 a defect of snnexp, 2 usage or config, 3 diverged, 4 data missing or damaged, 5 checkpoint
+missing, damaged or not trusted, 6 run directory in use, 7 points of a sweep did not finish, 74 the disk said no,
+130 and 143 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,20 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-sc", "--shell-completion"):
         # the shell asks without a verb and puts the whole line into the environment
         return _complete(arguments)
-    verbs: dict[str, Callable[[list[str]], int]] = {"train": _train, "list": _list, "doctor": _doctor}
-    verb = verbs.get(arguments[0])
+    verb = VERBS.get(arguments[0])
     if verb is None:
         from snnexp.domains import closest
 
-        return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], verbs)}; see snnexp --help")
+        return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], VERBS)}; see snnexp --help")
     from snnexp.errors import SnnexpError
 
     try:
-        return verb(arguments[1:])
+        with _ending_at_once_on_signals():
+            return verb(arguments[1:])
     except SnnexpError as error:
         return _refuse(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _refuse("stopped by SIGINT", 130)
     except BrokenPipeError:
         # whoever read our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None and error.errno not in DISK:
             raise
         return _refuse(f"{error.filename or 'disk'}: {error.strerror}", 74)
+
+
+@contextmanager
+def _ending_at_once_on_signals() -> Iterator[None]:
+    """Until a run has something to save: what is raised in the middle of an import could be lost in it."""
+    import signal
+    import threading
+
+    def end(number: int, frame: object) -> None:
+        os.write(2, f"snnexp: stopped by {signal.Signals(number).name}\n".encode())
+        os._exit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refuse(sentence: str, code: int = 2) -> int:
@@ -77,11 +99,62 @@ def _train(arguments: list[str]) -> int:
     return launch.train(arguments)
 
 
+def _resume(arguments: list[str]) -> int:
+    asked = _of_a_run("resume", arguments)
+    from snnexp.experiment import resume
+
+    resume(asked.run, asked.override)
+    return 0
+
+
+def _eval(arguments: list[str]) -> int:
+    import json
+
+    asked = _of_a_run("eval", arguments)
+    from snnexp.console import console, result_table
+    from snnexp.experiment import evaluate
+
+    measured = evaluate(asked.run, asked.ckpt, asked.split, asked.override)
+    if asked.json:
+        print(json.dumps(measured, indent=2))
+    else:
+        console().print(result_table(measured, {}))
+    return 0
+
+
+def _of_a_run(verb: str, arguments: list[str]) -> Any:
+    """What was typed after a verb that takes a run; what is wrong with it is told before torch is imported."""
+    import argparse
+    from pathlib import Path
+
+    from snnexp import config, runs
+    from snnexp.errors import ConfigError
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"{verb}: {message}; see snnexp --help")
+
+    parser = Parser(prog=f"snnexp {verb}", add_help=False)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("override", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("-h", "--help", action="help")
+    if verb == "eval":
+        parser.add_argument("--ckpt", default="last", help="last, best, init, or a file")
+        parser.add_argument("--split", default="test", choices=("test", "val", "train"))
+        parser.add_argument("--json", action="store_true", help="every digit, for programs")
+    asked = parser.parse_intermixed_args(arguments)
+    saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
+    changed = config.change(saved, asked.override)
+    if verb == "resume":
+        config.require_same(saved, changed)
+    return asked
+
+
 def _complete(arguments: list[str]) -> int:
     line, point = os.environ.get("COMP_LINE", ""), int(os.environ.get("COMP_POINT", 0))
     command, _, rest = line.partition(" ")
     if not rest.lstrip().startswith("train "):
-        print("\n".join(verb for verb in ("train", "list", "doctor") if verb.startswith(rest.lstrip())))
+        print("\n".join(verb for verb in VERBS if verb.startswith(rest.lstrip())))
         return 0
     # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out
     shorter = f"{command} {rest.lstrip().removeprefix('train ').lstrip()}"
@@ -114,6 +187,15 @@ def _doctor(arguments: list[str]) -> int:
     from snnexp import doctor
 
     return doctor.report()
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "list": _list,
+    "doctor": _doctor,
+}
 
 
 if __name__ == "__main__":

@@ -1,26 +1,33 @@
 """Configs: where they lie, how they are composed, checked, and turned into objects.
 
 Everything up to :func:`check` works without torch, so that a mistake is answered at once; :func:`instantiate` is the
-only door from a config to code, and it opens for this package and for what SNNEXP_ALLOW_TARGETS names.
+only door from a config to code, and ``gate`` says for what it opens.
 """
 
 import inspect
+import itertools
+import math
 import os
-import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp import domains, runs
+from snnexp import domains, gate, pairs, runs
 from snnexp.errors import ConfigError, located
 
 GROUPS = (
@@ -41,7 +48,17 @@ NODES = GROUPS[:-2]
 """The groups that become a node of the config; an experiment and a debug choice only set others."""
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
-LOGGER = ("root", "tensorboard", "save_every_n_epochs")
+VERSION_BASE = "1.3"
+MOST_POINTS = 10_000
+LONGEST = 4096
+"""Characters of an override: Hydra's parser takes seconds for lists that are longer."""
+LONGEST_KEY = 200
+"""Characters of a key, which may become the name of a file that Hydra looks for."""
+NO_SEARCH = "hydra.searchpath=[]"
+"""Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
+MAY_CHANGE = ("logger.", "published.", "data.root", "data.download", "data.num_workers", "trainer.log_every_n_steps")
+"""Keys of a run that do not decide what it computes."""
+LOGGER = ("root", "tensorboard", "save_every_n_epochs", "save_every_s")
 KEYS = ("seed", "num_steps", "kernel", "name", "published")
 
 
@@ -74,8 +91,9 @@ def _description(path: Path) -> str:
 
 
 def prepare() -> None:
-    """Register what the configs call by name; safe to call again."""
+    """Register what the configs call by name, and what reads their files; safe to call again."""
     OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
+    gate.Files.register()
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -87,14 +105,229 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
+    return check(composed(overrides)[0])
+
+
+def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose a config and let it through the gate; what it says of the run is not checked yet.
+
+    Args:
+        overrides: in Hydra's grammar.
+        folder: more configs, as of ``--config-dir``.
+
+    Returns:
+        The config, and Hydra's own node as it was written.
+
+    Raises:
+        ConfigError: it cannot be composed, or asks for more than a config may.
+    """
+    overrides = quoted(overrides)
+    with _in_one_line(), _explained(overrides), _hydra(folder):
+        gate.Files.visits = 0
+        try:
+            cfg = hydra_compose("train", [NO_SEARCH, *overrides], return_hydra_config=True)
+        finally:
+            gate.Files.visits = None
+        node = cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        gate.require_shipped_hydra(node)
+        gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+    return cfg, node
+
+
+def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
+    """The overrides of each point of a sweep; what cannot be listed, such as an interval, is left out of them.
+
+    Raises:
+        ConfigError: an override cannot be parsed, or there are too many points.
+    """
+    overrides = quoted(overrides)
+    with _in_one_line(), _explained(overrides), _hydra(folder):
+        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+        variants = [list(itertools.islice(_variants(override), MOST_POINTS + 1)) for override in parsed]
+    if math.prod(map(len, variants)) > MOST_POINTS:
+        raise ConfigError(f"-m: a sweep of more than {MOST_POINTS} points; split it")
+    return (list(itertools.chain(*point)) for point in itertools.product(*variants))
+
+
+def shared(overrides: Sequence[str]) -> list[str]:
+    """What all points of a sweep have in common.
+
+    Raises:
+        ConfigError: an override cannot be parsed.
+    """
+    overrides = quoted(overrides)
+    with _in_one_line(), _explained(overrides):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+
+
+def _variants(override: Override) -> Iterator[tuple[str, ...]]:
+    if override.is_discrete_sweep():
+        yield from ((f"{override.get_key_element()}={value}",) for value in override.sweep_string_iterator())
+    else:
+        yield () if override.is_sweep_override() else (str(override.input_line),)
+
+
+@contextmanager
+def _hydra(folder: Path | None) -> Iterator[None]:
+    """Hydra, as its own main function sets it up."""
     prepare()
     GlobalHydra.instance().clear()
+    setbase(VERSION_BASE)
+    search = create_config_search_path(str(conf_dir()))
+    if folder is not None:
+        # before the schemas, which come last
+        search.prepend("command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema"))
+    Hydra.create_main_hydra2("snnexp", search)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = hydra_compose("train", list(overrides))
-    except REFUSALS as error:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Overrides as they were typed, with quotes around values that Hydra reads only then, such as ``/daten/größe``.
+
+    Raises:
+        ConfigError: one is too long to be parsed.
+    """
+    parser = OverridesParser.create()
+    with _in_one_line():
+        return [_quoted(override, parser) for override in overrides]
+
+
+def _quoted(override: str, parser: OverridesParser) -> str:
+    if len(override) > LONGEST:
+        raise ConfigError(f"{domains.shown(override)}: {len(override)} characters, at most {LONGEST} are read")
+    key, _, value = override.partition("=")
+    if len(key) > LONGEST_KEY:
+        raise ConfigError(f"{_short(key)}: unknown key, none has more than {LONGEST_KEY} characters")
+    # what these stand for is the user's to say
+    if not value or set(value) & set("[]{}'\"$,") or _parses(override, parser):
+        return override
+    text = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return text if _parses(text, parser) else override
+
+
+def _parses(override: str, parser: OverridesParser) -> bool:
+    try:
+        parser.parse_override(override)
+    except (HydraException, RecursionError):
+        return False
+    return True
+
+
+@contextmanager
+def _explained(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Whatever Hydra, OmegaConf and their parsers raise about a text from outside becomes a :class:`ConfigError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError(f"{domains.shown(' '.join(overrides))}: nested too deeply") from error
+    except Exception as error:
         raise explain(error, overrides) from error
-    return check(cfg)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Keep the sentence of a :class:`ConfigError` that passes to one line of at most 190 characters."""
+    try:
+        yield
+    except ConfigError as error:
+        sentence = domains.line(str(error))
+        error.args = (sentence if len(sentence) <= 190 else f"{sentence[:187]}...",)
+        raise
+
+
+def load(path: Path) -> DictConfig:
+    """Read and check the config that a run has saved, which is resolved.
+
+    Raises:
+        ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
+    """
+    with _in_one_line(), _explained():
+        text = gate.read(path)
+        try:
+            cfg = OmegaConf.create(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: {gate.describe(error)}") from error
+        if not isinstance(cfg, DictConfig):
+            raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
+        if any("${" in value for value in _texts(OmegaConf.to_container(cfg))):
+            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+        return check(cfg)
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (str(key) for key in node)
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A checked config with other values for keys that it has; interpolations are resolved, so each key stands alone.
+
+    Raises:
+        ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
+    """
+    overrides = quoted(overrides)
+    changed = cfg.copy()
+    with _in_one_line(), _explained(overrides):
+        for override in OverridesParser.create().parse_overrides(overrides):
+            key = override.key_or_group
+            if override.get_key_element() != key or override.is_sweep_override():
+                raise ConfigError(f"{override.input_line}: only key=value can change what a run has")
+            parent, _, leaf = key.rpartition(".")
+            if leaf not in _keys(cfg, parent):
+                raise ConfigError(f"{domains.shown(key)}: unknown key, {domains.closest(leaf, _keys(cfg, parent))}")
+            OmegaConf.update(changed, key, override.value(), merge=False)
+        return check(changed)
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under a config that would compute something else than the run has so far.
+
+    Args:
+        before: the config that the run was computed under.
+        now: the one to go on with.
+
+    Raises:
+        ConfigError: a key differs that decides what is computed, ``key: old -> new``.
+    """
+    old, new = flat(before), flat(now)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
+            continue
+        shown = [domains.shown(config[key]) if key in config else "nothing" for config in (old, new)]
+        change = f"{key}: {' -> '.join(shown)}"
+        if key != "trainer.max_epochs":
+            raise ConfigError(f"{change}, and the run so far depends on it; put it back, or start a new run")
+        if new.get("optimizer.schedule") != "constant":
+            raise ConfigError(f"{change}, and the learning rates so far depend on it; start a new run")
+        if new[key] < old[key]:
+            raise ConfigError(f"{change}, and a run cannot become shorter")
+
+
+def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flattened: dict[str, Any] = {}
+    for key, value in node.items():
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flattened
+
+
+def _keys(cfg: DictConfig, path: str) -> list[str]:
+    node = OmegaConf.select(cfg, path) if path else cfg
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
 
 
 def check(cfg: DictConfig) -> DictConfig:
@@ -103,39 +336,36 @@ def check(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: the first key whose value cannot work.
     """
-    for key in (*KEYS, *NODES):
-        if key not in cfg:
-            hint = f", {domains.listed(choices(key))}" if key in NODES else ""
-            raise ConfigError(f"{key}: every run needs one{hint}")
-    try:
+    with _in_one_line(), _explained():
+        for key in (*KEYS, *NODES):
+            if key not in cfg:
+                hint = f", {domains.listed(choices(key))}" if key in NODES else ""
+                raise ConfigError(f"{key}: every run needs one{hint}")
+        gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise explain(error) from error
-    return OmegaConf.create(_checked(cast(dict[str, Any], plain)))
+        return OmegaConf.create(_checked(cast(dict[str, Any], plain)))
 
 
 def _checked(plain: dict[str, Any]) -> dict[str, Any]:
     for key, value in plain.items():
         if key not in (*KEYS, *NODES):
-            raise ConfigError(f"{key}: unknown key, {domains.closest(key, (*KEYS, *GROUPS))}")
+            raise ConfigError(f"{domains.shown(key)}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
         if key in NODES and not isinstance(value, dict):
             raise ConfigError(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
+        gate.require_targets(value, key, key if key in pairs.SHIPPED else None)
     for key in plain["logger"]:
         if key not in LOGGER:
-            raise ConfigError(f"logger.{key}: unknown key, {domains.closest(str(key), LOGGER)}")
-    if not re.fullmatch(r"[\w.-]+", str(plain["name"])) or str(plain["name"]).startswith("."):
-        raise ConfigError(f"name: got {domains.shown(plain['name'])}, must be letters, digits, '.', '_' and '-'")
+            raise ConfigError(f"logger.{domains.shown(key)}: unknown key, {domains.closest(str(key), LOGGER)}")
     _check_node(plain, "")
+    pairs.check(plain)
     return plain
 
 
 def _check_node(node: Mapping[str, Any], prefix: str) -> None:
     # names have the meanings of `domains` in this package; the constructors of others check for themselves
-    if str(node.get("_target_", "snnexp.")).startswith("snnexp."):
+    if node.get("_target_") in (None, *pairs.EVERY):
         domains.check(node, prefix)
     for key, value in node.items():
-        if key == "_target_":
-            _require_allowed(str(value), prefix.rstrip("."))
         if isinstance(value, Mapping) and key != "published":
             _check_node(value, f"{prefix}{key}.")
 
@@ -157,14 +387,11 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         path: where the node stands in the config, for messages.
         given: names of the arguments that the caller will pass.
     """
-    target = _locate(str(node.get("_target_")), path)
+    target = gate.resolve(str(node.get("_target_")), path)
     signature = inspect.signature(target)
     known = signature.parameters
     own = {key: value for key, value in node.items() if key != "_target_"}
-    for key in own:
-        if key not in known or key in given:
-            options = [name for name in known if name not in given]
-            raise ConfigError(f"{path}.{key}: {target.__name__} has no such argument, {domains.closest(key, options)}")
+    pairs.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
     values = {
         key: instantiate(value, f"{path}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in own.items()
@@ -181,32 +408,6 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-def _allowed() -> tuple[str, ...]:
-    """Packages whose code a config may name: this one, and those that the user allowed."""
-    named = (package.strip() for package in os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(","))
-    return ("snnexp", *filter(None, named))
-
-
-def _require_allowed(name: str, path: str) -> None:
-    if not any(f"{name}.".startswith(f"{package}.") for package in _allowed()):
-        packages = ", ".join(_allowed())
-        raise ConfigError(f"{path}._target_: {name} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
-
-
-def _locate(name: str, path: str) -> Any:
-    """The object that a ``_target_`` names."""
-    _require_allowed(name, path)
-    try:
-        target = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}._target_: there is no {name}: {_first_line(error)}") from error
-    if not callable(target):
-        raise ConfigError(f"{path}._target_: {name} is neither a class nor a function")
-    # a name inside an allowed package may be bound to something that the package imported
-    _require_allowed(str(getattr(target, "__module__", None)), path)
-    return target
-
-
 def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
     """One sentence for what Hydra, OmegaConf or YAML refused: the key, what is wrong, what would do.
 
@@ -215,27 +416,34 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
         overrides: what was typed, where the error itself does not name the key.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return ConfigError(f"{mark.name}: line {mark.line + 1} is not YAML: {error.problem}")
+        return ConfigError(f"{error.problem_mark.name}: {gate.describe(error)}")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
-            "quote what holds a space, '=', a bracket or an accent: key='\"value\"'"
+            "quote what holds a quote, a bracket or '$': key='\"value\"'"
         )
-    return _about_a_key(error) or _about_a_choice(error, overrides) or ConfigError(_first_line(error))
+    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides)):
+        return found
+    # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
+    reason = _first_line(error.__cause__ or error)
+    return ConfigError(f"{domains.shown(' '.join(overrides))}: {reason}" if overrides else reason)
 
 
 def _about_a_key(error: Exception) -> ConfigError | None:
     for cause in _causes(error):
         key = getattr(cause, "full_key", None)
+        if key == "_dummy_":
+            # where Hydra resolves what stands in the name of a choice
+            return None
         if key and "not in struct" in str(cause):
             parent = getattr(cause, "parent_node", None)
             options = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
             # Hydra refuses a group of no such name in the same words
             options += list(GROUPS) if "." not in str(key) else []
-            return ConfigError(f"{key}: unknown key, {_near(str(key), options)}")
+            options = sorted({*options} - {"hydra"})
+            return ConfigError(f"{_short(str(key))}: unknown key, {_near(str(key), options)}")
         if key and isinstance(cause, OmegaConfBaseException):
-            return ConfigError(f"{key}: {_first_line(cause)}")
+            return ConfigError(f"{_short(str(key))}: {_first_line(cause)}")
     return None
 
 
@@ -247,12 +455,22 @@ def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError |
         return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return ConfigError(f"{match[1]}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
+    if match := re.search(r"Could not (?:append|delete) .*?'([^']+)'", text):
+        return ConfigError(f"{_short(match[1])}: {_first_line(error)}")
+    if "does not support sweep type" in text:
+        keys = [override.partition("=")[0] for override in overrides if "interval(" in override]
+        return ConfigError(f"{', '.join(keys)}: this sweeper takes lists of values; choose another hydra/sweeper")
     if "Config group override must be" in text:
         # Hydra does not say which group it means
         for group, _, choice in (override.partition("=") for override in overrides):
             if group in GROUPS and choice not in choices(group):
                 return _no_choice(group, choice)
     return None
+
+
+def _short(key: str) -> str:
+    """A key as it is, or its first and last letters; the values of a sentence have to fit behind it."""
+    return key if len(key) <= 80 else f"{key[:40]}...{key[-30:]}"
 
 
 def _no_choice(group: str, choice: str) -> ConfigError:

@@ -122,7 +122,8 @@ class ProgressDisplay(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
-        self._line(trainer, f"mean loss {number(float(trainer.callback_metrics['train/epoch_loss']))}")
+        loss = trainer.callback_metrics["train/epoch_loss"]
+        self._line(trainer, f"mean loss {number(float(loss))}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -157,10 +158,17 @@ def show_path(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+class LogFile(logging.FileHandler):
+    """A disk that says no is told like everywhere else, and not as a traceback between the lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        raise
+
+
 @contextmanager
 def quiet(log: Path | None = None) -> Iterator[None]:
     """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well."""
-    handler = logging.FileHandler(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
+    handler = LogFile(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     shown = logging.StreamHandler()
     shown.setFormatter(logging.Formatter("snnexp: %(message)s"))

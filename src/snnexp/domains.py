@@ -5,6 +5,8 @@ anything heavy is imported. A domain answers ``value in domain`` and its ``str``
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +14,8 @@ from typing import Any, Protocol
 from snnexp.errors import ConfigError
 
 FLOAT32_MAX = 3.4028234663852886e38
+WHOLE_MAX = 2**31 - 1
+"""What a whole number may be where its domain has no end: sizes and counts that are multiplied still fit 64 bits."""
 
 
 class Domain(Protocol):
@@ -36,7 +40,8 @@ class Number:
         # NaN compares false, and an int may be too large for any float
         above = self.low < value if self.open_low else self.low <= value
         below = value < self.high if self.open_high else value <= self.high
-        return abs(value) <= FLOAT32_MAX and above and below
+        largest = WHOLE_MAX if self.whole and math.isinf(self.high) else FLOAT32_MAX
+        return abs(value) <= largest and above and below
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
@@ -45,7 +50,7 @@ class Number:
         if math.isinf(self.low) and math.isinf(self.high):
             return kind
         if math.isinf(self.high):
-            return f"{kind} {above}"
+            return f"{kind} {above}, below 2^31" if self.whole else f"{kind} {above}"
         if self.open_high:
             return f"{kind} {above} and less than {high}"
         if self.open_low:
@@ -107,6 +112,38 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text that can be part of a path and of a line: no control characters, no halves of characters."""
+
+    pattern: str = ".*"
+    name: str = "a text without control characters"
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, str) or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+            return False
+        return len(value) <= 4096 and re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class MappingOf:
+    """A mapping from texts to values that each lie in ``each``."""
+
+    each: Domain
+    name: str
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, Mapping) or any(key not in TEXT for key in value):
+            return False
+        return all(element in self.each for element in value.values())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
 class ListOf:
     """A list whose every element lies in ``each``."""
 
@@ -155,7 +192,8 @@ SEED = Number(low=0, high=2**32 - 1, whole=True)
 FRACTION = Number(low=0, high=1)
 BELOW_ONE = Number(low=0, high=1, open_high=True)
 FLAG = Kind(bool, "true or false")
-TEXT = Kind(str, "a text")
+TEXT = Text()
+NAME = Text(r"(?!\.)[\w.-]{1,100}", "letters, digits, '.', '_' and '-', at most 100, the first no '.'")
 NULL = Kind(type(None), "null")
 
 DOMAINS: dict[str, Domain] = {
@@ -163,8 +201,8 @@ DOMAINS: dict[str, Domain] = {
     "seed": SEED,
     "num_steps": COUNT,
     "kernel": OneOf("auto", "reference", "fused", "triton"),
-    "name": TEXT,
-    "published": Kind(Mapping, "a mapping of metric names to figures"),
+    "name": NAME,
+    "published": MappingOf(FINITE, "a mapping of metric names to figures"),
     # data
     "root": TEXT,
     "download": FLAG,
@@ -173,7 +211,7 @@ DOMAINS: dict[str, Domain] = {
     "val_size": INDEX,
     "num_samples": COUNT,
     "sample_seed": Either(SEED, NULL),
-    "num_workers": INDEX,
+    "num_workers": Number(low=0, high=1024, whole=True),
     "mode": OneOf("linear", "sqrt"),
     # neurons
     "beta": Parameter(FRACTION),
@@ -229,6 +267,7 @@ DOMAINS: dict[str, Domain] = {
     "limit_batches": Either(COUNT, NULL),
     "log_every_n_steps": COUNT,
     "save_every_n_epochs": COUNT,
+    "save_every_s": NOT_NEGATIVE,
     "tensorboard": FLAG,
 }
 
@@ -242,10 +281,18 @@ def check(values: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def shown(value: object) -> str:
-    """``value`` as a config file would write it, short enough for one line."""
+    """``value`` as a config file would write it, short enough for one line and without control characters."""
     words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else str(value) or "''"
+    text = line(words[value] if value is None or isinstance(value, bool) else str(value) or "''")
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def line(text: str) -> str:
+    """``text`` in one line that a terminal shows as it is: what cannot be printed is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )
 
 
 def closest(word: str, options: Iterable[str]) -> str:

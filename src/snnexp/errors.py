@@ -40,6 +40,12 @@ class CheckpointError(SnnexpError):
     exit_code = 5
 
 
+class InUseError(SnnexpError):
+    """Another process writes to the run directory."""
+
+    exit_code = 6
+
+
 class InterruptedRunError(SnnexpError):
     """A signal asked the run to stop; the exit code is 128 + the signal's number, as shells have it."""
 

@@ -1,15 +1,19 @@
-"""Assemble a config into an experiment and run it, from the command line or a notebook.
+"""Assemble a config into an experiment, run it, go on with it, measure it; from the command line or a notebook.
 
 cfg = compose(["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"])
 parts = build(cfg)
 record = run(cfg)
+record = resume(record.path, ["trainer.max_epochs=2"])
+measured = evaluate(record.path, split="val")
 """
 
+import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
-from snnexp import callbacks, console, domains, kernels, metrics
+from snnexp import callbacks, checkpoints, config, console, domains, kernels, metrics, pairs, runs, saving
+from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose, factory, instantiate
 from snnexp.data import DataModule
 from snnexp.encoders import ConstantCurrentLIF, Encoder
-from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError, located
+from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, SnnexpError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
@@ -34,10 +39,12 @@ from snnexp.neurons import Trace
 from snnexp.runs import Run
 from snnexp.task import Measure, Task
 
-__all__ = ["Parts", "Record", "build", "compose", "make_trainer", "run"]
+__all__ = ["Parts", "Record", "build", "compose", "evaluate", "make_trainer", "resume", "run"]
 
 RUN_DIR = "SNNEXP_RUN_DIR"
 """Tells the processes that ddp starts which directory the first one has made."""
+OWN = ("last", "best", "init")
+"""Checkpoints of a run, by what is typed."""
 
 
 @dataclass
@@ -111,7 +118,7 @@ def make_trainer(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 logger=False,
-                plugins=[callbacks.RunCheckpointIO()],
+                plugins=[saving.RunCheckpointIO()],
                 callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
@@ -164,25 +171,16 @@ def _encode(
 
 def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> str | None:
     """Refuse parts that cannot work together, and choose what decodes the readout."""
-    readout_fires = list(network.neurons().values())[-1].spikes
-    if data.target not in loss.targets:
-        raise ConfigError(
-            f"loss: {type(loss).__name__} compares with {loss.targets[0]}, these data have a {data.target}; "
-            "use loss=mse_membrane, or data with labels"
-        )
-    if encoder.takes_sequences != data.sequences:
-        need = "sequence" if data.sequences else "constant"
-        raise ConfigError(f"encoder: {type(encoder).__name__} does not fit these data; use encoder={need}")
-    if loss.reads == "spike_count" and not readout_fires:
-        raise ConfigError(
-            f"loss: {type(loss).__name__} counts spikes and this readout never fires; use another loss, or readout=same"
-        )
+    readout = list(network.neurons().values())[-1]
+    pairs.require_target(loss, data)
+    pairs.require_encoder(encoder, data)
+    pairs.require_spikes(loss, readout)
     # an encoder refuses values that it cannot encode; drawing here must not move the run's stream
     with torch.random.fork_rng(devices=[]):
         encoder(data.train[list(range(min(256, len(data.train))))][0])
     if data.target == "trace":
         return None
-    return loss.decoder if readout_fires else "max_voltage"
+    return loss.decoder if readout.spikes else "max_voltage"
 
 
 def _measures(decoder: str | None) -> dict[str, Measure]:
@@ -210,19 +208,203 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    clock = {"began": time.perf_counter()}
-    parts = build(cfg)
-    main = parts.trainer.is_global_zero
-    if main:
-        folder = parent or Path(cfg.logger.root) / cfg.name
-        run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, _facts(cfg, parts))
-        os.environ[RUN_DIR] = str(run_dir.path.absolute())
-    else:
-        run_dir = Run(Path(os.environ[RUN_DIR]))
+    with saving.Signals() as signals, _memory_told():
+        clock = {"began": time.perf_counter()}
+        parts = build(cfg)
+        if parts.trainer.is_global_zero:
+            folder = parent or Path(cfg.logger.root) / cfg.name
+            run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, _facts(cfg, parts))
+            os.environ[RUN_DIR] = str(run_dir.path.absolute())
+        else:
+            run_dir = Run(Path(os.environ[RUN_DIR]))
+        try:
+            _watch(cfg, parts, run_dir, signals)
+            return _carry_out(cfg, parts, run_dir, clock, signals)
+        finally:
+            run_dir.close()
+            _forget_processes()
+
+
+def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
+    """Go on with a run that did not finish, to the same end as if nothing had stopped it.
+
+    On the same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was
+    never interrupted, to the bit. A run that finished goes on if ``trainer.max_epochs`` is raised, else it stays.
+
+    Args:
+        path: the run directory.
+        overrides: changes of keys that do not decide what is computed, such as ``trainer.max_epochs=20``.
+
+    Raises:
+        ConfigError: it is no run directory, or a key changed that decides what the run computes.
+        CheckpointError: all its checkpoints are damaged.
+        InUseError: another process writes to it.
+        SnnexpError: as :func:`run`.
+    """
+    with saving.Signals() as signals, _memory_told():
+        clock = {"began": time.perf_counter()}
+        run_dir = Run.open(path)
+        # the processes that ddp starts find the directory locked by the first one
+        if os.environ.get(RUN_DIR) != str(run_dir.path):
+            run_dir.lock()
+            os.environ[RUN_DIR] = str(run_dir.path)
+        try:
+            saved = config.load(run_dir.path / "config.yaml")
+            cfg = without_download(config.change(saved, overrides), overrides)
+            config.require_same(saved, cfg)
+            parts = build(cfg)
+            saver = _watch(cfg, parts, run_dir, signals)
+            batches = min(len(parts.data.train_dataloader()), cfg.trainer.limit_batches or sys.maxsize)
+            wanted = _example(parts, parts.trainer.callbacks)  # type: ignore[attr-defined]
+            now = OmegaConf.to_container(cfg)
+            found = checkpoints.find(run_dir, wanted, batches, lambda before: config.require_same(before, now))  # type: ignore[arg-type]
+            before = run_dir.read()
+            if before.get("status") == "finished" and (found is None or found.position[0] >= cfg.trainer.max_epochs):
+                console.console().print(f"run {console.show_path(run_dir.path)}  had finished, nothing is left to do")
+                return Record(run_dir.path, "finished", before.get("metrics", {}))
+            if found is not None:
+                saver.go_on_from(found.position)
+                parts.data.begin = found.position
+            if parts.trainer.is_global_zero:
+                _begin_again(cfg, parts, run_dir, before, found)
+            return _carry_out(cfg, parts, run_dir, clock, signals, found)
+        finally:
+            run_dir.close()
+            _forget_processes()
+
+
+def evaluate(
+    path: Path, checkpoint: str | Path = "last", split: str = "test", overrides: Sequence[str] = ()
+) -> dict[str, float]:
+    """Measure one split with the weights of a checkpoint; nothing is written.
+
+    Args:
+        path: the run directory.
+        checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+        split: ``test``, ``val`` or ``train``.
+        overrides: changes of the run's config, such as ``trainer.accelerator=cpu``.
+
+    Returns:
+        ``<split>/<measure>`` to value; with the last weights on the test split, the values that the run reported.
+
+    Raises:
+        ConfigError: it is no run directory, or the run has no such split.
+        CheckpointError: the checkpoint is missing, damaged, or does not fit.
+    """
+    with saving.Signals(), _memory_told():
+        run_dir = Run.open(path)
+        cfg = without_download(config.change(config.load(run_dir.path / "config.yaml"), overrides), overrides)
+        processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
+        own = checkpoint in OWN
+        file = run_dir.checkpoints / f"{checkpoint}.ckpt" if own else Path(checkpoint)
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(OWN)}, or a file")
+        parts = build(cfg)
+        loader = parts.data.loader(split)
+        watching = _watching(cfg, parts, processes)
+        if own:
+            everything = [*parts.trainer.callbacks, *watching, saving.Checkpoints(run_dir, "", 1, 0)]  # type: ignore[attr-defined]
+            found = checkpoints.read(file, _example(parts, everything))
+            weights = found["state_dict"]
+            for callback in watching:
+                if isinstance(callback, callbacks.SeedMeanLoss):
+                    callback.sums = found["callbacks"][callback.state_key]["sums"].mean(0)
+        else:
+            weights = checkpoints.read_weights(file, parts.task.state_dict())
+            # what a foreign network was trained with is not known
+            watching = [callback for callback in watching if not isinstance(callback, callbacks.SeedMeanLoss)]
+        parts.task.load_state_dict(weights)
+        parts.trainer.callbacks += watching  # type: ignore[attr-defined]
+        with console.quiet():
+            measured = parts.trainer.test(parts.task, dataloaders=loader, verbose=False)[0]
+        return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """A network that does not fit into memory is a mistake in the config."""
     try:
-        measured = _train_and_test(cfg, parts, run_dir, clock)
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = str(error).strip().splitlines() or ["out of memory"]
+        if isinstance(error, RuntimeError) and "memory" not in told[0]:
+            raise
+        raise ConfigError(
+            f"network: does not fit into memory with its data.batch_size and num_steps: {told[0]}"
+        ) from error
+
+
+def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
+    """A saved config may come from elsewhere: the network is used only where that is typed."""
+    if "download" in cfg.data and not any(override.startswith("data.download=") for override in typed):
+        cfg.data.download = False
+    return cfg
+
+
+def _begin_again(
+    cfg: DictConfig, parts: Parts, run_dir: Run, before: Mapping[str, Any], found: Checkpoint | None
+) -> None:
+    """Put the record of a run back to where it goes on."""
+    run_dir.rewind(0 if found is None else found.content["metrics"]["bytes"])
+    runs.write_atomically(run_dir.path / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+    steps = before.get("resumed_at_step")
+    again = {
+        "status": "running",
+        "exit_code": None,
+        "resumed_at_step": [*(steps if isinstance(steps, list) else []), 0 if found is None else found.step],
+    }
+    kept = {key: value for key, value in before.items() if key != "reason"}
+    run_dir.write(kept | _facts(cfg, parts) | again)
+
+
+def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
+    """What draws, counts and tells; the callbacks that a test needs too."""
+    read_by = (parts.loss.reads, parts.decoder)
+    layers = [*parts.network.neurons()][: None if "spike_count" in read_by else -1]
+    watching: list[Callback] = [
+        callbacks.RandomNumbers(cfg.seed),
+        callbacks.EpochLoss(processes),
+        callbacks.QuietLayers(layers),
+    ]
+    return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
+
+
+def _watch(cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals) -> saving.Checkpoints:
+    """Give the trainer all that watches a run; returns what saves it."""
+    logger = cfg.logger
+    text = json.dumps(OmegaConf.to_container(cfg))
+    saver = saving.Checkpoints(run_dir, text, logger.save_every_n_epochs, logger.save_every_s)
+    watching = _watching(cfg, parts, parts.trainer.world_size)
+    if parts.trainer.is_global_zero:
+        signals.run = run_dir
+        watching.append(console.ProgressDisplay(console.console()))
+    signals.checkpoints = saver
+    histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
+    # what saves comes after what counts, what stops comes last
+    parts.trainer.callbacks += [*watching, histograms, saver, signals]  # type: ignore[attr-defined]
+    return saver
+
+
+def _example(parts: Parts, watching: Sequence[Callback]) -> dict[str, Any]:
+    states = {callback.state_key: callback.state_dict() for callback in watching}
+    return checkpoints.example(parts.task, parts.task.optimizer, states)
+
+
+def _carry_out(
+    cfg: DictConfig,
+    parts: Parts,
+    run_dir: Run,
+    clock: dict[str, float],
+    signals: saving.Signals,
+    found: Checkpoint | None = None,
+) -> Record:
+    main = parts.trainer.is_global_zero
+    try:
+        measured = _train_and_test(cfg, parts, run_dir, clock, found)
+        signals.stop_if_told()
         if main:
-            _record_success(cfg, parts, run_dir, measured, clock)
+            steps = parts.trainer.global_step - (0 if found is None else found.step)
+            _record_success(cfg, parts, run_dir, measured, clock, steps)
     except BaseException as error:
         if main:
             # on a full disk this fails too, and what came first is what counts
@@ -232,46 +414,49 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
             # the first process tells; Lightning would kill it if this one left with another code
             raise SystemExit(0) from error
         raise
-    finally:
-        run_dir.close()
-        _forget_processes()
     return Record(run_dir.path, "finished", measured)
 
 
-def _train_and_test(cfg: DictConfig, parts: Parts, run_dir: Run, clock: dict[str, float]) -> dict[str, float]:
+def _train_and_test(
+    cfg: DictConfig,
+    parts: Parts,
+    run_dir: Run,
+    clock: dict[str, float],
+    found: Checkpoint | None,
+) -> dict[str, float]:
     trainer, main = parts.trainer, parts.trainer.is_global_zero
-    checkpoints = callbacks.Checkpoints(run_dir.checkpoints, cfg.logger.save_every_n_epochs)
-    watching: list[Callback] = [callbacks.ParameterHistograms(cfg.logger.save_every_n_epochs)]
-    if parts.decoder is None:
-        watching.append(callbacks.SeedMeanLoss())
     if main:
-        terminal = console.console()
-        _announce(terminal, cfg, parts, run_dir.path)
-        watching.append(console.ProgressDisplay(terminal))
-    board = TensorBoardLogger(run_dir.path, name="", version="tensorboard", default_hp_metric=False)
+        _announce(console.console(), cfg, parts, run_dir.path, found)
+    board = TensorBoardLogger(
+        run_dir.path,
+        name="",
+        version="tensorboard",
+        default_hp_metric=False,
+        # what was drawn after the checkpoint is drawn again
+        purge_step=None if found is None else found.step,
+    )
     trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
-    with console.quiet(run_dir.path / "train.log" if main else None), callbacks.Signals(checkpoints) as signals:
-        # what saves comes after what watches, what stops comes last
-        trainer.callbacks += [*watching, checkpoints, signals]  # type: ignore[attr-defined]
+    with console.quiet(run_dir.path / "train.log" if main else None):
         clock["built"] = time.perf_counter()
-        trainer.fit(parts.task, datamodule=parts.data)
+        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=None if found is None else found.path)
         clock["fitted"] = time.perf_counter()
         measured = dict(trainer.test(parts.task, datamodule=parts.data, verbose=False)[0])
         clock["tested"] = time.perf_counter()
         if cfg.logger.tensorboard and main:
-            board.log_hyperparams(_flat(cfg), measured)
+            board.log_hyperparams(config.flat(cfg), measured)
             board.finalize("success")
     return measured
 
 
-def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path) -> None:
+def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path, found: Checkpoint | None) -> None:
     device = parts.trainer.strategy.root_device
     title = f"{cfg.name}  seed {cfg.seed}  on {device}, {torch.get_num_threads()} threads"
     if terminal.is_terminal:
         terminal.print(console.config_tree(title, OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
     else:
         terminal.print(title)
-    terminal.print(f"run {console.show_path(path)}")
+    beginning = "" if found is None else f"  going on from {found.path.name}, step {found.step}"
+    terminal.print(f"run {console.show_path(path)}{beginning}")
 
 
 def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
@@ -292,11 +477,11 @@ def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
 
 
 def _record_success(
-    cfg: DictConfig, parts: Parts, run_dir: Run, measured: dict[str, float], clock: dict[str, float]
+    cfg: DictConfig, parts: Parts, run_dir: Run, measured: dict[str, float], clock: dict[str, float], steps: int
 ) -> None:
     began, built, fitted, tested = (clock[name] for name in ("began", "built", "fitted", "tested"))
     wall_s = {"build": built - began, "fit": fitted - built, "test": tested - fitted, "total": tested - began}
-    samples = parts.trainer.global_step * min(parts.data.batch_size, len(parts.data.train))
+    samples = steps * min(parts.data.batch_size, len(parts.data.train))
     run_dir.update(
         status="finished", exit_code=0, metrics=measured, wall_s=wall_s, samples_per_s=samples / wall_s["fit"]
     )
@@ -320,11 +505,3 @@ def _forget_processes() -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", RUN_DIR):
             os.environ.pop(name, None)
-
-
-def _flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``, for TensorBoard's table of hyperparameters."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

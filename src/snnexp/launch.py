@@ -11,7 +11,6 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,7 +19,8 @@ from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 
 CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
-VALUED = (*CFG_FLAGS, *DIR_FLAGS, "--package", "-p", "--config-path", "-cp", "--config-name", "-cn")
+VALUED = (*CFG_FLAGS, *DIR_FLAGS, "--package", "-p")
+OTHER_CONF = ("--config-path", "-cp", "--config-name", "-cn")
 CFG = ("job", "hydra", "all")
 PLAIN = (
     "--info",
@@ -36,6 +36,8 @@ PLAIN = (
     "--version",
 )
 SWEEP = ("--multirun", "-m")
+SHOW = (*CFG_FLAGS, "--info", "-i", "--hydra-help", "--version")
+COMPLETE = ("--shell-completion", "-sc")
 
 
 @dataclass
@@ -56,6 +58,7 @@ def train(arguments: Sequence[str]) -> int:
         SnnexpError: a single run could not start, diverged or was interrupted.
     """
     flags, overrides = split(arguments)
+    overrides = config.quoted(overrides)
     conf = config.conf_dir()
     config.prepare()
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
@@ -65,10 +68,11 @@ def train(arguments: Sequence[str]) -> int:
     typed = sys.argv
     jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
     try:
-        if any(flag in SWEEP for flag in flags):
-            check_points(overrides, flags)
+        if not any(flag in COMPLETE for flag in flags):
+            check(flags, overrides)
+            overrides = [config.NO_SEARCH, *overrides]
         sys.argv = [typed[0], *flags, *overrides]
-        hydra.main(config_path=str(conf), config_name="train", version_base="1.3")(jobs)()
+        hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     except config.REFUSALS as error:
         raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
     finally:
@@ -95,35 +99,36 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
                 raise ConfigError(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
             if flag in DIR_FLAGS and not Path(value).is_dir():
-                raise ConfigError(f"{flag}: {value} is not a folder")
+                raise ConfigError(f"{flag}: {domains.shown(value)} is not a folder")
+            if flag in DIR_FLAGS and any(flag in DIR_FLAGS for flag in flags):
+                raise ConfigError(f"{flag}: given twice, takes one folder")
             flags += [flag, value]
         elif word in PLAIN:
             flags.append(word)
+        elif word.partition("=")[0] in OTHER_CONF:
+            raise ConfigError(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
         else:
             raise ConfigError(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
     return flags, overrides
 
 
-def check_points(overrides: Sequence[str], flags: Sequence[str]) -> None:
-    """Compose and check every point of a sweep before the first one starts.
+def check(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Compose and check what Hydra is going to compose, each point of a sweep before the first one starts.
 
     Raises:
-        ConfigError: a point cannot work.
+        ConfigError: a point cannot work, or would make Hydra do more than start runs.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    variants = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_discrete_sweep()
-        else [str(override.input_line)]
-        for override in parsed
-    ]
-    extra = [
-        f"hydra.searchpath=[file://{Path(folder).absolute()}]"
-        for flag, folder in itertools.pairwise([*flags, ""])
-        if flag in DIR_FLAGS
-    ]
-    for point in itertools.product(*variants):
-        config.compose([*point, *extra])
+    folder = next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
+    if any(flag in SWEEP for flag in flags):
+        # Hydra itself starts with what all points share, which another choice may replace in each of them
+        _, node = config.composed(config.shared(overrides), folder)
+        params = node["sweeper"].get("params") or {}
+        for point in config.points([*(f"{key}={value}" for key, value in params.items()), *overrides], folder):
+            config.check(config.composed(point, folder)[0])
+    else:
+        cfg, _ = config.composed(overrides, folder)
+        if not any(flag in SHOW for flag in flags):
+            config.check(cfg)
 
 
 class Jobs:

@@ -2,32 +2,39 @@
 
     outputs/<experiment>/<run id>/
       run.json  config.yaml  overrides.yaml  metrics.jsonl  train.log
-      checkpoints/{init,last,best}.ckpt, each with a .sha256 beside it
+      checkpoints/{init,previous,last,best}.ckpt, each with a .sha256 beside it
       tensorboard/
+      .lock             held by the process that writes here
     outputs/sweeps/<experiment>/<sweep id>/
       summary.csv  runs/<run id>/...
 
-A run id is YYYYMMDD-HHMMSS-xxxx. Nothing heavy is imported here, so that runs can be listed quickly.
+A run id is YYYYMMDD-HHMMSS-xxxx. A file is replaced whole or not at all, and is on the disk before anything that refers
+to it; only metrics.jsonl grows, and a checkpoint says how much of it belongs to it. Nothing heavy is imported here, so
+that runs can be listed quickly.
 """
 
 import csv
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
 import secrets
+import shutil
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
-from snnexp.errors import CheckpointError
+from snnexp.errors import CheckpointError, ConfigError, InUseError
 
 PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
@@ -43,11 +50,16 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._metrics: IO[str] | None = None
+        self._metrics: int | None = None
+        self._lock: int | None = None
+        self._written = 0
+        self._digest = hashlib.sha256()
 
     @classmethod
     def create(cls, parent: Path, config: str, overrides: Sequence[str], facts: Mapping[str, Any]) -> "Run":
-        """Make a directory that no other run has, and write down what is known before the start.
+        """Make a directory that no other run has, locked, with all that is known before the start.
+
+        It is filled under another name and then renamed: nobody ever sees half of it.
 
         Args:
             parent: the folder of runs.
@@ -56,20 +68,70 @@ class Run:
             facts: first entries of run.json, beside ``status``, versions and git.
         """
         parent.mkdir(parents=True, exist_ok=True)
+        run = cls(Path(tempfile.mkdtemp(prefix=".new-", dir=parent)))
+        try:
+            run.path.chmod(0o755)
+            run.lock()
+            run.checkpoints.mkdir()
+            write_atomically(run.path / "config.yaml", config.encode())
+            write_atomically(run.path / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
+            (run.path / "metrics.jsonl").touch()
+            run.write({"status": "running", "exit_code": None, **facts, "versions": versions(), "git": git()})
+            run._rename(parent)
+        except BaseException:
+            run.close()
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        return run
+
+    def _rename(self, parent: Path) -> None:
         while True:
             path = parent / new_id()
             try:
-                path.mkdir()
+                # replaces no directory that holds anything, and every run does
+                self.path.rename(path)
                 break
-            except FileExistsError:
-                continue
-        run = cls(path)
-        run.checkpoints.mkdir()
-        (path / "config.yaml").write_text(config, encoding="utf-8")
-        (path / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
-        (path / "metrics.jsonl").touch()
-        run.write({"status": "running", "exit_code": None, **facts, "versions": versions(), "git": git()})
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        self.path, self.checkpoints = path, path / "checkpoints"
+        _sync(parent)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """A run directory that exists, perhaps from elsewhere.
+
+        Raises:
+            ConfigError: it is no run directory.
+            CheckpointError: a part of it is a link, which could lead what is written here to another place.
+        """
+        run = cls(path.resolve())
+        if not (run.path / "config.yaml").is_file():
+            raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
+        for part in run.path.rglob("*"):
+            if part.is_symlink():
+                raise CheckpointError(f"{part}: a link, and a run directory may not lead elsewhere; put the file here")
         return run
+
+    def lock(self) -> None:
+        """Keep others from writing here until :meth:`close`, or until this process ends in whatever way.
+
+        Raises:
+            InUseError: another process writes here.
+        """
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            # a lock of this kind is not inherited by data workers, which may outlive a process that is killed
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(handle, 20).decode(errors="replace")
+            os.close(handle)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise InUseError(f"{self.path}: in use by process {owner.strip()}") from error
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        self._lock = handle
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
@@ -77,8 +139,19 @@ class Run:
         write_atomically(self.path / "run.json", text.encode() + b"\n")
 
     def read(self) -> dict[str, Any]:
-        """The content of run.json."""
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        """The content of run.json.
+
+        Raises:
+            CheckpointError: it is missing or is no JSON.
+        """
+        path = self.path / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: missing or damaged") from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path}: damaged, it holds no mapping")
+        return record
 
     def update(self, **changes: Any) -> dict[str, Any]:
         """Change some entries of run.json; returns all."""
@@ -89,20 +162,46 @@ class Run:
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl; NaN and infinity become null."""
         if self._metrics is None:
-            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._metrics.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+            self._metrics = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        line = json.dumps(_finite(row), allow_nan=False).encode() + b"\n"
+        _write(self._metrics, line)
+        self._written += len(line)
+        self._digest.update(line)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
+        """The rows of metrics.jsonl; a last line that was torn when its process ended is none."""
         with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
-                yield json.loads(line)
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def metrics_so_far(self) -> dict[str, Any]:
+        """Length and SHA-256 of the rows that this process knows of, once they are on the disk."""
+        if self._metrics is not None:
+            os.fsync(self._metrics)
+        return {"bytes": self._written, "sha256": self._digest.hexdigest()}
+
+    def has_metrics(self, so_far: Mapping[str, Any]) -> bool:
+        """Whether metrics.jsonl begins with the rows that :meth:`metrics_so_far` told of."""
+        length, digest = int(so_far["bytes"]), str(so_far["sha256"])
+        content = _regular(self.path / "metrics.jsonl")[:length]
+        return len(content) == length and hashlib.sha256(content).hexdigest() == digest
+
+    def rewind(self, length: int) -> None:
+        """Cut metrics.jsonl to its first ``length`` bytes, and go on from there."""
+        path = self.path / "metrics.jsonl"
+        content = _regular(path)[:length]
+        os.truncate(path, length)
+        self._written, self._digest = length, hashlib.sha256(content)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, and let others write."""
         if self._metrics is not None:
-            self._metrics.close()
+            os.close(self._metrics)
             self._metrics = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _finite(value: Any) -> Any:
@@ -115,18 +214,48 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to the disk, then replace: a reader sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Write beside the target, flush to the disk, then replace: a reader sees the old file or the new one.
+
+    One process writes a file at a time, so what a killed one has left is written over by the next.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        try:
+            _write(handle, content)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    _sync(path.parent)
+
+
+def _write(handle: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+def _sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _regular(path: Path, at_most: int | None = None) -> bytes:
+    """The content of a plain file: a pipe would wait for ever, a device never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: not a plain file")
+    if at_most is not None and status.st_size > at_most:
+        raise CheckpointError(f"{path}: {status.st_size} bytes, at most {at_most} can belong here")
+    return path.read_bytes()
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -138,27 +267,64 @@ def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def write_checkpoint(path: Path, content: bytes) -> None:
-    """Write a checkpoint, then its checksum in the format of ``sha256sum``."""
-    write_atomically(path, content)
+def write_checkpoint(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Replace a checkpoint and its checksum, in the format of ``sha256sum``.
+
+    While one is replaced, the checksum's file vouches for the old and the new content, so that whatever a kill leaves
+    is a whole checkpoint with its checksum.
+
+    Args:
+        path: the checkpoint.
+        content: its new content.
+        keep: where the content before goes, if it is undamaged.
+    """
     digest = hashlib.sha256(content).hexdigest()
-    write_atomically(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n".encode())
+    vouched = _vouched(path)
+    if keep is not None and vouched:
+        before = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(before).hexdigest() in vouched:
+            write_checkpoint(keep, before)
+    _vouch(path, digest, *vouched)
+    write_atomically(path, content)
+    _vouch(path, digest)
 
 
-def read_checkpoint(path: Path) -> bytes:
+def read_checkpoint(path: Path, at_most: int | None = None, foreign: bool = False) -> bytes:
     """The bytes of a checkpoint that has its checksum.
+
+    Args:
+        path: the checkpoint.
+        at_most: bytes that it may have.
+        foreign: it may come without a checksum.
 
     Raises:
         CheckpointError: it is missing, or is not the file that was written.
     """
+    vouched = _vouched(path)
     try:
-        content = path.read_bytes()
-        digest = path.with_name(path.name + ".sha256").read_text(encoding="ascii").split()[0]
-    except (OSError, IndexError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: checkpoint or checksum is missing or cannot be read") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+        content = _regular(path, at_most)
+    except OSError as error:
+        raise CheckpointError(f"{path}: checkpoint cannot be read: {error.strerror}") from error
+    if not vouched and not foreign:
+        raise CheckpointError(f"{path}: checkpoint has no checksum beside it, or a damaged one")
+    if vouched and hashlib.sha256(content).hexdigest() not in vouched:
         raise CheckpointError(f"{path}: checkpoint is damaged, its checksum differs")
     return content
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _vouch(path: Path, *digests: str) -> None:
+    write_atomically(_checksum(path), "".join(f"{digest}  {path.name}\n" for digest in digests).encode())
+
+
+def _vouched(path: Path) -> list[str]:
+    try:
+        return _regular(_checksum(path), at_most=4096).decode("ascii").split()[::2]
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
 
 
 def versions() -> dict[str, str]:
@@ -171,8 +337,11 @@ def versions() -> dict[str, str]:
 def git() -> dict[str, Any] | None:
     """Commit of the working directory's repository, and whether it has changes; None outside of one."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+        commit, status = (
+            # a repository may name a program of its own as file watcher, which git would run
+            subprocess.run(["git", "-c", "core.fsmonitor=false", *what], capture_output=True, text=True, check=True)
+            for what in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

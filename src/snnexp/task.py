@@ -49,15 +49,14 @@ class Task(LightningModule):
         # an evaluation reads single time steps of the readout at most
         self.reduced = layers[:-1] if loss.reads == "membrane" else layers
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> dict[str, Any]:
         loss, _, traces = self._step(batch)
         samples = _samples(traces)
-        self.log("train/epoch_loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=samples)
         # reading every trace costs time, so it is done only for the steps that are logged
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = {"train/loss": loss.detach(), **self._measured(traces, batch[1], "train")}
             self.log_dict(values, on_step=True, on_epoch=False, batch_size=samples)
-        return loss
+        return {"loss": loss, "samples": samples, "traces": traces}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._evaluation_step(batch, "val")

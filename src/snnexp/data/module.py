@@ -1,6 +1,6 @@
 """The data module: whole batches out of memory, in an order that depends on the seed and the epoch alone."""
 
-import hashlib
+import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from snnexp import domains
 from snnexp.errors import ConfigError
+from snnexp.seeds import fold
 
 
 class Samples(Protocol):
@@ -66,6 +67,8 @@ class DataModule(LightningDataModule):
         self.train, self.val, self.test = train, val, test
         self.inputs, self.outputs, self.target, self.sequences = inputs, outputs, target, sequences
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
+        self.begin = (0, 0)
+        """Where training begins: epochs that are done, and batches of the next one that are."""
 
     def require_shareable(self, processes: int) -> None:
         """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
@@ -84,7 +87,7 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._rank()
-        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, rank, world)
+        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, rank, world, self.begin)
         return self._loader(self.train, batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -93,9 +96,28 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.test, self._in_order(self.test))
 
+    def loader(self, split: str) -> DataLoader[Any]:
+        """All samples of ``test``, ``val`` or ``train``, once and in order.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        splits = {"test": self.test, "val": self.val, "train": self.train}
+        samples = splits.get(split)
+        if samples is None:
+            there = ", ".join(name for name, samples in splits.items() if samples is not None)
+            raise ConfigError(f"split: got {domains.shown(split)}, these data have {there}")
+        return self._loader(samples, self._in_order(samples))
+
     def _loader(self, samples: Samples, batches: "Sampler[list[int]]") -> DataLoader[Any]:
         # the sampler's items are whole batches, so that the loader neither collates nor pickles single samples
-        return DataLoader(samples, sampler=batches, batch_size=None, num_workers=self.num_workers)  # type: ignore[arg-type]
+        return DataLoader(
+            samples,  # type: ignore[arg-type]
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.num_workers,
+            worker_init_fn=_leave_signals_to_the_run if self.num_workers else None,
+        )
 
     def _in_order(self, samples: Samples) -> "Sampler[list[int]]":
         return OrderedBatches(len(samples), self.batch_size, *self._rank())
@@ -104,27 +126,38 @@ class DataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-def fold(seed: int, *position: int) -> int:
-    """A seed of 63 bits for one place in a run, such as an epoch: a hash, so that no two places share a stream."""
-    digest = hashlib.blake2b(repr((seed, *position)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
+def _leave_signals_to_the_run(worker: int) -> None:
+    # Ctrl-C reaches workers as well, and the run still needs batches to finish its step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class ShuffledBatches(Sampler[list[int]]):
     """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of each.
 
     A batch that the processes cannot share equally loses its remainder, so that their gradients weigh the same.
+    ``begin`` is where a resumed run begins: an epoch, and the batches of it that are done.
     """
 
-    def __init__(self, length: int, batch_size: int, drop_last: bool, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        drop_last: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        begin: tuple[int, int] = (0, 0),
+    ) -> None:
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         usable = length // batch_size * batch_size if drop_last else length
         self.sizes = [min(batch_size, usable - start) // world * world for start in range(0, usable, batch_size)]
         self.sizes = [size for size in self.sizes if size]
-        self.epoch = 0
+        self.epoch, self.done = begin
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
+        self.done = self.done if epoch == self.epoch else 0
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -133,7 +166,7 @@ class ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(fold(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
-        for index, size in enumerate(self.sizes):
+        for index, size in list(enumerate(self.sizes))[self.done :]:
             start = index * self.batch_size
             yield order[start + self.rank : start + size : self.world]
 

@@ -67,7 +67,7 @@ class DeferredTrace(Trace):
 
     @property
     def state(self) -> Any:
-        return self._trace.state
+        return self._sums.state
 
     @property
     def spike_count(self) -> Tensor:

@@ -1,0 +1,231 @@
+"""Kill runs at random moments and go on with them; prints how many ended like a run that nothing had stopped.
+
+    scripts/chaos.py kills       SIGKILL, for three neurons with 0 and 2 data workers
+    scripts/chaos.py signals     SIGTERM and SIGINT
+    scripts/chaos.py starts      runs that start at the same moment
+    scripts/chaos.py fuzz        overrides out of random pieces of Hydra's grammar
+
+Each run is a process of its own, started as a user starts it, on real MNIST images.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SNNEXP = [sys.executable, "-m", "snnexp.cli"]
+RUN = [
+    "trainer=cpu",
+    "trainer.max_epochs=3",
+    "trainer.limit_batches=12",
+    "trainer.log_every_n_steps=2",
+    "data.val_size=2000",
+    "data.batch_size=64",
+    "network.hidden=[100]",
+    "num_steps=10",
+    # a checkpoint after every step, so that many kills hit one that is being written
+    "logger.save_every_s=0",
+]
+NEURONS = {
+    "Leaky": ["experiment=mnist_leaky", "encoder=bernoulli"],
+    "RLeaky": ["experiment=mnist_rleaky_count"],
+    "ParametrizedLIF": ["experiment=mnist_parametrized_lif"],
+}
+
+
+@dataclass
+class Whole:
+    """A run that nothing stopped."""
+
+    content: str
+    rows: int
+    until_directory_s: float
+    total_s: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["kills", "signals", "starts", "fuzz"])
+    parser.add_argument("--times", type=int, help="kills or signals per case, 5; starts, 50; overrides, 500")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    asked = parser.parse_args()
+    trials = {"kills": kills, "signals": signals, "starts": starts, "fuzz": fuzz}
+    with tempfile.TemporaryDirectory() as folder:
+        good = [trials[what](Path(folder), random.Random(asked.seed), asked.times) for what in asked.what]
+    return 0 if all(good) else 1
+
+
+def kills(folder: Path, draw: random.Random, times: int | None) -> bool:
+    """SIGKILL, a fifth of them before there is a run directory, then resume."""
+    good = tried = torn = 0
+    for neuron, recipe in NEURONS.items():
+        for workers in (0, 2):
+            case = [*recipe, *RUN, f"data.num_workers={workers}"]
+            whole = measure(folder / f"{neuron}{workers}", case)
+            for index in range(times or 5):
+                cwd = folder / f"{neuron}{workers}-{index}"
+                process, path = start(cwd, case, wait=index % 5 > 0)
+                seconds = whole.until_directory_s if path is None else whole.total_s - whole.until_directory_s
+                time.sleep(draw.uniform(0, 0.9 * seconds))
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                path = directory(cwd)
+                saving = path is not None and any(path.rglob(".*.tmp"))
+                same, where = ends_alike(cwd, path, case, whole)
+                good, tried, torn = good + same, tried + 1, torn + saving
+                note = ", while saving" if saving else ""
+                print(
+                    f"{neuron:16} workers {workers}  {where}{note}: {'the same' if same else 'DIFFERENT'}", flush=True
+                )
+    print(f"{good} of {tried} killed runs ended with the same weights, optimiser and metrics; {torn} kills hit a save")
+    return good == tried
+
+
+def signals(folder: Path, draw: random.Random, times: int | None) -> bool:
+    """SIGTERM and SIGINT at random moments: the exit code, one line, and a run that can be resumed."""
+    good = tried = 0
+    case = [*NEURONS["RLeaky"], *RUN, "data.num_workers=2"]
+    whole = measure(folder / "whole", case)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for index in range(times or 10):
+            cwd = folder / f"{number.name}-{index}"
+            process, path = start(cwd, case, wait=index % 5 > 0)
+            # what is sent before Python has started cannot be answered by us
+            seconds = whole.until_directory_s if path is None else whole.total_s - whole.until_directory_s - 1
+            time.sleep(draw.uniform(0.2, seconds))
+            process.send_signal(number)
+            _, stderr = process.communicate()
+            path = directory(cwd)
+            told = stderr.splitlines() == [f"snnexp: stopped by {number.name}"]
+            marked = path is None or json.loads((path / "run.json").read_text())["status"] == "interrupted"
+            same, where = ends_alike(cwd, path, case, whole)
+            fine = process.returncode == 128 + number and told and marked and same
+            good, tried = good + fine, tried + 1
+            print(
+                f"{number.name} {where}: exit {process.returncode}, {'the same' if same else 'DIFFERENT'}", flush=True
+            )
+            if not fine:
+                print(stderr)
+    print(f"{good} of {tried} signals: exit code, one line, marked as interrupted, and resumed to the same end")
+    return good == tried
+
+
+def starts(folder: Path, draw: random.Random, times: int | None) -> bool:
+    """Runs that start together have a directory each."""
+    times = times or 50
+    cwd = folder / "together"
+    cwd.mkdir()
+    command = [*SNNEXP, "train", "experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl"]
+    started = [subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL) for _ in range(times)]
+    codes = [process.wait() for process in started]
+    found = [json.loads(path.read_text())["status"] for path in cwd.glob("outputs/*/*/run.json")]
+    print(f"{times} runs started together: {len(found)} directories, {found.count('finished')} finished")
+    return codes == [0] * times and found == ["finished"] * times
+
+
+def fuzz(folder: Path, draw: random.Random, times: int | None) -> bool:
+    """Random overrides are composed or refused in a line, and nothing else happens."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from fuzzing import override
+
+    from snnexp.config import compose
+    from snnexp.errors import ConfigError
+
+    refused, tried, longest = 0, times or 500, 0.0
+    for _ in range(tried):
+        typed, began = override(draw), time.perf_counter()
+        try:
+            compose([typed])
+        except ConfigError as error:
+            refused += 1
+            if "\n" in str(error) or len(str(error)) > 200:
+                print(f"{typed!r}: refused in {str(error)!r}")
+                return False
+        longest = max(longest, time.perf_counter() - began)
+    print(
+        f"{tried} random overrides: {refused} refused in one line, {tried - refused} composed; longest {longest:.1f} s"
+    )
+    return True
+
+
+def measure(cwd: Path, case: list[str]) -> Whole:
+    """Run a case to its end."""
+    began = time.perf_counter()
+    process, path = start(cwd, case, wait=True)
+    until = time.perf_counter() - began
+    assert path is not None
+    assert process.wait() == 0, "the run by itself does not finish"
+    rows = len((path / "metrics.jsonl").read_text().splitlines())
+    return Whole(content(path), rows, until, time.perf_counter() - began)
+
+
+def start(cwd: Path, case: list[str], wait: bool) -> tuple[subprocess.Popen[str], Path | None]:
+    """Start a run; with ``wait``, return when it has its directory."""
+    cwd.mkdir()
+    process = subprocess.Popen(
+        [*SNNEXP, "train", *case], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while wait and directory(cwd) is None:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    return process, directory(cwd)
+
+
+def directory(cwd: Path) -> Path | None:
+    return next((path.parent for path in cwd.glob("outputs/*/[0-9]*/config.yaml")), None)
+
+
+def ends_alike(cwd: Path, path: Path | None, case: list[str], whole: Whole) -> tuple[bool, str]:
+    """Resume, or start again where there was nothing yet; whether the end is the same, and where it had been stopped."""
+    if path is None:
+        command = [*SNNEXP, "train", *case]
+    else:
+        command = [*SNNEXP, "resume", str(path)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr)
+        return False, "could not go on"
+    found = directory(cwd)
+    assert found is not None
+    steps = json.loads((found / "run.json").read_text()).get("resumed_at_step")
+    where = "had finished" if steps is None else f"resumed at step {steps[0]}"
+    where = "before there was a directory" if path is None else where
+    rows = len((found / "metrics.jsonl").read_text().splitlines())
+    return content(found) == whole.content and rows == whole.rows, where
+
+
+def content(path: Path) -> str:
+    """A hash of metrics.jsonl and of all tensors and counts in the last and the best checkpoint."""
+    digest = hashlib.sha256((path / "metrics.jsonl").read_bytes())
+    for name in ("last", "best"):
+        checkpoint = torch.load(path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for tensor in tensors(checkpoint):
+            digest.update(tensor.numpy().tobytes())
+        digest.update(repr([checkpoint[key] for key in ("epoch", "batch", "global_step", "lr_schedulers")]).encode())
+    return digest.hexdigest()
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""When a run is saved: after epochs, as time passes, and when a signal ends it."""
+
+import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from snnexp import checkpoints, runs
+from snnexp.callbacks import at_logged_step, require_finite_parameters
+from snnexp.errors import InterruptedRunError
+from snnexp.runs import Run
+
+
+class RunCheckpointIO(CheckpointIO):
+    """How Lightning writes and reads checkpoints: with a checksum, replaced atomically, read as plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        runs.write_checkpoint(Path(path), buffer.getvalue(), _generation_before(Path(path)))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return checkpoints.decode(runs.read_checkpoint(Path(path)), Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _generation_before(path: Path) -> Path | None:
+    return path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
+
+
+class Checkpoints(Callback):
+    """init.ckpt before the first step, then last.ckpt, the one before it as previous.ckpt, and best.ckpt.
+
+    last.ckpt is written after every n epochs, at the end, and when it is older than some seconds. After every n epochs
+    the loss decides whether it is the best as well: ``val/loss`` with a validation split, else the training loss
+    averaged over the epoch. Numbers that are not finite are not saved: :class:`DivergedError` is raised instead.
+
+    Args:
+        run: where to.
+        config: the run's config, JSON.
+        every_n_epochs: n.
+        every_s: how old last.ckpt may become; 0 saves after every step.
+    """
+
+    def __init__(self, run: Run, config: str, every_n_epochs: int, every_s: float) -> None:
+        self.run, self.config, self.every_n_epochs, self.every_s = run, config, every_n_epochs, every_s
+        self.lowest = float("inf")
+        self.due = self.best = False
+        self.position = (0, 0)
+        self.saved: tuple[int, int] | None = None
+        self.saved_at = 0.0
+
+    def go_on_from(self, position: tuple[int, int]) -> None:
+        """Begin at the place in the run that last.ckpt holds."""
+        self.position = self.saved = position
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.lowest = state_dict["lowest"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning's counters mean something else in each of its hooks; between two steps three numbers say all
+        del checkpoint["loops"]
+        checkpoint["epoch"], checkpoint["batch"] = self.position
+        checkpoint["config"] = self.config
+        checkpoint["metrics"] = self.run.metrics_so_far()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["loops"] = {"fit_loop": _counters(trainer, *self.position, checkpoint["global_step"])}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_at = time.monotonic()
+        if self.saved is None:
+            self._save(trainer, "init.ckpt")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.position = (trainer.current_epoch, batch_idx)
+        if self.due or _agreed(trainer, time.monotonic() - self.saved_at >= self.every_s):
+            self.save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done % self.every_n_epochs and done != trainer.max_epochs:
+            return
+        metrics = trainer.callback_metrics
+        loss = float(metrics["val/loss" if "val/loss" in metrics else "train/epoch_loss"])
+        # the epoch's own row is logged after this hook, so saving waits for the next one
+        self.due, self.best = True, loss < self.lowest
+        self.lowest = min(loss, self.lowest)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.position = (trainer.current_epoch, 0)
+        self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Replace last.ckpt, unless it holds this place in the run already; raise if a number is not finite."""
+        if self.saved == self.position:
+            return
+        # before last.ckpt: a run that is killed between the two will come by here again
+        self._save(trainer, "best.ckpt" if self.best else "last.ckpt")
+        if self.best and trainer.is_global_zero:
+            last = self.run.checkpoints / "last.ckpt"
+            runs.write_checkpoint(last, (self.run.checkpoints / "best.ckpt").read_bytes(), _generation_before(last))
+        self.due = self.best = False
+        self.saved, self.saved_at = self.position, time.monotonic()
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        require_finite_parameters(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.flush()
+        trainer.save_checkpoint(self.run.checkpoints / name)
+
+
+def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, Any]:
+    """The state of Lightning's loops between two steps: ``epoch`` epochs are done, and ``batch`` batches after them."""
+
+    def fill(counters: dict[str, int], done: int, begun: int | None = None) -> None:
+        for name in counters:
+            counters[name] = done if begun is None or name in ("processed", "completed") else begun
+
+    state: dict[str, Any] = trainer.fit_loop.state_dict()
+    for part in ("total", "current"):
+        # an epoch that has begun and is not done is what Lightning calls a restart
+        fill(state["epoch_progress"][part], epoch, epoch + (batch > 0))
+        fill(state["epoch_loop.batch_progress"][part], step if part == "total" else batch)
+        for progress in state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
+            fill(progress[part], step if part == "total" else batch)
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    return state
+
+
+class Signals(Callback):
+    """SIGINT and SIGTERM: finish the step, save last.ckpt, stop; outside of training, or a second time, at once."""
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.training = False
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        # Python lets only the main thread handle signals; elsewhere whoever started the thread does
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self._handle) for number in self.numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            self._end(number)
+        self.received = number
+        if not self.training:
+            raise InterruptedRunError(number)
+
+    def _end(self, number: int) -> None:
+        error = InterruptedRunError(number)
+        try:
+            if self.run is not None:
+                self.run.update(status=error.status, exit_code=error.exit_code, reason=str(error))
+            os.write(2, f"snnexp: {error}\n".encode())
+        finally:
+            os._exit(error.exit_code)
+
+    def stop_if_told(self) -> None:
+        """Raise what the signal asked for, where it came while it could not be raised."""
+        if self.received is not None:
+            raise InterruptedRunError(self.received)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning has put a handler of its own in front, which ends a run with exit code 0
+        for number in self.previous:
+            signal.signal(number, self._handle)
+        self.stop_if_told()
+        self.training = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # a save waits for all processes, so all must know that one was told to stop
+        if _agreed(trainer, self.received is not None):
+            assert self.checkpoints is not None
+            self.received = self.received or signal.SIGTERM
+            self.checkpoints.save_last(trainer)
+            self.stop_if_told()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.training = False
+        self.stop_if_told()
+
+
+def _agreed(trainer: Trainer, wish: bool) -> bool:
+    """Whether any process wishes so; those of ddp ask each other at logged steps only, for that makes them wait."""
+    if trainer.world_size == 1:
+        return wish
+    return at_logged_step(trainer) and trainer.strategy.reduce_boolean_decision(wish, all=False)

@@ -1,0 +1,444 @@
+"""Configs from elsewhere: no code of theirs runs, no file of theirs is left, and none of them takes long."""
+
+import functools
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from omegaconf import OmegaConf
+
+from snnexp import config, gate, launch
+from snnexp.config import check, compose, composed, load
+from snnexp.errors import ConfigError
+
+CALL = "{_target_: builtins.exec, _args_: [\"import pathlib; pathlib.Path('marker').touch()\"]}"
+HANDLER = "{'()': subprocess.Popen, args: [touch, marker]}"
+LOG = f"{{version: 1, root: {{handlers: [h]}}, handlers: {{h: {HANDLER}}}}}"
+HOSTILE = {
+    "callback": f"hydra:\n  callbacks:\n    x: {CALL}",
+    "launcher": "hydra:\n  launcher:\n    _target_: subprocess.Popen\n    args: [touch, marker]",
+    "sweeper": f"hydra:\n  sweeper: {CALL}",
+    "borrowed launcher": "hydra:\n  launcher: {_target_: hydra_plugins.snnexp_x.os.system, command: touch marker}",
+    "job_logging": f"hydra:\n  job_logging: {LOG}",
+    "hydra_logging": f"hydra:\n  hydra_logging: {LOG}",
+    "env_set": "hydra:\n  job:\n    env_set: {SNNEXP_ALLOW_TARGETS: os}",
+    "env_copy": "hydra:\n  job:\n    env_copy: [HOME]",
+    "searchpath": "hydra:\n  searchpath: ['pkg://antigravity']",
+    "run dir": "hydra:\n  run: {dir: marker}",
+    "sweep dir": "hydra:\n  sweep: {dir: marker}",
+    "output_subdir": "hydra:\n  output_subdir: marker",
+    "chdir": "hydra:\n  job: {chdir: true}",
+    "multirun": "hydra:\n  mode: MULTIRUN",
+    "sweep over hydra": "hydra:\n  sweeper:\n    params: {hydra.run.dir: marker}",
+    "neuron": "neuron:\n  _target_: os.system\n  command: touch marker",
+    "own function": "loss:\n  _target_: snnexp.runs.write_atomically\n  path: marker\n  content: x",
+    "own command line": "loss:\n  _target_: snnexp.cli.main\n  argv: [train]",
+    "borrowed": "loss:\n  _target_: snnexp.runs.os.system\n  command: touch marker",
+    "logger": "logger:\n  root: {_target_: os.system, command: touch marker}",
+    "published": "published:\n  x: {_target_: os.system, command: touch marker}",
+    "list": "network:\n  hidden: [{_target_: os.system, command: touch marker}]",
+    "yaml tag": "name: !!python/object/apply:os.system [touch marker]",
+    "path tag": "name: !!python/object/apply:pathlib.Path [marker]",
+    "resolver": "name: ${oc.decode:x}",
+}
+
+
+def folder(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "elsewhere" / "experiment").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "experiment" / "evil.yaml").write_text(f"# @package _global_\n{text}\n")
+    return tmp_path / "elsewhere"
+
+
+def tree(path: Path) -> list[str]:
+    return sorted(str(entry.relative_to(path)) for entry in path.rglob("*"))
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+def test_hostile_files_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sweep: list[str]) -> None:
+    conf = folder(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    before, environment = tree(tmp_path), dict(os.environ)
+    with pytest.raises(ConfigError) as caught:
+        launch.train(["--config-dir", str(conf), "experiment=evil", *sweep])
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value)) <= 190
+    assert str(caught.value).isprintable()
+    assert tree(tmp_path) == before
+    assert {**os.environ, "HYDRA_FULL_ERROR": "", "TORCH_CPP_LOG_LEVEL": ""} == {
+        **environment,
+        "HYDRA_FULL_ERROR": "",
+        "TORCH_CPP_LOG_LEVEL": "",
+    }
+
+
+@pytest.mark.parametrize("kind", ["callback", "job_logging", "own function"])
+def test_hostile_files_do_nothing_on_the_command_line(tmp_path: Path, kind: str) -> None:
+    conf = folder(tmp_path, HOSTILE[kind])
+    before = tree(tmp_path)
+    arguments = ["train", "--config-dir", str(conf), "experiment=evil"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "snnexp.cli", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.rstrip("\n")) <= 200
+    assert done.stdout == ""
+    assert tree(tmp_path) == before
+    assert time.monotonic() - began < 10
+
+
+def test_what_only_hydra_itself_would_compose_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice of a swept group is no part of what Hydra starts a sweep with; what it replaces is."""
+    conf = folder(tmp_path, "defaults:\n  - override /neuron: evil")
+    (conf / "neuron").mkdir()
+    (conf / "neuron" / "evil.yaml").write_text(f"# @package _global_\n{HOSTILE['callback']}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^hydra\.callbacks: "):
+        launch.train(["--config-dir", str(conf), "-m", "experiment=evil", "neuron=leaky,rleaky"])
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("hydra:\n  sweeper:\n    params: {seed: '1,-1'}", "seed"),
+        ("hydra:\n  sweeper: {max_batch_size: 0}", "hydra.sweeper"),
+    ],
+)
+def test_what_a_config_sweeps_over_is_checked_as_what_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^{key}"):
+        launch.train(["--config-dir", str(folder(tmp_path, text)), "-m", "experiment=evil"])
+    assert tree(tmp_path) == ["elsewhere", "elsewhere/experiment", "elsewhere/experiment/evil.yaml"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.searchpath=[pkg://antigravity]",
+        "hydra.run.dir=marker",
+        "hydra.sweep.dir=marker",
+        "hydra.mode=MULTIRUN",
+        "hydra/job_logging=default",
+        "+hydra.callbacks.x._target_=os.system",
+        "+hydra.job.env_set.SNNEXP_ALLOW_TARGETS=os",
+        "hydra.launcher._target_=os.system",
+        "+hydra.launcher._args_=[1]",
+        "hydra/launcher=null",
+    ],
+)
+def test_hydras_own_switches_stay_as_they_are(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"^hydra"):
+        compose([override])
+
+
+def test_launchers_and_sweepers_of_allowed_packages_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, ours = ModuleType("elsewhere"), ModuleType("hydra_plugins.snnexp_stacked")
+    for home in (module, ours):
+        home.Launcher = type("Launcher", (), {"__module__": home.__name__})  # type: ignore[attr-defined]
+        home.os = os  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, home.__name__, home)
+    monkeypatch.setitem(sys.modules, "hydra_plugins", ModuleType("hydra_plugins"))
+    compose(["hydra.launcher._target_=hydra_plugins.snnexp_stacked.Launcher", "+hydra.launcher.points=8"])
+    for name in ("hydra_plugins.snnexp_stacked.os.system", "hydra_plugins.other.Launcher", "elsewhere.Launcher"):
+        with pytest.raises(ConfigError, match=r"^hydra\.launcher\._target_: "):
+            compose([f"hydra.launcher._target_={name}"])
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
+    compose(["hydra.launcher._target_=elsewhere.Launcher"])
+    with pytest.raises(ConfigError, match=r"^hydra\.launcher\._target_: .* posix"):
+        compose(["hydra.launcher._target_=elsewhere.os.system"])
+
+
+class TestTargets:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(
+                "torch.load",
+                "os.system",
+                "builtins.eval",
+                "subprocess.Popen",
+                "snnexp_other.run",
+                "snnexpos.system",
+                "",
+            ),
+            *("snnexp.runs.write_atomically", "snnexp.cli.main", "snnexp.runs.os.system", "snnexp", "snnexp.neurons"),
+            *(
+                "snnexp.losses.CEMembrane",
+                "snnexp.initializers.Uniform",
+                "snnexp.neurons.Neuron",
+                "snnexp.neurons.Leakyy",
+            ),
+        ],
+    )
+    def test_that_do_not_belong_there_are_refused(self, name: str) -> None:
+        for override, key in [(f"neuron._target_='{name}'", "neuron"), (f"loss={{_target_: '{name}x'}}", "loss")]:
+            with pytest.raises(ConfigError, match=rf"^{key}\._target_: "):
+                compose([override])
+        if name != "snnexp.initializers.Uniform":
+            with pytest.raises(ConfigError, match=r"^neuron\.beta\._target_: "):
+                compose([f"neuron.beta={{_target_: '{name}'}}"])
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(
+                "snnexp.config.os.system",
+                "snnexp.config:os.system",
+                "snnexp.config.hydra_compose",
+                "snnexp.runs.Path.cwd",
+            ),
+            *("snnexp.network.torch.load", "snnexp.data.mnist.np.load", "snnexp.nowhere.Thing", "snnexp.config.GROUPS"),
+        ],
+    )
+    def test_are_looked_at_again_when_they_are_built(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=r"^loss\._target_: "):
+            config.instantiate({"_target_": name}, "loss")
+
+    @pytest.mark.parametrize(
+        ("override", "key"),
+        [
+            ("neuron._target_=5", "neuron._target_"),
+            ("neuron._target_=null", "neuron._target_"),
+            ("neuron._target_=[os.system]", "neuron._target_"),
+            ("~neuron._target_", "neuron._target_"),
+            ("+neuron._args_=[1]", "neuron._args_"),
+            ("+neuron._partial_=true", "neuron._partial_"),
+            ("+neuron._convert_=all", "neuron._convert_"),
+            ("+neuron._recursive_=false", "neuron._recursive_"),
+            ("+logger._target_=os.system", "logger._target_"),
+            ("+published._target_=os.system", "published._target_"),
+            ("logger.root={_target_: os.system}", "logger.root._target_"),
+            (
+                "encoder=constant_current_lif encoder.v_th={_target_: snnexp.initializers.Uniform}",
+                "encoder.v_th._target_",
+            ),
+            ("network.hidden=[{_target_: snnexp.initializers.Uniform}]", "network.hidden.0._target_"),
+            ("neuron.reset={_target_: snnexp.initializers.Uniform}", "neuron.reset._target_"),
+            ("neuron.beta={_target_: snnexp.surrogates.ATan}", "neuron.beta._target_"),
+        ],
+    )
+    def test_stand_where_something_is_built_and_nowhere_else(self, override: str, key: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            compose(override.split(" ", 1) if override.startswith("encoder=") else [override])
+        assert str(caught.value).startswith(f"{key}: ")
+
+    def test_an_empty_node_is_refused(self) -> None:
+        cfg, _ = composed([])
+        cfg.data = {}
+        with pytest.raises(ConfigError, match=r"^data\._target_: "):
+            check(cfg)
+
+    def test_can_be_allowed_by_the_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "fractions, torch,,os.,.,-,snnexp")
+        beta = config.instantiate({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}, "loss")
+        assert beta == 0.5
+        assert compose(["neuron._target_=torch.nn.ReLU"]).neuron._target_ == "torch.nn.ReLU"
+        for name in ("os.system", "fractions_.x", "fractionsx", "snnexp.cli.main", "os..system", "-.x", ".os.system"):
+            with pytest.raises(ConfigError, match=r"^neuron\._target_: "):
+                compose([f"neuron._target_='{name}'"])
+        monkeypatch.delenv("SNNEXP_ALLOW_TARGETS")
+        with pytest.raises(ConfigError, match="SNNEXP_ALLOW_TARGETS"):
+            compose(["neuron._target_=torch.nn.ReLU"])
+
+    def test_an_allowed_package_opens_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = ModuleType("elsewhere")
+        called: list[object] = []
+        monkeypatch.setattr(os, "system", called.append)
+        module.os, module.system = os, os.system  # type: ignore[attr-defined]
+        module.partial = functools.partial(called.append, "x")  # type: ignore[attr-defined]
+        # as functools.wraps leaves it
+        module.partial.__module__ = "elsewhere"
+        module.mine = lambda **_: "mine"  # type: ignore[attr-defined]
+        module.mine.__module__ = "elsewhere"
+        module.write = __import__("snnexp.runs").runs.write_atomically  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "elsewhere", module)
+        monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
+        assert config.instantiate({"_target_": "elsewhere.mine"}, "loss") == "mine"
+        for name in ("system", "os.system", "partial", "write", "os", "nothing"):
+            with pytest.raises(ConfigError, match=r"^loss\._target_: "):
+                config.instantiate({"_target_": f"elsewhere.{name}"}, "loss")
+        assert called == []
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijklmnopqrst"))
+BOMBS = {
+    "aliases": (LAUGHS, "alias"),
+    "flow nesting": ("name: " + "[" * 100_000, "nested too deeply"),
+    "block nesting": ("- " * 50_000, "nested too deeply"),
+    "size": ("name: " + "x" * 2**20, "larger than"),
+    "values": ("published: [" + "1," * 200_000 + "]", "more than"),
+    "no YAML": ("name: [", "is not YAML: "),
+    "control characters": ("name: \x00", "is not YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BOMBS.values(), ids=BOMBS)
+def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+    conf = folder(tmp_path, text)
+    (tmp_path / "config.yaml").write_text(text)
+    for read in (lambda: composed(["experiment=evil"], conf), lambda: load(tmp_path / "config.yaml")):
+        began = time.monotonic()
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert words in str(caught.value)
+        assert len(str(caught.value)) <= 190
+        assert time.monotonic() - began < 3
+
+
+def chain(length: int, value: str) -> str:
+    return "published:\n" + "".join(
+        f"  a{index}: {value.format(f'${{published.a{index + 1}}}')}\n" for index in range(length)
+    )
+
+
+INTERPOLATIONS = {
+    "doubling": chain(60, "'{0}{0}'") + "  a60: 1",
+    "doubling lists": chain(60, "['{0}', '{0}']") + "  a60: 1",
+    "doubling relatives": "published:\n" + "".join(f"  a{i}: '${{.a{i + 1}}}${{.a{i + 1}}}'\n" for i in range(60)),
+    "doubling in a function": chain(60, "'${{oc.env:NO,{0}{0}}}'") + "  a60: 1",
+    "built names": "published:\n  a: b\n  c: ${published.${published.a}}",
+    "built text": "published:\n  a: ${oc.create:'{b: 1}'}",
+    "itself": "name: ${name}",
+    "each other": "name: ${logger.root}\nlogger:\n  root: ${name}",
+    "its parent": "published:\n  a: ${published}",
+    "its child": "neuron: ${neuron.beta}",
+    "long chain": chain(400, "'{0}'") + "  a400: 1",
+    "long text": f"name: {'x' * 60_000}\npublished:\n  a: " + "${name}" * 20,
+    "defaults": "defaults:\n  - evil",
+}
+
+
+@pytest.mark.parametrize("text", INTERPOLATIONS.values(), ids=INTERPOLATIONS)
+def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text: str) -> None:
+    conf = folder(tmp_path, text)
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        composed(["experiment=evil"], conf)
+    assert len(str(caught.value)) <= 190
+    assert str(caught.value).isprintable()
+    assert time.monotonic() - began < 5
+
+
+def test_defaults_that_double_are_refused_at_once(tmp_path: Path) -> None:
+    conf = folder(tmp_path, "defaults:\n  - e1@a\n  - e1@b")
+    for index in range(1, 30):
+        text = f"defaults:\n  - e{index + 1}@a\n  - e{index + 1}@b\n"
+        (conf / "experiment" / f"e{index}.yaml").write_text(text)
+    (conf / "experiment" / "e30.yaml").write_text("x: 1")
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"^defaults: "):
+        composed(["experiment=evil"], conf)
+    assert time.monotonic() - began < 5
+
+
+def test_what_people_write_is_not_refused(tmp_path: Path) -> None:
+    text = "name: run_${seed}_${neuron.reset}\nreadout:\n  beta: ${neuron.beta}"
+    text += "\ndata:\n  root: ${oc.env:NO_SUCH,/tmp/${name}}"
+    conf = folder(tmp_path, f"defaults:\n  - mnist_leaky\n  - override /readout: leaky\n{text}")
+    cfg = check(composed(["experiment=evil", "seed=4"], conf)[0])
+    assert (cfg.name, cfg.data.root, cfg.readout.beta) == ("run_4_subtract", "/tmp/run_4_subtract", 0.95)
+    assert check(composed(["neuron=rleaky", "neuron.beta=0.5"])[0]).readout.beta == 0.5
+
+
+class TestLoad:
+    def test_reads_what_a_run_has_saved(self, tmp_path: Path) -> None:
+        cfg = compose(["experiment=regression_sqrt", "optimizer.lr=1e-5"])
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        assert load(tmp_path / "config.yaml") == cfg
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"seed: 0": "seed: ${oc.env:HOME}"}, "resolved"),
+            ({"seed: 0": 'seed: "\\x24{num_steps}"'}, "resolved"),
+            ({"seed: 0": "${x}: 1\nseed: 0"}, "resolved"),
+            ({"seed: 0": "seed: -1"}, "seed: got -1"),
+            ({"seed: 0": "seed: 0\nseed: 1"}, "is not YAML: found duplicate key"),
+            ({"seed: 0": "seed: ???"}, "seed"),
+            ({"seed: 0": "1: 2\nseed: 0"}, "1: unknown key"),
+            ({"seed: 0": "? [a]\n: 1\nseed: 0"}, ""),
+            ({"snnexp.losses.CEMembrane": "os.system"}, "loss._target_: os.system is not from snnexp"),
+            ({"seed: 0": "seed: 0\nhydra: {}"}, "hydra: unknown key"),
+        ],
+    )
+    def test_refuses_what_no_run_saves(self, tmp_path: Path, change: dict[str, str], words: str) -> None:
+        text = OmegaConf.to_yaml(compose([]))
+        for old, new in change.items():
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path / "config.yaml")
+        assert words in str(caught.value)
+        assert len(str(caught.value)) <= 190
+
+    @pytest.mark.parametrize("text", ["", "- 1", "word", "null", "5"])
+    def test_refuses_what_is_no_mapping(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError):
+            load(tmp_path / "config.yaml")
+
+    def test_needs_a_file_of_text(self, tmp_path: Path) -> None:
+        (tmp_path / "folder.yaml").mkdir()
+        (tmp_path / "latin.yaml").write_bytes("name: größe".encode("latin-1"))
+        os.mkfifo(tmp_path / "pipe.yaml")
+        for name in ("none", "folder", "latin", "pipe"):
+            with pytest.raises(ConfigError, match=rf"{name}\.yaml: "):
+                load(tmp_path / f"{name}.yaml")
+
+
+class TestSweeps:
+    @pytest.mark.parametrize(
+        ("overrides", "key"),
+        [
+            (["neuron.beta=0.5,0.6,1.5"], "neuron.beta"),
+            (["seed=0,1", "loss=ce_membrane,mse_count", "readout=leaky_integrator"], "loss"),
+            (["seed=range(-1,2)"], "seed"),
+            (["encoder=glob(*)"], "encoder"),
+            (["seed=range(0,1000000000)"], "-m"),
+            (["seed=interval(0,1)"], "seed"),
+            (["hydra.run.dir=a,b"], ""),
+            (["seed=1,"], "seed=1,"),
+        ],
+    )
+    def test_a_bad_point_is_refused_before_any_directory_is_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], key: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        began = time.monotonic()
+        with pytest.raises(ConfigError) as caught:
+            launch.train(["-m", *overrides])
+        assert str(caught.value).startswith(key)
+        assert len(str(caught.value)) <= 190
+        assert tree(tmp_path) == []
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("flag", ["-cp", "-cn", "--config-path", "--config-name"])
+def test_other_primary_configs_are_named_by_the_environment(flag: str) -> None:
+    for arguments in ([flag, "x"], [f"{flag}=x"]):
+        with pytest.raises(ConfigError, match=r"SNNEXP_CONF .* --config-dir"):
+            launch.train(arguments)
+
+
+def test_a_second_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--config-dir: given twice"):
+        launch.train(["--config-dir", str(tmp_path), f"--config-dir={tmp_path}"])
+
+
+def test_hydra_as_shipped_is_what_the_gate_expects() -> None:
+    _, node = composed([])
+    gate.require_shipped_hydra(node)
+    assert {key: node[key] for key in ("run", "sweep", "callbacks")} == {
+        key: gate.HYDRA[key] for key in ("run", "sweep", "callbacks")
+    }

@@ -1,0 +1,161 @@
+"""Parts that cannot work together: the table of facts is true, and what it refuses is what building would refuse."""
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from snnexp import pairs
+from snnexp.config import check, choices, compose, composed
+from snnexp.data import mnist_data, regression_data
+from snnexp.domains import DOMAINS
+from snnexp.errors import ConfigError
+from snnexp.experiment import build
+
+GIVEN = {
+    "network": {"inputs", "outputs", "neuron", "readout"},
+    "neuron": {"features"},
+    "readout": {"features"},
+}
+"""Arguments that no config gives."""
+TARGETS = [(place, target) for place, targets in pairs.SHIPPED.items() for target in targets]
+
+
+class TestFacts:
+    @pytest.mark.parametrize(("place", "target"), TARGETS)
+    def test_equal_the_constructors(self, place: str, target: str) -> None:
+        part, real = pairs.SHIPPED[place][target], pkgutil.resolve_name(target)
+        assert part.name == real.__name__
+        parameters = {
+            name: parameter
+            for name, parameter in inspect.signature(real).parameters.items()
+            if name not in GIVEN.get(place, ())
+        }
+        assert sorted(part.known) == sorted(parameters)
+        assert sorted(part.required) == sorted(
+            name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty
+        )
+        assert set(part.known) <= DOMAINS.keys()
+
+    @pytest.mark.parametrize(
+        ("place", "target"), [pair for pair in TARGETS if pair[0] in ("encoder", "loss", "neuron")]
+    )
+    def test_equal_the_classes(self, place: str, target: str) -> None:
+        part, real = pairs.SHIPPED[place][target], pkgutil.resolve_name(target)
+        facts = {"encoder": ["takes_sequences"], "loss": ["targets", "reads"], "neuron": ["spikes"]}[place]
+        assert [getattr(part, name) for name in facts] == [getattr(real, name) for name in facts]
+
+    def test_equal_the_data(self, tiny_mnist: Path) -> None:
+        facts = ("target", "sequences", "inputs", "outputs")
+        modules = {
+            "mnist_data": mnist_data(str(tiny_mnist), batch_size=4),
+            "regression_data": regression_data("sqrt", 5),
+        }
+        for name, module in modules.items():
+            part = pairs.SHIPPED["data"][f"snnexp.data.{name}"]
+            assert [getattr(part, fact) for fact in facts] == [getattr(module, fact) for fact in facts]
+
+    def test_hold_every_target_that_a_config_names(self) -> None:
+        for group in ("data", "encoder", "network", "neuron", "readout", "surrogate", "loss", "optimizer", "trainer"):
+            for choice in choices(group):
+                cfg: Any = OmegaConf.to_container(composed([f"{group}={choice}"])[0], resolve=True)
+                assert cfg[group]["_target_"] in pairs.SHIPPED[group]
+
+
+def typed(node: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in node.items()) + "}"
+
+
+UNIFORM = {"_target_": "snnexp.initializers.Uniform", "low": 2, "high": 1}
+LOG_NORMAL = {"_target_": "snnexp.initializers.LogNormal", "mean": 0, "std": 1}
+DENSE, CONV, REGRESSION, LIF = "mnist_leaky", "mnist_rleaky_conv", "regression_sqrt", "mnist_parametrized_lif"
+PAIRS = [
+    (REGRESSION, "loss=ce_membrane", "loss: CEMembrane compares with labels"),
+    (REGRESSION, "loss=mse_count", "loss: MSECount compares with labels"),
+    (REGRESSION, "encoder=constant", "encoder: Constant does not fit these data; use encoder=sequence"),
+    (DENSE, "encoder=sequence", "encoder: Sequence does not fit these data; use encoder=constant"),
+    (LIF, "loss=mse_count", "loss: MSECount counts spikes and this readout never fires"),
+    (CONV, "neuron.kernel_size=2", "neuron.kernel_size: got 2, conv2d feedback needs an odd"),
+    (CONV, "neuron.kernel_size=null", "neuron.kernel_size: got null, conv2d feedback needs an odd"),
+    (CONV, "neuron.feedback=linear", "neuron.feedback: linear feedback needs a flat layer"),
+    (CONV, "neuron=parametrized_lif", "neuron.recurrent: a recurrent layer is flat"),
+    (CONV, "network=mlp", "neuron.feedback: conv2d feedback needs a map"),
+    (CONV, "network.hidden=[20]", "neuron.feedback: conv2d feedback needs a map"),
+    (CONV, "readout=same", "readout.feedback: conv2d feedback needs a map"),
+    (CONV, "network.kernel_size=29", "network.channels: nothing of the image is left for convolution 1"),
+    (CONV, "network.channels=[1,1,1,1]", "network.channels: nothing of the image is left for convolution 3"),
+    (CONV, "network.kernel_size=null", "network.kernel_size: got null"),
+    (REGRESSION, "network=conv", "network.inputs: got [1], a conv network needs images"),
+    (DENSE, f"neuron.beta={typed(UNIFORM)}", "neuron.beta.high: got 1, must be at least low = 2"),
+    (DENSE, f"neuron.threshold={typed(LOG_NORMAL)}", "neuron.threshold.mean: got 0, must be greater than 0"),
+    (LIF, "neuron.tau_mem_inv=2000", "neuron.tau_mem_inv: a start value is 2000, must be at most 1000"),
+    (LIF, "neuron.dt=0.01 neuron.tau_mem_inv=50", "neuron.tau_syn_inv: a start value is 200, must be at most 100"),
+    (LIF, "readout.dt=0.006", "readout.tau_syn_inv: a start value is 200, must be at most 166"),
+    (LIF, "encoder.dt=0.02", "encoder.tau_mem_inv: got 100 per s, must be at most 1 / dt = 50 per s"),
+    (REGRESSION, "num_steps=1", "data.num_steps: got 1, a trajectory needs at least 2"),
+    (REGRESSION, "data={drop_last: true, batch_size: 3}", "data.batch_size: got 3, must be at most the 1 training"),
+    (REGRESSION, "trainer=ddp", "data.batch_size: 1 samples per batch cannot be shared equally by 2 processes"),
+    (DENSE, "+neuron.foo=1", "neuron.foo: unknown key, Leaky has no such argument, there are beta, "),
+    (DENSE, "+neuron.treshold=1", "neuron.treshold: unknown key, Leaky has no such argument, did you mean threshold?"),
+    (DENSE, "+network.outputs=5", "network.outputs: unknown key, MLP has no such argument"),
+    (DENSE, "+surrogate.slope=1", "neuron.surrogate.slope: unknown key, ATan"),
+    (REGRESSION, "+neuron.beta.value=1", "neuron.beta.value: unknown key, Uniform"),
+    (REGRESSION, "~data.mode", "data: regression_data is missing a required argument: 'mode'"),
+    (DENSE, "neuron.beta={_target_: snnexp.initializers.Constant}", "neuron.beta: Constant is missing a required"),
+]
+NEEDS_MNIST = [
+    ("data.val_size=60000", "data.val_size: got 60000, must be less than the 60000 training samples"),
+    ("data.batch_size=60001", "data.batch_size: got 60001, must be at most the 60000 training samples"),
+    (
+        "trainer=ddp data.batch_size=129",
+        "data.batch_size: 129 samples per batch cannot be shared equally by 2 processes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "override", "sentence"), PAIRS, ids=[f"{pair[0]} {pair[1]}" for pair in PAIRS])
+@pytest.mark.usefixtures("tiny_mnist")
+def test_is_refused_as_building_would_refuse_it(recipe: str, override: str, sentence: str) -> None:
+    """The constructors check the same for those who use them without a config: the two must not drift apart."""
+    overrides = [
+        f"experiment={recipe}",
+        "trainer.accelerator=cpu",
+        *override.split(" " if "{" not in override else "\0"),
+    ]
+    with pytest.raises(ConfigError) as early:
+        compose(overrides)
+    assert str(early.value).startswith(sentence)
+    if override != "trainer=ddp" and "+surrogate" not in override:
+        cfg, _ = composed([*overrides, "data.batch_size=4"] if "mnist" in recipe else overrides)
+        with pytest.raises(ConfigError) as late:
+            build(cfg)
+        assert str(late.value).split(":")[0] == str(early.value).split(":")[0]
+        assert str(late.value) == str(early.value)
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), NEEDS_MNIST)
+def test_sizes_that_the_training_images_do_not_allow(overrides: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=mnist_leaky", "trainer.accelerator=cpu", *overrides.split()])
+    assert str(caught.value).startswith(sentence)
+
+
+def test_sizes_that_they_just_allow() -> None:
+    compose(["data.val_size=59872", "data.batch_size=128"])
+    compose(["data.batch_size=60000"])
+    compose(["network=conv", "network.kernel_size=28", "network.channels=[4]"])
+    compose(["encoder=constant_current_lif", "encoder.dt=0.01"])
+    compose(["neuron=parametrized_lif", "neuron.tau_mem_inv=1000"])
+
+
+def test_parts_from_elsewhere_are_left_to_their_constructors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
+    cfg, _ = composed(["experiment=regression_sqrt", "loss=ce_membrane"])
+    with pytest.raises(ConfigError, match=r"^loss: "):
+        check(cfg)
+    cfg.loss = {"_target_": "elsewhere.Loss", "anything": 1}
+    assert check(cfg).loss.anything == 1

@@ -1,0 +1,164 @@
+"""Overrides that cannot work, made by rule and at random: one line that names the key, without heavy imports."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+from fuzz import overrides as fuzzed
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from snnexp import config
+from snnexp.config import check, compose
+from snnexp.errors import ConfigError
+
+RECIPES = ("mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regression_sqrt")
+BAD = ("nan", "inf", "-inf", "-1", "0", "null", "'${nothing}'", "???")
+FINE = {
+    **dict.fromkeys(("seed", "val_size", "num_workers", "weight_decay", "save_every_s"), "0"),
+    **dict.fromkeys(("beta", "threshold", "correct_rate", "incorrect_rate", "high"), "0"),
+    **dict.fromkeys(("mean", "V", "v_th", "v_leak", "v_reset", "low", "on_target", "off_target"), "-1 0"),
+    "limit_batches": "null",
+    "sample_seed": "0 null",
+    # linear feedback has no kernel
+    "readout.kernel_size": "null",
+}
+"""Which of the bad values are good ones, by key or by a key's last name."""
+
+
+def leaves(node: Any, path: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{key}.")
+        elif key not in ("_target_", "published"):
+            yield f"{path}{key}"
+
+
+@cache
+def composed(recipe: str) -> DictConfig:
+    return config.composed([f"experiment={recipe}"])[0]
+
+
+def bad() -> Iterator[tuple[str, str, str]]:
+    """A recipe, an override, and what its refusal must name."""
+    seen = set()
+    for recipe in RECIPES:
+        plain: Any = OmegaConf.to_container(composed(recipe), resolve=False)
+        resolved = compose([f"experiment={recipe}"])
+        del plain["published"]
+        for key in leaves(plain):
+            if key in seen:
+                continue
+            seen.add(key)
+            fine = (FINE.get(key) or FINE.get(key.rpartition(".")[2], "")).split()
+            wrong = "5" if isinstance(OmegaConf.select(resolved, key), (bool, str, list)) else "word"
+            yield recipe, f"{key}{key[-1]}=1", f"{key}{key[-1]}"
+            yield from ((recipe, f"{key}={value}", key) for value in (wrong, *BAD) if value not in fine)
+
+
+def refusal(recipe: str, override: str) -> str:
+    """What :func:`compose` would say: the override is applied as Hydra applies it, to a recipe composed once."""
+    cfg = composed(recipe).copy()
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides([override]), cfg)
+        check(cfg)
+    except Exception as error:
+        return str(error if isinstance(error, ConfigError) else config.explain(error, [override]))
+    return "accepted"
+
+
+def test_bad_values_of_every_key_are_refused_in_one_line_that_names_it() -> None:
+    # a readout is chosen, not given a value
+    cases = [case for case in bad() if case[2] != "readout"]
+    assert len(cases) >= 600
+    told = {(override, key): refusal(recipe, override) for recipe, override, key in cases}
+    assert [override for (override, key), line in told.items() if key not in line.partition(": ")[0]] == []
+    assert [line for line in told.values() if len(line) > 190 or not line.isprintable()] == []
+
+
+def test_the_short_way_says_what_composing_says() -> None:
+    for recipe, override, _ in list(bad())[::40]:
+        with pytest.raises(ConfigError) as caught:
+            compose([f"experiment={recipe}", override])
+        assert str(caught.value) == refusal(recipe, override)
+
+
+def test_no_text_is_answered_with_anything_but_a_sentence() -> None:
+    accepted = 0
+    for overrides in fuzzed(100):
+        try:
+            compose(overrides)
+            accepted += 1
+        except ConfigError as error:
+            sentence = str(error)
+            assert sentence.isprintable()
+            assert 0 < len(sentence) <= 190, overrides
+    assert accepted < 50
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+" + "k" * 3000 + "=1", ["kkkkk", "unknown key"]),
+        ("data.root=" + "x" * 5000, ["data.root", "4096"]),
+        ("name=" + "x" * 4000, ["name: got xxx"]),
+        ("name='a\nb'", ["name: got a b"]),
+        ("name='\x1b[2J'", ["name: got \\x1b[2J"]),
+        ("network.hidden=" + "[" * 900 + "]" * 900, ["network.hidden", "nested too deeply"]),
+        ("+published=" + "{a:" * 100 + "1" + "}" * 100, ["published", "nested too deeply"]),
+        ("+a=json_str(1)", ["a"]),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_long_deep_and_unprintable_texts(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([override])
+    sentence = str(caught.value)
+    assert [word for word in words if word not in sentence] == []
+    assert sentence.isprintable()
+    assert len(sentence) <= 190
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("data.root=/daten/größe mit raum", "/daten/größe mit raum"),
+        ("data.root=/tmp/a=b", "/tmp/a=b"),
+        ("data.root=C:\\daten\\größe\\", "C:\\daten\\größe\\"),
+        ("data.root=\\\\server\\größe", "\\\\server\\größe"),
+        ("data.root=雪 (1)", "雪 (1)"),
+        ("data.root=a b", "a b"),
+        # these parse as they are, and mean what they always meant
+        ("data.root=C:\\daten", "C:\\daten"),
+        ("data.root='größe'", "größe"),
+        ("data.root=a\\=b", "a=b"),
+    ],
+)
+def test_values_are_quoted_for_the_user(typed: str, value: str) -> None:
+    assert compose([typed]).data.root == value
+    (quoted,) = config.quoted([typed])
+    assert config.quoted([quoted]) == [quoted], "what a second process is given"
+
+
+@pytest.mark.parametrize(
+    "typed", ["data.root=[größe", "data.root=größe,b", "data.root=${größe", "größe=1", "data.root='ö"]
+)
+def test_what_could_mean_something_else_is_not_quoted(typed: str) -> None:
+    assert config.quoted([typed]) == [typed]
+    with pytest.raises(ConfigError):
+        compose([typed])
+
+
+def test_a_refusal_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom snnexp.config import compose\nfrom snnexp.errors import ConfigError\n"
+        "for bad in ['seed=-1', 'sed=1'], ['experiment=regression_sqrt', 'loss=ce_membrane'], ['+neuron.foo=1']:\n"
+        "    try:\n        compose(bad)\n    except ConfigError:\n        print('refused')\n"
+        "print({'torch', 'lightning', 'torchvision', 'numpy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["refused"] * 3 + ["set()"]

@@ -1,0 +1,420 @@
+"""Resume: a run that was stopped anywhere ends as if nothing had stopped it, to the bit."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from snnexp.cli import main
+from snnexp.errors import CheckpointError, ConfigError, InUseError
+from snnexp.experiment import compose, resume, run
+from snnexp.runs import Run
+from snnexp.task import Task
+
+TINY = [
+    "experiment=regression_sqrt",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=2",
+    "trainer.max_epochs=4",
+    "network.hidden=[6,5]",
+    "num_steps=8",
+    "data.num_samples=5",
+    "data.batch_size=2",
+    "logger=jsonl",
+    "logger.save_every_s=0",
+]
+STEPS_PER_EPOCH = 3
+IMAGES = [
+    "experiment=mnist_rleaky_count",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=2",
+    "trainer.max_epochs=3",
+    "network.hidden=[7]",
+    "num_steps=5",
+    "data.batch_size=8",
+    "data.val_size=8",
+    "logger=jsonl",
+    "logger.save_every_s=0",
+]
+
+
+class KilledError(BaseException):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Run a config, end it in one training step or validation batch, and return its directory."""
+
+    def start(cfg: Any, step: int, hook: str = "training_step") -> Path:
+        original = getattr(Task, hook)
+        count = iter(range(10**6))
+
+        def die(self: Task, *arguments: Any) -> Any:
+            if next(count) == step:
+                raise KilledError
+            return original(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, hook, die)
+            before = set(Path("outputs").rglob("run.json"))
+            with pytest.raises(KilledError):
+                run(cfg)
+        (made,) = set(Path("outputs").rglob("run.json")) - before
+        return made.parent
+
+    return start
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part)
+
+
+def content(path: Path) -> str:
+    """A hash of all that must be the same to the bit: rows, and the checkpoints' weights, optimiser and counts."""
+    digest = hashlib.sha256((path / "metrics.jsonl").read_bytes())
+    for name in ("last", "best"):
+        checkpoint = torch.load(path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for tensor in tensors(checkpoint):
+            digest.update(tensor.numpy().tobytes())
+        plain = {key: checkpoint[key] for key in ("epoch", "batch", "global_step", "lr_schedulers", "metrics")}
+        digest.update(json.dumps(plain, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+NEURONS = {
+    "leaky": [],
+    "rleaky": ["neuron=rleaky", "readout=leaky"],
+    "parametrized_lif": ["neuron=parametrized_lif", "readout=leaky_integrator", "surrogate=super_spike"],
+    "cosine": ["optimizer.schedule=cosine"],
+    "momentum": ["optimizer=sgd"],
+}
+
+
+class TestExact:
+    @pytest.mark.parametrize("kind", NEURONS)
+    def test_stopped_in_any_step(self, kind: str, killed_at: Callable[..., Path]) -> None:
+        cfg = compose([*TINY, *NEURONS[kind]])
+        whole = run(cfg)
+        steps = 4 * STEPS_PER_EPOCH
+        assert len([row for row in Run(whole.path).metrics() if "train/epoch_loss" in row]) == 4
+        for step in range(steps):
+            path = killed_at(cfg, step)
+            record = resume(path)
+            assert content(path) == content(whole.path), f"killed in step {step}"
+            assert record.metrics == whole.metrics
+            assert Run(path).read()["resumed_at_step"] == [step]
+
+    @pytest.mark.parametrize("every_s", [0, 1000])
+    @pytest.mark.parametrize("encoder", ["bernoulli", "constant"])
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_stopped_in_training_or_validation(
+        self, encoder: str, every_s: int, killed_at: Callable[..., Path]
+    ) -> None:
+        cfg = compose([*IMAGES, f"encoder={encoder}", f"logger.save_every_s={every_s}"])
+        whole = run(cfg)
+        for hook, step in [("training_step", 2), ("training_step", 4), ("training_step", 9), ("validation_step", 1)]:
+            path = killed_at(cfg, step, hook)
+            record = resume(path)
+            assert content(path) == content(whole.path), f"killed in {hook} {step}"
+            assert record.metrics == whole.metrics
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_stopped_in_the_test_and_then_again(self, killed_at: Callable[..., Path]) -> None:
+        cfg = compose([*IMAGES, "encoder=bernoulli"])
+        whole = run(cfg)
+        path = killed_at(cfg, 1, "test_step")
+        resume(path)
+        assert content(path) == content(whole.path)
+
+    def test_stopped_again_and_again(self, killed_at: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        cfg = compose([*TINY, "trainer.max_epochs=3"])
+        whole = run(cfg)
+        path = killed_at(cfg, 2)
+        original, calls = Task.training_step, 0
+
+        def every_third(self: Task, *arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls % 3 == 0:
+                raise KilledError
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Task, "training_step", every_third)
+        for _ in range(10):
+            try:
+                resume(path)
+            except KilledError:
+                continue
+            break
+        assert content(path) == content(whole.path)
+        assert Run(path).read()["resumed_at_step"] == [2, 4, 6, 8]
+
+    def test_that_it_can_fail(self, killed_at: Callable[..., Path]) -> None:
+        """Another seed, or one step more, is another end."""
+        whole = run(compose([*TINY, "trainer.max_epochs=1"]))
+        others = [run(compose([*TINY, *change])) for change in (["trainer.max_epochs=1", "seed=1"], [])]
+        assert len({content(record.path) for record in (whole, *others)}) == 3
+
+    def test_the_curves_of_the_dashboard_are_whole(self, killed_at: Callable[..., Path]) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        def curve(path: Path) -> list[tuple[int, float]]:
+            events = EventAccumulator(str(path / "tensorboard"))
+            events.Reload()
+            assert [tag for tag in events.Tags()["scalars"] if tag == "train/loss"]
+            return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+        cfg = compose([*TINY, "logger=tensorboard", "logger.save_every_s=1000", "logger.save_every_n_epochs=2"])
+        whole = run(cfg)
+        path = killed_at(cfg, 10)
+        resume(path)
+        assert curve(path) == curve(whole.path)
+
+
+class TestWhatMayChange:
+    @pytest.fixture
+    def stopped(self, killed_at: Callable[..., Path]) -> Path:
+        return killed_at(compose(TINY), 7)
+
+    @pytest.mark.parametrize(
+        ("override", "sentence"),
+        [
+            ("optimizer.lr=0.5", "optimizer.lr: 0.001 -> 0.5"),
+            ("seed=4", "seed: 0 -> 4"),
+            ("neuron.beta=0.5", "neuron.beta: "),
+            ("network.hidden=[6,6]", "network.hidden: [6, 5] -> [6, 6]"),
+            ("data.batch_size=3", "data.batch_size: 2 -> 3"),
+            ("kernel=reference", "kernel: auto -> reference"),
+            ("trainer.max_epochs=3", "trainer.max_epochs: 4 -> 3"),
+        ],
+    )
+    def test_what_decides_the_result_may_not(self, stopped: Path, override: str, sentence: str) -> None:
+        before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError) as caught:
+            resume(stopped, [override])
+        assert str(caught.value).startswith(sentence)
+        assert caught.value.exit_code == 2
+        assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize(
+        ("old", "new", "sentence"),
+        [
+            ("lr: 0.001", "lr: 0.002", "optimizer.lr: 0.001 -> 0.002, and the run so far depends on it"),
+            ("- 5\n", "- 9\n", "network.hidden: [6, 5] -> [6, 9], and"),
+        ],
+    )
+    def test_an_edited_config_is_noticed(self, stopped: Path, old: str, new: str, sentence: str) -> None:
+        file = stopped / "config.yaml"
+        assert file.read_text().count(old) == 1
+        file.write_text(file.read_text().replace(old, new))
+        with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}"):
+            resume(stopped)
+
+    def test_logging_may(self, stopped: Path) -> None:
+        assert resume(stopped, ["logger.save_every_s=100", "logger.tensorboard=true"]).status == "finished"
+        assert (stopped / "tensorboard").exists()
+
+    def test_a_run_may_become_longer_before_and_after_its_end(self, stopped: Path) -> None:
+        longer = run(compose([*TINY, "trainer.max_epochs=6"]))
+        resume(stopped, ["trainer.max_epochs=5"])
+        record = resume(stopped, ["trainer.max_epochs=6"])
+        assert (stopped / "metrics.jsonl").read_bytes() == (longer.path / "metrics.jsonl").read_bytes()
+        assert record.metrics == longer.metrics
+        assert "max_epochs: 6" in (stopped / "config.yaml").read_text()
+
+    def test_not_with_a_schedule_that_knows_the_end(self, killed_at: Callable[..., Path]) -> None:
+        path = killed_at(compose([*TINY, "optimizer.schedule=cosine"]), 7)
+        with pytest.raises(ConfigError, match=r"^trainer\.max_epochs: 4 -> 5, and the learning rates"):
+            resume(path, ["trainer.max_epochs=5"])
+        resume(path)
+
+    @pytest.mark.parametrize("override", ["optimizer=sgd", "+neuron.x=1", "~seed", "seed=1,2", "neuron.bta=1", "seed"])
+    def test_only_keys_that_are_there(self, stopped: Path, override: str) -> None:
+        with pytest.raises(ConfigError):
+            resume(stopped, [override])
+
+    def test_a_finished_run_stays_as_it_is(self, capsys: pytest.CaptureFixture[str]) -> None:
+        record = run(compose(TINY))
+        before = {path: path.read_bytes() for path in record.path.rglob("*") if path.is_file()}
+        capsys.readouterr()
+        again = resume(record.path)
+        assert (again.status, again.metrics) == ("finished", record.metrics)
+        assert "had finished, nothing is left to do" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in record.path.rglob("*") if path.is_file()} == before
+
+
+class TestRuns:
+    def test_one_that_is_in_use_is_left_alone(self, killed_at: Callable[..., Path]) -> None:
+        import subprocess
+        import sys
+
+        path = killed_at(compose(TINY), 7)
+        script = (
+            "import sys; from pathlib import Path; from snnexp.runs import Run\n"
+            "run = Run.open(Path(sys.argv[1])); run.lock(); print('locked', flush=True); sys.stdin.read()"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InUseError) as caught:
+            resume(path)
+        assert caught.value.exit_code == 6
+        other.communicate()
+        resume(path)
+
+    def test_one_that_was_moved_to_a_name_with_spaces_and_accents(
+        self, killed_at: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        whole = run(compose(TINY))
+        path = killed_at(compose(TINY), 7)
+        moved = tmp_path / "größere Läufe 😀" / "mein Lauf"
+        moved.parent.mkdir()
+        shutil.move(path, moved)
+        resume(moved)
+        assert content(moved) == content(whole.path)
+
+    def test_one_that_was_killed_before_its_first_checkpoint(self, killed_at: Callable[..., Path]) -> None:
+        whole = run(compose(TINY))
+        path = killed_at(compose(TINY), 0)
+        for file in (path / "checkpoints").iterdir():
+            file.unlink()
+        resume(path)
+        assert content(path) == content(whole.path)
+
+    def test_one_whose_checkpoints_are_gone_is_not_begun_anew(self, killed_at: Callable[..., Path]) -> None:
+        path = killed_at(compose(TINY), 7)
+        for file in (path / "checkpoints").iterdir():
+            file.unlink()
+        with pytest.raises(CheckpointError, match="no checkpoint is left"):
+            resume(path)
+
+    def test_a_run_that_diverged_goes_on_to_diverge(self) -> None:
+        from snnexp.errors import DivergedError
+
+        cfg = compose([*TINY, "optimizer=sgd", "optimizer.lr=1e30"])
+        with pytest.raises(DivergedError):
+            run(cfg)
+        (path,) = Path("outputs/regression_sqrt").iterdir()
+        before = (path / "metrics.jsonl").read_bytes()
+        with pytest.raises(DivergedError):
+            resume(path)
+        assert (path / "metrics.jsonl").read_bytes() == before
+        assert Run(path).read()["status"] == "diverged"
+
+
+class TestDisk:
+    def test_a_disk_that_fills_up_at_any_write_loses_nothing(
+        self,
+        killed_at: Callable[..., Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        cfg = compose([*TINY, "trainer.max_epochs=3"])
+        whole = run(cfg)
+        stopped = killed_at(cfg, 4)
+        last, write = (stopped / "checkpoints" / "last.ckpt").read_bytes(), os.write
+        for number in range(20):
+            path = Path(shutil.copytree(stopped, tmp_path / f"run{number}"))
+            count = iter(range(10**6))
+
+            def full(handle: int, data: bytes, count: Iterator[int] = count, number: int = number) -> int:
+                if next(count) < number:
+                    return write(handle, data)
+                # a disk that is nearly full takes a part
+                if len(data) > 100:
+                    write(handle, bytes(data[:50]))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            capsys.readouterr()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", full)
+                assert main(["resume", str(path)]) == 74
+            (line,) = [line for line in capsys.readouterr().err.splitlines() if "is dead" not in line]
+            assert line == "snnexp: disk: No space left on device"
+            if number < 5:
+                assert (path / "checkpoints" / "last.ckpt").read_bytes() == last
+            assert not list(path.rglob("*.tmp"))
+            assert main(["resume", str(path)]) == 0
+            assert content(path) == content(whole.path), f"write {number}"
+
+    def test_a_start_on_a_full_disk_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(handle: int, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            assert main(["train", *TINY]) == 74
+        assert capsys.readouterr().err == "snnexp: disk: No space left on device\n"
+        assert [path for path in Path("outputs").rglob("*") if path.is_file()] == []
+        assert list(Path("outputs/regression_sqrt").iterdir()) == []
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("typed", "code", "words"),
+        [
+            (["resume"], 2, "resume: the following arguments are required: RUN"),
+            (["resume", "nowhere"], 2, "nowhere: not the directory of a run"),
+            (["resume", "."], 2, ".: not the directory of a run"),
+            (["resume", "RUN", "optimizer.lr=0.5"], 2, "optimizer.lr: 0.001 -> 0.5"),
+            (["resume", "RUN", "neuron.bta=0.5"], 2, "neuron.bta: unknown key"),
+            (["resume", "RUN", "--force"], 2, "resume: unrecognized arguments: --force"),
+            (["eval"], 2, "eval: the following arguments are required: RUN"),
+            (["eval", "RUN", "--split", "all"], 2, "invalid choice: 'all'"),
+            (["eval", "RUN", "--split", "val"], 2, "split: got val, these data have test, train"),
+            (["eval", "RUN", "--ckpt", "nowhere"], 5, "nowhere: no such checkpoint"),
+            (["evl", "RUN"], 2, "evl: no such command, did you mean eval?"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_mistakes_are_told_in_a_line(
+        self,
+        typed: list[str],
+        code: int,
+        words: str,
+        killed_at: Callable[..., Path],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        path = killed_at(compose(TINY), 7)
+        before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert main([word.replace("RUN", str(path)) for word in typed]) == code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("snnexp: ")
+        assert words in line
+        assert len(line) <= 200
+        assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+    def test_eval_for_people_and_for_programs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        record = run(compose(TINY))
+        capsys.readouterr()
+        assert main(["eval", str(record.path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == record.metrics
+        assert main(["eval", str(record.path)]) == 0
+        assert "test/relative_error" in capsys.readouterr().out
