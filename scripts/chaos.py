@@ -3,7 +3,7 @@
     scripts/chaos.py kills       SIGKILL, for three neurons with 0 and 2 data workers
     scripts/chaos.py signals     SIGTERM and SIGINT
     scripts/chaos.py starts      runs that start at the same moment
-    scripts/chaos.py fuzz        overrides out of random pieces of Hydra's grammar
+    scripts/chaos.py overrides   overrides out of random pieces of Hydra's grammar
 
 Each run is a process of its own, started as a user starts it, on real MNIST images.
 """
@@ -58,11 +58,11 @@ class Whole:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["kills", "signals", "starts", "fuzz"])
+    parser.add_argument("what", nargs="*", default=["kills", "signals", "starts", "overrides"])
     parser.add_argument("--times", type=int, help="kills or signals per case, 5; starts, 50; overrides, 500")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     asked = parser.parse_args()
-    trials = {"kills": kills, "signals": signals, "starts": starts, "fuzz": fuzz}
+    trials = {"kills": kills, "signals": signals, "starts": starts, "overrides": overrides}
     with tempfile.TemporaryDirectory() as folder:
         good = [trials[what](Path(folder), random.Random(asked.seed), asked.times) for what in asked.what]
     return 0 if all(good) else 1
@@ -136,28 +136,26 @@ def starts(folder: Path, draw: random.Random, times: int | None) -> bool:
     return codes == [0] * times and found == ["finished"] * times
 
 
-def fuzz(folder: Path, draw: random.Random, times: int | None) -> bool:
+def overrides(folder: Path, draw: random.Random, times: int | None) -> bool:
     """Random overrides are composed or refused in a line, and nothing else happens."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from fuzzing import override
+    import fuzz
 
     from snnexp.config import compose
     from snnexp.errors import ConfigError
 
-    refused, tried, longest = 0, times or 500, 0.0
-    for _ in range(tried):
-        typed, began = override(draw), time.perf_counter()
+    tried, refused, longest = times or 500, 0, 0.0
+    for typed in fuzz.overrides(tried, draw.randrange(10**6)):
+        began = time.perf_counter()
         try:
-            compose([typed])
+            compose(typed)
         except ConfigError as error:
             refused += 1
             if "\n" in str(error) or len(str(error)) > 200:
                 print(f"{typed!r}: refused in {str(error)!r}")
                 return False
         longest = max(longest, time.perf_counter() - began)
-    print(
-        f"{tried} random overrides: {refused} refused in one line, {tried - refused} composed; longest {longest:.1f} s"
-    )
+    print(f"{tried} random overrides: {refused} refused in a line, {tried - refused} composed, at most {longest:.2f} s")
     return True
 
 
@@ -189,11 +187,8 @@ def directory(cwd: Path) -> Path | None:
 
 
 def ends_alike(cwd: Path, path: Path | None, case: list[str], whole: Whole) -> tuple[bool, str]:
-    """Resume, or start again where there was nothing yet; whether the end is the same, and where it had been stopped."""
-    if path is None:
-        command = [*SNNEXP, "train", *case]
-    else:
-        command = [*SNNEXP, "resume", str(path)]
+    """Resume, or start again where there was nothing yet; whether the end is the same, and where it was stopped."""
+    command = [*SNNEXP, "train", *case] if path is None else [*SNNEXP, "resume", str(path)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr)

@@ -40,28 +40,15 @@ ALLOWED: dict[str, set[str]] = {
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
     "config": LEAVES | {"gate", "pairs", "runs"},
-    "experiment": LEAVES
-    | {
-        "callbacks",
-        "checkpoints",
-        "config",
-        "console",
-        "data",
-        "encoders",
-        "events",
-        "kernels",
-        "losses",
-        "metrics",
-        "network",
-        "neurons",
-        "pairs",
-    }
-    | {"runs", "saving", "task"},
+    "assembly": LEAVES
+    | {"callbacks", "config", "console", "data", "encoders", "events", "kernels", "losses", "metrics", "network"}
+    | {"neurons", "pairs", "saving", "task"},
+    "experiment": LEAVES | {"assembly", "callbacks", "checkpoints", "config", "console", "runs", "saving"},
     "launch": LEAVES | {"config", "console", "experiment", "runs"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES | {"__init__", "config", "console", "doctor", "experiment", "launch", "runs"},
 }
-KNOW_HYDRA = {"config", "gate", "experiment", "launch"}
+KNOW_HYDRA = {"assembly", "config", "gate", "experiment", "launch"}
 
 
 def part(path: Path) -> str:

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import domains, gate, pairs, runs
-from snnexp.errors import ConfigError, located
+from snnexp.errors import ConfigError, SnnexpError, located
 
 GROUPS = (
     "data",
@@ -224,7 +224,7 @@ def _explained(overrides: Sequence[str] = ()) -> Iterator[None]:
     """Whatever Hydra, OmegaConf and their parsers raise about a text from outside becomes a :class:`ConfigError`."""
     try:
         yield
-    except ConfigError:
+    except SnnexpError:
         raise
     except RecursionError as error:
         raise ConfigError(f"{domains.shown(' '.join(overrides))}: nested too deeply") from error

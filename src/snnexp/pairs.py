@@ -134,7 +134,7 @@ SHIPPED: dict[str, dict[str, Any]] = {
         Part("SGD", "lr momentum weight_decay schedule"),
     ),
     "trainer": _from(
-        "experiment",
+        "assembly",
         Part("make_trainer", "accelerator devices strategy precision max_epochs limit_batches log_every_n_steps"),
     ),
     "initializer": _from(

@@ -1,0 +1,163 @@
+"""Turn a checked config into parts that fit each other: data, encoder, network, loss, task and trainer."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from snnexp import callbacks, console, domains, kernels, metrics, pairs, saving
+from snnexp.config import factory, instantiate
+from snnexp.data import DataModule
+from snnexp.encoders import ConstantCurrentLIF, Encoder
+from snnexp.errors import ConfigError, located
+from snnexp.events import Events
+from snnexp.losses import Loss
+from snnexp.network import Dense, Network
+from snnexp.neurons import Trace
+from snnexp.task import Measure, Task
+
+
+@dataclass
+class Parts:
+    """An assembled experiment."""
+
+    data: DataModule
+    encoder: Encoder
+    network: Network
+    loss: Loss
+    task: Task
+    trainer: Trainer
+    decoder: str | None
+    """What turns a readout into a class, ``spike_count`` or ``max_voltage``; None for regression."""
+    kernel: str
+    """What computes the neurons, as :func:`snnexp.kernels.use` tells it."""
+
+
+def make_trainer(
+    accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    max_epochs: int = 1,
+    limit_batches: int | None = None,
+    log_every_n_steps: int = 10,
+) -> Trainer:
+    """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
+
+    Args:
+        accelerator: ``auto``, ``cpu``, ``gpu``, ...
+        devices: processes, each with a device of its own.
+        strategy: ``auto`` or ``ddp``.
+        precision: ``32-true``, or ``bf16-mixed`` for matrix products in bfloat16; neurons and losses stay in float32.
+        max_epochs: passes over the training data.
+        limit_batches: use no more batches than this of each split.
+        log_every_n_steps: how often a training step is logged.
+
+    Raises:
+        ConfigError: there is no such accelerator here, or not so many devices.
+    """
+    domains.check(locals())
+    # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    try:
+        with console.quiet():
+            trainer = Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                # a readout's threshold may have no part in a loss on the membrane
+                strategy="ddp_find_unused_parameters_true" if strategy == "ddp" else strategy,
+                precision=precision,  # type: ignore[arg-type]
+                max_epochs=max_epochs,
+                limit_train_batches=limit_batches,
+                limit_val_batches=limit_batches,
+                limit_test_batches=limit_batches,
+                log_every_n_steps=log_every_n_steps,
+                deterministic=True,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                logger=False,
+                plugins=[saving.RunCheckpointIO()],
+                callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
+            )
+            # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            return trainer
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Turn a checked config into objects: data are read, weights are drawn from ``cfg.seed``.
+
+    Raises:
+        ConfigError: two choices cannot work together.
+        DataError: data are missing or damaged.
+    """
+    nodes = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(nodes, dict)
+    # what costs nothing is made first, so that a mistake in it is told before data are read
+    loss, encoder = instantiate(nodes["loss"], "loss"), instantiate(nodes["encoder"], "encoder")
+    optimizer = instantiate(nodes["optimizer"], "optimizer")
+    neuron = factory(nodes["neuron"], "neuron", given=["features"])
+    readout = factory(nodes["readout"], "readout", given=["features"])
+    trainer = instantiate(nodes["trainer"], "trainer")
+    # one stream of random numbers for data and weights, in this order
+    torch.manual_seed(cfg.seed)
+    data = instantiate(nodes["data"], "data")
+    shapes = {"inputs": data.inputs, "outputs": data.outputs}
+    network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
+    with located("data"):
+        data.require_shareable(trainer.world_size)
+    decoder = _match(data, encoder, network, loss)
+    device = trainer.strategy.root_device
+    kernel = kernels.use(network, cfg.kernel, device)
+    encode = _encode(encoder, network, kernel, device)
+    task = Task(network, encode, encoder.spikes, loss, _measures(decoder), optimizer)
+    return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
+
+
+def _encode(
+    encoder: Encoder, network: Network, kernel: str, device: torch.device
+) -> Callable[[Tensor], Tensor | Events]:
+    """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
+    first = next(iter(network.layers.values())).synapse
+    if isinstance(encoder, ConstantCurrentLIF) and type(first) is Dense:
+        return encoder.events if device.type == "cpu" and kernel != "reference" else encoder
+    return encoder
+
+
+def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> str | None:
+    """Refuse parts that cannot work together, and choose what decodes the readout."""
+    readout = list(network.neurons().values())[-1]
+    pairs.require_target(loss, data)
+    pairs.require_encoder(encoder, data)
+    pairs.require_spikes(loss, readout)
+    # an encoder refuses values that it cannot encode; drawing here must not move the run's stream
+    with torch.random.fork_rng(devices=[]):
+        encoder(data.train[list(range(min(256, len(data.train))))][0])
+    if data.target == "trace":
+        return None
+    return loss.decoder if readout.spikes else "max_voltage"
+
+
+def _measures(decoder: str | None) -> dict[str, Measure]:
+    if decoder is None:
+        return {
+            "l1": lambda trace, target: metrics.l1(trace.membrane, target),
+            "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
+        }
+    classes: Callable[[Trace], Tensor] = {
+        # one step that holds the sum, or the maximum, of all
+        "spike_count": lambda trace: metrics.spike_count(trace.spike_count.unsqueeze(0)),
+        "max_voltage": lambda trace: metrics.max_voltage(trace.max_membrane.unsqueeze(0)),
+    }[decoder]
+    return {"accuracy": lambda trace, target: metrics.accuracy(classes(trace), target)}
