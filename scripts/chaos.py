@@ -53,7 +53,6 @@ class Whole:
     content: str
     rows: int
     until_directory_s: float
-    total_s: float
 
 
 def main() -> int:
@@ -77,9 +76,8 @@ def kills(folder: Path, draw: random.Random, times: int | None) -> bool:
             whole = measure(folder / f"{neuron}{workers}", case)
             for index in range(times or 5):
                 cwd = folder / f"{neuron}{workers}-{index}"
-                process, path = start(cwd, case, wait=index % 5 > 0)
-                seconds = whole.until_directory_s if path is None else whole.total_s - whole.until_directory_s
-                time.sleep(draw.uniform(0, 0.9 * seconds))
+                process = start(cwd, case)
+                wait_for_a_moment(process, cwd, whole, draw, early=index % 5 == 0)
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 path = directory(cwd)
@@ -102,10 +100,8 @@ def signals(folder: Path, draw: random.Random, times: int | None) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         for index in range(times or 10):
             cwd = folder / f"{number.name}-{index}"
-            process, path = start(cwd, case, wait=index % 5 > 0)
-            # what is sent before Python has started cannot be answered by us
-            seconds = whole.until_directory_s if path is None else whole.total_s - whole.until_directory_s - 1
-            time.sleep(draw.uniform(0.2, seconds))
+            process = start(cwd, case)
+            wait_for_a_moment(process, cwd, whole, draw, early=index % 5 == 0)
             process.send_signal(number)
             _, stderr = process.communicate()
             path = directory(cwd)
@@ -162,24 +158,43 @@ def overrides(folder: Path, draw: random.Random, times: int | None) -> bool:
 def measure(cwd: Path, case: list[str]) -> Whole:
     """Run a case to its end."""
     began = time.perf_counter()
-    process, path = start(cwd, case, wait=True)
+    process = start(cwd, case)
+    while directory(cwd) is None and process.poll() is None:
+        time.sleep(0.01)
     until = time.perf_counter() - began
+    path = directory(cwd)
+    assert process.wait() == 0, process.communicate()[1]
     assert path is not None
-    assert process.wait() == 0, "the run by itself does not finish"
-    rows = len((path / "metrics.jsonl").read_text().splitlines())
-    return Whole(content(path), rows, until, time.perf_counter() - began)
+    return Whole(content(path), len(rows(path)), until)
 
 
-def start(cwd: Path, case: list[str], wait: bool) -> tuple[subprocess.Popen[str], Path | None]:
-    """Start a run; with ``wait``, return when it has its directory."""
+def start(cwd: Path, case: list[str]) -> subprocess.Popen[str]:
     cwd.mkdir()
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*SNNEXP, "train", *case], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while wait and directory(cwd) is None:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    return process, directory(cwd)
+
+
+def wait_for_a_moment(
+    process: subprocess.Popen[str], cwd: Path, whole: Whole, draw: random.Random, early: bool
+) -> None:
+    """Wait for a random moment before there is a run directory, or after so many rows of metrics and a little more."""
+    if early:
+        # what comes before Python has started cannot be answered by a program
+        time.sleep(draw.uniform(0.3, whole.until_directory_s))
+        return
+    least = draw.randrange(whole.rows - 1)
+    while process.poll() is None:
+        path = directory(cwd)
+        if path is not None and len(rows(path)) >= least:
+            break
+        time.sleep(0.002)
+    # the time of a few steps, with what they save
+    time.sleep(draw.uniform(0, 0.2))
+
+
+def rows(path: Path) -> list[str]:
+    return (path / "metrics.jsonl").read_text().splitlines()
 
 
 def directory(cwd: Path) -> Path | None:
@@ -198,8 +213,7 @@ def ends_alike(cwd: Path, path: Path | None, case: list[str], whole: Whole) -> t
     steps = json.loads((found / "run.json").read_text()).get("resumed_at_step")
     where = "had finished" if steps is None else f"resumed at step {steps[0]}"
     where = "before there was a directory" if path is None else where
-    rows = len((found / "metrics.jsonl").read_text().splitlines())
-    return content(found) == whole.content and rows == whole.rows, where
+    return content(found) == whole.content and len(rows(found)) == whole.rows, where
 
 
 def content(path: Path) -> str:

@@ -3,7 +3,11 @@
 import hashlib
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,8 @@ from torch import Tensor
 
 from snnexp import runs
 from snnexp.callbacks import ProjectParameters, SeedMeanLoss
-from snnexp.errors import CheckpointError, DivergedError
-from snnexp.experiment import Record, build, compose, run
+from snnexp.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
+from snnexp.experiment import Record, build, compose, resume, run
 from snnexp.saving import RunCheckpointIO
 from snnexp.task import Task
 
@@ -284,3 +288,54 @@ def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
     events = EventAccumulator(str(record.path / "tensorboard"))
     events.Reload()
     assert {"hidden1/neuron/log_tau_mem_inv", "hidden1/neuron/v_th"} <= set(events.Tags()["histograms"])
+
+
+class TestSignals:
+    def test_a_second_one_ends_at_once(self, tmp_path: Path) -> None:
+        script = """
+import os, signal, sys
+from pathlib import Path
+from snnexp.runs import Run
+from snnexp.saving import Signals
+
+with Signals() as signals:
+    signals.run = Run.create(Path(sys.argv[1]), "", [], {})
+    signals.training = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("goes on with its step", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("never gets here", flush=True)
+"""
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == 130
+        assert (done.stdout, done.stderr) == ("goes on with its step\n", "snnexp: stopped by SIGINT\n")
+        (record,) = tmp_path.glob("*/run.json")
+        assert json.loads(record.read_text())["status"] == "interrupted"
+
+    @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_test_start"])
+    def test_one_that_comes_at_any_time_leaves_a_run_that_is_marked_and_goes_on(
+        self, hook: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = train("trainer.max_epochs=3")
+
+        def told(self: Task) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, hook, told, raising=False)
+            with pytest.raises(InterruptedRunError) as caught:
+                train("trainer.max_epochs=3")
+        assert caught.value.exit_code == 143
+        (path,) = (path for path in whole.path.parent.iterdir() if path != whole.path)
+        record = json.loads((path / "run.json").read_text())
+        assert (record["status"], record["exit_code"], record["reason"]) == ("interrupted", 143, "stopped by SIGTERM")
+        step = load(path / "checkpoints" / "last.ckpt")["global_step"]
+        assert step == (1 if hook == "on_train_epoch_end" else 3)
+        assert resume(path).metrics == whole.metrics
+        assert (path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+
+def test_what_does_not_fit_into_memory_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^network: does not fit into memory"):
+        train("network.hidden=[1000000,1000000]")
+    assert not Path("outputs").exists()

@@ -8,7 +8,6 @@ import pickle
 import random
 import shutil
 import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -447,10 +446,3 @@ class TestEvaluate:
         torch.save(build(compose([*TINY, "network.hidden=[7,5]"])).task.state_dict(), tmp_path / "other.ckpt")
         with pytest.raises(CheckpointError, match=r"hidden1.* is \[7.*must be \[6"):
             evaluate(whole, tmp_path / "other.ckpt")
-
-
-def test_a_checkpoint_is_read_without_a_warning(whole: Path) -> None:
-    """Warnings are errors in this suite; a process of its own shows them as a user would see them."""
-    script = f"from snnexp.experiment import evaluate; evaluate(__import__('pathlib').Path({str(whole)!r}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

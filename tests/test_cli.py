@@ -372,7 +372,8 @@ def test_no_run_uses_the_network(tmp_path: Path) -> None:
     command = [sys.executable, "-c", NO_NETWORK]
     subprocess.run([*command, *SHORT], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     run = str(only_run(tmp_path))
-    subprocess.run([*command, "eval", run], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([*command, "eval", run], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stderr == "", "nor does it warn"
     asked = [*command, "train", "experiment=mnist_leaky", "data.root=nowhere", "data.download=true"]
     done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
     assert "the network was used" in done.stderr, "or the test would prove nothing"
@@ -388,13 +389,14 @@ def test_a_foreign_run_downloads_nothing(tmp_path: Path, tiny_mnist: Path, monke
         assert main([verb, str(config.parent)]) == 4
 
 
-def test_paths_with_spaces_and_accents_and_long_overrides(tmp_path: Path) -> None:
+def test_paths_with_spaces_and_accents_and_long_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "meine Läufe 😀 a=b"
     hidden = ",".join(["3"] * 60)
     done = snnexp(*SHORT, f"logger.root={root}", f"network.hidden=[{hidden}]", cwd=tmp_path)
     run = only_run(root, "*/*/run.json")
     assert f"network.hidden=[{hidden}]" in (run / "overrides.yaml").read_text()
     assert root.name in done.stdout
-    snnexp("resume", str(run), "trainer.max_epochs=5", cwd=tmp_path)
-    snnexp("eval", str(run.relative_to(tmp_path)), cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", str(run), "trainer.max_epochs=5"]) == 0
+    assert main(["eval", str(run.relative_to(tmp_path))]) == 0
     assert record(run)["status"] == "finished"

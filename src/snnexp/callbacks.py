@@ -290,6 +290,7 @@ class ParameterHistograms(Callback):
 
 
 def at_logged_step(trainer: Trainer) -> bool:
+    """Whether the step that was just done is logged, or is the last of its epoch."""
     return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 

@@ -199,7 +199,7 @@ NULL = Kind(type(None), "null")
 DOMAINS: dict[str, Domain] = {
     # the run
     "seed": SEED,
-    "num_steps": COUNT,
+    "num_steps": Number(low=1, high=1_000_000, whole=True),
     "kernel": OneOf("auto", "reference", "fused", "triton"),
     "name": NAME,
     "published": MappingOf(FINITE, "a mapping of metric names to figures"),

@@ -68,12 +68,9 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
             os.environ[RUN_DIR] = str(run_dir.path.absolute())
         else:
             run_dir = Run(Path(os.environ[RUN_DIR]))
-        try:
+        with _recorded(run_dir, parts):
             _watch(cfg, parts, run_dir, signals)
             return _carry_out(cfg, parts, run_dir, clock, signals)
-        finally:
-            run_dir.close()
-            _forget_processes()
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
@@ -116,12 +113,12 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
             if found is not None:
                 saver.go_on_from(found.position)
                 parts.data.begin = found.position
-            if parts.trainer.is_global_zero:
-                _begin_again(cfg, parts, run_dir, before, found)
-            return _carry_out(cfg, parts, run_dir, clock, signals, found)
+            with _recorded(run_dir, parts):
+                if parts.trainer.is_global_zero:
+                    _begin_again(cfg, parts, run_dir, before, found)
+                return _carry_out(cfg, parts, run_dir, clock, signals, found)
         finally:
             run_dir.close()
-            _forget_processes()
 
 
 def evaluate(
@@ -248,15 +245,21 @@ def _carry_out(
     signals: saving.Signals,
     found: Checkpoint | None = None,
 ) -> Record:
-    main = parts.trainer.is_global_zero
+    measured = _train_and_test(cfg, parts, run_dir, clock, found)
+    signals.stop_if_told()
+    if parts.trainer.is_global_zero:
+        steps = parts.trainer.global_step - (0 if found is None else found.step)
+        _record_success(cfg, parts, run_dir, measured, clock, steps)
+    return Record(run_dir.path, "finished", measured)
+
+
+@contextmanager
+def _recorded(run_dir: Run, parts: Parts) -> Iterator[None]:
+    """Write down how a run ended that did not finish, and let go of its directory and processes."""
     try:
-        measured = _train_and_test(cfg, parts, run_dir, clock, found)
-        signals.stop_if_told()
-        if main:
-            steps = parts.trainer.global_step - (0 if found is None else found.step)
-            _record_success(cfg, parts, run_dir, measured, clock, steps)
+        yield
     except BaseException as error:
-        if main:
+        if parts.trainer.is_global_zero:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError):
                 _record_failure(run_dir, error)
@@ -264,7 +267,9 @@ def _carry_out(
             # the first process tells; Lightning would kill it if this one left with another code
             raise SystemExit(0) from error
         raise
-    return Record(run_dir.path, "finished", measured)
+    finally:
+        run_dir.close()
+        _forget_processes()
 
 
 def _train_and_test(
