@@ -20,6 +20,7 @@ from torch import nn
 
 from snnexp import checkpoints, runs
 from snnexp.checkpoints import Checkpoint
+from snnexp.cli import main
 from snnexp.errors import CheckpointError
 from snnexp.experiment import build, compose, evaluate, resume, run
 from snnexp.runs import Run
@@ -241,14 +242,29 @@ class TestDamaged:
         ours, theirs = (load(path / "checkpoints" / "last.ckpt") for path in (copied, whole))
         assert all(torch.equal(weight, theirs["state_dict"][name]) for name, weight in ours["state_dict"].items())
 
-    def test_when_both_are_damaged_nothing_is_begun_anew(self, copied: Path) -> None:
+    def test_when_all_are_damaged_nothing_is_begun_anew(self, copied: Path) -> None:
         Run(copied).update(status="running")
-        for name in ("last", "previous"):
+        for name in ("last", "previous", "best", "init"):
             (copied / "checkpoints" / f"{name}.ckpt").write_bytes(b"damaged")
         before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
         with pytest.raises(CheckpointError, match=r"last\.ckpt: checkpoint is damaged, its checksum differs"):
             resume(copied)
         assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+    def test_those_that_are_deleted_are_not_needed(self, copied: Path, whole: Path) -> None:
+        before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+        for name in ("last", "previous"):
+            (copied / "checkpoints" / f"{name}.ckpt").unlink()
+            del before[copied / "checkpoints" / f"{name}.ckpt"]
+        # to somebody who keeps the best alone
+        assert resume(copied).metrics == Run(whole).read()["metrics"]
+        assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+        for _kept in ("best", "init"):
+            Run(copied).update(status="running")
+            resume(copied)
+            assert (copied / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+            for name in ("last", "previous", "best"):
+                (copied / "checkpoints" / f"{name}.ckpt").unlink(missing_ok=True)
 
     def test_a_checkpoint_holds_plain_values_alone(self, whole: Path) -> None:
         def plain(value: Any) -> bool:
@@ -285,6 +301,16 @@ def packed(good: bytes, size: int) -> bytes:
     ):
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry) if "data/" not in entry.filename else bytes(size))
+    return archive.getvalue()
+
+
+def brackets(good: bytes) -> bytes:
+    """What describes the tensors is a hundred megabytes of nested lists."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(archive, "w") as target:
+        for entry in source.infolist():
+            pickled = entry.filename.endswith(".pkl")
+            target.writestr(entry.filename, b"]" * 60_000_000 if pickled else source.read(entry))
     return archive.getvalue()
 
 
@@ -336,27 +362,34 @@ def hostile(good: bytes, marker: Path) -> dict[str, bytes]:
         "lists that would need all memory": changed(good, put("state_dict", laughing())),
         "lists in place of a number": changed(good, put("epoch", laughing())),
         "a mapping within itself": save(cyclic()),
+        "brackets that would need all memory": brackets(good),
+        "a name that talks to the terminal": changed(good, put("state_dict", "\x1b]0;pwned\x07\n", torch.zeros(1))),
         "a config that is a program": changed(good, put("config", "__import__('os').system('x')")),
     }
 
 
 class TestHostile:
-    def test_none_of_them_does_anything(self, copied: Path, tmp_path: Path) -> None:
+    def test_none_of_them_does_anything(self, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         last, marker = copied / "checkpoints" / "last.ckpt", tmp_path / "attacked"
         good = last.read_bytes()
         files = hostile(good, marker)
         assert len(files) >= 20
         Run(copied).update(status="running")
-        previous = copied / "checkpoints" / "previous.ckpt"
+        own = [copied / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best", "init")]
         for name, content in files.items():
-            for path in (last, previous):
+            for path in own:
                 runs.write_checkpoint(path, content)
             # an evaluation reads no config
             for use in (resume, evaluate) if "config" not in name else (resume,):
                 with pytest.raises(CheckpointError) as caught:
                     use(copied)
                 assert caught.value.exit_code == 5, name
-                assert "\n" not in str(caught.value), name
+                if "terminal" not in name:
+                    assert "\n" not in str(caught.value), name
+            assert main(["resume", str(copied)]) == 5
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.isprintable()
+            assert len(line) <= 200
             (tmp_path / "foreign.ckpt").write_bytes(content)
             if "config" not in name and "number" not in name:
                 with pytest.raises(CheckpointError):
@@ -371,8 +404,8 @@ class TestHostile:
     @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
     def test_what_is_no_file_is_not_waited_for(self, copied: Path, kind: str) -> None:
         last = copied / "checkpoints" / "last.ckpt"
-        last.unlink()
-        (copied / "checkpoints" / "previous.ckpt").unlink()
+        for path in (copied / "checkpoints").glob("*.ckpt"):
+            path.unlink()
         if kind == "device":
             last = Path("/dev/zero")
         else:

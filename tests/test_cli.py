@@ -279,8 +279,9 @@ def test_divergence_keeps_the_last_finite_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_stop(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
-        [*SNNEXP, *RUN, "trainer.max_epochs=100000", "logger.save_every_n_epochs=100000"],
+        [*SNNEXP, *RUN, "trainer.max_epochs=100000", "logger.save_every_n_epochs=100000", "data.num_workers=1"],
         cwd=tmp_path,
+        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -290,7 +291,8 @@ def test_signals_save_and_stop(tmp_path: Path, number: signal.Signals, code: int
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(number)
+    # as a terminal and `timeout` do, to the workers as well
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert stderr.splitlines() == [f"snnexp: stopped by {number.name}"]
@@ -306,7 +308,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for cwd, trainer in (("one", "trainer=cpu"), ("two", "trainer=ddp")):
         (tmp_path / cwd).mkdir()
         arguments = [trainer if word == "trainer=cpu" else word for word in SHORT]
-        snnexp(*arguments, *data, "trainer.accelerator=cpu", cwd=tmp_path / cwd)
+        epochs = [f"trainer.max_epochs={4 if cwd == 'one' else 2}"]
+        snnexp(*arguments, *data, *epochs, "trainer.accelerator=cpu", cwd=tmp_path / cwd)
+    done = snnexp("resume", str(only_run(tmp_path / "two")), "trainer.max_epochs=4", cwd=tmp_path)
+    assert done.stderr == ""
     one, two = (only_run(tmp_path / cwd) for cwd in ("one", "two"))
     assert record(two)["device"] == "2 x cpu"
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]

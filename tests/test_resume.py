@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,9 +266,6 @@ class TestWhatMayChange:
 
 class TestRuns:
     def test_one_that_is_in_use_is_left_alone(self, killed_at: Callable[..., Path]) -> None:
-        import subprocess
-        import sys
-
         path = killed_at(compose(TINY), 7)
         script = (
             "import sys; from pathlib import Path; from snnexp.runs import Run\n"
@@ -308,6 +307,66 @@ class TestRuns:
             file.unlink()
         with pytest.raises(CheckpointError, match="no checkpoint is left"):
             resume(path)
+
+    def test_one_is_locked_until_its_very_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        script = "import sys; from pathlib import Path; from snnexp.runs import Run; Run(Path(sys.argv[1])).lock()"
+        seen = []
+
+        def look(self: Task) -> None:
+            (path,) = Path("outputs/regression_sqrt").iterdir()
+            done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+            seen.append(done.stderr.splitlines()[-1])
+            with pytest.raises(InUseError, match="in use by this process"):
+                resume(path)
+
+        monkeypatch.setattr(Task, "on_train_end", look)
+        monkeypatch.setattr(Task, "on_test_end", look)
+        run(compose(TINY))
+        assert len(seen) == 2
+        assert all(f"in use by process {os.getpid()}" in line for line in seen)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("metrics.jsonl", b"garbage\n"),
+            ("metrics.jsonl", None),
+            ("run.json", None),
+            ("run.json", b"{"),
+            (".lock", None),
+            ("config.yaml", None),
+            ("config.yaml", b"neuron: &a [*a]"),
+            ("config.yaml", b"{"),
+        ],
+    )
+    def test_one_from_elsewhere_whose_files_are_strange(
+        self, name: str, content: bytes | None, killed_at: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = killed_at(compose(TINY), 7)
+        (path / name).unlink()
+        if content is None:
+            os.mkfifo(path / name)
+        else:
+            (path / name).write_bytes(content)
+        capsys.readouterr()
+        assert main(["resume", str(path)]) in (2, 5)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert len(line) <= 200
+
+    def test_a_backup_of_links_is_not_written_to(self, killed_at: Callable[..., Path], tmp_path: Path) -> None:
+        path = killed_at(compose(TINY), 7)
+        os.link(path / "metrics.jsonl", tmp_path / "backup")
+        with pytest.raises(CheckpointError, match="a link"):
+            resume(path)
+
+    def test_another_number_of_threads_is_told(
+        self, killed_at: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = killed_at(compose(TINY), 7)
+        Run(path).update(threads=17)
+        resume(path)
+        assert "snnexp: threads: 17 -> 1, so the run may end in other digits" in capsys.readouterr().err
 
     def test_a_run_that_diverged_goes_on_to_diverge(self) -> None:
         from snnexp.errors import DivergedError

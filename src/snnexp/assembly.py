@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -64,6 +65,7 @@ def make_trainer(
     domains.check(locals())
     # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     try:
         with console.quiet():
             trainer = Trainer(
@@ -84,7 +86,9 @@ def make_trainer(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 logger=False,
-                plugins=[saving.RunCheckpointIO()],
+                # Lightning would requeue jobs of SLURM by itself, and take up checkpoints that lie in this folder
+                plugins=[saving.RunCheckpointIO(), *slurm],
+                default_root_dir=os.devnull,
                 callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves

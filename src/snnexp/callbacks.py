@@ -46,7 +46,8 @@ class RunLogger(Logger):
         """The run keeps its whole config already."""
 
     def finalize(self, status: str) -> None:
-        self.run.close()
+        # called after training and after the test; the run itself goes on
+        self.run.close_metrics()
 
 
 class RandomNumbers(Callback):

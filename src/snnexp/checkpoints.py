@@ -25,19 +25,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnexp import runs
+from snnexp import domains, runs
 from snnexp.errors import CheckpointError, SnnexpError
 from snnexp.runs import Run
 
 LOG = logging.getLogger(__name__)
+NEWEST_FIRST = ("last", "previous", "best")
+MAX_PICKLE_BYTES = 2**20
+"""Of what describes the tensors: a few hundred bytes each."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was checked."""
+    """A checkpoint that was checked, and the config that it was taken under."""
 
     path: Path
     content: dict[str, Any]
+    config: dict[str, Any]
 
     @property
     def step(self) -> int:
@@ -65,24 +69,23 @@ def find(
         CheckpointError: there are checkpoints, and all are damaged or not of this run; or there should be one.
     """
     folder = run.checkpoints
-    paths = [folder / name for name in ("last.ckpt", "previous.ckpt") if (folder / name).exists()]
-    # a run that was killed before it was saved goes on from its beginning
-    paths = paths or [path for path in [folder / "init.ckpt"] if path.exists()]
     refusals: list[CheckpointError] = []
-    for path in paths:
+    paths = [path for path in (folder / f"{name}.ckpt" for name in NEWEST_FIRST) if path.exists()]
+    # to begin anew is right for a run that was not saved yet, and too much where something is damaged
+    for path in paths or [path for path in [folder / "init.ckpt"] if path.exists()]:
         try:
             found = _of_run(path, run, wanted, batches, require_same)
         except CheckpointError as error:
             refusals.append(error)
         else:
             for refusal in refusals:
-                LOG.warning("%s; going on from %s, step %d", refusal, path.name, found.step)
+                LOG.warning("%s; going on from %s, step %d", domains.line(str(refusal)), path.name, found.step)
             return found
     if refusals:
         raise refusals[0]
-    if any(run.metrics()):
-        raise CheckpointError(f"{folder}: no checkpoint is left")
-    return None
+    if not (run.path / "metrics.jsonl").stat().st_size:
+        return None
+    raise CheckpointError(f"{folder}: no checkpoint is left")
 
 
 def _of_run(
@@ -102,7 +105,7 @@ def _of_run(
     # a config that changed is told by its key, before what follows from it
     require_same(config)
     _require_alike(path, content, wanted)
-    found = Checkpoint(path, content)
+    found = Checkpoint(path, content, config)
     epoch, batch = found.position
     if batch >= batches or found.step != epoch * batches + batch:
         raise CheckpointError(f"{path}: checkpoint is of no place in this run")
@@ -160,6 +163,8 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > len(content):
         raise CheckpointError(f"{path}: not a checkpoint of PyTorch, its content is packed")
+    if any(entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE_BYTES for entry in entries):
+        raise CheckpointError(f"{path}: describes more tensors than a network has")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -214,7 +219,8 @@ def difference(found: Any, wanted: Any, path: str = "") -> str | None:
     if isinstance(wanted, Mapping):
         if not isinstance(found, dict) or found.keys() != wanted.keys():
             names = found.keys() ^ wanted.keys() if isinstance(found, dict) else []
-            return f"{path or 'it'} has other names{''.join(f', {name}' for name in sorted(map(str, names))[:1])}"
+            other = sorted(domains.shown(name) for name in names)[:1]
+            return f"{path or 'it'} has other names{''.join(f', {name}' for name in other)}"
         pairs = [(found[key], wanted[key], f"{path}.{key}".lstrip(".")) for key in wanted]
     elif isinstance(wanted, (list, tuple)):
         if not isinstance(found, (list, tuple)) or len(found) != len(wanted):
@@ -238,7 +244,7 @@ def _list(value: Any) -> list[Any]:
 
 def _limit(wanted: Any) -> int:
     """Bytes beyond which a file is not even looked at: those of any optimiser, and room to say what is wrong."""
-    return 2**28 + 4 * sum(tensor.nbytes for tensor in _tensors(wanted))
+    return 2**26 + 4 * sum(tensor.nbytes for tensor in _tensors(wanted))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -49,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from snnexp.domains import closest
 
         return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], VERBS)}; see snnexp --help")
-    from snnexp.errors import SnnexpError
+    from snnexp.errors import SnnexpError, about_disk
 
+    # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with _ending_at_once_on_signals():
             return verb(arguments[1:])
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
             raise
-        return _refuse(f"{error.filename or 'disk'}: {error.strerror}", 74)
+        return _refuse(about_disk(error), 74)
 
 
 @contextmanager
@@ -72,12 +74,14 @@ def _ending_at_once_on_signals() -> Iterator[None]:
     import signal
     import threading
 
+    from snnexp.errors import ending_signals
+
     def end(number: int, frame: object) -> None:
         os.write(2, f"snnexp: stopped by {signal.Signals(number).name}\n".encode())
         os._exit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    before = {number: signal.signal(number, end) for number in ending_signals() if main}
     try:
         yield
     finally:
@@ -86,7 +90,10 @@ def _ending_at_once_on_signals() -> Iterator[None]:
 
 
 def _refuse(sentence: str, code: int = 2) -> int:
-    print(f"snnexp: {' '.join(sentence.split())}", file=sys.stderr)
+    from snnexp.domains import line
+
+    sentence = line(sentence)
+    print(f"snnexp: {sentence if len(sentence) <= 190 else f'{sentence[:187]}...'}", file=sys.stderr)
     return code
 
 

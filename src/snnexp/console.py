@@ -55,9 +55,9 @@ def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
             # a class says what was chosen; the function that makes the data or the trainer says nothing
             name = target if target[:1].isupper() else ""
             rest = {inner: entry for inner, entry in value.items() if inner != "_target_"}
-            _grow(tree.add(f"[cyan]{key}[/] {name}".rstrip()), rest)
+            _grow(tree.add(f"[cyan]{escape(key)}[/] {escape(name)}".rstrip()), rest)
         elif value != {}:
-            tree.add(f"{key} [dim]=[/] {escape(shown(value))}")
+            tree.add(f"{escape(key)} [dim]=[/] {escape(shown(value))}")
 
 
 def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -> Table:
@@ -153,9 +153,14 @@ class ProgressDisplay(Callback):
 
 
 def show_path(path: Path) -> str:
-    """``path`` as short as it can be typed from here."""
+    """``path`` as short as it can be typed from here, for :class:`Console.print`."""
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return escape(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def tell(sentence: str) -> None:
+    """A warning to the person, beside whatever is being shown."""
+    print(f"snnexp: {sentence}", file=sys.stderr)
 
 
 class LogFile(logging.FileHandler):

@@ -56,6 +56,17 @@ class InterruptedRunError(SnnexpError):
         self.exit_code = 128 + signum
 
 
+def about_disk(error: OSError) -> str:
+    """A sentence for what the disk has refused."""
+    return f"{error.filename or 'disk'}: {error.strerror}"
+
+
+def ending_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end; without SIGHUP where it is ignored, as under ``nohup``."""
+    kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if kept else [signal.SIGHUP])]
+
+
 @contextmanager
 def located(path: str) -> Iterator[None]:
     """Put ``path`` in front of the key of a :class:`ConfigError` that passes, once."""

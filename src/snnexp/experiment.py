@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback
@@ -68,7 +68,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
             os.environ[RUN_DIR] = str(run_dir.path.absolute())
         else:
             run_dir = Run(Path(os.environ[RUN_DIR]))
-        with _recorded(run_dir, parts):
+        with _recorded(run_dir, parts), _memory_told():
             _watch(cfg, parts, run_dir, signals)
             return _carry_out(cfg, parts, run_dir, clock, signals)
 
@@ -93,7 +93,7 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(path)
         # the processes that ddp starts find the directory locked by the first one
-        if os.environ.get(RUN_DIR) != str(run_dir.path):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             run_dir.lock()
             os.environ[RUN_DIR] = str(run_dir.path)
         try:
@@ -102,18 +102,16 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
             config.require_same(saved, cfg)
             parts = build(cfg)
             saver = _watch(cfg, parts, run_dir, signals)
-            batches = min(len(parts.data.train_dataloader()), cfg.trainer.limit_batches or sys.maxsize)
-            wanted = _example(parts, parts.trainer.callbacks)  # type: ignore[attr-defined]
-            now = OmegaConf.to_container(cfg)
-            found = checkpoints.find(run_dir, wanted, batches, lambda before: config.require_same(before, now))  # type: ignore[arg-type]
             before = run_dir.read()
-            if before.get("status") == "finished" and (found is None or found.position[0] >= cfg.trainer.max_epochs):
+            found = _find(cfg, parts, run_dir)
+            reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
+            if before.get("status") == "finished" and cfg.trainer.max_epochs <= reached:
                 console.console().print(f"run {console.show_path(run_dir.path)}  had finished, nothing is left to do")
                 return Record(run_dir.path, "finished", before.get("metrics", {}))
             if found is not None:
-                saver.go_on_from(found.position)
+                saver.go_on_from(found)
                 parts.data.begin = found.position
-            with _recorded(run_dir, parts):
+            with _recorded(run_dir, parts), _memory_told():
                 if parts.trainer.is_global_zero:
                     _begin_again(cfg, parts, run_dir, before, found)
                 return _carry_out(cfg, parts, run_dir, clock, signals, found)
@@ -133,11 +131,13 @@ def evaluate(
         overrides: changes of the run's config, such as ``trainer.accelerator=cpu``.
 
     Returns:
-        ``<split>/<measure>`` to value; with the last weights on the test split, the values that the run reported.
+        ``<split>/<measure>`` to value; with the last weights on the test split, the values that the run reported. (Of
+        several processes, each drew random spikes of its own; one process draws others.)
 
     Raises:
         ConfigError: it is no run directory, or the run has no such split.
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
+        DataError: data are missing or damaged.
     """
     with saving.Signals(), _memory_told():
         run_dir = Run.open(path)
@@ -176,7 +176,8 @@ def _memory_told() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no class of its own for a CPU that has no more
         words = ("can't allocate memory", "Storage size calculation overflowed")
-        if type(error) is RuntimeError and not any(word in str(error) for word in words):
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+        if not full:
             raise
         raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
 
@@ -186,6 +187,25 @@ def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
     if "download" in cfg.data and not any(override.startswith("data.download=") for override in typed):
         cfg.data.download = False
     return cfg
+
+
+def _find(cfg: DictConfig, parts: Parts, run_dir: Run) -> Checkpoint | None:
+    """The checkpoint to go on from."""
+    now = cast(dict[str, Any], OmegaConf.to_container(cfg))
+
+    def require_same(before: dict[str, Any]) -> None:
+        try:
+            known = config.check(OmegaConf.create(before))
+        except (ConfigError, RecursionError) as error:
+            raise CheckpointError(f"the config in a checkpoint cannot work: {error}") from error
+        config.require_same(cast(dict[str, Any], OmegaConf.to_container(known)), now)
+
+    # each process of ddp has its share of the batches
+    parts.data.trainer = parts.trainer
+    batches = min(len(parts.data.train_dataloader()), cfg.trainer.limit_batches or sys.maxsize)
+    wanted = _example(parts, parts.trainer.callbacks)  # type: ignore[attr-defined]
+    with console.quiet(run_dir.path / "train.log" if parts.trainer.is_global_zero else None):
+        return checkpoints.find(run_dir, wanted, batches, require_same)
 
 
 def _begin_again(
@@ -201,7 +221,12 @@ def _begin_again(
         "resumed_at_step": [*(steps if isinstance(steps, list) else []), 0 if found is None else found.step],
     }
     kept = {key: value for key, value in before.items() if key != "reason"}
-    run_dir.write(kept | _facts(cfg, parts) | again)
+    now = {**_facts(cfg, parts), "versions": runs.versions(), "git": runs.git()}
+    for name in ("device", "threads", "kernel"):
+        if name in before and before[name] != now[name]:
+            change = f"{name}: {before[name]} -> {now[name]}"
+            console.tell(f"{change}, so the run may end in other digits than one that was not interrupted")
+    run_dir.write(kept | now | again)
 
 
 def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
@@ -245,7 +270,13 @@ def _carry_out(
     signals: saving.Signals,
     found: Checkpoint | None = None,
 ) -> Record:
-    measured = _train_and_test(cfg, parts, run_dir, clock, found)
+    try:
+        measured = _train_and_test(cfg, parts, run_dir, clock, found)
+    except RuntimeError as error:
+        # a signal to the whole group may find a data worker that does not ignore it yet
+        if "DataLoader worker" in str(error):
+            signals.stop_if_told()
+        raise
     signals.stop_if_told()
     if parts.trainer.is_global_zero:
         steps = parts.trainer.global_step - (0 if found is None else found.step)
@@ -261,7 +292,7 @@ def _recorded(run_dir: Run, parts: Parts) -> Iterator[None]:
     except BaseException as error:
         if parts.trainer.is_global_zero:
             # on a full disk this fails too, and what came first is what counts
-            with suppress(OSError):
+            with suppress(OSError, CheckpointError):
                 _record_failure(run_dir, error)
         elif isinstance(error, SnnexpError):
             # the first process tells; Lightning would kill it if this one left with another code

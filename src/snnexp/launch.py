@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, domains, runs
-from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
+from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError, about_disk
 
 CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
@@ -63,8 +64,6 @@ def train(arguments: Sequence[str]) -> int:
     config.prepare()
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     typed = sys.argv
     jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
     try:
@@ -172,17 +171,32 @@ class Jobs:
             record = run(cfg, overrides, folder)
         except InterruptedRunError as error:
             # Hydra catches every Exception of a job and would go on to the next
-            self.points.append(Point(overrides, error.status, reason=str(error)))
+            self._add(Point(overrides, error.status, reason=str(error)))
             self._tell()
+            print(f"snnexp: {error}", file=sys.stderr)
             raise SystemExit(error.exit_code) from error
+        except OSError as error:
+            # the next point would meet the same disk
+            reason = about_disk(error)
+            print(f"snnexp: {reason}", file=sys.stderr)
+            with suppress(OSError):
+                self._add(Point(overrides, "failed", reason=reason))
+            raise SystemExit(74) from error
         except Exception as error:
             if not isinstance(error, SnnexpError):
                 traceback.print_exc()
             reason = " ".join(str(error).split()) or type(error).__name__
             print(f"snnexp: {reason}", file=sys.stderr)
-            self.points.append(Point(overrides, getattr(error, "status", "failed"), reason=reason))
+            self._add(Point(overrides, getattr(error, "status", "failed"), reason=reason))
         else:
-            self.points.append(Point(overrides, record.status, record.path, record.metrics))
+            self._add(Point(overrides, record.status, record.path, record.metrics))
+
+    def _add(self, point: Point) -> None:
+        # after each point: a sweep that is killed leaves what it has measured
+        self.points.append(point)
+        assert self.sweep is not None
+        rows, _ = self._rows()
+        runs.write_summary(self.sweep / "summary.csv", rows)
 
     def finish(self) -> int:
         """After the last job: raise what ended a single run, or print the table of a sweep; returns the exit code."""
@@ -192,12 +206,7 @@ class Jobs:
             self._tell()
         return 7 if any(point.status != "finished" for point in self.points) else 0
 
-    def _tell(self) -> None:
-        from rich.table import Table
-
-        from snnexp.console import console, number, show_path
-
-        assert self.sweep is not None
+    def _rows(self) -> tuple[list[dict[str, Any]], list[str]]:
         varied = _varied([point.overrides for point in self.points])
         names = sorted({name for point in self.points for name in point.metrics})
         rows = [
@@ -210,8 +219,16 @@ class Jobs:
             }
             for point in self.points
         ]
-        runs.write_summary(self.sweep / "summary.csv", rows)
         shown = [*varied, "status", *(name for name in names if "firing_rate" not in name and name != "test/synops")]
+        return rows, shown
+
+    def _tell(self) -> None:
+        from rich.table import Table
+
+        from snnexp.console import console, number, show_path
+
+        assert self.sweep is not None
+        rows, shown = self._rows()
         table = Table(*shown, box=None, pad_edge=False)
         for row in rows:
             cells: list[Any] = [row[name] for name in shown]

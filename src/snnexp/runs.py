@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -46,6 +46,9 @@ def new_id() -> str:
 
 class Run:
     """A run directory."""
+
+    _locked: ClassVar[set[Path]] = set()
+    """Directories that this process has locked: to the system, a process does not stand in its own way."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,7 +97,9 @@ class Run:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+        self._locked.discard(self.path.resolve())
         self.path, self.checkpoints = path, path / "checkpoints"
+        self._locked.add(self.path.resolve())
         _sync(parent)
 
     @classmethod
@@ -103,13 +108,13 @@ class Run:
 
         Raises:
             ConfigError: it is no run directory.
-            CheckpointError: a part of it is a link, which could lead what is written here to another place.
+            CheckpointError: a part of it is a link, also a hard one, so that writing here would write elsewhere.
         """
         run = cls(path.resolve())
         if not (run.path / "config.yaml").is_file():
             raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
         for part in run.path.rglob("*"):
-            if part.is_symlink():
+            if part.is_symlink() or (part.is_file() and part.stat().st_nlink > 1):
                 raise CheckpointError(f"{part}: a link, and a run directory may not lead elsewhere; put the file here")
         return run
 
@@ -119,7 +124,12 @@ class Run:
         Raises:
             InUseError: another process writes here.
         """
+        if self.path.resolve() in self._locked:
+            raise InUseError(f"{self.path}: in use by this process")
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise CheckpointError(f"{self.path / '.lock'}: not a plain file")
         try:
             # a lock of this kind is not inherited by data workers, which may outlive a process that is killed
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,6 +142,7 @@ class Run:
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
         self._lock = handle
+        self._locked.add(self.path.resolve())
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
@@ -146,7 +157,7 @@ class Run:
         """
         path = self.path / "run.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(_regular(path, at_most=2**20))
         except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: missing or damaged") from error
         if not isinstance(record, dict):
@@ -169,11 +180,18 @@ class Run:
         self._digest.update(line)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that was torn when its process ended is none."""
-        with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
+        """The rows of metrics.jsonl; a last line that was torn when its process ended is none.
+
+        Raises:
+            CheckpointError: a row is no JSON.
+        """
+        path = self.path / "metrics.jsonl"
+        for number, line in enumerate(_regular(path).splitlines(keepends=True), 1):
+            if line.endswith(b"\n"):
+                try:
                     yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise CheckpointError(f"{path}: line {number} is damaged") from error
 
     def metrics_so_far(self) -> dict[str, Any]:
         """Length and SHA-256 of the rows that this process knows of, once they are on the disk."""
@@ -189,19 +207,28 @@ class Run:
 
     def rewind(self, length: int) -> None:
         """Cut metrics.jsonl to its first ``length`` bytes, and go on from there."""
-        path = self.path / "metrics.jsonl"
-        content = _regular(path)[:length]
-        os.truncate(path, length)
+        content = _regular(self.path / "metrics.jsonl")[:length]
+        write_atomically(self.path / "metrics.jsonl", content)
         self._written, self._digest = length, hashlib.sha256(content)
+
+    def close_metrics(self) -> None:
+        """Flush the rows to the disk; the next one opens the file again."""
+        if self._metrics is not None:
+            handle, self._metrics = self._metrics, None
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def close(self) -> None:
         """Close what is open, and let others write."""
-        if self._metrics is not None:
-            os.close(self._metrics)
-            self._metrics = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            self.close_metrics()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+                self._locked.discard(self.path.resolve())
 
 
 def _finite(value: Any) -> Any:
@@ -277,6 +304,9 @@ def write_checkpoint(path: Path, content: bytes, keep: Path | None = None) -> No
         path: the checkpoint.
         content: its new content.
         keep: where the content before goes, if it is undamaged.
+
+    Raises:
+        CheckpointError: its checksum is no plain file.
     """
     digest = hashlib.sha256(content).hexdigest()
     vouched = _vouched(path)
@@ -300,9 +330,11 @@ def read_checkpoint(path: Path, at_most: int | None = None, foreign: bool = Fals
     Raises:
         CheckpointError: it is missing, or is not the file that was written.
     """
-    vouched = _vouched(path)
     try:
-        content = _regular(path, at_most)
+        vouched, content = _vouched(path), _regular(path, at_most)
+        if vouched and hashlib.sha256(content).hexdigest() not in vouched:
+            # its run may have replaced it just now
+            vouched, content = _vouched(path), _regular(path, at_most)
     except OSError as error:
         raise CheckpointError(f"{path}: checkpoint cannot be read: {error.strerror}") from error
     if not vouched and not foreign:

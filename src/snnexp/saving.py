@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from snnexp import checkpoints, runs
 from snnexp.callbacks import at_logged_step, require_finite_parameters
-from snnexp.errors import InterruptedRunError
+from snnexp.checkpoints import Checkpoint
+from snnexp.errors import InterruptedRunError, ending_signals
 from snnexp.runs import Run
 
 
@@ -57,12 +58,14 @@ class Checkpoints(Callback):
         self.lowest = float("inf")
         self.due = self.best = False
         self.position = (0, 0)
+        self.begun = False
         self.saved: tuple[int, int] | None = None
         self.saved_at = 0.0
 
-    def go_on_from(self, position: tuple[int, int]) -> None:
-        """Begin at the place in the run that last.ckpt holds."""
-        self.position = self.saved = position
+    def go_on_from(self, found: Checkpoint) -> None:
+        """Begin at the place in the run that a checkpoint holds."""
+        self.position, self.begun = found.position, True
+        self.saved = found.position if found.path.name == "last.ckpt" else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"lowest": self.lowest}
@@ -82,7 +85,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = time.monotonic()
-        if self.saved is None:
+        if not self.begun:
             self._save(trainer, "init.ckpt")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -143,21 +146,26 @@ def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, 
 
 
 class Signals(Callback):
-    """SIGINT and SIGTERM: finish the step, save last.ckpt, stop; outside of training, or a second time, at once."""
+    """SIGINT, SIGTERM and SIGHUP: finish the step, save last.ckpt, stop; outside of training stop at once.
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    A second signal ends the process at once.
+    """
+
+    same_s = 0.1
+    """A signal to a process and then to its group, as ``timeout`` sends it, arrives twice and is one."""
 
     def __init__(self) -> None:
         self.run: Run | None = None
         self.checkpoints: Checkpoints | None = None
         self.training = False
         self.received: int | None = None
+        self.received_at = 0.0
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         # Python lets only the main thread handle signals; elsewhere whoever started the thread does
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._handle) for number in self.numbers}
+            self.previous = {number: signal.signal(number, self._handle) for number in ending_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -165,9 +173,11 @@ class Signals(Callback):
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
+        if number == self.received and time.monotonic() - self.received_at < self.same_s:
+            return
         if self.received is not None:
             self._end(number)
-        self.received = number
+        self.received, self.received_at = number, time.monotonic()
         if not self.training:
             raise InterruptedRunError(number)
 

@@ -116,6 +116,7 @@ class DataModule(LightningDataModule):
             sampler=batches,
             batch_size=None,
             num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
             worker_init_fn=_leave_signals_to_the_run if self.num_workers else None,
         )
 
@@ -127,9 +128,9 @@ class DataModule(LightningDataModule):
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    # Ctrl-C reaches workers as well, and the run still needs batches to finish its step
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C and `timeout` reach workers as well, and the run still needs them to finish its step
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class ShuffledBatches(Sampler[list[int]]):
