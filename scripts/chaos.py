@@ -9,7 +9,6 @@ Each run is a process of its own, started as a user starts it, on real MNIST ima
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -18,13 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import fuzz
+from ends import content
+
+from snnexp.config import compose
+from snnexp.errors import ConfigError
 
 SNNEXP = [sys.executable, "-m", "snnexp.cli"]
 RUN = [
@@ -134,12 +136,6 @@ def starts(folder: Path, draw: random.Random, times: int | None) -> bool:
 
 def overrides(folder: Path, draw: random.Random, times: int | None) -> bool:
     """Random overrides are composed or refused in a line, and nothing else happens."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import fuzz
-
-    from snnexp.config import compose
-    from snnexp.errors import ConfigError
-
     tried, refused, longest = times or 500, 0, 0.0
     for typed in fuzz.overrides(tried, draw.randrange(10**6)):
         began = time.perf_counter()
@@ -214,25 +210,6 @@ def ends_alike(cwd: Path, path: Path | None, case: list[str], whole: Whole) -> t
     where = "had finished" if steps is None else f"resumed at step {steps[0]}"
     where = "before there was a directory" if path is None else where
     return content(found) == whole.content and len(rows(found)) == whole.rows, where
-
-
-def content(path: Path) -> str:
-    """A hash of metrics.jsonl and of all tensors and counts in the last and the best checkpoint."""
-    digest = hashlib.sha256((path / "metrics.jsonl").read_bytes())
-    for name in ("last", "best"):
-        checkpoint = torch.load(path / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        for tensor in tensors(checkpoint):
-            digest.update(tensor.numpy().tobytes())
-        digest.update(repr([checkpoint[key] for key in ("epoch", "batch", "global_step", "lr_schedulers")]).encode())
-    return digest.hexdigest()
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors(part)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Resume: a run that was stopped anywhere ends as if nothing had stopped it, to the bit."""
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
+from ends import content
 
 from snnexp.cli import main
 from snnexp.errors import CheckpointError, ConfigError, InUseError
@@ -80,26 +78,6 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         return made.parent
 
     return start
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors(part)
-
-
-def content(path: Path) -> str:
-    """A hash of all that must be the same to the bit: rows, and the checkpoints' weights, optimiser and counts."""
-    digest = hashlib.sha256((path / "metrics.jsonl").read_bytes())
-    for name in ("last", "best"):
-        checkpoint = torch.load(path / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        for tensor in tensors(checkpoint):
-            digest.update(tensor.numpy().tobytes())
-        plain = {key: checkpoint[key] for key in ("epoch", "batch", "global_step", "lr_schedulers", "metrics")}
-        digest.update(json.dumps(plain, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 NEURONS = {
