@@ -86,6 +86,9 @@ NEURONS = {
     "parametrized_lif": ["neuron=parametrized_lif", "readout=leaky_integrator", "surrogate=super_spike"],
     "cosine": ["optimizer.schedule=cosine"],
     "momentum": ["optimizer=sgd"],
+    # the best epoch is not the last
+    "unsteady": ["optimizer.lr=0.5", "logger.save_every_n_epochs=1"],
+    "bfloat16": ["trainer.precision=bf16-mixed"],
 }
 
 
@@ -119,11 +122,12 @@ class TestExact:
 
     @pytest.mark.usefixtures("tiny_mnist")
     def test_stopped_in_the_test_and_then_again(self, killed_at: Callable[..., Path]) -> None:
-        cfg = compose([*IMAGES, "encoder=bernoulli"])
+        cfg = compose([*IMAGES, "encoder=bernoulli", "trainer.limit_batches=2"])
         whole = run(cfg)
-        path = killed_at(cfg, 1, "test_step")
-        resume(path)
-        assert content(path) == content(whole.path)
+        for hook, step in (("test_step", 1), ("training_step", 3)):
+            path = killed_at(cfg, step, hook)
+            resume(path)
+            assert content(path) == content(whole.path)
 
     def test_stopped_again_and_again(self, killed_at: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
         cfg = compose([*TINY, "trainer.max_epochs=3"])
