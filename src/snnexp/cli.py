@@ -139,7 +139,8 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise ConfigError(f"{verb}: {message}; see snnexp --help")
+            # argparse takes changes of the config for required too
+            raise ConfigError(f"{verb}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
 
     parser = Parser(prog=f"snnexp {verb}", add_help=False)
     parser.add_argument("run", type=Path, metavar="RUN")
