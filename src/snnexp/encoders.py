@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from snnexp import domains
+from snnexp import domains, pairs
 from snnexp.errors import ConfigError
 from snnexp.events import Events
 
@@ -72,10 +72,7 @@ class ConstantCurrentLIF(Encoder):
         for name, value in asdict(self).items():
             if value not in domains.FINITE:
                 raise ConfigError(f"{name}: got {domains.shown(value)}, must be {domains.FINITE}")
-        if self.dt * self.tau_mem_inv > 1:
-            raise ConfigError(
-                f"tau_mem_inv: got {self.tau_mem_inv:g} per s, must be at most 1 / dt = {1 / self.dt:g} per s"
-            )
+        pairs.encoder_time_constants(self.tau_mem_inv, self.dt)
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from snnexp import domains
-from snnexp.errors import ConfigError
+from snnexp import domains, pairs
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Uniform(Initializer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.high < self.low:
-            raise ConfigError(f"high: got {self.high:g}, must be at least low = {self.low:g}")
+        pairs.uniform(self.low, self.high)
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         return self.low + (self.high - self.low) * torch.rand(features)
@@ -70,8 +68,7 @@ class LogNormal(Initializer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mean <= 0:
-            raise ConfigError(f"mean: got {self.mean:g}, must be greater than 0 for a log-normal distribution")
+        pairs.log_normal(self.mean)
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         variance = math.log1p((self.std / self.mean) ** 2)

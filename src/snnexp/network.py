@@ -4,14 +4,15 @@ A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T st
 once over ``T * B`` samples.
 """
 
+import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snnexp import domains
-from snnexp.errors import ConfigError, located
+from snnexp import domains, pairs
+from snnexp.errors import located
 from snnexp.events import Events
 from snnexp.neurons import Neuron, Reduced, Trace, over_samples
 
@@ -177,34 +178,24 @@ class Conv(Network):
         hidden: Sequence[int] = (),
     ) -> None:
         domains.check({"channels": channels, "kernel_size": kernel_size, "stride": stride, "hidden": hidden})
-        if len(inputs) != 3:
-            raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
-        if kernel_size is None:
-            raise ConfigError("kernel_size: got null, must be a whole number of at least 1")
+        maps = [inputs, *pairs.convolved(inputs, channels, kernel_size, stride)]
 
         def make_layers() -> dict[str, Layer]:
-            maps, convolutions = _conv_layers(inputs, channels, kernel_size, stride, neuron)
-            return convolutions | _dense_layers(maps, hidden, outputs, neuron, readout)
+            convolutions = _conv_layers(maps, kernel_size, stride, neuron)
+            return convolutions | _dense_layers(maps[-1], hidden, outputs, neuron, readout)
 
         super().__init__(num_steps, make_layers)
 
 
 def _conv_layers(
-    inputs: tuple[int, ...], channels: Sequence[int], kernel_size: int, stride: int, neuron: NeuronFactory
-) -> tuple[tuple[int, ...], dict[str, Layer]]:
+    maps: Sequence[tuple[int, ...]], kernel_size: int, stride: int, neuron: NeuronFactory
+) -> dict[str, Layer]:
     layers = {}
-    for index, out_channels in enumerate(channels, start=1):
-        in_channels, *side = inputs
-        inputs = (out_channels, *((length - kernel_size) // stride + 1 for length in side))
-        if min(inputs) < 1:
-            raise ConfigError(
-                f"channels: nothing of the image is left for convolution {index}; use fewer channels, a smaller "
-                "kernel_size or stride"
-            )
-        layer_neuron = neuron(inputs)
-        convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, bias=layer_neuron.synapse_bias)
+    for index, (before, after) in enumerate(itertools.pairwise(maps), start=1):
+        layer_neuron = neuron(after)
+        convolution = nn.Conv2d(before[0], after[0], kernel_size, stride, bias=layer_neuron.synapse_bias)
         layers[f"conv{index}"] = Layer(convolution, layer_neuron)
-    return inputs, layers
+    return layers
 
 
 def _dense_layers(

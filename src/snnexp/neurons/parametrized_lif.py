@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from snnexp import domains
-from snnexp.errors import ConfigError
+from snnexp import domains, pairs
 from snnexp.initializers import Normal
 from snnexp.neurons.neuron import ROUNDING, Neuron, NeuronParameter, Trace
 from snnexp.surrogates import SuperSpike, Surrogate, spike
@@ -89,12 +88,10 @@ class ParametrizedLIF(Neuron):
                 parametrize.register_parametrization(self, name, _Exp())
         self.recurrent: nn.Linear | None = None
         if recurrent:
-            if len(self.features) != 1:
-                raise ConfigError(
-                    f"recurrent: a recurrent layer is flat, these neurons form a map {list(self.features)}; use false"
-                )
-            self.recurrent = nn.Linear(*self.features, *self.features, bias=False)
-            self.register_buffer("no_autapses", 1 - torch.eye(*self.features), persistent=False)
+            pairs.recurrence(self.features)
+            (size,) = self.features
+            self.recurrent = nn.Linear(size, size, bias=False)
+            self.register_buffer("no_autapses", 1 - torch.eye(size), persistent=False)
         self.reset_feedback()
 
     def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:

@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snnexp import domains
-from snnexp.errors import ConfigError
+from snnexp import domains, pairs
 from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
@@ -114,22 +113,14 @@ class RLeaky(Neuron):
 
 
 def _linear(features: tuple[int, ...]) -> nn.Linear:
-    if len(features) != 1:
-        raise ConfigError(
-            f"feedback: linear feedback needs a flat layer, these neurons form a map {list(features)}; "
-            "use conv2d or one_to_one"
-        )
-    return nn.Linear(*features, *features)
+    pairs.feedback(features, "linear")
+    (size,) = features
+    return nn.Linear(size, size)
 
 
 def _conv2d(features: tuple[int, ...], kernel_size: int | None) -> nn.Conv2d:
-    if len(features) != 3:
-        raise ConfigError(
-            f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; "
-            "use linear or one_to_one"
-        )
-    if kernel_size is None or kernel_size % 2 == 0:
-        raise ConfigError(f"kernel_size: got {domains.shown(kernel_size)}, conv2d feedback needs an odd whole number")
+    pairs.feedback(features, "conv2d", kernel_size)
+    assert kernel_size is not None
     return nn.Conv2d(features[0], features[0], kernel_size, padding=kernel_size // 2)
 
 
