@@ -166,6 +166,28 @@ class TestRun:
         assert measures["test/relative_error"][1] == "0.0284", "the published figure stands beside"
         assert f"run {only_run(cwd).relative_to(cwd)}" in printed
 
+    def test_ends_with_the_loss_curve_and_the_tables(self, finished: tuple[Path, str]) -> None:
+        lines = finished[1].splitlines()
+        (bottom,) = [number for number, line in enumerate(lines) if "train/loss" in line]
+        assert lines[bottom].split() == ["0", *lines[bottom].split()[1:-1], "3"], "from the first step to the last"
+        assert all("|" in line or "+" in line for line in lines[bottom - 6 : bottom])
+        assert lines[bottom + 1].split() == ["measure", "measured", "published"]
+        layers = {line.split()[0]: line.split()[1:] for line in lines[bottom + 2 : -1] if not line.startswith("test/")}
+        measured = record(only_run(finished[0]))["metrics"]
+        assert layers["layer"][:2] == ["firing", "rate"]
+        for name in ("hidden1", "hidden2"):
+            assert float(layers[name][0]) == pytest.approx(measured[f"test/firing_rate/{name}"], rel=1e-3)
+        assert all(len(line) <= 80 for line in lines)
+
+    def test_is_listed(self, finished: tuple[Path, str]) -> None:
+        head, row = snnexp("runs", cwd=finished[0]).stdout.splitlines()
+        assert head.split() == ["status", "age", "experiment", "l1", "duration", "path", "overrides"]
+        assert row.startswith("finished ")
+        assert str(only_run(finished[0]).relative_to(finished[0])) in row
+        (listed,) = json.loads(snnexp("runs", "--json", "num_steps>1", cwd=finished[0]).stdout)
+        assert listed["metrics"] == record(only_run(finished[0]))["metrics"]
+        assert listed["seed"] == 3
+
     def test_record(self, finished: tuple[Path, str]) -> None:
         run = only_run(finished[0])
         entries = record(run)
@@ -223,10 +245,13 @@ class TestRun:
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_terminal_shows_the_config_and_the_table(tmp_path: Path) -> None:
+def in_a_terminal(cwd: Path, *arguments: str, **env: str) -> list[str]:
+    """The lines of a terminal of 80 columns, without colours and the like."""
     outer, inner = pty.openpty()
-    env = {**os.environ, "TERM": "xterm"}
-    process = subprocess.Popen([*SNNEXP, *SHORT], cwd=tmp_path, stdout=inner, stderr=inner, env=env)
+    without = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        [*SNNEXP, *arguments], cwd=cwd, stdout=inner, stderr=inner, env={**without, "TERM": "xterm", **env}
+    )
     os.close(inner)
     shown = b""
     while True:
@@ -237,11 +262,29 @@ def test_a_terminal_shows_the_config_and_the_table(tmp_path: Path) -> None:
         if not piece:
             break
         shown += piece
-    assert process.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert process.wait() == 0, shown
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()))
+
+
+def test_a_terminal_shows_the_config_the_bar_the_curve_and_the_table(tmp_path: Path) -> None:
+    # long enough for the bar to be drawn with values
+    lines = in_a_terminal(tmp_path, *RUN, "trainer.max_epochs=60", "trainer.log_every_n_steps=1")
+    text = "\n".join(lines)
     assert "├── neuron Leaky" in text
-    assert re.search(r"epoch \d/4 .*loss", text), "the live bar"
+    assert re.search(r"^epoch \d+/60 [━╸╺]+ loss \S+  firing 0\.\d{3}  \d+/s  \d+:\d\d left *$", text, re.M)
+    assert re.search(r"^epoch 60/60  step 60/60  mean loss .* s$", text, re.M)
+    assert re.search(r" ┤[⠁-⣿]", text), "the loss curve"
     assert "test/l1" in text
+    assert re.search("^layer +firing rate", text, re.M)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_terminal_and_a_pipe_that_take_ascii_alone(tmp_path: Path) -> None:
+    arguments = [*SHORT, f"logger.root={tmp_path / 'größe 😀'}"]
+    assert all(map(str.isascii, in_a_terminal(tmp_path, *arguments, PYTHONIOENCODING="ascii")))
+    printed = snnexp(*arguments, cwd=tmp_path, PYTHONIOENCODING="ascii").stdout
+    assert printed.isascii()
+    assert r"gr\xf6\xdfe" in printed
 
 
 class TestSweep:

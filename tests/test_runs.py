@@ -9,7 +9,10 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -133,6 +136,7 @@ class TestRecord:
         path = create(tmp_path, typed).path / "overrides.yaml"
         assert yaml.safe_load(path.read_text(encoding="utf-8")) == typed
         assert OmegaConf.to_container(OmegaConf.load(path), resolve=False) == typed
+        assert Run(path.parent).overrides() == typed
 
     def test_nothing_typed_is_an_empty_list(self, tmp_path: Path) -> None:
         assert yaml.safe_load((create(tmp_path).path / "overrides.yaml").read_text()) == []
@@ -305,22 +309,212 @@ class TestLock:
     def test_a_lock_ends_with_its_process(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         run.close()
-        script = (
-            "import sys; from pathlib import Path; from snnexp.runs import Run\n"
-            "run = Run.open(Path(sys.argv[1])); run.lock(); print('locked', flush=True); sys.stdin.read()"
-        )
-        first = subprocess.Popen(
-            [sys.executable, "-c", script, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert first.stdout is not None
-        assert first.stdout.readline() == "locked\n"
-        with pytest.raises(InUseError, match=f"in use by process {first.pid}$") as caught:
+        with writing(run) as first:
+            with pytest.raises(InUseError, match=f"in use by process {first.pid}$") as caught:
+                run.lock()
+            assert caught.value.exit_code == 6
+            first.kill()
+            first.wait()
             run.lock()
-        assert caught.value.exit_code == 6
-        first.kill()
-        first.communicate()
-        run.lock()
+            run.close()
+
+    def test_who_writes_is_known_without_locking(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        (tmp_path / "link").symlink_to(run.path)
+        assert Run(run.path).in_use()
+        assert Run(tmp_path / "link").in_use()
+        assert in_another_process(run, "in_use()") == "True", "and it was not let go of by looking"
         run.close()
+        assert not run.in_use()
+        assert in_another_process(run, "in_use()") == "False"
+        (run.path / ".lock").unlink()
+        assert not run.in_use()
+        mine = create(tmp_path)
+        (run.path / ".lock").symlink_to(mine.path / ".lock")
+        assert not run.in_use()
+        assert in_another_process(mine, "in_use()") == "True", "a link must not make us let go of another lock"
+        mine.close()
+
+    def test_a_process_that_writes_is_seen_until_it_is_killed(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.close()
+        with writing(run) as process:
+            assert run.in_use()
+            assert run.facts().status == "running"
+            process.kill()
+            process.wait()
+            assert not run.in_use()
+            assert run.facts().status == "killed"
+
+
+@contextmanager
+def writing(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has locked a run."""
+    script = (
+        "import sys; from pathlib import Path; from snnexp.runs import Run\n"
+        "run = Run.open(Path(sys.argv[1])); run.lock(); print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+
+
+def in_another_process(run: Run, call: str) -> str:
+    script = f"import sys; from pathlib import Path; from snnexp.runs import Run; print(Run(Path(sys.argv[1])).{call})"
+    command = [sys.executable, "-c", script, str(run.path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+class TestFacts:
+    def test_of_a_run_that_finished(self, tmp_path: Path) -> None:
+        run = create(tmp_path, ["experiment=x", "seed=3"], seed=3, experiment="x", device="1 x cpu")
+        run.log_metrics({"step": 7, "epoch": 1, "train/loss": 2.0})
+        run.update(status="finished", exit_code=0, metrics={"test/l1": 0.5, "test/loss": None}, wall_s={"total": 4.5})
+        run.close()
+        facts = run.facts()
+        assert (facts.path, facts.id) == (run.path, run.path.name)
+        assert (facts.status, facts.reason, facts.exit_code, facts.duration_s) == ("finished", "", 0, 4.5)
+        assert (facts.experiment, facts.seed, facts.overrides) == ("x", 3, ["experiment=x", "seed=3"])
+        assert facts.metrics == {"test/l1": 0.5}
+        assert facts.progress is None
+        assert facts.record["device"] == "1 x cpu"
+        assert facts.started is not None
+        assert facts.started.strftime("%Y%m%d-%H%M%S") == run.path.name[:15]
+        assert facts.started.utcoffset() == datetime.now().astimezone().utcoffset()
+
+    @pytest.mark.parametrize("status", ["failed", "diverged", "interrupted"])
+    def test_of_a_run_that_ended_otherwise(self, tmp_path: Path, status: str) -> None:
+        run = create(tmp_path)
+        run.log_metrics({"step": 7, "epoch": 1, "train/loss": 2.0})
+        run.update(status=status, exit_code=3, reason="the loss is nan")
+        run.close()
+        began = run.facts().started
+        assert began is not None
+        for name, after in (("metrics.jsonl", 90), ("run.json", 100)):
+            os.utime(run.path / name, (0, began.timestamp() + after))
+        facts = run.facts()
+        assert (facts.status, facts.reason, facts.exit_code) == (status, "the loss is nan", 3)
+        assert facts.progress == {"step": 7, "epoch": 1}
+        assert facts.duration_s == 100
+        run.update(resumed_at_step=[3])
+        assert run.facts().duration_s is None, "the time between is not known"
+
+    def test_it_may_end_between_two_looks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = create(tmp_path)
+
+        def ends(self: Run) -> bool:
+            run.update(status="finished")
+            return False
+
+        monkeypatch.setattr(Run, "in_use", ends)
+        assert Run(run.path).facts().status == "finished"
+        run.close()
+
+    def test_the_last_whole_row_tells_how_far_it_is_however_long_the_file(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        assert run.facts().progress is None
+        for step in range(5000):
+            run.log_metrics({"step": step, "epoch": step // 100, "train/loss": 1 / 3})
+        run.close()
+        with (run.path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 5000, "epo')
+        assert run.facts().progress == {"step": 4999, "epoch": 49}
+
+    @pytest.mark.parametrize("row", ["{", "[1]", '{"step": 3}', '{"step": null, "epoch": 1}', "x" * 10**5, "[" * 10**4])
+    def test_a_damaged_row_tells_nothing(self, tmp_path: Path, row: str) -> None:
+        run = create(tmp_path)
+        run.close()
+        (run.path / "metrics.jsonl").write_text(f"{row}\n")
+        assert run.facts().progress is None
+
+    @pytest.mark.parametrize(
+        "content", [None, "", "{", "[1]", '{"status": "bored"}', "{}", '{"status": [1]}', "\xff", "[" * 10**5]
+    )
+    def test_a_damaged_record_is_told(self, tmp_path: Path, content: str | None) -> None:
+        run = create(tmp_path, ["seed=3"])
+        run.close()
+        (run.path / "run.json").unlink()
+        if content is not None:
+            (run.path / "run.json").write_bytes(content.encode("latin-1"))
+        facts = run.facts()
+        assert facts.status == "damaged"
+        assert re.match(r"run\.json: (missing or )?damaged", facts.reason)
+        assert facts.overrides == ["seed=3"], "what can be read is"
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *(
+                None,
+                "",
+                "{",
+                "a: 1",
+                "- [1]",
+                "- 1",
+                "\x00",
+                "- !!timestamp x",
+                "- !!python/name:os.system",
+                "- 2020-99-99",
+            ),
+            *("- &a x\n- *a", "[" * 10**5, "{a: " * 10**5, "- " * 10**5, "[" * 40 + "]" * 40),
+        ],
+    )
+    def test_damaged_or_hostile_overrides_are_told(self, tmp_path: Path, content: str | None) -> None:
+        run = create(tmp_path)
+        run.update(status="finished", metrics={"test/l1": 1})
+        run.close()
+        (run.path / "overrides.yaml").unlink()
+        if content is not None:
+            (run.path / "overrides.yaml").write_text(content)
+        facts = run.facts()
+        assert facts.status == "damaged"
+        assert re.match(r"overrides\.yaml: (missing or )?damaged", facts.reason)
+        assert facts.metrics == {"test/l1": 1}
+
+    @pytest.mark.parametrize("name", ["run.json", "overrides.yaml", "metrics.jsonl"])
+    def test_what_is_no_plain_file_is_not_waited_for(self, tmp_path: Path, name: str) -> None:
+        run = create(tmp_path)
+        run.close()
+        (run.path / name).unlink()
+        os.mkfifo(run.path / name)
+        assert run.facts().status == ("killed" if name == "metrics.jsonl" else "damaged")
+
+    def test_values_of_other_kinds_are_left_out(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.update(
+            status="finished", seed="one", experiment=None, wall_s=[1], exit_code="0", metrics={"a": "b", "c": True}
+        )
+        facts = run.facts()
+        assert (facts.seed, facts.experiment, facts.duration_s, facts.exit_code) == (None, "", None, None)
+        assert facts.metrics == {}
+        run.close()
+
+    @pytest.mark.parametrize("name", ["mine", "20261399-250000-abcd", "00010101-000000-abcd", "99991231-235959-abcd"])
+    def test_a_directory_of_another_name_has_no_start_or_an_odd_one(self, tmp_path: Path, name: str) -> None:
+        run = create(tmp_path)
+        run.update(status="failed")
+        run.close()
+        moved = Run(run.path.rename(tmp_path / name))
+        assert moved.facts().duration_s is None or name.startswith("0001")
+
+    def test_config(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        assert run.config() == {"seed": 0}
+        (run.path / "config.yaml").write_text("- 1")
+        with pytest.raises(CheckpointError, match="holds no mapping"):
+            run.config()
+        run.close()
+
+
+def test_the_main_metric_and_which_way_is_better() -> None:
+    assert runs.main_metric({"test/loss": 1.0, "test/l1": 2.0, "test/accuracy": 0.5}) == "test/accuracy"
+    assert runs.main_metric({"test/loss": 1.0, "test/l1": 2.0}) == "test/l1"
+    assert runs.main_metric({"val/loss": 1.0}) is None
+    assert runs.higher_is_better("test/accuracy")
+    assert runs.higher_is_better("val/accuracy")
+    assert not runs.higher_is_better("test/l1")
 
 
 class TestOpen:

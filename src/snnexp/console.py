@@ -1,30 +1,39 @@
 """What a person sees in the terminal; quiet, plain lines where nobody watches."""
 
+import io
+import itertools
 import logging
+import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.tree import Tree
 
 from snnexp.domains import shown
 
 SHOWN = {
-    "train/accuracy": "accuracy",
+    "train/accuracy": "acc",
     "val/loss": "val loss",
-    "val/accuracy": "val accuracy",
+    "val/accuracy": "val acc",
 }
 """Logged metrics that stand beside the loss while training."""
+DISPENSABLE = ("val loss", "val acc", "samples", "firing", "acc")
+"""What a terminal that is too narrow goes without, the first first."""
+BY_LAYER = {"firing_rate": "firing rate", "dead": "dead", "saturated": "saturated", "synops": "synops"}
+"""Measures ``<split>/<measure>/<layer>``, which share a row per layer, and their columns."""
+BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+"""Dots of a Braille letter, four rows of two."""
 
 
 class Terminal(Console):
@@ -38,6 +47,9 @@ class Terminal(Console):
 def console() -> Console:
     """The terminal, or plain text whose lines are never broken where there is none."""
     watched = sys.stdout.isatty()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a name that its encoding lacks must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Terminal(file=sys.stdout, highlight=False, soft_wrap=not watched, width=None if watched else 240)
 
 
@@ -60,17 +72,131 @@ def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
             tree.add(f"{escape(key)} [dim]=[/] {escape(shown(value))}")
 
 
-def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -> Table:
-    """The test measures, with the published figure beside those that have one."""
+def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -> Group:
+    """The measures, with the published figure beside those that have one; below, a row for each layer."""
+    layers: dict[str, dict[str, float]] = {}
     table = Table(box=None, pad_edge=False)
     table.add_column("measure")
     table.add_column("measured", justify="right")
     if published:
         table.add_column("published", justify="right")
     for name, value in metrics.items():
+        _, measure, layer = [*name.split("/", 2), "", ""][:3]
+        if layer and measure in BY_LAYER and name not in published:
+            layers.setdefault(layer, {})[measure] = value
+            continue
         figure = published.get(name)
         table.add_row(name, number(value), *([("" if figure is None else number(figure))] if published else []))
+    return Group(table, _layer_table(layers)) if layers else Group(table)
+
+
+def _layer_table(layers: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer")
+    columns = [measure for measure in BY_LAYER if any(measure in values for values in layers.values())]
+    for measure in columns:
+        table.add_column(BY_LAYER[measure], justify="right")
+    for layer, values in layers.items():
+        table.add_row(layer, *(number(values[measure]) if measure in values else "" for measure in columns))
     return table
+
+
+def loss_curve(terminal: Console, rows: Iterable[Mapping[str, Any]]) -> str:
+    """The training loss of a run, a few lines high: by logged steps, by epochs where fewer than two steps were logged.
+
+    Args:
+        terminal: where it is shown.
+        rows: of metrics.jsonl.
+
+    Returns:
+        Nothing where there are fewer than two values.
+    """
+    fancy = terminal.is_terminal and not terminal.options.ascii_only
+    points: dict[str, list[tuple[int, float]]] = {"train/loss": [], "train/epoch_loss": []}
+    for row in rows:
+        for name, found in points.items():
+            if row.get(name) is not None:
+                found.append((row["step"], row[name]))
+    for name, found in points.items():
+        if len(found) > 1:
+            steps, losses = zip(*found, strict=True)
+            return "\n".join(curve(steps, losses, name, fancy))
+    return ""
+
+
+def curve(
+    steps: Sequence[int], values: Sequence[float | None], label: str, fancy: bool, width: int = 72, height: int = 6
+) -> list[str]:
+    """A small plot of values over steps, with the smallest and the largest on the axes.
+
+    What falls into one column is averaged; columns between are interpolated. The vertical axis is logarithmic if all
+    that is drawn is positive and spans more than two decades, and then the label says so.
+
+    Args:
+        steps: rising.
+        values: one per step; None, which NaN is in metrics.jsonl, is left out.
+        label: what the values are.
+        fancy: draw with Braille dots, else with ASCII alone.
+        width: of a line, at most.
+        height: lines of the plot; one for the horizontal axis comes below.
+    """
+    points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
+    if not points:
+        return []
+    # numbers take ten letters at most
+    columns = width - 12
+    across, down = (2 * columns, 4 * height) if fancy else (columns, height)
+    means = _binned(points, across)
+    low, high = min(means), max(means)
+    logarithmic = low > 0 and high / low > 100
+    heights = [math.log10(mean) for mean in means] if logarithmic else means
+    top, bottom = max(heights), min(heights)
+    # a flat line is drawn in the middle
+    span = top - bottom or 1.0
+    ys = [round((top - y) / span * (down - 1)) if top > bottom else down // 2 for y in heights]
+    dots = {(x, y) for x, here in enumerate(ys) for y in _between(ys[max(0, x - 1)], here)}
+    marks = {0: number(high), height - 1: number(low)} if top > bottom else {height // 2: number(high)}
+    margin = max(map(len, marks.values()))
+    lines = []
+    for row in range(height):
+        letters = (_letter(dots, column, row, fancy) for column in range(columns))
+        tick, bar = ("┤", "│") if fancy else ("+", "|")
+        lines.append(f"{marks.get(row, ''):>{margin}} {tick if row in marks else bar}{''.join(letters)}".rstrip())
+    name = f"{label}{', logarithmic,' if logarithmic else ''} by step"
+    first, last = str(points[0][0]), str(points[-1][0]) if len(points) > 1 else ""
+    lines.append(f"{'':{margin}} {first}{name:^{columns + 1 - len(first) - len(last)}}{last}".rstrip())
+    return lines
+
+
+def _between(before: int, here: int) -> range:
+    """From where a line comes, exclusively if it is elsewhere, to where it is."""
+    return range(before + 1, here + 1) if before < here else range(here, max(before, here + 1))
+
+
+def _letter(dots: set[tuple[int, int]], column: int, row: int, fancy: bool) -> str:
+    if not fancy:
+        return "*" if (column, row) in dots else " "
+    code = sum(
+        bit for y, bits in enumerate(BRAILLE) for x, bit in enumerate(bits) if (2 * column + x, 4 * row + y) in dots
+    )
+    return chr(0x2800 + code) if code else " "
+
+
+def _binned(points: Sequence[tuple[int, float]], bins: int) -> list[float]:
+    """Means of the values in each of ``bins`` equal parts of the steps, and between them on a line; one for one."""
+    first, last = points[0][0], points[-1][0]
+    if first == last:
+        return [math.fsum(value for _, value in points) / len(points)]
+    inside: dict[int, list[float]] = {}
+    for step, value in points:
+        inside.setdefault(round((step - first) / (last - first) * (bins - 1)), []).append(value)
+    means = {index: math.fsum(values) / len(values) for index, values in inside.items()}
+    found = sorted(means)
+    drawn = [means[0]]
+    for before, here in itertools.pairwise(found):
+        start, end = means[before], means[here]
+        drawn += [start + (end - start) * (x - before) / (here - before) for x in range(before + 1, here + 1)]
+    return drawn
 
 
 def number(value: float) -> str:
@@ -78,52 +204,78 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
+def fitting(parts: Mapping[str, str], width: int | None) -> str:
+    """Parts of a line beside each other, less the :data:`DISPENSABLE` ones where it would be wider than ``width``."""
+    kept = dict(parts)
+    for name in DISPENSABLE:
+        if width is not None and len("  ".join(kept.values())) > width:
+            kept.pop(name, None)
+    return "  ".join(kept.values())
+
+
+def clock(seconds: float) -> str:
+    """``0:05``, ``12:34`` or ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class ProgressDisplay(Callback):
-    """Epoch, batch, loss and accuracy: a live bar in a terminal, now and then a line elsewhere."""
+    """Epoch, loss, accuracy, mean firing rate of the layers, samples per second and time left.
+
+    A live bar in a terminal, now and then a line elsewhere.
+    """
 
     plain_every_s = 20.0
+    live_every_s = 0.25
+    shortest_bar = 8
 
     def __init__(self, terminal: Console) -> None:
         self.terminal = terminal
         self.bar: Progress | None = None
         self.drawn_at = 0.0
         self.started_at = 0.0
+        self.first_step = self.samples = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started_at = self.drawn_at = time.monotonic()
+        self.first_step, self.samples = trainer.global_step, 0
         if self.terminal.is_terminal:
-            columns = (
-                TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[values]}"),
-            )
-            self.bar = Progress(*columns, console=self.terminal, refresh_per_second=4, transient=True)
-            self.task = self.bar.add_task("", total=self._steps(trainer), epoch="", values="")
+            words = [TextColumn(f"{{task.fields[{name}]}}") for name in ("epoch", "values")]
+            columns = (words[0], BarColumn(bar_width=None), words[1])
+            self.bar = Progress(*columns, console=self.terminal, refresh_per_second=4, transient=True, expand=True)
+            self.task = self.bar.add_task("", total=self._steps(trainer), epoch=self._epoch(trainer), values="")
             self.bar.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.samples += outputs["samples"] * trainer.world_size
         now = time.monotonic()
         # reading the loss waits for the device, so it is read a few times per second at most
-        if self.bar is not None and now - self.drawn_at > 0.25:
-            self.drawn_at = now
-            self.bar.update(
-                self.task,
-                completed=trainer.global_step,
-                epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
-                values=self._values(trainer, f"loss {number(outputs['loss'].item())}"),
-            )
-        elif self.bar is None and now - self.drawn_at > self.plain_every_s:
-            self.drawn_at = now
-            self._line(trainer, f"loss {number(outputs['loss'].item())}")
+        if now - self.drawn_at < (self.plain_every_s if self.bar is None else self.live_every_s):
+            return
+        self.drawn_at = now
+        parts = self._parts(trainer, f"loss {number(outputs['loss'].item())}", now)
+        done, steps = trainer.global_step - self.first_step, self._steps(trainer)
+        if done > 0:
+            parts["left"] = f"{clock((steps - trainer.global_step) * (now - self.started_at) / done)} left"
+        epoch = self._epoch(trainer)
+        if self.bar is None:
+            step = f"step {trainer.global_step}/{steps}"
+            self.terminal.print(fitting({"epoch": epoch, "step": step, **parts}, None))
+        else:
+            room = self.terminal.width - len(epoch) - self.shortest_bar - 2
+            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, values=fitting(parts, room))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
-        loss = trainer.callback_metrics["train/epoch_loss"]
-        self._line(trainer, f"mean loss {number(float(loss))}")
+        now = time.monotonic()
+        loss = float(trainer.callback_metrics["train/epoch_loss"])
+        step = f"step {trainer.global_step}/{self._steps(trainer)}"
+        parts = {"epoch": self._epoch(trainer), "step": step, **self._parts(trainer, f"mean loss {number(loss)}", now)}
+        parts["seconds"] = f"{now - self.started_at:.0f} s"
+        self.terminal.print(fitting(parts, self.terminal.width if self.terminal.is_terminal else None))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -133,23 +285,24 @@ class ProgressDisplay(Callback):
             self.bar.stop()
             self.bar = None
 
-    def _line(self, trainer: Trainer, loss: str) -> None:
-        seconds = time.monotonic() - self.started_at
-        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
-        step = f"step {trainer.global_step}/{self._steps(trainer)}"
-        self.terminal.print(
-            f"epoch {epoch}/{trainer.max_epochs}  {step}  {self._values(trainer, loss)}  {seconds:.0f} s"
-        )
-
     @staticmethod
     def _steps(trainer: Trainer) -> int:
         return int(trainer.estimated_stepping_batches)
 
     @staticmethod
-    def _values(trainer: Trainer, loss: str) -> str:
+    def _epoch(trainer: Trainer) -> str:
+        return f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 1)}/{trainer.max_epochs}"
+
+    def _parts(self, trainer: Trainer, loss: str, now: float) -> dict[str, str]:
         logged = trainer.callback_metrics
-        values = [f"{label} {float(logged[name]):.4f}" for name, label in SHOWN.items() if name in logged]
-        return "  ".join([loss, *values])
+        parts = {"loss": loss}
+        parts |= {label: f"{label} {float(logged[name]):.3f}" for name, label in SHOWN.items() if name in logged}
+        rates = [float(rate) for name, rate in logged.items() if name.startswith("train/firing_rate/")]
+        if rates:
+            parts["firing"] = f"firing {sum(rates) / len(rates):.3f}"
+        if now > self.started_at:
+            parts["samples"] = f"{self.samples / (now - self.started_at):.0f}/s"
+        return parts
 
 
 def show_path(path: Path) -> str:

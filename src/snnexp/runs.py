@@ -3,6 +3,8 @@
     outputs/<experiment>/<run id>/
       run.json  config.yaml  overrides.yaml  metrics.jsonl  train.log
       checkpoints/{init,previous,last,best}.ckpt, each with a .sha256 beside it
+      probe/{init,last,test}.npz    what the network did with a fixed batch, and with the test split
+      figures/          what was drawn of it
       tensorboard/
       .lock             held by the process that writes here
     outputs/sweeps/<experiment>/<sweep id>/
@@ -21,27 +23,75 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
-import subprocess
+import struct
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
+from snnexp import domains
 from snnexp.errors import CheckpointError, ConfigError, InUseError
 
+MAX_ARRAYS_BYTES = 2**26
+RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
+ENDS = ("finished", "failed", "diverged", "interrupted")
+"""What run.json says of a run that has ended."""
+MAIN_METRICS = ("test/accuracy", "test/l1", "test/loss")
 PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
 def new_id() -> str:
     """A run id: local time to the second, and four random hexadecimal digits."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def main_metric(metrics: Mapping[str, float]) -> str | None:
+    """The measure that stands for a run: the first of accuracy, L1 error and loss on the test split that it has."""
+    return next((name for name in MAIN_METRICS if name in metrics), None)
+
+
+def higher_is_better(metric: str) -> bool:
+    """Which of two values of a measure is the better one: of an accuracy the higher, of all others the lower."""
+    return metric.rpartition("/")[2] == "accuracy"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run, whatever state it is in."""
+
+    path: Path
+    id: str
+    status: str
+    """That of run.json; ``killed`` where it says running and no process writes there; ``damaged`` where a file of the
+    record is missing or cannot be read."""
+    reason: str
+    """Why it did not finish; empty for a run that did, or still may."""
+    started: datetime | None
+    """Local time, from the run id; None if the directory has another name."""
+    duration_s: float | None
+    """Of a finished run what it has measured, else until now or until the last sign of it; None where that is unknown,
+    as for a run that was stopped, resumed and stopped."""
+    experiment: str
+    seed: int | None
+    overrides: list[str]
+    metrics: dict[str, float]
+    """The test measures that are finite."""
+    exit_code: int | None
+    progress: dict[str, int] | None
+    """``step`` and ``epoch`` of the last row of metrics.jsonl, both from 0, of a run that has not finished."""
+    record: dict[str, Any]
+    """All of run.json."""
 
 
 class Run:
@@ -52,7 +102,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints, self.probe = path / "checkpoints", path / "probe"
         self._metrics: int | None = None
         self._lock: int | None = None
         self._written = 0
@@ -98,7 +148,7 @@ class Run:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
         self._locked.discard(self.path.resolve())
-        self.path, self.checkpoints = path, path / "checkpoints"
+        self.path, self.checkpoints, self.probe = path, path / "checkpoints", path / "probe"
         self._locked.add(self.path.resolve())
         _sync(parent)
 
@@ -144,6 +194,22 @@ class Run:
         self._lock = handle
         self._locked.add(self.path.resolve())
 
+    def in_use(self) -> bool:
+        """Whether a process writes here now; nothing is locked in order to know."""
+        if self.path.resolve() in self._locked:
+            # nor is the file opened here: closing it again would let go of the lock that this process has
+            return True
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            return False
+        try:
+            return _is_locked(handle)
+        finally:
+            os.close(handle)
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
         text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
@@ -163,6 +229,101 @@ class Run:
         if not isinstance(record, dict):
             raise CheckpointError(f"{path}: damaged, it holds no mapping")
         return record
+
+    def overrides(self) -> list[str]:
+        """What was typed.
+
+        Raises:
+            CheckpointError: overrides.yaml is missing or damaged.
+        """
+        typed = _plain_yaml(self.path / "overrides.yaml")
+        if not isinstance(typed, list) or not all(isinstance(override, str) for override in typed):
+            raise CheckpointError(f"{self.path / 'overrides.yaml'}: damaged, it holds no list of texts")
+        return typed
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.yaml as it stands there, unchecked.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        content = _plain_yaml(self.path / "config.yaml")
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.path / 'config.yaml'}: damaged, it holds no mapping")
+        return content
+
+    def facts(self) -> Facts:
+        """All that a list of runs shows; what is missing or damaged here is told by it, and not raised."""
+        record: dict[str, Any] = {}
+        overrides: list[str] = []
+        reason = ""
+        try:
+            record = self.read()
+            status = record.get("status")
+            if status == "running" and not self.in_use():
+                # it may have ended between the two looks
+                record = self.read()
+                status = "killed" if record.get("status") == "running" else record.get("status")
+            if status not in ("running", "killed", *ENDS):
+                raise CheckpointError(f"{self.path / 'run.json'}: damaged, no status is {domains.shown(status)}")
+            reason = "its process is gone" if status == "killed" else str(record.get("reason") or "")
+        except (CheckpointError, OSError) as error:
+            status, reason = "damaged", self._damage(error)
+        try:
+            overrides = self.overrides()
+        except (CheckpointError, OSError) as error:
+            status, reason = "damaged", reason if status == "damaged" else self._damage(error)
+        name = os.path.basename(os.path.abspath(self.path))
+        started = _started(name)
+        metrics = record.get("metrics")
+        seed, exit_code = record.get("seed"), record.get("exit_code")
+        return Facts(
+            path=self.path,
+            id=name,
+            status=status,
+            reason=reason,
+            started=started,
+            duration_s=self._duration_s(status, started, record),
+            experiment=str(record.get("experiment") or ""),
+            seed=seed if isinstance(seed, int) else None,
+            overrides=overrides,
+            metrics={
+                name: float(value)
+                for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+                if _is_finite_number(value)
+            },
+            exit_code=exit_code if isinstance(exit_code, int) else None,
+            progress=None if status == "finished" else self._progress(),
+            record=record,
+        )
+
+    def _damage(self, error: CheckpointError | OSError) -> str:
+        if isinstance(error, OSError):
+            return f"{Path(error.filename or self.path).name}: {error.strerror}"
+        return str(error).removeprefix(f"{self.path}/")
+
+    def _duration_s(self, status: str, started: datetime | None, record: Mapping[str, Any]) -> float | None:
+        if status == "finished":
+            wall_s = record.get("wall_s")
+            total = wall_s.get("total") if isinstance(wall_s, dict) else None
+            return total if _is_finite_number(total) else None
+        if status == "damaged" or started is None or record.get("resumed_at_step"):
+            return None
+        last = time.time() if status == "running" else 0.0
+        for name in ("metrics.jsonl", "run.json"):
+            with suppress(OSError):
+                last = max(last, (self.path / name).stat().st_mtime)
+        seconds = last - started.timestamp()
+        return seconds if seconds >= 0 else None
+
+    def _progress(self) -> dict[str, int] | None:
+        try:
+            rows = _regular(self.path / "metrics.jsonl", last=2**16).split(b"\n")
+            # behind the last line break is nothing, or a row that was torn
+            row = json.loads(rows[-2])
+            return {name: int(row[name]) for name in ("step", "epoch")}
+        except (OSError, CheckpointError, LookupError, TypeError, ValueError, RecursionError):
+            return None
 
     def update(self, **changes: Any) -> dict[str, Any]:
         """Change some entries of run.json; returns all."""
@@ -192,6 +353,45 @@ class Run:
                     yield json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise CheckpointError(f"{path}: line {number} is damaged") from error
+
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Replace ``probe/<name>.npz``; the arrays hold numbers or texts."""
+        import numpy as np
+
+        self.probe.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_atomically(self.probe / f"{name}.npz", buffer.getvalue())
+
+    def write_figure(self, name: str, content: bytes) -> None:
+        """Replace ``figures/<name>``."""
+        folder = self.path / "figures"
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / name, content)
+
+    def arrays(self, name: str) -> dict[str, Any]:
+        """The arrays of ``probe/<name>.npz``; none where there is no such file.
+
+        Raises:
+            CheckpointError: it is damaged, or not what :meth:`write_arrays` writes.
+        """
+        import zipfile
+
+        import numpy as np
+
+        path = self.probe / f"{name}.npz"
+        if not path.exists():
+            return {}
+        content = _regular(path, at_most=MAX_ARRAYS_BYTES)
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                # what is packed may unpack to any size
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise CheckpointError(f"{path}: damaged, its arrays are packed")
+            with np.load(io.BytesIO(content), allow_pickle=False) as found:
+                return {key: found[key] for key in found.files}
+        except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, MemoryError) as error:
+            raise CheckpointError(f"{path}: damaged") from error
 
     def metrics_so_far(self) -> dict[str, Any]:
         """Length and SHA-256 of the rows that this process knows of, once they are on the disk."""
@@ -275,14 +475,60 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _regular(path: Path, at_most: int | None = None) -> bytes:
-    """The content of a plain file: a pipe would wait for ever, a device never end."""
+def _started(run_id: str) -> datetime | None:
+    """The local time in a run id."""
+    match = RUN_ID.fullmatch(run_id)
+    try:
+        return datetime.fromisoformat(match[1].replace("-", "T")).astimezone() if match else None
+    except ValueError:
+        return None
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_locked(handle: int) -> bool:
+    """Whether another process has the lock of :meth:`Run.lock` on an open file."""
+    # struct flock: type, whence, start, length, process; macOS has it the other way round
+    layout, at = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
+    asked = [0, 0, 0, 0, 0]
+    asked[at] = fcntl.F_WRLCK
+    answer = struct.unpack(layout, fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *asked)))
+    return bool(answer[at] != fcntl.F_UNLCK)
+
+
+def _plain_yaml(path: Path) -> Any:
+    """The plain values of a YAML file, which may be anybody's.
+
+    Raises:
+        CheckpointError: it is missing, or is not what a run writes.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    try:
+        content = _regular(path, at_most=2**20)
+        for event in yaml.parse(content, Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            # aliases multiply, tags build what they like, and nested deep enough the loader crashes
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None or depth > 32:
+                raise CheckpointError(f"{path}: damaged, it holds more than plain values")
+        return yaml.load(content, Loader=loader)
+    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: missing or damaged") from error
+
+
+def _regular(path: Path, at_most: int | None = None, last: int | None = None) -> bytes:
+    """The content of a plain file, or its last bytes: a pipe would wait for ever, a device never end."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: not a plain file")
     if at_most is not None and status.st_size > at_most:
         raise CheckpointError(f"{path}: {status.st_size} bytes, at most {at_most} can belong here")
-    return path.read_bytes()
+    with path.open("rb") as file:
+        if last is not None:
+            file.seek(max(0, status.st_size - last))
+        return file.read()
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -362,12 +608,15 @@ def _vouched(path: Path) -> list[str]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
     import platform
+    from importlib import metadata
 
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in PACKAGES}}
 
 
 def git() -> dict[str, Any] | None:
     """Commit of the working directory's repository, and whether it has changes; None outside of one."""
+    import subprocess
+
     try:
         commit, status = (
             # a repository may name a program of its own as file watcher, which git would run

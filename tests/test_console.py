@@ -1,0 +1,290 @@
+"""What a person sees: the loss curve, the tables, the line of progress."""
+
+import io
+import itertools
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from snnexp import console
+from snnexp.console import ProgressDisplay, curve, fitting, loss_curve, result_table
+
+ROWS: list[dict[str, Any]] = [
+    {"step": 0, "epoch": 0, "train/loss": 4.0},
+    {"step": 1, "epoch": 0, "train/loss": None},
+    {"step": 2, "epoch": 0, "train/loss": 1.0},
+    {"step": 2, "epoch": 0, "train/epoch_loss": 9.0},
+    {"step": 3, "epoch": 1, "test/loss": 7.0},
+]
+MEASURED = {
+    "test/loss": 0.5,
+    "test/firing_rate/hidden1": 0.25,
+    "test/accuracy": 0.875,
+    "test/synops": 61_664.8,
+    "test/firing_rate/readout": 0.125,
+    "test/dead/hidden1": 0.0625,
+    "test/saturated/hidden1": 0.0,
+    "test/synops/readout": 61_664.8,
+}
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def terminal(width: int = 80, encoding: str = "utf-8", watched: bool = True) -> Console:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    return Console(file=file, force_terminal=watched, width=width, highlight=False, soft_wrap=not watched)
+
+
+def shown(what: Any, width: int = 80) -> list[str]:
+    text = io.StringIO()
+    Console(file=text, width=width).print(what)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def rows_of(lines: list[str], mark: str = "*") -> list[int]:
+    """For each column of an ASCII plot, the row of its first mark."""
+    start = lines[0].index("+") + 1
+    plot = [line[start:].ljust(80) for line in lines[:-1]]
+    columns = [[row for row, line in enumerate(plot) if line[x] == mark] for x in range(80)]
+    return [found[0] for found in columns if found]
+
+
+class TestCurve:
+    def test_a_falling_line_falls_from_its_largest_to_its_smallest_value(self) -> None:
+        lines = curve(range(0, 60), [60.0 - step for step in range(60)], "train/loss", fancy=False)
+        assert len(lines) == 7
+        assert lines[0].startswith("60 +*")
+        assert lines[5].startswith(" 1 + ")
+        assert rows_of(lines) == sorted(rows_of(lines))
+        assert set(rows_of(lines)) == set(range(6))
+        assert len(rows_of(lines)) == 60, "each column is drawn"
+        assert lines[6].split() == ["0", "train/loss", "by", "step", "59"]
+
+    def test_as_braille_it_has_the_same_numbers(self) -> None:
+        values = [60.0 - step for step in range(60)]
+        plain, dotted = (curve(range(60), values, "train/loss", fancy) for fancy in (False, True))
+        assert dotted[-1] == plain[-1]
+        assert [line.split()[0] for line in (dotted[0], dotted[5])] == ["60", "1"]
+        assert dotted[0][:4] == "60 ┤"
+        assert dotted[1][3] == "│"
+        assert set("".join(line[4:] for line in dotted[:-1])) <= {" ", *map(chr, range(0x2801, 0x2900))}
+
+    def test_every_dot_of_braille_is_where_it_belongs(self) -> None:
+        # dots 1 and 8 of the letter: its upper left corner and its lower right one
+        assert console._letter({(0, 0), (1, 3)}, 0, 0, fancy=True) == "\u2881"
+        assert console._letter({(2, 4)}, 1, 1, fancy=True) == "\u2801"
+        assert console._letter(set(), 0, 0, fancy=True) == " "
+
+    @pytest.mark.parametrize(
+        ("values", "logarithmic"),
+        [([1e-3, 1.0], True), ([1e-2, 1.0], False), ([0.0, 1.0], False), ([-1.0, 1000.0], False), ([1.0, 101.0], True)],
+    )
+    def test_two_decades_of_positive_values_need_a_logarithm_and_say_so(
+        self, values: list[float], logarithmic: bool
+    ) -> None:
+        lines = curve([0, 10], values, "train/loss", fancy=False)
+        assert ("train/loss, logarithmic, by step" in lines[-1]) == logarithmic
+        assert ("train/loss by step" in lines[-1]) != logarithmic
+
+    def test_an_exponential_is_a_straight_line_on_a_logarithmic_axis(self) -> None:
+        rows = rows_of(curve(range(60), [10 ** (-step / 10) for step in range(60)], "x", fancy=False))
+        lengths = [len(list(group)) for _, group in itertools.groupby(rows)]
+        assert len(lengths) == 6
+        assert max(lengths[1:-1]) - min(lengths[1:-1]) <= 1
+
+    def test_one_value_is_one_dot(self) -> None:
+        lines = curve([7], [2.5], "train/loss", fancy=False)
+        assert "".join(lines).count("*") == 1
+        assert [line for line in lines if "*" in line] == ["2.5 +*"]
+        assert lines[-1].split() == ["7", "train/loss", "by", "step"]
+
+    def test_equal_values_are_a_line_with_one_number(self) -> None:
+        lines = curve([0, 5, 9], [0.0, 0.0, 0.0], "train/loss", fancy=False)
+        (line,) = [line for line in lines if "*" in line]
+        assert line.split() == ["0", "+" + "*" * 60]
+
+    def test_what_is_not_a_number_is_left_out(self) -> None:
+        assert curve([], [], "x", fancy=False) == curve([1, 2], [None, None], "x", fancy=True) == []
+        with_gap = curve([0, 10, 20, 30], [3.0, None, 1.0, None], "x", fancy=False)
+        assert with_gap == curve([0, 20], [3.0, 1.0], "x", fancy=False)
+
+    def test_a_gap_in_the_steps_is_as_wide_as_it_is_long(self) -> None:
+        rows = rows_of(curve([0, 90, 100], [1.0, 1.0, 0.0], "x", fancy=False))
+        assert 50 <= rows.count(0) <= 56
+
+    def test_many_values_are_averaged(self) -> None:
+        values = [1.0 + (-1) ** step for step in range(10**5)]
+        values[-50:] = [2.0] * 50
+        lines = curve(range(10**5), values, "x", fancy=False)
+        assert float(lines[0].split()[0]) < 1.1, "single values of 2 are not drawn"
+        assert float(lines[5].split()[0]) > 0.9
+
+    @given(values=st.lists(st.none() | FINITE, min_size=1, max_size=200), fancy=st.booleans(), data=st.data())
+    def test_any_values_make_a_plot_of_that_size(
+        self, values: list[float | None], fancy: bool, data: st.DataObject
+    ) -> None:
+        gaps = data.draw(st.lists(st.integers(1, 10**6), min_size=len(values), max_size=len(values)))
+        lines = curve([*itertools.accumulate(gaps)], values, "train/epoch_loss", fancy)
+        assert len(lines) == (7 if any(value is not None for value in values) else 0)
+        assert all(len(line) <= 72 for line in lines)
+        assert fancy or all(line.isascii() for line in lines)
+
+
+class TestLossCurve:
+    def test_by_logged_steps(self) -> None:
+        lines = loss_curve(terminal(), ROWS).splitlines()
+        assert lines[-1].split() == ["0", "train/loss", "by", "step", "2"]
+        assert "⠉" in lines[0]
+
+    def test_by_epochs_where_no_two_steps_were_logged(self) -> None:
+        rows = [*ROWS[1:], {"step": 5, "epoch": 1, "train/epoch_loss": 8.0}]
+        assert loss_curve(terminal(), rows).splitlines()[-1].split() == ["2", "train/epoch_loss", "by", "step", "5"]
+
+    def test_of_less_than_two_values_there_is_none(self) -> None:
+        assert loss_curve(terminal(), ROWS[1:]) == loss_curve(terminal(), []) == ""
+
+    @pytest.mark.parametrize(("encoding", "watched"), [("ascii", True), ("latin-1", True), ("utf-8", False)])
+    def test_where_it_may_not_be_shown_there_is_no_braille(self, encoding: str, watched: bool) -> None:
+        assert loss_curve(terminal(encoding=encoding, watched=watched), ROWS).isascii()
+
+
+class TestResultTable:
+    def test_measures_first_then_a_row_per_layer(self) -> None:
+        lines = [line.split() for line in shown(result_table(MEASURED, {"test/accuracy": 0.9387}))]
+        assert lines == [
+            ["measure", "measured", "published"],
+            ["test/loss", "0.5"],
+            ["test/accuracy", "0.875", "0.9387"],
+            ["test/synops", "61,665"],
+            ["layer", "firing", "rate", "dead", "saturated", "synops"],
+            ["hidden1", "0.25", "0.0625", "0"],
+            ["readout", "0.125", "61,665"],
+        ]
+
+    def test_a_value_stands_below_the_name_of_its_column(self) -> None:
+        lines = shown(result_table(MEASURED, {}))
+        head, hidden, readout = lines[-3:]
+        assert len(head) == len(readout)
+        for name, value in (("firing rate", "0.25"), ("dead", "0.0625")):
+            assert hidden[: head.index(name) + len(name)].endswith(value)
+
+    @pytest.mark.parametrize("split", ["test", "val", "train"])
+    def test_columns_that_nobody_has_are_left_out(self, split: str) -> None:
+        lines = shown(result_table({f"{split}/loss": 0.5, f"{split}/firing_rate/hidden1": 0.25}, {}))
+        assert [line.split() for line in lines] == [
+            ["measure", "measured"],
+            [f"{split}/loss", "0.5"],
+            ["layer", "firing", "rate"],
+            ["hidden1", "0.25"],
+        ]
+
+    def test_without_layers_there_is_no_table_of_them(self) -> None:
+        assert shown(result_table({"test/loss": 0.5}, {})) == ["measure    measured", "test/loss       0.5"]
+
+    def test_a_published_figure_of_a_layer_keeps_its_row(self) -> None:
+        lines = shown(result_table(MEASURED, {"test/firing_rate/hidden1": 0.5}))
+        assert ["test/firing_rate/hidden1", "0.25", "0.5"] in [line.split() for line in lines]
+
+    def test_it_fits(self) -> None:
+        layers = [f"a_layer_with_a_name_{number}" for number in range(3)]
+        measures = ("firing_rate", "dead", "saturated", "synops")
+        measured = {f"test/{measure}/{layer}": 123_456_789.0 for measure in measures for layer in layers}
+        lines = shown(result_table({"test/relative_error": 1e-30, **measured}, {"test/accuracy": 0.5}))
+        assert len(lines) == 6
+        assert max(map(len, lines)) <= 80
+
+
+class TestProgress:
+    @given(width=st.integers(20, 120))
+    def test_a_narrow_line_keeps_loss_and_time(self, width: int) -> None:
+        parts = {
+            "loss": "loss 0.1234",
+            "acc": "acc 0.984",
+            "val acc": "val acc 0.9",
+            "firing": "firing 0.2",
+            "samples": "2506/s",
+            "left": "0:05 left",
+        }
+        line = fitting(parts, width)
+        assert line.startswith("loss 0.1234")
+        assert line.endswith("0:05 left")
+        assert len(line) <= max(width, len("loss 0.1234  0:05 left"))
+        assert fitting(parts, None) == "  ".join(parts.values())
+        assert [part for part in parts.values() if part in line] == line.split("  ")
+
+    @pytest.mark.parametrize(
+        ("seconds", "expected"), [(0.2, "0:00"), (5, "0:05"), (59.9, "1:00"), (754, "12:34"), (3723, "1:02:03")]
+    )
+    def test_time_as_a_clock_has_it(self, seconds: float, expected: str) -> None:
+        assert console.clock(seconds) == expected
+
+    @pytest.fixture
+    def trainer(self) -> SimpleNamespace:
+        """As much of Lightning's trainer as is looked at, in epoch 2 of 3."""
+        logged = {
+            "train/accuracy": torch.tensor(0.875),
+            "train/firing_rate/hidden1": torch.tensor(0.25),
+            "train/firing_rate/readout": torch.tensor(0.75),
+            "train/epoch_loss": torch.tensor(2.5),
+        }
+        return SimpleNamespace(
+            global_step=50, current_epoch=1, max_epochs=3, estimated_stepping_batches=150, world_size=2,
+            callback_metrics=logged,
+        )  # fmt: skip
+
+    def test_lines_in_a_pipe_tell_all_now_and_then(
+        self, trainer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        now = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: now)
+        display = ProgressDisplay(console.console())
+        display.on_train_start(trainer, None)  # type: ignore[arg-type]
+        for second in range(1, 31):
+            now, trainer.global_step = 1000.0 + second, 50 + second
+            display.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.5), "samples": 64}, None, 0)  # type: ignore[arg-type]
+        (line,) = capsys.readouterr().out.splitlines()
+        # 20 steps in 20 s, 80 more to go; two processes have 64 samples each
+        assert line == "epoch 2/3  step 70/150  loss 1.5  acc 0.875  firing 0.500  128/s  1:20 left"
+        display.on_train_end(trainer, None)  # type: ignore[arg-type]
+        line = capsys.readouterr().out.strip()
+        assert line == "epoch 2/3  step 80/150  mean loss 2.5  acc 0.875  firing 0.500  128/s  30 s"
+
+    @pytest.mark.parametrize("width", [40, 60, 80, 120])
+    def test_the_bar_never_takes_a_second_line(self, trainer: Any, width: int) -> None:
+        screen = terminal(width)
+        display = ProgressDisplay(screen)
+        display.live_every_s = 0.0
+        trainer.max_epochs = 2500
+        trainer.callback_metrics |= {"val/loss": torch.tensor(1.0), "val/accuracy": torch.tensor(0.5)}
+        display.on_train_start(trainer, None)  # type: ignore[arg-type]
+        assert display.bar is not None
+        for step in (51, 100, 149):
+            trainer.global_step, trainer.current_epoch = step, step * 16
+            display.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.234e-05), "samples": 99999}, None, 0)  # type: ignore[arg-type]
+            text = io.StringIO()
+            Console(file=text, width=width).print(display.bar.get_renderable())
+            (line,) = text.getvalue().splitlines()
+            assert len(line) <= width
+            assert line.startswith(f"epoch {step * 16 + 1}/2500")
+            assert width == 40 or "loss 1.234e-05" in line
+        display.on_train_end(trainer, None)  # type: ignore[arg-type]
+        assert display.bar is None
+
+
+def test_a_stream_without_unicode_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    console.console().print("größe 😀")
+    stream.flush()
+    assert stream.buffer.getvalue() == rb"gr\xf6\xdfe \U0001f600" + b"\n"  # type: ignore[attr-defined]
+
+
+def test_numbers_have_four_digits() -> None:
+    assert [console.number(value) for value in (0.123456, 12345.6, 1e9, 0.0, math.pi * 1e-9)] == [
+        *("0.1235", "12,346", "1e+09", "0", "3.142e-09")
+    ]
