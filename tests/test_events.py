@@ -76,7 +76,7 @@ def test_a_network_takes_either() -> None:
             traces[-1].membrane.square().sum(), list(network.parameters()), allow_unused=True
         )
         results.append((traces[-1].membrane, gradients))
-        operations = [spikes.sum() for spikes, _ in network.deliveries(traces, inputs)]
+        operations = [spikes.sum() for _, spikes, _ in network.deliveries(traces, inputs)]
         assert operations[0] == encoder(x).sum() > 0
     torch.testing.assert_close(*results)
     assert traces[0].spikes.any()

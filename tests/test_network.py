@@ -201,7 +201,7 @@ def test_synaptic_operations_are_what_one_counts_spike_by_spike(
             counted += sum(sizes[index + 1 : index + 2])
             counted += len(targets(i, size)) if t + 1 < T else 0
     deliveries = network.deliveries(traces, inputs if spikes_come_in else None)
-    measured = sum(synaptic_operations(spikes, synapse).item() for spikes, synapse in deliveries)
+    measured = sum(synaptic_operations(spikes, synapse).item() for _, spikes, synapse in deliveries)
     assert traces[0].spikes.any()
     assert measured == pytest.approx(counted / B, rel=1e-12)
 
@@ -214,7 +214,7 @@ def test_synaptic_operations_of_a_conv_network() -> None:
         counted += 3  # each neuron of the readout
         inside = [0 <= y + dy < 5 and 0 <= x + dx < 4 for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
         counted += 3 * sum(inside) if t + 1 < T else 0
-    measured = sum(synaptic_operations(spikes, synapse).item() for spikes, synapse in network.deliveries(traces))
+    measured = sum(synaptic_operations(spikes, synapse).item() for _, spikes, synapse in network.deliveries(traces))
     assert counted > 0
     assert measured == pytest.approx(counted / B, rel=1e-12)
 

@@ -19,7 +19,6 @@ from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
-from snnexp.neurons import Trace
 from snnexp.task import Measure, Task
 
 
@@ -159,9 +158,4 @@ def _measures(decoder: str | None) -> dict[str, Measure]:
             "l1": lambda trace, target: metrics.l1(trace.membrane, target),
             "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
         }
-    classes: Callable[[Trace], Tensor] = {
-        # one step that holds the sum, or the maximum, of all
-        "spike_count": lambda trace: metrics.spike_count(trace.spike_count.unsqueeze(0)),
-        "max_voltage": lambda trace: metrics.max_voltage(trace.max_membrane.unsqueeze(0)),
-    }[decoder]
-    return {"accuracy": lambda trace, target: metrics.accuracy(classes(trace), target)}
+    return {"accuracy": lambda trace, target: metrics.accuracy(metrics.decode(trace, decoder), target)}

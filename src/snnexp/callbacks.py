@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from snnexp import metrics
 from snnexp.errors import DivergedError
 from snnexp.neurons import Neuron
 from snnexp.runs import Run
@@ -266,6 +267,62 @@ class SeedMeanLoss(MeanLoss):
         l1 = trainer.callback_metrics["test/l1"]
         mean = (self.sums[0] + l1.to(self.sums.device)) / (self.sums[1] + 1)
         pl_module.log("test/seed_mean_loss", mean, sync_dist=True)
+
+
+class TestCounts(Callback):
+    """What a whole test split adds up to: spikes of each neuron, and which class was taken for which.
+
+    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
+
+    Args:
+        decoder: see :func:`snnexp.metrics.decode`; None where targets are no labels.
+    """
+
+    __test__ = False  # not a test of pytest's
+
+    def __init__(self, decoder: str | None) -> None:
+        self.decoder = decoder
+        self._forget()
+
+    def _forget(self) -> None:
+        self.spikes: dict[str, Tensor] = {}
+        self.samples = self.steps = 0
+        self.confusion: Tensor | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forget()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        traces = outputs["traces"]
+        for (name, neuron), trace in zip(_neurons(pl_module).items(), traces, strict=True):
+            if neuron.spikes:
+                count = trace.spike_count
+                self.spikes[name] = self.spikes.get(name, 0) + count.sum(0).long()
+        self.samples += len(traces[-1].last_spikes)
+        self.steps = traces[-1].num_steps
+        if self.decoder is not None:
+            classes = traces[-1].last_spikes.shape[-1]
+            pair = batch[1] * classes + metrics.decode(traces[-1], self.decoder)
+            counts = torch.bincount(pair, minlength=classes**2).reshape(classes, classes)
+            self.confusion = counts if self.confusion is None else self.confusion + counts
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reduce = trainer.strategy.reduce
+        self.samples = int(reduce(torch.tensor(self.samples, device=pl_module.device), reduce_op="sum"))
+        self.spikes = {name: reduce(count, reduce_op="sum") for name, count in self.spikes.items()}
+        if self.confusion is not None:
+            self.confusion = reduce(self.confusion, reduce_op="sum")
+        for name, count in self.spikes.items():
+            pl_module.log(f"test/dead/{name}", metrics.dead(count))
+            pl_module.log(f"test/saturated/{name}", metrics.saturated(count, self.samples * self.steps))
 
 
 class ParameterHistograms(Callback):

@@ -268,6 +268,8 @@ DOMAINS: dict[str, Domain] = {
     "log_every_n_steps": COUNT,
     "save_every_n_epochs": COUNT,
     "save_every_s": NOT_NEGATIVE,
+    "draw_every_n_epochs": INDEX,
+    "draw_every_s": NOT_NEGATIVE,
     "tensorboard": FLAG,
 }
 

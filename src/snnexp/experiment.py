@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, runs, saving
+from snnexp import callbacks, checkpoints, config, console, probe, runs, saving
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
@@ -237,6 +237,7 @@ def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
         callbacks.RandomNumbers(cfg.seed),
         callbacks.EpochLoss(processes),
         callbacks.QuietLayers(layers),
+        callbacks.TestCounts(parts.decoder),
     ]
     return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
 
@@ -251,9 +252,13 @@ def _watch(cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals)
         signals.run = run_dir
         watching.append(console.ProgressDisplay(console.console()))
     signals.checkpoints = saver
+    (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
+    # a run from before there were figures goes on without
+    often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
+    drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often)
     histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
     # what saves comes after what counts, what stops comes last
-    parts.trainer.callbacks += [*watching, histograms, saver, signals]  # type: ignore[attr-defined]
+    parts.trainer.callbacks += [*watching, drawing, histograms, saver, signals]  # type: ignore[attr-defined]
     return saver
 
 
@@ -372,6 +377,8 @@ def _record_success(
         status="finished", exit_code=0, metrics=measured, wall_s=wall_s, samples_per_s=samples / wall_s["fit"]
     )
     terminal = console.console()
+    if curve := console.loss_curve(terminal, run_dir.metrics()):
+        terminal.print(curve)
     terminal.print(console.result_table(measured, cfg.published))
     terminal.print(f"run {console.show_path(run_dir.path)}  {wall_s['total']:.1f} s")
 

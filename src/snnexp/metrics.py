@@ -3,6 +3,8 @@
 Shapes: spikes and membrane ``[T, B, *N]``, labels and predictions ``[B]``. Each measure returns a scalar tensor.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,14 @@ def spike_count(spikes: Tensor) -> Tensor:
 def max_voltage(membrane: Tensor) -> Tensor:
     """The class ``[B]`` whose membrane rose highest, argmax_k max_t U."""
     return membrane.amax(0).argmax(-1)
+
+
+def decode(trace: Any, decoder: str) -> Tensor:
+    """The class ``[B]`` that a readout's trace means, by :func:`spike_count` or :func:`max_voltage`."""
+    # one step that holds the sum, or the maximum, of all
+    if decoder == "spike_count":
+        return spike_count(trace.spike_count.unsqueeze(0))
+    return max_voltage(trace.max_membrane.unsqueeze(0))
 
 
 def accuracy(predicted: Tensor, target: Tensor) -> Tensor:
@@ -38,6 +48,16 @@ def relative_error(membrane: Tensor, target: Tensor) -> Tensor:
 def firing_rate(spikes: Tensor) -> Tensor:
     """Spikes per neuron and time step, 0 to 1."""
     return spikes.mean()
+
+
+def dead(count: Tensor) -> Tensor:
+    """The fraction of neurons that never fired, 0 to 1; ``count`` has each neuron's spikes."""
+    return (count == 0).float().mean()
+
+
+def saturated(count: Tensor, most: int) -> Tensor:
+    """The fraction of neurons that fired in every step, 0 to 1; ``most`` is how many steps there were."""
+    return (count == most).float().mean()
 
 
 def synaptic_operations(spikes: Tensor, synapse: nn.Linear | nn.Conv2d | int) -> Tensor:

@@ -86,11 +86,10 @@ class Network(nn.Module):
         Returns:
             One trace per layer, the readout's last.
         """
-        if num_steps is None:
-            num_steps = self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
+        num_steps = self._steps(inputs) if num_steps is None else num_steps
         layers: dict[str, Any] = dict(self.layers.items())
         first, *others = (layer.synapse for layer in layers.values())
-        current = inputs.through(first) if isinstance(inputs, Events) else over_samples(first, inputs)
+        current: Tensor | None = _arriving(inputs, first)
         traces: list[Any] = []
         for (name, layer), state, synapse in zip(
             layers.items(), states or [None] * len(layers), [*others, None], strict=True
@@ -99,27 +98,51 @@ class Network(nn.Module):
             traces.append(trace)
         return traces
 
+    def with_currents(self, inputs: Tensor | Events) -> Iterator[tuple[Tensor, Trace]]:
+        """What :meth:`forward` computes, layer by layer, with the current of each layer ``[T, B, *N]``.
+
+        Each step of a current is a value of its own, so that a gradient tells what every step of every layer adds.
+        """
+        arriving: Tensor | Events = inputs
+        for layer in self.layers.values():
+            current = _arriving(arriving, layer.synapse)  # type: ignore[arg-type]
+            current = current.expand(self._steps(inputs), *current.shape[1:]).contiguous()
+            trace = layer.neuron(current)  # type: ignore[operator]
+            yield current, trace
+            arriving = trace.spikes
+
+    def _steps(self, inputs: Tensor | Events) -> int:
+        return self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
+
     def neurons(self) -> dict[str, Neuron]:
         """The neuron of each layer, by the layer's name."""
         return {name: layer.neuron for name, layer in self.layers.items()}  # type: ignore[misc]
 
     def deliveries(
         self, traces: Sequence[Trace | Reduced], inputs: Tensor | Events | None = None
-    ) -> Iterator[tuple[Tensor, nn.Linear | nn.Conv2d | int]]:
+    ) -> Iterator[tuple[str, Tensor, nn.Linear | nn.Conv2d | int]]:
         """How many spikes arrive where, between layers and from a layer to itself.
 
-        Yields spikes ``[.., B, *N]``, those of layers summed over time, with the synapse or its fan-out. ``inputs`` are
-        counted too where they are given, that is where they are spikes.
+        Yields the layer that they arrive at, spikes ``[.., B, *N]``, those of layers summed over time, and the synapse
+        or its fan-out. ``inputs`` are counted too where they are given, that is where they are spikes.
         """
-        layers: list[Any] = list(self.layers.values())
+        layers: dict[str, Any] = dict(self.layers.items())
+        names = list(layers)
         if inputs is not None:
-            yield inputs.dense() if isinstance(inputs, Events) else inputs, layers[0].synapse
-        for trace, following in zip(traces, layers[1:], strict=False):
-            yield trace.spike_count.unsqueeze(0), following.synapse
-        for trace, layer in zip(traces, layers, strict=True):
+            yield names[0], inputs.dense() if isinstance(inputs, Events) else inputs, layers[names[0]].synapse
+        for trace, following in zip(traces, names[1:], strict=False):
+            yield following, trace.spike_count.unsqueeze(0), layers[following].synapse
+        for trace, (name, layer) in zip(traces, layers.items(), strict=True):
             if layer.neuron.feedback_synapse is not None:
                 # what fires in the last step arrives after the end
-                yield (trace.spike_count - trace.last_spikes).unsqueeze(0), layer.neuron.feedback_synapse
+                yield name, (trace.spike_count - trace.last_spikes).unsqueeze(0), layer.neuron.feedback_synapse
+
+
+def _arriving(inputs: Tensor | Events, synapse: Dense | nn.Conv2d) -> Tensor:
+    if isinstance(inputs, Events):
+        assert isinstance(synapse, Dense), "the assembly makes events for dense synapses alone"
+        return inputs.through(synapse)
+    return over_samples(synapse, inputs)
 
 
 class MLP(Network):

@@ -61,8 +61,8 @@ class Task(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._evaluation_step(batch, "test")
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> dict[str, Any]:
+        return {"traces": self._evaluation_step(batch, "test")}
 
     def configure_optimizers(self) -> Any:
         return self.optimizer(self.parameters(), int(self.trainer.estimated_stepping_batches))
@@ -75,21 +75,31 @@ class Task(LightningModule):
         traces = self.network(inputs, reduced=reduced)
         return self.loss(traces[-1], target), inputs, traces
 
-    def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+    def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> list[Trace | Reduced]:
         loss, inputs, traces = self._step(batch, reduced=self.reduced)
         values = {f"{split}/loss": loss, **self._measured(traces, batch[1], split)}
         if split == "test":
-            deliveries = self.network.deliveries(traces, inputs if self.spikes_come_in else None)
-            operations = [metrics.synaptic_operations(spikes, synapse) for spikes, synapse in deliveries]
-            values["test/synops"] = torch.stack(operations).sum() if operations else torch.zeros(())
+            values |= self._operations(traces, inputs)
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=_samples(traces))
+        return traces
+
+    def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, Tensor]:
+        """``test/synops``, and by the layer that the spikes arrive at."""
+        arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
+        for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.spikes_come_in else None):
+            arriving[f"test/synops/{layer}"] += metrics.synaptic_operations(spikes, synapse)
+        return {"test/synops": torch.stack([*arriving.values()]).sum(), **arriving}
 
     @torch.no_grad()
     def _measured(self, traces: list[Trace | Reduced], target: Tensor, split: str) -> dict[str, Tensor]:
         values = {f"{split}/{name}": measure(traces[-1], target) for name, measure in self.measures.items()}
         for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
             if neuron.spikes:
-                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(trace.spike_count) / trace.num_steps
+                count = trace.spike_count
+                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(count) / trace.num_steps
+                if split == "train":
+                    values[f"train/dead/{name}"] = metrics.dead(count.sum(0))
+                    values[f"train/saturated/{name}"] = metrics.saturated(count.sum(0), len(count) * trace.num_steps)
         return values
 
 

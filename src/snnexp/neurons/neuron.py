@@ -135,6 +135,7 @@ class Neuron(nn.Module):
     def __init__(self, features: int | Sequence[int]) -> None:
         super().__init__()
         self.starts: dict[str, tuple[Initializer, float]] = {}
+        self.parameter_names: list[str] = []
         self.features = (features,) if isinstance(features, int) else tuple(features)
         if not self.features or any(size not in domains.COUNT for size in self.features):
             raise ConfigError(f"features: got {features}, must be a positive int or a tuple of them")
@@ -224,6 +225,7 @@ class Neuron(nn.Module):
             ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
         """
         start = self._start(name, value, at_most)
+        self.parameter_names.append(name)
         if isinstance(value, Initializer):
             self.starts[name] = (value, at_most)
         if learn:

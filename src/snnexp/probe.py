@@ -1,0 +1,206 @@
+"""What a network does with the same few samples, again and again: recorded as arrays, and drawn.
+
+A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of a layer with many of them some:
+
+    epoch, step, loss                              when, and the loss of the batch
+    input_steps                                    how many steps bring values; 0 where spikes come in
+    connections/<layer>                            synapses that lead to it from the layer before
+    layers, dt                                     names; seconds per time step, where the neuron has seconds
+    neurons/<layer> [N], spikes/<layer> [T, N]     which neurons of how many, and their spikes, of the first sample
+    size/<layer>
+    rate/<layer> [N]                               spikes per step of each neuron, over the batch
+    membrane [T, K], threshold [K]                 of the readout, of the first sample
+    trajectory [T, S], target [T, S]               regression: output and target of S samples
+    images [S, ...], label [B], predicted [B]      classification
+    gradient/<layer> [T]                           || dL / dI[t] || over batch and neurons, I the layer's current
+    gradient_norm/<name>, norm/<name>              || dL / dw || and || w || of each trained parameter
+    parameter/<layer>/<name> [N]                   beta, threshold, tau_mem_inv, ...
+
+The loss is that of training. Nothing that training draws or adds up is touched.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from snnexp import metrics
+from snnexp.callbacks import TestCounts, short
+from snnexp.report import figures
+from snnexp.report.snapshots import live_pictures
+from snnexp.runs import Run
+from snnexp.seeds import fold
+from snnexp.task import Task
+
+LOG = logging.getLogger(__name__)
+SAMPLES, IMAGES, TRAJECTORIES = 128, 27, 4
+"""The batch at most, and how many of its samples are shown."""
+NEURONS, STEPS = 400, 1000
+"""What is shown of a sample at most."""
+
+
+def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> dict[str, Any]:
+    """What ``task`` does with ``batch``; see above.
+
+    Args:
+        task: on the device of the batch.
+        batch: inputs and targets, as the data give them.
+        decoder: see :func:`snnexp.metrics.decode`; None for regression.
+    """
+    values, target = batch
+    neurons = task.network.neurons()
+    inputs = task.encode(values)
+    currents, traces = zip(*task.network.with_currents(inputs), strict=True)
+    loss = task.loss(traces[-1], target)
+    trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
+    gradients = torch.autograd.grad(loss, [*currents, *trained.values()], allow_unused=True)
+    found: dict[str, Any] = {"loss": loss, "layers": list(neurons)}
+    found["input_steps"] = 0 if task.spikes_come_in else inputs.shape[0]
+    arriving = inputs.shape[2:]
+    for name, layer in task.network.layers.items():
+        ones = torch.ones(1, 1, *arriving, device=values.device)
+        found[f"connections/{name}"] = metrics.synaptic_operations(ones, layer.synapse)  # type: ignore[arg-type]
+        arriving = layer.neuron.features  # type: ignore[union-attr, assignment]
+    for (name, neuron), trace, gradient in zip(neurons.items(), traces, gradients, strict=False):
+        count = trace.membrane[0, 0].numel()
+        chosen = torch.linspace(0, count - 1, min(count, NEURONS), device=values.device).round().long()
+        found[f"neurons/{name}"], found[f"size/{name}"] = chosen, count
+        if neuron.spikes:
+            found[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
+            found[f"rate/{name}"] = trace.spike_count.mean(0).flatten() / trace.num_steps
+        if gradient is not None:
+            found[f"gradient/{name}"] = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        for parameter in neuron.parameter_names:
+            found[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
+        found |= {"dt": neuron.dt} if hasattr(neuron, "dt") else {}
+    found["membrane"] = traces[-1].membrane[:STEPS, 0].flatten(1)[:, chosen]
+    for threshold in ("threshold", "v_th"):
+        if hasattr(neuron, threshold):
+            found["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
+    for (name, weight), gradient in zip(trained.items(), gradients[len(currents) :], strict=True):
+        found[f"norm/{name}"] = torch.linalg.vector_norm(weight)
+        if gradient is not None:
+            found[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
+    if decoder is None:
+        found["trajectory"] = traces[-1].membrane[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
+        found["target"] = target[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
+    else:
+        found["label"], found["predicted"] = target, metrics.decode(traces[-1], decoder)
+        found["images"] = values[:IMAGES]
+    return {name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value for name, value in found.items()}
+
+
+class Probe(Callback):
+    """Record a fixed batch before training, after epochs and at the end, and draw it.
+
+    ``probe/init.npz`` is from before the first step, ``last.npz`` the newest, and ``test.npz`` what the test split adds
+    up to. The figures of the newest are in ``figures/`` and in TensorBoard. The batch is the first of the validation
+    split, or of the test split where there is none; nothing is chosen by what it shows.
+
+    Args:
+        run: where to.
+        decoder: see :func:`snapshot`.
+        counts: what the test split adds up to.
+        seed: of random encoders.
+        every_n_epochs: draw after every n epochs, 0 for never,
+        every_s: but only so many seconds after the last time; the end of a run is always drawn.
+    """
+
+    def __init__(
+        self, run: Run, decoder: str | None, counts: TestCounts, seed: int, every_n_epochs: int, every_s: float
+    ) -> None:
+        self.run, self.decoder, self.counts, self.seed = run, decoder, counts, seed
+        self.every_n_epochs, self.every_s = every_n_epochs, every_s
+        self.drawn_at = 0.0
+        self.spent_s = 0.0
+        """Seconds that recording and drawing took."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.drawn_at = time.monotonic()
+        if trainer.global_step == 0 and self._asked(trainer):
+            with self._timed():
+                self.run.write_arrays("init", self._snapshot(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        # the end is drawn after the test
+        if not self._asked(trainer) or done % self.every_n_epochs or done == trainer.max_epochs:
+            return
+        if time.monotonic() - self.drawn_at >= self.every_s:
+            with self._timed():
+                self._draw(trainer, pl_module, f"after epoch {done}")
+            self.drawn_at = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._asked(trainer):
+            with self._timed():
+                self.run.write_arrays("test", _test_arrays(self.counts))
+                self._draw(trainer, pl_module, "after training")
+
+    def _asked(self, trainer: Trainer) -> bool:
+        return bool(self.every_n_epochs) and trainer.is_global_zero
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.spent_s += time.perf_counter() - began
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
+        now = self._snapshot(trainer, pl_module)
+        self.run.write_arrays("last", now)
+        # of the test split, once it is done
+        test = self.run.arrays("test") if trainer.testing else {}
+        columns = {"before training": self.run.arrays("init"), when: now}
+        try:
+            images = {picture.name: figures.png(picture.figure, dpi=100) for picture in live_pictures(columns, test)}
+        except (LookupError, ValueError, TypeError, RuntimeError) as error:
+            # hours of training are worth more than a picture of a part that nobody thought of
+            LOG.warning("no figures after step %d: %s", trainer.global_step, error)
+            LOG.debug("where", exc_info=True)
+            return
+        for name, image in images.items():
+            self.run.write_figure(f"{name}.png", image)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    _add_image(logger.experiment, f"probe/{name}", image, trainer.global_step)
+
+    def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, Task)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        samples = data.test if data.val is None else data.val
+        # no more than a training step holds, so that it fits into memory
+        size = min(SAMPLES, data.batch_size // trainer.world_size, len(samples))
+        device = pl_module.device
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            # a test makes tensors that can have no gradient
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            trainer.strategy.precision_plugin.forward_context(),
+        ):
+            torch.manual_seed(fold(self.seed, "probe"))
+            values, target = samples[list(range(size))]
+            found = snapshot(pl_module, (values.to(device), target.to(device)), self.decoder)
+        epoch = trainer.current_epoch if trainer.testing else trainer.current_epoch + (trainer.global_step > 0)
+        return {"epoch": epoch, "step": trainer.global_step, **found}
+
+
+def _test_arrays(counts: TestCounts) -> dict[str, Any]:
+    found: dict[str, Any] = {"samples": counts.samples, "num_steps": counts.steps}
+    found |= {f"spikes/{name}": count.flatten().cpu().numpy() for name, count in counts.spikes.items()}
+    return found if counts.confusion is None else {**found, "confusion": counts.confusion.cpu().numpy()}
+
+
+def _add_image(board: SummaryWriter, tag: str, image: bytes, step: int) -> None:
+    """A PNG as it is; TensorBoard's own functions draw it again, or pack it anew."""
+    value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=image))
+    board.file_writer.add_summary(Summary(value=[value]), step)  # type: ignore[attr-defined]

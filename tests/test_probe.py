@@ -1,0 +1,213 @@
+"""What is recorded of a fixed batch, what a test split adds up to, and that looking changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from snnexp import console, metrics, probe
+from snnexp.callbacks import TestCounts
+from snnexp.encoders import Sequence
+from snnexp.experiment import build, compose, resume, run
+from snnexp.losses import MSEMembrane
+from snnexp.network import MLP
+from snnexp.neurons import Leaky
+from snnexp.runs import Run
+from snnexp.task import Task
+
+ALWAYS = ["logger.draw_every_n_epochs=1", "logger.draw_every_s=0"]
+NEVER = ["logger.draw_every_n_epochs=0"]
+REGRESSION = ["experiment=regression_sqrt", "network.hidden=[6,5]", "num_steps=8", "trainer.max_epochs=3"]
+MNIST = ["num_steps=8", "data.batch_size=10", "trainer.max_epochs=2", "network.hidden=[12]"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+class TestSnapshot:
+    @pytest.mark.parametrize("recipe", ["mnist_leaky", "mnist_rleaky_count", "mnist_parametrized_lif"])
+    def test_shows_what_the_network_does_with_the_first_samples(self, tiny_mnist: Path, recipe: str) -> None:
+        parts = build(compose([f"experiment={recipe}", *MNIST]))
+        x, y = parts.data.test[list(range(10))]
+        found = probe.snapshot(parts.task, (x, y), parts.decoder)
+        traces = dict(zip(parts.network.neurons(), parts.network(parts.encoder(x)), strict=True))
+        for name, trace in traces.items():
+            if parts.network.neurons()[name].spikes:
+                assert np.array_equal(found[f"spikes/{name}"], trace.spikes[:, 0].bool().numpy())
+                rate = trace.spikes.mean((0, 1)).detach().numpy()
+                np.testing.assert_allclose(found[f"rate/{name}"], rate, rtol=1e-6)
+        readout = traces["readout"]
+        np.testing.assert_allclose(found["membrane"], readout.membrane[:, 0].detach(), rtol=1e-4, atol=1e-6)
+        assert found["loss"] == pytest.approx(parts.loss(readout, y).item(), rel=1e-4)
+        assert np.array_equal(found["label"], y)
+        correct = metrics.accuracy(metrics.decode(readout, parts.decoder), y).item()
+        assert (found["predicted"] == found["label"]).mean() == pytest.approx(correct)
+        assert np.array_equal(found["images"], x)
+
+    def test_shows_some_neurons_of_a_large_layer_and_says_which(self) -> None:
+        size = 3 * probe.NEURONS
+        parts = build(compose([*REGRESSION, f"network.hidden=[{size}]"]))
+        batch = parts.data.test[[0]]
+        found = probe.snapshot(parts.task, batch, None)
+        neurons = found["neurons/hidden1"]
+        assert len(neurons) == probe.NEURONS
+        assert neurons[0] == 0
+        assert neurons[-1] == size - 1
+        assert found["size/hidden1"] == size
+        trace = parts.network(parts.encoder(batch[0]))[0]
+        assert np.array_equal(found["spikes/hidden1"], trace.spikes[:, 0, neurons].bool().numpy())
+
+    def test_gradient_of_a_membrane_that_forgets(self) -> None:
+        """U[t] = sum_s beta^(t-s) I[s], L = mean (U - y)^2: dL/dI[s] = sum_(t>=s) 2 (U[t] - y[t]) beta^(t-s) / n."""
+        T, B, beta = 7, 3, 0.75
+        network = MLP((2,), 1, Leaky, lambda N: Leaky(N, beta=beta, reset="none"), num_steps=T, hidden=[])
+        task = Task(network.double(), Sequence(), False, MSEMembrane(), {}, lambda *_: {})
+        x, y = torch.rand(T, B, 2).double(), torch.rand(T, B, 1).double()
+        found = probe.snapshot(task, (x, y), None)
+        error = 2 * (network(x)[0].membrane - y)[..., 0].detach() / (T * B)
+        decay = torch.tensor([[beta ** (t - s) if t >= s else 0.0 for t in range(T)] for s in range(T)]).double()
+        expected = torch.linalg.vector_norm(decay @ error, dim=1)
+        np.testing.assert_allclose(found["gradient/readout"], expected, rtol=1e-9)
+        np.testing.assert_allclose(found["trajectory"], network(x)[0].membrane[..., 0].detach())
+        np.testing.assert_allclose(found["target"], y[..., 0])
+
+    @pytest.mark.parametrize("neuron", ["leaky", "rleaky"])
+    def test_the_gradients_of_all_steps_add_up_to_that_of_the_bias(self, tiny_mnist: Path, neuron: str) -> None:
+        parts = build(compose(["experiment=mnist_leaky", f"neuron={neuron}", *MNIST]))
+        x, y = parts.data.test[list(range(10))]
+        currents, traces = zip(*parts.network.with_currents(parts.encoder(x)), strict=True)
+        by_step = torch.autograd.grad(parts.loss(traces[-1], y), currents)
+        biases = [layer.synapse.bias for layer in parts.network.layers.values()]
+        whole = torch.autograd.grad(parts.loss(parts.network(parts.encoder(x))[-1], y), biases)
+        for gradient, bias in zip(by_step, whole, strict=True):
+            assert gradient.shape[0] == 8
+            torch.testing.assert_close(gradient.sum((0, 1)), bias, rtol=1e-4, atol=1e-6)
+
+    def test_counts_connections_and_steps_that_bring_values(self, tiny_mnist: Path) -> None:
+        for recipe, steps in (("mnist_rleaky_conv", 1), ("mnist_parametrized_lif", 0)):
+            parts = build(compose([f"experiment={recipe}", "data.batch_size=2"]))
+            found = probe.snapshot(parts.task, parts.data.test[[0, 1]], parts.decoder)
+            assert found["input_steps"] == steps
+            if recipe == "mnist_rleaky_conv":
+                # 8 maps of 12x12 see 25 pixels each, 16 maps of 4x4 see 25 places of 8 maps, 10 outputs see 16 maps
+                expected = {"conv1": 8 * 144 * 25, "conv2": 16 * 16 * 25 * 8, "readout": 10 * 256}
+                assert {name: found[f"connections/{name}"] for name in expected} == expected
+
+    @pytest.mark.parametrize("recipe", ["mnist_leaky", "mnist_parametrized_lif", "regression_sqrt"])
+    def test_leaves_gradients_and_state_as_they_were(self, tiny_mnist: Path, recipe: str) -> None:
+        batch = [] if recipe == "regression_sqrt" else ["data.batch_size=10"]
+        parts = build(compose([f"experiment={recipe}", "num_steps=8", "network.hidden=[12]", *batch]))
+        before = {name: value.clone() for name, value in parts.task.state_dict().items()}
+        probe.snapshot(parts.task, parts.data.test[[0]], parts.decoder)
+        assert all(parameter.grad is None for parameter in parts.task.parameters())
+        assert all(torch.equal(before[name], value) for name, value in parts.task.state_dict().items())
+
+
+class TestRuns:
+    @pytest.mark.parametrize(
+        "overrides",
+        [REGRESSION, ["experiment=mnist_rleaky_count", "encoder=bernoulli", *MNIST]],
+        ids=["regression", "random spikes"],
+    )
+    def test_looking_changes_nothing(self, tiny_mnist: Path, overrides: list[str]) -> None:
+        seen, unseen = (run(compose([*overrides, *drawing])).path for drawing in (ALWAYS, NEVER))
+        assert (seen / "metrics.jsonl").read_bytes() == (unseen / "metrics.jsonl").read_bytes()
+        for name, value in weights(seen).items():
+            assert torch.equal(value, weights(unseen)[name])
+        assert not (unseen / "probe").exists()
+        assert not (unseen / "figures").exists()
+
+    def test_before_and_after_are_the_weights_of_the_first_and_last_checkpoint(self) -> None:
+        folder = run(compose([*REGRESSION, *ALWAYS])).path
+        parts = build(compose(REGRESSION))
+        batch = parts.data.test[[0]]
+        for name, epoch in (("init", 0), ("last", 3)):
+            parts.task.load_state_dict(weights(folder, name))
+            expected = probe.snapshot(parts.task, batch, None)
+            found = Run(folder).arrays(name)
+            assert found["epoch"] == epoch
+            for key, value in expected.items():
+                np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=key) if key != "layers" else None
+
+    def test_figures_of_a_recipe_are_drawn(self, tiny_mnist: Path) -> None:
+        folder = run(compose(["experiment=mnist_rleaky_count", *MNIST])).path
+        drawn = {path.name for path in (folder / "figures").iterdir()}
+        assert drawn == {
+            *(f"{name}.png" for name in ("spike_raster", "output_membrane", "predictions", "confusion", "parameters"))
+        }
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in (folder / "figures").iterdir())
+
+    def test_epochs_are_drawn_that_lie_far_enough_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn: list[str] = []
+        monkeypatch.setattr(probe.Probe, "_draw", lambda self, trainer, task, when: drawn.append(when))
+        short = [*REGRESSION, "trainer.max_epochs=7", "logger.draw_every_n_epochs=2"]
+        run(compose([*short, "logger.draw_every_s=0"]))
+        assert drawn == ["after epoch 2", "after epoch 4", "after epoch 6", "after training"]
+        drawn.clear()
+        run(compose([*short, "logger.draw_every_s=1000"]))
+        assert drawn == ["after training"]
+
+    def test_a_resumed_run_keeps_what_was_before_training(self) -> None:
+        folder = run(compose([*REGRESSION, *ALWAYS])).path
+        before = (folder / "probe" / "init.npz").read_bytes()
+        resume(folder, ["trainer.max_epochs=5"])
+        assert (folder / "probe" / "init.npz").read_bytes() == before
+        assert Run(folder).arrays("last")["epoch"] == 5
+
+    def test_a_figure_that_fails_ends_no_training(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise ValueError("no such shape")
+
+        monkeypatch.setattr(probe, "live_pictures", fail)
+        assert run(compose([*REGRESSION, *ALWAYS])).status == "finished"
+        assert "no figures after step 1: no such shape" in capfd.readouterr().err
+
+
+class TestTestCounts:
+    def test_add_up_over_all_batches(self, tiny_mnist: Path) -> None:
+        cfg = compose(["experiment=mnist_rleaky_count", *MNIST, "data.batch_size=7"])
+        record = run(cfg)
+        parts = build(cfg)
+        parts.task.load_state_dict(weights(record.path))
+        x, y = parts.data.test[list(range(20))]
+        traces = dict(zip(parts.network.neurons(), parts.network(parts.encoder(x)), strict=True))
+        found = Run(record.path).arrays("test")
+        assert found["samples"] == 20
+        assert found["num_steps"] == 8
+        for name, trace in traces.items():
+            count = trace.spikes.sum((0, 1))
+            assert np.array_equal(found[f"spikes/{name}"], count.long())
+            assert record.metrics[f"test/dead/{name}"] == pytest.approx((count == 0).float().mean().item())
+            assert record.metrics[f"test/saturated/{name}"] == pytest.approx((count == 160).float().mean().item())
+        predicted = traces["readout"].spikes.sum(0).argmax(-1)
+        for true in range(10):
+            for taken in range(10):
+                assert found["confusion"][true, taken] == ((y == true) & (predicted == taken)).sum()
+        assert found["confusion"].trace() / 20 == pytest.approx(record.metrics["test/accuracy"])
+
+    def test_begin_anew_with_each_test(self, tiny_mnist: Path) -> None:
+        parts = build(compose(["experiment=mnist_rleaky_count", *MNIST]))
+        counts = TestCounts(parts.decoder)
+        parts.trainer.callbacks.append(counts)
+        for _ in range(2):
+            with console.quiet():
+                parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
+            assert counts.samples == 20
+            assert counts.confusion is not None
+            assert counts.confusion.sum() == 20
+
+    def test_synops_of_the_layers_add_up(self, tiny_mnist: Path) -> None:
+        measured = run(compose(["experiment=mnist_parametrized_lif", *MNIST])).metrics
+        layers = [measured[f"test/synops/{name}"] for name in ("hidden1", "readout")]
+        assert sum(layers) == pytest.approx(measured["test/synops"])
+        assert min(layers) > 0
