@@ -33,9 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     "network": LEAVES | {"neurons", "events"},
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons"},
+    "listing": LEAVES | {"runs"},
     "console": LEAVES,
     "checkpoints": LEAVES | {"runs"},
-    "callbacks": LEAVES | {"runs", "neurons", "seeds"},
+    "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
     "saving": LEAVES | {"callbacks", "checkpoints", "runs"},
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
@@ -43,10 +44,13 @@ ALLOWED: dict[str, set[str]] = {
     "assembly": LEAVES
     | {"callbacks", "config", "console", "data", "encoders", "events", "kernels", "losses", "metrics", "network"}
     | {"neurons", "pairs", "saving", "task"},
-    "experiment": LEAVES | {"assembly", "callbacks", "checkpoints", "config", "console", "runs", "saving"},
+    "report": LEAVES | {"config", "listing", "runs"},
+    # what it records is drawn by pure functions, which know no network
+    "probe": LEAVES | {"callbacks", "metrics", "report", "runs", "seeds", "task"},
+    "experiment": LEAVES | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "runs", "saving"},
     "launch": LEAVES | {"config", "console", "experiment", "runs"},
     "doctor": LEAVES | {"config", "data", "runs"},
-    "cli": LEAVES | {"__init__", "config", "console", "doctor", "experiment", "launch", "runs"},
+    "cli": LEAVES | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"} | {"runs"},
 }
 KNOW_HYDRA = {"assembly", "config", "gate", "experiment", "launch"}
 

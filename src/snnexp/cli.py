@@ -15,6 +15,8 @@ Train spiking neural networks from YAML configs.
   snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
   snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
   snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
+  snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER
+  snnexp runs   [DIR]                a table of runs; 'test/accuracy>0.9' status=failed  --sort KEY  --json  --csv
   snnexp list   [GROUP]              what can be chosen
   snnexp doctor                      versions, devices, data and configs found here
 
@@ -129,6 +131,34 @@ def _eval(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    from snnexp.errors import ConfigError
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"report: {message}; see snnexp report --help")
+
+    about = "One HTML page about a run, or one that compares all runs below PATH; figures and their data beside it."
+    parser = Parser(prog="snnexp report", description=about)
+    parser.add_argument("path", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or a folder with runs")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default PATH itself; ./report for several")
+    parser.add_argument("--metric", metavar="NAME", help="compare this measure, instead of accuracy, L1 error or loss")
+    asked = parser.parse_args(arguments)
+    from snnexp.report import report
+
+    print(f"report {report(asked.path, asked.out, asked.metric)}")
+    return 0
+
+
+def _runs(arguments: list[str]) -> int:
+    from snnexp import listing
+
+    return listing.main(arguments)
+
+
 def _of_a_run(verb: str, arguments: list[str]) -> Any:
     """What was typed after a verb that takes a run; what is wrong with it is told before torch is imported."""
     import argparse
@@ -201,6 +231,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "resume": _resume,
     "eval": _eval,
+    "report": _report,
+    "runs": _runs,
     "list": _list,
     "doctor": _doctor,
 }

@@ -1,0 +1,549 @@
+"""The report about many runs: which values of what was varied did how well, over seeds, and what can be said of it."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snnexp import domains
+from snnexp.errors import CheckpointError, ConfigError
+from snnexp.report import figures, page, statistics
+from snnexp.report.groups import (
+    Group,
+    Level,
+    Parameter,
+    default_metric,
+    grouped,
+    other_differences,
+    settings,
+    typed,
+    varied,
+)
+from snnexp.report.page import Block, Picture, Section, Table, Text
+from snnexp.report.statistics import Summary, is_number, summary
+from snnexp.runs import Facts, Run, higher_is_better
+
+MOST_ROWS = 60
+MOST_STRIPS = 25
+MOST_CURVES = 6
+MOST_LEVELS = 10
+"""Values of a parameter that are named one by one."""
+MOST_CELLS = 15
+"""Rows or columns of a heat map; more are no grid but a random search."""
+POINTS = 200
+"""Of a curve; longer ones are drawn by the means of as many bins."""
+MAX_SUMMARY_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a sweep that left no run directory."""
+
+    status: str
+    reason: str
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found out about runs, and is told section by section."""
+
+    runs: Sequence[Facts]
+    points: Sequence[Point]
+    configs: Mapping[Path, Mapping[str, Level]]
+    parameters: Sequence[Parameter]
+    metric: str
+    groups: Sequence[Group]
+
+    @property
+    def higher(self) -> bool:
+        return higher_is_better(self.metric)
+
+    @property
+    def better(self) -> str:
+        return "higher is better" if self.higher else "lower is better"
+
+    @property
+    def keys(self) -> list[str]:
+        return [parameter.key for parameter in self.parameters]
+
+    @property
+    def names(self) -> list[str]:
+        """The last words of the keys, where they tell them apart."""
+        last = [key.rpartition(".")[2] for key in self.keys]
+        return last if len(set(last)) == len(last) else self.keys
+
+    def label(self, group: Group) -> str:
+        """The values of a group, in the order of the names."""
+        return ", ".join(self._shown(group)) or "all runs"
+
+    def told(self, group: Group) -> str:
+        """A group in a sentence."""
+        pairs = zip(self.names, self._shown(group), strict=True)
+        return ", ".join(f"{name}={value}" for name, value in pairs) or "all runs"
+
+    def _shown(self, group: Group) -> list[str]:
+        return [parameter.shown(value) for parameter, value in zip(self.parameters, group.values, strict=True)]
+
+    def values(self, group: Group) -> list[float]:
+        return list(group.metric(self.metric).values())
+
+    def summary(self, group: Group) -> Summary:
+        return summary(self.values(group))
+
+
+def report(
+    paths: Sequence[Path], folder: Path, title: str, metric: str | None = None, summaries: Sequence[Path] = ()
+) -> Path:
+    """Write the page about runs, whatever state each of them is in; returns ``report.html``.
+
+    Args:
+        paths: run directories.
+        folder: where the page is put, with its figures.
+        title: the heading.
+        metric: what is compared, a name of run.json's metrics; by default the main one of most runs.
+        summaries: files summary.csv of sweeps, for the points that have no run directory.
+
+    Raises:
+        ConfigError: no finished run has that metric.
+    """
+    found = compare(paths, metric, summaries)
+    sections = [
+        Section("Groups", _groups(found)),
+        Section("Which parameter mattered", _importance(found)),
+        Section("One group against the other", _paired(found)),
+        Section("Training", _curves(found)),
+        Section("Runs that did not finish", _unfinished(found)),
+        Section("All runs", _all(found)),
+    ]
+    return page.write(folder, title, _facts(found), sections)
+
+
+def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequence[Path] = ()) -> Comparison:
+    """Find what was varied between runs, and the groups that this makes; arguments and errors as of :func:`report`."""
+    runs = [Run(path).facts() for path in dict.fromkeys(path.resolve() for path in paths)]
+    configs = {run.path: settings(run) for run in runs}
+    parameters = varied(runs, configs)
+    known = sorted({name for run in runs if run.status == "finished" for name in run.metrics})
+    if metric is not None and metric not in known:
+        raise ConfigError(f"--metric: no finished run has {domains.shown(metric)}, {domains.closest(metric, known)}")
+    metric = metric or default_metric(runs) or ""
+    groups = grouped(runs, parameters, metric, higher_is_better(metric))
+    points = [point for path in summaries for point in lost(path, runs)]
+    return Comparison(runs, points, configs, parameters, metric, groups)
+
+
+def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
+    """The points in summary.csv of a sweep that none of ``runs`` belongs to, or that it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SUMMARY_BYTES).decode()
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [Point("damaged", f"{path.name}, which may tell of more points, cannot be read: {error}", [])]
+    here = [run for run in runs if run.path.parent.parent == path.parent.resolve()]
+    there = {run.id for run in here}
+    stopped = [typed(run.overrides) for run in here if run.status != "finished"]
+    points = []
+    for row in rows:
+        names = [name for name in row if name is not None]
+        keys = names[: names.index("status")] if "status" in names else []
+        overrides = [f"{key}={row[key]}" for key in keys if row[key]]
+        values = typed(overrides).items()
+        # a point that failed is not told with its directory, but may have one
+        started = not row.get("run") and any(values <= own.items() for own in stopped)
+        if keys and row.get("run") not in there and not started:
+            reason = "its run directory is gone" if row.get("run") else row.get("reason") or ""
+            points.append(Point(row["status"] or "unknown", reason, overrides))
+    return points
+
+
+def _facts(found: Comparison) -> list[tuple[str, Any]]:
+    states = [run.status for run in found.runs] + [point.status for point in found.points]
+    counts = {state: states.count(state) for state in dict.fromkeys(["finished", *sorted(states)])}
+    facts: list[tuple[str, Any]] = [
+        ("runs", f"{len(states)}: {', '.join(f'{count} {state}' for state, count in counts.items())}"),
+        ("experiment", ", ".join(sorted({run.experiment for run in found.runs if run.experiment})) or None),
+    ]
+    for parameter in found.parameters:
+        levels = [parameter.shown(value) for value in parameter.levels()]
+        few = len(levels) <= MOST_LEVELS
+        shown = ", ".join(levels) if few else f"{len(levels)} values, {levels[0]} to {levels[-1]}"
+        also = f"; {', '.join(parameter.also[:4])} with it" if parameter.also else ""
+        facts.append((f"varied: {parameter.key}", f"{shown}{also}"))
+    seeds = sorted({run.seed for run in found.runs if run.seed is not None})
+    few = len(seeds) <= MOST_LEVELS
+    facts.append(("seeds", ", ".join(map(str, seeds)) or None if few else f"{len(seeds)}, {seeds[0]} to {seeds[-1]}"))
+    facts.append(("metric", f"{found.metric}, {found.better}" if found.metric else None))
+    if found.groups and found.parameters:
+        best, one = found.groups[0], found.summary(found.groups[0])
+        facts.append(("best mean", f"{page.cell(one.mean)} ({found.told(best)}, n = {one.n})"))
+    for name, values in _made_with(found.runs).items():
+        facts.append((f"differs: {name}", ", ".join(values)))
+    return facts
+
+
+def _made_with(runs: Sequence[Facts]) -> dict[str, list[str]]:
+    """Versions, devices and the like, where the runs differ in them: then more was varied than was meant."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        versions, git = run.record.get("versions"), run.record.get("git")
+        told = {
+            "device": run.record.get("device"),
+            "kernel": run.record.get("kernel"),
+            "threads": run.record.get("threads"),
+            "commit": git.get("commit") if isinstance(git, dict) else None,
+            **(versions if isinstance(versions, dict) else {}),
+        }
+        for name, value in told.items():
+            if value is not None:
+                found.setdefault(str(name), {})[str(value)] = None
+    return {name: list(values) for name, values in found.items() if len(values) > 1}
+
+
+def _groups(found: Comparison) -> list[Block]:
+    if not found.groups:
+        if any(run.status == "finished" for run in found.runs):
+            return [Text("The finished runs have no test metric to compare.")]
+        return [Text("No run has finished, so there is nothing to compare.")]
+    summaries = [found.summary(group) for group in found.groups]
+    columns = [*found.keys, "n", "mean", "std", "95 % from", "95 % to"]
+    rows = [
+        [*group.values, one.n, one.mean, one.std, one.low, one.high]
+        for group, one in zip(found.groups, summaries, strict=True)
+    ]
+    caption = f"{found.metric} over seeds, best first ({found.better})"
+    if len(rows) > MOST_ROWS:
+        tables: list[Block] = [
+            Table(columns, rows[:MOST_ROWS], f"{caption}: the first {MOST_ROWS} of {len(rows)} groups"),
+            Table(columns, rows, f"All {len(rows)} groups", name="groups", folded=True),
+        ]
+    else:
+        tables = [Table(columns, rows, caption, name="groups")]
+    return [
+        Text(" ".join(_remarks(found, summaries))),
+        *tables,
+        *_pictures(found),
+        *_further(found),
+    ]
+
+
+def _remarks(found: Comparison, summaries: Sequence[Summary]) -> list[str]:
+    """What a reader of the table must know."""
+    remarks = ["std is over n - 1; the 95 % interval is that of the mean, by Student's t."]
+    if all(one.n < 2 for one in summaries):
+        remarks = ["Every group has one seed only, so there is neither a standard deviation nor an interval."]
+    elif any(one.n < 2 for one in summaries):
+        remarks[0] += " A group with one seed has neither."
+    repeated = [run.id for group in found.groups for run in group.repeated]
+    if repeated:
+        more = ", …" if len(repeated) > 5 else ""
+        remarks.append(
+            f"{len(repeated)} runs repeat the values and the seed of a later one and are not counted: "
+            f"{', '.join(repeated[:5])}{more}."
+        )
+    without = [run.id for run in found.runs if run.status == "finished" and found.metric not in run.metrics]
+    if without:
+        remarks.append(f"{len(without)} finished runs have no {found.metric}: {', '.join(without[:5])}.")
+    others = other_differences(found.groups, found.configs)
+    if others:
+        more = ", …" if len(others) > 5 else ""
+        remarks.append(f"Runs of one group differ in more than the seed: {', '.join(others[:5])}{more}.")
+    if found.metric.endswith("loss") and any(key.partition(".")[0] == "loss" for key in found.keys):
+        remarks.append("Values of different losses cannot be compared.")
+    return remarks
+
+
+def _further(found: Comparison) -> list[Block]:
+    """The other measures of the test split."""
+    runs = [run for group in found.groups for run in group.runs.values()]
+    names = sorted({name for run in runs for name in run.metrics if name.count("/") == 1} - {found.metric})
+    if not names:
+        return []
+    columns = [*found.keys, "n", *(column for name in names for column in (name, f"std of {name}"))]
+    rows = []
+    for group in found.groups:
+        others = [summary(list(group.metric(name).values())) for name in names]
+        rows.append([*group.values, len(group.runs), *(cell for one in others for cell in (one.mean, one.std))])
+    return [Table(columns, rows, "Further metrics: mean and standard deviation", name="further_metrics", folded=True)]
+
+
+def _pictures(found: Comparison) -> list[Picture]:
+    pictures = [_strips(found)]
+    levels = [parameter.levels() for parameter in found.parameters]
+    if len(found.groups) < 2 or not levels:
+        return pictures
+    if len(levels) == 1:
+        if all(is_number(level) for level in levels[0]):
+            pictures.append(_response(found))
+    elif len(levels) == 2 and max(len(own) for own in levels) <= MOST_CELLS:
+        pictures.append(_heat_map(found))
+    else:
+        pictures.append(_parallel(found))
+    return pictures
+
+
+def _interval(one: Summary) -> tuple[float, float] | None:
+    return None if one.low is None or one.high is None else (one.low, one.high)
+
+
+def _strips(found: Comparison) -> Picture:
+    groups = found.groups[:MOST_STRIPS]
+    samples = {found.label(group): found.values(group) for group in groups}
+    intervals = [_interval(found.summary(group)) for group in groups]
+    figure = figures.strips(samples, intervals, ", ".join(found.names), found.metric)
+    which = f"the best {len(groups)} of {len(found.groups)} groups" if len(groups) < len(found.groups) else "each group"
+    rows = [(found.label(group), seed, value) for group in groups for seed, value in group.metric(found.metric).items()]
+    return Picture(
+        "seeds",
+        figure,
+        f"{found.metric} of {which}, best first: a dot is a run, the line the mean, the bar its 95 % interval "
+        "(none for one seed; cut off where it leaves the frame).",
+        _columns(("group", "seed", found.metric), rows),
+    )
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+    return {name: [row[index] for row in rows] for index, name in enumerate(names)}
+
+
+def _response(found: Comparison) -> Picture:
+    parameter = found.parameters[0]
+    groups = sorted(found.groups, key=lambda group: group.values)
+    summaries = [found.summary(group) for group in groups]
+    levels = [float(group.values[0]) for group in groups]
+    figure = figures.response(
+        levels,
+        [found.values(group) for group in groups],
+        [_interval(one) for one in summaries],
+        parameter.key,
+        found.metric,
+    )
+    data = _columns(
+        (parameter.key, "n", "mean", "95 % from", "95 % to"),
+        [(x, one.n, one.mean, one.low, one.high) for x, one in zip(levels, summaries, strict=True)],
+    )
+    caption = f"{found.metric} against {parameter.key}: each run as a dot, means joined, 95 % intervals as bars."
+    return Picture("response", figure, caption, data)
+
+
+def _heat_map(found: Comparison) -> Picture:
+    # the longer parameter goes across
+    order = sorted((0, 1), key=lambda index: len(found.parameters[index].levels()))
+    across, down = order[1], order[0]
+    # levels of runs that did not finish keep their place, empty
+    rows, columns = found.parameters[down].levels(), found.parameters[across].levels()
+    means, counts = np.full((len(rows), len(columns)), np.nan), np.zeros((len(rows), len(columns)), int)
+    for group in found.groups:
+        place = rows.index(group.values[down]), columns.index(group.values[across])
+        means[place], counts[place] = np.mean(found.values(group)), len(group.runs)
+    names = found.parameters[down].key, found.parameters[across].key
+    figure = figures.heat_map(means, counts, rows, columns, names, found.metric)
+    cells = [
+        (row, column, int(counts[i, j]), float(means[i, j]) if counts[i, j] else None)
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+    ]
+    caption = f"Mean {found.metric} over seeds ({found.better}); a dash is where no run finished."
+    return Picture("heat_map", figure, caption, _columns((*names, "n", "mean"), cells))
+
+
+def _parallel(found: Comparison) -> Picture:
+    means = [float(np.mean(found.values(group))) for group in found.groups]
+    values = {
+        parameter.key: [group.values[i] for group in found.groups] for i, parameter in enumerate(found.parameters)
+    }
+    figure = figures.parallel(values, means, found.metric, "max" if found.higher else "min")
+    caption = (
+        f"A line per group, through its value of each parameter to its mean {found.metric} ({found.better}); "
+        "the colour is that of the last axis, the widest line is the best."
+    )
+    return Picture("parallel", figure, caption, {**values, found.metric: means})
+
+
+def _importance(found: Comparison) -> list[Block]:
+    counted = [(group, seed, value) for group in found.groups for seed, value in group.metric(found.metric).items()]
+    if len(found.groups) < 2:
+        return []
+    results = [value for _, _, value in counted]
+    told = {
+        parameter.key: [group.values[index] for group, _, _ in counted]
+        for index, parameter in enumerate(found.parameters)
+    }
+    told["seed"] = [str(seed) for _, seed, _ in counted]
+    rows = []
+    for key, levels in told.items():
+        one = statistics.importance(levels, results)
+        if len(set(levels)) > 1:
+            rows.append((key, len(set(levels)), one.ranges, one.share))
+    rows.sort(key=lambda row: (row[3] is None, -(row[3] or 0)))
+    blocks: list[Block] = []
+    known = {key: share for key, _, _, share in rows if share is not None}
+    if known:
+        caption = f"Share of the variance of {found.metric} that each parameter explains alone, less what chance would."
+        blocks.append(Picture("importance", figures.shares(known, ("seed",)), caption))
+    blocks.append(
+        Table(
+            ["parameter", "values", "in ranges", "share"],
+            rows,
+            "Epsilon squared: 1 is all of the variance; around 0 is nothing beyond chance, below 0 less than chance "
+            "explains on average. How parameters act together is not seen. A random search is sorted into ranges.",
+            name="importance",
+        )
+    )
+    return blocks
+
+
+def _paired(found: Comparison) -> list[Block]:
+    if len(found.groups) != 2:
+        return []
+    first, second = sorted(found.groups, key=lambda group: [(isinstance(v, str), v) for v in group.values])
+    one, other = found.told(first), found.told(second)
+    before, after = first.metric(found.metric), second.metric(found.metric)
+    pair = statistics.paired(before, after)
+    common = [seed for seed in before if seed in after]
+    blocks: list[Block] = []
+    if pair.difference is not None:
+        word = "equal" if pair.difference == 0 else "higher" if pair.difference > 0 else "lower"
+        told = f"{found.metric} of {other} is {word} by {page.cell(abs(pair.difference))} on average than that of {one}"
+        if pair.p is not None:
+            told += (
+                f" (95 % interval of the difference {page.cell(pair.low)} to {page.cell(pair.high)}, "
+                f"p = {page.cell(pair.p)} by the paired t-test over {pair.n} common seeds)"
+            )
+        blocks.append(Text(f"{told}."))
+    if pair.missing:
+        blocks.append(Text(f"{pair.missing[0].upper()}{pair.missing[1:]}."))
+    rows = [
+        ("common seeds", pair.n),
+        ("mean difference", pair.difference),
+        ("95 % from", pair.low),
+        ("95 % to", pair.high),
+        ("p, paired t-test, two-sided", pair.p),
+        ("p, Wilcoxon signed-rank, exact, two-sided", pair.p_ranks),
+    ]
+    least = f" With {pair.n} seeds its p cannot fall below {page.cell(2.0 ** (1 - pair.n))}." if pair.n > 1 else ""
+    caption = f"{other} - {one}. The t-test takes differences for normal, Wilcoxon's for symmetric only.{least}"
+    blocks.append(Table(["", "value"], rows, caption, name="paired"))
+    if common:
+        firsts, seconds = [before[seed] for seed in common], [after[seed] for seed in common]
+        figure = figures.pairs(firsts, seconds, (one, other), found.metric)
+        data = {"seed": common, one: firsts, other: seconds}
+        blocks.append(
+            Picture("pairs", figure, f"{found.metric}, a line per common seed; the wide one joins the means.", data)
+        )
+    return blocks
+
+
+def _curves(found: Comparison) -> list[Block]:
+    groups = found.groups[:MOST_CURVES]
+    unread: list[str] = []
+    rows = {run.path: _logged(run, unread) for group in groups for run in group.runs.values()}
+    blocks: list[Block] = [Text(f"Not drawn: {'; '.join(unread[:5])}.")] if unread else []
+    few = len(groups) < len(found.groups)
+    which = f"the best {len(groups)} of {len(found.groups)} groups" if few else "each group"
+    for name, x in _panels([row for own in rows.values() for row in own]):
+        drawn = {}
+        for group in groups:
+            band = _band([_curve(rows[run.path], name, x) for run in group.runs.values()])
+            if band is not None:
+                drawn[found.label(group)] = band
+        if drawn:
+            data = [
+                (label, *point)
+                for label, band in drawn.items()
+                for point in zip(*(column.tolist() for column in band), strict=True)
+            ]
+            blocks.append(
+                Picture(
+                    f"curves_{name.replace('/', '_')}",
+                    figures.bands(drawn, ", ".join(found.names), name, x),
+                    f"{name}, mean over the seeds of {which}; the band reaches from the lowest to the highest seed.",
+                    _columns(("group", x, "mean", "lowest", "highest"), data),
+                )
+            )
+    return blocks
+
+
+def _logged(run: Facts, unread: list[str]) -> list[dict[str, Any]]:
+    try:
+        return [row for row in Run(run.path).metrics() if isinstance(row, dict)]
+    except (CheckpointError, OSError) as error:
+        unread.append(str(error))
+        return []
+
+
+def _panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What is drawn, and over what: means of epochs where there are some, else single steps."""
+    epochs = {row.get("epoch") for row in rows if "train/epoch_loss" in row}
+    logged = {name for row in rows for name in row}
+    wanted = [
+        ("train/epoch_loss", "epoch") if len(epochs) > 2 else ("train/loss", "step"),
+        ("val/loss", "epoch"),
+        ("val/accuracy", "epoch") if "val/accuracy" in logged else ("train/accuracy", "step"),
+    ]
+    return [(name, x) for name, x in wanted if name in logged]
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], name: str, x: str) -> tuple[Any, Any]:
+    points = [(row[x], row[name]) for row in rows if is_number(row.get(name)) and is_number(row.get(x))]
+    found = np.array(points, float).reshape(-1, 2)
+    return found[:, 0], found[:, 1]
+
+
+def _band(curves: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any] | None:
+    """x, mean, lowest and highest over curves, where all of them that are not empty have points."""
+    curves = [curve for curve in curves if len(curve[0])]
+    if not curves:
+        return None
+    every = np.unique(np.concatenate([x for x, _ in curves]))
+    edges = every if len(every) <= POINTS else np.linspace(every[0], every[-1], POINTS + 1)[:-1]
+    means, places = np.full((len(curves), len(edges)), np.nan), np.full((len(curves), len(edges)), np.nan)
+    for row, (x, y) in enumerate(curves):
+        which = np.searchsorted(edges, x, side="right") - 1
+        counts = np.bincount(which, minlength=len(edges))
+        there = counts > 0
+        means[row, there] = np.bincount(which, y, len(edges))[there] / counts[there]
+        places[row, there] = np.bincount(which, x, len(edges))[there] / counts[there]
+    full = ~np.isnan(means).any(0)
+    if not full.any():
+        return None
+    means, places = means[:, full], places[:, full]
+    return places.mean(0), means.mean(0), means.min(0), means.max(0)
+
+
+def _unfinished(found: Comparison) -> list[Block]:
+    rows: list[tuple[Any, ...]] = [
+        (run.id, run.status, run.reason or _reached(run), " ".join(run.overrides), run.seed)
+        for run in found.runs
+        if run.status != "finished"
+    ]
+    rows += [(None, point.status, point.reason, " ".join(point.overrides), None) for point in found.points]
+    if not rows:
+        return []
+    columns = ["run", "status", "reason", "overrides", "seed"]
+    return [Table(columns, rows, "None of these is counted above.", name="not_finished")]
+
+
+def _reached(run: Facts) -> str | None:
+    return None if run.progress is None else f"reached epoch {run.progress['epoch']}, step {run.progress['step']}"
+
+
+def _all(found: Comparison) -> list[Block]:
+    rows = [
+        (
+            run.id,
+            run.status,
+            *(parameter.values.get(run.path) for parameter in found.parameters),
+            run.seed,
+            run.metrics.get(found.metric),
+            run.duration_s,
+        )
+        for run in found.runs
+    ]
+    columns = ["run", "status", *found.keys, "seed", found.metric or "metric", "duration [s]"]
+    return [Table(columns, rows, f"All {len(rows)} runs", name="runs", folded=True)]

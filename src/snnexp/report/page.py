@@ -1,0 +1,149 @@
+"""A report: sections of texts, tables and pictures become one HTML file that needs nothing else.
+
+The same pictures are written beside it, as PNG and SVG, with their data as CSV.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from snnexp.report import figures
+from snnexp.runs import write_atomically
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells: texts, numbers, None for what is not known.
+
+    Args:
+        columns: the names of the columns.
+        rows: one cell per column.
+        caption: what the table tells.
+        name: its CSV file is ``figures/<name>.csv``; none without a name.
+        folded: shown on demand, for what is long.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    name: str = ""
+    folded: bool = False
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers, perhaps beside what is not known."""
+        cells = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.columns)
+        return [
+            any(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in column) for column in cells
+        ]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure.
+
+    Args:
+        name: its files are ``figures/<name>.png``, ``.svg`` and ``.csv``.
+        figure: see :mod:`snnexp.report.figures`.
+        caption: what is seen, for those too who cannot see it.
+        data: what was drawn, columns of equal length.
+    """
+
+    name: str
+    figure: Figure
+    caption: str
+    data: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+Block = Text | Table | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what follows."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: Sequence[Section]) -> Path:
+    """Write ``report.html``, and the pictures and their data below ``figures/``; returns the page.
+
+    Args:
+        folder: where to; made if it is not there.
+        title: the heading.
+        facts: what is told first, by name.
+        sections: the page, in order; one without blocks is left out.
+    """
+    files = folder / "figures"
+    files.mkdir(parents=True, exist_ok=True)
+    sections = [section for section in sections if section.blocks]
+    inside: dict[str, str] = {}
+    for block in (block for section in sections for block in section.blocks):
+        if isinstance(block, Picture):
+            drawn = figures.svg(block.figure)
+            inside[block.name] = inline(block.name, drawn)
+            write_atomically(files / f"{block.name}.png", figures.png(block.figure))
+            write_atomically(files / f"{block.name}.svg", _on_white(drawn).encode())
+            if block.data:
+                rows = list(zip(*block.data.values(), strict=True))
+                write_atomically(files / f"{block.name}.csv", _csv(list(block.data), rows))
+        elif isinstance(block, Table) and block.name:
+            write_atomically(files / f"{block.name}.csv", _csv(block.columns, block.rows))
+    # training draws pictures too, and writes no page
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("snnexp", "report"), autoescape=True, trim_blocks=True)
+    environment.filters["cell"] = cell
+    environment.tests["picture"] = lambda block: isinstance(block, Picture)
+    environment.tests["table"] = lambda block: isinstance(block, Table)
+    html = environment.get_template("page.html").render(title=title, facts=facts, sections=sections, inside=inside)
+    write_atomically(folder / "report.html", html.encode())
+    return folder / "report.html"
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it: four significant digits, a dash for what is not known."""
+    if value is None:
+        return "–"  # noqa: RUF001
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return str(value)
+
+
+def _on_white(svg: str) -> str:
+    """A file of its own may be looked at on any ground."""
+    head, close, rest = svg.partition(">\n <defs>")
+    return f'{head}>\n <rect width="100%" height="100%" fill="white"/>{close[1:]}{rest}'
+
+
+def inline(name: str, svg: str) -> str:
+    """SVG inside a page: in the page's colour, its names apart from those of other pictures."""
+    text = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\1{name}-", text)
+    # the size is the page's; the shape stays in viewBox
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,285 @@
+"""The page about one run: what was run, how it ended, what it measured, what the network does, where the time went."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snnexp import config, domains
+from snnexp.errors import CheckpointError, ConfigError
+from snnexp.report import figures, page
+from snnexp.report.figures import Array
+from snnexp.report.page import Block, Picture, Section, Table, Text
+from snnexp.report.snapshots import even, parts, pictures
+from snnexp.runs import Facts, Run, main_metric
+
+PJ_PER_ADDITION, PJ_PER_PRODUCT = 0.9, 3.7
+"""Picojoules of an addition and a multiplication of 32-bit floating-point numbers in 45 nm (Horowitz, ISSCC 2014)."""
+ENERGY = (
+    f"An estimate: {PJ_PER_ADDITION} pJ for each addition that a spike causes, and {PJ_PER_PRODUCT} pJ more for each "
+    "multiplication where values come in instead of spikes (32-bit floating point, 45 nm; Horowitz, “Computing's "
+    "energy problem”, ISSCC 2014). Memory, the neurons' own updates and communication are not counted, and no device "
+    "was measured. One pass without spikes is a network of the same layers that multiplies each input once, without "
+    "feedback."
+)
+PER_LAYER = {"firing_rate": "spikes per neuron and step", "dead": "dead", "saturated": "saturated", "synops": "synops"}
+Curve = tuple[Array, Array]
+"""Where, and values; NaN where one was not finite."""
+
+
+def report(path: Path, folder: Path) -> Path:
+    """Write the page about the run in ``path`` into ``folder``; returns the page.
+
+    What is missing or damaged is told on the page.
+
+    Raises:
+        ConfigError: ``path`` is no run directory.
+        CheckpointError: a part of it is a link.
+    """
+    run = Run.open(path)
+    facts = run.facts()
+    told: list[str] = []
+    cfg = _read(run.config, {}, told)
+    rows: list[dict[str, Any]] = []
+    # those before a damaged one are there
+    _read(lambda: rows.extend(row for row in run.metrics() if isinstance(row, dict)), None, told)
+    init, last, test = (_read(partial(run.arrays, name), {}, told) for name in ("init", "last", "test"))
+    drawn = _drawn(facts, init, last, test, told)
+
+    def named(*names: str) -> list[Block]:
+        return [drawn[name] for name in names if name in drawn]
+
+    sections = [
+        Section("What was run", _what_was_run(facts, cfg, told)),
+        Section("Result", _result(facts, cfg)),
+        Section("Training", _training(rows)),
+        Section("What the network does", named("trajectory", "predictions", "output_membrane", "spike_raster")),
+        Section("Which class is taken for which", named("confusion")),
+        Section("Neuron parameters", named("parameters")),
+        Section("Spikes and operations", [*named("firing_rates"), *_operations(facts, last)]),
+        Section("Gradients", [*named("gradient_norms"), *_norms(init, last)]),
+        Section("Where the time went", _time(facts)),
+        Section("The whole config", _whole(cfg)),
+    ]
+    if not rows:
+        told.append("There are no rows in metrics.jsonl, so there are no curves.")
+    if told:
+        sections.insert(0, Section("What is missing", [Text(sentence) for sentence in dict.fromkeys(told)]))
+    return page.write(folder, f"{facts.experiment or facts.id}: {_headline(facts, cfg)}", _facts(facts), sections)
+
+
+def _read(read: Callable[[], Any], otherwise: Any, told: list[str]) -> Any:
+    """What ``read`` gives; else a sentence for the page, and ``otherwise``."""
+    try:
+        return read()
+    except CheckpointError as error:
+        told.append(f"{error}.")
+    except OSError as error:
+        told.append(f"{error.filename}: {error.strerror}.")
+    return otherwise
+
+
+def _headline(facts: Facts, cfg: Mapping[str, Any]) -> str:
+    if facts.status != "finished":
+        return facts.status
+    name = next((name for name in _published(cfg) if name in facts.metrics), None) or main_metric(facts.metrics)
+    return "finished" if name is None else f"{name} {page.cell(facts.metrics[name])}"
+
+
+def _published(cfg: Mapping[str, Any]) -> dict[str, float]:
+    published = cfg.get("published")
+    return published if isinstance(published, dict) else {}
+
+
+def _facts(facts: Facts) -> list[tuple[str, Any]]:
+    record = facts.record
+    ended = f"{facts.status}: {facts.reason}" if facts.reason else facts.status
+    if facts.progress is not None:
+        ended += f" (last row: epoch {facts.progress['epoch']}, step {facts.progress['step']})"
+    git, versions, resumed = record.get("git"), record.get("versions"), record.get("resumed_at_step")
+    lines = [
+        ("run", str(facts.path)),
+        ("how it ended", ended),
+        ("started", facts.started and f"{facts.started:%Y-%m-%d %H:%M:%S %z}"),
+        ("seed", facts.seed),
+        ("on", f"{record.get('device')}, {record.get('threads')} threads, kernel {record.get('kernel')}"),
+        (
+            "versions",
+            ", ".join(" ".join(map(str, pair)) for pair in versions.items()) if isinstance(versions, dict) else None,
+        ),
+        (
+            "commit",
+            f"{git.get('commit')}{', with changes' if git.get('dirty') else ''}" if isinstance(git, dict) else None,
+        ),
+        ("resumed at step", ", ".join(map(str, resumed)) if isinstance(resumed, list) else None),
+    ]
+    return [(name, value) for name, value in lines if value is not None]
+
+
+def _what_was_run(facts: Facts, cfg: Mapping[str, Any], told: list[str]) -> list[Block]:
+    blocks: list[Block] = [Text(f"snnexp train {' '.join(facts.overrides)}")] if facts.overrides else []
+    typed = dict(override.lstrip("+~").partition("=")[::2] for override in facts.overrides)
+    # a run from a notebook has the name of its recipe, unless it was given another
+    choice = typed.get("experiment", "" if facts.overrides else str(cfg.get("name", "")))
+    try:
+        recipe = config.flat(config.compose([f"experiment={choice}"] if choice else []))
+    except ConfigError as error:
+        told.append(f"There is no recipe to compare with: {error}.")
+        return blocks
+    here = config.flat(cfg)
+    keys = [key for key in {**here, **recipe} if here.get(key) != recipe.get(key)]
+    keys.sort(key=lambda key: key not in typed)
+    name = f"experiment={choice}" if choice else "the defaults"
+    if not cfg or not keys:
+        return [*blocks, *([Text(f"This is {name}, with nothing changed.")] if cfg else [])]
+    cells = [[key, *(domains.shown(side[key]) if key in side else None for side in (recipe, here))] for key in keys]
+    caption = "What differs from the recipe: first what was typed, then what follows from it."
+    return [*blocks, Table(["key", name, "this run"], cells, caption, "differences")]
+
+
+def _result(facts: Facts, cfg: Mapping[str, Any]) -> list[Block]:
+    if not facts.metrics:
+        return [Text(f"There are no test results: the run is {facts.status}.")]
+    published = _published(cfg)
+    columns = ["measure", "measured", *(["published", "difference"] if published else [])]
+    rows: list[list[Any]] = []
+    layers: dict[str, dict[str, float]] = {}
+    for name, value in facts.metrics.items():
+        measure, _, layer = name.removeprefix("test/").partition("/")
+        if layer:
+            layers.setdefault(layer, {})[measure] = value
+        else:
+            figure = published.get(name)
+            rows.append([name, value, figure, None if figure is None else value - figure][: len(columns)])
+    blocks: list[Block] = [Table(columns, rows, "On the test split, with the last weights.", "result")]
+    if layers:
+        shown = [name for name in PER_LAYER if any(name in values for values in layers.values())]
+        caption = (
+            "By layer. Dead neurons fire for no sample, saturated ones in every step of all; synops are the additions "
+            "that arriving spikes cause, per sample."
+        )
+        cells = [[layer, *(values.get(name) for name in shown)] for layer, values in layers.items()]
+        blocks.append(Table(["layer", *(PER_LAYER[name] for name in shown)], cells, caption, "layers"))
+    return blocks
+
+
+def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+    iteration = _curve(rows, "train/loss", "step")
+    means = {"training": "train/epoch_loss", "validation": "val/loss"}
+    # the rows count epochs from 0
+    epochs = _there({label: _curve(rows, name, "epoch", first=1) for label, name in means.items()})
+    blocks: list[Block] = []
+    if len(iteration[0]) or epochs:
+        data = _data({"train/loss": iteration}, "iteration") | _data(epochs, "epoch")
+        caption = "The loss of training steps, and its mean over epochs."
+        blocks.append(Picture("loss", figures.loss_curves(iteration, epochs), caption, even(data)))
+    accuracy = _there({split: _curve(rows, f"{split}/accuracy", "step") for split in ("train", "val")})
+    if accuracy:
+        caption = "Accuracy on the batch of a training step, and on the validation split where there is one."
+        drawn = figures.activity({"accuracy": accuracy})
+        blocks.append(Picture("accuracy", drawn, caption, even(_data(accuracy, "iteration"))))
+    panels = {}
+    for measure, label in (("firing_rate", "spikes per neuron and step"), ("dead", "fraction of dead neurons")):
+        names = [
+            key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith(f"train/{measure}/")
+        ]
+        panels[label] = _there({name.rpartition("/")[2]: _curve(rows, name, "step") for name in names})
+    panels = {label: curves for label, curves in panels.items() if curves}
+    if panels:
+        caption = "How much the layers fire on the batch of a training step; dead neurons fire for none of its samples."
+        data = {}
+        for label, curves in panels.items():
+            data |= _data({f"{label}, {layer}": curve for layer, curve in curves.items()}, "iteration")
+        blocks.append(Picture("activity", figures.activity(panels), caption, even(data)))
+    return blocks
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], name: str, over: str, first: int = 0) -> Curve:
+    found = [(row[over] + first, row[name]) for row in rows if name in row and isinstance(row.get(over), int)]
+    values = [value if isinstance(value, (int, float)) else np.nan for _, value in found]
+    return np.array([where for where, _ in found], dtype=int), np.array(values, dtype=float)
+
+
+def _there(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """Those that have a point."""
+    return {name: curve for name, curve in curves.items() if np.isfinite(curve[1]).any()}
+
+
+def _data(curves: Mapping[str, Curve], over: str) -> dict[str, Array]:
+    columns: dict[str, Array] = {}
+    for name, (where, values) in curves.items():
+        columns |= {f"{over} ({name})": where, name: values}
+    return columns
+
+
+def _drawn(facts: Facts, init: Any, last: Any, test: Any, told: list[str]) -> dict[str, Picture]:
+    if not (init or last):
+        told.append("No snapshot of the network was recorded (logger.draw_every_n_epochs=0, or an older version).")
+        return {}
+    try:
+        now = "after training" if facts.status == "finished" else f"after epoch {int(last['epoch'])}" if last else ""
+        found = pictures({"before training": init, now: last}, test)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        told.append(f"The arrays in probe/ cannot be drawn: {type(error).__name__}, {error}.")
+        return {}
+    if not last:
+        told.append("The run ended before its first drawing, so what the network does is shown before training alone.")
+    return {picture.name: picture for picture in found}
+
+
+def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
+    spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in parts(snapshot, "connections/")}
+    if not spikes or None in spikes.values():
+        return []
+    rows: list[list[Any]] = []
+    dense = 0.0
+    for index, (layer, connections) in enumerate(parts(snapshot, "connections/").items()):
+        values = float(connections * snapshot["input_steps"]) if index == 0 else 0.0
+        additions = float(spikes[layer] or 0)
+        energy = (additions * PJ_PER_ADDITION + values * (PJ_PER_ADDITION + PJ_PER_PRODUCT)) / 1e3
+        rows.append([layer, additions, values, energy])
+        dense += float(connections)
+    rows.append(["all layers", *(sum(row[column] for row in rows) for column in (1, 2, 3))])
+    rows.append(["one pass without spikes", 0.0, dense, dense * (PJ_PER_ADDITION + PJ_PER_PRODUCT) / 1e3])
+    columns = ["layer", "additions by spikes", "products of values", "energy (nJ)"]
+    drawn = figures.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)")
+    caption = "Estimated energy of one sample, by the layer that spikes or values arrive at."
+    data = {"layer": [row[0] for row in rows], "energy (nJ)": [row[3] for row in rows]}
+    return [Picture("energy", drawn, caption, data), Table(columns, rows, "Per sample.", "operations"), Text(ENERGY)]
+
+
+def _norms(init: Mapping[str, Any], last: Mapping[str, Any]) -> list[Block]:
+    names = list(parts(last or init, "norm/"))
+    rows = [
+        [name, *(_number(side.get(key + name)) for key in ("norm/", "gradient_norm/") for side in (init, last))]
+        for name in names
+    ]
+    columns = ["parameter", "norm before", "after", "gradient norm before", "after"]
+    return (
+        [Table(columns, rows, "Norms of what is trained, and of its gradient on the probe batch.", "norms")]
+        if rows
+        else []
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _time(facts: Facts) -> list[Block]:
+    wall_s = facts.record.get("wall_s")
+    if not isinstance(wall_s, dict) or not wall_s.get("total"):
+        return []
+    spent = {name: float(value) for name, value in wall_s.items() if name != "total"}
+    told = f"{wall_s['total']:.1f} s in all"
+    rate = facts.record.get("samples_per_s")
+    told += f", {rate:,.0f} samples per second while training." if isinstance(rate, (int, float)) else "."
+    data = {"what": [*spent], "seconds": [*spent.values()]}
+    return [Text(told), Picture("time", figures.bars(spent, "seconds"), "Where the time went, in seconds.", data)]
+
+
+def _whole(cfg: Mapping[str, Any]) -> list[Block]:
+    rows = [[key, domains.shown(value)] for key, value in config.flat(cfg).items()]
+    return [Table(["key", "value"], rows, f"{len(rows)} keys", "config", folded=True)] if rows else []

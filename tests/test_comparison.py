@@ -1,0 +1,453 @@
+"""The report about many runs: what it says is what their files say, whatever state they are in."""
+
+import csv
+import html
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+from snnexp.errors import ConfigError
+from snnexp.report import comparison, figures
+from snnexp.report.groups import level
+from snnexp.runs import Run, write_summary
+
+EPOCHS = 4
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        node = tree
+        *path, last = key.split(".")
+        for word in path:
+            node = node.setdefault(word, {})
+        node[last] = value
+    return tree
+
+
+def make_run(parent: Path, score: float | None, seed: int = 0, typed: bool = True, **facts: Any) -> Path:
+    """A run directory as a run leaves it; ``facts`` may hold keys of the config, dots written as two underscores."""
+    keys = {key.replace("__", "."): value for key, value in facts.items() if key not in RECORD}
+    record = {key: value for key, value in facts.items() if key in RECORD}
+    config = {"seed": seed, "data.seed": seed, "optimizer.lr": 0.001, "logger.root": str(parent), **keys}
+    overrides = [f"{key}={value}" for key, value in {"experiment": "mine", **keys, "seed": seed}.items()] * typed
+    run = Run.create(parent, yaml.safe_dump(nested(config)), overrides, {"seed": seed, "experiment": "mine"})
+    for epoch in range(EPOCHS):
+        run.log_metrics({"step": epoch, "epoch": epoch, "train/epoch_loss": 1 / (epoch + 1 + seed)})
+    if score is not None:
+        measures = {"test/accuracy": score, "test/loss": 1 - score, "test/firing_rate/hidden1": 0.25}
+        record = {"status": "finished", "metrics": measures, "wall_s": {"total": 12.5}} | record
+    run.update(**record)
+    run.close()
+    return run.path
+
+
+RECORD = ("status", "reason", "metrics", "versions", "wall_s", "kernel")
+
+
+def report(paths: list[Path], folder: Path, **options: Any) -> str:
+    return comparison.report(paths, folder / "report", "Mine", **options).read_text()
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / "report" / "figures" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def told(page: str) -> str:
+    """The words of a page, without its figures."""
+    words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(words).split())
+
+
+SCORES = {0.001: [0.80, 0.84, 0.85], 0.01: [0.90, 0.91, 0.95]}
+
+
+@pytest.fixture
+def two_groups(tmp_path: Path) -> list[Path]:
+    return [
+        make_run(tmp_path / "runs", score, seed, optimizer__lr=lr)
+        for lr, scores in SCORES.items()
+        for seed, score in enumerate(scores)
+    ]
+
+
+def test_groups_hold_the_numbers_of_their_seeds(tmp_path: Path, two_groups: list[Path]) -> None:
+    words = told(report(two_groups, tmp_path))
+    rows = table(tmp_path, "groups")
+    assert [float(row["optimizer.lr"]) for row in rows] == [0.01, 0.001], "the higher accuracy first"
+    for row in rows:
+        scores = SCORES[float(row["optimizer.lr"])]
+        low, high = scipy.stats.t.interval(0.95, 2, np.mean(scores), scipy.stats.sem(scores))
+        expected = [3, np.mean(scores), np.std(scores, ddof=1), low, high]
+        names = ("n", "mean", "std", "95 % from", "95 % to")
+        assert [float(row[name]) for name in names] == pytest.approx(expected)
+        for number in expected[1:]:
+            assert f"{number:.4g}" in words
+    assert "6: 6 finished" in words
+    assert "test/accuracy, higher is better" in words
+    further = table(tmp_path, "further_metrics")
+    assert float(further[0]["test/loss"]) == pytest.approx(1 - np.mean(SCORES[0.01]))
+    assert not any("firing_rate" in name for name in further[0]), "layers have no place there"
+
+
+def test_two_groups_are_compared_seed_by_seed(tmp_path: Path, two_groups: list[Path]) -> None:
+    words = told(report(two_groups, tmp_path))
+    test = scipy.stats.ttest_rel(SCORES[0.01], SCORES[0.001])
+    low, high = test.confidence_interval()
+    assert "test/accuracy of lr=0.01 is higher by 0.09 on average than that of lr=0.001" in words
+    assert f"{low:.4g} to {high:.4g}, p = {test.pvalue:.4g} by the paired t-test over 3 common seeds" in words
+    assert "cannot fall below 0.25" in words
+    assert table(tmp_path, "paired")[-1]["value"] == "0.25"
+
+
+def test_importance_is_told_with_the_seed_beside_it(tmp_path: Path, two_groups: list[Path]) -> None:
+    report(two_groups, tmp_path)
+    rows = {row["parameter"]: float(row["share"]) for row in table(tmp_path, "importance")}
+    within = sum(np.var(scores) * 3 for scores in SCORES.values()) / 4
+    total = np.var([score for scores in SCORES.values() for score in scores], ddof=1)
+    assert rows.keys() == {"optimizer.lr", "seed"}
+    assert rows["optimizer.lr"] == pytest.approx(1 - within / total)
+
+
+def test_curves_are_means_with_a_band_from_lowest_to_highest(tmp_path: Path, two_groups: list[Path]) -> None:
+    report(two_groups, tmp_path)
+    rows = [row for row in table(tmp_path, "curves_train_epoch_loss") if row["group"] == "0.01"]
+    assert [float(row["epoch"]) for row in rows] == list(range(EPOCHS))
+    for epoch, row in enumerate(rows):
+        losses = [1 / (epoch + 1 + seed) for seed in range(3)]
+        found = [float(row[name]) for name in ("mean", "lowest", "highest")]
+        assert found == pytest.approx([np.mean(losses), min(losses), max(losses)])
+
+
+def test_long_curves_are_thinned_by_means(tmp_path: Path) -> None:
+    x, y = np.arange(10_000.0), np.sin(np.arange(10_000.0) / 500)
+    place, mean, low, _ = comparison._band([(x, y), (x, y + 2)])
+    assert len(place) == 200
+    assert mean == pytest.approx(np.sin(place / 500) + 1, abs=0.01)
+    assert low == pytest.approx(mean - 1)
+
+
+def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two_groups: list[Path]) -> None:
+    sweep = tmp_path
+    runs = tmp_path / "runs"
+    failed = make_run(runs, None, 0, optimizer__lr=5.0, status="diverged", reason="loss is NaN in layer hidden1")
+    killed = make_run(runs, None, 1, optimizer__lr=5.0)
+    damaged = make_run(runs, 0.5, 2, optimizer__lr=5.0)
+    (damaged / "run.json").write_text("{")
+    stripped = make_run(runs, 0.99, 3, optimizer__lr=0.01)
+    (stripped / "overrides.yaml").unlink()
+    rows = [
+        {"optimizer.lr": "5.0", "seed": "0", "status": "diverged", "run": "", "reason": "told with its directory"},
+        {"optimizer.lr": "7.0", "seed": "0", "status": "failed", "run": "", "reason": "no memory for it"},
+        {"optimizer.lr": "0.01", "seed": "0", "status": "finished", "run": "20200101-000000-abcd", "reason": ""},
+        {"optimizer.lr": "0.01", "seed": "0", "status": "finished", "run": two_groups[3].name, "reason": ""},
+    ]
+    write_summary(sweep / "summary.csv", rows)
+    paths = [*two_groups, failed, killed, damaged, stripped]
+    words = told(report(paths, tmp_path, summaries=[sweep / "summary.csv"]))
+    listed = table(tmp_path, "not_finished")
+    assert [(row["run"], row["status"], row["reason"]) for row in listed] == [
+        (failed.name, "diverged", "loss is NaN in layer hidden1"),
+        (killed.name, "killed", "its process is gone"),
+        (damaged.name, "damaged", "run.json: missing or damaged"),
+        (stripped.name, "damaged", "overrides.yaml: missing or damaged"),
+        ("", "failed", "no memory for it"),
+        ("", "finished", "its run directory is gone"),
+    ]
+    assert listed[4]["overrides"] == "optimizer.lr=7.0 seed=0"
+    for row in listed:
+        assert row["reason"] in words
+    assert sum(int(row["n"]) for row in table(tmp_path, "groups")) == 6, "only what finished is counted"
+
+
+def test_a_damaged_summary_is_told(tmp_path: Path, two_groups: list[Path]) -> None:
+    (tmp_path / "summary.csv").write_bytes(b"\xff\xfe")
+    words = told(report(two_groups, tmp_path, summaries=[tmp_path / "summary.csv"]))
+    assert "summary.csv, which may tell of more points, cannot be read" in words
+    assert len(table(tmp_path, "groups")) == 2
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "configs"])
+def test_a_random_search_keeps_its_parameters_apart(tmp_path: Path, typed: bool) -> None:
+    paths = [
+        make_run(tmp_path / "runs", 0.5, seed, typed=typed, optimizer__lr=lr, neuron__beta=beta)
+        for lr, beta in ((0.1, 0.5), (0.2, 0.9))
+        for seed in (0, 1)
+    ]
+    assert {parameter.key for parameter in comparison.compare(paths).parameters} == {"optimizer.lr", "neuron.beta"}
+
+
+def test_repeated_seeds_are_counted_once(tmp_path: Path, two_groups: list[Path]) -> None:
+    ids = [make_run(tmp_path / "runs", score, 1, optimizer__lr=0.01) for score in (0.2, 0.3)]
+    older = [path.rename(path.with_name(f"20200101-00000{index}-abcd")) for index, path in enumerate(ids)]
+    words = told(report([*older, *two_groups, two_groups[0]], tmp_path))
+    assert [row["n"] for row in table(tmp_path, "groups")] == ["3", "3"]
+    assert float(table(tmp_path, "groups")[0]["mean"]) == pytest.approx(np.mean(SCORES[0.01])), "the latest counts"
+    assert "2 runs repeat the values and the seed of a later one" in words
+    assert "8: 8 finished" in words, "a path that is given twice is one run"
+
+
+def test_texts_of_others_stay_texts(tmp_path: Path) -> None:
+    evil = '<script>alert("$x_{$")</script>&'
+    paths = [make_run(tmp_path / "runs", 0.5 + seed / 10, seed, name=name) for seed in (0, 1) for name in (evil, "b")]
+    paths += [make_run(tmp_path / "runs", None, 2, name=evil, status="failed", reason=evil)]
+    text = report(paths, tmp_path)
+    assert "<script" not in text
+    assert evil in told(text)
+    assert table(tmp_path, "not_finished")[0]["reason"] == evil
+
+
+def test_notebook_runs_are_told_apart_by_their_configs(tmp_path: Path) -> None:
+    paths = [
+        make_run(
+            tmp_path / "runs", beta + seed / 100, seed, typed=False, num_steps=10,
+            neuron__beta=beta, readout__beta=beta, data__root=f"/{beta}/{seed}", network__hidden=[64, 64],
+        )
+        for beta in (0.5, 0.7)
+        for seed in (3, 4)
+    ]  # fmt: skip
+    found = comparison.compare(paths)
+    assert [(parameter.key, parameter.also) for parameter in found.parameters] == [("neuron.beta", ("readout.beta",))]
+    assert [(group.values, list(group.runs)) for group in found.groups] == [((0.7,), [3, 4]), ((0.5,), [3, 4])]
+
+
+def test_classes_stand_for_what_comes_with_them(tmp_path: Path) -> None:
+    kinds = [("ATan", "alpha"), ("FastSigmoid", "slope")]
+    surrogates = [{"_target_": f"snnexp.surrogates.{name}", argument: 25.0} for name, argument in kinds]
+    paths = [
+        # a copy, for YAML would write an alias of what it has written before, and those are not read
+        make_run(tmp_path / "runs", 0.5, seed, typed=False, surrogate=kind, neuron__surrogate=dict(kind))
+        for kind in surrogates
+        for seed in (0, 1)
+    ]
+    found = comparison.compare(paths)
+    assert [parameter.key for parameter in found.parameters] == ["surrogate"]
+    assert {group.values for group in found.groups} == {("ATan",), ("FastSigmoid",)}
+
+
+def test_a_value_that_was_not_typed_is_that_of_the_config(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / "runs", 0.5, 0), make_run(tmp_path / "runs", 0.6, 0, optimizer__lr=0.01)]
+    paths += [make_run(tmp_path / "runs", 0.7, 0, surrogate="atan")]
+    (paths[2] / "config.yaml").unlink()
+    found = comparison.compare(paths[:2])
+    assert [group.values for group in found.groups] == [(0.01,), (0.001,)]
+    both = comparison.compare(paths)
+    assert [parameter.key for parameter in both.parameters] == ["optimizer.lr", "surrogate"]
+    assert both.groups[0].values == ("default", "atan")
+
+
+def test_hidden_differences_within_a_group_are_told(tmp_path: Path, two_groups: list[Path]) -> None:
+    config = two_groups[0] / "config.yaml"
+    config.write_text(config.read_text() + "num_steps: 99\n")
+    record = json.loads((two_groups[0] / "run.json").read_text())
+    record["versions"]["torch"] = "0.1"
+    (two_groups[0] / "run.json").write_text(json.dumps(record))
+    words = told(report(two_groups, tmp_path))
+    assert "Runs of one group differ in more than the seed: num_steps." in words
+    assert "differs: torch 0.1, " in words
+
+
+def test_yaml_that_explodes_is_not_read(tmp_path: Path, two_groups: list[Path]) -> None:
+    layers = [f"{name}: &{name} [{', '.join(['*' + before] * 9)}]" for before, name in itertools.pairwise("abcdefgh")]
+    bomb = "\n".join(["a: &a [x, x, x]", *layers])
+    for path in two_groups:
+        (path / "config.yaml").write_text(bomb)
+    assert [group.values for group in comparison.compare(two_groups).groups] == [(0.01,), (0.001,)], "as typed"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1e-3", 0.001), ("3", 3), ("true", "true"), (True, "true"), (None, "null"), ("null", "null"), ("'a'", "a"),
+        ([64, 64], "[64,64]"), ("[64, 64]", "[64,64]"), ("nan", "nan"), ("atan", "atan"), ("", ""),
+    ],
+)  # fmt: skip
+def test_equal_values_are_equal_however_they_are_written(value: Any, expected: Any) -> None:
+    assert level(value) == expected
+
+
+def test_one_number_is_drawn_as_an_axis(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / "runs", 0.5 + seed / 10 + step / 5, seed, optimizer__lr=lr)
+        for step, lr in enumerate([1e-4, 1e-2])
+        for seed in (0, 1)
+    ]
+    report(paths, tmp_path)
+    rows = table(tmp_path, "response")
+    found = [float(row[name]) for row in rows for name in ("optimizer.lr", "mean")]
+    assert found == pytest.approx([1e-4, 0.55, 1e-2, 0.75])
+
+
+def test_two_parameters_are_a_heat_map(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / "runs", 0.1 * row + 0.2 * column, seed, optimizer__lr=row, loss=name)
+        for row in (1, 2)
+        for column, name in enumerate("abc")
+        for seed in range(2)
+        if (row, name) != (2, "c")
+    ]
+    text = report(paths, tmp_path)
+    cells = {(row["optimizer.lr"], row["loss"]): (row["n"], row["mean"]) for row in table(tmp_path, "heat_map")}
+    assert len(cells) == 6
+    assert cells["2", "c"] == ("0", "")
+    assert float(cells["2", "b"][1]) == pytest.approx(0.4)
+    assert "paired" not in text, "five groups are not compared in pairs"
+
+
+def test_three_parameters_are_parallel_coordinates(tmp_path: Path) -> None:
+    paths = [
+        make_run(
+            tmp_path / "runs", 0.3 + 0.1 * i, i, optimizer__lr=i / 7, loss="ab"[i % 2], num_steps=5 + 5 * (i in (1, 2))
+        )
+        for i in range(4)
+    ]
+    report(paths, tmp_path)
+    rows = table(tmp_path, "parallel")
+    assert [float(row["test/accuracy"]) for row in rows] == pytest.approx([0.6, 0.5, 0.4, 0.3])
+    assert [row["num_steps"] for row in rows] == ["5", "10", "10", "5"]
+
+
+def test_no_finished_run_is_still_a_report(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "runs", None, status="interrupted", reason="stopped by SIGTERM")
+    words = told(report([path, tmp_path / "nowhere"], tmp_path))
+    assert "No run has finished" in words
+    assert "stopped by SIGTERM" in words
+    assert "nowhere" in words
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / "runs", score, 5, optimizer__lr=lr) for lr, score in ((1, 0.5), (2, 0.7))]
+    words = told(report(paths, tmp_path))
+    assert "one seed only, so there is neither a standard deviation nor an interval" in words
+    assert "One common seed gives neither an interval nor a test." in words
+    assert table(tmp_path, "groups")[0]["std"] == ""
+
+
+def test_one_group_is_told_without_a_comparison(tmp_path: Path) -> None:
+    words = told(report([make_run(tmp_path / "runs", 0.5 + seed / 10, seed) for seed in range(3)], tmp_path))
+    assert table(tmp_path, "groups")[0]["n"] == "3"
+    assert "Which parameter mattered" not in words
+
+
+def test_the_metric_can_be_chosen(tmp_path: Path, two_groups: list[Path]) -> None:
+    report(two_groups, tmp_path, metric="test/loss")
+    assert float(table(tmp_path, "groups")[0]["mean"]) == pytest.approx(1 - np.mean(SCORES[0.01])), "the lower first"
+    with pytest.raises(ConfigError, match=r"metric: no finished run has test/los, did you mean test/loss"):
+        report(two_groups, tmp_path, metric="test/los")
+
+
+def test_a_run_without_the_metric_is_told(tmp_path: Path, two_groups: list[Path]) -> None:
+    other = make_run(tmp_path / "runs", 0.5, 9, optimizer__lr=0.01, metrics={"test/loss": 0.5})
+    words = told(report([*two_groups, other], tmp_path))
+    assert f"1 finished runs have no test/accuracy: {other.name}" in words
+
+
+def test_curves_that_cannot_be_read_are_told(tmp_path: Path, two_groups: list[Path]) -> None:
+    (two_groups[0] / "metrics.jsonl").write_text("{\n")
+    words = told(report(two_groups, tmp_path))
+    assert "Not drawn:" in words
+    assert "line 1 is damaged" in words
+
+
+def test_many_runs_stay_small(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    first = make_run(tmp_path / "runs", 0.5, optimizer__lr=0.1, num_steps=3, neuron__beta=0.3)
+    record, rows = (first / "run.json").read_text(), (first / "metrics.jsonl").read_text()
+    paths = [first]
+    for index in range(199):
+        path = tmp_path / "runs" / f"20260101-000000-{index:04x}"
+        path.mkdir()
+        lr, beta, steps = random.uniform(size=3).tolist()
+        config = {"seed": index, "optimizer": {"lr": lr}, "neuron": {"beta": beta}, "num_steps": steps}
+        typed = [f"seed={index}", f"optimizer.lr={lr}", f"neuron.beta={beta}", f"num_steps={steps}"]
+        told = json.loads(record) | {"seed": index, "metrics": {"test/accuracy": 0.5 + beta / 4}}
+        (path / "run.json").write_text(json.dumps(told))
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        (path / "overrides.yaml").write_text(yaml.safe_dump(typed))
+        (path / "metrics.jsonl").write_text(rows)
+        paths.append(path)
+    report(paths, tmp_path)
+    assert sum(file.stat().st_size for file in (tmp_path / "report").rglob("*")) < 10e6
+    assert len(table(tmp_path, "groups")) == 200
+    shares = {row["parameter"]: float(row["share"]) for row in table(tmp_path, "importance") if row["share"]}
+    assert shares["neuron.beta"] > 0.9
+    assert abs(shares["optimizer.lr"]) < 0.1
+
+
+def drawn(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_heat_map_writes_means_and_counts_where_they_differ() -> None:
+    means, counts = np.array([[0.25, np.nan], [0.5, 0.75]]), np.array([[3, 0], [3, 3]])
+    names = ("optimizer.lr", "neuron.tau_mem_inv")
+    figure = figures.heat_map(means, counts, ["a", "b"], [1, 2], names, "test/accuracy")
+    assert drawn(figure) == ["0.25", "–", "0.5", "0.75"]  # noqa: RUF001
+    assert figure.axes[0].get_xlabel() == "neuron.tau_mem_inv [1/s]"
+    assert figure.axes[1].get_ylabel() == "test/accuracy [fraction]"
+    counts[0, 0] = 2
+    assert drawn(figures.heat_map(means, counts, ["a", "b"], [1, 2], ("x", "y"), "z"))[0] == "0.25\nn=2"
+
+
+def test_strips_draw_each_run_and_cut_wide_intervals() -> None:
+    figure = figures.strips({"a": [1.0, 2.0], "b": [1.5]}, [(-50.0, 60.0), None], "lr", "test/l1")
+    axes = figure.axes[0]
+    dots = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[1.0, 2.0], [1.5]]
+    low, high = axes.get_xlim()
+    assert 0 < low < 1 < 2 < high < 3
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_response_takes_a_logarithmic_axis_for_decades() -> None:
+    wide = figures.response([1e-4, 1e-3, 1e-2], [[0.1], [0.2], [0.3]], [None] * 3, "optimizer.lr", "test/l1").axes[0]
+    near = figures.response([1.0, 2.0, 3.0], [[0.1], [0.2], [0.3]], [None] * 3, "optimizer.lr", "test/l1").axes[0]
+    assert (wide.get_xscale(), near.get_xscale()) == ("log", "linear")
+    assert [label.get_text() for label in wide.get_xticklabels()] == ["0.0001", "0.001", "0.01"]
+
+
+def test_parallel_lines_end_at_their_metric_and_the_best_is_widest() -> None:
+    values = {"lr": [1.0, 2.0, 4.0], "surrogate": ["atan", "flat", "atan"]}
+    axes = figures.parallel(values, [0.0, 0.5, 1.0], "test/l1", "min").axes[0]
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    assert {tuple(np.round(line.get_ydata(), 4).tolist()) for line in lines} == {(0, 0, 0), (0.3333, 1, 0.5), (1, 0, 1)}
+    widest = max(lines, key=lambda line: line.get_linewidth())
+    assert list(widest.get_ydata()) == [0, 0, 0]
+    assert widest is lines[-1], "nothing lies above the best"
+
+
+def test_shares_below_zero_are_drawn_as_they_are() -> None:
+    axes = figures.shares({"lr": 0.5, "seed": -0.2}, ("seed",)).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, -0.2]
+    assert axes.get_xlim()[0] < -0.2
+    assert drawn(axes.figure) == ["0.50", "-0.20"]
+
+
+def test_bands_and_pairs_draw_what_they_are_given() -> None:
+    x = np.arange(3.0)
+    axes = figures.bands({"1": (x, x + 1, x, x + 2)}, "lr", "train/loss", "step").axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [1, 2, 3]
+    assert axes.collections[0].get_datalim(axes.transData).bounds == (0, 0, 2, 4)
+    axes = figures.pairs([1.0, 2.0], [2.0, 4.0], ("a", "b"), "test/l1").axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[1.0, 2.0], [2.0, 4.0], [1.5, 3.0]]
+
+
+def test_labels_are_no_formulas_and_leave_room() -> None:
+    assert len(figures.short("x" * 200)) == figures.LONGEST_LABEL
+    assert "$a_{$" in figures.svg(figures.shares({"$a_{$": 0.5}))
+
+
+def test_a_logarithmic_axis_needs_decades() -> None:
+    assert figures.is_long([1e-4, 1e-2])
+    assert figures.is_long(np.geomspace(1e-5, 1e-1, 50))
+    assert not figures.is_long(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not bend the axis"
+    assert not figures.is_long([0.0, 1e-4, 1.0])
+    assert not figures.is_long([])

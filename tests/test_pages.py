@@ -1,0 +1,177 @@
+"""Pages of reports in a real browser, and a real TensorBoard server beside a run."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import CHROMIUM, DRIVER, Page, open_browser
+
+from snnexp.config import choices
+from snnexp.experiment import compose, run
+from snnexp.report import report
+from snnexp.runs import Run
+
+RECIPES = sorted(choices("experiment"))
+SHORT = ["num_steps=8", "data.batch_size=5", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
+CLASSES = {"predictions", "confusion"}
+ALWAYS = {"loss", "activity", "output_membrane", "spike_raster", "parameters", "gradient_norms", "firing_rates"}
+
+in_chromium = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs Chromium and its driver; Debian's packages chromium and chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with open_browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def trained(tiny_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains a recipe for a moment."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(recipe: str, *overrides: str) -> Path:
+        typed = [f"experiment={recipe}", *(SHORT if recipe.startswith("mnist") else SHORT[2:]), *overrides]
+        return run(compose(typed), typed).path
+
+    return train
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@in_chromium
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_page_can_be_seen_without_a_network(trained: Any, page: Page, recipe: str) -> None:
+    written = report([trained(recipe, *([] if "conv" in recipe else ["network.hidden=[30,20]"]))])
+    page.requests()
+    page.complaints()
+    classes = recipe.startswith("mnist")
+    for width in (1280, 400):
+        figures = page.look(written, width)
+        assert len(figures) == len(ALWAYS) + 2 + (3 if classes else 1), "accuracy or trajectory, time and energy too"
+        for figure in figures:
+            assert figure["label"]
+            assert 0 <= figure["left"] < figure["right"] <= width
+            assert figure["height"] > 50
+            assert figure["smallest"] > 7.5, "the smallest text, in pixels"
+            assert figure["marks"]
+            assert figure["images"], "what is no vector lies inside the page"
+        assert page.script("return document.documentElement.scrollWidth <= innerWidth"), "no scrolling sideways"
+    assert {address for address in page.requests() if not address.startswith("data:")} == {written.resolve().as_uri()}
+    assert page.complaints() == []
+
+
+@in_chromium
+def test_a_page_is_dark_where_the_reader_is(trained: Any, page: Page) -> None:
+    written = report([trained("regression_linear")])
+    brightness = []
+    for dark in (False, True):
+        page.look(written, 1280, dark)
+        ground = page.script("return getComputedStyle(document.body).backgroundColor")
+        text = page.script("return getComputedStyle(document.querySelector('svg text')).fill")
+        brightness.append([sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ground, text)])
+    (light_ground, dark_text), (dark_ground, light_text) = brightness
+    assert light_ground > 700 > 150 > dark_text
+    assert dark_ground < 150 < 600 < light_text
+
+
+@in_chromium
+def test_a_page_prints(trained: Any, page: Page) -> None:
+    page.look(report([trained("regression_linear")]), 1280, dark=True)
+    printed = page.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert len(printed["data"]) > 20_000
+
+
+@in_chromium
+def test_two_pictures_do_not_share_names(trained: Any, page: Page) -> None:
+    page.look(report([trained("regression_linear")]), 1280)
+    names = page.script("return [...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(names) == len(set(names))
+    dangling = """
+    const uses = [...document.querySelectorAll('use')].map(use => use.href.baseVal.slice(1));
+    const clips = [...document.querySelectorAll('[clip-path]')].map(
+      element => element.getAttribute('clip-path').slice(5, -1));
+    return [...uses, ...clips].filter(name => !document.getElementById(name));
+    """
+    assert page.script(dangling) == []
+
+
+class TestTensorBoard:
+    @pytest.fixture
+    def ask(self, trained: Any) -> Iterator[Any]:
+        """Answers of a server on the directory of a run that has finished."""
+        folder = trained("mnist_parametrized_lif", "data.val_size=10", "logger.draw_every_s=0")
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
+        command += ["--host", "127.0.0.1", "--port", "0", "--load_fast", "false"]
+        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert server.stderr is not None
+        address = next(match[0] for line in server.stderr if (match := re.search(r"http://[\d.]+:\d+", line)))
+
+        def ask(path: str, body: Any = None) -> Any:
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(
+                f"{address}/data/plugin/{path}", data, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                content = answer.read()
+            return json.loads(content) if answer.headers.get_content_type() == "application/json" else content
+
+        deadline = time.monotonic() + 120
+        while not ask("hparams/experiment", {}).get("hparamInfos") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        try:
+            yield folder, ask
+        finally:
+            server.terminate()
+            server.wait()
+            server.stderr.close()
+
+    def test_serves_what_the_run_has_logged(self, ask: Any) -> None:
+        folder, ask = ask
+        (name,) = ask("scalars/tags")
+        scalars = ask("scalars/tags")[name]
+        assert {"train/loss", "val/loss", "test/accuracy", "train/firing_rate/hidden1", "train/dead/hidden1"} <= set(
+            scalars
+        )
+        logged = [row["train/loss"] for row in Run(folder).metrics() if "train/loss" in row]
+        served = [value for _, _, value in ask(f"scalars/scalars?tag=train/loss&run={name}")]
+        assert served == pytest.approx(logged)
+
+        histograms = ask("histograms/tags")[name]
+        assert {"hidden1/neuron/tau_mem_inv", "hidden1/neuron/v_th"} <= set(histograms)
+        drawn = ask(f"histograms/histograms?tag=hidden1/neuron/v_th&run={name}")
+        assert len(drawn) == 4, "before training and after each epoch"
+
+        images = ask("images/tags")[name]
+        wanted = {"spike_raster", "output_membrane", "predictions", "parameters", "gradient_norms"}
+        assert {f"probe/{figure}" for figure in wanted | {"confusion", "firing_rates"}} == set(images)
+        drawn = ask(f"images/images?tag=probe/spike_raster&run={name}&sample=0")
+        assert [entry["step"] for entry in drawn] == [6, 12, 18], "after each epoch, the last after the test"
+        assert ask(f"images/individualImage?{drawn[0]['query']}").startswith(b"\x89PNG")
+
+    def test_has_one_row_of_hyperparameters_with_the_final_measures(self, ask: Any) -> None:
+        folder, ask = ask
+        infos = ask("hparams/experiment", {})
+        columns = [{"metric": info["name"]} for info in infos["metricInfos"]]
+        request = {"startIndex": 0, "sliceSize": 10, "colParams": columns}
+        request["allowedStatuses"] = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+        (group,) = ask("hparams/session_groups", request)["sessionGroups"]
+        assert group["hparams"]["neuron._target_"].endswith("ParametrizedLIF")
+        assert group["hparams"]["optimizer.lr"] == 2e-3
+        (session,) = group["sessions"]
+        assert session["status"] == "STATUS_SUCCESS"
+        measured = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}
+        assert measured == pytest.approx(json.loads((folder / "run.json").read_text())["metrics"], rel=1e-6)

@@ -1,0 +1,271 @@
+"""The page about one run: its numbers, whatever state the run is in, and whoever made it."""
+
+import csv
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from snnexp.errors import CheckpointError, ConfigError
+from snnexp.experiment import compose, run
+from snnexp.report import figures, report
+from snnexp.runs import Run
+
+TYPED = ["experiment=regression_sqrt", "network.hidden=[6,5]", "num_steps=8", "trainer.max_epochs=12", "seed=3"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run to copy."""
+    root = tmp_path_factory.mktemp("outputs")
+    return run(compose([*TYPED, f"logger.root={root}"]), TYPED).path
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / finished.name))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rendered, which takes most of the time."""
+    monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
+    monkeypatch.setattr(figures, "svg", lambda figure: "<svg>\n <defs></defs></svg>")
+
+
+def change(folder: Path, **entries: Any) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | entries))
+
+
+def text(page: Path) -> str:
+    """What a person reads on a page, outside of its pictures."""
+    content = page.read_text()
+    content = re.sub(r"<(svg|style|head)\b.*?</\1>", " ", content, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", content)).split())
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / "figures" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+class TestAFinishedRun:
+    @pytest.mark.usefixtures("undrawn")
+    def test_tells_what_differs_from_the_recipe_first_what_was_typed(self, folder: Path) -> None:
+        read = text(report([folder]))
+        assert f"snnexp train {' '.join(TYPED)}" in read
+        rows = table(folder, "differences")
+        assert {row["key"] for row in rows[:4]} == {"network.hidden", "num_steps", "trainer.max_epochs", "seed"}
+        changed = {row["key"]: (row["experiment=regression_sqrt"], row["this run"]) for row in rows}
+        assert changed["num_steps"] == ("50", "8")
+        assert changed["seed"] == ("0", "3")
+        assert changed["data.seed"] == ("0", "3"), "what follows from it"
+        assert "optimizer.lr" not in changed
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_a_recipe_without_a_change_is_called_so(self, tmp_path: Path) -> None:
+        typed = ["experiment=regression_linear"]
+        cfg = compose(typed)
+        (folder := tmp_path / "20260101-000000-abcd").mkdir()
+        from omegaconf import OmegaConf
+
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
+        assert "This is experiment=regression_linear, with nothing changed." in text(report([folder]))
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_tells_the_published_figure_beside_the_measured_one(self, folder: Path) -> None:
+        measured = json.loads((folder / "run.json").read_text())["metrics"]
+        report([folder])
+        rows = {row["measure"]: row for row in table(folder, "result")}
+        assert set(rows) == {name for name in measured if name.count("/") == 1}
+        for name, published in (("test/relative_error", 2.84e-2), ("test/seed_mean_loss", 1.22e-2)):
+            row = rows[name]
+            assert float(row["measured"]) == measured[name]
+            assert float(row["published"]) == published
+            assert float(row["difference"]) == measured[name] - published
+        assert rows["test/l1"]["published"] == ""
+        layers = {row["layer"]: row for row in table(folder, "layers")}
+        assert float(layers["hidden1"]["spikes per neuron and step"]) == measured["test/firing_rate/hidden1"]
+        assert float(layers["readout"]["dead"]) == measured["test/dead/readout"]
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_draws_the_curves_that_were_logged(self, folder: Path) -> None:
+        report([folder])
+        logged = list(Run(folder).metrics())
+        rows = table(folder, "loss")
+        steps = [(row["step"], row["train/loss"]) for row in logged if "train/loss" in row]
+        drawn = [(int(r["iteration (train/loss)"]), float(r["train/loss"])) for r in rows if r["train/loss"]]
+        assert drawn == steps
+        epochs = [(row["epoch"] + 1, row["train/epoch_loss"]) for row in logged if "train/epoch_loss" in row]
+        assert [(int(row["epoch (training)"]), float(row["training"])) for row in rows if row["training"]] == epochs
+        assert epochs[-1][0] == 12
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_estimates_the_energy_from_additions_and_products(self, folder: Path) -> None:
+        read = text(report([folder]))
+        assert "Horowitz" in read
+        rows = {row["layer"]: row for row in table(folder, "operations")}
+        metrics = json.loads((folder / "run.json").read_text())["metrics"]
+        for name, products in (("hidden1", 6 * 8), ("hidden2", 0), ("readout", 0)):
+            additions = metrics[f"test/synops/{name}"]
+            assert float(rows[name]["additions by spikes"]) == additions
+            assert float(rows[name]["products of values"]) == products, "one input, in each of 8 steps"
+            expected = (0.9 * additions + 4.6 * products) / 1000
+            assert float(rows[name]["energy (nJ)"]) == pytest.approx(expected)
+        assert float(rows["one pass without spikes"]["products of values"]) == 6 + 6 * 5 + 5
+        total = sum(float(rows[name]["energy (nJ)"]) for name in ("hidden1", "hidden2", "readout"))
+        assert float(rows["all layers"]["energy (nJ)"]) == pytest.approx(total)
+
+    def test_writes_each_figure_as_png_svg_and_csv(self, folder: Path) -> None:
+        page = report([folder])
+        names = {path.stem for path in (folder / "figures").glob("*.svg")}
+        wanted = {"loss", "activity", "trajectory", "output_membrane", "spike_raster", "parameters", "firing_rates"}
+        assert names == wanted | {"gradient_norms", "energy", "time"}
+        for name in names:
+            assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+            assert table(folder, name)
+        assert page.read_text().count("<svg") == len(names)
+
+    def test_the_same_run_gives_the_same_page(self, folder: Path) -> None:
+        first = report([folder]).read_bytes()
+        assert report([folder]).read_bytes() == first
+
+    def test_goes_elsewhere_if_told_so(self, folder: Path, tmp_path: Path) -> None:
+        before = sorted(folder.rglob("*"))
+        page = report([folder], tmp_path / "new" / "place")
+        assert page == tmp_path / "new" / "place" / "report.html"
+        assert (tmp_path / "new" / "place" / "figures" / "loss.png").exists()
+        assert sorted(folder.rglob("*")) == before
+
+
+class TestOtherRuns:
+    @pytest.mark.usefixtures("undrawn")
+    def test_a_run_that_diverged_says_why(self, folder: Path) -> None:
+        change(
+            folder, status="diverged", metrics={}, reason="the loss is nan after step 7; a lower optimizer.lr may help"
+        )
+        read = text(report([folder]))
+        assert "diverged: the loss is nan after step 7" in read
+        assert "There are no test results: the run is diverged." in read
+        assert (folder / "figures" / "loss.png").exists()
+
+    def test_a_run_that_was_killed_says_so(self, folder: Path) -> None:
+        change(folder, status="running", metrics={}, wall_s={})
+        (folder / "probe" / "last.npz").unlink()
+        (folder / "probe" / "test.npz").unlink()
+        read = text(report([folder]))
+        assert "killed" in read
+        assert "before its first drawing" in read
+        assert "before training" in (folder / "figures" / "spike_raster.svg").read_text()
+
+    @pytest.mark.usefixtures("undrawn")
+    @pytest.mark.parametrize(
+        ("missing", "told"),
+        [
+            ("run.json", "run.json: missing or damaged"),
+            ("metrics.jsonl", "metrics.jsonl: No such file or directory"),
+            ("overrides.yaml", "overrides.yaml"),
+            ("probe", "No snapshot of the network was recorded"),
+            ("checkpoints", ""),
+            ("tensorboard", ""),
+        ],
+    )
+    def test_what_is_missing_is_told(self, folder: Path, missing: str, told: str) -> None:
+        path = folder / missing
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert told in text(report([folder]))
+
+    @pytest.mark.usefixtures("undrawn")
+    @pytest.mark.parametrize("name", ["run.json", "config.yaml", "overrides.yaml", "metrics.jsonl", "probe/last.npz"])
+    @pytest.mark.parametrize("content", [b"", b"\0\xff\xfe", b"[1, 2", b"a: [b, {c: d}]\n", b"[[[[1]]]]\n", b"{}\n"])
+    def test_what_is_damaged_still_gives_a_page(self, folder: Path, name: str, content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        page = report([folder])
+        assert "<h2>" in page.read_text()
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_rows_before_a_damaged_one_are_drawn(self, folder: Path) -> None:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_bytes(b"".join([*lines[:6], b"{broken\n", *lines[6:]]))
+        assert "metrics.jsonl: line 7 is damaged" in text(report([folder]))
+        assert len([row for row in table(folder, "loss") if row["training"]]) == 6
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_values_that_were_not_finite_are_gaps(self, folder: Path) -> None:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            row |= {"train/epoch_loss": None} if row.get("epoch") == 4 and "train/epoch_loss" in row else {}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report([folder])
+        assert [row["training"] for row in table(folder, "loss")][4] == "nan"
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_arrays_of_another_shape_are_told(self, folder: Path) -> None:
+        arrays = Run(folder).arrays("last")
+        Run(folder).write_arrays("last", arrays | {"membrane": np.zeros(3)})
+        assert "The arrays in probe/ cannot be drawn" in text(report([folder]))
+
+    @pytest.mark.usefixtures("undrawn")
+    @pytest.mark.parametrize("kind", ["packed", "pickled"])
+    def test_arrays_that_unpack_or_run_are_not_read(self, folder: Path, kind: str, tmp_path: Path) -> None:
+        path = folder / "probe" / "last.npz"
+        if kind == "packed":
+            np.savez_compressed(path, bomb=np.zeros(10**6))
+        else:
+
+            class Run_:  # noqa: N801
+                def __reduce__(self) -> Any:
+                    return (Path.touch, (tmp_path / "ran",))
+
+            np.savez(path, allow_pickle=True, layers=np.array([Run_()], dtype=object))
+        assert "damaged" in text(report([folder]))
+        assert not (tmp_path / "ran").exists()
+
+    def test_texts_of_others_stay_texts(self, folder: Path) -> None:
+        evil = "<script>alert(1)</script>&<img src=x onerror=alert(2)>"
+        change(folder, status="failed", reason=evil, experiment=evil, versions={evil: evil}, device=evil)
+        (folder / "overrides.yaml").write_text(yaml.safe_dump([f"name={evil}"]))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["name"] = config[evil] = evil
+        config["published"] = {evil: 1.0}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        arrays = Run(folder).arrays("last")
+        layers = {key.replace("hidden1", f"{evil}"): value for key, value in arrays.items()}
+        Run(folder).write_arrays("last", layers)
+        content = report([folder]).read_text()
+        assert "<script" not in content
+        assert "<img" not in content
+        assert "&lt;script&gt;alert(1)" in content
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_a_config_of_another_version_is_compared_as_far_as_it_goes(self, folder: Path) -> None:
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=gone", "seed=3"]))
+        assert "There is no recipe to compare with" in text(report([folder]))
+
+
+class TestRefusals:
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no run is there"):
+            report([tmp_path])
+        with pytest.raises(ConfigError, match="no such folder"):
+            report([tmp_path / "none"])
+
+    def test_a_run_that_leads_elsewhere(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "victim").mkdir()
+        shutil.rmtree(folder / "figures")
+        (folder / "figures").symlink_to(tmp_path / "victim")
+        with pytest.raises(CheckpointError, match="a link"):
+            report([folder])
+        assert not list((tmp_path / "victim").iterdir())
+
+    def test_a_metric_for_a_single_run(self, folder: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^--metric: .* a single run"):
+            report([folder], metric="test/loss")

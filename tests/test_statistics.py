@@ -1,0 +1,141 @@
+"""What is said of a few runs: closed forms, scipy's tests beside ours, and laws."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from snnexp.report.statistics import Importance, Summary, importance, paired, summary
+
+NUMBERS = st.floats(-1e3, 1e3).map(lambda value: round(value, 3))
+SAMPLES = st.lists(NUMBERS, min_size=2, max_size=12).filter(lambda values: len(set(values)) > 1)
+
+
+def test_summary_in_closed_form() -> None:
+    found = summary([1.0, 2.0, 3.0])
+    # t(0.975, 2) is 4.30265 in every table
+    half = 4.30265 / math.sqrt(3)
+    assert (found.n, found.mean, found.std) == (3, 2.0, 1.0)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-5)
+
+
+@given(SAMPLES)
+def test_interval_is_that_of_scipy(values: list[float]) -> None:
+    found = summary(values)
+    low, high = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_interval_holds_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    draws = [summary(list(random.normal(5.0, 2.0, 4))) for _ in range(2000)]
+    hits = sum(draw.low <= 5.0 <= draw.high for draw in draws)
+    assert hits / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_too_few_values_have_no_spread() -> None:
+    assert summary([]) == Summary(0, None, None, None, None)
+    assert summary([4.0]) == Summary(1, 4.0, None, None, None)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=3, max_size=10))
+def test_paired_tests_are_those_of_scipy(pairs: list[tuple[float, float]]) -> None:
+    first, second = (np.array(column) for column in zip(*pairs, strict=True))
+    d = np.round(second - first, 3)
+    assume(len(set(d)) > 1)
+    found = paired(dict(enumerate(first)), dict(enumerate(second)))
+    told = scipy.stats.ttest_rel(second, first)
+    low, high = told.confidence_interval(0.95)
+    assert (found.difference, found.low, found.high) == pytest.approx((d.mean(), low, high), abs=1e-9)
+    assert found.p == pytest.approx(told.pvalue, abs=1e-9)
+    assert found.missing == ""
+    sizes = np.abs(d[d != 0])
+    if len(set(sizes)) == len(sizes):
+        exact = scipy.stats.wilcoxon(d[d != 0], method="exact")
+        assert found.p_ranks == pytest.approx(exact.pvalue)
+
+
+def test_shared_ranks_are_tested_exactly_too() -> None:
+    # of the 2^4 signs of the ranks 1.5, 1.5, 3.5, 3.5, three have a sum of at most 1.5: none, or one of the small ranks
+    found = paired(dict.fromkeys(range(4), 0.0), {0: -1.0, 1: 1.0, 2: 2.0, 3: 2.0})
+    assert found.p_ranks == pytest.approx(2 * 3 / 16)
+
+
+def test_seeds_that_only_one_group_has_are_left_out() -> None:
+    found = paired({0: 1.0, 1: 2.0, 7: 100.0}, {1: 4.0, 0: 2.0, 8: -50.0})
+    assert (found.n, found.difference) == (2, 1.5)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=8))
+def test_swapped_groups_flip_the_sign(pairs: list[tuple[float, float]]) -> None:
+    first, second = (dict(enumerate(column)) for column in zip(*pairs, strict=True))
+    there, back = paired(first, second), paired(second, first)
+    assert there.difference == -back.difference
+    assert (there.p, there.p_ranks, there.missing) == pytest.approx((back.p, back.p_ranks, back.missing))
+    if there.low is not None:
+        assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "n", "difference", "word"),
+    [
+        ({0: 1.0}, {1: 2.0}, 0, None, "no seed in common"),
+        ({0: 1.0}, {0: 2.0}, 1, 1.0, "one common seed"),
+        ({0: 1.0, 1: 5.0}, {0: 1.0, 1: 5.0}, 2, 0.0, "no seed shows a difference"),
+        # 0.3 - 0.1 and 0.4 - 0.2 differ in the last digit only
+        ({0: 0.1, 1: 0.2}, {0: 0.3, 1: 0.4}, 2, pytest.approx(0.2), "all differences are equal"),
+    ],
+)
+def test_says_what_cannot_be_tested(first: dict, second: dict, n: int, difference: float | None, word: str) -> None:
+    found = paired(first, second)
+    assert (found.n, found.difference, found.p) == (n, difference, None)
+    assert word in found.missing
+
+
+def test_importance_in_closed_form() -> None:
+    # SSW = 4, SST = 20, N = 4, k = 2
+    assert importance(["a", "a", "b", "b"], [0.0, 2.0, 4.0, 6.0]).share == pytest.approx(1 - (4 / 2) / (20 / 3))
+    assert importance(["a", "a", "b", "b"], [1.0, 1.0, 2.0, 2.0]).share == 1.0
+    assert importance(["a", "a", "b", "b"], [1.0, 2.0, 1.0, 2.0]).share == pytest.approx(1 - (1 / 2) / (1 / 3))
+
+
+def test_a_random_search_is_sorted_into_ranges() -> None:
+    # the two lower and the two higher values, SSW = 4, SST = 20
+    assert importance([0.1, 9.0, 3.0, 0.7], [0.0, 6.0, 4.0, 2.0]) == Importance(pytest.approx(1 - 2 / (20 / 3)), 2)
+    x = np.random.default_rng(0).uniform(-3, 3, 100)
+    hill = importance(list(x), list(-(x**2)))
+    assert hill.ranges == 5
+    assert hill.share > 0.7, "an optimum in the middle is seen"
+
+
+@pytest.mark.parametrize("levels", [[0, 1, 2] * 4, list(range(12))], ids=["levels", "ranges"])
+def test_noise_explains_nothing_on_average(levels: list[int]) -> None:
+    random = np.random.default_rng(1)
+    shares = [importance(levels, list(random.normal(size=12))).share for _ in range(3000)]
+    assert np.mean(shares) == pytest.approx(0.0, abs=4 * np.std(shares) / math.sqrt(3000))
+    assert min(shares) < 0, "below chance is told as it is"
+
+
+@given(
+    SAMPLES.flatmap(
+        lambda y: st.tuples(st.just(y), st.lists(st.sampled_from("abc"), min_size=len(y), max_size=len(y)))
+    ),
+    st.integers(-1000, 1000),
+    st.integers(1, 50),
+)
+def test_importance_knows_no_unit(drawn: tuple[list[float], list[str]], shift: int, scale: int) -> None:
+    y, levels = drawn
+    there, moved = importance(levels, y), importance(levels, [scale * value + shift for value in y])
+    assert there.share == (None if moved.share is None else pytest.approx(moved.share, rel=1e-6, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("levels", "metric"),
+    [(["a", "a"], [1.0, 2.0]), (["a", "b"], [1.0, 2.0]), ([1, 2], [1.0, 2.0]), (["a", "a", "b"], [3.0] * 3), ([], [])],
+    ids=["one level", "no replicate", "two points", "no variance", "nothing"],
+)
+def test_importance_that_cannot_be_computed(levels: list, metric: list[float]) -> None:
+    assert importance(levels, metric).share is None
