@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check dashboard reproduce benchmark chaos clean
+.PHONY: train test check dashboard report reproduce benchmark looking chaos gallery clean
 
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
@@ -18,11 +18,20 @@ check: .venv/installed-dev ## lint, format, types
 dashboard: .venv/installed ## TensorBoard on http://127.0.0.1:6006
 	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1 --port 6006
 
+report: .venv/installed ## a page that compares all runs below outputs/; ARGS="outputs/mnist_leaky" takes others
+	$(BIN)/snnexp report $(or $(ARGS),outputs)
+
 reproduce: .venv/installed-dev ## every recipe over its seeds, beside what the peers give; about half an hour
 	$(BIN)/python scripts/reproduce.py $(ARGS)
 
 benchmark: .venv/installed-dev ## speed and memory beside the peers; a quarter of an hour, and nothing else running
 	$(BIN)/python scripts/benchmark.py $(ARGS)
+
+looking: .venv/installed-dev ## what drawing, reports and lists of runs cost; half an hour, and nothing else running
+	$(BIN)/python scripts/looking.py $(ARGS)
+
+gallery: .venv/installed-dev ## the figures of the README; a few minutes
+	$(BIN)/python scripts/gallery.py
 
 chaos: .venv/installed-dev ## runs killed at random moments, then resumed; about half an hour
 	$(BIN)/python scripts/chaos.py $(ARGS)

@@ -196,7 +196,10 @@ class TestRun:
         assert entries["kernel"] == "fused"
         assert entries["device"] == "1 x cpu"
         assert entries["versions"]["torch"] == torch.__version__.split("+")[0]
-        assert entries["wall_s"]["total"] >= entries["wall_s"]["fit"] > 0
+        spent = entries["wall_s"]
+        assert set(spent) == {"build", "fit", "save", "draw", "test", "total"}
+        assert min(spent.values()) > 0
+        assert sum(spent.values()) == pytest.approx(2 * spent["total"]), "the parts are the whole"
         assert {"test/loss", "test/l1", "test/relative_error", "test/seed_mean_loss", "test/synops"} <= set(
             entries["metrics"]
         )

@@ -120,7 +120,7 @@ def test_importance_is_told_with_the_seed_beside_it(tmp_path: Path, two_groups: 
 def test_curves_are_means_with_a_band_from_lowest_to_highest(tmp_path: Path, two_groups: list[Path]) -> None:
     report(two_groups, tmp_path)
     rows = [row for row in table(tmp_path, "curves_train_epoch_loss") if row["group"] == "0.01"]
-    assert [float(row["epoch"]) for row in rows] == list(range(EPOCHS))
+    assert [float(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1))
     for epoch, row in enumerate(rows):
         losses = [1 / (epoch + 1 + seed) for seed in range(3)]
         found = [float(row[name]) for name in ("mean", "lowest", "highest")]

@@ -122,6 +122,17 @@ class TestOneRun:
         np.testing.assert_allclose(share, [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0.25, 0.5]])
         assert sorted(texts(figure)) == sorted(["8", "2", "1", "1", "2"])
 
+    def test_a_single_step_is_a_dot(self) -> None:
+        drawn = [
+            figures.output_membrane({"now": (MEMBRANE[:1], None, None)}),
+            figures.trajectory({"now": MEMBRANE[:1]}, MEMBRANE[:1]),
+            figures.gradient_norms({"now": {"hidden": np.ones(1)}}),
+            figures.loss_curves((np.array([0]), np.array([0.5])), {}),
+            figures.activity({"rate": {"hidden": (np.array([0]), np.array([0.5]))}}),
+        ]
+        for figure in drawn:
+            assert all(line.get_marker() == "o" for line in figure.axes[0].lines)
+
     def test_distributions_count_all_neurons_before_and_after(self) -> None:
         before, after = RANDOM.normal(100, 20, 50), RANDOM.normal(120, 20, 50)
         columns = {"before": {"h tau_mem_inv": before, "h beta": np.full(7, 0.9)}}

@@ -14,6 +14,7 @@ from snnexp.experiment import build, compose, resume, run
 from snnexp.losses import MSEMembrane
 from snnexp.network import MLP
 from snnexp.neurons import Leaky
+from snnexp.report import snapshots
 from snnexp.runs import Run
 from snnexp.task import Task
 
@@ -64,6 +65,15 @@ class TestSnapshot:
         assert found["size/hidden1"] == size
         trace = parts.network(parts.encoder(batch[0]))[0]
         assert np.array_equal(found["spikes/hidden1"], trace.spikes[:, 0, neurons].bool().numpy())
+
+    def test_shows_the_first_steps_of_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probe, "STEPS", 5)
+        parts = build(compose(REGRESSION))
+        found = probe.snapshot(parts.task, parts.data.test[[0]], None)
+        assert [len(found[name]) for name in ("membrane", "spikes/hidden1", "trajectory", "target")] == [5] * 4
+        assert found["num_steps"] == len(found["gradient/hidden1"]) == 8
+        told = [picture.caption for picture in snapshots.pictures({"now": found}, {})]
+        assert sum("The first 5 of 8 steps." in caption for caption in told) == 3
 
     def test_gradient_of_a_membrane_that_forgets(self) -> None:
         """U[t] = sum_s beta^(t-s) I[s], L = mean (U - y)^2: dL/dI[s] = sum_(t>=s) 2 (U[t] - y[t]) beta^(t-s) / n."""
@@ -140,10 +150,12 @@ class TestRuns:
     def test_figures_of_a_recipe_are_drawn(self, tiny_mnist: Path) -> None:
         folder = run(compose(["experiment=mnist_rleaky_count", *MNIST])).path
         drawn = {path.name for path in (folder / "figures").iterdir()}
-        assert drawn == {
-            *(f"{name}.png" for name in ("spike_raster", "output_membrane", "predictions", "confusion", "parameters"))
-        }
+        assert drawn == {"spike_raster.png", "output_membrane.png", "predictions.png", "confusion.png"}
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in (folder / "figures").iterdir())
+
+    def test_matrix_products_in_bfloat16_are_drawn_too(self, tiny_mnist: Path) -> None:
+        folder = run(compose(["experiment=mnist_rleaky_count", *MNIST, "trainer.precision=bf16-mixed"])).path
+        assert Run(folder).arrays("last")["gradient/hidden1"].dtype == np.float32
 
     def test_epochs_are_drawn_that_lie_far_enough_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: list[str] = []

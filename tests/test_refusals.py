@@ -20,6 +20,7 @@ RECIPES = ("mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regres
 BAD = ("nan", "inf", "-inf", "-1", "0", "null", "'${nothing}'", "???")
 FINE = {
     **dict.fromkeys(("seed", "val_size", "num_workers", "weight_decay", "save_every_s"), "0"),
+    **dict.fromkeys(("draw_every_n_epochs", "draw_every_s"), "0"),
     **dict.fromkeys(("beta", "threshold", "correct_rate", "incorrect_rate", "high"), "0"),
     **dict.fromkeys(("mean", "V", "v_th", "v_leak", "v_reset", "low", "on_target", "off_target"), "-1 0"),
     "limit_batches": "null",

@@ -371,7 +371,18 @@ def _record_success(
     cfg: DictConfig, parts: Parts, run_dir: Run, measured: dict[str, float], clock: dict[str, float], steps: int
 ) -> None:
     began, built, fitted, tested = (clock[name] for name in ("began", "built", "fitted", "tested"))
-    wall_s = {"build": built - began, "fit": fitted - built, "test": tested - fitted, "total": tested - began}
+    watching = parts.trainer.callbacks  # type: ignore[attr-defined]
+    (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
+    (drawing,) = (callback for callback in watching if isinstance(callback, probe.Probe))
+    drawn = drawing.spent_s
+    wall_s = {
+        "build": built - began,
+        "fit": fitted - built - saver.spent_s - drawn["fit"],
+        "save": saver.spent_s,
+        "draw": sum(drawn.values()),
+        "test": tested - fitted - drawn["test"],
+        "total": tested - began,
+    }
     samples = steps * min(parts.data.batch_size, len(parts.data.train))
     run_dir.update(
         status="finished", exit_code=0, metrics=measured, wall_s=wall_s, samples_per_s=samples / wall_s["fit"]

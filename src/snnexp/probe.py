@@ -3,6 +3,7 @@
 A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of a layer with many of them some:
 
     epoch, step, loss                              when, and the loss of the batch
+    num_steps                                      of which the first are shown
     input_steps                                    how many steps bring values; 0 where spikes come in
     connections/<layer>                            synapses that lead to it from the layer before
     layers, dt                                     names; seconds per time step, where the neuron has seconds
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -62,7 +64,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     loss = task.loss(traces[-1], target)
     trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
     gradients = torch.autograd.grad(loss, [*currents, *trained.values()], allow_unused=True)
-    found: dict[str, Any] = {"loss": loss, "layers": list(neurons)}
+    found: dict[str, Any] = {"loss": loss, "layers": list(neurons), "num_steps": traces[-1].num_steps}
     found["input_steps"] = 0 if task.spikes_come_in else inputs.shape[0]
     arriving = inputs.shape[2:]
     for name, layer in task.network.layers.items():
@@ -95,7 +97,14 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     else:
         found["label"], found["predicted"] = target, metrics.decode(traces[-1], decoder)
         found["images"] = values[:IMAGES]
-    return {name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value for name, value in found.items()}
+    return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
+
+
+def _array(value: Tensor) -> NDArray[Any]:
+    # NumPy has no bfloat16
+    value = value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
+    array: NDArray[Any] = value.detach().cpu().numpy()
+    return array
 
 
 class Probe(Callback):
@@ -120,13 +129,13 @@ class Probe(Callback):
         self.run, self.decoder, self.counts, self.seed = run, decoder, counts, seed
         self.every_n_epochs, self.every_s = every_n_epochs, every_s
         self.drawn_at = 0.0
-        self.spent_s = 0.0
-        """Seconds that recording and drawing took."""
+        self.spent_s = {"fit": 0.0, "test": 0.0}
+        """What recording and drawing took while training, and after the test."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.drawn_at = time.monotonic()
         if trainer.global_step == 0 and self._asked(trainer):
-            with self._timed():
+            with self._timed("fit"):
                 self.run.write_arrays("init", self._snapshot(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,13 +144,13 @@ class Probe(Callback):
         if not self._asked(trainer) or done % self.every_n_epochs or done == trainer.max_epochs:
             return
         if time.monotonic() - self.drawn_at >= self.every_s:
-            with self._timed():
+            with self._timed("fit"):
                 self._draw(trainer, pl_module, f"after epoch {done}")
             self.drawn_at = time.monotonic()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._asked(trainer):
-            with self._timed():
+            with self._timed("test"):
                 self.run.write_arrays("test", _test_arrays(self.counts))
                 self._draw(trainer, pl_module, "after training")
 
@@ -149,10 +158,10 @@ class Probe(Callback):
         return bool(self.every_n_epochs) and trainer.is_global_zero
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, stage: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.spent_s += time.perf_counter() - began
+        self.spent_s[stage] += time.perf_counter() - began
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
         now = self._snapshot(trainer, pl_module)

@@ -61,6 +61,7 @@ class Checkpoints(Callback):
         self.begun = False
         self.saved: tuple[int, int] | None = None
         self.saved_at = 0.0
+        self.spent_s = 0.0
 
     def go_on_from(self, found: Checkpoint) -> None:
         """Begin at the place in the run that a checkpoint holds."""
@@ -111,6 +112,7 @@ class Checkpoints(Callback):
         """Replace last.ckpt, unless it holds this place in the run already; raise if a number is not finite."""
         if self.saved == self.position:
             return
+        began = time.perf_counter()
         # before last.ckpt: a run that is killed between the two will come by here again
         self._save(trainer, "best.ckpt" if self.best else "last.ckpt")
         if self.best and trainer.is_global_zero:
@@ -118,6 +120,7 @@ class Checkpoints(Callback):
             runs.write_checkpoint(last, (self.run.checkpoints / "best.ckpt").read_bytes(), _generation_before(last))
         self.due = self.best = False
         self.saved, self.saved_at = self.position, time.monotonic()
+        self.spent_s += time.perf_counter() - began
 
     def _save(self, trainer: Trainer, name: str) -> None:
         require_finite_parameters(trainer)

@@ -41,4 +41,5 @@ def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None
     from snnexp.report import comparison
 
     summaries = [path / "summary.csv" for path in paths if (path / "summary.csv").is_file()]
-    return comparison.report(every, folder, " and ".join(path.resolve().name for path in paths), metric, summaries)
+    title = ", ".join("/".join(path.resolve().parts[-2:]) for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+    return comparison.report(every, folder, title, metric, summaries)

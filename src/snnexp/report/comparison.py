@@ -490,7 +490,9 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str, x: str) -> tuple[Any, Any]:
-    points = [(row[x], row[name]) for row in rows if is_number(row.get(name)) and is_number(row.get(x))]
+    # the rows count epochs from 0
+    first = 1 if x == "epoch" else 0
+    points = [(row[x] + first, row[name]) for row in rows if is_number(row.get(name)) and is_number(row.get(x))]
     found = np.array(points, float).reshape(-1, 2)
     return found[:, 0], found[:, 1]
 

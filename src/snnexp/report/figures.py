@@ -121,7 +121,7 @@ def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], 
             )
             # each step is an instant in the middle of its cell
             axes[row].set(xlim=(-0.5, len(spikes) - 0.5), ylim=(-0.5, size - 0.5))
-            axes[row].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _whole_steps(axes[row], len(spikes))
             if size == 1:
                 axes[row].set_yticks([0])
             else:
@@ -165,7 +165,7 @@ def output_membrane(
                 axes.plot(step, np.full(len(step), height), "|", color=colour, markersize=5, **above)
         axes.set_title(title, pad=14)
         axes.set_xlabel(time)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _whole_steps(axes, len(membrane))
     grid[0, 0].set_ylabel("membrane (dimensionless)")
     entries = [Line2D([], [], color=BLUE, label=name if chosen is not None else "output")]
     entries += [Line2D([], [], color=GREY, label="other outputs")] if chosen is not None and K > 1 else []
@@ -184,7 +184,7 @@ def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP) ->
             axes.plot(membrane[:, sample], color=colour, label=title)
         axes.plot(target[:, sample], color=ORANGE, linestyle="--", label="target")
         axes.set(xlabel=time, title=f"sample {sample + 1}" if target.shape[1] > 1 else "")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _whole_steps(axes, len(target))
     grid[0, 0].set_ylabel("membrane (dimensionless)")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3)
     return figure
@@ -287,7 +287,7 @@ def gradient_norms(columns: Mapping[str, Mapping[str, Array]], time: str = STEP)
                 # a gradient of exactly zero has no place on this axis
                 axes.plot(np.where(norm > 0, norm, np.nan), color=colour, label=layer)
         axes.set(xlabel=time, title=title, yscale="log")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _whole_steps(axes, max(map(len, column.values()), default=0))
     grid[0, 0].set_ylabel("‖∂L/∂I[t]‖")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -310,6 +310,7 @@ def loss_curves(iteration: tuple[Array, Array], epochs: Mapping[str, tuple[Array
             axes.legend()
         axes.set(xlabel="iteration", ylabel="training loss")
         _log_if_wide(axes, loss)
+        _dot(axes)
     if panels[1]:
         axes = free.pop(0)
         for (name, (epoch, loss)), colour in zip(epochs.items(), _cycle(epochs), strict=True):
@@ -334,6 +335,7 @@ def activity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
                 axes.plot(*curves[layer], color=colour, label=layer, linewidth=1)
         axes.set(xlabel="iteration", ylabel=label)
         axes.set_ylim(bottom=0)
+        _dot(axes)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -394,6 +396,21 @@ def _placed(
     edges = {"left": left / WIDTH, "right": 1 - right / WIDTH, "bottom": below / height, "top": 1 - above / height}
     gaps = {"wspace": across * columns / wide, "hspace": down * rows / high, "height_ratios": shares}
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=edges | gaps, **shared)
+
+
+def _whole_steps(axes: Axes, count: int) -> None:
+    """Ticks at whole steps; a single step, which is no line, becomes a dot."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if count == 1:
+        axes.set(xlim=(-0.5, 0.5), xticks=[0])
+        _dot(axes)
+
+
+def _dot(axes: Axes) -> None:
+    """Make lines of one point visible."""
+    for line in axes.lines:
+        if len(np.atleast_1d(line.get_xdata())) == 1:
+            line.set(marker="o", markersize=3)
 
 
 def _before_and_after(columns: Iterable[str]) -> list[str]:

@@ -61,6 +61,11 @@ def _newest(columns: Mapping[str, Snapshot]) -> tuple[Snapshot, str]:
     return newest, f"time step ({1e3 * float(newest['dt']):g} ms)" if "dt" in newest else figures.STEP
 
 
+def _some_steps(snapshot: Snapshot) -> str:
+    shown, every = len(snapshot["membrane"]), int(snapshot["num_steps"])
+    return f" The first {shown:,} of {every:,} steps." if shown < every else ""
+
+
 def parts(snapshot: Snapshot, prefix: str) -> dict[str, Any]:
     """``{"a/b": 1}`` as ``{"b": 1}`` for the prefix ``a/``."""
     return {key.removeprefix(prefix): value for key, value in snapshot.items() if key.startswith(prefix)}
@@ -88,6 +93,7 @@ def _raster(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
         if len(neurons) < size
     ]
     caption = "Spikes of one sample" + (f" ({', '.join(some)} are shown)." if some else ".")
+    caption += _some_steps([*columns.values()][-1])
     data = dict(zip(("when", "layer", "step", "neuron"), zip(*rows, strict=True), strict=False))
     return Picture("spike_raster", figures.spike_raster(drawn, time), caption, data)
 
@@ -112,11 +118,13 @@ def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
         }
     )
     caption = "Membranes of the readout, for one sample" + (f" of class {label}." if name else ".")
+    caption += _some_steps(newest)
     return Picture("output_membrane", figures.output_membrane(drawn, chosen, name, time), caption, data)
 
 
 def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
-    target = [*columns.values()][-1].get("target")
+    newest = [*columns.values()][-1]
+    target = newest.get("target")
     if target is None:
         return None
     drawn = {title: snapshot["trajectory"] for title, snapshot in columns.items()}
@@ -124,7 +132,7 @@ def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
     data = {
         f"{title}: sample {s + 1}": values[:, s] for title, values in curves.items() for s in range(values.shape[1])
     }
-    caption = "The membrane of the readout beside the trajectory that it shall follow."
+    caption = f"The membrane of the readout beside the trajectory that it shall follow.{_some_steps(newest)}"
     return Picture("trajectory", figures.trajectory(drawn, target, time), caption, _by_step(data))
 
 
