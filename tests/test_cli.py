@@ -301,6 +301,8 @@ class TestSweep:
         assert [row["seed"] for row in rows] == ["0", "1"]
         assert [float(row["test/l1"]) for row in rows] == [run["metrics"]["test/l1"] for run in runs]
         assert "sweep outputs/sweeps/regression_sqrt/" in printed
+        (header,) = (line.split() for line in printed.splitlines() if line.startswith("seed "))
+        assert header == ["seed", "status", "test/l1", "test/loss", "test/relative_error", "test/seed_mean_loss"]
 
     def test_a_point_that_fails_does_not_stop_the_others(self, tmp_path: Path) -> None:
         done = snnexp(*SHORT, "-m", "optimizer.lr=1e30,1e-3", cwd=tmp_path, code=7)

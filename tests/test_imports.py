@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"neurons", "pairs", "saving", "task"},
     "report": LEAVES | {"config", "listing", "runs"},
     # what it records is drawn by pure functions, which know no network
-    "probe": LEAVES | {"callbacks", "metrics", "report", "runs", "seeds", "task"},
+    "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "experiment": LEAVES | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "runs", "saving"},
     "launch": LEAVES | {"config", "console", "experiment", "runs"},
     "doctor": LEAVES | {"config", "data", "runs"},

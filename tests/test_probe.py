@@ -1,5 +1,6 @@
 """What is recorded of a fixed batch, what a test split adds up to, and that looking changes nothing."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from snnexp import console, metrics, probe
+from snnexp import console, metrics, probe, saving
 from snnexp.callbacks import TestCounts
 from snnexp.encoders import Sequence
+from snnexp.errors import InterruptedRunError
 from snnexp.experiment import build, compose, resume, run
 from snnexp.losses import MSEMembrane
 from snnexp.network import MLP
@@ -139,11 +141,11 @@ class TestRuns:
         folder = run(compose([*REGRESSION, *ALWAYS])).path
         parts = build(compose(REGRESSION))
         batch = parts.data.test[[0]]
-        for name, epoch in (("init", 0), ("last", 3)):
+        for name, step in (("init", 0), ("last", 3)):
             parts.task.load_state_dict(weights(folder, name))
             expected = probe.snapshot(parts.task, batch, None)
             found = Run(folder).arrays(name)
-            assert found["epoch"] == epoch
+            assert found["step"] == step
             for key, value in expected.items():
                 np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=key) if key != "layers" else None
 
@@ -172,7 +174,25 @@ class TestRuns:
         before = (folder / "probe" / "init.npz").read_bytes()
         resume(folder, ["trainer.max_epochs=5"])
         assert (folder / "probe" / "init.npz").read_bytes() == before
-        assert Run(folder).arrays("last")["epoch"] == 5
+        assert Run(folder).arrays("last")["step"] == 5
+
+    def test_a_run_that_is_stopped_shows_where_it_stopped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        look = saving.Signals.on_train_batch_start
+
+        def stop(self: saving.Signals, trainer: Any, *rest: Any) -> None:
+            self.received = signal.SIGTERM if trainer.global_step == 2 else None
+            look(self, trainer, *rest)
+
+        monkeypatch.setattr(saving.Signals, "on_train_batch_start", stop)
+        with pytest.raises(InterruptedRunError):
+            run(compose(REGRESSION))
+        (folder,) = Path("outputs", "regression_sqrt").iterdir()
+        found = Run(folder).arrays("last")
+        assert found["step"] == 2
+        parts = build(compose(REGRESSION))
+        parts.task.load_state_dict(weights(folder))
+        now = probe.snapshot(parts.task, parts.data.test[[0]], None)
+        np.testing.assert_allclose(found["membrane"], now["membrane"], rtol=1e-5)
 
     def test_a_figure_that_fails_ends_no_training(
         self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.tree import Tree
 
-from snnexp.domains import shown
+from snnexp.domains import number, shown
 
 SHOWN = {
     "train/accuracy": "acc",
@@ -197,11 +197,6 @@ def _binned(points: Sequence[tuple[int, float]], bins: int) -> list[float]:
         start, end = means[before], means[here]
         drawn += [start + (end - start) * (x - before) / (here - before) for x in range(before + 1, here + 1)]
     return drawn
-
-
-def number(value: float) -> str:
-    """Four significant digits, or all before the point of a larger number that can still be read."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def fitting(parts: Mapping[str, str], width: int | None) -> str:

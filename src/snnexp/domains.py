@@ -289,6 +289,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def number(value: float) -> str:
+    """A measured value for a person: four significant digits, or all before the point of one that can still be read."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
 def line(text: str) -> str:
     """``text`` in one line that a terminal shows as it is: what cannot be printed is escaped."""
     return "".join(

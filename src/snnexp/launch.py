@@ -219,13 +219,14 @@ class Jobs:
             }
             for point in self.points
         ]
-        shown = [*varied, "status", *(name for name in names if "firing_rate" not in name and name != "test/synops")]
+        # those of single layers have no place in a line
+        shown = [*varied, "status", *(name for name in names if name.count("/") == 1 and name != "test/synops")]
         return rows, shown
 
     def _tell(self) -> None:
         from rich.table import Table
 
-        from snnexp.console import console, number, show_path
+        from snnexp.console import console, show_path
 
         assert self.sweep is not None
         rows, shown = self._rows()
@@ -233,7 +234,7 @@ class Jobs:
         for row in rows:
             cells: list[Any] = [row[name] for name in shown]
             table.add_row(
-                *("" if cell is None else number(cell) if isinstance(cell, float) else cell for cell in cells)
+                *("" if cell is None else domains.number(cell) if isinstance(cell, float) else cell for cell in cells)
             )
         terminal = console()
         terminal.print()

@@ -93,8 +93,7 @@ class Row:
     @property
     def note(self) -> str:
         """Why a run did not finish, or how far it is; other reasons say that themselves."""
-        progress = self.facts.progress if self.facts.status in ("running", "killed") else None
-        at = f"step {progress['step']}, epoch {progress['epoch'] + 1}" if progress else ""
+        at = self.facts.reached if self.facts.status in ("running", "killed") else ""
         return ", ".join(filter(None, (line(self.facts.reason), at)))
 
 

@@ -2,7 +2,7 @@
 
 A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of a layer with many of them some:
 
-    epoch, step, loss                              when, and the loss of the batch
+    step, loss                                     after how many steps, and the loss of the batch
     num_steps                                      of which the first are shown
     input_steps                                    how many steps bring values; 0 where spikes come in
     connections/<layer>                            synapses that lead to it from the layer before
@@ -22,7 +22,7 @@ The loss is that of training. Nothing that training draws or adds up is touched.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from snnexp import metrics
 from snnexp.callbacks import TestCounts, short
+from snnexp.errors import InterruptedRunError
+from snnexp.events import Events
 from snnexp.report import figures
 from snnexp.report.snapshots import live_pictures
 from snnexp.runs import Run
@@ -62,24 +64,15 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     inputs = task.encode(values)
     currents, traces = zip(*task.network.with_currents(inputs), strict=True)
     loss = task.loss(traces[-1], target)
-    trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
-    gradients = torch.autograd.grad(loss, [*currents, *trained.values()], allow_unused=True)
     found: dict[str, Any] = {"loss": loss, "layers": list(neurons), "num_steps": traces[-1].num_steps}
-    found["input_steps"] = 0 if task.spikes_come_in else inputs.shape[0]
-    arriving = inputs.shape[2:]
-    for name, layer in task.network.layers.items():
-        ones = torch.ones(1, 1, *arriving, device=values.device)
-        found[f"connections/{name}"] = metrics.synaptic_operations(ones, layer.synapse)  # type: ignore[arg-type]
-        arriving = layer.neuron.features  # type: ignore[union-attr, assignment]
-    for (name, neuron), trace, gradient in zip(neurons.items(), traces, gradients, strict=False):
+    found |= _connections(task, inputs) | _gradients(task, loss, currents)
+    for (name, neuron), trace in zip(neurons.items(), traces, strict=True):
         count = trace.membrane[0, 0].numel()
         chosen = torch.linspace(0, count - 1, min(count, NEURONS), device=values.device).round().long()
         found[f"neurons/{name}"], found[f"size/{name}"] = chosen, count
         if neuron.spikes:
             found[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
             found[f"rate/{name}"] = trace.spike_count.mean(0).flatten() / trace.num_steps
-        if gradient is not None:
-            found[f"gradient/{name}"] = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         for parameter in neuron.parameter_names:
             found[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
         found |= {"dt": neuron.dt} if hasattr(neuron, "dt") else {}
@@ -87,10 +80,6 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     for threshold in ("threshold", "v_th"):
         if hasattr(neuron, threshold):
             found["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
-    for (name, weight), gradient in zip(trained.items(), gradients[len(currents) :], strict=True):
-        found[f"norm/{name}"] = torch.linalg.vector_norm(weight)
-        if gradient is not None:
-            found[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
     if decoder is None:
         found["trajectory"] = traces[-1].membrane[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
         found["target"] = target[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
@@ -98,6 +87,30 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
         found["label"], found["predicted"] = target, metrics.decode(traces[-1], decoder)
         found["images"] = values[:IMAGES]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
+
+
+def _connections(task: Task, inputs: Tensor | Events) -> dict[str, Any]:
+    found: dict[str, Any] = {"input_steps": 0 if task.spikes_come_in else inputs.shape[0]}
+    arriving: Sequence[int] = inputs.shape[2:]
+    for name, layer in task.network.layers.items():
+        ones = torch.ones(1, 1, *arriving, device=task.device)
+        found[f"connections/{name}"] = metrics.synaptic_operations(ones, layer.synapse)  # type: ignore[arg-type]
+        arriving = layer.neuron.features  # type: ignore[union-attr, assignment]
+    return found
+
+
+def _gradients(task: Task, loss: Tensor, currents: Sequence[Tensor]) -> dict[str, Tensor]:
+    trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
+    # not left in the parameters, where the optimiser would find them
+    gradients = torch.autograd.grad(loss, [*currents, *trained.values()], allow_unused=True)
+    found = {f"norm/{name}": torch.linalg.vector_norm(weight) for name, weight in trained.items()}
+    for name, gradient in zip(task.network.neurons(), gradients, strict=False):
+        if gradient is not None:
+            found[f"gradient/{name}"] = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    for name, gradient in zip(trained, gradients[len(currents) :], strict=True):
+        if gradient is not None:
+            found[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
+    return found
 
 
 def _array(value: Tensor) -> NDArray[Any]:
@@ -154,6 +167,11 @@ class Probe(Callback):
                 self.run.write_arrays("test", _test_arrays(self.counts))
                 self._draw(trainer, pl_module, "after training")
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # what was stopped may be looked at before it goes on; what diverged is no more to be seen
+        if isinstance(exception, InterruptedRunError) and self._asked(trainer):
+            self.run.write_arrays("last", self._snapshot(trainer, pl_module))
+
     def _asked(self, trainer: Trainer) -> bool:
         return bool(self.every_n_epochs) and trainer.is_global_zero
 
@@ -199,8 +217,7 @@ class Probe(Callback):
             torch.manual_seed(fold(self.seed, "probe"))
             values, target = samples[list(range(size))]
             found = snapshot(pl_module, (values.to(device), target.to(device)), self.decoder)
-        epoch = trainer.current_epoch if trainer.testing else trainer.current_epoch + (trainer.global_step > 0)
-        return {"epoch": epoch, "step": trainer.global_step, **found}
+        return {"step": trainer.global_step, **found}
 
 
 def _test_arrays(counts: TestCounts) -> dict[str, Any]:

@@ -93,6 +93,11 @@ class Facts:
     record: dict[str, Any]
     """All of run.json."""
 
+    @property
+    def reached(self) -> str:
+        """How far it came, as far as is known."""
+        return f"step {self.progress['step']}, epoch {self.progress['epoch'] + 1}" if self.progress else ""
+
 
 class Run:
     """A run directory."""

@@ -520,7 +520,7 @@ def _band(curves: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any] | None
 
 def _unfinished(found: Comparison) -> list[Block]:
     rows: list[tuple[Any, ...]] = [
-        (run.id, run.status, run.reason or _reached(run), " ".join(run.overrides), run.seed)
+        (run.id, run.status, run.reason or run.reached, " ".join(run.overrides), run.seed)
         for run in found.runs
         if run.status != "finished"
     ]
@@ -529,10 +529,6 @@ def _unfinished(found: Comparison) -> list[Block]:
         return []
     columns = ["run", "status", "reason", "overrides", "seed"]
     return [Table(columns, rows, "None of these is counted above.", name="not_finished")]
-
-
-def _reached(run: Facts) -> str | None:
-    return None if run.progress is None else f"reached epoch {run.progress['epoch']}, step {run.progress['step']}"
 
 
 def _all(found: Comparison) -> list[Block]:

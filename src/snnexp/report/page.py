@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from snnexp import domains
 from snnexp.report import figures
 from snnexp.runs import write_atomically
 
@@ -119,15 +120,12 @@ def cell(value: Any) -> str:
     """A value as a person reads it: four significant digits, a dash for what is not known."""
     if value is None:
         return "–"  # noqa: RUF001
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-    return str(value)
+    return domains.number(value) if isinstance(value, float) else str(value)
 
 
 def _on_white(svg: str) -> str:
     """A file of its own may be looked at on any ground."""
-    head, close, rest = svg.partition(">\n <defs>")
-    return f'{head}>\n <rect width="100%" height="100%" fill="white"/>{close[1:]}{rest}'
+    return svg.replace("\n <defs>", '\n <rect width="100%" height="100%" fill="white"/>\n <defs>', 1)
 
 
 def inline(name: str, svg: str) -> str:

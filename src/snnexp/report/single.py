@@ -96,8 +96,8 @@ def _published(cfg: Mapping[str, Any]) -> dict[str, float]:
 def _facts(facts: Facts) -> list[tuple[str, Any]]:
     record = facts.record
     ended = f"{facts.status}: {facts.reason}" if facts.reason else facts.status
-    if facts.progress is not None:
-        ended += f" (last row: epoch {facts.progress['epoch']}, step {facts.progress['step']})"
+    if facts.reached:
+        ended += f" (last logged at {facts.reached})"
     git, versions, resumed = record.get("git"), record.get("versions"), record.get("resumed_at_step")
     lines = [
         ("run", str(facts.path)),
@@ -219,7 +219,7 @@ def _drawn(facts: Facts, init: Any, last: Any, test: Any, told: list[str]) -> di
         told.append("No snapshot of the network was recorded (logger.draw_every_n_epochs=0, or an older version).")
         return {}
     try:
-        now = "after training" if facts.status == "finished" else f"after epoch {int(last['epoch'])}" if last else ""
+        now = "after training" if facts.status == "finished" else f"after step {int(last['step'])}" if last else ""
         found = pictures({"before training": init, now: last}, test)
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         told.append(f"The arrays in probe/ cannot be drawn: {type(error).__name__}, {error}.")
