@@ -27,7 +27,7 @@ reproduce: .venv/installed-dev ## every recipe over its seeds, beside what the p
 benchmark: .venv/installed-dev ## speed and memory beside the peers; a quarter of an hour, and nothing else running
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 
-looking: .venv/installed-dev ## what drawing, reports and lists of runs cost; half an hour, and nothing else running
+looking: .venv/installed-dev ## what drawing, reports and lists of runs cost; twenty minutes, and nothing else running
 	$(BIN)/python scripts/looking.py $(ARGS)
 
 gallery: .venv/installed-dev ## the figures of the README; a few minutes

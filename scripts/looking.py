@@ -20,11 +20,11 @@ SNNEXP = [sys.executable, "-m", "snnexp.cli"]
 RECIPES = {
     "mnist_leaky": 5,
     "mnist_rleaky_count": 3,
-    "mnist_rleaky_membrane": 3,
-    "mnist_rleaky_conv": 3,
-    "mnist_parametrized_lif": 3,
-    "regression_linear": 9,
-    "regression_sqrt": 9,
+    "mnist_rleaky_membrane": 2,
+    "mnist_rleaky_conv": 2,
+    "mnist_parametrized_lif": 2,
+    "regression_linear": 5,
+    "regression_sqrt": 5,
 }
 """Each recipe, and how often it runs with and without drawing."""
 

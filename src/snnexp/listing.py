@@ -15,7 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
 
 from snnexp.domains import closest, line, shown
 from snnexp.errors import CheckpointError, ConfigError
@@ -36,8 +39,14 @@ TIME = re.compile(r"([\d.]+) ?(s|min|h|d)")
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 MISSING = object()
 """The value of a key that a run does not have."""
-COLOURS = {"running": 36, "interrupted": 33, "failed": 31, "diverged": 31, "killed": 31, "damaged": 31}
-RIGHT = {"age", "duration"}
+STYLES = {
+    "running": "cyan",
+    "interrupted": "yellow",
+    **dict.fromkeys(("failed", "diverged", "killed", "damaged"), "red"),
+}
+RIGHT = ("age", "duration")
+WIDE, WHOLE = 120, 100_000
+"""Cells from which on a terminal shows whole paths, and of a line that nothing crops."""
 
 
 class Row:
@@ -160,7 +169,9 @@ def main(arguments: Sequence[str]) -> int:
     elif not chosen:
         text = f"none of {len(rows)} runs below {folder} matches" if rows else f"there are no runs below {folder}"
     else:
-        text = "\n".join(_table(chosen))
+        watched = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if watched else None
+        text = table(chosen, width, (sys.stdout.encoding or "").lower().startswith("utf"))
     # a terminal or file that takes ASCII alone gets the rest escaped
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
@@ -334,87 +345,58 @@ def as_csv(runs: Sequence[Facts]) -> str:
     return text.getvalue().removesuffix("\n")
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
-    if not sys.stdout.isatty():
-        return table(rows)
-    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    # what a terminal cannot show would take more room than it has
-    mark = "…" if (sys.stdout.encoding or "").lower().startswith("utf") else "~"
-    return table(rows, shutil.get_terminal_size().columns, mark, coloured=not plain)
-
-
-def table(rows: Sequence[Row], width: int | None = None, mark: str = "…", coloured: bool = False) -> list[str]:
-    """Lines for a person: a header, and one line per run.
+def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -> str:
+    """A table for a person, one line per run; at least one.
 
     Without a width nothing is cropped, and what is to be said of a run that did not finish is the last column. In a
-    terminal that stands in a line of its own, and paths and overrides take what room there is.
+    terminal that stands below the table, and overrides take what room there is.
 
     Args:
-        rows: in their order; at least one.
-        width: cells of a line.
-        mark: one cell that stands for what was cropped.
-        coloured: whether the terminal shows colours.
+        rows: in their order.
+        width: cells of a line in a terminal.
+        unicode: whether it can show more than ASCII.
     """
     metrics = {row.metric for row in rows if row.metric}
     alone = len(metrics) == 1
-    told = [row.overridden for row in rows]
+    told, paths = [row.overridden for row in rows], [line(str(row.facts.path)) for row in rows]
     if width is not None:
         # what many have in common comes last, to be cropped first
         times = Counter(override for overridden in told for override in overridden)
         told = [sorted(overridden, key=times.__getitem__) for overridden in told]
+    if width is not None and width < WIDE:
+        # the end of a run id tells runs apart
+        paths = [path[-4:] for path in paths]
     columns = {
         "status": [row.facts.status for row in rows],
         "age": [_time(row.value("age")) for row in rows],
         "experiment": [line(row.facts.experiment) for row in rows],
-        "metric": [_measure(row, alone) for row in rows],
+        _short(*metrics) if alone else "metric": [_measure(row, alone) for row in rows],
         "duration": [_time(row.value("duration")) for row in rows],
-        "path": [line(str(row.facts.path)) for row in rows],
+        "path": paths,
         "overrides": [" ".join(overridden) for overridden in told],
         "note": [row.note if width is None else "" for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
-    heads = {name: _short(*metrics) if name == "metric" and alone else name for name in columns}
-    widths = {name: max(map(cell_len, [heads[name], *cells])) for name, cells in columns.items()}
-    if width is not None:
-        widths = _fitted(widths, width)
-    lines = []
-    for number, cells in enumerate([tuple(heads.values()), *zip(*columns.values(), strict=True)]):
-        text = "  ".join(_cell(cell, name, widths[name], mark) for name, cell in zip(columns, cells, strict=True))
-        if width is not None:
-            text = _crop(text.rstrip(), width, mark)
-        row = rows[number - 1] if number else None
-        colour = COLOURS.get(row.facts.status) if row and coloured else None
-        end = widths["status"]
-        lines.append(f"\x1b[{colour}m{text[:end]}\x1b[0m{text[end:]}" if colour else text.rstrip())
-        if row and row.note and width is not None:
-            note = _crop(f"  {row.note}", width, mark)
-            lines.append(f"\x1b[2m{note}\x1b[0m" if coloured else note)
-    return lines
-
-
-def _fitted(widths: Mapping[str, int], width: int) -> dict[str, int]:
-    """Column widths for a terminal: paths shrink to the end of a run id, then overrides, then experiments."""
-    fitted = dict(widths)
-    over = sum(fitted.values()) + 2 * (len(fitted) - 1) - width
-    for name, least in (("overrides", 40), ("path", 5), ("overrides", 10), ("experiment", 12), ("overrides", 5)):
-        if name in fitted and over > 0:
-            taken = min(over, max(0, fitted[name] - least))
-            fitted[name] -= taken
-            over -= taken
-    return fitted
-
-
-def _cell(text: str, name: str, width: int, mark: str) -> str:
-    if name == "path" and cell_len(text) > width:
-        # the end of a path tells runs apart
-        return mark + set_cell_size(text[::-1], width - cell_len(mark))[::-1]
-    text = _crop(text, width, mark)
-    space = " " * (width - cell_len(text))
-    return space + text if name in RIGHT else text + space
-
-
-def _crop(text: str, width: int, mark: str) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, width - cell_len(mark)) + mark
+    needed = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
+    if width is not None and "overrides" in needed:
+        taken = sum(needed.values()) - needed["overrides"] + 2 * (len(needed) - 1)
+        needed["overrides"] = min(needed["overrides"], max(len("overrides"), width - taken))
+    drawn = Table(box=None, pad_edge=False)
+    for name, room in needed.items():
+        justify: JustifyMethod = "right" if name in RIGHT else "left"
+        drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis" if unicode else "crop", width=room)
+    for row, cells in zip(rows, zip(*columns.values(), strict=True), strict=True):
+        status, *others = map(Text, cells)
+        status.stylize(STYLES.get(row.facts.status, ""))
+        drawn.add_row(status, *others)
+    watched = width is not None
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=watched, width=width or WHOLE, highlight=False, legacy_windows=False)
+    console.print(drawn)
+    for row in rows:
+        if watched and row.note:
+            console.print(Text(f"{line(row.facts.id[-4:])} {row.facts.status}: {row.note}", style="dim"))
+    return "\n".join(shown.rstrip() for shown in text.getvalue().splitlines())
 
 
 def _measure(row: Row, alone: bool) -> str:
