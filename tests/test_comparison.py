@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 import yaml
 
-from snnexp.errors import ConfigError
+from snnexp.errors import CheckpointError, ConfigError
 from snnexp.report import comparison, figures
 from snnexp.report.groups import level
 from snnexp.runs import Run, write_summary
@@ -92,7 +92,7 @@ def test_groups_hold_the_numbers_of_their_seeds(tmp_path: Path, two_groups: list
         for number in expected[1:]:
             assert f"{number:.4g}" in words
     assert "6: 6 finished" in words
-    assert "test/accuracy, higher is better" in words
+    assert "test/accuracy over seeds, best first (higher is better)" in words
     further = table(tmp_path, "further_metrics")
     assert float(further[0]["test/loss"]) == pytest.approx(1 - np.mean(SCORES[0.01]))
     assert not any("firing_rate" in name for name in further[0]), "layers have no place there"
@@ -160,7 +160,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
         (damaged.name, "damaged", "run.json: missing or damaged"),
         (stripped.name, "damaged", "overrides.yaml: missing or damaged"),
         ("", "failed", "no memory for it"),
-        ("", "finished", "its run directory is gone"),
+        ("", "finished", "no run can be read in its directory"),
     ]
     assert listed[4]["overrides"] == "optimizer.lr=7.0 seed=0"
     for row in listed:
@@ -441,7 +441,7 @@ def test_bands_and_pairs_draw_what_they_are_given() -> None:
 
 
 def test_labels_are_no_formulas_and_leave_room() -> None:
-    assert len(figures.short("x" * 200)) == figures.LONGEST_LABEL
+    assert len(figures.cropped("x" * 200)) == figures.LONGEST_LABEL
     assert "$a_{$" in figures.svg(figures.shares({"$a_{$": 0.5}))
 
 
@@ -451,3 +451,31 @@ def test_a_logarithmic_axis_needs_decades() -> None:
     assert not figures.is_long(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not bend the axis"
     assert not figures.is_long([0.0, 1e-4, 1.0])
     assert not figures.is_long([])
+
+
+def test_a_run_whose_config_is_gone_is_in_no_group_and_said_so(tmp_path: Path, two_groups: list[Path]) -> None:
+    stripped = two_groups[0]
+    (stripped / "config.yaml").write_text("{}\n")
+    (stripped / "overrides.yaml").write_text("[]\n")
+    words = told(report(two_groups, tmp_path / "page"))
+    assert f"What 1 runs were run with is not known, so they are in no group: {stripped.name}." in words
+
+
+def test_a_measure_that_is_neither_good_nor_bad_is_in_order_of_size(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, 0.5, seed, optimizer__lr=lr, metrics={"test/firing_rate/h": lr * seed, "test/loss": 1.0})
+        for seed in (1, 2)
+        for lr in (0.1, 0.2)
+    ]
+    words = told(report(runs, tmp_path / "page", metric="test/firing_rate/h"))
+    assert "test/firing_rate/h over seeds, lowest first" in words
+    assert "best" not in words
+
+
+def test_figures_are_not_written_through_a_link(tmp_path: Path, two_groups: list[Path]) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "figures").symlink_to(tmp_path / "victim")
+    with pytest.raises(CheckpointError, match="a link"):
+        report(two_groups, tmp_path)
+    assert not list((tmp_path / "victim").iterdir())

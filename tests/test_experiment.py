@@ -144,3 +144,14 @@ def test_regression_follows_its_target() -> None:
 def test_mnist_is_learned_in_100_steps() -> None:
     record = run(compose(["experiment=mnist_rleaky_count", "trainer.limit_batches=100", "trainer.max_epochs=1"]))
     assert record.metrics["test/accuracy"] > 0.8
+
+
+def test_a_run_that_has_finished_stays_so_whatever_the_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise ValueError("no such line")
+
+    monkeypatch.setattr("snnexp.console.loss_curve", fail)
+    with pytest.raises(ValueError, match="no such line"):
+        run(compose(["experiment=regression_sqrt", "debug=batch", "network.hidden=[4]"]))
+    (folder,) = Path("outputs", "regression_sqrt").iterdir()
+    assert Run(folder).read()["status"] == "finished"

@@ -3,20 +3,33 @@
 import csv
 import html
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.experiment import compose, run
 from snnexp.report import figures, report
-from snnexp.runs import Run
+from snnexp.runs import Run, write_figure
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
 TYPED = ["experiment=regression_sqrt", "network.hidden=[6,5]", "num_steps=8", "trainer.max_epochs=12", "seed=3"]
 
 
@@ -60,7 +73,7 @@ class TestAFinishedRun:
     @pytest.mark.usefixtures("undrawn")
     def test_tells_what_differs_from_the_recipe_first_what_was_typed(self, folder: Path) -> None:
         read = text(report([folder]))
-        assert f"snnexp train {' '.join(TYPED)}" in read
+        assert shlex.join(["snnexp", "train", *TYPED]) in read
         rows = table(folder, "differences")
         assert {row["key"] for row in rows[:4]} == {"network.hidden", "num_steps", "trainer.max_epochs", "seed"}
         changed = {row["key"]: (row["experiment=regression_sqrt"], row["this run"]) for row in rows}
@@ -94,7 +107,8 @@ class TestAFinishedRun:
         assert rows["test/l1"]["published"] == ""
         layers = {row["layer"]: row for row in table(folder, "layers")}
         assert float(layers["hidden1"]["spikes per neuron and step"]) == measured["test/firing_rate/hidden1"]
-        assert float(layers["readout"]["dead"]) == measured["test/dead/readout"]
+        assert float(layers["hidden2"]["dead"]) == measured["test/dead/hidden2"]
+        assert layers["readout"]["dead"] == "", "nobody reads its spikes"
 
     @pytest.mark.usefixtures("undrawn")
     def test_draws_the_curves_that_were_logged(self, folder: Path) -> None:
@@ -120,7 +134,8 @@ class TestAFinishedRun:
             assert float(rows[name]["products of values"]) == products, "one input, in each of 8 steps"
             expected = (0.9 * additions + 4.6 * products) / 1000
             assert float(rows[name]["energy (nJ)"]) == pytest.approx(expected)
-        assert float(rows["one pass without spikes"]["products of values"]) == 6 + 6 * 5 + 5
+        dense = (6 + 6 * 5 + 5) * 8
+        assert float(rows["without spikes"]["products of values"]) == dense, "in each of the steps that bring a value"
         total = sum(float(rows[name]["energy (nJ)"]) for name in ("hidden1", "hidden2", "readout"))
         assert float(rows["all layers"]["energy (nJ)"]) == pytest.approx(total)
 
@@ -173,6 +188,7 @@ class TestOtherRuns:
             ("run.json", "run.json: missing or damaged"),
             ("metrics.jsonl", "metrics.jsonl: No such file or directory"),
             ("overrides.yaml", "overrides.yaml"),
+            ("config.yaml", "config.yaml"),
             ("probe", "No snapshot of the network was recorded"),
             ("checkpoints", ""),
             ("tensorboard", ""),
@@ -211,7 +227,9 @@ class TestOtherRuns:
     def test_arrays_of_another_shape_are_told(self, folder: Path) -> None:
         arrays = Run(folder).arrays("last")
         Run(folder).write_arrays("last", arrays | {"membrane": np.zeros(3)})
-        assert "The arrays in probe/ cannot be drawn" in text(report([folder]))
+        page = report([folder])
+        assert "A part of this page cannot be made of what the run holds: IndexError" in text(page)
+        assert (folder / "figures" / "spike_raster.svg").exists(), "the others are drawn"
 
     @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize("kind", ["packed", "pickled"])
@@ -246,9 +264,95 @@ class TestOtherRuns:
         assert "&lt;script&gt;alert(1)" in content
 
     @pytest.mark.usefixtures("undrawn")
+    def test_what_a_test_added_up_to_before_the_run_went_on_is_not_shown(self, folder: Path) -> None:
+        run_dir = Run(folder)
+        run_dir.write_arrays("test", run_dir.arrays("test") | {"step": 3})
+        report([folder])
+        assert not (folder / "figures" / "firing_rates.svg").exists()
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_time_of_a_resumed_run_is_told_as_such(self, folder: Path) -> None:
+        assert "since the run was resumed" not in text(report([folder]))
+        change(folder, resumed_at_step=[7])
+        assert "since the run was resumed" in text(report([folder]))
+
+    @pytest.mark.usefixtures("undrawn")
+    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(value=JSON, place=st.integers(0, 10**6))
+    def test_values_of_other_kinds_still_give_a_page(self, finished: Path, value: Any, place: int) -> None:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            folder = Path(shutil.copytree(finished, Path(elsewhere, finished.name)))
+            entries = json.loads((folder / "run.json").read_text())
+            inner = [(entries, key) for key in entries]
+            inner += [(entries[key], name) for key in ("metrics", "wall_s") for name in entries[key]]
+            node, key = inner[place % len(inner)]
+            node[key] = value
+            (folder / "run.json").write_text(json.dumps(entries))
+            rows = (folder / "metrics.jsonl").read_text()
+            (folder / "metrics.jsonl").write_text(rows + json.dumps({"step": value, "train/loss": value}) + "\n")
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["published"] = {"test/l1": value}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            assert "<h2>" in report([folder]).read_text()
+
+    @pytest.mark.filterwarnings("ignore:Attempting to set identical")
+    @pytest.mark.usefixtures("undrawn")
+    def test_arrays_that_are_gone_or_texts_still_give_a_page(self, folder: Path) -> None:
+        arrays = Run(folder).arrays("last")
+        for index, key in enumerate(arrays):
+            other: dict[str, Any] = [{}, {key: np.array("text")}, {key: np.zeros((0, 0))}][index % 3]
+            Run(folder).write_arrays("last", {name: a for name, a in arrays.items() if name != key} | other)
+            assert "<h2>" in report([folder]).read_text(), (key, other)
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_an_override_of_others_is_not_resolved(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SECRET", "hunter2")
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=${oc.env:SECRET}"]))
+        content = report([folder]).read_text()
+        assert "hunter2" not in content
+        assert "oc.env:SECRET" in content
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_links_are_not_read_and_those_beside_do_not_matter(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "secret.yaml").write_text("password: hunter2")
+        (folder / "config.yaml").unlink()
+        (folder / "config.yaml").symlink_to(tmp_path / "secret.yaml")
+        (folder / "data").symlink_to(tmp_path)
+        (folder / "checkpoints" / "backup.ckpt").hardlink_to(folder / "checkpoints" / "last.ckpt")
+        content = report([folder]).read_text()
+        assert "hunter2" not in content
+        assert "config.yaml: not a plain file" in content
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_what_is_no_character_is_escaped(self, folder: Path, tmp_path: Path) -> None:
+        change(folder, status="failed", reason="a \ud800 b")
+        moved = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+        folder.rename(moved)
+        assert r"a \ud800 b" in report([moved]).read_text()
+
     def test_a_config_of_another_version_is_compared_as_far_as_it_goes(self, folder: Path) -> None:
         (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=gone", "seed=3"]))
-        assert "There is no recipe to compare with" in text(report([folder]))
+        assert "There is no recipe gone here to compare with." in text(report([folder]))
+
+
+def test_a_run_that_is_written_to_can_be_reported_on(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from snnexp.runs import write_figure\n"
+        "while True: write_figure(Path(sys.argv[1]), 'a.png', b'theirs' * 1000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as other:
+        while not (tmp_path / "a.png").exists():
+            time.sleep(0.01)
+        for _ in range(300):
+            write_figure(tmp_path, "a.png", b"ours" * 1000)
+            assert (tmp_path / "a.png").read_bytes() in (b"ours" * 1000, b"theirs" * 1000)
+        assert other.poll() is None, "the other has met no mistake either"
+        other.kill()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_same_run_twice_is_one(folder: Path) -> None:
+    assert report([folder, folder / ".." / folder.name]) == folder.resolve() / "report.html"
 
 
 class TestRefusals:
@@ -257,6 +361,14 @@ class TestRefusals:
             report([tmp_path])
         with pytest.raises(ConfigError, match="no such folder"):
             report([tmp_path / "none"])
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="file: not a folder"):
+            report([tmp_path / "file"])
+
+    def test_a_file_in_the_place_of_the_page(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=r"^--out: .*file is a file, must be a folder"):
+            report([folder], tmp_path / "file")
 
     def test_a_run_that_leads_elsewhere(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "victim").mkdir()

@@ -140,6 +140,8 @@ def require_finite_parameters(trainer: Trainer) -> None:
 class QuietLayers(Callback):
     """Tell once of each layer that is dead, no neuron fires in any step, or saturated, all fire in all steps.
 
+    Logs ``train/dead/<layer>`` and ``train/saturated/<layer>``, the fractions of neurons that are so in a batch.
+
     Args:
         layers: those whose spikes somebody reads.
     """
@@ -158,6 +160,12 @@ class QuietLayers(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for name, trace in zip(_neurons(pl_module), outputs["traces"], strict=True):
+                if name in self.layers:
+                    count = trace.spike_count.detach()
+                    pl_module.log(f"train/dead/{name}", metrics.dead(count.sum(0)))
+                    most = len(count) * trace.num_steps
+                    pl_module.log(f"train/saturated/{name}", metrics.saturated(count.sum(0), most))
             self._look(trainer, "train")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -275,13 +283,16 @@ class TestCounts(Callback):
     Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
 
     Args:
+        layers: those whose spikes somebody reads.
         decoder: see :func:`snnexp.metrics.decode`; None where targets are no labels.
     """
 
     __test__ = False  # not a test of pytest's
+    most_classes = 1000
+    """Of more, a table of which class was taken for which is not kept."""
 
-    def __init__(self, decoder: str | None) -> None:
-        self.decoder = decoder
+    def __init__(self, layers: Sequence[str], decoder: str | None) -> None:
+        self.layers, self.decoder = layers, decoder
         self._forget()
 
     def _forget(self) -> None:
@@ -303,13 +314,13 @@ class TestCounts(Callback):
     ) -> None:
         traces = outputs["traces"]
         for (name, neuron), trace in zip(_neurons(pl_module).items(), traces, strict=True):
-            if neuron.spikes:
+            if neuron.spikes and name in self.layers:
                 count = trace.spike_count
                 self.spikes[name] = self.spikes.get(name, 0) + count.sum(0).long()
         self.samples += len(traces[-1].last_spikes)
         self.steps = traces[-1].num_steps
-        if self.decoder is not None:
-            classes = traces[-1].last_spikes.shape[-1]
+        classes = traces[-1].last_spikes.shape[-1]
+        if self.decoder is not None and classes <= self.most_classes:
             pair = batch[1] * classes + metrics.decode(traces[-1], self.decoder)
             counts = torch.bincount(pair, minlength=classes**2).reshape(classes, classes)
             self.confusion = counts if self.confusion is None else self.confusion + counts
@@ -321,8 +332,10 @@ class TestCounts(Callback):
         if self.confusion is not None:
             self.confusion = reduce(self.confusion, reduce_op="sum")
         for name, count in self.spikes.items():
-            pl_module.log(f"test/dead/{name}", metrics.dead(count))
-            pl_module.log(f"test/saturated/{name}", metrics.saturated(count, self.samples * self.steps))
+            # equal on all processes, as Lightning is told
+            pl_module.log(f"test/dead/{name}", metrics.dead(count), sync_dist=True)
+            most = self.samples * self.steps
+            pl_module.log(f"test/saturated/{name}", metrics.saturated(count, most), sync_dist=True)
 
 
 class ParameterHistograms(Callback):

@@ -70,7 +70,8 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
             run_dir = Run(Path(os.environ[RUN_DIR]))
         with _recorded(run_dir, parts), _memory_told():
             _watch(cfg, parts, run_dir, signals)
-            return _carry_out(cfg, parts, run_dir, clock, signals)
+            record = _carry_out(cfg, parts, run_dir, clock, signals)
+        return _shown(cfg, parts, record)
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
@@ -114,7 +115,8 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
             with _recorded(run_dir, parts), _memory_told():
                 if parts.trainer.is_global_zero:
                     _begin_again(cfg, parts, run_dir, before, found)
-                return _carry_out(cfg, parts, run_dir, clock, signals, found)
+                record = _carry_out(cfg, parts, run_dir, clock, signals, found)
+            return _shown(cfg, parts, record)
         finally:
             run_dir.close()
 
@@ -237,7 +239,7 @@ def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
         callbacks.RandomNumbers(cfg.seed),
         callbacks.EpochLoss(processes),
         callbacks.QuietLayers(layers),
-        callbacks.TestCounts(parts.decoder),
+        callbacks.TestCounts(layers, parts.decoder),
     ]
     return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
 
@@ -258,7 +260,7 @@ def _watch(cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals)
     drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often)
     histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
     # what saves comes after what counts, what stops comes last
-    parts.trainer.callbacks += [*watching, drawing, histograms, saver, signals]  # type: ignore[attr-defined]
+    parts.trainer.callbacks += [*watching, histograms, saver, drawing, signals]  # type: ignore[attr-defined]
     return saver
 
 
@@ -387,11 +389,17 @@ def _record_success(
     run_dir.update(
         status="finished", exit_code=0, metrics=measured, wall_s=wall_s, samples_per_s=samples / wall_s["fit"]
     )
-    terminal = console.console()
-    if curve := console.loss_curve(terminal, run_dir.metrics()):
-        terminal.print(curve)
-    terminal.print(console.result_table(measured, cfg.published))
-    terminal.print(f"run {console.show_path(run_dir.path)}  {wall_s['total']:.1f} s")
+
+
+def _shown(cfg: DictConfig, parts: Parts, record: Record) -> Record:
+    """``record``, after the person has seen how the run ended; it has, whatever becomes of this."""
+    if parts.trainer.is_global_zero:
+        terminal, run_dir = console.console(), Run(record.path)
+        if curve := console.loss_curve(terminal, run_dir.metrics()):
+            terminal.print(curve)
+        terminal.print(console.result_table(record.metrics, cfg.published))
+        terminal.print(f"run {console.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
+    return record
 
 
 def _record_failure(run_dir: Run, error: BaseException) -> None:

@@ -237,7 +237,7 @@ def find(folder: Path) -> Iterator[Path]:
             print(f"snnexp: {line(str(here))}: {error.strerror}", file=sys.stderr)
             continue
         # other folders may have a config.yaml too
-        if "config.yaml" in entries and ("run.json" in entries or RUN_ID.fullmatch(here.name)):
+        if "run.json" in entries or ("config.yaml" in entries and RUN_ID.fullmatch(here.name)):
             yield here
             continue
         folders += [

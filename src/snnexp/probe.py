@@ -2,14 +2,13 @@
 
 A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of a layer with many of them some:
 
-    step, loss                                     after how many steps, and the loss of the batch
+    step                                           after how many steps of training
     num_steps                                      of which the first are shown
     input_steps                                    how many steps bring values; 0 where spikes come in
     connections/<layer>                            synapses that lead to it from the layer before
     layers, dt                                     names; seconds per time step, where the neuron has seconds
     neurons/<layer> [N], spikes/<layer> [T, N]     which neurons of how many, and their spikes, of the first sample
     size/<layer>
-    rate/<layer> [N]                               spikes per step of each neuron, over the batch
     membrane [T, K], threshold [K]                 of the readout, of the first sample
     trajectory [T, S], target [T, S]               regression: output and target of S samples
     images [S, ...], label [B], predicted [B]      classification
@@ -21,6 +20,7 @@ The loss is that of training. Nothing that training draws or adds up is touched.
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +49,9 @@ SAMPLES, IMAGES, TRAJECTORIES = 128, 27, 4
 """The batch at most, and how many of its samples are shown."""
 NEURONS, STEPS = 400, 1000
 """What is shown of a sample at most."""
+STATES = 2**24
+"""Steps times samples times neurons at most: all of them are kept for the gradient, which training does without."""
+IMAGE_BYTES = 2**22
 
 
 def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     inputs = task.encode(values)
     currents, traces = zip(*task.network.with_currents(inputs), strict=True)
     loss = task.loss(traces[-1], target)
-    found: dict[str, Any] = {"loss": loss, "layers": list(neurons), "num_steps": traces[-1].num_steps}
+    found: dict[str, Any] = {"layers": list(neurons), "num_steps": traces[-1].num_steps}
     found |= _connections(task, inputs) | _gradients(task, loss, currents)
     for (name, neuron), trace in zip(neurons.items(), traces, strict=True):
         count = trace.membrane[0, 0].numel()
@@ -72,7 +75,6 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
         found[f"neurons/{name}"], found[f"size/{name}"] = chosen, count
         if neuron.spikes:
             found[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
-            found[f"rate/{name}"] = trace.spike_count.mean(0).flatten() / trace.num_steps
         for parameter in neuron.parameter_names:
             found[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
         found |= {"dt": neuron.dt} if hasattr(neuron, "dt") else {}
@@ -85,7 +87,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
         found["target"] = target[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
     else:
         found["label"], found["predicted"] = target, metrics.decode(traces[-1], decoder)
-        found["images"] = values[:IMAGES]
+        found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
 
 
@@ -148,7 +150,7 @@ class Probe(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.drawn_at = time.monotonic()
         if trainer.global_step == 0 and self._asked(trainer):
-            with self._timed("fit"):
+            with self._beside(trainer):
                 self.run.write_arrays("init", self._snapshot(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,55 +159,57 @@ class Probe(Callback):
         if not self._asked(trainer) or done % self.every_n_epochs or done == trainer.max_epochs:
             return
         if time.monotonic() - self.drawn_at >= self.every_s:
-            with self._timed("fit"):
-                self._draw(trainer, pl_module, f"after epoch {done}")
+            with self._beside(trainer):
+                self._draw(trainer, pl_module, f"after epoch {done}", {})
             self.drawn_at = time.monotonic()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._asked(trainer):
-            with self._timed("test"):
-                self.run.write_arrays("test", _test_arrays(self.counts))
-                self._draw(trainer, pl_module, "after training")
+            with self._beside(trainer):
+                test = {"step": trainer.global_step, **_test_arrays(self.counts)}
+                self.run.write_arrays("test", test)
+                self._draw(trainer, pl_module, "after training", test)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # what was stopped may be looked at before it goes on; what diverged is no more to be seen
         if isinstance(exception, InterruptedRunError) and self._asked(trainer):
-            self.run.write_arrays("last", self._snapshot(trainer, pl_module))
+            with self._beside(trainer):
+                self.run.write_arrays("last", self._snapshot(trainer, pl_module))
 
     def _asked(self, trainer: Trainer) -> bool:
         return bool(self.every_n_epochs) and trainer.is_global_zero
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def _beside(self, trainer: Trainer) -> Iterator[None]:
+        """Count the time, and let no picture harm what is trained: whatever goes wrong is told, and it goes on."""
         began = time.perf_counter()
-        yield
-        self.spent_s[stage] += time.perf_counter() - began
+        try:
+            yield
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            LOG.warning("no figures after step %d: %s: %s", trainer.global_step, type(error).__name__, reason)
+        finally:
+            self.spent_s["test" if trainer.testing else "fit"] += time.perf_counter() - began
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, when: str, test: dict[str, Any]) -> None:
         now = self._snapshot(trainer, pl_module)
         self.run.write_arrays("last", now)
-        # of the test split, once it is done
-        test = self.run.arrays("test") if trainer.testing else {}
         columns = {"before training": self.run.arrays("init"), when: now}
-        try:
-            images = {picture.name: figures.png(picture.figure, dpi=100) for picture in live_pictures(columns, test)}
-        except (LookupError, ValueError, TypeError, RuntimeError) as error:
-            # hours of training are worth more than a picture of a part that nobody thought of
-            LOG.warning("no figures after step %d: %s", trainer.global_step, error)
-            LOG.debug("where", exc_info=True)
-            return
-        for name, image in images.items():
-            self.run.write_figure(f"{name}.png", image)
+        for picture in live_pictures(columns, test):
+            image = figures.png(picture.figure, dpi=100)
+            self.run.write_figure(f"{picture.name}.png", image)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    _add_image(logger.experiment, f"probe/{name}", image, trainer.global_step)
+                    _add_image(logger.experiment, f"probe/{picture.name}", image, trainer.global_step)
 
     def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         assert isinstance(pl_module, Task)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         samples = data.test if data.val is None else data.val
-        # no more than a training step holds, so that it fits into memory
-        size = min(SAMPLES, data.batch_size // trainer.world_size, len(samples))
+        states = pl_module.network.num_steps * sum(math.prod(n.features) for n in pl_module.network.neurons().values())
+        size = max(1, min(SAMPLES, data.batch_size // trainer.world_size, len(samples), STATES // states))
         device = pl_module.device
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

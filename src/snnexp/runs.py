@@ -43,7 +43,7 @@ import yaml
 from snnexp import domains
 from snnexp.errors import CheckpointError, ConfigError, InUseError
 
-MAX_ARRAYS_BYTES = 2**26
+MAX_ARRAYS_BYTES, MAX_METRICS_BYTES = 2**26, 2**30
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
@@ -61,9 +61,12 @@ def main_metric(metrics: Mapping[str, float]) -> str | None:
     return next((name for name in MAIN_METRICS if name in metrics), None)
 
 
-def higher_is_better(metric: str) -> bool:
-    """Which of two values of a measure is the better one: of an accuracy the higher, of all others the lower."""
-    return metric.rpartition("/")[2] == "accuracy"
+def higher_is_better(metric: str) -> bool | None:
+    """Which of two values of a measure is the better one; None where neither is, as for a firing rate."""
+    name = metric.rpartition("/")[2]
+    if name.endswith(("loss", "l1", "error")):
+        return False
+    return True if name == "accuracy" else None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Facts:
     """Local time, from the run id; None if the directory has another name."""
     duration_s: float | None
     """Of a finished run what it has measured, else until now or until the last sign of it; None where that is unknown,
-    as for a run that was stopped, resumed and stopped."""
+    as for a run that was resumed."""
     experiment: str
     seed: int | None
     overrides: list[str]
@@ -169,7 +172,12 @@ class Run:
         if not (run.path / "config.yaml").is_file():
             raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
         for part in run.path.rglob("*"):
-            if part.is_symlink() or (part.is_file() and part.stat().st_nlink > 1):
+            try:
+                status = part.lstat()
+            except FileNotFoundError:
+                # replaced just now by the process that writes here
+                continue
+            if stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1):
                 raise CheckpointError(f"{part}: a link, and a run directory may not lead elsewhere; put the file here")
         return run
 
@@ -311,7 +319,8 @@ class Run:
         if status == "finished":
             wall_s = record.get("wall_s")
             total = wall_s.get("total") if isinstance(wall_s, dict) else None
-            return total if _is_finite_number(total) else None
+            # what it took before it was resumed is not known
+            return total if _is_finite_number(total) and not record.get("resumed_at_step") else None
         if status == "damaged" or started is None or record.get("resumed_at_step"):
             return None
         last = time.time() if status == "running" else 0.0
@@ -352,7 +361,7 @@ class Run:
             CheckpointError: a row is no JSON.
         """
         path = self.path / "metrics.jsonl"
-        for number, line in enumerate(_regular(path).splitlines(keepends=True), 1):
+        for number, line in enumerate(_regular(path, at_most=MAX_METRICS_BYTES).splitlines(keepends=True), 1):
             if line.endswith(b"\n"):
                 try:
                     yield json.loads(line)
@@ -366,13 +375,13 @@ class Run:
         self.probe.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
+        if buffer.tell() > MAX_ARRAYS_BYTES:
+            raise ValueError(f"{buffer.tell()} bytes, at most {MAX_ARRAYS_BYTES} are kept")
         write_atomically(self.probe / f"{name}.npz", buffer.getvalue())
 
     def write_figure(self, name: str, content: bytes) -> None:
         """Replace ``figures/<name>``."""
-        folder = self.path / "figures"
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / name, content)
+        write_figure(self.path / "figures", name, content)
 
     def arrays(self, name: str) -> dict[str, Any]:
         """The arrays of ``probe/<name>.npz``; none where there is no such file.
@@ -387,6 +396,8 @@ class Run:
         path = self.probe / f"{name}.npz"
         if not path.exists():
             return {}
+        if self.probe.is_symlink():
+            raise CheckpointError(f"{self.probe}: a link, and a run directory may not lead elsewhere")
         content = _regular(path, at_most=MAX_ARRAYS_BYTES)
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -445,12 +456,25 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_figure(folder: Path, name: str, content: bytes) -> None:
+    """Replace a file of a folder of figures, which a run and a report about it may write at the same time.
+
+    Raises:
+        CheckpointError: the folder leads elsewhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder}: a link, and figures are not written elsewhere; put a folder here")
+    write_atomically(folder / name, content, f".{os.getpid()}")
+
+
+def write_atomically(path: Path, content: bytes, mark: str = "") -> None:
     """Write beside the target, flush to the disk, then replace: a reader sees the old file or the new one.
 
-    One process writes a file at a time, so what a killed one has left is written over by the next.
+    One process writes a file at a time, so what a killed one has left is written over by the next; where several may,
+    each has a ``mark`` of its own.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
         try:
@@ -523,9 +547,12 @@ def _plain_yaml(path: Path) -> Any:
         raise CheckpointError(f"{path}: missing or damaged") from error
 
 
-def _regular(path: Path, at_most: int | None = None, last: int | None = None) -> bytes:
-    """The content of a plain file, or its last bytes: a pipe would wait for ever, a device never end."""
-    status = path.stat()
+def _regular(path: Path, at_most: int | None = None, last: int | None = None, follow: bool = False) -> bytes:
+    """The content of a plain file, or its last bytes: a pipe would wait for ever, a device never end.
+
+    A link in a run directory of others may lead to what is nobody's business, and is followed only if told so.
+    """
+    status = path.stat(follow_symlinks=follow)
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: not a plain file")
     if at_most is not None and status.st_size > at_most:
@@ -582,10 +609,10 @@ def read_checkpoint(path: Path, at_most: int | None = None, foreign: bool = Fals
         CheckpointError: it is missing, or is not the file that was written.
     """
     try:
-        vouched, content = _vouched(path), _regular(path, at_most)
+        vouched, content = _vouched(path), _regular(path, at_most, follow=foreign)
         if vouched and hashlib.sha256(content).hexdigest() not in vouched:
             # its run may have replaced it just now
-            vouched, content = _vouched(path), _regular(path, at_most)
+            vouched, content = _vouched(path), _regular(path, at_most, follow=foreign)
     except OSError as error:
         raise CheckpointError(f"{path}: checkpoint cannot be read: {error.strerror}") from error
     if not vouched and not foreign:
@@ -605,7 +632,7 @@ def _vouch(path: Path, *digests: str) -> None:
 
 def _vouched(path: Path) -> list[str]:
     try:
-        return _regular(_checksum(path), at_most=4096).decode("ascii").split()[::2]
+        return _regular(_checksum(path), at_most=4096, follow=True).decode("ascii").split()[::2]
     except (FileNotFoundError, UnicodeDecodeError):
         return []
 

@@ -95,11 +95,7 @@ class Task(LightningModule):
         values = {f"{split}/{name}": measure(traces[-1], target) for name, measure in self.measures.items()}
         for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
             if neuron.spikes:
-                count = trace.spike_count
-                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(count) / trace.num_steps
-                if split == "train":
-                    values[f"train/dead/{name}"] = metrics.dead(count.sum(0))
-                    values[f"train/saturated/{name}"] = metrics.saturated(count.sum(0), len(count) * trace.num_steps)
+                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(trace.spike_count) / trace.num_steps
         return values
 
 

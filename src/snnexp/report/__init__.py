@@ -26,20 +26,27 @@ def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None
         ConfigError: there is no run, or none has that metric.
         CheckpointError: a part of a run that is written to is a link.
     """
-    found = {path: [path] if (path / "config.yaml").is_file() else [*listing.find(path)] for path in paths}
-    empty = [path for path, below in found.items() if not below]
-    if empty:
-        raise ConfigError(f"{empty[0]}: no run is there" if empty[0].is_dir() else f"{empty[0]}: no such folder")
-    every = [run for below in found.values() for run in below]
-    folder = folder or (paths[0] if len(paths) == 1 else Path("report"))
-    if every == list(paths) and len(every) == 1:
+    every: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+        below = [run.resolve() for run in listing.find(path)]
+        if not below:
+            raise ConfigError(f"{path}: no run is there")
+        every |= dict.fromkeys(below)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: {folder} is a file, must be a folder")
+    if len(every) == 1:
         if metric is not None:
             raise ConfigError("--metric: says what runs are compared by, and this is a single run")
         from snnexp.report import single
 
-        return single.report(every[0], folder)
+        (path,) = every
+        return single.report(path, folder or path)
     from snnexp.report import comparison
+
+    folder = folder or (paths[0] if len(paths) == 1 else Path("report"))
 
     summaries = [path / "summary.csv" for path in paths if (path / "summary.csv").is_file()]
     title = ", ".join("/".join(path.resolve().parts[-2:]) for path in paths[:3]) + (", …" if len(paths) > 3 else "")
-    return comparison.report(every, folder, title, metric, summaries)
+    return comparison.report([*every], folder, title, metric, summaries)

@@ -60,12 +60,15 @@ class Comparison:
     groups: Sequence[Group]
 
     @property
-    def higher(self) -> bool:
+    def higher(self) -> bool | None:
         return higher_is_better(self.metric)
 
     @property
-    def better(self) -> str:
-        return "higher is better" if self.higher else "lower is better"
+    def order(self) -> str:
+        """In which order groups stand, and why."""
+        if self.higher is None:
+            return "lowest first"
+        return f"best first ({'higher' if self.higher else 'lower'} is better)"
 
     @property
     def keys(self) -> list[str]:
@@ -132,7 +135,7 @@ def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequenc
     if metric is not None and metric not in known:
         raise ConfigError(f"--metric: no finished run has {domains.shown(metric)}, {domains.closest(metric, known)}")
     metric = metric or default_metric(runs) or ""
-    groups = grouped(runs, parameters, metric, higher_is_better(metric))
+    groups = grouped(runs, parameters, metric, bool(higher_is_better(metric)))
     points = [point for path in summaries for point in lost(path, runs)]
     return Comparison(runs, points, configs, parameters, metric, groups)
 
@@ -157,7 +160,7 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
         # a point that failed is not told with its directory, but may have one
         started = not row.get("run") and any(values <= own.items() for own in stopped)
         if keys and row.get("run") not in there and not started:
-            reason = "its run directory is gone" if row.get("run") else row.get("reason") or ""
+            reason = "no run can be read in its directory" if row.get("run") else row.get("reason") or ""
             points.append(Point(row["status"] or "unknown", reason, overrides))
     return points
 
@@ -178,8 +181,8 @@ def _facts(found: Comparison) -> list[tuple[str, Any]]:
     seeds = sorted({run.seed for run in found.runs if run.seed is not None})
     few = len(seeds) <= MOST_LEVELS
     facts.append(("seeds", ", ".join(map(str, seeds)) or None if few else f"{len(seeds)}, {seeds[0]} to {seeds[-1]}"))
-    facts.append(("metric", f"{found.metric}, {found.better}" if found.metric else None))
-    if found.groups and found.parameters:
+    facts.append(("metric", found.metric or None))
+    if found.groups and found.parameters and found.higher is not None:
         best, one = found.groups[0], found.summary(found.groups[0])
         facts.append(("best mean", f"{page.cell(one.mean)} ({found.told(best)}, n = {one.n})"))
     for name, values in _made_with(found.runs).items():
@@ -216,7 +219,7 @@ def _groups(found: Comparison) -> list[Block]:
         [*group.values, one.n, one.mean, one.std, one.low, one.high]
         for group, one in zip(found.groups, summaries, strict=True)
     ]
-    caption = f"{found.metric} over seeds, best first ({found.better})"
+    caption = f"{found.metric} over seeds, {found.order}"
     if len(rows) > MOST_ROWS:
         tables: list[Block] = [
             Table(columns, rows[:MOST_ROWS], f"{caption}: the first {MOST_ROWS} of {len(rows)} groups"),
@@ -253,9 +256,20 @@ def _remarks(found: Comparison, summaries: Sequence[Summary]) -> list[str]:
     if others:
         more = ", …" if len(others) > 5 else ""
         remarks.append(f"Runs of one group differ in more than the seed: {', '.join(others[:5])}{more}.")
-    if found.metric.endswith("loss") and any(key.partition(".")[0] == "loss" for key in found.keys):
+    if found.metric.endswith("loss") and len(_losses(found)) > 1:
         remarks.append("Values of different losses cannot be compared.")
+    finished = [run for run in found.runs if run.status == "finished"]
+    unknown = [run.id for run in finished if any(run.path not in own.values for own in found.parameters)]
+    if unknown:
+        remarks.append(f"What {len(unknown)} runs were run with is not known, so they are in no group: {unknown[0]}.")
+    if found.higher is not None and found.metric.startswith("test/") and len(found.groups) > 1:
+        remarks.append("What is chosen by this table is chosen by the test split.")
     return remarks
+
+
+def _losses(found: Comparison) -> set[Level]:
+    runs = [run for group in found.groups for run in group.runs.values()]
+    return {found.configs[run.path]["loss._target_"] for run in runs if "loss._target_" in found.configs[run.path]}
 
 
 def _further(found: Comparison) -> list[Block]:
@@ -296,12 +310,12 @@ def _strips(found: Comparison) -> Picture:
     samples = {found.label(group): found.values(group) for group in groups}
     intervals = [_interval(found.summary(group)) for group in groups]
     figure = figures.strips(samples, intervals, ", ".join(found.names), found.metric)
-    which = f"the best {len(groups)} of {len(found.groups)} groups" if len(groups) < len(found.groups) else "each group"
+    which = _which(found, len(groups))
     rows = [(found.label(group), seed, value) for group in groups for seed, value in group.metric(found.metric).items()]
     return Picture(
         "seeds",
         figure,
-        f"{found.metric} of {which}, best first: a dot is a run, the line the mean, the bar its 95 % interval "
+        f"{found.metric} of {which}, {found.order}: a dot is a run, the line the mean, the bar its 95 % interval "
         "(none for one seed; cut off where it leaves the frame).",
         _columns(("group", "seed", found.metric), rows),
     )
@@ -348,7 +362,7 @@ def _heat_map(found: Comparison) -> Picture:
         for i, row in enumerate(rows)
         for j, column in enumerate(columns)
     ]
-    caption = f"Mean {found.metric} over seeds ({found.better}); a dash is where no run finished."
+    caption = f"Mean {found.metric} over seeds; a dash is where no run finished."
     return Picture("heat_map", figure, caption, _columns((*names, "n", "mean"), cells))
 
 
@@ -357,10 +371,12 @@ def _parallel(found: Comparison) -> Picture:
     values = {
         parameter.key: [group.values[i] for group in found.groups] for i, parameter in enumerate(found.parameters)
     }
+    # of those that finished, all may share a value
+    values = {key: levels for key, levels in values.items() if len(set(levels)) > 1}
     figure = figures.parallel(values, means, found.metric, "max" if found.higher else "min")
     caption = (
-        f"A line per group, through its value of each parameter to its mean {found.metric} ({found.better}); "
-        "the colour is that of the last axis, the widest line is the best."
+        f"A line per group, through its value of each parameter to its mean {found.metric}; the colour is "
+        "that of the last axis, the widest line is the first of the table."
     )
     return Picture("parallel", figure, caption, {**values, found.metric: means})
 
@@ -444,8 +460,9 @@ def _curves(found: Comparison) -> list[Block]:
     unread: list[str] = []
     rows = {run.path: _logged(run, unread) for group in groups for run in group.runs.values()}
     blocks: list[Block] = [Text(f"Not drawn: {'; '.join(unread[:5])}.")] if unread else []
-    few = len(groups) < len(found.groups)
-    which = f"the best {len(groups)} of {len(found.groups)} groups" if few else "each group"
+    if len(_losses(found)) > 1:
+        blocks.append(Text("The runs have different losses, whose values cannot be compared."))
+    which = _which(found, len(groups))
     for name, x in _panels([row for own in rows.values() for row in own]):
         drawn = {}
         for group in groups:
@@ -467,6 +484,12 @@ def _curves(found: Comparison) -> list[Block]:
                 )
             )
     return blocks
+
+
+def _which(found: Comparison, shown: int) -> str:
+    """The groups that are shown, where not all of them are."""
+    first = "first" if found.higher is None else "best"
+    return f"the {first} {shown} of {len(found.groups)} groups" if shown < len(found.groups) else "each group"
 
 
 def _logged(run: Facts, unread: list[str]) -> list[dict[str, Any]]:

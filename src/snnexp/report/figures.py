@@ -156,7 +156,8 @@ def output_membrane(
         axes.plot(membrane[:, back], color=GREY, linewidth=0.8, alpha=0.7)
         axes.plot(membrane[:, front], color=BLUE, linewidth=1.6)
         if threshold is not None:
-            axes.axhline(threshold[front[0]], color=ORANGE, linestyle="--", linewidth=1)
+            for height in np.unique(threshold[front]):
+                axes.axhline(height, color=ORANGE, linestyle="--", linewidth=1)
         if spikes is not None:
             # above all membranes: how often the chosen output and all others fire
             for height, which, colour in ((1.07, back, GREY), (1.02, front, BLUE)):
@@ -429,8 +430,7 @@ def _on(shade: float) -> str:
 
 
 def _log_if_wide(axes: Axes, values: Array) -> None:
-    finite = values[np.isfinite(values)]
-    if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
+    if is_long(values.tolist()):
         axes.set_yscale("log")
 
 
@@ -442,7 +442,7 @@ MEASURED_IN = {"accuracy": "fraction", "relative_error": "fraction", "synops": "
 LONGEST_LABEL = 34
 
 
-def short(text: object, most: int = LONGEST_LABEL) -> str:
+def cropped(text: object, most: int = LONGEST_LABEL) -> str:
     """A label that leaves room for the figure."""
     shown = f"{text:.4g}" if isinstance(text, float) else str(text)
     # matplotlib reads what stands between dollars as mathematics
@@ -454,7 +454,7 @@ def with_unit(name: str) -> str:
     """The name of a metric or parameter as an axis has it."""
     last = name.rpartition("/")[2]
     unit = MEASURED_IN.get(last) or UNITS.get(name.rpartition(".")[2])
-    return f"{short(name)} [{unit}]" if unit else short(name)
+    return f"{cropped(name)} [{unit}]" if unit else cropped(name)
 
 
 def is_long(values: Iterable[float]) -> bool:
@@ -500,10 +500,10 @@ def strips(
     if log:
         axes.set_xscale("log")
     axes.set_xlim(_framed(every, log))
-    axes.set_yticks(range(len(samples)), [short(label) for label in samples])
+    axes.set_yticks(range(len(samples)), [cropped(label) for label in samples])
     axes.set_ylim(len(samples) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(short(names, 60), loc="left", fontsize=8)
+    axes.set_title(cropped(names, 60), loc="left", fontsize=8)
     axes.set_xlabel(with_unit(metric))
     return figure
 
@@ -542,7 +542,7 @@ def response(
     axes.set_ylim(_framed(every, log))
     heights = sorted(_scale(levels)[0])
     if min(np.diff(heights), default=1.0) > 0.09:
-        axes.set_xticks(levels, [short(level) for level in levels])
+        axes.set_xticks(levels, [cropped(level) for level in levels])
         axes.minorticks_off()
     elif not is_long(levels):
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -578,9 +578,9 @@ def heat_map(
             axes.text(column, row, text, ha="center", va="center", color=_on(norm(mean)), fontsize=size)
         else:
             axes.text(column, row, "–", ha="center", va="center", color=INK, fontsize=size)  # noqa: RUF001
-    axes.set_yticks(range(len(rows)), [short(value) for value in rows])
-    crowded = sum(len(short(value)) + 2 for value in columns) > 55
-    axes.set_xticks(range(len(columns)), [short(value) for value in columns], rotation=45 * crowded)
+    axes.set_yticks(range(len(rows)), [cropped(value) for value in rows])
+    crowded = sum(len(cropped(value)) + 2 for value in columns) > 55
+    axes.set_xticks(range(len(columns)), [cropped(value) for value in columns], rotation=45 * crowded)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_ylabel(with_unit(names[0]))
@@ -624,7 +624,7 @@ def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metr
         last = place == places[-1]
         for height, label in ticks:
             axes.annotate(
-                short(label, 16),
+                cropped(label, 16),
                 (place, height),
                 (4, 0) if last else (-4, 1),
                 textcoords="offset points",
@@ -668,7 +668,7 @@ def shares(importance: Mapping[str, float], grey: Sequence[str] = ()) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(importance)), layout="constrained")
     axes = figure.subplots()
     colours = [GREY if name in grey else BLUE for name in importance]
-    axes.barh([short(name) for name in importance], list(importance.values()), color=colours, height=0.6)
+    axes.barh([cropped(name) for name in importance], list(importance.values()), color=colours, height=0.6)
     for row, share in enumerate(importance.values()):
         # on the side of the bar where its name does not stand
         axes.text(max(share, 0.0) + 0.015, row, f"{share:.2f}", va="center", fontsize=8)
@@ -697,7 +697,7 @@ def bands(groups: Mapping[str, tuple[Array, Array, Array, Array]], names: str, m
     for (label, (place, mean, low, high)), colour in zip(groups.items(), _cycle(groups), strict=True):
         axes.fill_between(place, low, high, color=colour, alpha=0.18, linewidth=0)
         marker = "o" if len(place) == 1 else None
-        axes.plot(place, mean, color=colour, label=short(label, 60), marker=marker, markersize=4)
+        axes.plot(place, mean, color=colour, label=cropped(label, 60), marker=marker, markersize=4)
     means = np.concatenate([mean for _, mean, _, _ in groups.values()])
     if is_long(means):
         axes.set_yscale("log")
@@ -706,7 +706,7 @@ def bands(groups: Mapping[str, tuple[Array, Array, Array, Array]], names: str, m
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(x)
     axes.set_ylabel(with_unit(metric))
-    figure.legend(loc="outside upper left", ncols=across, title=short(names, 60), alignment="left", title_fontsize=8)
+    figure.legend(loc="outside upper left", ncols=across, title=cropped(names, 60), alignment="left", title_fontsize=8)
     return figure
 
 
@@ -727,7 +727,7 @@ def pairs(first: Sequence[float], second: Sequence[float], labels: tuple[str, st
     axes.plot([0, 1], [np.mean(first), np.mean(second)], "-", color=INK, linewidth=2.5, marker="_", markersize=18)
     if is_long([*first, *second]):
         axes.set_yscale("log")
-    axes.set_xticks([0, 1], [short(label) for label in labels])
+    axes.set_xticks([0, 1], [cropped(label) for label in labels])
     axes.set_xlim(-0.4, 1.4)
     axes.set_ylabel(with_unit(metric))
     return figure

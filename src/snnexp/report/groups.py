@@ -167,8 +167,9 @@ def grouped(runs: Sequence[Facts], parameters: Sequence[Parameter], metric: str,
     """
     found: dict[tuple[Level, ...], dict[Any, list[Facts]]] = {}
     for run in sorted(runs, key=lambda run: run.id):
-        if run.status == "finished" and metric in run.metrics:
-            values = tuple(parameter.values.get(run.path, NOT_SET) for parameter in parameters)
+        known = all(run.path in parameter.values for parameter in parameters)
+        if run.status == "finished" and metric in run.metrics and known:
+            values = tuple(parameter.values[run.path] for parameter in parameters)
             seed = run.id if run.seed is None else run.seed
             found.setdefault(values, {}).setdefault(seed, []).append(run)
     groups = [

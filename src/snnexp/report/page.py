@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from snnexp import domains
 from snnexp.report import figures
-from snnexp.runs import write_atomically
+from snnexp.runs import write_atomically, write_figure
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,24 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
         sections: the page, in order; one without blocks is left out.
     """
     files = folder / "figures"
-    files.mkdir(parents=True, exist_ok=True)
     sections = [section for section in sections if section.blocks]
     inside: dict[str, str] = {}
     for block in (block for section in sections for block in section.blocks):
         if isinstance(block, Picture):
-            drawn = figures.svg(block.figure)
+            try:
+                drawn, image = figures.svg(block.figure), figures.png(block.figure)
+            except (ArithmeticError, ValueError) as error:
+                # axes that end beyond the largest number, say
+                inside[block.name] = f"<p>This cannot be drawn: {escape(str(error))}.</p>"
+                continue
             inside[block.name] = inline(block.name, drawn)
-            write_atomically(files / f"{block.name}.png", figures.png(block.figure))
-            write_atomically(files / f"{block.name}.svg", _on_white(drawn).encode())
+            write_figure(files, f"{block.name}.png", image)
+            write_figure(files, f"{block.name}.svg", _on_white(drawn).encode())
             if block.data:
                 rows = list(zip(*block.data.values(), strict=True))
-                write_atomically(files / f"{block.name}.csv", _csv(list(block.data), rows))
+                write_figure(files, f"{block.name}.csv", _csv(list(block.data), rows))
         elif isinstance(block, Table) and block.name:
-            write_atomically(files / f"{block.name}.csv", _csv(block.columns, block.rows))
+            write_figure(files, f"{block.name}.csv", _csv(block.columns, block.rows))
     # training draws pictures too, and writes no page
     from jinja2 import Environment, PackageLoader
 
@@ -112,7 +117,9 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
     environment.tests["picture"] = lambda block: isinstance(block, Picture)
     environment.tests["table"] = lambda block: isinstance(block, Table)
     html = environment.get_template("page.html").render(title=title, facts=facts, sections=sections, inside=inside)
-    write_atomically(folder / "report.html", html.encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    # a path or a text of others may hold what is no character
+    write_atomically(folder / "report.html", html.encode(errors="backslashreplace"))
     return folder / "report.html"
 
 
@@ -144,4 +151,4 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")

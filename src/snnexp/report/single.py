@@ -1,5 +1,6 @@
 """The page about one run: what was run, how it ended, what it measured, what the network does, where the time went."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from snnexp import config, domains
-from snnexp.errors import CheckpointError, ConfigError
+from snnexp.errors import CheckpointError
 from snnexp.report import figures, page
 from snnexp.report.figures import Array
 from snnexp.report.page import Block, Picture, Section, Table, Text
-from snnexp.report.snapshots import even, parts, pictures
+from snnexp.report.snapshots import drawers, even, parts
+from snnexp.report.statistics import is_number
 from snnexp.runs import Facts, Run, main_metric
 
 PJ_PER_ADDITION, PJ_PER_PRODUCT = 0.9, 3.7
@@ -21,9 +23,10 @@ ENERGY = (
     f"An estimate: {PJ_PER_ADDITION} pJ for each addition that a spike causes, and {PJ_PER_PRODUCT} pJ more for each "
     "multiplication where values come in instead of spikes (32-bit floating point, 45 nm; Horowitz, “Computing's "
     "energy problem”, ISSCC 2014). Memory, the neurons' own updates and communication are not counted, and no device "
-    "was measured. One pass without spikes is a network of the same layers that multiplies each input once, without "
-    "feedback."
+    "was measured. “Without spikes” is a network of the same layers that multiplies each input, once for each step "
+    "that brings another one, without feedback."
 )
+WITHOUT_SPIKES = "without spikes"
 PER_LAYER = {"firing_rate": "spikes per neuron and step", "dead": "dead", "saturated": "saturated", "synops": "synops"}
 Curve = tuple[Array, Array]
 """Where, and values; NaN where one was not finite."""
@@ -35,10 +38,9 @@ def report(path: Path, folder: Path) -> Path:
     What is missing or damaged is told on the page.
 
     Raises:
-        ConfigError: ``path`` is no run directory.
-        CheckpointError: a part of it is a link.
+        CheckpointError: ``folder`` has a link in the place of its figures.
     """
-    run = Run.open(path)
+    run = Run(path.resolve())
     facts = run.facts()
     told: list[str] = []
     cfg = _read(run.config, {}, told)
@@ -46,28 +48,54 @@ def report(path: Path, folder: Path) -> Path:
     # those before a damaged one are there
     _read(lambda: rows.extend(row for row in run.metrics() if isinstance(row, dict)), None, told)
     init, last, test = (_read(partial(run.arrays, name), {}, told) for name in ("init", "last", "test"))
-    drawn = _drawn(facts, init, last, test, told)
+    if not (init or last):
+        told.append("No snapshot of the network was recorded (logger.draw_every_n_epochs=0, or an older version).")
+    elif not last:
+        told.append("The run ended before its first drawing, so what the network does is shown before training alone.")
+    if not np.array_equal(test.get("step", -1), last.get("step", -1)):
+        # what a run added up to before it went on
+        test = {}
+    drawn: dict[str, Picture] = {}
+
+    def draw() -> None:
+        now = "after training" if facts.status == "finished" else f"after step {int(last['step'])}" if last else ""
+        for drawer in drawers({"before training": init, now: last}, test):
+            picture = _guarded(drawer, None, told)
+            drawn.update({picture.name: picture} if picture else {})
 
     def named(*names: str) -> list[Block]:
         return [drawn[name] for name in names if name in drawn]
 
-    sections = [
-        Section("What was run", _what_was_run(facts, cfg, told)),
-        Section("Result", _result(facts, cfg)),
-        Section("Training", _training(rows)),
-        Section("What the network does", named("trajectory", "predictions", "output_membrane", "spike_raster")),
-        Section("Which class is taken for which", named("confusion")),
-        Section("Neuron parameters", named("parameters")),
-        Section("Spikes and operations", [*named("firing_rates"), *_operations(facts, last)]),
-        Section("Gradients", [*named("gradient_norms"), *_norms(init, last)]),
-        Section("Where the time went", _time(facts)),
-        Section("The whole config", _whole(cfg)),
-    ]
+    changed = _guarded(lambda: _changed(facts, cfg, told), ("", []), told)
+    _guarded(draw, None, told)
+    sections = {
+        "What was run": lambda: _what_was_run(facts, cfg, *changed),
+        "Result": lambda: _result(facts, cfg, [key for key, *_ in changed[1]]),
+        "Training": lambda: _training(rows),
+        "What the network does": lambda: named("trajectory", "predictions", "output_membrane", "spike_raster"),
+        "Which class is taken for which": lambda: named("confusion"),
+        "Neuron parameters": lambda: named("parameters"),
+        "Spikes and operations": lambda: [*named("firing_rates"), *_operations(facts, last)],
+        "Gradients": lambda: [*named("gradient_norms"), *_norms(init, last)],
+        "Where the time went": lambda: _time(facts),
+        "The whole config": lambda: _whole(cfg),
+    }
+    built = [Section(title, _guarded(build, [], told)) for title, build in sections.items()]
     if not rows:
         told.append("There are no rows in metrics.jsonl, so there are no curves.")
     if told:
-        sections.insert(0, Section("What is missing", [Text(sentence) for sentence in dict.fromkeys(told)]))
-    return page.write(folder, f"{facts.experiment or facts.id}: {_headline(facts, cfg)}", _facts(facts), sections)
+        built.insert(0, Section("What is missing", [Text(sentence) for sentence in dict.fromkeys(told)]))
+    headline = _guarded(lambda: _headline(facts, cfg), facts.status, told)
+    return page.write(folder, f"{facts.experiment or facts.id}: {headline}", _facts(facts), built)
+
+
+def _guarded(build: Callable[[], Any], otherwise: Any, told: list[str]) -> Any:
+    """What ``build`` gives; ``otherwise`` where a file holds what no run writes, and a sentence for the page."""
+    try:
+        return build()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        told.append(f"A part of this page cannot be made of what the run holds: {type(error).__name__}, {error}.")
+        return otherwise
 
 
 def _read(read: Callable[[], Any], otherwise: Any, told: list[str]) -> Any:
@@ -118,28 +146,41 @@ def _facts(facts: Facts) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in lines if value is not None]
 
 
-def _what_was_run(facts: Facts, cfg: Mapping[str, Any], told: list[str]) -> list[Block]:
-    blocks: list[Block] = [Text(f"snnexp train {' '.join(facts.overrides)}")] if facts.overrides else []
+def _changed(
+    facts: Facts, cfg: Mapping[str, Any], told: list[str]
+) -> tuple[str, list[tuple[str, str | None, str | None]]]:
+    """The recipe's name, and each key in which the run differs from it, with both values; what was typed comes first.
+
+    Where a run comes from another version, its recipe may have been another too. Keys that decide nothing that is
+    computed are left out.
+    """
     typed = dict(override.lstrip("+~").partition("=")[::2] for override in facts.overrides)
     # a run from a notebook has the name of its recipe, unless it was given another
     choice = typed.get("experiment", "" if facts.overrides else str(cfg.get("name", "")))
-    try:
-        recipe = config.flat(config.compose([f"experiment={choice}"] if choice else []))
-    except ConfigError as error:
-        told.append(f"There is no recipe to compare with: {error}.")
-        return blocks
-    here = config.flat(cfg)
+    # nothing but a name is composed: an override of others could ask for more
+    if choice and choice not in config.choices("experiment"):
+        told.append(f"There is no recipe {domains.shown(choice)} here to compare with.")
+        return "", []
+    here, recipe = config.flat(cfg), config.flat(config.compose([f"experiment={choice}"] if choice else []))
     keys = [key for key in {**here, **recipe} if here.get(key) != recipe.get(key)]
+    keys = [key for key in keys if cfg and not key.startswith(config.MAY_CHANGE)]
     keys.sort(key=lambda key: key not in typed)
+    shown = [[domains.shown(side[key]) if key in side else None for side in (recipe, here)] for key in keys]
     name = f"experiment={choice}" if choice else "the defaults"
-    if not cfg or not keys:
-        return [*blocks, *([Text(f"This is {name}, with nothing changed.")] if cfg else [])]
-    cells = [[key, *(domains.shown(side[key]) if key in side else None for side in (recipe, here))] for key in keys]
-    caption = "What differs from the recipe: first what was typed, then what follows from it."
-    return [*blocks, Table(["key", name, "this run"], cells, caption, "differences")]
+    return name, [(key, before, now) for key, (before, now) in zip(keys, shown, strict=True)]
 
 
-def _result(facts: Facts, cfg: Mapping[str, Any]) -> list[Block]:
+def _what_was_run(
+    facts: Facts, cfg: Mapping[str, Any], recipe: str, changed: Sequence[tuple[str, str | None, str | None]]
+) -> list[Block]:
+    blocks: list[Block] = [Text(shlex.join(["snnexp", "train", *facts.overrides]))] if facts.overrides else []
+    if changed:
+        caption = "What differs from the recipe as it is here: first what was typed, then what follows from it."
+        return [*blocks, Table(["key", recipe, "this run"], changed, caption, "differences")]
+    return [*blocks, *([Text(f"This is {recipe}, with nothing changed.")] if cfg and recipe else [])]
+
+
+def _result(facts: Facts, cfg: Mapping[str, Any], changed: Sequence[str]) -> list[Block]:
     if not facts.metrics:
         return [Text(f"There are no test results: the run is {facts.status}.")]
     published = _published(cfg)
@@ -154,6 +195,10 @@ def _result(facts: Facts, cfg: Mapping[str, Any]) -> list[Block]:
             figure = published.get(name)
             rows.append([name, value, figure, None if figure is None else value - figure][: len(columns)])
     blocks: list[Block] = [Table(columns, rows, "On the test split, with the last weights.", "result")]
+    others = [key for key in changed if key.rpartition(".")[2] != "seed"]
+    if published and others:
+        differs = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+        blocks.append(Text(f"The published figure is that of the recipe, from which this run differs: {differs}."))
     if layers:
         shown = [name for name in PER_LAYER if any(name in values for values in layers.values())]
         caption = (
@@ -198,7 +243,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str, over: str, first: int = 0) -> Curve:
     found = [(row[over] + first, row[name]) for row in rows if name in row and isinstance(row.get(over), int)]
-    values = [value if isinstance(value, (int, float)) else np.nan for _, value in found]
+    values = [value if is_number(value) else np.nan for _, value in found]
     return np.array([where for where, _ in found], dtype=int), np.array(values, dtype=float)
 
 
@@ -214,21 +259,6 @@ def _data(curves: Mapping[str, Curve], over: str) -> dict[str, Array]:
     return columns
 
 
-def _drawn(facts: Facts, init: Any, last: Any, test: Any, told: list[str]) -> dict[str, Picture]:
-    if not (init or last):
-        told.append("No snapshot of the network was recorded (logger.draw_every_n_epochs=0, or an older version).")
-        return {}
-    try:
-        now = "after training" if facts.status == "finished" else f"after step {int(last['step'])}" if last else ""
-        found = pictures({"before training": init, now: last}, test)
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        told.append(f"The arrays in probe/ cannot be drawn: {type(error).__name__}, {error}.")
-        return {}
-    if not last:
-        told.append("The run ended before its first drawing, so what the network does is shown before training alone.")
-    return {picture.name: picture for picture in found}
-
-
 def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
     spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in parts(snapshot, "connections/")}
     if not spikes or None in spikes.values():
@@ -242,7 +272,8 @@ def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
         rows.append([layer, additions, values, energy])
         dense += float(connections)
     rows.append(["all layers", *(sum(row[column] for row in rows) for column in (1, 2, 3))])
-    rows.append(["one pass without spikes", 0.0, dense, dense * (PJ_PER_ADDITION + PJ_PER_PRODUCT) / 1e3])
+    dense *= max(1, int(snapshot["input_steps"]))
+    rows.append([WITHOUT_SPIKES, 0.0, dense, dense * (PJ_PER_ADDITION + PJ_PER_PRODUCT) / 1e3])
     columns = ["layer", "additions by spikes", "products of values", "energy (nJ)"]
     drawn = figures.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)")
     caption = "Estimated energy of one sample, by the layer that spikes or values arrive at."
@@ -273,7 +304,8 @@ def _time(facts: Facts) -> list[Block]:
     if not isinstance(wall_s, dict) or not wall_s.get("total"):
         return []
     spent = {name: float(value) for name, value in wall_s.items() if name != "total"}
-    told = f"{wall_s['total']:.1f} s in all"
+    since = ", since the run was resumed" if facts.record.get("resumed_at_step") else ""
+    told = f"{float(wall_s['total']):.1f} s in all{since}"
     rate = facts.record.get("samples_per_s")
     told += f", {rate:,.0f} samples per second while training." if isinstance(rate, (int, float)) else "."
     data = {"what": [*spent], "seconds": [*spent.values()]}

@@ -1,6 +1,6 @@
 """Pictures of what a network did with its probe batch; ``snnexp.probe`` says what a snapshot holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,43 +14,44 @@ ALWAYS = ("beta", "threshold", "tau_mem_inv", "v_th")
 """Parameters that are drawn even where all neurons share one value that stays."""
 
 
-def pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Picture]:
-    """Each figure that the snapshots have something for.
+def drawers(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Callable[[], Picture | None]]:
+    """What draws each figure; one that the snapshots have nothing for is None.
 
     Args:
         snapshots: title to snapshot, the newest last; empty ones are left out.
         test: what a test split adds up to; empty where there was none.
     """
     columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
-    drawn = [_rates(test)]
-    if columns:
-        newest, time = _newest(columns)
-        drawn += [
-            _raster(columns, time),
-            _membrane(columns, time),
-            _trajectory(columns, time),
-            _predictions(newest),
-            _confusion(newest, test),
-            _distributions({title: _parameters(columns, title) for title in columns}),
-            _gradients(columns, time),
-        ]
-    return [picture for picture in drawn if picture is not None]
+    if not columns:
+        return [lambda: _rates(test)]
+    newest, time = _newest(columns)
+    return [
+        lambda: _rates(test),
+        lambda: _raster(columns, time),
+        lambda: _membrane(columns, time),
+        lambda: _trajectory(columns, time),
+        lambda: _predictions(newest),
+        lambda: _confusion(newest, test),
+        lambda: _distributions({title: _parameters(columns, title) for title in columns}),
+        lambda: _gradients(columns, time),
+    ]
 
 
 def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Picture]:
     """Those that are drawn while a network trains: of the newest snapshot, beside the older ones where that is cheap.
 
-    Arguments as of :func:`pictures`.
+    Arguments as of :func:`drawers`.
     """
-    newest, time = _newest(snapshots)
-    now = {title: snapshot for title, snapshot in snapshots.items() if snapshot is newest}
+    columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
+    newest, time = _newest(columns)
+    now = {title: snapshot for title, snapshot in columns.items() if snapshot is newest}
     drawn = [
         _raster(now, time),
         _membrane(now, time),
-        _trajectory(snapshots, time),
+        _trajectory(columns, time),
         _predictions(newest),
         _confusion(newest, test),
-        _distributions({title: _moved(snapshots, title) for title in snapshots}),
+        _distributions({title: _moved(columns, title) for title in columns}),
     ]
     return [picture for picture in drawn if picture is not None]
 
@@ -62,7 +63,8 @@ def _newest(columns: Mapping[str, Snapshot]) -> tuple[Snapshot, str]:
 
 
 def _some_steps(snapshot: Snapshot) -> str:
-    shown, every = len(snapshot["membrane"]), int(snapshot["num_steps"])
+    shown = len(snapshot["membrane"])
+    every = int(snapshot.get("num_steps", shown))
     return f" The first {shown:,} of {every:,} steps." if shown < every else ""
 
 
@@ -118,6 +120,8 @@ def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
         }
     )
     caption = "Membranes of the readout, for one sample" + (f" of class {label}." if name else ".")
+    many = len({*newest["threshold"].tolist()}) if "threshold" in newest else 0
+    caption += f" The outputs have {many} thresholds, of which that is drawn." if name and many > 1 else ""
     caption += _some_steps(newest)
     return Picture("output_membrane", figures.output_membrane(drawn, chosen, name, time), caption, data)
 
@@ -133,12 +137,14 @@ def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
         f"{title}: sample {s + 1}": values[:, s] for title, values in curves.items() for s in range(values.shape[1])
     }
     caption = f"The membrane of the readout beside the trajectory that it shall follow.{_some_steps(newest)}"
+    size = int(newest.get(f"size/{newest['layers'][-1]}", 1))
+    caption += f" The first of {size} outputs." if size > 1 else ""
     return Picture("trajectory", figures.trajectory(drawn, target, time), caption, _by_step(data))
 
 
 def _predictions(snapshot: Snapshot) -> Picture | None:
     images = _as_images(snapshot["images"]) if "images" in snapshot else None
-    if images is None:
+    if images is None or not len(images):
         return None
     count = len(images)
     predicted, label = snapshot["predicted"], snapshot["label"]

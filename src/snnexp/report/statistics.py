@@ -4,6 +4,7 @@ Pure functions of numbers. Where too few are given to say something, the answer 
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -194,4 +195,4 @@ def importance(levels: Sequence[Any], metric: Sequence[float]) -> Importance:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a parameter's value has a place on an axis; true and false have not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
