@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from snnexp.cli import main
+from snnexp.runs import Run
 
 SNNEXP = [sys.executable, "-m", "snnexp.cli"]
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu"]
@@ -366,6 +367,11 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     losses = [[row["train/epoch_loss"] for row in run if "train/epoch_loss" in row] for run in rows]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert record(two)["metrics"]["test/l1"] == pytest.approx(record(one)["metrics"]["test/l1"], rel=1e-2)
+    for run in (one, two):
+        counted = Run(run).arrays("test")
+        assert (counted["samples"], counted["step"]) == (4, 4), "each sample once, whoever tested it"
+        assert (run / "figures" / "trajectory.png").exists()
+        assert "sync_dist" not in (run / "train.log").read_text()
 
 
 def test_a_disk_that_says_no(tmp_path: Path) -> None:

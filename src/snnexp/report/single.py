@@ -55,19 +55,12 @@ def report(path: Path, folder: Path) -> Path:
     if not np.array_equal(test.get("step", -1), last.get("step", -1)):
         # what a run added up to before it went on
         test = {}
-    drawn: dict[str, Picture] = {}
-
-    def draw() -> None:
-        now = "after training" if facts.status == "finished" else f"after step {int(last['step'])}" if last else ""
-        for drawer in drawers({"before training": init, now: last}, test):
-            picture = _guarded(drawer, None, told)
-            drawn.update({picture.name: picture} if picture else {})
+    drawn = _guarded(lambda: _drawn(facts, init, last, test, told), {}, told)
 
     def named(*names: str) -> list[Block]:
         return [drawn[name] for name in names if name in drawn]
 
     changed = _guarded(lambda: _changed(facts, cfg, told), ("", []), told)
-    _guarded(draw, None, told)
     sections = {
         "What was run": lambda: _what_was_run(facts, cfg, *changed),
         "Result": lambda: _result(facts, cfg, [key for key, *_ in changed[1]]),
@@ -107,6 +100,13 @@ def _read(read: Callable[[], Any], otherwise: Any, told: list[str]) -> Any:
     except OSError as error:
         told.append(f"{error.filename}: {error.strerror}.")
     return otherwise
+
+
+def _drawn(facts: Facts, init: Any, last: Any, test: Any, told: list[str]) -> dict[str, Picture]:
+    """Each picture that can be drawn, by its name."""
+    now = "after training" if facts.status == "finished" else f"after step {int(last['step'])}" if last else ""
+    drawn = [_guarded(draw, None, told) for draw in drawers({"before training": init, now: last}, test)]
+    return {picture.name: picture for picture in drawn if picture is not None}
 
 
 def _headline(facts: Facts, cfg: Mapping[str, Any]) -> str:
