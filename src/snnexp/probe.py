@@ -45,7 +45,7 @@ from snnexp.seeds import fold
 from snnexp.task import Task
 
 LOG = logging.getLogger(__name__)
-SAMPLES, IMAGES, TRAJECTORIES = 128, 27, 4
+SAMPLES, IMAGES, TRAJECTORIES = 64, 27, 4
 """The batch at most, and how many of its samples are shown."""
 NEURONS, STEPS = 400, 1000
 """What is shown of a sample at most."""
