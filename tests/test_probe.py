@@ -148,6 +148,15 @@ class TestRuns:
         assert not (unseen / "probe").exists()
         assert not (unseen / "figures").exists()
 
+    def test_random_spikes_are_the_same_each_time(self, tiny_mnist: Path) -> None:
+        # a learning rate that leaves the weights where they are
+        still = ["experiment=mnist_rleaky_count", "encoder=bernoulli", "optimizer.lr=1e-30", *MNIST]
+        found = Run(run(compose(still)).path)
+        init, last = found.arrays("init"), found.arrays("last")
+        assert init["spikes/hidden1"].any()
+        assert np.array_equal(init["spikes/hidden1"], last["spikes/hidden1"])
+        assert np.array_equal(init["membrane"], last["membrane"])
+
     def test_before_and_after_are_the_weights_of_the_first_and_last_checkpoint(self) -> None:
         folder = run(compose([*REGRESSION, *ALWAYS])).path
         parts = build(compose(REGRESSION))
