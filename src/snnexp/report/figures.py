@@ -503,7 +503,7 @@ def strips(
     axes.set_yticks(range(len(samples)), [cropped(label) for label in samples])
     axes.set_ylim(len(samples) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(cropped(names, 60), loc="left", fontsize=8)
+    axes.set_title(cropped(names, 34), loc="left", fontsize=8)
     axes.set_xlabel(with_unit(metric))
     return figure
 

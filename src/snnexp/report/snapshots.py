@@ -167,7 +167,7 @@ def _confusion(snapshot: Snapshot, test: Snapshot) -> Picture | None:
     else:
         return None
     data = {"true class": range(len(counts))} | {f"taken for {k}": counts[:, k] for k in range(len(counts))}
-    caption = f"Which class was taken for which, of the {int(counts.sum()):,} samples of {what}."
+    caption = f"Which class was taken for which, over all samples of {what} ({int(counts.sum()):,})."
     return Picture("confusion", figures.confusion(counts), caption, data)
 
 
@@ -177,7 +177,7 @@ def _rates(test: Snapshot) -> Picture | None:
         return None
     trials = int(test["samples"]) * int(test["num_steps"])
     rates = {layer: count / trials for layer, count in spikes.items()}
-    caption = f"How often each neuron fires, over the {int(test['samples']):,} samples of the test split."
+    caption = f"How often each neuron fires, over all samples of the test split ({int(test['samples']):,})."
     return Picture("firing_rates", figures.rate_distribution(rates, "step"), caption, even(rates))
 
 
