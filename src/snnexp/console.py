@@ -143,8 +143,8 @@ def curve(
     points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
     if not points:
         return []
-    # numbers take ten letters at most
-    columns = width - 12
+    # numbers take twelve letters at most, -999,999,999
+    columns = width - 14
     across, down = (2 * columns, 4 * height) if fancy else (columns, height)
     means = _binned(points, across)
     low, high = min(means), max(means)
