@@ -5,8 +5,9 @@ The same pictures are written beside it, as PNG and SVG, with their data as CSV.
 
 import csv
 import io
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -61,13 +62,13 @@ class Picture:
         name: its files are ``figures/<name>.png``, ``.svg`` and ``.csv``.
         figure: see :mod:`snnexp.report.figures`.
         caption: what is seen, for those too who cannot see it.
-        data: what was drawn, columns of equal length.
+        data: what was drawn, in columns; where one is shorter, its last cells are empty.
     """
 
     name: str
     figure: Figure
     caption: str
-    data: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    data: Mapping[str, Iterable[Any]] = field(default_factory=dict)
 
 
 Block = Text | Table | Picture
@@ -105,7 +106,7 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
             write_figure(files, f"{block.name}.png", image)
             write_figure(files, f"{block.name}.svg", _on_white(drawn).encode())
             if block.data:
-                rows = list(zip(*block.data.values(), strict=True))
+                rows = list(itertools.zip_longest(*block.data.values(), fillvalue=""))
                 write_figure(files, f"{block.name}.csv", _csv(list(block.data), rows))
         elif isinstance(block, Table) and block.name:
             write_figure(files, f"{block.name}.csv", _csv(block.columns, block.rows))

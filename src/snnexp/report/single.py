@@ -13,7 +13,7 @@ from snnexp.errors import CheckpointError
 from snnexp.report import figures, page
 from snnexp.report.figures import Array
 from snnexp.report.page import Block, Picture, Section, Table, Text
-from snnexp.report.snapshots import drawers, even, parts
+from snnexp.report.snapshots import drawers, parts
 from snnexp.report.statistics import is_number
 from snnexp.runs import Facts, Run, main_metric
 
@@ -219,12 +219,12 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     if len(iteration[0]) or epochs:
         data = _data({"train/loss": iteration}, "iteration") | _data(epochs, "epoch")
         caption = "The loss of training steps, and its mean over epochs."
-        blocks.append(Picture("loss", figures.loss_curves(iteration, epochs), caption, even(data)))
+        blocks.append(Picture("loss", figures.loss_curves(iteration, epochs), caption, data))
     accuracy = _there({split: _curve(rows, f"{split}/accuracy", "step") for split in ("train", "val")})
     if accuracy:
         caption = "Accuracy on the batch of a training step, and on the validation split where there is one."
         drawn = figures.activity({"accuracy": accuracy})
-        blocks.append(Picture("accuracy", drawn, caption, even(_data(accuracy, "iteration"))))
+        blocks.append(Picture("accuracy", drawn, caption, _data(accuracy, "iteration")))
     panels = {}
     for measure, label in (("firing_rate", "spikes per neuron and step"), ("dead", "fraction of dead neurons")):
         names = [
@@ -237,7 +237,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
         data = {}
         for label, curves in panels.items():
             data |= _data({f"{label}, {layer}": curve for layer, curve in curves.items()}, "iteration")
-        blocks.append(Picture("activity", figures.activity(panels), caption, even(data)))
+        blocks.append(Picture("activity", figures.activity(panels), caption, data))
     return blocks
 
 

@@ -83,12 +83,6 @@ def _raster(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
     }
     if not any(drawn.values()):
         return None
-    rows = [
-        (title, layer, step, neurons[index])
-        for title, layers in drawn.items()
-        for layer, (spikes, neurons, _) in layers.items()
-        for step, index in zip(*np.nonzero(spikes), strict=True)
-    ]
     some = [
         f"{len(neurons)} of {size:,} neurons of {layer}"
         for layer, (_, neurons, size) in [*drawn.values()][-1].items()
@@ -96,7 +90,13 @@ def _raster(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
     ]
     caption = "Spikes of one sample" + (f" ({', '.join(some)} are shown)." if some else ".")
     caption += _some_steps([*columns.values()][-1])
-    data = dict(zip(("when", "layer", "step", "neuron"), zip(*rows, strict=True), strict=False))
+    table: list[tuple[Array, ...]] = []
+    for title, layers in drawn.items():
+        for layer, (spikes, neurons, _) in layers.items():
+            step, index = np.nonzero(spikes)
+            table.append((np.repeat(title, len(step)), np.repeat(layer, len(step)), step, neurons[index]))
+    whole = map(np.concatenate, zip(*table, strict=True))
+    data = dict(zip(("when", "layer", "step", "neuron"), whole, strict=True))
     return Picture("spike_raster", figures.spike_raster(drawn, time), caption, data)
 
 
@@ -178,7 +178,7 @@ def _rates(test: Snapshot) -> Picture | None:
     trials = int(test["samples"]) * int(test["num_steps"])
     rates = {layer: count / trials for layer, count in spikes.items()}
     caption = f"How often each neuron fires, over all samples of the test split ({int(test['samples']):,})."
-    return Picture("firing_rates", figures.rate_distribution(rates, "step"), caption, even(rates))
+    return Picture("firing_rates", figures.rate_distribution(rates, "step"), caption, rates)
 
 
 def _as_images(values: Array) -> Array | None:
@@ -232,15 +232,9 @@ def _distributions(drawn: Mapping[str, Mapping[str, Array]]) -> Picture | None:
     if not any(drawn.values()):
         return None
     caption = "Neuron parameters: how many neurons have which value; a line where all of a layer share one."
-    data = even({f"{title}: {name}": values for title, column in drawn.items() for name, values in column.items()})
+    data = {f"{title}: {name}": values for title, column in drawn.items() for name, values in column.items()}
     return Picture("parameters", figures.distributions(drawn), caption, data)
 
 
-def even(columns: Mapping[str, Sequence[Any] | Array]) -> dict[str, list[Any]]:
-    """Columns as long as the longest, for a CSV file."""
-    longest = max(map(len, columns.values()))
-    return {name: [*values, *[""] * (longest - len(values))] for name, values in columns.items()}
-
-
-def _by_step(curves: Mapping[str, Array]) -> dict[str, list[Any]]:
-    return even({"step": range(max(map(len, curves.values()))), **curves})
+def _by_step(curves: Mapping[str, Array]) -> dict[str, Sequence[int] | Array]:
+    return {"step": range(max(map(len, curves.values()))), **curves}
