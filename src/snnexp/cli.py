@@ -1,14 +1,11 @@
 """The command line. Nothing is imported before a verb needs it."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-"""What the disk says when it names no file."""
 HELP = """\
 Train spiking neural networks from YAML configs.
 
@@ -51,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from snnexp.domains import closest
 
         return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], VERBS)}; see snnexp --help")
-    from snnexp.errors import SnnexpError, about_disk
+    from snnexp.errors import DISK, SnnexpError, about_disk
 
     # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -109,6 +106,15 @@ def _train(arguments: list[str]) -> int:
 
 
 def _resume(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    if arguments and (Path(arguments[0]) / "sweep.json").is_file():
+        from snnexp.errors import ConfigError
+        from snnexp.sweeps import driver
+
+        if arguments[1:]:
+            raise ConfigError(f"resume: a sweep goes on as it was started, got {' '.join(arguments[1:])}")
+        return driver.resume(Path(arguments[0]))
     asked = _of_a_run("resume", arguments)
     from snnexp.experiment import resume
 

@@ -136,6 +136,44 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
     return cfg, node
 
 
+def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None) -> Iterator[DictConfig]:
+    """The config of each point of a sweep, as :func:`composed` gives it, in a fifth of the time.
+
+    Hydra makes all choices first and sets values afterwards, so that points which differ in values share what was
+    composed. A value that stands beside another one for the same part of the config is left to Hydra.
+
+    Raises:
+        ConfigError: as :func:`composed`.
+    """
+    shared: dict[tuple[str, ...], DictConfig] = {}
+    parser = OverridesParser.create()
+    for point in points:
+        point = quoted(point)
+        with _explained(point):
+            parsed = parser.parse_overrides(point)
+        keys = [str(override.key_or_group) for override in parsed]
+        values = [override for override in parsed if _is_alone(override, keys)]
+        choices = tuple(str(override.input_line) for override in parsed if override not in values)
+        if choices not in shared:
+            shared[choices] = composed(choices, folder)[0]
+        cfg = shared[choices].copy()
+        try:
+            for override in values:
+                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=True)
+        except OmegaConfBaseException:
+            # Hydra's own words tell what is wrong
+            cfg = composed(point, folder)[0]
+        yield cfg
+
+
+def _is_alone(override: Override, keys: Sequence[str]) -> bool:
+    """Whether an override sets a value, and no other one sets it, a part of it, or what it is a part of."""
+    key = str(override.key_or_group)
+    plain = override.get_key_element() == key and "/" not in key and "@" not in key
+    mine = [other for other in keys if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")]
+    return plain and key not in GROUPS and not key.startswith("hydra") and mine == [key]
+
+
 def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
     """The overrides of each point of a sweep; what cannot be listed, such as an interval, is left out of them.
 
@@ -315,6 +353,11 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise ConfigError(f"{change}, and the learning rates so far depend on it; start a new run")
         if new[key] < old[key]:
             raise ConfigError(f"{change}, and a run cannot become shorter")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A checked config as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg))
 
 
 def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -271,6 +271,13 @@ DOMAINS: dict[str, Domain] = {
     "draw_every_n_epochs": INDEX,
     "draw_every_s": NOT_NEGATIVE,
     "tensorboard": FLAG,
+    # sweeps
+    "workers": Either(COUNT, NULL),
+    "threads": Either(COUNT, NULL),
+    "gpus": Either(INDEX, NULL),
+    "members": COUNT,
+    "timeout_s": Either(POSITIVE, NULL),
+    "memory_gb": Either(POSITIVE, NULL),
 }
 
 

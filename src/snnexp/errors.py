@@ -1,5 +1,6 @@
 """What can end a run early, and the exit code that the command line gives it."""
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,17 @@ class InterruptedRunError(SnnexpError):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum
+
+
+class PrunedError(SnnexpError):
+    """A search has given the run up, for others do better; it can be resumed."""
+
+    exit_code = 0
+    status = "interrupted"
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+"""What the disk says when it has no more room, or is none."""
 
 
 def about_disk(error: OSError) -> str:

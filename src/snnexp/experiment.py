@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,13 +48,21 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = None) -> Record:
+def run(
+    cfg: DictConfig,
+    overrides: Sequence[str] = (),
+    parent: Path | None = None,
+    begun: Callable[[Path], object] = lambda path: None,
+    watching: Sequence[Callback] = (),
+) -> Record:
     """Train, test and record.
 
     Args:
         cfg: a checked config, from :func:`compose`.
         overrides: what was typed, for the record.
         parent: the folder in which the run directory is made, ``<logger.root>/<name>`` by default.
+        begun: told the run directory, once it is there.
+        watching: callbacks of Lightning's besides the run's own; they have no state that a checkpoint would keep.
 
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
@@ -66,15 +74,16 @@ def run(cfg: DictConfig, overrides: Sequence[str] = (), parent: Path | None = No
             folder = parent or Path(cfg.logger.root) / cfg.name
             run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, _facts(cfg, parts))
             os.environ[RUN_DIR] = str(run_dir.path.absolute())
+            begun(run_dir.path)
         else:
             run_dir = Run(Path(os.environ[RUN_DIR]))
         with _recorded(run_dir, parts), _memory_told():
-            _watch(cfg, parts, run_dir, signals)
+            _watch(cfg, parts, run_dir, signals, watching)
             record = _carry_out(cfg, parts, run_dir, clock, signals)
         return _shown(cfg, parts, record)
 
 
-def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
+def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callback] = ()) -> Record:
     """Go on with a run that did not finish, to the same end as if nothing had stopped it.
 
     On the same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was
@@ -83,6 +92,7 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
     Args:
         path: the run directory.
         overrides: changes of keys that do not decide what is computed, such as ``trainer.max_epochs=20``.
+        watching: as of :func:`run`.
 
     Raises:
         ConfigError: it is no run directory, or a key changed that decides what the run computes.
@@ -102,7 +112,7 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> Record:
             cfg = without_download(config.change(saved, overrides), overrides)
             config.require_same(saved, cfg)
             parts = build(cfg)
-            saver = _watch(cfg, parts, run_dir, signals)
+            saver = _watch(cfg, parts, run_dir, signals, watching)
             before = run_dir.read()
             found = _find(cfg, parts, run_dir)
             reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
@@ -244,7 +254,9 @@ def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
     return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
 
 
-def _watch(cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals) -> saving.Checkpoints:
+def _watch(
+    cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals, others: Sequence[Callback]
+) -> saving.Checkpoints:
     """Give the trainer all that watches a run; returns what saves it."""
     logger = cfg.logger
     text = json.dumps(OmegaConf.to_container(cfg))
@@ -260,7 +272,7 @@ def _watch(cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals)
     drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often)
     histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
     # what saves comes after what counts, what stops comes last
-    parts.trainer.callbacks += [*watching, histograms, saver, drawing, signals]  # type: ignore[attr-defined]
+    parts.trainer.callbacks += [*watching, histograms, saver, drawing, *others, signals]  # type: ignore[attr-defined]
     return saver
 
 

@@ -3,10 +3,7 @@
 import itertools
 import os
 import sys
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, domains, runs
-from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError, about_disk
+from snnexp import config, domains
+from snnexp.errors import ConfigError, SnnexpError
 
 CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
@@ -39,17 +36,8 @@ PLAIN = (
 SWEEP = ("--multirun", "-m")
 SHOW = (*CFG_FLAGS, "--info", "-i", "--hydra-help", "--version")
 COMPLETE = ("--shell-completion", "-sc")
-
-
-@dataclass
-class Point:
-    """One point of a sweep, and how it ended."""
-
-    overrides: list[str]
-    status: str
-    run: Path | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
+Point = tuple[list[str], DictConfig]
+"""The overrides of a point of a sweep, and its config."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -68,7 +56,7 @@ def train(arguments: Sequence[str]) -> int:
     jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
     try:
         if not any(flag in COMPLETE for flag in flags):
-            check(flags, overrides)
+            jobs.points = check(flags, overrides)
             overrides = [config.NO_SEARCH, *overrides]
         sys.argv = [typed[0], *flags, *overrides]
         hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
@@ -76,7 +64,9 @@ def train(arguments: Sequence[str]) -> int:
         raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
     finally:
         sys.argv = typed
-    return jobs.finish()
+    if jobs.error is not None:
+        raise jobs.error
+    return jobs.code
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -111,8 +101,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def check(flags: Sequence[str], overrides: Sequence[str]) -> None:
-    """Compose and check what Hydra is going to compose, each point of a sweep before the first one starts.
+def check(flags: Sequence[str], overrides: Sequence[str]) -> list[Point]:
+    """Compose and check what Hydra is going to compose; returns the points of a sweep, all before the first starts.
 
     Raises:
         ConfigError: a point cannot work, or would make Hydra do more than start runs.
@@ -122,22 +112,22 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> None:
         # Hydra itself starts with what all points share, which another choice may replace in each of them
         _, node = config.composed(config.shared(overrides), folder)
         params = node["sweeper"].get("params") or {}
-        for point in config.points([*(f"{key}={value}" for key, value in params.items()), *overrides], folder):
-            config.check(config.composed(point, folder)[0])
-    else:
-        cfg, _ = config.composed(overrides, folder)
-        if not any(flag in SHOW for flag in flags):
-            config.check(cfg)
+        points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *overrides], folder)]
+        return [
+            (point, config.check(cfg)) for point, cfg in zip(points, config.composed_points(points, folder), strict=True)
+        ]
+    cfg, _ = config.composed(overrides, folder)
+    if not any(flag in SHOW for flag in flags):
+        config.check(cfg)
+    return []
 
 
 class Jobs:
-    """The function that Hydra calls with a composed config, once per run."""
+    """What Hydra calls: with a composed config for a run, and through our launchers for a sweep."""
 
-    def __init__(self, program: str, flags: list[str]) -> None:
-        self.program = program
-        self.flags = flags
-        self.points: list[Point] = []
-        self.sweep: Path | None = None
+    def __init__(self, program: str, flags: list[str], points: Sequence[Point] = ()) -> None:
+        self.program, self.flags, self.points = program, flags, points
+        self.code = 0
         self.error: BaseException | None = None
         self.__name__ = "train"
 
@@ -150,103 +140,21 @@ class Jobs:
 
     def _start(self, cfg: DictConfig) -> None:
         job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            raise ConfigError("hydra.launcher: snnexp sweeps through its own; there are processes, slurm and stacked")
         # as text: an interpolation in it belongs to the config, not to this list
         overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
         checked = config.check(cfg)
         # ddp starts its processes by the command line, which must then ask for this one run
         sys.argv = [self.program, "train", *self.flags, *overrides]
-        if job.mode == RunMode.MULTIRUN:
-            self.sweep = Path(job.runtime.output_dir).parent
-            self._run_point(checked, overrides, Path(job.runtime.output_dir))
-        else:
-            from snnexp.experiment import run
-
-            run(checked, overrides)
-
-    def _run_point(self, cfg: DictConfig, overrides: list[str], folder: Path) -> None:
         from snnexp.experiment import run
 
-        print(f"\npoint {len(self.points) + 1}: {' '.join(overrides)}", flush=True)
-        try:
-            record = run(cfg, overrides, folder)
-        except InterruptedRunError as error:
-            # Hydra catches every Exception of a job and would go on to the next
-            self._add(Point(overrides, error.status, reason=str(error)))
-            self._tell()
-            print(f"snnexp: {error}", file=sys.stderr)
-            raise SystemExit(error.exit_code) from error
-        except OSError as error:
-            # the next point would meet the same disk
-            reason = about_disk(error)
-            print(f"snnexp: {reason}", file=sys.stderr)
-            with suppress(OSError):
-                self._add(Point(overrides, "failed", reason=reason))
-            raise SystemExit(74) from error
-        except Exception as error:
-            if not isinstance(error, SnnexpError):
-                traceback.print_exc()
-            reason = " ".join(str(error).split()) or type(error).__name__
-            print(f"snnexp: {reason}", file=sys.stderr)
-            self._add(Point(overrides, getattr(error, "status", "failed"), reason=reason))
-        else:
-            self._add(Point(overrides, record.status, record.path, record.metrics))
+        run(checked, overrides)
 
-    def _add(self, point: Point) -> None:
-        # after each point: a sweep that is killed leaves what it has measured
-        self.points.append(point)
-        assert self.sweep is not None
-        rows, _ = self._rows()
-        runs.write_summary(self.sweep / "summary.csv", rows)
+    def sweep(self, folder: str, launcher: Mapping[str, Any]) -> None:
+        """Run the points that were listed, as a launcher of ours asks for it."""
+        from snnexp.sweeps import driver
 
-    def finish(self) -> int:
-        """After the last job: raise what ended a single run, or print the table of a sweep; returns the exit code."""
-        if self.error is not None:
-            raise self.error
-        if self.points:
-            self._tell()
-        return 7 if any(point.status != "finished" for point in self.points) else 0
-
-    def _rows(self) -> tuple[list[dict[str, Any]], list[str]]:
-        varied = _varied([point.overrides for point in self.points])
-        names = sorted({name for point in self.points for name in point.metrics})
-        rows = [
-            {
-                **{key: dict(_pairs(point.overrides)).get(key, "") for key in varied},
-                "status": point.status,
-                **{name: point.metrics.get(name) for name in names},
-                "run": "" if point.run is None else point.run.name,
-                "reason": point.reason,
-            }
-            for point in self.points
-        ]
-        # those of single layers have no place in a line
-        shown = [*varied, "status", *(name for name in names if name.count("/") == 1 and name != "test/synops")]
-        return rows, shown
-
-    def _tell(self) -> None:
-        from rich.table import Table
-
-        from snnexp.console import console, show_path
-
-        assert self.sweep is not None
-        rows, shown = self._rows()
-        table = Table(*shown, box=None, pad_edge=False)
-        for row in rows:
-            cells: list[Any] = [row[name] for name in shown]
-            table.add_row(
-                *("" if cell is None else domains.number(cell) if isinstance(cell, float) else cell for cell in cells)
-            )
-        terminal = console()
-        terminal.print()
-        terminal.print(table)
-        terminal.print(f"sweep {show_path(self.sweep)}")
-
-
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    return [(key.lstrip("+"), value) for key, _, value in (override.partition("=") for override in overrides)]
-
-
-def _varied(points: Sequence[Sequence[str]]) -> list[str]:
-    """The keys whose values differ between points."""
-    first = _pairs(points[0])
-    return [key for key, value in first if any(dict(_pairs(point)).get(key) != value for point in points)]
+        points = [(overrides, config.plain(cfg)) for overrides, cfg in self.points]
+        name = str(self.points[0][1].name)
+        self.code = driver.start(Path(folder), name, points, launcher, [self.program, *self.flags])

@@ -236,7 +236,7 @@ class Run:
         """
         path = self.path / "run.json"
         try:
-            record = json.loads(_regular(path, at_most=2**20))
+            record = json.loads(plain_file(path, at_most=2**20))
         except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: missing or damaged") from error
         if not isinstance(record, dict):
@@ -306,7 +306,7 @@ class Run:
                 if _is_finite_number(value)
             },
             exit_code=exit_code if isinstance(exit_code, int) else None,
-            progress=None if status == "finished" else self._progress(),
+            progress=None if status == "finished" else self.progress(),
             record=record,
         )
 
@@ -330,9 +330,10 @@ class Run:
         seconds = last - started.timestamp()
         return seconds if seconds >= 0 else None
 
-    def _progress(self) -> dict[str, int] | None:
+    def progress(self) -> dict[str, int] | None:
+        """``step`` and ``epoch`` of the last row of metrics.jsonl, both from 0."""
         try:
-            rows = _regular(self.path / "metrics.jsonl", last=2**16).split(b"\n")
+            rows = plain_file(self.path / "metrics.jsonl", last=2**16).split(b"\n")
             # behind the last line break is nothing, or a row that was torn
             row = json.loads(rows[-2])
             return {name: int(row[name]) for name in ("step", "epoch")}
@@ -361,7 +362,7 @@ class Run:
             CheckpointError: a row is no JSON.
         """
         path = self.path / "metrics.jsonl"
-        for number, line in enumerate(_regular(path, at_most=MAX_METRICS_BYTES).splitlines(keepends=True), 1):
+        for number, line in enumerate(plain_file(path, at_most=MAX_METRICS_BYTES).splitlines(keepends=True), 1):
             if line.endswith(b"\n"):
                 try:
                     yield json.loads(line)
@@ -398,7 +399,7 @@ class Run:
             return {}
         if self.probe.is_symlink():
             raise CheckpointError(f"{self.probe}: a link, and a run directory may not lead elsewhere")
-        content = _regular(path, at_most=MAX_ARRAYS_BYTES)
+        content = plain_file(path, at_most=MAX_ARRAYS_BYTES)
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 # what is packed may unpack to any size
@@ -418,12 +419,12 @@ class Run:
     def has_metrics(self, so_far: Mapping[str, Any]) -> bool:
         """Whether metrics.jsonl begins with the rows that :meth:`metrics_so_far` told of."""
         length, digest = int(so_far["bytes"]), str(so_far["sha256"])
-        content = _regular(self.path / "metrics.jsonl")[:length]
+        content = plain_file(self.path / "metrics.jsonl")[:length]
         return len(content) == length and hashlib.sha256(content).hexdigest() == digest
 
     def rewind(self, length: int) -> None:
         """Cut metrics.jsonl to its first ``length`` bytes, and go on from there."""
-        content = _regular(self.path / "metrics.jsonl")[:length]
+        content = plain_file(self.path / "metrics.jsonl")[:length]
         write_atomically(self.path / "metrics.jsonl", content)
         self._written, self._digest = length, hashlib.sha256(content)
 
@@ -536,7 +537,7 @@ def _plain_yaml(path: Path) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     try:
-        content = _regular(path, at_most=2**20)
+        content = plain_file(path, at_most=2**20)
         for event in yaml.parse(content, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             # aliases multiply, tags build what they like, and nested deep enough the loader crashes
@@ -547,7 +548,7 @@ def _plain_yaml(path: Path) -> Any:
         raise CheckpointError(f"{path}: missing or damaged") from error
 
 
-def _regular(path: Path, at_most: int | None = None, last: int | None = None, follow: bool = False) -> bytes:
+def plain_file(path: Path, at_most: int | None = None, last: int | None = None, follow: bool = False) -> bytes:
     """The content of a plain file, or its last bytes: a pipe would wait for ever, a device never end.
 
     A link in a run directory of others may lead to what is nobody's business, and is followed only if told so.
@@ -609,10 +610,10 @@ def read_checkpoint(path: Path, at_most: int | None = None, foreign: bool = Fals
         CheckpointError: it is missing, or is not the file that was written.
     """
     try:
-        vouched, content = _vouched(path), _regular(path, at_most, follow=foreign)
+        vouched, content = _vouched(path), plain_file(path, at_most, follow=foreign)
         if vouched and hashlib.sha256(content).hexdigest() not in vouched:
             # its run may have replaced it just now
-            vouched, content = _vouched(path), _regular(path, at_most, follow=foreign)
+            vouched, content = _vouched(path), plain_file(path, at_most, follow=foreign)
     except OSError as error:
         raise CheckpointError(f"{path}: checkpoint cannot be read: {error.strerror}") from error
     if not vouched and not foreign:
@@ -632,7 +633,7 @@ def _vouch(path: Path, *digests: str) -> None:
 
 def _vouched(path: Path) -> list[str]:
     try:
-        return _regular(_checksum(path), at_most=4096, follow=True).decode("ascii").split()[::2]
+        return plain_file(_checksum(path), at_most=4096, follow=True).decode("ascii").split()[::2]
     except (FileNotFoundError, UnicodeDecodeError):
         return []
 

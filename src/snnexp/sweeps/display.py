@@ -1,0 +1,149 @@
+"""What is seen of a sweep: one live table in a terminal, a line for each point elsewhere, and a table at the end."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from snnexp import domains, runs
+from snnexp.console import clock, show_path
+from snnexp.domains import number
+from snnexp.runs import Run
+from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
+
+MOST_LINES = 8
+"""Points under way that are listed one by one."""
+
+
+class Display:
+    """A live view of a ledger.
+
+    Args:
+        terminal: where it is shown.
+        ledger: what is shown.
+        metric: what the best point is chosen by; None for the main measure of the runs.
+        total: points in all, where more are still to come.
+    """
+
+    plain_every_s = 20.0
+    live_every_s = 0.5
+
+    def __init__(self, terminal: Console, ledger: Ledger, metric: str | None = None, total: int | None = None) -> None:
+        self.terminal, self.ledger, self.metric, self.total = terminal, ledger, metric, total
+        self.live = Live(console=terminal, auto_refresh=False, transient=True) if terminal.is_terminal else None
+        self.began = self.drawn_at = time.monotonic()
+        self.ended_here = 0
+
+    def __enter__(self) -> "Display":
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def ended(self, point: Point) -> None:
+        """A point has ended: told at once where it did not finish, and always where nothing is live."""
+        self.ended_here += 1
+        if self.live is None or not point.done:
+            what = _values(point) if point.done else escape(domains.line(point.reason))
+            self.terminal.print(f"point {point.index + 1}  {escape(self._name(point))}  {point.status}  {what}".rstrip())
+
+    def refresh(self) -> None:
+        """Show how things stand, where it is time to."""
+        now = time.monotonic()
+        if now - self.drawn_at < (self.plain_every_s if self.live is None else self.live_every_s):
+            return
+        self.drawn_at = now
+        if self.live is None:
+            self.terminal.print("  ".join(self._words()))
+        else:
+            self.live.update(self._view(), refresh=True)
+
+    def _name(self, point: Point) -> str:
+        return shown(point, self.ledger.varied())
+
+    def _words(self) -> list[str]:
+        points = self.ledger.points
+        states = [point.status for point in points]
+        total = self.total or len(points)
+        ended = len(states) - states.count("pending") - states.count("running")
+        words = [f"{ended}/{total} points done", f"{states.count('running')} running"]
+        words += [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state in TOLD]
+        if (best := best_of(points, self.metric)) is not None:
+            name = self.metric or runs.main_metric(best.metrics) or ""
+            words.append(f"best {name} {number(best.metrics[name])} ({escape(self._name(best))})")
+        if self.ended_here and ended < total:
+            left = (time.monotonic() - self.began) / self.ended_here * (total - ended)
+            words.append(f"{clock(left)} left")
+        return words
+
+    def _view(self) -> Group:
+        points = self.ledger.points
+        done = sum(point.status not in ("pending", "running") for point in points)
+        running = [point for point in points if point.status == "running"]
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for point in running[:MOST_LINES]:
+            reached = Run(self.ledger.path / point.run).progress() if point.run else None
+            where = f"step {reached['step'] + 1}, epoch {reached['epoch'] + 1}" if reached else "starting"
+            table.add_row(f"point {point.index + 1}", escape(self._name(point)), point.how, where)
+        if len(running) > MOST_LINES:
+            table.add_row(f"and {len(running) - MOST_LINES} more")
+        bar = ProgressBar(total=self.total or len(points), completed=done, width=40)
+        return Group(bar, "  ".join(self._words()), table)
+
+
+TOLD = ("failed", "diverged", "interrupted", "timeout", "pruned")
+
+
+def _values(point: Point) -> str:
+    name = runs.main_metric(point.metrics)
+    return f"{name} {number(point.metrics[name])}" if name else ""
+
+
+def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = None) -> Point | None:
+    """The finished point that is best by ``metric``, or by the main measure."""
+    finished = [point for point in points if point.status == "finished"]
+    name = metric or next(filter(None, (runs.main_metric(point.metrics) for point in finished)), None)
+    if name is None:
+        return None
+    higher = runs.higher_is_better(name) if higher is None else higher
+    having = [point for point in finished if name in point.metrics]
+    return (max if higher else min)(having, key=lambda point: point.metrics[name], default=None)
+
+
+def end(terminal: Console, ledger: Ledger) -> None:
+    """The table of a sweep that has ended, why points did not finish, and where all of it is."""
+    rows, varied = ledger.rows(), ledger.varied()
+    # those of single layers have no place in a line
+    names = [name for name in ledger.measures() if name.count("/") == 1 and name != "test/synops"]
+    hows = {row["how"].split()[0] for row in rows if row["how"]}
+    columns = [*varied, "status", *(["how"] if len(hows) > 1 or "stack" in hows else []), *names]
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        cells: list[Any] = [row[column] for column in columns]
+        table.add_row(
+            *("" if cell is None else number(cell) if isinstance(cell, float) else escape(cell) for cell in cells)
+        )
+    terminal.print()
+    if rows:
+        terminal.print(table)
+    unfinished = [point for point in ledger.points if not point.done]
+    for point in unfinished:
+        if point.status != "pending":
+            reason = escape(domains.line(point.reason))
+            terminal.print(f"point {point.index + 1}  {escape(shown(point, varied))}  {point.status}: {reason}")
+    states = [point.status for point in ledger.points]
+    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))]))
+    terminal.print(f"sweep {show_path(ledger.path)}  {told}")
+    if unfinished:
+        terminal.print(f"the rest: snnexp resume {show_path(ledger.path)}")
+
+
+__all__ = ["Display", "best_of", "end", "pairs"]

@@ -1,0 +1,381 @@
+"""The loop that drives a sweep: points go to slots, what becomes of them goes to the ledger.
+
+A slot carries out one task at a time: a warm process here, or a job of a cluster (``cluster``). Whatever happens to a
+task, the loop hears of it and goes on.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from snnexp.errors import CheckpointError, InterruptedRunError, SnnexpError, ending_signals
+from snnexp.runs import Run
+from snnexp.sweeps.display import Display
+from snnexp.sweeps.ledger import Ledger, Point
+
+GRACE_S = 60.0
+"""What a point that is told to stop may take to be saved."""
+TICK_S = 0.25
+Job = list[Point]
+"""Points that one task carries out: one, or the members of a stack."""
+
+
+class Slot(Protocol):
+    """Carries out one task at a time."""
+
+    def start(self, job: Job, task: Mapping[str, Any]) -> None:
+        """Begin a task; the slot is free."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it could begin another task."""
+
+    def events(self) -> list[dict[str, Any]]:
+        """What has happened since the last call, as ``worker`` tells it; does not wait."""
+
+    def stop(self, at_once: bool) -> None:
+        """Ask the task to save and to end, or end it."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    @property
+    def how(self) -> str:
+        """What it is that carries out a single point."""
+
+
+class Source(Protocol):
+    """Where points come from: a list, or a search."""
+
+    def next(self) -> Job | None:
+        """What to do next; None where there is nothing now."""
+
+    def ended(self, point: Point) -> None:
+        """What became of a point."""
+
+    def tick(self) -> bool:
+        """Called now and then; whether there may be more to do later."""
+
+
+class Worker:
+    """A process of :mod:`snnexp.sweeps.worker`, started when it is needed and again when it is gone.
+
+    Args:
+        environment: variables of the process, such as its threads and its GPU.
+        limit_bytes: of memory; None for as much as there is.
+    """
+
+    how = "process"
+
+    def __init__(self, environment: Mapping[str, str], limit_bytes: int | None = None) -> None:
+        self.environment, self.limit_bytes = environment, limit_bytes
+        self.process: subprocess.Popen[bytes] | None = None
+        self.waiting: list[bytes] = []
+        self.idle = True
+        self.rest = b""
+        self.stopped = ""
+
+    def start(self, job: Job, task: Mapping[str, Any]) -> None:
+        if self.process is None:
+            self.process = subprocess.Popen(
+                # not as a module: processes of ddp would then be workers as well
+                [sys.executable, "-c", "from snnexp.sweeps.worker import main; main()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Ctrl-C in the terminal is for the driver, which tells its workers
+                start_new_session=True,
+                env={**os.environ, **self.environment},
+                preexec_fn=self._prepare,
+            )
+            assert self.process.stdout is not None
+            os.set_blocking(self.process.stdout.fileno(), False)
+        self.idle, self.stopped = False, ""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            # of a process that is gone, its end tells
+            self.process.stdin.write(json.dumps(task).encode() + b"\n")
+            self.process.stdin.flush()
+
+    @property
+    def ready(self) -> bool:
+        return self.idle or self.process is None
+
+    def _prepare(self) -> None:
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            # where memory runs out for all, the system shall end a point and not the driver
+            file.write("500")
+        if self.limit_bytes is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_DATA, (self.limit_bytes, self.limit_bytes))
+
+    @property
+    def handle(self) -> int | None:
+        """What becomes readable when there are events."""
+        return None if self.process is None or self.process.stdout is None else self.process.stdout.fileno()
+
+    def events(self) -> list[dict[str, Any]]:
+        if self.process is None or self.handle is None:
+            return []
+        found: list[dict[str, Any]] = []
+        while True:
+            try:
+                text = os.read(self.handle, 2**16)
+            except BlockingIOError:
+                break
+            if not text:
+                return [*found, *self._gone()]
+            *lines, self.rest = (self.rest + text).split(b"\n")
+            found += map(json.loads, lines)
+        self.idle = self.idle or any("idle" in event for event in found)
+        return found
+
+    def _gone(self) -> list[dict[str, Any]]:
+        code = self._reap()
+        signum = -code if code < 0 else 0
+        reason = f"its process was ended by {signal.Signals(signum).name}" if signum else f"its process exited, {code}"
+        if signum == signal.SIGKILL:
+            reason += ", as the system does where memory runs out"
+        return [{"gone": self.stopped or reason, "exit_code": 128 + signum if signum else code}]
+
+    def _reap(self) -> int:
+        assert self.process is not None
+        process, self.process, self.rest = self.process, None, b""
+        with suppress(ProcessLookupError, PermissionError):
+            # and whatever it has started
+            os.killpg(process.pid, signal.SIGKILL)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        return process.wait()
+
+    def stop(self, at_once: bool) -> None:
+        if self.process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                if at_once:
+                    self.stopped = "it did not end when it was told to"
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                else:
+                    self.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        if self.process is not None:
+            self._reap()
+
+
+class Busy:
+    """A slot at work."""
+
+    def __init__(self, job: Job, timeout_s: float | None) -> None:
+        self.job, self.left = job, set(range(len(job)))
+        self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.late = self.told = False
+
+
+class Engine:
+    """Drives a sweep.
+
+    Args:
+        ledger: the record.
+        source: gives the points.
+        slots: carry them out.
+        task_of: what a slot is asked for a job.
+        timeout_s: what a job may take; it is then told to stop, and a minute later ended.
+        display: what is seen.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        source: Source,
+        slots: Sequence[Slot],
+        tasks: "Tasks",
+        timeout_s: float | None,
+        display: Display,
+    ) -> None:
+        self.ledger, self.source, self.tasks, self.timeout_s, self.display = ledger, source, tasks, timeout_s, display
+        self.slots: dict[Slot, Busy | None] = dict.fromkeys(slots)
+        self.signal: int | None = None
+        self.full: str | None = None
+        """What the disk has refused: the next point would meet the same one."""
+
+    def run(self) -> None:
+        """Until nothing is left to do.
+
+        Raises:
+            InterruptedRunError: a signal asked for the end; points under way have been saved.
+            OSError: the disk said no.
+        """
+        try:
+            with self._signals(), self.display:
+                while self._step():
+                    self._wait()
+        finally:
+            for slot in self.slots:
+                slot.close()
+        if self.signal is not None:
+            raise InterruptedRunError(self.signal)
+
+    def _step(self) -> bool:
+        """One turn of the loop; False where nothing is left."""
+        ended: list[Point] = []
+        for slot, busy in self.slots.items():
+            for event in slot.events():
+                if busy is not None:
+                    ended += self._take(slot, busy, event)
+            if busy is not None and not busy.left and slot.ready:
+                self.slots[slot] = None
+            elif busy is not None:
+                self._watch(slot, busy)
+        more = self.source.tick()
+        stopping = self.signal is not None or self.full is not None
+        begun: list[tuple[Slot, Job]] = []
+        for slot, busy in self.slots.items():
+            if busy is None and not stopping and (job := self.source.next()):
+                begun.append((slot, job))
+                for point in job:
+                    point.status, point.reason, point.exit_code = "running", "", None
+                    point.how = slot.how if len(job) == 1 else f"stack of {len(job)}"
+        if begun or ended:
+            # before the points start: whoever finds a run directory knows whose it is
+            self.ledger.save()
+        if ended:
+            self.ledger.save_summary()
+        for slot, job in begun:
+            self.slots[slot] = Busy(job, self.timeout_s)
+            slot.start(job, self.tasks.of(job))
+        for point in ended:
+            self.source.ended(point)
+            self.display.ended(point)
+        self.display.refresh()
+        busy_now = any(self.slots.values())
+        return busy_now if stopping else busy_now or more
+
+    def _take(self, slot: Slot, busy: Busy, event: Mapping[str, Any]) -> list[Point]:
+        """Note an event; returns the points that it has ended."""
+        if "begun" in event:
+            point = busy.job[event["begun"]]
+            point.run = f"{self.ledger.runs.name}/{Path(event['run']).name}"
+        elif "ended" in event and event["ended"] in busy.left:
+            busy.left.discard(event["ended"])
+            point = busy.job[event["ended"]]
+            point.status, point.reason = event["status"], event.get("reason", "")
+            point.exit_code, point.metrics = event["exit_code"], event["metrics"] if "metrics" in event else {}
+            if point.status == "interrupted" and busy.late:
+                point.status, point.reason = "timeout", f"took longer than {self.timeout_s:g} s"
+            if point.exit_code == 74:
+                self.full = point.reason
+            return [point]
+        elif "gone" in event:
+            return [self._lost(busy, index, event) for index in sorted(busy.left)]
+        return []
+
+    def _lost(self, busy: Busy, index: int, event: Mapping[str, Any]) -> Point:
+        """A point whose process has left without a word."""
+        busy.left.discard(index)
+        point = busy.job[index]
+        point.status, point.reason, point.exit_code = "failed", event["gone"], event["exit_code"]
+        if busy.late:
+            point.status, point.reason = "timeout", f"took longer than {self.timeout_s:g} s, and {event['gone']}"
+        if self.signal is not None:
+            point.status = "interrupted"
+        if point.run:
+            run = Run(self.ledger.path / point.run)
+            with suppress(SnnexpError):
+                if run.read().get("status") == "running" and not run.in_use():
+                    run.update(status="failed", exit_code=point.exit_code, reason=point.reason)
+        return point
+
+    def _watch(self, slot: Slot, busy: Busy) -> None:
+        """Stop what takes too long, and all where that was asked for."""
+        now = time.monotonic()
+        if (self.signal is not None or self.full is not None) and not busy.told:
+            slot.stop(at_once=False)
+            busy.told, busy.deadline = True, now + GRACE_S
+        elif busy.deadline is not None and now >= busy.deadline:
+            busy.late = busy.late or not busy.told
+            slot.stop(at_once=busy.told)
+            busy.told, busy.deadline = True, now + GRACE_S
+
+    def _wait(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            handles = [slot.handle for slot in self.slots if isinstance(slot, Worker)]
+            for handle in handles:
+                if handle is not None:
+                    selector.register(handle, selectors.EVENT_READ)
+            selector.select(TICK_S)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first signal stops the sweep, what is under way is saved; the second ends it."""
+
+        def told(number: int, frame: object) -> None:
+            if self.signal is not None:
+                for slot in self.slots:
+                    slot.stop(at_once=True)
+            self.signal = self.signal or number
+
+        before = {number: signal.signal(number, told) for number in ending_signals()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Tasks:
+    """What slots are asked for.
+
+    Args:
+        ledger: the record.
+        program: the command line's own name, and the flags that go with it.
+        prune: for a point of a search, what a run needs to be given up early; None for a list of points.
+    """
+
+    def __init__(self, ledger: Ledger, program: Sequence[str], prune: Any = None) -> None:
+        self.ledger, self.program, self.prune = ledger, program, prune
+
+    def of(self, job: Job) -> dict[str, Any]:
+        """The task for points, as ``worker`` takes it."""
+        ledger, (first, *others) = self.ledger, job
+        log = str(ledger.runs / f".point-{first.index}.log")
+        base = {"parent": str(ledger.runs), "log": log, "prune": self.prune and self.prune(first)}
+        if others:
+            return {**base, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
+        if run := self._run(first):
+            return {**base, "run": run, "argv": [self.program[0], "resume", run]}
+        return {**base, **self._point(first), "argv": [self.program[0], "train", *self.program[1:], *first.overrides]}
+
+    def _point(self, point: Point) -> dict[str, Any]:
+        return {"config": self.ledger.config(point), "overrides": point.overrides}
+
+    def _run(self, point: Point) -> str | None:
+        return str(self.ledger.path / point.run) if point.run else None
+
+
+class Listed:
+    """Points that are known from the start, as jobs."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self.jobs = list(jobs)
+
+    def next(self) -> Job | None:
+        return self.jobs.pop(0) if self.jobs else None
+
+    def ended(self, point: Point) -> None:
+        pass
+
+    def tick(self) -> bool:
+        return bool(self.jobs)
+
+
+__all__ = ["CheckpointError", "Engine", "Job", "Listed", "Slot", "Source", "Tasks", "Worker"]

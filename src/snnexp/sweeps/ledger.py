@@ -1,0 +1,232 @@
+"""What a sweep leaves on disk beside its runs, written and read here.
+
+    outputs/sweeps/<experiment>/<sweep id>/
+      sweep.json        every point: overrides, status, run directory, and why it did not finish
+      configs.jsonl     the whole config of each point, a line each; only grows
+      summary.csv       a row per point: what was varied, its status and its measures
+      runs/<run id>/    ordinary run directories
+      .lock             held by the process that drives the sweep
+
+A point is pending, running, finished, failed, diverged, interrupted, timeout, or pruned by a search. sweep.json is
+replaced whole; where a kill has left it behind its runs, the runs are right.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snnexp import domains, runs
+from snnexp.errors import CheckpointError, ConfigError
+from snnexp.runs import Run
+
+FILE, CONFIGS, SUMMARY, RUNS = "sweep.json", "configs.jsonl", "summary.csv", "runs"
+ENDS = ("finished", "failed", "diverged", "interrupted", "timeout", "pruned")
+"""What a point can have come to."""
+MAX_BYTES = 2**28
+
+
+@dataclass
+class Point:
+    """One point of a sweep, and what became of it."""
+
+    overrides: list[str]
+    status: str = "pending"
+    run: str = ""
+    """Its run directory, below the sweep's."""
+    reason: str = ""
+    """Why it did not finish."""
+    exit_code: int | None = None
+    how: str = ""
+    """What computed it: ``process``, ``stack of 8``, ``job 123``."""
+    trial: int | None = None
+    """Its number in the study of a search."""
+    index: int = field(default=0, repr=False)
+    metrics: dict[str, float] = field(default_factory=dict, repr=False)
+    """As its run.json has them."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do about it."""
+        return self.status in ("finished", "pruned")
+
+
+class Ledger:
+    """The record of a sweep; made by :meth:`create` or :meth:`open`, which lock it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.runs = path, path / RUNS
+        self.experiment = ""
+        self.launcher: dict[str, Any] = {}
+        self.search: dict[str, Any] | None = None
+        self.points: list[Point] = []
+        self._configs: list[str] = []
+        self._lock = Run(path)
+
+    @classmethod
+    def create(
+        cls, path: Path, experiment: str, launcher: Mapping[str, Any], search: Mapping[str, Any] | None = None
+    ) -> "Ledger":
+        """Make the directory of a sweep, or one beside it where another sweep was faster.
+
+        Args:
+            path: where it would like to be.
+            experiment: the name of its experiment.
+            launcher: what starts its points, and how; kept for those who go on with it.
+            search: what chooses its points; None where they are listed.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                path = path.with_name(runs.new_id())
+        ledger = cls(path)
+        ledger._lock.lock()
+        ledger.runs.mkdir()
+        ledger.experiment, ledger.launcher = experiment, dict(launcher)
+        ledger.search = None if search is None else dict(search)
+        return ledger
+
+    @classmethod
+    def open(cls, path: Path) -> "Ledger":
+        """A sweep that was left, with what became of its points since.
+
+        Raises:
+            ConfigError: it is no sweep.
+            CheckpointError: its files are damaged.
+            InUseError: another process drives it.
+        """
+        if not (path / FILE).is_file():
+            raise ConfigError(f"{path}: not the directory of a sweep, there is no {FILE} in it")
+        ledger = cls(path)
+        ledger._lock.lock()
+        try:
+            ledger._read()
+            ledger._look()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Let others drive the sweep."""
+        self._lock.close()
+
+    def add(self, overrides: Sequence[str], config: Mapping[str, Any], trial: int | None = None) -> Point:
+        """A new point; the caller saves."""
+        point = Point([*overrides], trial=trial, index=len(self.points))
+        self._configs.append(json.dumps(config))
+        self.points.append(point)
+        return point
+
+    def config(self, point: Point) -> dict[str, Any]:
+        """The whole config of a point."""
+        found: dict[str, Any] = json.loads(self._configs[point.index])
+        return found
+
+    def save(self) -> None:
+        """Replace sweep.json, and summary.csv where a point has ended."""
+        self._append_configs()
+        kept = [{key: value for key, value in asdict(point).items() if key in KEPT} for point in self.points]
+        record = {"experiment": self.experiment, "launcher": self.launcher, "search": self.search, "points": kept}
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        runs.write_atomically(self.path / FILE, text.encode() + b"\n")
+
+    def save_summary(self) -> None:
+        """Replace summary.csv."""
+        if rows := self.rows():
+            runs.write_summary(self.path / SUMMARY, rows)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each point that has ended, all with the same columns."""
+        varied, names = self.varied(), self.measures()
+        return [
+            {
+                **{key: dict(pairs(point.overrides)).get(key, "") for key in varied},
+                "status": point.status,
+                **{name: point.metrics.get(name) for name in names},
+                "how": point.how,
+                "run": Path(point.run).name,
+                "reason": point.reason,
+            }
+            for point in self.points
+            if point.status in ENDS
+        ]
+
+    def measures(self) -> list[str]:
+        """Names of all that any point has measured."""
+        return sorted({name for point in self.points for name in point.metrics})
+
+    def varied(self) -> list[str]:
+        """The keys whose values differ between points."""
+        typed = [dict(pairs(point.overrides)) for point in self.points]
+        keys = dict.fromkeys(key for values in typed for key in values)
+        return [key for key in keys if any(values.get(key) != typed[0].get(key) for values in typed)]
+
+    def _append_configs(self) -> None:
+        path = self.path / CONFIGS
+        whole = "".join(f"{config}\n" for config in self._configs).encode()
+        # once for the points of a list, once for each that a search adds
+        if not path.exists() or path.stat().st_size != len(whole):
+            runs.write_atomically(path, whole)
+
+    def _read(self) -> None:
+        path = self.path / FILE
+        try:
+            record = json.loads(runs.plain_file(path, at_most=MAX_BYTES))
+            self.experiment, self.launcher, self.search = (record[key] for key in ("experiment", "launcher", "search"))
+            entries = [{key: entry[key] for key in KEPT} for entry in record["points"]]
+            self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
+            text = runs.plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()
+            self._configs = text.splitlines()[: len(self.points)]
+            wrong = [point for point in self.points if not _is_sound(point)]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{path}: missing or damaged, the runs below can be resumed one by one") from error
+        if wrong or len(self._configs) != len(self.points):
+            raise CheckpointError(f"{path}: damaged, the runs below can be resumed one by one")
+
+    def _look(self) -> None:
+        """Take from the runs what this file does not know: they are written first."""
+        unknown = {path.name: path for path in self._run_directories()}
+        for point in self.points:
+            unknown.pop(Path(point.run).name, None)
+        by_overrides = {tuple(Run(path).facts().overrides): path for path in unknown.values()}
+        for point in self.points:
+            if not point.run and tuple(point.overrides) in by_overrides:
+                point.run = f"{RUNS}/{by_overrides.pop(tuple(point.overrides)).name}"
+            if point.run:
+                found = Run(self.path / point.run).facts()
+                point.metrics = found.metrics
+                if found.status == "finished":
+                    point.status, point.reason, point.exit_code = "finished", "", 0
+            if point.status == "running":
+                point.status, point.reason = "interrupted", "the process that drove the sweep is gone"
+
+    def _run_directories(self) -> Iterator[Path]:
+        yield from (path for path in self.runs.iterdir() if (path / "overrides.yaml").is_file())
+
+
+KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial")
+
+
+def _is_sound(point: Point) -> bool:
+    """Whether an entry that was read says what one can say, and leads nowhere else."""
+    texts = [point.status, point.run, point.reason, point.how, *point.overrides]
+    known = point.status in ("pending", "running", *ENDS)
+    here = not point.run or (point.run == f"{RUNS}/{Path(point.run).name}" and runs.RUN_ID.fullmatch(Path(point.run).name))
+    numbers = all(number is None or type(number) is int for number in (point.exit_code, point.trial))
+    return all(isinstance(text, str) for text in texts) and known and bool(here) and numbers
+
+
+def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Overrides as keys and values."""
+    return [(key.lstrip("+"), value) for key, _, value in (override.partition("=") for override in overrides)]
+
+
+def shown(point: Point, varied: Sequence[str]) -> str:
+    """A point by what sets it apart."""
+    values = dict(pairs(point.overrides))
+    return " ".join(f"{key}={domains.line(values[key])}" for key in varied if key in values) or "the only point"

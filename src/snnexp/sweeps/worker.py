@@ -1,0 +1,154 @@
+"""A process that trains points of a sweep, one task after the other: imports are paid once.
+
+It reads tasks from its standard input and tells what becomes of them on its standard output, a line of JSON each:
+
+    {"config": {..}, "overrides": [..], "parent": "..", "log": ".."}      train a point
+    {"run": ".."}                                                         go on with its run
+    {"members": [{"config", "overrides", "run"}, ..], "parent", "log"}    train points as one
+
+    {"begun": 0, "run": ".."}    the first point of the task has this directory
+    {"ended": 0, "status", "metrics", "reason", "exit_code"}
+    {"idle": true}               ready for the next task; without it the process ends
+
+What a point prints goes to its train.log. When the driver is gone, so is its end of the pipe, and this process and all
+that it has started end at once.
+"""
+
+import gc
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Work until the driver is gone or a point has ended in a way that may have harmed this process."""
+    with os.fdopen(os.dup(1), "w", buffering=1) as driver:
+        tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
+        _print_to(Path(os.devnull))
+
+        def tell(event: dict[str, Any]) -> None:
+            driver.write(json.dumps(event) + "\n")
+
+        # the first task need not wait for what all of them need
+        import snnexp.experiment  # noqa: F401
+
+        while execute(tasks.get(), tell):
+            # a run that failed leaves its frames, which hold its tensors, in cycles
+            gc.collect()
+            tell({"idle": True})
+
+
+def _listen(tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    for line in sys.stdin:
+        tasks.put(json.loads(line))
+    os.killpg(0, signal.SIGKILL)
+
+
+def _print_to(log: Path) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def execute(task: Mapping[str, Any], tell: Tell) -> bool:
+    """Carry out a task; False where the process may not be what it was."""
+    if task.get("argv"):
+        # ddp starts its processes by the command line, which must then ask for this one run
+        sys.argv = list(task["argv"])
+    log = Path(task["run"], "train.log") if task.get("run") else Path(task["log"])
+    _print_to(log)
+    try:
+        return (_stack if "members" in task else _single)(task, log, tell)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if log.name != "train.log" and log.exists() and not log.stat().st_size:
+            log.unlink()
+
+
+def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> bool:
+    from omegaconf import OmegaConf
+
+    from snnexp import experiment
+    from snnexp.errors import SnnexpError
+
+    def begun(path: Path) -> None:
+        os.replace(log, path / "train.log")
+        tell({"begun": 0, "run": str(path)})
+
+    try:
+        watching = _watching(task)
+        if task.get("run"):
+            record = experiment.resume(Path(task["run"]), watching=watching)
+        else:
+            cfg = OmegaConf.create(task["config"])
+            record = experiment.run(cfg, task["overrides"], Path(task["parent"]), begun=begun, watching=watching)
+    except BaseException as error:
+        tell({"ended": 0, **_end(error)})
+        return isinstance(error, SnnexpError)
+    tell({"ended": 0, "status": record.status, "metrics": record.metrics, "exit_code": 0})
+    return True
+
+
+def _end(error: BaseException) -> dict[str, Any]:
+    """How a point ended that ``error`` has ended."""
+    from snnexp.errors import DISK, PrunedError, SnnexpError, about_disk
+
+    if isinstance(error, SnnexpError):
+        status = "pruned" if isinstance(error, PrunedError) else error.status
+        return {"status": status, "reason": str(error), "exit_code": error.exit_code}
+    if isinstance(error, OSError) and error.errno in DISK:
+        return {"status": "failed", "reason": about_disk(error), "exit_code": 74}
+    traceback.print_exc()
+    told = " ".join(str(error).split())
+    return {"status": "failed", "reason": f"{type(error).__name__}: {told}".rstrip(": "), "exit_code": 1}
+
+
+def _watching(task: Mapping[str, Any]) -> list[Any]:
+    if not task.get("prune"):
+        return []
+    from snnexp.sweeps.pruning import Pruning
+
+    return [Pruning(**task["prune"])]
+
+
+def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> bool:
+    from omegaconf import OmegaConf
+
+    from snnexp.sweeps import stacked
+
+    members = [
+        stacked.Member(OmegaConf.create(member["config"]), member["overrides"], member["run"] and Path(member["run"]))
+        for member in task["members"]
+    ]
+    left = set(range(len(members)))
+
+    def begun(index: int, path: Path) -> None:
+        tell({"begun": index, "run": str(path)})
+
+    def ended(index: int, outcome: stacked.Outcome) -> None:
+        left.discard(index)
+        found = {"status": outcome.status, "metrics": outcome.metrics, "reason": outcome.reason}
+        tell({"ended": index, **found, "exit_code": outcome.exit_code})
+
+    try:
+        stacked.train(members, Path(task["parent"]), begun, ended)
+    except BaseException as error:
+        end = _end(error)
+        for index in sorted(left):
+            tell({"ended": index, **end})
+        return False
+    return True
