@@ -4,8 +4,9 @@
     scripts/chaos.py signals     SIGTERM and SIGINT
     scripts/chaos.py starts      runs that start at the same moment
     scripts/chaos.py overrides   overrides out of random pieces of Hydra's grammar
+    scripts/chaos.py sweep       60 points of which 10 end their process in as many ways, the driver killed on the way
 
-Each run is a process of its own, started as a user starts it, on real MNIST images.
+Each run is a process of its own, started as a user starts it, on real MNIST images; those of the sweep are regressions.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import faults
 import fuzz
 from ends import content
 
@@ -59,11 +61,13 @@ class Whole:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["kills", "signals", "starts", "overrides"])
-    parser.add_argument("--times", type=int, help="kills per case, 5; signals, 10 each; starts, 12; overrides, 500")
+    parser.add_argument("what", nargs="*", default=["kills", "signals", "starts", "overrides", "sweep"])
+    parser.add_argument(
+        "--times", type=int, help="kills per case, 5; signals, 10 each; starts, 12; overrides, 500; of a driver, 5"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     asked = parser.parse_args()
-    trials = {"kills": kills, "signals": signals, "starts": starts, "overrides": overrides}
+    trials = {"kills": kills, "signals": signals, "starts": starts, "overrides": overrides, "sweep": sweep}
     with tempfile.TemporaryDirectory() as folder:
         good = [trials[what](Path(folder), random.Random(asked.seed), asked.times) for what in asked.what]
     return 0 if all(good) else 1
@@ -150,6 +154,52 @@ def overrides(folder: Path, draw: random.Random, times: int | None) -> bool:
         longest = max(longest, time.perf_counter() - began)
     print(f"{tried} random overrides: {refused} refused in a line, {tried - refused} composed, at most {longest:.2f} s")
     return True
+
+
+def sweep(folder: Path, draw: random.Random, times: int | None) -> bool:
+    """SIGKILL for the driver at random moments, each time resumed; every point ends once, and as it would alone."""
+    cwd, ways = folder / "sweep", [*faults.REASONS]
+    cwd.mkdir()
+    where = dict(zip(draw.sample(range(60), len(ways)), ways, strict=True))
+    told = ",".join(f"'{where.get(point, '')}'" for point in range(60))
+    environment = {**os.environ, "PYTHONPATH": str(Path(faults.__file__).parent), "SNNEXP_ALLOW_TARGETS": "faults"}
+    loss = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{told}]"]
+    limits = ["hydra.launcher.timeout_s=10", "hydra.launcher.memory_gb=4"]
+    case = [
+        *("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=20", "logger=jsonl", *loss),
+        *("logger.save_every_s=0", "-m", "seed=range(60)", *limits),
+    ]
+    command = [*SNNEXP, "train", *case]
+    for kill in range(times or 5):
+        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
+        # time to start, and to train some points
+        time.sleep(draw.uniform(12, 30))
+        process.kill()
+        process.wait()
+        found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/sweep.json")]
+        ended = ledger(found[0]).count("finished") if found else 0
+        print(f"kill {kill + 1}: {ended} points had finished", flush=True)
+        command = [*SNNEXP, "resume", str(found[0])] if found else command
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    print(done.stdout)
+    (home,) = (path.parent for path in cwd.glob("outputs/sweeps/*/*/sweep.json"))
+    records = [json.loads(path.read_text()) for path in home.glob("runs/*/run.json")]
+    finished = sorted(record["seed"] for record in records if record["status"] == "finished")
+    points = json.loads((home / "sweep.json").read_text())["points"]
+    good = done.returncode == 7
+    good &= finished == sorted(set(range(60)) - where.keys()) and len(records) == 60
+    for seed, point in enumerate(points):
+        good &= point["status"] == "finished" if seed not in where else faults.REASONS[where[seed]] in point["reason"]
+    resumed = sum("resumed_at_step" in record for record in records)
+    print(
+        f"60 points, {len(ways)} of them at fault, driver killed {times or 5} times: exit {done.returncode}, "
+        f"{len(finished)} finished once each, {60 - len(finished)} told with their causes, {resumed} were resumed"
+    )
+    return good
+
+
+def ledger(path: Path) -> list[str]:
+    return [point["status"] for point in json.loads((path / "sweep.json").read_text())["points"]]
 
 
 def measure(cwd: Path, case: list[str]) -> Whole:

@@ -114,7 +114,7 @@ def _resume(arguments: list[str]) -> int:
 
         if arguments[1:]:
             raise ConfigError(f"resume: a sweep goes on as it was started, got {' '.join(arguments[1:])}")
-        return driver.resume(Path(arguments[0]))
+        return driver.resume(Path(arguments[0]), sys.argv[0])
     asked = _of_a_run("resume", arguments)
     from snnexp.experiment import resume
 

@@ -293,11 +293,21 @@ def load(path: Path) -> DictConfig:
             cfg = OmegaConf.create(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: {gate.describe(error)}") from error
-        if not isinstance(cfg, DictConfig):
-            raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
-        if any("${" in value for value in _texts(OmegaConf.to_container(cfg))):
-            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
-        return check(cfg)
+        return trusted(cfg, path)
+
+
+def trusted(cfg: Any, path: Path) -> DictConfig:
+    """Check a config that was saved in ``path``, perhaps elsewhere.
+
+    Raises:
+        ConfigError: it is no mapping, is not resolved, or cannot work.
+    """
+    cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
+    if any("${" in value for value in _texts(OmegaConf.to_container(cfg))):
+        raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+    return check(cfg)
 
 
 def _texts(node: Any) -> Iterator[str]:

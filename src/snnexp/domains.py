@@ -278,6 +278,10 @@ DOMAINS: dict[str, Domain] = {
     "members": COUNT,
     "timeout_s": Either(POSITIVE, NULL),
     "memory_gb": Either(POSITIVE, NULL),
+    "kind": OneOf("processes", "stacked", "slurm"),
+    "cluster": OneOf("slurm", "local"),
+    "timeout_min": COUNT,
+    **dict.fromkeys(("partition", "account", "qos", "constraint"), Either(NAME, NULL)),
 }
 
 

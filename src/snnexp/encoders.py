@@ -22,6 +22,8 @@ class Encoder:
     """Whether what comes out is spikes, which cost synaptic operations, or currents, which do not."""
     takes_sequences: ClassVar[bool] = False
     """Whether it takes ``[T, B, *N]`` instead of ``[B, *N]``."""
+    draws: ClassVar[bool] = False
+    """Whether it draws random numbers."""
 
     def __post_init__(self) -> None:
         domains.check(asdict(self))
@@ -119,6 +121,7 @@ class Bernoulli(Encoder):
     """Rate code: at each step, a value x in [0, 1] fires with probability x, independently of all else."""
 
     spikes = True
+    draws = True
     num_steps: int
 
     @torch.no_grad()

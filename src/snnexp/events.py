@@ -1,5 +1,6 @@
 """Spikes as a list of those that there are, for layers of which few fire: there a sum over spikes beats a product."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,25 @@ class Events:
     column: Tensor
 
     def through(self, synapse: nn.Linear) -> Tensor:
-        """S W^T + b, ``[T, B, M]``: the sum of the weights of the neurons that fire."""
+        """S W^T + b, ``[T, B, M]``: the sum of the weights of the neurons that fire.
+
+        Weights of K members ``[K, M, N]`` give ``[T, B, K, M]``, each of its own spikes ``[T, B, K, *N]``, or all of the
+        same ``[T, B, 1, *N]``.
+        """
         weight: Tensor = synapse.weight
-        current: Tensor = _Sum.apply(self, weight)
-        if synapse.bias is not None:
-            current = current + synapse.bias
-        return current.reshape(*self.shape[:2], len(weight))
+        if weight.ndim == 2 or self.shape[2] == 1:
+            current: Tensor = _Sum.apply(self, weight.flatten(0, -2))
+        else:
+            current = _Sum.apply(self._by_member(), weight.transpose(0, 1).flatten(1))
+        current = current.reshape(*self.shape[:2], *weight.shape[:-1])
+        return current if synapse.bias is None else current + synapse.bias
+
+    def _by_member(self) -> "Events":
+        """Spikes ``[T, B, K, *N]`` with a row for each member of each sample."""
+        steps, batch, members, *features = self.shape
+        # ascending still: spikes of a row are ordered by their column, members first
+        row = self.row * members + self.column // math.prod(features)
+        return Events(torch.Size((steps, batch * members, members, *features)), row, self.column)
 
     def dense(self) -> Tensor:
         """The same as zeros and ones, ``[T, B, *N]``."""

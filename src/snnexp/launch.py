@@ -114,7 +114,8 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> list[Point]:
         params = node["sweeper"].get("params") or {}
         points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *overrides], folder)]
         return [
-            (point, config.check(cfg)) for point, cfg in zip(points, config.composed_points(points, folder), strict=True)
+            (point, config.check(cfg))
+            for point, cfg in zip(points, config.composed_points(points, folder), strict=True)
         ]
     cfg, _ = config.composed(overrides, folder)
     if not any(flag in SHOW for flag in flags):
@@ -157,4 +158,4 @@ class Jobs:
 
         points = [(overrides, config.plain(cfg)) for overrides, cfg in self.points]
         name = str(self.points[0][1].name)
-        self.code = driver.start(Path(folder), name, points, launcher, [self.program, *self.flags])
+        self.code = driver.start(Path(folder), name, points, launcher, self.program)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from snnexp import domains
 
+Number = float | Tensor
+"""A number of a loss; a scalar tensor where each member of a stack has its own."""
+
 
 def ce_membrane(membrane: Tensor, target: Tensor) -> Tensor:
     """sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5)."""
@@ -27,15 +30,19 @@ def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorre
 
     Rounds down exactly, T = 100 and rate .29 give 29 spikes, where snnTorch's ``int(T * rate)`` gives 28.
     """
-    return _mse_of_count(spikes.sum(0), spikes.shape[0], target, correct_rate, incorrect_rate)
+    num_steps = spikes.shape[0]
+    return _mse_to_counts(spikes.sum(0), num_steps, target, *_rounded_down(num_steps, correct_rate, incorrect_rate))
 
 
-def _mse_of_count(count: Tensor, num_steps: int, target: Tensor, correct_rate: float, incorrect_rate: float) -> Tensor:
-    correct, incorrect = (math.floor(num_steps * rate + 1e-9) for rate in (correct_rate, incorrect_rate))
+def _rounded_down(num_steps: int, *rates: float) -> tuple[int, ...]:
+    return tuple(math.floor(num_steps * rate + 1e-9) for rate in rates)
+
+
+def _mse_to_counts(count: Tensor, num_steps: int, target: Tensor, correct: Number, incorrect: Number) -> Tensor:
     return F.mse_loss(count, _per_class(target, correct, incorrect, count)) / num_steps
 
 
-def mse_membrane(membrane: Tensor, target: Tensor, on_target: float = 1.05, off_target: float = 0.2) -> Tensor:
+def mse_membrane(membrane: Tensor, target: Tensor, on_target: Number = 1.05, off_target: Number = 0.2) -> Tensor:
     """mean over t of MSE(U[t], y); y is a trace, or ``on_target`` at a label's class and ``off_target`` elsewhere."""
     if target.ndim == membrane.ndim:
         return F.mse_loss(membrane, target)
@@ -48,7 +55,7 @@ def nll_max_voltage(membrane: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(membrane.max(0).values, target)
 
 
-def _per_class(target: Tensor, correct: float, incorrect: float, like: Tensor) -> Tensor:
+def _per_class(target: Tensor, correct: Number, incorrect: Number, like: Tensor) -> Tensor:
     """``[B, K]``: ``correct`` at the class of each label, ``incorrect`` elsewhere; dtype and K of ``like``."""
     here = F.one_hot(target, like.shape[-1]).bool()
     return torch.where(here, correct, incorrect).to(like.dtype)
@@ -69,6 +76,14 @@ class Loss:
         domains.check(asdict(self))
 
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
+        return self.compare(trace, target, *self.numbers(trace.num_steps))
+
+    def numbers(self, num_steps: int) -> tuple[float, ...]:
+        """The numbers that :meth:`compare` takes for a sequence of ``num_steps`` steps."""
+        return ()
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+        """The loss with numbers that are handed over: it reads none of its own, so that members of a stack share it."""
         raise NotImplementedError
 
 
@@ -76,7 +91,7 @@ class Loss:
 class CEMembrane(Loss):
     """See :func:`ce_membrane`."""
 
-    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         return ce_membrane(trace.membrane, target)
 
 
@@ -88,8 +103,11 @@ class MSECount(Loss):
     correct_rate: float = 0.8
     incorrect_rate: float = 0.2
 
-    def __call__(self, trace: Any, target: Tensor) -> Tensor:
-        return _mse_of_count(trace.spike_count, trace.num_steps, target, self.correct_rate, self.incorrect_rate)
+    def numbers(self, num_steps: int) -> tuple[float, ...]:
+        return _rounded_down(num_steps, self.correct_rate, self.incorrect_rate)
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+        return _mse_to_counts(trace.spike_count, trace.num_steps, target, *numbers)
 
 
 @dataclass(frozen=True)
@@ -100,8 +118,11 @@ class MSEMembrane(Loss):
     on_target: float = 1.05
     off_target: float = 0.2
 
-    def __call__(self, trace: Any, target: Tensor) -> Tensor:
-        return mse_membrane(trace.membrane, target, self.on_target, self.off_target)
+    def numbers(self, num_steps: int) -> tuple[float, ...]:
+        return self.on_target, self.off_target
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+        return mse_membrane(trace.membrane, target, *numbers)
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,6 @@ class NLLMaxVoltage(Loss):
     reads = "max_membrane"
     decoder = "max_voltage"
 
-    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         # one step that holds the maximum of all
         return nll_max_voltage(trace.max_membrane.unsqueeze(0), target)

@@ -4,6 +4,7 @@ A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T st
 once over ``T * B`` samples.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from snnexp import domains, pairs
 from snnexp.errors import located
 from snnexp.events import Events
-from snnexp.neurons import Neuron, Reduced, Trace, over_samples
+from snnexp.neurons import Neuron, Reduced, Trace, over_samples, product
+from snnexp.surrogates import stack as stack_surrogates
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
@@ -27,6 +29,16 @@ class Dense(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs.flatten(1))
+
+
+class StackedDense(Dense):
+    """Dense synapses side by side, weight ``[M, out, in]`` and bias ``[M, out]``: ``[*, M, N...]`` to ``[*, M, out]``.
+
+    ``[*, 1, N...]`` is one input for all members.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return product(inputs.flatten(2), self.weight, self.bias)
 
 
 class Layer(nn.Module):
@@ -143,6 +155,38 @@ def _arriving(inputs: Tensor | Events, synapse: Dense | nn.Conv2d) -> Tensor:
         assert isinstance(synapse, Dense), "the assembly makes events for dense synapses alone"
         return inputs.through(synapse)
     return over_samples(synapse, inputs)
+
+
+def stack(networks: Sequence[Network]) -> Network:
+    """One network of M that differ in numbers alone: each parameter is theirs, with the member axis first.
+
+    The member axis is the first neuron axis, so that features are ``(M, n)`` and sequences ``[T, B, M, n]``; the input
+    may be ``[T, B, 1, *N]``, the same for all. Only dense synapses can be stacked.
+    """
+    made = copy.deepcopy(networks[0])
+    states = [network.state_dict() for network in networks]
+    modules = dict(made.named_modules())
+    for key in states[0]:
+        path, _, name = key.rpartition(".")
+        values = torch.stack([state[key] for state in states])
+        # one value for the layer of a member
+        values = values.unsqueeze(1) if values.ndim == 1 else values
+        owner = modules[path]
+        if name in owner._parameters:
+            owner._parameters[name] = nn.Parameter(values, owner._parameters[name].requires_grad)  # type: ignore[union-attr]
+        else:
+            owner._buffers[name] = values
+    for path, module in modules.items():
+        if isinstance(module, nn.Linear):
+            # weights are in place, and how they are multiplied is the class's alone
+            module.__class__ = StackedDense
+        if isinstance(module, Neuron):
+            module.features = (len(networks), *module.features)
+            if hasattr(module, "surrogate"):
+                surrogates = [network.get_submodule(path).surrogate for network in networks]
+                like = next(iter(states[0].values()))
+                module.surrogate = stack_surrogates(surrogates, like)  # type: ignore[arg-type]
+    return made
 
 
 class MLP(Network):

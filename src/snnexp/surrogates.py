@@ -6,7 +6,8 @@ derivative of a smooth primitive, evaluated at x = U - threshold; it is called e
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +15,18 @@ from torch import Tensor
 
 from snnexp import domains
 
+Number = float | Tensor
+
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A surrogate derivative dS/dU; ``surrogate(x)`` returns its values at x = U - threshold."""
+    """A surrogate derivative dS/dU; ``surrogate(x)`` returns its values at x = U - threshold.
+
+    Its numbers may be tensors that broadcast against x, where each member of a stack has its own; see :func:`stack`.
+    """
 
     def __post_init__(self) -> None:
-        domains.check(asdict(self))
+        domains.check({name: value for name, value in vars(self).items() if not isinstance(value, Tensor)})
 
     def __call__(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -34,12 +40,14 @@ class Surrogate:
 class ATan(Surrogate):
     """(alpha / 2) / (1 + (pi alpha x / 2)^2), the derivative of arctan(pi alpha x / 2) / pi (Fang et al., 2021)."""
 
-    alpha: float = 2.0
+    alpha: Number = 2.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.alpha / 2) / (1 + (math.pi * self.alpha / 2 * x).square())
 
     def reciprocal_(self, x: Tensor) -> Tensor:
+        if isinstance(self.alpha, Tensor):
+            return x.square_().mul_(math.pi**2 * self.alpha / 2).add_(2 / self.alpha)
         return torch.addcmul(x.new_full((), 2 / self.alpha), x, x, value=math.pi**2 * self.alpha / 2, out=x)
 
 
@@ -47,7 +55,7 @@ class ATan(Surrogate):
 class FastSigmoid(Surrogate):
     """1 / (slope |x| + 1)^2, the derivative of x / (1 + slope |x|) (Zenke and Ganguli, 2018)."""
 
-    slope: float = 25.0
+    slope: Number = 25.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return 1 / (self.slope * x.abs() + 1).square()
@@ -60,7 +68,7 @@ class FastSigmoid(Surrogate):
 class SuperSpike(Surrogate):
     """1 / (alpha |x| + 1)^2, the derivative of x / (1 + alpha |x|) (Zenke and Ganguli, 2018)."""
 
-    alpha: float = 100.0
+    alpha: Number = 100.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return 1 / (self.alpha * x.abs() + 1).square()
@@ -73,7 +81,7 @@ class SuperSpike(Surrogate):
 class Sigmoid(Surrogate):
     """slope s (1 - s) with s = sigmoid(slope x), the derivative of s itself."""
 
-    slope: float = 25.0
+    slope: Number = 25.0
 
     def __call__(self, x: Tensor) -> Tensor:
         # sigmoid(y) sigmoid(-y) loses no digits where 1 - sigmoid(y) would
@@ -84,7 +92,7 @@ class Sigmoid(Surrogate):
 class Triangular(Surrogate):
     """max(0, 1 - |x| / width) / width, a triangle of area 1 (Esser et al., 2016)."""
 
-    width: float = 1.0
+    width: Number = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return (1 - x.abs() / self.width).clamp(min=0) / self.width
@@ -96,6 +104,13 @@ class StraightThrough(Surrogate):
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)
+
+
+def stack(surrogates: Sequence[Surrogate], like: Tensor) -> Surrogate:
+    """One surrogate for M members side by side; a number that differs among them becomes ``[M, 1]``, typed as ``like``."""
+    columns = {name: [vars(surrogate)[name] for surrogate in surrogates] for name in vars(surrogates[0])}
+    differing = {name: like.new_tensor(column).unsqueeze(1) for name, column in columns.items() if len(set(column)) > 1}
+    return replace(surrogates[0], **differing)
 
 
 def heaviside(x: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ class Task(LightningModule):
         """``test/synops``, and by the layer that the spikes arrive at."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
         for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.spikes_come_in else None):
-            arriving[f"test/synops/{layer}"] += metrics.synaptic_operations(spikes, synapse)
+            name = f"test/synops/{layer}"
+            arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
         return {"test/synops": torch.stack([*arriving.values()]).sum(), **arriving}
 
     @torch.no_grad()

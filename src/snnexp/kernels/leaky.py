@@ -36,6 +36,7 @@ from snnexp.kernels.loops import (
     product_dtype,
     row,
     steps_like,
+    surrogate_of,
 )
 from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trace, over_samples
 from snnexp.surrogates import Surrogate, spike
@@ -85,7 +86,8 @@ def scan(
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     dense = dense_behind(neuron, synapse)
     feedback, weight, bias = feedback_of(neuron)
-    rule = Rule(num_steps, neuron.reset, neuron.surrogate, feedback, product_dtype(current), True, dense is None)
+    surrogate = surrogate_of(neuron)
+    rule = Rule(num_steps, neuron.reset, surrogate, feedback, product_dtype(current), True, dense is None)
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
         flat(current if dense is None else current.contiguous()),

@@ -21,18 +21,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp.kernels.loops import (
-    Linear,
     Projection,
     Reduction,
     before,
     chunks,
     dense_behind,
+    dense_feedback,
     flat,
     in_chunks,
     maps,
     product_dtype,
     row,
     steps_like,
+    surrogate_of,
 )
 from snnexp.neurons import (
     LeakyIntegrator,
@@ -92,7 +93,7 @@ def scan(
     without_trace = reduced and not torch.is_grad_enabled() and (dense is not None or synapse is None)
     rule = Rule(
         num_steps,
-        None if lif is None else lif.surrogate,
+        None if lif is None else surrogate_of(lif),
         product_dtype(current),
         keep_membrane=not without_trace,
         keep_spikes=lif is not None and dense is None and not without_trace,
@@ -157,7 +158,9 @@ def run(
     ranges = chunks(rule.num_steps, v)
     membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
     spikes = steps_like(I, rule.num_steps if rule.keep_spikes else ranges[0][1]) if spiking else None
-    feedback = Linear(feedback_weight, None, v, rule.dtype) if feedback_weight is not None else None
+    feedback = (
+        None if feedback_weight is None else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.dtype)
+    )
     behind = None if weight is None else Projection(weight, bias, rule.dtype)
     if behind is not None:
         behind.prepare_forward(rule.num_steps, len(v))
@@ -206,7 +209,9 @@ class _Scan(torch.autograd.Function):
         rule: Rule = ctx.rule
         membranes, z, v, _, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
-        feedback = Linear(feedback_weight, None, v, rule.dtype) if feedback_weight is not None else None
+        feedback = (
+            None if feedback_weight is None else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.dtype)
+        )
         behind = None if g_after is None else Projection(weight, bias, rule.dtype)
         if behind is not None:
             behind.prepare_backward(g_after)

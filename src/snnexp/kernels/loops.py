@@ -5,6 +5,7 @@ All work on neurons as one flat axis, ``[.., B, n]``, and write into memory that
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from snnexp.neurons import Neuron, Reduced, RLeaky, Trace
+from snnexp.surrogates import Surrogate
 
 CHUNK_BYTES = 1 << 19
 """What one buffer of a chunk of steps may hold: several of them fit a core's cache."""
@@ -106,6 +108,13 @@ def in_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chunk]:
         last = ranges[-1][1] - ranges[-1][0]
         made.append(Chunk(memory[:last], made[0].steps[:last]))
     return made
+
+
+def surrogate_of(neuron: Any) -> Surrogate:
+    """A neuron's surrogate, its numbers as :func:`row` has them where members of a stack have their own."""
+    surrogate: Surrogate = neuron.surrogate
+    rows = {name: row(neuron, value) for name, value in vars(surrogate).items() if isinstance(value, Tensor)}
+    return replace(surrogate, **rows) if rows else surrogate
 
 
 def row(neuron: Neuron, parameter: Tensor) -> Tensor:
@@ -251,6 +260,38 @@ class Linear:
             bias.add_(samples.sum(0))
 
 
+class Blocks:
+    """Feedback W S + b within each of M layers side by side; W ``[M, n, n]``, on steps ``[B, M n]``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype) -> None:
+        self.weight, self.transposed = weight, weight.transpose(1, 2)
+        self.bias = None if bias is None else bias.unsqueeze(1)
+        self.scratch = weight.new_empty((len(weight), len(like), weight.shape[1]))
+        self.gradients: Gradients = (torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias))
+
+    def add(self, spikes: Tensor, out: Tensor) -> None:
+        if self.bias is None:
+            torch.bmm(self._members(spikes), self.transposed, out=self.scratch)
+        else:
+            torch.baddbmm(self.bias, self._members(spikes), self.transposed, out=self.scratch)
+        self._members(out).add_(self.scratch)
+
+    def add_transposed(self, gradient: Tensor, out: Tensor) -> None:
+        torch.bmm(self._members(gradient), self.weight, out=self.scratch)
+        self._members(out).add_(self.scratch)
+
+    def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
+        received, fired = (self._members(x.flatten(0, 1)) for x in (gradient, spikes))
+        weight, bias = self.gradients
+        weight.baddbmm_(received.transpose(1, 2), fired)
+        if bias is not None:
+            bias.add_(received.sum(1))
+
+    def _members(self, flat: Tensor) -> Tensor:
+        """``[B, M n]`` as ``[M, B, n]``."""
+        return flat.unflatten(-1, self.weight.shape[:2]).transpose(0, 1)
+
+
 class OneToOne:
     """Feedback V S within a layer, V ``[n]``."""
 
@@ -294,7 +335,12 @@ class Conv2d:
         return flat.reshape((len(flat), *self.side))
 
 
-Feedback = Linear | OneToOne | Conv2d
+Feedback = Linear | Blocks | OneToOne | Conv2d
+
+
+def dense_feedback(weight: Tensor) -> type[Linear] | type[Blocks]:
+    """What feeds all neurons of a layer back to all; a weight of three axes is that of members side by side."""
+    return Linear if weight.ndim == 2 else Blocks
 
 
 def feedback_of(neuron: Neuron) -> tuple[Callable[..., Feedback] | None, Tensor | None, Tensor | None]:
@@ -305,7 +351,7 @@ def feedback_of(neuron: Neuron) -> tuple[Callable[..., Feedback] | None, Tensor 
         return partial(Conv2d, neuron.features), neuron.recurrent.weight, neuron.recurrent.bias
     if neuron.recurrent is None:
         return OneToOne, row(neuron, neuron.V), None
-    return Linear, neuron.recurrent.weight, neuron.recurrent.bias
+    return dense_feedback(neuron.recurrent.weight), neuron.recurrent.weight, neuron.recurrent.bias
 
 
 class Reduction:

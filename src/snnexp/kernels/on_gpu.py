@@ -50,7 +50,11 @@ def kernel_of(neuron: Neuron, device: torch.device) -> Kernel | str:
     surrogate = getattr(neuron, "surrogate", None)
     if surrogate is not None and type(surrogate) not in SURROGATES:
         return f"{type(surrogate).__name__} has no Triton form"
+    if surrogate is not None and any(isinstance(number, Tensor) for number in vars(surrogate).values()):
+        return "a surrogate of members that differ has no Triton form"
     recurrent = getattr(neuron, "recurrent", None)
+    if recurrent is not None and recurrent.weight.ndim == 3:
+        return "feedback of members side by side has no Triton form"
     if isinstance(recurrent, nn.Conv2d):
         return "conv2d feedback has no Triton form"
     if recurrent is not None and recurrent.out_features > MAX_RECURRENT:

@@ -2,7 +2,7 @@
 
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
-from snnexp.neurons.neuron import Kernel, Neuron, Reduced, Trace, over_samples, reference
+from snnexp.neurons.neuron import Kernel, Neuron, Reduced, Trace, over_samples, product, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
 
@@ -20,5 +20,6 @@ __all__ = [
     "Reduced",
     "Trace",
     "over_samples",
+    "product",
     "reference",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -116,6 +117,22 @@ def reference(
 def over_samples(synapse: nn.Module, sequence: Tensor) -> Tensor:
     """Run a synapse once over the ``T * B`` samples of ``[T, B, *N]``."""
     return synapse(sequence.flatten(0, 1)).unflatten(0, sequence.shape[:2])  # type: ignore[no-any-return]
+
+
+def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b for ``[B, in]``; with weights of M members ``[M, out, in]`` each takes its own of ``[B, M, in]``.
+
+    ``[B, 1, in]`` is one input for all members, and a single product of it with all their weights.
+    """
+    if weight.ndim == 2:
+        return F.linear(inputs, weight, bias)
+    if inputs.shape[1] == 1:
+        bias = None if bias is None else bias.flatten()
+        return F.linear(inputs.squeeze(1), weight.flatten(0, 1), bias).unflatten(-1, weight.shape[:2])
+    inputs, weight = inputs.transpose(0, 1), weight.transpose(1, 2)
+    if bias is None:
+        return torch.bmm(inputs, weight).transpose(0, 1)
+    return torch.baddbmm(bias.unsqueeze(1), inputs, weight).transpose(0, 1)
 
 
 class Neuron(nn.Module):

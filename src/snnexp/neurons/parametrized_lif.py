@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from snnexp import domains, pairs
 from snnexp.initializers import Normal
-from snnexp.neurons.neuron import ROUNDING, Neuron, NeuronParameter, Trace
+from snnexp.neurons.neuron import ROUNDING, Neuron, NeuronParameter, Trace, product
 from snnexp.surrogates import SuperSpike, Surrogate, spike
 
 
@@ -121,7 +121,7 @@ class ParametrizedLIF(Neuron):
         z, v, i = state
         spikes, membrane = [], []
         for I in current:
-            j = i + I if W_rec is None else i + I + nn.functional.linear(z, W_rec)
+            j = i + I if W_rec is None else i + I + product(z, W_rec)
             u = v + decay_mem * ((self.v_leak - v) + j)
             z = spike(u - self.v_th, self.surrogate)
             fired = z.detach()

@@ -14,7 +14,7 @@ from snnexp import domains, runs
 from snnexp.console import clock, show_path
 from snnexp.domains import number
 from snnexp.runs import Run
-from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
+from snnexp.sweeps.ledger import Ledger, Point, shown
 
 MOST_LINES = 8
 """Points under way that are listed one by one."""
@@ -53,7 +53,9 @@ class Display:
         self.ended_here += 1
         if self.live is None or not point.done:
             what = _values(point) if point.done else escape(domains.line(point.reason))
-            self.terminal.print(f"point {point.index + 1}  {escape(self._name(point))}  {point.status}  {what}".rstrip())
+            self.terminal.print(
+                f"point {point.index + 1}  {escape(self._name(point))}  {point.status}  {what}".rstrip()
+            )
 
     def refresh(self) -> None:
         """Show how things stand, where it is time to."""
@@ -125,6 +127,7 @@ def end(terminal: Console, ledger: Ledger) -> None:
     names = [name for name in ledger.measures() if name.count("/") == 1 and name != "test/synops"]
     hows = {row["how"].split()[0] for row in rows if row["how"]}
     columns = [*varied, "status", *(["how"] if len(hows) > 1 or "stack" in hows else []), *names]
+    columns += ["reason"] if any(row["reason"] for row in rows) else []
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         cells: list[Any] = [row[column] for column in columns]
@@ -134,16 +137,8 @@ def end(terminal: Console, ledger: Ledger) -> None:
     terminal.print()
     if rows:
         terminal.print(table)
-    unfinished = [point for point in ledger.points if not point.done]
-    for point in unfinished:
-        if point.status != "pending":
-            reason = escape(domains.line(point.reason))
-            terminal.print(f"point {point.index + 1}  {escape(shown(point, varied))}  {point.status}: {reason}")
     states = [point.status for point in ledger.points]
     told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))]))
     terminal.print(f"sweep {show_path(ledger.path)}  {told}")
-    if unfinished:
+    if not all(point.done for point in ledger.points):
         terminal.print(f"the rest: snnexp resume {show_path(ledger.path)}")
-
-
-__all__ = ["Display", "best_of", "end", "pairs"]

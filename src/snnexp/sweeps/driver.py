@@ -1,26 +1,25 @@
 """Start a sweep, and go on with one."""
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snnexp import domains
+from snnexp import config, domains
 from snnexp.console import console, show_path, tell
-from snnexp.errors import ConfigError, SnnexpError, located
+from snnexp.errors import ConfigError, located
 from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Job, Listed, Slot, Source, Tasks, Worker
-from snnexp.sweeps.ledger import Ledger, Point
+from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
 
 Chosen = tuple[Sequence[str], Mapping[str, Any]]
 """The overrides of a point, and its whole config."""
 GIGABYTE = 10**9
 
 
-def start(
-    folder: Path, experiment: str, points: Iterable[Chosen], launcher: Mapping[str, Any], program: Sequence[str]
-) -> int:
+def start(folder: Path, experiment: str, points: Iterable[Chosen], launcher: Mapping[str, Any], program: str) -> int:
     """Run the points of a list; returns the exit code.
 
     Args:
@@ -28,7 +27,7 @@ def start(
         experiment: what the sweep is named after.
         points: those that have the same config are one.
         launcher: the settings of a launcher, with its ``kind``.
-        program: the command line's own name and flags, for what starts processes by it.
+        program: the command line's own name, for what starts processes by it.
 
     Raises:
         ConfigError: the launcher cannot work so.
@@ -37,22 +36,22 @@ def start(
     check(launcher)
     single: dict[str, Chosen] = {}
     count = 0
-    for overrides, config in points:
+    for chosen in points:
         count += 1
-        single.setdefault(json.dumps(config), (overrides, config))
+        single.setdefault(json.dumps(chosen[1]), chosen)
     if count > len(single):
         tell(f"{count - len(single)} of {count} points ask for the same as others, and are not run twice")
-    ledger = Ledger.create(folder, experiment, {**launcher, "program": [*program]})
+    ledger = Ledger.create(folder, experiment, launcher)
     try:
-        for overrides, config in single.values():
-            ledger.add(overrides, config)
+        for chosen in single.values():
+            ledger.add(*chosen)
         ledger.save()
-        return drive(ledger)
+        return drive(ledger, program)
     finally:
         ledger.close()
 
 
-def resume(folder: Path) -> int:
+def resume(folder: Path, program: str) -> int:
     """Run what is not finished of a sweep, and only that; returns the exit code.
 
     Raises:
@@ -65,15 +64,18 @@ def resume(folder: Path) -> int:
     try:
         check(ledger.launcher)
         left = [point for point in ledger.points if not point.done]
+        for point in left:
+            # a sweep may come from elsewhere, like a run
+            config.trusted(ledger.config(point), ledger.path / CONFIGS)
         if not left and ledger.search is None:
             console().print(f"sweep {show_path(ledger.path)}  all points have finished, nothing is left to do")
             return 0
-        return drive(ledger)
+        return drive(ledger, program)
     finally:
         ledger.close()
 
 
-def drive(ledger: Ledger) -> int:
+def drive(ledger: Ledger, program: str) -> int:
     """Run what is left of a sweep; returns the exit code."""
     launcher, terminal = ledger.launcher, console()
     left = [point for point in ledger.points if not point.done]
@@ -82,9 +84,15 @@ def drive(ledger: Ledger) -> int:
     for reason, points in obstacles.items():
         tell(f"{len(points)} of {len(left)} points cannot be stacked, {reason}; they run alone")
     source: Source = Listed(jobs)
-    slots = slots_of(launcher, len(jobs), any(_wants_gpu(ledger.config(point)) for point in left))
-    engine = Engine(ledger, source, slots, Tasks(ledger, launcher["program"]), launcher.get("timeout_s"),
-                    display.Display(terminal, ledger))
+    slots = slots_of(ledger.path, launcher, len(jobs), any(_wants_gpu(ledger.config(point)) for point in left))
+    engine = Engine(
+        ledger,
+        source,
+        slots,
+        Tasks(ledger, program),
+        launcher.get("timeout_s"),
+        display.Display(terminal, ledger),
+    )
     try:
         engine.run()
     finally:
@@ -110,12 +118,12 @@ def jobs_of(ledger: Ledger, points: Sequence[Point]) -> tuple[list[Job], dict[st
     groups: dict[Any, Job] = {}
     obstacles: dict[str, list[Point]] = {}
     for point in points:
-        config = ledger.config(point)
-        if reason := grouping.obstacle(config):
+        whole = ledger.config(point)
+        if reason := grouping.obstacle(whole):
             obstacles.setdefault(reason, []).append(point)
             groups[point.index] = [point]
         else:
-            groups.setdefault(grouping.key(config), []).append(point)
+            groups.setdefault(grouping.key(whole), []).append(point)
     most = ledger.launcher["members"]
     return [part for group in groups.values() for part in _shared(group, most)], obstacles
 
@@ -124,17 +132,23 @@ def _shared(points: Job, most: int) -> list[Job]:
     """Points in parts of at most ``most``, as equal as can be."""
     parts = -(-len(points) // most)
     ends = [len(points) * index // parts for index in range(parts + 1)]
-    return [points[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [points[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def slots_of(launcher: Mapping[str, Any], jobs: int, gpu: bool) -> list[Slot]:
+def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, gpu: bool) -> list[Slot]:
     """What carries out jobs: as many as are asked for, each with its share of cores and GPUs.
 
     Args:
+        folder: of the sweep.
         launcher: the settings.
         jobs: how many there are.
         gpu: whether any point may use one.
     """
+    if launcher["kind"] == "slurm":
+        from snnexp.sweeps import cluster
+
+        submitting = cluster.executor(folder / "jobs", launcher)
+        return [cluster.ClusterJob(submitting) for _ in range(min(launcher["workers"], jobs))]
     gpus = _gpus() if gpu else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
@@ -163,8 +177,5 @@ def _gpus() -> list[str]:
     return [str(index) for index, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
 
 
-def _wants_gpu(config: Mapping[str, Any]) -> bool:
-    return config["trainer"].get("accelerator") != "cpu"
-
-
-__all__ = ["Callable", "SnnexpError", "drive", "resume", "start"]
+def _wants_gpu(whole: Mapping[str, Any]) -> bool:
+    return bool(whole["trainer"]["accelerator"] != "cpu")

@@ -11,18 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from snnexp.errors import CheckpointError, InterruptedRunError, SnnexpError, ending_signals
+from snnexp.errors import InterruptedRunError, SnnexpError, ending_signals
 from snnexp.runs import Run
 from snnexp.sweeps.display import Display
 from snnexp.sweeps.ledger import Ledger, Point
 
 GRACE_S = 60.0
-"""What a point that is told to stop may take to be saved."""
+"""What a point that is told to stop may take to be saved, or less where it may not take so long at all."""
 TICK_S = 0.25
 Job = list[Point]
 """Points that one task carries out: one, or the members of a stack."""
@@ -50,6 +50,10 @@ class Slot(Protocol):
     @property
     def how(self) -> str:
         """What it is that carries out a single point."""
+
+    @property
+    def handle(self) -> int | None:
+        """A file that becomes readable when there are events, where there is one."""
 
 
 class Source(Protocol):
@@ -119,7 +123,6 @@ class Worker:
 
     @property
     def handle(self) -> int | None:
-        """What becomes readable when there are events."""
         return None if self.process is None or self.process.stdout is None else self.process.stdout.fileno()
 
     def events(self) -> list[dict[str, Any]]:
@@ -176,9 +179,18 @@ class Busy:
     """A slot at work."""
 
     def __init__(self, job: Job, timeout_s: float | None) -> None:
-        self.job, self.left = job, set(range(len(job)))
-        self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.job, self.left, self.timeout_s = job, set(range(len(job))), timeout_s
         self.late = self.told = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Let its time run from now; that of a process to start is not the point's."""
+        self.deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
+
+    def tell(self, slot: Slot) -> None:
+        """Ask it to save and to end; the second time it is not asked."""
+        slot.stop(at_once=self.told)
+        self.told, self.deadline = True, time.monotonic() + min(GRACE_S, self.timeout_s or GRACE_S)
 
 
 class Engine:
@@ -188,7 +200,7 @@ class Engine:
         ledger: the record.
         source: gives the points.
         slots: carry them out.
-        task_of: what a slot is asked for a job.
+        tasks: what a slot is asked for a job.
         timeout_s: what a job may take; it is then told to stop, and a minute later ended.
         display: what is seen.
     """
@@ -253,6 +265,9 @@ class Engine:
         for slot, job in begun:
             self.slots[slot] = Busy(job, self.timeout_s)
             slot.start(job, self.tasks.of(job))
+        if any(point.job for _, job in begun for point in job):
+            # whoever goes on with the sweep asks the cluster for them
+            self.ledger.save()
         for point in ended:
             self.source.ended(point)
             self.display.ended(point)
@@ -263,13 +278,15 @@ class Engine:
     def _take(self, slot: Slot, busy: Busy, event: Mapping[str, Any]) -> list[Point]:
         """Note an event; returns the points that it has ended."""
         if "begun" in event:
+            if not busy.told:
+                busy.begin()
             point = busy.job[event["begun"]]
             point.run = f"{self.ledger.runs.name}/{Path(event['run']).name}"
         elif "ended" in event and event["ended"] in busy.left:
             busy.left.discard(event["ended"])
             point = busy.job[event["ended"]]
             point.status, point.reason = event["status"], event.get("reason", "")
-            point.exit_code, point.metrics = event["exit_code"], event["metrics"] if "metrics" in event else {}
+            point.exit_code, point.metrics = event["exit_code"], event.get("metrics", {})
             if point.status == "interrupted" and busy.late:
                 point.status, point.reason = "timeout", f"took longer than {self.timeout_s:g} s"
             if point.exit_code == 74:
@@ -280,38 +297,36 @@ class Engine:
         return []
 
     def _lost(self, busy: Busy, index: int, event: Mapping[str, Any]) -> Point:
-        """A point whose process has left without a word."""
+        """A point whose process has left without a word; what its run says is right."""
         busy.left.discard(index)
         point = busy.job[index]
+        if self.ledger.look(point):
+            return point
         point.status, point.reason, point.exit_code = "failed", event["gone"], event["exit_code"]
         if busy.late:
             point.status, point.reason = "timeout", f"took longer than {self.timeout_s:g} s, and {event['gone']}"
         if self.signal is not None:
             point.status = "interrupted"
         if point.run:
-            run = Run(self.ledger.path / point.run)
             with suppress(SnnexpError):
-                if run.read().get("status") == "running" and not run.in_use():
-                    run.update(status="failed", exit_code=point.exit_code, reason=point.reason)
+                Run(self.ledger.path / point.run).update(
+                    status="failed", exit_code=point.exit_code, reason=point.reason
+                )
         return point
 
     def _watch(self, slot: Slot, busy: Busy) -> None:
         """Stop what takes too long, and all where that was asked for."""
-        now = time.monotonic()
         if (self.signal is not None or self.full is not None) and not busy.told:
-            slot.stop(at_once=False)
-            busy.told, busy.deadline = True, now + GRACE_S
-        elif busy.deadline is not None and now >= busy.deadline:
+            busy.tell(slot)
+        elif busy.deadline is not None and time.monotonic() >= busy.deadline:
             busy.late = busy.late or not busy.told
-            slot.stop(at_once=busy.told)
-            busy.told, busy.deadline = True, now + GRACE_S
+            busy.tell(slot)
 
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
-            handles = [slot.handle for slot in self.slots if isinstance(slot, Worker)]
-            for handle in handles:
-                if handle is not None:
-                    selector.register(handle, selectors.EVENT_READ)
+            for slot in self.slots:
+                if slot.handle is not None:
+                    selector.register(slot.handle, selectors.EVENT_READ)
             selector.select(TICK_S)
 
     @contextmanager
@@ -337,23 +352,22 @@ class Tasks:
 
     Args:
         ledger: the record.
-        program: the command line's own name, and the flags that go with it.
+        program: the command line's own name.
         prune: for a point of a search, what a run needs to be given up early; None for a list of points.
     """
 
-    def __init__(self, ledger: Ledger, program: Sequence[str], prune: Any = None) -> None:
+    def __init__(self, ledger: Ledger, program: str, prune: Callable[[Point], dict[str, Any]] | None = None) -> None:
         self.ledger, self.program, self.prune = ledger, program, prune
 
     def of(self, job: Job) -> dict[str, Any]:
         """The task for points, as ``worker`` takes it."""
-        ledger, (first, *others) = self.ledger, job
+        ledger, first = self.ledger, job[0]
         log = str(ledger.runs / f".point-{first.index}.log")
-        base = {"parent": str(ledger.runs), "log": log, "prune": self.prune and self.prune(first)}
-        if others:
-            return {**base, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
-        if run := self._run(first):
-            return {**base, "run": run, "argv": [self.program[0], "resume", run]}
-        return {**base, **self._point(first), "argv": [self.program[0], "train", *self.program[1:], *first.overrides]}
+        task: dict[str, Any] = {"program": self.program, "parent": str(ledger.runs), "log": log}
+        if len(job) > 1:
+            return {**task, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
+        task |= {"prune": self.prune(first)} if self.prune else {}
+        return {**task, **({"run": self._run(first)} if first.run else self._point(first))}
 
     def _point(self, point: Point) -> dict[str, Any]:
         return {"config": self.ledger.config(point), "overrides": point.overrides}
@@ -376,6 +390,3 @@ class Listed:
 
     def tick(self) -> bool:
         return bool(self.jobs)
-
-
-__all__ = ["CheckpointError", "Engine", "Job", "Listed", "Slot", "Source", "Tasks", "Worker"]

@@ -12,13 +12,14 @@ replaced whole; where a kill has left it behind its runs, the runs are right.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snnexp import domains, runs
-from snnexp.errors import CheckpointError, ConfigError
+from snnexp.errors import CheckpointError, ConfigError, PrunedError
 from snnexp.runs import Run
 
 FILE, CONFIGS, SUMMARY, RUNS = "sweep.json", "configs.jsonl", "summary.csv", "runs"
@@ -43,6 +44,8 @@ class Point:
     trial: int | None = None
     """Its number in the study of a search."""
     index: int = field(default=0, repr=False)
+    job: str = ""
+    """Its number at a cluster."""
     metrics: dict[str, float] = field(default_factory=dict, repr=False)
     """As its run.json has them."""
 
@@ -105,7 +108,13 @@ class Ledger:
         ledger._lock.lock()
         try:
             ledger._read()
-            ledger._look()
+            for point in ledger.points:
+                # how it ended is known here, and a timeout looks like an interruption there
+                if point.status in ("pending", "running"):
+                    if not ledger.look(point) and point.status == "running":
+                        point.status, point.reason = "interrupted", "the process that drove the sweep is gone"
+                elif point.run:
+                    point.metrics = Run(path / point.run).facts().metrics
         except BaseException:
             ledger.close()
             raise
@@ -188,37 +197,41 @@ class Ledger:
         if wrong or len(self._configs) != len(self.points):
             raise CheckpointError(f"{path}: damaged, the runs below can be resumed one by one")
 
-    def _look(self) -> None:
-        """Take from the runs what this file does not know: they are written first."""
-        unknown = {path.name: path for path in self._run_directories()}
-        for point in self.points:
-            unknown.pop(Path(point.run).name, None)
-        by_overrides = {tuple(Run(path).facts().overrides): path for path in unknown.values()}
-        for point in self.points:
-            if not point.run and tuple(point.overrides) in by_overrides:
-                point.run = f"{RUNS}/{by_overrides.pop(tuple(point.overrides)).name}"
-            if point.run:
-                found = Run(self.path / point.run).facts()
-                point.metrics = found.metrics
-                if found.status == "finished":
-                    point.status, point.reason, point.exit_code = "finished", "", 0
-            if point.status == "running":
-                point.status, point.reason = "interrupted", "the process that drove the sweep is gone"
+    def look(self, point: Point) -> bool:
+        """Take from a point's run what this file does not know; whether it has ended there."""
+        if not point.run:
+            known = {Path(other.run).name for other in self.points}
+            unknown = (path for path in self._run_directories() if path.name not in known)
+            found = (path for path in unknown if Run(path).facts().overrides == point.overrides)
+            point.run = next((f"{RUNS}/{path.name}" for path in found), "")
+        if not point.run:
+            return False
+        run = Run(self.path / point.run).facts()
+        point.metrics = run.metrics
+        if run.status not in runs.ENDS:
+            return False
+        point.status, point.reason, point.exit_code = run.status, run.reason, run.exit_code
+        if run.status == "interrupted" and run.exit_code == PrunedError.exit_code:
+            point.status = "pruned"
+        return True
 
     def _run_directories(self) -> Iterator[Path]:
         yield from (path for path in self.runs.iterdir() if (path / "overrides.yaml").is_file())
 
 
-KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial")
+KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "job")
 
 
 def _is_sound(point: Point) -> bool:
     """Whether an entry that was read says what one can say, and leads nowhere else."""
-    texts = [point.status, point.run, point.reason, point.how, *point.overrides]
+    texts = [point.status, point.run, point.reason, point.how, point.job, *point.overrides]
+    if not all(isinstance(text, str) for text in texts):
+        return False
     known = point.status in ("pending", "running", *ENDS)
-    here = not point.run or (point.run == f"{RUNS}/{Path(point.run).name}" and runs.RUN_ID.fullmatch(Path(point.run).name))
+    name, job = Path(point.run).name, re.fullmatch(r"[0-9_]*", point.job)
+    here = not point.run or (point.run == f"{RUNS}/{name}" and runs.RUN_ID.fullmatch(name))
     numbers = all(number is None or type(number) is int for number in (point.exit_code, point.trial))
-    return all(isinstance(text, str) for text in texts) and known and bool(here) and numbers
+    return known and bool(here and job) and numbers
 
 
 def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,9 +2,9 @@
 
 It reads tasks from its standard input and tells what becomes of them on its standard output, a line of JSON each:
 
-    {"config": {..}, "overrides": [..], "parent": "..", "log": ".."}      train a point
-    {"run": ".."}                                                         go on with its run
-    {"members": [{"config", "overrides", "run"}, ..], "parent", "log"}    train points as one
+    {"config": {..}, "overrides": [..], "parent": "..", "log": "..", "program": ".."}    train a point
+    {"run": "..", "program": ".."}                                                       go on with its run
+    {"members": [{"config", "overrides", "run"}, ..], "parent": "..", "log": ".."}       train points as one
 
     {"begun": 0, "run": ".."}    the first point of the task has this directory
     {"ended": 0, "status", "metrics", "reason", "exit_code"}
@@ -65,9 +65,6 @@ def _print_to(log: Path) -> None:
 
 def execute(task: Mapping[str, Any], tell: Tell) -> bool:
     """Carry out a task; False where the process may not be what it was."""
-    if task.get("argv"):
-        # ddp starts its processes by the command line, which must then ask for this one run
-        sys.argv = list(task["argv"])
     log = Path(task["run"], "train.log") if task.get("run") else Path(task["log"])
     _print_to(log)
     try:
@@ -86,12 +83,15 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> bool:
     from snnexp.errors import SnnexpError
 
     def begun(path: Path) -> None:
+        # ddp starts its processes by the command line, which must then ask for this one run
+        sys.argv = [task["program"], "resume", str(path)]
         os.replace(log, path / "train.log")
         tell({"begun": 0, "run": str(path)})
 
     try:
         watching = _watching(task)
         if task.get("run"):
+            sys.argv = [task["program"], "resume", task["run"]]
             record = experiment.resume(Path(task["run"]), watching=watching)
         else:
             cfg = OmegaConf.create(task["config"])

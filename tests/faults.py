@@ -1,0 +1,81 @@
+"""A loss that ends its process in many ways; SNNEXP_ALLOW_TARGETS=faults lets a config name it."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp.losses import MSEMembrane
+
+
+def _raise() -> None:
+    raise ArithmeticError("a defect of the loss")
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(1)
+
+
+def _eat() -> None:
+    kept = []
+    while True:
+        kept.append(torch.ones(2**26))
+
+
+WAYS: dict[str, Callable[[], object]] = {
+    "exception": _raise,
+    "sys.exit": lambda: sys.exit(3),
+    "os._exit": lambda: os._exit(4),
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGSEGV": lambda: ctypes.string_at(0),
+    "SIGABRT": lambda: os.abort(),
+    "hang": _hang,
+    "memory": _eat,
+    "too large": lambda: torch.empty(2**55),
+}
+REASONS = {
+    "exception": "ArithmeticError: a defect of the loss",
+    "sys.exit": "SystemExit: 3",
+    "os._exit": "exited, 4",
+    "SIGKILL": "SIGKILL",
+    "SIGSEGV": "SIGSEGV",
+    "SIGABRT": "SIGABRT",
+    "hang": "took longer than",
+    "memory": "does not fit into memory",
+    "too large": "does not fit into memory",
+    "diverge": "the loss is nan",
+}
+"""What is told of each."""
+
+
+@dataclass(frozen=True)
+class Faulty(MSEMembrane):
+    """``mse_membrane``, until it is called the third time in a run whose ``point`` has a fault.
+
+    Args:
+        point: which run this is.
+        faults: by point, one of :data:`WAYS`, ``diverge``, or nothing.
+    """
+
+    point: int = 0
+    faults: Any = ()
+    calls: Any = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calls", [])
+
+    def __call__(self, trace: Any, target: Tensor) -> Tensor:
+        self.calls.append(None)
+        loss = super().__call__(trace, target)
+        way = self.faults[self.point] if self.point < len(self.faults) else ""
+        if way and len(self.calls) == 3:
+            return loss * torch.nan if way == "diverge" else (WAYS[way](), loss)[1]
+        return loss

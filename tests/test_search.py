@@ -1,0 +1,616 @@
+"""Search: what may be searched, how points are shared between processes, and what is left of the best one."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+from postgres import PASSWORD, server
+
+from snnexp import config, pairs
+from snnexp.errors import ConfigError, PrunedError
+from snnexp.sweeps import storage
+from snnexp.sweeps.pruning import Pruning
+from snnexp.sweeps.search import Search, Settings, measured, objective, space, write_best
+
+LINE = ["optimizer.momentum=interval(-10,10)"]
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+DRIVER = """
+import json, sys, time
+from pathlib import Path
+from snnexp.sweeps.search import Search, Settings, space
+
+settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+while not start.exists():
+    time.sleep(0.01)
+search = Search(Settings(**settings), *space(["optimizer.momentum=interval(-10,10)"], {}), folder, "test/loss", "minimize")
+count = 0
+while search.remaining():
+    search.beat()
+    asked = search.ask()
+    if asked is None:
+        time.sleep(0.05)
+        continue
+    number, overrides = asked
+    print(number, flush=True)
+    while count == hang_at:
+        search.beat()
+        time.sleep(0.05)
+    count += 1
+    search.tell(number, "finished", float(overrides[-1].partition("=")[2]) ** 2)
+"""
+
+
+@pytest.fixture(autouse=True)
+def closed_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Connections end with a test: one that is left to the garbage collector warns, in whatever test that happens."""
+    opened = []
+
+    class Kept(storage.RDBStorage):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            opened.append(self)
+
+    monkeypatch.setattr(storage, "RDBStorage", Kept)
+    yield
+    for each in opened:
+        each.remove_session()
+        each.engine.dispose()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The directory of a sweep."""
+    path = tmp_path / "20261122-120000-abcd"
+    path.mkdir()
+    return path
+
+
+def begin(folder: Path, overrides: list[str] = LINE, direction: str = "minimize", **chosen: Any) -> Search:
+    return Search(Settings(**chosen), *space(overrides, {}), folder, "test/loss", direction)
+
+
+def drawn(overrides: list[str]) -> dict[str, str]:
+    return {key: value for key, _, value in (override.partition("=") for override in overrides)}
+
+
+def trials(url: str, name: str) -> list[FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=storage.open_storage(url)).trials
+
+
+def beside(folder: Path) -> tuple[str, str]:
+    return f"sqlite:///{folder / 'study.db'}", folder.name
+
+
+class TestSpace:
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ("interval(0.5,0.99)", FloatDistribution(0.5, 0.99)),
+            ("interval(0,1)", FloatDistribution(0.0, 1.0)),
+            ("int(interval(2,9))", IntDistribution(2, 9)),
+            ("float(interval(2,9))", FloatDistribution(2.0, 9.0)),
+            ("tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+            ("tag(log,int(interval(1,1024)))", IntDistribution(1, 1024, log=True)),
+            ("range(1,5)", IntDistribution(1, 4)),
+            ("range(5)", IntDistribution(0, 4)),
+            ("range(1,9,3)", IntDistribution(1, 7, step=3)),
+            ("range(5,0,-2)", IntDistribution(1, 5, step=2)),
+            ("shuffle(range(1,5))", IntDistribution(1, 4)),
+            ("range(0.5,2.0,0.5)", FloatDistribution(0.5, 1.5, step=0.5)),
+            ("choice(a,b)", CategoricalDistribution(["a", "b"])),
+            ("shuffle(a,b,c,d,e,f)", CategoricalDistribution(["a", "b", "c", "d", "e", "f"])),
+            ("3,1,3", CategoricalDistribution(["3", "1"])),
+            ("[256,128],[64]", CategoricalDistribution(["[256,128]", "[64]"])),
+            ("null,true", CategoricalDistribution(["null", "true"])),
+            ("'a, b','c\"d'", CategoricalDistribution(["'a, b'", "'c\"d'"])),
+        ],
+    )
+    def test_hydras_grammar(self, values: str, expected: Any) -> None:
+        assert space([f"neuron.mine={values}"], {}) == ([], {"neuron.mine": expected})
+
+    def test_bounds_of_a_key_that_counts_are_whole(self) -> None:
+        _, found = space(["num_steps=interval(5,50)", "data.batch_size=tag(log,interval(16,256))"], {})
+        assert found == {"num_steps": IntDistribution(5, 50), "data.batch_size": IntDistribution(16, 256, log=True)}
+        _, found = space(["neuron.beta=interval(0,1)"], {})
+        assert found == {"neuron.beta": FloatDistribution(0, 1)}
+
+    def test_what_is_typed_replaces_what_is_written(self) -> None:
+        params = {"seed": 3, "neuron.beta": "interval(0.1,0.2)", "neuron": "leaky,rleaky"}
+        typed = ["experiment=mnist_leaky", "neuron.beta=0.9", "+optimizer.lr=interval(1,2)", "seed=4"]
+        fixed, found = space(typed, params)
+        assert sorted(fixed) == ["experiment=mnist_leaky", "neuron.beta=0.9", "seed=4"]
+        assert list(found) == ["neuron", "+optimizer.lr"], "keys keep their signs"
+
+    def test_settings_of_the_sweep_are_none_of_its_points(self) -> None:
+        typed = ["hydra/sweeper=optuna", f"hydra.sweeper.storage='postgresql://me:{PASSWORD}@host/db'", *LINE]
+        assert space(typed, {})[0] == []
+
+    @pytest.mark.parametrize(
+        ("override", "sentence"),
+        [
+            ("neuron.beta=interval(1,0)", "neuron.beta: got interval(1,0), must go from one finite number to a larger"),
+            ("neuron.beta=interval(1,1)", "neuron.beta: got interval(1,1), must go"),
+            ("neuron.beta=interval(0,inf)", "neuron.beta: got interval(0,inf), must go"),
+            ("optimizer.lr=tag(log,interval(0,1))", "optimizer.lr: got interval(0,1), on a logarithmic scale"),
+            ("optimizer.lr=tag(lg,interval(1,2))", "optimizer.lr: got tag(lg, ..), must be tag(log,interval(..))"),
+            ("optimizer.lr=tag(log,1,2)", "optimizer.lr: got tag(log, ..), must be tag(log,interval(..))"),
+            ("optimizer.lr=range(1,1)", "optimizer.lr: got range(1,1,1), must hold at least one value"),
+            ("optimizer.lr=range(1,2,0)", "optimizer.lr: got range(1,2,0), must hold at least one value"),
+            ("optimizer.lr=range(1,2,-1)", "optimizer.lr: got range(1,2,-1), must hold at least one value"),
+            ("optimizer.lr=range(0,inf)", "optimizer.lr: got range(0,inf,1), must hold at least one value and at most"),
+            ("neuron=glob(*)", "neuron: glob(..) cannot be searched; list the values: neuron=a,b"),
+            ("neuron.beta=interval(0", "neuron.beta=interval(0: not key=value"),
+            ("hydra.job.name=a,b", "hydra.job.name: Hydra's own settings are no part of a search"),
+            ("neuron.beta=0.9", "hydra.sweeper.params: nothing to search"),
+        ],
+    )
+    def test_what_cannot_be_searched_is_told_in_a_sentence(self, override: str, sentence: str) -> None:
+        with pytest.raises(ConfigError) as refused:
+            space([override], {})
+        assert str(refused.value).startswith(sentence)
+        assert "\n" not in str(refused.value)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("chosen", "sentence"),
+        [
+            ({"n_trials": 0}, "hydra.sweeper.n_trials: got 0, must be a whole number of at least 1"),
+            ({"n_trials": None}, "hydra.sweeper.n_trials: got null, must be"),
+            ({"sampler": "cma"}, "hydra.sweeper.sampler: got cma, must be one of tpe, random, grid"),
+            ({"direction": "up"}, "hydra.sweeper.direction: got up, must be one of minimize, maximize, or null"),
+            ({"seed": -1}, "hydra.sweeper.seed: got -1"),
+            ({"prune": "yes"}, "hydra.sweeper.prune: got yes, must be true or false"),
+            ({"warmup_epochs": 0.5}, "hydra.sweeper.warmup_epochs: got 0.5"),
+            ({"heartbeat_s": 10, "grace_s": 15}, "hydra.sweeper.grace_s: got 15, must be at least twice heartbeat_s"),
+            ({"storage": f"what:{PASSWORD}"}, "hydra.sweeper.storage: not the URL of a database"),
+            ({"storage": f"nosql://me:{PASSWORD}@h/d"}, "hydra.sweeper.storage: not the URL of a database"),
+            ({"storage": 3}, "hydra.sweeper.storage: not the URL of a database"),
+        ],
+    )
+    def test_what_cannot_work_is_told_in_a_sentence(self, chosen: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(ConfigError) as refused:
+            Settings(**chosen)
+        assert str(refused.value).startswith(sentence)
+        assert PASSWORD not in str(refused.value)
+
+    def test_the_shipped_file_is_the_defaults(self) -> None:
+        written = OmegaConf.load(config.conf_dir() / "hydra" / "sweeper" / "optuna.yaml")
+        node = {key: value for key, value in written.items() if key not in ("_target_", "params")}
+        assert Settings(**node) == Settings()
+
+    def test_the_measure_is_that_of_the_validation_split_where_there_is_one(self) -> None:
+        cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky"]))
+        assert objective(Settings(), cfg) == ("test/accuracy", "maximize")
+        cfg["data"]["val_size"] = 10
+        assert objective(Settings(), cfg) == ("val/accuracy", "maximize")
+        assert objective(Settings(metric="test/loss"), cfg) == ("test/loss", "minimize")
+        assert objective(Settings(metric="test/synops", direction="minimize"), cfg) == ("test/synops", "minimize")
+        regression = OmegaConf.to_container(config.compose(["experiment=regression_sqrt"]))
+        assert objective(Settings(), regression) == ("test/l1", "minimize")
+        with pytest.raises(ConfigError, match=r"hydra.sweeper.direction: got null, test/synops needs minimize or max"):
+            objective(Settings(metric="test/synops"), cfg)
+
+    def test_a_measure_is_read_from_the_record_of_a_run(self, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_text('{"metrics": {"test/accuracy": 0.5}}')
+        rows = [{"val/accuracy": 0.1}, {"val/accuracy": 0.7}, {"train/loss": 1.0}]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        names = ("test/accuracy", "val/accuracy", "test/l1")
+        assert [measured(tmp_path, name) for name in names] == [0.5, 0.7, None]
+
+
+def least(folder: Path, seed: int, sampler: str) -> float:
+    """How close a search of two parameters comes to the bottom of a bowl."""
+    folder = folder / f"{sampler}-{seed}"
+    folder.mkdir()
+    wanted = ["optimizer.momentum=interval(-10,10)", "optimizer.lr=tag(log,interval(1e-6,1))"]
+    search = begin(folder, wanted, sampler=sampler, seed=seed, n_trials=40)
+    while (asked := search.ask()) is not None:
+        values = drawn(asked[1])
+        bowl = float(values["optimizer.momentum"]) ** 2 + (math.log10(float(values["optimizer.lr"])) + 2) ** 2
+        search.tell(asked[0], "finished", bowl)
+    assert search.remaining() == 0
+    best = search.best()
+    assert best is not None
+    return best[1]
+
+
+class TestSampling:
+    def test_tpe_comes_closer_than_random(self, tmp_path: Path) -> None:
+        tpe, random = ([least(tmp_path, seed, sampler) for seed in range(3)] for sampler in ("tpe", "random"))
+        assert math.prod(tpe) < math.prod(random) / 10
+
+    def test_a_seed_draws_the_same_points_whoever_asks_first(self, tmp_path: Path) -> None:
+        def points(name: str, seed: int, processes: int) -> list[list[str]]:
+            (tmp_path / name).mkdir()
+            asking = [begin(tmp_path / name, sampler="random", seed=seed, n_trials=6) for _ in range(processes)]
+            return [asking[index % processes].ask()[1] for index in range(6)]
+
+        alone = points("alone", 1, 1)
+        assert points("shared", 1, 2) == alone
+        assert len({tuple(point) for point in alone}) == 6
+        assert points("other", 2, 1) != alone
+
+    def test_a_grid_covers_each_cell_once(self, folder: Path) -> None:
+        wanted = ["seed=range(3)", "neuron=leaky,rleaky", "neuron.beta=range(0.1,0.4,0.1)", "name=mine"]
+        search = begin(folder, wanted, sampler="grid", n_trials=None)
+        cells = []
+        while (asked := search.ask()) is not None:
+            cells.append(tuple(asked[1]))
+            search.tell(asked[0], "finished", 0.0)
+        _, found = space(wanted, {})
+        steps = round((found["neuron.beta"].high - 0.1) / 0.1) + 1
+        assert len(cells) == len(set(cells)) == 3 * 2 * steps
+        assert {drawn(cell)["neuron.beta"] for cell in cells} >= {"0.1", "0.2", "0.3"}, "without rounding errors"
+        assert all(cell[0] == "name=mine" for cell in cells)
+
+    def test_a_part_of_a_grid(self, folder: Path) -> None:
+        search = begin(folder, ["seed=range(100)"], sampler="grid", n_trials=5)
+        seeds = [int(drawn(search.ask()[1])["seed"]) for _ in range(5)]
+        assert search.ask() is None
+        assert len(set(seeds)) == 5
+        assert max(seeds) > 10, "not only its beginning"
+
+    @pytest.mark.parametrize(
+        ("override", "sentence"),
+        [
+            ("neuron.beta=interval(0,1)", "neuron.beta: an interval has no end of values; a grid takes range"),
+            ("seed=range(1,2000) num_steps=range(1,2000)", "hydra.sweeper.params: a grid of 3996001 points"),
+        ],
+    )
+    def test_what_is_no_grid(self, folder: Path, override: str, sentence: str) -> None:
+        with pytest.raises(ConfigError) as refused:
+            begin(folder, override.split(), sampler="grid")
+        assert str(refused.value).startswith(sentence)
+        assert not [*folder.iterdir()], "nothing is left behind"
+
+
+class TestTelling:
+    def test_what_failed_counts_and_what_was_interrupted_waits(self, folder: Path) -> None:
+        search = begin(folder, n_trials=5)
+        told = [("finished", 2.0), ("failed", None), ("diverged", None), ("pruned", None), ("interrupted", None)]
+        for number, (status, value) in enumerate(told):
+            assert search.ask()[0] == number
+            search.tell(number, status, value, "because")
+        assert search.ask() is None
+        assert search.remaining() == 1
+        assert search.best() == (0, 2.0)
+        states = [trial.state for trial in trials(*beside(folder))]
+        expected = [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING]
+        assert states == expected
+
+    @pytest.mark.parametrize("value", [None, math.nan, math.inf])
+    def test_a_point_without_its_measure_has_failed(self, folder: Path, value: float | None) -> None:
+        search = begin(folder, n_trials=1)
+        search.tell(search.ask()[0], "finished", value)
+        (trial,) = trials(*beside(folder))
+        assert trial.state == TrialState.FAIL
+        assert trial.user_attrs["reason"].startswith("its test/loss is")
+        assert search.remaining() == 0
+        assert search.best() is None
+
+    def test_what_was_told_stays(self, folder: Path) -> None:
+        search = begin(folder, n_trials=1)
+        number, _ = search.ask()
+        search.tell(number, "finished", 1.0)
+        search.tell(number, "finished", 7.0)
+        search.tell(number, "failed", None, "no")
+        assert search.best() == (0, 1.0)
+        assert search.remaining() == 0
+
+    def test_the_best_is_the_highest_where_that_is_wanted(self, folder: Path) -> None:
+        search = begin(folder, direction="maximize", n_trials=3)
+        for value in (1.0, 3.0, 2.0):
+            search.tell(search.ask()[0], "finished", value)
+        assert search.best() == (1, 3.0)
+
+    def test_a_study_that_grows(self, folder: Path) -> None:
+        search = begin(folder, n_trials=1)
+        search.tell(search.ask()[0], "finished", 1.0)
+        more = begin(folder, n_trials=3)
+        assert more.remaining() == 2
+        assert more.ask()[0] == 1
+
+
+class TestGoingOn:
+    def test_a_process_that_is_gone_leaves_its_place_and_values(self, folder: Path, monkeypatch: Any) -> None:
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr("snnexp.sweeps.search.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+        gone, here = (begin(folder, n_trials=2, heartbeat_s=10, grace_s=30) for _ in range(2))
+        lost, point = gone.ask()
+        mine, _ = here.ask()
+        for clock.now in range(0, 31, 10):
+            gone.beat()
+            here.beat()
+        assert here.ask() is None, "it gives signs of life"
+        for clock.now in (40, 50, 60):
+            here.beat()
+        assert here.ask() is None, "it may still give one"
+        for clock.now in (70, 80):
+            here.beat()
+        number, values = here.ask()
+        assert values == point
+        assert number not in (lost, mine)
+        assert here.ask() is None
+        assert not gone.again(lost), "another one has begun it anew"
+        gone.tell(lost, "finished", 1.0)
+        here.tell(mine, "finished", 2.0)
+        here.tell(number, "finished", 3.0)
+        assert here.remaining() == 0
+        assert here.best() == (mine, 2.0), "what came too late does not count twice"
+
+    def test_signs_of_life_need_no_asking(self, folder: Path, monkeypatch: Any) -> None:
+        clock = SimpleNamespace(now=0.0)
+        monkeypatch.setattr("snnexp.sweeps.search.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+        before, other = (begin(folder, n_trials=1, heartbeat_s=10, grace_s=30) for _ in range(2))
+        number, _ = before.ask()
+        other.beat()
+        clock.now = 100.0
+        resumed = begin(folder, n_trials=1, heartbeat_s=10, grace_s=30)
+        assert resumed.again(number)
+        other.beat()
+        assert other.ask() is None, "it has given a sign since"
+        resumed.tell(number, "finished", 1.0)
+        assert other.remaining() == 0
+
+    def test_again_is_for_what_is_under_way(self, folder: Path) -> None:
+        search = begin(folder, n_trials=2)
+        first, second = search.ask()[0], search.ask()[0]
+        search.tell(first, "finished", 1.0)
+        resumed = begin(folder, n_trials=2)
+        assert [resumed.again(number) for number in (first, second, 99)] == [False, True, False]
+
+    def test_two_that_claim_one_place_agree_whose_it_is(self, folder: Path) -> None:
+        one, other = (begin(folder, n_trials=1) for _ in range(2))
+        place, values = one._vacant()
+        assert (one._claim(place, values), other._claim(place, values)) == (0, None)
+        assert other.ask() is None
+        one.tell(0, "finished", 1.0)
+        assert other.remaining() == 0
+        assert [trial.state for trial in trials(*beside(folder))] == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+class Drivers:
+    """Processes that work on one study, and begin at the same moment."""
+
+    def __init__(self, folder: Path, url: str, **chosen: Any) -> None:
+        self.folder, self.start = folder, folder / "start"
+        self.settings = {"storage": url, "study": "shared", **chosen}
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def add(self, hang_at: int = -1) -> subprocess.Popen[str]:
+        arguments = [json.dumps(self.settings), str(self.folder), str(hang_at), str(self.start)]
+        command = [sys.executable, "-W", "error", "-c", DRIVER, *arguments]
+        pipe = subprocess.PIPE
+        self.processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=self.folder))
+        return self.processes[-1]
+
+    def finish(self) -> list[int]:
+        """The numbers of the trials that each of those that were not killed has begun."""
+        begun = []
+        for process in self.processes:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode in (0, -signal.SIGKILL), err
+            assert not err
+            begun += [int(line) for line in out.split()]
+        return begun
+
+
+def exactly(found: list[FrozenTrial], size: int) -> None:
+    """No place was lost, and none was done twice."""
+    done = [trial for trial in found if trial.state in DONE]
+    assert Counter(trial.user_attrs["place"] for trial in done) == Counter(range(size))
+    assert len({trial.params["optimizer.momentum"] for trial in done}) == size
+    assert not [trial for trial in found if not trial.state.is_finished()]
+
+
+class TestTogether:
+    def test_two_processes_on_sqlite(self, folder: Path) -> None:
+        url = f"sqlite:///{folder / 'shared.db'}"
+        drivers = Drivers(folder, url, n_trials=25, sampler="random")
+        for _ in range(2):
+            drivers.add()
+        drivers.start.touch()
+        begun = drivers.finish()
+        assert len(begun) == len(set(begun)) == 25
+        exactly(trials(url, "shared"), 25)
+
+    def test_a_killed_process_on_postgresql(self, folder: Path, database: str) -> None:
+        drivers = Drivers(folder, database, n_trials=12, heartbeat_s=0.2, grace_s=1.0)
+        drivers.add()
+        doomed = drivers.add(hang_at=2)
+        drivers.start.touch()
+        assert doomed.stdout is not None
+        seen = [int(doomed.stdout.readline()) for _ in range(3)]
+        os.kill(doomed.pid, signal.SIGKILL)
+        drivers.finish()
+        found = trials(database, "shared")
+        exactly(found, 12)
+        (again,) = [trial for trial in found if trial.params == found[seen[-1]].params and trial.state in DONE]
+        assert found[seen[-1]].state == TrialState.FAIL
+        assert again.user_attrs["place"] == found[seen[-1]].user_attrs["place"]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with server() as url:
+        yield url
+
+
+class TestStorage:
+    def test_passwords_and_options_stay_unsaid(self) -> None:
+        url = "postgresql://me:s3cret@host:5433/db?sslpassword=hidden"
+        assert storage.shown(url) == "postgresql://me@host:5433/db"
+
+    def test_a_wrong_password(self, folder: Path, database: str) -> None:
+        wrong = database.replace("s3cret", "0ther")
+        with pytest.raises(ConfigError) as refused:
+            begin(folder, storage=wrong)
+        told = str(refused.value)
+        assert told.startswith("hydra.sweeper.storage: postgresql://searcher@127.0.0.1")
+        assert "cannot be used" in told
+        assert "authentication failed" in told
+        assert "0ther" not in told
+        assert "\n" not in told
+
+    def test_a_server_that_is_not_there(self, folder: Path) -> None:
+        with pytest.raises(ConfigError) as refused:
+            begin(folder, storage="postgresql://me:s3cret@127.0.0.1:1/db")
+        assert str(refused.value).startswith("hydra.sweeper.storage: postgresql://me@127.0.0.1:1/db cannot be used: ")
+        assert "refused" in str(refused.value)
+        assert "s3cret" not in str(refused.value)
+
+    def test_a_folder_that_is_not_there(self, folder: Path) -> None:
+        with pytest.raises(ConfigError, match=r"hydra.sweeper.storage: sqlite:///\S+/none/a.db cannot be used: unable"):
+            begin(folder, storage=f"sqlite:///{folder}/none/a.db")
+
+    def test_a_path_of_any_letters(self, tmp_path: Path) -> None:
+        folder = tmp_path / "größe {0} 100% ?#"
+        folder.mkdir()
+        assert begin(folder).ask()[0] == 0
+        assert [path.name for path in folder.iterdir()] == ["study.db"]
+
+    @pytest.mark.parametrize(
+        ("overrides", "chosen", "sentence"),
+        [
+            (
+                ["optimizer.momentum=interval(-10,11)"],
+                {},
+                "hydra.sweeper.params: the study X was begun with other values",
+            ),
+            (["optimizer.lr=interval(-10,10)"], {}, "hydra.sweeper.params: the study X was begun with other values of"),
+            (LINE, {"direction": "maximize"}, "hydra.sweeper.direction: the study X was begun with minimize; give the"),
+            (LINE, {"sampler": "random"}, "hydra.sweeper.sampler: the study X was begun with tpe"),
+            ([*LINE, "seed=3"], {}, "overrides: the study X was begun with seed=3"),
+        ],
+    )
+    def test_another_study_of_that_name_is_refused(
+        self, folder: Path, overrides: list[str], chosen: dict[str, Any], sentence: str
+    ) -> None:
+        begin(folder)
+        with pytest.raises(ConfigError) as refused:
+            begin(folder, overrides, **chosen)
+        assert str(refused.value).startswith(sentence.replace("X", folder.name))
+
+    def test_what_computes_nothing_else_may_differ(self, folder: Path) -> None:
+        begin(folder)
+        assert begin(folder, [*LINE, "logger.root=elsewhere", "trainer=gpu"], n_trials=30).remaining() == 30
+
+
+def curve(pruning: Pruning, values: list[float], metric: str) -> str:
+    """What a run with these values after its epochs is told."""
+    whole = SimpleNamespace(reduce_boolean_decision=lambda wish, all: wish)
+    trainer: Any = SimpleNamespace(max_epochs=len(values), is_global_zero=True, strategy=whole)
+    for trainer.current_epoch, value in enumerate(values):
+        trainer.callback_metrics = {metric: value}
+        try:
+            pruning.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        except PrunedError as error:
+            return str(error)
+    return ""
+
+
+class TestPruning:
+    def search(self, folder: Path, metric: str, direction: str, finished: list[list[float]], key: str) -> Search:
+        chosen = Settings(n_trials=20, startup_trials=3, warmup_epochs=1)
+        search = Search(chosen, *space(LINE, {}), folder, metric, direction)
+        for values in finished:
+            number, _ = search.ask()
+            assert curve(Pruning(**search.address_of(number)), values, key) == ""
+            search.tell(number, "finished", values[-1])
+        return search
+
+    def test_a_point_that_is_worse_than_the_median_is_stopped(self, folder: Path) -> None:
+        others = [[0.2, 0.7, 0.8, 0.9], [0.3, 0.8, 0.8, 0.9], [0.1, 0.5, 0.7, 0.9]]
+        search = self.search(folder, "val/accuracy", "maximize", others, "val/accuracy")
+        number, _ = search.ask()
+        bad = Pruning(**search.address_of(number))
+        told = curve(bad, [0.0, 0.61, 0.7, 0.8], "val/accuracy")
+        assert told == "pruned after epoch 2: val/accuracy 0.61 is worse than the median of the other points"
+        search.tell(number, "pruned", None, told)
+        found = trials(*beside(folder))[number]
+        assert (found.state, found.value) == (TrialState.PRUNED, 0.61)
+        good = Pruning(**search.address_of(search.ask()[0]))
+        assert curve(good, [0.0, 0.75, 0.9, 0.0], "val/accuracy") == ""
+
+    def test_nothing_is_stopped_before_enough_have_finished(self, folder: Path) -> None:
+        search = self.search(folder, "val/accuracy", "maximize", [[0.9] * 4] * 2, "val/accuracy")
+        assert curve(Pruning(**search.address_of(search.ask()[0])), [0.0] * 4, "val/accuracy") == ""
+
+    def test_a_measure_of_the_test_split_is_stood_for_by_the_training_loss(self, folder: Path) -> None:
+        losses = [[5.0, 2.0, 1.0]] * 3
+        search = self.search(folder, "test/accuracy", "maximize", losses, "train/epoch_loss")
+        first, second = (Pruning(**search.address_of(search.ask()[0])) for _ in range(2))
+        assert curve(first, [9.0, 1.5, 1.0], "train/epoch_loss") == ""
+        assert curve(second, [9.0, 2.5, 1.0], "train/epoch_loss").startswith(
+            "pruned after epoch 2: train/epoch_loss 2.5"
+        )
+
+    def test_long_runs_report_now_and_then(self, folder: Path) -> None:
+        search = begin(folder)
+        number, _ = search.ask()
+        curve(Pruning(**search.address_of(number)), [1.0] * 600, "train/epoch_loss")
+        reported = trials(*beside(folder))[number].intermediate_values
+        assert sorted(reported) == list(range(20, 600, 20))
+
+    def test_a_run_that_another_process_has_begun_anew_goes_on_unpruned(self, folder: Path, caplog: Any) -> None:
+        search = begin(folder)
+        number, _ = search.ask()
+        pruning = Pruning(**search.address_of(number))
+        search.tell(number, "failed", None, "gone")
+        assert curve(pruning, [1.0, 1.0, 1.0], "train/epoch_loss") == ""
+        assert "the search could not be told of the run" in caplog.text
+
+
+GROUPS = ("network", "neuron", "readout", "surrogate", "loss", "optimizer", "logger")
+
+
+class TestBest:
+    @pytest.mark.parametrize("experiment", sorted(config.choices("experiment")))
+    def test_each_recipe_composes_to_itself(self, tmp_path: Path, experiment: str) -> None:
+        self.compose_again(tmp_path, [f"experiment={experiment}", "seed=7", "optimizer.lr=1.0e-05"])
+
+    @settings(
+        max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(data=st.data())
+    def test_any_choices_compose_to_themselves(self, tmp_path: Path, data: st.DataObject) -> None:
+        chosen = [f"{group}={data.draw(st.sampled_from(sorted(config.choices(group))))}" for group in GROUPS]
+        beta = data.draw(st.sampled_from(["0.3", "{_target_: snnexp.initializers.Normal, mean: 0.5, std: 0.01}"]))
+        try:
+            config.compose([*chosen, f"neuron.beta={beta}"])
+        except ConfigError:
+            beta = ""
+        try:
+            self.compose_again(tmp_path, [*chosen, *([f"neuron.beta={beta}"] if beta else []), "name=1e3"])
+        except ConfigError:
+            # parts that cannot work together have no best point
+            return
+
+    def compose_again(self, folder: Path, overrides: list[str]) -> None:
+        cfg = config.compose(overrides)
+        _, hydra = config.composed(overrides)
+        path = folder / "experiment" / "found.yaml"
+        plain = OmegaConf.to_container(cfg)
+        write_best(path, plain, hydra["runtime"]["choices"], "Best of 20\npoints: val/accuracy 0.97")  # type: ignore[arg-type]
+        again, _ = config.composed(["experiment=found"], folder)
+        assert OmegaConf.to_container(config.check(again)) == plain
+        assert config.choices("experiment", folder) == {"found": "Best of 20 points: val/accuracy 0.97"}
+        assert pairs.SHIPPED["data"][plain["data"]["_target_"]], "a recipe of this package"
