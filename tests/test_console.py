@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from snnexp import console
-from snnexp.console import ProgressDisplay, curve, fitting, loss_curve, result_table
+from snnexp.console import curve, loss_curve, result_table
+from snnexp.progress import ProgressDisplay, fitting
 
 ROWS: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0, "train/loss": 4.0},

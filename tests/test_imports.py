@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "task": {"events", "metrics", "losses", "network", "neurons"},
     "listing": LEAVES | {"runs"},
     "console": LEAVES,
+    "progress": LEAVES | {"console"},
     "checkpoints": LEAVES | {"runs"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
     "saving": LEAVES | {"callbacks", "checkpoints", "runs"},
@@ -47,12 +48,30 @@ ALLOWED: dict[str, set[str]] = {
     "report": LEAVES | {"config", "listing", "runs"},
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
-    "experiment": LEAVES | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "runs", "saving"},
-    "launch": LEAVES | {"config", "console", "experiment", "runs"},
+    "experiment": LEAVES
+    | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "progress"}
+    | {"runs", "saving"},
+    "sweeps": LEAVES
+    | {
+        "assembly",
+        "callbacks",
+        "checkpoints",
+        "config",
+        "console",
+        "data",
+        "encoders",
+        "events",
+        "experiment",
+        "metrics",
+    }
+    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task"},
+    "launch": LEAVES | {"config", "experiment", "sweeps"},
     "doctor": LEAVES | {"config", "data", "runs"},
-    "cli": LEAVES | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"} | {"runs"},
+    "cli": LEAVES
+    | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"}
+    | {"runs", "sweeps"},
 }
-KNOW_HYDRA = {"assembly", "config", "gate", "experiment", "launch"}
+KNOW_HYDRA = {"assembly", "config", "gate", "experiment", "launch", "sweeps"}
 
 
 def part(path: Path) -> str:

@@ -175,10 +175,10 @@ def _is_alone(override: Override, keys: Sequence[str]) -> bool:
 
 
 def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
-    """The overrides of each point of a sweep; what cannot be listed, such as an interval, is left out of them.
+    """The overrides of each point of a sweep.
 
     Raises:
-        ConfigError: an override cannot be parsed, or there are too many points.
+        ConfigError: an override cannot be parsed, cannot be listed, or there are too many points.
     """
     overrides = quoted(overrides)
     with _in_one_line(), _explained(overrides), _hydra(folder):
@@ -204,8 +204,11 @@ def shared(overrides: Sequence[str]) -> list[str]:
 def _variants(override: Override) -> Iterator[tuple[str, ...]]:
     if override.is_discrete_sweep():
         yield from ((f"{override.get_key_element()}={value}",) for value in override.sweep_string_iterator())
+    elif override.is_sweep_override():
+        key = override.get_key_element()
+        raise ConfigError(f"{key}: a range without steps cannot be listed; hydra/sweeper=optuna searches in it")
     else:
-        yield () if override.is_sweep_override() else (str(override.input_line),)
+        yield (str(override.input_line),)
 
 
 @contextmanager
@@ -510,9 +513,6 @@ def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError |
         return ConfigError(f"{match[1]}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
     if match := re.search(r"Could not (?:append|delete) .*?'([^']+)'", text):
         return ConfigError(f"{_short(match[1])}: {_first_line(error)}")
-    if "does not support sweep type" in text:
-        keys = [override.partition("=")[0] for override in overrides if "interval(" in override]
-        return ConfigError(f"{', '.join(keys)}: this sweeper takes lists of values; choose another hydra/sweeper")
     if "Config group override must be" in text:
         # Hydra does not say which group it means
         for group, _, choice in (override.partition("=") for override in overrides):

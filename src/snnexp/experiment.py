@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, probe, runs, saving
+from snnexp import callbacks, checkpoints, config, console, probe, progress, runs, saving
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
@@ -67,17 +67,17 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, _memory_told():
+    with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         parts = build(cfg)
         if parts.trainer.is_global_zero:
             folder = parent or Path(cfg.logger.root) / cfg.name
-            run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, _facts(cfg, parts))
+            run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, facts(cfg, parts))
             os.environ[RUN_DIR] = str(run_dir.path.absolute())
             begun(run_dir.path)
         else:
             run_dir = Run(Path(os.environ[RUN_DIR]))
-        with _recorded(run_dir, parts), _memory_told():
+        with _recorded(run_dir, parts), memory_told():
             _watch(cfg, parts, run_dir, signals, watching)
             record = _carry_out(cfg, parts, run_dir, clock, signals)
         return _shown(cfg, parts, record)
@@ -100,7 +100,7 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, _memory_told():
+    with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(path)
         # the processes that ddp starts find the directory locked by the first one
@@ -114,7 +114,7 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
             parts = build(cfg)
             saver = _watch(cfg, parts, run_dir, signals, watching)
             before = run_dir.read()
-            found = _find(cfg, parts, run_dir)
+            found = find(cfg, parts, run_dir)
             reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
             if before.get("status") == "finished" and cfg.trainer.max_epochs <= reached:
                 console.console().print(f"run {console.show_path(run_dir.path)}  had finished, nothing is left to do")
@@ -122,9 +122,9 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
             if found is not None:
                 saver.go_on_from(found)
                 parts.data.begin = found.position
-            with _recorded(run_dir, parts), _memory_told():
+            with _recorded(run_dir, parts), memory_told():
                 if parts.trainer.is_global_zero:
-                    _begin_again(cfg, parts, run_dir, before, found)
+                    begin_again(cfg, parts, run_dir, before, found)
                 record = _carry_out(cfg, parts, run_dir, clock, signals, found)
             return _shown(cfg, parts, record)
         finally:
@@ -151,7 +151,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals(), _memory_told():
+    with saving.Signals(), memory_told():
         run_dir = Run.open(path)
         cfg = without_download(config.change(config.load(run_dir.path / "config.yaml"), overrides), overrides)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
@@ -181,7 +181,7 @@ def evaluate(
 
 
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def memory_told() -> Iterator[None]:
     """A network that does not fit into memory is a mistake in the config."""
     try:
         yield
@@ -201,7 +201,7 @@ def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def _find(cfg: DictConfig, parts: Parts, run_dir: Run) -> Checkpoint | None:
+def find(cfg: DictConfig, parts: Parts, run_dir: Run) -> Checkpoint | None:
     """The checkpoint to go on from."""
     now = cast(dict[str, Any], OmegaConf.to_container(cfg))
 
@@ -220,7 +220,7 @@ def _find(cfg: DictConfig, parts: Parts, run_dir: Run) -> Checkpoint | None:
         return checkpoints.find(run_dir, wanted, batches, require_same)
 
 
-def _begin_again(
+def begin_again(
     cfg: DictConfig, parts: Parts, run_dir: Run, before: Mapping[str, Any], found: Checkpoint | None
 ) -> None:
     """Put the record of a run back to where it goes on."""
@@ -233,7 +233,7 @@ def _begin_again(
         "resumed_at_step": [*(steps if isinstance(steps, list) else []), 0 if found is None else found.step],
     }
     kept = {key: value for key, value in before.items() if key != "reason"}
-    now = {**_facts(cfg, parts), "versions": runs.versions(), "git": runs.git()}
+    now = {**facts(cfg, parts), "versions": runs.versions(), "git": runs.git()}
     for name in ("device", "threads", "kernel"):
         if name in before and before[name] != now[name]:
             change = f"{name}: {before[name]} -> {now[name]}"
@@ -264,7 +264,7 @@ def _watch(
     watching = _watching(cfg, parts, parts.trainer.world_size)
     if parts.trainer.is_global_zero:
         signals.run = run_dir
-        watching.append(console.ProgressDisplay(console.console()))
+        watching.append(progress.ProgressDisplay(console.console()))
     signals.checkpoints = saver
     (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
     # a run from before there were figures goes on without
@@ -312,7 +312,7 @@ def _recorded(run_dir: Run, parts: Parts) -> Iterator[None]:
         if parts.trainer.is_global_zero:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError, CheckpointError):
-                _record_failure(run_dir, error)
+                record_failure(run_dir, error)
         elif isinstance(error, SnnexpError):
             # the first process tells; Lightning would kill it if this one left with another code
             raise SystemExit(0) from error
@@ -345,7 +345,10 @@ def _train_and_test(
         clock["built"] = time.perf_counter()
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=None if found is None else found.path)
         clock["fitted"] = time.perf_counter()
-        measured = dict(trainer.test(parts.task, datamodule=parts.data, verbose=False)[0])
+        # of the last epoch; a test forgets them
+        logged = trainer.callback_metrics
+        measured = {name: float(value) for name, value in logged.items() if name.startswith("val/")}
+        measured |= trainer.test(parts.task, datamodule=parts.data, verbose=False)[0]
         clock["tested"] = time.perf_counter()
         if cfg.logger.tensorboard and main:
             board.log_hyperparams(config.flat(cfg), measured)
@@ -364,7 +367,7 @@ def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path, foun
     terminal.print(f"run {console.show_path(path)}{beginning}")
 
 
-def _facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
     device = parts.trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -414,7 +417,7 @@ def _shown(cfg: DictConfig, parts: Parts, record: Record) -> Record:
     return record
 
 
-def _record_failure(run_dir: Run, error: BaseException) -> None:
+def record_failure(run_dir: Run, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedRunError(signal.SIGINT)
     code = error.exit_code if isinstance(error, SnnexpError) else 74 if isinstance(error, OSError) else 1

@@ -14,6 +14,7 @@ import submitit
 from submitit.core.utils import FailedSubmissionError
 
 from snnexp.errors import ConfigError
+from snnexp.runs import Run
 from snnexp.sweeps.engine import Job
 
 
@@ -23,14 +24,8 @@ def executor(folder: Path, launcher: Mapping[str, Any]) -> submitit.AutoExecutor
     Args:
         folder: for what submitit writes.
         launcher: the settings of ``hydra/launcher=slurm``.
-
-    Raises:
-        ConfigError: there is no such cluster here.
     """
-    try:
-        made = submitit.AutoExecutor(folder=folder, cluster=launcher["cluster"])
-    except RuntimeError as error:
-        raise ConfigError(f"hydra.launcher.cluster: got {launcher['cluster']}, which is not here: {error}") from error
+    made = submitit.AutoExecutor(folder=folder, cluster=launcher["cluster"])
     own = {f"slurm_{name}": launcher[name] for name in ("partition", "account", "qos", "constraint") if launcher[name]}
     made.update_parameters(
         name="snnexp",
@@ -56,7 +51,7 @@ class ClusterJob:
 
     def __init__(self, executor: submitit.AutoExecutor) -> None:
         self.executor = executor
-        self.job: submitit.Job[None] | None = None
+        self.job: submitit.Job[None] | _Elsewhere | None = None
 
     @property
     def ready(self) -> bool:
@@ -65,13 +60,16 @@ class ClusterJob:
     def start(self, job: Job, task: Mapping[str, Any]) -> None:
         # one that a driver before has submitted may still be under way
         self.job = self._found(job[0].job) if job[0].job else None
-        if self.job is None:
+        run = Run(Path(task["run"])) if task.get("run") else None
+        if self.job is None and run is not None and run.in_use():
+            # of a local job that its driver has left, the lock alone is known
+            self.job = _Elsewhere(run)
+        elif self.job is None:
             try:
                 self.job = self.executor.submit(carry_out, dict(task))
             except FailedSubmissionError as error:
                 raise ConfigError(f"hydra/launcher=slurm: a job was refused: {str(error).splitlines()[-1]}") from error
-        for point in job:
-            point.job = self.job.job_id
+            job[0].job = self.job.job_id
 
     def _found(self, number: str) -> "submitit.Job[None] | None":
         job: submitit.Job[None] = self.executor.job_class(self.executor.folder, number)
@@ -80,8 +78,8 @@ class ClusterJob:
     def events(self) -> list[dict[str, Any]]:
         if self.job is None or not self.job.done():
             return []
-        job, self.job = self.job, None
-        return [{"gone": f"job {job.job_id} has ended, {job.state}", "exit_code": 1}]
+        state, self.job = self.job.state, None
+        return [{"gone": f"its job has ended, {state}", "exit_code": 1}]
 
     def stop(self, at_once: bool) -> None:
         if self.job is not None:
@@ -89,6 +87,21 @@ class ClusterJob:
 
     def close(self) -> None:
         """The jobs are the cluster's, and those that were to end have been told."""
+
+
+class _Elsewhere:
+    """A job of which nothing is known but the run that it writes."""
+
+    state = "UNKNOWN"
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def done(self) -> bool:
+        return not self.run.in_use()
+
+    def cancel(self, check: bool) -> None:
+        """It goes on; whoever resumes the sweep finds it."""
 
 
 def carry_out(task: Mapping[str, Any]) -> None:

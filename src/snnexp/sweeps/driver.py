@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def check(launcher: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for a setting of a launcher that cannot work."""
     with located("hydra.launcher"):
         domains.check(launcher)
+        if launcher.get("cluster") == "slurm" and shutil.which("srun") is None:
+            raise ConfigError("cluster: got slurm, and there is no srun here; local tries it on this machine")
 
 
 def jobs_of(ledger: Ledger, points: Sequence[Point]) -> tuple[list[Job], dict[str, list[Point]]]:

@@ -21,8 +21,8 @@ REPORTS = 30
 class Pruning(Callback):
     """Report the measure of a search after epochs, and raise :class:`PrunedError` where it is worse than the median.
 
-    The best value so far is compared with the values that finished points had after the same epoch. A measure of the test
-    split is not known while a run trains; in its place stands ``train/epoch_loss``.
+    The best value so far is compared with the values that finished points had after the same epoch. A measure of the
+    test split is not known while a run trains; ``train/epoch_loss`` stands for it.
 
     Args:
         storage: URL of the database.

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.engine import URL
@@ -32,7 +33,7 @@ from snnexp.errors import ConfigError
 from snnexp.runs import Run
 from snnexp.seeds import fold
 from snnexp.sweeps.space import Space, cells, space, suggested
-from snnexp.sweeps.storage import open_storage, parse, reached
+from snnexp.sweeps.storage import close, open_storage, parse, reached
 
 __all__ = ["Search", "Settings", "measured", "objective", "space", "write_best"]
 
@@ -166,7 +167,9 @@ class Search:
         self.url = settings.storage or beside.render_as_string(hide_password=False)
         self.name = settings.study or folder.absolute().name
         self.higher = direction == "maximize"
-        self._storage = open_storage(self.url)
+        self._database = open_storage(self.url, stay_connected=True)
+        # remembers trials that have ended
+        self._storage = get_storage(self._database)
         self._begun: dict[int, int] = {}
         self._signs: dict[int, tuple[Any, float]] = {}
         self._next_beat = 0.0
@@ -334,6 +337,10 @@ class Search:
                 (trial.number, float(trial.values[0])) for trial in self._trials() if trial.state == TrialState.COMPLETE
             ]
         return (max if self.higher else min)(values, key=lambda pair: pair[1], default=None)
+
+    def close(self) -> None:
+        """Leave the database."""
+        close(self._database)
 
     def address_of(self, number: int) -> dict[str, Any]:
         """The arguments of :class:`~snnexp.sweeps.pruning.Pruning` for a trial; the URL may hold a password."""

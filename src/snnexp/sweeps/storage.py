@@ -8,9 +8,10 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from snnexp import domains
 from snnexp.errors import ConfigError
@@ -51,8 +52,12 @@ def shown(url: str) -> str:
     return kept.render_as_string()
 
 
-def open_storage(url: str) -> BaseStorage:
+def open_storage(url: str, stay_connected: bool = False) -> RDBStorage:
     """The storage at a URL, whose tables are made where there are none.
+
+    Args:
+        url: of a database.
+        stay_connected: whether connections are kept until :func:`close`; a server has room for some hundred.
 
     Raises:
         ConfigError: it cannot be reached.
@@ -62,28 +67,30 @@ def open_storage(url: str) -> BaseStorage:
     backend = parsed.get_backend_name()
     # Optuna fills in braces, which a path or password may hold
     text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    options: dict[str, Any] = {"connect_args": WAIT_S.get(backend, {}), "pool_pre_ping": True}
+    options: dict[str, Any] = {"connect_args": WAIT_S.get(backend, {})}
     with reached(url):
-        _knock(parsed, options)
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                storage = RDBStorage(text, engine_kwargs=options)
-                break
-            except (SQLAlchemyError, optuna.exceptions.StorageInternalError):
-                if attempt == ATTEMPTS:
-                    raise
-                time.sleep(0.2 * attempt)
+        sqlalchemy.create_engine(parsed, poolclass=NullPool, **options).connect().close()
+        storage = _with_tables(text, {"poolclass": NullPool, **options})
+        if stay_connected:
+            storage = RDBStorage(text, engine_kwargs={"pool_pre_ping": True, **options})
         if backend == "sqlite":
             _lock_whole_transactions(storage.engine)
-    return get_storage(storage)
+    return storage
 
 
-def _knock(url: URL, options: dict[str, Any]) -> None:
-    engine = sqlalchemy.create_engine(url, **options)
-    try:
-        engine.connect().close()
-    finally:
-        engine.dispose()
+def close(storage: RDBStorage) -> None:
+    """Close the connections of a storage."""
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def _with_tables(text: str, options: dict[str, Any]) -> RDBStorage:
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return RDBStorage(text, engine_kwargs={**options})
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            time.sleep(0.2 * attempt)
+    return RDBStorage(text, engine_kwargs={**options})
 
 
 def _lock_whole_transactions(engine: sqlalchemy.Engine) -> None:
