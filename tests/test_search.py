@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ from snnexp.sweeps.search import Search, Settings, space
 
 settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 fixed, searched = space(["optimizer.momentum=interval(-10,10)"], {})
+print("ready", flush=True)
 while not start.exists():
     time.sleep(0.01)
 search = Search(Settings(**settings), fixed, searched, folder, "test/loss", "minimize")
@@ -183,6 +185,7 @@ class TestSettings:
             ({"heartbeat_s": 10, "grace_s": 15}, "hydra.sweeper.grace_s: got 15, must be at least twice heartbeat_s"),
             ({"storage": f"what:{PASSWORD}"}, "hydra.sweeper.storage: not the URL of a database"),
             ({"storage": f"nosql://me:{PASSWORD}@h/d"}, "hydra.sweeper.storage: not the URL of a database"),
+            ({"storage": f"postgresql://h/d?password={PASSWORD}"}, "hydra.sweeper.storage: a password in its options"),
             ({"storage": 3}, "hydra.sweeper.storage: not the URL of a database"),
         ],
     )
@@ -408,11 +411,20 @@ class Drivers:
         arguments = [json.dumps(self.settings), str(self.folder), str(hang_at), str(self.start)]
         command = [sys.executable, "-W", "error", "-c", DRIVER, *arguments]
         pipe = subprocess.PIPE
-        self.processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=self.folder))
-        return self.processes[-1]
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=self.folder)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    @staticmethod
+    def begun(process: subprocess.Popen[str]) -> int:
+        """The number of the trial that a process begins next."""
+        assert process.stdout is not None
+        return int(process.stdout.readline())
 
     def finish(self) -> list[int]:
-        """The numbers of the trials that each of those that were not killed has begun."""
+        """The numbers of the trials that they have begun, and nobody has asked for."""
         begun = []
         for process in self.processes:
             out, err = process.communicate(timeout=120)
@@ -443,18 +455,19 @@ class TestTogether:
 
     def test_a_killed_process_on_postgresql(self, folder: Path, database: str) -> None:
         with Drivers(folder, database, n_trials=12, heartbeat_s=0.2, grace_s=1.0) as drivers:
-            drivers.add()
-            doomed = drivers.add(hang_at=2)
             drivers.start.touch()
-            assert doomed.stdout is not None
-            seen = [int(doomed.stdout.readline()) for _ in range(3)]
+            doomed = drivers.add(hang_at=1)
+            _, lost = drivers.begun(doomed), drivers.begun(doomed)
+            other = drivers.add()
+            for _ in range(3):
+                drivers.begun(other)
             os.kill(doomed.pid, signal.SIGKILL)
             drivers.finish()
         found = trials(database, "shared")
         exactly(found, 12)
-        (again,) = [trial for trial in found if trial.params == found[seen[-1]].params and trial.state in DONE]
-        assert found[seen[-1]].state == TrialState.FAIL
-        assert again.user_attrs["place"] == found[seen[-1]].user_attrs["place"]
+        (again,) = [trial for trial in found if trial.params == found[lost].params and trial.state in DONE]
+        assert found[lost].state == TrialState.FAIL
+        assert again.user_attrs["place"] == found[lost].user_attrs["place"]
 
 
 @pytest.fixture(scope="module")
@@ -496,6 +509,16 @@ class TestStorage:
         assert begin(folder).ask()[0] == 0
         assert [path.name for path in folder.iterdir()] == ["study.db"]
 
+    def test_what_one_process_has_read_stays_true_until_it_writes(self, folder: Path) -> None:
+        begin(folder)
+        url, _ = beside(folder)
+        other = sqlite3.connect(folder / "study.db", timeout=0)
+        with storage.open_storage(url).engine.begin() as connection:
+            connection.exec_driver_sql("SELECT * FROM trials")
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+        other.close()
+
     @pytest.mark.parametrize(
         ("overrides", "chosen", "sentence"),
         [
@@ -525,8 +548,7 @@ class TestStorage:
 
 def curve(pruning: Pruning, values: list[float], metric: str) -> str:
     """What a run with these values after its epochs is told."""
-    whole = SimpleNamespace(reduce_boolean_decision=lambda wish, all: wish)
-    trainer: Any = SimpleNamespace(max_epochs=len(values), is_global_zero=True, strategy=whole)
+    trainer: Any = SimpleNamespace(max_epochs=len(values), world_size=1)
     for trainer.current_epoch, value in enumerate(values):
         trainer.callback_metrics = {metric: value}
         try:

@@ -25,6 +25,7 @@ class _Launcher(Launcher):
         self.folder = str(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        # which points there are is known there
         self.jobs.sweep(self.folder, self.settings)
         return []
 
@@ -50,26 +51,17 @@ class Slurm(_Launcher):
 class Grid(Sweeper):
     """All combinations of the values that were listed."""
 
-    def __init__(self, params: DictConfig | None = None) -> None:
-        # what they add has been composed with the points already
-        self.params = params
+    def __init__(self, **settings: Any) -> None:
+        """What the settings ask for has been found before Hydra starts."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.jobs: Any = task_function
         self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        self.launcher.launch([overrides for overrides, _ in self.jobs.points], 0)
+        self.launcher.launch([], 0)
 
 
 class Optuna(Grid):
     """Points that a study of Optuna chooses."""
-
-    def __init__(self, params: DictConfig | None = None, **settings: Any) -> None:
-        super().__init__(params)
-        self.settings = settings
-
-    def sweep(self, arguments: list[str]) -> None:
-        self.jobs.search(self.launcher.folder, self.launcher.settings, self.settings)

@@ -98,8 +98,12 @@ def make_trainer(
         raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
 
 
-def build(cfg: DictConfig) -> Parts:
+def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
     """Turn a checked config into objects: data are read, weights are drawn from ``cfg.seed``.
+
+    Args:
+        cfg: a checked config.
+        trainer: of an equal config, to be shared instead of made.
 
     Raises:
         ConfigError: two choices cannot work together.
@@ -112,7 +116,7 @@ def build(cfg: DictConfig) -> Parts:
     optimizer = instantiate(nodes["optimizer"], "optimizer")
     neuron = factory(nodes["neuron"], "neuron", given=["features"])
     readout = factory(nodes["readout"], "readout", given=["features"])
-    trainer = instantiate(nodes["trainer"], "trainer")
+    trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
     # one stream of random numbers for data and weights, in this order
     torch.manual_seed(cfg.seed)
     data = instantiate(nodes["data"], "data")

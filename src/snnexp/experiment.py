@@ -114,7 +114,7 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
             parts = build(cfg)
             saver = _watch(cfg, parts, run_dir, signals, watching)
             before = run_dir.read()
-            found = find(cfg, parts, run_dir)
+            found = find(cfg, parts, run_dir, parts.trainer.callbacks)  # type: ignore[attr-defined]
             reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
             if before.get("status") == "finished" and cfg.trainer.max_epochs <= reached:
                 console.console().print(f"run {console.show_path(run_dir.path)}  had finished, nothing is left to do")
@@ -201,8 +201,8 @@ def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def find(cfg: DictConfig, parts: Parts, run_dir: Run) -> Checkpoint | None:
-    """The checkpoint to go on from."""
+def find(cfg: DictConfig, parts: Parts, run_dir: Run, watching: Sequence[Callback]) -> Checkpoint | None:
+    """The checkpoint to go on from; it holds the states of all that is ``watching``."""
     now = cast(dict[str, Any], OmegaConf.to_container(cfg))
 
     def require_same(before: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ def find(cfg: DictConfig, parts: Parts, run_dir: Run) -> Checkpoint | None:
     # each process of ddp has its share of the batches
     parts.data.trainer = parts.trainer
     batches = min(len(parts.data.train_dataloader()), cfg.trainer.limit_batches or sys.maxsize)
-    wanted = _example(parts, parts.trainer.callbacks)  # type: ignore[attr-defined]
+    wanted = _example(parts, watching)
     with console.quiet(run_dir.path / "train.log" if parts.trainer.is_global_zero else None):
         return checkpoints.find(run_dir, wanted, batches, require_same)
 
@@ -258,22 +258,31 @@ def _watch(
     cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals, others: Sequence[Callback]
 ) -> saving.Checkpoints:
     """Give the trainer all that watches a run; returns what saves it."""
+    watching = watching_over(cfg, parts, run_dir)
+    (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
+    signals.checkpoints = saver
+    shown: list[Callback] = []
+    if parts.trainer.is_global_zero:
+        signals.run = run_dir
+        shown.append(progress.ProgressDisplay(console.console()))
+    # what stops comes last
+    parts.trainer.callbacks += [*shown, *watching, *others, signals]  # type: ignore[attr-defined]
+    return saver
+
+
+def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = True) -> list[Callback]:
+    """All that watches a run and writes what it leaves; without ``pictures``, arrays are recorded and not drawn."""
     logger = cfg.logger
     text = json.dumps(OmegaConf.to_container(cfg))
     saver = saving.Checkpoints(run_dir, text, logger.save_every_n_epochs, logger.save_every_s)
     watching = _watching(cfg, parts, parts.trainer.world_size)
-    if parts.trainer.is_global_zero:
-        signals.run = run_dir
-        watching.append(progress.ProgressDisplay(console.console()))
-    signals.checkpoints = saver
     (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
     # a run from before there were figures goes on without
     often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
-    drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often)
+    drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often, pictures)
     histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
-    # what saves comes after what counts, what stops comes last
-    parts.trainer.callbacks += [*watching, histograms, saver, drawing, *others, signals]  # type: ignore[attr-defined]
-    return saver
+    # what saves comes after what counts
+    return [*watching, histograms, saver, drawing]
 
 
 def _example(parts: Parts, watching: Sequence[Callback]) -> dict[str, Any]:
@@ -368,6 +377,7 @@ def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path, foun
 
 
 def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+    """What run.json says of a run before it begins."""
     device = parts.trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -418,6 +428,7 @@ def _shown(cfg: DictConfig, parts: Parts, record: Record) -> Record:
 
 
 def record_failure(run_dir: Run, error: BaseException) -> None:
+    """Write into run.json how a run ended that did not finish."""
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedRunError(signal.SIGINT)
     code = error.exit_code if isinstance(error, SnnexpError) else 74 if isinstance(error, OSError) else 1

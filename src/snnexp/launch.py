@@ -5,15 +5,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, domains
+from snnexp import config, domains, gate
 from snnexp.errors import ConfigError, SnnexpError
+
+if TYPE_CHECKING:
+    from snnexp.sweeps.sources import Asked
 
 CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
@@ -36,6 +39,9 @@ PLAIN = (
 SWEEP = ("--multirun", "-m")
 SHOW = (*CFG_FLAGS, "--info", "-i", "--hydra-help", "--version")
 COMPLETE = ("--shell-completion", "-sc")
+STARTERS = {"launcher": "processes, slurm and stacked", "sweeper": "grid and optuna"}
+"""What sweeps are started by."""
+OPTUNA = "hydra_plugins.snnexp_sweeps.Optuna"
 Point = tuple[list[str], DictConfig]
 """The overrides of a point of a sweep, and its config."""
 
@@ -56,7 +62,7 @@ def train(arguments: Sequence[str]) -> int:
     jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
     try:
         if not any(flag in COMPLETE for flag in flags):
-            jobs.points = check(flags, overrides)
+            jobs.chosen = check(flags, overrides)
             overrides = [config.NO_SEARCH, *overrides]
         sys.argv = [typed[0], *flags, *overrides]
         hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
@@ -101,33 +107,48 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def check(flags: Sequence[str], overrides: Sequence[str]) -> list[Point]:
-    """Compose and check what Hydra is going to compose; returns the points of a sweep, all before the first starts.
+def check(flags: Sequence[str], overrides: Sequence[str]) -> "list[Point] | Asked":
+    """Compose and check what Hydra is going to compose; of a sweep, before the first point starts.
+
+    Returns:
+        The points of a sweep, or what a search was asked for; nothing for a run.
 
     Raises:
         ConfigError: a point cannot work, or would make Hydra do more than start runs.
     """
     folder = next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
-    if any(flag in SWEEP for flag in flags):
-        # Hydra itself starts with what all points share, which another choice may replace in each of them
-        _, node = config.composed(config.shared(overrides), folder)
-        params = node["sweeper"].get("params") or {}
-        points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *overrides], folder)]
-        return [
-            (point, config.check(cfg))
-            for point, cfg in zip(points, config.composed_points(points, folder), strict=True)
-        ]
-    cfg, _ = config.composed(overrides, folder)
-    if not any(flag in SHOW for flag in flags):
-        config.check(cfg)
-    return []
+    if not any(flag in SWEEP for flag in flags):
+        cfg, _ = config.composed(overrides, folder)
+        if not any(flag in SHOW for flag in flags):
+            config.check(cfg)
+        return []
+    # Hydra itself starts with what all points share, which another choice may replace in each of them
+    _, node = config.composed(config.shared(overrides), folder)
+    for starter, ours in STARTERS.items():
+        if node[starter]["_target_"] in gate.BASIC:
+            raise ConfigError(f"hydra/{starter}: got basic, there are {ours}")
+    sweeper = config.plain(OmegaConf.create(node["sweeper"]))
+    target, params = sweeper.pop("_target_"), sweeper.pop("params", None) or {}
+    if target == OPTUNA:
+        from snnexp.sweeps.sources import Asked
+
+        typed = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+        asked = Asked(sweeper, params, typed, folder)
+        asked.check()
+        return asked
+    points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *overrides], folder)]
+    return [
+        (point, config.check(cfg)) for point, cfg in zip(points, config.composed_points(points, folder), strict=True)
+    ]
 
 
 class Jobs:
     """What Hydra calls: with a composed config for a run, and through our launchers for a sweep."""
 
-    def __init__(self, program: str, flags: list[str], points: Sequence[Point] = ()) -> None:
-        self.program, self.flags, self.points = program, flags, points
+    def __init__(self, program: str, flags: list[str]) -> None:
+        self.program, self.flags = program, flags
+        self.chosen: list[Point] | Asked = []
+        """What :func:`check` has found."""
         self.code = 0
         self.error: BaseException | None = None
         self.__name__ = "train"
@@ -153,9 +174,12 @@ class Jobs:
         run(checked, overrides)
 
     def sweep(self, folder: str, launcher: Mapping[str, Any]) -> None:
-        """Run the points that were listed, as a launcher of ours asks for it."""
+        """Run the points that were listed or are searched, as a launcher of ours asks for it."""
         from snnexp.sweeps import driver
 
-        points = [(overrides, config.plain(cfg)) for overrides, cfg in self.points]
-        name = str(self.points[0][1].name)
-        self.code = driver.start(Path(folder), name, points, launcher, self.program)
+        if isinstance(self.chosen, list):
+            points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
+            name = str(points[0][1]["name"])
+            self.code = driver.start(Path(folder), name, points, launcher, self.program)
+        else:
+            self.code = driver.search(Path(folder), self.chosen, launcher, self.program)

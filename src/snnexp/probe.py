@@ -136,13 +136,21 @@ class Probe(Callback):
         seed: of random encoders.
         every_n_epochs: draw after every n epochs, 0 for never,
         every_s: but only so many seconds after the last time; the end of a run is always drawn.
+        pictures: draw; else the arrays are recorded alone, from which a report draws.
     """
 
     def __init__(
-        self, run: Run, decoder: str | None, counts: TestCounts, seed: int, every_n_epochs: int, every_s: float
+        self,
+        run: Run,
+        decoder: str | None,
+        counts: TestCounts,
+        seed: int,
+        every_n_epochs: int,
+        every_s: float,
+        pictures: bool = True,
     ) -> None:
         self.run, self.decoder, self.counts, self.seed = run, decoder, counts, seed
-        self.every_n_epochs, self.every_s = every_n_epochs, every_s
+        self.every_n_epochs, self.every_s, self.pictures = every_n_epochs, every_s, pictures
         self.drawn_at = 0.0
         self.spent_s = {"fit": 0.0, "test": 0.0}
         """What recording and drawing took while training, and after the test."""
@@ -196,6 +204,8 @@ class Probe(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule, when: str, test: dict[str, Any]) -> None:
         now = self._snapshot(trainer, pl_module)
         self.run.write_arrays("last", now)
+        if not self.pictures:
+            return
         columns = {"before training": self.run.arrays("init"), when: now}
         for picture in live_pictures(columns, test):
             image = figures.png(picture.figure, dpi=100)

@@ -1,5 +1,6 @@
 """MNIST: 70,000 handwritten digits, 28 x 28 pixels of 8 bits (LeCun, Cortes and Burges, 1998)."""
 
+import functools
 import hashlib
 import warnings
 from copy import copy
@@ -53,7 +54,7 @@ class MNIST:
         return len(self.labels)
 
     def __getitem__(self, indices: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
-        images = self.images[indices].to(torch.float32).div_(255)
+        images = self.images[indices].to(torch.get_default_dtype()).div_(255)
         return images.sub_(self.mean).div_(self.std), self.labels[indices]
 
     def split(self, size: int, seed: int) -> "tuple[MNIST, MNIST]":
@@ -138,9 +139,16 @@ def _download(root: str | Path) -> None:
 
 def _read(path: Path) -> Tensor:
     try:
-        content = bytearray(path.read_bytes())
+        status = path.stat()
+        return _bytes(path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     except OSError as error:
         raise DataError(f"MNIST cannot be read: {path.absolute()}: {error.strerror}") from error
+
+
+@functools.lru_cache(maxsize=len(SHA256))
+def _bytes(path: Path, signature: tuple[int, ...]) -> Tensor:
+    """The bytes of a file that has its checksum; all runs of a process share them while the file is the same."""
+    content = bytearray(path.read_bytes())
     if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
         raise DataError(
             f"MNIST is damaged: {path.absolute()} has {len(content)} bytes and not the published checksum; "

@@ -1,8 +1,8 @@
 """What is seen of a sweep: one live table in a terminal, a line for each point elsewhere, and a table at the end."""
 
+import re
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,14 +27,23 @@ class Display:
         terminal: where it is shown.
         ledger: what is shown.
         metric: what the best point is chosen by; None for the main measure of the runs.
+        higher: whether the best has the highest value of it; None for what the measure is known for.
         total: points in all, where more are still to come.
     """
 
     plain_every_s = 20.0
     live_every_s = 0.5
 
-    def __init__(self, terminal: Console, ledger: Ledger, metric: str | None = None, total: int | None = None) -> None:
-        self.terminal, self.ledger, self.metric, self.total = terminal, ledger, metric, total
+    def __init__(
+        self,
+        terminal: Console,
+        ledger: Ledger,
+        metric: str | None = None,
+        higher: bool | None = None,
+        total: int | None = None,
+    ) -> None:
+        self.terminal, self.ledger, self.total = terminal, ledger, total
+        self.metric, self.higher = metric, higher
         self.live = Live(console=terminal, auto_refresh=False, transient=True) if terminal.is_terminal else None
         self.began = self.drawn_at = time.monotonic()
         self.ended_here = 0
@@ -78,7 +87,7 @@ class Display:
         ended = len(states) - states.count("pending") - states.count("running")
         words = [f"{ended}/{total} points done", f"{states.count('running')} running"]
         words += [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state in TOLD]
-        if (best := best_of(points, self.metric)) is not None:
+        if (best := best_of(points, self.metric, self.higher)) is not None:
             name = self.metric or runs.main_metric(best.metrics) or ""
             words.append(f"best {name} {number(best.metrics[name])} ({escape(self._name(best))})")
         if self.ended_here and ended < total:
@@ -120,6 +129,14 @@ def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = N
     return (max if higher else min)(having, key=lambda point: point.metrics[name], default=None)
 
 
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return number(value)
+    # what a search has drawn has more digits than anybody reads; summary.csv has them all
+    long = re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value or "")
+    return number(float(value or 0)) if long else escape(value or "")
+
+
 def end(terminal: Console, ledger: Ledger) -> None:
     """The table of a sweep that has ended, why points did not finish, and where all of it is."""
     rows, varied = ledger.rows(), ledger.varied()
@@ -130,10 +147,7 @@ def end(terminal: Console, ledger: Ledger) -> None:
     columns += ["reason"] if any(row["reason"] for row in rows) else []
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        cells: list[Any] = [row[column] for column in columns]
-        table.add_row(
-            *("" if cell is None else number(cell) if isinstance(cell, float) else escape(cell) for cell in cells)
-        )
+        table.add_row(*(_cell(row[column]) for column in columns))
     terminal.print()
     if rows:
         terminal.print(table)

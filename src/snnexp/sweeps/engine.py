@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +80,8 @@ class Worker:
     how = "process"
 
     def __init__(self, environment: Mapping[str, str], limit_bytes: int | None = None) -> None:
+        # not as a module: processes of ddp would then be workers as well
+        self.command = [sys.executable, "-c", "from snnexp.sweeps.worker import main; main()"]
         self.environment, self.limit_bytes = environment, limit_bytes
         self.process: subprocess.Popen[bytes] | None = None
         self.waiting: list[bytes] = []
@@ -90,8 +92,7 @@ class Worker:
     def start(self, job: Job, task: Mapping[str, Any]) -> None:
         if self.process is None:
             self.process = subprocess.Popen(
-                # not as a module: processes of ddp would then be workers as well
-                [sys.executable, "-c", "from snnexp.sweeps.worker import main; main()"],
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # Ctrl-C in the terminal is for the driver, which tells its workers
@@ -374,19 +375,3 @@ class Tasks:
 
     def _run(self, point: Point) -> str | None:
         return str(self.ledger.path / point.run) if point.run else None
-
-
-class Listed:
-    """Points that are known from the start, as jobs."""
-
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self.jobs = list(jobs)
-
-    def next(self) -> Job | None:
-        return self.jobs.pop(0) if self.jobs else None
-
-    def ended(self, point: Point) -> None:
-        pass
-
-    def tick(self) -> bool:
-        return bool(self.jobs)

@@ -225,7 +225,7 @@ KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "jo
 def _is_sound(point: Point) -> bool:
     """Whether an entry that was read says what one can say, and leads nowhere else."""
     texts = [point.status, point.run, point.reason, point.how, point.job, *point.overrides]
-    if not all(isinstance(text, str) for text in texts):
+    if not isinstance(point.overrides, list) or not all(isinstance(text, str) for text in texts):
         return False
     known = point.status in ("pending", "running", *ENDS)
     name, job = Path(point.run).name, re.fullmatch(r"[0-9_]*", point.job)

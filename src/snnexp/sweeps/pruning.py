@@ -22,7 +22,8 @@ class Pruning(Callback):
     """Report the measure of a search after epochs, and raise :class:`PrunedError` where it is worse than the median.
 
     The best value so far is compared with the values that finished points had after the same epoch. A measure of the
-    test split is not known while a run trains; ``train/epoch_loss`` stands for it.
+    test split is not known while a run trains; ``train/epoch_loss`` stands for it. A run that several processes train is
+    left to its end: the others know of no search.
 
     Args:
         storage: URL of the database.
@@ -54,12 +55,11 @@ class Pruning(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 1)
         # at the end there is nothing left to save
-        if done >= total or done % math.ceil(total / REPORTS):
+        if done >= total or done % math.ceil(total / REPORTS) or trainer.world_size > 1:
             return
         value = trainer.callback_metrics.get(self.metric)
-        worse = value is not None and trainer.is_global_zero and self._is_worse(done, float(value))
-        if trainer.strategy.reduce_boolean_decision(worse, all=False):
-            what = f"{self.metric} {domains.number(float(trainer.callback_metrics[self.metric]))}"
+        if value is not None and self._is_worse(done, float(value)):
+            what = f"{self.metric} {domains.number(float(value))}"
             raise PrunedError(f"pruned after epoch {done}: {what} is worse than the median of the other points")
 
     def _is_worse(self, epoch: int, value: float) -> bool:

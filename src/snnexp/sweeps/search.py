@@ -32,10 +32,10 @@ from snnexp.domains import COUNT, FLAG, INDEX, NAME, NULL, POSITIVE, SEED, TEXT,
 from snnexp.errors import ConfigError
 from snnexp.runs import Run
 from snnexp.seeds import fold
-from snnexp.sweeps.space import Space, cells, space, suggested
+from snnexp.sweeps.space import Space, cells, ends, space, suggested, typed
 from snnexp.sweeps.storage import close, open_storage, parse, reached
 
-__all__ = ["Search", "Settings", "measured", "objective", "space", "write_best"]
+__all__ = ["Search", "Settings", "Space", "ends", "measured", "objective", "space", "write_best"]
 
 DIRECTIONS = ("minimize", "maximize")
 SETTINGS: dict[str, Domain] = {
@@ -337,6 +337,12 @@ class Search:
                 (trial.number, float(trial.values[0])) for trial in self._trials() if trial.state == TrialState.COMPLETE
             ]
         return (max if self.higher else min)(values, key=lambda pair: pair[1], default=None)
+
+    def overrides_of(self, number: int) -> list[str]:
+        """The overrides of the point of a trial."""
+        with reached(self.url):
+            trial = self._storage.get_trial(self._identity(number))
+        return [*self.fixed, *(f"{key}={typed(trial.params[key], values)}" for key, values in self.space.items())]
 
     def close(self) -> None:
         """Leave the database."""

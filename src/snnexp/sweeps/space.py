@@ -133,14 +133,26 @@ def _values(key: str, distribution: BaseDistribution) -> Sequence[Any]:
     )
 
 
+def ends(distribution: BaseDistribution) -> list[str]:
+    """All choices, or the lowest and the highest number, as they would be typed."""
+    if isinstance(distribution, CategoricalDistribution):
+        return [str(choice) for choice in distribution.choices]
+    assert isinstance(distribution, (IntDistribution, FloatDistribution))
+    return [typed(value, distribution) for value in (distribution.low, distribution.high)]
+
+
+def typed(value: Any, distribution: BaseDistribution) -> str:
+    """A value of a distribution as it would be typed."""
+    if isinstance(distribution, FloatDistribution):
+        return repr(float(value) if distribution.step is None else _rounded(value))
+    return str(value)
+
+
 def suggested(trial: Trial, key: str, distribution: BaseDistribution) -> str:
     """The value that a trial has for a key, drawn where it has none, as it would be typed."""
     if isinstance(distribution, CategoricalDistribution):
-        return str(trial.suggest_categorical(key, distribution.choices))
-    if isinstance(distribution, IntDistribution):
-        bounds = (distribution.low, distribution.high)
-        return str(trial.suggest_int(key, *bounds, step=distribution.step, log=distribution.log))
-    assert isinstance(distribution, FloatDistribution)
-    step = distribution.step
-    value = trial.suggest_float(key, distribution.low, distribution.high, step=step, log=distribution.log)
-    return repr(value if step is None else _rounded(value))
+        return typed(trial.suggest_categorical(key, distribution.choices), distribution)
+    assert isinstance(distribution, (IntDistribution, FloatDistribution))
+    suggest: Any = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
+    bounds = (distribution.low, distribution.high)
+    return typed(suggest(key, *bounds, step=distribution.step, log=distribution.log), distribution)

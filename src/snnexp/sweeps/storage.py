@@ -40,6 +40,8 @@ def parse(url: str) -> URL:
         raise ConfigError(f"{KEY}: not the URL of a database, {example}") from error
     except ImportError as error:
         raise ConfigError(f"{KEY}: {parsed.drivername} needs a package that is not installed: {error}") from error
+    if any("password" in option for option in parsed.query):
+        raise ConfigError(f"{KEY}: a password in its options would be seen; write postgresql://user:password@host/name")
     return parsed
 
 

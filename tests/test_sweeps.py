@@ -1,0 +1,381 @@
+"""Sweeps in processes of their own: no point is lost, none runs twice, none harms another."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ends import content
+from faults import REASONS
+from rich.console import Console
+from test_cli import SNNEXP, in_a_terminal, record, snnexp
+
+from snnexp import config, launch
+from snnexp.cli import main
+from snnexp.errors import CheckpointError, ConfigError, InUseError
+from snnexp.runs import Run
+from snnexp.sweeps import driver
+from snnexp.sweeps.display import Display, best_of
+from snnexp.sweeps.engine import Engine, Tasks, Worker
+from snnexp.sweeps.ledger import Ledger, Point
+from snnexp.sweeps.sources import Listed
+
+RUN = ["train", "experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=3", "logger=jsonl"]
+SETTINGS = {"workers": 1, "threads": 1, "gpus": None, "timeout_s": None, "memory_gb": None, "kind": "processes"}
+
+
+def home(cwd: Path) -> Path:
+    (path,) = cwd.glob("outputs/sweeps/*/*/sweep.json")
+    return path.parent
+
+
+def points(cwd: Path) -> list[dict[str, Any]]:
+    return json.loads((home(cwd) / "sweep.json").read_text())["points"]
+
+
+def statuses(cwd: Path) -> list[str]:
+    return [point["status"] for point in points(cwd)]
+
+
+def started(cwd: Path, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*SNNEXP, *arguments],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(true: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class TestLedger:
+    def make(self, tmp_path: Path) -> Ledger:
+        ledger = Ledger.create(tmp_path / "sweep", "regression_sqrt", SETTINGS)
+        for seed in range(3):
+            ledger.add([f"seed={seed}", "neuron.beta=0.5"], {"seed": seed})
+        ledger.save()
+        return ledger
+
+    def test_comes_back_as_it_was(self, tmp_path: Path) -> None:
+        ledger = self.make(tmp_path)
+        ledger.points[1].status, ledger.points[1].reason, ledger.points[1].exit_code = "failed", "why", 1
+        ledger.save()
+        ledger.close()
+        found = Ledger.open(tmp_path / "sweep")
+        assert [point.status for point in found.points] == ["pending", "failed", "pending"]
+        assert (found.points[1].reason, found.points[1].exit_code) == ("why", 1)
+        assert [found.config(point) for point in found.points] == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+        assert (found.experiment, found.launcher) == ("regression_sqrt", SETTINGS)
+        assert found.varied() == ["seed"]
+
+    def test_two_sweeps_of_one_second_have_a_directory_each(self, tmp_path: Path) -> None:
+        first, second = (Ledger.create(tmp_path / "sweep", "x", SETTINGS) for _ in range(2))
+        assert first.path != second.path
+        assert first.path.parent == second.path.parent
+
+    def test_is_driven_by_one_process_at_a_time(self, tmp_path: Path) -> None:
+        ledger = self.make(tmp_path)
+        with pytest.raises(InUseError):
+            Ledger.open(ledger.path)
+        ledger.close()
+        Ledger.open(ledger.path).close()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"points": [{}]},
+            {"points": 5},
+            {"points": [{"overrides": ["seed=0"], "status": "done"}]},
+            *(
+                {"run": run}
+                for run in ("../elsewhere", "/etc", "runs/../..", "runs/x", 5, "runs/20260101-000000-abcd/..")
+            ),
+            {"status": "perhaps"},
+            {"job": "1; rm -r x"},
+            {"trial": "1"},
+            {"overrides": "seed=0"},
+        ],
+        ids=str,
+    )
+    def test_that_is_damaged_is_refused(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        self.make(tmp_path).close()
+        path = tmp_path / "sweep" / "sweep.json"
+        found = json.loads(path.read_text())
+        if "points" in change:
+            found |= change
+        else:
+            found["points"][0] |= change
+        path.write_text(json.dumps(found))
+        with pytest.raises(CheckpointError, match=r"sweep\.json: "):
+            Ledger.open(tmp_path / "sweep")
+
+    @pytest.mark.parametrize("text", ["", "[", "5", "{}", '{"points": []', "\x00"])
+    def test_that_is_no_json_is_refused(self, tmp_path: Path, text: str) -> None:
+        self.make(tmp_path).close()
+        (tmp_path / "sweep" / "sweep.json").write_text(text)
+        with pytest.raises(CheckpointError):
+            Ledger.open(tmp_path / "sweep")
+
+    def test_without_configs_is_refused(self, tmp_path: Path) -> None:
+        self.make(tmp_path).close()
+        (tmp_path / "sweep" / "configs.jsonl").write_text("{}\n")
+        with pytest.raises(CheckpointError):
+            Ledger.open(tmp_path / "sweep")
+
+    def test_the_runs_are_right_where_it_was_left_behind(self, tmp_path: Path) -> None:
+        """Killed after a run had begun, or ended, and before that was written."""
+        ledger = self.make(tmp_path)
+        ended, begun, _ = ledger.points
+        ended.status = begun.status = "running"
+        ledger.save()
+        ledger.close()
+        for point, status in ((ended, "finished"), (begun, "running")):
+            run = Run.create(ledger.runs, "{}", point.overrides, {})
+            run.update(status=status, metrics={"test/l1": 0.5}, exit_code=0 if status == "finished" else None)
+            run.close()
+        found = Ledger.open(ledger.path)
+        assert [point.status for point in found.points] == ["finished", "interrupted", "pending"]
+        assert found.points[0].metrics == {"test/l1": 0.5}
+        for point in found.points[:2]:
+            assert Run(found.path / point.run).overrides() == point.overrides
+
+
+class TestPoints:
+    LISTS = (
+        ["experiment=regression_sqrt", "seed=1,2", "neuron.beta=0.5,0.6"],
+        ["neuron=leaky,rleaky", "neuron.beta=0.5,0.6", "num_steps=3,5"],
+        ["neuron={beta: 0.3},{beta: 0.4}", "seed=3"],
+        ["neuron.beta=0.5", "neuron.beta=0.6,0.7"],
+        ["network.hidden=[10],[20,20]", "+published.x=1,2"],
+        ["experiment=regression_sqrt", "neuron.beta={_target_: snnexp.initializers.Normal},0.5", "name='a b',c"],
+        ["experiment=regression_sqrt,mnist_leaky", "loss.off_target=0.1", "loss=mse_membrane"],
+        ["~published", "optimizer.betas=[0.5,0.9],[0.6,0.99]", "neuron.beta=${optimizer.lr}"],
+        ["neuron.beta=choice(0.1,0.2)", "seed=range(0,3)", "num_steps=sort(3,2,1)"],
+    )
+
+    @pytest.mark.parametrize("typed", LISTS, ids=lambda typed: " ".join(typed))
+    def test_composed_together_are_those_composed_alone(self, typed: list[str]) -> None:
+        listed = [*config.points(typed)]
+        together = [*config.composed_points(listed)]
+        assert len(together) == len(listed) > 0
+        for point, cfg in zip(listed, together, strict=True):
+            assert cfg == config.composed(point)[0]
+
+    def test_what_is_unknown_is_told_as_hydra_tells_it(self) -> None:
+        with pytest.raises(ConfigError, match=r"^neuron\.betta: unknown key, did you mean neuron\.beta\?"):
+            [*config.composed_points([["neuron.betta=0.5"]])]
+
+    def test_that_ask_for_the_same_run_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr(driver, "drive", lambda ledger, program: ledger.save() or 0)
+        monkeypatch.chdir(tmp_path)
+        assert launch.train(["-m", "experiment=regression_sqrt", "seed=1,2,1", "neuron.beta=0.5,0.50"]) == 0
+        assert [point["overrides"][-2:] for point in points(tmp_path)] == [
+            ["seed=1", "neuron.beta=0.5"],
+            ["seed=2", "neuron.beta=0.5"],
+        ]
+        assert capsys.readouterr().err == "snnexp: 4 of 6 points ask for the same as others, and are not run twice\n"
+
+
+class TestSlots:
+    """Workers that are programs of the test, which do what no run does."""
+
+    @pytest.fixture
+    def ledger(self, tmp_path: Path) -> Iterator[Ledger]:
+        ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
+        for seed in range(4):
+            ledger.add([f"seed={seed}"], {"seed": seed})
+        ledger.save()
+        yield ledger
+        ledger.close()
+
+    def drive(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, program: str, timeout_s: float | None = None
+    ) -> Engine:
+        monkeypatch.setattr(sys, "executable", sys.executable)
+        worker = Worker({})
+        worker.command = [sys.executable, "-c", PREFIX + program]
+        source = Listed([[point] for point in ledger.points])
+        engine = Engine(ledger, source, [worker], Tasks(ledger, "x"), timeout_s, Display(Console(quiet=True), ledger))
+        engine.run()
+        return engine
+
+    def test_share_a_process_while_it_is_sound(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.drive(ledger, monkeypatch, "for task in tasks: end(str(os.getpid())); say(idle=True)")
+        assert len({point.reason for point in ledger.points}) == 1
+        assert {point.status for point in ledger.points} == {"failed"}
+
+    def test_get_another_process_when_it_ends(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.drive(ledger, monkeypatch, "next(tasks); end(str(os.getpid()))")
+        assert len({point.reason for point in ledger.points}) == 4
+
+    @pytest.mark.parametrize(
+        ("program", "status", "reason"),
+        [
+            ("sys.exit(3)", "failed", "its process exited, 3"),
+            ("os.kill(os.getpid(), 9)", "failed", "SIGKILL, as the system does where memory runs out"),
+            ("next(tasks); os.close(1); time.sleep(60)", "failed", "its process"),
+            ("next(tasks); time.sleep(60)", "timeout", "took longer than 0.3 s"),
+            (
+                "signal.signal(15, signal.SIG_IGN); next(tasks); time.sleep(60)",
+                "timeout",
+                "did not end when it was told",
+            ),
+        ],
+    )
+    def test_tell_how_a_process_was_lost(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, program: str, status: str, reason: str
+    ) -> None:
+        self.drive(ledger, monkeypatch, program, timeout_s=0.3 if "sleep(60)" in program else None)
+        assert {point.status for point in ledger.points} == {status}
+        assert all(reason in point.reason for point in ledger.points)
+
+
+PREFIX = """
+import json, os, signal, sys, time
+def say(**event): print(json.dumps(event), flush=True)
+def end(reason): say(ended=0, status="failed", exit_code=1, reason=reason)
+tasks = map(json.loads, sys.stdin)
+"""
+
+
+class TestCommand:
+    @pytest.fixture(scope="class")
+    def faulty(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        """Fourteen points of which ten end their process in as many ways; the driver is killed on the way."""
+        cwd = tmp_path_factory.mktemp("faulty")
+        told = ",".join(f"'{way}'" for way in ["", *REASONS, "", "", ""])
+        typed = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{told}]", "-m", "seed=range(14)"]
+        limits = ["hydra.launcher.timeout_s=4", "hydra.launcher.memory_gb=4", "hydra.launcher.workers=2"]
+        environment = {"PYTHONPATH": str(Path(__file__).parent), "SNNEXP_ALLOW_TARGETS": "faults"}
+        process = started(cwd, *RUN, *typed, *limits, **environment)
+        wait_until(lambda: [*cwd.glob("outputs/sweeps/*/*/sweep.json")] and "failed" in statuses(cwd))
+        process.kill()
+        process.communicate()
+        return cwd, snnexp("resume", str(home(cwd)), cwd=cwd, code=7, **environment)
+
+    def test_every_point_ends_as_it_would_alone(self, faulty: tuple[Path, Any]) -> None:
+        cwd, _ = faulty
+        ends = dict(zip(range(1, 11), REASONS, strict=True))
+        for seed, point in enumerate(points(cwd)):
+            assert f"seed={seed}" in point["overrides"]
+            way = ends.get(seed)
+            expected = {None: "finished", "hang": "timeout", "diverge": "diverged"}.get(way, "failed")
+            assert (seed, point["status"]) == (seed, expected)
+            assert REASONS.get(way, "") in point["reason"]
+            run = record(home(cwd) / point["run"])
+            assert run["seed"] == seed
+            assert run["status"] != "running"
+        assert len([*home(cwd).glob("runs/*/run.json")]) == 14
+
+    def test_causes_are_told_at_once_and_in_the_table(self, faulty: tuple[Path, Any]) -> None:
+        cwd, done = faulty
+        live, table = done.stdout.split("\nseed ", 1)
+        for point in points(cwd):
+            if point["status"] != "finished":
+                assert point["reason"] in table
+        assert re.search(r"^point 2  seed=1  failed  ArithmeticError: a defect of the loss$", live, re.M)
+        assert "4 finished, 1 diverged, 8 failed, 1 timeout" in table
+        assert f"snnexp resume {home(cwd).relative_to(cwd)}" in table
+        rows = list(csv.DictReader((home(cwd) / "summary.csv").read_text().splitlines()))
+        assert [row["status"] for row in rows] == statuses(cwd)
+        assert all(row["reason"] for row in rows if row["status"] != "finished")
+        run = record(home(cwd) / points(cwd)[4]["run"])
+        assert (run["status"], run["reason"]) == ("failed", points(cwd)[4]["reason"])
+
+    def test_each_log_is_in_its_directory(self, faulty: tuple[Path, Any]) -> None:
+        cwd, _ = faulty
+        by_seed = [home(cwd) / point["run"] / "train.log" for point in points(cwd)]
+        assert "seed 0  on cpu, 1 threads" in by_seed[0].read_text()
+        assert "raise ArithmeticError" in by_seed[1].read_text()
+        assert not [*home(cwd).glob("runs/.point-*")]
+
+    def test_a_point_is_what_a_run_alone_is_and_an_interrupted_sweep_goes_on(self, tmp_path: Path) -> None:
+        alone = tmp_path / "alone"
+        alone.mkdir()
+        long = [*RUN, "trainer.max_epochs=400", "encoder=sequence"]
+        process = started(tmp_path, *long, "-m", "seed=4,5,6", "hydra.launcher.workers=1", "logger.save_every_s=0")
+        wait_until(
+            lambda: any(rows.stat().st_size for rows in tmp_path.glob("outputs/sweeps/*/*/runs/2*/metrics.jsonl"))
+        )
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        assert process.returncode == 130
+        assert err == "snnexp: stopped by SIGINT\n"
+        assert statuses(tmp_path) == ["interrupted", "pending", "pending"]
+        assert "snnexp resume" in out
+        snnexp("resume", str(home(tmp_path)), cwd=tmp_path)
+        assert statuses(tmp_path) == ["finished"] * 3
+        again = snnexp("resume", str(home(tmp_path)), cwd=tmp_path).stdout
+        assert "all points have finished" in again
+        snnexp(*long, "seed=4", "logger.save_every_s=0", cwd=alone, OMP_NUM_THREADS="2")
+        (single,) = (path.parent for path in alone.glob("outputs/*/*/run.json"))
+        resumed = home(tmp_path) / points(tmp_path)[0]["run"]
+        assert record(resumed)["resumed_at_step"][0] > 0
+        assert content(resumed) == content(single)
+
+    def test_a_terminal_shows_one_live_table(self, tmp_path: Path) -> None:
+        lines = in_a_terminal(tmp_path, *RUN, "-m", "seed=0,1", "trainer.max_epochs=60", TERM="xterm")
+        text = "\n".join(lines)
+        assert re.search(r"1/2 points done  \d running  best test/l1 0\.\d+ \(seed=\d\)  0:\d\d left", text)
+        assert re.search(r"point \d  seed=\d +process +(starting|step \d+, epoch \d+)", text)
+        assert "loss" not in text.replace("test/loss", "").replace("seed_mean_loss", ""), "no log of a run"
+
+
+def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
+    cfg = config.plain(config.compose(["experiment=regression_sqrt"]))
+    ledger.add(["seed=0"], {**cfg, "loss": {"_target_": "os.system", "command": f"touch {tmp_path / 'marker'}"}})
+    ledger.save()
+    ledger.close()
+    assert main(["resume", str(ledger.path)]) == 2
+    assert "loss._target_" in capsys.readouterr().err
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["hydra.launcher.workers=0"], "hydra.launcher.workers: got 0, must be "),
+        (["hydra.launcher.timeout_s=-1"], "hydra.launcher.timeout_s: got -1, must be "),
+        (["hydra/launcher=slurm"], "hydra.launcher.cluster: got slurm, and there is no srun here"),
+        (["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.partition='a b'"], "hydra.launcher."),
+        (["hydra/launcher=basic"], "hydra/launcher: got basic, there are processes, slurm and stacked"),
+        (["hydra/sweeper=basic"], "hydra/sweeper: got basic, "),
+        (["hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key"),
+        (["+hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key, did you mean workers?"),
+    ],
+)
+def test_a_launcher_that_cannot_work_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, typed: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["train", "experiment=regression_sqrt", "-m", "seed=1,2", *typed]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"snnexp: {sentence}")
+    assert len(error.splitlines()) == 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_best_point_is_the_one_with_the_best_measure() -> None:
+    made = [Point([f"seed={i}"], "finished", metrics={"test/l1": 1 - i, "test/accuracy": i}, index=i) for i in range(3)]
+    made.append(Point(["seed=9"], "diverged", metrics={"test/accuracy": 9.0}))
+    assert best_of(made, None) is made[2]
+    assert best_of(made, "test/l1") is made[2]
+    assert best_of(made[:2], "test/accuracy") is made[1]
+    assert best_of([], None) is None
