@@ -1,6 +1,7 @@
 """A PostgreSQL server of a test's own: its data in a new folder, on a free port of this machine, with a password."""
 
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,13 +30,16 @@ def server() -> Iterator[str]:
     if initdb is None or pg_ctl is None:
         pytest.skip("PostgreSQL is not installed; on Debian: apt-get install postgresql")
     # it refuses to run as root, and another user cannot enter pytest's folders
-    other = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    nobody = pwd.getpwnam("nobody")
+    other: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     folder = Path(tempfile.mkdtemp(prefix="snnexp-postgres-"))
     data, secret = folder / "data", folder / "password"
     secret.write_text(PASSWORD)
     if other:
         for path in (folder, secret):
-            shutil.chown(path, other["user"], other["group"])
+            shutil.chown(path, nobody.pw_uid, nobody.pw_gid)
 
     def call(*command: str) -> None:
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60, **other)

@@ -325,6 +325,14 @@ class TestTelling:
             search.tell(search.ask()[0], "finished", value)
         assert search.best() == (1, 3.0)
 
+    def test_the_overrides_of_a_trial_are_those_that_were_given(self, folder: Path) -> None:
+        wanted = ["seed=3", *LINE, "neuron.beta=range(0.1,0.9,0.1)", "neuron=leaky,rleaky", "num_steps=interval(2,9)"]
+        search = begin(folder, wanted)
+        for number, overrides in (search.ask(), search.ask()):
+            assert search.overrides_of(number) == overrides
+            assert overrides[0] == "seed=3"
+            assert len(drawn(overrides)["neuron.beta"]) == 3, "without rounding errors"
+
     def test_a_study_that_grows(self, folder: Path) -> None:
         search = begin(folder, n_trials=1)
         search.tell(search.ask()[0], "finished", 1.0)
@@ -478,7 +486,7 @@ def database() -> Iterator[str]:
 
 class TestStorage:
     def test_passwords_and_options_stay_unsaid(self) -> None:
-        url = "postgresql://me:s3cret@host:5433/db?sslpassword=hidden"
+        url = "postgresql://me:s3cret@host:5433/db?sslmode=require"
         assert storage.shown(url) == "postgresql://me@host:5433/db"
 
     def test_a_wrong_password(self, folder: Path, database: str) -> None:

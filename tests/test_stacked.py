@@ -1,21 +1,24 @@
 """Stacked training: a member is the run that its point would be alone."""
 
-import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from snnexp import experiment, kernels
 from snnexp.assembly import build
+from snnexp.checkpoints import difference
+from snnexp.errors import InterruptedRunError
 from snnexp.experiment import compose
 from snnexp.network import stack
 from snnexp.runs import Run
-from snnexp.sweeps import stacked
+from snnexp.sweeps import grouping, stacked
+from snnexp.sweeps.stack import Stack
 from snnexp.sweeps.stacked import Member, Outcome
 
 REGRESSION = ["experiment=regression_sqrt", "network.hidden=[12,12]", "trainer.max_epochs=50"]
@@ -50,7 +53,7 @@ def train(members: Sequence[Member], folder: Path) -> Ends:
         ends[index] = outcome
 
     stacked.train(members, folder, begun.__setitem__, ended)
-    assert begun == {index: outcome.run for index, outcome in ends.items() if outcome.run}
+    assert begun.items() <= {index: outcome.run for index, outcome in ends.items()}.items()
     assert ends.keys() == set(range(len(members)))
     return ends
 
@@ -107,3 +110,247 @@ def test_a_member_is_the_run_that_its_point_would_be_alone(case: str, kernel: st
             assert torch.equal(weights(run, "init")[name], weight), name
         close(rows(run), rows(path), 1e-4)
         assert ends[index].metrics == pytest.approx(Run(path).read()["metrics"], rel=1e-4)
+
+
+def parallel(*lists: Sequence[str]) -> list[Member]:
+    """Members whose own overrides are these."""
+    return [member(*MNIST_RLEAKY, *overrides) for overrides in lists]
+
+
+MNIST_RLEAKY = [*CASES["rleaky"], "trainer.max_epochs=3"]
+NUMBERS = {
+    "lr": (["optimizer.lr=1e-3"], ["optimizer.lr=5e-3"]),
+    "betas": (["optimizer.betas=[0.9,0.99]"], ["optimizer.betas=[0.5,0.9]"]),
+    "cosine": (
+        ["optimizer.schedule=cosine", "optimizer.weight_decay=0.1"],
+        ["optimizer.schedule=cosine", "optimizer.weight_decay=0.2", "seed=1"],
+    ),
+    "momentum": (["optimizer=sgd", "optimizer.momentum=0.5"], ["optimizer=sgd", "optimizer.momentum=0.9"]),
+    "rates": (["loss.correct_rate=0.5"], ["loss.correct_rate=0.9", "loss.incorrect_rate=0.1"]),
+    "targets": (["loss=mse_membrane"], ["loss=mse_membrane", "loss.on_target=2", "loss.off_target=0.5"]),
+    "alpha": (["surrogate.alpha=2"], ["surrogate.alpha=0.5", "seed=1"]),
+    "slope": (["surrogate=fast_sigmoid", "surrogate.slope=5"], ["surrogate=fast_sigmoid"]),
+    "width": (["surrogate=triangular", "surrogate.width=0.5"], ["surrogate=triangular", "seed=2"]),
+    "threshold": (["neuron.threshold=0.3", "neuron.learn_threshold=true"], ["neuron.learn_threshold=true"]),
+    "beta": (["neuron.beta=0.5"], ["neuron.beta=0.8"]),
+    "drawn": (
+        ["neuron.beta={_target_: snnexp.initializers.Uniform, low: 0.5, high: 0.9}", "neuron.learn_beta=true"],
+        ["neuron.beta={_target_: snnexp.initializers.Normal, mean: 0.7, std: 0.01}", "neuron.learn_beta=true"],
+    ),
+    "sample seed": (["data.val_size=8"], ["data.val_size=8", "seed=5"]),
+}
+"""What may differ within a stack; those without a seed of their own see the same batches."""
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("case", NUMBERS)
+def test_members_may_differ_in(case: str, tmp_path: Path) -> None:
+    members = parallel(*NUMBERS[case])
+    assert len({grouping.key(member.cfg) for member in members}) == 1
+    assert not any(grouping.obstacle(member.cfg) for member in members)
+    ends = train(members, tmp_path / "stack")
+    assert rows(ends[0].run) != rows(ends[1].run), "the numbers matter"
+    for index, end in ends.items():
+        close(rows(end.run), rows(alone(members[index], tmp_path / "alone")), 1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "reference"])
+@pytest.mark.parametrize("case", ["leaky", "rleaky", "rleaky-membrane", "one-to-one", "parametrized"])
+def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -> None:
+    """In float64, at every weight, start value and state; also for one input that all members share."""
+    torch.manual_seed(0)
+    alpha = {"leaky": "slope", "parametrized": "alpha"}.get(case, "alpha")
+    parts = [build(member(*CASES[case], f"seed={n}", f"surrogate.{alpha}={n + 2}").cfg) for n in range(3)]
+    networks = [part.network.double() for part in parts]
+    whole = stack(networks)
+    for network in (*networks, whole):
+        for parameter in network.parameters():
+            parameter.requires_grad_()
+        kernels.use(network, kernel, torch.device("cpu"))
+    features = parts[0].data.inputs
+    for members in (3, 1):
+        inputs = 3 * torch.rand(6, 2, members, *features, dtype=torch.float64)
+        trace = whole(inputs)[-1]
+        assert trace.membrane.shape[:3] == (6, 2, 3)
+        weight = torch.rand_like(trace.membrane)
+        whole.zero_grad()
+        (trace.membrane * weight).sum().backward()
+        for position, network in enumerate(networks):
+            network.zero_grad()
+            own = network(inputs[:, :, min(position, members - 1)])[-1]
+            torch.testing.assert_close(trace.membrane[:, :, position], own.membrane)
+            assert torch.equal(trace.spikes[:, :, position], own.spikes)
+            (own.membrane * weight[:, :, position]).sum().backward()
+            for name, parameter in network.named_parameters():
+                (gradient,) = [p.grad for other, p in whole.named_parameters() if other == name]
+                if parameter.grad is None:
+                    assert gradient is None
+                else:
+                    assert gradient is not None
+                    torch.testing.assert_close(gradient[position].view_as(parameter), parameter.grad)
+
+
+class TestEnds:
+    def test_a_member_that_diverges_leaves_the_others_as_they_are(self, tmp_path: Path) -> None:
+        """Members are sorted by their optimisers, so that the second is the last of the stack both times."""
+        calm = [["loss=mse_membrane", f"seed={seed}", "optimizer.lr=1e-3"] for seed in range(4)]
+        calm[1][-1] = "optimizer.lr=2e-3"
+        wild = [*calm[:1], [*calm[1][:-1], "optimizer.lr=1e30"], *calm[2:]]
+        with_it, without = train(parallel(*wild), tmp_path / "with"), train(parallel(*calm), tmp_path / "calm")
+        assert with_it[1].status == "diverged"
+        assert with_it[1].exit_code == 3
+        assert "after step" in with_it[1].reason
+        record = Run(with_it[1].run or Path()).read()
+        assert (record["status"], record["reason"]) == ("diverged", with_it[1].reason)
+        assert all(torch.isfinite(weight).all() for weight in weights(with_it[1].run, "init").values())
+        for index in (0, 2, 3):
+            assert with_it[index].status == without[index].status == "finished"
+            assert rows(with_it[index].run) == rows(without[index].run)
+            for name, weight in weights(without[index].run).items():
+                assert torch.equal(weights(with_it[index].run)[name], weight)
+
+    def test_all_may_diverge(self, tmp_path: Path) -> None:
+        ends = train(parallel(*(["loss=mse_membrane", f"optimizer.lr={lr}"] for lr in ("1e30", "1e31"))), tmp_path)
+        assert [end.status for end in ends.values()] == ["diverged", "diverged"]
+
+    def test_a_start_value_that_is_refused_ends_its_member_alone(self, tmp_path: Path) -> None:
+        drawn = "neuron.beta={_target_: snnexp.initializers.Normal, mean: %s, std: 0.001}"
+        ends = train(parallel([drawn % 0.5], [drawn % 7.0], [drawn % 0.6]), tmp_path)
+        assert [ends[index].status for index in range(3)] == ["finished", "failed", "finished"]
+        assert (ends[1].exit_code, ends[1].run) == (2, None)
+        assert ends[1].reason.startswith("neuron.beta: a start value is ")
+        assert {end.run for end in ends.values() if end.run} == {*tmp_path.glob("20*")}
+
+    def test_memory_that_runs_out_ends_all_in_the_ordinary_sentence(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(self: Any, *arguments: Any) -> None:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr("snnexp.sweeps.stack.Stack._step", fail)
+        ends = train(parallel(["seed=1"], ["seed=2"]), tmp_path)
+        for end in ends.values():
+            assert (end.status, end.exit_code) == ("failed", 2)
+            assert end.reason.startswith("network: does not fit into memory")
+            assert Run(end.run or Path()).read()["status"] == "failed"
+
+    def test_layers_that_fill_the_cache_are_trained_one_by_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("snnexp.sweeps.stacked.CHUNK_BYTES", 0)
+        members = parallel(["seed=1"], ["seed=2"])
+        ends = train(members, tmp_path / "stack")
+        for index, end in ends.items():
+            assert "stack" not in Run(end.run or Path()).read()
+            assert rows(end.run) == rows(alone(members[index], tmp_path / "alone"))
+
+
+class TestInterruption:
+    """A signal in the middle of an epoch, of five batches each."""
+
+    @pytest.fixture
+    def stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ends:
+        ends: Ends = {}
+        steps = iter(range(100))
+        step = Stack._step
+
+        def told(self: Stack, *arguments: Any) -> None:
+            step(self, *arguments)
+            if next(steps) == 5:
+                signal.raise_signal(signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stack, "_step", told)
+            with pytest.raises(InterruptedRunError):
+                stacked.train(self.members(), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
+        return ends
+
+    @staticmethod
+    def members(runs: Ends | None = None) -> list[Member]:
+        """Two that share an optimiser, one with its own; each draws its spikes and falls in its learning rate."""
+        common = ["encoder=bernoulli", "optimizer.schedule=cosine", "neuron.learn_beta=true", "neuron.beta=0.9"]
+        made = parallel(*([*common, f"seed={n}", f"optimizer.lr={lr}"] for n, lr in enumerate((2e-3, 1e-3, 2e-3))))
+        for index, end in (runs or {}).items():
+            made[index].run = end.run
+        return made
+
+    def test_saves_all_at_the_step_that_was_reached(self, stopped: Ends) -> None:
+        assert stopped.keys() == {0, 1, 2}
+        for end in stopped.values():
+            assert (end.status, end.exit_code, end.reason) == ("interrupted", 143, "stopped by SIGTERM")
+            assert Run(end.run or Path()).read()["status"] == "interrupted"
+            found = checkpoint(end.run)
+            assert (found["epoch"], found["batch"], found["global_step"]) == (1, 1, 6)
+
+    def test_a_stack_goes_on_to_the_same_bits(self, stopped: Ends, tmp_path: Path) -> None:
+        whole = train(self.members(), tmp_path / "whole")
+        again = train(self.members(stopped), tmp_path / "stack")
+        for index, end in again.items():
+            assert (end.status, end.run) == ("finished", stopped[index].run)
+            assert rows(end.run) == rows(whole[index].run)
+            for name, weight in weights(whole[index].run).items():
+                assert torch.equal(weights(end.run)[name], weight)
+            assert Run(end.run or Path()).read()["resumed_at_step"] == [6]
+        done = train(self.members(stopped), tmp_path / "stack")
+        assert {end.status for end in done.values()} == {"finished"}
+        assert rows(done[0].run) == rows(whole[0].run), "nothing was left to do"
+
+    def test_a_member_goes_on_alone(self, stopped: Ends, tmp_path: Path) -> None:
+        path = stopped[1].run
+        assert path is not None
+        experiment.resume(path)
+        close(rows(path), rows(alone(self.members()[1], tmp_path / "alone")), 1e-3)
+
+    def test_members_at_other_steps_go_on_beside_each_other(self, stopped: Ends, tmp_path: Path) -> None:
+        ends = train(self.members({0: stopped[0]}), tmp_path / "stack")
+        assert {end.status for end in ends.values()} == {"finished"}
+        assert [len(rows(end.run)) for end in ends.values()] == [19, 19, 19]
+
+
+class TestRunDirectories:
+    @pytest.fixture
+    def end(self, tmp_path: Path) -> Outcome:
+        lists = (["seed=1", "logger=tensorboard"], ["seed=2", "logger=tensorboard"], ["seed=3", "logger=tensorboard"])
+        return train(parallel(*lists), tmp_path / "stack")[1]
+
+    def test_hold_what_that_of_a_run_alone_holds(self, end: Outcome, tmp_path: Path) -> None:
+        assert end.run is not None
+        path = alone(parallel(["seed=2", "logger=tensorboard"])[0], tmp_path / "alone")
+        names = [
+            {str(part.relative_to(top)).split("/events")[0] for part in top.rglob("*") if part.is_file()}
+            for top in (end.run, path)
+        ]
+        figures = {name for name in names[1] if name.startswith("figures/")}
+        assert names[0] == names[1] - figures
+        records = [Run(top).read() for top in (end.run, path)]
+        assert records[0]["stack"] == {"members": 3, "member": 1}
+        assert records[0].keys() - {"stack"} == records[1].keys()
+        wall_s = records[0]["wall_s"]
+        assert wall_s.keys() == records[1]["wall_s"].keys()
+        assert sum(wall_s.values()) == pytest.approx(2 * wall_s["total"])
+        for name in ("config.yaml", "overrides.yaml"):
+            assert (end.run / name).read_bytes() == (path / name).read_bytes()
+        for name in ("init", "last", "best", "previous"):
+            assert difference(checkpoint(end.run, name), checkpoint(path, name)) is None
+        for name in ("init", "last", "test"):
+            mine, other = (Run(top).arrays(name) for top in (end.run, path))
+            assert mine.keys() == other.keys()
+            assert all(mine[key].shape == other[key].shape for key in mine)
+        assert scalars(end.run) == scalars(path)
+
+    def test_are_measured_again_as_they_reported(self, end: Outcome) -> None:
+        assert end.run is not None
+        again = experiment.evaluate(end.run)
+        assert again == pytest.approx(end.metrics, rel=1e-5)
+
+    def test_go_on_as_a_run_alone_would(self, end: Outcome, tmp_path: Path) -> None:
+        assert end.run is not None
+        longer = experiment.resume(end.run, ["trainer.max_epochs=5"])
+        path = alone(parallel(["seed=2", "trainer.max_epochs=5"])[0], tmp_path / "alone")
+        close([row for row in rows(longer.path) if "test/loss" not in row], rows(path)[:-1], 1e-3)
+
+
+def scalars(path: Path) -> set[str]:
+    events = EventAccumulator(str(path / "tensorboard"))
+    events.Reload()
+    return {*events.Tags()["scalars"]}

@@ -203,10 +203,7 @@ class TestSlots:
         yield ledger
         ledger.close()
 
-    def drive(
-        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, program: str, timeout_s: float | None = None
-    ) -> Engine:
-        monkeypatch.setattr(sys, "executable", sys.executable)
+    def drive(self, ledger: Ledger, program: str, timeout_s: float | None = None) -> Engine:
         worker = Worker({})
         worker.command = [sys.executable, "-c", PREFIX + program]
         source = Listed([[point] for point in ledger.points])
@@ -214,13 +211,13 @@ class TestSlots:
         engine.run()
         return engine
 
-    def test_share_a_process_while_it_is_sound(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.drive(ledger, monkeypatch, "for task in tasks: end(str(os.getpid())); say(idle=True)")
+    def test_share_a_process_while_it_is_sound(self, ledger: Ledger) -> None:
+        self.drive(ledger, "for task in tasks: end(str(os.getpid())); say(idle=True)")
         assert len({point.reason for point in ledger.points}) == 1
         assert {point.status for point in ledger.points} == {"failed"}
 
-    def test_get_another_process_when_it_ends(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.drive(ledger, monkeypatch, "next(tasks); end(str(os.getpid()))")
+    def test_get_another_process_when_it_ends(self, ledger: Ledger) -> None:
+        self.drive(ledger, "next(tasks); end(str(os.getpid()))")
         assert len({point.reason for point in ledger.points}) == 4
 
     @pytest.mark.parametrize(
@@ -237,10 +234,8 @@ class TestSlots:
             ),
         ],
     )
-    def test_tell_how_a_process_was_lost(
-        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, program: str, status: str, reason: str
-    ) -> None:
-        self.drive(ledger, monkeypatch, program, timeout_s=0.3 if "sleep(60)" in program else None)
+    def test_tell_how_a_process_was_lost(self, ledger: Ledger, program: str, status: str, reason: str) -> None:
+        self.drive(ledger, program, timeout_s=0.3 if "sleep(60)" in program else None)
         assert {point.status for point in ledger.points} == {status}
         assert all(reason in point.reason for point in ledger.points)
 
@@ -248,26 +243,28 @@ class TestSlots:
 PREFIX = """
 import json, os, signal, sys, time
 def say(**event): print(json.dumps(event), flush=True)
+say(working=True)
 def end(reason): say(ended=0, status="failed", exit_code=1, reason=reason)
 tasks = map(json.loads, sys.stdin)
 """
 
 
-class TestCommand:
-    @pytest.fixture(scope="class")
-    def faulty(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-        """Fourteen points of which ten end their process in as many ways; the driver is killed on the way."""
-        cwd = tmp_path_factory.mktemp("faulty")
-        told = ",".join(f"'{way}'" for way in ["", *REASONS, "", "", ""])
-        typed = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{told}]", "-m", "seed=range(14)"]
-        limits = ["hydra.launcher.timeout_s=4", "hydra.launcher.memory_gb=4", "hydra.launcher.workers=2"]
-        environment = {"PYTHONPATH": str(Path(__file__).parent), "SNNEXP_ALLOW_TARGETS": "faults"}
-        process = started(cwd, *RUN, *typed, *limits, **environment)
-        wait_until(lambda: [*cwd.glob("outputs/sweeps/*/*/sweep.json")] and "failed" in statuses(cwd))
-        process.kill()
-        process.communicate()
-        return cwd, snnexp("resume", str(home(cwd)), cwd=cwd, code=7, **environment)
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Fourteen points of which ten end their process in as many ways; the driver is killed on the way."""
+    cwd = tmp_path_factory.mktemp("faulty")
+    told = ",".join(f"'{way}'" for way in ["", *REASONS, "", "", ""])
+    typed = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{told}]", "-m", "seed=range(14)"]
+    limits = ["hydra.launcher.timeout_s=8", "hydra.launcher.memory_gb=2", "hydra.launcher.workers=2"]
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "SNNEXP_ALLOW_TARGETS": "faults"}
+    process = started(cwd, *RUN, *typed, *limits, **environment)
+    wait_until(lambda: [*cwd.glob("outputs/sweeps/*/*/sweep.json")] and "failed" in statuses(cwd))
+    process.kill()
+    process.communicate()
+    return cwd, snnexp("resume", str(home(cwd)), cwd=cwd, code=7, **environment)
 
+
+class TestCommand:
     def test_every_point_ends_as_it_would_alone(self, faulty: tuple[Path, Any]) -> None:
         cwd, _ = faulty
         ends = dict(zip(range(1, 11), REASONS, strict=True))
@@ -307,7 +304,7 @@ class TestCommand:
     def test_a_point_is_what_a_run_alone_is_and_an_interrupted_sweep_goes_on(self, tmp_path: Path) -> None:
         alone = tmp_path / "alone"
         alone.mkdir()
-        long = [*RUN, "trainer.max_epochs=400", "encoder=sequence"]
+        long = [*RUN, "trainer.max_epochs=120"]
         process = started(tmp_path, *long, "-m", "seed=4,5,6", "hydra.launcher.workers=1", "logger.save_every_s=0")
         wait_until(
             lambda: any(rows.stat().st_size for rows in tmp_path.glob("outputs/sweeps/*/*/runs/2*/metrics.jsonl"))
@@ -329,10 +326,10 @@ class TestCommand:
         assert content(resumed) == content(single)
 
     def test_a_terminal_shows_one_live_table(self, tmp_path: Path) -> None:
-        lines = in_a_terminal(tmp_path, *RUN, "-m", "seed=0,1", "trainer.max_epochs=60", TERM="xterm")
-        text = "\n".join(lines)
-        assert re.search(r"1/2 points done  \d running  best test/l1 0\.\d+ \(seed=\d\)  0:\d\d left", text)
-        assert re.search(r"point \d  seed=\d +process +(starting|step \d+, epoch \d+)", text)
+        lines = in_a_terminal(tmp_path, *RUN, "-m", "seed=0,1", "trainer.max_epochs=200", "hydra.launcher.workers=1")
+        text = " ".join(" ".join(lines).split())
+        assert re.search(r"1/2 points done 1 running best test/l1 0\.\d+ \(seed=\d\) 0:\d\d left", text)
+        assert re.search(r"point \d seed=\d process step \d+, epoch \d+", text)
         assert "loss" not in text.replace("test/loss", "").replace("seed_mean_loss", ""), "no log of a run"
 
 
@@ -354,7 +351,7 @@ def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytes
         (["hydra.launcher.timeout_s=-1"], "hydra.launcher.timeout_s: got -1, must be "),
         (["hydra/launcher=slurm"], "hydra.launcher.cluster: got slurm, and there is no srun here"),
         (["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.partition='a b'"], "hydra.launcher."),
-        (["hydra/launcher=basic"], "hydra/launcher: got basic, there are processes, slurm and stacked"),
+        (["hydra/launcher=basic"], "hydra/launcher: got basic, there are processes, slurm, stacked"),
         (["hydra/sweeper=basic"], "hydra/sweeper: got basic, "),
         (["hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key"),
         (["+hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key, did you mean workers?"),
@@ -370,6 +367,32 @@ def test_a_launcher_that_cannot_work_is_refused(
     assert error.startswith(f"snnexp: {sentence}")
     assert len(error.splitlines()) == 1
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_ready_sweep_takes_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^sweep: seeds is a sweep, which takes -m$"):
+        launch.train(["experiment=regression_sqrt", "sweep=seeds"])
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("typed", "count"),
+    [(["sweep=seeds", "experiment=regression_linear"], 10), (["sweep=learned_or_fixed", "seed=0"], 4)],
+)
+def test_ready_sweeps_have_their_points(typed: list[str], count: int) -> None:
+    chosen, starters = launch.check(["-m"], typed)
+    assert isinstance(chosen, list)
+    assert len(chosen) == count
+    assert starters == ["hydra/launcher=processes", "hydra/sweeper=grid"]
+
+
+def test_the_ready_search_has_its_space() -> None:
+    chosen, starters = launch.check(["-m"], ["sweep=beta_and_lr"])
+    assert not isinstance(chosen, list)
+    assert sorted(chosen.space()[2]) == ["neuron.beta", "optimizer.lr"]
+    assert chosen.check()["data"]["val_size"] == 5000
+    assert starters == ["hydra/launcher=processes"]
 
 
 def test_the_best_point_is_the_one_with_the_best_measure() -> None:

@@ -42,10 +42,11 @@ GROUPS = (
     "trainer",
     "logger",
     "experiment",
+    "sweep",
     "debug",
 )
-NODES = GROUPS[:-2]
-"""The groups that become a node of the config; an experiment and a debug choice only set others."""
+NODES = GROUPS[:-3]
+"""The groups that become a node of the config; choices of the others only set those."""
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
 VERSION_BASE = "1.3"
@@ -183,7 +184,9 @@ def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[lis
     overrides = quoted(overrides)
     with _in_one_line(), _explained(overrides), _hydra(folder):
         parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
-        variants = [list(itertools.islice(_variants(override), MOST_POINTS + 1)) for override in parsed]
+        # of what is given twice, the last counts
+        by_key = {override.get_key_element(): override for override in parsed}
+        variants = [list(itertools.islice(_variants(override), MOST_POINTS + 1)) for override in by_key.values()]
     if math.prod(map(len, variants)) > MOST_POINTS:
         raise ConfigError(f"-m: a sweep of more than {MOST_POINTS} points; split it")
     return (list(itertools.chain(*point)) for point in itertools.product(*variants))

@@ -27,8 +27,8 @@ class Events:
     def through(self, synapse: nn.Linear) -> Tensor:
         """S W^T + b, ``[T, B, M]``: the sum of the weights of the neurons that fire.
 
-        Weights of K members ``[K, M, N]`` give ``[T, B, K, M]``, each of its own spikes ``[T, B, K, *N]``, or all of the
-        same ``[T, B, 1, *N]``.
+        Weights of K members ``[K, M, N]`` give ``[T, B, K, M]``, each of its own spikes ``[T, B, K, *N]``, or all of
+        the same ``[T, B, 1, *N]``.
         """
         weight: Tensor = synapse.weight
         if weight.ndim == 2 or self.shape[2] == 1:

@@ -39,8 +39,8 @@ PLAIN = (
 SWEEP = ("--multirun", "-m")
 SHOW = (*CFG_FLAGS, "--info", "-i", "--hydra-help", "--version")
 COMPLETE = ("--shell-completion", "-sc")
-STARTERS = {"launcher": "processes, slurm and stacked", "sweeper": "grid and optuna"}
-"""What sweeps are started by."""
+STARTERS = {"launcher": "processes, slurm, stacked", "sweeper": "grid, optuna"}
+"""What sweeps are started by, the usual first."""
 OPTUNA = "hydra_plugins.snnexp_sweeps.Optuna"
 Point = tuple[list[str], DictConfig]
 """The overrides of a point of a sweep, and its config."""
@@ -62,8 +62,8 @@ def train(arguments: Sequence[str]) -> int:
     jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
     try:
         if not any(flag in COMPLETE for flag in flags):
-            jobs.chosen = check(flags, overrides)
-            overrides = [config.NO_SEARCH, *overrides]
+            jobs.chosen, starters = check(flags, overrides)
+            overrides = [config.NO_SEARCH, *starters, *overrides]
         sys.argv = [typed[0], *flags, *overrides]
         hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     except config.REFUSALS as error:
@@ -107,39 +107,47 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def check(flags: Sequence[str], overrides: Sequence[str]) -> "list[Point] | Asked":
+def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] | Asked, list[str]]":
     """Compose and check what Hydra is going to compose; of a sweep, before the first point starts.
 
     Returns:
-        The points of a sweep, or what a search was asked for; nothing for a run.
+        The points of a sweep, or what a search was asked for; and which launcher and sweeper are still to be chosen.
 
     Raises:
         ConfigError: a point cannot work, or would make Hydra do more than start runs.
     """
     folder = next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
     if not any(flag in SWEEP for flag in flags):
-        cfg, _ = config.composed(overrides, folder)
+        cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
             config.check(cfg)
-        return []
+            if sweep := node["runtime"]["choices"]["sweep"]:
+                raise ConfigError(f"sweep: {sweep} is a sweep, which takes -m")
+        return [], []
     # Hydra itself starts with what all points share, which another choice may replace in each of them
-    _, node = config.composed(config.shared(overrides), folder)
-    for starter, ours in STARTERS.items():
-        if node[starter]["_target_"] in gate.BASIC:
-            raise ConfigError(f"hydra/{starter}: got basic, there are {ours}")
+    shared = config.shared(overrides)
+    _, node = config.composed([override for override in shared if not override.startswith("hydra.")], folder)
+    # Hydra's own know no points that fail; what conf/train.yaml chose, no other config could choose otherwise
+    left = [starter for starter in STARTERS if node[starter]["_target_"] in gate.BASIC]
+    for starter in left:
+        if any(override.startswith(f"hydra/{starter}=") for override in overrides):
+            raise ConfigError(f"hydra/{starter}: got basic, there are {STARTERS[starter]}")
+    starters = [f"hydra/{starter}={STARTERS[starter].partition(',')[0]}" for starter in left]
+    _, node = config.composed([*starters, *shared], folder)
     sweeper = config.plain(OmegaConf.create(node["sweeper"]))
     target, params = sweeper.pop("_target_"), sweeper.pop("params", None) or {}
+    typed = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+    if hydras := [override for override in overrides if override not in typed and override not in shared]:
+        raise ConfigError(f"{hydras[0].partition('=')[0]}: Hydra's own settings are no part of a sweep")
     if target == OPTUNA:
         from snnexp.sweeps.sources import Asked
 
-        typed = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
         asked = Asked(sweeper, params, typed, folder)
         asked.check()
-        return asked
-    points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *overrides], folder)]
-    return [
-        (point, config.check(cfg)) for point, cfg in zip(points, config.composed_points(points, folder), strict=True)
-    ]
+        return asked, starters
+    points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *typed], folder)]
+    composed = config.composed_points(points, folder)
+    return [(point, config.check(cfg)) for point, cfg in zip(points, composed, strict=True)], starters
 
 
 class Jobs:

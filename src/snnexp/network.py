@@ -7,7 +7,7 @@ once over ``T * B`` samples.
 import copy
 import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from snnexp import domains, pairs
 from snnexp.errors import located
 from snnexp.events import Events
 from snnexp.neurons import Neuron, Reduced, Trace, over_samples, product
-from snnexp.surrogates import stack as stack_surrogates
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
@@ -173,7 +172,7 @@ def stack(networks: Sequence[Network]) -> Network:
         values = values.unsqueeze(1) if values.ndim == 1 else values
         owner = modules[path]
         if name in owner._parameters:
-            owner._parameters[name] = nn.Parameter(values, owner._parameters[name].requires_grad)  # type: ignore[union-attr]
+            owner._parameters[name] = nn.Parameter(values, owner._parameters[name].requires_grad)
         else:
             owner._buffers[name] = values
     for path, module in modules.items():
@@ -181,11 +180,7 @@ def stack(networks: Sequence[Network]) -> Network:
             # weights are in place, and how they are multiplied is the class's alone
             module.__class__ = StackedDense
         if isinstance(module, Neuron):
-            module.features = (len(networks), *module.features)
-            if hasattr(module, "surrogate"):
-                surrogates = [network.get_submodule(path).surrogate for network in networks]
-                like = next(iter(states[0].values()))
-                module.surrogate = stack_surrogates(surrogates, like)  # type: ignore[arg-type]
+            module.take_place_of([cast(Neuron, network.get_submodule(path)) for network in networks])
     return made
 
 

@@ -107,7 +107,7 @@ class StraightThrough(Surrogate):
 
 
 def stack(surrogates: Sequence[Surrogate], like: Tensor) -> Surrogate:
-    """One surrogate for M members side by side; a number that differs among them becomes ``[M, 1]``, typed as ``like``."""
+    """One surrogate for M members side by side: a number that differs among them is ``[M, 1]``, typed as ``like``."""
     columns = {name: [vars(surrogate)[name] for surrogate in surrogates] for name in vars(surrogates[0])}
     differing = {name: like.new_tensor(column).unsqueeze(1) for name, column in columns.items() if len(set(column)) > 1}
     return replace(surrogates[0], **differing)

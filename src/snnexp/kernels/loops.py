@@ -289,7 +289,8 @@ class Blocks:
 
     def _members(self, flat: Tensor) -> Tensor:
         """``[B, M n]`` as ``[M, B, n]``."""
-        return flat.unflatten(-1, self.weight.shape[:2]).transpose(0, 1)
+        members, size = self.weight.shape[:2]
+        return torch.unflatten(flat, -1, (members, size)).transpose(0, 1)
 
 
 class OneToOne:

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from snnexp import domains
+from snnexp import domains, surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
+from snnexp.surrogates import Surrogate
 
 NeuronParameter = float | Tensor | Initializer
 ROUNDING = 1 + 1e-6
@@ -128,7 +129,7 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         return F.linear(inputs, weight, bias)
     if inputs.shape[1] == 1:
         bias = None if bias is None else bias.flatten()
-        return F.linear(inputs.squeeze(1), weight.flatten(0, 1), bias).unflatten(-1, weight.shape[:2])
+        return F.linear(inputs.squeeze(1), weight.flatten(0, 1), bias).view(-1, *weight.shape[:2])
     inputs, weight = inputs.transpose(0, 1), weight.transpose(1, 2)
     if bias is None:
         return torch.bmm(inputs, weight).transpose(0, 1)
@@ -228,6 +229,13 @@ class Neuron(nn.Module):
     def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int | None:
         """The synapse, or the fan-out of a spike, within the layer; None without feedback."""
         return None
+
+    def take_place_of(self, members: Sequence["Neuron"]) -> None:
+        """Be M layers side by side: their axis is the first neuron axis. Parameters are not touched here."""
+        self.features = (len(members), *self.features)
+        if isinstance(getattr(self, "surrogate", None), Surrogate):
+            like = next(iter(self.state_dict().values()))
+            self.surrogate: Any = surrogates.stack([cast(Any, member).surrogate for member in members], like)
 
     def project(self) -> Tensor | None:
         """Move learned parameters back to where the equation holds; a bool tensor tells whether any had left."""

@@ -106,7 +106,8 @@ class Display:
             table.add_row(f"point {point.index + 1}", escape(self._name(point)), point.how, where)
         if len(running) > MOST_LINES:
             table.add_row(f"and {len(running) - MOST_LINES} more")
-        bar = ProgressBar(total=self.total or len(points), completed=done, width=40)
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=self.total or len(points), completed=done))
         return Group(bar, "  ".join(self._words()), table)
 
 

@@ -182,10 +182,10 @@ class Busy:
     def __init__(self, job: Job, timeout_s: float | None) -> None:
         self.job, self.left, self.timeout_s = job, set(range(len(job))), timeout_s
         self.late = self.told = False
-        self.begin()
+        self.deadline: float | None = None
 
     def begin(self) -> None:
-        """Let its time run from now; that of a process to start is not the point's."""
+        """Let its time run from now."""
         self.deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
 
     def tell(self, slot: Slot) -> None:
@@ -278,9 +278,10 @@ class Engine:
 
     def _take(self, slot: Slot, busy: Busy, event: Mapping[str, Any]) -> list[Point]:
         """Note an event; returns the points that it has ended."""
-        if "begun" in event:
-            if not busy.told:
-                busy.begin()
+        if "working" in event and not busy.told:
+            # the time that a process takes to start is not the point's
+            busy.begin()
+        elif "begun" in event:
             point = busy.job[event["begun"]]
             point.run = f"{self.ledger.runs.name}/{Path(event['run']).name}"
         elif "ended" in event and event["ended"] in busy.left:

@@ -22,8 +22,8 @@ class Pruning(Callback):
     """Report the measure of a search after epochs, and raise :class:`PrunedError` where it is worse than the median.
 
     The best value so far is compared with the values that finished points had after the same epoch. A measure of the
-    test split is not known while a run trains; ``train/epoch_loss`` stands for it. A run that several processes train is
-    left to its end: the others know of no search.
+    test split is not known while a run trains; ``train/epoch_loss`` stands for it. A run of several processes is never
+    stopped: the others know of no search.
 
     Args:
         storage: URL of the database.

@@ -6,7 +6,8 @@ It reads tasks from its standard input and tells what becomes of them on its sta
     {"run": "..", "program": ".."}                                                       go on with its run
     {"members": [{"config", "overrides", "run"}, ..], "parent": "..", "log": ".."}       train points as one
 
-    {"begun": 0, "run": ".."}    the first point of the task has this directory
+    {"working": true}            the task has been taken
+    {"begun": 0, "run": ".."}    its first point has this directory
     {"ended": 0, "status", "metrics", "reason", "exit_code"}
     {"idle": true}               ready for the next task; without it the process ends
 
@@ -42,10 +43,16 @@ def main() -> None:
         # the first task need not wait for what all of them need
         import snnexp.experiment  # noqa: F401
 
-        while execute(tasks.get(), tell):
+        while _next(tasks, tell):
             # a run that failed leaves its frames, which hold its tensors, in cycles
             gc.collect()
             tell({"idle": True})
+
+
+def _next(tasks: "queue.SimpleQueue[dict[str, Any]]", tell: Tell) -> bool:
+    task = tasks.get()
+    tell({"working": True})
+    return execute(task, tell)
 
 
 def _listen(tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:

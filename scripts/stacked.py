@@ -1,0 +1,98 @@
+"""Throughput of stacked training: seconds per point, side by side, one after the other, and one process per point.
+
+python scripts/stacked.py [--members 1 4 16 32 64] [--rounds 3] [--device cpu] [--logger jsonl] [RECIPE ...]
+
+A point is a whole run: built, trained, saved, tested and recorded, with a seed of its own; MNIST is read from
+$SNNEXP_DATA_DIR and trains on the first 50 batches. One after the other means `experiment.run` in a loop, its imports
+paid before; a process is `snnexp train` from its start to its end. All ways take turns, and medians over the rounds are
+printed as a table. One thread, unless OMP_NUM_THREADS says otherwise. Without figures and TensorBoard, since a stack
+draws no figures: that would compare other work; --logger tensorboard asks for what each way writes by default.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from snnexp.experiment import compose, run
+from snnexp.sweeps.stacked import Member, Outcome, train
+
+RECIPES = {"regression_sqrt": [], "mnist_rleaky_count": ["trainer.max_epochs=1", "trainer.limit_batches=50"]}
+IN_A_ROW = 2
+"""Runs in one process that stand for a longer loop."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=[*RECIPES], metavar="RECIPE")
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 16, 32, 64])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--logger", default="jsonl")
+    asked = parser.parse_args()
+    trainer = {"cpu": "cpu", "cuda": "gpu"}[asked.device]
+    for recipe in asked.recipes:
+        common = [f"experiment={recipe}", f"trainer={trainer}", f"logger={asked.logger}", *RECIPES.get(recipe, [])]
+        with tempfile.TemporaryDirectory() as folder:
+            table(recipe, common, asked.members, asked.rounds, Path(folder))
+
+
+def table(recipe: str, common: list[str], sizes: list[int], rounds: int, folder: Path) -> None:
+    ways: dict[str, Callable[[], float]] = {
+        "one process per point": lambda: process(common, folder),
+        "one after the other": lambda: in_a_row(common, folder),
+        **{f"{size} members": lambda size=size: stack(common, size, folder) for size in sizes},
+    }
+    # the first of each pays for what is made once in a process
+    in_a_row(common, folder)
+    stack(common, 2, folder)
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, measure in ways.items():
+            took[way].append(measure())
+    medians = {way: statistics.median(seconds) for way, seconds in took.items()}
+    print(f"\n| {recipe} | s per point | runs in a row / this | processes / this |\n|---|---|---|---|")
+    for way, seconds in medians.items():
+        ratios = [medians[other] / seconds for other in ("one after the other", "one process per point")]
+        print(f"| {way} | {seconds:.3f} | {ratios[0]:.1f} | {ratios[1]:.1f} |")
+    sys.stdout.flush()
+
+
+def process(common: list[str], folder: Path) -> float:
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "snnexp.cli", "train", *common, f"logger.root={folder}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def in_a_row(common: list[str], folder: Path) -> float:
+    configs = [compose([*common, f"seed={seed}"]) for seed in range(IN_A_ROW)]
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        for cfg in configs:
+            run(cfg, [], folder)
+    return (time.perf_counter() - began) / len(configs)
+
+
+def stack(common: list[str], size: int, folder: Path) -> float:
+    members = [Member(compose([*common, f"seed={seed}"]), []) for seed in range(size)]
+    ends: dict[int, Outcome] = {}
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(members, folder, lambda index, path: None, ends.__setitem__)
+    seconds = time.perf_counter() - began
+    assert all(end.status == "finished" for end in ends.values()), ends
+    return seconds / size
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Which points can be one model is told from their configs."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from snnexp.experiment import compose
+from snnexp.sweeps import grouping
+
+COUNT = ["experiment=mnist_rleaky_count"]
+NORM = "{_target_: snnexp.initializers.Normal, mean: %s, std: 0.1}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["experiment=mnist_rleaky_conv"], "its network is convolutional"),
+        ([*COUNT, "trainer=ddp", "trainer.accelerator=cpu"], "it trains on several devices"),
+        ([*COUNT, "trainer.precision=bf16-mixed"], "its precision is bf16-mixed"),
+        ([*COUNT, "kernel=triton"], "kernel=triton knows no stacks"),
+        ([*COUNT, "data.num_workers=1"], "its batches come from data workers"),
+        (COUNT, None),
+        (["experiment=regression_linear"], None),
+        (["experiment=mnist_parametrized_lif"], None),
+    ],
+)
+def test_what_stands_in_the_way_is_said(overrides: list[str], why: str | None) -> None:
+    cfg = compose(overrides)
+    assert grouping.obstacle(cfg) == why
+    assert grouping.obstacle(OmegaConf.to_container(cfg)) == why  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("node", ["neuron", "loss", "data", "encoder", "surrogate", "neuron.surrogate"])
+def test_a_part_from_elsewhere_stands_in_the_way(node: str) -> None:
+    cfg = compose(COUNT)
+    OmegaConf.update(cfg, f"{node}._target_", "mine.Part")
+    assert grouping.obstacle(cfg) == "mine.Part is not a part of this package"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=7"],
+        ["optimizer.lr=0.1", "optimizer.betas=[0.5,0.6]", "optimizer.weight_decay=0.1"],
+        ["neuron.beta=0.5", "neuron.threshold=2", "neuron.V=0.5"],
+        ["surrogate.alpha=9"],
+        ["loss.correct_rate=0.7", "loss.incorrect_rate=0.1"],
+        ["+published={test/accuracy: 0.5}"],
+    ],
+)
+def test_numbers_share_a_stack(overrides: list[str]) -> None:
+    assert grouping.key(compose([*COUNT, *overrides])) == grouping.key(compose(COUNT))
+
+
+def test_distributions_share_one_whichever_they_are() -> None:
+    drawn = [compose([*COUNT, f"neuron.beta={NORM % mean}"]) for mean in (0.5, 0.7)]
+    assert grouping.key(drawn[0]) == grouping.key(drawn[1]) != grouping.key(compose(COUNT))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "num_steps=11",
+        "network.hidden=[64]",
+        "neuron.learn_beta=true",
+        "neuron.reset=zero",
+        "neuron.feedback=one_to_one",
+        "surrogate=sigmoid",
+        "loss=ce_membrane",
+        "optimizer.schedule=cosine",
+        "optimizer=sgd",
+        "trainer.max_epochs=2",
+        "data.batch_size=64",
+        "data.val_size=100",
+        "encoder=bernoulli",
+        "kernel=reference",
+        "name=other",
+        "logger=jsonl",
+    ],
+)
+def test_what_decides_shapes_or_what_is_computed_does_not(override: str) -> None:
+    assert grouping.key(compose([*COUNT, override])) != grouping.key(compose(COUNT))
+
+
+def test_samples_may_have_seeds_of_their_own() -> None:
+    keys = {grouping.key(compose(["experiment=regression_sqrt", f"data.sample_seed={seed}"])) for seed in (1, 2)}
+    assert len(keys) == 1
+
+
+def test_nothing_heavy_is_needed_to_tell() -> None:
+    code = "import sys, snnexp.sweeps.grouping; sys.exit(any(m in sys.modules for m in ('torch', 'lightning')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
