@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check dashboard report reproduce benchmark looking chaos gallery clean
+.PHONY: train test check dashboard report reproduce benchmark looking stacked chaos gallery clean
 
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
@@ -32,6 +32,10 @@ looking: .venv/installed-dev ## what drawing, reports and lists of runs cost; tw
 
 gallery: .venv/installed-dev ## the figures of the README; a few minutes
 	$(BIN)/python scripts/gallery.py
+
+stacked: .venv/installed-dev ## what stacked training gains, and what a sweep costs per point; nothing else running
+	$(BIN)/python scripts/stacked.py $(ARGS)
+	$(BIN)/python scripts/overhead.py
 
 chaos: .venv/installed-dev ## runs killed at random moments, then resumed; about half an hour
 	$(BIN)/python scripts/chaos.py $(ARGS)

@@ -11,6 +11,7 @@ Train spiking neural networks from YAML configs.
 
   snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
   snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
+  snnexp resume SWEEP                run what is not finished of a sweep, and only that
   snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
   snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER
   snnexp runs   [DIR]                a table of runs; 'test/accuracy>0.9' status=failed  --sort KEY  --json  --csv
@@ -20,6 +21,7 @@ Train spiking neural networks from YAML configs.
   snnexp train experiment=regression_sqrt
   snnexp train experiment=mnist_leaky neuron=parametrized_lif loss=nll_max_voltage seed=3
   snnexp train -m experiment=mnist_rleaky_count seed=0,1,2 optimizer.lr=1e-3,2e-3
+  snnexp train -m sweep=seeds experiment=regression_sqrt hydra/launcher=stacked
 
 Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows the whole config, and
 snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"

@@ -102,6 +102,7 @@ class Lane:
         self.callback_metrics: dict[str, Tensor] = {}
         self.logged: dict[str, Tensor] = {}
         self.optimizers: list[Any] = []
+        self.hooks: dict[str, list[Callback]] = {}
         self.state: Callable[[], dict[str, Any]] = dict
 
     def build(self, trainer: Trainer | None) -> None:
@@ -186,9 +187,14 @@ class Lane:
 
     def call(self, hook: str, *arguments: Any, skip: type[Callback] | tuple[()] = ()) -> None:
         """Call a hook of all that watches, in order; notes go to the member's own log."""
+        if hook not in self.hooks:
+            mine = (
+                callback for callback in self.watching if getattr(type(callback), hook) is not getattr(Callback, hook)
+            )
+            self.hooks[hook] = [*mine]
         with self.told_here():
-            for callback in self.watching:
-                if getattr(type(callback), hook) is not getattr(Callback, hook) and not isinstance(callback, skip):
+            for callback in self.hooks[hook]:
+                if not isinstance(callback, skip):
                     getattr(callback, hook)(self, self.parts.task, *arguments)
 
     @contextmanager
