@@ -264,6 +264,23 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     return cwd, snnexp("resume", str(home(cwd)), cwd=cwd, code=7, **environment)
 
 
+def test_a_stack_that_fails_is_tried_point_by_point(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
+    for seed in range(3):
+        ledger.add([f"seed={seed}"], {"seed": seed})
+    worker = Worker({})
+    program = """
+for task in tasks:
+    if "members" in task: os.kill(os.getpid(), 9)
+    say(ended=0, status="finished", exit_code=0, metrics={}); say(idle=True)
+"""
+    worker.command = [sys.executable, "-c", PREFIX + program]
+    display = Display(Console(quiet=True), ledger)
+    Engine(ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger, "x"), None, display).run()
+    assert [(point.status, point.how, point.reason) for point in ledger.points] == [("finished", "process", "")] * 3
+    ledger.close()
+
+
 class TestCommand:
     def test_every_point_ends_as_it_would_alone(self, faulty: tuple[Path, Any]) -> None:
         cwd, _ = faulty

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from snnexp import domains, surrogates
@@ -130,10 +131,37 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     if inputs.shape[1] == 1:
         bias = None if bias is None else bias.flatten()
         return F.linear(inputs.squeeze(1), weight.flatten(0, 1), bias).view(-1, *weight.shape[:2])
-    inputs, weight = inputs.transpose(0, 1), weight.transpose(1, 2)
-    if bias is None:
-        return torch.bmm(inputs, weight).transpose(0, 1)
-    return torch.baddbmm(bias.unsqueeze(1), inputs, weight).transpose(0, 1)
+    return _MemberProduct.apply(inputs, weight, bias)  # type: ignore[no-any-return]
+
+
+class _MemberProduct(torch.autograd.Function):
+    """The product of each member; the gradient of the weights comes in their own layout, so that it is not copied."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        x, w = inputs.transpose(0, 1), weight.transpose(1, 2)
+        y = torch.bmm(x, w) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, w)
+        return y.transpose(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        inputs, weight = ctx.saved_tensors
+        x, g = inputs.transpose(0, 1), gradient.transpose(0, 1)
+        g_x = g_w = g_b = None
+        if ctx.needs_input_grad[0]:
+            g_x = torch.bmm(g, weight).transpose(0, 1)
+        if ctx.needs_input_grad[1]:
+            # a result of few columns takes many times as long as one of few rows
+            _, rows, columns = weight.shape
+            if rows <= columns:
+                g_w = torch.bmm(g.transpose(1, 2), x)
+            else:
+                g_w = torch.bmm(x.transpose(1, 2), g).transpose(1, 2)
+        if ctx.needs_input_grad[2]:
+            g_b = g.sum(1)
+        return g_x, g_w, g_b
 
 
 class Neuron(nn.Module):

@@ -61,10 +61,12 @@ class Display:
         """A point has ended: told at once where it did not finish, and always where nothing is live."""
         self.ended_here += 1
         if self.live is None or not point.done:
-            what = _values(point) if point.done else escape(domains.line(point.reason))
-            self.terminal.print(
-                f"point {point.index + 1}  {escape(self._name(point))}  {point.status}  {what}".rstrip()
-            )
+            self.note(point, _values(point) if point.done else point.reason)
+
+    def note(self, point: Point, what: str) -> None:
+        """A line about a point."""
+        line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {domains.line(what)}"
+        self.terminal.print(escape(line.rstrip()))
 
     def refresh(self) -> None:
         """Show how things stand, where it is time to."""

@@ -68,6 +68,9 @@ class Source(Protocol):
     def tick(self) -> bool:
         """Called now and then; whether there may be more to do later."""
 
+    def put_back(self, point: Point) -> None:
+        """Give a point again, as a job of its own."""
+
 
 class Worker:
     """A process of :mod:`snnexp.sweeps.worker`, started when it is needed and again when it is gone.
@@ -81,10 +84,9 @@ class Worker:
 
     def __init__(self, environment: Mapping[str, str], limit_bytes: int | None = None) -> None:
         # not as a module: processes of ddp would then be workers as well
-        self.command = [sys.executable, "-c", "from snnexp.sweeps.worker import main; main()"]
-        self.environment, self.limit_bytes = environment, limit_bytes
+        self.command = [sys.executable, "-c", f"from snnexp.sweeps.worker import main; main({limit_bytes})"]
+        self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
-        self.waiting: list[bytes] = []
         self.idle = True
         self.rest = b""
         self.stopped = ""
@@ -98,7 +100,6 @@ class Worker:
                 # Ctrl-C in the terminal is for the driver, which tells its workers
                 start_new_session=True,
                 env={**os.environ, **self.environment},
-                preexec_fn=self._prepare,
             )
             assert self.process.stdout is not None
             os.set_blocking(self.process.stdout.fileno(), False)
@@ -112,15 +113,6 @@ class Worker:
     @property
     def ready(self) -> bool:
         return self.idle or self.process is None
-
-    def _prepare(self) -> None:
-        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            # where memory runs out for all, the system shall end a point and not the driver
-            file.write("500")
-        if self.limit_bytes is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_DATA, (self.limit_bytes, self.limit_bytes))
 
     @property
     def handle(self) -> int | None:
@@ -249,8 +241,10 @@ class Engine:
                 self.slots[slot] = None
             elif busy is not None:
                 self._watch(slot, busy)
-        more = self.source.tick()
         stopping = self.signal is not None or self.full is not None
+        if not stopping:
+            ended = [point for point in ended if not self._again_alone(point)]
+        more = self.source.tick()
         begun: list[tuple[Slot, Job]] = []
         for slot, busy in self.slots.items():
             if busy is None and not stopping and (job := self.source.next()):
@@ -264,7 +258,7 @@ class Engine:
         if ended:
             self.ledger.save_summary()
         for slot, job in begun:
-            self.slots[slot] = Busy(job, self.timeout_s)
+            self.slots[slot] = Busy(job, self.timeout_s and self.timeout_s * len(job))
             slot.start(job, self.tasks.of(job))
         if any(point.job for _, job in begun for point in job):
             # whoever goes on with the sweep asks the cluster for them
@@ -275,6 +269,15 @@ class Engine:
         self.display.refresh()
         busy_now = any(self.slots.values())
         return busy_now if stopping else busy_now or more
+
+    def _again_alone(self, point: Point) -> bool:
+        """Whether a point that failed is tried again: one of a stack may have failed for another's sake, or for all."""
+        if point.status != "failed" or not point.how.startswith("stack"):
+            return False
+        self.display.note(point, f"{point.reason}; it is tried alone")
+        point.status, point.reason, point.exit_code = "pending", "", None
+        self.source.put_back(point)
+        return True
 
     def _take(self, slot: Slot, busy: Busy, event: Mapping[str, Any]) -> list[Point]:
         """Note an event; returns the points that it has ended."""
@@ -302,7 +305,7 @@ class Engine:
         """A point whose process has left without a word; what its run says is right."""
         busy.left.discard(index)
         point = busy.job[index]
-        if self.ledger.look(point):
+        if self.ledger.look(point, {} if point.run else self.ledger.unclaimed()):
             return point
         point.status, point.reason, point.exit_code = "failed", event["gone"], event["exit_code"]
         if busy.late:

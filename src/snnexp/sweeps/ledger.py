@@ -13,7 +13,7 @@ replaced whole; where a kill has left it behind its runs, the runs are right.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,11 @@ class Ledger:
         ledger._lock.lock()
         try:
             ledger._read()
+            unclaimed = ledger.unclaimed()
             for point in ledger.points:
                 # how it ended is known here, and a timeout looks like an interruption there
                 if point.status in ("pending", "running"):
-                    if not ledger.look(point) and point.status == "running":
+                    if not ledger.look(point, unclaimed) and point.status == "running":
                         point.status, point.reason = "interrupted", "the process that drove the sweep is gone"
                 elif point.run:
                     point.metrics = Run(path / point.run).facts().metrics
@@ -197,13 +198,9 @@ class Ledger:
         if wrong or len(self._configs) != len(self.points):
             raise CheckpointError(f"{path}: damaged, the runs below can be resumed one by one")
 
-    def look(self, point: Point) -> bool:
-        """Take from a point's run what this file does not know; whether it has ended there."""
-        if not point.run:
-            known = {Path(other.run).name for other in self.points}
-            unknown = (path for path in self._run_directories() if path.name not in known)
-            found = (path for path in unknown if Run(path).facts().overrides == point.overrides)
-            point.run = next((f"{RUNS}/{path.name}" for path in found), "")
+    def look(self, point: Point, unclaimed: dict[tuple[str, ...], str]) -> bool:
+        """Take from a point's run, perhaps one of ``unclaimed``, what this file does not know; whether it has ended."""
+        point.run = point.run or unclaimed.pop(tuple(point.overrides), "")
         if not point.run:
             return False
         run = Run(self.path / point.run).facts()
@@ -215,8 +212,11 @@ class Ledger:
             point.status = "pruned"
         return True
 
-    def _run_directories(self) -> Iterator[Path]:
-        yield from (path for path in self.runs.iterdir() if (path / "overrides.yaml").is_file())
+    def unclaimed(self) -> dict[tuple[str, ...], str]:
+        """The runs of which this file does not know whose they are, by their overrides."""
+        known = {Path(point.run).name for point in self.points}
+        found = (path for path in self.runs.iterdir() if (path / "overrides.yaml").is_file() and path.name not in known)
+        return {tuple(Run(path).facts().overrides): f"{RUNS}/{path.name}" for path in found}
 
 
 KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "job")

@@ -30,6 +30,9 @@ class Listed:
     def tick(self) -> bool:
         return bool(self.jobs)
 
+    def put_back(self, point: Point) -> None:
+        self.jobs.append([point])
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -178,6 +181,9 @@ class Searched:
         if time.monotonic() - self.asked_at >= self.every_s:
             self.more = self.study.remaining() > 0
         return self.more
+
+    def put_back(self, point: Point) -> None:
+        self.jobs.append([point])
 
     def pruned(self, point: Point) -> dict[str, Any]:
         """What a run needs to be given up early."""

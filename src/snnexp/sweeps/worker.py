@@ -19,19 +19,30 @@ import gc
 import json
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 Tell = Callable[[dict[str, Any]], None]
 
 
-def main() -> None:
-    """Work until the driver is gone or a point has ended in a way that may have harmed this process."""
+def main(limit_bytes: int | None = None) -> None:
+    """Work until the driver is gone or a point has ended in a way that may have harmed this process.
+
+    Args:
+        limit_bytes: of memory; None for as much as there is.
+    """
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        # where memory runs out for all, the system shall end a point and not the driver
+        file.write("500")
+    if limit_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     with os.fdopen(os.dup(1), "w", buffering=1) as driver:
         tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
