@@ -126,7 +126,7 @@ class Run:
             parent: the folder of runs.
             config: the resolved config, YAML.
             overrides: what was typed.
-            facts: first entries of run.json, beside ``status``, versions and git.
+            facts: first entries of run.json, beside ``status``; versions and git are added where they are not there.
         """
         parent.mkdir(parents=True, exist_ok=True)
         run = cls(Path(tempfile.mkdtemp(prefix=".new-", dir=parent)))
@@ -137,7 +137,8 @@ class Run:
             write_atomically(run.path / "config.yaml", config.encode())
             write_atomically(run.path / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
             (run.path / "metrics.jsonl").touch()
-            run.write({"status": "running", "exit_code": None, **facts, "versions": versions(), "git": git()})
+            found = {} if "versions" in facts else {"versions": versions(), "git": git()}
+            run.write({"status": "running", "exit_code": None, **facts, **found})
             run._rename(parent)
         except BaseException:
             run.close()

@@ -91,8 +91,12 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.position = (trainer.current_epoch, batch_idx)
-        if self.due or _agreed(trainer, time.monotonic() - self.saved_at >= self.every_s):
+        if self.due or _agreed(trainer, self.is_due()):
             self.save_last(trainer)
+
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        return self.due or time.monotonic() - self.saved_at >= self.every_s
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1

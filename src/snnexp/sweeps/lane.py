@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -196,6 +197,17 @@ class Lane:
             for callback in self.hooks[hook]:
                 if not isinstance(callback, skip):
                     getattr(callback, hook)(self, self.parts.task, *arguments)
+
+    @cached_property
+    def saver(self) -> saving.Checkpoints:
+        """What saves it."""
+        (found,) = (callback for callback in self.watching if isinstance(callback, saving.Checkpoints))
+        return found
+
+    def save(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of what saves; other members may do so at the same time."""
+        module = () if hook == "save_last" else (self.parts.task,)
+        getattr(self.saver, hook)(cast(Any, self), *module, *arguments)
 
     @contextmanager
     def told_here(self) -> Iterator[None]:

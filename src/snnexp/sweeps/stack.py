@@ -5,8 +5,11 @@ the functions of a run alone, mapped over the member axis.
 """
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +19,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.func import vmap
 
-from snnexp import config, kernels, saving
+from snnexp import config, kernels, runs, saving
 from snnexp.callbacks import DivergenceGuard, RandomNumbers
 from snnexp.events import Events
 from snnexp.network import Network, stack
@@ -229,14 +232,18 @@ class Stack:
         ).to(device)
         for position, lane in enumerate(lanes):
             _look_into(self.network, lane.parts.network, position)
-        facts = {"kernel": kernel, "stack": {"members": len(lanes), "member": 0}}
-        for position, lane in enumerate(lanes):
-            lane.begin(parent, {**facts, "stack": {"members": len(lanes), "member": position}})
+        facts = {"kernel": kernel, "versions": runs.versions(), "git": runs.git()}
+        places = [{**facts, "stack": {"members": len(lanes), "member": position}} for position in range(len(lanes))]
+        begins = [partial(lane.begin, parent, place) for lane, place in zip(lanes, places, strict=True)]
+        for lane, error in zip(lanes, _together(*begins), strict=True):
+            if error is not None:
+                raise error
             begun(lane.index, lane.run.path)
-        limit = lanes[0].cfg.trainer.limit_batches
-        self.limit = len(first.data.train) if limit is None else limit
+        self.saved_s = 0.0
+        self.limit: int | None = lanes[0].cfg.trainer.limit_batches
         self.samplers = [cast(Any, lane.parts.data.train_dataloader()).sampler for lane in lanes]
-        self.batches = min(len(self.samplers[0]), self.limit)
+        self.batches = min(len(self.samplers[0]), self.limit or sys.maxsize)
+        self.global_step = lanes[0].global_step
         self.optimizers = Optimizers(lanes, self.network, lanes[0].max_epochs * self.batches)
         self.feeds = {
             split: Feed(
@@ -258,13 +265,15 @@ class Stack:
         """Train and test; every member ends, unless something stops them all."""
         self.signals.training = True
         self.signals.stop_if_told()
-        self._each("on_train_start")
+        self._each("on_train_start", skip=saving.Checkpoints)
+        self._save("on_train_start")
         begin = self.lanes[0].position
         for epoch in range(begin[0], self.lanes[0].max_epochs):
             self._epoch(epoch, begin[1] if epoch == begin[0] else 0)
             if not self.living:
                 return
-        self._each("on_train_end")
+        self._each("on_train_end", skip=saving.Checkpoints)
+        self._save("on_train_end")
         self.signals.training = False
         self.signals.stop_if_told()
         self.clock["fitted"] = time.perf_counter()
@@ -282,9 +291,12 @@ class Stack:
             sampler.set_epoch(epoch)
         orders = zip(*self.samplers, strict=True)
         for index, indices in enumerate(itertools.islice(orders, self.batches - done), start=done):
-            self._each("on_train_batch_start", None, index, skip=RandomNumbers)
+            if any(lane.saver.is_due() for _, lane in self.living):
+                self._save("on_train_batch_start", None, index)
+            for _, lane in self.living:
+                lane.saver.position = (epoch, index)
             if self.signals.received is not None:
-                self._save()
+                self._save("save_last")
                 self.signals.stop_if_told()
             self._step(index, indices)
             if not self.living:
@@ -297,11 +309,16 @@ class Stack:
                 lane.write(lane.global_step - 1)
             lane.current_epoch = epoch + 1
 
-    def _save(self) -> None:
-        for _, lane in self.living:
-            (saver,) = (callback for callback in lane.watching if isinstance(callback, saving.Checkpoints))
-            with lane.may_end(), lane.told_here():
-                saver.save_last(cast(Any, lane))
+    def _save(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of what saves a run, for all members at once."""
+        began = time.perf_counter()
+        living = [lane for _, lane in self.living]
+        errors = _together(*(partial(lane.save, hook, *arguments) for lane in living))
+        for lane, error in zip(living, errors, strict=True):
+            with lane.may_end():
+                if error is not None:
+                    raise error
+        self.saved_s += time.perf_counter() - began
 
     def _step(self, index: int, indices: Sequence[Sequence[int]]) -> None:
         values, target, target_at = self.feeds["train"].batch(indices)
@@ -311,7 +328,8 @@ class Stack:
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self.optimizers.step()
         last = index + 1 == self.batches
-        logged = (self.lanes[0].global_step + 1) % self.lanes[0].log_every_n_steps == 0
+        self.global_step += 1
+        logged = self.global_step % self.lanes[0].log_every_n_steps == 0
         with torch.no_grad():
             losses = losses.detach()
             found: dict[str, Tensor] = {"train/loss": losses}
@@ -324,7 +342,7 @@ class Stack:
             reads = [_Read(trace) for trace in traces]
             samples = len(indices[0])
             for position, lane in self.living:
-                lane.global_step += 1
+                lane.global_step = self.global_step
                 lane.is_last_batch = last
                 if logged:
                     for name, column in columns.items():
@@ -386,6 +404,9 @@ class Stack:
 
     def _fine(self, losses: Tensor, traces: Sequence[Any], all_parts: bool) -> list[bool]:
         """For each member, whether all numbers are finite, for certain: a sum may overflow where no number has."""
+        if losses.device.type != "cpu" and not all_parts:
+            # reading waits for the device
+            return [True] * len(self.lanes)
         sums = losses.clone()
         if all_parts:
             for trace in traces:
@@ -450,11 +471,9 @@ class Stack:
 
     def _finish(self, measured: Mapping[int, dict[str, float]]) -> None:
         tested = time.perf_counter()
-        saved, drawn = 0.0, {"fit": 0.0, "test": 0.0}
+        saved, drawn = self.saved_s, {"fit": 0.0, "test": 0.0}
         for callback in itertools.chain.from_iterable(lane.watching for lane in self.lanes):
-            if isinstance(callback, saving.Checkpoints):
-                saved += callback.spent_s
-            elif isinstance(callback, Probe):
+            if isinstance(callback, Probe):
                 drawn = {stage: drawn[stage] + spent for stage, spent in callback.spent_s.items()}
         fitted, members = self.clock["fitted"], len(self.lanes)
         wall_s = {
@@ -465,20 +484,42 @@ class Stack:
             "test": (tested - fitted - drawn["test"]) / members,
         }
         wall_s["total"] = sum(wall_s.values())
-        for position, lane in self.living:
-            steps = lane.global_step - (0 if lane.found is None else lane.found.step)
-            samples = steps * min(lane.parts.data.batch_size, len(lane.parts.data.train))
+        ends = [partial(self._end, lane, measured[position], wall_s) for position, lane in self.living]
+        for (position, lane), error in zip(self.living, _together(*ends), strict=True):
             for board in lane.loggers[1:]:
                 board.log_hyperparams(config.flat(lane.cfg), measured[position])
             with lane.may_end():
-                lane.run.update(
-                    status="finished",
-                    exit_code=0,
-                    metrics=measured[position],
-                    wall_s=wall_s,
-                    samples_per_s=samples / wall_s["fit"],
-                )
+                if error is not None:
+                    raise error
                 lane.end(Outcome("finished", lane.run.path, measured[position]))
+
+    @staticmethod
+    def _end(lane: Lane, measured: Mapping[str, float], wall_s: Mapping[str, float]) -> None:
+        """Write down that a member has finished."""
+        steps = lane.global_step - (0 if lane.found is None else lane.found.step)
+        samples = steps * min(lane.parts.data.batch_size, len(lane.parts.data.train))
+        lane.run.close_metrics()
+        lane.run.update(
+            status="finished",
+            exit_code=0,
+            metrics=dict(measured),
+            wall_s=dict(wall_s),
+            samples_per_s=samples / wall_s["fit"],
+        )
+
+
+def _together(*acts: Callable[[], object]) -> list[BaseException | None]:
+    """Carry out what waits for the disk, for all members at once, whose flushes then become one; what each raised."""
+
+    def attempt(act: Callable[[], object]) -> BaseException | None:
+        try:
+            act()
+        except Exception as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(32) as pool:
+        return list(pool.map(attempt, acts))
 
 
 def _look_into(stacked: Network, network: Network, position: int) -> None:
