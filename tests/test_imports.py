@@ -62,10 +62,11 @@ ALLOWED: dict[str, set[str]] = {
         "encoders",
         "events",
         "experiment",
+        "kernels",
         "metrics",
     }
     | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task"},
-    "launch": LEAVES | {"config", "experiment", "sweeps"},
+    "launch": LEAVES | {"config", "experiment", "gate", "sweeps"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES
     | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"}

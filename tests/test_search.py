@@ -27,7 +27,8 @@ from snnexp import config, pairs
 from snnexp.errors import ConfigError, PrunedError
 from snnexp.sweeps import storage
 from snnexp.sweeps.pruning import Pruning
-from snnexp.sweeps.search import Search, Settings, measured, objective, space, write_best
+from snnexp.sweeps.search import Search, Settings, measured, objective, write_best
+from snnexp.sweeps.space import space
 
 LINE = ["optimizer.momentum=interval(-10,10)"]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -35,7 +36,8 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 DRIVER = """
 import json, sys, time
 from pathlib import Path
-from snnexp.sweeps.search import Search, Settings, space
+from snnexp.sweeps.search import Search, Settings
+from snnexp.sweeps.space import space
 
 settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 fixed, searched = space(["optimizer.momentum=interval(-10,10)"], {})

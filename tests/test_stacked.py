@@ -25,12 +25,12 @@ REGRESSION = ["experiment=regression_sqrt", "network.hidden=[12,12]", "trainer.m
 MNIST = ["data.batch_size=8", "trainer.max_epochs=10", "num_steps=5", "network.hidden=[12]"]
 CASES = {
     "leaky": REGRESSION,
-    "leaky-labels": ["experiment=mnist_leaky", *MNIST, "data.val_size=8"],
+    "leaky-labels": ["experiment=mnist_leaky", *MNIST, "data.val_size=8", "trainer.max_epochs=13"],
     "rleaky": ["experiment=mnist_rleaky_count", *MNIST],
     "rleaky-membrane": ["experiment=mnist_rleaky_membrane", *MNIST, "readout=leaky", "neuron.reset=zero"],
     "one-to-one": ["experiment=mnist_rleaky_count", *MNIST, "neuron.feedback=one_to_one"],
-    "parametrized": ["experiment=mnist_parametrized_lif", *MNIST, "num_steps=20"],
-    "log-tau": ["experiment=mnist_parametrized_lif", *MNIST, "num_steps=20", "neuron.log_tau=true"],
+    "parametrized": ["experiment=mnist_parametrized_lif", *MNIST, "num_steps=12"],
+    "log-tau": ["experiment=mnist_parametrized_lif", *MNIST, "num_steps=12", "neuron.log_tau=true"],
     "random-spikes": ["experiment=mnist_rleaky_count", *MNIST, "encoder=bernoulli", "data.drop_last=false"],
 }
 """Every neuron, with labels and traces, currents, lists of spikes and drawn spikes; 50 steps each."""
@@ -97,19 +97,19 @@ def close(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], rtol
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("kernel", ["fused", "reference"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "kernel"), [*((case, "fused") for case in CASES), ("rleaky", "reference")])
 def test_a_member_is_the_run_that_its_point_would_be_alone(case: str, kernel: str, tmp_path: Path) -> None:
+    """The same start to the bit; 50 steps, all that is logged and measured in float64 to 1e-4."""
     members = [member(*CASES[case], f"seed={seed}", f"kernel={kernel}") for seed in (3, 1, 2)]
     ends = train(members, tmp_path / "stack")
-    for index in (0, 2):
-        path = alone(members[index], tmp_path / "alone")
-        run = ends[index].run
-        assert ends[index].status == "finished"
-        for name, weight in weights(path, "init").items():
-            assert torch.equal(weights(run, "init")[name], weight), name
-        close(rows(run), rows(path), 1e-4)
-        assert ends[index].metrics == pytest.approx(Run(path).read()["metrics"], rel=1e-4)
+    path, run = alone(members[1], tmp_path / "alone"), ends[1].run
+    assert {end.status for end in ends.values()} == {"finished"}
+    for name, weight in weights(path, "init").items():
+        assert torch.equal(weights(run, "init")[name], weight), name
+    found, wanted = rows(run), rows(path)
+    assert sum("train/loss" in row for row in wanted) >= 50
+    close(found, wanted, 1e-4)
+    assert ends[1].metrics == pytest.approx(Run(path).read()["metrics"], rel=1e-4)
 
 
 def parallel(*lists: Sequence[str]) -> list[Member]:
@@ -157,10 +157,10 @@ def test_members_may_differ_in(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
 @pytest.mark.parametrize("case", ["leaky", "rleaky", "rleaky-membrane", "one-to-one", "parametrized"])
 def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -> None:
-    """In float64, at every weight, start value and state; also for one input that all members share."""
+    """In float64, of every weight and start value; also for one input that all members share."""
     torch.manual_seed(0)
-    alpha = {"leaky": "slope", "parametrized": "alpha"}.get(case, "alpha")
-    parts = [build(member(*CASES[case], f"seed={n}", f"surrogate.{alpha}={n + 2}").cfg) for n in range(3)]
+    number = "slope" if case == "leaky" else "alpha"
+    parts = [build(member(*CASES[case], f"seed={n}", f"surrogate.{number}={n + 2}").cfg) for n in range(3)]
     networks = [part.network.double() for part in parts]
     whole = stack(networks)
     for network in (*networks, whole):
@@ -192,18 +192,19 @@ def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -
 
 class TestEnds:
     def test_a_member_that_diverges_leaves_the_others_as_they_are(self, tmp_path: Path) -> None:
-        """Members are sorted by their optimisers, so that the second is the last of the stack both times."""
-        calm = [["loss=mse_membrane", f"seed={seed}", "optimizer.lr=1e-3"] for seed in range(4)]
-        calm[1][-1] = "optimizer.lr=2e-3"
-        wild = [*calm[:1], [*calm[1][:-1], "optimizer.lr=1e30"], *calm[2:]]
+        """The first of the stack, whose place is the same both times."""
+        calm = [["loss=mse_membrane", f"seed={seed}"] for seed in range(4)]
+        # members are sorted by their optimisers
+        calm[0].append("optimizer.betas=[0.5,0.9]")
+        wild = [[*calm[0], "optimizer.lr=1e30"], *calm[1:]]
         with_it, without = train(parallel(*wild), tmp_path / "with"), train(parallel(*calm), tmp_path / "calm")
-        assert with_it[1].status == "diverged"
-        assert with_it[1].exit_code == 3
-        assert "after step" in with_it[1].reason
-        record = Run(with_it[1].run or Path()).read()
-        assert (record["status"], record["reason"]) == ("diverged", with_it[1].reason)
-        assert all(torch.isfinite(weight).all() for weight in weights(with_it[1].run, "init").values())
-        for index in (0, 2, 3):
+        assert with_it[0].status == "diverged"
+        assert with_it[0].exit_code == 3
+        assert "after step" in with_it[0].reason
+        record = Run(with_it[0].run or Path()).read()
+        assert (record["status"], record["reason"]) == ("diverged", with_it[0].reason)
+        assert all(torch.isfinite(weight).all() for weight in weights(with_it[0].run, "init").values())
+        for index in (1, 2, 3):
             assert with_it[index].status == without[index].status == "finished"
             assert rows(with_it[index].run) == rows(without[index].run)
             for name, weight in weights(without[index].run).items():

@@ -20,7 +20,7 @@ from test_cli import SNNEXP, in_a_terminal, record, snnexp
 
 from snnexp import config, launch
 from snnexp.cli import main
-from snnexp.errors import CheckpointError, ConfigError, InUseError
+from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.runs import Run
 from snnexp.sweeps import driver
 from snnexp.sweeps.display import Display, best_of
@@ -109,6 +109,8 @@ class TestLedger:
             {"job": "1; rm -r x"},
             {"trial": "1"},
             {"overrides": "seed=0"},
+            {"overrides": [5]},
+            {"reason": None},
         ],
         ids=str,
     )
@@ -136,6 +138,52 @@ class TestLedger:
         (tmp_path / "sweep" / "configs.jsonl").write_text("{}\n")
         with pytest.raises(CheckpointError):
             Ledger.open(tmp_path / "sweep")
+
+    def test_a_run_that_was_being_made_is_nobodys(self, tmp_path: Path) -> None:
+        """Killed between the first file of a run and its name."""
+        ledger = self.make(tmp_path)
+        ledger.points[0].status = "running"
+        ledger.save()
+        ledger.close()
+        made = ledger.runs / ".new-abcd"
+        made.mkdir()
+        (made / "overrides.yaml").write_text(json.dumps(ledger.points[0].overrides))
+        for _ in range(2):
+            found = Ledger.open(ledger.path)
+            assert (found.points[0].status, found.points[0].run) == ("interrupted", "")
+            found.close()
+
+    @pytest.mark.parametrize("part", ["runs", "runs/x", "conf", ".lock", "sweep.json", "summary.csv"])
+    @pytest.mark.parametrize("hard", [False, True])
+    def test_a_link_is_refused_before_anything_is_written(self, tmp_path: Path, part: str, hard: bool) -> None:
+        self.make(tmp_path).close()
+        elsewhere = tmp_path / "elsewhere"
+        path = tmp_path / "sweep" / part
+        if path.is_dir():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+        if hard and part not in ("runs", "conf"):
+            elsewhere.write_text("mine")
+            path.hardlink_to(elsewhere)
+        else:
+            elsewhere.mkdir()
+            path.symlink_to(elsewhere)
+        with pytest.raises((CheckpointError, ConfigError)):
+            Ledger.open(tmp_path / "sweep")
+        assert elsewhere.is_dir() or elsewhere.read_text() == "mine"
+        assert not elsewhere.is_dir() or not [*elsewhere.iterdir()]
+
+    def test_a_torn_config_is_one_of_no_point(self, tmp_path: Path) -> None:
+        ledger = self.make(tmp_path)
+        ledger.close()
+        with (ledger.path / "configs.jsonl").open("a") as file:
+            file.write('{"seed": 3')
+        found = Ledger.open(ledger.path)
+        found.add(["seed=4"], {"seed": 4})
+        found.save()
+        found.close()
+        again = Ledger.open(ledger.path)
+        assert [again.config(point)["seed"] for point in again.points] == [0, 1, 2, 4]
 
     def test_the_runs_are_right_where_it_was_left_behind(self, tmp_path: Path) -> None:
         """Killed after a run had begun, or ended, and before that was written."""
@@ -264,19 +312,62 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     return cwd, snnexp("resume", str(home(cwd)), cwd=cwd, code=7, **environment)
 
 
-def test_a_stack_that_fails_is_tried_point_by_point(tmp_path: Path) -> None:
+def test_a_signal_that_arrives_twice_is_one(tmp_path: Path) -> None:
+    """As ``timeout`` sends it: to the process, and then to its group."""
+    ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
+    ledger.add(["seed=0"], {"seed": 0})
+    worker = Worker({})
+    program = """
+def save(*_): say(ended=0, status="interrupted", exit_code=143, reason="saved"); say(idle=True)
+signal.signal(15, save)
+next(tasks)
+os.kill(os.getppid(), 15)
+time.sleep(0.01)
+os.kill(os.getppid(), 15)
+while True: time.sleep(1)
+"""
+    worker.command = [sys.executable, "-c", PREFIX + program]
+    engine = Engine(
+        ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger, "x"), None, Display(Console(quiet=True), ledger)
+    )
+    with pytest.raises(InterruptedRunError):
+        engine.run()
+    assert [(point.status, point.reason) for point in ledger.points] == [("interrupted", "saved")]
+    ledger.close()
+
+
+def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_gpus", lambda: ["3", "5", "7"])
+    monkeypatch.setattr(driver, "_cores", lambda: 8)
+
+    def shares(**changes: Any) -> list[tuple[str, str | None]]:
+        slots = driver.slots_of(tmp_path, {**SETTINGS, "workers": None, "threads": None, **changes}, 8, {"auto"})
+        found = [slot.environment for slot in slots if isinstance(slot, Worker)]
+        return [(one["OMP_NUM_THREADS"], one.get("CUDA_VISIBLE_DEVICES")) for one in found]
+
+    assert shares() == [("2", "3"), ("2", "5"), ("2", "7")]
+    assert shares(workers=4) == [("2", "3"), ("2", "5"), ("2", "7"), ("2", "3")]
+    assert shares(workers=1, gpus=2) == [("8", "3,5")]
+    assert shares(gpus=0, threads=4) == [("4", "")] * 8
+    with pytest.raises(ConfigError, match=r"^hydra\.launcher\.gpus: got 4, there are 3"):
+        shares(gpus=4)
+
+
+@pytest.mark.parametrize("way", ["ended by SIGKILL", "hang"])
+def test_a_stack_that_fails_is_tried_point_by_point(tmp_path: Path, way: str) -> None:
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     for seed in range(3):
         ledger.add([f"seed={seed}"], {"seed": seed})
     worker = Worker({})
     program = """
 for task in tasks:
-    if "members" in task: os.kill(os.getpid(), 9)
+    if "members" in task: WAY
     say(ended=0, status="finished", exit_code=0, metrics={}); say(idle=True)
 """
+    program = program.replace("WAY", "time.sleep(60)" if way == "hang" else "os.kill(os.getpid(), 9)")
     worker.command = [sys.executable, "-c", PREFIX + program]
     display = Display(Console(quiet=True), ledger)
-    Engine(ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger, "x"), None, display).run()
+    Engine(ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger, "x"), 0.2, display).run()
     assert [(point.status, point.how, point.reason) for point in ledger.points] == [("finished", "process", "")] * 3
     ledger.close()
 
@@ -350,6 +441,20 @@ class TestCommand:
         assert "loss" not in text.replace("test/loss", "").replace("seed_mean_loss", ""), "no log of a run"
 
 
+def test_a_resumed_sweep_takes_other_settings_of_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driven: list[dict[str, Any]] = []
+    monkeypatch.setattr(driver, "drive", lambda ledger, program, asked: driven.append(ledger.launcher) or 0)
+    ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
+    ledger.add(["seed=0"], config.plain(config.compose(["experiment=regression_sqrt"])))
+    ledger.save()
+    ledger.close()
+    assert main(["resume", str(ledger.path), "hydra.launcher.workers=3", "hydra.launcher.timeout_s=1.5"]) == 0
+    assert driven == [{**SETTINGS, "workers": 3, "timeout_s": 1.5}]
+    for change in ("seed=1", "hydra.launcher.workers=0", "hydra.launcher.x=1", "hydra.sweeper.n_trials=5", "x"):
+        assert main(["resume", str(ledger.path), change]) == 2
+    assert len(driven) == 1
+
+
 def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     cfg = config.plain(config.compose(["experiment=regression_sqrt"]))
@@ -408,7 +513,7 @@ def test_the_ready_search_has_its_space() -> None:
     chosen, starters = launch.check(["-m"], ["sweep=beta_and_lr"])
     assert not isinstance(chosen, list)
     assert sorted(chosen.space()[2]) == ["neuron.beta", "optimizer.lr"]
-    assert chosen.check()["data"]["val_size"] == 5000
+    assert chosen.checked["data"]["val_size"] == 5000
     assert starters == ["hydra/launcher=processes"]
 
 

@@ -111,14 +111,9 @@ def _resume(arguments: list[str]) -> int:
     from pathlib import Path
 
     if arguments and (Path(arguments[0]) / "sweep.json").is_file():
-        from snnexp.errors import ConfigError
         from snnexp.sweeps import driver
 
-        storage, *others = [*arguments[1:], ""]
-        key, _, url = storage.partition("=")
-        if (storage and key != "hydra.sweeper.storage") or others[:-1]:
-            raise ConfigError(f"resume: a sweep goes on as it was started, got {' '.join(arguments[1:])}")
-        return driver.resume(Path(arguments[0]), sys.argv[0], url or None)
+        return driver.resume(Path(arguments[0]), sys.argv[0], arguments[1:])
     asked = _of_a_run("resume", arguments)
     from snnexp.experiment import resume
 

@@ -302,18 +302,28 @@ def load(path: Path) -> DictConfig:
         return trusted(cfg, path)
 
 
+def offline(cfg: DictConfig) -> DictConfig:
+    """A saved config may come from elsewhere: the network is used only where that is typed."""
+    if "download" in cfg.data:
+        cfg.data.download = False
+    return cfg
+
+
 def trusted(cfg: Any, path: Path) -> DictConfig:
     """Check a config that was saved in ``path``, perhaps elsewhere.
 
     Raises:
         ConfigError: it is no mapping, is not resolved, or cannot work.
     """
-    cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
-    if not isinstance(cfg, DictConfig):
-        raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
-    if any("${" in value for value in _texts(OmegaConf.to_container(cfg))):
-        raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
-    return check(cfg)
+    with _in_one_line(), _explained():
+        if isinstance(cfg, dict) and any("${" in value for value in _texts(cfg)):
+            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+        cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
+        if not isinstance(cfg, DictConfig):
+            raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
+        if any("${" in value for value in _texts(OmegaConf.to_container(cfg))):
+            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+        return check(cfg)
 
 
 def _texts(node: Any) -> Iterator[str]:

@@ -195,10 +195,8 @@ def memory_told() -> Iterator[None]:
 
 
 def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
-    """A saved config may come from elsewhere: the network is used only where that is typed."""
-    if "download" in cfg.data and not any(override.startswith("data.download=") for override in typed):
-        cfg.data.download = False
-    return cfg
+    """A saved config, which downloads only where that is typed."""
+    return cfg if any(override.startswith("data.download=") for override in typed) else config.offline(cfg)
 
 
 def find(cfg: DictConfig, parts: Parts, run_dir: Run, watching: Sequence[Callback]) -> Checkpoint | None:

@@ -143,7 +143,8 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
         from snnexp.sweeps.sources import Asked
 
         asked = Asked(sweeper, params, typed, folder)
-        asked.check()
+        # before anything is written
+        asked.checked  # noqa: B018
         return asked, starters
     points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *typed], folder)]
     composed = config.composed_points(points, folder)
@@ -185,9 +186,13 @@ class Jobs:
         """Run the points that were listed or are searched, as a launcher of ours asks for it."""
         from snnexp.sweeps import driver
 
-        if isinstance(self.chosen, list):
-            points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
-            name = str(points[0][1]["name"])
-            self.code = driver.start(Path(folder), name, points, launcher, self.program)
-        else:
-            self.code = driver.search(Path(folder), self.chosen, launcher, self.program)
+        try:
+            if isinstance(self.chosen, list):
+                points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
+                name = str(points[0][1]["name"])
+                self.code = driver.start(Path(folder), name, points, launcher, self.program)
+            else:
+                self.code = driver.search(Path(folder), self.chosen, launcher, self.program)
+        except Exception as error:
+            # Hydra would take it for one of its own
+            self.error = error

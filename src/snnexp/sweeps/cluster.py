@@ -1,21 +1,33 @@
 """Points as jobs of a SLURM cluster, through submitit; its local executor stands in where there is no cluster.
 
-A job writes its run directory on a disk that the driver sees too, and what became of it is read there. A driver that
+A job writes its run directory on a disk that the driver sees too, and tells in a file what became of it. A driver that
 is killed leaves its jobs alone, and finds them again when the sweep is resumed.
+
+    <sweep>/jobs/point-<index>.jsonl    what the last job of a point has told, as a worker tells it
+    <sweep>/jobs/<driver>/              what submitit writes
 """
 
+import json
 import os
 import signal
+import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from snnexp import domains
 from snnexp.errors import ConfigError
 from snnexp.runs import Run
 from snnexp.sweeps.engine import Job
+
+STORAGE = "SNNEXP_SEARCH_STORAGE"
+"""The variable by which a job gets the URL of a search: what is submitted is a file, and a URL may hold a password."""
+UNDER_WAY = ("RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "SUSPENDED")
 
 
 def executor(folder: Path, launcher: Mapping[str, Any]) -> submitit.AutoExecutor:
@@ -25,16 +37,23 @@ def executor(folder: Path, launcher: Mapping[str, Any]) -> submitit.AutoExecutor
         folder: for what submitit writes.
         launcher: the settings of ``hydra/launcher=slurm``.
     """
-    made = submitit.AutoExecutor(folder=folder, cluster=launcher["cluster"])
-    own = {f"slurm_{name}": launcher[name] for name in ("partition", "account", "qos", "constraint") if launcher[name]}
+    folder.mkdir(exist_ok=True)
+    # a job runs what it finds there: in a sweep from elsewhere, that may be anything
+    own = Path(tempfile.mkdtemp(dir=folder))
+    own.chmod(0o755)
+    made = submitit.AutoExecutor(folder=own, cluster=launcher["cluster"])
+    threads = launcher["threads"]
     made.update_parameters(
         name="snnexp",
         timeout_min=launcher["timeout_min"],
-        cpus_per_task=launcher["threads"],
+        cpus_per_task=threads,
         mem_gb=launcher["memory_gb"],
-        # the local executor wants a number
-        gpus_per_node=launcher["gpus"] or 0,
-        **own,
+        gpus_per_node=launcher["gpus"] or None,
+        **{f"slurm_{name}": launcher[name] for name in ("partition", "account", "qos", "constraint")},
+        # a job that SLURM began anew would make a second run of its point
+        slurm_additional_parameters={"no-requeue": True},
+        # srun does not take it from sbatch
+        slurm_setup=None if threads is None else [f"export SRUN_CPUS_PER_TASK={threads}"],
     )
     return made
 
@@ -44,45 +63,86 @@ class ClusterJob:
 
     Args:
         executor: submits it.
+        threads: of a job; None for as many as the cluster gives.
     """
 
     how = "job"
     handle = None
 
-    def __init__(self, executor: submitit.AutoExecutor) -> None:
-        self.executor = executor
+    def __init__(self, executor: submitit.AutoExecutor, threads: int | None) -> None:
+        self.executor, self.threads = executor, threads
         self.job: submitit.Job[None] | _Elsewhere | None = None
+        self.told: Path | None = None
+        self.heard = 0
 
     @property
     def ready(self) -> bool:
         return self.job is None
 
     def start(self, job: Job, task: Mapping[str, Any]) -> None:
+        point, run = job[0], Run(Path(task["run"])) if task.get("run") else None
+        self.told, self.heard = self.executor.folder.parent / f"point-{point.index}.jsonl", 0
         # one that a driver before has submitted may still be under way
-        self.job = self._found(job[0].job) if job[0].job else None
-        run = Run(Path(task["run"])) if task.get("run") else None
+        self.job = self._found(point.job) if point.job else None
         if self.job is None and run is not None and run.in_use():
             # of a local job that its driver has left, the lock alone is known
-            self.job = _Elsewhere(run)
+            self.job, self.told = _Elsewhere(run), None
         elif self.job is None:
-            try:
-                self.job = self.executor.submit(carry_out, dict(task))
-            except FailedSubmissionError as error:
-                raise ConfigError(f"hydra/launcher=slurm: a job was refused: {str(error).splitlines()[-1]}") from error
-            job[0].job = self.job.job_id
+            self.told.unlink(missing_ok=True)
+            self.job = self._submitted(task, self.told)
+            point.job = self.job.job_id
 
     def _found(self, number: str) -> "submitit.Job[None] | None":
-        job: submitit.Job[None] = self.executor.job_class(self.executor.folder, number)
-        return job if job.state in ("RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "SUSPENDED") else None
+        before = next(self.executor.folder.parent.glob(f"*/{number}_submitted.pkl"), None)
+        if self.executor.cluster == "local" or before is None:
+            return None
+        job: submitit.Job[None] = submitit.SlurmJob(before.parent, number)
+        return job if job.state in UNDER_WAY else None
+
+    def _submitted(self, task: Mapping[str, Any], told: Path) -> "submitit.Job[None]":
+        if task.get("prune"):
+            os.environ[STORAGE] = task["prune"]["storage"]
+            task = {**task, "prune": {**task["prune"], "storage": None}}
+        try:
+            with redirect_stderr(StringIO()):
+                # which holds what the error says too
+                return self.executor.submit(carry_out, task, told, self.threads)
+        except (FailedSubmissionError, FailedJobError) as error:
+            reason = domains.line(str(error)) or "sbatch does not say why"
+            raise ConfigError(f"hydra/launcher=slurm: a job was refused: {reason}") from error
 
     def events(self) -> list[dict[str, Any]]:
-        if self.job is None or not self.job.done():
+        if self.job is None:
             return []
-        state, self.job = self.job.state, None
-        return [{"gone": f"its job has ended, {state}", "exit_code": 1}]
+        # in this order: what a job that is over has told is then all there
+        state = self._end()
+        found = self._news()
+        if state is not None:
+            self.job = None
+            found.append({"gone": f"its job left no result{state}", "exit_code": 1})
+        return found
+
+    def _end(self) -> str | None:
+        """The state in which the job has ended, to be told; None while it is under way."""
+        assert self.job is not None
+        # submitit waits for one that was preempted, which comes back where jobs are begun anew
+        if not self.job.done() and not self.job.state.startswith("PREEMPTED"):
+            return None
+        return f", its state is {self.job.state}" if isinstance(self.job, submitit.SlurmJob) else ""
+
+    def _news(self) -> list[dict[str, Any]]:
+        if self.told is None or not self.told.exists():
+            return []
+        # the last line may still be written
+        lines = self.told.read_text().split("\n")[:-1]
+        new, self.heard = lines[self.heard :], len(lines)
+        return [*map(json.loads, new)]
 
     def stop(self, at_once: bool) -> None:
-        if self.job is not None:
+        if isinstance(self.job, submitit.LocalJob) and not at_once:
+            # cancelled, it would have a second to save
+            os.kill(int(self.job.job_id), signal.SIGTERM)
+        elif self.job is not None:
             self.job.cancel(check=False)
 
     def close(self) -> None:
@@ -96,18 +156,34 @@ class _Elsewhere:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.left = False
 
     def done(self) -> bool:
-        return not self.run.in_use()
+        return self.left or not self.run.in_use()
 
     def cancel(self, check: bool) -> None:
         """It goes on; whoever resumes the sweep finds it."""
+        self.left = True
 
 
-def carry_out(task: Mapping[str, Any]) -> None:
-    """What a job does: the task of a worker, told to nobody but the run directory."""
+def carry_out(task: Mapping[str, Any], told: Path, threads: int | None) -> None:
+    """What a job does: the task of a worker.
+
+    Args:
+        task: see :mod:`snnexp.sweeps.worker`; the URL of a search is left out.
+        told: the file of what it has to tell.
+        threads: to compute with.
+    """
     from snnexp.sweeps import worker
 
+    if threads is not None:
+        # read when torch is imported; the driver's own would come along
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    if task.get("prune"):
+        task = {**task, "prune": {**task["prune"], "storage": os.environ[STORAGE]}}
+    # before its run handles signals there is nothing to save, and submitit would ignore it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # submitit's sign that the time is nearly over; the run then has time to be saved
     signal.signal(signal.SIGUSR2, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-    worker.execute(task, lambda event: None)
+    with told.open("w", buffering=1) as file:
+        worker.execute(task, lambda event: print(json.dumps(event), file=file))

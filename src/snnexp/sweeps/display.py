@@ -61,12 +61,17 @@ class Display:
         """A point has ended: told at once where it did not finish, and always where nothing is live."""
         self.ended_here += 1
         if self.live is None or not point.done:
-            self.note(point, _values(point) if point.done else point.reason)
+            self.note(point, self._value(point) or point.reason)
 
     def note(self, point: Point, what: str) -> None:
         """A line about a point."""
         line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {domains.line(what)}"
         self.terminal.print(escape(line.rstrip()))
+
+    def _value(self, point: Point) -> str:
+        name = self.metric or runs.main_metric(point.metrics)
+        found = point.status == "finished" and name in point.metrics
+        return f"{name} {number(point.metrics[name])}" if found and name else ""
 
     def refresh(self) -> None:
         """Show how things stand, where it is time to."""
@@ -78,6 +83,31 @@ class Display:
             self.terminal.print("  ".join(self._words()))
         else:
             self.live.update(self._view(), refresh=True)
+
+    def say(self, what: str) -> None:
+        """A line about the sweep."""
+        self.terminal.print(f"sweep {show_path(self.ledger.path)}  {escape(what)}")
+
+    def end(self, to_go: bool) -> None:
+        """The table of a sweep that has ended, with why points did not finish, and how to go on."""
+        ledger = self.ledger
+        rows, varied = ledger.rows(), ledger.varied()
+        # those of single layers have no place in a line
+        names = [name for name in ledger.measures() if name.count("/") == 1 and name != "test/synops"]
+        hows = {row["how"].split()[0] for row in rows if row["how"]}
+        columns = [*varied, "status", *(["how"] if len(hows) > 1 or "stack" in hows else []), *names]
+        columns += ["reason"] if any(row["reason"] for row in rows) else []
+        table = Table(*columns, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*(_cell(row[column]) for column in columns))
+        self.terminal.print()
+        if rows:
+            self.terminal.print(table)
+        states = [point.status for point in ledger.points]
+        told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))])]
+        self.say(", ".join(told))
+        if to_go:
+            self.terminal.print(f"the rest: snnexp resume {show_path(ledger.path)}")
 
     def _name(self, point: Point) -> str:
         return shown(point, self.ledger.varied())
@@ -116,11 +146,6 @@ class Display:
 TOLD = ("failed", "diverged", "interrupted", "timeout", "pruned")
 
 
-def _values(point: Point) -> str:
-    name = runs.main_metric(point.metrics)
-    return f"{name} {number(point.metrics[name])}" if name else ""
-
-
 def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = None) -> Point | None:
     """The finished point that is best by ``metric``, or by the main measure."""
     finished = [point for point in points if point.status == "finished"]
@@ -138,24 +163,3 @@ def _cell(value: str | float | None) -> str:
     # what a search has drawn has more digits than anybody reads; summary.csv has them all
     long = re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value or "")
     return number(float(value or 0)) if long else escape(value or "")
-
-
-def end(terminal: Console, ledger: Ledger) -> None:
-    """The table of a sweep that has ended, why points did not finish, and where all of it is."""
-    rows, varied = ledger.rows(), ledger.varied()
-    # those of single layers have no place in a line
-    names = [name for name in ledger.measures() if name.count("/") == 1 and name != "test/synops"]
-    hows = {row["how"].split()[0] for row in rows if row["how"]}
-    columns = [*varied, "status", *(["how"] if len(hows) > 1 or "stack" in hows else []), *names]
-    columns += ["reason"] if any(row["reason"] for row in rows) else []
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    terminal.print()
-    if rows:
-        terminal.print(table)
-    states = [point.status for point in ledger.points]
-    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))]))
-    terminal.print(f"sweep {show_path(ledger.path)}  {told}")
-    if not all(point.done for point in ledger.points):
-        terminal.print(f"the rest: snnexp resume {show_path(ledger.path)}")

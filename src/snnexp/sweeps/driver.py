@@ -4,16 +4,19 @@ import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from snnexp import config, domains
 from snnexp.console import console, show_path, tell
-from snnexp.errors import ConfigError, located
+from snnexp.errors import ConfigError, SnnexpError, located
 from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Job, Slot, Tasks, Worker
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
-from snnexp.sweeps.sources import Asked, Listed, Searched, single
+from snnexp.sweeps.sources import UNDER_WAY, Asked, Listed, Searched, single
 
 GIGABYTE = 10**9
 LOCAL = ("workers", "threads", "gpus", "timeout_s", "memory_gb")
@@ -65,7 +68,7 @@ def start(
 def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str) -> int:
     """Run the points that a study chooses; returns the exit code. See :func:`start`."""
     check(launcher)
-    ledger = Ledger.create(folder, asked.check()["name"], launcher, asked.facts())
+    ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts())
     try:
         ledger.save()
         return drive(ledger, program, asked)
@@ -73,29 +76,34 @@ def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str
         ledger.close()
 
 
-def resume(folder: Path, program: str, storage: str | None = None) -> int:
+def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
     """Run what is not finished of a sweep, and only that; returns the exit code.
 
     Args:
         folder: of the sweep.
         program: the command line's own name.
-        storage: of a search whose URL has a password, which is not kept.
+        changes: other settings of its launcher or its search, ``hydra.launcher.workers=4``.
 
     Raises:
-        ConfigError: it is no sweep.
+        ConfigError: it is no sweep, or a setting is none of its own.
         CheckpointError: its ledger is damaged.
         InUseError: another process drives it.
         InterruptedRunError: a signal ended it.
     """
     ledger = Ledger.open(folder)
     try:
+        launcher, sweeper = _changed(changes, ledger.search is not None)
+        ledger.launcher |= launcher
         check(ledger.launcher)
-        for point in ledger.points:
-            if not point.done:
-                # a sweep may come from elsewhere, like a run
-                config.trusted(ledger.config(point), ledger.path / CONFIGS)
-        asked = None if ledger.search is None else Asked.of(ledger.search, storage)
-        if asked is None and all(point.done for point in ledger.points):
+        asked = None if ledger.search is None else Asked.of(ledger.search, sweeper)
+        left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
+        for point in left:
+            # a sweep may come from elsewhere, like a run, and downloads only where that is typed
+            whole = config.trusted(ledger.config(point), ledger.path / CONFIGS)
+            ledger.replace(point, config.plain(config.offline(whole)))
+        if asked is not None:
+            ledger.search = asked.facts()
+        elif not left:
             console().print(f"sweep {show_path(ledger.path)}  all points have finished, nothing is left to do")
             return 0
         return drive(ledger, program, asked)
@@ -103,35 +111,75 @@ def resume(folder: Path, program: str, storage: str | None = None) -> int:
         ledger.close()
 
 
+def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the launcher and of the search that were typed."""
+    nodes: dict[str, dict[str, Any]] = {"launcher": {}, "sweeper": {}}
+    for change in changes:
+        key, _, value = change.partition("=")
+        words = key.split(".")
+        known = ["launcher", *(["sweeper"] if searched else [])]
+        if len(words) != 3 or words[0] != "hydra" or words[1] not in known or words[2] == "kind":
+            raise ConfigError(
+                f"{domains.shown(key)}: a sweep goes on as it was started, but for hydra.launcher.KEY=VALUE"
+            )
+        nodes[words[1]][words[2]] = yaml.safe_load(value)
+    return nodes["launcher"], nodes["sweeper"]
+
+
 def drive(ledger: Ledger, program: str, asked: Asked | None = None) -> int:
     """Run what is left of a sweep; returns the exit code."""
-    terminal, launcher = console(), ledger.launcher
-    found: Searched | None = None
-    if asked is None:
-        left = [point for point in ledger.points if not point.done]
-        source: Listed | Searched = Listed(jobs_of(ledger, left))
-        slots = slots_of(
-            ledger.path, launcher, len(source.jobs), {_accelerator(ledger.config(point)) for point in left}
-        )
-        view = display.Display(terminal, ledger)
-        terminal.print(f"sweep {show_path(ledger.path)}  {len(left)} of {len(ledger.points)} points")
-    else:
-        together = launcher["members"] if launcher["kind"] == "stacked" else 1
-        source = found = Searched(ledger, asked, together, lambda points: jobs_of(ledger, points))
-        slots = slots_of(ledger.path, launcher, found.study.size, {_accelerator(asked.check())})
-        view = display.Display(terminal, ledger, found.metric, found.direction == "maximize", found.study.size)
-        terminal.print(f"sweep {show_path(ledger.path)}  study {found.study.name}, {found.study.remaining()} to go")
-    tasks = Tasks(ledger, program, found.pruned if found is not None and found.prune else None)
-    engine = Engine(ledger, source, slots, tasks, launcher.get("timeout_s"), view)
+    if asked is not None:
+        return _drive_search(ledger, program, asked)
+    left = [point for point in ledger.points if not point.done]
+    source = Listed(jobs_of(ledger, left))
+    view = display.Display(console(), ledger)
+    view.say(f"{len(left)} of {len(ledger.points)} points")
+    accelerators = {_accelerator(ledger.config(point)) for point in left}
+    slots = slots_of(ledger.path, ledger.launcher, len(source.jobs), accelerators)
+    engine = Engine(ledger, source, slots, Tasks(ledger, program), ledger.launcher.get("timeout_s"), view)
     try:
         engine.run()
     finally:
-        display.end(terminal, ledger)
-        if found is not None:
-            if (best := found.write_best()) is not None:
-                folder = show_path(best[0].parents[1])
-                terminal.print(f"best {found.metric} {best[1]:.4g}: snnexp train --config-dir {folder} experiment=best")
-            found.close()
+        view.end(to_go=not all(point.done for point in ledger.points))
+    return _code(ledger, engine)
+
+
+def _drive_search(ledger: Ledger, program: str, asked: Asked) -> int:
+    launcher = ledger.launcher
+    together = launcher["members"] if launcher["kind"] == "stacked" else 1
+    source = Searched(ledger, asked, together, lambda points: jobs_of(ledger, points))
+    try:
+        if source.prune and together > 1:
+            tell("points of a stack are not pruned, for the others would go on all the same")
+        view = display.Display(console(), ledger, source.metric, source.direction == "maximize", source.study.size)
+        view.say(f"study {source.study.name}, {source.study.remaining()} of {source.study.size} points to go")
+        slots = slots_of(ledger.path, launcher, source.study.size, {_accelerator(asked.checked)})
+        tasks = Tasks(ledger, program, source.pruned if source.prune else None)
+        engine = Engine(ledger, source, slots, tasks, launcher.get("timeout_s"), view)
+        try:
+            engine.run()
+        finally:
+            # points that failed keep their places in the study
+            view.end(to_go=any(point.status in UNDER_WAY for point in ledger.points))
+            _tell_best(source, view)
+        return _code(ledger, engine)
+    finally:
+        source.close()
+
+
+def _tell_best(source: Searched, view: display.Display) -> None:
+    try:
+        best = source.write_best()
+    except (SnnexpError, OSError) as error:
+        # how the sweep itself ended is what counts
+        tell(f"the best point could not be written: {error}")
+        return
+    if best is not None:
+        folder, value = show_path(best[0].parents[1]), domains.number(best[1])
+        view.terminal.print(f"best {source.metric} {value}: snnexp train --config-dir {folder} experiment=best")
+
+
+def _code(ledger: Ledger, engine: Engine) -> int:
     if engine.full is not None:
         tell(engine.full)
         return 74
@@ -141,7 +189,8 @@ def drive(ledger: Ledger, program: str, asked: Asked | None = None) -> int:
 def check(launcher: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for a setting of a launcher that cannot work."""
     with located("hydra.launcher"):
-        known = SETTINGS.get(launcher.get("kind", ""), ())
+        kind = launcher.get("kind")
+        known = SETTINGS[kind] if isinstance(kind, str) and kind in SETTINGS else ()
         for name in launcher.keys() - {"kind"}:
             if name not in known:
                 raise ConfigError(f"{domains.shown(name)}: unknown key, {domains.closest(str(name), known)}")
@@ -196,9 +245,10 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
         from snnexp.sweeps import cluster
 
         submitting = cluster.executor(folder / "jobs", launcher)
-        return [cluster.ClusterJob(submitting) for _ in range(min(launcher["workers"], jobs))]
+        most = min(launcher["workers"] or jobs, jobs)
+        return [cluster.ClusterJob(submitting, launcher["threads"]) for _ in range(most)]
     gpus = _gpus() if accelerators != {"cpu"} else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
     if each > len(gpus):
         raise ConfigError(f"hydra.launcher.gpus: got {each}, there are {len(gpus)} for these points here")
@@ -208,12 +258,21 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
     slots: list[Slot] = []
     for number in range(workers):
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        if each:
+        if gpus:
             # more workers than GPUs take turns
             own = [gpus[(number * each + offset) % len(gpus)] for offset in range(each)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         slots.append(Worker(environment, None if limit is None else int(limit * GIGABYTE)))
     return slots
+
+
+def _cores() -> int:
+    """The cores that this process may use, which a container may have fewer of than the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def _gpus() -> list[str]:

@@ -24,6 +24,8 @@ from snnexp.sweeps.ledger import Ledger, Point
 GRACE_S = 60.0
 """What a point that is told to stop may take to be saved, or less where it may not take so long at all."""
 TICK_S = 0.25
+SAME_S = 0.1
+"""A signal to a process and then to its group, as ``timeout`` sends it, arrives twice and is one."""
 Job = list[Point]
 """Points that one task carries out: one, or the members of a stack."""
 
@@ -99,7 +101,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 # Ctrl-C in the terminal is for the driver, which tells its workers
                 start_new_session=True,
-                env={**os.environ, **self.environment},
+                # what lies in the current folder is no part of Python, whoever put it there
+                env={**os.environ, "PYTHONSAFEPATH": "1", **self.environment},
             )
             assert self.process.stdout is not None
             os.set_blocking(self.process.stdout.fileno(), False)
@@ -135,6 +138,10 @@ class Worker:
         return found
 
     def _gone(self) -> list[dict[str, Any]]:
+        assert self.process is not None
+        with suppress(subprocess.TimeoutExpired):
+            # that it ends, and how, is seen a moment after its pipe has closed
+            self.process.wait(1)
         code = self._reap()
         signum = -code if code < 0 else 0
         reason = f"its process was ended by {signal.Signals(signum).name}" if signum else f"its process exited, {code}"
@@ -169,11 +176,17 @@ class Worker:
 
 
 class Busy:
-    """A slot at work."""
+    """A slot at work.
 
-    def __init__(self, job: Job, timeout_s: float | None) -> None:
-        self.job, self.left, self.timeout_s = job, set(range(len(job))), timeout_s
-        self.late = self.told = False
+    Args:
+        job: what it does.
+        timeout_s: what it may take; it is then told to stop, and after some time to save, at most as long again, ended.
+        written: when the run of each point was last written.
+    """
+
+    def __init__(self, job: Job, timeout_s: float | None, written: Sequence[int]) -> None:
+        self.job, self.left, self.timeout_s, self.written = job, set(range(len(job))), timeout_s, written
+        self.late = self.told = self.working = False
         self.deadline: float | None = None
 
     def begin(self) -> None:
@@ -194,7 +207,7 @@ class Engine:
         source: gives the points.
         slots: carry them out.
         tasks: what a slot is asked for a job.
-        timeout_s: what a job may take; it is then told to stop, and a minute later ended.
+        timeout_s: what a point may take, and a stack of as many as it has members.
         display: what is seen.
     """
 
@@ -210,8 +223,14 @@ class Engine:
         self.ledger, self.source, self.tasks, self.timeout_s, self.display = ledger, source, tasks, timeout_s, display
         self.slots: dict[Slot, Busy | None] = dict.fromkeys(slots)
         self.signal: int | None = None
+        self.signalled_at = 0.0
         self.full: str | None = None
         """What the disk has refused: the next point would meet the same one."""
+        self.error: SnnexpError | None = None
+        """What the source or a cluster has refused."""
+        self.begun = False
+        """Whether a run directory is there of which the ledger does not know."""
+        self.restarted: set[int] = set()
 
     def run(self) -> None:
         """Until nothing is left to do.
@@ -227,8 +246,16 @@ class Engine:
         finally:
             for slot in self.slots:
                 slot.close()
+        self.ledger.save()
+        self.ledger.save_summary()
         if self.signal is not None:
             raise InterruptedRunError(self.signal)
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def _stopping(self) -> bool:
+        return self.signal is not None or self.full is not None or self.error is not None
 
     def _step(self) -> bool:
         """One turn of the loop; False where nothing is left."""
@@ -241,38 +268,57 @@ class Engine:
                 self.slots[slot] = None
             elif busy is not None:
                 self._watch(slot, busy)
-        stopping = self.signal is not None or self.full is not None
-        if not stopping:
-            ended = [point for point in ended if not self._again_alone(point)]
-        more = self.source.tick()
+        ended = [point for point in ended if self._stopping or not self._again_alone(point)]
+        more = False
         begun: list[tuple[Slot, Job]] = []
-        for slot, busy in self.slots.items():
-            if busy is None and not stopping and (job := self.source.next()):
-                begun.append((slot, job))
-                for point in job:
-                    point.status, point.reason, point.exit_code = "running", "", None
-                    point.how = slot.how if len(job) == 1 else f"stack of {len(job)}"
-        if begun or ended:
+        try:
+            more = self.source.tick()
+            for slot, busy in self.slots.items():
+                if busy is None and not self._stopping and (job := self.source.next()):
+                    if job[0].status == "failed":
+                        # refused before it could begin
+                        ended += job
+                    else:
+                        begun.append((slot, job))
+            for point in ended:
+                self.source.ended(point)
+        except SnnexpError as error:
+            self.error = self.error or error
+        for slot, job in begun:
+            for point in job:
+                point.status, point.reason, point.exit_code = "running", "", None
+                point.how = slot.how if len(job) == 1 else f"stack of {len(job)}"
+        if begun or ended or self.begun:
             # before the points start: whoever finds a run directory knows whose it is
             self.ledger.save()
+            self.begun = False
         if ended:
-            self.ledger.save_summary()
+            self.ledger.save_summary(every_s=5)
         for slot, job in begun:
-            self.slots[slot] = Busy(job, self.timeout_s and self.timeout_s * len(job))
-            slot.start(job, self.tasks.of(job))
-        if any(point.job for _, job in begun for point in job):
-            # whoever goes on with the sweep asks the cluster for them
-            self.ledger.save()
+            self._start(slot, job)
         for point in ended:
-            self.source.ended(point)
             self.display.ended(point)
         self.display.refresh()
         busy_now = any(self.slots.values())
-        return busy_now if stopping else busy_now or more
+        return busy_now if self._stopping else busy_now or more
+
+    def _start(self, slot: Slot, job: Job) -> None:
+        written = [self.ledger.written(point) for point in job]
+        try:
+            slot.start(job, self.tasks.of(job))
+        except SnnexpError as error:
+            for point in job:
+                point.status = "pending"
+            self.error = self.error or error
+            return
+        self.slots[slot] = Busy(job, self.timeout_s and self.timeout_s * len(job), written)
+        if job[0].job:
+            # whoever goes on with the sweep asks the cluster for it
+            self.ledger.save()
 
     def _again_alone(self, point: Point) -> bool:
         """Whether a point that failed is tried again: one of a stack may have failed for another's sake, or for all."""
-        if point.status != "failed" or not point.how.startswith("stack"):
+        if point.status not in ("failed", "timeout") or not point.how.startswith("stack"):
             return False
         self.display.note(point, f"{point.reason}; it is tried alone")
         point.status, point.reason, point.exit_code = "pending", "", None
@@ -281,22 +327,29 @@ class Engine:
 
     def _take(self, slot: Slot, busy: Busy, event: Mapping[str, Any]) -> list[Point]:
         """Note an event; returns the points that it has ended."""
-        if "working" in event and not busy.told:
-            # the time that a process takes to start is not the point's
-            busy.begin()
+        if "working" in event:
+            busy.working = True
+            if not busy.told:
+                # the time that a process takes to start is not the point's
+                busy.begin()
         elif "begun" in event:
             point = busy.job[event["begun"]]
             point.run = f"{self.ledger.runs.name}/{Path(event['run']).name}"
+            self.begun = True
         elif "ended" in event and event["ended"] in busy.left:
             busy.left.discard(event["ended"])
             point = busy.job[event["ended"]]
             point.status, point.reason = event["status"], event.get("reason", "")
             point.exit_code, point.metrics = event["exit_code"], event.get("metrics", {})
             if point.status == "interrupted" and busy.late:
-                point.status, point.reason = "timeout", f"took longer than {self.timeout_s:g} s"
+                point.status, point.reason = "timeout", f"took longer than {busy.timeout_s:g} s"
             if point.exit_code == 74:
                 self.full = point.reason
             return [point]
+        elif "gone" in event and not busy.working and not self._stopping and busy.job[0].index not in self.restarted:
+            # it died before it took the task, which another process will take
+            self.restarted.add(busy.job[0].index)
+            slot.start(busy.job, self.tasks.of(busy.job))
         elif "gone" in event:
             return [self._lost(busy, index, event) for index in sorted(busy.left)]
         return []
@@ -305,23 +358,31 @@ class Engine:
         """A point whose process has left without a word; what its run says is right."""
         busy.left.discard(index)
         point = busy.job[index]
-        if self.ledger.look(point, {} if point.run else self.ledger.unclaimed()):
-            return point
         point.status, point.reason, point.exit_code = "failed", event["gone"], event["exit_code"]
         if busy.late:
-            point.status, point.reason = "timeout", f"took longer than {self.timeout_s:g} s, and {event['gone']}"
+            point.status, point.reason = "timeout", f"took longer than {busy.timeout_s:g} s, and {event['gone']}"
         if self.signal is not None:
             point.status = "interrupted"
-        if point.run:
+        told = (point.status, point.reason, point.exit_code)
+        ended = self.ledger.look(point, {} if point.run else self.ledger.unclaimed())
+        if ended and self.ledger.written(point) == busy.written[index]:
+            # that is how it had ended before it was resumed
+            ended, (point.status, point.reason, point.exit_code) = False, told
+        if ended and point.exit_code == 74:
+            self.full = point.reason
+        run = Run(self.ledger.path / point.run) if point.run else None
+        if not ended and run is not None and not run.in_use():
             with suppress(SnnexpError):
-                Run(self.ledger.path / point.run).update(
-                    status="failed", exit_code=point.exit_code, reason=point.reason
-                )
+                status = "interrupted" if self.signal is not None else "failed"
+                run.update(status=status, exit_code=point.exit_code, reason=point.reason)
+        log = self.ledger.log(point)
+        if run is None and log.exists():
+            point.reason += f"; see {log}"
         return point
 
     def _watch(self, slot: Slot, busy: Busy) -> None:
         """Stop what takes too long, and all where that was asked for."""
-        if (self.signal is not None or self.full is not None) and not busy.told:
+        if self._stopping and not busy.told:
             busy.tell(slot)
         elif busy.deadline is not None and time.monotonic() >= busy.deadline:
             busy.late = busy.late or not busy.told
@@ -339,10 +400,12 @@ class Engine:
         """The first signal stops the sweep, what is under way is saved; the second ends it."""
 
         def told(number: int, frame: object) -> None:
-            if self.signal is not None:
+            now = time.monotonic()
+            if self.signal is None:
+                self.signal, self.signalled_at = number, now
+            elif now - self.signalled_at > SAME_S:
                 for slot in self.slots:
                     slot.stop(at_once=True)
-            self.signal = self.signal or number
 
         before = {number: signal.signal(number, told) for number in ending_signals()}
         try:
@@ -367,8 +430,11 @@ class Tasks:
     def of(self, job: Job) -> dict[str, Any]:
         """The task for points, as ``worker`` takes it."""
         ledger, first = self.ledger, job[0]
-        log = str(ledger.runs / f".point-{first.index}.log")
-        task: dict[str, Any] = {"program": self.program, "parent": str(ledger.runs), "log": log}
+        for point in job:
+            if point.run and not (ledger.path / point.run / "config.yaml").exists():
+                # a person has deleted it, so that the point begins again
+                point.run = ""
+        task: dict[str, Any] = {"program": self.program, "parent": str(ledger.runs), "log": str(ledger.log(first))}
         if len(job) > 1:
             return {**task, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
         task |= {"prune": self.prune(first)} if self.prune else {}

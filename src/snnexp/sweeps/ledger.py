@@ -12,9 +12,13 @@ replaced whole; where a kill has left it behind its runs, the runs are right.
 """
 
 import json
+import os
 import re
+import stat
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,8 @@ FILE, CONFIGS, SUMMARY, RUNS = "sweep.json", "configs.jsonl", "summary.csv", "ru
 ENDS = ("finished", "failed", "diverged", "interrupted", "timeout", "pruned")
 """What a point can have come to."""
 MAX_BYTES = 2**28
+TAKEN_OVER = "another process of the search has begun it anew"
+"""Why a point of a search did not finish here, and need not."""
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Point:
     """Why it did not finish."""
     exit_code: int | None = None
     how: str = ""
-    """What computed it: ``process``, ``stack of 8``, ``job 123``."""
+    """What computed it: ``process``, ``stack of 8``, ``job``."""
     trial: int | None = None
     """Its number in the study of a search."""
     index: int = field(default=0, repr=False)
@@ -52,7 +58,7 @@ class Point:
     @property
     def done(self) -> bool:
         """Whether nothing is left to do about it."""
-        return self.status in ("finished", "pruned")
+        return self.status in ("finished", "pruned") or self.reason == TAKEN_OVER
 
 
 class Ledger:
@@ -65,6 +71,9 @@ class Ledger:
         self.search: dict[str, Any] | None = None
         self.points: list[Point] = []
         self._configs: list[str] = []
+        self._kept = 0
+        """Configs that are in their file."""
+        self._summed_at = 0.0
         self._lock = Run(path)
 
     @classmethod
@@ -104,10 +113,12 @@ class Ledger:
         """
         if not (path / FILE).is_file():
             raise ConfigError(f"{path}: not the directory of a sweep, there is no {FILE} in it")
+        _require_own_files(path)
         ledger = cls(path)
         ledger._lock.lock()
         try:
             ledger._read()
+            ledger.runs.mkdir(exist_ok=True)
             unclaimed = ledger.unclaimed()
             for point in ledger.points:
                 # how it ended is known here, and a timeout looks like an interruption there
@@ -116,6 +127,8 @@ class Ledger:
                         point.status, point.reason = "interrupted", "the process that drove the sweep is gone"
                 elif point.run:
                     point.metrics = Run(path / point.run).facts().metrics
+            ledger.save()
+            ledger.save_summary()
         except BaseException:
             ledger.close()
             raise
@@ -137,18 +150,23 @@ class Ledger:
         found: dict[str, Any] = json.loads(self._configs[point.index])
         return found
 
+    def replace(self, point: Point, config: Mapping[str, Any]) -> None:
+        """Another config for a point, while this process drives the sweep."""
+        self._configs[point.index] = json.dumps(config)
+
     def save(self) -> None:
-        """Replace sweep.json, and summary.csv where a point has ended."""
+        """Replace sweep.json, after the configs of new points are kept."""
         self._append_configs()
-        kept = [{key: value for key, value in asdict(point).items() if key in KEPT} for point in self.points]
+        kept = [{key: getattr(point, key) for key in KEPT} for point in self.points]
         record = {"experiment": self.experiment, "launcher": self.launcher, "search": self.search, "points": kept}
         text = json.dumps(record, indent=1, ensure_ascii=False)
         runs.write_atomically(self.path / FILE, text.encode() + b"\n")
 
-    def save_summary(self) -> None:
-        """Replace summary.csv."""
-        if rows := self.rows():
+    def save_summary(self, every_s: float = 0.0) -> None:
+        """Replace summary.csv, if it is older than some seconds."""
+        if time.monotonic() - self._summed_at >= every_s and (rows := self.rows()):
             runs.write_summary(self.path / SUMMARY, rows)
+            self._summed_at = time.monotonic()
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each point that has ended, all with the same columns."""
@@ -166,6 +184,15 @@ class Ledger:
             if point.status in ENDS
         ]
 
+    def log(self, point: Point) -> Path:
+        """What a point prints until it has a run directory."""
+        return self.runs / f".point-{point.index}.log"
+
+    def written(self, point: Point) -> int:
+        """When the record of a point's run was last written, in ns; 0 where there is none."""
+        path = self.path / point.run / "run.json"
+        return path.stat().st_mtime_ns if point.run and path.exists() else 0
+
     def measures(self) -> list[str]:
         """Names of all that any point has measured."""
         return sorted({name for point in self.points for name in point.metrics})
@@ -177,11 +204,13 @@ class Ledger:
         return [key for key in keys if any(values.get(key) != typed[0].get(key) for values in typed)]
 
     def _append_configs(self) -> None:
-        path = self.path / CONFIGS
-        whole = "".join(f"{config}\n" for config in self._configs).encode()
         # once for the points of a list, once for each that a search adds
-        if not path.exists() or path.stat().st_size != len(whole):
-            runs.write_atomically(path, whole)
+        if new := self._configs[self._kept :]:
+            with open(self.path / CONFIGS, "ab") as file:
+                file.write("".join(f"{config}\n" for config in new).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            self._kept = len(self._configs)
 
     def _read(self) -> None:
         path = self.path / FILE
@@ -191,16 +220,24 @@ class Ledger:
             entries = [{key: entry[key] for key in KEPT} for entry in record["points"]]
             self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
             text = runs.plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()
-            self._configs = text.splitlines()[: len(self.points)]
+            # behind what sweep.json knows may be one that was torn
+            lines = text.splitlines(keepends=True)[: len(self.points)]
+            self._configs = [line.rstrip("\n") for line in lines]
             wrong = [point for point in self.points if not _is_sound(point)]
+            whole = all(isinstance(json.loads(line), dict) for line in self._configs)
+            mappings = isinstance(self.launcher, dict) and isinstance(self.search, dict | None)
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path}: missing or damaged, the runs below can be resumed one by one") from error
-        if wrong or len(self._configs) != len(self.points):
+        if wrong or not whole or not mappings or len(self._configs) != len(self.points):
             raise CheckpointError(f"{path}: damaged, the runs below can be resumed one by one")
+        self._kept = len(lines)
+        if text != "".join(lines):
+            runs.write_atomically(self.path / CONFIGS, "".join(lines).encode())
 
-    def look(self, point: Point, unclaimed: dict[tuple[str, ...], str]) -> bool:
+    def look(self, point: Point, unclaimed: Mapping[tuple[str, ...], list[str]]) -> bool:
         """Take from a point's run, perhaps one of ``unclaimed``, what this file does not know; whether it has ended."""
-        point.run = point.run or unclaimed.pop(tuple(point.overrides), "")
+        mine = unclaimed.get(tuple(point.overrides))
+        point.run = point.run or (mine.pop(0) if mine else "")
         if not point.run:
             return False
         run = Run(self.path / point.run).facts()
@@ -212,11 +249,24 @@ class Ledger:
             point.status = "pruned"
         return True
 
-    def unclaimed(self) -> dict[tuple[str, ...], str]:
+    def unclaimed(self) -> dict[tuple[str, ...], list[str]]:
         """The runs of which this file does not know whose they are, by their overrides."""
         known = {Path(point.run).name for point in self.points}
-        found = (path for path in self.runs.iterdir() if (path / "overrides.yaml").is_file() and path.name not in known)
-        return {tuple(Run(path).facts().overrides): f"{RUNS}/{path.name}" for path in found}
+        found: dict[tuple[str, ...], list[str]] = {}
+        for path in sorted(self.runs.iterdir()):
+            # what is being made has another name still
+            if runs.RUN_ID.fullmatch(path.name) and path.name not in known and (path / "overrides.yaml").is_file():
+                found.setdefault(tuple(Run(path).facts().overrides), []).append(f"{RUNS}/{path.name}")
+        return found
+
+
+def _require_own_files(path: Path) -> None:
+    """Refuse a sweep of which a part is a link, also a hard one, so that writing here would write elsewhere."""
+    for part in [*path.iterdir(), *(path / RUNS).glob("*"), *(path / "conf").rglob("*"), *(path / "jobs").rglob("*")]:
+        with suppress(FileNotFoundError):
+            status = part.lstat()
+            if stat.S_ISLNK(status.st_mode) or (not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1):
+                raise CheckpointError(f"{part}: a link, and a sweep may not lead elsewhere; put the file here")
 
 
 KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "job")

@@ -32,10 +32,8 @@ from snnexp.domains import COUNT, FLAG, INDEX, NAME, NULL, POSITIVE, SEED, TEXT,
 from snnexp.errors import ConfigError
 from snnexp.runs import Run
 from snnexp.seeds import fold
-from snnexp.sweeps.space import Space, cells, ends, space, suggested, typed
+from snnexp.sweeps.space import Space, cells, suggested, typed
 from snnexp.sweeps.storage import close, open_storage, parse, reached
-
-__all__ = ["Search", "Settings", "Space", "ends", "measured", "objective", "space", "write_best"]
 
 DIRECTIONS = ("minimize", "maximize")
 SETTINGS: dict[str, Domain] = {
@@ -265,7 +263,8 @@ class Search:
             return
         if status == "finished" and (value is None or not math.isfinite(value)):
             status, reason = "failed", f"its {self.metric} is {domains.shown(value)}"
-        with reached(self.url), suppress(UpdateFinishedTrialError):
+        # of a study that is not the one it was, nothing is known
+        with reached(self.url), suppress(UpdateFinishedTrialError, KeyError):
             identity = self._identity(number) if identity is None else identity
             if status == "finished":
                 assert value is not None

@@ -3,16 +3,21 @@
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from snnexp import config
-from snnexp.errors import ConfigError, SnnexpError
+from snnexp.console import tell
+from snnexp.errors import ConfigError
 from snnexp.sweeps import search, storage
 from snnexp.sweeps.engine import Job
-from snnexp.sweeps.ledger import Ledger, Point
+from snnexp.sweeps.ledger import TAKEN_OVER, Ledger, Point
+from snnexp.sweeps.space import Space
+from snnexp.sweeps.space import ends as ends_of
+from snnexp.sweeps.space import space as space_of
 
 
 class Listed:
@@ -34,7 +39,7 @@ class Listed:
         self.jobs.append([point])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
     """What a search was asked for; kept in the ledger, so that it can go on.
 
@@ -51,33 +56,36 @@ class Asked:
     folder: Path | None
 
     @classmethod
-    def of(cls, facts: Any, url: str | None) -> "Asked":
-        """What :meth:`facts` has kept; ``url`` is the storage, if it was given again.
+    def of(cls, facts: Any, changes: Mapping[str, Any]) -> "Asked":
+        """What :meth:`facts` has kept, with other settings where they were given again.
 
         Raises:
-            ConfigError: the storage has a password, which was not kept, or what was kept cannot be.
+            ConfigError: the search was in a database, whose URL is not kept, or what was kept cannot be.
         """
         try:
-            settings, params, overrides = dict(facts["settings"]), dict(facts["params"]), [*facts["overrides"]]
+            settings, params, overrides = {**facts["settings"], **changes}, dict(facts["params"]), [*facts["overrides"]]
             folder = None if facts["folder"] is None else Path(facts["folder"])
+            elsewhere = facts["elsewhere"] and "storage" not in changes
         except (TypeError, ValueError, LookupError) as error:
             raise ConfigError("search: what the ledger says of it cannot be") from error
-        if url is not None:
-            settings["storage"] = url
-        elif facts.get("password"):
-            raise ConfigError(f"{storage.KEY}: its password was not kept; give it again: {storage.KEY}=URL")
-        return cls(settings, params, overrides, folder)
+        if elsewhere:
+            raise ConfigError(f"{storage.KEY}: the URL of the study's database was not kept; add {storage.KEY}=URL")
+        # as of a run, a saved config may come from elsewhere, and downloads only where that is typed
+        offline = ["data.download=false"] if any("data.download=" in override for override in overrides) else []
+        return cls({"storage": None, **settings}, params, [*overrides, *offline], folder)
 
     def facts(self) -> dict[str, Any]:
-        """What can be read by anybody: without a password."""
-        url = self.settings.get("storage")
-        password = url is not None and storage.parse(url).password is not None
-        settings = dict(self.settings) | ({"storage": storage.shown(str(url))} if password else {})
-        folder = None if self.folder is None else str(self.folder)
-        kept = {"params": dict(self.params), "overrides": [*self.overrides]}
-        return {"settings": settings, **kept, "folder": folder, "password": password}
+        """What can be read by anybody, and goes on in any folder: without the URL of a database."""
+        settings = {key: value for key, value in self.settings.items() if key != "storage"}
+        return {
+            "settings": settings,
+            "params": dict(self.params),
+            "overrides": [*self.overrides],
+            "folder": None if self.folder is None else str(self.folder.absolute()),
+            "elsewhere": self.settings.get("storage") is not None,
+        }
 
-    def space(self) -> tuple[search.Settings, list[str], search.Space]:
+    def space(self) -> tuple[search.Settings, list[str], Space]:
         """The settings, what all points share, and what is searched.
 
         Raises:
@@ -87,7 +95,7 @@ class Asked:
             settings = search.Settings(**self.settings)
         except TypeError as error:
             raise ConfigError(f"hydra.sweeper: {str(error).rpartition('() ')[2]}") from error
-        fixed, space = search.space(self.overrides, self.params)
+        fixed, space = space_of(self.overrides, self.params)
         return settings, fixed, space
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -95,14 +103,15 @@ class Asked:
         (cfg,) = config.composed_points([overrides], self.folder)
         return config.plain(config.check(cfg))
 
-    def check(self) -> dict[str, Any]:
+    @cached_property
+    def checked(self) -> dict[str, Any]:
         """The config of a point, after those at all ends of the space have been looked at.
 
         Raises:
             ConfigError: one of them cannot work.
         """
         settings, fixed, space = self.space()
-        ends = {key: search.ends(distribution) for key, distribution in space.items()}
+        ends = {key: ends_of(distribution) for key, distribution in space.items()}
         most = max(map(len, ends.values()))
         points = [
             [*fixed, *(f"{key}={values[min(index, len(values) - 1)]}" for key, values in ends.items())]
@@ -129,12 +138,14 @@ class Searched:
     def __init__(self, ledger: Ledger, asked: Asked, together: int, group: Any) -> None:
         settings, fixed, space = asked.space()
         self.ledger, self.asked, self.together, self.group = ledger, asked, together, group
-        self.metric, self.direction = search.objective(settings, asked.check())
+        self.metric, self.direction = search.objective(settings, asked.checked)
         self.study = search.Search(settings, fixed, space, ledger.path, self.metric, self.direction)
         self.prune = settings.prune
         self.left = [point for point in ledger.points if not point.done and point.status in UNDER_WAY]
         self.jobs: list[Job] = []
+        self.untold: list[Point] = []
         self.asked_at = 0.0
+        self.lost_at: float | None = None
         self.more = True
         for point in ledger.points:
             if point.trial is not None and point not in self.left:
@@ -143,44 +154,69 @@ class Searched:
 
     def next(self) -> Job | None:
         if not self.jobs:
-            found = list(itertools.islice(iter(self._point, None), self.together))
-            self.jobs = self.group(found) if found else []
+            found = list(itertools.islice(iter(lambda: self._reach(self._point), None), self.together))
+            refused = [[point] for point in found if point.status == "failed"]
+            left = [point for point in found if point.status != "failed"]
+            self.jobs = [*refused, *(self.group(left) if left else [])]
         return self.jobs.pop(0) if self.jobs else None
 
     def _point(self) -> Point | None:
         while self.left:
-            point = self.left.pop(0)
-            if point.trial is not None and self.study.again(point.trial):
-                return point
-            point.status, point.reason = "failed", "another process has begun it anew"
-        if not self.more or time.monotonic() - self.asked_at < self.every_s:
+            point = self.left[0]
+            if point.trial is None or not self.study.again(point.trial):
+                point.status, point.reason = "failed", TAKEN_OVER
+            return self.left.pop(0)
+        if not self.more or (given := self.study.ask()) is None:
+            self.more = False
             return None
-        while (given := self.study.ask()) is not None:
-            number, overrides = given
-            try:
-                return self.ledger.add(overrides, self.asked.compose(overrides), number)
-            except SnnexpError as error:
-                self.study.tell(number, "failed", None, str(error))
-                point = self.ledger.add(overrides, {}, number)
-                point.status, point.reason, point.exit_code = "failed", str(error), error.exit_code
-        self.asked_at = time.monotonic()
-        return None
+        number, overrides = given
+        try:
+            return self.ledger.add(overrides, self.asked.compose(overrides), number)
+        except ConfigError as error:
+            point = self.ledger.add(overrides, {}, number)
+            point.status, point.reason, point.exit_code = "failed", str(error), error.exit_code
+            return point
 
     def ended(self, point: Point) -> None:
-        if point.trial is not None and point.status not in UNDER_WAY:
-            value = point.metrics.get(self.metric)
-            if value is None and point.status == "finished":
-                value = search.measured(self.ledger.path / point.run, self.metric)
-            self.study.tell(point.trial, point.status, value, point.reason)
+        self.untold.append(point)
+        self._reach(self._tell)
+
+    def _tell(self) -> None:
+        while self.untold:
+            point = self.untold[0]
+            if point.trial is not None and point.status not in UNDER_WAY and point.reason != TAKEN_OVER:
+                value = point.metrics.get(self.metric)
+                if value is None and point.status == "finished":
+                    value = search.measured(self.ledger.path / point.run, self.metric)
+                self.study.tell(point.trial, point.status, value, point.reason)
+            self.untold.pop(0)
         self.asked_at = 0.0
 
     def tick(self) -> bool:
-        self.study.beat()
-        if self.left or self.jobs:
-            return True
         if time.monotonic() - self.asked_at >= self.every_s:
-            self.more = self.study.remaining() > 0
-        return self.more
+            self.asked_at = time.monotonic()
+            self._reach(self._look)
+        return bool(self.more or self.left or self.jobs or self.untold)
+
+    def _look(self) -> None:
+        self._tell()
+        self.study.beat()
+        self.asked_at, self.more = time.monotonic(), self.study.remaining() > 0
+
+    def _reach(self, act: Callable[[], Any]) -> Any:
+        """Ask the study; None while it cannot be reached, as a database that is started again."""
+        try:
+            found = act()
+        except ConfigError as error:
+            now = time.monotonic()
+            if self.lost_at is None:
+                self.lost_at = now
+                tell(f"{error}; points go on, and it is tried again for {PATIENCE_S:g} s")
+            elif now - self.lost_at > PATIENCE_S:
+                raise
+            return None
+        self.lost_at = None
+        return found
 
     def put_back(self, point: Point) -> None:
         self.jobs.append([point])
@@ -212,9 +248,22 @@ UNDER_WAY = ("pending", "running", "interrupted")
 """What a point of a study may be that can still be gone on with; one that failed keeps its place."""
 
 
+PATIENCE_S = 60.0
+"""For how long a study may be out of reach."""
+
+
 def single(points: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[tuple[Sequence[str], Mapping[str, Any]]]:
     """Points without those that ask for the same as one before."""
     found: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {}
     for point in points:
-        found.setdefault(json.dumps(point[1]), point)
+        found.setdefault(json.dumps(_plainer(point[1])), point)
     return [*found.values()]
+
+
+def _plainer(value: Any) -> Any:
+    """``value`` with whole numbers written in one way: 1 and 1.0 make the same run."""
+    if isinstance(value, Mapping):
+        return {key: _plainer(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plainer(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -2,9 +2,12 @@
 
 It reads tasks from its standard input and tells what becomes of them on its standard output, a line of JSON each:
 
-    {"config": {..}, "overrides": [..], "parent": "..", "log": "..", "program": ".."}    train a point
-    {"run": "..", "program": ".."}                                                       go on with its run
-    {"members": [{"config", "overrides", "run"}, ..], "parent": "..", "log": ".."}       train points as one
+    {"config": {..}, "overrides": [..], "parent": ".."}                   train a point
+    {"run": ".."}                                                         go on with its run
+    {"members": [{"config", "overrides", "run"}, ..], "parent": ".."}     train points as one
+
+each with "log", where to print until there is a run directory, "program", the command line's name, and for a point of
+a search "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
     {"begun": 0, "run": ".."}    its first point has this directory
@@ -51,19 +54,10 @@ def main(limit_bytes: int | None = None) -> None:
         def tell(event: dict[str, Any]) -> None:
             driver.write(json.dumps(event) + "\n")
 
-        # the first task need not wait for what all of them need
-        import snnexp.experiment  # noqa: F401
-
-        while _next(tasks, tell):
+        while execute(tasks.get(), tell):
             # a run that failed leaves its frames, which hold its tensors, in cycles
             gc.collect()
             tell({"idle": True})
-
-
-def _next(tasks: "queue.SimpleQueue[dict[str, Any]]", tell: Tell) -> bool:
-    task = tasks.get()
-    tell({"working": True})
-    return execute(task, tell)
 
 
 def _listen(tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
@@ -82,23 +76,41 @@ def _print_to(log: Path) -> None:
 
 
 def execute(task: Mapping[str, Any], tell: Tell) -> bool:
-    """Carry out a task; False where the process may not be what it was."""
-    log = Path(task["run"], "train.log") if task.get("run") else Path(task["log"])
-    _print_to(log)
+    """Carry out a task, and tell the end of each of its points; False where the process may not be what it was."""
+    left = set(range(len(task.get("members", [None]))))
+
+    def note(event: dict[str, Any]) -> None:
+        left.discard(event.get("ended", -1))
+        tell(event)
+
+    log = Path(task["log"])
+    sound = True
     try:
-        return (_stack if "members" in task else _single)(task, log, tell)
+        # what every task needs, and the first one waits for
+        import snnexp.experiment  # noqa: F401
+        from snnexp.runs import Run
+
+        tell({"working": True})
+        # of a run from elsewhere, no part may lead elsewhere
+        _print_to(Run.open(Path(task["run"])).path / "train.log" if task.get("run") else log)
+        (_stack if "members" in task else _single)(task, log, note)
+    except BaseException as error:
+        end = _end(error)
+        sound = end["exit_code"] != 1
+        for index in sorted(left):
+            tell({"ended": index, **end})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        if log.name != "train.log" and log.exists() and not log.stat().st_size:
+        if log.exists() and not log.stat().st_size:
             log.unlink()
+    return sound
 
 
-def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> bool:
+def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from omegaconf import OmegaConf
 
     from snnexp import experiment
-    from snnexp.errors import SnnexpError
 
     def begun(path: Path) -> None:
         # ddp starts its processes by the command line, which must then ask for this one run
@@ -106,19 +118,14 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> bool:
         os.replace(log, path / "train.log")
         tell({"begun": 0, "run": str(path)})
 
-    try:
-        watching = _watching(task)
-        if task.get("run"):
-            sys.argv = [task["program"], "resume", task["run"]]
-            record = experiment.resume(Path(task["run"]), watching=watching)
-        else:
-            cfg = OmegaConf.create(task["config"])
-            record = experiment.run(cfg, task["overrides"], Path(task["parent"]), begun=begun, watching=watching)
-    except BaseException as error:
-        tell({"ended": 0, **_end(error)})
-        return isinstance(error, SnnexpError)
+    watching = _watching(task)
+    if task.get("run"):
+        sys.argv = [task["program"], "resume", task["run"]]
+        record = experiment.resume(Path(task["run"]), watching=watching)
+    else:
+        cfg = OmegaConf.create(task["config"])
+        record = experiment.run(cfg, task["overrides"], Path(task["parent"]), begun=begun, watching=watching)
     tell({"ended": 0, "status": record.status, "metrics": record.metrics, "exit_code": 0})
-    return True
 
 
 def _end(error: BaseException) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def _watching(task: Mapping[str, Any]) -> list[Any]:
     return [Pruning(**task["prune"])]
 
 
-def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> bool:
+def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from omegaconf import OmegaConf
 
     from snnexp.sweeps import stacked
@@ -152,21 +159,12 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> bool:
         stacked.Member(OmegaConf.create(member["config"]), member["overrides"], member["run"] and Path(member["run"]))
         for member in task["members"]
     ]
-    left = set(range(len(members)))
 
     def begun(index: int, path: Path) -> None:
         tell({"begun": index, "run": str(path)})
 
     def ended(index: int, outcome: stacked.Outcome) -> None:
-        left.discard(index)
         found = {"status": outcome.status, "metrics": outcome.metrics, "reason": outcome.reason}
         tell({"ended": index, **found, "exit_code": outcome.exit_code})
 
-    try:
-        stacked.train(members, Path(task["parent"]), begun, ended)
-    except BaseException as error:
-        end = _end(error)
-        for index in sorted(left):
-            tell({"ended": index, **end})
-        return False
-    return True
+    stacked.train(members, Path(task["parent"]), begun, ended)

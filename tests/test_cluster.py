@@ -1,0 +1,255 @@
+"""Sweeps whose points are jobs of a cluster: a local one, and programs of the test that answer as SLURM's do."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from postgres import PASSWORD
+from test_cli import record, snnexp
+from test_sweeps import RUN, home, points, started, statuses, wait_until
+
+from snnexp.cli import main
+from snnexp.sweeps import cluster, worker
+from snnexp.sweeps.ledger import Point
+
+LOCAL = ["hydra/launcher=slurm", "hydra.launcher.cluster=local"]
+LONG = [*RUN, "trainer.max_epochs=1000", "-m", "seed=4"]
+SETTINGS = {
+    **dict.fromkeys(("partition", "account", "qos", "constraint", "memory_gb", "gpus")),
+    **{"kind": "slurm", "cluster": "local", "workers": 1, "threads": 1, "timeout_min": 60},
+}
+# a job's number is that of the process that has submitted it; its state is a file, and so is the process that computes
+SLURM = {
+    "sbatch": """
+        grep -q partition=full "$1" && echo "sbatch: error: no room" >&2 && exit 1
+        cp "$1" "$CLUSTER/$$.sh"
+        export SLURM_JOB_ID=$$
+        (
+            setsid bash "$CLUSTER/$$.sh" && end=COMPLETED || end=FAILED
+            [ -e "$CLUSTER/$$" ] || echo $end >"$CLUSTER/$$"
+        ) >"$CLUSTER/$$.log" 2>&1 &
+        echo "Submitted batch job $$"
+    """,
+    # after --unbuffered --output FILE --error FILE
+    "srun": 'echo $$ >"$CLUSTER/$SLURM_JOB_ID.pid"; exec "${@:6}"',
+    "sacct": """
+        echo "JobID|State|NodeList"
+        for word in "$@"; do
+            [[ $word =~ ^[0-9]+$ ]] && echo "$word|$(cat "$CLUSTER/$word" 2>/dev/null || echo RUNNING)|here"
+        done
+        exit 0
+    """,
+    "scancel": """
+        echo "CANCELLED by 0" >"$CLUSTER/$1"
+        for each in TERM CONT; do kill -$each "$(cat "$CLUSTER/$1.pid")"; done
+    """,
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a SLURM of the test keeps its jobs; its programs are found first."""
+    folder = tmp_path / "cluster"
+    (folder / "bin").mkdir(parents=True)
+    for name, text in SLURM.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CLUSTER", str(folder))
+    return folder
+
+
+def only_run(cwd: Path) -> Path | None:
+    """The run of a sweep of one point, once there is one."""
+    found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/runs/*/run.json")]
+    assert len(found) <= 1, "no point runs twice"
+    return found[0] if found else None
+
+
+def trains(cwd: Path) -> bool:
+    run = only_run(cwd)
+    return run is not None and record(run)["status"] == "running" and bool((run / "metrics.jsonl").stat().st_size)
+
+
+@pytest.fixture
+def halted() -> Iterator[list[int]]:
+    """Processes that the test has halted; none is left so."""
+    found: list[int] = []
+    yield found
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def leave(driver: "subprocess.Popen[str]", cwd: Path, halted: list[int]) -> None:
+    """Kill a driver while its job trains; the job is halted, so that the test decides when it goes on."""
+    wait_until(lambda: trains(cwd))
+    run = only_run(cwd)
+    assert run is not None
+    halted.append(int((run / ".lock").read_text()))
+    os.kill(halted[-1], signal.SIGSTOP)
+    driver.kill()
+    driver.wait()
+    for pipe in (driver.stdout, driver.stderr):
+        # a local job has them too: their end is not the driver's
+        assert pipe is not None
+        pipe.close()
+
+
+def resumed(cwd: Path) -> "subprocess.Popen[str]":
+    """A driver that goes on with a sweep, and has begun to."""
+    before = (home(cwd) / "sweep.json").stat().st_mtime_ns
+    driver = started(cwd, "resume", str(home(cwd)))
+    wait_until(lambda: (home(cwd) / "sweep.json").stat().st_mtime_ns > before)
+    return driver
+
+
+def ended(driver: "subprocess.Popen[str]", by: int) -> str:
+    """What a driver has told after a signal that it heeds."""
+    driver.send_signal(by)
+    out, err = driver.communicate(timeout=100)
+    assert driver.returncode == 128 + by, out + err
+    assert err == f"snnexp: stopped by {signal.Signals(by).name}\n"
+    return out
+
+
+class TestLocal:
+    def test_points_end_in_jobs_of_their_own(self, tmp_path: Path) -> None:
+        ways = ["loss._target_=faults.Faulty", "+loss.point=${seed}", "+loss.faults=['',diverge,SIGKILL]"]
+        lean = [*LOCAL, "hydra.launcher.workers=3", "hydra.launcher.threads=1"]
+        environment = {
+            "PYTHONPATH": str(Path(__file__).parent),
+            "SNNEXP_ALLOW_TARGETS": "faults",
+            "OMP_NUM_THREADS": "2",
+        }
+        done = snnexp(*RUN, *ways, "-m", "seed=range(3)", *lean, cwd=tmp_path, code=7, **environment)
+        found = points(tmp_path)
+        assert [point["status"] for point in found] == ["finished", "diverged", "failed"]
+        assert [point["exit_code"] for point in found] == [0, 3, 1]
+        assert "the loss is nan" in found[1]["reason"]
+        assert found[2]["reason"] == "its job left no result"
+        assert all(point["reason"] in done.stdout for point in found)
+        assert len({point["job"] for point in found}) == 3
+        assert [point["how"] for point in found] == ["job"] * 3
+        runs = [record(home(tmp_path) / point["run"]) for point in found]
+        assert [run["seed"] for run in runs] == [0, 1, 2]
+        assert [run["status"] for run in runs] == ["finished", "diverged", "failed"]
+        assert runs[0]["threads"] == 1, "as was asked for, not as the driver has"
+        assert not done.stderr
+
+    def test_a_job_outlives_its_driver_and_is_waited_for(self, tmp_path: Path, halted: list[int]) -> None:
+        driver = started(tmp_path, *LONG, *LOCAL)
+        wait_until(lambda: trains(tmp_path))
+        told = ended(driver, by=signal.SIGTERM)
+        run = only_run(tmp_path)
+        assert run is not None
+        assert "seed=4  interrupted  stopped by SIGTERM" in told.replace("the only point", "seed=4")
+        assert statuses(tmp_path) == [record(run)["status"]] == ["interrupted"]
+        leave(resumed(tmp_path), tmp_path, halted)
+        ended(resumed(tmp_path), by=signal.SIGINT)
+        assert statuses(tmp_path) == ["interrupted"]
+        assert record(run)["status"] == "running", "it is not this driver's to end"
+        driver = resumed(tmp_path)
+        assert statuses(tmp_path) == ["running"]
+        os.kill(halted[-1], signal.SIGCONT)
+        out, err = driver.communicate(timeout=100)
+        assert (driver.returncode, err) == (0, ""), out
+        assert statuses(tmp_path) == [record(run)["status"]] == ["finished"]
+        assert only_run(tmp_path) == run
+        assert len(record(run)["resumed_at_step"]) == 1
+        assert len([*home(tmp_path).glob("jobs/*/*_submitted.pkl")]) == 2, "none for a run that is under way"
+
+
+class TestSlurm:
+    def test_a_job_is_found_cancelled_and_told_when_time_is_up(
+        self, tmp_path: Path, slurm: Path, halted: list[int]
+    ) -> None:
+        driver = started(tmp_path, *LONG, "hydra/launcher=slurm", "hydra.launcher.workers=null")
+        leave(driver, tmp_path, halted)
+        (number,) = [point["job"] for point in points(tmp_path)]
+        ended(resumed(tmp_path), by=signal.SIGTERM)
+        assert (slurm / number).read_text() == "CANCELLED by 0\n"
+        run = only_run(tmp_path)
+        assert run is not None
+        assert statuses(tmp_path) == [record(run)["status"]] == ["interrupted"]
+        driver = resumed(tmp_path)
+        wait_until(lambda: trains(tmp_path))
+        (point,) = points(tmp_path)
+        assert point["job"] != number
+        os.kill(int((slurm / f"{point['job']}.pid").read_text()), signal.SIGUSR2)
+        out, err = driver.communicate(timeout=100)
+        assert (driver.returncode, err) == (7, "")
+        assert f"snnexp resume {home(tmp_path).relative_to(tmp_path)}" in out
+        assert statuses(tmp_path) == [record(run)["status"]] == ["interrupted"]
+        rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert rows == sorted(set(rows))
+        assert record(run)["resumed_at_step"][0] > 0
+
+    def test_is_asked_for_what_the_settings_say(self, tmp_path: Path, slurm: Path) -> None:
+        asked = {"partition": "long", "account": "me", "qos": "low", "constraint": "avx2", "memory_gb": 2.5, "gpus": 2}
+        made = cluster.executor(tmp_path / "jobs", {**SETTINGS, **asked, "cluster": "slurm", "threads": 3})
+        job = made.submit(print)
+        text = job.paths.submission_file.read_text()
+        found = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", text, re.M))
+        expected = {"partition": "long", "account": "me", "qos": "low", "constraint": "avx2"}
+        expected |= {"mem": "2560MB", "gpus-per-node": "2", "cpus-per-task": "3", "time": "60", "no-requeue": ""}
+        assert found | expected == found
+        assert found["signal"].startswith("USR2@")
+        assert "export SRUN_CPUS_PER_TASK=3" in text.partition("srun ")[0]
+        plain = cluster.executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm", "threads": None})
+        found = dict(
+            re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", plain.submit(print).paths.submission_file.read_text(), re.M)
+        )
+        assert not found.keys() & {"partition", "account", "mem", "gpus-per-node", "cpus-per-task"}
+        wait_until(lambda: len([*slurm.glob("*[0-9]")]) == 2)
+
+    def test_refuses_in_a_sentence(
+        self, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(["train", *LONG[1:], "hydra/launcher=slurm", "hydra.launcher.partition=full"]) == 2
+        told = "snnexp: hydra/launcher=slurm: a job was refused: sbatch: error: no room\n"
+        assert capfd.readouterr().err == told
+
+
+def test_a_password_stays_out_of_what_is_submitted(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"postgresql://me:{PASSWORD}@host/name"
+    task = {"config": {}, "overrides": [], "log": str(tmp_path / "log"), "prune": {"storage": url, "trial": 3}}
+    slot = cluster.ClusterJob(cluster.executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
+    monkeypatch.setenv(cluster.STORAGE, "")
+    (slurm / "bin" / "srun").write_text("#!/bin/bash\n")
+    slot.start([Point([])], task)
+    assert isinstance(slot.job, cluster.submitit.Job)
+    given = slot.job.submission()
+    assert task["prune"] == {"storage": url, "trial": 3}, "others read it too"
+    wait_until(lambda: [*slurm.glob("*[0-9]")])
+    found = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"trial" in found
+    assert PASSWORD.encode() not in found
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    seen: list[Any] = []
+    monkeypatch.setattr(worker, "execute", lambda task, tell: seen.append(task))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        given.function(*given.args)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert seen == [task]
+
+
+def test_nothing_runs_that_a_sweep_brings_along(tmp_path: Path) -> None:
+    """A job runs the file of its number, which in a folder that was there could be anybody's."""
+    first, second = (cluster.executor(tmp_path / "jobs", SETTINGS).folder for _ in range(2))
+    assert first != second
+    assert not [*first.iterdir(), *second.iterdir()]
