@@ -1,10 +1,11 @@
 """What the machinery of a sweep costs per point, beyond the runs themselves.
 
-    scripts/overhead.py [--points 16] [--times 3] [--experiment regression_sqrt]
+    scripts/overhead.py [--points 16] [--times 3] [--experiment regression_sqrt] [OVERRIDE ...]
 
-Sweeps of n and of 2n seeds by one worker process, and as one stack; wall clock of the whole command, less what the runs
-say they took (``wall_s.total`` in run.json). The difference between the two sizes, over n, is what a point costs:
-start and imports fall out. Medians; one thread.
+Seeds by one warm worker process, and as one stack, as whole commands. From when the first point began, by the times of
+the files of its run, to the last ledger, less what the runs say that they took (``wall_s.total`` in run.json), divided
+by the points; and what it takes to compose and check a point, in this process. Medians, with the lowest and the
+highest; one thread.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from snnexp import config
 
 LAUNCHERS = {
     "warm worker": ["hydra/launcher=processes", "hydra.launcher.workers=1", "hydra.launcher.threads=1"],
@@ -30,30 +33,44 @@ def main() -> None:
     parser.add_argument("--experiment", default="regression_sqrt")
     parser.add_argument("override", nargs="*", help="of every point")
     asked = parser.parse_args()
-    print("| launcher | points | run, ms per point | machinery, ms per point |")
-    print("|---|---|---|---|")
     typed = [f"experiment={asked.experiment}", "trainer=cpu", *asked.override]
-    for name, launcher in LAUNCHERS.items():
-        costs, runs = [], []
-        for _ in range(asked.times):
-            few, many = (sweep([*typed, *launcher], count) for count in (asked.points, 2 * asked.points))
-            costs.append((many[0] - many[1] - few[0] + few[1]) / asked.points)
-            runs.append(many[1] / (2 * asked.points))
-        cost, run = statistics.median(costs) * 1000, statistics.median(runs) * 1000
-        spread = f"{min(costs) * 1000:.0f} to {max(costs) * 1000:.0f}"
-        print(f"| {name} | {asked.points}, {2 * asked.points} | {run:.0f} | {cost:.0f} ({spread}) |", flush=True)
+    print("| launcher | points | run, ms per point | machinery, ms per point | of it to compose, ms |")
+    print("|---|---|---|---|---|")
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in LAUNCHERS}
+    for _ in range(asked.times):
+        for name, launcher in LAUNCHERS.items():
+            found[name].append((*sweep([*typed, *launcher], asked.points), composing(typed, asked.points)))
+    for name, times in found.items():
+        run, machinery, compose = ([1000 * value for value in column] for column in zip(*times, strict=True))
+        whole = [a + b for a, b in zip(machinery, compose, strict=True)]
+        spread = f"{statistics.median(whole):.0f} ({min(whole):.0f} to {max(whole):.0f})"
+        print(
+            f"| {name} | {asked.points} | {statistics.median(run):.0f} | {spread} | {statistics.median(compose):.0f} |"
+        )
 
 
 def sweep(typed: list[str], points: int) -> tuple[float, float]:
-    """Seconds of a whole sweep, and of its runs as they say themselves."""
+    """Seconds per point of the runs, as they say themselves, and beyond them."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
         command = [sys.executable, "-m", "snnexp.cli", "train", *typed, "-m", f"seed=range({points})"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        took = time.perf_counter() - began
-        records = [json.loads(path.read_text()) for path in Path(folder).glob("outputs/sweeps/*/*/runs/*/run.json")]
+        (ledger,) = Path(folder).glob("outputs/sweeps/*/*/sweep.json")
+        records = {path.parent: json.loads(path.read_text()) for path in ledger.parent.glob("runs/*/run.json")}
         assert len(records) == points
-        return took, sum(record["wall_s"]["total"] for record in records)
+        began, first = min(((run / "overrides.yaml").stat().st_mtime, run) for run in records)
+        wall = records[first]["wall_s"]
+        # members of a stack are built together, and each tells its share
+        began -= wall["build"] * records[first].get("stack", {"members": 1})["members"]
+        runs = sum(record["wall_s"]["total"] for record in records.values())
+        return runs / points, (ledger.stat().st_mtime - began - runs) / points
+
+
+def composing(typed: list[str], points: int) -> float:
+    """Seconds to compose and to check a point."""
+    began = time.perf_counter()
+    for cfg in config.composed_points([[*typed, f"seed={seed}"] for seed in range(points)]):
+        config.check(cfg)
+    return (time.perf_counter() - began) / points
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def resumed(cwd: Path) -> "subprocess.Popen[str]":
     """A driver that goes on with a sweep, and has begun to."""
     before = (home(cwd) / "sweep.json").stat().st_mtime_ns
     driver = started(cwd, "resume", str(home(cwd)))
-    wait_until(lambda: (home(cwd) / "sweep.json").stat().st_mtime_ns > before)
+    wait_until(lambda: (home(cwd) / "sweep.json").stat().st_mtime_ns > before and statuses(cwd) == ["running"])
     return driver
 
 
@@ -157,7 +157,6 @@ class TestLocal:
         assert statuses(tmp_path) == ["interrupted"]
         assert record(run)["status"] == "running", "it is not this driver's to end"
         driver = resumed(tmp_path)
-        assert statuses(tmp_path) == ["running"]
         os.kill(halted[-1], signal.SIGCONT)
         out, err = driver.communicate(timeout=100)
         assert (driver.returncode, err) == (0, ""), out
@@ -209,6 +208,18 @@ class TestSlurm:
         )
         assert not found.keys() & {"partition", "account", "mem", "gpus-per-node", "cpus-per-task"}
         wait_until(lambda: len([*slurm.glob("*[0-9]")]) == 2)
+
+    @pytest.mark.parametrize("state", ["RUNNING", "OUT_OF_MEMORY", "PREEMPTED"])
+    def test_a_job_without_a_result_is_told_by_its_state(self, tmp_path: Path, slurm: Path, state: str) -> None:
+        (slurm / "bin" / "srun").write_text("#!/bin/bash\n")
+        slot = cluster.ClusterJob(cluster.executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
+        point = Point([])
+        slot.start([point], {"log": str(tmp_path / "log")})
+        wait_until((slurm / point.job).exists)
+        (slurm / point.job).write_text(state)
+        gone = [] if state == "RUNNING" else [{"gone": f"its job left no result, its state is {state}", "exit_code": 1}]
+        assert slot.events() == gone
+        assert slot.ready == bool(gone)
 
     def test_refuses_in_a_sentence(
         self, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any

@@ -41,6 +41,8 @@ def executor(folder: Path, launcher: Mapping[str, Any]) -> submitit.AutoExecutor
     # a job runs what it finds there: in a sweep from elsewhere, that may be anything
     own = Path(tempfile.mkdtemp(dir=folder))
     own.chmod(0o755)
+    # as for workers
+    os.environ["PYTHONSAFEPATH"] = "1"
     made = submitit.AutoExecutor(folder=own, cluster=launcher["cluster"])
     threads = launcher["threads"]
     made.update_parameters(
@@ -106,10 +108,14 @@ class ClusterJob:
         try:
             with redirect_stderr(StringIO()):
                 # which holds what the error says too
-                return self.executor.submit(carry_out, task, told, self.threads)
+                job = self.executor.submit(carry_out, task, told, self.threads)
         except (FailedSubmissionError, FailedJobError) as error:
             reason = domains.line(str(error)) or "sbatch does not say why"
             raise ConfigError(f"hydra/launcher=slurm: a job was refused: {reason}") from error
+        for link in self.executor.folder.glob(".submission_file_*"):
+            # a sweep with links in it is not resumed
+            link.unlink()
+        return job
 
     def events(self) -> list[dict[str, Any]]:
         if self.job is None:
@@ -131,7 +137,9 @@ class ClusterJob:
         return f", its state is {self.job.state}" if isinstance(self.job, submitit.SlurmJob) else ""
 
     def _news(self) -> list[dict[str, Any]]:
-        if self.told is None or not self.told.exists():
+        if self.told is None:
+            return [{"working": True}]
+        if not self.told.exists():
             return []
         # the last line may still be written
         lines = self.told.read_text().split("\n")[:-1]

@@ -350,6 +350,8 @@ class Engine:
             # it died before it took the task, which another process will take
             self.restarted.add(busy.job[0].index)
             slot.start(busy.job, self.tasks.of(busy.job))
+            # which at a cluster has another number
+            self.begun = True
         elif "gone" in event:
             return [self._lost(busy, index, event) for index in sorted(busy.left)]
         return []
