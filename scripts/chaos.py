@@ -172,12 +172,18 @@ def sweep(folder: Path, draw: random.Random, times: int | None) -> bool:
     command = [*SNNEXP, "train", *case]
     for kill in range(times or 5):
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
-        # time to start, and to train some points
-        time.sleep(draw.uniform(12, 30))
+        # after some more points each time, and a little more
+        least = (kill + draw.random()) * 50 / (times or 5)
+        while process.poll() is None:
+            found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/sweep.json")]
+            ended = ledger(found[0]).count("finished") if found else 0
+            if ended > least:
+                break
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 0.5))
         process.kill()
         process.wait()
-        found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/sweep.json")]
-        ended = ledger(found[0]).count("finished") if found else 0
+        ended = ledger(found[0]).count("finished")
         print(f"kill {kill + 1}: {ended} points had finished", flush=True)
         command = [*SNNEXP, "resume", str(found[0])] if found else command
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)

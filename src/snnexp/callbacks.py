@@ -194,7 +194,7 @@ class ProjectParameters(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         # what waits for the end of the epoch would be forgotten
-        self._tell()
+        self.tell()
         return {"told": self.told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,9 +210,10 @@ class ProjectParameters(Callback):
                 self.left[name] = self.left[name] | left if name in self.left else left
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Say so, if any have left."""
         names = [name for name, left in self.left.items() if left.item()]
         if names and not self.told:
             self.told = True

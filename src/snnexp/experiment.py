@@ -230,7 +230,7 @@ def begin_again(
         "exit_code": None,
         "resumed_at_step": [*(steps if isinstance(steps, list) else []), 0 if found is None else found.step],
     }
-    kept = {key: value for key, value in before.items() if key != "reason"}
+    kept = {key: value for key, value in before.items() if key not in ("reason", "stack")}
     now = {**facts(cfg, parts), "versions": runs.versions(), "git": runs.git()}
     for name in ("device", "threads", "kernel"):
         if name in before and before[name] != now[name]:

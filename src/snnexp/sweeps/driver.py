@@ -219,7 +219,9 @@ def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
             groups.setdefault(grouping.key(whole), []).append(point)
     for reason, count in obstacles.items():
         tell(f"{count} of {len(points)} points cannot be stacked, {reason}; they run alone")
-    return [part for group in groups.values() for part in _shared(group, ledger.launcher["members"])]
+    most, workers = ledger.launcher["members"], ledger.launcher["workers"] or 1
+    # all workers take part
+    return [part for group in groups.values() for part in _shared(group, min(most, -(-len(group) // workers)))]
 
 
 def _shared(points: Job, most: int) -> list[Job]:

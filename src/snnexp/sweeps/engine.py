@@ -335,6 +335,8 @@ class Engine:
         elif "begun" in event:
             point = busy.job[event["begun"]]
             point.run = f"{self.ledger.runs.name}/{Path(event['run']).name}"
+            if "members" in event:
+                point.how = f"stack of {event['members']}" if event["members"] > 1 else slot.how
             self.begun = True
         elif "ended" in event and event["ended"] in busy.left:
             busy.left.discard(event["ended"])

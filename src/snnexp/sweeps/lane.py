@@ -204,6 +204,12 @@ class Lane:
         (found,) = (callback for callback in self.watching if isinstance(callback, saving.Checkpoints))
         return found
 
+    def tell_of_projections(self) -> None:
+        """What :class:`ProjectParameters` would tell at the end of the epoch."""
+        for callback in self.watching:
+            if isinstance(callback, ProjectParameters):
+                callback.tell()
+
     def save(self, hook: str, *arguments: Any) -> None:
         """Call a hook of what saves; other members may do so at the same time."""
         module = () if hook == "save_last" else (self.parts.task,)
@@ -232,7 +238,7 @@ class Lane:
         """End a member that does not finish, and write down why."""
         if self.loggers and isinstance(error, InterruptedRunError):
             self.call("on_exception", error)
-        if self.opened is not None and self.loggers:
+        if self.opened is not None:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError, CheckpointError):
                 experiment.record_failure(self.run, error)
@@ -241,13 +247,15 @@ class Lane:
     def end(self, outcome: Outcome) -> None:
         """Let go of the run directory, and tell."""
         self.living = False
-        for logger in self.loggers[1:]:
-            logger.finalize("success")
-        if self.loggers:
-            self.log_file.close()
-        if self.opened is not None:
-            self.opened.close()
-        self._ended(self.index, outcome)
+        try:
+            for logger in self.loggers[1:]:
+                logger.finalize("success")
+            if self.loggers:
+                self.log_file.close()
+            if self.opened is not None:
+                self.opened.close()
+        finally:
+            self._ended(self.index, outcome)
 
     def save_checkpoint(self, path: Path) -> None:
         """Write a checkpoint as Lightning does for a run of its own."""

@@ -99,6 +99,8 @@ class Optimizers:
             for view, weight in zip(views, self.weights, strict=True):
                 view.grad = None if weight.grad is None else weight.grad[where]
             made["optimizer"].step()
+            for view in views:
+                view.grad = None
             if "lr_scheduler" in made:
                 made["lr_scheduler"]["scheduler"].step()
         for weight in self.weights:
@@ -212,7 +214,9 @@ class Stack:
         built_s: float,
     ) -> None:
         self.lanes, self.signals, self.built_s = lanes, signals, built_s
-        self.clock = {"began": time.perf_counter()}
+        began = time.perf_counter()
+        # what is begun is told of before a signal ends it
+        signals.training = True
         first = lanes[0].parts
         device = first.trainer.strategy.root_device
         self.encoder, self.loss = first.encoder, first.loss
@@ -236,9 +240,11 @@ class Stack:
         places = [{**facts, "stack": {"members": len(lanes), "member": position}} for position in range(len(lanes))]
         begins = [partial(lane.begin, parent, place) for lane, place in zip(lanes, places, strict=True)]
         for lane, error in zip(lanes, _together(*begins), strict=True):
-            if error is not None:
-                raise error
-            begun(lane.index, lane.run.path)
+            if lane.opened is not None:
+                begun(lane.index, lane.opened.path)
+            with lane.may_end():
+                if error is not None:
+                    raise error
         self.saved_s = 0.0
         self.limit: int | None = lanes[0].cfg.trainer.limit_batches
         self.samplers = [cast(Any, lane.parts.data.train_dataloader()).sampler for lane in lanes]
@@ -256,6 +262,10 @@ class Stack:
             if getattr(first.data, split) is not None
         }
 
+        self.numbers: dict[int, list[Tensor]] = {}
+        self.built_s += (time.perf_counter() - began) / len(lanes)
+        self.clock = {"began": time.perf_counter()}
+
     @property
     def living(self) -> list[tuple[int, Lane]]:
         """The members that have not ended, with their places in the stack."""
@@ -263,7 +273,6 @@ class Stack:
 
     def carry_out(self) -> None:
         """Train and test; every member ends, unless something stops them all."""
-        self.signals.training = True
         self.signals.stop_if_told()
         self._each("on_train_start", skip=saving.Checkpoints)
         self._save("on_train_start")
@@ -278,7 +287,11 @@ class Stack:
         self.signals.stop_if_told()
         self.clock["fitted"] = time.perf_counter()
         measured = self._evaluate("test")
+        # what has finished is not interrupted
+        self.signals.training = True
         self._finish(measured)
+        self.signals.training = False
+        self.signals.stop_if_told()
 
     def _each(self, hook: str, *arguments: Any, skip: type[Callback] | tuple[()] = ()) -> None:
         for _, lane in self.living:
@@ -313,6 +326,10 @@ class Stack:
         """Call a hook of what saves a run, for all members at once."""
         began = time.perf_counter()
         living = [lane for _, lane in self.living]
+        for lane in living:
+            # a checkpoint holds what was told, so that it is told first, to the member's own log
+            with lane.told_here():
+                lane.tell_of_projections()
         errors = _together(*(partial(lane.save, hook, *arguments) for lane in living))
         for lane, error in zip(living, errors, strict=True):
             with lane.may_end():
@@ -372,8 +389,10 @@ class Stack:
     def _losses(self, trace: Any, target: Tensor, target_at: int | None) -> Tensor:
         """The loss of each member, ``[M]``."""
         part = getattr(trace, self.loss.reads)
-        rows = [lane.parts.loss.numbers(trace.num_steps) for lane in self.lanes]
-        numbers = [part.new_tensor(column) for column in zip(*rows, strict=True)]
+        if trace.num_steps not in self.numbers:
+            rows = [lane.parts.loss.numbers(trace.num_steps) for lane in self.lanes]
+            self.numbers[trace.num_steps] = [part.new_tensor(column) for column in zip(*rows, strict=True)]
+        numbers = self.numbers[trace.num_steps]
 
         def alone(part: Tensor, target: Tensor, *numbers: Tensor) -> Tensor:
             seen = SimpleNamespace(**{self.loss.reads: part}, num_steps=trace.num_steps)
@@ -518,7 +537,7 @@ def _together(*acts: Callable[[], object]) -> list[BaseException | None]:
             return error
         return None
 
-    with ThreadPoolExecutor(32) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return list(pool.map(attempt, acts))
 
 

@@ -122,8 +122,10 @@ def _train(
                     lanes.append(lane)
                     with lane.may_end():
                         lane.build(next((other.trainer for other in lanes if other.trainer), None))
-                for group in _same_place(lanes):
-                    Stack(group, parent, begun, signals, (time.perf_counter() - began) / len(lanes)).carry_out()
+                groups = _same_place(lanes)
+                built_s = (time.perf_counter() - began) / max(1, sum(map(len, groups)))
+                for group in groups:
+                    Stack(group, parent, begun, signals, built_s).carry_out()
         except BaseException as error:
             for lane in lanes:
                 if lane.living:

@@ -10,7 +10,7 @@ each with "log", where to print until there is a run directory, "program", the c
 a search "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
-    {"begun": 0, "run": ".."}    its first point has this directory
+    {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
     {"ended": 0, "status", "metrics", "reason", "exit_code"}
     {"idle": true}               ready for the next task; without it the process ends
 
@@ -156,6 +156,7 @@ def _watching(task: Mapping[str, Any]) -> list[Any]:
 def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from omegaconf import OmegaConf
 
+    from snnexp.runs import Run
     from snnexp.sweeps import stacked
 
     members = [
@@ -164,7 +165,9 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     ]
 
     def begun(index: int, path: Path) -> None:
-        tell({"begun": index, "run": str(path)})
+        # on a CPU, wide layers fill the cache alone
+        together = Run(path).read().get("stack", {"members": 1})["members"]
+        tell({"begun": index, "run": str(path), "members": together})
 
     def ended(index: int, outcome: stacked.Outcome) -> None:
         found = {"status": outcome.status, "metrics": outcome.metrics, "reason": outcome.reason}
