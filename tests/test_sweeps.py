@@ -478,6 +478,11 @@ def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytes
         (["hydra/sweeper=basic"], "hydra/sweeper: got basic, "),
         (["hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key"),
         (["+hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key, did you mean workers?"),
+        (["trainer=cpu", "hydra.launcher.gpus=2"], "hydra.launcher.gpus: got 2, there are 0 for these points here"),
+        (
+            ["hydra/sweeper=optuna", "neuron.beta=interval(0.1,0.9)", "hydra.sweeper.sampler=grid"],
+            "neuron.beta: an interval has no end of values",
+        ),
     ],
 )
 def test_a_launcher_that_cannot_work_is_refused(

@@ -56,22 +56,26 @@ def start(
     if len(once) < len(points):
         tell(f"{len(points) - len(once)} of {len(points)} points ask for the same as others, and are not run twice")
     ledger = Ledger.create(folder, experiment, launcher)
-    try:
-        for overrides, whole in once:
-            ledger.add(overrides, whole)
-        ledger.save()
-        return drive(ledger, program)
-    finally:
-        ledger.close()
+    for overrides, whole in once:
+        ledger.add(overrides, whole)
+    return _begin(ledger, program)
 
 
 def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str) -> int:
     """Run the points that a study chooses; returns the exit code. See :func:`start`."""
     check(launcher)
-    ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts())
+    return _begin(Ledger.create(folder, asked.checked["name"], launcher, asked.facts()), program, asked)
+
+
+def _begin(ledger: Ledger, program: str, asked: Asked | None = None) -> int:
     try:
         ledger.save()
         return drive(ledger, program, asked)
+    except ConfigError:
+        # refused before anything began, it leaves nothing behind
+        if all(point.status == "pending" for point in ledger.points):
+            ledger.discard()
+        raise
     finally:
         ledger.close()
 

@@ -14,6 +14,7 @@ replaced whole; where a kill has left it behind its runs, the runs are right.
 import json
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,13 @@ class Ledger:
     def close(self) -> None:
         """Let others drive the sweep."""
         self._lock.close()
+
+    def discard(self) -> None:
+        """Delete a sweep of which no point has begun, and the folders above that are empty then."""
+        shutil.rmtree(self.path)
+        with suppress(OSError):
+            for folder in self.path.parents:
+                folder.rmdir()
 
     def add(self, overrides: Sequence[str], config: Mapping[str, Any], trial: int | None = None) -> Point:
         """A new point; the caller saves."""
