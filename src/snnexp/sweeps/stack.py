@@ -286,7 +286,10 @@ class Stack:
         self.signals.training = False
         self.signals.stop_if_told()
         self.clock["fitted"] = time.perf_counter()
-        measured = self._evaluate("test")
+        measured = {
+            position: {**self.lanes[position].validated(), **found}
+            for position, found in self._evaluate("test").items()
+        }
         # what has finished is not interrupted
         self.signals.training = True
         self._finish(measured)
