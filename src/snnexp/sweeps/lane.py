@@ -177,10 +177,6 @@ class Lane:
         """As ``LightningModule.log``."""
         self.logged[name] = self.callback_metrics[name] = value
 
-    def validated(self) -> dict[str, float]:
-        """What the last validation has measured."""
-        return {name: float(value) for name, value in self.callback_metrics.items() if name.startswith("val/")}
-
     def write(self, step: int) -> dict[str, float]:
         """A row of what was logged since the last one."""
         values = {name: float(value) for name, value in self.logged.items()}

@@ -286,10 +286,7 @@ class Stack:
         self.signals.training = False
         self.signals.stop_if_told()
         self.clock["fitted"] = time.perf_counter()
-        measured = {
-            position: {**self.lanes[position].validated(), **found}
-            for position, found in self._evaluate("test").items()
-        }
+        measured = self._evaluate("test")
         # what has finished is not interrupted
         self.signals.training = True
         self._finish(measured)
