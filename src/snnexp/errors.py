@@ -73,6 +73,16 @@ def about_disk(error: OSError) -> str:
     return f"{error.filename or 'disk'}: {error.strerror}"
 
 
+def ending(error: BaseException) -> tuple[str, str, int]:
+    """Status, reason and exit code of a run among others that ``error`` has ended."""
+    if isinstance(error, SnnexpError):
+        return error.status, str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in DISK:
+        return "failed", about_disk(error), 74
+    told = " ".join(str(error).split())
+    return "failed", f"{type(error).__name__}: {told}".rstrip(": "), 1
+
+
 def ending_signals() -> list[signal.Signals]:
     """The signals that ask a process to end; without SIGHUP where it is ignored, as under ``nohup``."""
     kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

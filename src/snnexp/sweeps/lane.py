@@ -20,7 +20,7 @@ from snnexp import config, console, experiment, saving
 from snnexp.assembly import Parts, build
 from snnexp.callbacks import DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
 from snnexp.checkpoints import Checkpoint
-from snnexp.errors import DISK, CheckpointError, InterruptedRunError, SnnexpError, about_disk
+from snnexp.errors import CheckpointError, InterruptedRunError, SnnexpError, ending
 from snnexp.runs import Run
 
 LOG = logging.getLogger("snnexp")
@@ -60,12 +60,8 @@ def settings(cfg: DictConfig) -> str:
 
 def failure(error: BaseException, run: Path | None) -> Outcome:
     """The end of a member that ``error`` has ended."""
-    if isinstance(error, SnnexpError):
-        return Outcome(error.status, run, {}, str(error), error.exit_code)
-    if isinstance(error, OSError) and error.errno in DISK:
-        return Outcome("failed", run, {}, about_disk(error), 74)
-    told = " ".join(str(error).split())
-    return Outcome("failed", run, {}, f"{type(error).__name__}: {told}".rstrip(": "), 1)
+    status, reason, code = ending(error)
+    return Outcome(status, run, {}, reason, code)
 
 
 class Lane:

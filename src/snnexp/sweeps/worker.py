@@ -133,16 +133,12 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
 
 def _end(error: BaseException) -> dict[str, Any]:
     """How a point ended that ``error`` has ended."""
-    from snnexp.errors import DISK, PrunedError, SnnexpError, about_disk
+    from snnexp.errors import PrunedError, ending
 
-    if isinstance(error, SnnexpError):
-        status = "pruned" if isinstance(error, PrunedError) else error.status
-        return {"status": status, "reason": str(error), "exit_code": error.exit_code}
-    if isinstance(error, OSError) and error.errno in DISK:
-        return {"status": "failed", "reason": about_disk(error), "exit_code": 74}
-    traceback.print_exc()
-    told = " ".join(str(error).split())
-    return {"status": "failed", "reason": f"{type(error).__name__}: {told}".rstrip(": "), "exit_code": 1}
+    status, reason, code = ending(error)
+    if code == 1:
+        traceback.print_exc()
+    return {"status": "pruned" if isinstance(error, PrunedError) else status, "reason": reason, "exit_code": code}
 
 
 def _watching(task: Mapping[str, Any]) -> list[Any]:
