@@ -1,0 +1,116 @@
+"""The command line, as the tests of behaviour use it, with a package of parts that a user has written.
+
+These tests use the command line, ``snnexp.experiment`` and files, and nothing else of the package. They assert exit
+codes, keys, numbers of lines, suggestions and files; the wording of sentences is in ``tests/messages``.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PARTS = Path(__file__).parent / "parts"
+OUTSIDE = ("--config-dir", str(PARTS / "conf"))
+"""What makes the choices of the user's package known, behind ``train``."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code, and what it printed without empty lines."""
+
+    code: int
+    out: list[str]
+    err: list[str]
+
+    @property
+    def key(self) -> str:
+        """What a refusal of one line is about: ``neuron.beta`` of ``snnexp: neuron.beta: got ...``."""
+        (line,) = self.err
+        return line.removeprefix("snnexp: ").partition(":")[0]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Variables of a user who has a package of parts of their own, and one thread."""
+    path = os.pathsep.join(filter(None, [str(PARTS), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "SNNEXP_ALLOW_TARGETS": "mypkg", "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+class Shell:
+    """Runs ``snnexp`` in a folder of its own, as a user would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = shutil.which("snnexp", path=str(Path(sys.executable).parent))
+        assert found is not None
+        self.program = found
+
+    def __call__(self, *arguments: str, timeout_s: float = 120, **env: str) -> Ended:
+        """Run a command to its end, which must come within ``timeout_s``."""
+        with self.started(*arguments, **env) as process:
+            out, err = process.communicate(timeout=timeout_s)
+        return Ended(process.returncode, lines(out), lines(err))
+
+    @contextmanager
+    def started(self, *arguments: str, **env: str) -> Iterator["subprocess.Popen[str]"]:
+        """A command under way; whatever it has started is gone afterwards."""
+        process = subprocess.Popen(
+            [self.program, *arguments],
+            cwd=self.folder,
+            env=environment(**env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def runs(self) -> list[Path]:
+        """The directories of all runs here, the oldest first."""
+        return [record.parent for record in sorted(self.folder.glob("outputs/**/run.json"))]
+
+    def run(self) -> Path:
+        """The directory of the only run."""
+        (path,) = self.runs()
+        return path
+
+    def points(self) -> list[dict[str, Any]]:
+        """The points of the only sweep."""
+        (path,) = self.folder.glob("outputs/sweeps/*/*/sweep.json")
+        points: list[dict[str, Any]] = json.loads(path.read_text())["points"]
+        return points
+
+
+def record(run: Path) -> dict[str, Any]:
+    """The content of a run's run.json."""
+    content: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return content
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_until(true: Callable[[], object], timeout_s: float = 60) -> None:
+    """Wait for something that must become true."""
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end, "waited for too long"
+        time.sleep(0.02)

@@ -1,0 +1,46 @@
+"""A run from start to end, and how a mistake is answered; holds for shipped parts and a user's."""
+
+import json
+
+from shell import OUTSIDE, Shell, record, rows
+
+SHORT = ("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=2", "logger=jsonl", "network.hidden=[4]")
+
+
+def test_a_run_leaves_what_it_promises(shell: Shell) -> None:
+    ended = shell("train", *SHORT, "trainer.log_every_n_steps=1")
+    assert ended.code == 0
+    run = shell.run()
+    assert record(run)["status"] == "finished"
+    assert record(run)["exit_code"] == 0
+    assert record(run)["metrics"].keys() >= {"test/loss", "test/l1", "test/relative_error", "test/synops"}
+    assert {"config.yaml", "overrides.yaml", "metrics.jsonl", "train.log"} <= {path.name for path in run.iterdir()}
+    assert {path.name for path in (run / "checkpoints").glob("*.ckpt")} >= {"init.ckpt", "last.ckpt", "best.ckpt"}
+    assert [row["step"] for row in rows(run) if "train/loss" in row] == [0, 1]
+
+
+def test_the_parts_of_a_user_train(snnexp: Shell) -> None:
+    ended = snnexp("train", *OUTSIDE, "data=blobs", "network.hidden=[8]", "logger=jsonl", "trainer=cpu", "num_steps=5")
+    assert ended.code == 0
+    assert 0 <= record(snnexp.run())["metrics"]["test/accuracy"] <= 1
+
+
+def test_spike_trains_of_a_user_train(snnexp: Shell) -> None:
+    ended = snnexp(
+        "train", *OUTSIDE, "data=seqs", "encoder=sequence", "network.hidden=[8]", "logger=jsonl", "trainer=cpu"
+    )
+    assert ended.code == 0
+    assert 0 <= record(snnexp.run())["metrics"]["test/accuracy"] <= 1
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing(snnexp: Shell) -> None:
+    ended = snnexp("train", "neuron.beta=1.5")
+    assert (ended.code, ended.key, ended.out) == (2, "neuron.beta", [])
+
+
+def test_measuring_again_gives_what_the_run_reported(snnexp: Shell) -> None:
+    assert snnexp("train", *SHORT).code == 0
+    run = snnexp.run()
+    again = json.loads("\n".join(snnexp("eval", str(run), "--json").out))
+    reported = record(run)["metrics"]
+    assert again == {name: reported[name] for name in again}
