@@ -1,14 +1,31 @@
 # Needs Python 3.11 to 3.13 and make; everything else goes into .venv
 PYTHON ?= python3
 BIN := .venv/bin
+SUITE := -n 2 --dist loadfile
+# also for what builds a package; pip before 25.3 knows the first name alone, later ones read the second there
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
-.PHONY: train test check dashboard report reproduce benchmark looking stacked chaos gallery clean
+.PHONY: train test quick test-latest bits constraints check dashboard report reproduce benchmark looking stacked chaos gallery clean
 
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
 
 test: .venv/installed-dev ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(SUITE) $(ARGS)
+
+quick: .venv/installed-dev ## the suite without its slow tests, in two minutes
+	$(BIN)/python -m pytest $(SUITE) -m "not slow" $(ARGS)
+
+test-latest: .venv-latest/installed-dev ## the whole suite with the newest releases that pyproject.toml allows
+	.venv-latest/bin/python -m pytest $(SUITE) $(ARGS)
+
+bits: .venv/installed-dev ## every recipe beside the commits that tests/old names; ten minutes, and nothing else running
+	$(BIN)/python scripts/same_bits.py $(ARGS)
+
+constraints: .venv/installed-dev ## choose the versions of constraints.txt anew; torch and torchvision stay
+	grep -E '^(torch|torchvision)==' constraints.txt > .venv/kept.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra peers --universal --python-version 3.11 --upgrade \
+		--constraints .venv/kept.txt --no-header --no-annotate --quiet --output-file constraints.txt
 
 check: .venv/installed-dev ## lint, format, types
 	$(BIN)/ruff check
@@ -41,17 +58,21 @@ chaos: .venv/installed-dev ## runs killed at random moments, then resumed; about
 	$(BIN)/python scripts/chaos.py $(ARGS)
 
 clean: ## caches, builds and .venv; outputs/ and data/ stay
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-latest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/bin/python:
+.venv/bin/python .venv-latest/bin/python:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Python 3.11 to 3.13 is needed, set PYTHON="'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(@D)/..
 
-.venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -e .
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PINNED) $(BIN)/python -m pip install --quiet -e .
 	touch $@
 
-.venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -e ".[dev,peers]"
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PINNED) $(BIN)/python -m pip install --quiet -e ".[dev,peers]"
 	touch $@ .venv/installed
+
+.venv-latest/installed-dev: pyproject.toml | .venv-latest/bin/python
+	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[dev,peers]"
+	touch $@

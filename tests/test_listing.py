@@ -201,7 +201,7 @@ class TestConditions:
         (next(zoo.glob("curve/*")) / "config.yaml").write_text("[" * 10**5)
         assert main(["runs", "neuron.beta=0.8", "--json"]) == 0
         captured = capsys.readouterr()
-        assert re.fullmatch(r"snnexp: outputs/curve/.*/config.yaml: damaged.*\n", captured.err)
+        assert re.fullmatch(r"snnexp: outputs/curve/.*/config\.yaml: .*damaged.*\n", captured.err)
         assert [run["seed"] for run in json.loads(captured.out)] == [3, 4, 5, None]
 
     def test_a_config_is_not_read_where_nobody_asks(
