@@ -291,6 +291,7 @@ def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
 
 
 class TestSignals:
+    @pytest.mark.slow
     def test_a_second_one_ends_at_once(self, tmp_path: Path) -> None:
         script = """
 import os, signal, sys

@@ -200,6 +200,7 @@ def damaged(good: bytes) -> Iterator[tuple[str, bytes, bool]]:
 
 
 class TestDamaged:
+    @pytest.mark.slow
     def test_a_hundred_of_them_are_found_and_the_one_before_takes_their_place(
         self, copied: Path, find: Callable[[], Checkpoint | None], caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -369,6 +370,7 @@ def hostile(good: bytes, marker: Path) -> dict[str, bytes]:
 
 
 class TestHostile:
+    @pytest.mark.slow
     def test_none_of_them_does_anything(self, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         last, marker = copied / "checkpoints" / "last.ckpt", tmp_path / "attacked"
         good = last.read_bytes()

@@ -72,6 +72,7 @@ class TestTexts:
         assert {line.split()[0] for line in neurons} >= {"leaky", "rleaky", "parametrized_lif"}
         assert all(len(line.split()) > 3 for line in neurons), "each has a description"
 
+    @pytest.mark.slow
     def test_doctor_tells_versions_and_where_data_are_missing(self, tmp_path: Path) -> None:
         told = snnexp("doctor", cwd=tmp_path, SNNEXP_DATA_DIR=str(tmp_path / "none")).stdout
         assert torch.__version__.split("+")[0] in told
@@ -131,6 +132,7 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path: Path, argument
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -157,6 +159,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_prints_plain_lines_into_a_pipe(self, finished: tuple[Path, str]) -> None:
         cwd, printed = finished
         assert printed.isascii()
@@ -243,6 +246,7 @@ class TestRun:
         assert {"hidden1/neuron/beta", "hidden2/synapse/weight"} <= set(tags["histograms"])
         assert events.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
 
+    @pytest.mark.slow
     def test_the_same_again_writes_the_same_metrics(self, finished: tuple[Path, str], tmp_path: Path) -> None:
         snnexp(*SHORT, "seed=3", cwd=tmp_path)
         first, second = (only_run(cwd) / "metrics.jsonl" for cwd in (finished[0], tmp_path))
@@ -270,6 +274,7 @@ def in_a_terminal(cwd: Path, *arguments: str, **env: str) -> list[str]:
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()))
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_config_the_bar_the_curve_and_the_table(tmp_path: Path) -> None:
     # long enough for the bar to be drawn with values
     lines = in_a_terminal(tmp_path, *RUN, "trainer.max_epochs=60", "trainer.log_every_n_steps=1")
@@ -283,6 +288,7 @@ def test_a_terminal_shows_the_config_the_bar_the_curve_and_the_table(tmp_path: P
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_a_terminal_and_a_pipe_that_take_ascii_alone(tmp_path: Path) -> None:
     arguments = [*SHORT, f"logger.root={tmp_path / 'größe 😀'}"]
     assert all(map(str.isascii, in_a_terminal(tmp_path, *arguments, PYTHONIOENCODING="ascii")))
@@ -292,6 +298,7 @@ def test_a_terminal_and_a_pipe_that_take_ascii_alone(tmp_path: Path) -> None:
 
 
 class TestSweep:
+    @pytest.mark.slow
     def test_seeds(self, tmp_path: Path) -> None:
         printed = snnexp(*SHORT, "-m", "seed=0,1", cwd=tmp_path).stdout
         sweep = only_run(tmp_path, "outputs/sweeps/regression_sqrt/*/summary.csv")
@@ -306,6 +313,7 @@ class TestSweep:
         assert header == ["seed", "status", "test/l1", "test/loss", "test/relative_error", "test/seed_mean_loss"]
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_last_finite_checkpoint(tmp_path: Path) -> None:
     done = snnexp(*SHORT, "optimizer.lr=1e30", cwd=tmp_path, code=3)
     assert len(done.stderr.splitlines()) == 1
@@ -317,6 +325,7 @@ def test_divergence_keeps_the_last_finite_checkpoint(tmp_path: Path) -> None:
         assert all(torch.isfinite(weight).all() for weight in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_stop(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
@@ -344,6 +353,7 @@ def test_signals_save_and_stop(tmp_path: Path, number: signal.Signals, code: int
     assert saved["global_step"] >= max(row["step"] for row in rows)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     data = ["data.num_samples=4", "data.batch_size=4"]
     for cwd, trainer in (("one", "trainer=cpu"), ("two", "trainer=ddp")):
@@ -366,6 +376,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert "sync_dist" not in (run / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_disk_that_says_no(tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("a file where the folder should be")
     done = snnexp(*SHORT, cwd=tmp_path, code=74)
@@ -419,6 +430,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_no_run_uses_the_network(tmp_path: Path) -> None:
     command = [sys.executable, "-c", NO_NETWORK]
     subprocess.run([*command, *SHORT], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
@@ -440,6 +452,7 @@ def test_a_foreign_run_downloads_nothing(tmp_path: Path, tiny_mnist: Path, monke
         assert main([verb, str(config.parent)]) == 4
 
 
+@pytest.mark.slow
 def test_paths_with_spaces_and_accents_and_long_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "meine Läufe 😀 a=b"
     hidden = ",".join(["3"] * 60)

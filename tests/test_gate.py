@@ -77,6 +77,7 @@ def test_hostile_files_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["callback", "job_logging", "own function"])
 def test_hostile_files_do_nothing_on_the_command_line(tmp_path: Path, kind: str) -> None:
     conf = folder(tmp_path, HOSTILE[kind])

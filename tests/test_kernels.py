@@ -421,6 +421,7 @@ class TestUse:
             kernels.use(Leaky(3), "triton", CPU)
 
 
+@pytest.mark.slow
 def test_triton_kernels_compile_for_a_gpu_without_contraction() -> None:
     """Compiled for compute capability 9.0 as on such a GPU; outside of products nothing is contracted."""
     pytest.importorskip("triton")

@@ -52,6 +52,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @in_chromium
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_page_can_be_seen_without_a_network(trained: Any, page: Page, recipe: str) -> None:
@@ -74,6 +75,7 @@ def test_a_page_can_be_seen_without_a_network(trained: Any, page: Page, recipe: 
     assert page.complaints() == []
 
 
+@pytest.mark.slow
 @in_chromium
 def test_a_page_is_dark_where_the_reader_is(trained: Any, page: Page) -> None:
     written = report([trained("regression_linear")])
@@ -88,6 +90,7 @@ def test_a_page_is_dark_where_the_reader_is(trained: Any, page: Page) -> None:
     assert dark_ground < 150 < 600 < light_text
 
 
+@pytest.mark.slow
 @in_chromium
 def test_a_page_prints(trained: Any, page: Page) -> None:
     page.look(report([trained("regression_linear")]), 1280, dark=True)
@@ -95,6 +98,7 @@ def test_a_page_prints(trained: Any, page: Page) -> None:
     assert len(printed["data"]) > 20_000
 
 
+@pytest.mark.slow
 @in_chromium
 def test_two_pictures_do_not_share_names(trained: Any, page: Page) -> None:
     page.look(report([trained("regression_linear")]), 1280)

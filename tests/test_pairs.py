@@ -59,6 +59,7 @@ class TestFacts:
             part = pairs.SHIPPED["data"][f"snnexp.data.{name}"]
             assert [getattr(part, fact) for fact in facts] == [getattr(module, fact) for fact in facts]
 
+    @pytest.mark.slow
     def test_hold_every_target_that_a_config_names(self) -> None:
         for group in ("data", "encoder", "network", "neuron", "readout", "surrogate", "loss", "optimizer", "trainer"):
             for choice in choices(group):

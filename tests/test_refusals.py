@@ -72,6 +72,7 @@ def refusal(recipe: str, override: str) -> str:
     return "accepted"
 
 
+@pytest.mark.slow
 def test_bad_values_of_every_key_are_refused_in_one_line_that_names_it() -> None:
     # a readout is chosen, not given a value
     cases = [case for case in bad() if case[2] != "readout"]

@@ -94,6 +94,7 @@ NEURONS = {
 
 
 class TestExact:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", NEURONS)
     def test_stopped_in_any_step(self, kind: str, killed_at: Callable[..., Path]) -> None:
         cfg = compose([*TINY, *NEURONS[kind]])
@@ -368,6 +369,7 @@ class TestRuns:
 
 
 class TestDisk:
+    @pytest.mark.slow
     def test_a_disk_that_fills_up_at_any_write_loses_nothing(
         self,
         killed_at: Callable[..., Path],

@@ -50,6 +50,7 @@ class TestIdentity:
         assert len({run.path for run in made}) == 50
         assert [run.read()["index"] for run in made] == list(range(50))
 
+    @pytest.mark.slow
     def test_fifty_processes_share_no_directory(self, tmp_path: Path) -> None:
         script = (
             "import sys; from pathlib import Path; from snnexp import runs\n"

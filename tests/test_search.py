@@ -239,6 +239,7 @@ def least(folder: Path, seed: int, sampler: str) -> float:
 
 
 class TestSampling:
+    @pytest.mark.slow
     def test_tpe_comes_closer_than_random(self, tmp_path: Path) -> None:
         tpe, random = ([least(tmp_path, seed, sampler) for seed in range(2)] for sampler in ("tpe", "random"))
         assert math.prod(tpe) < math.prod(random) / 10
@@ -463,6 +464,7 @@ class TestTogether:
         assert len(begun) == len(set(begun)) == 25
         exactly(trials(url, "shared"), 25)
 
+    @pytest.mark.slow
     def test_a_killed_process_on_postgresql(self, folder: Path, database: str) -> None:
         with Drivers(folder, database, n_trials=12, heartbeat_s=0.2, grace_s=1.0) as drivers:
             drivers.start.touch()
@@ -629,6 +631,7 @@ class TestBest:
     def test_each_recipe_composes_to_itself(self, tmp_path: Path, experiment: str) -> None:
         self.compose_again(tmp_path, [f"experiment={experiment}", "seed=7", "optimizer.lr=1.0e-05"])
 
+    @pytest.mark.slow
     @settings(
         max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )

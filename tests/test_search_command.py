@@ -93,6 +93,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 class TestShared:
+    @pytest.mark.slow
     def test_no_place_is_lost_and_none_is_done_twice(self, shared: Shared) -> None:
         found = trials(shared.url, "s")
         done = [trial for trial in found if trial.state in ENDS.values()]
@@ -115,6 +116,7 @@ class TestShared:
             if point["status"] == "finished":
                 assert found[number].value == record(home(cwd) / point["run"])["metrics"]["test/l1"]
 
+    @pytest.mark.slow
     def test_the_killed_sweep_says_what_became_of_its_point(self, shared: Shared) -> None:
         refused = shared.resumed(code=2).stderr
         assert refused.startswith("snnexp: hydra.sweeper.storage: ")
@@ -140,6 +142,7 @@ class TestShared:
             assert not [text for text in said if secret.encode() in text]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_to_a_best_point_that_can_be_run_again(tmp_path: Path) -> None:
     wanted = ["hydra.sweeper.n_trials=8", "hydra.sweeper.sampler=random", "hydra.sweeper.startup_trials=2"]
     driver = started(tmp_path, *SEARCH, "trainer.max_epochs=30", "logger.save_every_s=0", *wanted)

@@ -139,6 +139,7 @@ class TestAFinishedRun:
         total = sum(float(rows[name]["energy (nJ)"]) for name in ("hidden1", "hidden2", "readout"))
         assert float(rows["all layers"]["energy (nJ)"]) == pytest.approx(total)
 
+    @pytest.mark.slow
     def test_writes_each_figure_as_png_svg_and_csv(self, folder: Path) -> None:
         page = report([folder])
         names = {path.stem for path in (folder / "figures").glob("*.svg")}
@@ -149,6 +150,7 @@ class TestAFinishedRun:
             assert table(folder, name)
         assert page.read_text().count("<svg") == len(names)
 
+    @pytest.mark.slow
     def test_the_same_run_gives_the_same_page(self, folder: Path) -> None:
         first = report([folder]).read_bytes()
         assert report([folder]).read_bytes() == first
@@ -172,6 +174,7 @@ class TestOtherRuns:
         assert "There are no test results: the run is diverged." in read
         assert (folder / "figures" / "loss.png").exists()
 
+    @pytest.mark.slow
     def test_a_run_that_was_killed_says_so(self, folder: Path) -> None:
         change(folder, status="running", metrics={}, wall_s={})
         (folder / "probe" / "last.npz").unlink()
@@ -276,6 +279,7 @@ class TestOtherRuns:
         change(folder, resumed_at_step=[7])
         assert "since the run was resumed" in text(report([folder]))
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
     @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(value=JSON, place=st.integers(0, 10**6))
@@ -295,6 +299,7 @@ class TestOtherRuns:
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             assert "<h2>" in report([folder]).read_text()
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:Attempting to set identical")
     @pytest.mark.usefixtures("undrawn")
     def test_arrays_that_are_gone_or_texts_still_give_a_page(self, folder: Path) -> None:

@@ -283,6 +283,7 @@ class TestInterruption:
             found = checkpoint(end.run)
             assert (found["epoch"], found["batch"], found["global_step"]) == (1, 1, 6)
 
+    @pytest.mark.slow
     def test_a_stack_goes_on_to_the_same_bits(self, stopped: Ends, tmp_path: Path) -> None:
         whole = train(self.members(), tmp_path / "whole")
         again = train(self.members(stopped), tmp_path / "stack")
