@@ -33,11 +33,6 @@ def test_spike_trains_of_a_user_train(snnexp: Shell) -> None:
     assert 0 <= record(snnexp.run())["metrics"]["test/accuracy"] <= 1
 
 
-def test_a_mistake_is_one_line_and_leaves_nothing(snnexp: Shell) -> None:
-    ended = snnexp("train", "neuron.beta=1.5")
-    assert (ended.code, ended.key, ended.out) == (2, "neuron.beta", [])
-
-
 def test_measuring_again_gives_what_the_run_reported(snnexp: Shell) -> None:
     assert snnexp("train", *SHORT).code == 0
     run = snnexp.run()
