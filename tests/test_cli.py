@@ -112,8 +112,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return cwd, snnexp(*SHORT, "seed=3", cwd=cwd).stdout
 
 
+@pytest.mark.slow
 class TestRun:
-    @pytest.mark.slow
     def test_prints_plain_lines_into_a_pipe(self, finished: tuple[Path, str]) -> None:
         cwd, printed = finished
         assert printed.isascii()
@@ -200,7 +200,6 @@ class TestRun:
         assert {"hidden1/neuron/beta", "hidden2/synapse/weight"} <= set(tags["histograms"])
         assert events.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
 
-    @pytest.mark.slow
     def test_the_same_again_writes_the_same_metrics(self, finished: tuple[Path, str], tmp_path: Path) -> None:
         snnexp(*SHORT, "seed=3", cwd=tmp_path)
         first, second = (only_run(cwd) / "metrics.jsonl" for cwd in (finished[0], tmp_path))
@@ -251,8 +250,8 @@ def test_a_terminal_and_a_pipe_that_take_ascii_alone(tmp_path: Path) -> None:
     assert r"gr\xf6\xdfe" in printed
 
 
+@pytest.mark.slow
 class TestSweep:
-    @pytest.mark.slow
     def test_seeds(self, tmp_path: Path) -> None:
         printed = snnexp(*SHORT, "-m", "seed=0,1", cwd=tmp_path).stdout
         sweep = only_run(tmp_path, "outputs/sweeps/regression_sqrt/*/summary.csv")

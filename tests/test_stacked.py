@@ -96,6 +96,7 @@ def close(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], rtol
         assert row == pytest.approx(other, rel=rtol, abs=1e-12, nan_ok=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("case", "kernel"), [*((case, "fused") for case in CASES), ("rleaky", "reference")])
 def test_a_member_is_the_run_that_its_point_would_be_alone(case: str, kernel: str, tmp_path: Path) -> None:
@@ -142,6 +143,7 @@ NUMBERS = {
 """What may differ within a stack; those without a seed of their own see the same batches."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("case", NUMBERS)
 def test_members_may_differ_in(case: str, tmp_path: Path) -> None:
@@ -190,6 +192,7 @@ def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -
                     torch.testing.assert_close(gradient[position].view_as(parameter), parameter.grad)
 
 
+@pytest.mark.slow
 class TestEnds:
     def test_a_member_that_diverges_leaves_the_others_as_they_are(self, tmp_path: Path) -> None:
         """The first of the stack, whose place is the same both times."""
