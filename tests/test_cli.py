@@ -340,6 +340,7 @@ def test_a_disk_that_says_no(tmp_path: Path) -> None:
 class TestDamagedData:
     """Six damages of each of the four files of MNIST, met by the command."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "name", [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     )

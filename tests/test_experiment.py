@@ -57,6 +57,7 @@ def test_every_neuron_trains_with_every_loss(tiny_mnist: Path, neuron: str, loss
     assert {f"network.layers.hidden1.neuron.{name}" for name in learned.get(neuron, ())} <= moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["bernoulli", "latency", "constant_current_lif"])
 def test_every_encoder_of_images_trains(tiny_mnist: Path, encoder: str) -> None:
     record = run(compose(["experiment=mnist_rleaky_count", f"encoder={encoder}", "debug=batch", "data.batch_size=4"]))

@@ -134,6 +134,7 @@ class TestSnapshot:
         assert all(torch.equal(before[name], value) for name, value in parts.task.state_dict().items())
 
 
+@pytest.mark.slow
 class TestRuns:
     @pytest.mark.parametrize(
         "overrides",

@@ -249,6 +249,7 @@ class TestEnds:
             assert rows(end.run) == rows(alone(members[index], tmp_path / "alone"))
 
 
+@pytest.mark.slow
 class TestInterruption:
     """A signal in the middle of an epoch, of five batches each."""
 
@@ -286,7 +287,6 @@ class TestInterruption:
             found = checkpoint(end.run)
             assert (found["epoch"], found["batch"], found["global_step"]) == (1, 1, 6)
 
-    @pytest.mark.slow
     def test_a_stack_goes_on_to_the_same_bits(self, stopped: Ends, tmp_path: Path) -> None:
         whole = train(self.members(), tmp_path / "whole")
         again = train(self.members(stopped), tmp_path / "stack")
@@ -312,6 +312,7 @@ class TestInterruption:
         assert [len(rows(end.run)) for end in ends.values()] == [19, 19, 19]
 
 
+@pytest.mark.slow
 class TestRunDirectories:
     @pytest.fixture
     def end(self, tmp_path: Path) -> Outcome:
