@@ -300,6 +300,25 @@ class TestInterruption:
         assert {end.status for end in done.values()} == {"finished"}
         assert rows(done[0].run) == rows(whole[0].run), "nothing was left to do"
 
+    def test_a_stack_that_was_stopped_before_its_first_step_goes_on_to_the_same_bits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        epoch = Stack._epoch
+
+        def told(self: Stack, *arguments: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            epoch(self, *arguments)
+
+        ends: Ends = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(Stack, "_epoch", told)
+            with pytest.raises(InterruptedRunError):
+                stacked.train(self.members(), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
+        assert checkpoint(ends[0].run)["global_step"] == 0
+        whole = train(self.members(), tmp_path / "whole")
+        again = train(self.members(ends), tmp_path / "stack")
+        assert [rows(end.run) for end in again.values()] == [rows(end.run) for end in whole.values()]
+
     def test_a_member_goes_on_alone(self, stopped: Ends, tmp_path: Path) -> None:
         path = stopped[1].run
         assert path is not None

@@ -146,6 +146,8 @@ class QuietLayers(Callback):
         layers: those whose spikes somebody reads.
     """
 
+    state_key = "quiet_layers"
+
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = layers
         self.told: set[str] = set()
@@ -187,6 +189,8 @@ class QuietLayers(Callback):
 
 class ProjectParameters(Callback):
     """After each step, learned neuron parameters go back to where their equation holds; the run says so once."""
+
+    state_key = "projection"
 
     def __init__(self) -> None:
         self.left: dict[str, Tensor] = {}
@@ -251,6 +255,8 @@ class MeanLoss(Callback):
 class EpochLoss(MeanLoss):
     """``train/epoch_loss``: the mean loss of an epoch's samples."""
 
+    state_key = "epoch_loss"
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -266,6 +272,8 @@ class SeedMeanLoss(MeanLoss):
 
     The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
     """
+
+    state_key = "seed_mean_loss"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -440,6 +440,7 @@ class Stack:
         feed, testing = self.feeds[split], split == "test"
         loaders: list[Any] = [lane.parts.data.loader(split) for lane in self.lanes]
         name = "test" if testing else "validation"
+        limit = self.lanes[0].cfg.trainer.limit_test_batches if testing else self.limit
         totals: dict[str, Tensor] = {}
         count = 0
         measured = {}
@@ -449,7 +450,7 @@ class Stack:
             if testing:
                 self._each("on_test_start")
             orders = zip(*(loader.sampler for loader in loaders), strict=True)
-            for index, indices in enumerate(itertools.islice(orders, self.limit)):
+            for index, indices in enumerate(itertools.islice(orders, limit)):
                 values, target, target_at = feed.batch(indices)
                 inputs = self._encode(values, f"on_{name}_batch_start", index)
                 traces = self.network(inputs, reduced=self.task.reduced)
