@@ -90,7 +90,7 @@ def make_trainer(
                 # Lightning would requeue jobs of SLURM by itself, and take up checkpoints that lie in this folder
                 plugins=[saving.RunCheckpointIO(), *slurm],
                 default_root_dir=os.devnull,
-                callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
+                callbacks=[callbacks.LogMeans(), callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

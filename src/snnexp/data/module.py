@@ -195,6 +195,8 @@ class OrderedBatches(Sampler[list[int]]):
     def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         if min(batch_size, length) < world:
             rank, world = 0, 1
+        self.world = world
+        """How many processes share the batches; 1 where each of them goes over all."""
         shares = (range(start, length)[:batch_size][rank::world] for start in range(0, length, batch_size))
         self.batches = [list(share) for share in shares if share]
 
