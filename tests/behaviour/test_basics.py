@@ -39,3 +39,10 @@ def test_measuring_again_gives_what_the_run_reported(snnexp: Shell) -> None:
     again = json.loads("\n".join(snnexp("eval", str(run), "--json").out))
     reported = record(run)["metrics"]
     assert again == {name: reported[name] for name in again}
+
+
+def test_ties_are_told(snnexp: Shell) -> None:
+    """A readout that never fires has decided nothing."""
+    words = ("data=blobs", "network.hidden=[8]", "loss=mse_count", "num_steps=5", "logger=jsonl", "trainer=cpu")
+    assert snnexp("train", *OUTSIDE, *words, "readout=leaky", "readout.threshold=1000").code == 0
+    assert record(snnexp.run())["metrics"]["test/undecided"] == 1
