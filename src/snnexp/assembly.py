@@ -14,6 +14,7 @@ from torch import Tensor
 from snnexp import callbacks, console, domains, kernels, metrics, pairs, saving
 from snnexp.config import factory, instantiate
 from snnexp.data import DataModule
+from snnexp.data.check import Found, check
 from snnexp.encoders import ConstantCurrentLIF, Encoder
 from snnexp.errors import ConfigError, located
 from snnexp.events import Events
@@ -121,16 +122,26 @@ def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
     trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
     # one stream of random numbers for data and weights, in this order
     torch.manual_seed(cfg.seed)
+    spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
     shapes = {"inputs": data.inputs, "outputs": data.outputs}
     network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
     with located("data"):
         data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss)
+    found = check(data, cfg.num_steps)
+    network.constant = encoder.constant
+    _require_encoded(encoder, data, found, cfg.num_steps)
+    if spikes is not None:
+        data.spikes = spikes
+    if data.spikes and not (data.sequences or encoder.spikes):
+        raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
+    # values that are 0 or 1 alone are spikes where they change over time
+    spikes_come_in = encoder.spikes or (found.binary if data.spikes is None else data.spikes)
     device = trainer.strategy.root_device
     kernel = kernels.use(network, cfg.kernel, device)
     encode = _encode(encoder, network, kernel, device)
-    task = Task(network, encode, encoder.spikes, loss, _measures(decoder), optimizer)
+    task = Task(network, encode, spikes_come_in, loss, _measures(decoder), optimizer)
     return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
 
 
@@ -150,12 +161,20 @@ def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> 
     pairs.require_target(loss, data)
     pairs.require_encoder(encoder, data)
     pairs.require_spikes(loss, readout)
-    # an encoder refuses values that it cannot encode; drawing here must not move the run's stream
-    with torch.random.fork_rng(devices=[]):
-        encoder(data.train[list(range(min(256, len(data.train))))][0])
     if data.target == "trace":
         return None
     return loss.decoder if readout.spikes else "max_voltage"
+
+
+def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:
+    """Refuse values that cannot be encoded, and an encoder that gives another number of steps."""
+    encoder.require_range(found.low, found.high)
+    if not (data.sequences or encoder.constant):
+        # drawing here must not move the run's stream
+        with torch.random.fork_rng(devices=[]):
+            steps = len(encoder(data.train[[0]][0]))
+        if steps != num_steps:
+            raise ConfigError(f"encoder: gives {steps} steps, and num_steps is {num_steps}")
 
 
 def _measures(decoder: str | None) -> dict[str, Measure]:

@@ -461,7 +461,8 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     signature = inspect.signature(target)
     known = signature.parameters
     own = {key: value for key, value in node.items() if key != "_target_"}
-    pairs.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        pairs.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
     values = {
         key: instantiate(value, f"{path}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in own.items()

@@ -210,6 +210,7 @@ DOMAINS: dict[str, Domain] = {
     "drop_last": FLAG,
     "val_size": INDEX,
     "num_samples": COUNT,
+    "spikes": Either(FLAG, NULL),
     "sample_seed": Either(SEED, NULL),
     "num_workers": Number(low=0, high=1024, whole=True),
     "mode": OneOf("linear", "sqrt"),

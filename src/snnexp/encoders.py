@@ -22,6 +22,8 @@ class Encoder:
     """Whether what comes out is spikes, which cost synaptic operations, or currents, which do not."""
     takes_sequences: ClassVar[bool] = False
     """Whether it takes ``[T, B, *N]`` instead of ``[B, *N]``."""
+    constant: ClassVar[bool] = False
+    """Whether what comes out is one step that stands for all."""
     draws: ClassVar[bool] = False
     """Whether it draws random numbers."""
 
@@ -30,6 +32,9 @@ class Encoder:
 
     def __call__(self, values: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def require_range(self, low: float, high: float) -> None:
+        """Raise :class:`ConfigError` unless values from ``low`` to ``high`` can be encoded."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Sequence(Encoder):
 @dataclass(frozen=True)
 class Constant(Encoder):
     """The same current at every step: ``[B, *N]`` becomes ``[1, B, *N]``, so that a synapse runs once, not T times."""
+
+    constant = True
 
     def __call__(self, values: Tensor) -> Tensor:
         return values.detach().unsqueeze(0)
@@ -82,6 +89,13 @@ class ConstantCurrentLIF(Encoder):
         spikes = values.new_zeros((self.num_steps, *values.shape))
         spikes.view(self.num_steps, -1)[:, able] = self._fire(values.flatten()[able])
         return spikes
+
+    def require_range(self, low: float, high: float) -> None:
+        if not self._fire(torch.tensor([low, high])).any():
+            raise ConfigError(
+                f"encoder: no value of these data, from {low:g} to {high:g}, brings a spike within {self.num_steps} "
+                "steps; use a lower encoder.v_th, more num_steps, or data=mnist_standardized"
+            )
 
     @torch.no_grad()
     def events(self, values: Tensor) -> Events:
@@ -129,6 +143,9 @@ class Bernoulli(Encoder):
         require_unit_interval(values)
         return torch.bernoulli(values.expand(self.num_steps, *values.shape))
 
+    def require_range(self, low: float, high: float) -> None:
+        require_unit_interval(torch.tensor([low, high]))
+
 
 @dataclass(frozen=True)
 class Latency(Encoder):
@@ -144,6 +161,9 @@ class Latency(Encoder):
         when = torch.where(values > 0, when, -1.0)
         steps = torch.arange(self.num_steps, device=values.device).view(-1, *[1] * values.ndim)
         return (when == steps).to(values.dtype)
+
+    def require_range(self, low: float, high: float) -> None:
+        require_unit_interval(torch.tensor([low, high]))
 
 
 def require_unit_interval(values: Tensor) -> None:

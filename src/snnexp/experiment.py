@@ -371,6 +371,8 @@ def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path, foun
         terminal.print(title)
     beginning = "" if found is None else f"  going on from {found.path.name}, step {found.step}"
     terminal.print(f"run {console.show_path(path)}{beginning}")
+    if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
+        terminal.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
 
 
 def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
@@ -384,6 +386,7 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "device": f"{parts.trainer.world_size} x {name}",
         "threads": torch.get_num_threads(),
         "kernel": parts.kernel,
+        "input_spikes": parts.task.spikes_come_in,
         "inputs": "dense" if parts.task.encode is parts.encoder else "events",
         "decoder": parts.decoder,
         "samples": parts.data.counts(cfg.trainer.limit_batches, cfg.trainer.limit_test_batches),

@@ -61,6 +61,8 @@ class Network(nn.Module):
         super().__init__()
         domains.check({"num_steps": num_steps})
         self.num_steps = num_steps
+        self.constant = True
+        """Whether an input of one step stands for all ``num_steps``; a network that is fed sequences runs one step."""
         # what the constructors draw is drawn again, in an order of our own
         with torch.random.fork_rng(devices=[]):
             self.layers = nn.ModuleDict(make_layers())
@@ -88,8 +90,9 @@ class Network(nn.Module):
         """Run the network.
 
         Args:
-            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps; a
-                network that begins with a dense synapse also takes :class:`~snnexp.events.Events`.
+            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps where
+                the network is ``constant``; one that begins with a dense synapse takes
+                :class:`~snnexp.events.Events` too.
             states: one state per layer, from earlier traces; zeros without.
             num_steps: T where it is not the network's own.
             reduced: names of layers of which only a :class:`~snnexp.neurons.Reduced` is wanted.
@@ -123,7 +126,7 @@ class Network(nn.Module):
             arriving = trace.spikes
 
     def _steps(self, inputs: Tensor | Events) -> int:
-        return self.num_steps if inputs.shape[0] == 1 else inputs.shape[0]
+        return self.num_steps if self.constant and inputs.shape[0] == 1 else inputs.shape[0]
 
     def neurons(self) -> dict[str, Neuron]:
         """The neuron of each layer, by the layer's name."""

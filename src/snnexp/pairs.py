@@ -183,7 +183,8 @@ def check(plain: Mapping[str, Any]) -> None:
 
 
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}
+    # what the inputs are is for the assembly, whatever the data
+    return {key: value for key, value in node.items() if key not in ("_target_", "spikes")}
 
 
 def _check_node(node: Mapping[str, Any], path: str) -> None:

@@ -50,6 +50,11 @@ class MNIST:
         self.labels = _read(folder / f"{prefix}-labels-idx1-ubyte")[8:].long()
         self.mean, self.std = mean, std
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest value of a pixel, which the checksum vouches for."""
+        return (0 - self.mean) / self.std, (1 - self.mean) / self.std
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -41,6 +41,7 @@ class DataModule(LightningDataModule):
         drop_last: leave out an epoch's last batch where it is not full.
         num_workers: processes that prepare batches; 0 is fastest for data in memory.
         seed: fixes the order of each epoch.
+        spikes: whether inputs are spikes, which cost synaptic operations; None to look whether all are 0 or 1.
 
     Raises:
         ConfigError: an argument lies outside its domain, or no full batch can be made.
@@ -59,6 +60,7 @@ class DataModule(LightningDataModule):
         drop_last: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        spikes: bool | None = None,
     ) -> None:
         super().__init__()
         domains.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
@@ -67,6 +69,7 @@ class DataModule(LightningDataModule):
         self.train, self.val, self.test = train, val, test
         self.inputs, self.outputs, self.target, self.sequences = inputs, outputs, target, sequences
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
+        self.spikes = spikes
         self.begin = (0, 0)
         """Where training begins: epochs that are done, and batches of the next one that are."""
 
