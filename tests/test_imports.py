@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": LEAVES | {"console"},
     "checkpoints": LEAVES | {"runs"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
-    "saving": LEAVES | {"callbacks", "checkpoints", "runs"},
+    "saving": LEAVES | {"callbacks", "checkpoints", "data", "runs"},
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
     "config": LEAVES | {"gate", "pairs", "runs"},

@@ -24,11 +24,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, probe, progress, runs, saving
+from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
-from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, SnnexpError
+from snnexp.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, SnnexpError
 from snnexp.runs import Run
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "resume", "run"]
@@ -182,11 +182,13 @@ def evaluate(
 
 @contextmanager
 def memory_told() -> Iterator[None]:
-    """A network that does not fit into memory is a mistake in the config."""
+    """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no class of its own for a CPU that has no more
+        if "DataLoader worker" in str(error):
+            raise DataError(f"data.num_workers: {domains.line(str(error))}") from error
         words = ("can't allocate memory", "Storage size calculation overflowed")
         full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
         if not full:
@@ -258,7 +260,7 @@ def _watch(
     """Give the trainer all that watches a run; returns what saves it."""
     watching = watching_over(cfg, parts, run_dir)
     (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
-    signals.checkpoints = saver
+    signals.checkpoints, signals.data = saver, parts.data
     shown: list[Callback] = []
     if parts.trainer.is_global_zero:
         signals.run = run_dir
@@ -302,6 +304,9 @@ def _carry_out(
         # a signal to the whole group may find a data worker that does not ignore it yet
         if "DataLoader worker" in str(error):
             signals.stop_if_told()
+        # where workers could not be started, Lightning stumbles over it, and then tells only that
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
         raise
     signals.stop_if_told()
     if parts.trainer.is_global_zero:
