@@ -4,8 +4,11 @@ import io
 import os
 import select
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ from snnexp import checkpoints, runs
 from snnexp.callbacks import at_logged_step, require_finite_parameters
 from snnexp.checkpoints import Checkpoint
 from snnexp.data.module import DataModule, end_data_workers
-from snnexp.errors import InterruptedRunError, ending_signals
+from snnexp.errors import InterruptedRunError, LostProcessError, SnnexpError, ending_signals
 from snnexp.runs import Run
+
+GRACE_S = 30.0
+"""What the other processes of a run that has finished may take to end."""
 
 
 class RunCheckpointIO(CheckpointIO):
@@ -173,6 +179,9 @@ class Signals(Callback):
         self.run: Run | None = None
         self.checkpoints: Checkpoints | None = None
         self.data: DataModule | None = None
+        self.launcher: Any = None
+        self.parent: int | None = None
+        """The first process of the run, where this is another one."""
         self.training = self.obeyed = False
         self.received: int | None = None
         self.received_at = 0.0
@@ -204,20 +213,56 @@ class Signals(Callback):
             signal.signal(number, handler)
         os.close(self.sink)
         os.close(self.source)
+        for process in self._others:
+            with suppress(subprocess.TimeoutExpired):
+                # without this one they can only fail
+                process.wait(0 if error[0] is not None else GRACE_S)
+            process.kill()
+            process.wait()
+
+    @property
+    def _others(self) -> Sequence["subprocess.Popen[bytes]"]:
+        """The processes that this one has started for ddp."""
+        return getattr(self.launcher, "others", ())
+
+    def require_others(self, patience_s: float = 2.0) -> None:
+        """Raise :class:`LostProcessError` if one of the processes of ddp has ended, or does so soon."""
+        end = time.monotonic() + patience_s
+        while self._others:
+            for rank, process in enumerate(self._others, start=1):
+                if (code := process.poll()) is not None:
+                    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                    raise LostProcessError(
+                        f"process {rank} of 0 to {len(self._others)} ended {how}, and the run with it"
+                    )
+            if time.monotonic() >= end:
+                return
+            time.sleep(0.05)
 
     def _watch(self) -> None:
         # it holds no lock while it waits, for data workers are forked meanwhile
         poll = select.poll()
         poll.register(self.source, select.POLLIN)
-        last, last_at, arrived, told = 0, 0.0, 0, False
+        last, last_at, arrived, told, lost = 0, 0.0, 0, False, 0
         while True:
-            if poll.poll(1e3 * self.patience_s if arrived and not self.obeyed else None):
+            several = self.launcher is not None or self.checkpoints is None
+            if poll.poll(1e3 * self.patience_s if several or (arrived and not self.obeyed) else None):
                 number, now = os.read(self.source, 1)[0], time.monotonic()
                 if number == 0:
                     return
                 if number in self.previous and not (number == last and now - last_at < self.same_s):
                     last, last_at, arrived = number, now, arrived + 1
-            elif arrived > 1:
+                continue
+            if self.parent is not None and os.getppid() != self.parent:
+                os._exit(1)
+            if any(process.poll() for process in self._others):
+                # the main thread fails by itself as soon as it asks the others
+                lost += 1
+                if lost > 2:
+                    self._give_up()
+            if not arrived or self.obeyed:
+                continue
+            if arrived > 1:
                 self._end(last)
             elif self._waiting:
                 signal.pthread_kill(self.main, self.reminder)
@@ -240,16 +285,27 @@ class Signals(Callback):
         if self.received is not None:
             self._end(number)
         self.received, self.received_at = number, time.monotonic()
-        if self._waiting:
+        # of several processes, all save together, if they can
+        if not self.training or (self.launcher is None and self._waiting):
             self.stop_if_told()
 
     def _remind(self, number: int, frame: object) -> None:
         if self._waiting:
             self.stop_if_told()
 
-    def _end(self, number: int) -> None:
-        error = InterruptedRunError(number)
+    def _give_up(self) -> None:
         try:
+            self.require_others()
+        except LostProcessError as error:
+            self._end_with(error)
+
+    def _end(self, number: int) -> None:
+        self._end_with(InterruptedRunError(number))
+
+    def _end_with(self, error: SnnexpError) -> None:
+        try:
+            for process in self._others:
+                process.kill()
             if self.run is not None:
                 self.run.update(status=error.status, exit_code=error.exit_code, reason=str(error))
             os.write(2, f"snnexp: {error}\n".encode())

@@ -62,11 +62,11 @@ def test_while_a_batch_is_waited_for(shell: Shell, snnexp: Shell, number: signal
 @pytest.mark.slow
 @pytest.mark.parametrize("val", [0, 32])
 def test_while_a_step_or_a_validation_takes_long(shell: Shell, val: int) -> None:
-    # the last step of the first epoch is followed by its validation
-    step = 3 if val else 0
-    words = (f"data.val={val}", "encoder=long_step")
-    ended = stopped(shell, signal.SIGTERM, lambda run: step in losses(run), *words, STEP_S="3")
-    assert (ended.code, len(ended.err)) == (143, 2), "it was acknowledged before it was obeyed"
+    # an epoch is one step, which its validation follows
+    words = ("data.train=16", f"data.val={val}", "encoder=long_step")
+    ended = stopped(shell, signal.SIGTERM, lambda run: losses(run) == [0], *words, STEP_S="2")
+    assert ended.code == 143
+    assert sum("SIGTERM" in line for line in ended.err) == 2, "it was acknowledged before it was obeyed"
     run = shell.run()
     assert record(run)["status"] == "interrupted"
     assert last(run)["global_step"] == max(row["step"] for row in rows(run)) + 1
@@ -75,7 +75,7 @@ def test_while_a_step_or_a_validation_takes_long(shell: Shell, val: int) -> None
 
 @pytest.mark.slow
 def test_a_second_one_ends_a_long_step(shell: Shell) -> None:
-    with shell.started(*RUN, "encoder=long_step", STEP_S="4") as process:
+    with shell.started(*RUN, "encoder=long_step", STEP_S="3") as process:
         wait_until(lambda: any(losses(run) for run in shell.runs()))
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
