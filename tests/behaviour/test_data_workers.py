@@ -64,7 +64,7 @@ def test_a_worker_that_dies_ends_the_run(snnexp: Shell) -> None:
 
 @pytest.mark.slow
 def test_a_slow_worker_is_no_dead_one(snnexp: Shell) -> None:
-    assert snnexp(*TROUBLE, "data.kind=slow", "data.train=16", SLOW_S="7").code == 0
+    assert snnexp(*TROUBLE, "data.kind=slow", "data.train=32", "data.after=1", SLOW_S="7").code == 0
     assert record(snnexp.run())["status"] == "finished"
 
 

@@ -42,9 +42,8 @@ def stands_still(run: Path) -> bool:
     return losses(run) == before != []
 
 
-@pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_while_a_batch_is_waited_for(shell: Shell, snnexp: Shell, number: signal.Signals, workers: int) -> None:
     words = (f"data.num_workers={workers}",)
     assert stopped(shell, number, stands_still, *words, SLOW_S="10000").code == 128 + number
