@@ -63,7 +63,7 @@ clean: ## caches, builds and .venv; outputs/ and data/ stay
 
 .venv/bin/python .venv-latest/bin/python:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Python 3.11 to 3.13 is needed, set PYTHON="'
-	$(PYTHON) -m venv $(@D)/..
+	$(PYTHON) -m venv $(@:/bin/python=)
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PINNED) $(BIN)/python -m pip install --quiet -e .

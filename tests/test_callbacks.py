@@ -85,6 +85,7 @@ class TestDivergence:
             runs.read_checkpoint(checkpoint)
             assert all(number.isfinite().all() for number in numbers(load(checkpoint)["state_dict"])), checkpoint.name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("neuron", [["neuron=leaky"], ["neuron=rleaky"], LIF], ids=lambda words: words[0])
     @pytest.mark.parametrize("layer", ["hidden1", "hidden2", "readout"])
     @pytest.mark.parametrize("number", [math.nan, math.inf])

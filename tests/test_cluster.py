@@ -19,6 +19,8 @@ from snnexp.cli import main
 from snnexp.sweeps import cluster, worker
 from snnexp.sweeps.ledger import Point
 
+pytestmark = pytest.mark.slow
+
 LOCAL = ["hydra/launcher=slurm", "hydra.launcher.cluster=local"]
 LONG = [*RUN, "trainer.max_epochs=1000", "-m", "seed=4"]
 SETTINGS = {
@@ -121,7 +123,6 @@ def ended(driver: "subprocess.Popen[str]", by: int) -> str:
 
 
 class TestLocal:
-    @pytest.mark.slow
     def test_points_end_in_jobs_of_their_own(self, tmp_path: Path) -> None:
         ways = ["loss._target_=faults.Faulty", "+loss.point=${seed}", "+loss.faults=['',diverge,SIGKILL]"]
         lean = [*LOCAL, "hydra.launcher.workers=3", "hydra.launcher.threads=1"]
@@ -145,7 +146,6 @@ class TestLocal:
         assert runs[0]["threads"] == 1, "as was asked for, not as the driver has"
         assert not done.stderr
 
-    @pytest.mark.slow
     def test_a_job_outlives_its_driver_and_is_waited_for(self, tmp_path: Path, halted: list[int]) -> None:
         driver = started(tmp_path, *LONG, *LOCAL)
         wait_until(lambda: trains(tmp_path))
@@ -169,7 +169,6 @@ class TestLocal:
 
 
 class TestSlurm:
-    @pytest.mark.slow
     def test_a_job_is_found_cancelled_and_told_when_time_is_up(
         self, tmp_path: Path, slurm: Path, halted: list[int]
     ) -> None:

@@ -357,6 +357,7 @@ def test_curves_that_cannot_be_read_are_told(tmp_path: Path, two_groups: list[Pa
     assert "line 1 is damaged" in words
 
 
+@pytest.mark.slow
 def test_many_runs_stay_small(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     first = make_run(tmp_path / "runs", 0.5, optimizer__lr=0.1, num_steps=3, neuron__beta=0.3)

@@ -79,6 +79,7 @@ def test_only_flags_take_a_truth_value(key: str) -> None:
         ("lr", [1e-3], [0, -1]),
         ("betas", [[0.9, 0.999]], [[0.9], [0.9, 1.1], 0.9]),
         ("limit_batches", [1, None], [0, 0.5]),
+        ("limit_test_batches", [1, None], [0, 0.5]),
     ],
 )
 def test_keys(key: str, accepted: list[object], refused: list[object]) -> None:

@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "losses": LEAVES,
     "metrics": LEAVES,
     "optimizers": LEAVES,
-    "runs": LEAVES,
+    "upgrade": LEAVES,
+    "runs": LEAVES | {"upgrade"},
     "seeds": set(),
     "data": LEAVES | {"seeds"},
     "events": set(),
@@ -36,12 +37,12 @@ ALLOWED: dict[str, set[str]] = {
     "listing": LEAVES | {"runs"},
     "console": LEAVES,
     "progress": LEAVES | {"console"},
-    "checkpoints": LEAVES | {"runs"},
+    "checkpoints": LEAVES | {"runs", "upgrade"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
-    "saving": LEAVES | {"callbacks", "checkpoints", "data", "runs"},
+    "saving": LEAVES | {"callbacks", "checkpoints", "data", "runs", "upgrade"},
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
-    "config": LEAVES | {"gate", "pairs", "runs"},
+    "config": LEAVES | {"gate", "pairs", "runs", "upgrade"},
     "assembly": LEAVES
     | {"callbacks", "config", "console", "data", "encoders", "events", "kernels", "losses", "metrics", "network"}
     | {"neurons", "pairs", "saving", "task"},
@@ -65,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "kernels",
         "metrics",
     }
-    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task"},
+    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "upgrade"},
     "launch": LEAVES | {"config", "experiment", "gate", "sweeps"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES

@@ -19,6 +19,8 @@ from snnexp.experiment import compose, run
 from snnexp.report import report
 from snnexp.runs import Run
 
+pytestmark = pytest.mark.slow
+
 RECIPES = sorted(choices("experiment"))
 SHORT = ["num_steps=8", "data.batch_size=5", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
 CLASSES = {"predictions", "confusion"}
@@ -52,7 +54,6 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
 @in_chromium
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_page_can_be_seen_without_a_network(trained: Any, page: Page, recipe: str) -> None:
@@ -75,7 +76,6 @@ def test_a_page_can_be_seen_without_a_network(trained: Any, page: Page, recipe: 
     assert page.complaints() == []
 
 
-@pytest.mark.slow
 @in_chromium
 def test_a_page_is_dark_where_the_reader_is(trained: Any, page: Page) -> None:
     written = report([trained("regression_linear")])
@@ -90,7 +90,6 @@ def test_a_page_is_dark_where_the_reader_is(trained: Any, page: Page) -> None:
     assert dark_ground < 150 < 600 < light_text
 
 
-@pytest.mark.slow
 @in_chromium
 def test_a_page_prints(trained: Any, page: Page) -> None:
     page.look(report([trained("regression_linear")]), 1280, dark=True)
@@ -98,7 +97,6 @@ def test_a_page_prints(trained: Any, page: Page) -> None:
     assert len(printed["data"]) > 20_000
 
 
-@pytest.mark.slow
 @in_chromium
 def test_two_pictures_do_not_share_names(trained: Any, page: Page) -> None:
     page.look(report([trained("regression_linear")]), 1280)

@@ -102,6 +102,7 @@ def assert_same_membranes(membrane: Tensor, peers: Tensor) -> None:
     torch.testing.assert_close(membrane, peers, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("reset", RESETS)
 @deterministic
@@ -139,6 +140,7 @@ def test_leaky(snn: ModuleType, reset: str, surrogate: str, case: Case) -> None:
     assert_same_gradients((wS * S + wU * U).sum(), (wS * S_peer + wU * U_peer).sum(), variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feedback", ["linear", "one_to_one", "conv2d"])
 @pytest.mark.parametrize("reset", RESETS)
 @deterministic
@@ -191,6 +193,7 @@ def test_rleaky(snn: ModuleType, reset: str, feedback: str, case: Case, kernel_s
     assert_same_gradients((wS * S + wU * U).sum(), (wS * S_peer + wU * U_peer).sum(), variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recurrent", [True, False])
 @deterministic
 @given(case=cases)

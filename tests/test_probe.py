@@ -62,7 +62,8 @@ class TestSnapshot:
         readout = traces["readout"]
         np.testing.assert_allclose(found["membrane"], readout.membrane[:, 0].detach(), rtol=1e-4, atol=1e-6)
         assert np.array_equal(found["label"], y)
-        correct = metrics.accuracy(metrics.decode(readout, parts.decoder), y).item()
+        hits, count = metrics.accuracy(metrics.decode(readout, parts.decoder), y)
+        correct = (hits / count).item()
         assert (found["predicted"] == found["label"]).mean() == pytest.approx(correct)
         assert np.array_equal(found["images"], x)
 
@@ -134,6 +135,7 @@ class TestSnapshot:
         assert all(torch.equal(before[name], value) for name, value in parts.task.state_dict().items())
 
 
+@pytest.mark.slow
 class TestRuns:
     @pytest.mark.parametrize(
         "overrides",

@@ -23,7 +23,7 @@ FINE = {
     **dict.fromkeys(("draw_every_n_epochs", "draw_every_s"), "0"),
     **dict.fromkeys(("beta", "threshold", "correct_rate", "incorrect_rate", "high"), "0"),
     **dict.fromkeys(("mean", "V", "v_th", "v_leak", "v_reset", "low", "on_target", "off_target"), "-1 0"),
-    "limit_batches": "null",
+    **dict.fromkeys(("limit_batches", "limit_test_batches"), "null"),
     "sample_seed": "0 null",
     # linear feedback has no kernel
     "readout.kernel_size": "null",
@@ -82,6 +82,7 @@ def test_bad_values_of_every_key_are_refused_in_one_line_that_names_it() -> None
     assert [line for line in told.values() if len(line) > 190 or not line.isprintable()] == []
 
 
+@pytest.mark.slow
 def test_the_short_way_says_what_composing_says() -> None:
     for recipe, override, _ in list(bad())[::40]:
         with pytest.raises(ConfigError) as caught:
@@ -89,6 +90,7 @@ def test_the_short_way_says_what_composing_says() -> None:
         assert str(caught.value) == refusal(recipe, override)
 
 
+@pytest.mark.slow
 def test_no_text_is_answered_with_anything_but_a_sentence() -> None:
     accepted = 0
     for overrides in fuzzed(100):

@@ -93,8 +93,8 @@ NEURONS = {
 }
 
 
+@pytest.mark.slow
 class TestExact:
-    @pytest.mark.slow
     @pytest.mark.parametrize("kind", NEURONS)
     def test_stopped_in_any_step(self, kind: str, killed_at: Callable[..., Path]) -> None:
         cfg = compose([*TINY, *NEURONS[kind]])

@@ -18,6 +18,8 @@ from snnexp import domains
 from snnexp.sweeps import storage
 from snnexp.sweeps.ledger import TAKEN_OVER
 
+pytestmark = pytest.mark.slow
+
 SEARCH = [*RUN, "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-5,1e-1))", "hydra.launcher.workers=1", "-m"]
 ENDS = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
@@ -93,7 +95,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 class TestShared:
-    @pytest.mark.slow
     def test_no_place_is_lost_and_none_is_done_twice(self, shared: Shared) -> None:
         found = trials(shared.url, "s")
         done = [trial for trial in found if trial.state in ENDS.values()]
@@ -116,7 +117,6 @@ class TestShared:
             if point["status"] == "finished":
                 assert found[number].value == record(home(cwd) / point["run"])["metrics"]["test/l1"]
 
-    @pytest.mark.slow
     def test_the_killed_sweep_says_what_became_of_its_point(self, shared: Shared) -> None:
         refused = shared.resumed(code=2).stderr
         assert refused.startswith("snnexp: hydra.sweeper.storage: ")
@@ -142,7 +142,6 @@ class TestShared:
             assert not [text for text in said if secret.encode() in text]
 
 
-@pytest.mark.slow
 def test_an_interrupted_search_goes_on_to_a_best_point_that_can_be_run_again(tmp_path: Path) -> None:
     wanted = ["hydra.sweeper.n_trials=8", "hydra.sweeper.sampler=random", "hydra.sweeper.startup_trials=2"]
     driver = started(tmp_path, *SEARCH, "trainer.max_epochs=30", "logger.save_every_s=0", *wanted)

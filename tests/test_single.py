@@ -163,6 +163,7 @@ class TestAFinishedRun:
         assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 class TestOtherRuns:
     @pytest.mark.usefixtures("undrawn")
     def test_a_run_that_diverged_says_why(self, folder: Path) -> None:
@@ -174,7 +175,6 @@ class TestOtherRuns:
         assert "There are no test results: the run is diverged." in read
         assert (folder / "figures" / "loss.png").exists()
 
-    @pytest.mark.slow
     def test_a_run_that_was_killed_says_so(self, folder: Path) -> None:
         change(folder, status="running", metrics={}, wall_s={})
         (folder / "probe" / "last.npz").unlink()
@@ -279,7 +279,6 @@ class TestOtherRuns:
         change(folder, resumed_at_step=[7])
         assert "since the run was resumed" in text(report([folder]))
 
-    @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
     @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(value=JSON, place=st.integers(0, 10**6))
@@ -299,7 +298,6 @@ class TestOtherRuns:
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
             assert "<h2>" in report([folder]).read_text()
 
-    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:Attempting to set identical")
     @pytest.mark.usefixtures("undrawn")
     def test_arrays_that_are_gone_or_texts_still_give_a_page(self, folder: Path) -> None:

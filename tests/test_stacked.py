@@ -96,6 +96,7 @@ def close(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], rtol
         assert row == pytest.approx(other, rel=rtol, abs=1e-12, nan_ok=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("case", "kernel"), [*((case, "fused") for case in CASES), ("rleaky", "reference")])
 def test_a_member_is_the_run_that_its_point_would_be_alone(case: str, kernel: str, tmp_path: Path) -> None:
@@ -142,6 +143,7 @@ NUMBERS = {
 """What may differ within a stack; those without a seed of their own see the same batches."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("case", NUMBERS)
 def test_members_may_differ_in(case: str, tmp_path: Path) -> None:
@@ -190,6 +192,7 @@ def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -
                     torch.testing.assert_close(gradient[position].view_as(parameter), parameter.grad)
 
 
+@pytest.mark.slow
 class TestEnds:
     def test_a_member_that_diverges_leaves_the_others_as_they_are(self, tmp_path: Path) -> None:
         """The first of the stack, whose place is the same both times."""
@@ -246,6 +249,7 @@ class TestEnds:
             assert rows(end.run) == rows(alone(members[index], tmp_path / "alone"))
 
 
+@pytest.mark.slow
 class TestInterruption:
     """A signal in the middle of an epoch, of five batches each."""
 
@@ -283,7 +287,6 @@ class TestInterruption:
             found = checkpoint(end.run)
             assert (found["epoch"], found["batch"], found["global_step"]) == (1, 1, 6)
 
-    @pytest.mark.slow
     def test_a_stack_goes_on_to_the_same_bits(self, stopped: Ends, tmp_path: Path) -> None:
         whole = train(self.members(), tmp_path / "whole")
         again = train(self.members(stopped), tmp_path / "stack")
@@ -297,6 +300,25 @@ class TestInterruption:
         assert {end.status for end in done.values()} == {"finished"}
         assert rows(done[0].run) == rows(whole[0].run), "nothing was left to do"
 
+    def test_a_stack_that_was_stopped_before_its_first_step_goes_on_to_the_same_bits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        epoch = Stack._epoch
+
+        def told(self: Stack, *arguments: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            epoch(self, *arguments)
+
+        ends: Ends = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(Stack, "_epoch", told)
+            with pytest.raises(InterruptedRunError):
+                stacked.train(self.members(), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
+        assert checkpoint(ends[0].run)["global_step"] == 0
+        whole = train(self.members(), tmp_path / "whole")
+        again = train(self.members(ends), tmp_path / "stack")
+        assert [rows(end.run) for end in again.values()] == [rows(end.run) for end in whole.values()]
+
     def test_a_member_goes_on_alone(self, stopped: Ends, tmp_path: Path) -> None:
         path = stopped[1].run
         assert path is not None
@@ -309,6 +331,7 @@ class TestInterruption:
         assert [len(rows(end.run)) for end in ends.values()] == [19, 19, 19]
 
 
+@pytest.mark.slow
 class TestRunDirectories:
     @pytest.fixture
     def end(self, tmp_path: Path) -> Outcome:

@@ -387,8 +387,8 @@ for task in tasks:
     ledger.close()
 
 
+@pytest.mark.slow
 class TestCommand:
-    @pytest.mark.slow
     def test_every_point_ends_as_it_would_alone(self, faulty: tuple[Path, Any]) -> None:
         cwd, _ = faulty
         ends = dict(zip(range(1, 7), WAYS, strict=True))
@@ -425,7 +425,6 @@ class TestCommand:
         assert "raise ArithmeticError" in by_seed[1].read_text()
         assert not [*home(cwd).glob("runs/.point-*")]
 
-    @pytest.mark.slow
     def test_a_point_is_what_a_run_alone_is_and_an_interrupted_sweep_goes_on(self, tmp_path: Path) -> None:
         alone = tmp_path / "alone"
         alone.mkdir()
@@ -450,7 +449,6 @@ class TestCommand:
         assert record(resumed)["resumed_at_step"][0] > 0
         assert content(resumed) == content(single)
 
-    @pytest.mark.slow
     def test_a_terminal_shows_one_live_table(self, tmp_path: Path) -> None:
         lines = in_a_terminal(tmp_path, *RUN, "-m", "seed=0,1", "trainer.max_epochs=100", "hydra.launcher.workers=1")
         text = " ".join(" ".join(lines).split())

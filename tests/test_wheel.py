@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_wheel_brings_its_configs(tmp_path: Path) -> None:
     def run(*command: str | Path) -> str:
         done = subprocess.run(

@@ -59,6 +59,7 @@ def make_trainer(
     precision: str = "32-true",
     max_epochs: int = 1,
     limit_batches: int | None = None,
+    limit_test_batches: int | None = None,
     log_every_n_steps: int = 10,
 ) -> Trainer:
     """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
@@ -69,7 +70,8 @@ def make_trainer(
         strategy: ``auto`` or ``ddp``.
         precision: ``32-true``, or ``bf16-mixed`` for matrix products in bfloat16; neurons and losses stay in float32.
         max_epochs: passes over the training data.
-        limit_batches: use no more batches than this of each split.
+        limit_batches: train and validate on no more batches than this per epoch.
+        limit_test_batches: test on no more batches than this.
         log_every_n_steps: how often a training step is logged.
 
     Raises:
@@ -90,7 +92,7 @@ def make_trainer(
                 max_epochs=max_epochs,
                 limit_train_batches=limit_batches,
                 limit_val_batches=limit_batches,
-                limit_test_batches=limit_batches,
+                limit_test_batches=limit_test_batches,
                 log_every_n_steps=log_every_n_steps,
                 deterministic=True,
                 use_distributed_sampler=False,
@@ -102,7 +104,7 @@ def make_trainer(
                 # Lightning would requeue jobs of SLURM by itself, and take up checkpoints that lie in this folder
                 plugins=[saving.RunCheckpointIO(), *slurm],
                 default_root_dir=os.devnull,
-                callbacks=[callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
+                callbacks=[callbacks.LogMeans(), callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

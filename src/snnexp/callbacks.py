@@ -4,7 +4,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -69,6 +69,19 @@ class RandomNumbers(Callback):
         torch.manual_seed(fold(self.seed, "evaluate", batch_idx, trainer.global_rank))
 
     on_test_batch_start = on_validation_batch_start
+
+
+class LogMeans(Callback):
+    """Log what an evaluation has added up, once at its end; before callbacks that read it."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        means = cast(metrics.Means, pl_module.means)
+        found = means.take(lambda sums: cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")))
+        for name, value in found.items():
+            # equal on all processes, as Lightning is told
+            pl_module.log(name, value, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
 
 
 class DivergenceGuard(Callback):
@@ -146,6 +159,8 @@ class QuietLayers(Callback):
         layers: those whose spikes somebody reads.
     """
 
+    state_key = "quiet_layers"
+
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = layers
         self.told: set[str] = set()
@@ -187,6 +202,8 @@ class QuietLayers(Callback):
 
 class ProjectParameters(Callback):
     """After each step, learned neuron parameters go back to where their equation holds; the run says so once."""
+
+    state_key = "projection"
 
     def __init__(self) -> None:
         self.left: dict[str, Tensor] = {}
@@ -251,6 +268,8 @@ class MeanLoss(Callback):
 class EpochLoss(MeanLoss):
     """``train/epoch_loss``: the mean loss of an epoch's samples."""
 
+    state_key = "epoch_loss"
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -267,6 +286,8 @@ class SeedMeanLoss(MeanLoss):
     The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
     """
 
+    state_key = "seed_mean_loss"
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -281,7 +302,8 @@ class SeedMeanLoss(MeanLoss):
 class TestCounts(Callback):
     """What a whole test split adds up to: spikes of each neuron, and which class was taken for which.
 
-    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
+    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``, of all samples and not of a batch, and
+    ``test/undecided``, the fraction of samples whose class a tie has decided.
 
     Args:
         layers: those whose spikes somebody reads.
@@ -298,7 +320,7 @@ class TestCounts(Callback):
 
     def _forget(self) -> None:
         self.spikes: dict[str, Tensor] = {}
-        self.samples = self.steps = 0
+        self.samples = self.steps = self.undecided = 0
         self.confusion: Tensor | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -319,7 +341,9 @@ class TestCounts(Callback):
                 count = trace.spike_count
                 self.spikes[name] = self.spikes.get(name, 0) + count.sum(0).long()
         self.samples += len(traces[-1].last_spikes)
-        self.steps = traces[-1].num_steps
+        self.steps += len(traces[-1].last_spikes) * traces[-1].num_steps
+        if self.decoder is not None:
+            self.undecided += int(metrics.undecided(traces[-1], self.decoder).sum())
         classes = traces[-1].last_spikes.shape[-1]
         if self.decoder is not None and classes <= self.most_classes:
             pair = batch[1] * classes + metrics.decode(traces[-1], self.decoder)
@@ -327,16 +351,23 @@ class TestCounts(Callback):
             self.confusion = counts if self.confusion is None else self.confusion + counts
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        reduce = trainer.strategy.reduce
-        self.samples = int(reduce(torch.tensor(self.samples, device=pl_module.device), reduce_op="sum"))
-        self.spikes = {name: reduce(count, reduce_op="sum") for name, count in self.spikes.items()}
+        sums = torch.tensor([self.samples, self.steps, self.undecided], device=pl_module.device)
+        # where a batch has fewer samples than there are processes, each of them goes over all
+        copies = trainer.world_size // trainer.test_dataloaders.sampler.world if trainer.world_size > 1 else 1  # type: ignore[union-attr]
+
+        def total(counts: Tensor) -> Tensor:
+            return cast(Tensor, trainer.strategy.reduce(counts, reduce_op="sum")) // copies
+
+        self.samples, self.steps, self.undecided = total(sums).tolist()
+        self.spikes = {name: total(count) for name, count in self.spikes.items()}
         if self.confusion is not None:
-            self.confusion = reduce(self.confusion, reduce_op="sum")
+            self.confusion = total(self.confusion)
+        # equal on all processes, as Lightning is told
+        if self.decoder is not None:
+            pl_module.log("test/undecided", torch.tensor(self.undecided / self.samples), sync_dist=True)
         for name, count in self.spikes.items():
-            # equal on all processes, as Lightning is told
             pl_module.log(f"test/dead/{name}", metrics.dead(count), sync_dist=True)
-            most = self.samples * self.steps
-            pl_module.log(f"test/saturated/{name}", metrics.saturated(count, most), sync_dist=True)
+            pl_module.log(f"test/saturated/{name}", metrics.saturated(count, self.steps), sync_dist=True)
 
 
 class ParameterHistograms(Callback):

@@ -4,6 +4,7 @@ A checkpoint holds tensors, numbers and texts alone:
 
     state_dict, optimizer_states, lr_schedulers   as PyTorch has them
     callbacks                                     what callbacks have counted so far
+    format                                        see :mod:`snnexp.upgrade`
     epoch, batch, global_step                     epochs done, batches done in the one after, optimiser steps
     config, metrics                               the run's config, JSON; length and SHA-256 of its metrics so far
 
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnexp import domains, runs
+from snnexp import domains, runs, upgrade
 from snnexp.errors import CheckpointError, SnnexpError
 from snnexp.runs import Run
 
@@ -102,6 +103,7 @@ def _of_run(
         raise CheckpointError(f"{path}: checkpoint holds no config") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: checkpoint holds no config")
+    config = upgrade.config(config)
     # a config that changed is told by its key, before what follows from it
     require_same(config)
     _require_alike(path, content, wanted)
@@ -123,15 +125,25 @@ def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _require_alike(path: Path, found: dict[str, Any], wanted: Mapping[str, Any]) -> None:
-    # a parameter that takes no part in the loss has no state, and a run that has not begun has none at all
-    states, known = ([part.get("state") for part in _list(x.get("optimizer_states"))] for x in (found, wanted))
-    for state, whole in zip(states, known, strict=False):
-        if isinstance(state, dict) and isinstance(whole, dict):
-            state.update({index: whole[index] for index in whole.keys() - state.keys()})
-    what = difference(found, wanted)
+def _require_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    what = difference(_with_all_states(found, wanted), wanted)
     if what:
         raise CheckpointError(f"{path}: checkpoint does not fit this run: {what}")
+
+
+def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``found`` in which each optimiser has a state for every parameter.
+
+    A parameter that takes no part in the loss has none, and before the first step no parameter has one.
+    """
+    parts, known = (_list(content.get("optimizer_states")) for content in (found, wanted))
+    if len(parts) != len(known):
+        return dict(found)
+    filled = [
+        {**part, "state": {**whole["state"], **part["state"]}} if isinstance(part.get("state"), dict) else part
+        for part, whole in zip(parts, known, strict=True)
+    ]
+    return {**found, "optimizer_states": filled} if filled else dict(found)
 
 
 def read_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +188,7 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: holds more than tensors and plain values, so it is not trusted") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: not a checkpoint, it holds a {type(found).__name__}")
-    return found
+    return upgrade.checkpoint(found, path)
 
 
 def example(task: nn.Module, optimizer: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +207,7 @@ def example(task: nn.Module, optimizer: Any, callbacks: Mapping[str, Any]) -> di
     made["optimizer"].step()
     schedulers = [made["lr_scheduler"]["scheduler"].state_dict()] if "lr_scheduler" in made else []
     return {
+        "format": upgrade.FORMAT,
         "epoch": 0,
         "batch": 0,
         "global_step": 0,

@@ -27,7 +27,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp import domains, gate, pairs, runs
+from snnexp import domains, gate, pairs, runs, upgrade
 from snnexp.errors import ConfigError, SnnexpError, located
 
 GROUPS = (
@@ -321,9 +321,10 @@ def trusted(cfg: Any, path: Path) -> DictConfig:
         cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
         if not isinstance(cfg, DictConfig):
             raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
-        if any("${" in value for value in _texts(OmegaConf.to_container(cfg))):
+        plain = OmegaConf.to_container(cfg)
+        if any("${" in value for value in _texts(plain)):
             raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
-        return check(cfg)
+        return check(OmegaConf.create(upgrade.config(cast(dict[str, Any], plain))))
 
 
 def _texts(node: Any) -> Iterator[str]:

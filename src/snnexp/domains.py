@@ -265,6 +265,7 @@ DOMAINS: dict[str, Domain] = {
     "precision": OneOf("32-true", "bf16-mixed"),
     "max_epochs": COUNT,
     "limit_batches": Either(COUNT, NULL),
+    "limit_test_batches": Either(COUNT, NULL),
     "log_every_n_steps": COUNT,
     "save_every_n_epochs": COUNT,
     "save_every_s": NOT_NEGATIVE,

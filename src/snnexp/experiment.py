@@ -310,8 +310,7 @@ def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = 
     saver = saving.Checkpoints(run_dir, text, logger.save_every_n_epochs, logger.save_every_s)
     watching = _watching(cfg, parts, parts.trainer.world_size)
     (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
-    # a run from before there were figures goes on without
-    often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
+    often = (logger.draw_every_n_epochs, logger.draw_every_s)
     drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often, pictures)
     histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
     # what saves comes after what counts
@@ -428,6 +427,7 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "kernel": parts.kernel,
         "inputs": "dense" if parts.task.encode is parts.encoder else "events",
         "decoder": parts.decoder,
+        "samples": parts.data.counts(cfg.trainer.limit_batches, cfg.trainer.limit_test_batches),
         "wall_s": {},
         "samples_per_s": None,
     }

@@ -1,13 +1,49 @@
 """Decoders and measures: pure functions of traces and targets.
 
-Shapes: spikes and membrane ``[T, B, *N]``, labels and predictions ``[B]``. Each measure returns a scalar tensor.
+Shapes: spikes and membrane ``[T, B, *N]``, labels and predictions ``[B]``. A measure returns a sum and how many values
+it is the sum of, so that batches and processes that are not of one size can be added up; :class:`Means` does.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Sum = tuple[Tensor, Tensor]
+"""A sum, and the count of its values, an integer; both scalar tensors."""
+
+
+class Means:
+    """Means over the batches of a split, of all processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Sum]) -> None:
+        """Add the sums and counts of a batch, by name."""
+        for name, (total, count) in values.items():
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts[name] + count if name in self._counts else count
+
+    def take(self, reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Tensor]:
+        """The means so far, by name; then begin anew. NaN where nothing was counted.
+
+        Args:
+            reduce: adds a tensor up over all processes, which must have the same names.
+        """
+        sums, counts, self._sums, self._counts = self._sums, self._counts, {}, {}
+        if not sums:
+            return {}
+        totals, numbers = (reduce(torch.stack([*parts.values()])) for parts in (sums, counts))
+        return dict(zip(sums, (totals / numbers).unbind(0), strict=True))
+
+
+def counted(total: Tensor, count: int | Tensor) -> Sum:
+    """A sum of ``count`` values."""
+    return total, torch.as_tensor(count, device=total.device)
 
 
 def spike_count(spikes: Tensor) -> Tensor:
@@ -28,21 +64,33 @@ def decode(trace: Any, decoder: str) -> Tensor:
     return max_voltage(trace.max_membrane.unsqueeze(0))
 
 
-def accuracy(predicted: Tensor, target: Tensor) -> Tensor:
-    """The fraction of labels that were met, 0 to 1."""
-    return (predicted == target).float().mean()
+def undecided(trace: Any, decoder: str) -> Tensor:
+    """The samples ``[B]``, as bools, whose highest count or membrane several classes share."""
+    scores = trace.spike_count if decoder == "spike_count" else trace.max_membrane
+    best: Tensor = scores == scores.amax(-1, keepdim=True)
+    return best.sum(-1) > 1
 
 
-def l1(membrane: Tensor, target: Tensor) -> Tensor:
-    """mean |U - y|, in the unit of the target."""
-    return (membrane - target).abs().mean()
+def accuracy(predicted: Tensor, target: Tensor) -> Sum:
+    """Mean over samples: 1 where the label was met, else 0."""
+    return counted((predicted == target).float().sum(), len(target))
 
 
-def relative_error(membrane: Tensor, target: Tensor) -> Tensor:
-    """mean over t >= 1 of ||U - y|| / ||y||, with the norm over the last axis; at t = 0 the target may be zero."""
-    error: Tensor = torch.linalg.vector_norm(membrane - target, dim=-1)
-    size: Tensor = torch.linalg.vector_norm(target, dim=-1)
-    return (error / size)[1:].mean()
+def l1(membrane: Tensor, target: Tensor) -> Sum:
+    """Mean |U - y|, in the unit of the target."""
+    error = (membrane - target).abs()
+    return counted(error.sum(), error.numel())
+
+
+def relative_error(membrane: Tensor, target: Tensor) -> Sum:
+    """Mean over t >= 1 of ||U - y|| / ||y||, with the norm over the last axis.
+
+    At t = 0 the target may be zero; a later point whose target is zero has no relative error and is left out.
+    """
+    error: Tensor = torch.linalg.vector_norm(membrane - target, dim=-1)[1:]
+    size: Tensor = torch.linalg.vector_norm(target, dim=-1)[1:]
+    defined = size > 0
+    return counted(torch.where(defined, error / torch.where(defined, size, 1), 0).sum(), defined.sum())
 
 
 def firing_rate(spikes: Tensor) -> Tensor:

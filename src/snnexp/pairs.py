@@ -135,7 +135,10 @@ SHIPPED: dict[str, dict[str, Any]] = {
     ),
     "trainer": _from(
         "assembly",
-        Part("make_trainer", "accelerator devices strategy precision max_epochs limit_batches log_every_n_steps"),
+        Part(
+            "make_trainer",
+            "accelerator devices strategy precision max_epochs limit_batches limit_test_batches log_every_n_steps",
+        ),
     ),
     "initializer": _from(
         "initializers",

@@ -235,7 +235,11 @@ class Probe(Callback):
 
 
 def _test_arrays(counts: TestCounts) -> dict[str, Any]:
-    found: dict[str, Any] = {"samples": counts.samples, "num_steps": counts.steps}
+    found: dict[str, Any] = {
+        "samples": counts.samples,
+        "num_steps": counts.steps // counts.samples,
+        "sample_steps": counts.steps,
+    }
     found |= {f"spikes/{name}": count.flatten().cpu().numpy() for name, count in counts.spikes.items()}
     return found if counts.confusion is None else {**found, "confusion": counts.confusion.cpu().numpy()}
 

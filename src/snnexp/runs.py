@@ -40,7 +40,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from snnexp import domains
+from snnexp import domains, upgrade
 from snnexp.errors import CheckpointError, ConfigError, InUseError
 
 MAX_ARRAYS_BYTES, MAX_METRICS_BYTES = 2**26, 2**30
@@ -226,7 +226,7 @@ class Run:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
-        text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps({**_finite(record), "format": upgrade.FORMAT}, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.path / "run.json", text.encode() + b"\n")
 
     def read(self) -> dict[str, Any]:
@@ -242,6 +242,7 @@ class Run:
             raise CheckpointError(f"{path}: missing or damaged") from error
         if not isinstance(record, dict):
             raise CheckpointError(f"{path}: damaged, it holds no mapping")
+        upgrade.require_known(record, path)
         return record
 
     def overrides(self) -> list[str]:

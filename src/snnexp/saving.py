@@ -17,7 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from snnexp import checkpoints, runs
+from snnexp import checkpoints, runs, upgrade
 from snnexp.callbacks import at_logged_step, require_finite_parameters
 from snnexp.checkpoints import Checkpoint
 from snnexp.data.module import DataModule, end_data_workers
@@ -61,6 +61,8 @@ class Checkpoints(Callback):
         every_s: how old last.ckpt may become; 0 saves after every step.
     """
 
+    state_key = "checkpoints"
+
     def __init__(self, run: Run, config: str, every_n_epochs: int, every_s: float) -> None:
         self.run, self.config, self.every_n_epochs, self.every_s = run, config, every_n_epochs, every_s
         self.lowest = float("inf")
@@ -85,6 +87,7 @@ class Checkpoints(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning's counters mean something else in each of its hooks; between two steps three numbers say all
         del checkpoint["loops"]
+        checkpoint["format"] = upgrade.FORMAT
         checkpoint["epoch"], checkpoint["batch"] = self.position
         checkpoint["config"] = self.config
         checkpoint["metrics"] = self.run.metrics_so_far()

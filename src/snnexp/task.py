@@ -13,8 +13,8 @@ from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Reduced, Trace
 
-Measure = Callable[[Any, Tensor], Tensor]
-"""A number that says how well a readout's trace meets a target."""
+Measure = Callable[[Any, Tensor], metrics.Sum]
+"""How well a readout's trace meets a target, summed over a batch, and the count of what was summed."""
 
 
 class Task(LightningModule):
@@ -46,6 +46,8 @@ class Task(LightningModule):
         self.measures = measures
         self.optimizer = optimizer
         layers = list(network.neurons())
+        self.means = metrics.Means()
+        """Of the evaluation under way."""
         # an evaluation reads single time steps of the readout at most
         self.reduced = layers[:-1] if loss.reads == "membrane" else layers
 
@@ -54,7 +56,8 @@ class Task(LightningModule):
         samples = _samples(traces)
         # reading every trace costs time, so it is done only for the steps that are logged
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = {"train/loss": loss.detach(), **self._measured(traces, batch[1], "train")}
+            measured = self._measured(traces, batch[1], "train")
+            values = {"train/loss": loss.detach(), **{name: total / n for name, (total, n) in measured.items()}}
             self.log_dict(values, on_step=True, on_epoch=False, batch_size=samples)
         return {"loss": loss, "samples": samples, "traces": traces}
 
@@ -77,26 +80,29 @@ class Task(LightningModule):
 
     def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> list[Trace | Reduced]:
         loss, inputs, traces = self._step(batch, reduced=self.reduced)
-        values = {f"{split}/loss": loss, **self._measured(traces, batch[1], split)}
+        samples = _samples(traces)
+        values = {f"{split}/loss": metrics.counted(loss * samples, samples), **self._measured(traces, batch[1], split)}
         if split == "test":
             values |= self._operations(traces, inputs)
-        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=_samples(traces))
+        self.means.add(values)
         return traces
 
-    def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, Tensor]:
+    def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, metrics.Sum]:
         """``test/synops``, and by the layer that the spikes arrive at."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
         for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.spikes_come_in else None):
             name = f"test/synops/{layer}"
             arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
-        return {"test/synops": torch.stack([*arriving.values()]).sum(), **arriving}
+        found, samples = {"test/synops": torch.stack([*arriving.values()]).sum(), **arriving}, _samples(traces)
+        return {name: metrics.counted(value * samples, samples) for name, value in found.items()}
 
     @torch.no_grad()
-    def _measured(self, traces: list[Trace | Reduced], target: Tensor, split: str) -> dict[str, Tensor]:
+    def _measured(self, traces: list[Trace | Reduced], target: Tensor, split: str) -> dict[str, metrics.Sum]:
         values = {f"{split}/{name}": measure(traces[-1], target) for name, measure in self.measures.items()}
         for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
             if neuron.spikes:
-                values[f"{split}/firing_rate/{name}"] = metrics.firing_rate(trace.spike_count) / trace.num_steps
+                rate = metrics.firing_rate(trace.spike_count) / trace.num_steps
+                values[f"{split}/firing_rate/{name}"] = metrics.counted(rate * _samples(traces), _samples(traces))
         return values
 
 

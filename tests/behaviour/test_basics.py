@@ -33,14 +33,16 @@ def test_spike_trains_of_a_user_train(snnexp: Shell) -> None:
     assert 0 <= record(snnexp.run())["metrics"]["test/accuracy"] <= 1
 
 
-def test_a_mistake_is_one_line_and_leaves_nothing(snnexp: Shell) -> None:
-    ended = snnexp("train", "neuron.beta=1.5")
-    assert (ended.code, ended.key, ended.out) == (2, "neuron.beta", [])
-
-
 def test_measuring_again_gives_what_the_run_reported(snnexp: Shell) -> None:
     assert snnexp("train", *SHORT).code == 0
     run = snnexp.run()
     again = json.loads("\n".join(snnexp("eval", str(run), "--json").out))
     reported = record(run)["metrics"]
     assert again == {name: reported[name] for name in again}
+
+
+def test_ties_are_told(snnexp: Shell) -> None:
+    """A readout that never fires has decided nothing."""
+    words = ("data=blobs", "network.hidden=[8]", "loss=mse_count", "num_steps=5", "logger=jsonl", "trainer=cpu")
+    assert snnexp("train", *OUTSIDE, *words, "readout=leaky", "readout.threshold=1000").code == 0
+    assert record(snnexp.run())["metrics"]["test/undecided"] == 1

@@ -123,6 +123,20 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"split: got {domains.shown(split)}, these data have {there}")
         return self._loader(samples, self._in_order(samples))
 
+    def counts(self, limit: int | None, test_limit: int | None) -> dict[str, int]:
+        """How many samples an epoch of training, a validation and a test go over, by split.
+
+        Args:
+            limit: batches of training and of validation; None for all.
+            test_limit: batches of the test; None for all.
+        """
+        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, *self._rank())
+        found = {"train": sum(batches.sizes[:limit])}
+        for split, samples, most in (("val", self.val, limit), ("test", self.test, test_limit)):
+            if samples is not None:
+                found[split] = len(samples) if most is None else min(len(samples), most * self.batch_size)
+        return found
+
     def _loader(self, samples: Samples, batches: "Sampler[list[int]]") -> DataLoader[Any]:
         # the sampler's items are whole batches, so that the loader neither collates nor pickles single samples
         return _Loader(
@@ -277,6 +291,8 @@ class OrderedBatches(Sampler[list[int]]):
     def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         if min(batch_size, length) < world:
             rank, world = 0, 1
+        self.world = world
+        """How many processes share the batches; 1 where each of them goes over all."""
         shares = (range(start, length)[:batch_size][rank::world] for start in range(0, length, batch_size))
         self.batches = [list(share) for share in shares if share]
 

@@ -69,7 +69,8 @@ def _fits(weight: Tensor, device: torch.device) -> bool:
     """Whether a program has memory for a padded weight, and an eighth more for spikes."""
     side = max(16, triton.next_power_of_2(len(weight)))
     needed = side * side * weight.element_size() * 9 // 8
-    return bool(needed <= torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    chip: Any = torch.cuda.get_device_properties(device)
+    return bool(needed <= chip.shared_memory_per_block_optin)
 
 
 SURROGATES: dict[type[Surrogate], tuple[int, str | None]] = {

@@ -188,13 +188,14 @@ def _result(facts: Facts, cfg: Mapping[str, Any], changed: Sequence[str]) -> lis
     rows: list[list[Any]] = []
     layers: dict[str, dict[str, float]] = {}
     for name, value in facts.metrics.items():
-        measure, _, layer = name.removeprefix("test/").partition("/")
-        if layer:
+        split, _, rest = name.partition("/")
+        measure, _, layer = rest.partition("/")
+        if layer and split == "test":
             layers.setdefault(layer, {})[measure] = value
-        else:
+        elif not layer:
             figure = published.get(name)
             rows.append([name, value, figure, None if figure is None else value - figure][: len(columns)])
-    blocks: list[Block] = [Table(columns, rows, "On the test split, with the last weights.", "result")]
+    blocks: list[Block] = [Table(columns, rows, "Of each split, with the last weights.", "result")]
     others = [key for key in changed if key.rpartition(".")[2] != "seed"]
     if published and others:
         differs = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")

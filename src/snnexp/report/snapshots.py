@@ -175,7 +175,8 @@ def _rates(test: Snapshot) -> Picture | None:
     spikes = parts(test, "spikes/")
     if not spikes:
         return None
-    trials = int(test["samples"]) * int(test["num_steps"])
+    # batches may differ in length; one of an older version told of equal ones alone
+    trials = int(test.get("sample_steps", int(test["samples"]) * int(test["num_steps"])))
     rates = {layer: count / trials for layer, count in spikes.items()}
     caption = f"How often each neuron fires, over all samples of the test split ({int(test['samples']):,})."
     return Picture("firing_rates", figures.rate_distribution(rates, "step"), caption, rates)

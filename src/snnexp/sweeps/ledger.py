@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snnexp import domains, runs
+from snnexp import domains, runs, upgrade
 from snnexp.errors import CheckpointError, ConfigError, PrunedError
 from snnexp.runs import Run
 
@@ -166,7 +166,13 @@ class Ledger:
         """Replace sweep.json, after the configs of new points are kept."""
         self._append_configs()
         kept = [{key: getattr(point, key) for key in KEPT} for point in self.points]
-        record = {"experiment": self.experiment, "launcher": self.launcher, "search": self.search, "points": kept}
+        record = {
+            "format": upgrade.FORMAT,
+            "experiment": self.experiment,
+            "launcher": self.launcher,
+            "search": self.search,
+            "points": kept,
+        }
         text = json.dumps(record, indent=1, ensure_ascii=False)
         runs.write_atomically(self.path / FILE, text.encode() + b"\n")
 
@@ -225,6 +231,7 @@ class Ledger:
         try:
             record = json.loads(runs.plain_file(path, at_most=MAX_BYTES))
             self.experiment, self.launcher, self.search = (record[key] for key in ("experiment", "launcher", "search"))
+            upgrade.require_known(record, path)
             entries = [{key: entry[key] for key in KEPT} for entry in record["points"]]
             self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
             text = runs.plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()

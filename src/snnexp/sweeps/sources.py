@@ -27,7 +27,13 @@ class Listed:
         self.jobs = list(jobs)
 
     def next(self) -> Job | None:
-        return self.jobs.pop(0) if self.jobs else None
+        if not self.jobs:
+            return None
+        job = self.jobs.pop(0)
+        for point in job:
+            # one that failed before the sweep was resumed is tried again
+            point.status = "pending"
+        return job
 
     def ended(self, point: Point) -> None:
         """Nothing follows from it."""

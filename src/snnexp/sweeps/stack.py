@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.func import vmap
 
-from snnexp import config, kernels, runs, saving
+from snnexp import config, kernels, metrics, runs, saving
 from snnexp.callbacks import DivergenceGuard, RandomNumbers
 from snnexp.events import Events
 from snnexp.network import Network, stack
@@ -351,9 +351,10 @@ class Stack:
             losses = losses.detach()
             found: dict[str, Tensor] = {"train/loss": losses}
             if logged:
-                found |= self._over_members(
+                measured = self._over_members(
                     lambda parts, target, inputs: self.task._measured(parts, target, "train"), traces, target, target_at
                 )
+                found |= {name: total / count for name, (total, count) in measured.items()}
             columns = {name: column.unbind(0) for name, column in found.items()}
             fine = self._fine(losses, traces, logged or last)
             reads = [_Read(trace) for trace in traces]
@@ -402,12 +403,12 @@ class Stack:
 
     def _over_members(
         self,
-        function: Callable[[Any, Tensor, Any], dict[str, Tensor]],
+        function: Callable[[Any, Tensor, Any], dict[str, metrics.Sum]],
         traces: Sequence[Any],
         target: Tensor,
         target_at: int | None,
         inputs: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, metrics.Sum]:
         """What a function of one member's traces, target and inputs gives for all of them, ``[M]`` by name."""
         tensors = [{name: getattr(trace, name) for name in ("spike_count", "last_spikes")} for trace in traces]
         tensors[-1]["max_membrane"] = traces[-1].max_membrane
@@ -415,7 +416,7 @@ class Stack:
             tensors[-1]["membrane"] = traces[-1].membrane
         steps = traces[-1].num_steps
 
-        def alone(tensors: Any, target: Tensor, inputs: Tensor | None) -> dict[str, Tensor]:
+        def alone(tensors: Any, target: Tensor, inputs: Tensor | None) -> dict[str, metrics.Sum]:
             return function([SimpleNamespace(num_steps=steps, **parts) for parts in tensors], target, inputs)
 
         inputs_at = None if inputs is None or inputs.shape[2] == 1 else 2
@@ -440,38 +441,36 @@ class Stack:
         feed, testing = self.feeds[split], split == "test"
         loaders: list[Any] = [lane.parts.data.loader(split) for lane in self.lanes]
         name = "test" if testing else "validation"
-        totals: dict[str, Tensor] = {}
-        count = 0
-        measured = {}
+        limit = self.lanes[0].cfg.trainer.limit_test_batches if testing else self.limit
+        means, measured = metrics.Means(), {}
         for lane in self.lanes:
             lane.testing = testing
         with torch.inference_mode():
             if testing:
                 self._each("on_test_start")
             orders = zip(*(loader.sampler for loader in loaders), strict=True)
-            for index, indices in enumerate(itertools.islice(orders, self.limit)):
+            for index, indices in enumerate(itertools.islice(orders, limit)):
                 values, target, target_at = feed.batch(indices)
                 inputs = self._encode(values, f"on_{name}_batch_start", index)
                 traces = self.network(inputs, reduced=self.task.reduced)
-                found = {f"{split}/loss": self._losses(traces[-1], target, target_at)}
+                samples = len(indices[0])
+                losses = self._losses(traces[-1], target, target_at)
+                means.add({f"{split}/loss": (losses * samples, torch.full_like(losses, samples, dtype=torch.int64))})
                 dense = None
                 if testing and self.task.spikes_come_in:
                     dense = inputs.dense() if isinstance(inputs, Events) else inputs
 
-                def measure(parts: Any, target: Tensor, inputs: Any) -> dict[str, Tensor]:
+                def measure(parts: Any, target: Tensor, inputs: Any) -> dict[str, metrics.Sum]:
                     values = self.task._measured(parts, target, split)
                     return values | (self.task._operations(parts, inputs) if testing else {})
 
-                found |= self._over_members(measure, traces, target, target_at, dense)
-                samples = len(indices[0])
-                count += samples
-                for key, value in found.items():
-                    totals[key] = totals.get(key, 0) + value * samples
+                means.add(self._over_members(measure, traces, target, target_at, dense))
                 if testing:
                     self._count(traces, target, target_at, index)
+            found = means.take()
             for position, lane in self.living:
-                for key, total in totals.items():
-                    lane.log(key, total[position] / count)
+                for key, value in found.items():
+                    lane.log(key, value[position])
                 with lane.may_end():
                     if testing:
                         lane.call("on_test_epoch_end")

@@ -1,0 +1,278 @@
+"""Train with the code of an earlier commit and with today's, side by side, and compare every bit.
+
+    scripts/same_bits.py                            both commits that tests/old names
+    scripts/same_bits.py REF [RECIPE ...]           one commit, some recipes
+
+Each recipe runs once with the code of REF, from a temporary worktree, and once with this checkout's, in the same
+environment, on one thread each, at the same time. Equal must be all metrics that both have, row by row, and the weights
+in last.ckpt. Against the commit in tests/old/BASELINE, the differences that tests/old/DIFFERENCES.md lists are wanted;
+against the one in tests/old/REFERENCE there are none. The exit code is 1 where anything else differs, or where a listed
+difference is none.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+OLD = ROOT / "tests" / "old"
+COMMON = ("trainer=cpu", "logger=jsonl")
+IMAGES = ("trainer.limit_batches=50", "data.val_size=1000")
+LIMITED_TEST = "trainer.limit_test_batches=50"
+"""What ``limit_batches`` did to the test split as well, before there was a key of its own."""
+REGRESSION = ("experiment=regression_sqrt",)
+STACK = ("experiment=regression_linear", "trainer.max_epochs=30", "seed=0,1,2,3")
+STACKED = ("hydra/launcher=stacked", "hydra.launcher.workers=1", "hydra.launcher.threads=1")
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=jsonl")
+RECIPES: dict[str, tuple[str, ...]] = {
+    "regression_linear": ("experiment=regression_linear", *COMMON),
+    "regression_sqrt": (*REGRESSION, *COMMON),
+    "regression_sqrt_fit": ("experiment=regression_sqrt_fit", "trainer.max_epochs=3", *COMMON),
+    "mnist_leaky": ("experiment=mnist_leaky", *IMAGES, *COMMON),
+    "mnist_rleaky_count": ("experiment=mnist_rleaky_count", "trainer.max_epochs=2", *IMAGES, *COMMON),
+    "mnist_rleaky_membrane": ("experiment=mnist_rleaky_membrane", "trainer.max_epochs=2", *IMAGES, *COMMON),
+    "mnist_rleaky_conv": ("experiment=mnist_rleaky_conv", "trainer.max_epochs=1", *IMAGES, *COMMON),
+    "mnist_parametrized_lif": ("experiment=mnist_parametrized_lif", "trainer.max_epochs=1", *IMAGES, *COMMON),
+    "stack": ("-m", *STACKED, *STACK, *COMMON),
+    "ddp": ("experiment=mnist_rleaky_count", "trainer.max_epochs=1", "network.hidden=[32]", *IMAGES, *DDP),
+    "resumed": (*REGRESSION, *COMMON, "logger.save_every_s=0"),
+}
+"""What each trains; ``resumed`` is killed under REF, and resumed with today's code."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs of a recipe: a metric's name, or ``weights``, and the first step at which it does."""
+
+    recipe: str
+    name: str
+    step: int
+    most: float
+    """The largest absolute difference."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A line of DIFFERENCES.md."""
+
+    recipes: str
+    names: tuple[str, ...]
+    step: int
+
+    def covers(self, difference: Difference) -> bool:
+        """Whether the line is about this difference."""
+        about = any(fnmatch.fnmatchcase(difference.name, name) for name in self.names)
+        return about and fnmatch.fnmatchcase(difference.recipe, self.recipes) and difference.step >= self.step
+
+
+def wanted(text: str) -> list[Wanted]:
+    """The lines of a table with the columns recipe, names, from step, reason; ``all`` stands for every recipe."""
+    rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    found = []
+    for recipe, names, step, _ in ([cell.strip() for cell in row] for row in rows[2:]):
+        every = tuple(name.strip(" `") for name in names.split(","))
+        found.append(Wanted("*" if recipe == "all" else recipe.strip("`"), every, int(step)))
+    return found
+
+
+def series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float | None]]]:
+    """By metric, its steps and values in the order in which they were logged."""
+    found: dict[str, list[tuple[int, float | None]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                found.setdefault(name, []).append((row["step"], value))
+    return found
+
+
+def differences(recipe: str, before: Path, after: Path) -> list[Difference]:
+    """What differs between two run directories, of all that both have."""
+    found = []
+    one, other = (series([json.loads(line) for line in _lines(run)]) for run in (before, after))
+    for name in sorted(one.keys() & other.keys()):
+        pairs = list(zip(one[name], other[name], strict=False))
+        unlike = [(step, value, now) for (step, value), (at, now) in pairs if step != at or value != now]
+        if len(one[name]) != len(other[name]):
+            unlike.append((max(step for step, _ in one[name]), None, None))
+        if unlike:
+            gaps = [abs(value - now) for _, value, now in unlike if value is not None and now is not None]
+            found.append(Difference(recipe, name, unlike[0][0], max(gaps, default=float("inf"))))
+    return [*found, *_weights(recipe, before, after)]
+
+
+def _lines(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+def _weights(recipe: str, before: Path, after: Path) -> Iterator[Difference]:
+    one, other = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (before, after))
+    step = one["global_step"]
+    for name in one["state_dict"].keys() & other["state_dict"].keys():
+        value, now = one["state_dict"][name], other["state_dict"][name]
+        if not torch.equal(value, now):
+            most = (value - now).abs().max().item() if value.shape == now.shape else float("inf")
+            yield Difference(recipe, "weights", step, most)
+
+
+def judge(found: Sequence[Difference], listed: Sequence[Wanted]) -> tuple[list[Difference], list[Wanted]]:
+    """The differences that no line lists, and the lines that list none."""
+    unlisted = [difference for difference in found if not any(line.covers(difference) for line in listed)]
+    stale = [line for line in listed if not any(line.covers(difference) for difference in found)]
+    return unlisted, stale
+
+
+class Side:
+    """The code of one commit.
+
+    Args:
+        root: a checkout.
+        folder: where its runs are written.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder = root, folder
+        self.limits_test = "limit_test_batches" in (root / "conf" / "trainer" / "auto.yaml").read_text()
+
+    def words(self, recipe: str) -> list[str]:
+        words = RECIPES[recipe]
+        return [*words, *([LIMITED_TEST] if IMAGES[0] in words and self.limits_test else [])]
+
+    def start(self, recipe: str, *arguments: str) -> "subprocess.Popen[str]":
+        cwd = self.folder / recipe
+        cwd.mkdir(parents=True, exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SNNEXP_CONF")}
+        env = {**kept, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "snnexp.cli", *arguments],
+            cwd=cwd,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, recipe: str, *arguments: str) -> None:
+        process = self.start(recipe, *arguments)
+        told, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{recipe}: {' '.join(arguments)} in {self.root} ended with {process.returncode}\n{told}")
+
+    def train(self, recipe: str) -> list[Path]:
+        """Train a recipe; returns its run directories, in the order of their seeds."""
+        self.run(recipe, "train", *self.words(recipe))
+        return self.runs(recipe)
+
+    def killed(self, recipe: str) -> Path:
+        """The directory of a run that was killed after its first checkpoint."""
+        process = self.start(recipe, "train", *self.words(recipe))
+        while not (checkpoints := [*(self.folder / recipe).glob("outputs/*/*/checkpoints/previous.ckpt")]):
+            if process.poll() is not None:
+                raise SystemExit(f"{recipe}: it ended before it could be killed\n{process.communicate()[0]}")
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return checkpoints[0].parents[1]
+
+    def runs(self, recipe: str) -> list[Path]:
+        records = (self.folder / recipe).glob("outputs/**/run.json")
+        return sorted((record.parent for record in records), key=lambda run: json.loads(_record(run))["seed"])
+
+
+def _record(run: Path) -> str:
+    return (run / "run.json").read_text()
+
+
+def compare(recipe: str, before: Side, after: Side) -> list[Difference]:
+    """Train a recipe on both sides, and compare what they leave."""
+    if recipe == "resumed":
+        whole = Side(before.root, before.folder / "whole").train(recipe)
+        stopped = before.killed(recipe)
+        after.run(recipe, "resume", str(stopped))
+        return differences(recipe, whole[0], stopped)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda side: side.train(recipe), (before, after))
+    assert len(one) == len(other), recipe
+    return [part for pair in zip(one, other, strict=True) for part in differences(recipe, *pair)]
+
+
+@contextmanager
+def worktree(commit: str) -> Iterator[Path]:
+    """A checkout of a commit, for as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="same-bits-") as folder:
+        path = Path(folder) / "ref"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(path), commit], cwd=ROOT, check=True)
+        try:
+            yield path
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(path)], cwd=ROOT, check=True)
+
+
+def report(commit: str, recipes: Sequence[str], listed: Sequence[Wanted]) -> bool:
+    """Print how today's code differs from a commit; whether it differs as listed, and not otherwise."""
+    print(f"against {commit[:12]}")
+    found: list[Difference] = []
+    with worktree(commit) as ref, tempfile.TemporaryDirectory(prefix="same-bits-") as folder:
+        before, after = (Side(root, Path(folder) / name) for root, name in ((ref, "before"), (ROOT, "after")))
+        for recipe in recipes:
+            began = time.monotonic()
+            new = compare(recipe, before, after)
+            found += new
+            print(f"  {recipe:<24}{'differs' if new else 'equal':<10}{time.monotonic() - began:5.0f} s", flush=True)
+            for name in dict.fromkeys(difference.name for difference in new):
+                same = [difference for difference in new if difference.name == name]
+                step, most = min(part.step for part in same), max(part.most for part in same)
+                as_listed = all(any(line.covers(part) for line in listed) for part in same)
+                print(f"    {name:<40} from step {step:<6} by {most:.1e}  {'as listed' if as_listed else 'NOT LISTED'}")
+    unlisted, stale = judge(found, listed)
+    stale = [line for line in stale if any(fnmatch.fnmatchcase(recipe, line.recipes) for recipe in recipes)]
+    for line in stale if [*recipes] == [*RECIPES] else []:
+        print(f"  listed, and no difference: {line.recipes} {', '.join(line.names)} from step {line.step}")
+    return not unlisted and not (stale and [*recipes] == [*RECIPES])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ref", nargs="?", metavar="REF", help="a commit; without it those that tests/old names")
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--without-mnist", action="store_true", help="leave out what needs the images")
+    asked = parser.parse_args()
+    if unknown := [recipe for recipe in asked.recipe if recipe not in RECIPES]:
+        parser.error(f"{unknown[0]}: no such recipe, there are {', '.join(RECIPES)}")
+    recipes = asked.recipe or [*RECIPES]
+    images = Path(os.environ.get("SNNEXP_DATA_DIR", "data")).absolute()
+    # each side runs in a folder of its own
+    os.environ["SNNEXP_DATA_DIR"] = str(images)
+    if asked.without_mnist:
+        recipes = [recipe for recipe in recipes if IMAGES[0] not in RECIPES[recipe]]
+    elif not (images / "MNIST" / "raw").is_dir() and any(IMAGES[0] in RECIPES[recipe] for recipe in recipes):
+        raise SystemExit(f"no MNIST/raw in {images}; set SNNEXP_DATA_DIR, or pass --without-mnist")
+    baseline, reference = ((OLD / name).read_text().strip() for name in ("BASELINE", "REFERENCE"))
+    listed = wanted((OLD / "DIFFERENCES.md").read_text())
+    commits = [asked.ref] if asked.ref else [*dict.fromkeys((reference, baseline))]
+    fine = True
+    for commit in commits:
+        full = subprocess.run(
+            ["git", "rev-parse", "--verify", f"{commit}^{{commit}}"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+        if not full:
+            raise SystemExit(f"{commit}: no such commit here")
+        fine &= report(full, recipes, listed if full == baseline else [])
+    raise SystemExit(0 if fine else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The verbs of ``snnexp.experiment``, as a notebook or another program calls them."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from shell import Shell
+
+from snnexp.experiment import compose, evaluate, run
+
+WORDS = ["experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl", "network.hidden=[4]"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_can_be_measured_again() -> None:
+    done = run(compose(WORDS))
+    assert done.status == "finished"
+    again = evaluate(done.path)
+    assert again == {name: done.metrics[name] for name in again}
+
+
+@pytest.mark.xfail(strict=True, reason="composing clears the state of another Hydra application")
+def test_composing_leaves_another_application_alone(tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text("x: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        before = GlobalHydra.instance().hydra
+        compose(WORDS)
+        assert GlobalHydra.instance().hydra is before
+
+
+@pytest.mark.xfail(strict=True, reason="a path must be a Path")
+def test_a_path_may_be_a_text() -> None:
+    done = run(compose(WORDS))
+    assert evaluate(str(done.path)) == evaluate(done.path)  # type: ignore[arg-type]
+
+
+@pytest.mark.xfail(strict=True, reason="a config that was changed after it was composed is not checked")
+@pytest.mark.parametrize(("key", "value"), [("nonsense", 3), ("name", "../evil")])
+def test_a_changed_config_is_checked(key: str, value: object, tmp_path: Path) -> None:
+    cfg = compose(WORDS)
+    OmegaConf.update(cfg, key, value, force_add=True)
+    with pytest.raises(ValueError, match=f"^{re.escape(key)}: "):
+        run(cfg)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_command_line_and_a_notebook_give_the_same(snnexp: Shell) -> None:
+    done = run(compose(WORDS))
+    assert snnexp("train", *WORDS).code == 0
+    (other,) = set(snnexp.runs()) - {done.path.resolve(), snnexp.folder / done.path}
+    assert (other / "metrics.jsonl").read_bytes() == (done.path / "metrics.jsonl").read_bytes()

@@ -1,0 +1,99 @@
+"""What is typed, and what is written into the files of configs."""
+
+import json
+
+import pytest
+from shell import OUTSIDE, Shell, record
+
+from snnexp.experiment import compose
+
+BLOBS = ("train", *OUTSIDE, "data=blobs", "network.hidden=[4]", "num_steps=3", "trainer=cpu", "logger=jsonl")
+
+
+def recipe(shell: Shell, text: str, name: str = "mine") -> tuple[str, ...]:
+    """Write a recipe of a user's; returns what chooses it."""
+    folder = shell.folder / "conf" / "experiment"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return ("--config-dir", str(folder.parent), f"experiment={name}")
+
+
+@pytest.mark.xfail(strict=True, reason="Hydra reads `# @package` before YAML drops a byte order mark")
+def test_a_byte_order_mark_changes_nothing(snnexp: Shell) -> None:
+    chosen = recipe(snnexp, "\ufeff# @package _global_\n# Mine\nnum_steps: 7\n")
+    ended = snnexp("train", *chosen, "--cfg", "job")
+    assert ended.code == 0
+    assert "num_steps: 7" in ended.out
+
+
+@pytest.mark.xfail(strict=True, reason="a mapping that is typed over a mapping is merged into it")
+def test_a_typed_part_replaces_the_one_before() -> None:
+    typed = "neuron.beta={_target_: snnexp.initializers.Normal, mean: 0.5, std: 0.1}"
+    beta = compose(["experiment=regression_sqrt", typed]).neuron.beta
+    assert dict(beta) == {"_target_": "snnexp.initializers.Normal", "mean": 0.5, "std": 0.1}
+
+
+@pytest.mark.xfail(strict=True, reason="refusals are told one at a time")
+def test_all_refusals_are_told_at_once(snnexp: Shell) -> None:
+    ended = snnexp("train", "a=1", "b=1", "neuron.c=1", "neuron.beta=2", "num_steps=0")
+    assert ended.code == 2
+    assert len(ended.err) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the values of a sweep become text by Python's str")
+def test_null_is_a_value_of_a_sweep(shell: Shell) -> None:
+    chosen = recipe(
+        shell,
+        "# @package _global_\n# Mine\ndefaults:\n  - regression_linear\n"
+        "hydra:\n  sweeper:\n    params:\n      data.sample_seed: [null, 1]\n      trainer.limit_batches: [null, 2]\n",
+        "nulls",
+    )
+    ended = shell("train", "-m", *chosen, "trainer.max_epochs=1", "logger=jsonl", "trainer=cpu", "network.hidden=[2]")
+    assert ended.code == 0
+    assert len(shell.points()) == 4
+
+
+@pytest.mark.xfail(strict=True, reason="a run cannot be repeated with changes")
+def test_a_run_can_be_repeated_with_changes(snnexp: Shell) -> None:
+    assert snnexp(*BLOBS).code == 0
+    (first,) = snnexp.runs()
+    assert snnexp("train", "--from", str(first), "seed=5").code == 0
+    (second,) = set(snnexp.runs()) - {first}
+    assert record(second)["seed"] == 5
+    assert (second / "config.yaml").read_text().replace("seed: 5", "seed: 0") == (first / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="what all points share is composed against defaults that no point has")
+def test_a_key_that_every_point_has_can_be_typed(shell: Shell) -> None:
+    recipes = "experiment=mnist_rleaky_count,mnist_rleaky_membrane"
+    ended = shell("train", "-m", recipes, "neuron.feedback=one_to_one", "logger=jsonl", SNNEXP_DATA_DIR="nowhere")
+    # the points themselves have no data
+    assert ended.code == 7
+    assert [point["exit_code"] for point in shell.points()] == [4, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="a launcher that one of several recipes chooses is dropped")
+def test_a_launcher_that_is_not_used_is_told(shell: Shell) -> None:
+    chosen = recipe(
+        shell,
+        "# @package _global_\n# Mine\ndefaults:\n  - regression_linear\n  - override /hydra/launcher: stacked\n",
+        "together",
+    )[:2]
+    words = ("trainer.max_epochs=1", "logger=jsonl", "trainer=cpu", "network.hidden=[2]")
+    ended = shell("train", "-m", *chosen, "experiment=together,regression_linear", *words)
+    assert "launcher" in "\n".join(ended.out + ended.err)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the data of a sweep cannot be found in another place")
+def test_a_sweep_goes_on_after_its_data_have_moved(shell: Shell) -> None:
+    words = ("experiment=mnist_leaky", "logger=jsonl", "seed=0,1", "trainer.limit_batches=1", "network.hidden=[2]")
+    assert shell("train", "-m", *words, SNNEXP_DATA_DIR="nowhere").code == 7
+    (sweep,) = shell.folder.glob("outputs/sweeps/*/*")
+    ended = shell("resume", str(sweep), "data.root=elsewhere")
+    assert ended.code == 7
+    ledger = json.loads((sweep / "sweep.json").read_text())
+    assert all("elsewhere" in point["reason"] for point in ledger["points"])

@@ -1,0 +1,84 @@
+"""The comparison with earlier commits: what counts as a difference, and which are listed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from same_bits import RECIPES, Difference, differences, judge, wanted  # noqa: E402
+
+TABLE = """# Differences
+
+| recipe | names | from step | reason |
+|---|---|---|---|
+| `regression_sqrt` | `train/*`, weights | 4 | projected |
+| all | test/accuracy | 0 | counted |
+"""
+
+
+def run(path: Path, losses: list[float | None], weight: float = 1.0) -> Path:
+    (path / "checkpoints").mkdir(parents=True)
+    rows = [{"step": step, "epoch": 0, "train/loss": loss} for step, loss in enumerate(losses)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.save({"global_step": 9, "state_dict": {"w": torch.tensor([weight])}}, path / "checkpoints" / "last.ckpt")
+    return path
+
+
+def test_equal_runs_have_no_difference(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", [0.1, None, 0.3]), run(tmp_path / "other", [0.1, None, 0.3])
+    assert differences("r", one, other) == []
+
+
+def test_the_last_bit_of_a_metric_is_a_difference(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", [0.1, 0.2, 0.3]), run(tmp_path / "other", [0.1, 0.2, 0.30000000000000004])
+    (found,) = differences("r", one, other)
+    assert (found.name, found.step) == ("train/loss", 2)
+
+
+@pytest.mark.parametrize("losses", [[0.1, 0.2], [0.1, 0.2, None]])
+def test_a_row_less_or_a_value_less_is_a_difference(tmp_path: Path, losses: list[float | None]) -> None:
+    one, other = run(tmp_path / "one", [0.1, 0.2, 0.3]), run(tmp_path / "other", losses)
+    (found,) = differences("r", one, other)
+    assert (found.name, found.step) == ("train/loss", 2)
+
+
+def test_a_metric_of_one_side_alone_is_none(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", [0.1]), run(tmp_path / "other", [0.1])
+    with (other / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 0, "epoch": 0, "test/undecided": 0.5}) + "\n")
+    assert differences("r", one, other) == []
+
+
+def test_weights_are_compared(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", [0.1]), run(tmp_path / "other", [0.1], weight=1 + 2**-23)
+    assert differences("r", one, other) == [Difference("r", "weights", 9, 2**-23)]
+
+
+def test_a_listed_difference_is_wanted_and_no_other() -> None:
+    listed = wanted(TABLE)
+    found = [Difference("regression_sqrt", "train/loss", 5, 1.0), Difference("ddp", "test/accuracy", 50, 1.0)]
+    assert judge(found, listed) == ([], [])
+    others = [
+        Difference("regression_sqrt", "train/loss", 3, 1.0),
+        Difference("regression_linear", "train/loss", 5, 1.0),
+        Difference("regression_sqrt", "test/l1", 5, 1.0),
+    ]
+    assert judge([*found, *others], listed) == (others, [])
+
+
+def test_a_line_about_nothing_is_told() -> None:
+    listed = wanted(TABLE)
+    unlisted, stale = judge([Difference("regression_sqrt", "weights", 9, 1.0)], listed)
+    assert unlisted == []
+    assert stale == listed[1:]
+
+
+def test_every_line_of_the_table_is_about_known_recipes() -> None:
+    for line in wanted((ROOT / "tests" / "old" / "DIFFERENCES.md").read_text()):
+        assert line.recipes == "*" or line.recipes in RECIPES
+        assert line.names
