@@ -330,6 +330,17 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_processes_that_another_launcher_has_started_are_refused(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["train", "experiment=regression_sqrt", "trainer=ddp", "trainer.accelerator=cpu"]
+    command = [*torchrun, "-m", "snnexp.cli", *words, "data.num_samples=4", "data.batch_size=4"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert len([line for line in done.stderr.splitlines() if line.startswith("snnexp: trainer.strategy: ")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_disk_that_says_no(tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("a file where the folder should be")
     done = snnexp(*SHORT, cwd=tmp_path, code=74)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -256,6 +257,14 @@ class TestProgress:
         display.on_train_end(trainer, None)  # type: ignore[arg-type]
         line = capsys.readouterr().out.strip()
         assert line == "epoch 2/3  step 80/150  mean loss 2.5  acc 0.875  firing 0.500  128/s  30 s"
+
+    def test_the_bar_draws_in_no_thread_that_could_hold_a_lock_at_a_fork(self, trainer: Any) -> None:
+        display = ProgressDisplay(terminal())
+        before = threading.active_count()
+        display.on_train_start(trainer, None)  # type: ignore[arg-type]
+        assert display.bar is not None
+        assert threading.active_count() == before
+        display.on_train_end(trainer, None)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("width", [40, 60, 80, 120])
     def test_the_bar_never_takes_a_second_line(self, trainer: Any, width: int) -> None:

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": LEAVES | {"console"},
     "checkpoints": LEAVES | {"runs", "upgrade"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
-    "saving": LEAVES | {"callbacks", "checkpoints", "runs", "upgrade"},
+    "saving": LEAVES | {"callbacks", "checkpoints", "data", "runs", "upgrade"},
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
     "config": LEAVES | {"gate", "pairs", "runs", "upgrade"},

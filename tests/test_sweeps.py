@@ -314,6 +314,19 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     return cwd, snnexp("resume", str(home(cwd)), cwd=cwd, code=7, **environment)
 
 
+def test_a_worker_that_is_gone_is_missed_whatever_it_has_left_running() -> None:
+    worker = Worker({})
+    worker.command = [sys.executable, "-c", "import os, time; os.fork() or time.sleep(1000); os._exit(3)"]
+    worker.start([], {})
+    try:
+        events: list[dict[str, Any]] = []
+        wait_until(lambda: events.extend(worker.events()) or events)
+        (event,) = events
+        assert (event["exit_code"], "gone" in event) == (3, True)
+    finally:
+        worker.close()
+
+
 def test_a_signal_that_arrives_twice_is_one(tmp_path: Path) -> None:
     """As ``timeout`` sends it: to the process, and then to its group."""
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)

@@ -1,13 +1,16 @@
 """Turn a checked config into parts that fit each other: data, encoder, network, loss, task and trainer."""
 
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -37,6 +40,17 @@ class Parts:
     """What turns a readout into a class, ``spike_count`` or ``max_voltage``; None for regression."""
     kernel: str
     """What computes the neurons, as :func:`snnexp.kernels.use` tells it."""
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Lightning's own kills this process when another one has failed, before the run could be recorded."""
+
+    others: Sequence[subprocess.Popen[bytes]] = ()
+    """The processes of ddp besides this one."""
+
+    def _call_children_scripts(self) -> None:
+        super()._call_children_scripts()
+        self.others, self.procs = self.procs, []
 
 
 def make_trainer(
@@ -95,6 +109,11 @@ def make_trainer(
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+                own = _Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+                trainer.strategy._launcher = own
+            # Lightning took it from variables that whoever started this process may have set, and then logs nothing
+            rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
             return trainer
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -47,6 +47,10 @@ class InUseError(SnnexpError):
     exit_code = 6
 
 
+class LostProcessError(SnnexpError):
+    """Another process of the run has ended, and without it the run cannot go on."""
+
+
 class InterruptedRunError(SnnexpError):
     """A signal asked the run to stop; the exit code is 128 + the signal's number, as shells have it."""
 

@@ -24,17 +24,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, probe, progress, runs, saving
+from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
-from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, SnnexpError
+from snnexp.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, SnnexpError
 from snnexp.runs import Run
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "resume", "run"]
 
-RUN_DIR = "SNNEXP_RUN_DIR"
-"""Tells the processes that ddp starts which directory the first one has made."""
+RUN_DIR, FIRST = "SNNEXP_RUN_DIR", "SNNEXP_FIRST_PROCESS"
+"""Tell the processes that ddp starts which directory the first one has made, and that it is the first one's."""
 OWN = ("last", "best", "init")
 """Checkpoints of a run, by what is typed."""
 
@@ -69,11 +69,12 @@ def run(
     """
     with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
+        require_own_processes(cfg)
         parts = build(cfg)
         if parts.trainer.is_global_zero:
             folder = parent or Path(cfg.logger.root) / cfg.name
             run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, facts(cfg, parts))
-            os.environ[RUN_DIR] = str(run_dir.path.absolute())
+            lead(run_dir)
             begun(run_dir.path)
         else:
             run_dir = Run(Path(os.environ[RUN_DIR]))
@@ -103,10 +104,11 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
     with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(path)
+        require_own_processes(config.change(config.load(run_dir.path / "config.yaml"), overrides))
         # the processes that ddp starts find the directory locked by the first one
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if not follows():
             run_dir.lock()
-            os.environ[RUN_DIR] = str(run_dir.path)
+            lead(run_dir)
         try:
             saved = config.load(run_dir.path / "config.yaml")
             cfg = without_download(config.change(saved, overrides), overrides)
@@ -180,13 +182,44 @@ def evaluate(
         return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}
 
 
+def lead(run_dir: Run) -> None:
+    """Let the processes that ddp is going to start find the run."""
+    os.environ[RUN_DIR], os.environ[FIRST] = str(run_dir.path.absolute()), str(os.getpid())
+
+
+def follows() -> bool:
+    """Whether the first process of a run has started this one; variables of ddp alone anyone may have set."""
+    return os.environ.get(FIRST) == str(os.getppid())
+
+
+def require_own_processes(cfg: DictConfig) -> None:
+    """Raise :class:`ConfigError` where another program has started the processes of a run."""
+    if follows() or cfg.trainer.strategy != "ddp":
+        return
+    found = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ]
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        found.append("SLURM_PROCID")
+    if not found:
+        return
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "SLURM_PROCID")):
+        # the first one tells, and whoever started them may end them all as soon as one has gone
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(5)
+        raise SystemExit(ConfigError.exit_code)
+    raise ConfigError(
+        f"trainer.strategy: snnexp starts the processes of ddp itself, and {found[0]} is set, as torchrun and srun do"
+    )
+
+
 @contextmanager
 def memory_told() -> Iterator[None]:
-    """A network that does not fit into memory is a mistake in the config."""
+    """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no class of its own for a CPU that has no more
+        if "DataLoader worker" in str(error):
+            raise DataError(f"data.num_workers: {domains.line(str(error))}") from error
         words = ("can't allocate memory", "Storage size calculation overflowed")
         full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
         if not full:
@@ -258,11 +291,13 @@ def _watch(
     """Give the trainer all that watches a run; returns what saves it."""
     watching = watching_over(cfg, parts, run_dir)
     (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
-    signals.checkpoints = saver
+    signals.checkpoints, signals.data, signals.launcher = saver, parts.data, parts.trainer.strategy.launcher
     shown: list[Callback] = []
     if parts.trainer.is_global_zero:
         signals.run = run_dir
         shown.append(progress.ProgressDisplay(console.console()))
+    else:
+        signals.parent = os.getppid()
     # what stops comes last
     parts.trainer.callbacks += [*shown, *watching, *others, signals]  # type: ignore[attr-defined]
     return saver
@@ -301,6 +336,12 @@ def _carry_out(
         # a signal to the whole group may find a data worker that does not ignore it yet
         if "DataLoader worker" in str(error):
             signals.stop_if_told()
+        # where workers could not be started, Lightning stumbles over it, and then tells only that
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            signals.stop_if_told()
+            signals.require_others()
         raise
     signals.stop_if_told()
     if parts.trainer.is_global_zero:
@@ -320,7 +361,7 @@ def _recorded(run_dir: Run, parts: Parts) -> Iterator[None]:
             with suppress(OSError, CheckpointError):
                 record_failure(run_dir, error)
         elif isinstance(error, SnnexpError):
-            # the first process tells; Lightning would kill it if this one left with another code
+            # the first process tells, and takes another code for a defect of this one
             raise SystemExit(0) from error
         raise
     finally:
@@ -441,6 +482,6 @@ def _forget_processes() -> None:
     """Leave the group of ddp and its variables, or a second run would take itself for a member of the first."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", RUN_DIR):
+    if not follows():
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", RUN_DIR, FIRST):
             os.environ.pop(name, None)

@@ -44,7 +44,8 @@ class ProgressDisplay(Callback):
         if self.terminal.is_terminal:
             words = [TextColumn(f"{{task.fields[{name}]}}") for name in ("epoch", "values")]
             columns = (words[0], BarColumn(bar_width=None), words[1])
-            self.bar = Progress(*columns, console=self.terminal, refresh_per_second=4, transient=True, expand=True)
+            # a thread that draws would hold locks when data workers are forked, and whoever prints in one would wait
+            self.bar = Progress(*columns, console=self.terminal, auto_refresh=False, transient=True, expand=True)
             self.task = self.bar.add_task("", total=self._steps(trainer), epoch=self._epoch(trainer), values="")
             self.bar.start()
 
@@ -67,7 +68,8 @@ class ProgressDisplay(Callback):
             self.terminal.print(fitting({"epoch": epoch, "step": step, **parts}, None))
         else:
             room = self.terminal.width - len(epoch) - self.shortest_bar - 2
-            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, values=fitting(parts, room))
+            values = fitting(parts, room)
+            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, values=values, refresh=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

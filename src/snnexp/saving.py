@@ -2,9 +2,13 @@
 
 import io
 import os
+import select
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from snnexp import checkpoints, runs, upgrade
 from snnexp.callbacks import at_logged_step, require_finite_parameters
 from snnexp.checkpoints import Checkpoint
-from snnexp.errors import InterruptedRunError, ending_signals
+from snnexp.data.module import DataModule, end_data_workers
+from snnexp.errors import InterruptedRunError, LostProcessError, SnnexpError, ending_signals
 from snnexp.runs import Run
+
+GRACE_S = 30.0
+"""What the other processes of a run that has finished may take to end."""
 
 
 class RunCheckpointIO(CheckpointIO):
@@ -156,44 +164,151 @@ def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, 
 
 
 class Signals(Callback):
-    """SIGINT, SIGTERM and SIGHUP: finish the step, save last.ckpt, stop; outside of training stop at once.
+    """SIGINT, SIGTERM and SIGHUP: finish the step or validation, save last.ckpt, stop.
 
-    A second signal ends the process at once.
+    While a batch is waited for, the run is saved and stops at once; outside of training it stops at once. A second
+    signal ends the process at once. Python handles signals between its own instructions only, and one call into PyTorch
+    may take long, so a thread sees them too: it tells that a signal has arrived, and ends the process at the second.
     """
 
     same_s = 0.1
     """A signal to a process and then to its group, as ``timeout`` sends it, arrives twice and is one."""
+    patience_s = 1.0
+    """What the main thread may take to act on a signal before the thread does."""
+    reminder = signal.SIGALRM
+    """What interrupts a wait of the main thread that has begun after the signal."""
 
     def __init__(self) -> None:
         self.run: Run | None = None
         self.checkpoints: Checkpoints | None = None
-        self.training = False
+        self.data: DataModule | None = None
+        self.launcher: Any = None
+        self.parent: int | None = None
+        """The first process of the run, where this is another one."""
+        self.training = self.obeyed = False
         self.received: int | None = None
         self.received_at = 0.0
         self.previous: dict[int, Any] = {}
+        self.process = os.getpid()
+        self.thread: threading.Thread | None = None
 
     def __enter__(self) -> "Signals":
         # Python lets only the main thread handle signals; elsewhere whoever started the thread does
         if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self._handle) for number in ending_signals()}
+            self.reminded = signal.signal(self.reminder, self._remind)
+            self.source, self.sink = os.pipe()
+            os.set_blocking(self.sink, False)
+            self.wakeup = signal.set_wakeup_fd(self.sink, warn_on_full_buffer=False)
+            self.main = threading.get_ident()
+            self.thread = threading.Thread(target=self._watch, daemon=True)
+            self.thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self.previous.items():
+        if self.thread is None:
+            return
+        end_data_workers()
+        os.write(self.sink, b"\0")
+        self.thread.join()
+        signal.set_wakeup_fd(self.wakeup)
+        for number, handler in [*self.previous.items(), (self.reminder, self.reminded)]:
             signal.signal(number, handler)
+        os.close(self.sink)
+        os.close(self.source)
+        for process in self._others:
+            with suppress(subprocess.TimeoutExpired):
+                # without this one they can only fail
+                process.wait(0 if error[0] is not None else GRACE_S)
+            process.kill()
+            process.wait()
+
+    @property
+    def _others(self) -> Sequence["subprocess.Popen[bytes]"]:
+        """The processes that this one has started for ddp."""
+        return getattr(self.launcher, "others", ())
+
+    def require_others(self, patience_s: float = 2.0) -> None:
+        """Raise :class:`LostProcessError` if one of the processes of ddp has ended, or does so soon."""
+        end = time.monotonic() + patience_s
+        while self._others:
+            for rank, process in enumerate(self._others, start=1):
+                if (code := process.poll()) is not None:
+                    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+                    raise LostProcessError(
+                        f"process {rank} of 0 to {len(self._others)} ended {how}, and the run with it"
+                    )
+            if time.monotonic() >= end:
+                return
+            time.sleep(0.05)
+
+    def _watch(self) -> None:
+        # it holds no lock while it waits, for data workers are forked meanwhile
+        poll = select.poll()
+        poll.register(self.source, select.POLLIN)
+        last, last_at, arrived, told, lost = 0, 0.0, 0, False, 0
+        while True:
+            several = self.launcher is not None or self.checkpoints is None
+            if poll.poll(1e3 * self.patience_s if several or (arrived and not self.obeyed) else None):
+                number, now = os.read(self.source, 1)[0], time.monotonic()
+                if number == 0:
+                    return
+                if number in self.previous and not (number == last and now - last_at < self.same_s):
+                    last, last_at, arrived = number, now, arrived + 1
+                continue
+            if self.parent is not None and os.getppid() != self.parent:
+                os._exit(1)
+            if any(process.poll() for process in self._others):
+                # the main thread fails by itself as soon as it asks the others
+                lost += 1
+                if lost > 2:
+                    self._give_up()
+            if not arrived or self.obeyed:
+                continue
+            if arrived > 1:
+                self._end(last)
+            elif self._waiting:
+                signal.pthread_kill(self.main, self.reminder)
+            elif not told:
+                told = True
+                what = "received, stopping after this step or validation; a second one stops at once"
+                os.write(2, f"snnexp: {signal.Signals(last).name} {what}\n".encode())
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether nothing is under way that has to be finished first."""
+        return not self.training or (self.data is not None and self.data.waiting)
 
     def _handle(self, number: int, frame: object) -> None:
+        if os.getpid() != self.process:
+            # a data worker that does not ignore it yet
+            return
         if number == self.received and time.monotonic() - self.received_at < self.same_s:
             return
         if self.received is not None:
             self._end(number)
         self.received, self.received_at = number, time.monotonic()
-        if not self.training:
-            raise InterruptedRunError(number)
+        # of several processes, all save together, if they can
+        if not self.training or (self.launcher is None and self._waiting):
+            self.stop_if_told()
+
+    def _remind(self, number: int, frame: object) -> None:
+        if self._waiting:
+            self.stop_if_told()
+
+    def _give_up(self) -> None:
+        try:
+            self.require_others()
+        except LostProcessError as error:
+            self._end_with(error)
 
     def _end(self, number: int) -> None:
-        error = InterruptedRunError(number)
+        self._end_with(InterruptedRunError(number))
+
+    def _end_with(self, error: SnnexpError) -> None:
         try:
+            for process in self._others:
+                process.kill()
             if self.run is not None:
                 self.run.update(status=error.status, exit_code=error.exit_code, reason=str(error))
             os.write(2, f"snnexp: {error}\n".encode())
@@ -203,12 +318,16 @@ class Signals(Callback):
     def stop_if_told(self) -> None:
         """Raise what the signal asked for, where it came while it could not be raised."""
         if self.received is not None:
+            self.obeyed = True
             raise InterruptedRunError(self.received)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _handle_here(self) -> None:
         # Lightning has put a handler of its own in front, which ends a run with exit code 0
         for number in self.previous:
             signal.signal(number, self._handle)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._handle_here()
         self.stop_if_told()
         self.training = True
 
@@ -223,6 +342,18 @@ class Signals(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.training = False
         self.stop_if_told()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._handle_here()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        told = isinstance(exception, InterruptedRunError) and self.training
+        # a validation is begun anew, from what was saved before it
+        if told and trainer.training and trainer.world_size == 1:
+            assert self.checkpoints is not None
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            self.checkpoints.position = (trainer.current_epoch, done)
+            self.checkpoints.save_last(trainer)
 
 
 def _agreed(trainer: Trainer, wish: bool) -> bool:

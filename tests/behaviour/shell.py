@@ -86,7 +86,9 @@ class Shell:
 
     def runs(self) -> list[Path]:
         """The directories of all runs here, the oldest first."""
-        return [record.parent for record in sorted(self.folder.glob("outputs/**/run.json"))]
+        found = (record.parent for record in sorted(self.folder.glob("outputs/**/run.json")))
+        # one that is being made has a name that begins with a dot
+        return [path for path in found if not path.name.startswith(".")]
 
     def run(self) -> Path:
         """The directory of the only run."""

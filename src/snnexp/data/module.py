@@ -1,17 +1,26 @@
 """The data module: whole batches out of memory, in an order that depends on the seed and the epoch alone."""
 
+import multiprocessing
+import os
+import re
 import signal
+import tempfile
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Sampler
 
 from snnexp import domains
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, InterruptedRunError
 from snnexp.seeds import fold
+
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+"""Data workers hand over batches through a socket in a folder there, and the path of a socket has 107 bytes at most."""
 
 
 class Samples(Protocol):
@@ -64,6 +73,9 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         domains.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
+        if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:
+            most = f"TMPDIR has {length} letters, and data workers need one of at most {LONGEST_TMPDIR}"
+            raise ConfigError(f"num_workers: {most}; shorten it, or set num_workers=0")
         if drop_last and batch_size > len(train):
             raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
         self.train, self.val, self.test = train, val, test
@@ -72,6 +84,8 @@ class DataModule(LightningDataModule):
         self.spikes = spikes
         self.begin = (0, 0)
         """Where training begins: epochs that are done, and batches of the next one that are."""
+        self.waiting = False
+        """Whether a batch is waited for now; then no step is under way."""
 
     def require_shareable(self, processes: int) -> None:
         """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
@@ -128,13 +142,14 @@ class DataModule(LightningDataModule):
 
     def _loader(self, samples: Samples, batches: "Sampler[list[int]]") -> DataLoader[Any]:
         # the sampler's items are whole batches, so that the loader neither collates nor pickles single samples
-        return DataLoader(
-            samples,  # type: ignore[arg-type]
+        return _Loader(
+            self,
+            samples,
             sampler=batches,
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_run if self.num_workers else None,
+            worker_init_fn=_begin_worker if self.num_workers else None,
         )
 
     def _in_order(self, samples: Samples) -> "Sampler[list[int]]":
@@ -144,10 +159,91 @@ class DataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
+class _Loader(DataLoader[Any]):
+    """Notes when it waits: a signal then need not wait as well."""
+
+    def __init__(self, module: DataModule, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._module = module
+
+    def __iter__(self) -> Any:
+        # persistent workers first finish what they had begun in the epoch before
+        self._module.waiting = self._iterator is not None
+        try:
+            batches = super().__iter__()
+        except InterruptedRunError:
+            end_data_workers()
+            raise
+        finally:
+            self._module.waiting = False
+        return _Batches(self._module, batches)
+
+
+class _Batches:
+    def __init__(self, module: DataModule, batches: Iterator[Any]) -> None:
+        self.module, self.batches = module, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self.module.waiting = True
+        try:
+            return next(self.batches)
+        except InterruptedRunError:
+            # else the end of the run would wait for the batches that they are at
+            end_data_workers()
+            raise
+        finally:
+            self.module.waiting = False
+
+
+def end_data_workers() -> None:
+    """Kill the data workers of this process: whatever they are at, nobody waits for it."""
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if not workers:
+        return
+    # PyTorch takes the death of a worker for an error
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _begin_worker(worker: int) -> None:
     # Ctrl-C and `timeout` reach workers as well, and the run still needs them to finish its step
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # a batch is sent in a thread, whose errors are else printed only, and the run waits for the batch for ever
+    Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
+
+
+def _send_error(queue: "Queue[Any]", error: Exception, item: tuple[int, Any]) -> None:
+    if isinstance(item[1], ExceptionWrapper):
+        # that an error cannot be sent either is seen by the end of this process
+        os._exit(1)
+    queue.put((item[0], _NotSent(error)))
+
+
+class _NotSent(ExceptionWrapper):
+    """What the run gets instead of a batch that its data worker could not send."""
+
+    def __init__(self, error: Exception) -> None:
+        raised = (type(error), error, error.__traceback__)
+        super().__init__(raised, "while a data worker sent a batch")  # type: ignore[no-untyped-call]
+        # of shared memory, PyTorch tells the system's error as text
+        found = re.search(r"\((\d+)\)$", str(error)) if isinstance(error, RuntimeError) else None
+        self.errno: int | None = int(found[1]) if found else getattr(error, "errno", None)
+
+    def reraise(self) -> None:
+        if self.errno is None:
+            return super().reraise()  # type: ignore[no-untyped-call, no-any-return]
+        reason = f"{os.strerror(self.errno)}, and data workers need it; data.num_workers=0 does without"
+        raise OSError(self.errno, reason, "/dev/shm")
 
 
 class ShuffledBatches(Sampler[list[int]]):

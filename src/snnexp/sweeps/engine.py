@@ -125,11 +125,15 @@ class Worker:
         if self.process is None or self.handle is None:
             return []
         found: list[dict[str, Any]] = []
+        # looked at first: what it has told is then all there, also where processes that it has left keep its pipe open
+        over = self.process.poll() is not None
         while True:
             try:
                 text = os.read(self.handle, 2**16)
             except BlockingIOError:
-                break
+                if not over:
+                    break
+                text = b""
             if not text:
                 return [*found, *self._gone()]
             *lines, self.rest = (self.rest + text).split(b"\n")

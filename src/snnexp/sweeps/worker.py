@@ -48,7 +48,11 @@ def main(limit_bytes: int | None = None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     with os.fdopen(os.dup(1), "w", buffering=1) as driver:
         tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
+        # of a file of Python's, the thread would hold the lock when a point forks its data workers, which close stdin
+        source = os.dup(0)
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        threading.Thread(target=_listen, args=(source, tasks), daemon=True).start()
         _print_to(Path(os.devnull))
 
         def tell(event: dict[str, Any]) -> None:
@@ -60,9 +64,12 @@ def main(limit_bytes: int | None = None) -> None:
             tell({"idle": True})
 
 
-def _listen(tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
-    for line in sys.stdin:
-        tasks.put(json.loads(line))
+def _listen(source: int, tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    rest = b""
+    while text := os.read(source, 2**16):
+        *lines, rest = (rest + text).split(b"\n")
+        for line in lines:
+            tasks.put(json.loads(line))
     os.killpg(0, signal.SIGKILL)
 
 

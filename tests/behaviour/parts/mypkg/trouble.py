@@ -1,0 +1,80 @@
+"""Blobs of a user that make trouble while they are read."""
+
+import os
+import resource
+import signal
+import time
+
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from mypkg.data import Table, blobs
+from snnexp.data import DataModule
+from snnexp.encoders import Constant
+
+
+class Slow(Table):
+    """Batches after the first ``after`` take as many seconds as the variable SLOW_S says."""
+
+    after, asked = 0, 0
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        self.asked += 1
+        if self.asked > self.after:
+            time.sleep(float(os.environ.get("SLOW_S", "0")))
+        return super().__getitem__(indices)
+
+
+class Broken(Table):
+    """Raises in the second of several processes."""
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        if os.environ.get("LOCAL_RANK") == "1":
+            raise KeyError("what rank 1 needs")
+        return super().__getitem__(indices)
+
+
+class Cramped(Table):
+    """There is no room for a batch in the memory that data workers share with the run."""
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        if get_worker_info() is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+        return super().__getitem__(indices)
+
+
+class Deadly(Table):
+    """Ends its data worker, as a system does that runs out of memory."""
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(indices)
+
+
+KINDS = {"slow": Slow, "broken": Broken, "cramped": Cramped, "deadly": Deadly}
+
+
+class LongStep(Constant):
+    """A step takes as many seconds as the variable STEP_S says."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        time.sleep(float(os.environ.get("STEP_S", "0")))
+        return super().__call__(values)
+
+
+def trouble(
+    kind: str,
+    after: int = 0,
+    train: int = 64,
+    val: int = 0,
+    test: int = 32,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataModule:
+    """Blobs whose training samples are of a kind that makes trouble."""
+    data = blobs(train, val, test, batch_size, num_workers, seed)
+    data.train = KINDS[kind](data.train.x, data.train.y)  # type: ignore[attr-defined]
+    data.train.after = after
+    return data
