@@ -458,3 +458,22 @@ for spikes, linear in ((True, True), (True, False), (False, False)):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("kernel", "name"), [*(("reference", name) for name in NEURONS), *PAIRS])
+@pytest.mark.parametrize("reset", RESETS)
+def test_steps_one_by_one_are_the_sequence(kernel: str, name: str, reset: str) -> None:
+    """T calls of one step, each with the state of the one before, are one call with T steps."""
+    torch.manual_seed(0)
+    neuron = NEURONS[name](4, reset, ATan()).double()
+    assert kernels.use(neuron, kernel, CPU) == kernel
+    current = torch.randn((7, 3, *neuron.features), dtype=torch.float64).add(0.5)
+    whole = neuron(current)
+    state, steps = None, []
+    for step in current:
+        steps.append(neuron(step.unsqueeze(0), state=state))
+        state = steps[-1].state
+    assert torch.equal(torch.cat([trace.spikes for trace in steps]), whole.spikes)
+    torch.testing.assert_close(torch.cat([trace.membrane for trace in steps]), whole.membrane)
+    torch.testing.assert_close(state, whole.state)
+    assert neuron.spikes is False or whole.spikes.any()

@@ -90,6 +90,20 @@ class TestEveryNetwork:
             torch.testing.assert_close(trace.membrane, torch.cat([half.membrane for half in halves]))
         torch.testing.assert_close([trace.state for trace in second], [trace.state for trace in whole])
 
+    def test_a_network_of_sequences_runs_one_step_when_it_gets_one(self, network_and_shape: Any) -> None:
+        network, shape = network_and_shape
+        network.constant = False
+        sequence = values(T, B, *shape)
+        whole = network(sequence)
+        states, steps = None, []
+        for step in sequence:
+            steps.append(network(step.unsqueeze(0), states))
+            states = [trace.state for trace in steps[-1]]
+        for index, trace in enumerate(whole):
+            assert torch.equal(torch.cat([step[index].spikes for step in steps]), trace.spikes)
+            torch.testing.assert_close(torch.cat([step[index].membrane for step in steps]), trace.membrane)
+        torch.testing.assert_close(states, [trace.state for trace in whole])
+
     def test_samples_of_a_batch_know_nothing_of_each_other(self, network_and_shape: Any) -> None:
         network, shape = network_and_shape
         sequence = values(T, B, *shape)
