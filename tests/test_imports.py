@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": LEAVES | {"neurons", "surrogates"},
     "network": LEAVES | {"neurons", "events"},
     # the task is handed its parts; it names their types
-    "task": {"events", "metrics", "losses", "network", "neurons"},
+    "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
     "listing": LEAVES | {"runs"},
     "console": LEAVES,
     "progress": LEAVES | {"console"},

@@ -594,29 +594,27 @@ class TestParametrizedLIF:
     @pytest.mark.parametrize("log_tau", [False, True])
     def test_projection_brings_time_constants_back_and_says_so_once(self, log_tau: bool) -> None:
         neuron = ParametrizedLIF(3, tau_mem_inv=Constant(100.0), log_tau=log_tau, learn=["tau_mem_inv"])
-        left = neuron.project()
-        assert isinstance(left, Tensor)
-        assert not left
+        assert neuron.project() == {"tau_mem_inv": False}
         far = torch.tensor([2000.0, 500.0, 1e6])
         next(p for name, p in neuron.named_parameters() if "tau_mem_inv" in name).data.copy_(
             far.log() if log_tau else far
         )
-        assert neuron.project()
+        assert neuron.project() == {"tau_mem_inv": True}
         torch.testing.assert_close(neuron.tau_mem_inv.detach(), torch.tensor([1000.0, 500.0, 1000.0]))
-        assert not neuron.project()
+        assert neuron.project() == {"tau_mem_inv": False}
 
     def test_projection_makes_a_negative_time_constant_positive(self) -> None:
         neuron = ParametrizedLIF(3, learn=["tau_mem_inv", "tau_syn_inv"], tau_syn_inv=Constant(200.0))
         neuron.tau_syn_inv.data[1] = -5.0
         neuron.tau_mem_inv.data[2] = 0.0
-        assert neuron.project()
+        assert neuron.project() == {"tau_mem_inv": True, "tau_syn_inv": True}
         for tau in (neuron.tau_syn_inv, neuron.tau_mem_inv):
             assert (tau > 0).all()
-        assert not neuron.project()
+        assert neuron.project() == {"tau_mem_inv": False, "tau_syn_inv": False}
 
-    def test_nothing_to_project_without_learned_time_constants(self) -> None:
-        for neuron in (ParametrizedLIF(3, learn=["v_th"]), Leaky(3, learn_beta=True), LeakyIntegrator(3)):
-            assert neuron.project() is None
+    def test_nothing_to_project_without_learned_parameters_that_have_bounds(self) -> None:
+        for neuron in (ParametrizedLIF(3, learn=["v_th"]), Leaky(3), LeakyIntegrator(3)):
+            assert neuron.project() == {}
 
     @pytest.mark.parametrize("name", ["tau_mem_inv", "tau_syn_inv"])
     def test_log_tau_is_the_same_neuron_in_another_variable(self, name: str) -> None:
@@ -703,3 +701,64 @@ def test_a_later_start_shifts_the_response() -> None:
         late = torch.cat([torch.zeros(3, *current.shape[1:]), current])
         assert torch.equal(neuron(late).membrane[3:], neuron(current).membrane)
         assert torch.equal(neuron(late).spikes[3:], neuron(current).spikes)
+
+
+LEARNED: dict[str, Callable[[], Neuron]] = {
+    "leaky": lambda: Leaky(4, 0.5, 0.5, learn_beta=True, learn_threshold=True),
+    "rleaky": lambda: RLeaky(4, 0.5, 0.5, learn_beta=True, learn_threshold=True),
+    "one-to-one": lambda: RLeaky(4, Uniform(0, 1), 0.5, feedback="one_to_one", learn_beta=True, learn_threshold=True),
+    "lif": lambda: ParametrizedLIF(4, learn=("tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")),
+    "log-tau": lambda: ParametrizedLIF(4, learn=("tau_mem_inv", "tau_syn_inv"), log_tau=True),
+}
+
+
+class TestDomains:
+    """What training may do to a learned parameter."""
+
+    @pytest.mark.parametrize("name", LEARNED)
+    @settings(derandomize=True, database=None, deadline=None, max_examples=30)
+    @given(size=st.floats(1e-3, 1e6), seed=st.integers(0, 100))
+    def test_after_a_step_of_any_size_each_value_could_be_a_start(self, name: str, size: float, seed: int) -> None:
+        neuron = LEARNED[name]()
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in neuron.parameters():
+                parameter.add_(size * torch.randn(parameter.shape, generator=random))
+        neuron.project()
+        values = {key: getattr(neuron, key).detach() for key in neuron.parameter_names}
+        for key, value in values.items():
+            neuron._start(key, value, 1 / neuron.dt if key.startswith("tau") else math.inf)
+        neuron.project()
+        assert all(torch.equal(getattr(neuron, key), value) for key, value in values.items())
+
+    @pytest.mark.parametrize("kernel", ["reference", "fused", "triton"])
+    @pytest.mark.parametrize("start", [0.0, 1.0])
+    def test_a_decay_at_an_end_of_its_domain_can_learn(self, kernel: str, start: float) -> None:
+        neuron = Leaky(2, Constant(start), 10.0, learn_beta=True)
+        assert kernels.use(neuron, kernel, torch.device("cpu")) == kernel
+        neuron(torch.ones(5, 1, 2)).membrane.sum().backward()
+        assert (neuron.beta.grad > 0).all()
+
+    def test_a_decay_that_was_driven_to_its_end_comes_back(self) -> None:
+        """Ten steps of .1: the membrane ends at .1 (1 - beta^10) / (1 - beta), at 1 for beta 1 and at .2 for .5."""
+        neuron = Leaky(1, 0.9, 10.0, learn_beta=True)
+        optimizer = torch.optim.SGD(neuron.parameters(), lr=0.02)
+
+        def train(target: float, steps: int) -> None:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                (neuron(torch.full((10, 1, 1), 0.1)).membrane[-1] - target).square().sum().backward()
+                optimizer.step()
+                neuron.project()
+
+        train(1.5, 100)
+        assert neuron.beta.item() == 1
+        train(0.2, 300)
+        assert neuron.beta.item() == pytest.approx(0.5, abs=0.02)
+
+    def test_a_threshold_stays_one(self) -> None:
+        neuron = Leaky(2, 0.9, Constant(0.1), learn_threshold=True)
+        neuron.threshold.data[0] = -0.469
+        assert neuron.project() == {"threshold": True}
+        assert neuron.threshold.tolist() == [0.0, pytest.approx(0.1)]
+        assert not neuron(torch.zeros(5, 1, 2)).spikes.any()

@@ -221,10 +221,10 @@ class ProjectParameters(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         for name, neuron in _neurons(pl_module).items():
-            left = neuron.project()
-            if left is not None:
+            for parameter, left in neuron.project().items():
                 # accumulated on the device and read once per epoch: reading waits for the device
-                self.left[name] = self.left[name] | left if name in self.left else left
+                key = f"{name}.{parameter}"
+                self.left[key] = self.left[key] | left if key in self.left else left
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.tell()
@@ -234,7 +234,8 @@ class ProjectParameters(Callback):
         names = [name for name, left in self.left.items() if left.item()]
         if names and not self.told:
             self.told = True
-            LOG.warning("training drove time constants of %s out of range; they were projected back", ", ".join(names))
+            told = "learned parameters left their domain and are projected back after each step: %s"
+            LOG.warning(told, ", ".join(names))
 
 
 class MeanLoss(Callback):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snnexp import domains, runs, upgrade
 from snnexp.errors import CheckpointError, SnnexpError
@@ -191,17 +191,16 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
     return upgrade.checkpoint(found, path)
 
 
-def example(task: nn.Module, optimizer: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
+def example(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint of a run looks like: every name, shape and type; the values mean nothing.
 
     Args:
-        task: the module that will be trained.
-        optimizer: ``optimizer(parameters, total_steps)`` as Lightning's ``configure_optimizers`` returns it.
+        task: the :class:`~snnexp.task.Task` that will be trained.
         callbacks: the states of callbacks, by their keys.
     """
     # the first step gives an optimiser its state, and a copy must take it
     copies = [parameter.detach().clone().requires_grad_() for parameter in task.parameters()]
-    made = optimizer(copies, 1)
+    made = task.make_optimizer(copies, 1)
     for copy in copies:
         copy.grad = torch.zeros_like(copy)
     made["optimizer"].step()

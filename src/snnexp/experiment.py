@@ -319,7 +319,7 @@ def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = 
 
 def _example(parts: Parts, watching: Sequence[Callback]) -> dict[str, Any]:
     states = {callback.state_key: callback.state_dict() for callback in watching}
-    return checkpoints.example(parts.task, parts.task.optimizer, states)
+    return checkpoints.example(parts.task, states)
 
 
 def _carry_out(

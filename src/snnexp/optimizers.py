@@ -1,6 +1,6 @@
 """Optimisers with their learning-rate schedule, in the form that Lightning takes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +53,20 @@ class SGD(OptimizerFactory):
     def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
         optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
         return _scheduled(optimizer, self.schedule, total_steps)
+
+
+def grouped(parameters: Sequence[nn.Parameter], decays: Sequence[bool], weight_decay: float) -> list[Any]:
+    """Parameters as an optimiser takes them: those that must not decay in a group of their own, where there is decay.
+
+    Args:
+        parameters: all that are trained.
+        decays: of each, whether weight decay acts on it.
+        weight_decay: without any, all are one group.
+    """
+    if not weight_decay or all(decays):
+        return [*parameters]
+    parts = {keep: [p for p, decay in zip(parameters, decays, strict=True) if decay is keep] for keep in (True, False)}
+    return [{"params": parts[True]}, {"params": parts[False], "weight_decay": 0.0}]
 
 
 def _scheduled(optimizer: torch.optim.Optimizer, schedule: str, total_steps: int) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """The LightningModule: it drives the parts that it receives and logs what they say."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from snnexp import metrics
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Reduced, Trace
+from snnexp.optimizers import grouped
 
 Measure = Callable[[Any, Tensor], metrics.Sum]
 """How well a readout's trace meets a target, summed over a batch, and the count of what was summed."""
@@ -68,7 +69,19 @@ class Task(LightningModule):
         return {"traces": self._evaluation_step(batch, "test")}
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer(self.parameters(), int(self.trainer.estimated_stepping_batches))
+        return self.make_optimizer([*self.parameters()], int(self.trainer.estimated_stepping_batches))
+
+    def make_optimizer(self, parameters: Sequence[nn.Parameter], total_steps: int) -> dict[str, Any]:
+        """The optimiser of the task's parameters, or of as many others in their place.
+
+        Weight decay acts on synapses and feedback. A neuron parameter has a meaning and a unit of its own: pulled
+        towards zero, a decay or a threshold becomes another neuron.
+        """
+        kept = {id(parameter) for neuron in self.network.neurons().values() for parameter in neuron.constants()}
+        decays = [id(parameter) not in kept for parameter in self.parameters()]
+        # an optimiser of a user's says how it decays by itself
+        groups = grouped(parameters, decays, getattr(self.optimizer, "weight_decay", 0.0))
+        return self.optimizer(groups, total_steps)
 
     def _step(
         self, batch: tuple[Tensor, Tensor], reduced: Container[str] = ()

@@ -39,6 +39,7 @@ from snnexp.kernels.loops import (
     surrogate_of,
 )
 from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trace, over_samples
+from snnexp.neurons.neuron import decay
 from snnexp.surrogates import Surrogate, spike
 
 
@@ -93,7 +94,7 @@ def scan(
         flat(current if dense is None else current.contiguous()),
         state.membrane.flatten(1),
         state.spikes.flatten(1) if isinstance(state, RLeakyState) else None,
-        row(neuron, neuron.beta.clamp(0, 1)),
+        row(neuron, decay(neuron.beta)),
         row(neuron, neuron.threshold),
         weight,
         bias,

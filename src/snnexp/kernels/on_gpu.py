@@ -35,6 +35,7 @@ from snnexp.neurons import (
     Trace,
     over_samples,
 )
+from snnexp.neurons.neuron import decay
 from snnexp.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, SuperSpike, Surrogate, Triangular
 
 MAX_RECURRENT = 128
@@ -384,7 +385,7 @@ def leaky_scan(
     settings = (num_steps, RESETS[neuron.reset], kind, neuron.surrogate)
     first = [part.flatten(1).contiguous() for part in state]
     inputs = (flat(current).contiguous(), *first[:2], *[None] * (2 - len(first)))
-    inputs += (row(neuron, neuron.beta.clamp(0, 1)), row(neuron, neuron.threshold), V, bias)
+    inputs += (row(neuron, decay(neuron.beta)), row(neuron, neuron.threshold), V, bias)
 
     def state_of(U: Tensor, S: Tensor) -> Any:
         return RLeakyState(maps(neuron, U), maps(neuron, S)) if recurrent else LeakyState(maps(neuron, U))

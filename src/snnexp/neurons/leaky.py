@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from snnexp import domains
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, decay
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
@@ -71,7 +71,7 @@ class Leaky(Neuron):
         return LeakyState(torch.zeros_like(current))
 
     def scan(self, current: Sequence[Tensor], state: LeakyState) -> Trace:
-        beta, theta = self.beta.clamp(0, 1), self.threshold
+        beta, theta = decay(self.beta), self.threshold
         (U,) = state
         spikes, membrane = [], []
         for I in current:

@@ -18,6 +18,8 @@ from snnexp.surrogates import Surrogate
 NeuronParameter = float | Tensor | Initializer
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
+SMALLEST = 1.1754943508222875e-38
+"""The least positive number that float32 holds with all its digits."""
 
 
 class Trace:
@@ -164,6 +166,42 @@ class _MemberProduct(torch.autograd.Function):
         return g_x, g_w, g_b
 
 
+def decay(beta: Tensor) -> Tensor:
+    """beta clamped to [0, 1]; the gradient is that of beta there, ends included, and zero elsewhere."""
+    return torch.where((beta < 0) | (beta > 1), beta.detach().clamp(0, 1), beta)
+
+
+class Bounds(NamedTuple):
+    """Where a learned parameter may be, and to what it is brought back."""
+
+    low: float
+    high: float
+    floor: float
+    ceiling: float
+
+    @classmethod
+    def of(cls, number: domains.Number, at_most: float) -> "Bounds | None":
+        """The bounds of a domain that training could leave; None where it has no ends.
+
+        A value that must be positive is brought back to a thousandth of the most that it may be.
+        """
+        low = SMALLEST if number.open_low else number.low
+        if math.isinf(low) and math.isinf(min(number.high, at_most)):
+            return None
+        floor = 1e-3 * at_most if number.open_low and math.isfinite(at_most) else low
+        return cls(low, min(number.high, at_most * ROUNDING), floor, min(number.high, at_most))
+
+    def left_by(self, value: Tensor) -> Tensor:
+        """Where a value is out of bounds."""
+        return (value < self.low) | (value > self.high)
+
+
+def _number(name: str) -> domains.Number:
+    """The domain of the numbers of a parameter."""
+    number: domains.Number = getattr(domains.DOMAINS.get(name), "number", domains.FINITE)
+    return number
+
+
 class Neuron(nn.Module):
     """A layer of neurons; abstract. A neuron states its equation in :meth:`scan`, one loop over time.
 
@@ -175,12 +213,16 @@ class Neuron(nn.Module):
     """Whether this neuron ever fires."""
     synapse_bias: ClassVar[bool] = True
     """Whether the synapse in front of this neuron has a bias."""
+    weights: ClassVar[tuple[str, ...]] = ()
+    """Parameters that are weights of the feedback."""
     kernel: Kernel = staticmethod(reference)
     """What computes the equation; an instance may be given another."""
 
     def __init__(self, features: int | Sequence[int]) -> None:
         super().__init__()
         self.starts: dict[str, tuple[Initializer, float]] = {}
+        self.bounds: dict[str, Bounds] = {}
+        """Of learned parameters, where training may not take them everywhere."""
         self.parameter_names: list[str] = []
         self.features = (features,) if isinstance(features, int) else tuple(features)
         if not self.features or any(size not in domains.COUNT for size in self.features):
@@ -258,6 +300,18 @@ class Neuron(nn.Module):
         """The synapse, or the fan-out of a spike, within the layer; None without feedback."""
         return None
 
+    def constants(self) -> Iterator[nn.Parameter]:
+        """The learned parameters of the equation, without the weights of the feedback."""
+        trained = (self._trained(name) for name in self.parameter_names if name not in self.weights)
+        yield from (value for value in trained if isinstance(value, nn.Parameter))
+
+    def _trained(self, name: str) -> Tensor:
+        """What is kept and trained for a parameter: itself, or its logarithm."""
+        parametrizations = (
+            cast(nn.ModuleDict, self.parametrizations) if parametrize.is_parametrized(self, name) else None
+        )
+        return cast(Tensor, getattr(self, name) if parametrizations is None else parametrizations[name].original)
+
     def take_place_of(self, members: Sequence["Neuron"]) -> None:
         """Be M layers side by side: their axis is the first neuron axis. Parameters are not touched here."""
         self.features = (len(members), *self.features)
@@ -265,9 +319,23 @@ class Neuron(nn.Module):
             like = next(iter(self.state_dict().values()))
             self.surrogate: Any = surrogates.stack([cast(Any, member).surrogate for member in members], like)
 
-    def project(self) -> Tensor | None:
-        """Move learned parameters back to where the equation holds; a bool tensor tells whether any had left."""
-        return None
+    @torch.no_grad()
+    def project(self) -> dict[str, Tensor]:
+        """Bring learned parameters back into the domains that their start values were held to.
+
+        Returns:
+            By parameter, a bool tensor that tells whether any value had left its domain.
+        """
+        left = {}
+        for name, bounds in self.bounds.items():
+            value = getattr(self, name)
+            outside = bounds.left_by(value)
+            inside = value.clamp(bounds.floor, bounds.ceiling)
+            kept = self._trained(name)
+            # what is inside stays as it is kept: a way there and back would round it at every step
+            kept.copy_(torch.where(outside, inside if kept is value else inside.log(), kept))
+            left[name] = outside.any()
+        return left
 
     def add_parameter(
         self, name: str, value: NeuronParameter, *, learn: bool = False, at_most: float = math.inf
@@ -279,6 +347,8 @@ class Neuron(nn.Module):
         """
         start = self._start(name, value, at_most)
         self.parameter_names.append(name)
+        if learn and (bounds := Bounds.of(_number(name), at_most)) is not None:
+            self.bounds[name] = bounds
         if isinstance(value, Initializer):
             self.starts[name] = (value, at_most)
         if learn:
@@ -292,7 +362,7 @@ class Neuron(nn.Module):
             raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()
         start = start if start.is_floating_point() else start.float()
-        number = getattr(domains.DOMAINS.get(name), "number", domains.FINITE)
+        number = _number(name)
         for x in start.flatten().tolist():
             if x not in number:
                 raise ConfigError(f"{name}: a start value is {x:g}, must be {number}")

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from snnexp import domains, pairs
 from snnexp.initializers import Normal
-from snnexp.neurons.neuron import ROUNDING, Neuron, NeuronParameter, Trace, product
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, product
 from snnexp.surrogates import SuperSpike, Surrogate, spike
 
 
@@ -130,24 +130,6 @@ class ParametrizedLIF(Neuron):
             spikes.append(z)
             membrane.append(u)
         return Trace(torch.stack(spikes), torch.stack(membrane), ParametrizedLIFState(z, v, i))
-
-    @torch.no_grad()
-    def project(self) -> Tensor | None:
-        """Bring learned inverse time constants that left (0, 1 / dt] to [0.001 / dt, 1 / dt]; True where any had."""
-        left = None
-        for name in ("tau_mem_inv", "tau_syn_inv"):
-            if name in self.learn:
-                value = getattr(self, name)
-                outside = (value <= 0) | (value > ROUNDING / self.dt)
-                inside = value.clamp(1e-3 / self.dt, 1 / self.dt)
-                if parametrize.is_parametrized(self, name):
-                    # what is inside stays as it is kept: a way there and back would round it at every step
-                    kept = self.parametrizations[name].original  # type: ignore[index, union-attr]
-                    kept.copy_(torch.where(outside, inside.log(), kept))
-                else:
-                    value.copy_(torch.where(outside, inside, value))
-                left = outside.any() if left is None else left | outside.any()
-        return left
 
 
 class _Exp(nn.Module):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp import domains, pairs
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, decay
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
@@ -52,6 +52,7 @@ class RLeaky(Neuron):
         ConfigError: an argument lies outside its domain, or the feedback does not fit the features.
     """
 
+    weights = ("V",)
     beta: Tensor
     threshold: Tensor
     V: Tensor
@@ -99,7 +100,7 @@ class RLeaky(Neuron):
         return RLeakyState(torch.zeros_like(current), torch.zeros_like(current))
 
     def scan(self, current: Sequence[Tensor], state: RLeakyState) -> Trace:
-        beta, theta = self.beta.clamp(0, 1), self.threshold
+        beta, theta = decay(self.beta), self.threshold
         rec: Callable[[Tensor], Tensor] = self.recurrent if self.recurrent is not None else lambda S: self.V * S
         U, S = state
         spikes, membrane = [], []

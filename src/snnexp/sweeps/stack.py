@@ -45,12 +45,17 @@ class Optimizers:
             group = list(equal)
             where = slice(group[0][0], group[-1][0] + 1)
             views = [nn.Parameter(weight.detach()[where], weight.requires_grad) for weight in self.weights]
-            made = group[0][1].parts.task.optimizer(views, total_steps)
+            made = group[0][1].parts.task.make_optimizer(views, total_steps)
+            places = {id(view): place for place, view in enumerate(views)}
+            # of its states, by the place of the parameter among those of the task
+            order = [places[id(view)] for part in made["optimizer"].param_groups for view in part["params"]]
             self.parts.append((where, views, made))
-            self._load([lane for _, lane in group], views, made)
+            self._load([lane for _, lane in group], [views[place] for place in order], made)
             for position, (_, lane) in enumerate(group):
-                lane.state = self._reader(lane, position, made)
-                lane.optimizers = [_Kept(lane)]
+                weights = [*lane.parts.task.parameters()]
+                own = [weights[place] for place in order]
+                lane.state = self._reader(own, position, made)
+                lane.optimizers = [_Kept(lane, own)]
 
     @staticmethod
     def _load(lanes: Sequence[Lane], views: Sequence[Tensor], made: dict[str, Any]) -> None:
@@ -73,12 +78,12 @@ class Optimizers:
             made["lr_scheduler"]["scheduler"].load_state_dict(contents[0]["lr_schedulers"][0])
 
     @staticmethod
-    def _reader(lane: Lane, position: int, made: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    def _reader(own: Sequence[Tensor], position: int, made: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         """What a checkpoint of a member holds of its optimiser."""
 
         def read() -> dict[str, Any]:
             whole = made["optimizer"].state_dict()
-            shapes = [parameter.shape for parameter in lane.parts.task.parameters()]
+            shapes = [parameter.shape for parameter in own]
             state = {
                 index: {
                     kind: (value[position].view(shapes[index]) if value.ndim else value).clone()
@@ -117,14 +122,13 @@ class Optimizers:
 class _Kept:
     """What an optimiser keeps for the weights of one member, as ``torch.optim`` has it."""
 
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
+    def __init__(self, lane: Lane, weights: Sequence[nn.Parameter]) -> None:
+        self.lane, self.weights = lane, weights
 
     @property
     def state(self) -> dict[nn.Parameter, dict[str, Any]]:
         (kept,) = self.lane.state()["optimizer_states"]
-        weights = list(self.lane.parts.task.parameters())
-        return {weights[index]: entry for index, entry in kept["state"].items()}
+        return {self.weights[index]: entry for index, entry in kept["state"].items()}
 
 
 class Feed:
