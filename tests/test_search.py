@@ -202,17 +202,28 @@ class TestSettings:
         node = {key: value for key, value in written.items() if key not in ("_target_", "params")}
         assert Settings(**node) == Settings()
 
-    def test_the_measure_is_that_of_the_validation_split_where_there_is_one(self) -> None:
+    def test_the_measure_is_that_of_the_validation_split(self) -> None:
         cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky"]))
-        assert objective(Settings(), cfg) == ("test/accuracy", "maximize")
         cfg["data"]["val_size"] = 10
         assert objective(Settings(), cfg) == ("val/accuracy", "maximize")
         assert objective(Settings(metric="test/loss"), cfg) == ("test/loss", "minimize")
         assert objective(Settings(metric="test/synops", direction="minimize"), cfg) == ("test/synops", "minimize")
-        regression = OmegaConf.to_container(config.compose(["experiment=regression_sqrt"]))
-        assert objective(Settings(), regression) == ("test/l1", "minimize")
         with pytest.raises(ConfigError, match=r"hydra.sweeper.direction: got null, test/synops needs minimize or max"):
             objective(Settings(metric="test/synops"), cfg)
+
+    @pytest.mark.parametrize("experiment", ["mnist_leaky", "regression_sqrt"])
+    @pytest.mark.parametrize("metric", [None, "val/loss"])
+    def test_the_test_split_is_no_default(self, experiment: str, metric: str | None) -> None:
+        cfg = OmegaConf.to_container(config.compose([f"experiment={experiment}"]))
+        with pytest.raises(ConfigError, match=r"^data\.val_size: got 0, .*hydra\.sweeper\.metric=test/"):
+            objective(Settings(metric=metric), cfg)
+        assert objective(Settings(metric="test/loss"), cfg) == ("test/loss", "minimize")
+
+    @pytest.mark.parametrize(("metric", "direction"), [("test/l1", "maximize"), ("test/accuracy", "minimize")])
+    def test_the_better_value_is_not_the_worse_one(self, metric: str, direction: str) -> None:
+        cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky"]))
+        with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.direction: "):
+            objective(Settings(metric=metric, direction=direction), cfg)
 
     def test_a_measure_is_read_from_the_record_of_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text('{"metrics": {"test/accuracy": 0.5}}')

@@ -20,7 +20,14 @@ from snnexp.sweeps.ledger import TAKEN_OVER
 
 pytestmark = pytest.mark.slow
 
-SEARCH = [*RUN, "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-5,1e-1))", "hydra.launcher.workers=1", "-m"]
+SEARCH = [
+    *RUN,
+    "hydra/sweeper=optuna",
+    "optimizer.lr=tag(log,interval(1e-5,1e-1))",
+    "hydra.launcher.workers=1",
+    "hydra.sweeper.metric=test/l1",
+    "-m",
+]
 ENDS = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
 

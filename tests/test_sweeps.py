@@ -495,7 +495,10 @@ def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytes
         (["+hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key, did you mean workers?"),
         (["trainer=cpu", "hydra.launcher.gpus=2"], "hydra.launcher.gpus: got 2, there are 0 for these points here"),
         (
-            ["hydra/sweeper=optuna", "neuron.beta=interval(0.1,0.9)", "hydra.sweeper.sampler=grid"],
+            [
+                *("hydra/sweeper=optuna", "neuron.beta=interval(0.1,0.9)"),
+                *("hydra.sweeper.sampler=grid", "hydra.sweeper.metric=test/l1"),
+            ],
             "neuron.beta: an interval has no end of values",
         ),
     ],

@@ -51,6 +51,12 @@ class LostProcessError(SnnexpError):
     """Another process of the run has ended, and without it the run cannot go on."""
 
 
+class UnmeasuredError(SnnexpError):
+    """The points of a search do not have the measure that it goes by."""
+
+    exit_code = 7
+
+
 class InterruptedRunError(SnnexpError):
     """A signal asked the run to stop; the exit code is 128 + the signal's number, as shells have it."""
 

@@ -111,3 +111,5 @@ def test_a_search_is_resumed_to_its_end(shell: Shell) -> None:
     after = json.loads((search / "sweep.json").read_text())["points"]
     assert [point["status"] for point in after] == ["finished"] * 4
     assert [point["overrides"] for point in after[:3]] == [point["overrides"] for point in before]
+    # what it went by was not recorded then
+    assert json.loads((search / "sweep.json").read_text())["search"]["settings"]["metric"] == "test/l1"

@@ -60,7 +60,7 @@ class Settings:
     Args:
         n_trials: points of the whole study, whoever runs them; None for all that a grid has.
         sampler: tpe, random or grid.
-        metric: what is searched by; None for the main measure, of the validation split where there is one.
+        metric: what is searched by; None for the main measure of the validation split.
         direction: minimize or maximize; None for what the measure is known for.
         seed: of what is drawn; a grid has no use for it.
         prune: whether points whose curve is worse than the median of the others' are stopped.
@@ -101,6 +101,13 @@ class Settings:
             parse(self.storage)
 
 
+def main_measure(cfg: Mapping[str, Any], split: str) -> str:
+    """The measure of a split that stands for runs on these data: accuracy, L1 error, or loss."""
+    known = pairs.SHIPPED["data"].get(cfg["data"]["_target_"])
+    name = {"labels": "accuracy", "trace": "l1"}.get(known.target if known else "", "loss")
+    return f"{split}/{name}"
+
+
 def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     """What a search goes by: a measure, and whether to minimize or maximize it.
 
@@ -109,16 +116,30 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
         cfg: the config of any of the points.
 
     Raises:
-        ConfigError: of the measure is not known which of two values is the better one.
+        ConfigError: there are no samples set aside to choose by, of the measure is not known which of two values is the
+            better one, or the better one is the other one.
     """
     data = cfg["data"]
-    known = pairs.SHIPPED["data"].get(data["_target_"])
-    name = {"labels": "accuracy", "trace": "l1"}.get(known.target if known else "", "loss")
-    metric = settings.metric or f"{'val' if data.get('val_size') else 'test'}/{name}"
+    # what other data hold is not known before they are built
+    unknown = data["_target_"] not in pairs.SHIPPED["data"] and "val_size" not in data
+    validated = bool(data.get("val_size"))
+    if not validated and (settings.metric is None or (settings.metric.startswith("val/") and not unknown)):
+        aside = "set data.val_size" if "val_size" in data else "these data have no such key"
+        given = domains.shown(data.get("val_size", 0))
+        raise ConfigError(
+            f"data.val_size: got {given}, and a search chooses by samples that are set aside; {aside}, or type what it "
+            f"goes by, such as hydra.sweeper.metric={main_measure(cfg, 'test')}"
+        )
+    metric = settings.metric or main_measure(cfg, "val")
     higher = runs.higher_is_better(metric)
     if settings.direction is None and higher is None:
         raise ConfigError(f"hydra.sweeper.direction: got null, {metric} needs minimize or maximize")
-    return metric, settings.direction or DIRECTIONS[bool(higher)]
+    direction = settings.direction or DIRECTIONS[bool(higher)]
+    if higher is not None and direction != DIRECTIONS[higher]:
+        raise ConfigError(
+            f"hydra.sweeper.direction: got {direction}, a {'higher' if higher else 'lower'} {metric} is the better one"
+        )
+    return metric, direction
 
 
 def measured(run: Path, metric: str) -> float | None:
@@ -143,6 +164,7 @@ class Search:
         folder: the directory of the sweep.
         metric: what is searched by, see :func:`objective`.
         direction: minimize or maximize.
+        name: of the study, where it was begun before.
 
     Raises:
         ConfigError: the storage cannot be used, the study is another one, or the space is no grid.
@@ -156,6 +178,7 @@ class Search:
         folder: Path,
         metric: str,
         direction: str,
+        name: str | None = None,
     ) -> None:
         self.settings, self.fixed, self.space, self.metric = settings, fixed, space, metric
         self.cells = cells(space) if settings.sampler == "grid" else None
@@ -163,7 +186,6 @@ class Search:
         self.size = min(size for size in sizes if size is not None)
         beside = URL.create("sqlite", database=str(folder.absolute() / "study.db"))
         self.url = settings.storage or beside.render_as_string(hide_password=False)
-        self.name = settings.study or folder.absolute().name
         self.higher = direction == "maximize"
         self._database = open_storage(self.url, stay_connected=True)
         # remembers trials that have ended
@@ -172,6 +194,9 @@ class Search:
         self._signs: dict[int, tuple[Any, float]] = {}
         self._next_beat = 0.0
         with reached(self.url):
+            # a folder may have been renamed or copied since
+            alone = [] if settings.storage else optuna.get_all_study_names(self._storage)
+            self.name = settings.study or name or (alone[0] if len(alone) == 1 else folder.absolute().name)
             wanted = StudyDirection.MAXIMIZE if self.higher else StudyDirection.MINIMIZE
             study = optuna.create_study(
                 storage=self._storage, study_name=self.name, direction=wanted, load_if_exists=True

@@ -11,7 +11,7 @@ from typing import Any
 
 from snnexp import config
 from snnexp.console import tell
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, UnmeasuredError
 from snnexp.sweeps import search, storage
 from snnexp.sweeps.engine import Job
 from snnexp.sweeps.ledger import TAKEN_OVER, Ledger, Point
@@ -54,12 +54,14 @@ class Asked:
         params: what they search.
         overrides: what was typed, less Hydra's own.
         folder: more configs, as of ``--config-dir``.
+        study: the name of the study, once it has been begun.
     """
 
     settings: Mapping[str, Any]
     params: Mapping[str, Any]
     overrides: Sequence[str]
     folder: Path | None
+    study: str | None = None
 
     @classmethod
     def of(cls, facts: Any, changes: Mapping[str, Any]) -> "Asked":
@@ -72,13 +74,16 @@ class Asked:
             settings, params, overrides = {**facts["settings"], **changes}, dict(facts["params"]), [*facts["overrides"]]
             folder = None if facts["folder"] is None else Path(facts["folder"])
             elsewhere = facts["elsewhere"] and "storage" not in changes
+            study = facts.get("study")
+            if not isinstance(study, str | None):
+                raise TypeError(study)
         except (TypeError, ValueError, LookupError) as error:
             raise ConfigError("search: what the ledger says of it cannot be") from error
         if elsewhere:
             raise ConfigError(f"{storage.KEY}: the URL of the study's database was not kept; add {storage.KEY}=URL")
         # as of a run, a saved config may come from elsewhere, and downloads only where that is typed
         offline = ["data.download=false"] if any("data.download=" in override for override in overrides) else []
-        return cls({"storage": None, **settings}, params, [*overrides, *offline], folder)
+        return cls({"storage": None, **settings}, params, [*overrides, *offline], folder, study)
 
     def facts(self) -> dict[str, Any]:
         """What can be read by anybody, and goes on in any folder: without the URL of a database."""
@@ -89,7 +94,21 @@ class Asked:
             "overrides": [*self.overrides],
             "folder": None if self.folder is None else str(self.folder.absolute()),
             "elsewhere": self.settings.get("storage") is not None,
+            "study": self.study,
         }
+
+    def keep_measure(self) -> str | None:
+        """Let a search that was begun before its measure was recorded go by that of then; None where it is recorded.
+
+        Returns:
+            The measure.
+        """
+        if self.settings.get("metric") is not None:
+            return None
+        first = self.composed[0]
+        metric = search.main_measure(first, "val" if first["data"].get("val_size") else "test")
+        self.settings = {**self.settings, "metric": metric}
+        return metric
 
     def space(self) -> tuple[search.Settings, list[str], Space]:
         """The settings, what all points share, and what is searched.
@@ -114,18 +133,22 @@ class Asked:
         """The config of a point, after those at all ends of the space have been looked at.
 
         Raises:
-            ConfigError: one of them cannot work.
+            ConfigError: one of them cannot work, or there is nothing to search by.
         """
-        settings, fixed, space = self.space()
+        search.objective(self.space()[0], self.composed[0])
+        return self.composed[0]
+
+    @cached_property
+    def composed(self) -> list[dict[str, Any]]:
+        """The configs of points at all ends of the space."""
+        _, fixed, space = self.space()
         ends = {key: ends_of(distribution) for key, distribution in space.items()}
         most = max(map(len, ends.values()))
         points = [
             [*fixed, *(f"{key}={values[min(index, len(values) - 1)]}" for key, values in ends.items())]
             for index in range(most)
         ]
-        checked = [config.plain(config.check(cfg)) for cfg in config.composed_points(points, self.folder)]
-        search.objective(settings, checked[0])
-        return checked[0]
+        return [config.plain(config.check(cfg)) for cfg in config.composed_points(points, self.folder)]
 
 
 class Searched:
@@ -145,7 +168,10 @@ class Searched:
         settings, fixed, space = asked.space()
         self.ledger, self.asked, self.together, self.group = ledger, asked, together, group
         self.metric, self.direction = search.objective(settings, asked.checked)
-        self.study = search.Search(settings, fixed, space, ledger.path, self.metric, self.direction)
+        self.study = search.Search(settings, fixed, space, ledger.path, self.metric, self.direction, asked.study)
+        asked.study = self.study.name
+        asked.settings = {**asked.settings, "metric": self.metric, "direction": self.direction}
+        ledger.search = asked.facts()
         self.prune = settings.prune
         self.left = [point for point in ledger.points if not point.done and point.status in UNDER_WAY]
         self.jobs: list[Job] = []
@@ -153,6 +179,7 @@ class Searched:
         self.asked_at = 0.0
         self.lost_at: float | None = None
         self.more = True
+        self.unmeasured: UnmeasuredError | None = None
         for point in ledger.points:
             if point.trial is not None and point not in self.left:
                 # a driver that was killed may not have told
@@ -194,11 +221,22 @@ class Searched:
                 value = point.metrics.get(self.metric)
                 if value is None and point.status == "finished":
                     value = search.measured(self.ledger.path / point.run, self.metric)
+                if value is None and point.status == "finished":
+                    # no other point will have it either
+                    point.status, point.reason = (
+                        "failed",
+                        f"it has no {self.metric}, there are {_listed(point.metrics)}",
+                    )
+                    self.unmeasured = UnmeasuredError(
+                        f"hydra.sweeper.metric: a point {point.reason.removeprefix('it ')}"
+                    )
                 self.study.tell(point.trial, point.status, value, point.reason)
             self.untold.pop(0)
         self.asked_at = 0.0
 
     def tick(self) -> bool:
+        if self.unmeasured is not None:
+            raise self.unmeasured
         if time.monotonic() - self.asked_at >= self.every_s:
             self.asked_at = time.monotonic()
             self._reach(self._look)
@@ -248,6 +286,11 @@ class Searched:
     def close(self) -> None:
         """Leave the study."""
         self.study.close()
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    """The measures that a point has, without those of single layers."""
+    return ", ".join(name for name in metrics if name.count("/") == 1) or "none"
 
 
 UNDER_WAY = ("pending", "running", "interrupted")

@@ -13,23 +13,28 @@ from snnexp.data import DataModule
 from snnexp.encoders import Constant
 
 
+def in_training(indices: list[int]) -> bool:
+    """Whether a batch is one of training, which are shuffled; data are looked at in order before."""
+    return indices != sorted(indices)
+
+
 class Slow(Table):
-    """Batches after the first ``after`` take as many seconds as the variable SLOW_S says."""
+    """Batches of training after the first ``after`` take as many seconds as the variable SLOW_S says."""
 
     after, asked = 0, 0
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        self.asked += 1
+        self.asked += in_training(indices)
         if self.asked > self.after:
             time.sleep(float(os.environ.get("SLOW_S", "0")))
         return super().__getitem__(indices)
 
 
 class Broken(Table):
-    """Raises in the second of several processes."""
+    """Raises when the second of several processes trains."""
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        if os.environ.get("LOCAL_RANK") == "1":
+        if os.environ.get("LOCAL_RANK") == "1" and in_training(indices):
             raise KeyError("what rank 1 needs")
         return super().__getitem__(indices)
 

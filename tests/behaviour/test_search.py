@@ -1,0 +1,59 @@
+"""What a search goes by, and that it stays the same search."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell import OUTSIDE, Shell
+
+SEARCH = ("train", "-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.sampler=random")
+MNIST = (*SEARCH, "experiment=mnist_leaky")
+BLOBS = (
+    *(*SEARCH, *OUTSIDE, "data=blobs", "network.hidden=[4]", "num_steps=3", "trainer=cpu", "logger=jsonl"),
+    *("hydra.launcher.workers=1", "hydra.sweeper.prune=false"),
+)
+
+
+def content(sweep: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((sweep / "sweep.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (MNIST, "data.val_size"),
+        ((*MNIST, "hydra.sweeper.metric=val/accuracy"), "data.val_size"),
+        ((*SEARCH, "experiment=regression_sqrt"), "data.val_size"),
+        ((*MNIST, "hydra.sweeper.metric=test/accuracy", "hydra.sweeper.direction=minimize"), "hydra.sweeper.direction"),
+        ((*MNIST, "hydra.sweeper.metric=test/loss", "hydra.sweeper.direction=maximize"), "hydra.sweeper.direction"),
+    ],
+)
+def test_a_search_that_cannot_be_meant_is_refused(snnexp: Shell, words: tuple[str, ...], key: str) -> None:
+    ended = snnexp(*words)
+    assert (ended.code, ended.key) == (2, key)
+    assert [*snnexp.folder.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_measure_that_no_point_has_ends_the_search_after_the_first(shell: Shell) -> None:
+    ended = shell(*BLOBS, "hydra.sweeper.metric=val/loss", "hydra.sweeper.n_trials=5")
+    assert (ended.code, len(shell.runs())) == (7, 1)
+    (point,) = shell.points()
+    assert point["status"] == "failed"
+    assert "val/loss" in point["reason"]
+    assert any("val/loss" in line for line in ended.err)
+
+
+@pytest.mark.slow
+def test_a_search_that_was_renamed_is_the_same_search(shell: Shell) -> None:
+    ended = shell(*BLOBS, "data.val=16", "hydra.sweeper.metric=val/loss", "hydra.sweeper.n_trials=2")
+    assert ended.code == 0
+    (sweep,) = shell.folder.glob("outputs/sweeps/*/*")
+    assert content(sweep)["search"]["settings"]["metric"] == "val/loss"
+    moved = sweep.rename(shell.folder / "elsewhere")
+    assert shell("resume", str(moved), "hydra.sweeper.n_trials=3").code == 0
+    points = content(moved)["points"]
+    assert [point["status"] for point in points] == ["finished"] * 3
+    assert [point["trial"] for point in points] == [0, 1, 2]
