@@ -495,10 +495,20 @@ class TestFacts:
     @pytest.mark.parametrize("name", ["mine", "20261399-250000-abcd", "00010101-000000-abcd", "99991231-235959-abcd"])
     def test_a_directory_of_another_name_has_no_start_or_an_odd_one(self, tmp_path: Path, name: str) -> None:
         run = create(tmp_path)
-        run.update(status="failed")
+        # as before the start was recorded
+        run.write({key: value for key, value in run.update(status="failed").items() if key != "started"})
         run.close()
         moved = Run(run.path.rename(tmp_path / name))
         assert moved.facts().duration_s is None or name.startswith("0001")
+
+    @pytest.mark.parametrize("recorded", ["yesterday", 5, None, [], "2026-13-01T00:00:00+00:00"])
+    def test_a_start_that_is_none_is_that_of_the_id(self, tmp_path: Path, recorded: object) -> None:
+        run = create(tmp_path)
+        run.update(started=recorded, status="failed")
+        run.close()
+        started = Run(run.path).facts().started
+        assert started is not None
+        assert f"{started:%Y%m%d-%H%M%S}" == run.path.name[:15]
 
     def test_config(self, tmp_path: Path) -> None:
         run = create(tmp_path)

@@ -187,9 +187,10 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
         parser.add_argument("--json", action="store_true", help="every digit, for programs")
     asked = parser.parse_intermixed_args(arguments)
     saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
-    changed = config.change(saved, asked.override)
     if verb == "resume":
-        config.require_same(saved, changed)
+        config.require_same(saved, config.change(saved, asked.override))
+    else:
+        config.change_evaluation(saved, asked.override)
     return asked
 
 

@@ -347,15 +347,45 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     overrides = quoted(overrides)
     changed = cfg.copy()
     with _in_one_line(), _explained(overrides):
-        for override in OverridesParser.create().parse_overrides(overrides):
-            key = override.key_or_group
-            if override.get_key_element() != key or override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: only key=value can change what a run has")
+        for key, value in assigned(overrides):
             parent, _, leaf = key.rpartition(".")
             if leaf not in _keys(cfg, parent):
                 raise ConfigError(f"{domains.shown(key)}: unknown key, {domains.closest(leaf, _keys(cfg, parent))}")
-            OmegaConf.update(changed, key, override.value(), merge=False)
+            OmegaConf.update(changed, key, value, merge=False)
         return check(changed)
+
+
+def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of overrides that are nothing but ``key=value``, in Hydra's grammar.
+
+    Raises:
+        ConfigError: one is something else.
+    """
+    overrides = quoted(overrides)
+    with _in_one_line(), _explained(overrides):
+        for override in OverridesParser.create().parse_overrides(overrides):
+            key = override.key_or_group
+            if override.get_key_element() != key or override.is_sweep_override():
+                raise ConfigError(f"{override.input_line}: only key=value can change what was begun")
+            yield key, override.value()
+
+
+def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """As :func:`change`, of a run that is measured: a change of ``num_steps`` reaches all parts that had the same.
+
+    Raises:
+        ConfigError: as :func:`change`, or a key has no say in an evaluation.
+    """
+    for key, value in assigned(overrides):
+        node, _, leaf = key.rpartition(".")
+        if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(leaf), domains.Parameter):
+            raise ConfigError(f"{domains.shown(key)}: the checkpoint holds its values; train a run with others")
+        if node == "optimizer" or key == "trainer.max_epochs":
+            raise ConfigError(f"{domains.shown(key)}: an evaluation does not train")
+        if key == "num_steps":
+            same = (name for name in NODES if "num_steps" in cfg[name] and cfg[name].num_steps == cfg.num_steps)
+            overrides = [*overrides, *(f"{name}.num_steps={value}" for name in same)]
+    return change(cfg, overrides)
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -428,6 +458,10 @@ def _checked(plain: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"logger.{domains.shown(key)}: unknown key, {domains.closest(str(key), LOGGER)}")
     _check_node(plain, "")
     pairs.check(plain)
+    for key in ("data", "logger"):
+        # once, so that all who read a path mean the same
+        if isinstance(root := plain[key].get("root"), str):
+            plain[key]["root"] = os.path.expanduser(root)
     return plain
 
 

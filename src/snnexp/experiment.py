@@ -155,7 +155,8 @@ def evaluate(
     """
     with saving.Signals(), memory_told():
         run_dir = Run.open(path)
-        cfg = without_download(config.change(config.load(run_dir.path / "config.yaml"), overrides), overrides)
+        saved = config.load(run_dir.path / "config.yaml")
+        cfg = without_download(config.change_evaluation(saved, overrides), overrides)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
         own = checkpoint in OWN
         file = run_dir.checkpoints / f"{checkpoint}.ckpt" if own else Path(checkpoint)

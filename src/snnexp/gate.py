@@ -22,6 +22,8 @@ from snnexp import domains
 from snnexp.errors import ConfigError
 from snnexp.pairs import EVERY, SHIPPED
 
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Numbers that YAML 1.1 reads to the base 8 or 60."""
 MAX_BYTES = 2**20
 MAX_NODES = 10_000
 MAX_DEPTH = 32
@@ -75,6 +77,11 @@ def read(path: Path) -> str:
                 raise ConfigError(f"{path}: line {line} has an alias; write the value out, or ${{...}}")
             if getattr(event, "tag", None) is not None:
                 raise ConfigError(f"{path}: line {line} has a tag; plain values have none")
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and OTHER_BASE.fullmatch(event.value):
+                raise ConfigError(
+                    f"{path}: line {line} has {event.value}, which YAML takes for {yaml.safe_load(event.value)}; "
+                    "write a decimal number, or quotes around a text"
+                )
             nodes += isinstance(event, yaml.NodeEvent)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH or nodes > MAX_NODES:

@@ -190,9 +190,9 @@ class Jobs:
             if isinstance(self.chosen, list):
                 points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
                 name = str(points[0][1]["name"])
-                self.code = driver.start(Path(folder), name, points, launcher, self.program)
+                self.code = driver.start(Path(folder).expanduser(), name, points, launcher, self.program)
             else:
-                self.code = driver.search(Path(folder), self.chosen, launcher, self.program)
+                self.code = driver.search(Path(folder).expanduser(), self.chosen, launcher, self.program)
         except Exception as error:
             # Hydra would take it for one of its own
             self.error = error

@@ -34,7 +34,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +43,8 @@ import yaml
 from snnexp import domains, upgrade
 from snnexp.errors import CheckpointError, ConfigError, InUseError
 
+GIT_S = 10
+"""How long git may take."""
 MAX_ARRAYS_BYTES, MAX_METRICS_BYTES = 2**26, 2**30
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
@@ -81,7 +83,7 @@ class Facts:
     reason: str
     """Why it did not finish; empty for a run that did, or still may."""
     started: datetime | None
-    """Local time, from the run id; None if the directory has another name."""
+    """From the record, or else the run id; None where neither tells."""
     duration_s: float | None
     """Of a finished run what it has measured, else until now or until the last sign of it; None where that is unknown,
     as for a run that was resumed."""
@@ -138,7 +140,8 @@ class Run:
             write_atomically(run.path / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
             (run.path / "metrics.jsonl").touch()
             found = {} if "versions" in facts else {"versions": versions(), "git": git()}
-            run.write({"status": "running", "exit_code": None, **facts, **found})
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            run.write({"status": "running", "exit_code": None, "started": started, **facts, **found})
             run._rename(parent)
         except BaseException:
             run.close()
@@ -289,7 +292,7 @@ class Run:
         except (CheckpointError, OSError) as error:
             status, reason = "damaged", reason if status == "damaged" else self._damage(error)
         name = os.path.basename(os.path.abspath(self.path))
-        started = _started(name)
+        started = _started(name, record.get("started"))
         metrics = record.get("metrics")
         seed, exit_code = record.get("seed"), record.get("exit_code")
         return Facts(
@@ -507,13 +510,16 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _started(run_id: str) -> datetime | None:
-    """The local time in a run id."""
+def _started(run_id: str, recorded: Any) -> datetime | None:
+    """When a run began: the instant in its record, else the local time in its id; shown in the time zone of here."""
     match = RUN_ID.fullmatch(run_id)
-    try:
-        return datetime.fromisoformat(match[1].replace("-", "T")).astimezone() if match else None
-    except ValueError:
-        return None
+    known: tuple[Any, ...] = (recorded, match and match[1].replace("-", "T"))
+    for text in known:
+        try:
+            return datetime.fromisoformat(text).astimezone()
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return None
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -649,15 +655,23 @@ def versions() -> dict[str, str]:
 
 
 def git() -> dict[str, Any] | None:
-    """Commit of the working directory's repository, and whether it has changes; None outside of one."""
+    """Commit of the working directory's repository, and whether files that it tracks have changed; None outside of one.
+
+    A repository that cannot be asked, such as one of another owner, gives the ``reason``; nothing here ends a run.
+    """
     import subprocess
 
-    try:
-        commit, status = (
-            # a repository may name a program of its own as file watcher, which git would run
-            subprocess.run(["git", "-c", "core.fsmonitor=false", *what], capture_output=True, text=True, check=True)
-            for what in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    # the index stays as it is, and no file watcher that a repository names is run
+    ask = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false"]
+    answers, plain = [], {**os.environ, "LC_ALL": "C"}
+    for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run([*ask, *what], capture_output=True, timeout=GIT_S, env=plain)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return None if isinstance(error, FileNotFoundError) else {"reason": f"git: {error}"}
+        if done.returncode:
+            reason = domains.line(done.stderr.decode(errors="replace"))
+            return None if "not a git repository" in reason else {"reason": reason}
+        answers.append(done.stdout.decode(errors="replace").strip())
+    commit, changes = answers
+    return {"commit": commit, "dirty": bool(changes)}

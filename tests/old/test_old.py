@@ -113,3 +113,17 @@ def test_a_search_is_resumed_to_its_end(shell: Shell) -> None:
     assert [point["overrides"] for point in after[:3]] == [point["overrides"] for point in before]
     # what it went by was not recorded then
     assert json.loads((search / "sweep.json").read_text())["search"]["settings"]["metric"] == "test/l1"
+
+
+@pytest.mark.parametrize(
+    "change", ["hydra.launcher.workers=010", "hydra.launcher.timeout_s=[", "hydra.launcher.threads=x"]
+)
+def test_a_setting_that_is_none_is_refused(old: Shell, change: str) -> None:
+    sweep = copy("sweep", old.folder)
+    before = (sweep / "sweep.json").read_text()
+    ended = old("resume", str(sweep), change)
+    assert (ended.code, len(ended.err)) == (2, 1)
+    assert ended.key.startswith(change.partition("=")[0])
+    assert [point["run"] for point in json.loads((sweep / "sweep.json").read_text())["points"]] == [
+        point["run"] for point in json.loads(before)["points"]
+    ]

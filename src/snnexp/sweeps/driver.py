@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from snnexp import config, domains
 from snnexp.console import console, show_path, tell
 from snnexp.errors import ConfigError, SnnexpError, located
@@ -120,15 +118,14 @@ def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
 def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the launcher and of the search that were typed."""
     nodes: dict[str, dict[str, Any]] = {"launcher": {}, "sweeper": {}}
-    for change in changes:
-        key, _, value = change.partition("=")
+    known = ["launcher", *(["sweeper"] if searched else [])]
+    for key, value in config.assigned(changes):
         words = key.split(".")
-        known = ["launcher", *(["sweeper"] if searched else [])]
         if len(words) != 3 or words[0] != "hydra" or words[1] not in known or words[2] == "kind":
             raise ConfigError(
                 f"{domains.shown(key)}: a sweep goes on as it was started, but for hydra.launcher.KEY=VALUE"
             )
-        nodes[words[1]][words[2]] = yaml.safe_load(value)
+        nodes[words[1]][words[2]] = value
     return nodes["launcher"], nodes["sweeper"]
 
 
