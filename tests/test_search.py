@@ -215,7 +215,7 @@ class TestSettings:
     @pytest.mark.parametrize("metric", [None, "val/loss"])
     def test_the_test_split_is_no_default(self, experiment: str, metric: str | None) -> None:
         cfg = OmegaConf.to_container(config.compose([f"experiment={experiment}"]))
-        with pytest.raises(ConfigError, match=r"^data\.val_size: got 0, .*hydra\.sweeper\.metric=test/"):
+        with pytest.raises(ConfigError, match=r"^data\.val_size: .*hydra\.sweeper\.metric=test/"):
             objective(Settings(metric=metric), cfg)
         assert objective(Settings(metric="test/loss"), cfg) == ("test/loss", "minimize")
 

@@ -139,7 +139,9 @@ def _facts(facts: Facts) -> list[tuple[str, Any]]:
         ),
         (
             "commit",
-            f"{git.get('commit')}{', with changes' if git.get('dirty') else ''}" if isinstance(git, dict) else None,
+            f"{git.get('commit') or git.get('reason')}{', with changes' if git.get('dirty') else ''}"
+            if isinstance(git, dict)
+            else None,
         ),
         ("resumed at step", ", ".join(map(str, resumed)) if isinstance(resumed, list) else None),
     ]

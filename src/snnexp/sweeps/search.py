@@ -124,12 +124,11 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     unknown = data["_target_"] not in pairs.SHIPPED["data"] and "val_size" not in data
     validated = bool(data.get("val_size"))
     if not validated and (settings.metric is None or (settings.metric.startswith("val/") and not unknown)):
-        aside = "set data.val_size" if "val_size" in data else "these data have no such key"
-        given = domains.shown(data.get("val_size", 0))
-        raise ConfigError(
-            f"data.val_size: got {given}, and a search chooses by samples that are set aside; {aside}, or type what it "
-            f"goes by, such as hydra.sweeper.metric={main_measure(cfg, 'test')}"
-        )
+        reason = "got 0, a search needs a validation split; set it, or"
+        if "val_size" not in data:
+            reason = "these data have no validation split;"
+        metric = main_measure(cfg, "test")
+        raise ConfigError(f"data.val_size: {reason} name the metric, such as hydra.sweeper.metric={metric}")
     metric = settings.metric or main_measure(cfg, "val")
     higher = runs.higher_is_better(metric)
     if settings.direction is None and higher is None:
