@@ -1,7 +1,8 @@
 # Needs Python 3.11 to 3.13 and make; everything else goes into .venv
 PYTHON ?= python3
 BIN := .venv/bin
-SUITE := -n 2 --dist loadfile
+# the first folders have the slowest tests
+SUITE := -n 2 --dist loadfile --no-loadscope-reorder
 # also for what builds a package; pip before 25.3 knows the first name alone, later ones read the second there
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 

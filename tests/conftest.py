@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# two threads of one process and another process on two cores slow each other down
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # read when Triton is imported: its kernels then run on the CPU
 os.environ["TRITON_INTERPRET"] = "1"
 

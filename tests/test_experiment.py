@@ -58,9 +58,12 @@ def test_every_neuron_trains_with_every_loss(tiny_mnist: Path, neuron: str, loss
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["bernoulli", "latency", "constant_current_lif"])
-def test_every_encoder_of_images_trains(tiny_mnist: Path, encoder: str) -> None:
-    record = run(compose(["experiment=mnist_rleaky_count", f"encoder={encoder}", "debug=batch", "data.batch_size=4"]))
+@pytest.mark.parametrize(
+    "words",
+    [["encoder=bernoulli"], ["encoder=latency"], ["encoder=constant_current_lif", "data=mnist_standardized"]],
+)
+def test_every_encoder_of_images_trains(tiny_mnist: Path, words: list[str]) -> None:
+    record = run(compose(["experiment=mnist_rleaky_count", *words, "debug=batch", "data.batch_size=4"]))
     assert record.metrics["test/synops"] > 0, "spikes at the input are counted"
 
 

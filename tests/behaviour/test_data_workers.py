@@ -45,6 +45,7 @@ def test_a_sweep_that_would_be_stacked_ends(snnexp: Shell) -> None:
 @pytest.mark.slow
 def test_a_search_ends(snnexp: Shell) -> None:
     words = ("data.val=8", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.001,0.01)")
+    words += ("hydra.sweeper.metric=val/loss",)
     assert sweep(snnexp, *words).code == 0
     assert statuses(snnexp) == ["finished"] * 2
 

@@ -276,16 +276,19 @@ class Engine:
         more = False
         begun: list[tuple[Slot, Job]] = []
         try:
+            # before another is asked for, which may depend on them
+            for point in ended:
+                self.source.ended(point)
             more = self.source.tick()
             for slot, busy in self.slots.items():
                 if busy is None and not self._stopping and (job := self.source.next()):
                     if job[0].status == "failed":
                         # refused before it could begin
                         ended += job
+                        for point in job:
+                            self.source.ended(point)
                     else:
                         begun.append((slot, job))
-            for point in ended:
-                self.source.ended(point)
         except SnnexpError as error:
             self.error = self.error or error
         for slot, job in begun:
