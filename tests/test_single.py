@@ -280,7 +280,7 @@ class TestOtherRuns:
         assert "since the run was resumed" in text(report([folder]))
 
     @pytest.mark.usefixtures("undrawn")
-    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(value=JSON, place=st.integers(0, 10**6))
     def test_values_of_other_kinds_still_give_a_page(self, finished: Path, value: Any, place: int) -> None:
         with tempfile.TemporaryDirectory() as elsewhere:

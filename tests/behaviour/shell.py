@@ -116,6 +116,8 @@ def snnexp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(PARTS))
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
+    # for what it starts
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
 
     class Here(Shell):
         def __call__(self, *arguments: str, timeout_s: float = 0, **env: str) -> Ended:

@@ -7,10 +7,10 @@ from shell import OUTSIDE, Shell, record, rows
 SHORT = ("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=2", "logger=jsonl", "network.hidden=[4]")
 
 
-def test_a_run_leaves_what_it_promises(shell: Shell) -> None:
-    ended = shell("train", *SHORT, "trainer.log_every_n_steps=1")
+def test_a_run_leaves_what_it_promises(snnexp: Shell) -> None:
+    ended = snnexp("train", *SHORT, "trainer.log_every_n_steps=1")
     assert ended.code == 0
-    run = shell.run()
+    run = snnexp.run()
     assert record(run)["status"] == "finished"
     assert record(run)["exit_code"] == 0
     assert record(run)["metrics"].keys() >= {"test/loss", "test/l1", "test/relative_error", "test/synops"}

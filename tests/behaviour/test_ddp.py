@@ -9,15 +9,16 @@ pytestmark = pytest.mark.slow
 WORDS = ("train", *OUTSIDE, "data=blobs", "network.hidden=[8]", "num_steps=5", "logger=jsonl", "trainer.max_epochs=1")
 
 
-@pytest.mark.parametrize(("processes", "val", "test"), [(2, 129, 5), (3, 1000, 1)])
-def test_processes_measure_what_one_measures(shell: Shell, processes: int, val: int, test: int) -> None:
-    shares = (f"data.val={val}", f"data.test={test}", "data.train=54", "data.batch_size=18")
+@pytest.mark.parametrize(("processes", "val", "test"), [(2, 129, 5), (3, 19, 1)])
+def test_processes_measure_what_one_measures(shell: Shell, snnexp: Shell, processes: int, val: int, test: int) -> None:
+    """Shares that are not equal, batches of which a process gets nothing, and fewer samples than processes."""
+    shares = (f"data.val={val}", f"data.test={test}", "data.train=18", "data.batch_size=18")
     ddp = ("trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}")
     assert shell(*WORDS, *shares, *ddp).code == 0
     run = shell.run()
     reported = record(run)["metrics"]
     for split in ("val", "test"):
-        ended = shell("eval", str(run), "--split", split, "--json", "trainer.accelerator=cpu")
+        ended = snnexp("eval", str(run), "--split", split, "--json", "trainer.accelerator=cpu")
         assert ended.code == 0
         measured = json.loads("\n".join(ended.out))
         names = [name for name in measured if name in reported]

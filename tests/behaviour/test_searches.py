@@ -37,23 +37,23 @@ def test_a_search_that_cannot_be_meant_is_refused(snnexp: Shell, words: tuple[st
 
 
 @pytest.mark.slow
-def test_a_measure_that_no_point_has_ends_the_search_after_the_first(shell: Shell) -> None:
-    ended = shell(*BLOBS, "hydra.sweeper.metric=val/loss", "hydra.sweeper.n_trials=5")
-    assert (ended.code, len(shell.runs())) == (7, 1)
-    (point,) = shell.points()
+def test_a_measure_that_no_point_has_ends_the_search_after_the_first(snnexp: Shell) -> None:
+    ended = snnexp(*BLOBS, "hydra.sweeper.metric=val/loss", "hydra.sweeper.n_trials=5")
+    assert (ended.code, len(snnexp.runs())) == (7, 1)
+    (point,) = snnexp.points()
     assert point["status"] == "failed"
     assert "val/loss" in point["reason"]
     assert any("val/loss" in line for line in ended.err)
 
 
 @pytest.mark.slow
-def test_a_search_that_was_renamed_is_the_same_search(shell: Shell) -> None:
-    ended = shell(*BLOBS, "data.val=16", "hydra.sweeper.metric=val/loss", "hydra.sweeper.n_trials=2")
+def test_a_search_that_was_renamed_is_the_same_search(snnexp: Shell) -> None:
+    ended = snnexp(*BLOBS, "data.val=16", "hydra.sweeper.metric=val/loss", "hydra.sweeper.n_trials=2")
     assert ended.code == 0
-    (sweep,) = shell.folder.glob("outputs/sweeps/*/*")
+    (sweep,) = snnexp.folder.glob("outputs/sweeps/*/*")
     assert content(sweep)["search"]["settings"]["metric"] == "val/loss"
-    moved = sweep.rename(shell.folder / "elsewhere")
-    assert shell("resume", str(moved), "hydra.sweeper.n_trials=3").code == 0
+    moved = sweep.rename(snnexp.folder / "elsewhere")
+    assert snnexp("resume", str(moved), "hydra.sweeper.n_trials=3").code == 0
     points = content(moved)["points"]
     assert [point["status"] for point in points] == ["finished"] * 3
     assert [point["trial"] for point in points] == [0, 1, 2]

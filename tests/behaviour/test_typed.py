@@ -42,16 +42,16 @@ def test_all_refusals_are_told_at_once(snnexp: Shell) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="the values of a sweep become text by Python's str")
-def test_null_is_a_value_of_a_sweep(shell: Shell) -> None:
+def test_null_is_a_value_of_a_sweep(snnexp: Shell) -> None:
     chosen = recipe(
-        shell,
+        snnexp,
         "# @package _global_\n# Mine\ndefaults:\n  - regression_linear\n"
         "hydra:\n  sweeper:\n    params:\n      data.sample_seed: [null, 1]\n      trainer.limit_batches: [null, 2]\n",
         "nulls",
     )
-    ended = shell("train", "-m", *chosen, "trainer.max_epochs=1", "logger=jsonl", "trainer=cpu", "network.hidden=[2]")
+    ended = snnexp("train", "-m", *chosen, "trainer.max_epochs=1", "logger=jsonl", "trainer=cpu", "network.hidden=[2]")
     assert ended.code == 0
-    assert len(shell.points()) == 4
+    assert len(snnexp.points()) == 4
 
 
 @pytest.mark.xfail(strict=True, reason="a run cannot be repeated with changes")
@@ -66,34 +66,34 @@ def test_a_run_can_be_repeated_with_changes(snnexp: Shell) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="what all points share is composed against defaults that no point has")
-def test_a_key_that_every_point_has_can_be_typed(shell: Shell) -> None:
+def test_a_key_that_every_point_has_can_be_typed(snnexp: Shell) -> None:
     recipes = "experiment=mnist_rleaky_count,mnist_rleaky_membrane"
-    ended = shell("train", "-m", recipes, "neuron.feedback=one_to_one", "logger=jsonl", SNNEXP_DATA_DIR="nowhere")
+    ended = snnexp("train", "-m", recipes, "neuron.feedback=one_to_one", "logger=jsonl", SNNEXP_DATA_DIR="nowhere")
     # the points themselves have no data
     assert ended.code == 7
-    assert [point["exit_code"] for point in shell.points()] == [4, 4]
+    assert [point["exit_code"] for point in snnexp.points()] == [4, 4]
 
 
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="a launcher that one of several recipes chooses is dropped")
-def test_a_launcher_that_is_not_used_is_told(shell: Shell) -> None:
+def test_a_launcher_that_is_not_used_is_told(snnexp: Shell) -> None:
     chosen = recipe(
-        shell,
+        snnexp,
         "# @package _global_\n# Mine\ndefaults:\n  - regression_linear\n  - override /hydra/launcher: stacked\n",
         "together",
     )[:2]
     words = ("trainer.max_epochs=1", "logger=jsonl", "trainer=cpu", "network.hidden=[2]")
-    ended = shell("train", "-m", *chosen, "experiment=together,regression_linear", *words)
+    ended = snnexp("train", "-m", *chosen, "experiment=together,regression_linear", *words)
     assert "launcher" in "\n".join(ended.out + ended.err)
 
 
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="the data of a sweep cannot be found in another place")
-def test_a_sweep_goes_on_after_its_data_have_moved(shell: Shell) -> None:
+def test_a_sweep_goes_on_after_its_data_have_moved(snnexp: Shell) -> None:
     words = ("experiment=mnist_leaky", "logger=jsonl", "seed=0,1", "trainer.limit_batches=1", "network.hidden=[2]")
-    assert shell("train", "-m", *words, SNNEXP_DATA_DIR="nowhere").code == 7
-    (sweep,) = shell.folder.glob("outputs/sweeps/*/*")
-    ended = shell("resume", str(sweep), "data.root=elsewhere")
+    assert snnexp("train", "-m", *words, SNNEXP_DATA_DIR="nowhere").code == 7
+    (sweep,) = snnexp.folder.glob("outputs/sweeps/*/*")
+    ended = snnexp("resume", str(sweep), "data.root=elsewhere")
     assert ended.code == 7
     ledger = json.loads((sweep / "sweep.json").read_text())
     assert all("elsewhere" in point["reason"] for point in ledger["points"])

@@ -86,15 +86,16 @@ def test_is_reported(old: Shell, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_resumed_to_its_end(shell: Shell) -> None:
-    sweep = copy("sweep", shell.folder)
+def test_a_sweep_is_resumed_to_its_end(old: Shell) -> None:
+    sweep = copy("sweep", old.folder)
     before = json.loads((sweep / "sweep.json").read_text())["points"]
     words = [point["status"] for point in before]
     assert words == ["finished", "failed", "diverged", "timeout", "interrupted", "running", "pending"]
-    ended = shell("resume", str(sweep), SNNEXP_ALLOW_TARGETS="oldpkg", OLD_FAULTS="mended", PYTHONPATH=PARTS)
+    ended = old("resume", str(sweep), SNNEXP_ALLOW_TARGETS="oldpkg", OLD_FAULTS="mended", PYTHONPATH=PARTS)
     assert ended.code == 0
     after = json.loads((sweep / "sweep.json").read_text())["points"]
     assert {point["status"] for point in after} == {"finished"}
+    assert json.loads((sweep / "sweep.json").read_text())["format"] >= 2
     assert after[0]["run"] == before[0]["run"]
     with (sweep / "summary.csv").open() as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 7
@@ -103,11 +104,11 @@ def test_a_sweep_is_resumed_to_its_end(shell: Shell) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_is_resumed_to_its_end(shell: Shell) -> None:
-    search = copy("search", shell.folder)
+def test_a_search_is_resumed_to_its_end(old: Shell) -> None:
+    search = copy("search", old.folder)
     before = json.loads((search / "sweep.json").read_text())["points"]
     assert [point["status"] for point in before] == ["finished", "finished", "interrupted"]
-    assert shell("resume", str(search)).code == 0
+    assert old("resume", str(search)).code == 0
     after = json.loads((search / "sweep.json").read_text())["points"]
     assert [point["status"] for point in after] == ["finished"] * 4
     assert [point["overrides"] for point in after[:3]] == [point["overrides"] for point in before]
