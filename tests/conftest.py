@@ -10,6 +10,8 @@ import torch
 
 # two threads of one process and another process on two cores slow each other down
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the processes that tests start compile each module once together, not each of them all
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # read when Triton is imported: its kernels then run on the CPU
 os.environ["TRITON_INTERPRET"] = "1"
 
