@@ -86,9 +86,10 @@ class Shell:
 
     def runs(self) -> list[Path]:
         """The directories of all runs here, the oldest first."""
-        found = (record.parent for record in sorted(self.folder.glob("outputs/**/run.json")))
-        # one that is being made has a name that begins with a dot
-        return [path for path in found if not path.name.startswith(".")]
+        # nothing looks into a directory that is only being made, and renamed the next moment
+        places = ("outputs/*/*/run.json", "outputs/sweeps/*/*/runs/*/run.json")
+        found = sorted(record.parent for place in places for record in self.folder.glob(place))
+        return [path for path in found if not path.name.startswith(".new-")]
 
     def run(self) -> Path:
         """The directory of the only run."""

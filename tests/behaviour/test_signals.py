@@ -74,7 +74,7 @@ def test_while_a_step_or_a_validation_takes_long(shell: Shell, val: int) -> None
 
 @pytest.mark.slow
 def test_a_second_one_ends_a_long_step(shell: Shell) -> None:
-    with shell.started(*RUN, "encoder=long_step", STEP_S="3") as process:
+    with shell.started(*RUN, "encoder=long_step", STEP_S="10") as process:
         wait_until(lambda: any(losses(run) for run in shell.runs()))
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
