@@ -206,6 +206,7 @@ class TestFiles:
         unknown = [where for where, key in leaves(content) if key not in DOMAINS and key not in NODES]
         assert unknown == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("group", "choice"), CHOICES)
     def test_every_choice_composes_and_is_described(self, group: str, choice: str) -> None:
         cfg = compose([f"{group}={choice}", *NEEDS.get(f"{group}={choice}", [])])
@@ -382,6 +383,7 @@ def works(network: str, data: str, neuron: str, readout: str, loss: str) -> bool
     return hidden_fits and readout_fits and loss_fits and not (network == "conv" and data == "sqrt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neuron", choices("neuron"))
 @pytest.mark.parametrize(("network", "data"), [("mlp", "mnist"), ("mlp", "sqrt"), ("conv", "mnist"), ("conv", "sqrt")])
 @pytest.mark.usefixtures("tiny_mnist")

@@ -33,6 +33,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs(tiny_mnist: Path, recipe: str) -> None:
     cfg = compose([f"experiment={recipe}", "debug=batch", "data.batch_size=1"])

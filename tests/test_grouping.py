@@ -59,6 +59,7 @@ def test_distributions_share_one_whichever_they_are() -> None:
     assert grouping.key(drawn[0]) == grouping.key(drawn[1]) != grouping.key(compose(COUNT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [

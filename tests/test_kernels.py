@@ -107,6 +107,7 @@ def outputs_and_gradients(
     return outputs, list(torch.autograd.grad(scalar, variables, allow_unused=True, materialize_grads=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "name"), PAIRS)
 @deterministic
 @given(

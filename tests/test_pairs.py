@@ -118,6 +118,7 @@ NEEDS_MNIST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "override", "sentence"), PAIRS, ids=[f"{pair[0]} {pair[1]}" for pair in PAIRS])
 @pytest.mark.usefixtures("tiny_mnist")
 def test_is_refused_as_building_would_refuse_it(recipe: str, override: str, sentence: str) -> None:

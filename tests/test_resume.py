@@ -420,6 +420,7 @@ class TestDisk:
 
 
 class TestCommandLine:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("typed", "code", "words"),
         [

@@ -156,6 +156,7 @@ def test_members_may_differ_in(case: str, tmp_path: Path) -> None:
         close(rows(end.run), rows(alone(members[index], tmp_path / "alone")), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
 @pytest.mark.parametrize("case", ["leaky", "rleaky", "rleaky-membrane", "one-to-one", "parametrized"])
 def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -> None:

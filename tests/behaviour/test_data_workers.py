@@ -31,6 +31,7 @@ def statuses(snnexp: Shell) -> list[str]:
     return [point["status"] for point in snnexp.points()]
 
 
+@pytest.mark.slow
 def test_a_sweep_ends(snnexp: Shell) -> None:
     assert sweep(snnexp, "seed=0,1").code == 0
     assert statuses(snnexp) == ["finished"] * 2

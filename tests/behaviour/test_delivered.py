@@ -21,6 +21,7 @@ def require_refused(snnexp: Shell, ended: Ended, code: int) -> None:
     assert [*snnexp.folder.iterdir()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize(
     "fault",

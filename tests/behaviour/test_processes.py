@@ -23,6 +23,7 @@ def test_torchrun_may_start_the_processes(tmp_path: Path) -> None:
     assert len([*tmp_path.glob("outputs/*/*/run.json")]) == 1
 
 
+@pytest.mark.slow
 def test_variables_of_another_launcher_do_not_silence_a_run_on_one_device(shell: Shell) -> None:
     assert shell(*RUN, "data=blobs", "trainer=cpu", LOCAL_RANK="1").code == 0
     assert [row["step"] for row in rows(shell.run()) if "train/loss" in row] == [0, 1, 2, 3]
