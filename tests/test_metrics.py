@@ -113,6 +113,14 @@ class TestMeans:
         wanted = torch.stack([whole, ratio[1:].double().mean(), hits])
         torch.testing.assert_close(torch.stack([*found.values()]).double(), wanted, rtol=1e-6, atol=0)
 
+    @pytest.mark.parametrize("batch_size", [3, 6, 18])
+    def test_of_equal_losses_do_not_drift(self, batch_size: int) -> None:
+        """Equal batches are rounded in one direction, and 334 of them by 3e-6 in float32."""
+        means = metrics.Means()
+        for batch in OrderedBatches(1000, batch_size):
+            means.add({"loss": metrics.counted(torch.tensor(1.9) * len(batch), len(batch))})
+        assert means.take()["loss"].item() == pytest.approx(1.9, rel=1e-7)
+
     def test_begin_anew_once_they_are_taken(self) -> None:
         means = metrics.Means()
         means.add({"a": metrics.counted(torch.tensor(6.0), 4)})

@@ -16,7 +16,10 @@ Sum = tuple[Tensor, Tensor]
 
 
 class Means:
-    """Means over the batches of a split, of all processes."""
+    """Means over the batches of a split, of all processes.
+
+    Sums are float64 where the device has it: in float32, those of many equal batches drift by more than 1e-6.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -24,7 +27,8 @@ class Means:
 
     def add(self, values: Mapping[str, Sum]) -> None:
         """Add the sums and counts of a batch, by name."""
-        for name, (total, count) in values.items():
+        for name, (value, count) in values.items():
+            total = value if value.device.type == "mps" else value.double()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts[name] + count if name in self._counts else count
 
@@ -38,7 +42,8 @@ class Means:
         if not sums:
             return {}
         totals, numbers = (reduce(torch.stack([*parts.values()])) for parts in (sums, counts))
-        return dict(zip(sums, (totals / numbers).unbind(0), strict=True))
+        means = (totals / numbers).to(torch.get_default_dtype())
+        return dict(zip(sums, means.unbind(0), strict=True))
 
 
 def counted(total: Tensor, count: int | Tensor) -> Sum:
