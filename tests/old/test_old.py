@@ -35,7 +35,8 @@ def test_a_finished_run_is_measured_as_it_reported(old: Shell) -> None:
     assert ended.code == 0
     measured = json.loads("\n".join(ended.out))
     assert measured.keys() >= reported.keys()
-    assert {name: measured[name] for name in reported} == reported
+    # its means were summed in float32, see DIFFERENCES.md
+    assert {name: measured[name] for name in reported} == pytest.approx(reported, rel=1e-6)
 
 
 def test_a_finished_run_stays_as_it_is(old: Shell) -> None:
@@ -50,10 +51,11 @@ def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(old: Shell) -> N
     assert old("resume", str(run)).code == 0
     assert record(run)["status"] == "finished"
     assert record(run)["resumed_at_step"] == [8]
-    names = {name for row in rows(whole) for name in row}
-    assert [{name: row.get(name) for name in names} for row in rows(run)] == [
-        {name: row.get(name) for name in names} for row in rows(whole)
-    ]
+    *trained, tested = rows(whole)
+    *again, tested_again = rows(run)
+    assert again == trained
+    # its means were summed in float32, see DIFFERENCES.md
+    assert {name: tested_again[name] for name in tested} == pytest.approx(tested, rel=1e-6)
     one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run, whole))
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
 
