@@ -6,8 +6,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -292,28 +290,6 @@ def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
 
 
 class TestSignals:
-    @pytest.mark.slow
-    def test_a_second_one_ends_at_once(self, tmp_path: Path) -> None:
-        script = """
-import os, signal, sys
-from pathlib import Path
-from snnexp.runs import Run
-from snnexp.saving import Signals
-
-with Signals() as signals:
-    signals.run = Run.create(Path(sys.argv[1]), "", [], {})
-    signals.training = True
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("goes on with its step", flush=True)
-    os.kill(os.getpid(), signal.SIGINT)
-    print("never gets here", flush=True)
-"""
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
-        assert done.returncode == 130
-        assert (done.stdout, done.stderr) == ("goes on with its step\n", "snnexp: stopped by SIGINT\n")
-        (record,) = tmp_path.glob("*/run.json")
-        assert json.loads(record.read_text())["status"] == "interrupted"
-
     @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_test_start"])
     def test_one_that_comes_at_any_time_leaves_a_run_that_is_marked_and_goes_on(
         self, hook: str, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an executor sets for the jobs that it submits does not outlive a test."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.delenv("PYTHONSAFEPATH")
+
+
 def only_run(cwd: Path) -> Path | None:
     """The run of a sweep of one point, once there is one."""
     found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/runs/*/run.json")]

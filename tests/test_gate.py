@@ -4,7 +4,6 @@ import functools
 import itertools
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from snnexp import config, gate, launch
+from snnexp.cli import main
 from snnexp.config import check, compose, composed, load
 from snnexp.errors import ConfigError
 
@@ -77,19 +77,18 @@ def test_hostile_files_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["callback", "job_logging", "own function"])
-def test_hostile_files_do_nothing_on_the_command_line(tmp_path: Path, kind: str) -> None:
+def test_hostile_files_do_nothing_on_the_command_line(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     conf = folder(tmp_path, HOSTILE[kind])
     before = tree(tmp_path)
-    arguments = ["train", "--config-dir", str(conf), "experiment=evil"]
-    done = subprocess.run(
-        [sys.executable, "-m", "snnexp.cli", *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert len(done.stderr.rstrip("\n")) <= 200
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config-dir", str(conf), "experiment=evil"]) == 2
+    out, err = capfd.readouterr()
+    assert len(err.splitlines()) == 1
+    assert len(err.rstrip("\n")) <= 200
+    assert out == ""
     assert tree(tmp_path) == before
 
 

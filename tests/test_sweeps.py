@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from ends import content
 from faults import REASONS
 from rich.console import Console
-from test_cli import SNNEXP, in_a_terminal, record, snnexp
+from test_cli import in_a_terminal, record, snnexp
 
 from snnexp import config, launch
 from snnexp.cli import main
@@ -47,14 +48,7 @@ def statuses(cwd: Path) -> list[str]:
 
 
 def started(cwd: Path, *arguments: str, **env: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [*SNNEXP, *arguments],
-        cwd=cwd,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return commands.Command(arguments, cwd, {**os.environ, **env})
 
 
 def wait_until(true: Any, seconds: float = 120) -> None:
@@ -425,11 +419,14 @@ class TestCommand:
         assert "raise ArithmeticError" in by_seed[1].read_text()
         assert not [*home(cwd).glob("runs/.point-*")]
 
-    def test_a_point_is_what_a_run_alone_is_and_an_interrupted_sweep_goes_on(self, tmp_path: Path) -> None:
+    def test_a_point_is_what_a_run_alone_is_and_an_interrupted_sweep_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         alone = tmp_path / "alone"
         alone.mkdir()
         long = [*RUN, "trainer.max_epochs=60"]
-        process = started(tmp_path, *long, "-m", "seed=4,5", "hydra.launcher.workers=1", "logger.save_every_s=0")
+        one = ["hydra.launcher.workers=1", "hydra.launcher.threads=1"]
+        process = started(tmp_path, *long, "-m", "seed=4,5", *one, "logger.save_every_s=0")
         wait_until(
             lambda: any(rows.stat().st_size for rows in tmp_path.glob("outputs/sweeps/*/*/runs/2*/metrics.jsonl"))
         )
@@ -439,11 +436,13 @@ class TestCommand:
         assert err == "snnexp: stopped by SIGINT\n"
         assert statuses(tmp_path) == ["interrupted", "pending"]
         assert "snnexp resume" in out
-        snnexp("resume", str(home(tmp_path)), cwd=tmp_path)
+        assert main(["resume", str(home(tmp_path))]) == 0
         assert statuses(tmp_path) == ["finished"] * 2
-        again = snnexp("resume", str(home(tmp_path)), cwd=tmp_path).stdout
-        assert "all points have finished" in again
-        snnexp(*long, "seed=4", "logger.save_every_s=0", cwd=alone, OMP_NUM_THREADS="2")
+        capsys.readouterr()
+        assert main(["resume", str(home(tmp_path))]) == 0
+        assert "all points have finished" in capsys.readouterr().out
+        monkeypatch.chdir(alone)
+        assert main([*long, "seed=4", "logger.save_every_s=0"]) == 0
         (single,) = (path.parent for path in alone.glob("outputs/*/*/run.json"))
         resumed = home(tmp_path) / points(tmp_path)[0]["run"]
         assert record(resumed)["resumed_at_step"][0] > 0

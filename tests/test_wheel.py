@@ -24,15 +24,16 @@ def test_wheel_brings_its_configs(tmp_path: Path) -> None:
 
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--no-index", "--no-deps", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel)
     # the dependencies, gigabytes of them, are lent from here; a path line does not lend the editable install of snnexp
     purelib = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (purelib / "lent.pth").write_text("\n".join(site.getsitepackages()) + "\n")
 
     snnexp = tmp_path / "env" / "bin" / "snnexp"
-    assert f"conf         {purelib / 'snnexp' / 'conf'}" in run(snnexp, "doctor")
+    conf = run(python, "-c", "from snnexp import config; print(config.conf_dir())")
+    assert conf.strip() == str(purelib / "snnexp" / "conf")
     assert "regression_sqrt" in run(snnexp, "list", "experiment")
     run(snnexp, "train", "experiment=regression_sqrt", "debug=batch")
     assert list(tmp_path.glob("outputs/regression_sqrt/*/run.json"))

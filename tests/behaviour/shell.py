@@ -6,9 +6,7 @@ codes, keys, numbers of lines, suggestions and files; the wording of sentences i
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 
 PARTS = Path(__file__).parent / "parts"
@@ -55,9 +54,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = shutil.which("snnexp", path=str(Path(sys.executable).parent))
-        assert found is not None
-        self.program = found
+        self.program = commands.PROGRAM
 
     def __call__(self, *arguments: str, timeout_s: float = 120, **env: str) -> Ended:
         """Run a command to its end, which must come within ``timeout_s``."""
@@ -66,17 +63,9 @@ class Shell:
         return Ended(process.returncode, lines(out), lines(err))
 
     @contextmanager
-    def started(self, *arguments: str, **env: str) -> Iterator["subprocess.Popen[str]"]:
+    def started(self, *arguments: str, **env: str) -> Iterator[commands.Command]:
         """A command under way; whatever it has started is gone afterwards."""
-        process = subprocess.Popen(
-            [self.program, *arguments],
-            cwd=self.folder,
-            env=environment(**env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        process = commands.Command(arguments, self.folder, environment(**env))
         try:
             yield process
         finally:

@@ -63,7 +63,7 @@ def test_while_a_batch_is_waited_for(shell: Shell, snnexp: Shell, number: signal
 def test_while_a_step_or_a_validation_takes_long(shell: Shell, val: int) -> None:
     # an epoch is one step, which its validation follows
     words = ("data.train=16", f"data.val={val}", "encoder=long_step")
-    ended = stopped(shell, signal.SIGTERM, lambda run: losses(run) == [0], *words, STEP_S="2")
+    ended = stopped(shell, signal.SIGTERM, lambda run: losses(run) == [0], *words, STEP_S="4")
     assert ended.code == 143
     assert sum("SIGTERM" in line for line in ended.err) == 2, "it was acknowledged before it was obeyed"
     run = shell.run()
