@@ -179,8 +179,10 @@ class Side:
     def killed(self, recipe: str) -> Path:
         """The directory of a run that was killed after its first checkpoint."""
         process = self.start(recipe, "train", *self.words(recipe))
+        end = time.monotonic() + 300
         while not (checkpoints := [*(self.folder / recipe).glob("outputs/*/*/checkpoints/previous.ckpt")]):
-            if process.poll() is not None:
+            if process.poll() is not None or time.monotonic() > end:
+                process.kill()
                 raise SystemExit(f"{recipe}: it ended before it could be killed\n{process.communicate()[0]}")
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

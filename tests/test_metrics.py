@@ -76,8 +76,8 @@ def test_relative_error_leaves_out_points_that_have_none() -> None:
 def test_a_sample_is_undecided_where_classes_share_the_highest_count() -> None:
     count = torch.tensor([[0.0, 0, 0], [2, 1, 2], [1, 2, 0], [3, 3, 3]])
     trace = SimpleNamespace(spike_count=count, max_membrane=torch.tensor([[0.1, 0.2, 0.2], [0.3, 0.1, 0.2]]))
-    assert metrics.undecided(trace, "spike_count").tolist() == [True, True, False, True]
-    assert metrics.undecided(trace, "max_voltage").tolist() == [True, False]
+    assert [*map(int, metrics.undecided(trace, "spike_count"))] == [3, 4]
+    assert [*map(int, metrics.undecided(trace, "max_voltage"))] == [1, 2]
 
 
 class TestMeans:

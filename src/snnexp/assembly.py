@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 from omegaconf import DictConfig, OmegaConf
@@ -81,7 +81,6 @@ def make_trainer(
     domains.check(locals())
     # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     try:
         with console.quiet():
             trainer = Trainer(
@@ -102,8 +101,8 @@ def make_trainer(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 logger=False,
-                # Lightning would requeue jobs of SLURM by itself, and take up checkpoints that lie in this folder
-                plugins=[saving.RunCheckpointIO(), *slurm],
+                # in a job of SLURM, Lightning would expect its tasks to be the processes, and requeue it by itself
+                plugins=[saving.RunCheckpointIO(), LightningEnvironment()],
                 default_root_dir=os.devnull,
                 callbacks=[callbacks.LogMeans(), callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
@@ -202,4 +201,7 @@ def _measures(decoder: str | None) -> dict[str, Measure]:
             "l1": lambda trace, target: metrics.l1(trace.membrane, target),
             "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
         }
-    return {"accuracy": lambda trace, target: metrics.accuracy(metrics.decode(trace, decoder), target)}
+    return {
+        "accuracy": lambda trace, target: metrics.accuracy(metrics.decode(trace, decoder), target),
+        "undecided": lambda trace, _: metrics.undecided(trace, decoder),
+    }

@@ -74,6 +74,12 @@ class RandomNumbers(Callback):
 class LogMeans(Callback):
     """Log what an evaluation has added up, once at its end; before callbacks that read it."""
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # one before may have been interrupted
+        cast(metrics.Means, pl_module.means).clear()
+
+    on_test_start = on_validation_start
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         means = cast(metrics.Means, pl_module.means)
         found = means.take(lambda sums: cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")))
@@ -303,8 +309,7 @@ class SeedMeanLoss(MeanLoss):
 class TestCounts(Callback):
     """What a whole test split adds up to: spikes of each neuron, and which class was taken for which.
 
-    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``, of all samples and not of a batch, and
-    ``test/undecided``, the fraction of samples whose class a tie has decided.
+    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
 
     Args:
         layers: those whose spikes somebody reads.
@@ -321,7 +326,7 @@ class TestCounts(Callback):
 
     def _forget(self) -> None:
         self.spikes: dict[str, Tensor] = {}
-        self.samples = self.steps = self.undecided = 0
+        self.samples = self.steps = 0
         self.confusion: Tensor | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -343,8 +348,6 @@ class TestCounts(Callback):
                 self.spikes[name] = self.spikes.get(name, 0) + count.sum(0).long()
         self.samples += len(traces[-1].last_spikes)
         self.steps += len(traces[-1].last_spikes) * traces[-1].num_steps
-        if self.decoder is not None:
-            self.undecided += int(metrics.undecided(traces[-1], self.decoder).sum())
         classes = traces[-1].last_spikes.shape[-1]
         if self.decoder is not None and classes <= self.most_classes:
             pair = batch[1] * classes + metrics.decode(traces[-1], self.decoder)
@@ -352,21 +355,20 @@ class TestCounts(Callback):
             self.confusion = counts if self.confusion is None else self.confusion + counts
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sums = torch.tensor([self.samples, self.steps, self.undecided], device=pl_module.device)
+        sums = torch.tensor([self.samples, self.steps], device=pl_module.device)
         # where a batch has fewer samples than there are processes, each of them goes over all
-        copies = trainer.world_size // trainer.test_dataloaders.sampler.world if trainer.world_size > 1 else 1  # type: ignore[union-attr]
+        world = trainer.world_size
+        copies = 1 if world == 1 else world // getattr(trainer.test_dataloaders.sampler, "world", world)  # type: ignore[union-attr]
 
         def total(counts: Tensor) -> Tensor:
             return cast(Tensor, trainer.strategy.reduce(counts, reduce_op="sum")) // copies
 
-        self.samples, self.steps, self.undecided = total(sums).tolist()
+        self.samples, self.steps = total(sums).tolist()
         self.spikes = {name: total(count) for name, count in self.spikes.items()}
         if self.confusion is not None:
             self.confusion = total(self.confusion)
-        # equal on all processes, as Lightning is told
-        if self.decoder is not None:
-            pl_module.log("test/undecided", torch.tensor(self.undecided / self.samples), sync_dist=True)
         for name, count in self.spikes.items():
+            # equal on all processes, as Lightning is told
             pl_module.log(f"test/dead/{name}", metrics.dead(count), sync_dist=True)
             pl_module.log(f"test/saturated/{name}", metrics.saturated(count, self.steps), sync_dist=True)
 

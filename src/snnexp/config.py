@@ -344,7 +344,6 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
     """
-    overrides = quoted(overrides)
     changed = cfg.copy()
     with _in_one_line(), _explained(overrides):
         for key, value in assigned(overrides):
@@ -366,7 +365,7 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         for override in OverridesParser.create().parse_overrides(overrides):
             key = override.key_or_group
             if override.get_key_element() != key or override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: only key=value can change what was begun")
+                raise ConfigError(f"{override.input_line}: only key=value overrides are accepted here")
             yield key, override.value()
 
 
@@ -374,11 +373,11 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """As :func:`change`, of a run that is measured: a change of ``num_steps`` reaches all parts that had the same.
 
     Raises:
-        ConfigError: as :func:`change`, or a key has no say in an evaluation.
+        ConfigError: as :func:`change`, or a key has no effect on an evaluation.
     """
     for key, value in assigned(overrides):
-        node, _, leaf = key.rpartition(".")
-        if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(leaf), domains.Parameter):
+        node, name, *_ = [*key.split("."), ""]
+        if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(name), domains.Parameter):
             raise ConfigError(f"{domains.shown(key)}: the checkpoint holds its values; train a run with others")
         if node == "optimizer" or key == "trainer.max_epochs":
             raise ConfigError(f"{domains.shown(key)}: an evaluation does not train")

@@ -28,7 +28,7 @@ from snnexp import callbacks, checkpoints, config, console, domains, probe, prog
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
-from snnexp.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, SnnexpError
+from snnexp.errors import CheckpointError, ConfigError, DataError, DivergedError, InterruptedRunError, SnnexpError
 from snnexp.runs import Run
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "resume", "run"]
@@ -74,7 +74,6 @@ def run(
         if parts.trainer.is_global_zero:
             folder = parent or Path(cfg.logger.root) / cfg.name
             run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, facts(cfg, parts))
-            lead(run_dir)
             begun(run_dir.path)
         else:
             run_dir = Run(Path(os.environ[RUN_DIR]))
@@ -108,7 +107,6 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
         # the processes that ddp starts find the directory locked by the first one
         if not follows():
             run_dir.lock()
-            lead(run_dir)
         try:
             saved = config.load(run_dir.path / "config.yaml")
             cfg = without_download(config.change(saved, overrides), overrides)
@@ -153,16 +151,19 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals(), memory_told():
+    with saving.Signals() as signals, memory_told():
         run_dir = Run.open(path)
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
+        if split != "test":
+            cfg.trainer.limit_test_batches = _limits(cfg)[0]
         own = checkpoint in OWN
         file = run_dir.checkpoints / f"{checkpoint}.ckpt" if own else Path(checkpoint)
         if not file.is_file():
             raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(OWN)}, or a file")
         parts = build(cfg)
+        signals.data = parts.data
         loader = parts.data.loader(split)
         watching = _watching(cfg, parts, processes)
         if own:
@@ -298,7 +299,7 @@ def _watch(
         signals.run = run_dir
         shown.append(progress.ProgressDisplay(console.console()))
     else:
-        signals.parent = os.getppid()
+        signals.parent = int(os.environ[FIRST])
     # what stops comes last
     parts.trainer.callbacks += [*shown, *watching, *others, signals]  # type: ignore[attr-defined]
     return saver
@@ -311,7 +312,7 @@ def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = 
     saver = saving.Checkpoints(run_dir, text, logger.save_every_n_epochs, logger.save_every_s)
     watching = _watching(cfg, parts, parts.trainer.world_size)
     (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
-    often = (logger.draw_every_n_epochs, logger.draw_every_s)
+    often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
     drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often, pictures)
     histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
     # what saves comes after what counts
@@ -331,6 +332,8 @@ def _carry_out(
     signals: saving.Signals,
     found: Checkpoint | None = None,
 ) -> Record:
+    if parts.trainer.world_size > 1 and parts.trainer.is_global_zero:
+        lead(run_dir)
     try:
         measured = _train_and_test(cfg, parts, run_dir, clock, found)
     except RuntimeError as error:
@@ -338,7 +341,7 @@ def _carry_out(
         if "DataLoader worker" in str(error):
             signals.stop_if_told()
         # where workers could not be started, Lightning stumbles over it, and then tells only that
-        if isinstance(error.__context__, OSError):
+        if isinstance(error.__context__, OSError) and error.__cause__ is None:
             raise error.__context__ from None
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
             signals.stop_if_told()
@@ -361,8 +364,8 @@ def _recorded(run_dir: Run, parts: Parts) -> Iterator[None]:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError, CheckpointError):
                 record_failure(run_dir, error)
-        elif isinstance(error, SnnexpError):
-            # the first process tells, and takes another code for a defect of this one
+        elif isinstance(error, (InterruptedRunError, DivergedError)):
+            # on which all agree, and the first one tells
             raise SystemExit(0) from error
         raise
     finally:
@@ -431,10 +434,14 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "input_spikes": parts.task.spikes_come_in,
         "inputs": "dense" if parts.task.encode is parts.encoder else "events",
         "decoder": parts.decoder,
-        "samples": parts.data.counts(cfg.trainer.limit_batches, cfg.trainer.limit_test_batches),
+        "samples": parts.data.counts(*_limits(cfg), parts.trainer.world_size),
         "wall_s": {},
         "samples_per_s": None,
     }
+
+
+def _limits(cfg: DictConfig) -> tuple[int | None, int | None]:
+    return cfg.trainer.get("limit_batches"), cfg.trainer.get("limit_test_batches")
 
 
 def _record_success(

@@ -77,7 +77,8 @@ def read(path: Path) -> str:
                 raise ConfigError(f"{path}: line {line} has an alias; write the value out, or ${{...}}")
             if getattr(event, "tag", None) is not None:
                 raise ConfigError(f"{path}: line {line} has a tag; plain values have none")
-            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and OTHER_BASE.fullmatch(event.value):
+            scalar = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
+            if scalar and OTHER_BASE.fullmatch(event.value) and not isinstance(yaml.safe_load(event.value), str):
                 raise ConfigError(
                     f"{path}: line {line} has {event.value}, which YAML takes for {yaml.safe_load(event.value)}; "
                     "write a decimal number, or quotes around a text"

@@ -32,13 +32,18 @@ class Means:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts[name] + count if name in self._counts else count
 
+    def clear(self) -> None:
+        """Begin anew."""
+        self._sums, self._counts = {}, {}
+
     def take(self, reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Tensor]:
         """The means so far, by name; then begin anew. NaN where nothing was counted.
 
         Args:
             reduce: adds a tensor up over all processes, which must have the same names.
         """
-        sums, counts, self._sums, self._counts = self._sums, self._counts, {}, {}
+        sums, counts = self._sums, self._counts
+        self.clear()
         if not sums:
             return {}
         totals, numbers = (reduce(torch.stack([*parts.values()])) for parts in (sums, counts))
@@ -69,11 +74,11 @@ def decode(trace: Any, decoder: str) -> Tensor:
     return max_voltage(trace.max_membrane.unsqueeze(0))
 
 
-def undecided(trace: Any, decoder: str) -> Tensor:
-    """The samples ``[B]``, as bools, whose highest count or membrane several classes share."""
+def undecided(trace: Any, decoder: str) -> Sum:
+    """Mean over samples: 1 where several classes share the highest count or membrane, else 0."""
     scores = trace.spike_count if decoder == "spike_count" else trace.max_membrane
-    best: Tensor = scores == scores.amax(-1, keepdim=True)
-    return best.sum(-1) > 1
+    ties = (scores == scores.amax(-1, keepdim=True)).sum(-1) > 1
+    return counted(ties.float().sum(), len(ties))
 
 
 def accuracy(predicted: Tensor, target: Tensor) -> Sum:
@@ -90,7 +95,8 @@ def l1(membrane: Tensor, target: Tensor) -> Sum:
 def relative_error(membrane: Tensor, target: Tensor) -> Sum:
     """Mean over t >= 1 of ||U - y|| / ||y||, with the norm over the last axis.
 
-    At t = 0 the target may be zero; a later point whose target is zero has no relative error and is left out.
+    At t = 0 the target may be zero; a later point whose target is zero has no relative error and is left out. Where no
+    point has one, the mean is NaN, and null in the records.
     """
     error: Tensor = torch.linalg.vector_norm(membrane - target, dim=-1)[1:]
     size: Tensor = torch.linalg.vector_norm(target, dim=-1)[1:]

@@ -152,6 +152,8 @@ class Probe(Callback):
         self.run, self.decoder, self.counts, self.seed = run, decoder, counts, seed
         self.every_n_epochs, self.every_s, self.pictures = every_n_epochs, every_s, pictures
         self.drawn_at = 0.0
+        self.batch: tuple[Tensor, Tensor] | None = None
+        """The batch, once it was asked for: a run that is stopped because data do not come cannot ask for more."""
         self.spent_s = {"fit": 0.0, "test": 0.0}
         """What recording and drawing took while training, and after the test."""
 
@@ -180,7 +182,7 @@ class Probe(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # what was stopped may be looked at before it goes on; what diverged is no more to be seen
-        if isinstance(exception, InterruptedRunError) and self._asked(trainer):
+        if isinstance(exception, InterruptedRunError) and self.batch is not None:
             with self._beside(trainer):
                 self.run.write_arrays("last", self._snapshot(trainer, pl_module))
 
@@ -216,10 +218,6 @@ class Probe(Callback):
 
     def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         assert isinstance(pl_module, Task)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        samples = data.test if data.val is None else data.val
-        states = pl_module.network.num_steps * sum(math.prod(n.features) for n in pl_module.network.neurons().values())
-        size = max(1, min(SAMPLES, data.batch_size // trainer.world_size, len(samples), STATES // states))
         device = pl_module.device
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -229,9 +227,18 @@ class Probe(Callback):
             trainer.strategy.precision_plugin.forward_context(),
         ):
             torch.manual_seed(fold(self.seed, "probe"))
-            values, target = samples[list(range(size))]
+            values, target = self.batch = self.batch or _first_batch(trainer, pl_module)
             found = snapshot(pl_module, (values.to(device), target.to(device)), self.decoder)
         return {"step": trainer.global_step, **found}
+
+
+def _first_batch(trainer: Trainer, task: Task) -> tuple[Tensor, Tensor]:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    samples = data.test if data.val is None else data.val
+    states = task.network.num_steps * sum(math.prod(neuron.features) for neuron in task.network.neurons().values())
+    size = max(1, min(SAMPLES, data.batch_size // trainer.world_size, len(samples), STATES // states))
+    found: tuple[Tensor, Tensor] = samples[list(range(size))]
+    return found
 
 
 def _test_arrays(counts: TestCounts) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from snnexp import checkpoints, runs, upgrade
 from snnexp.callbacks import at_logged_step, require_finite_parameters
 from snnexp.checkpoints import Checkpoint
-from snnexp.data.module import DataModule, end_data_workers
+from snnexp.data.module import DataModule
 from snnexp.errors import InterruptedRunError, LostProcessError, SnnexpError, ending_signals
 from snnexp.runs import Run
 
@@ -173,7 +173,7 @@ class Signals(Callback):
 
     same_s = 0.1
     """A signal to a process and then to its group, as ``timeout`` sends it, arrives twice and is one."""
-    patience_s = 1.0
+    patience_s = 0.5
     """What the main thread may take to act on a signal before the thread does."""
     reminder = signal.SIGALRM
     """What interrupts a wait of the main thread that has begun after the signal."""
@@ -185,11 +185,10 @@ class Signals(Callback):
         self.launcher: Any = None
         self.parent: int | None = None
         """The first process of the run, where this is another one."""
-        self.training = self.obeyed = False
+        self.training = self.validating = self.obeyed = False
         self.received: int | None = None
         self.received_at = 0.0
         self.previous: dict[int, Any] = {}
-        self.process = os.getpid()
         self.thread: threading.Thread | None = None
 
     def __enter__(self) -> "Signals":
@@ -203,12 +202,23 @@ class Signals(Callback):
             self.main = threading.get_ident()
             self.thread = threading.Thread(target=self._watch, daemon=True)
             self.thread.start()
+            _entered.append(self)
         return self
+
+    def in_child(self) -> None:
+        """After a fork: what arrives there is no matter of this process, and data workers outlive a signal to all."""
+        signal.set_wakeup_fd(-1)
+        works = self.data is not None and self.data.starting_workers
+        for number, handler in self.previous.items():
+            signal.signal(number, signal.SIG_IGN if works else handler)
+        signal.signal(self.reminder, self.reminded)
 
     def __exit__(self, *error: object) -> None:
         if self.thread is None:
             return
-        end_data_workers()
+        _entered.remove(self)
+        if self.data is not None:
+            self.data.end_workers()
         os.write(self.sink, b"\0")
         self.thread.join()
         signal.set_wakeup_fd(self.wakeup)
@@ -249,7 +259,7 @@ class Signals(Callback):
         last, last_at, arrived, told, lost = 0, 0.0, 0, False, 0
         while True:
             several = self.launcher is not None or self.checkpoints is None
-            if poll.poll(1e3 * self.patience_s if several or (arrived and not self.obeyed) else None):
+            if poll.poll(1e3 * self.patience_s if several or arrived else None):
                 number, now = os.read(self.source, 1)[0], time.monotonic()
                 if number == 0:
                     return
@@ -261,39 +271,38 @@ class Signals(Callback):
             if any(process.poll() for process in self._others):
                 # the main thread fails by itself as soon as it asks the others
                 lost += 1
-                if lost > 2:
+                if lost > 5:
                     self._give_up()
-            if not arrived or self.obeyed:
-                continue
             if arrived > 1:
                 self._end(last)
-            elif self._waiting:
+            if not arrived or self.obeyed:
+                continue
+            if self._waits(self.patience_s):
                 signal.pthread_kill(self.main, self.reminder)
             elif not told:
                 told = True
                 what = "received, stopping after this step or validation; a second one stops at once"
                 os.write(2, f"snnexp: {signal.Signals(last).name} {what}\n".encode())
 
-    @property
-    def _waiting(self) -> bool:
-        """Whether nothing is under way that has to be finished first."""
-        return not self.training or (self.data is not None and self.data.waiting)
+    def _waits(self, at_least_s: float = 0.0) -> bool:
+        """Whether nothing is under way that has to be finished first: a batch is waited for, for so long already."""
+        if not self.training:
+            return True
+        since = None if self.data is None else self.data.waiting_since
+        return since is not None and time.monotonic() - since >= at_least_s
 
     def _handle(self, number: int, frame: object) -> None:
-        if os.getpid() != self.process:
-            # a data worker that does not ignore it yet
-            return
         if number == self.received and time.monotonic() - self.received_at < self.same_s:
             return
         if self.received is not None:
             self._end(number)
         self.received, self.received_at = number, time.monotonic()
-        # of several processes, all save together, if they can
-        if not self.training or (self.launcher is None and self._waiting):
+        # of several processes, all save together, if they can; no more can be saved within a validation
+        if not self.training or (self.launcher is None and not self.validating and self._waits()):
             self.stop_if_told()
 
     def _remind(self, number: int, frame: object) -> None:
-        if self._waiting:
+        if self._waits(self.patience_s):
             self.stop_if_told()
 
     def _give_up(self) -> None:
@@ -343,17 +352,34 @@ class Signals(Callback):
         self.training = False
         self.stop_if_told()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validating = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validating = False
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._handle_here()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         told = isinstance(exception, InterruptedRunError) and self.training
-        # a validation is begun anew, from what was saved before it
-        if told and trainer.training and trainer.world_size == 1:
+        # a validation whose data do not come is given up; last.ckpt is from before it
+        if told and not self.validating and trainer.world_size == 1:
             assert self.checkpoints is not None
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             self.checkpoints.position = (trainer.current_epoch, done)
             self.checkpoints.save_last(trainer)
+
+
+_entered: list[Signals] = []
+
+
+def _in_child() -> None:
+    for signals in _entered:
+        signals.in_child()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _agreed(trainer: Trainer, wish: bool) -> bool:

@@ -44,6 +44,10 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(trainer, dict) and "limit_batches" in trainer:
         # it limited the test as well
         trainer.setdefault("limit_test_batches", trainer["limit_batches"])
+    data = upgraded.get("data")
+    if isinstance(data, dict):
+        # inputs of 0 and 1 counted as values
+        data.setdefault("spikes", False)
     logger = upgraded.get("logger")
     if isinstance(logger, dict):
         # nothing was drawn

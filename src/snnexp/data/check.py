@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnexp.data.mnist import MNIST
 from snnexp.data.module import DataModule, Samples
 from snnexp.errors import ConfigError, DataError
 
@@ -61,7 +62,7 @@ def check(data: DataModule, num_steps: int) -> Found:
         if samples is not None:
             converted = _Split(name, samples, data).check(num_steps)
             setattr(data, name, converted)
-            found.append(_values(name, converted, data))
+            found.append(_values(name, converted, data, num_steps))
     return Found(min(part.low for part in found), max(part.high for part in found), all(part.binary for part in found))
 
 
@@ -79,14 +80,6 @@ class _Split:
         pairs = [self.batch(size) for size in (2, 3)]
         inputs, targets = zip(*pairs, strict=True)
         self.require_inputs(*inputs)
-        # batches of sequences may differ in length
-        lengths = {len(x) for x in inputs} if self.data.sequences else {num_steps}
-        if len(lengths) == 1 and lengths != {num_steps}:
-            (steps,) = lengths
-            raise ConfigError(
-                f"data: the {self.name} split has sequences of {steps} steps, and num_steps is {num_steps}; "
-                f"use num_steps={steps}"
-            )
         labels = self.data.target == "labels"
         if labels:
             self.require_labels(*targets)
@@ -133,17 +126,18 @@ class _Split:
         return DataError(f"data: the {self.name} split {what}")
 
 
-def _values(name: str, samples: Samples, data: DataModule) -> Found:
+def _values(name: str, samples: Samples, data: DataModule, num_steps: int) -> Found:
     """Look at all values of a split."""
-    limits = getattr(samples, "limits", None)
-    if limits is not None:
+    if isinstance(samples, MNIST):
         # a checksum vouches for them
-        low, high = limits
+        low, high = samples.limits
         return Found(low, high, binary=False)
     low, high, binary = float("inf"), float("-inf"), data.sequences
+    lengths: set[int] = set()
     for values, target in _batches(samples, data.batch_size):
         if not (torch.isfinite(values).all() and torch.isfinite(target).all()):
             raise DataError(f"data: the {name} split has values that are NaN or infinite")
+        lengths.add(len(values))
         low, high = min(low, values.min().item()), max(high, values.max().item())
         binary = binary and bool(((values == 0) | (values == 1)).all())
         if data.target == "labels" and not 0 <= int(target.min()) <= int(target.max()) < data.outputs:
@@ -151,6 +145,13 @@ def _values(name: str, samples: Samples, data: DataModule) -> Found:
                 f"data: the {name} split has labels from {int(target.min())} to {int(target.max())}, "
                 f"must be from 0 to {data.outputs - 1}"
             )
+    # batches of sequences may differ in length, and then num_steps is none of them
+    if data.sequences and len(lengths) == 1 and lengths != {num_steps}:
+        (steps,) = lengths
+        raise ConfigError(
+            f"data: the {name} split has sequences of {steps} steps, and num_steps is {num_steps}; "
+            f"use num_steps={steps}"
+        )
     return Found(low, high, binary and high > 0)
 
 

@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from typing import Any, Protocol
 
@@ -74,7 +76,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         domains.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
         if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:
-            most = f"TMPDIR has {length} letters, and data workers need one of at most {LONGEST_TMPDIR}"
+            most = f"TMPDIR has {length} bytes, and data workers need one of at most {LONGEST_TMPDIR}"
             raise ConfigError(f"num_workers: {most}; shorten it, or set num_workers=0")
         if drop_last and batch_size > len(train):
             raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
@@ -84,8 +86,11 @@ class DataModule(LightningDataModule):
         self.spikes = spikes
         self.begin = (0, 0)
         """Where training begins: epochs that are done, and batches of the next one that are."""
-        self.waiting = False
-        """Whether a batch is waited for now; then no step is under way."""
+        self.waiting_since: float | None = None
+        """When the wait for a batch began; None while none is waited for."""
+        self.starting_workers = False
+        self.workers: set[multiprocessing.process.BaseProcess] = set()
+        """The data workers of all loaders."""
 
     def require_shareable(self, processes: int) -> None:
         """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
@@ -126,19 +131,47 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"split: got {domains.shown(split)}, these data have {there}")
         return self._loader(samples, self._in_order(samples))
 
-    def counts(self, limit: int | None, test_limit: int | None) -> dict[str, int]:
+    def counts(self, limit: int | None, test_limit: int | None, processes: int = 1) -> dict[str, int]:
         """How many samples an epoch of training, a validation and a test go over, by split.
 
         Args:
             limit: batches of training and of validation; None for all.
             test_limit: batches of the test; None for all.
+            processes: that share each batch.
         """
-        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, *self._rank())
+        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, 0, processes)
         found = {"train": sum(batches.sizes[:limit])}
         for split, samples, most in (("val", self.val, limit), ("test", self.test, test_limit)):
             if samples is not None:
                 found[split] = len(samples) if most is None else min(len(samples), most * self.batch_size)
         return found
+
+    @contextmanager
+    def wait(self, waits: bool = True) -> Iterator[None]:
+        """Note when a wait for a batch began; a signal that ends it ends the data workers, whatever they are at."""
+        self.waiting_since = time.monotonic() if waits else None
+        try:
+            yield
+        except InterruptedRunError:
+            self.end_workers()
+            raise
+        finally:
+            self.waiting_since = None
+
+    def end_workers(self) -> None:
+        """Kill the data workers: the end of the run would wait for the batches that they are at."""
+        workers, self.workers = self.workers, set()
+        if not workers:
+            return
+        # PyTorch takes the death of a worker for an error
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+        finally:
+            signal.signal(signal.SIGCHLD, handler)
 
     def _loader(self, samples: Samples, batches: "Sampler[list[int]]") -> DataLoader[Any]:
         # the sampler's items are whole batches, so that the loader neither collates nor pickles single samples
@@ -167,15 +200,15 @@ class _Loader(DataLoader[Any]):
         self._module = module
 
     def __iter__(self) -> Any:
+        others = set(multiprocessing.active_children())
         # persistent workers first finish what they had begun in the epoch before
-        self._module.waiting = self._iterator is not None
-        try:
-            batches = super().__iter__()
-        except InterruptedRunError:
-            end_data_workers()
-            raise
-        finally:
-            self._module.waiting = False
+        with self._module.wait(self._iterator is not None):
+            self._module.starting_workers = True
+            try:
+                batches = super().__iter__()
+            finally:
+                self._module.starting_workers = False
+                self._module.workers |= {*multiprocessing.active_children()} - others
         return _Batches(self._module, batches)
 
 
@@ -187,31 +220,8 @@ class _Batches:
         return self
 
     def __next__(self) -> Any:
-        self.module.waiting = True
-        try:
+        with self.module.wait():
             return next(self.batches)
-        except InterruptedRunError:
-            # else the end of the run would wait for the batches that they are at
-            end_data_workers()
-            raise
-        finally:
-            self.module.waiting = False
-
-
-def end_data_workers() -> None:
-    """Kill the data workers of this process: whatever they are at, nobody waits for it."""
-    workers = [process for process in multiprocessing.active_children() if process.daemon]
-    if not workers:
-        return
-    # PyTorch takes the death of a worker for an error
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.join()
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
 
 
 def _begin_worker(worker: int) -> None:
@@ -238,12 +248,13 @@ class _NotSent(ExceptionWrapper):
         # of shared memory, PyTorch tells the system's error as text
         found = re.search(r"\((\d+)\)$", str(error)) if isinstance(error, RuntimeError) else None
         self.errno: int | None = int(found[1]) if found else getattr(error, "errno", None)
+        self.file = "/dev/shm" if found else getattr(error, "filename", None) or tempfile.gettempdir()
 
     def reraise(self) -> None:
         if self.errno is None:
             return super().reraise()  # type: ignore[no-untyped-call, no-any-return]
         reason = f"{os.strerror(self.errno)}, and data workers need it; data.num_workers=0 does without"
-        raise OSError(self.errno, reason, "/dev/shm")
+        raise OSError(self.errno, reason, self.file)
 
 
 class ShuffledBatches(Sampler[list[int]]):

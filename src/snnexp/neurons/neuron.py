@@ -18,8 +18,6 @@ from snnexp.surrogates import Surrogate
 NeuronParameter = float | Tensor | Initializer
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
-SMALLEST = 1.1754943508222875e-38
-"""The least positive number that float32 holds with all its digits."""
 
 
 class Trace:
@@ -185,7 +183,7 @@ class Bounds(NamedTuple):
 
         A value that must be positive is brought back to a thousandth of the most that it may be.
         """
-        low = SMALLEST if number.open_low else number.low
+        low = torch.finfo(torch.float32).tiny if number.open_low else number.low
         if math.isinf(low) and math.isinf(min(number.high, at_most)):
             return None
         floor = 1e-3 * at_most if number.open_low and math.isfinite(at_most) else low
