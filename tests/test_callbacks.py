@@ -6,6 +6,9 @@ import math
 import os
 import re
 import signal
+import time
+from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ from torch import Tensor
 
 from snnexp import runs
 from snnexp.callbacks import ProjectParameters, SeedMeanLoss
+from snnexp.data.module import OrderedBatches
 from snnexp.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from snnexp.experiment import Record, build, compose, resume, run
-from snnexp.saving import RunCheckpointIO
+from snnexp.saving import RunCheckpointIO, Signals
 from snnexp.task import Task
 
 TINY = [
@@ -311,6 +315,41 @@ class TestSignals:
         assert step == (1 if hook == "on_train_epoch_end" else 3)
         assert resume(path).metrics == whole.metrics
         assert (path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+    def test_one_that_comes_within_a_validation_waits_for_its_end(
+        self, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ["experiment=mnist_leaky", "trainer=cpu", "data.batch_size=10", "data.val_size=20", "logger=jsonl"]
+        words += ["num_steps=2", "network.hidden=[4]", "trainer.max_epochs=2", "logger.save_every_n_epochs=2"]
+        whole = run(compose(words))
+        batches = OrderedBatches.__iter__
+
+        def told(self: OrderedBatches) -> Iterator[list[int]]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return batches(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(OrderedBatches, "__iter__", told)
+            with pytest.raises(InterruptedRunError):
+                run(compose(words))
+        (path,) = (path for path in whole.path.parent.iterdir() if path != whole.path)
+        assert load(path / "checkpoints" / "last.ckpt")["global_step"] == 2, "the steps of the first epoch are kept"
+        assert resume(path).metrics == whole.metrics
+        assert (path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+    def test_processes_that_are_no_data_workers_have_signals_and_lives_of_their_own(self) -> None:
+        with Signals() as signals:
+            forked = get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+            forked.start()
+            told = get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+            told.start()
+            told.terminate()
+            told.join(10)
+            assert told.exitcode == -signal.SIGTERM
+            assert signals.received is None
+        assert forked.is_alive()
+        forked.kill()
+        forked.join()
 
 
 def test_what_does_not_fit_into_memory_is_told(tmp_path: Path) -> None:

@@ -445,6 +445,29 @@ class TestEvaluate:
         assert {name: measured[name] for name in last} == last
         assert evaluate(record.path, split="train")["train/accuracy"] >= 0
 
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_goes_over_as_many_batches_as_the_split_had_in_the_run(self, tmp_path: Path) -> None:
+        words = ["experiment=mnist_leaky", "trainer=cpu", "network.hidden=[7]", "num_steps=2", "data.val_size=12"]
+        limits = ["trainer.limit_batches=2", "trainer.limit_test_batches=1", "data.batch_size=4"]
+        record = run(compose([*words, *limits, "trainer.max_epochs=1", f"logger.root={tmp_path}"]))
+        again = evaluate(record.path) | evaluate(record.path, split="val")
+        assert {name: again[name] for name in record.metrics} == record.metrics
+
+    def test_does_not_look_at_the_optimizer(self, whole: Path) -> None:
+        """Before parameters had groups, all were in one."""
+        path = whole / "checkpoints" / "best.ckpt"
+        content = load(path)
+        content["optimizer_states"][0]["param_groups"] *= 2
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        other = whole / "checkpoints" / "init.ckpt"
+        kept = other.read_bytes()
+        try:
+            runs.write_checkpoint(other, buffer.getvalue())
+            assert evaluate(whole, "init") == evaluate(whole, "best")
+        finally:
+            runs.write_checkpoint(other, kept)
+
     def test_of_other_checkpoints(self, whole: Path, tmp_path: Path) -> None:
         first = evaluate(whole, "init")
         assert first["test/loss"] > evaluate(whole, "best")["test/loss"]

@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor
 
 from snnexp.data import MNIST, DataModule, RegressionDataset, mnist, mnist_data, regression_data
+from snnexp.data.check import check
 from snnexp.data.module import OrderedBatches, ShuffledBatches
 from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import build, compose
@@ -331,3 +332,32 @@ class TestPublishedMNIST:
         assert (len(data.train), len(data.val), len(data.test)) == (55_000, 5_000, 10_000)
         with pytest.raises(ConfigError, match=r"^val_size: got 60000"):
             mnist_data(str(real_root), val_size=60_000)
+
+
+class TestLengths:
+    """Sequences of several lengths, padded to the longest of a batch."""
+
+    class Padded:
+        def __init__(self, lengths: list[int]) -> None:
+            self.lengths = lengths
+
+        def __len__(self) -> int:
+            return len(self.lengths)
+
+        def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+            lengths = [self.lengths[index] for index in indices]
+            return torch.ones(max(lengths), len(indices), 3), torch.zeros(len(indices), dtype=torch.int64)
+
+    def module(self, lengths: list[int]) -> DataModule:
+        samples = self.Padded(lengths)
+        return DataModule(samples, samples, (3,), 2, "labels", sequences=True, batch_size=2)
+
+    @pytest.mark.parametrize("lengths", [[4, 3, 2, 7], [7, 4, 4, 5], [1, 2, 3, 4]])
+    def test_of_which_none_is_that_of_the_run_are_taken(self, lengths: list[int]) -> None:
+        check(self.module(lengths), num_steps=50)
+
+    @pytest.mark.parametrize("lengths", [[4, 4, 4, 4], [4, 1, 3, 4, 2, 4]])
+    def test_that_are_one_in_all_batches_must_be_that_of_the_run(self, lengths: list[int]) -> None:
+        check(self.module(lengths), num_steps=4)
+        with pytest.raises(ConfigError, match="num_steps=4"):
+            check(self.module(lengths), num_steps=50)

@@ -292,6 +292,11 @@ def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words
         assert len(str(caught.value)) <= 190
 
 
+@pytest.mark.parametrize("text", ["0:30", "0:30:59", "00:60"])
+def test_a_text_that_looks_like_a_number_to_another_base_is_none(tmp_path: Path, text: str) -> None:
+    composed(["experiment=evil"], folder(tmp_path, f"published: {{at: {text}}}"))
+
+
 def chain(length: int, value: str) -> str:
     return "published:\n" + "".join(
         f"  a{index}: {value.format(f'${{published.a{index + 1}}}')}\n" for index in range(length)

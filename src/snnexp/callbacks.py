@@ -207,7 +207,7 @@ class QuietLayers(Callback):
 
 
 class ProjectParameters(Callback):
-    """After each step, learned neuron parameters go back to where their equation holds; the run says so once."""
+    """After each step, learned neuron parameters go back to where their equation holds; a warning says so once."""
 
     state_key = "projection"
 

@@ -52,7 +52,7 @@ class LostProcessError(SnnexpError):
 
 
 class UnmeasuredError(SnnexpError):
-    """The points of a search do not have the measure that it goes by."""
+    """The points of a search lack the metric that it compares them by."""
 
     exit_code = 7
 

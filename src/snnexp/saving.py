@@ -190,6 +190,7 @@ class Signals(Callback):
         self.received_at = 0.0
         self.previous: dict[int, Any] = {}
         self.thread: threading.Thread | None = None
+        self.mask: set[int] = set()
 
     def __enter__(self) -> "Signals":
         # Python lets only the main thread handle signals; elsewhere whoever started the thread does
@@ -374,12 +375,25 @@ class Signals(Callback):
 _entered: list[Signals] = []
 
 
-def _in_child() -> None:
+def _before_fork() -> None:
+    # one that a child got before its handlers are its own would be lost
     for signals in _entered:
+        signals.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
+
+
+def _after_fork() -> None:
+    for signals in reversed(_entered):
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals.mask)
+
+
+def _after_fork_in_child() -> None:
+    for signals in reversed(_entered):
         signals.in_child()
+    _after_fork()
+    _entered.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def _agreed(trainer: Trainer, wish: bool) -> bool:

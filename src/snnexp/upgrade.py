@@ -24,7 +24,7 @@ STATE_KEYS = {
 
 
 def require_known(content: Mapping[str, Any], name: object) -> None:
-    """Raise :class:`CheckpointError` for a file of a newer format, or one whose format is none.
+    """Raise :class:`CheckpointError` for a file of a newer format, or with an invalid format.
 
     Args:
         content: of the file.

@@ -99,7 +99,7 @@ def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
         check(ledger.launcher)
         asked = None if ledger.search is None else Asked.of(ledger.search, sweeper)
         if asked is not None and (metric := asked.keep_measure()):
-            tell(f"the search goes on by {metric}, as it was begun")
+            tell(f"the search continues to use {metric}")
         left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
         for point in left:
             # a sweep may come from elsewhere, like a run, and downloads only where that is typed
@@ -156,7 +156,7 @@ def _drive_search(ledger: Ledger, program: str, asked: Asked) -> int:
             tell("points of a stack are not pruned, for the others would go on all the same")
         view = display.Display(console(), ledger, source.metric, source.direction == "maximize", source.study.size)
         to_go = f"{source.study.remaining()} of {source.study.size} points to go"
-        seen = ", which is then no longer unseen" if source.metric.startswith("test/") else ""
+        seen = ", so the test split is no longer held out" if source.metric.startswith("test/") else ""
         view.say(f"study {source.study.name}, {to_go}, compared by {source.metric}{seen}")
         slots = slots_of(ledger.path, launcher, source.study.size, {_accelerator(asked.checked)})
         tasks = Tasks(ledger, program, source.pruned if source.prune else None)

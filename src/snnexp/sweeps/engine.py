@@ -241,7 +241,7 @@ class Engine:
 
         Raises:
             InterruptedRunError: a signal asked for the end; points under way have been saved.
-            OSError: the disk said no.
+            OSError: the ledger could not be written.
         """
         try:
             with self._signals(), self.display:

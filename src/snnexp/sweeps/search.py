@@ -116,8 +116,7 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
         cfg: the config of any of the points.
 
     Raises:
-        ConfigError: there are no samples set aside to choose by, of the measure is not known which of two values is the
-            better one, or the better one is the other one.
+        ConfigError: there is no validation split, or the direction of the metric is unknown or contradicts the given one.
     """
     data = cfg["data"]
     # what other data hold is not known before they are built

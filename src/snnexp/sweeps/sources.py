@@ -98,7 +98,7 @@ class Asked:
         }
 
     def keep_measure(self) -> str | None:
-        """Let a search that was begun before its measure was recorded go by that of then; None where it is recorded.
+        """Let a search of an earlier version keep the metric that it was started with; None where it is recorded.
 
         Returns:
             The measure.
