@@ -2,6 +2,9 @@
 
 These tests use the command line, ``snnexp.experiment`` and files, and nothing else of the package. They assert exit
 codes, keys, numbers of lines, suggestions and files; the wording of sentences is in ``tests/messages``.
+
+A user's parts import :class:`snnexp.data.DataModule` and :class:`snnexp.encoders.Constant`, and the parts of the old
+sweep :class:`snnexp.losses.MSEMembrane`; a config names parts of the package by ``_target_``. Those names are public.
 """
 
 import json
@@ -74,7 +77,7 @@ class Shell:
             process.wait()
 
     def runs(self) -> list[Path]:
-        """The directories of all runs here, the oldest first."""
+        """The directories of all runs here, by path: those of one name by the second of their start."""
         # nothing looks into a directory that is only being made, and renamed the next moment
         places = ("outputs/*/*/run.json", "outputs/sweeps/*/*/runs/*/run.json")
         found = sorted(record.parent for place in places for record in self.folder.glob(place))

@@ -1,7 +1,6 @@
 """Runs whose batches come from data workers end: in a sweep, a stack and a search too, and whatever a worker does."""
 
-import faulthandler
-from collections.abc import Iterator
+import tempfile
 
 import pytest
 from shell import OUTSIDE, PARTS, Ended, Shell, record
@@ -10,13 +9,6 @@ BLOBS = ("network.hidden=[4]", "num_steps=2", "logger=jsonl", "trainer=cpu", "da
 TROUBLE = ("train", *OUTSIDE, "data=trouble", *BLOBS)
 BOUND = "hydra.launcher.timeout_s=30"
 """A point that hangs is ended, and the sweep does not finish."""
-
-
-@pytest.fixture(autouse=True)
-def no_test_hangs() -> Iterator[None]:
-    faulthandler.dump_traceback_later(300, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 def sweep(snnexp: Shell, *arguments: str) -> Ended:
@@ -70,10 +62,13 @@ def test_a_slow_worker_is_no_dead_one(snnexp: Shell) -> None:
     assert record(snnexp.run())["status"] == "finished"
 
 
-@pytest.mark.slow
-def test_a_path_that_no_socket_may_have_is_told_before_anything_is_written(shell: Shell) -> None:
-    long = shell.folder / ("x" * 110)
+def test_a_path_that_no_socket_may_have_is_told_before_anything_is_written(
+    snnexp: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = snnexp.folder / ("x" * 110)
     long.mkdir()
-    ended = shell(*TROUBLE, "data.kind=slow", TMPDIR=str(long))
+    # read from TMPDIR again
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    ended = snnexp(*TROUBLE, "data.kind=slow", TMPDIR=str(long))
     assert (ended.code, ended.key, ended.out) == (2, "data.num_workers", [])
-    assert shell.runs() == []
+    assert [*snnexp.folder.iterdir()] == [long]

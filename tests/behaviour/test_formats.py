@@ -8,13 +8,20 @@ import pytest
 import torch
 from shell import OUTSIDE, Shell, record, rows
 
+from snnexp.experiment import compose, run
+
 WORDS = ("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=2", "logger=jsonl", "network.hidden=[4]")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run; tests take copies."""
+    return run(compose([*WORDS, f"logger.root={tmp_path_factory.mktemp('trained')}"])).path
+
+
 @pytest.fixture
-def finished(snnexp: Shell) -> Path:
-    assert snnexp("train", *WORDS).code == 0
-    return snnexp.run()
+def finished(snnexp: Shell, trained: Path) -> Path:
+    return Path(shutil.copytree(trained, snnexp.folder / "outputs" / "regression_sqrt" / trained.name))
 
 
 def change(path: Path, **entries: object) -> None:
@@ -34,15 +41,29 @@ def test_a_record_of_another_format_is_refused_and_listed(snnexp: Shell, finishe
     ended = snnexp("runs", ".", "--json")
     (listed,) = json.loads("\n".join(ended.out))
     assert (ended.code, listed["status"]) == (0, "damaged")
+
+
+def test_a_record_of_a_newer_format_ends_no_report(snnexp: Shell, finished: Path) -> None:
+    change(finished / "run.json", format=99)
     assert snnexp("report", str(finished)).code == 0
 
 
+def test_a_record_of_the_same_format_is_not_refused(snnexp: Shell, finished: Path) -> None:
+    change(finished / "run.json", format=record(finished)["format"])
+    assert snnexp("resume", str(finished), "trainer.max_epochs=3").code == 0
+    (listed,) = json.loads("\n".join(snnexp("runs", ".", "--json").out))
+    assert listed["status"] == "finished"
+
+
 def test_a_checkpoint_of_a_newer_format_is_refused(snnexp: Shell, finished: Path) -> None:
-    for path in (finished / "checkpoints").glob("*.ckpt"):
-        content = torch.load(path, weights_only=True)
-        torch.save({**content, "format": 99}, path)
-        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
-    ended = snnexp("eval", str(finished), "--ckpt", str(finished / "checkpoints" / "last.ckpt"))
+    last = finished / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    last.with_name("last.ckpt.sha256").unlink()
+    measure = ("eval", str(finished), "--ckpt", str(last))
+    torch.save(content, last)
+    assert snnexp(*measure).code == 0
+    torch.save({**content, "format": 99}, last)
+    ended = snnexp(*measure)
     assert (ended.code, len(ended.err), ended.out) == (5, 1, [])
 
 
@@ -50,6 +71,9 @@ def test_a_sweep_of_a_newer_format_is_refused(snnexp: Shell) -> None:
     (old,) = (Path(__file__).parents[1] / "old" / "sweep").iterdir()
     sweep = snnexp.folder / old.name
     shutil.copytree(old, sweep)
+    # nothing of it is left to be run
+    change(sweep / "sweep.json", points=json.loads((sweep / "sweep.json").read_text())["points"][:1])
+    assert snnexp("resume", str(sweep)).code == 0
     change(sweep / "sweep.json", format=99)
     ended = snnexp("resume", str(sweep))
     assert (ended.code, len(ended.err)) == (5, 1)
@@ -92,6 +116,7 @@ class TestLimits:
 
     def test_an_evaluation_goes_over_what_the_test_went_over(self, snnexp: Shell) -> None:
         assert snnexp(*self.BLOBS, "logger=jsonl", "trainer.limit_batches=1", "trainer.max_epochs=2").code == 0
-        run = snnexp.run()
-        again = json.loads("\n".join(snnexp("eval", str(run), "--json").out))
-        assert again == {name: record(run)["metrics"][name] for name in again}
+        path = snnexp.run()
+        again = json.loads("\n".join(snnexp("eval", str(path), "--json").out))
+        assert again.keys() >= {"test/loss", "test/accuracy", "test/synops"}
+        assert again == {name: record(path)["metrics"][name] for name in again}

@@ -1,17 +1,23 @@
 """What users do with built parts, and parts that cannot work together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from shell import OUTSIDE, Shell, record
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 
-from snnexp.experiment import build, compose, evaluate, run
+from snnexp.experiment import build, compose, run
 
 WORDS = ["experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl", "network.hidden=[4]"]
 RECURRENT = [*WORDS, "neuron=rleaky", "readout=rleaky"]
+IN_ONE_GRAPH = pytest.mark.xfail(
+    strict=True, raises=Unsupported, reason="the gradient of the fused kernels cannot be traced"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +29,16 @@ def inputs(parts: Any) -> Tensor:
     return parts.encoder(parts.data.train[[0]][0])  # type: ignore[no-any-return]
 
 
-@pytest.mark.xfail(strict=True, reason="a loss that cannot see the label is accepted")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a loss that cannot see the label is accepted")
 def test_a_loss_that_cannot_see_the_label_is_refused(snnexp: Shell) -> None:
     words = ("data=blobs", "loss=mse_count", "num_steps=1", "network.hidden=[4]", "logger=jsonl", "trainer=cpu")
     ended = snnexp("train", *OUTSIDE, *words)
     assert ended.code == 2
-    assert len(ended.err) == 1
+    assert ended.key == "loss"
     assert snnexp.runs() == []
 
 
-@pytest.mark.xfail(strict=True, reason="the hooks of a neuron are not called")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the hooks of a neuron are not called")
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
 def test_hooks_of_a_neuron_are_called(kernel: str) -> None:
     parts = build(compose([*WORDS, f"kernel={kernel}"]))
@@ -44,16 +50,24 @@ def test_hooks_of_a_neuron_are_called(kernel: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the fused kernel with feedback cannot be compiled")
-def test_a_network_can_be_compiled() -> None:
-    parts = build(compose(RECURRENT))
+# torch catches it where warnings are no errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=IN_ONE_GRAPH)])
+def test_a_network_can_be_compiled(whole: bool) -> None:
+    """In parts, and without a break."""
+    parts = build(compose([*RECURRENT, "num_steps=5"]))
     x = inputs(parts)
     plain = parts.network(x)[-1].membrane
-    compiled = torch.compile(lambda x: parts.network(x)[-1].membrane)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: parts.network(x)[-1].membrane, backend="aot_eager", fullgraph=whole)
     assert torch.allclose(compiled(x), plain)
 
 
-@pytest.mark.xfail(strict=True, reason="a network with feedback in bfloat16 fails")
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="the fused kernel multiplies spikes of float32 by feedback weights of bfloat16",
+)
 def test_a_network_runs_in_bfloat16() -> None:
     parts = build(compose(RECURRENT))
     network = parts.network.to(torch.bfloat16)
@@ -61,18 +75,20 @@ def test_a_network_runs_in_bfloat16() -> None:
     assert torch.isfinite(membrane).all()
 
 
-@pytest.mark.xfail(strict=True, reason="weights are found under the prefix of the task alone")
-def test_the_weights_of_a_network_can_be_measured(tmp_path: Path) -> None:
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="weights are found under the prefix of the task alone")
+def test_the_weights_of_a_network_can_be_measured(snnexp: Shell) -> None:
     cfg = compose(WORDS)
     done = run(cfg)
     saved = torch.load(done.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     parts = build(cfg)
     parts.network.load_state_dict({name.removeprefix("network."): value for name, value in saved.items()})
-    torch.save(parts.network.state_dict(), tmp_path / "weights.pt")
-    assert evaluate(done.path, tmp_path / "weights.pt")["test/l1"] == evaluate(done.path)["test/l1"]
+    torch.save(parts.network.state_dict(), snnexp.folder / "weights.pt")
+    ended = snnexp("eval", str(done.path), "--ckpt", "weights.pt", "--json")
+    assert ended.code == 0
+    assert json.loads("\n".join(ended.out))["test/l1"] == done.metrics["test/l1"]
 
 
-@pytest.mark.xfail(strict=True, reason="training cannot start from weights")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="training cannot start from weights")
 def test_training_can_start_from_a_run(snnexp: Shell) -> None:
     words = ["train", *WORDS]
     assert snnexp(*words).code == 0
@@ -85,10 +101,24 @@ def test_training_can_start_from_a_run(snnexp: Shell) -> None:
     assert record(second)["status"] == "finished"
 
 
-@pytest.mark.xfail(strict=True, reason="accuracy counts the spikes of a readout whose membrane the loss reads")
-def test_accuracy_compares_what_the_loss_compares(snnexp: Shell) -> None:
-    """FIELDWORK: with ce_membrane on a readout that fires, the class is that of the highest membrane, not of spikes."""
-    words = ("data=blobs", "loss=ce_membrane", "readout=leaky", "network.hidden=[16]", "logger=jsonl", "trainer=cpu")
-    assert snnexp("train", *OUTSIDE, *words, "trainer.max_epochs=5", "readout.threshold=100").code == 0
-    # a readout that never fires has no most active class, and its membranes tell the classes apart
-    assert record(snnexp.run())["metrics"]["test/accuracy"] > 0.5
+class TestAccuracyOfAReadoutThatNeverFires:
+    """It has no most active class, and its membranes, which the loss reads, tell the classes apart."""
+
+    @pytest.fixture
+    def trained(self, snnexp: Shell) -> Path:
+        words = ("data=blobs", "loss=ce_membrane", "readout=leaky", "network.hidden=[16]", "logger=jsonl")
+        snnexp("train", *OUTSIDE, *words, "trainer=cpu", "trainer.max_epochs=5", "readout.threshold=100")
+        return snnexp.run()
+
+    def test_is_high_by_the_highest_membrane(self, trained: Path) -> None:
+        parts = build(OmegaConf.load(trained / "config.yaml"))
+        saved = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        parts.task.load_state_dict(saved)
+        x, y = parts.data.test[[*range(len(parts.data.test))]]
+        trace = parts.network(parts.encoder(x))[-1]
+        assert not trace.spikes.any()
+        assert (trace.membrane.amax(0).argmax(-1) == y).float().mean() > 0.5
+
+    @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the run counts its spikes, of which there are none")
+    def test_is_high_as_the_run_reports_it(self, trained: Path) -> None:
+        assert record(trained)["metrics"]["test/accuracy"] > 0.5

@@ -1,7 +1,6 @@
 """A signal ends a run soon: at once while it waits, after the step while it computes; it goes on to the same bits."""
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,11 @@ def losses(run: Path) -> list[int]:
     return [row["step"] for row in rows(run) if "train/loss" in row]
 
 
+def asleep(shell: Shell) -> bool:
+    """Whether a batch or a step that takes long has begun."""
+    return (shell.folder / "sleeping").exists()
+
+
 def stopped(shell: Shell, number: signal.Signals, when: Callable[[Path], bool], *arguments: str, **env: str) -> Ended:
     """How a run ended that got a signal."""
     with shell.started(*RUN, *arguments, **env) as process:
@@ -36,17 +40,15 @@ def stopped(shell: Shell, number: signal.Signals, when: Callable[[Path], bool], 
     return Ended(process.returncode, lines(out), lines(err))
 
 
-def stands_still(run: Path) -> bool:
-    before = losses(run)
-    time.sleep(1)
-    return losses(run) == before != []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_while_a_batch_is_waited_for(shell: Shell, snnexp: Shell, number: signal.Signals, workers: int) -> None:
     words = (f"data.num_workers={workers}",)
-    assert stopped(shell, number, stands_still, *words, SLOW_S="10000").code == 128 + number
+
+    def waits(run: Path) -> bool:
+        return len(losses(run)) == 6 and asleep(shell)
+
+    assert stopped(shell, number, waits, *words, SLOW_S="10000").code == 128 + number
     run = shell.run()
     assert (record(run)["status"], record(run)["exit_code"]) == ("interrupted", 128 + number)
     assert last(run)["global_step"] == len(losses(run)), "what was done is saved"
@@ -61,21 +63,22 @@ def test_while_a_batch_is_waited_for(shell: Shell, snnexp: Shell, number: signal
 @pytest.mark.slow
 @pytest.mark.parametrize("val", [0, 32])
 def test_while_a_step_or_a_validation_takes_long(shell: Shell, val: int) -> None:
-    # an epoch is one step, which its validation follows
+    # an epoch is one step, which its validation or the next epoch follows
     words = ("data.train=16", f"data.val={val}", "encoder=long_step")
-    ended = stopped(shell, signal.SIGTERM, lambda run: losses(run) == [0], *words, STEP_S="4")
+    ended = stopped(shell, signal.SIGTERM, lambda run: asleep(shell), *words, STEP_S="3", LONG_FROM="1")
     assert ended.code == 143
     assert sum("SIGTERM" in line for line in ended.err) == 2, "it was acknowledged before it was obeyed"
     run = shell.run()
     assert record(run)["status"] == "interrupted"
+    assert losses(run) == ([0] if val else [0, 1])
     assert last(run)["global_step"] == max(row["step"] for row in rows(run)) + 1
     assert any("val/loss" in row for row in rows(run)) == bool(val)
 
 
 @pytest.mark.slow
 def test_a_second_one_ends_a_long_step(shell: Shell) -> None:
-    with shell.started(*RUN, "encoder=long_step", STEP_S="10") as process:
-        wait_until(lambda: any(losses(run) for run in shell.runs()))
+    with shell.started(*RUN, "encoder=long_step", STEP_S="60") as process:
+        wait_until(lambda: asleep(shell))
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         assert any(signal.SIGTERM.name in line for line in process.stderr)

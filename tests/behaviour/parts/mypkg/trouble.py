@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -18,6 +19,12 @@ def in_training(indices: list[int]) -> bool:
     return indices != sorted(indices)
 
 
+def sleep(variable: str) -> None:
+    """Take as many seconds as a variable says; a file in the current folder tells that this has begun."""
+    Path("sleeping").touch()
+    time.sleep(float(os.environ.get(variable, "0")))
+
+
 class Slow(Table):
     """Batches of training after the first ``after`` take as many seconds as the variable SLOW_S says."""
 
@@ -26,7 +33,7 @@ class Slow(Table):
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         self.asked += in_training(indices)
         if self.asked > self.after:
-            time.sleep(float(os.environ.get("SLOW_S", "0")))
+            sleep("SLOW_S")
         return super().__getitem__(indices)
 
 
@@ -61,10 +68,14 @@ KINDS = {"slow": Slow, "broken": Broken, "cramped": Cramped, "deadly": Deadly}
 
 
 class LongStep(Constant):
-    """A step takes as many seconds as the variable STEP_S says."""
+    """A step takes as many seconds as the variable STEP_S says, after the first ones that LONG_FROM counts."""
+
+    calls = 0
 
     def __call__(self, values: Tensor) -> Tensor:
-        time.sleep(float(os.environ.get("STEP_S", "0")))
+        if self.calls >= int(os.environ.get("LONG_FROM", "0")):
+            sleep("STEP_S")
+        LongStep.calls += 1
         return super().__call__(values)
 
 
