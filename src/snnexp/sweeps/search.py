@@ -116,7 +116,8 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
         cfg: the config of any of the points.
 
     Raises:
-        ConfigError: there is no validation split, or the direction of the metric is unknown or contradicts the given one.
+        ConfigError: there is no validation split, or the direction of the metric is unknown, or contradicts the one
+            that was given.
     """
     data = cfg["data"]
     # what other data hold is not known before they are built
