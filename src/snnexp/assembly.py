@@ -146,7 +146,7 @@ def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
     network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
     with located("data"):
         data.require_shareable(trainer.world_size)
-    decoder = _match(data, encoder, network, loss)
+    decoder = _match(data, encoder, network, loss, cfg.num_steps)
     found = check(data, cfg.num_steps)
     network.constant = encoder.constant
     _require_encoded(encoder, data, found, cfg.num_steps)
@@ -173,7 +173,7 @@ def _encode(
     return encoder
 
 
-def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> str | None:
+def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss, num_steps: int) -> str | None:
     """Refuse parts that cannot work together, and choose what decodes the readout."""
     readout = list(network.neurons().values())[-1]
     pairs.require_target(loss, data)
@@ -181,6 +181,11 @@ def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss) -> 
     pairs.require_spikes(loss, readout)
     if data.target == "trace":
         return None
+    if isinstance(loss, Loss) and not loss.sees_labels(num_steps):
+        raise ConfigError(
+            f"loss: {type(loss).__name__} has the same target for all classes with num_steps={num_steps}, so the label "
+            "makes no difference; use more steps, or other targets"
+        )
     return loss.decoder if readout.spikes else "max_voltage"
 
 

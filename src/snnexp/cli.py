@@ -1,9 +1,10 @@
 """The command line. Nothing is imported before a verb needs it."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 HELP = """\
@@ -32,7 +33,14 @@ missing, damaged or not trusted, 6 run directory in use, 7 points of a sweep did
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
+    """Run one verb and return its exit code.
+
+    Args:
+        argv: what was typed behind ``snnexp``; None for the arguments of this process, whose streams then outlive
+            their readers.
+    """
+    if argv is None:
+        _keep_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)
@@ -59,14 +67,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             return verb(arguments[1:])
     except SnnexpError as error:
         return _refuse(str(error), error.exit_code)
-    except BrokenPipeError:
-        # whoever read our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
             raise
         return _refuse(about_disk(error), 74)
+
+
+class _Lasting(io.FileIO):
+    """A stream whose reader may leave, as that of ``| head`` does: the rest goes nowhere."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self.fileno())
+            return super().write(content)
+
+
+def _keep_streams() -> None:
+    """Let no closed stream and no reader that leaves end what was asked for."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            # the lowest number that is free, so the next file that is opened would be taken for it
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, closefd=False))
+    for stream in ("stdout", "stderr"):
+        text = getattr(sys, stream)
+        raw = _Lasting(text.fileno(), "w", closefd=False)
+        lasting = io.TextIOWrapper(
+            raw if text.write_through else io.BufferedWriter(raw),
+            encoding=text.encoding,
+            errors=text.errors,
+            line_buffering=text.line_buffering,
+            write_through=text.write_through,
+        )
+        setattr(sys, stream, lasting)
 
 
 @contextmanager
@@ -78,7 +114,8 @@ def _ending_at_once_on_signals() -> Iterator[None]:
     from snnexp.errors import ending_signals
 
     def end(number: int, frame: object) -> None:
-        os.write(2, f"snnexp: stopped by {signal.Signals(number).name}\n".encode())
+        with suppress(OSError):
+            os.write(2, f"snnexp: stopped by {signal.Signals(number).name}\n".encode())
         os._exit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()

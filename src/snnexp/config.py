@@ -23,7 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
-from hydra.version import setbase
+from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -218,6 +218,7 @@ def _variants(override: Override) -> Iterator[tuple[str, ...]]:
 def _hydra(folder: Path | None) -> Iterator[None]:
     """Hydra, as its own main function sets it up."""
     prepare()
+    before, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
     GlobalHydra.instance().clear()
     setbase(VERSION_BASE)
     search = create_config_search_path(str(conf_dir()))
@@ -228,7 +229,9 @@ def _hydra(folder: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        GlobalHydra.instance().clear()
+        # another application may be running in this process
+        GlobalHydra.instance().hydra = before
+        VersionBase.instance().version_base = base
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ import io
 import itertools
 import logging
 import math
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,11 +25,11 @@ BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 class Terminal(Console):
-    """A console whose reader may leave: nothing more is shown then, and the run goes on."""
+    """A console that is a terminal only where its file is one; Rich takes FORCE_COLOR for one, live displays included."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    @property
+    def is_terminal(self) -> bool:
+        return self.file.isatty()
 
 
 def console() -> Console:

@@ -94,9 +94,9 @@ def ending(error: BaseException) -> tuple[str, str, int]:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """The signals that ask a process to end; without SIGHUP where it is ignored, as under ``nohup``."""
-    kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([] if kept else [signal.SIGHUP])]
+    """The signals that ask a process to end, without those that its parent ignores, as ``nohup`` and ``cmd &`` do."""
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in asking if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager

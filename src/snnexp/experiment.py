@@ -69,6 +69,8 @@ def run(
     """
     with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
+        # it may have been changed since
+        cfg = config.check(cfg)
         require_own_processes(cfg)
         parts = build(cfg)
         if parts.trainer.is_global_zero:
@@ -83,7 +85,7 @@ def run(
         return _shown(cfg, parts, record)
 
 
-def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callback] = ()) -> Record:
+def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[Callback] = ()) -> Record:
     """Go on with a run that did not finish, to the same end as if nothing had stopped it.
 
     On the same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was
@@ -102,7 +104,7 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
     """
     with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
-        run_dir = Run.open(path)
+        run_dir = Run.open(Path(path))
         require_own_processes(config.change(config.load(run_dir.path / "config.yaml"), overrides))
         # the processes that ddp starts find the directory locked by the first one
         if not follows():
@@ -132,7 +134,7 @@ def resume(path: Path, overrides: Sequence[str] = (), watching: Sequence[Callbac
 
 
 def evaluate(
-    path: Path, checkpoint: str | Path = "last", split: str = "test", overrides: Sequence[str] = ()
+    path: str | Path, checkpoint: str | Path = "last", split: str = "test", overrides: Sequence[str] = ()
 ) -> dict[str, float]:
     """Measure one split with the weights of a checkpoint; nothing is written.
 
@@ -152,7 +154,7 @@ def evaluate(
         DataError: data are missing or damaged.
     """
     with saving.Signals() as signals, memory_told():
-        run_dir = Run.open(path)
+        run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"

@@ -82,6 +82,10 @@ class Loss:
         """The numbers that :meth:`compare` takes for a sequence of ``num_steps`` steps."""
         return ()
 
+    def sees_labels(self, num_steps: int) -> bool:
+        """Whether the label makes a difference after ``num_steps`` steps."""
+        return True
+
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         """The loss with numbers that are handed over: it reads none of its own, so that members of a stack share it."""
         raise NotImplementedError
@@ -106,6 +110,10 @@ class MSECount(Loss):
     def numbers(self, num_steps: int) -> tuple[float, ...]:
         return _rounded_down(num_steps, self.correct_rate, self.incorrect_rate)
 
+    def sees_labels(self, num_steps: int) -> bool:
+        correct, incorrect = self.numbers(num_steps)
+        return correct != incorrect
+
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         return _mse_to_counts(trace.spike_count, trace.num_steps, target, *numbers)
 
@@ -120,6 +128,9 @@ class MSEMembrane(Loss):
 
     def numbers(self, num_steps: int) -> tuple[float, ...]:
         return self.on_target, self.off_target
+
+    def sees_labels(self, num_steps: int) -> bool:
+        return self.on_target != self.off_target
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         return mse_membrane(trace.membrane, target, *numbers)

@@ -283,7 +283,8 @@ class Signals(Callback):
             elif not told:
                 told = True
                 what = "received, stopping after this step or validation; a second one stops at once"
-                os.write(2, f"snnexp: {signal.Signals(last).name} {what}\n".encode())
+                with suppress(OSError):
+                    os.write(2, f"snnexp: {signal.Signals(last).name} {what}\n".encode())
 
     def _waits(self, at_least_s: float = 0.0) -> bool:
         """Whether nothing is under way that has to be finished first: a batch is waited for, for so long already."""
@@ -321,7 +322,8 @@ class Signals(Callback):
                 process.kill()
             if self.run is not None:
                 self.run.update(status=error.status, exit_code=error.exit_code, reason=str(error))
-            os.write(2, f"snnexp: {error}\n".encode())
+            with suppress(OSError):
+                os.write(2, f"snnexp: {error}\n".encode())
         finally:
             os._exit(error.exit_code)
 
