@@ -602,3 +602,29 @@ def test_runs_are_read_without_anything_heavy() -> None:
     script = "import sys, snnexp.runs; print({'torch', 'lightning', 'numpy', 'hydra', 'omegaconf'} & {*sys.modules})"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+class TestDamagedRecords:
+    """Of a stranger, or of a disk: one line and exit code 5, never a traceback."""
+
+    @pytest.mark.parametrize(
+        "row",
+        ["[]", "3", "{}", '{"loss": 1}', '{"step": "1"}', '{"step": Infinity}', '{"step": 1e999}', '{"step": true}'],
+    )
+    def test_a_line_that_is_no_row_is_told(self, tmp_path: Path, row: str) -> None:
+        run = create(tmp_path)
+        (run.path / "metrics.jsonl").write_text(f'{{"step": 0, "epoch": 0}}\n{row}\n')
+        with pytest.raises(CheckpointError, match="line 2 is damaged"):
+            list(run.metrics())
+
+    @pytest.mark.parametrize("value", ["9" * 400, "1e400", "NaN", "[" * 200 + "]" * 200, "[" * 900 + "]" * 900])
+    def test_a_record_with_what_no_run_writes_is_damaged(self, tmp_path: Path, value: str) -> None:
+        run = create(tmp_path)
+        (run.path / "run.json").write_text(f'{{"status": "finished", "x": {value}}}')
+        with pytest.raises(CheckpointError, match=r"run\.json: missing or damaged"):
+            run.read()
+
+    def test_half_of_a_surrogate_pair_is_kept(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.update(reason="a \ud800 b")
+        assert run.read()["reason"] == "a \ud800 b"

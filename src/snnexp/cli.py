@@ -63,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _refuse("the current folder is gone; change to another one", 74)
+    try:
         with _ending_at_once_on_signals():
             return verb(arguments[1:])
     except SnnexpError as error:
@@ -91,7 +95,7 @@ def _keep_streams() -> None:
         if getattr(sys, name) is None:
             # the lowest number that is free, so the next file that is opened would be taken for it
             os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(number, mode, closefd=False))
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
     for stream in ("stdout", "stderr"):
         text = getattr(sys, stream)
         raw = _Lasting(text.fileno(), "w", closefd=False)

@@ -548,6 +548,8 @@ def _about_a_key(error: Exception) -> ConfigError | None:
             # Hydra refuses a group of no such name in the same words
             options += list(GROUPS) if "." not in str(key) else []
             options = sorted({*options} - {"hydra"})
+            if isinstance(parent, DictConfig) and (path := _elsewhere(parent, str(key))):
+                return ConfigError(f"{_short(str(key))}: unknown key, did you mean {path}?")
             return ConfigError(f"{_short(str(key))}: unknown key, {_near(str(key), options)}")
         if key and isinstance(cause, OmegaConfBaseException):
             return ConfigError(f"{_short(str(key))}: {_first_line(cause)}")
@@ -581,6 +583,20 @@ def _no_choice(group: str, choice: str) -> ConfigError:
     if choice in ("", "null"):
         return ConfigError(f"{group}: every run needs one, {domains.listed(choices(group))}")
     return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
+
+
+def _elsewhere(cfg: DictConfig, key: str) -> str | None:
+    """The one key of a composed config whose last part is ``key``, or max_epochs for epochs."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    paths = [path for path in flat(plain) if not path.startswith(("hydra.", "published."))]
+    for found in (
+        [path for path in paths if path.rpartition(".")[2] == key],
+        [path for path in paths if path.rpartition(".")[2] == f"max_{key}"],
+    ):
+        # the readout is another neuron
+        if len({path.replace("readout.", "neuron.", 1) for path in found}) == 1:
+            return found[0]
+    return None
 
 
 def _near(key: str, options: list[str]) -> str:

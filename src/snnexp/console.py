@@ -25,7 +25,7 @@ BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 class Terminal(Console):
-    """A console that is a terminal only where its file is one; Rich takes FORCE_COLOR for one, live displays included."""
+    """A console that is a terminal only where its file is one; FORCE_COLOR brings Rich's live displays into files."""
 
     @property
     def is_terminal(self) -> bool:

@@ -115,8 +115,12 @@ class Files(FileConfigSource):
         SourcesRegistry.instance().types["file"] = cls
 
     def load_config(self, config_path: str) -> ConfigResult:
-        read(Path(self.path, self._normalize_file_name(config_path)))
-        return _Result(**vars(super().load_config(config_path)))
+        text = read(Path(self.path, self._normalize_file_name(config_path)))
+        found = vars(super().load_config(config_path))
+        if text.startswith("\ufeff"):
+            # Hydra looks for its `# @package` in front of what YAML leaves out
+            found["header"] = self._get_header_dict(text[1:513])
+        return _Result(**found)
 
 
 class _Result(ConfigResult):

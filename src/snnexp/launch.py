@@ -121,7 +121,7 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
             config.check(cfg)
-            if sweep := node["runtime"]["choices"]["sweep"]:
+            if sweep := node["runtime"]["choices"].get("sweep"):
                 raise ConfigError(f"sweep: {sweep} is a sweep, which takes -m")
         return [], []
     # Hydra itself starts with what all points share, which another choice may replace in each of them

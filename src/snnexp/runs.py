@@ -31,7 +31,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,6 +45,8 @@ from snnexp.errors import CheckpointError, ConfigError, InUseError
 
 GIT_S = 10
 """How long git may take."""
+MAX_LEVELS = 32
+"""Of what is nested in a record."""
 MAX_ARRAYS_BYTES, MAX_METRICS_BYTES = 2**26, 2**30
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
@@ -230,7 +232,8 @@ class Run:
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
         text = json.dumps({**_finite(record), "format": upgrade.FORMAT}, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path / "run.json", text.encode() + b"\n")
+        # half of a surrogate pair, which a reason may hold, is written as JSON's escape
+        write_atomically(self.path / "run.json", text.encode(errors="backslashreplace") + b"\n")
 
     def read(self) -> dict[str, Any]:
         """The content of run.json.
@@ -240,7 +243,7 @@ class Run:
         """
         path = self.path / "run.json"
         try:
-            record = json.loads(plain_file(path, at_most=2**20))
+            record = plain_json(plain_file(path, at_most=2**20))
         except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: missing or damaged") from error
         if not isinstance(record, dict):
@@ -364,15 +367,18 @@ class Run:
         """The rows of metrics.jsonl; a last line that was torn when its process ended is none.
 
         Raises:
-            CheckpointError: a row is no JSON.
+            CheckpointError: a line is no row that a run writes.
         """
         path = self.path / "metrics.jsonl"
         for number, line in enumerate(plain_file(path, at_most=MAX_METRICS_BYTES).splitlines(keepends=True), 1):
             if line.endswith(b"\n"):
                 try:
-                    yield json.loads(line)
+                    row = plain_json(line)
                 except (ValueError, RecursionError) as error:
                     raise CheckpointError(f"{path}: line {number} is damaged") from error
+                if not isinstance(row, dict) or type(row.get("step")) is not int:
+                    raise CheckpointError(f"{path}: line {number} is damaged, it is no row of metrics")
+                yield row
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Replace ``probe/<name>.npz``; the arrays hold numbers or texts."""
@@ -520,6 +526,39 @@ def _started(run_id: str, recorded: Any) -> datetime | None:
         except (TypeError, ValueError, OverflowError):
             continue
     return None
+
+
+def plain_json(text: bytes | str) -> Any:
+    """JSON as runs write it.
+
+    Raises:
+        ValueError: it is none, or has integers of more than 64 bits, infinite numbers, or too many levels.
+    """
+
+    def integer(digits: str) -> int:
+        if len(digits) > 20:
+            raise ValueError("an integer is too long")
+        return int(digits)
+
+    def real(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise ValueError("a number is infinite")
+        return value
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    value = json.loads(text, parse_int=integer, parse_float=real, parse_constant=refuse)
+    level = [value]
+    for _ in range(MAX_LEVELS):
+        level = [inner for node in level for inner in _inside(node)]
+        if not level:
+            return value
+    raise ValueError(f"more than {MAX_LEVELS} levels")
+
+
+def _inside(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
 def _is_finite_number(value: Any) -> bool:

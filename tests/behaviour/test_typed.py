@@ -17,9 +17,6 @@ def recipe(shell: Shell, text: str, name: str = "mine") -> tuple[str, ...]:
     return ("--config-dir", str(folder.parent), f"experiment={name}")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="Hydra reads `# @package` before YAML drops a byte order mark"
-)
 def test_a_byte_order_mark_changes_nothing(snnexp: Shell) -> None:
     chosen = recipe(snnexp, "\ufeff# @package _global_\n# Mine\nnum_steps: 7\n")
     ended = snnexp("train", *chosen, "--cfg", "job")

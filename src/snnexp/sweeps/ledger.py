@@ -174,7 +174,7 @@ class Ledger:
             "points": kept,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False)
-        runs.write_atomically(self.path / FILE, text.encode() + b"\n")
+        runs.write_atomically(self.path / FILE, text.encode(errors="backslashreplace") + b"\n")
 
     def save_summary(self, every_s: float = 0.0) -> None:
         """Replace summary.csv, if it is older than some seconds."""
@@ -229,7 +229,7 @@ class Ledger:
     def _read(self) -> None:
         path = self.path / FILE
         try:
-            record = json.loads(runs.plain_file(path, at_most=MAX_BYTES))
+            record = runs.plain_json(runs.plain_file(path, at_most=MAX_BYTES))
             self.experiment, self.launcher, self.search = (record[key] for key in ("experiment", "launcher", "search"))
             upgrade.require_known(record, path)
             entries = [{key: entry[key] for key in KEPT} for entry in record["points"]]
