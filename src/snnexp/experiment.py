@@ -347,7 +347,8 @@ def _carry_out(
             raise error.__context__ from None
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
             signals.stop_if_told()
-            signals.require_others()
+            # one that has failed may take a while to end
+            signals.require_others(patience_s=20)
         raise
     signals.stop_if_told()
     if parts.trainer.is_global_zero:
