@@ -358,6 +358,22 @@ def test_an_output_folder_that_is_a_file(
     assert "outputs" in line
 
 
+def test_a_current_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(SHORT) == 74
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_sweep_that_is_none_is_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*SHORT, "sweep=[]"]) == 0
+
+
 class TestDamagedData:
     """Six damages of each of the four files of MNIST, met by the command."""
 
