@@ -227,7 +227,7 @@ class TestSettings:
 
     def test_a_measure_is_read_from_the_record_of_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text('{"metrics": {"test/accuracy": 0.5}}')
-        rows = [{"val/accuracy": 0.1}, {"val/accuracy": 0.7}, {"train/loss": 1.0}]
+        rows = [{"step": 0, "val/accuracy": 0.1}, {"step": 1, "val/accuracy": 0.7}, {"step": 1, "train/loss": 1.0}]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         names = ("test/accuracy", "val/accuracy", "test/l1")
         assert [measured(tmp_path, name) for name in names] == [0.5, 0.7, None]
