@@ -352,6 +352,7 @@ class TestSignals:
         forked.join()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^network: does not fit into memory"):
         train("network.hidden=[1000000,1000000]")

@@ -369,6 +369,7 @@ def test_a_current_folder_that_is_gone(
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_none_is_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*SHORT, "sweep=[]"]) == 0
@@ -445,6 +446,7 @@ def test_a_foreign_run_downloads_nothing(tmp_path: Path, tiny_mnist: Path, monke
         assert main([verb, str(config.parent)]) == 4
 
 
+@pytest.mark.slow
 def test_paths_with_spaces_and_accents_and_long_overrides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -532,25 +532,14 @@ def plain_json(text: bytes | str) -> Any:
     """JSON as runs write it.
 
     Raises:
-        ValueError: it is none, or has integers of more than 64 bits, infinite numbers, or too many levels.
+        ValueError: it is none, or has integers of more than 64 bits, numbers that are not finite, or too many levels.
     """
-
-    def integer(digits: str) -> int:
-        if len(digits) > 20:
-            raise ValueError("an integer is too long")
-        return int(digits)
-
-    def real(digits: str) -> float:
-        if math.isinf(value := float(digits)):
-            raise ValueError("a number is infinite")
-        return value
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
-
-    value = json.loads(text, parse_int=integer, parse_float=real, parse_constant=refuse)
+    value = json.loads(text)
     level = [value]
     for _ in range(MAX_LEVELS):
+        for node in level:
+            if abs(node) >= 2**63 if isinstance(node, int) else isinstance(node, float) and not math.isfinite(node):
+                raise ValueError("a number that no run writes")
         level = [inner for node in level for inner in _inside(node)]
         if not level:
             return value

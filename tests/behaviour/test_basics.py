@@ -21,6 +21,7 @@ def test_a_run_leaves_what_it_promises(snnexp: Shell) -> None:
     assert [row["step"] for row in rows(run) if "train/loss" in row] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("data=blobs", "num_steps=5"), ("data=seqs", "encoder=sequence")])
 def test_data_of_a_user_are_learned(snnexp: Shell, words: tuple[str, ...]) -> None:
     """Of the four classes, chance finds a quarter."""

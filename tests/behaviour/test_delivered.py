@@ -135,6 +135,7 @@ class TestSpikes:
         ended = train(snnexp, *TABLE, "data.spikes=true")
         assert (ended.code, ended.key) == (2, "data.spikes")
 
+    @pytest.mark.slow
     def test_are_told_in_the_report(self, snnexp: Shell) -> None:
         assert train(snnexp, *SEQUENCES, "logger=tensorboard").code == 0
         run = snnexp.run()

@@ -79,6 +79,7 @@ def test_a_sweep_of_a_newer_format_is_refused(snnexp: Shell) -> None:
     assert (ended.code, len(ended.err)) == (5, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shorter", "longer", "words"),
     [

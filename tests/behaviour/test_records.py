@@ -74,6 +74,7 @@ class TestRepository:
             subprocess.run(["git", *command], cwd=snnexp.folder, check=True)
         return snnexp.folder
 
+    @pytest.mark.slow
     def test_a_run_does_not_make_it_dirty(self, snnexp: Shell, repository: Path) -> None:
         for _ in range(2):
             assert snnexp(*WORDS).code == 0
