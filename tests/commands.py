@@ -1,15 +1,14 @@
-"""Starts ``snnexp`` in processes of its own, without the seconds that imports take.
+"""Starts ``snnexp``, and the workers of its sweeps, without the seconds that imports take.
 
-A server, one for each process of the suite, imports what every command needs, and each command is forked from it. From
-there on it is a process like any other, with arguments, variables, streams, signals and an exit code of its own; the
-processes that it starts itself import everything anew.
+A server imports what they need, and each process is forked from it. From there on it is a process like any other: a
+child of who asked for it, with arguments, variables, streams, signals and an exit code of its own.
 """
 
 import atexit
+import ctypes
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
@@ -17,64 +16,57 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 PROGRAM = str(shutil.which("snnexp", path=str(Path(sys.executable).parent)))
+WORKER = "from snnexp.sweeps.worker import main; main("
 START = dict(os.environ)
-LATER = re.compile(r"SNNEXP_.*|PYTHONPATH|TERM|COLUMNS|COMP_.*|TZ|HOME|SLOW_S|STEP_S|LONG_FROM|PYTEST_.*")
+LATER = re.compile(
+    r"SNNEXP_.*|PYTHON(SAFE)?PATH|TERM|COLUMNS|COMP_.*|TZ|HOME|SLOW_S|STEP_S|LONG_FROM|PYTEST_.*|HYDRA_FULL_ERROR|TORCH_CPP_LOG_LEVEL"
+)
 """The variables that nothing reads before a command does; with other differences it starts from the beginning."""
+CLONE, CLONE_PARENT, PR_SET_PDEATHSIG = 56, 0x8000, 1
+"""Of Linux on x86-64."""
+LIBC = ctypes.PyDLL(None)
+_connected: list[socket.socket] = []
 
 
-class Command(subprocess.Popen[str]):
-    """``snnexp`` with these arguments, its output in pipes unless ``streams`` say otherwise."""
-
-    def __init__(self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], **streams: Any) -> None:
-        changed = {name for name in {*env, *START} if env.get(name) != START.get(name)}
-        self.status = -1 if all(map(LATER.fullmatch, changed)) else None
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-        super().__init__([PROGRAM, *arguments], cwd=cwd, env=env, text=True, start_new_session=True, **streams)
+class Popen(subprocess.Popen[Any]):
+    """Forks what the server can, and starts everything else as usual."""
 
     def _execute_child(self, args: Any, executable: Any, *rest: Any) -> None:
-        if self.status is None:
+        preexec, _, handed, cwd, env, _, _, shell, *pipes = rest[:14]
+        env = os.environ if env is None else env
+        words = [args] if isinstance(args, str) else [*map(os.fsdecode, args)]
+        known = words[0] == PROGRAM or (words[:2] == [sys.executable, "-c"] and words[2].startswith(WORKER))
+        changed = {name for name in {*env, *START} if env.get(name) != START.get(name)}
+        if not known or executable or preexec or handed or shell or not all(map(LATER.fullmatch, changed)):
             super()._execute_child(args, executable, *rest)
             return
-        cwd, env, pipes = rest[3], rest[4], rest[8:14]
-        self.status, told = os.pipe()
-        request = json.dumps({"arguments": args, "cwd": str(cwd), "env": dict(env)})
-        with open(os.devnull) as nothing:
-            own = zip((pipes[0], pipes[3], pipes[5]), (nothing.fileno(), 1, 2), strict=True)
-            streams = [default if pipe == -1 else pipe for pipe, default in own]
-            socket.send_fds(server(), [request.encode()], [told, *streams])
-        os.close(told)
-        self._close_pipe_fds(*pipes)
-        self.pid = self._read()
+        request = {"arguments": words, "cwd": os.path.abspath(cwd or "."), "env": dict(env), "session": rest[19]}
+        streams = [default if pipe == -1 else pipe for default, pipe in enumerate((pipes[0], pipes[3], pipes[5]))]
+        try:
+            with socket.socket(fileno=os.dup(server().fileno())) as requests:
+                socket.send_fds(requests, [json.dumps(request).encode()], streams)
+                self.pid = int(requests.recv(16))
+        finally:
+            self._close_pipe_fds(*pipes)
         self._child_created = True
 
-    def _read(self) -> int:
-        assert self.status is not None
-        told = os.read(self.status, 4)
-        assert told, f"the server has ended; start {__file__} alone to see why"
-        return int.from_bytes(told, "big")
 
-    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        if self.status is None:
-            return super()._try_wait(wait_flags)
-        if not select.select([self.status], [], [], 0 if wait_flags else None)[0]:
-            return 0, 0
-        ended = self._read()
-        os.close(self.status)
-        return self.pid, ended
+class Command(Popen):
+    """``snnexp`` with these arguments in a session of its own, its output in pipes unless ``streams`` say otherwise."""
 
-    def _internal_poll(self, *arguments: Any, **more: Any) -> int | None:
-        if self.status is None:
-            return super()._internal_poll(*arguments, **more)
-        if self.returncode is None:
-            pid, ended = self._try_wait(os.WNOHANG)
-            if pid:
-                self._handle_exitstatus(ended)
-        return self.returncode
+    def __init__(self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], **streams: Any) -> None:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+        super().__init__([PROGRAM, *arguments], cwd=cwd, env=env, text=True, start_new_session=True, **streams)
+
+    def __exit__(self, *error: Any) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        super().__exit__(*error)
 
 
 def run(
@@ -82,67 +74,104 @@ def run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
     with Command(arguments, cwd, env) as process:
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except BaseException:
-            process.kill()
-            raise
+        out, err = process.communicate(timeout=timeout_s)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-@cache
 def server() -> socket.socket:
-    """Where requests are sent: a message of JSON with the handles of the status and of three streams."""
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with there:
-        # streams that cannot seek, as pipes and terminals cannot
-        process = subprocess.Popen([sys.executable, __file__], env=START, stdin=there, stdout=there, stderr=there)
+    """Where requests are sent: a message of JSON with the handles of three streams; a process id comes back."""
+    if not _connected:
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with there:
+            # streams that cannot seek, as pipes and terminals cannot
+            process = subprocess.Popen([sys.executable, __file__], env=START, stdin=there, stdout=there, stderr=there)
+        _connected.append(here)
 
-    def stop() -> None:
-        here.close()
-        process.kill()
-        process.wait()
+        def stop() -> None:
+            here.close()
+            process.kill()
+            process.wait()
 
-    atexit.register(stop)
-    return here
+        atexit.register(stop)
+    return _connected[0]
 
 
-def serve() -> None:
-    """Fork a process for each request, and return in it."""
-    requests = socket.socket(fileno=0)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def serve(requests: socket.socket) -> dict[str, Any]:
+    """Fork a process for each request, and return in it, with what was asked for."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    streams: list[int] = []
     while True:
-        text, handles, _, _ = socket.recv_fds(requests, 2**20, 4)
-        if not text:
-            sys.exit()
-        if not os.fork():
-            break
-        for handle in handles:
-            os.close(handle)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    told, *streams = handles
-    if pid := os.fork():
-        # the parent of the command, as a shell is
+        for number in handlers:
+            # for the processes beside this one
+            signal.signal(number, signal.SIG_IGN)
         for handle in streams:
             os.close(handle)
-        _, ended = os.waitpid(pid, 0)
-        os.write(told, ended.to_bytes(4, "big"))
-        os._exit(0)
-    os.setsid()
-    os.write(told, os.getpid().to_bytes(4, "big"))
-    requests.detach()
+        text, streams, _, _ = socket.recv_fds(requests, 2**20, 3)
+        if not text:
+            os._exit(0)
+        if pid := _fork_sibling():
+            requests.send(str(pid).encode())
+            continue
+        requests.close()
+        asked: dict[str, Any] = json.loads(text)
+        if asked["session"]:
+            os.setsid()
+        if not _is_of_a_sweep(asked):
+            break
+        here, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork():
+            requests.close()
+            _connected.append(here)
+            subprocess.Popen = Popen  # type: ignore[misc]
+            break
+        # the server of this command, which ends with it
+        here.close()
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for number, handle in enumerate(streams):
         os.dup2(handle, number)
-    for handle in handles:
         os.close(handle)
-    asked = json.loads(text)
+    return asked
+
+
+def _is_of_a_sweep(asked: Mapping[str, Any]) -> bool:
+    words = asked["arguments"]
+    return "-m" in words or (words[1:2] == ["resume"] and Path(asked["cwd"], *words[2:3], "sweep.json").is_file())
+
+
+def _fork_sibling() -> int:
+    """Fork a child of this process's own parent, which is the one to wait for it."""
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid: int = LIBC.syscall(CLONE, CLONE_PARENT | signal.SIGCHLD, *[ctypes.c_long(0)] * 4)
+    if pid:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    return pid
+
+
+def carry_out(asked: Mapping[str, Any]) -> int:
+    """Be the process that was asked for."""
+    words = asked["arguments"]
     os.environ.clear()
     os.environ.update(asked["env"])
     time.tzset()
     os.chdir(asked["cwd"])
-    sys.argv = asked["arguments"]
-    sys.path[:1] = [str(Path(PROGRAM).parent), *filter(None, asked["env"].get("PYTHONPATH", "").split(os.pathsep))]
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    first = "" if words[0] == sys.executable else str(Path(PROGRAM).parent)
+    safe = [] if "PYTHONSAFEPATH" in os.environ else [first]
+    sys.path[:1] = [*safe, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    if words[0] == sys.executable:
+        sys.argv = words[1:2]
+        exec(words[2], {"__name__": "__main__"})
+        return 0
+    sys.argv = words
+    return main()
 
 
 if __name__ == "__main__":
@@ -152,8 +181,9 @@ if __name__ == "__main__":
 
     import snnexp.experiment
     import snnexp.launch
-    import snnexp.report  # noqa: F401
+    import snnexp.report
+    import snnexp.sweeps.driver
+    import snnexp.sweeps.worker  # noqa: F401
     from snnexp.cli import main
 
-    serve()
-    sys.exit(main())
+    sys.exit(carry_out(serve(socket.socket(fileno=os.dup(0)))))

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import signal
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 # two threads of one process and another process on two cores slow each other down
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 # the processes that tests start compile each module once together, not each of them all
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # read when Triton is imported: its kernels then run on the CPU
@@ -21,6 +24,13 @@ with warnings.catch_warnings():
     import lightning.pytorch  # noqa: F401
 
 torch.set_num_threads(1)
+
+import commands  # noqa: E402
+
+# for the workers of sweeps
+subprocess.Popen = commands.Popen  # type: ignore[misc]
+# a shell lets what it starts with & ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -286,15 +286,15 @@ def test_divergence_keeps_the_last_finite_checkpoint(
 @pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_run_saves_and_stops(tmp_path: Path) -> None:
     endless = [*RUN, "trainer.max_epochs=100000", "logger.save_every_n_epochs=100000", "data.num_workers=1"]
-    process = commands.Command(endless, tmp_path, os.environ, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in tmp_path.glob("outputs/*/*/metrics.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    # as a terminal and `timeout` do, to the workers as well
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    with commands.Command(endless, tmp_path, os.environ, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not any(path.stat().st_size for path in tmp_path.glob("outputs/*/*/metrics.jsonl")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        # as a terminal and `timeout` do, to the workers as well
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr == "snnexp: stopped by SIGINT\n"
     run = only_run(tmp_path)

@@ -9,11 +9,9 @@ sweep :class:`snnexp.losses.MSEMembrane`; a config names parts of the package by
 
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -65,16 +63,9 @@ class Shell:
             out, err = process.communicate(timeout=timeout_s)
         return Ended(process.returncode, lines(out), lines(err))
 
-    @contextmanager
-    def started(self, *arguments: str, **env: str) -> Iterator[commands.Command]:
-        """A command under way; whatever it has started is gone afterwards."""
-        process = commands.Command(arguments, self.folder, environment(**env))
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    def started(self, *arguments: str, **env: str) -> commands.Command:
+        """A command under way, for ``with``: whatever it has started is gone afterwards."""
+        return commands.Command(arguments, self.folder, environment(**env))
 
     def runs(self) -> list[Path]:
         """The directories of all runs here, by path: those of one name by the second of their start."""
