@@ -22,9 +22,10 @@ from snnexp.runs import write_atomically, write_figure
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph, or a command that can be copied."""
 
     text: str
+    command: bool = False
 
 
 @dataclass(frozen=True)

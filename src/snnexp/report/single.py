@@ -1,6 +1,5 @@
 """The page about one run: what was run, how it ended, what it measured, what the network does, where the time went."""
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from snnexp import config, domains
 from snnexp.errors import CheckpointError
 from snnexp.report import figures, page
 from snnexp.report.figures import Array
+from snnexp.report.origin import origin
 from snnexp.report.page import Block, Picture, Section, Table, Text
 from snnexp.report.snapshots import drawers, parts
 from snnexp.report.statistics import is_number
@@ -175,7 +175,9 @@ def _changed(
 def _what_was_run(
     facts: Facts, cfg: Mapping[str, Any], recipe: str, changed: Sequence[tuple[str, str | None, str | None]]
 ) -> list[Block]:
-    blocks: list[Block] = [Text(shlex.join(["snnexp", "train", *facts.overrides]))] if facts.overrides else []
+    blocks: list[Block] = []
+    if facts.overrides:
+        blocks.append(Text(config.command(facts.overrides, cfg, origin(facts).config_dir), command=True))
     if changed:
         caption = "What differs from the recipe as it is here: first what was typed, then what follows from it."
         return [*blocks, Table(["key", recipe, "this run"], changed, caption, "differences")]
