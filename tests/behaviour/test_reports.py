@@ -38,3 +38,30 @@ def test_what_was_run_can_be_typed_again(
     assert snnexp(*words, f"logger.root={snnexp.folder / 'again'}", **variables).code == 0
     (again,) = snnexp.folder.glob("again/*/*")
     assert rows(again) == rows(run)
+
+
+LINEAR = ("experiment=regression_linear", "trainer.max_epochs=2", "network.hidden=[4]", "logger=jsonl")
+
+
+@pytest.mark.slow
+def test_a_page_about_all_experiments_has_an_overview(snnexp: Shell) -> None:
+    for words in ((*LINEAR, "seed=1"), (*LINEAR, "seed=2"), (*LINEAR, "name=another")):
+        assert snnexp("train", *words).code == 0
+    assert snnexp("report", "outputs").code == 0
+    with (snnexp.folder / "outputs" / "figures" / "experiments.csv").open() as file:
+        found = {row["experiment"]: (row["runs"], row["n"]) for row in csv.DictReader(file)}
+    assert found == {"regression_linear": ("2", "2"), "another": ("1", "1")}
+
+
+@pytest.mark.slow
+def test_a_page_about_several_paths_lies_beside_the_first(snnexp: Shell) -> None:
+    for seed in (1, 2):
+        assert snnexp("train", *LINEAR, f"seed={seed}").code == 0
+    first, second = snnexp.runs()
+    ended = snnexp("report", str(first), str(second))
+    page = first.parent / "report" / "report.html"
+    assert page.is_file()
+    assert ended.out == [f"report {page}"]
+    ended = snnexp("report", "outputs", "--metric", "test/looss")
+    assert (ended.code, ended.key) == (2, "--metric")
+    assert "test/loss" in ended.err[0]

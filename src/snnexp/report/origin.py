@@ -1,8 +1,7 @@
 """What the sweep that a run belongs to has recorded of it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,12 @@ class Origin:
 
 def origin(run: Facts) -> Origin:
     """Where a run comes from, as far as its record and that of its sweep tell."""
-    of_sweep = sweep(run.path.parents[1]) if run.path.parent.name == "runs" else Origin()
-    return Origin(
-        _text(run.record, "config_dir") or of_sweep.config_dir, of_sweep.experiment, of_sweep.metric, of_sweep.maximize
-    )
+    found = sweep(run.path.parents[1]) if run.path.parent.name == "runs" else Origin()
+    return replace(found, config_dir=_text(run.record, "config_dir") or found.config_dir)
 
 
-@lru_cache(maxsize=1)
 def sweep(folder: Path) -> Origin:
-    """The same for all runs of a sweep; nothing is known where it has no record that can be read."""
+    """What a sweep has recorded; nothing where it has no record that can be read."""
     try:
         record = plain_json(plain_file(folder / "sweep.json", at_most=MAX_BYTES))
     except (CheckpointError, OSError, ValueError, RecursionError):
@@ -49,12 +45,20 @@ def sweep(folder: Path) -> Origin:
     settings = _mapping(search, "settings")
     direction = settings.get("direction")
     return Origin(
-        # an earlier version kept it for a search alone
+        # earlier versions kept it for a search alone
         _text(record, "config_dir") or _text(search, "folder"),
         _text(record, "experiment"),
         _text(settings, "metric"),
         direction == "maximize" if isinstance(direction, str) else None,
     )
+
+
+def searched_by(runs: Sequence[Facts]) -> Origin:
+    """The search that all runs come from, or searches by the same metric; no metric where there is none."""
+    folders = dict.fromkeys(run.path.parents[1] if run.path.parent.name == "runs" else None for run in runs)
+    found = [Origin() if folder is None else sweep(folder) for folder in folders]
+    by = {(one.metric, one.maximize) for one in found}
+    return found[0] if len(by) == 1 else Origin()
 
 
 def _mapping(node: Any, key: str) -> Mapping[str, Any]:
