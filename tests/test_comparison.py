@@ -619,3 +619,17 @@ def test_ticks_do_not_stand_on_each_other() -> None:
     assert [label for _, label in figures._apart([(0.0, 1), (0.5, 2), (0.52, 3), (1.0, 4)])] == [1, 2, 4]
     axes = figures.response([0.0001247, 0.0002474, 0.01], [[1], [2], [3]], [None] * 3, "lr", "test/l1").axes[0]
     assert "0.0002474" not in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_a_choice_that_was_not_typed_may_be_one_that_was(tmp_path: Path) -> None:
+    kinds = {"atan": "ATan", "default": "ATan", "flat": "StraightThrough"}
+    paths = [
+        make_run(tmp_path / "runs", 0.5, seed, surrogate={"_target_": f"snnexp.surrogates.{kind}"}, data__seed=seed)
+        for kind in kinds.values()
+        for seed in (0, 1)
+    ]
+    for path, word in zip(paths, [name for name in kinds for _ in range(2)], strict=True):
+        words = ["experiment=mine", *([] if word == "default" else [f"surrogate={word}"])]
+        (path / "overrides.yaml").write_text(yaml.safe_dump(words))
+    (parameter,) = comparison.compare(paths).parameters
+    assert parameter.levels() == ["atan", "flat"]

@@ -107,8 +107,7 @@ def test_a_page_prints(trained: Any, page: Page) -> None:
 
 @in_chromium
 def test_captions_of_wide_tables_can_be_read_on_a_telephone(trained: Any, page: Page) -> None:
-    first, *others = [trained("regression_linear", f"optimizer.lr={lr}", f"num_steps={lr}") for lr in (1, 2, 3)]
-    page.look(report([first, *others]), 400)
+    page.look(report([trained("regression_linear", f"optimizer.lr={lr}") for lr in (0.1, 0.2)]), 400)
     boxes = page.script(
         "return [...document.querySelectorAll('.caption')].filter(box => box.offsetParent)"
         ".map(box => box.getBoundingClientRect().right)"

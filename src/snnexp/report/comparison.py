@@ -454,20 +454,28 @@ def _interval(one: Summary) -> tuple[float, float] | None:
     return None if one.low is None or one.high is None else (one.low, one.high)
 
 
+def _bars(intervals: Sequence[tuple[float, float] | None], frame: tuple[float, float]) -> str:
+    """What a caption says of the intervals of means."""
+    known = [interval for interval in intervals if interval is not None]
+    if not known:
+        return ""
+    cut = any(low < frame[0] or high > frame[1] for low, high in known)
+    none = " (none for one seed)" if len(known) < len(intervals) else ""
+    return f", a bar its 95 % interval{none}{', cut off at the frame' if cut else ''}"
+
+
 def _strips(found: Comparison) -> Picture:
     groups = found.groups[:MOST_STRIPS]
     samples = {found.label(group): found.values(group) for group in groups}
     intervals = [_interval(found.summary(group)) for group in groups]
     figure = figures.strips(samples, intervals, ", ".join(found.names), found.metric)
     which = _which(found, len(groups))
-    low, high = figure.axes[0].get_xlim()
-    cut = any(one is not None and (one[0] < low or one[1] > high) for one in intervals)
     rows = [(found.label(group), seed, value) for group in groups for seed, value in group.metric(found.metric).items()]
     return Picture(
         "seeds",
         figure,
-        f"{found.metric} of {which}, {found.order}: a dot is a run, the line the mean, the bar its 95 % interval"
-        f"{' (none for one seed)' if None in intervals else ''}{', cut off at the frame' if cut else ''}.",
+        f"{found.metric} of {which}, {found.order}: a dot is a run, the line the mean"
+        f"{_bars(intervals, figure.axes[0].get_xlim())}.",
         _columns(("group", "seed", found.metric), rows),
     )
 
@@ -481,18 +489,14 @@ def _response(found: Comparison) -> Picture:
     groups = sorted(found.groups, key=lambda group: group.values)
     summaries = [found.summary(group) for group in groups]
     levels = [float(group.values[0]) for group in groups]
-    figure = figures.response(
-        levels,
-        [found.values(group) for group in groups],
-        [_interval(one) for one in summaries],
-        parameter.key,
-        found.metric,
-    )
+    intervals, samples = [_interval(one) for one in summaries], [found.values(group) for group in groups]
+    figure = figures.response(levels, samples, intervals, parameter.key, found.metric)
     data = _columns(
         (parameter.key, "n", "mean", "95 % from", "95 % to"),
         [(x, one.n, one.mean, one.low, one.high) for x, one in zip(levels, summaries, strict=True)],
     )
-    caption = f"{found.metric} against {parameter.key}: each run as a dot, means joined, 95 % intervals as bars."
+    bars = _bars(intervals, figure.axes[0].get_ylim())
+    caption = f"{found.metric} against {parameter.key}: a dot is a run, the line joins the means{bars}."
     return Picture("response", figure, caption, data)
 
 
@@ -619,6 +623,8 @@ def _curves(found: Comparison) -> list[Block]:
             band = _band([_curve(rows[run.path], name, x) for run in group.runs.values()])
             if band is not None:
                 drawn[found.label(group)] = band
+        several = any(len(group.runs) > 1 for group in groups)
+        over = ": the mean over seeds, and a band from the lowest to the highest one" if several else ""
         # a single point is no curve
         if any(len(band[0]) > 1 for band in drawn.values()):
             data = [
@@ -630,7 +636,7 @@ def _curves(found: Comparison) -> list[Block]:
                 Picture(
                     f"curves_{name.replace('/', '_')}",
                     figures.bands(drawn, ", ".join(found.names), name, x),
-                    f"{name}, mean over the seeds of {which}; the band reaches from the lowest to the highest seed.",
+                    f"{name} of {which}{over}.",
                     _columns(("group", x, "mean", "lowest", "highest"), data),
                 )
             )
