@@ -480,3 +480,156 @@ def test_figures_are_not_written_through_a_link(tmp_path: Path, two_groups: list
     with pytest.raises(CheckpointError, match="a link"):
         report(two_groups, tmp_path)
     assert not list((tmp_path / "victim").iterdir())
+
+
+class TestSeveralExperiments:
+    @pytest.fixture
+    def runs(self, tmp_path: Path) -> list[Path]:
+        one = [
+            make_run(tmp_path / "runs", 0.5 + lr + seed / 10, seed, optimizer__lr=lr)
+            for lr in (0.1, 0.2)
+            for seed in (0, 1)
+        ]
+        other = [
+            make_run(tmp_path / "runs", None, seed, metrics={"test/l1": 0.25}, status="finished") for seed in (0, 1)
+        ]
+        for path in other:
+            Run(path).update(experiment="../other")
+        return [*one, *other]
+
+    def test_each_has_a_row_and_a_section(self, tmp_path: Path, runs: list[Path]) -> None:
+        page = report(runs, tmp_path)
+        rows = {row["experiment"]: row for row in table(tmp_path, "experiments")}
+        assert [rows["mine"][name] for name in ("runs", "metric", "n")] == ["4", "test/accuracy", "2"]
+        assert float(rows["mine"]["best mean"]) == pytest.approx(0.75)
+        assert rows["mine"]["what was typed for it"] == "experiment=mine optimizer.lr=0.2"
+        assert [rows["../other"][name] for name in ("metric", "best mean", "n")] == ["test/l1", "0.25", "2"]
+        links = re.findall(r'href="#([^"]*)">(?:mine|../other)<', page)
+        assert len(set(links)) == 2
+        assert all(f'<h2 id="{link}">' in page for link in links)
+
+    def test_nothing_is_compared_across_them(self, tmp_path: Path, runs: list[Path]) -> None:
+        page = report(runs, tmp_path)
+        files = {path.name for path in (tmp_path / "report").rglob("*.csv")}
+        assert {"mine_groups.csv", "_other_groups.csv", "mine_importance.csv", "mine_paired.csv"} <= files
+        assert not any(name.startswith(("groups", "importance", "parallel", "_other_importance")) for name in files)
+        assert [*table(tmp_path, "mine_groups")[0]] == ["optimizer.lr", "n", "mean", "std", "95 % from", "95 % to"]
+        assert [*table(tmp_path, "_other_groups")[0]] == ["n", "mean", "std", "95 % from", "95 % to"]
+        assert len(names := re.findall(r'\bid="([^"]*)"', page)) == len(set(names))
+
+    def test_a_measure_of_one_of_them_is_no_mistake(self, tmp_path: Path, runs: list[Path]) -> None:
+        assert "The finished runs have no test metric to compare." in told(report(runs, tmp_path, metric="test/l1"))
+        with pytest.raises(ConfigError, match="--metric: no finished run has test/l2, did you mean test/l1"):
+            report(runs, tmp_path, metric="test/l2")
+
+    def test_a_damaged_run_is_no_other_experiment(self, tmp_path: Path, two_groups: list[Path]) -> None:
+        (two_groups[0] / "run.json").write_text("{")
+        report(two_groups, tmp_path)
+        assert len(table(tmp_path, "groups")) == 2
+
+
+class TestASearch:
+    @pytest.fixture
+    def runs(self, tmp_path: Path) -> list[Path]:
+        """Six points of a search by a measure that is not the main one."""
+        found = []
+        for index in range(6):
+            lr, beta = 10.0 ** -(index / 2), 0.5 + index / 20
+            metrics = {"test/accuracy": index / 10, "val/score": (index - 2.0) ** 2}
+            found.append(
+                make_run(
+                    tmp_path / "runs", None, 0, optimizer__lr=lr, neuron__beta=beta, metrics=metrics, status="finished"
+                )
+            )
+        settings = {"metric": "val/score", "direction": "minimize"}
+        (tmp_path / "sweep.json").write_text(json.dumps({"search": {"settings": settings}}))
+        return found
+
+    def test_is_compared_by_its_own_measure(self, tmp_path: Path, runs: list[Path]) -> None:
+        words = told(report(runs, tmp_path))
+        assert "val/score, by which the search chose" in words
+        assert "val/score over seeds, best first (lower is better)" in words
+        assert float(table(tmp_path, "groups")[0]["mean"]) == 0
+        words = told(report(runs, tmp_path, metric="test/accuracy"))
+        assert "The search went by val/score, and not by test/accuracy." in words
+
+    def test_has_dots_and_no_grid(self, tmp_path: Path, runs: list[Path]) -> None:
+        report(runs, tmp_path)
+        rows = table(tmp_path, "scatter")
+        assert float(rows[0]["optimizer.lr"]) == pytest.approx(0.1), "the best first"
+        files = {path.stem for path in (tmp_path / "report" / "figures").glob("*.svg")}
+        assert files.isdisjoint({"heat_map", "seeds"})
+
+    def test_a_record_that_cannot_be_read_changes_nothing(self, tmp_path: Path, runs: list[Path]) -> None:
+        for content in ("{", "[]", '{"search": 3}', '{"search": {"settings": {"metric": []}}}'):
+            (tmp_path / "sweep.json").write_text(content)
+            assert comparison.compare(runs).metric == "test/accuracy"
+
+
+def test_sparse_values_are_no_grid(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / "runs", 0.1 * i, 0, optimizer__lr=i / 7, num_steps=5 + i) for i in range(5)]
+    report(paths, tmp_path)
+    assert len(table(tmp_path, "scatter")) == 5
+    assert not (tmp_path / "report" / "figures" / "heat_map.csv").exists()
+
+
+def test_equal_means_are_called_equal(tmp_path: Path) -> None:
+    scores = {1: (0.5, 0.75), 2: (0.75, 0.5)}
+    paths = [
+        make_run(tmp_path / "runs", score, seed, optimizer__lr=lr)
+        for lr in scores
+        for seed, score in enumerate(scores[lr])
+    ]
+    words = told(report(paths, tmp_path))
+    assert "test/accuracy of lr=2 is on average equal to that of lr=1 (95 % interval" in words
+
+
+def test_runs_lead_to_their_own_pages(tmp_path: Path, two_groups: list[Path]) -> None:
+    folder = two_groups[0].rename(two_groups[0].parent / "with a blank")
+    (folder / "report.html").touch()
+    page = report([folder, *two_groups[1:]], tmp_path)
+    assert re.findall(r'<a href="([^"]*)">([^<]*)<', page) == [("../runs/with%20a%20blank/report.html", "with a blank")]
+    assert {row["run"] for row in table(tmp_path, "runs")} == {folder.name, *(path.name for path in two_groups[1:])}
+
+
+def test_what_is_not_known_has_no_column(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / "runs", score, 5, optimizer__lr=lr) for lr, score in ((1, 0.5), (2, 0.7))]
+    page = report(paths, tmp_path)
+    assert "<th" in page
+    assert not re.search(r"<th[^>]*>(std|95 % from|95 % to|std of [^<]*)<", page)
+    assert "std" in table(tmp_path, "groups")[0]
+
+
+def test_long_labels_have_the_number_of_their_group(tmp_path: Path) -> None:
+    long = [f"snnexp_of_somebody_else_{'x' * 30}_{name}" for name in "ab"]
+    paths = [make_run(tmp_path / "runs", 0.5, seed, loss=name) for name in long for seed in (0, 1)]
+    report(paths, tmp_path)
+    labels = {figures.cropped(row["group"]) for row in table(tmp_path, "seeds")}
+    assert {label[:3] for label in labels} == {"1: ", "2: "}
+    assert [row["group"] for row in table(tmp_path, "groups")] == ["1", "2"]
+
+
+def test_frames_hold_intervals_that_leave_the_dots_apart() -> None:
+    axes = figures.strips({"a": [1.0, 2.0]}, [(0.5, 2.5)], "lr", "test/l1").axes[0]
+    low, high = axes.get_xlim()
+    assert low < 0.5 < 2.5 < high
+
+
+def test_ticks_do_not_stand_on_each_other() -> None:
+    assert [label for _, label in figures._apart([(0.0, 1), (0.5, 2), (0.52, 3), (1.0, 4)])] == [1, 2, 4]
+    axes = figures.response([0.0001247, 0.0002474, 0.01], [[1], [2], [3]], [None] * 3, "lr", "test/l1").axes[0]
+    assert "0.0002474" not in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_a_choice_that_was_not_typed_may_be_one_that_was(tmp_path: Path) -> None:
+    kinds = {"atan": "ATan", "default": "ATan", "flat": "StraightThrough"}
+    paths = [
+        make_run(tmp_path / "runs", 0.5, seed, surrogate={"_target_": f"snnexp.surrogates.{kind}"}, data__seed=seed)
+        for kind in kinds.values()
+        for seed in (0, 1)
+    ]
+    for path, word in zip(paths, [name for name in kinds for _ in range(2)], strict=True):
+        words = ["experiment=mine", *([] if word == "default" else [f"surrogate={word}"])]
+        (path / "overrides.yaml").write_text(yaml.safe_dump(words))
+    (parameter,) = comparison.compare(paths).parameters
+    assert parameter.levels() == ["atan", "flat"]

@@ -19,10 +19,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.experiment import compose, run
-from snnexp.report import figures, report
+from snnexp.report import figures, page, report
 from snnexp.runs import Run, write_figure
 
 JSON = st.recursive(
@@ -87,15 +88,30 @@ class TestAFinishedRun:
         typed = ["experiment=regression_linear"]
         cfg = compose(typed)
         (folder := tmp_path / "20260101-000000-abcd").mkdir()
-        from omegaconf import OmegaConf
-
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
         assert "This is experiment=regression_linear, with nothing changed." in text(report([folder]))
 
     @pytest.mark.usefixtures("undrawn")
+    def test_tells_no_published_figure_of_another_network(self, folder: Path) -> None:
+        read = text(report([folder]))
+        assert "published figure for test/seed_mean_loss, test/relative_error; it is not comparable" in read
+        assert {"published", "difference"}.isdisjoint(table(folder, "result")[0])
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=of mine"]))
+        assert "no recipe here to compare with" in text(report([folder]))
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_its_heading_is_what_runs_are_compared_by(self, folder: Path) -> None:
+        l1 = json.loads((folder / "run.json").read_text())["metrics"]["test/l1"]
+        read = text(report([folder]))
+        assert read.startswith(f"regression_sqrt: test/l1 {page.cell(l1)}")
+        assert "which the tutorial calls L1; it is not test/l1" in read
+
+    @pytest.mark.usefixtures("undrawn")
     def test_tells_the_published_figure_beside_the_measured_one(self, folder: Path) -> None:
         measured = json.loads((folder / "run.json").read_text())["metrics"]
+        same = OmegaConf.to_yaml(compose(["experiment=regression_sqrt", "seed=3"]))
+        (folder / "config.yaml").write_text(same)
         report([folder])
         rows = {row["measure"]: row for row in table(folder, "result")}
         assert set(rows) == {name for name in measured if name.count("/") == 1}
@@ -138,6 +154,16 @@ class TestAFinishedRun:
         assert float(rows["without spikes"]["products of values"]) == dense, "in each of the steps that bring a value"
         total = sum(float(rows[name]["energy (nJ)"]) for name in ("hidden1", "hidden2", "readout"))
         assert float(rows["all layers"]["energy (nJ)"]) == pytest.approx(total)
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_parameters_of_one_value_are_told_and_not_drawn(self, folder: Path) -> None:
+        report([folder])
+        drawn = {name.partition(": ")[2] for name in table(folder, "parameters")[0]}
+        told = {
+            f"{row['layer']} {row['parameter']}": float(row["value"]) for row in table(folder, "constant_parameters")
+        }
+        assert drawn == {"hidden1 beta", "hidden1 threshold", "hidden2 beta", "hidden2 threshold", "readout beta"}
+        assert told == {"readout threshold": 1.0}
 
     @pytest.mark.slow
     def test_writes_each_figure_as_png_svg_and_csv(self, folder: Path) -> None:

@@ -190,8 +190,10 @@ def _report(arguments: list[str]) -> int:
     about = "One HTML page about a run, or one that compares all runs below PATH; figures and their data beside it."
     parser = Parser(prog="snnexp report", description=about)
     parser.add_argument("path", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or a folder with runs")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default PATH itself; ./report for several")
-    parser.add_argument("--metric", metavar="NAME", help="compare this measure, instead of accuracy, L1 error or loss")
+    where = "by default PATH itself; of several, a folder report beside the first"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=where)
+    what = "compare this measure; by default that of the search, or else accuracy, L1 error or loss"
+    parser.add_argument("--metric", metavar="NAME", help=what)
     asked = parser.parse_args(arguments)
     from snnexp.report import report
 

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -417,6 +418,22 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """A checked config as plain values."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg))
+
+
+def command(overrides: Sequence[str], node: Mapping[str, Any], folder: str | Path | None = None) -> str:
+    """The command that trains ``overrides`` again, as a shell reads it.
+
+    Args:
+        overrides: in Hydra's grammar.
+        node: the config that they compose to; packages that it names besides this one have to be allowed.
+        folder: more configs, as of ``--config-dir``.
+    """
+    targets = (str(value) for key, value in flat(node).items() if key.rpartition(".")[2] == "_target_")
+    packages = dict.fromkeys(target.partition(".")[0] for target in targets)
+    outside = [package for package in packages if package.isidentifier() and package != "snnexp"]
+    allow = [f"SNNEXP_ALLOW_TARGETS={','.join(outside)}"] if outside else []
+    more = ["--config-dir", str(folder)] if folder else []
+    return shlex.join([*allow, "snnexp", "train", *more, *overrides])
 
 
 def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

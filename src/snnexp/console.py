@@ -194,10 +194,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def from_here(path: Path) -> Path:
+    """``path`` as short as it can be typed from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def show_path(path: Path) -> str:
     """``path`` as short as it can be typed from here, for :class:`Console.print`."""
-    here = Path.cwd()
-    return escape(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    return escape(str(from_here(path)))
 
 
 def tell(sentence: str) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, domains, gate
 from snnexp.errors import ConfigError, SnnexpError
+from snnexp.runs import Run
 
 if TYPE_CHECKING:
     from snnexp.sweeps.sources import Asked
@@ -107,6 +108,11 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
+def config_dir(flags: Sequence[str]) -> Path | None:
+    """The folder of more configs."""
+    return next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
+
+
 def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] | Asked, list[str]]":
     """Compose and check what Hydra is going to compose; of a sweep, before the first point starts.
 
@@ -116,7 +122,7 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     Raises:
         ConfigError: a point cannot work, or would make Hydra do more than start runs.
     """
-    folder = next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
+    folder = config_dir(flags)
     if not any(flag in SWEEP for flag in flags):
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
@@ -155,7 +161,7 @@ class Jobs:
     """What Hydra calls: with a composed config for a run, and through our launchers for a sweep."""
 
     def __init__(self, program: str, flags: list[str]) -> None:
-        self.program, self.flags = program, flags
+        self.program, self.flags, self.folder = program, flags, config_dir(flags)
         self.chosen: list[Point] | Asked = []
         """What :func:`check` has found."""
         self.code = 0
@@ -180,7 +186,11 @@ class Jobs:
         sys.argv = [self.program, "train", *self.flags, *overrides]
         from snnexp.experiment import run
 
-        run(checked, overrides)
+        run(checked, overrides, begun=self._record_folder)
+
+    def _record_folder(self, path: Path) -> None:
+        if self.folder is not None:
+            Run(path).update(config_dir=str(self.folder.absolute()))
 
     def sweep(self, folder: str, launcher: Mapping[str, Any]) -> None:
         """Run the points that were listed or are searched, as a launcher of ours asks for it."""
@@ -190,7 +200,8 @@ class Jobs:
             if isinstance(self.chosen, list):
                 points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
                 name = str(points[0][1]["name"])
-                self.code = driver.start(Path(folder).expanduser(), name, points, launcher, self.program)
+                place = Path(folder).expanduser()
+                self.code = driver.start(place, name, points, launcher, self.program, self.folder)
             else:
                 self.code = driver.search(Path(folder).expanduser(), self.chosen, launcher, self.program)
         except Exception as error:

@@ -9,6 +9,7 @@ sweep :class:`snnexp.losses.MSEMembrane`; a config names parts of the package by
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -118,6 +119,13 @@ def snnexp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
             return Ended(code or 0, lines(out), lines(err))
 
     return Here(tmp_path)
+
+
+def typed(command: str) -> tuple[list[str], dict[str, str]]:
+    """A command as a shell reads it: the words behind ``snnexp``, and the variables in front of it."""
+    words = shlex.split(command)
+    begin = words.index("snnexp")
+    return words[begin + 1 :], dict(word.split("=", 1) for word in words[:begin])
 
 
 def record(run: Path) -> dict[str, Any]:

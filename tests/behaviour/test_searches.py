@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shell import OUTSIDE, Shell
+from shell import OUTSIDE, Shell, record, rows, typed
 
 SEARCH = ("train", "-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.sampler=random")
 MNIST = (*SEARCH, "experiment=mnist_leaky")
@@ -57,3 +57,18 @@ def test_a_search_that_was_renamed_is_the_same_search(snnexp: Shell) -> None:
     points = content(moved)["points"]
     assert [point["status"] for point in points] == ["finished"] * 3
     assert [point["trial"] for point in points] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_the_command_of_the_best_point_trains_it_again(snnexp: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("data.val=16", "hydra.sweeper.metric=val/loss", "hydra.sweeper.n_trials=2", "logger.root=of mine")
+    ended = snnexp(*BLOBS, *words)
+    (best,) = [line for line in ended.out if line.startswith("best ")]
+    words, variables = typed(best.partition(": ")[2])
+    monkeypatch.delenv("SNNEXP_ALLOW_TARGETS")
+    assert snnexp(*words, "logger.root=again", **variables).code == 0
+    (again,) = snnexp.folder.glob("again/*/*")
+    points = [path.parent for path in snnexp.folder.glob("of mine/sweeps/*/*/runs/*/run.json")]
+    assert len(points) == 2
+    first = min(points, key=lambda run: record(run)["metrics"]["val/loss"])
+    assert rows(again) == rows(first)

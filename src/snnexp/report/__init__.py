@@ -16,8 +16,9 @@ def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None
 
     Args:
         paths: run directories, sweeps, or folders with runs somewhere below.
-        folder: where to; by default what ``paths`` names, or ``report`` in the current folder if they are several.
-        metric: what is compared, by default the main measure; nothing for a single run.
+        folder: where to; by default what ``paths`` names, or a folder ``report`` beside the first if they are several.
+        metric: what is compared, by default that of the search that chose the runs, or else the main measure; nothing
+            for a single run.
 
     Returns:
         The page, ``report.html``.
@@ -45,7 +46,7 @@ def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None
         return single.report(path, folder or path)
     from snnexp.report import comparison
 
-    folder = folder or (paths[0] if len(paths) == 1 else Path("report"))
+    folder = folder or (paths[0] if len(paths) == 1 else paths[0].parent / "report")
 
     summaries = [path / "summary.csv" for path in paths if (path / "summary.csv").is_file()]
     title = ", ".join("/".join(path.resolve().parts[-2:]) for path in paths[:3]) + (", …" if len(paths) > 3 else "")

@@ -2,8 +2,13 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import os
+import re
+import shlex
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +28,17 @@ from snnexp.report.groups import (
     typed,
     varied,
 )
-from snnexp.report.page import Block, Picture, Section, Table, Text
+from snnexp.report.origin import Origin, searched_by, sweep
+from snnexp.report.page import Block, Link, Picture, Section, Table, Text, Values
 from snnexp.report.statistics import Summary, is_number, summary
 from snnexp.runs import Facts, Run, higher_is_better
 
 MOST_ROWS = 60
 MOST_STRIPS = 25
 MOST_CURVES = 6
+MOST_PANELS = 8
+FEW = 6
+"""Rows of a table that is shown at once."""
 MOST_LEVELS = 10
 """Values of a parameter that are named one by one."""
 MOST_CELLS = 15
@@ -46,6 +55,7 @@ class Point:
     status: str
     reason: str
     overrides: list[str]
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,13 @@ class Comparison:
     metric: str
     groups: Sequence[Group]
 
+    searched: Origin = field(default_factory=Origin)
+    """The search that chose the runs."""
+
     @property
     def higher(self) -> bool | None:
-        return higher_is_better(self.metric)
+        known = higher_is_better(self.metric)
+        return self.searched.maximize if known is None and self.metric == self.searched.metric else known
 
     @property
     def order(self) -> str:
@@ -80,9 +94,15 @@ class Comparison:
         last = [key.rpartition(".")[2] for key in self.keys]
         return last if len(set(last)) == len(last) else self.keys
 
+    @property
+    def numbered(self) -> bool:
+        """Whether groups are named by their place in the table, because not all of their values fit beside a figure."""
+        return any(len(", ".join(self._shown(group))) > figures.LONGEST_LABEL for group in self.groups)
+
     def label(self, group: Group) -> str:
         """The values of a group, in the order of the names."""
-        return ", ".join(self._shown(group)) or "all runs"
+        values = ", ".join(self._shown(group)) or "all runs"
+        return f"{self.groups.index(group) + 1}: {values}" if self.numbered else values
 
     def told(self, group: Group) -> str:
         """A group in a sentence."""
@@ -114,30 +134,127 @@ def report(
     Raises:
         ConfigError: no finished run has that metric.
     """
-    found = compare(paths, metric, summaries)
-    sections = [
-        Section("Groups", _groups(found)),
-        Section("Which parameter mattered", _importance(found)),
-        Section("One group against the other", _paired(found)),
-        Section("Training", _curves(found)),
-        Section("Runs that did not finish", _unfinished(found)),
-        Section("All runs", _all(found)),
-    ]
-    return page.write(folder, title, _facts(found), sections)
+    runs = [Run(path).facts() for path in dict.fromkeys(path.resolve() for path in paths)]
+    _require_known(metric, runs)
+    points = [point for path in summaries for point in lost(path, runs)]
+    experiments = _by_experiment(runs, points)
+    if len(experiments) < 2:
+        found = _compared(runs, points, metric)
+        return page.write(folder, title, _facts(found), _sections(found, folder))
+    every = {name: _compared(own, some, metric) for name, (own, some) in experiments.items()}
+    anchors = _anchors(every)
+    sections = [Section("Overview", _overview(every, anchors))]
+    for name, found in every.items():
+        facts = [pair for pair in _facts(found) if pair[0] != "experiment"]
+        sections.append(Section(name or "experiment not known", [Values(facts)], anchors[name]))
+        for section in _sections(found, folder):
+            blocks = [_renamed(block, f"{anchors[name]}_") for block in section.blocks]
+            sections.append(Section(section.title, blocks, below=True))
+    facts = [("runs", _counted(runs, points)), ("experiments", ", ".join(name for name in every if name))]
+    return page.write(folder, title, facts, sections)
 
 
 def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequence[Path] = ()) -> Comparison:
     """Find what was varied between runs, and the groups that this makes; arguments and errors as of :func:`report`."""
     runs = [Run(path).facts() for path in dict.fromkeys(path.resolve() for path in paths)]
-    configs = {run.path: settings(run) for run in runs}
-    parameters = varied(runs, configs)
+    _require_known(metric, runs)
+    return _compared(runs, [point for path in summaries for point in lost(path, runs)], metric)
+
+
+def _require_known(metric: str | None, runs: Sequence[Facts]) -> None:
     known = sorted({name for run in runs if run.status == "finished" for name in run.metrics})
     if metric is not None and metric not in known:
         raise ConfigError(f"--metric: no finished run has {domains.shown(metric)}, {domains.closest(metric, known)}")
+
+
+def _by_experiment(
+    runs: Sequence[Facts], points: Sequence[Point]
+) -> dict[str, tuple[Sequence[Facts], Sequence[Point]]]:
+    """Runs and points that left none, by experiment; those whose experiment is not known come last."""
+    names = sorted({run.experiment for run in runs}, key=lambda name: (not name, name))
+    if len(names) < 3 and "" in names:
+        # of one experiment, one of them damaged
+        return {"": (runs, points)}
+    of_points = [point.experiment if point.experiment in names else names[0] for point in points]
+    return {
+        name: (
+            [run for run in runs if run.experiment == name],
+            [point for point, own in zip(points, of_points, strict=True) if own == name],
+        )
+        for name in names
+    }
+
+
+def _compared(runs: Sequence[Facts], points: Sequence[Point], metric: str | None) -> Comparison:
+    configs = {run.path: settings(run) for run in runs}
+    parameters = varied(runs, configs)
+    searched = searched_by(runs)
+    if metric is None and any(searched.metric in run.metrics for run in runs if run.status == "finished"):
+        metric = searched.metric
     metric = metric or default_metric(runs) or ""
-    groups = grouped(runs, parameters, metric, bool(higher_is_better(metric)))
-    points = [point for path in summaries for point in lost(path, runs)]
-    return Comparison(runs, points, configs, parameters, metric, groups)
+    found = Comparison(runs, points, configs, parameters, metric, [], searched)
+    return replace(found, groups=grouped(runs, parameters, metric, bool(found.higher)))
+
+
+def _sections(found: Comparison, folder: Path) -> list[Section]:
+    sections = [
+        Section("Groups", _groups(found)),
+        Section("Which parameter mattered", _importance(found)),
+        Section("One group against the other", _paired(found)),
+        Section("Training", _curves(found)),
+        Section("Runs that did not finish", _unfinished(found, folder)),
+        Section("All runs", _all(found, folder)),
+    ]
+    return [section for section in sections if section.blocks]
+
+
+def _renamed(block: Block, prefix: str) -> Block:
+    """A block whose files are apart from those of other experiments."""
+    if isinstance(block, Picture | Table) and block.name:
+        return replace(block, name=f"{prefix}{block.name}")
+    return block
+
+
+def _anchors(names: Iterable[str]) -> dict[str, str]:
+    """A name of letters and digits for each one, which may hold anything; no two are the same."""
+    found: dict[str, str] = {}
+    for name in names:
+        anchor = re.sub(r"[^A-Za-z0-9]+", "_", name)[:40] or "unknown"
+        found[name] = anchor if anchor not in found.values() else f"{anchor}_{len(found)}"
+    return found
+
+
+def _overview(every: Mapping[str, Comparison], anchors: Mapping[str, str]) -> list[Block]:
+    """The best group of each experiment."""
+    columns = ["experiment", "runs", "metric", "best mean", "std", "n", "what was typed for it"]
+    rows: list[list[Any]] = []
+    for name, found in every.items():
+        row = [Link(name or "not known", f"#{anchors[name]}"), len(found.runs) + len(found.points)]
+        if found.groups:
+            best = found.groups[0]
+            one = found.summary(best)
+            row += [found.metric, one.mean, one.std, one.n, shlex.join(_typed(best))]
+        rows.append([*row, *[None] * (len(columns) - len(row))])
+    caption = (
+        "Of each experiment, the group with the best mean over seeds. Different experiments are not compared with each "
+        "other; each has a section below."
+    )
+    return [Table(columns, rows, caption, name="experiments")]
+
+
+def _typed(group: Group) -> list[str]:
+    """The overrides that all runs of a group share."""
+    first, *others = group.runs.values()
+    return [override for override in first.overrides if all(override in run.overrides for run in others)]
+
+
+def _link(run: Facts, folder: Path) -> Link | str:
+    """A run by its id, which leads to its own page where there is one."""
+    own = run.path / "report.html"
+    if not own.is_file():
+        return run.id
+    address = os.path.relpath(own, folder.resolve())
+    return Link(run.id, urllib.parse.quote(Path(address).as_posix(), errors="surrogateescape"))
 
 
 def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
@@ -152,6 +269,7 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
     there = {run.id for run in here}
     stopped = [typed(run.overrides) for run in here if run.status != "finished"]
     points = []
+    experiment = sweep(path.parent).experiment
     for row in rows:
         names = [name for name in row if name is not None]
         keys = names[: names.index("status")] if "status" in names else []
@@ -161,15 +279,20 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
         started = not row.get("run") and any(values <= own.items() for own in stopped)
         if keys and row.get("run") not in there and not started:
             reason = "no run can be read in its directory" if row.get("run") else row.get("reason") or ""
-            points.append(Point(row["status"] or "unknown", reason, overrides))
+            own = str(typed(overrides).get("experiment", experiment))
+            points.append(Point(row["status"] or "unknown", reason, overrides, own))
     return points
 
 
-def _facts(found: Comparison) -> list[tuple[str, Any]]:
-    states = [run.status for run in found.runs] + [point.status for point in found.points]
+def _counted(runs: Sequence[Facts], points: Sequence[Point]) -> str:
+    states = [run.status for run in runs] + [point.status for point in points]
     counts = {state: states.count(state) for state in dict.fromkeys(["finished", *sorted(states)])}
+    return f"{len(states)}: {', '.join(f'{count} {state}' for state, count in counts.items())}"
+
+
+def _facts(found: Comparison) -> list[tuple[str, Any]]:
     facts: list[tuple[str, Any]] = [
-        ("runs", f"{len(states)}: {', '.join(f'{count} {state}' for state, count in counts.items())}"),
+        ("runs", _counted(found.runs, found.points)),
         ("experiment", ", ".join(sorted({run.experiment for run in found.runs if run.experiment})) or None),
     ]
     for parameter in found.parameters:
@@ -181,7 +304,8 @@ def _facts(found: Comparison) -> list[tuple[str, Any]]:
     seeds = sorted({run.seed for run in found.runs if run.seed is not None})
     few = len(seeds) <= MOST_LEVELS
     facts.append(("seeds", ", ".join(map(str, seeds)) or None if few else f"{len(seeds)}, {seeds[0]} to {seeds[-1]}"))
-    facts.append(("metric", found.metric or None))
+    chosen = f"{found.metric}, by which the search chose" if found.metric == found.searched.metric else found.metric
+    facts.append(("metric", chosen or None))
     if found.groups and found.parameters and found.higher is not None:
         best, one = found.groups[0], found.summary(found.groups[0])
         facts.append(("best mean", f"{page.cell(one.mean)} ({found.told(best)}, n = {one.n})"))
@@ -215,10 +339,12 @@ def _groups(found: Comparison) -> list[Block]:
         return [Text("No run has finished, so there is nothing to compare.")]
     summaries = [found.summary(group) for group in found.groups]
     columns = [*found.keys, "n", "mean", "std", "95 % from", "95 % to"]
-    rows = [
+    rows: list[list[Any]] = [
         [*group.values, one.n, one.mean, one.std, one.low, one.high]
         for group, one in zip(found.groups, summaries, strict=True)
     ]
+    if found.numbered:
+        columns, rows = ["group", *columns], [[number, *row] for number, row in enumerate(rows, 1)]
     caption = f"{found.metric} over seeds, {found.order}"
     if len(rows) > MOST_ROWS:
         tables: list[Block] = [
@@ -262,6 +388,8 @@ def _remarks(found: Comparison, summaries: Sequence[Summary]) -> list[str]:
     unknown = [run.id for run in finished if any(run.path not in own.values for own in found.parameters)]
     if unknown:
         remarks.append(f"What {len(unknown)} runs were run with is not known, so they are in no group: {unknown[0]}.")
+    if found.searched.metric not in ("", found.metric):
+        remarks.append(f"The search went by {found.searched.metric}, and not by {found.metric}.")
     if found.higher is not None and found.metric.startswith("test/") and len(found.groups) > 1:
         remarks.append("What is chosen by this table is chosen by the test split.")
     return remarks
@@ -287,22 +415,53 @@ def _further(found: Comparison) -> list[Block]:
 
 
 def _pictures(found: Comparison) -> list[Picture]:
-    pictures = [_strips(found)]
+    pictures = []
     levels = [parameter.levels() for parameter in found.parameters]
-    if len(found.groups) < 2 or not levels:
-        return pictures
-    if len(levels) == 1:
-        if all(is_number(level) for level in levels[0]):
-            pictures.append(_response(found))
-    elif len(levels) == 2 and max(len(own) for own in levels) <= MOST_CELLS:
-        pictures.append(_heat_map(found))
-    else:
-        pictures.append(_parallel(found))
-    return pictures
+    count = len(found.groups)
+    if count > 1 and levels:
+        most = max(map(len, levels))
+        grid = not found.searched.metric and most <= MOST_CELLS and 2 * count >= math.prod(map(len, levels))
+        if len(levels) == 1 and grid and most <= MOST_LEVELS:
+            pictures += [_response(found)] if all(is_number(level) for level in levels[0]) else []
+        elif len(levels) == 2 and grid:
+            pictures.append(_heat_map(found))
+        elif count > 2:
+            pictures.append(_scatter(found))
+            pictures += [_parallel(found)] if len(levels) > 2 else []
+    # one dot a row tells no more than those
+    repeated = any(len(group.runs) > 1 for group in found.groups)
+    return [_strips(found), *pictures] if repeated or (count > 1 and not pictures) else pictures
+
+
+def _scatter(found: Comparison) -> Picture:
+    points = [(group, value) for group in found.groups for value in found.values(group)]
+    values = {
+        parameter.key: [group.values[index] for group, _ in points] for index, parameter in enumerate(found.parameters)
+    }
+    # of those that finished, all may share a value
+    values = {key: levels for key, levels in values.items() if len(set(levels)) > 1}
+    results = [value for _, value in points]
+    best = None if found.higher is None else results.index((max if found.higher else min)(results))
+    shown = dict(list(values.items())[:MOST_PANELS])
+    figure = figures.scatter(shown, results, found.metric, best)
+    caption = f"{found.metric} against each parameter: a dot is a run" + (
+        "." if best is None else ", a diamond the best."
+    )
+    return Picture("scatter", figure, caption, {**values, found.metric: results})
 
 
 def _interval(one: Summary) -> tuple[float, float] | None:
     return None if one.low is None or one.high is None else (one.low, one.high)
+
+
+def _bars(intervals: Sequence[tuple[float, float] | None], frame: tuple[float, float]) -> str:
+    """What a caption says of the intervals of means."""
+    known = [interval for interval in intervals if interval is not None]
+    if not known:
+        return ""
+    cut = any(low < frame[0] or high > frame[1] for low, high in known)
+    none = " (none for one seed)" if len(known) < len(intervals) else ""
+    return f", a bar its 95 % interval{none}{', cut off at the frame' if cut else ''}"
 
 
 def _strips(found: Comparison) -> Picture:
@@ -315,8 +474,8 @@ def _strips(found: Comparison) -> Picture:
     return Picture(
         "seeds",
         figure,
-        f"{found.metric} of {which}, {found.order}: a dot is a run, the line the mean, the bar its 95 % interval "
-        "(none for one seed; cut off where it leaves the frame).",
+        f"{found.metric} of {which}, {found.order}: a dot is a run, the line the mean"
+        f"{_bars(intervals, figure.axes[0].get_xlim())}.",
         _columns(("group", "seed", found.metric), rows),
     )
 
@@ -330,18 +489,14 @@ def _response(found: Comparison) -> Picture:
     groups = sorted(found.groups, key=lambda group: group.values)
     summaries = [found.summary(group) for group in groups]
     levels = [float(group.values[0]) for group in groups]
-    figure = figures.response(
-        levels,
-        [found.values(group) for group in groups],
-        [_interval(one) for one in summaries],
-        parameter.key,
-        found.metric,
-    )
+    intervals, samples = [_interval(one) for one in summaries], [found.values(group) for group in groups]
+    figure = figures.response(levels, samples, intervals, parameter.key, found.metric)
     data = _columns(
         (parameter.key, "n", "mean", "95 % from", "95 % to"),
         [(x, one.n, one.mean, one.low, one.high) for x, one in zip(levels, summaries, strict=True)],
     )
-    caption = f"{found.metric} against {parameter.key}: each run as a dot, means joined, 95 % intervals as bars."
+    bars = _bars(intervals, figure.axes[0].get_ylim())
+    caption = f"{found.metric} against {parameter.key}: a dot is a run, the line joins the means{bars}."
     return Picture("response", figure, caption, data)
 
 
@@ -397,21 +552,20 @@ def _importance(found: Comparison) -> list[Block]:
         if len(set(levels)) > 1:
             rows.append((key, len(set(levels)), one.ranges, one.share))
     rows.sort(key=lambda row: (row[3] is None, -(row[3] or 0)))
-    blocks: list[Block] = []
     known = {key: share for key, _, _, share in rows if share is not None}
-    if known:
-        caption = f"Share of the variance of {found.metric} that each parameter explains alone, less what chance would."
-        blocks.append(Picture("importance", figures.shares(known, ("seed",)), caption))
-    blocks.append(
+    if not known:
+        return []
+    caption = f"Share of the variance of {found.metric} that each parameter explains alone, less what chance would."
+    return [
+        Picture("importance", figures.shares(known, ("seed",)), caption),
         Table(
             ["parameter", "values", "in ranges", "share"],
             rows,
             "Epsilon squared: 1 is all of the variance; around 0 is nothing beyond chance, below 0 less than chance "
             "explains on average. How parameters act together is not seen. A random search is sorted into ranges.",
             name="importance",
-        )
-    )
-    return blocks
+        ),
+    ]
 
 
 def _paired(found: Comparison) -> list[Block]:
@@ -424,8 +578,8 @@ def _paired(found: Comparison) -> list[Block]:
     common = [seed for seed in before if seed in after]
     blocks: list[Block] = []
     if pair.difference is not None:
-        word = "equal" if pair.difference == 0 else "higher" if pair.difference > 0 else "lower"
-        told = f"{found.metric} of {other} is {word} by {page.cell(abs(pair.difference))} on average than that of {one}"
+        by = f"{'higher' if pair.difference > 0 else 'lower'} by {page.cell(abs(pair.difference))} on average than"
+        told = f"{found.metric} of {other} is {by if pair.difference else 'on average equal to'} that of {one}"
         if pair.p is not None:
             told += (
                 f" (95 % interval of the difference {page.cell(pair.low)} to {page.cell(pair.high)}, "
@@ -447,7 +601,7 @@ def _paired(found: Comparison) -> list[Block]:
     blocks.append(Table(["", "value"], rows, caption, name="paired"))
     if common:
         firsts, seconds = [before[seed] for seed in common], [after[seed] for seed in common]
-        figure = figures.pairs(firsts, seconds, (one, other), found.metric)
+        figure = figures.pairs(firsts, seconds, (found.label(first), found.label(second)), found.metric)
         data = {"seed": common, one: firsts, other: seconds}
         blocks.append(
             Picture("pairs", figure, f"{found.metric}, a line per common seed; the wide one joins the means.", data)
@@ -469,7 +623,10 @@ def _curves(found: Comparison) -> list[Block]:
             band = _band([_curve(rows[run.path], name, x) for run in group.runs.values()])
             if band is not None:
                 drawn[found.label(group)] = band
-        if drawn:
+        several = any(len(group.runs) > 1 for group in groups)
+        over = ": the mean over seeds, and a band from the lowest to the highest one" if several else ""
+        # a single point is no curve
+        if any(len(band[0]) > 1 for band in drawn.values()):
             data = [
                 (label, *point)
                 for label, band in drawn.items()
@@ -479,7 +636,7 @@ def _curves(found: Comparison) -> list[Block]:
                 Picture(
                     f"curves_{name.replace('/', '_')}",
                     figures.bands(drawn, ", ".join(found.names), name, x),
-                    f"{name}, mean over the seeds of {which}; the band reaches from the lowest to the highest seed.",
+                    f"{name} of {which}{over}.",
                     _columns(("group", x, "mean", "lowest", "highest"), data),
                 )
             )
@@ -541,9 +698,9 @@ def _band(curves: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any] | None
     return places.mean(0), means.mean(0), means.min(0), means.max(0)
 
 
-def _unfinished(found: Comparison) -> list[Block]:
+def _unfinished(found: Comparison, folder: Path) -> list[Block]:
     rows: list[tuple[Any, ...]] = [
-        (run.id, run.status, run.reason or run.reached, " ".join(run.overrides), run.seed)
+        (_link(run, folder), run.status, run.reason or run.reached, " ".join(run.overrides), run.seed)
         for run in found.runs
         if run.status != "finished"
     ]
@@ -554,10 +711,14 @@ def _unfinished(found: Comparison) -> list[Block]:
     return [Table(columns, rows, "None of these is counted above.", name="not_finished")]
 
 
-def _all(found: Comparison) -> list[Block]:
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count} runs"
+
+
+def _all(found: Comparison, folder: Path) -> list[Block]:
     rows = [
         (
-            run.id,
+            _link(run, folder),
             run.status,
             *(parameter.values.get(run.path) for parameter in found.parameters),
             run.seed,
@@ -567,4 +728,4 @@ def _all(found: Comparison) -> list[Block]:
         for run in found.runs
     ]
     columns = ["run", "status", *found.keys, "seed", found.metric or "metric", "duration [s]"]
-    return [Table(columns, rows, f"All {len(rows)} runs", name="runs", folded=True)]
+    return [Table(columns, rows, f"{_runs(len(rows))} in all", name="runs", folded=len(rows) > FEW)]

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -264,7 +264,7 @@ def distributions(columns: Mapping[str, Mapping[str, Array]]) -> Figure:
                 axes.axvline(array[name][0], color=colour, linestyle=style, linewidth=1.3, label=title)
         unit = UNITS.get(name.split()[-1])
         axes.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="neurons" if np.ptp(everything) else "")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4 if np.ptp(everything) > 0.05 else 2))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         if all(not np.ptp(array) for array in values.values()):
             axes.set_yticks([])
@@ -354,11 +354,11 @@ def rate_distribution(rates: Mapping[str, Array], unit: str) -> Figure:
 
 
 @styled()
-def bars(values: Mapping[str, float], label: str) -> Figure:
-    """One horizontal bar per name, with its number."""
+def bars(values: Mapping[str, float], label: str, colours: Sequence[str] = (BLUE,)) -> Figure:
+    """One horizontal bar per name, with its number; ``colours`` are for all bars, or for each."""
     figure, grid = _panels(1, 1, height=0.7 + 0.3 * len(values))
     axes = grid[0, 0]
-    drawn = axes.barh(list(values), list(values.values()), color=BLUE, height=0.65)
+    drawn = axes.barh(list(values), list(values.values()), color=list(colours), height=0.65)
     axes.bar_label(drawn, [f" {value:,.3g}" if value < 1000 else f" {value:,.0f}" for value in values.values()], size=8)
     axes.set_xlabel(label)
     axes.invert_yaxis()
@@ -440,6 +440,10 @@ SPREAD = LinearSegmentedColormap.from_list("spread", [BLUE, "#7f9a9a", YELLOW])
 """For lines: every colour stands out from white and from a dark page."""
 MEASURED_IN = {"accuracy": "fraction", "relative_error": "fraction", "synops": "additions per sample"}
 LONGEST_LABEL = 34
+CHARACTER = 0.02
+"""The width of a character, of that of the axes."""
+MOST_ROOM = 4
+"""How far an interval may widen the frame, in margins around the values."""
 
 
 def cropped(text: object, most: int = LONGEST_LABEL) -> str:
@@ -465,12 +469,16 @@ def is_long(values: Iterable[float]) -> bool:
     return bool(known[-1] / known[0] > LONG and known[(len(known) - 1) // 2] < known[-1] / 4)
 
 
-def _framed(values: Sequence[float], log: bool) -> tuple[float, float]:
-    """Limits around values: an interval of two seeds may be so wide that nothing else would be seen."""
-    edges = np.array([min(values), max(values)])
+def _framed(values: Sequence[float], intervals: Iterable[tuple[float, float] | None], log: bool) -> tuple[float, float]:
+    """Limits around values and intervals, less of those that are so wide that nothing else would be seen."""
+    edges = np.array([min(values), max(values)], float)
     edges = np.log(edges) if log else edges
     margin = 0.35 * float(np.ptp(edges)) or 0.1 * abs(float(edges[0])) or 1.0
-    edges += [-margin, margin]
+    ends = np.array([end for interval in intervals for end in interval or ()], float)
+    ends = np.log(ends[ends > 0]) if log else ends
+    near = ends[np.abs(ends - edges.mean()) <= np.ptp(edges) / 2 + MOST_ROOM * margin]
+    framed = np.append(edges, near)
+    edges = np.array([framed.min() - margin / 2, framed.max() + margin / 2])
     return cast(tuple[float, float], tuple(np.exp(edges) if log else edges))
 
 
@@ -499,7 +507,7 @@ def strips(
             axes.plot([np.mean(values)], [row], "|", color=INK, markersize=11, markeredgewidth=1.8)
     if log:
         axes.set_xscale("log")
-    axes.set_xlim(_framed(every, log))
+    axes.set_xlim(_framed(every, intervals, log))
     axes.set_yticks(range(len(samples)), [cropped(label) for label in samples])
     axes.set_ylim(len(samples) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -539,15 +547,54 @@ def response(
         axes.set_xscale("log")
     if log:
         axes.set_yscale("log")
-    axes.set_ylim(_framed(every, log))
-    heights = sorted(_scale(levels)[0])
-    if min(np.diff(heights), default=1.0) > 0.09:
-        axes.set_xticks(levels, [cropped(level) for level in levels])
+    axes.set_ylim(_framed(every, intervals, log))
+    heights, named = sorted(_scale(levels)[0]), [cropped(level) for level in levels]
+    if min(np.diff(heights), default=1.0) > CHARACTER * (2 + max(map(len, named))):
+        axes.set_xticks(levels, named)
         axes.minorticks_off()
     elif not is_long(levels):
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(with_unit(parameter))
     axes.set_ylabel(with_unit(metric))
+    return figure
+
+
+@styled()
+def scatter(values: Mapping[str, Sequence[Any]], results: Sequence[float], metric: str, best: int | None) -> Figure:
+    """A metric against each parameter, a panel each, and each run as a dot.
+
+    Args:
+        values: parameter to its value in each run; an axis of numbers, or of texts in the order of their appearance.
+        results: the metric of each run.
+        metric: what is measured.
+        best: the index of the run that stands out; None for none.
+    """
+    across = min(2, len(values))
+    down = -(-len(values) // across)
+    figure, grid = _panels(down, across, height=0.4 + 2.2 * down, sharey=True)
+    order = [index for index in range(len(results)) if index != best]
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    for axes, (name, column) in zip(grid.flat, values.items(), strict=False):
+        numbers = all(isinstance(level, (int, float)) for level in column)
+        texts = list(dict.fromkeys(column))
+        places = list(column) if numbers else [texts.index(level) for level in column]
+        axes.plot([places[i] for i in order], [results[i] for i in order], "o", color=BLUE, markersize=4, alpha=0.7)
+        if best is not None:
+            axes.plot([places[best]], [results[best]], "D", color=ORANGE, markersize=6)
+        if not numbers:
+            axes.set_xticks(range(len(texts)), [cropped(text, 16) for text in texts], rotation=45 * (len(texts) > 2))
+            axes.set_xlim(-0.5, len(texts) - 0.5)
+        elif is_long(places):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel(with_unit(name))
+    if is_long(results):
+        grid[0, 0].set_yscale("log")
+    for axes in grid[:, 0]:
+        axes.set_ylabel(with_unit(metric))
     return figure
 
 
@@ -622,7 +669,7 @@ def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metr
         axes.axvline(place, color=INK, linewidth=0.8)
         # right of the last axis no line goes, elsewhere above one there is room
         last = place == places[-1]
-        for height, label in ticks:
+        for height, label in _apart(ticks):
             axes.annotate(
                 cropped(label, 16),
                 (place, height),
@@ -655,6 +702,15 @@ def _scale(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, Any]]]
         heights = {level: index / max(1, len(levels) - 1) for index, level in enumerate(levels)}
     written = levels if len(levels) <= 12 else [levels[0], levels[-1]]
     return [heights[value] for value in column], [(heights[level], level) for level in written]
+
+
+def _apart(ticks: Sequence[tuple[float, Any]], room: float = 0.06) -> list[tuple[float, Any]]:
+    """Ticks without those that would be written over the one before."""
+    found: list[tuple[float, Any]] = []
+    for height, label in sorted(ticks, key=lambda tick: tick[0]):
+        if not found or height - found[-1][0] > room:
+            found.append((height, label))
+    return found
 
 
 @styled()
@@ -727,7 +783,7 @@ def pairs(first: Sequence[float], second: Sequence[float], labels: tuple[str, st
     axes.plot([0, 1], [np.mean(first), np.mean(second)], "-", color=INK, linewidth=2.5, marker="_", markersize=18)
     if is_long([*first, *second]):
         axes.set_yscale("log")
-    axes.set_xticks([0, 1], [cropped(label) for label in labels])
+    axes.set_xticks([0, 1], [cropped(label, 26) for label in labels])
     axes.set_xlim(-0.4, 1.4)
     axes.set_ylabel(with_unit(metric))
     return figure

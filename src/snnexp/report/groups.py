@@ -110,19 +110,31 @@ def varied(runs: Sequence[Facts], configs: Mapping[Path, Mapping[str, Level]]) -
     """
     known = [run for run in runs if run.overrides or configs[run.path]]
     words = [typed(run.overrides) for run in known]
-    by_words = {}
+    by_words: dict[str, list[Level]] = {}
     if all(words):
         # the config has the last word: a run that went on with more epochs was typed with fewer
-        by_words = {
-            key: [configs[run.path].get(key, own.get(key, DEFAULT)) for run, own in zip(known, words, strict=True)]
-            for key in dict.fromkeys(key for own in words for key in own)
-        }
+        for key in dict.fromkeys(key for own in words for key in own):
+            nodes = [_node(configs[run.path], key) for run in known]
+            chosen = {node: own[key] for node, own in zip(nodes, words, strict=True) if node and key in own}
+            by_words[key] = [
+                configs[run.path].get(key, own.get(key, chosen.get(node, DEFAULT)))
+                for run, own, node in zip(known, words, nodes, strict=True)
+            ]
     return _distinct(known, by_words) or _distinct(
         known,
         {
             key: [configs[run.path].get(key, NOT_SET) for run in known]
             for key in dict.fromkeys(key for run in known for key in configs[run.path])
         },
+    )
+
+
+def _node(values: Mapping[str, Level], group: str) -> frozenset[tuple[str, Level]]:
+    """What a choice of a group has set: where a run did not type it, it may still be the one that another run typed."""
+    return frozenset(
+        (key, value)
+        for key, value in values.items()
+        if key.startswith(f"{group}.") and not key.startswith(NO_PARAMETER) and not key.endswith(".seed")
     )
 
 

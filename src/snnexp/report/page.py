@@ -22,17 +22,29 @@ from snnexp.runs import write_atomically, write_figure
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph, or a command that can be copied."""
 
     text: str
+    command: bool = False
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads to another page."""
+
+    text: str
+    address: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells: texts, numbers, None for what is not known.
+    """Rows of cells: texts, links, numbers, None for what is not known.
 
     Args:
-        columns: the names of the columns.
+        columns: the names of the columns; one that is known in no row is in the CSV file alone.
         rows: one cell per column.
         caption: what the table tells.
         name: its CSV file is ``figures/<name>.csv``; none without a name.
@@ -44,6 +56,22 @@ class Table:
     caption: str = ""
     name: str = ""
     folded: bool = False
+
+    @property
+    def known(self) -> list[bool]:
+        """Which columns are known in a row."""
+        return [any(row[index] is not None for row in self.rows) for index in range(len(self.columns))]
+
+    @property
+    def wide(self) -> bool:
+        """Whether half a page is too narrow for it."""
+        shown = [column for column, known in zip(self.columns, self.known, strict=True) if known]
+        return len(shown) > 6 or sum(map(len, shown)) > 48
+
+    @property
+    def long(self) -> bool:
+        """Whether it may need more than a page of paper."""
+        return len(self.rows) > 30
 
     @property
     def numeric(self) -> list[bool]:
@@ -71,15 +99,31 @@ class Picture:
     data: Mapping[str, Iterable[Any]] = field(default_factory=dict)
 
 
-Block = Text | Table | Picture
+@dataclass(frozen=True)
+class Values:
+    """Names and values, as at the beginning of a page."""
+
+    pairs: Sequence[tuple[str, Any]]
+
+
+Block = Text | Table | Picture | Values
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what follows."""
+    """A heading and what follows.
+
+    Args:
+        title: the heading.
+        blocks: what follows.
+        anchor: a name that a :class:`Link` can lead to, ``#anchor``.
+        below: whether it is a part of the section before.
+    """
 
     title: str
     blocks: Sequence[Block]
+    anchor: str = ""
+    below: bool = False
 
 
 def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: Sequence[Section]) -> Path:
@@ -116,6 +160,8 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
     environment = Environment(loader=PackageLoader("snnexp", "report"), autoescape=True, trim_blocks=True)
     environment.filters["cell"] = cell
     environment.tests["picture"] = lambda block: isinstance(block, Picture)
+    environment.tests["values"] = lambda block: isinstance(block, Values)
+    environment.tests["link"] = lambda value: isinstance(value, Link)
     environment.tests["table"] = lambda block: isinstance(block, Table)
     html = environment.get_template("page.html").render(title=title, facts=facts, sections=sections, inside=inside)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +186,7 @@ def inline(name: str, svg: str) -> str:
     """SVG inside a page: in the page's colour, its names apart from those of other pictures."""
     text = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
     text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\1{name}-", text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     # the size is the page's; the shape stays in viewBox
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

@@ -1,6 +1,5 @@
 """The page about one run: what was run, how it ended, what it measured, what the network does, where the time went."""
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from snnexp import config, domains
 from snnexp.errors import CheckpointError
 from snnexp.report import figures, page
 from snnexp.report.figures import Array
+from snnexp.report.origin import origin
 from snnexp.report.page import Block, Picture, Section, Table, Text
 from snnexp.report.snapshots import drawers, parts
 from snnexp.report.statistics import is_number
@@ -28,6 +28,16 @@ ENERGY = (
 )
 WITHOUT_SPIKES = "without spikes"
 PER_LAYER = {"firing_rate": "spikes per neuron and step", "dead": "dead", "saturated": "saturated", "synops": "synops"}
+MEANINGS = {
+    "loss": "mean of what is minimized",
+    "accuracy": "fraction of samples that are assigned to their class",
+    "undecided": "fraction of samples whose class a tie decides",
+    "l1": "mean absolute difference between output and target",
+    "relative_error": "mean of that difference relative to the target",
+    "synops": "additions that spikes cause, per sample",
+    "seed_mean_loss": "mean of all training losses and the final L1, which the tutorial calls L1; it is not test/l1",
+}
+"""Of measures, by the name behind the split."""
 Curve = tuple[Array, Array]
 """Where, and values; NaN where one was not finite."""
 
@@ -63,11 +73,11 @@ def report(path: Path, folder: Path) -> Path:
     changed = _guarded(lambda: _changed(facts, cfg, told), ("", []), told)
     sections = {
         "What was run": lambda: _what_was_run(facts, cfg, *changed),
-        "Result": lambda: _result(facts, cfg, [key for key, *_ in changed[1]]),
+        "Result": lambda: _result(facts, cfg, *changed),
         "Training": lambda: _training(rows),
         "What the network does": lambda: named("trajectory", "predictions", "output_membrane", "spike_raster"),
         "Which class is taken for which": lambda: named("confusion"),
-        "Neuron parameters": lambda: named("parameters"),
+        "Neuron parameters": lambda: [*named("parameters"), *_shared(init, last, drawn.get("parameters"))],
         "Spikes and operations": lambda: [*named("firing_rates"), *_operations(facts, last)],
         "Gradients": lambda: [*named("gradient_norms"), *_norms(init, last)],
         "Where the time went": lambda: _time(facts),
@@ -78,7 +88,7 @@ def report(path: Path, folder: Path) -> Path:
         told.append("There are no rows in metrics.jsonl, so there are no curves.")
     if told:
         built.insert(0, Section("What is missing", [Text(sentence) for sentence in dict.fromkeys(told)]))
-    headline = _guarded(lambda: _headline(facts, cfg), facts.status, told)
+    headline = _guarded(lambda: _headline(facts), facts.status, told)
     return page.write(folder, f"{facts.experiment or facts.id}: {headline}", _facts(facts), built)
 
 
@@ -109,10 +119,10 @@ def _drawn(facts: Facts, init: Any, last: Any, test: Any, told: list[str]) -> di
     return {picture.name: picture for picture in drawn if picture is not None}
 
 
-def _headline(facts: Facts, cfg: Mapping[str, Any]) -> str:
+def _headline(facts: Facts) -> str:
     if facts.status != "finished":
         return facts.status
-    name = next((name for name in _published(cfg) if name in facts.metrics), None) or main_metric(facts.metrics)
+    name = main_metric(facts.metrics)
     return "finished" if name is None else f"{name} {page.cell(facts.metrics[name])}"
 
 
@@ -175,18 +185,25 @@ def _changed(
 def _what_was_run(
     facts: Facts, cfg: Mapping[str, Any], recipe: str, changed: Sequence[tuple[str, str | None, str | None]]
 ) -> list[Block]:
-    blocks: list[Block] = [Text(shlex.join(["snnexp", "train", *facts.overrides]))] if facts.overrides else []
+    blocks: list[Block] = []
+    if facts.overrides:
+        blocks.append(Text(config.command(facts.overrides, cfg, origin(facts).config_dir), command=True))
     if changed:
         caption = "What differs from the recipe as it is here: first what was typed, then what follows from it."
         return [*blocks, Table(["key", recipe, "this run"], changed, caption, "differences")]
     return [*blocks, *([Text(f"This is {recipe}, with nothing changed.")] if cfg and recipe else [])]
 
 
-def _result(facts: Facts, cfg: Mapping[str, Any], changed: Sequence[str]) -> list[Block]:
+def _result(
+    facts: Facts, cfg: Mapping[str, Any], recipe: str, changed: Sequence[tuple[str, str | None, str | None]]
+) -> list[Block]:
     if not facts.metrics:
         return [Text(f"There are no test results: the run is {facts.status}.")]
-    published = _published(cfg)
-    columns = ["measure", "measured", *(["published", "difference"] if published else [])]
+    # a figure is that of a recipe, whatever the seed
+    others = [key for key, *_ in changed if key.rpartition(".")[2] != "seed"]
+    published = {name: value for name, value in _published(cfg).items() if name in facts.metrics}
+    shown = {} if others or not recipe else published
+    columns = ["measure", "measured", *(["published", "difference"] if shown else []), "meaning"]
     rows: list[list[Any]] = []
     layers: dict[str, dict[str, float]] = {}
     for name, value in facts.metrics.items():
@@ -195,21 +212,23 @@ def _result(facts: Facts, cfg: Mapping[str, Any], changed: Sequence[str]) -> lis
         if layer and split == "test":
             layers.setdefault(layer, {})[measure] = value
         elif not layer:
-            figure = published.get(name)
-            rows.append([name, value, figure, None if figure is None else value - figure][: len(columns)])
+            figure = shown.get(name)
+            beside = [figure, None if figure is None else value - figure] if shown else []
+            rows.append([name, value, *beside, MEANINGS.get(measure)])
     blocks: list[Block] = [Table(columns, rows, "Of each split, with the last weights.", "result")]
-    others = [key for key in changed if key.rpartition(".")[2] != "seed"]
-    if published and others:
+    if published and not shown:
         differs = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
-        blocks.append(Text(f"The published figure is that of the recipe, from which this run differs: {differs}."))
+        reason = f"this run differs from it in {differs}" if recipe else "this run has no recipe here to compare with"
+        known = ", ".join(published)
+        blocks.append(Text(f"The recipe has a published figure for {known}; it is not comparable, for {reason}."))
     if layers:
-        shown = [name for name in PER_LAYER if any(name in values for values in layers.values())]
+        measured = [name for name in PER_LAYER if any(name in values for values in layers.values())]
         caption = (
             "By layer. Dead neurons fire for no sample, saturated ones in every step of all; synops are the additions "
             "that arriving spikes cause, per sample."
         )
-        cells = [[layer, *(values.get(name) for name in shown)] for layer, values in layers.items()]
-        blocks.append(Table(["layer", *(PER_LAYER[name] for name in shown)], cells, caption, "layers"))
+        cells = [[layer, *(values.get(name) for name in measured)] for layer, values in layers.items()]
+        blocks.append(Table(["layer", *(PER_LAYER[name] for name in measured)], cells, caption, "layers"))
     return blocks
 
 
@@ -262,6 +281,19 @@ def _data(curves: Mapping[str, Curve], over: str) -> dict[str, Array]:
     return columns
 
 
+def _shared(init: Mapping[str, Any], last: Mapping[str, Any], drawn: Picture | None) -> list[Block]:
+    """The neuron parameters that are not drawn: a picture of one value shows nothing."""
+    named = {key: np.unique(values) for key, values in parts(last or init, "parameter/").items()}
+    there = {name.partition(": ")[2] for name in (drawn.data if drawn else {})}
+    rows = [
+        [*key.split("/"), float(values[0])]
+        for key, values in named.items()
+        if values.size == 1 and key.replace("/", " ") not in there
+    ]
+    caption = "The same for all neurons of a layer" + (", and not changed by training." if init and last else ".")
+    return [Table(["layer", "parameter", "value"], rows, caption, "constant_parameters")] if rows else []
+
+
 def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
     spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in parts(snapshot, "connections/")}
     if not spikes or None in spikes.values():
@@ -278,8 +310,12 @@ def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
     dense *= max(1, int(snapshot["input_steps"]))
     rows.append([WITHOUT_SPIKES, 0.0, dense, dense * (PJ_PER_ADDITION + PJ_PER_PRODUCT) / 1e3])
     columns = ["layer", "additions by spikes", "products of values", "energy (nJ)"]
-    drawn = figures.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)")
-    caption = "Estimated energy of one sample, by the layer that spikes or values arrive at."
+    colours = [*[figures.BLUE] * (len(rows) - 2), figures.INK, figures.GREY]
+    drawn = figures.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)", colours)
+    caption = (
+        "Estimated energy of one sample: by the layer that spikes or values arrive at (blue), their sum (dark), and "
+        f"that of the same network {WITHOUT_SPIKES} (grey)."
+    )
     data = {"layer": [row[0] for row in rows], "energy (nJ)": [row[3] for row in rows]}
     return [Picture("energy", drawn, caption, data), Table(columns, rows, "Per sample.", "operations"), Text(ENERGY)]
 

@@ -10,8 +10,6 @@ from snnexp.report.figures import Array
 from snnexp.report.page import Picture
 
 Snapshot = Mapping[str, Any]
-ALWAYS = ("beta", "threshold", "tau_mem_inv", "v_th")
-"""Parameters that are drawn even where all neurons share one value that stays."""
 
 
 def drawers(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Callable[[], Picture | None]]:
@@ -202,11 +200,11 @@ def _gradients(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
 
 
 def _parameters(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]:
-    """By ``layer name``: those parameters that vary between neurons or over training, and those of :data:`ALWAYS`."""
+    """By ``layer name``: those parameters that vary between neurons or over training."""
     return {
         f"{layer} {name}": versions[title]
         for (layer, name), versions in _versions(columns).items()
-        if title in versions and (name in ALWAYS or len(np.unique(np.concatenate([*versions.values()]))) > 1)
+        if title in versions and len(np.unique(np.concatenate([*versions.values()]))) > 1
     }
 
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from snnexp import config, domains
 from snnexp.console import console, show_path, tell
 from snnexp.errors import ConfigError, SnnexpError, located
@@ -35,6 +37,7 @@ def start(
     points: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
     launcher: Mapping[str, Any],
     program: str,
+    config_dir: Path | None = None,
 ) -> int:
     """Run the points of a list; returns the exit code.
 
@@ -44,6 +47,7 @@ def start(
         points: overrides and whole config of each; those that have the same config are one.
         launcher: the settings of a launcher, with its ``kind``.
         program: the command line's own name, for what starts processes by it.
+        config_dir: more configs that the points were composed with, for the record.
 
     Raises:
         ConfigError: the launcher cannot work so.
@@ -53,7 +57,7 @@ def start(
     once = single(points)
     if len(once) < len(points):
         tell(f"{len(points) - len(once)} of {len(points)} points ask for the same as others, and are not run twice")
-    ledger = Ledger.create(folder, experiment, launcher)
+    ledger = Ledger.create(folder, experiment, launcher, config_dir=config_dir)
     for overrides, whole in once:
         ledger.add(overrides, whole)
     return _begin(ledger, program)
@@ -62,7 +66,8 @@ def start(
 def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str) -> int:
     """Run the points that a study chooses; returns the exit code. See :func:`start`."""
     check(launcher)
-    return _begin(Ledger.create(folder, asked.checked["name"], launcher, asked.facts()), program, asked)
+    ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts(), asked.folder)
+    return _begin(ledger, program, asked)
 
 
 def _begin(ledger: Ledger, program: str, asked: Asked | None = None) -> int:
@@ -180,8 +185,10 @@ def _tell_best(source: Searched, view: display.Display) -> None:
         tell(f"the best point could not be written: {error}")
         return
     if best is not None:
-        folder, value = show_path(best[0].parents[1]), domains.number(best[1])
-        view.terminal.print(f"best {source.metric} {value}: snnexp train --config-dir {folder} experiment=best")
+        command, value = best
+        # whole, so that it can be copied
+        said = f"best {source.metric} {domains.number(value)}: {escape(command)}"
+        view.terminal.print(said, soft_wrap=True)
 
 
 def _code(ledger: Ledger, engine: Engine) -> int:

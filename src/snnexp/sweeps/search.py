@@ -408,7 +408,9 @@ def _difference(before: Any, now: Any) -> str:
     return domains.shown(before)
 
 
-def write_best(path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], about: str) -> None:
+def write_best(
+    path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], about: str, folder: Path | None = None
+) -> None:
     """Write a config as an experiment that composes to it again: ``--config-dir FOLDER experiment=NAME``.
 
     Args:
@@ -416,9 +418,20 @@ def write_best(path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], a
         cfg: a checked config, resolved.
         choices: by group, what it was composed of, as Hydra has it in ``hydra.runtime.choices``.
         about: a line about it, which ``snnexp list`` shows.
+        folder: the ``--config-dir`` that it was composed with. What was chosen from there is written as
+            ``FOLDER/<group>/NAME.yaml``, for a command takes one such folder.
     """
-    defaults = {"defaults": [{f"override /{group}": choices[group]} for group in config.NODES]}
-    head = f"# @package _global_\n# {domains.line(about)}\n"
-    text = "\n".join(OmegaConf.to_yaml(OmegaConf.create(part)) for part in (defaults, dict(cfg)))
+    line = f"# {domains.line(about)}\n"
+    chosen = {group: choices[group] for group in config.NODES}
+    for group, choice in chosen.items():
+        if folder is not None and (folder / group / f"{choice}.yaml").is_file():
+            chosen[group] = path.stem
+            _write_config(path.parents[1] / group / path.name, line, cfg[group])
+    defaults = {"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()]}
+    _write_config(path, f"# @package _global_\n{line}", defaults, cfg)
+
+
+def _write_config(path: Path, head: str, *parts: Mapping[str, Any]) -> None:
+    text = "\n".join(OmegaConf.to_yaml(OmegaConf.create(dict(part))) for part in parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     runs.write_atomically(path, (head + text).encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp import config
-from snnexp.console import tell
+from snnexp.console import from_here, tell
 from snnexp.errors import ConfigError, UnmeasuredError
 from snnexp.sweeps import search, storage
 from snnexp.sweeps.engine import Job
@@ -270,18 +270,19 @@ class Searched:
         assert point.trial is not None
         return self.study.address_of(point.trial)
 
-    def write_best(self) -> tuple[Path, float] | None:
-        """Write the best point of the study as an experiment file; returns it and the value of its measure."""
+    def write_best(self) -> tuple[str, float] | None:
+        """Write the best point of the study as an experiment; returns the command that trains it, and its measure."""
         best = self.study.best()
         if best is None:
             return None
         number, value = best
         overrides = self.study.overrides_of(number)
         cfg, node = config.composed(overrides, self.asked.folder)
-        path = self.ledger.path / "conf" / "experiment" / "best.yaml"
+        conf, checked = self.ledger.path / "conf", config.plain(config.check(cfg))
         about = f"{self.metric} {value:.4g}, trial {number} of {self.study.name}: {' '.join(overrides)}"
-        search.write_best(path, config.plain(config.check(cfg)), node["runtime"]["choices"], about)
-        return path, value
+        path, choices = conf / "experiment" / "best.yaml", node["runtime"]["choices"]
+        search.write_best(path, checked, choices, about, self.asked.folder)
+        return config.command(["experiment=best"], checked, from_here(conf)), value
 
     def close(self) -> None:
         """Leave the study."""
