@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ending_at_once_on_signals():
             return verb(arguments[1:])
     except SnnexpError as error:
-        return _refuse(str(error), error.exit_code)
+        return _refuse(error.args, error.exit_code)
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
             raise
@@ -131,11 +131,11 @@ def _ending_at_once_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _refuse(sentence: str, code: int = 2) -> int:
-    from snnexp.domains import line
+def _refuse(said: str | Sequence[str], code: int = 2) -> int:
+    from snnexp.domains import sentence
 
-    sentence = line(sentence)
-    print(f"snnexp: {sentence if len(sentence) <= 190 else f'{sentence[:187]}...'}", file=sys.stderr)
+    for text in [said] if isinstance(said, str) else said:
+        print(f"snnexp: {sentence(text)}", file=sys.stderr)
     return code
 
 
@@ -255,11 +255,10 @@ def _list(arguments: list[str]) -> int:
         raise ConfigError(f"list: got {' '.join(arguments)}, takes at most one group: {', '.join(config.GROUPS)}")
     if arguments and arguments[0] not in config.GROUPS:
         raise ConfigError(f"{arguments[0]}: no such group, {domains.closest(arguments[0], config.GROUPS)}")
-    conf = config.conf_dir()
     for group in arguments or config.GROUPS:
         if not arguments:
             print(group)
-        found = config.choices(group, conf)
+        found = config.choices(group)
         width = max(map(len, found), default=0)
         for name, description in found.items():
             print(f"{'' if arguments else '  '}{name:<{width}}  {description}")

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import domains, gate, pairs, runs, upgrade
-from snnexp.errors import ConfigError, SnnexpError, located
+from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 
 GROUPS = (
     "data",
@@ -45,12 +45,14 @@ GROUPS = (
     "sweep",
     "debug",
 )
-NODES = GROUPS[:-3]
-"""The groups that become a node of the config; choices of the others only set those."""
+NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
+"""The groups that become a node of the config, and those whose choices only set keys of others."""
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
 VERSION_BASE = "1.3"
 MOST_POINTS = 10_000
+MOST_TOLD = 20
+"""Refusals of one command: each takes one more composition."""
 LONGEST = 4096
 """Characters of an override: Hydra's parser takes seconds for lists that are longer."""
 LONGEST_KEY = 200
@@ -78,10 +80,16 @@ def conf_dir() -> Path:
     raise ConfigError(f"SNNEXP_CONF: no train.yaml in {places[0]}; unset it, or set it to a folder of configs")
 
 
-def choices(group: str, conf: Path | None = None) -> dict[str, str]:
-    """What can be chosen in a group: name to description, which is the first line of comment in its file."""
-    folder = (conf or conf_dir()) / group
-    return {path.stem: _description(path) for path in sorted(folder.glob("*.yaml"))}
+def choices(group: str, folder: Path | None = None) -> dict[str, str]:
+    """What can be chosen in a group: name to description, which is the first line of comment in its file.
+
+    Args:
+        group: its name.
+        folder: more configs, as of ``--config-dir``; a file there stands before one of the same name.
+    """
+    places = [conf_dir(), *([] if folder is None else [folder])]
+    files = {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
+    return {name: _description(files[name]) for name in sorted(files)}
 
 
 def _description(path: Path) -> str:
@@ -120,10 +128,45 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
         The config, and Hydra's own node as it was written.
 
     Raises:
-        ConfigError: it cannot be composed, or asks for more than a config may.
+        ConfigError: it cannot be composed, or asks for more than a config may. Each override that is refused is told,
+            and what is wrong with the values of the others.
     """
-    overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides), _hydra(folder):
+    left, refusals, complete = quoted(overrides), Refusals(), True
+    while True:
+        try:
+            found = _composed(left, folder)
+            break
+        except ConfigError as error:
+            culprit = _culprit(error, left)
+            if complete or (culprit is not None and "." not in culprit):
+                refusals.add(*map(str, error.args))
+            if culprit is None or len(refusals.sentences) >= MOST_TOLD:
+                refusals.tell()
+            left = [override for override in left if _key(override) != culprit]
+            # without a choice, what belongs to it looks unknown
+            complete = complete and culprit not in GROUPS
+    if refusals.sentences:
+        with refusals.collected():
+            _check(found[0], complete)
+        refusals.tell()
+    return found
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
+    """The key of the override that a refusal is about, if it is about one."""
+    told = str(error.args[0])
+    for override in overrides:
+        if told.startswith(tuple(f"{name}:" for name in (_short(_key(override)), override, domains.shown(override)))):
+            return _key(override)
+    return None
+
+
+def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
+    with _in_one_line(), _explained(overrides, folder), _hydra(folder):
         gate.Files.visits = 0
         try:
             cfg = hydra_compose("train", [NO_SEARCH, *overrides], return_hydra_config=True)
@@ -134,7 +177,18 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
             del cfg["hydra"]
         gate.require_shipped_hydra(node)
         gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+        for group in GLOBAL:
+            if group in cfg and (choice := node["runtime"]["choices"].get(group)):
+                _require_global(f"{group}/{choice}", folder)
     return cfg, node
+
+
+def _require_global(name: str, folder: Path | None) -> None:
+    """Refuse a file of one of the groups that set keys of others, where it does not say so."""
+    for place in (folder, conf_dir()):
+        path = None if place is None else place / f"{name}.yaml"
+        if path is not None and path.is_file() and "@package" not in gate.read(path)[:512]:
+            raise ConfigError(f"{path}: begin with the line # @package _global_")
 
 
 def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None) -> Iterator[DictConfig]:
@@ -267,7 +321,7 @@ def _parses(override: str, parser: OverridesParser) -> bool:
 
 
 @contextmanager
-def _explained(overrides: Sequence[str] = ()) -> Iterator[None]:
+def _explained(overrides: Sequence[str] = (), folder: Path | None = None) -> Iterator[None]:
     """Whatever Hydra, OmegaConf and their parsers raise about a text from outside becomes a :class:`ConfigError`."""
     try:
         yield
@@ -276,17 +330,16 @@ def _explained(overrides: Sequence[str] = ()) -> Iterator[None]:
     except RecursionError as error:
         raise ConfigError(f"{domains.shown(' '.join(overrides))}: nested too deeply") from error
     except Exception as error:
-        raise explain(error, overrides) from error
+        raise explain(error, overrides, folder) from error
 
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Keep the sentence of a :class:`ConfigError` that passes to one line of at most 190 characters."""
+    """Keep each sentence of a :class:`ConfigError` that passes to one line of at most 190 characters."""
     try:
         yield
     except ConfigError as error:
-        sentence = domains.line(str(error))
-        error.args = (sentence if len(sentence) <= 190 else f"{sentence[:187]}...",)
+        error.args = tuple(domains.sentence(str(said)) for said in error.args)
         raise
 
 
@@ -347,14 +400,18 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
     """
-    changed = cfg.copy()
+    changed, refusals = cfg.copy(), Refusals()
     with _in_one_line(), _explained(overrides):
         for key, value in assigned(overrides):
             parent, _, leaf = key.rpartition(".")
             if leaf not in _keys(cfg, parent):
-                raise ConfigError(f"{domains.shown(key)}: unknown key, {domains.closest(leaf, _keys(cfg, parent))}")
+                refusals.add(f"{domains.shown(key)}: unknown key, {domains.closest(leaf, _keys(cfg, parent))}")
+                continue
             OmegaConf.update(changed, key, value, merge=False)
-        return check(changed)
+        with refusals.collected():
+            changed = check(changed)
+        refusals.tell()
+        return changed
 
 
 def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -363,13 +420,17 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     Raises:
         ConfigError: one is something else.
     """
-    overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides):
-        for override in OverridesParser.create().parse_overrides(overrides):
-            key = override.key_or_group
-            if override.get_key_element() != key or override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: only key=value overrides are accepted here")
-            yield key, override.value()
+    overrides, refusals = quoted(overrides), Refusals()
+    parsed: list[Override] = []
+    with _in_one_line():
+        for text in overrides:
+            with refusals.collected(), _explained([text]):
+                override = OverridesParser.create().parse_override(text)
+                if override.get_key_element() != override.key_or_group or override.is_sweep_override():
+                    raise ConfigError(f"{text}: only key=value overrides are accepted here")
+                parsed.append(override)
+        refusals.tell()
+    yield from ((override.key_or_group, override.value()) for override in parsed)
 
 
 def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -378,16 +439,21 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: as :func:`change`, or a key has no effect on an evaluation.
     """
+    refusals = Refusals()
     for key, value in assigned(overrides):
         node, name, *_ = [*key.split("."), ""]
         if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(name), domains.Parameter):
-            raise ConfigError(f"{domains.shown(key)}: the checkpoint holds its values; train a run with others")
-        if node == "optimizer" or key == "trainer.max_epochs":
-            raise ConfigError(f"{domains.shown(key)}: an evaluation does not train")
-        if key == "num_steps":
+            refusals.add(f"{domains.shown(key)}: the checkpoint holds its values; train a run with others")
+        elif node == "optimizer" or key == "trainer.max_epochs":
+            refusals.add(f"{domains.shown(key)}: an evaluation does not train")
+        elif key == "num_steps":
             same = (name for name in NODES if "num_steps" in cfg[name] and cfg[name].num_steps == cfg.num_steps)
             overrides = [*overrides, *(f"{name}.num_steps={value}" for name in same)]
-    return change(cfg, overrides)
+    changed = cfg
+    with refusals.collected():
+        changed = change(cfg, overrides)
+    refusals.tell()
+    return changed
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -400,18 +466,19 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a key differs that decides what is computed, ``key: old -> new``.
     """
-    old, new = flat(before), flat(now)
+    old, new, refusals = flat(before), flat(now), Refusals()
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
             continue
         shown = [domains.shown(config[key]) if key in config else "nothing" for config in (old, new)]
         change = f"{key}: {' -> '.join(shown)}"
         if key != "trainer.max_epochs":
-            raise ConfigError(f"{change}, and the run so far depends on it; put it back, or start a new run")
-        if new.get("optimizer.schedule") != "constant":
-            raise ConfigError(f"{change}, and the learning rates so far depend on it; start a new run")
-        if new[key] < old[key]:
-            raise ConfigError(f"{change}, and a run cannot become shorter")
+            refusals.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
+        elif new.get("optimizer.schedule") != "constant":
+            refusals.add(f"{change}, and the learning rates so far depend on it; start a new run")
+        elif new[key] < old[key]:
+            refusals.add(f"{change}, and a run cannot become shorter")
+    refusals.tell()
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -436,30 +503,46 @@ def check(cfg: DictConfig) -> DictConfig:
     """Resolve ``cfg`` and hold every value against the domain of its name.
 
     Raises:
-        ConfigError: the first key whose value cannot work.
+        ConfigError: values cannot work; one sentence for each key.
     """
+    return _check(cfg)
+
+
+def _check(cfg: DictConfig, together: bool = True) -> DictConfig:
+    """As :func:`check`; parts are held against each other if ``together``."""
     with _in_one_line(), _explained():
-        for key in (*KEYS, *NODES):
-            if key not in cfg:
-                hint = f", {domains.listed(choices(key))}" if key in NODES else ""
-                raise ConfigError(f"{key}: every run needs one{hint}")
-        gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+        if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
+            hints = {key: f", {domains.listed(choices(key))}" for key in NODES}
+            raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
+        written = OmegaConf.to_container(cfg, resolve=False)
+        gate.require_bounded(written)
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return OmegaConf.create(_checked(cast(dict[str, Any], plain)))
+        return OmegaConf.create(_checked(cast(dict[str, Any], plain), cast(dict[str, Any], written), together))
 
 
-def _checked(plain: dict[str, Any]) -> dict[str, Any]:
+def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
+    refusals = Refusals()
     for key, value in plain.items():
-        if key not in (*KEYS, *NODES):
-            raise ConfigError(f"{domains.shown(key)}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
-        if key in NODES and not isinstance(value, dict):
-            raise ConfigError(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
-        gate.require_targets(value, key, key if key in pairs.SHIPPED else None)
-    for key in plain["logger"]:
+        if key in GLOBAL:
+            refusals.add(f"{key}: its files set other keys, and must begin with the line # @package _global_")
+        elif key not in (*KEYS, *NODES):
+            refusals.add(f"{domains.shown(key)}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
+        elif key in NODES and not isinstance(value, dict):
+            refusals.add(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
+        else:
+            with refusals.collected():
+                gate.require_targets(value, key, key if key in pairs.SHIPPED else None)
+    for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
-            raise ConfigError(f"logger.{domains.shown(key)}: unknown key, {domains.closest(str(key), LOGGER)}")
-    _check_node(plain, "")
-    pairs.check(plain)
+            refusals.add(f"logger.{domains.shown(key)}: unknown key, {domains.closest(str(key), LOGGER)}")
+    _check_node({key: value for key, value in plain.items() if not refusals.about(str(key))}, "", refusals)
+    if together:
+        pairs.check(plain, refusals)
+    for key in [*refusals.sentences]:
+        # what is only read from a key that is refused itself is told once
+        if any(origin in refusals.sentences for origin in _origins(key, written)):
+            del refusals.sentences[key]
+    refusals.tell()
     for key in ("data", "logger"):
         # once, so that all who read a path mean the same
         if isinstance(root := plain[key].get("root"), str):
@@ -467,13 +550,26 @@ def _checked(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _check_node(node: Mapping[str, Any], prefix: str) -> None:
+def _origins(key: str, written: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that a key of a config gets its value from, by interpolations as they were written."""
+    node: Any = written
+    words = key.split(".")
+    for index, word in enumerate(words):
+        node = node.get(word) if isinstance(node, Mapping) else None
+        if isinstance(node, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", node)):
+            origin = ".".join([match[1], *words[index + 1 :]])
+            yield origin
+            yield from _origins(origin, written)
+
+
+def _check_node(node: Mapping[str, Any], prefix: str, refusals: Refusals) -> None:
     # names have the meanings of `domains` in this package; the constructors of others check for themselves
     if node.get("_target_") in (None, *pairs.EVERY):
-        domains.check(node, prefix)
+        with refusals.collected():
+            domains.check(node, prefix)
     for key, value in node.items():
         if isinstance(value, Mapping) and key != "published":
-            _check_node(value, f"{prefix}{key}.")
+            _check_node(value, f"{prefix}{key}.", refusals)
 
 
 def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
@@ -515,12 +611,13 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None = None) -> ConfigError:
     """One sentence for what Hydra, OmegaConf or YAML refused: the key, what is wrong, what would do.
 
     Args:
         error: what was raised.
         overrides: what was typed, where the error itself does not name the key.
+        folder: more configs, as of ``--config-dir``.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return ConfigError(f"{error.problem_mark.name}: {gate.describe(error)}")
@@ -529,7 +626,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
             f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
             "quote what holds a quote, a bracket or '$': key='\"value\"'"
         )
-    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides)):
+    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides, folder)):
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
     reason = _first_line(error.__cause__ or error)
@@ -556,10 +653,15 @@ def _about_a_key(error: Exception) -> ConfigError | None:
     return None
 
 
-def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
+def _about_a_choice(error: Exception, overrides: Sequence[str], folder: Path | None) -> ConfigError | None:
     text = str(error)
+    if match := re.search(rf"In '((?:{'|'.join(GLOBAL)})/[^']+)': Could not override '[^']+@", text):
+        try:
+            _require_global(match[1], folder)
+        except ConfigError as missing:
+            return missing
     if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
-        return _no_choice(*match.groups())
+        return _no_choice(match[1], match[2], folder)
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -569,8 +671,8 @@ def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError |
     if "Config group override must be" in text:
         # Hydra does not say which group it means
         for group, _, choice in (override.partition("=") for override in overrides):
-            if group in GROUPS and choice not in choices(group):
-                return _no_choice(group, choice)
+            if group in GROUPS and choice not in choices(group, folder):
+                return _no_choice(group, choice, folder)
     return None
 
 
@@ -579,10 +681,13 @@ def _short(key: str) -> str:
     return key if len(key) <= 80 else f"{key[:40]}...{key[-30:]}"
 
 
-def _no_choice(group: str, choice: str) -> ConfigError:
+def _no_choice(group: str, choice: str, folder: Path | None) -> ConfigError:
+    known = choices(group, folder)
     if choice in ("", "null"):
-        return ConfigError(f"{group}: every run needs one, {domains.listed(choices(group))}")
-    return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
+        return ConfigError(f"{group}: every run needs one, {domains.listed(known)}")
+    if any(place is not None and (place / group / f"{choice}.yml").is_file() for place in (folder, conf_dir())):
+        return ConfigError(f"{group}={choice}: the name of its file must end with .yaml, not .yml")
+    return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, known)}")
 
 
 def _elsewhere(cfg: DictConfig, key: str) -> str | None:

@@ -288,11 +288,14 @@ DOMAINS: dict[str, Domain] = {
 
 
 def check(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise :class:`ConfigError`, naming the key, for the first value that lies outside the domain of its name."""
-    for name, value in values.items():
-        domain = DOMAINS.get(name)
-        if domain is not None and value not in domain:
-            raise ConfigError(f"{prefix}{name}: got {shown(value)}, must be {domain}")
+    """Raise :class:`ConfigError`, naming the keys, for values that lie outside the domains of their names."""
+    refused = [
+        f"{prefix}{name}: got {shown(value)}, must be {domain}"
+        for name, value in values.items()
+        if (domain := DOMAINS.get(name)) is not None and value not in domain
+    ]
+    if refused:
+        raise ConfigError(*refused)
 
 
 def shown(value: object) -> str:
@@ -313,6 +316,12 @@ def line(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in " ".join(text.split())
     )
+
+
+def sentence(text: str) -> str:
+    """``text`` in one :func:`line` of at most 190 characters."""
+    text = line(text)
+    return text if len(text) <= 190 else f"{text[:187]}..."
 
 
 def closest(word: str, options: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, domains, gate
-from snnexp.errors import ConfigError, SnnexpError
+from snnexp.errors import ConfigError, Refusals, SnnexpError
 
 if TYPE_CHECKING:
     from snnexp.sweeps.sources import Asked
@@ -83,6 +83,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     flags: list[str] = []
     overrides: list[str] = []
+    refusals = Refusals()
     rest = iter(arguments)
     for word in rest:
         if not word.startswith("-"):
@@ -92,18 +93,21 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             value = value or next(rest, "")
             if not value or (flag in CFG_FLAGS and value not in CFG):
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
-                raise ConfigError(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
-            if flag in DIR_FLAGS and not Path(value).is_dir():
-                raise ConfigError(f"{flag}: {domains.shown(value)} is not a folder")
-            if flag in DIR_FLAGS and any(flag in DIR_FLAGS for flag in flags):
-                raise ConfigError(f"{flag}: given twice, takes one folder")
+                refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
+            if flag in DIR_FLAGS:
+                value = os.path.expanduser(value)
+                if value and not Path(value).is_dir():
+                    refusals.add(f"{flag}: {domains.shown(value)} is not a folder")
+                if any(flag in DIR_FLAGS for flag in flags):
+                    refusals.add(f"{flag}: given twice, takes one folder")
             flags += [flag, value]
         elif word in PLAIN:
             flags.append(word)
         elif word.partition("=")[0] in OTHER_CONF:
-            raise ConfigError(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
+            refusals.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
         else:
-            raise ConfigError(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
+            refusals.add(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
+    refusals.tell()
     return flags, overrides
 
 
@@ -148,7 +152,13 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
         return asked, starters
     points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *typed], folder)]
     composed = config.composed_points(points, folder)
-    return [(point, config.check(cfg)) for point, cfg in zip(points, composed, strict=True)], starters
+    checked: list[Point] = []
+    refusals = Refusals()
+    for point, cfg in zip(points, composed, strict=True):
+        with refusals.collected():
+            checked.append((point, config.check(cfg)))
+    refusals.tell()
+    return checked, starters
 
 
 class Jobs:

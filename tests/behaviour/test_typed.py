@@ -4,7 +4,7 @@ import json
 
 import pytest
 from omegaconf import OmegaConf
-from shell import OUTSIDE, Shell, record
+from shell import OUTSIDE, Shell, record, recorded
 
 BLOBS = ("train", *OUTSIDE, "data=blobs", "network.hidden=[4]", "num_steps=3", "trainer=cpu", "logger=jsonl")
 
@@ -35,7 +35,6 @@ def test_a_typed_part_replaces_the_one_before(snnexp: Shell) -> None:
     assert beta == {"_target_": "snnexp.initializers.Normal", "mean": 0.5, "std": 0.1}
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="refusals are told one at a time")
 def test_all_refusals_are_told_at_once(snnexp: Shell) -> None:
     ended = snnexp("train", "a=1", "b=1", "neuron.c=1", "neuron.beta=2", "num_steps=0")
     assert ended.code == 2
@@ -106,3 +105,39 @@ def test_a_sweep_goes_on_after_its_data_have_moved(snnexp: Shell) -> None:
     assert ended.code == 7
     ledger = json.loads((sweep / "sweep.json").read_text())
     assert all("elsewhere" in point["reason"] for point in ledger["points"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "keys"),
+    [
+        # a pair beside values
+        (
+            "train readout=leaky_integrator loss=mse_count neuron.beta=2 surrogate.alpha=-1",
+            ["loss", "neuron.beta", "surrogate.alpha"],
+        ),
+        # keys of a choice that there is not are no mistakes
+        (
+            "train neuron=leeky loss=foo neuron.tau_mem_inv=3 num_steps=0 zz=1",
+            ["loss=foo", "neuron=leeky", "num_steps", "zz"],
+        ),
+        ("train network.hidden=[ neuron.bta=1 seed=-1", ["network.hidden=[", "neuron.bta", "seed"]),
+        ("train --frobnicate --nicate", ["--frobnicate", "--nicate"]),
+        ("train -m seed=0,-1 neuron.beta=0.5,2", ["neuron.beta", "seed"]),
+        ("train -m seed=0,1 neuron.bta=2 num_step=3", ["neuron.bta", "num_step"]),
+        ("resume RUN neuron.beta=0.7 neuron.bta=1 trainer.max_epochs=0", ["neuron.bta", "trainer.max_epochs"]),
+        ("resume RUN neuron.beta=0.7 seed=4", ["neuron.beta", "seed"]),
+        ("eval RUN optimizer.lr=1 nuron.beta=1", ["nuron.beta", "optimizer.lr"]),
+    ],
+)
+def test_each_refusal_has_a_line(snnexp: Shell, typed: str, keys: list[str]) -> None:
+    path = str(recorded(snnexp)) if "RUN" in typed else ""
+    ended = snnexp(*typed.replace("RUN", path).split())
+    assert ended.code == 2
+    assert sorted(line.removeprefix("snnexp: ").partition(":")[0] for line in ended.err) == keys
+
+
+def test_a_recipe_that_does_not_say_where_its_keys_belong(snnexp: Shell) -> None:
+    for text in ("num_steps: 5\n", "defaults:\n  - override /neuron: rleaky\nnum_steps: 5\n"):
+        ended = snnexp("train", *recipe(snnexp, text))
+        assert (ended.code, ended.key) == (2, str(snnexp.folder / "conf" / "experiment" / "mine.yaml"))
+        assert "# @package _global_" in ended.err[0]
