@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
     }
     | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "upgrade"},
-    "launch": LEAVES | {"config", "experiment", "gate", "sweeps"},
+    "launch": LEAVES | {"config", "experiment", "gate", "runs", "sweeps"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES
     | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"}

@@ -11,6 +11,7 @@ HELP = """\
 Train spiking neural networks from YAML configs.
 
   snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
+  snnexp train --from RUN [OVERRIDE ...]  a new run with the config of an earlier one, changed
   snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
   snnexp resume SWEEP                run what is not finished of a sweep, and only that
   snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
@@ -24,6 +25,7 @@ Train spiking neural networks from YAML configs.
   snnexp train -m experiment=mnist_rleaky_count seed=0,1,2 optimizer.lr=1e-3,2e-3
   snnexp train -m sweep=seeds experiment=regression_sqrt hydra/launcher=stacked
 
+RUN and SWEEP are a directory, an id below outputs/, or the end of one id, such as 5193.
 Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows the whole config, and
 snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"
 Runs are written to outputs/. TensorBoard: tensorboard --logdir outputs
@@ -149,16 +151,25 @@ def _train(arguments: list[str]) -> int:
 
 
 def _resume(arguments: list[str]) -> int:
-    from pathlib import Path
+    from snnexp.runs import locate
 
-    if arguments and (Path(arguments[0]) / "sweep.json").is_file():
-        from snnexp.sweeps import driver
+    if arguments and not arguments[0].startswith("-"):
+        path = locate(arguments[0])
+        if (path / "sweep.json").is_file():
+            from snnexp.sweeps import driver
 
-        return driver.resume(Path(arguments[0]), sys.argv[0], arguments[1:])
+            return driver.resume(path, sys.argv[0], arguments[1:])
+        arguments = [str(path), *arguments[1:]]
     asked = _of_a_run("resume", arguments)
     from snnexp.experiment import resume
 
-    resume(asked.run, asked.override)
+    typed = sys.argv
+    try:
+        # processes of ddp are started by the command line, and must find this one run
+        sys.argv = [typed[0], "resume", *arguments]
+        resume(asked.run, asked.override)
+    finally:
+        sys.argv = typed
     return 0
 
 
@@ -189,13 +200,16 @@ def _report(arguments: list[str]) -> int:
 
     about = "One HTML page about a run, or one that compares all runs below PATH; figures and their data beside it."
     parser = Parser(prog="snnexp report", description=about)
-    parser.add_argument("path", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or a folder with runs")
+    parser.add_argument("path", nargs="+", metavar="PATH", help="a run, a sweep, or a folder with runs")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default PATH itself; ./report for several")
     parser.add_argument("--metric", metavar="NAME", help="compare this measure, instead of accuracy, L1 error or loss")
     asked = parser.parse_args(arguments)
+    from snnexp.runs import locate
+
+    paths = [locate(path) for path in asked.path]
     from snnexp.report import report
 
-    print(f"report {report(asked.path, asked.out, asked.metric)}")
+    print(f"report {report(paths, asked.out, asked.metric)}")
     return 0
 
 
@@ -208,7 +222,6 @@ def _runs(arguments: list[str]) -> int:
 def _of_a_run(verb: str, arguments: list[str]) -> Any:
     """What was typed after a verb that takes a run; what is wrong with it is told before torch is imported."""
     import argparse
-    from pathlib import Path
 
     from snnexp import config, runs
     from snnexp.errors import ConfigError
@@ -219,7 +232,7 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
             raise ConfigError(f"{verb}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
 
     parser = Parser(prog=f"snnexp {verb}", add_help=False)
-    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("run", metavar="RUN")
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("-h", "--help", action="help")
     if verb == "eval":
@@ -227,6 +240,7 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
         parser.add_argument("--split", default="test", choices=("test", "val", "train"))
         parser.add_argument("--json", action="store_true", help="every digit, for programs")
     asked = parser.parse_intermixed_args(arguments)
+    asked.run = runs.locate(asked.run)
     saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
     if verb == "resume":
         config.require_same(saved, config.change(saved, asked.override))

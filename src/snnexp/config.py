@@ -142,7 +142,7 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
                 refusals.add(*map(str, error.args))
             if culprit is None or len(refusals.sentences) >= MOST_TOLD:
                 refusals.tell()
-            left = [override for override in left if _key(override) != culprit]
+            left = [override for override in left if key_of(override) != culprit]
             # without a choice, what belongs to it looks unknown
             complete = complete and culprit not in GROUPS
     if refusals.sentences:
@@ -152,7 +152,8 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
     return found
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """The key of an override, without the signs before it."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -160,8 +161,8 @@ def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
     """The key of the override that a refusal is about, if it is about one."""
     told = str(error.args[0])
     for override in overrides:
-        if told.startswith(tuple(f"{name}:" for name in (_short(_key(override)), override, domains.shown(override)))):
-            return _key(override)
+        if told.startswith(tuple(f"{name}:" for name in (_short(key_of(override)), override, domains.shown(override)))):
+            return key_of(override)
     return None
 
 
@@ -169,7 +170,7 @@ def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig
     with _in_one_line(), _explained(overrides, folder), _hydra(folder):
         gate.Files.visits = 0
         try:
-            cfg = hydra_compose("train", [NO_SEARCH, *overrides], return_hydra_config=True)
+            cfg = hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
         finally:
             gate.Files.visits = None
         node = cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False))
@@ -214,7 +215,7 @@ def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None)
         cfg = shared[choices].copy()
         try:
             for override in values:
-                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=True)
+                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not _is_part(override))
         except OmegaConfBaseException:
             # Hydra's own words tell what is wrong
             cfg = composed(point, folder)[0]
@@ -258,6 +259,39 @@ def shared(overrides: Sequence[str]) -> list[str]:
         return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
 
 
+def params(node: Mapping[str, Any]) -> list[str]:
+    """The overrides that ``hydra.sweeper.params`` stands for: a text in Hydra's grammar, or a value, or a list of them.
+
+    A list is one value where its key takes it as one, as ``network.hidden`` takes ``[256, 128]``.
+    """
+    return [f"{key}={_values(str(key), value)}" for key, value in node.items()]
+
+
+def _values(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    domain = domains.DOMAINS.get(key.rpartition(".")[2])
+    if isinstance(value, list) and value and (domain is None or value not in domain):
+        return ",".join(map(written, value))
+    return written(value)
+
+
+def written(value: Any) -> str:
+    """A value of YAML as Hydra's grammar reads it back."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {written(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(written, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    if not isinstance(value, str):
+        return text
+    parser = OverridesParser.create()
+    plain = _parses(f"key={text}", parser) and parser.parse_override(f"key={text}").value() == value
+    return text if plain else str(QuotedString(text, Quote.single).with_quotes())
+
+
 def _variants(override: Override) -> Iterator[tuple[str, ...]]:
     if override.is_discrete_sweep():
         yield from ((f"{override.get_key_element()}={value}",) for value in override.sweep_string_iterator())
@@ -299,12 +333,34 @@ def quoted(overrides: Sequence[str]) -> list[str]:
         return [_quoted(override, parser) for override in overrides]
 
 
+def replacing(overrides: Sequence[str]) -> list[str]:
+    """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied."""
+    words = []
+    for text in overrides:
+        override = OverridesParser.create().parse_override(text) if "_target_" in text else None
+        if override is not None and _is_part(override) and (empty := f"{override.key_or_group}=null") not in words[-1:]:
+            words.append(empty)
+        words.append(text)
+    return words
+
+
+def _is_part(override: Override) -> bool:
+    if override.get_key_element() != override.key_or_group or override.is_sweep_override():
+        return False
+    value = override.value()
+    return isinstance(value, dict) and "_target_" in value
+
+
 def _quoted(override: str, parser: OverridesParser) -> str:
     if len(override) > LONGEST:
         raise ConfigError(f"{domains.shown(override)}: {len(override)} characters, at most {LONGEST} are read")
     key, _, value = override.partition("=")
     if len(key) > LONGEST_KEY:
         raise ConfigError(f"{_short(key)}: unknown key, none has more than {LONGEST_KEY} characters")
+    if (match := re.fullmatch(r"choice\((.*)\)", value)) and not _parses(override, parser):
+        # Hydra's own function takes no null
+        listed = f"{key}={match[1]}"
+        return listed if _parses(listed, parser) else override
     # what these stand for is the user's to say
     if not value or set(value) & set("[]{}'\"$,") or _parses(override, parser):
         return override
@@ -404,6 +460,9 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     with _in_one_line(), _explained(overrides):
         for key, value in assigned(overrides):
             parent, _, leaf = key.rpartition(".")
+            if key in GROUPS and not isinstance(value, dict):
+                refusals.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
+                continue
             if leaf not in _keys(cfg, parent):
                 refusals.add(f"{domains.shown(key)}: unknown key, {domains.closest(leaf, _keys(cfg, parent))}")
                 continue
@@ -440,20 +499,45 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ConfigError: as :func:`change`, or a key has no effect on an evaluation.
     """
     refusals = Refusals()
-    for key, value in assigned(overrides):
+    for key, _ in assigned(overrides):
         node, name, *_ = [*key.split("."), ""]
         if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(name), domains.Parameter):
             refusals.add(f"{domains.shown(key)}: the checkpoint holds its values; train a run with others")
         elif node == "optimizer" or key == "trainer.max_epochs":
             refusals.add(f"{domains.shown(key)}: an evaluation does not train")
-        elif key == "num_steps":
-            same = (name for name in NODES if "num_steps" in cfg[name] and cfg[name].num_steps == cfg.num_steps)
-            overrides = [*overrides, *(f"{name}.num_steps={value}" for name in same)]
     changed = cfg
     with refusals.collected():
-        changed = change(cfg, overrides)
+        changed = change_all(cfg, overrides, ("num_steps",))
     refusals.tell()
     return changed
+
+
+def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] = ("seed", "num_steps")) -> DictConfig:
+    """As :func:`change`, where a change of a ``shared`` key reaches all parts that had the same.
+
+    Raises:
+        ConfigError: as :func:`change`.
+    """
+    values = {key: value for key, value in assigned(overrides) if key in shared}
+    given = {key_of(override) for override in overrides}
+    more = [
+        f"{name}.{key}={written(value)}"
+        for key, value in values.items()
+        for name in NODES
+        if key in cfg[name] and cfg[name][key] == cfg[key] and f"{name}.{key}" not in given
+    ]
+    changed = change(cfg, overrides)
+    return change(changed, more)
+
+
+def computes_same(cfg: DictConfig, saved: DictConfig) -> bool:
+    """Whether a composed config asks for what a saved one does, up to keys that do not decide what is computed.
+
+    Raises:
+        ConfigError: it cannot work.
+    """
+    old, new = flat(saved), flat(check(cfg))
+    return all(old.get(key) == new.get(key) for key in old.keys() | new.keys() if not key.startswith(MAY_CHANGE))
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -626,14 +710,14 @@ def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None
             f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
             "quote what holds a quote, a bracket or '$': key='\"value\"'"
         )
-    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides, folder)):
+    if isinstance(error, REFUSALS) and (found := _about_akey_of(error) or _about_a_choice(error, overrides, folder)):
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
     reason = _first_line(error.__cause__ or error)
     return ConfigError(f"{domains.shown(' '.join(overrides))}: {reason}" if overrides else reason)
 
 
-def _about_a_key(error: Exception) -> ConfigError | None:
+def _about_akey_of(error: Exception) -> ConfigError | None:
     for cause in _causes(error):
         key = getattr(cause, "full_key", None)
         if key == "_dummy_":

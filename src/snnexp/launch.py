@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, domains, gate
+from snnexp import config, domains, gate, runs
 from snnexp.errors import ConfigError, Refusals, SnnexpError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
-VALUED = (*CFG_FLAGS, *DIR_FLAGS, "--package", "-p")
+FROM = "--from"
+VALUED = (FROM, *CFG_FLAGS, *DIR_FLAGS, "--package", "-p")
 OTHER_CONF = ("--config-path", "-cp", "--config-name", "-cn")
 CFG = ("job", "hydra", "all")
 PLAIN = (
@@ -56,6 +57,10 @@ def train(arguments: Sequence[str]) -> int:
     overrides = config.quoted(overrides)
     conf = config.conf_dir()
     config.prepare()
+    if FROM in flags:
+        flags, overrides, changed = earlier(flags, overrides)
+        if changed is not None:
+            return _run_changed(changed, overrides, flags)
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
@@ -63,8 +68,8 @@ def train(arguments: Sequence[str]) -> int:
     try:
         if not any(flag in COMPLETE for flag in flags):
             jobs.chosen, starters = check(flags, overrides)
-            overrides = [config.NO_SEARCH, *starters, *overrides]
-        sys.argv = [typed[0], *flags, *overrides]
+            jobs.typed, overrides = overrides, [config.NO_SEARCH, *starters, *overrides]
+        sys.argv = [typed[0], *flags, *config.replacing(overrides)]
         hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     except config.REFUSALS as error:
         raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
@@ -111,6 +116,52 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
+def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list[str], DictConfig | None]:
+    """What ``--from RUN`` stands for among ``flags``.
+
+    Returns:
+        The other flags; the overrides of the run with those ``typed``; and, where these no longer compose to what the
+        run has saved, the config that it has saved, with what was typed changed in it as on resume.
+
+    Raises:
+        ConfigError: it is no run, or what was typed cannot be changed so.
+        CheckpointError: its record is damaged.
+    """
+    at = flags.index(FROM)
+    run = runs.Run.open(runs.locate(flags[at + 1]))
+    saved = config.load(run.path / "config.yaml")
+    flags = [*flags[:at], *flags[at + 2 :]]
+    # a record may come from elsewhere, and downloads only where that is typed
+    kept = ("hydra", "data.download")
+    recorded = [word for word in run.overrides() if not config.key_of(word).startswith(kept)]
+    keys = {config.key_of(word) for word in typed}
+    overrides = [*(word for word in recorded if config.key_of(word) not in keys), *typed]
+    try:
+        same = config.computes_same(config.composed(recorded, _folder(flags))[0], saved)
+    except ConfigError:
+        same = False
+    if same:
+        return flags, overrides, None
+    if any(flag in SWEEP for flag in flags):
+        raise ConfigError(f"{FROM}: the config of this run cannot be composed again, so it cannot be swept")
+    changed = config.change_all(saved, typed)
+    return flags, overrides, changed if "data.download" in keys else config.offline(changed)
+
+
+def _folder(flags: Sequence[str]) -> Path | None:
+    return next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
+
+
+def _run_changed(cfg: DictConfig, overrides: Sequence[str], flags: Sequence[str]) -> int:
+    if any(flag in SHOW for flag in flags):
+        print(OmegaConf.to_yaml(cfg), end="")
+        return 0
+    from snnexp.experiment import run
+
+    run(cfg, overrides)
+    return 0
+
+
 def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] | Asked, list[str]]":
     """Compose and check what Hydra is going to compose; of a sweep, before the first point starts.
 
@@ -120,7 +171,7 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     Raises:
         ConfigError: a point cannot work, or would make Hydra do more than start runs.
     """
-    folder = next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
+    folder = _folder(flags)
     if not any(flag in SWEEP for flag in flags):
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
@@ -150,7 +201,7 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
         # before anything is written
         asked.checked  # noqa: B018
         return asked, starters
-    points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *typed], folder)]
+    points = [*config.points([*config.params(params), *typed], folder)]
     composed = config.composed_points(points, folder)
     checked: list[Point] = []
     refusals = Refusals()
@@ -168,6 +219,7 @@ class Jobs:
         self.program, self.flags = program, flags
         self.chosen: list[Point] | Asked = []
         """What :func:`check` has found."""
+        self.typed: list[str] = []
         self.code = 0
         self.error: BaseException | None = None
         self.__name__ = "train"
@@ -184,7 +236,8 @@ class Jobs:
         if job.mode == RunMode.MULTIRUN:
             raise ConfigError("hydra.launcher: snnexp sweeps through its own; there are processes, slurm and stacked")
         # as text: an interpolation in it belongs to the config, not to this list
-        overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
+        task: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
+        overrides = [word for word in self.typed if word in task]
         checked = config.check(cfg)
         # ddp starts its processes by the command line, which must then ask for this one run
         sys.argv = [self.program, "train", *self.flags, *overrides]

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from snnexp.domains import closest, line, shown
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.runs import RUN_ID, Facts, Run, main_metric
+from snnexp.runs import OUTPUTS, RUN_ID, Facts, Run, locate, main_metric
 
 USAGE = "snnexp runs [DIR] [CONDITION ...] [--sort KEY] [--reverse] [--limit N] [--metric NAME] [--json | --csv]"
 HELP = """\
@@ -205,12 +205,9 @@ def _asked(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
     """The folder, and the conditions as key, operator and value."""
-    first = words[:1]
-    if first and (Path(first[0]).is_dir() or not CONDITION.fullmatch(first[0])):
-        words = words[1:]
-    else:
-        first = ["outputs"]
-    folder = Path(first[0])
+    folder = Path(OUTPUTS)
+    if words and (Path(words[0]).is_dir() or not CONDITION.fullmatch(words[0])):
+        folder, words = locate(words[0]), words[1:]
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; snnexp runs DIR lists the runs below DIR")
     conditions = []
