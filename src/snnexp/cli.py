@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HELP = """\
 Train spiking neural networks from YAML configs.
@@ -17,7 +20,7 @@ Train spiking neural networks from YAML configs.
   snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
   snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER
   snnexp runs   [DIR]                a table of runs; 'test/accuracy>0.9' status=failed  --sort KEY  --json  --csv
-  snnexp list   [GROUP]              what can be chosen
+  snnexp list   [GROUP [CHOICE]]     what can be chosen; keys of a choice with their defaults; --config-dir DIR
   snnexp doctor                      versions, devices, data and configs found here
 
   snnexp train experiment=regression_sqrt
@@ -201,15 +204,16 @@ def _report(arguments: list[str]) -> int:
     about = "One HTML page about a run, or one that compares all runs below PATH; figures and their data beside it."
     parser = Parser(prog="snnexp report", description=about)
     parser.add_argument("path", nargs="+", metavar="PATH", help="a run, a sweep, or a folder with runs")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="by default PATH itself; ./report for several")
+    parser.add_argument("--out", metavar="FOLDER", help="by default PATH itself; ./report for several")
     parser.add_argument("--metric", metavar="NAME", help="compare this measure, instead of accuracy, L1 error or loss")
     asked = parser.parse_args(arguments)
     from snnexp.runs import locate
 
     paths = [locate(path) for path in asked.path]
+    out = None if asked.out is None else Path(os.path.expanduser(asked.out))
     from snnexp.report import report
 
-    print(f"report {report(paths, asked.out, asked.metric)}")
+    print(f"report {report(paths, out, asked.metric)}")
     return 0
 
 
@@ -241,6 +245,8 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
         parser.add_argument("--json", action="store_true", help="every digit, for programs")
     asked = parser.parse_intermixed_args(arguments)
     asked.run = runs.locate(asked.run)
+    if verb == "eval":
+        asked.ckpt = os.path.expanduser(asked.ckpt)
     saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
     if verb == "resume":
         config.require_same(saved, config.change(saved, asked.override))
@@ -255,27 +261,47 @@ def _complete(arguments: list[str]) -> int:
     if not rest.lstrip().startswith("train "):
         print("\n".join(verb for verb in VERBS if verb.startswith(rest.lstrip())))
         return 0
-    # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out
-    shorter = f"{command} {rest.lstrip().removeprefix('train ').lstrip()}"
+    import re
+
+    # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out, and what Hydra does not know
+    shorter = f"{command} {re.sub(r'--from[ =]+[^ ]+ ', '', rest.lstrip().removeprefix('train ').lstrip())}"
     os.environ.update(COMP_LINE=shorter, COMP_POINT=str(point - len(line) + len(shorter)))
-    return _train(arguments)
+    folder = re.search(r" (?:--config-dir|-cd)[ =]+([^ ]+) ", shorter)
+    return _train([*arguments, *(["--config-dir", folder[1]] if folder else [])])
 
 
 def _list(arguments: list[str]) -> int:
-    from snnexp import config, domains
+    from snnexp import config, domains, launch
     from snnexp.errors import ConfigError
 
-    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
-        raise ConfigError(f"list: got {' '.join(arguments)}, takes at most one group: {', '.join(config.GROUPS)}")
-    if arguments and arguments[0] not in config.GROUPS:
-        raise ConfigError(f"{arguments[0]}: no such group, {domains.closest(arguments[0], config.GROUPS)}")
-    for group in arguments or config.GROUPS:
-        if not arguments:
+    flags, words = launch.split(arguments)
+    folder = launch.folder_of(flags)
+    if len(words) > 2 or len(flags) > (0 if folder is None else 2):
+        raise ConfigError("list: takes at most a group and one of its choices, and --config-dir DIR")
+    if words and words[0] not in config.GROUPS:
+        raise ConfigError(f"{words[0]}: no such group, {domains.closest(words[0], config.GROUPS)}")
+    if len(words) == 2:
+        return _list_keys(words[0], words[1], folder)
+    for group in words or config.GROUPS:
+        if not words:
             print(group)
-        found = config.choices(group)
+        found = config.choices(group, folder)
         width = max(map(len, found), default=0)
         for name, description in found.items():
-            print(f"{'' if arguments else '  '}{name:<{width}}  {description}")
+            print(f"{'' if words else '  '}{name:<{width}}  {description}")
+    return 0
+
+
+def _list_keys(group: str, choice: str, folder: "Path | None") -> int:
+    from snnexp import config, domains
+
+    rows = []
+    for key, value in config.keys_of_choice(group, choice, folder).items():
+        domain = domains.DOMAINS.get(key.rpartition(".")[2])
+        rows.append((key, config.written(value), "" if domain is None else str(domain)))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for key, value, about in rows:
+        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {about}".rstrip())
     return 0
 
 

@@ -92,6 +92,24 @@ def choices(group: str, folder: Path | None = None) -> dict[str, str]:
     return {name: _description(files[name]) for name in sorted(files)}
 
 
+def keys_of_choice(group: str, choice: str, folder: Path | None = None) -> dict[str, Any]:
+    """The keys that a choice brings or sets, and their values, with interpolations as they are written.
+
+    Raises:
+        ConfigError: there is no such choice, or it cannot be composed.
+    """
+    cfg = composed([f"{group}={choice}"], folder)[0]
+    found = flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
+    before: dict[str, Any] = {}
+    if group in GLOBAL:
+        before = flat(cast(dict[str, Any], OmegaConf.to_container(composed([], folder)[0], resolve=False)))
+    return {
+        key: value
+        for key, value in found.items()
+        if (before.get(key, ...) != value if group in GLOBAL else key.startswith(f"{group}.") or key == group)
+    }
+
+
 def _description(path: Path) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line:
@@ -101,6 +119,9 @@ def _description(path: Path) -> str:
 
 def prepare() -> None:
     """Register what the configs call by name, and what reads their files; safe to call again."""
+    if not os.environ.get("SNNEXP_DATA_DIR"):
+        # an interpolation would take the empty text for a path
+        os.environ.pop("SNNEXP_DATA_DIR", None)
     OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
     gate.Files.register()
 
@@ -178,6 +199,9 @@ def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig
             del cfg["hydra"]
         gate.require_shipped_hydra(node)
         gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+        typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)
+        if typed and not any("${surrogate" in text for text in _texts(OmegaConf.to_container(cfg, resolve=False))):
+            raise ConfigError("surrogate: no neuron of this config takes one")
         for group in GLOBAL:
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
                 _require_global(f"{group}/{choice}", folder)
@@ -330,12 +354,16 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     """
     parser = OverridesParser.create()
     with _in_one_line():
+        for before, word in itertools.pairwise(["", *overrides]):
+            if ("=" not in before and word.startswith("=")) or (before.endswith("=") and "=" not in word):
+                key = before.rstrip("=") or "key"
+                raise ConfigError(f"{key}: no blanks around '=', as in {key}=value")
         return [_quoted(override, parser) for override in overrides]
 
 
 def replacing(overrides: Sequence[str]) -> list[str]:
     """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied."""
-    words = []
+    words: list[str] = []
     for text in overrides:
         override = OverridesParser.create().parse_override(text) if "_target_" in text else None
         if override is not None and _is_part(override) and (empty := f"{override.key_or_group}=null") not in words[-1:]:
@@ -355,6 +383,8 @@ def _quoted(override: str, parser: OverridesParser) -> str:
     if len(override) > LONGEST:
         raise ConfigError(f"{domains.shown(override)}: {len(override)} characters, at most {LONGEST} are read")
     key, _, value = override.partition("=")
+    if key != key.strip() and value:
+        raise ConfigError(f"{key.strip()}: no blanks around '=', as in {key.strip()}=value")
     if len(key) > LONGEST_KEY:
         raise ConfigError(f"{_short(key)}: unknown key, none has more than {LONGEST_KEY} characters")
     if (match := re.fullmatch(r"choice\((.*)\)", value)) and not _parses(override, parser):
@@ -612,7 +642,8 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         elif key not in (*KEYS, *NODES):
             refusals.add(f"{domains.shown(key)}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
         elif key in NODES and not isinstance(value, dict):
-            refusals.add(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
+            hint = "must be a mapping, as a file of this group holds it" if isinstance(value, list) else None
+            refusals.add(f"{key}: got {domains.shown(value)}, {hint or domains.listed(choices(key))}")
         else:
             with refusals.collected():
                 gate.require_targets(value, key, key if key in pairs.SHIPPED else None)
@@ -705,6 +736,13 @@ def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return ConfigError(f"{error.problem_mark.name}: {gate.describe(error)}")
+    if isinstance(error, OverrideParseException) and "=" not in (word := error.override):
+        if group := next((group for group in GROUPS if word in choices(group, folder)), None):
+            return ConfigError(f"{word}: not key=value, did you mean {group}={word}?")
+        if word in GROUPS:
+            return ConfigError(f"{word}: not key=value, {domains.listed(choices(word, folder))}")
+        if os.path.exists(word):
+            return ConfigError(f"{domains.shown(word)}: not key=value; --from RUN repeats a run, resume continues one")
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "

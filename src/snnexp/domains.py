@@ -193,7 +193,7 @@ FRACTION = Number(low=0, high=1)
 BELOW_ONE = Number(low=0, high=1, open_high=True)
 FLAG = Kind(bool, "true or false")
 TEXT = Text()
-NAME = Text(r"(?!\.)[\w.-]{1,100}", "letters, digits, '.', '_' and '-', at most 100, the first no '.'")
+NAME = Text(r"(?!\.)[\w.-]{1,100}", "a text of letters, digits, '.', '_' and '-', at most 100, the first no '.'")
 NULL = Kind(type(None), "null")
 
 DOMAINS: dict[str, Domain] = {
@@ -290,12 +290,23 @@ DOMAINS: dict[str, Domain] = {
 def check(values: Mapping[str, Any], prefix: str = "") -> None:
     """Raise :class:`ConfigError`, naming the keys, for values that lie outside the domains of their names."""
     refused = [
-        f"{prefix}{name}: got {shown(value)}, must be {domain}"
+        f"{prefix}{name}: got {_kind(value)}{shown(value)}, must be {domain}"
         for name, value in values.items()
         if (domain := DOMAINS.get(name)) is not None and value not in domain
     ]
     if refused:
         raise ConfigError(*refused)
+
+
+def _kind(value: object) -> str:
+    """What has to be said of a text that reads like another value."""
+    if not isinstance(value, str) or not value:
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return "the text " if value.lower() in ("true", "false", "null") else ""
+    return "the text "
 
 
 def shown(value: object) -> str:

@@ -24,9 +24,9 @@ FROM = "--from"
 VALUED = (FROM, *CFG_FLAGS, *DIR_FLAGS, "--package", "-p")
 OTHER_CONF = ("--config-path", "-cp", "--config-name", "-cn")
 CFG = ("job", "hydra", "all")
+INFO_FLAGS = ("--info", "-i")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 PLAIN = (
-    "--info",
-    "-i",
     "--multirun",
     "-m",
     "--run",
@@ -38,7 +38,7 @@ PLAIN = (
     "--version",
 )
 SWEEP = ("--multirun", "-m")
-SHOW = (*CFG_FLAGS, "--info", "-i", "--hydra-help", "--version")
+SHOW = (*CFG_FLAGS, *INFO_FLAGS, "--hydra-help", "--version")
 COMPLETE = ("--shell-completion", "-sc")
 STARTERS = {"launcher": "processes, slurm, stacked", "sweeper": "grid, optuna"}
 """What sweeps are started by, the usual first."""
@@ -103,15 +103,23 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 value = os.path.expanduser(value)
                 if value and not Path(value).is_dir():
                     refusals.add(f"{flag}: {domains.shown(value)} is not a folder")
+                elif value and not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
+                    refusals.add(f"{flag}: {domains.shown(value)} has no folder of a group, such as neuron/")
                 if any(flag in DIR_FLAGS for flag in flags):
                     refusals.add(f"{flag}: given twice, takes one folder")
             flags += [flag, value]
+        elif word.partition("=")[0] in INFO_FLAGS:
+            flag, _, value = word.partition("=")
+            # Hydra would take the next word for it
+            flags += [flag, value or "all"]
+            if flags[-1] not in INFO:
+                refusals.add(f"{flag}: got {value}, {domains.closest(value, INFO)}")
         elif word in PLAIN:
             flags.append(word)
         elif word.partition("=")[0] in OTHER_CONF:
             refusals.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
         else:
-            refusals.add(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
+            refusals.add(f"{word}: no such flag, {domains.closest(word, [*VALUED, *INFO_FLAGS, *PLAIN])}")
     refusals.tell()
     return flags, overrides
 
@@ -137,7 +145,7 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
     keys = {config.key_of(word) for word in typed}
     overrides = [*(word for word in recorded if config.key_of(word) not in keys), *typed]
     try:
-        same = config.computes_same(config.composed(recorded, _folder(flags))[0], saved)
+        same = config.computes_same(config.composed(recorded, folder_of(flags))[0], saved)
     except ConfigError:
         same = False
     if same:
@@ -148,7 +156,8 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
     return flags, overrides, changed if "data.download" in keys else config.offline(changed)
 
 
-def _folder(flags: Sequence[str]) -> Path | None:
+def folder_of(flags: Sequence[str]) -> Path | None:
+    """What ``--config-dir`` among flags names."""
     return next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
 
 
@@ -171,13 +180,20 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     Raises:
         ConfigError: a point cannot work, or would make Hydra do more than start runs.
     """
-    folder = _folder(flags)
+    folder = folder_of(flags)
     if not any(flag in SWEEP for flag in flags):
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
-            config.check(cfg)
+            refusals = Refusals()
+            with refusals.collected():
+                config.check(cfg)
+            for starter in STARTERS:
+                begins = (f"hydra/{starter}", f"hydra.{starter}")
+                if any(override.lstrip("+~").startswith(begins) for override in overrides):
+                    refusals.add(f"hydra/{starter}: belongs to a sweep, which takes -m")
             if sweep := node["runtime"]["choices"].get("sweep"):
-                raise ConfigError(f"sweep: {sweep} is a sweep, which takes -m")
+                refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
+            refusals.tell()
         return [], []
     # Hydra itself starts with what all points share, which another choice may replace in each of them
     shared = config.shared(overrides)

@@ -90,7 +90,6 @@ def test_a_launcher_that_is_not_used_is_told(snnexp: Shell) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the data of a sweep cannot be found in another place")
 def test_a_sweep_goes_on_after_its_data_have_moved(snnexp: Shell) -> None:
     words = ("experiment=mnist_leaky", "logger=jsonl", "seed=0,1", "trainer.limit_batches=1", "network.hidden=[2]")
     words += ("hydra.launcher.workers=1",)
@@ -214,3 +213,55 @@ def test_a_typed_part_replaces_the_one_before_in_points_too(snnexp: Shell, more:
 def test_a_choice_may_be_null(snnexp: Shell) -> None:
     ended = snnexp("train", "-m", "experiment=regression_sqrt", "data.sample_seed=choice(null,1)", "seed=-1")
     assert ended.key == "seed"
+
+
+class TestConfigDir:
+    """Choices of one's own are known wherever those of the package are."""
+
+    def test_the_list_and_the_suggestions(self, snnexp: Shell) -> None:
+        folder = recipe(snnexp, "# @package _global_\n# Mine\nnum_steps: 5\n", "curious")[1]
+        listed = snnexp("list", "experiment", "--config-dir", folder).out
+        assert ["curious", "Mine"] in [line.split() for line in listed]
+        assert "curious" in snnexp("train", "--config-dir", folder, "experiment=curius").err[0]
+        (row,) = snnexp("list", "experiment", "curious", "--config-dir", folder).out
+        assert row.split()[:2] == ["num_steps", "5"]
+
+    def test_tab_completion(self, snnexp: Shell) -> None:
+        folder = recipe(snnexp, "# @package _global_\n# Mine\nnum_steps: 5\n", "curious")[1]
+        for line in (f"snnexp train --config-dir {folder} experiment=cu", "snnexp train --from x experiment=mnist_l"):
+            ended = snnexp("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+            assert "".join(ended.out) in ("experiment=curious", "experiment=mnist_leaky")
+
+    def test_a_surrogate_that_nobody_takes(self, snnexp: Shell) -> None:
+        folder = snnexp.folder / "conf" / "neuron"
+        folder.mkdir(parents=True)
+        (folder / "plain.yaml").write_text("_target_: snnexp.neurons.LeakyIntegrator\n")
+        ended = snnexp("train", "--config-dir", str(folder.parent), "neuron=plain", "surrogate=sigmoid")
+        assert (ended.code, ended.key) == (2, "surrogate")
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("mine.yml", "_target_: snnexp.neurons.Leaky\n"), ("mine.yaml", "- beta\n- 0.9\n")]
+    )
+    def test_files_that_are_no_choices(self, snnexp: Shell, name: str, text: str) -> None:
+        folder = snnexp.folder / "conf" / "neuron"
+        folder.mkdir(parents=True)
+        (folder / name).write_text(text)
+        ended = snnexp("train", "--config-dir", str(folder.parent), "neuron=mine")
+        assert (ended.code, ended.key.partition("=")[0]) == (2, "neuron")
+
+
+def test_the_keys_of_a_choice_are_listed(snnexp: Shell) -> None:
+    rows = {line.split()[0]: line.split()[1] for line in snnexp("list", "neuron", "leaky").out}
+    assert rows["neuron.beta"] == "0.95"
+    assert rows["neuron.learn_beta"] == "false"
+
+
+def test_an_empty_data_dir_is_none(snnexp: Shell) -> None:
+    ended = snnexp("train", "--cfg", "job", "--resolve", "-p", "data", SNNEXP_DATA_DIR="")
+    assert "root: data" in ended.out
+
+
+def test_hydras_own_information_is_shown(shell: Shell) -> None:
+    # Hydra leaves its logging behind
+    assert shell("train", "--info", "seed=1").code == 0
+    assert shell("train", "--info=searchpath", "seed=1").code == 0
