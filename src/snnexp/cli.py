@@ -274,10 +274,11 @@ def _list(arguments: list[str]) -> int:
     from snnexp import config, domains, launch
     from snnexp.errors import ConfigError
 
-    flags, words = launch.split(arguments)
+    others = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in launch.DIR_FLAGS]
+    flags, words = launch.split([word for word in arguments if word not in others])
     folder = launch.folder_of(flags)
-    if len(words) > 2 or len(flags) > (0 if folder is None else 2):
-        raise ConfigError("list: takes at most a group and one of its choices, and --config-dir DIR")
+    if others or len(words) > 2:
+        raise ConfigError(f"list: got {' '.join(arguments)}, takes a group, one of its choices, and --config-dir DIR")
     if words and words[0] not in config.GROUPS:
         raise ConfigError(f"{words[0]}: no such group, {domains.closest(words[0], config.GROUPS)}")
     if len(words) == 2:

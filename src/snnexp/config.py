@@ -161,9 +161,9 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
             culprit = _culprit(error, left)
             if complete or (culprit is not None and "." not in culprit):
                 refusals.add(*map(str, error.args))
-            if culprit is None or len(refusals.sentences) >= MOST_TOLD:
-                refusals.tell()
             left = [override for override in left if key_of(override) != culprit]
+            if culprit is None or not left or len(refusals.sentences) >= MOST_TOLD:
+                refusals.tell()
             # without a choice, what belongs to it looks unknown
             complete = complete and culprit not in GROUPS
     if refusals.sentences:
@@ -182,9 +182,15 @@ def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
     """The key of the override that a refusal is about, if it is about one."""
     told = str(error.args[0])
     for override in overrides:
-        if told.startswith(tuple(f"{name}:" for name in (_short(key_of(override)), override, domains.shown(override)))):
-            return key_of(override)
+        key = key_of(override)
+        names = (_short(key), override, domains.shown(override), *(key[:dot] for dot in _dots(key)))
+        if told.startswith(tuple(f"{name}:" for name in names)):
+            return key
     return None
+
+
+def _dots(key: str) -> Iterator[int]:
+    return (index for index, letter in enumerate(key) if letter == ".")
 
 
 def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
@@ -265,7 +271,12 @@ def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[lis
         parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
         # of what is given twice, the last counts
         by_key = {override.get_key_element(): override for override in parsed}
-        variants = [list(itertools.islice(_variants(override), MOST_POINTS + 1)) for override in by_key.values()]
+        variants = []
+        for key, override in by_key.items():
+            try:
+                variants.append(list(itertools.islice(_variants(override), MOST_POINTS + 1)))
+            except ValueError as error:
+                raise error if isinstance(error, ConfigError) else ConfigError(f"{key}: {error}") from error
     if math.prod(map(len, variants)) > MOST_POINTS:
         raise ConfigError(f"-m: a sweep of more than {MOST_POINTS} points; split it")
     return (list(itertools.chain(*point)) for point in itertools.product(*variants))
@@ -355,8 +366,8 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     parser = OverridesParser.create()
     with _in_one_line():
         for before, word in itertools.pairwise(["", *overrides]):
-            if ("=" not in before and word.startswith("=")) or (before.endswith("=") and "=" not in word):
-                key = before.rstrip("=") or "key"
+            if before and (word.startswith("=") if "=" not in before else before.endswith("=") and "=" not in word):
+                key = before.rstrip("=")
                 raise ConfigError(f"{key}: no blanks around '=', as in {key}=value")
         return [_quoted(override, parser) for override in overrides]
 
@@ -494,7 +505,8 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 refusals.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
                 continue
             if leaf not in _keys(cfg, parent):
-                refusals.add(f"{domains.shown(key)}: unknown key, {domains.closest(leaf, _keys(cfg, parent))}")
+                node = OmegaConf.select(cfg, parent) if parent else cfg
+                refusals.add(_unknown(key, node if isinstance(node, DictConfig) else OmegaConf.create()))
                 continue
             OmegaConf.update(changed, key, value, merge=False)
         with refusals.collected():
@@ -514,7 +526,7 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     with _in_one_line():
         for text in overrides:
             with refusals.collected(), _explained([text]):
-                override = OverridesParser.create().parse_override(text)
+                (override,) = OverridesParser.create().parse_overrides([text])
                 if override.get_key_element() != override.key_or_group or override.is_sweep_override():
                     raise ConfigError(f"{text}: only key=value overrides are accepted here")
                 parsed.append(override)
@@ -736,26 +748,31 @@ def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return ConfigError(f"{error.problem_mark.name}: {gate.describe(error)}")
-    if isinstance(error, OverrideParseException) and "=" not in (word := error.override):
-        if group := next((group for group in GROUPS if word in choices(group, folder)), None):
-            return ConfigError(f"{word}: not key=value, did you mean {group}={word}?")
-        if word in GROUPS:
-            return ConfigError(f"{word}: not key=value, {domains.listed(choices(word, folder))}")
-        if os.path.exists(word):
-            return ConfigError(f"{domains.shown(word)}: not key=value; --from RUN repeats a run, resume continues one")
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
-            "quote what holds a quote, a bracket or '$': key='\"value\"'"
-        )
-    if isinstance(error, REFUSALS) and (found := _about_akey_of(error) or _about_a_choice(error, overrides, folder)):
+        return _no_override(error.override, folder)
+    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides, folder)):
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
     reason = _first_line(error.__cause__ or error)
     return ConfigError(f"{domains.shown(' '.join(overrides))}: {reason}" if overrides else reason)
 
 
-def _about_akey_of(error: Exception) -> ConfigError | None:
+def _no_override(word: str, folder: Path | None) -> ConfigError:
+    text = f"{domains.shown(word)}: not key=value or group=choice"
+    if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
+        return ConfigError(f"{text}, brackets do not match; a list with blanks needs quotes: 'key=[1, 2]'")
+    if "=" in word:
+        return ConfigError(f"{text} as Hydra reads it; quote what holds a quote, a bracket or '$': key='\"value\"'")
+    if group := next((group for group in GROUPS if word in choices(group, folder)), None):
+        return ConfigError(f"{text}, did you mean {group}={word}?")
+    if word in GROUPS:
+        return ConfigError(f"{text}, {domains.listed(choices(word, folder))}")
+    if os.path.exists(word):
+        return ConfigError(f"{text}; --from RUN repeats a run, snnexp resume RUN continues it")
+    return ConfigError(f"{text}, did you mean {word.replace(':', '=', 1)}?" if ":" in word else text)
+
+
+def _about_a_key(error: Exception) -> ConfigError | None:
     for cause in _causes(error):
         key = getattr(cause, "full_key", None)
         if key == "_dummy_":
@@ -763,16 +780,19 @@ def _about_akey_of(error: Exception) -> ConfigError | None:
             return None
         if key and "not in struct" in str(cause):
             parent = getattr(cause, "parent_node", None)
-            options = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-            # Hydra refuses a group of no such name in the same words
-            options += list(GROUPS) if "." not in str(key) else []
-            options = sorted({*options} - {"hydra"})
-            if isinstance(parent, DictConfig) and (path := _elsewhere(parent, str(key))):
-                return ConfigError(f"{_short(str(key))}: unknown key, did you mean {path}?")
-            return ConfigError(f"{_short(str(key))}: unknown key, {_near(str(key), options)}")
+            return ConfigError(_unknown(str(key), parent if isinstance(parent, DictConfig) else OmegaConf.create()))
         if key and isinstance(cause, OmegaConfBaseException):
             return ConfigError(f"{_short(str(key))}: {_first_line(cause)}")
     return None
+
+
+def _unknown(key: str, parent: DictConfig) -> str:
+    """What is told of a key that ``parent``, where it stands or would stand, does not have."""
+    options = {str(name) for name in parent}
+    # Hydra refuses a group of no such name in the same words
+    options |= {*GROUPS} if "." not in key else set()
+    path = _elsewhere(parent, key)
+    return f"{_short(key)}: unknown key, {f'did you mean {path}?' if path else _near(key, options)}"
 
 
 def _about_a_choice(error: Exception, overrides: Sequence[str], folder: Path | None) -> ConfigError | None:
@@ -782,12 +802,13 @@ def _about_a_choice(error: Exception, overrides: Sequence[str], folder: Path | N
             _require_global(match[1], folder)
         except ConfigError as missing:
             return missing
-    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
+    if match := re.search(r"Could not find '(hydra/[^'/]+|[^'/]+)/([^']*)'", text):
         return _no_choice(match[1], match[2], folder)
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return ConfigError(f"{match[1]}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
+        key = match[1].partition("=")[0]
+        return ConfigError(f"{key}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
     if match := re.search(r"Could not (?:append|delete) .*?'([^']+)'", text):
         return ConfigError(f"{_short(match[1])}: {_first_line(error)}")
     if "Config group override must be" in text:
@@ -809,7 +830,7 @@ def _no_choice(group: str, choice: str, folder: Path | None) -> ConfigError:
         return ConfigError(f"{group}: every run needs one, {domains.listed(known)}")
     if any(place is not None and (place / group / f"{choice}.yml").is_file() for place in (folder, conf_dir())):
         return ConfigError(f"{group}={choice}: the name of its file must end with .yaml, not .yml")
-    return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, known)}")
+    return ConfigError(f"{group}={choice}: no such choice, {domains.closest(Path(choice).name, known)}")
 
 
 def _elsewhere(cfg: DictConfig, key: str) -> str | None:
@@ -826,7 +847,8 @@ def _elsewhere(cfg: DictConfig, key: str) -> str | None:
     return None
 
 
-def _near(key: str, options: list[str]) -> str:
+def _near(key: str, options: set[str]) -> str:
+    options = options - {"hydra", "_target_"}
     parent, _, leaf = key.rpartition(".")
     if not options and parent == "readout":
         return "readout=same repeats the neuron; choose another readout to set it apart"

@@ -339,9 +339,9 @@ def closest(word: str, options: Iterable[str]) -> str:
     """A hint for a mistyped ``word``: the option that looks like it, else all of them."""
     import difflib
 
-    options = sorted(options)
-    near = difflib.get_close_matches(word, options, n=1)
-    return f"did you mean {near[0]}?" if near else listed(options)
+    known = {option.lower(): option for option in sorted(options, reverse=True)}
+    near = difflib.get_close_matches(word.lower(), sorted(known), n=1)
+    return f"did you mean {known[near[0]]}?" if near else listed(known.values())
 
 
 def listed(options: Iterable[str]) -> str:

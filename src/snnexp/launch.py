@@ -119,7 +119,11 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word.partition("=")[0] in OTHER_CONF:
             refusals.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
         else:
-            refusals.add(f"{word}: no such flag, {domains.closest(word, [*VALUED, *INFO_FLAGS, *PLAIN])}")
+            key = word.lstrip("-")
+            hint = domains.closest(word, [*VALUED, *INFO_FLAGS, *PLAIN])
+            if "=" in word or key in (*config.KEYS, *config.GROUPS):
+                hint = f"did you mean {key if '=' in key else f'{key}=VALUE'}?"
+            refusals.add(f"{word}: no such flag, {hint}")
     refusals.tell()
     return flags, overrides
 

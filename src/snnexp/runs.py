@@ -218,6 +218,8 @@ class Run:
             CheckpointError: a part of it is a link, also a hard one, so that writing here would write elsewhere.
         """
         run = cls(path.resolve())
+        if (run.path / "sweep.json").is_file():
+            raise ConfigError(f"{path}: a sweep, not a run; its runs are in {path / 'runs'}")
         if not (run.path / "config.yaml").is_file():
             raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
         for part in run.path.rglob("*"):

@@ -93,6 +93,8 @@ def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
         InUseError: another process drives it.
         InterruptedRunError: a signal ended it.
     """
+    # before anything is written
+    _changed(changes, True)
     ledger = Ledger.open(folder)
     try:
         launcher, sweeper, keys = _changed(changes, ledger.search is not None)
@@ -215,7 +217,8 @@ def check(launcher: Mapping[str, Any]) -> None:
         known = SETTINGS[kind] if isinstance(kind, str) and kind in SETTINGS else ()
         for name in launcher.keys() - {"kind"}:
             if name not in known:
-                raise ConfigError(f"{domains.shown(name)}: unknown key, {domains.closest(str(name), known)}")
+                hint = domains.closest(str(name), known).replace("did you mean ", "did you mean hydra.launcher.")
+                raise ConfigError(f"{domains.shown(name)}: unknown key, {hint}")
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:
             raise ConfigError(f"{missing[0]}: every launcher needs one")
