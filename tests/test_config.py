@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir
+from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, params, written
 from snnexp.domains import DOMAINS
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
@@ -224,7 +225,8 @@ class TestFiles:
         (tmp_path / "loss").mkdir()
         (tmp_path / "loss" / "mine.yaml").write_text("# @package _global_\nx: 1\n")
         (tmp_path / "loss" / "yours.yaml").write_text("# @package _global_\n# Yours\nx: 1\n")
-        assert choices("loss", tmp_path) == {"mine": "", "yours": "Yours"}
+        found = choices("loss", tmp_path)
+        assert (found["mine"], found["yours"]) == ("", "Yours")
 
     def test_a_folder_of_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         mine = tmp_path / "conf"
@@ -249,6 +251,31 @@ class TestFiles:
         )
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert result.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, 1, -1.5, 1e-5, float("inf"), [], [None, ["x", "2"]], {}, {"a": None, "b": ["true", {"c": 1}]}),
+        *("a", "1", "null", "true", "", "a b", "a,b", "it's", "a\\'", "[1]", "{a: 1}", "interval(0,1)", "${seed}"),
+    ],
+    ids=str,
+)
+def test_a_value_of_yaml_is_read_back_from_hydras_grammar(value: Any) -> None:
+    assert OverridesParser.create().parse_override(f"key={written(value)}").value() == value
+
+
+def test_lists_of_a_sweep_are_values_to_try_where_no_key_takes_them() -> None:
+    node = {"seed": [0, 1], "network.hidden": [4, 2], "neuron.learn": [[], ["v_th"]], "data.sample_seed": [None, 3]}
+    assert params({**node, "optimizer.lr": "interval(0,1)", "name": "a,b", "kernel": None}) == [
+        "seed=0,1",
+        "network.hidden=[4,2]",
+        "neuron.learn=[],[v_th]",
+        "data.sample_seed=null,3",
+        "optimizer.lr=interval(0,1)",
+        "name=a,b",
+        "kernel=null",
+    ]
 
 
 REFUSED: list[tuple[str, list[str]]] = [

@@ -5,18 +5,22 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HELP = """\
 Train spiking neural networks from YAML configs.
 
   snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
+  snnexp train --from RUN [OVERRIDE ...]  a new run with the config of an earlier one, changed
   snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
   snnexp resume SWEEP                run what is not finished of a sweep, and only that
   snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
   snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER
   snnexp runs   [DIR]                a table of runs; 'test/accuracy>0.9' status=failed  --sort KEY  --json  --csv
-  snnexp list   [GROUP]              what can be chosen
+  snnexp list   [GROUP [CHOICE]]     what can be chosen; keys of a choice with their defaults; --config-dir DIR
   snnexp doctor                      versions, devices, data and configs found here
 
   snnexp train experiment=regression_sqrt
@@ -24,6 +28,7 @@ Train spiking neural networks from YAML configs.
   snnexp train -m experiment=mnist_rleaky_count seed=0,1,2 optimizer.lr=1e-3,2e-3
   snnexp train -m sweep=seeds experiment=regression_sqrt hydra/launcher=stacked
 
+RUN and SWEEP are a directory, an id below outputs/, or the end of one id, such as 5193.
 Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows the whole config, and
 snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"
 Runs are written to outputs/. TensorBoard: tensorboard --logdir outputs
@@ -70,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ending_at_once_on_signals():
             return verb(arguments[1:])
     except SnnexpError as error:
-        return _refuse(str(error), error.exit_code)
+        return _refuse(error.args, error.exit_code)
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
             raise
@@ -131,11 +136,11 @@ def _ending_at_once_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _refuse(sentence: str, code: int = 2) -> int:
-    from snnexp.domains import line
+def _refuse(said: str | Sequence[str], code: int = 2) -> int:
+    from snnexp.domains import sentence
 
-    sentence = line(sentence)
-    print(f"snnexp: {sentence if len(sentence) <= 190 else f'{sentence[:187]}...'}", file=sys.stderr)
+    for text in [said] if isinstance(said, str) else said:
+        print(f"snnexp: {sentence(text)}", file=sys.stderr)
     return code
 
 
@@ -149,16 +154,25 @@ def _train(arguments: list[str]) -> int:
 
 
 def _resume(arguments: list[str]) -> int:
-    from pathlib import Path
+    from snnexp.runs import locate
 
-    if arguments and (Path(arguments[0]) / "sweep.json").is_file():
-        from snnexp.sweeps import driver
+    if arguments and not arguments[0].startswith("-"):
+        path = locate(arguments[0])
+        if (path / "sweep.json").is_file():
+            from snnexp.sweeps import driver
 
-        return driver.resume(Path(arguments[0]), sys.argv[0], arguments[1:])
+            return driver.resume(path, sys.argv[0], arguments[1:])
+        arguments = [str(path), *arguments[1:]]
     asked = _of_a_run("resume", arguments)
     from snnexp.experiment import resume
 
-    resume(asked.run, asked.override)
+    typed = sys.argv
+    try:
+        # processes of ddp are started by the command line, and must find this one run
+        sys.argv = [typed[0], "resume", *arguments]
+        resume(asked.run, asked.override)
+    finally:
+        sys.argv = typed
     return 0
 
 
@@ -189,15 +203,19 @@ def _report(arguments: list[str]) -> int:
 
     about = "One HTML page about a run, or one that compares all runs below PATH; figures and their data beside it."
     parser = Parser(prog="snnexp report", description=about)
-    parser.add_argument("path", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or a folder with runs")
+    parser.add_argument("path", nargs="+", metavar="PATH", help="a run, a sweep, or a folder with runs")
     where = "by default PATH itself; of several, a folder report beside the first"
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=where)
+    parser.add_argument("--out", metavar="FOLDER", help=where)
     what = "compare this measure; by default that of the search, or else accuracy, L1 error or loss"
     parser.add_argument("--metric", metavar="NAME", help=what)
     asked = parser.parse_args(arguments)
+    from snnexp.runs import locate
+
+    paths = [locate(path) for path in asked.path]
+    out = None if asked.out is None else Path(os.path.expanduser(asked.out))
     from snnexp.report import report
 
-    print(f"report {report(asked.path, asked.out, asked.metric)}")
+    print(f"report {report(paths, out, asked.metric)}")
     return 0
 
 
@@ -210,7 +228,6 @@ def _runs(arguments: list[str]) -> int:
 def _of_a_run(verb: str, arguments: list[str]) -> Any:
     """What was typed after a verb that takes a run; what is wrong with it is told before torch is imported."""
     import argparse
-    from pathlib import Path
 
     from snnexp import config, runs
     from snnexp.errors import ConfigError
@@ -221,7 +238,7 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
             raise ConfigError(f"{verb}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
 
     parser = Parser(prog=f"snnexp {verb}", add_help=False)
-    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("run", metavar="RUN")
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("-h", "--help", action="help")
     if verb == "eval":
@@ -229,6 +246,9 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
         parser.add_argument("--split", default="test", choices=("test", "val", "train"))
         parser.add_argument("--json", action="store_true", help="every digit, for programs")
     asked = parser.parse_intermixed_args(arguments)
+    asked.run = runs.locate(asked.run)
+    if verb == "eval":
+        asked.ckpt = os.path.expanduser(asked.ckpt)
     saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
     if verb == "resume":
         config.require_same(saved, config.change(saved, asked.override))
@@ -243,28 +263,48 @@ def _complete(arguments: list[str]) -> int:
     if not rest.lstrip().startswith("train "):
         print("\n".join(verb for verb in VERBS if verb.startswith(rest.lstrip())))
         return 0
-    # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out
-    shorter = f"{command} {rest.lstrip().removeprefix('train ').lstrip()}"
+    import re
+
+    # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out, and what Hydra does not know
+    shorter = f"{command} {re.sub(r'--from[ =]+[^ ]+ ', '', rest.lstrip().removeprefix('train ').lstrip())}"
     os.environ.update(COMP_LINE=shorter, COMP_POINT=str(point - len(line) + len(shorter)))
-    return _train(arguments)
+    folder = re.search(r" (?:--config-dir|-cd)[ =]+([^ ]+) ", shorter)
+    return _train([*arguments, *(["--config-dir", folder[1]] if folder else [])])
 
 
 def _list(arguments: list[str]) -> int:
-    from snnexp import config, domains
+    from snnexp import config, domains, launch
     from snnexp.errors import ConfigError
 
-    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
-        raise ConfigError(f"list: got {' '.join(arguments)}, takes at most one group: {', '.join(config.GROUPS)}")
-    if arguments and arguments[0] not in config.GROUPS:
-        raise ConfigError(f"{arguments[0]}: no such group, {domains.closest(arguments[0], config.GROUPS)}")
-    conf = config.conf_dir()
-    for group in arguments or config.GROUPS:
-        if not arguments:
+    others = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in launch.DIR_FLAGS]
+    flags, words = launch.split([word for word in arguments if word not in others])
+    folder = launch.folder_of(flags)
+    if others or len(words) > 2:
+        raise ConfigError(f"list: got {' '.join(arguments)}, takes a group, one of its choices, and --config-dir DIR")
+    if words and words[0] not in config.GROUPS:
+        raise ConfigError(f"{words[0]}: no such group, {domains.closest(words[0], config.GROUPS)}")
+    if len(words) == 2:
+        return _list_keys(words[0], words[1], folder)
+    for group in words or config.GROUPS:
+        if not words:
             print(group)
-        found = config.choices(group, conf)
+        found = config.choices(group, folder)
         width = max(map(len, found), default=0)
         for name, description in found.items():
-            print(f"{'' if arguments else '  '}{name:<{width}}  {description}")
+            print(f"{'' if words else '  '}{name:<{width}}  {description}")
+    return 0
+
+
+def _list_keys(group: str, choice: str, folder: "Path | None") -> int:
+    from snnexp import config, domains
+
+    rows = []
+    for key, value in config.keys_of_choice(group, choice, folder).items():
+        domain = domains.DOMAINS.get(key.rpartition(".")[2])
+        rows.append((key, config.written(value), "" if domain is None else str(domain)))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for key, value, about in rows:
+        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {about}".rstrip())
     return 0
 
 

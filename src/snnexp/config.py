@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import domains, gate, pairs, runs, upgrade
-from snnexp.errors import ConfigError, SnnexpError, located
+from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 
 GROUPS = (
     "data",
@@ -46,12 +46,14 @@ GROUPS = (
     "sweep",
     "debug",
 )
-NODES = GROUPS[:-3]
-"""The groups that become a node of the config; choices of the others only set those."""
+NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
+"""The groups that become a node of the config, and those whose choices only set keys of others."""
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
 VERSION_BASE = "1.3"
 MOST_POINTS = 10_000
+MOST_TOLD = 20
+"""Refusals of one command: each takes one more composition."""
 LONGEST = 4096
 """Characters of an override: Hydra's parser takes seconds for lists that are longer."""
 LONGEST_KEY = 200
@@ -79,10 +81,34 @@ def conf_dir() -> Path:
     raise ConfigError(f"SNNEXP_CONF: no train.yaml in {places[0]}; unset it, or set it to a folder of configs")
 
 
-def choices(group: str, conf: Path | None = None) -> dict[str, str]:
-    """What can be chosen in a group: name to description, which is the first line of comment in its file."""
-    folder = (conf or conf_dir()) / group
-    return {path.stem: _description(path) for path in sorted(folder.glob("*.yaml"))}
+def choices(group: str, folder: Path | None = None) -> dict[str, str]:
+    """What can be chosen in a group: name to description, which is the first line of comment in its file.
+
+    Args:
+        group: its name.
+        folder: more configs, as of ``--config-dir``; a file there stands before one of the same name.
+    """
+    places = [conf_dir(), *([] if folder is None else [folder])]
+    files = {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
+    return {name: _description(files[name]) for name in sorted(files)}
+
+
+def keys_of_choice(group: str, choice: str, folder: Path | None = None) -> dict[str, Any]:
+    """The keys that a choice brings or sets, and their values, with interpolations as they are written.
+
+    Raises:
+        ConfigError: there is no such choice, or it cannot be composed.
+    """
+    cfg = composed([f"{group}={choice}"], folder)[0]
+    found = flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
+    before: dict[str, Any] = {}
+    if group in GLOBAL:
+        before = flat(cast(dict[str, Any], OmegaConf.to_container(composed([], folder)[0], resolve=False)))
+    return {
+        key: value
+        for key, value in found.items()
+        if (before.get(key, ...) != value if group in GLOBAL else key.startswith(f"{group}.") or key == group)
+    }
 
 
 def _description(path: Path) -> str:
@@ -94,6 +120,9 @@ def _description(path: Path) -> str:
 
 def prepare() -> None:
     """Register what the configs call by name, and what reads their files; safe to call again."""
+    if not os.environ.get("SNNEXP_DATA_DIR"):
+        # an interpolation would take the empty text for a path
+        os.environ.pop("SNNEXP_DATA_DIR", None)
     OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
     gate.Files.register()
 
@@ -121,13 +150,55 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
         The config, and Hydra's own node as it was written.
 
     Raises:
-        ConfigError: it cannot be composed, or asks for more than a config may.
+        ConfigError: it cannot be composed, or asks for more than a config may. Each override that is refused is told,
+            and what is wrong with the values of the others.
     """
-    overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides), _hydra(folder):
+    left, refusals, complete = quoted(overrides), Refusals(), True
+    while True:
+        try:
+            found = _composed(left, folder)
+            break
+        except ConfigError as error:
+            culprit = _culprit(error, left)
+            if complete or (culprit is not None and "." not in culprit):
+                refusals.add(*map(str, error.args))
+            left = [override for override in left if key_of(override) != culprit]
+            if culprit is None or not left or len(refusals.sentences) >= MOST_TOLD:
+                refusals.tell()
+            # without a choice, what belongs to it looks unknown
+            complete = complete and culprit not in GROUPS
+    if refusals.sentences:
+        with refusals.collected():
+            _check(found[0], complete)
+        refusals.tell()
+    return found
+
+
+def key_of(override: str) -> str:
+    """The key of an override, without the signs before it."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
+    """The key of the override that a refusal is about, if it is about one."""
+    told = str(error.args[0])
+    for override in overrides:
+        key = key_of(override)
+        names = (_short(key), override, domains.shown(override), *(key[:dot] for dot in _dots(key)))
+        if told.startswith(tuple(f"{name}:" for name in names)):
+            return key
+    return None
+
+
+def _dots(key: str) -> Iterator[int]:
+    return (index for index, letter in enumerate(key) if letter == ".")
+
+
+def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
+    with _in_one_line(), _explained(overrides, folder), _hydra(folder):
         gate.Files.visits = 0
         try:
-            cfg = hydra_compose("train", [NO_SEARCH, *overrides], return_hydra_config=True)
+            cfg = hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
         finally:
             gate.Files.visits = None
         node = cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False))
@@ -135,7 +206,21 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
             del cfg["hydra"]
         gate.require_shipped_hydra(node)
         gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+        typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)
+        if typed and not any("${surrogate" in text for text in _texts(OmegaConf.to_container(cfg, resolve=False))):
+            raise ConfigError("surrogate: no neuron of this config takes one")
+        for group in GLOBAL:
+            if group in cfg and (choice := node["runtime"]["choices"].get(group)):
+                _require_global(f"{group}/{choice}", folder)
     return cfg, node
+
+
+def _require_global(name: str, folder: Path | None) -> None:
+    """Refuse a file of one of the groups that set keys of others, where it does not say so."""
+    for place in (folder, conf_dir()):
+        path = None if place is None else place / f"{name}.yaml"
+        if path is not None and path.is_file() and "@package" not in gate.read(path)[:512]:
+            raise ConfigError(f"{path}: begin with the line # @package _global_")
 
 
 def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None) -> Iterator[DictConfig]:
@@ -161,7 +246,7 @@ def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None)
         cfg = shared[choices].copy()
         try:
             for override in values:
-                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=True)
+                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not _is_part(override))
         except OmegaConfBaseException:
             # Hydra's own words tell what is wrong
             cfg = composed(point, folder)[0]
@@ -187,7 +272,12 @@ def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[lis
         parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
         # of what is given twice, the last counts
         by_key = {override.get_key_element(): override for override in parsed}
-        variants = [list(itertools.islice(_variants(override), MOST_POINTS + 1)) for override in by_key.values()]
+        variants = []
+        for key, override in by_key.items():
+            try:
+                variants.append(list(itertools.islice(_variants(override), MOST_POINTS + 1)))
+            except ValueError as error:
+                raise error if isinstance(error, ConfigError) else ConfigError(f"{key}: {error}") from error
     if math.prod(map(len, variants)) > MOST_POINTS:
         raise ConfigError(f"-m: a sweep of more than {MOST_POINTS} points; split it")
     return (list(itertools.chain(*point)) for point in itertools.product(*variants))
@@ -203,6 +293,39 @@ def shared(overrides: Sequence[str]) -> list[str]:
     with _in_one_line(), _explained(overrides):
         parsed = OverridesParser.create().parse_overrides(overrides)
         return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+
+
+def params(node: Mapping[str, Any]) -> list[str]:
+    """The overrides that ``hydra.sweeper.params`` stands for: a text in Hydra's grammar, or a value, or a list of them.
+
+    A list is one value where its key takes it as one, as ``network.hidden`` takes ``[256, 128]``.
+    """
+    return [f"{key}={_values(str(key), value)}" for key, value in node.items()]
+
+
+def _values(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    domain = domains.DOMAINS.get(key.rpartition(".")[2])
+    if isinstance(value, list) and value and (domain is None or value not in domain):
+        return ",".join(map(written, value))
+    return written(value)
+
+
+def written(value: Any) -> str:
+    """A value of YAML as Hydra's grammar reads it back."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {written(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(written, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    if not isinstance(value, str):
+        return text
+    parser = OverridesParser.create()
+    plain = _parses(f"key={text}", parser) and parser.parse_override(f"key={text}").value() == value
+    return text if plain else str(QuotedString(text, Quote.single).with_quotes())
 
 
 def _variants(override: Override) -> Iterator[tuple[str, ...]]:
@@ -243,15 +366,43 @@ def quoted(overrides: Sequence[str]) -> list[str]:
     """
     parser = OverridesParser.create()
     with _in_one_line():
+        for before, word in itertools.pairwise(["", *overrides]):
+            if before and (word.startswith("=") if "=" not in before else before.endswith("=") and "=" not in word):
+                key = before.rstrip("=")
+                raise ConfigError(f"{key}: no blanks around '=', as in {key}=value")
         return [_quoted(override, parser) for override in overrides]
+
+
+def replacing(overrides: Sequence[str]) -> list[str]:
+    """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied."""
+    words: list[str] = []
+    for text in overrides:
+        override = OverridesParser.create().parse_override(text) if "_target_" in text else None
+        if override is not None and _is_part(override) and (empty := f"{override.key_or_group}=null") not in words[-1:]:
+            words.append(empty)
+        words.append(text)
+    return words
+
+
+def _is_part(override: Override) -> bool:
+    if override.get_key_element() != override.key_or_group or override.is_sweep_override():
+        return False
+    value = override.value()
+    return isinstance(value, dict) and "_target_" in value
 
 
 def _quoted(override: str, parser: OverridesParser) -> str:
     if len(override) > LONGEST:
         raise ConfigError(f"{domains.shown(override)}: {len(override)} characters, at most {LONGEST} are read")
     key, _, value = override.partition("=")
+    if key != key.strip() and value:
+        raise ConfigError(f"{key.strip()}: no blanks around '=', as in {key.strip()}=value")
     if len(key) > LONGEST_KEY:
         raise ConfigError(f"{_short(key)}: unknown key, none has more than {LONGEST_KEY} characters")
+    if (match := re.fullmatch(r"choice\((.*)\)", value)) and not _parses(override, parser):
+        # Hydra's own function takes no null
+        listed = f"{key}={match[1]}"
+        return listed if _parses(listed, parser) else override
     # what these stand for is the user's to say
     if not value or set(value) & set("[]{}'\"$,") or _parses(override, parser):
         return override
@@ -268,7 +419,7 @@ def _parses(override: str, parser: OverridesParser) -> bool:
 
 
 @contextmanager
-def _explained(overrides: Sequence[str] = ()) -> Iterator[None]:
+def _explained(overrides: Sequence[str] = (), folder: Path | None = None) -> Iterator[None]:
     """Whatever Hydra, OmegaConf and their parsers raise about a text from outside becomes a :class:`ConfigError`."""
     try:
         yield
@@ -277,17 +428,16 @@ def _explained(overrides: Sequence[str] = ()) -> Iterator[None]:
     except RecursionError as error:
         raise ConfigError(f"{domains.shown(' '.join(overrides))}: nested too deeply") from error
     except Exception as error:
-        raise explain(error, overrides) from error
+        raise explain(error, overrides, folder) from error
 
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Keep the sentence of a :class:`ConfigError` that passes to one line of at most 190 characters."""
+    """Keep each sentence of a :class:`ConfigError` that passes to one line of at most 190 characters."""
     try:
         yield
     except ConfigError as error:
-        sentence = domains.line(str(error))
-        error.args = (sentence if len(sentence) <= 190 else f"{sentence[:187]}...",)
+        error.args = tuple(domains.sentence(str(said)) for said in error.args)
         raise
 
 
@@ -348,14 +498,22 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
     """
-    changed = cfg.copy()
+    changed, refusals = cfg.copy(), Refusals()
     with _in_one_line(), _explained(overrides):
         for key, value in assigned(overrides):
             parent, _, leaf = key.rpartition(".")
+            if key in GROUPS and not isinstance(value, dict):
+                refusals.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
+                continue
             if leaf not in _keys(cfg, parent):
-                raise ConfigError(f"{domains.shown(key)}: unknown key, {domains.closest(leaf, _keys(cfg, parent))}")
+                node = OmegaConf.select(cfg, parent) if parent else cfg
+                refusals.add(_unknown(key, node if isinstance(node, DictConfig) else OmegaConf.create()))
+                continue
             OmegaConf.update(changed, key, value, merge=False)
-        return check(changed)
+        with refusals.collected():
+            changed = check(changed)
+        refusals.tell()
+        return changed
 
 
 def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -364,13 +522,17 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     Raises:
         ConfigError: one is something else.
     """
-    overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides):
-        for override in OverridesParser.create().parse_overrides(overrides):
-            key = override.key_or_group
-            if override.get_key_element() != key or override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: only key=value overrides are accepted here")
-            yield key, override.value()
+    overrides, refusals = quoted(overrides), Refusals()
+    parsed: list[Override] = []
+    with _in_one_line():
+        for text in overrides:
+            with refusals.collected(), _explained([text]):
+                (override,) = OverridesParser.create().parse_overrides([text])
+                if override.get_key_element() != override.key_or_group or override.is_sweep_override():
+                    raise ConfigError(f"{text}: only key=value overrides are accepted here")
+                parsed.append(override)
+        refusals.tell()
+    yield from ((override.key_or_group, override.value()) for override in parsed)
 
 
 def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -379,16 +541,46 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: as :func:`change`, or a key has no effect on an evaluation.
     """
-    for key, value in assigned(overrides):
+    refusals = Refusals()
+    for key, _ in assigned(overrides):
         node, name, *_ = [*key.split("."), ""]
         if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(name), domains.Parameter):
-            raise ConfigError(f"{domains.shown(key)}: the checkpoint holds its values; train a run with others")
-        if node == "optimizer" or key == "trainer.max_epochs":
-            raise ConfigError(f"{domains.shown(key)}: an evaluation does not train")
-        if key == "num_steps":
-            same = (name for name in NODES if "num_steps" in cfg[name] and cfg[name].num_steps == cfg.num_steps)
-            overrides = [*overrides, *(f"{name}.num_steps={value}" for name in same)]
-    return change(cfg, overrides)
+            refusals.add(f"{domains.shown(key)}: the checkpoint holds its values; train a run with others")
+        elif node == "optimizer" or key == "trainer.max_epochs":
+            refusals.add(f"{domains.shown(key)}: an evaluation does not train")
+    changed = cfg
+    with refusals.collected():
+        changed = change_all(cfg, overrides, ("num_steps",))
+    refusals.tell()
+    return changed
+
+
+def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] = ("seed", "num_steps")) -> DictConfig:
+    """As :func:`change`, where a change of a ``shared`` key reaches all parts that had the same.
+
+    Raises:
+        ConfigError: as :func:`change`.
+    """
+    values = {key: value for key, value in assigned(overrides) if key in shared}
+    given = {key_of(override) for override in overrides}
+    more = [
+        f"{name}.{key}={written(value)}"
+        for key, value in values.items()
+        for name in NODES
+        if key in cfg[name] and cfg[name][key] == cfg[key] and f"{name}.{key}" not in given
+    ]
+    changed = change(cfg, overrides)
+    return change(changed, more)
+
+
+def computes_same(cfg: DictConfig, saved: DictConfig) -> bool:
+    """Whether a composed config asks for what a saved one does, up to keys that do not decide what is computed.
+
+    Raises:
+        ConfigError: it cannot work.
+    """
+    old, new = flat(saved), flat(check(cfg))
+    return all(old.get(key) == new.get(key) for key in old.keys() | new.keys() if not key.startswith(MAY_CHANGE))
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -401,18 +593,19 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a key differs that decides what is computed, ``key: old -> new``.
     """
-    old, new = flat(before), flat(now)
+    old, new, refusals = flat(before), flat(now), Refusals()
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
             continue
         shown = [domains.shown(config[key]) if key in config else "nothing" for config in (old, new)]
         change = f"{key}: {' -> '.join(shown)}"
         if key != "trainer.max_epochs":
-            raise ConfigError(f"{change}, and the run so far depends on it; put it back, or start a new run")
-        if new.get("optimizer.schedule") != "constant":
-            raise ConfigError(f"{change}, and the learning rates so far depend on it; start a new run")
-        if new[key] < old[key]:
-            raise ConfigError(f"{change}, and a run cannot become shorter")
+            refusals.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
+        elif new.get("optimizer.schedule") != "constant":
+            refusals.add(f"{change}, and the learning rates so far depend on it; start a new run")
+        elif new[key] < old[key]:
+            refusals.add(f"{change}, and a run cannot become shorter")
+    refusals.tell()
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -453,30 +646,47 @@ def check(cfg: DictConfig) -> DictConfig:
     """Resolve ``cfg`` and hold every value against the domain of its name.
 
     Raises:
-        ConfigError: the first key whose value cannot work.
+        ConfigError: values cannot work; one sentence for each key.
     """
+    return _check(cfg)
+
+
+def _check(cfg: DictConfig, together: bool = True) -> DictConfig:
+    """As :func:`check`; parts are held against each other if ``together``."""
     with _in_one_line(), _explained():
-        for key in (*KEYS, *NODES):
-            if key not in cfg:
-                hint = f", {domains.listed(choices(key))}" if key in NODES else ""
-                raise ConfigError(f"{key}: every run needs one{hint}")
-        gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+        if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
+            hints = {key: f", {domains.listed(choices(key))}" for key in NODES}
+            raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
+        written = OmegaConf.to_container(cfg, resolve=False)
+        gate.require_bounded(written)
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return OmegaConf.create(_checked(cast(dict[str, Any], plain)))
+        return OmegaConf.create(_checked(cast(dict[str, Any], plain), cast(dict[str, Any], written), together))
 
 
-def _checked(plain: dict[str, Any]) -> dict[str, Any]:
+def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
+    refusals = Refusals()
     for key, value in plain.items():
-        if key not in (*KEYS, *NODES):
-            raise ConfigError(f"{domains.shown(key)}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
-        if key in NODES and not isinstance(value, dict):
-            raise ConfigError(f"{key}: got {domains.shown(value)}, must be one of {', '.join(choices(key))}")
-        gate.require_targets(value, key, key if key in pairs.SHIPPED else None)
-    for key in plain["logger"]:
+        if key in GLOBAL:
+            refusals.add(f"{key}: its files set other keys, and must begin with the line # @package _global_")
+        elif key not in (*KEYS, *NODES):
+            refusals.add(f"{domains.shown(key)}: unknown key, {domains.closest(str(key), (*KEYS, *GROUPS))}")
+        elif key in NODES and not isinstance(value, dict):
+            hint = "must be a mapping, as a file of this group holds it" if isinstance(value, list) else None
+            refusals.add(f"{key}: got {domains.shown(value)}, {hint or domains.listed(choices(key))}")
+        else:
+            with refusals.collected():
+                gate.require_targets(value, key, key if key in pairs.SHIPPED else None)
+    for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
-            raise ConfigError(f"logger.{domains.shown(key)}: unknown key, {domains.closest(str(key), LOGGER)}")
-    _check_node(plain, "")
-    pairs.check(plain)
+            refusals.add(f"logger.{domains.shown(key)}: unknown key, {domains.closest(str(key), LOGGER)}")
+    _check_node({key: value for key, value in plain.items() if not refusals.about(str(key))}, "", refusals)
+    if together:
+        pairs.check(plain, refusals)
+    for key in [*refusals.sentences]:
+        # what is only read from a key that is refused itself is told once
+        if any(origin in refusals.sentences for origin in _origins(key, written)):
+            del refusals.sentences[key]
+    refusals.tell()
     for key in ("data", "logger"):
         # once, so that all who read a path mean the same
         if isinstance(root := plain[key].get("root"), str):
@@ -484,13 +694,26 @@ def _checked(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _check_node(node: Mapping[str, Any], prefix: str) -> None:
+def _origins(key: str, written: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that a key of a config gets its value from, by interpolations as they were written."""
+    node: Any = written
+    words = key.split(".")
+    for index, word in enumerate(words):
+        node = node.get(word) if isinstance(node, Mapping) else None
+        if isinstance(node, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", node)):
+            origin = ".".join([match[1], *words[index + 1 :]])
+            yield origin
+            yield from _origins(origin, written)
+
+
+def _check_node(node: Mapping[str, Any], prefix: str, refusals: Refusals) -> None:
     # names have the meanings of `domains` in this package; the constructors of others check for themselves
     if node.get("_target_") in (None, *pairs.EVERY):
-        domains.check(node, prefix)
+        with refusals.collected():
+            domains.check(node, prefix)
     for key, value in node.items():
         if isinstance(value, Mapping) and key != "published":
-            _check_node(value, f"{prefix}{key}.")
+            _check_node(value, f"{prefix}{key}.", refusals)
 
 
 def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
@@ -532,25 +755,38 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None = None) -> ConfigError:
     """One sentence for what Hydra, OmegaConf or YAML refused: the key, what is wrong, what would do.
 
     Args:
         error: what was raised.
         overrides: what was typed, where the error itself does not name the key.
+        folder: more configs, as of ``--config-dir``.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return ConfigError(f"{error.problem_mark.name}: {gate.describe(error)}")
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
-            "quote what holds a quote, a bracket or '$': key='\"value\"'"
-        )
-    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides)):
+        return _no_override(error.override, folder)
+    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides, folder)):
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
     reason = _first_line(error.__cause__ or error)
     return ConfigError(f"{domains.shown(' '.join(overrides))}: {reason}" if overrides else reason)
+
+
+def _no_override(word: str, folder: Path | None) -> ConfigError:
+    text = f"{domains.shown(word)}: not key=value or group=choice"
+    if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
+        return ConfigError(f"{text}, brackets do not match; a list with blanks needs quotes: 'key=[1, 2]'")
+    if "=" in word:
+        return ConfigError(f"{text} as Hydra reads it; quote what holds a quote, a bracket or '$': key='\"value\"'")
+    if group := next((group for group in GROUPS if word in choices(group, folder)), None):
+        return ConfigError(f"{text}, did you mean {group}={word}?")
+    if word in GROUPS:
+        return ConfigError(f"{text}, {domains.listed(choices(word, folder))}")
+    if os.path.exists(word):
+        return ConfigError(f"{text}; --from RUN repeats a run, snnexp resume RUN continues it")
+    return ConfigError(f"{text}, did you mean {word.replace(':', '=', 1)}?" if ":" in word else text)
 
 
 def _about_a_key(error: Exception) -> ConfigError | None:
@@ -561,33 +797,42 @@ def _about_a_key(error: Exception) -> ConfigError | None:
             return None
         if key and "not in struct" in str(cause):
             parent = getattr(cause, "parent_node", None)
-            options = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-            # Hydra refuses a group of no such name in the same words
-            options += list(GROUPS) if "." not in str(key) else []
-            options = sorted({*options} - {"hydra"})
-            if isinstance(parent, DictConfig) and (path := _elsewhere(parent, str(key))):
-                return ConfigError(f"{_short(str(key))}: unknown key, did you mean {path}?")
-            return ConfigError(f"{_short(str(key))}: unknown key, {_near(str(key), options)}")
+            return ConfigError(_unknown(str(key), parent if isinstance(parent, DictConfig) else OmegaConf.create()))
         if key and isinstance(cause, OmegaConfBaseException):
             return ConfigError(f"{_short(str(key))}: {_first_line(cause)}")
     return None
 
 
-def _about_a_choice(error: Exception, overrides: Sequence[str]) -> ConfigError | None:
+def _unknown(key: str, parent: DictConfig) -> str:
+    """What is told of a key that ``parent``, where it stands or would stand, does not have."""
+    options = {str(name) for name in parent}
+    # Hydra refuses a group of no such name in the same words
+    options |= {*GROUPS} if "." not in key else set()
+    path = _elsewhere(parent, key)
+    return f"{_short(key)}: unknown key, {f'did you mean {path}?' if path else _near(key, options)}"
+
+
+def _about_a_choice(error: Exception, overrides: Sequence[str], folder: Path | None) -> ConfigError | None:
     text = str(error)
-    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
-        return _no_choice(*match.groups())
+    if match := re.search(rf"In '((?:{'|'.join(GLOBAL)})/[^']+)': Could not override '[^']+@", text):
+        try:
+            _require_global(match[1], folder)
+        except ConfigError as missing:
+            return missing
+    if match := re.search(r"Could not find '(hydra/[^'/]+|[^'/]+)/([^']*)'", text):
+        return _no_choice(match[1], match[2], folder)
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return ConfigError(f"{match[1]}: no such group, {domains.closest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return ConfigError(f"{match[1]}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
+        key = match[1].partition("=")[0]
+        return ConfigError(f"{key}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
     if match := re.search(r"Could not (?:append|delete) .*?'([^']+)'", text):
         return ConfigError(f"{_short(match[1])}: {_first_line(error)}")
     if "Config group override must be" in text:
         # Hydra does not say which group it means
         for group, _, choice in (override.partition("=") for override in overrides):
-            if group in GROUPS and choice not in choices(group):
-                return _no_choice(group, choice)
+            if group in GROUPS and choice not in choices(group, folder):
+                return _no_choice(group, choice, folder)
     return None
 
 
@@ -596,10 +841,13 @@ def _short(key: str) -> str:
     return key if len(key) <= 80 else f"{key[:40]}...{key[-30:]}"
 
 
-def _no_choice(group: str, choice: str) -> ConfigError:
+def _no_choice(group: str, choice: str, folder: Path | None) -> ConfigError:
+    known = choices(group, folder)
     if choice in ("", "null"):
-        return ConfigError(f"{group}: every run needs one, {domains.listed(choices(group))}")
-    return ConfigError(f"{group}={choice}: no such choice, {domains.closest(choice, choices(group))}")
+        return ConfigError(f"{group}: every run needs one, {domains.listed(known)}")
+    if any(place is not None and (place / group / f"{choice}.yml").is_file() for place in (folder, conf_dir())):
+        return ConfigError(f"{group}={choice}: the name of its file must end with .yaml, not .yml")
+    return ConfigError(f"{group}={choice}: no such choice, {domains.closest(Path(choice).name, known)}")
 
 
 def _elsewhere(cfg: DictConfig, key: str) -> str | None:
@@ -616,7 +864,8 @@ def _elsewhere(cfg: DictConfig, key: str) -> str | None:
     return None
 
 
-def _near(key: str, options: list[str]) -> str:
+def _near(key: str, options: set[str]) -> str:
+    options = options - {"hydra", "_target_"}
     parent, _, leaf = key.rpartition(".")
     if not options and parent == "readout":
         return "readout=same repeats the neuron; choose another readout to set it apart"

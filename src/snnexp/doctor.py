@@ -21,7 +21,7 @@ def report() -> int:
     else:
         print(f"{'gpu':<12} none that torch can use")
     print(f"{'kernels':<12} {_kernels(torch.cuda.is_available())}")
-    root = os.environ.get("SNNEXP_DATA_DIR", "data")
+    root = os.path.expanduser(os.environ.get("SNNEXP_DATA_DIR") or "data")
     print(f"{'data':<12} {_data(root)}")
     source = "$SNNEXP_CONF" if os.environ.get("SNNEXP_CONF") else "with the package"
     print(f"{'conf':<12} {config.conf_dir()} ({source})")

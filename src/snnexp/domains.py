@@ -193,7 +193,7 @@ FRACTION = Number(low=0, high=1)
 BELOW_ONE = Number(low=0, high=1, open_high=True)
 FLAG = Kind(bool, "true or false")
 TEXT = Text()
-NAME = Text(r"(?!\.)[\w.-]{1,100}", "letters, digits, '.', '_' and '-', at most 100, the first no '.'")
+NAME = Text(r"(?!\.)[\w.-]{1,100}", "a text of letters, digits, '.', '_' and '-', at most 100, the first no '.'")
 NULL = Kind(type(None), "null")
 
 DOMAINS: dict[str, Domain] = {
@@ -288,11 +288,25 @@ DOMAINS: dict[str, Domain] = {
 
 
 def check(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise :class:`ConfigError`, naming the key, for the first value that lies outside the domain of its name."""
-    for name, value in values.items():
-        domain = DOMAINS.get(name)
-        if domain is not None and value not in domain:
-            raise ConfigError(f"{prefix}{name}: got {shown(value)}, must be {domain}")
+    """Raise :class:`ConfigError`, naming the keys, for values that lie outside the domains of their names."""
+    refused = [
+        f"{prefix}{name}: got {_kind(value)}{shown(value)}, must be {domain}"
+        for name, value in values.items()
+        if (domain := DOMAINS.get(name)) is not None and value not in domain
+    ]
+    if refused:
+        raise ConfigError(*refused)
+
+
+def _kind(value: object) -> str:
+    """What has to be said of a text that reads like another value."""
+    if not isinstance(value, str) or not value:
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return "the text " if value.lower() in ("true", "false", "null") else ""
+    return "the text "
 
 
 def shown(value: object) -> str:
@@ -315,13 +329,19 @@ def line(text: str) -> str:
     )
 
 
+def sentence(text: str) -> str:
+    """``text`` in one :func:`line` of at most 190 characters."""
+    text = line(text)
+    return text if len(text) <= 190 else f"{text[:187]}..."
+
+
 def closest(word: str, options: Iterable[str]) -> str:
     """A hint for a mistyped ``word``: the option that looks like it, else all of them."""
     import difflib
 
-    options = sorted(options)
-    near = difflib.get_close_matches(word, options, n=1)
-    return f"did you mean {near[0]}?" if near else listed(options)
+    known = {option.lower(): option for option in sorted(options, reverse=True)}
+    near = difflib.get_close_matches(word.lower(), sorted(known), n=1)
+    return f"did you mean {known[near[0]]}?" if near else listed(known.values())
 
 
 def listed(options: Iterable[str]) -> str:

@@ -13,9 +13,12 @@ class SnnexpError(Exception):
     status = "failed"
     """What run.json says of a run that this ended."""
 
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
 
 class ConfigError(SnnexpError, ValueError):
-    """A value that cannot work. Reads ``key: what was given, what would do``."""
+    """Values that cannot work: one sentence per argument, which reads ``key: what was given, what would do``."""
 
     exit_code = 2
     located = False
@@ -86,7 +89,7 @@ def about_disk(error: OSError) -> str:
 def ending(error: BaseException) -> tuple[str, str, int]:
     """Status, reason and exit code of a run among others that ``error`` has ended."""
     if isinstance(error, SnnexpError):
-        return error.status, str(error), error.exit_code
+        return error.status, str(error.args[0] if error.args else ""), error.exit_code
     if isinstance(error, OSError) and error.errno in DISK:
         return "failed", about_disk(error), 74
     told = " ".join(str(error).split())
@@ -106,6 +109,35 @@ def located(path: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         if not error.located:
-            error.args = (f"{path}.{error}",)
+            error.args = tuple(f"{path}.{sentence}" for sentence in error.args)
             error.located = True
         raise
+
+
+class Refusals:
+    """Collects what is wrong in several places of a config: one sentence for each key, the first."""
+
+    def __init__(self) -> None:
+        self.sentences: dict[str, str] = {}
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the sentences of a :class:`ConfigError` instead of passing it on."""
+        try:
+            yield
+        except ConfigError as error:
+            self.add(*map(str, error.args))
+
+    def add(self, *sentences: str) -> None:
+        """Keep sentences about keys that none is about yet."""
+        for sentence in sentences:
+            self.sentences.setdefault(sentence.partition(": ")[0], sentence)
+
+    def about(self, path: str) -> bool:
+        """Whether a key at or below ``path`` has been refused."""
+        return any(f"{key}.".startswith(f"{path}.") for key in self.sentences)
+
+    def tell(self) -> None:
+        """Raise one :class:`ConfigError` with all sentences, if there are any."""
+        if self.sentences:
+            raise ConfigError(*self.sentences.values())

@@ -12,21 +12,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, domains, gate
-from snnexp.errors import ConfigError, SnnexpError
-from snnexp.runs import Run
+from snnexp import config, domains, gate, runs
+from snnexp.errors import ConfigError, Refusals, SnnexpError
 
 if TYPE_CHECKING:
     from snnexp.sweeps.sources import Asked
 
 CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
-VALUED = (*CFG_FLAGS, *DIR_FLAGS, "--package", "-p")
+FROM = "--from"
+VALUED = (FROM, *CFG_FLAGS, *DIR_FLAGS, "--package", "-p")
 OTHER_CONF = ("--config-path", "-cp", "--config-name", "-cn")
 CFG = ("job", "hydra", "all")
+INFO_FLAGS = ("--info", "-i")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 PLAIN = (
-    "--info",
-    "-i",
     "--multirun",
     "-m",
     "--run",
@@ -38,7 +38,7 @@ PLAIN = (
     "--version",
 )
 SWEEP = ("--multirun", "-m")
-SHOW = (*CFG_FLAGS, "--info", "-i", "--hydra-help", "--version")
+SHOW = (*CFG_FLAGS, *INFO_FLAGS, "--hydra-help", "--version")
 COMPLETE = ("--shell-completion", "-sc")
 STARTERS = {"launcher": "processes, slurm, stacked", "sweeper": "grid, optuna"}
 """What sweeps are started by, the usual first."""
@@ -57,6 +57,10 @@ def train(arguments: Sequence[str]) -> int:
     overrides = config.quoted(overrides)
     conf = config.conf_dir()
     config.prepare()
+    if FROM in flags:
+        flags, overrides, changed = earlier(flags, overrides)
+        if changed is not None:
+            return _run_changed(changed, overrides, flags)
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
@@ -64,8 +68,8 @@ def train(arguments: Sequence[str]) -> int:
     try:
         if not any(flag in COMPLETE for flag in flags):
             jobs.chosen, starters = check(flags, overrides)
-            overrides = [config.NO_SEARCH, *starters, *overrides]
-        sys.argv = [typed[0], *flags, *overrides]
+            jobs.typed, overrides = overrides, [config.NO_SEARCH, *starters, *overrides]
+        sys.argv = [typed[0], *flags, *config.replacing(overrides)]
         hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     except config.REFUSALS as error:
         raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
@@ -84,6 +88,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     flags: list[str] = []
     overrides: list[str] = []
+    refusals = Refusals()
     rest = iter(arguments)
     for word in rest:
         if not word.startswith("-"):
@@ -93,24 +98,84 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             value = value or next(rest, "")
             if not value or (flag in CFG_FLAGS and value not in CFG):
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
-                raise ConfigError(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
-            if flag in DIR_FLAGS and not Path(value).is_dir():
-                raise ConfigError(f"{flag}: {domains.shown(value)} is not a folder")
-            if flag in DIR_FLAGS and any(flag in DIR_FLAGS for flag in flags):
-                raise ConfigError(f"{flag}: given twice, takes one folder")
+                refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
+            if flag in DIR_FLAGS:
+                value = os.path.expanduser(value)
+                if value and not Path(value).is_dir():
+                    refusals.add(f"{flag}: {domains.shown(value)} is not a folder")
+                elif value and not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
+                    refusals.add(f"{flag}: {domains.shown(value)} has no folder of a group, such as neuron/")
+                if any(flag in DIR_FLAGS for flag in flags):
+                    refusals.add(f"{flag}: given twice, takes one folder")
             flags += [flag, value]
+        elif word.partition("=")[0] in INFO_FLAGS:
+            flag, _, value = word.partition("=")
+            # Hydra would take the next word for it
+            flags += [flag, value or "all"]
+            if flags[-1] not in INFO:
+                refusals.add(f"{flag}: got {value}, {domains.closest(value, INFO)}")
         elif word in PLAIN:
             flags.append(word)
         elif word.partition("=")[0] in OTHER_CONF:
-            raise ConfigError(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
+            refusals.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
         else:
-            raise ConfigError(f"{word}: no such flag, {domains.closest(word, [*VALUED, *PLAIN])}")
+            key = word.lstrip("-")
+            hint = domains.closest(word, [*VALUED, *INFO_FLAGS, *PLAIN])
+            if "=" in word or key in (*config.KEYS, *config.GROUPS):
+                hint = f"did you mean {key if '=' in key else f'{key}=VALUE'}?"
+            refusals.add(f"{word}: no such flag, {hint}")
+    refusals.tell()
     return flags, overrides
 
 
-def config_dir(flags: Sequence[str]) -> Path | None:
-    """The folder of more configs."""
+def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list[str], DictConfig | None]:
+    """What ``--from RUN`` stands for among ``flags``.
+
+    Returns:
+        The other flags; the overrides of the run with those ``typed``; and, where these no longer compose to what the
+        run has saved, the config that it has saved, with what was typed changed in it as on resume.
+
+    Raises:
+        ConfigError: it is no run, or what was typed cannot be changed so.
+        CheckpointError: its record is damaged.
+    """
+    at = flags.index(FROM)
+    run = runs.Run.open(runs.locate(flags[at + 1]))
+    saved = config.load(run.path / "config.yaml")
+    flags = [*flags[:at], *flags[at + 2 :]]
+    folder = run.read().get("config_dir")
+    if folder_of(flags) is None and isinstance(folder, str) and Path(folder).is_dir():
+        flags = [*flags, "--config-dir", folder]
+    # a record may come from elsewhere, and downloads only where that is typed
+    kept = ("hydra", "data.download")
+    recorded = [word for word in run.overrides() if not config.key_of(word).startswith(kept)]
+    keys = {config.key_of(word) for word in typed}
+    overrides = [*(word for word in recorded if config.key_of(word) not in keys), *typed]
+    try:
+        same = config.computes_same(config.composed(recorded, folder_of(flags))[0], saved)
+    except ConfigError:
+        same = False
+    if same:
+        return flags, overrides, None
+    if any(flag in SWEEP for flag in flags):
+        raise ConfigError(f"{FROM}: the config of this run cannot be composed again, so it cannot be swept")
+    changed = config.change_all(saved, typed)
+    return flags, overrides, changed if "data.download" in keys else config.offline(changed)
+
+
+def folder_of(flags: Sequence[str]) -> Path | None:
+    """What ``--config-dir`` among flags names."""
     return next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
+
+
+def _run_changed(cfg: DictConfig, overrides: Sequence[str], flags: Sequence[str]) -> int:
+    if any(flag in SHOW for flag in flags):
+        print(OmegaConf.to_yaml(cfg), end="")
+        return 0
+    from snnexp.experiment import run
+
+    run(cfg, overrides)
+    return 0
 
 
 def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] | Asked, list[str]]":
@@ -122,13 +187,20 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     Raises:
         ConfigError: a point cannot work, or would make Hydra do more than start runs.
     """
-    folder = config_dir(flags)
+    folder = folder_of(flags)
     if not any(flag in SWEEP for flag in flags):
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
-            config.check(cfg)
+            refusals = Refusals()
+            with refusals.collected():
+                config.check(cfg)
+            for starter in STARTERS:
+                begins = (f"hydra/{starter}", f"hydra.{starter}")
+                if any(override.lstrip("+~").startswith(begins) for override in overrides):
+                    refusals.add(f"hydra/{starter}: belongs to a sweep, which takes -m")
             if sweep := node["runtime"]["choices"].get("sweep"):
-                raise ConfigError(f"sweep: {sweep} is a sweep, which takes -m")
+                refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
+            refusals.tell()
         return [], []
     # Hydra itself starts with what all points share, which another choice may replace in each of them
     shared = config.shared(overrides)
@@ -152,18 +224,25 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
         # before anything is written
         asked.checked  # noqa: B018
         return asked, starters
-    points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *typed], folder)]
+    points = [*config.points([*config.params(params), *typed], folder)]
     composed = config.composed_points(points, folder)
-    return [(point, config.check(cfg)) for point, cfg in zip(points, composed, strict=True)], starters
+    checked: list[Point] = []
+    refusals = Refusals()
+    for point, cfg in zip(points, composed, strict=True):
+        with refusals.collected():
+            checked.append((point, config.check(cfg)))
+    refusals.tell()
+    return checked, starters
 
 
 class Jobs:
     """What Hydra calls: with a composed config for a run, and through our launchers for a sweep."""
 
     def __init__(self, program: str, flags: list[str]) -> None:
-        self.program, self.flags, self.folder = program, flags, config_dir(flags)
+        self.program, self.flags, self.folder = program, flags, folder_of(flags)
         self.chosen: list[Point] | Asked = []
         """What :func:`check` has found."""
+        self.typed: list[str] = []
         self.code = 0
         self.error: BaseException | None = None
         self.__name__ = "train"
@@ -180,7 +259,8 @@ class Jobs:
         if job.mode == RunMode.MULTIRUN:
             raise ConfigError("hydra.launcher: snnexp sweeps through its own; there are processes, slurm and stacked")
         # as text: an interpolation in it belongs to the config, not to this list
-        overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
+        task: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
+        overrides = [word for word in self.typed if word in task]
         checked = config.check(cfg)
         # ddp starts its processes by the command line, which must then ask for this one run
         sys.argv = [self.program, "train", *self.flags, *overrides]
@@ -190,7 +270,7 @@ class Jobs:
 
     def _record_folder(self, path: Path) -> None:
         if self.folder is not None:
-            Run(path).update(config_dir=str(self.folder.absolute()))
+            runs.Run(path).update(config_dir=str(self.folder.absolute()))
 
     def sweep(self, folder: str, launcher: Mapping[str, Any]) -> None:
         """Run the points that were listed or are searched, as a launcher of ours asks for it."""

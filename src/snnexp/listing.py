@@ -22,7 +22,7 @@ from rich.text import Text
 
 from snnexp.domains import closest, line, shown
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.runs import RUN_ID, Facts, Run, main_metric
+from snnexp.runs import ENDS, OUTPUTS, RUN_ID, Facts, Run, locate, main_metric
 
 USAGE = "snnexp runs [DIR] [CONDITION ...] [--sort KEY] [--reverse] [--limit N] [--metric NAME] [--json | --csv]"
 HELP = """\
@@ -44,6 +44,7 @@ STYLES = {
     "interrupted": "yellow",
     **dict.fromkeys(("failed", "diverged", "killed", "damaged"), "red"),
 }
+STATUSES = ("running", "killed", "damaged", *ENDS)
 RIGHT = ("age", "duration")
 WIDE, WHOLE = 120, 100_000
 """Cells from which on a terminal shows whole paths, and of a line that nothing crops."""
@@ -205,12 +206,9 @@ def _asked(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
     """The folder, and the conditions as key, operator and value."""
-    first = words[:1]
-    if first and (Path(first[0]).is_dir() or not CONDITION.fullmatch(first[0])):
-        words = words[1:]
-    else:
-        first = ["outputs"]
-    folder = Path(first[0])
+    folder = Path(OUTPUTS)
+    if words and (Path(words[0]).is_dir() or not CONDITION.fullmatch(words[0])):
+        folder, words = locate(words[0]), words[1:]
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; snnexp runs DIR lists the runs below DIR")
     conditions = []
@@ -218,6 +216,8 @@ def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
         match = CONDITION.fullmatch(word)
         if match is None:
             raise ConfigError(f"{word}: no condition, one reads KEY=VALUE, KEY!=VALUE, 'KEY>VALUE' or 'KEY<VALUE'")
+        if match[1] == "status" and match[2] in ("=", "!=") and match[3] not in STATUSES:
+            raise ConfigError(f"status: got {shown(match[3])}, {closest(match[3], STATUSES)}")
         conditions.append((match[1], match[2], match[3]))
     return folder, conditions
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snnexp import domains
-from snnexp.errors import ConfigError, located
+from snnexp.errors import ConfigError, Refusals, located
 
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
@@ -152,34 +152,43 @@ SHIPPED: dict[str, dict[str, Any]] = {
 EVERY: dict[str, Any] = {target: part for targets in SHIPPED.values() for target, part in targets.items()}
 
 
-def check(plain: Mapping[str, Any]) -> None:
-    """Hold the nodes of a config, whose values lie in their domains, against what their targets take and against
-    each other.
+def check(plain: Mapping[str, Any], refusals: Refusals) -> None:
+    """Hold the nodes of a config against what their targets take and against each other.
 
-    Raises:
-        ConfigError: the first pair that cannot work; the sentence begins with a key.
+    Args:
+        plain: the config.
+        refusals: what has been refused of it; values of such a node are compared with no others. Takes what is found.
     """
-    nodes = {place: node for place, node in plain.items() if place in SHIPPED}
+    nodes = {place: node for place, node in plain.items() if place in SHIPPED and not _is_no_part(place, refusals)}
     for place, node in nodes.items():
-        _check_node(node, place)
+        _check_node(node, place, refusals)
     known = {place: SHIPPED[place].get(node["_target_"]) for place, node in nodes.items()}
-    data, loss, encoder, readout = (known[place] for place in ("data", "loss", "encoder", "readout"))
+    data, loss, encoder, readout = (known.get(place) for place in ("data", "loss", "encoder", "readout"))
     if data and loss:
-        require_target(loss, data)
+        with refusals.collected():
+            require_target(loss, data)
     if data and encoder:
-        require_encoder(encoder, data)
+        with refusals.collected():
+            require_encoder(encoder, data)
     if loss and readout:
-        require_spikes(loss, readout)
-    if data:
-        with located("data"):
-            devices = nodes["trainer"].get("devices", 1) if known["trainer"] else 1
+        with refusals.collected():
+            require_spikes(loss, readout)
+    if data and not refusals.about("data") and not refusals.about("trainer"):
+        devices = nodes["trainer"].get("devices", 1) if known["trainer"] else 1
+        with refusals.collected(), located("data"):
             _check_batches(data, devices, **_values(nodes["data"]))
-    if data and known["network"]:
-        for place, features in _layers(known["network"].name, data, _values(nodes["network"])):
-            fits = FITS.get(nodes[place]["_target_"])
-            if fits is not None:
-                with located(place):
-                    fits(features, **_values(nodes[place]))
+    network = known.get("network")
+    if data and network and not refusals.about("network"):
+        with refusals.collected():
+            for place, features in _layers(network.name, data, _values(nodes["network"])):
+                fits = FITS.get(nodes[place]["_target_"]) if place in nodes else None
+                if fits is not None and not refusals.about(place):
+                    with refusals.collected(), located(place):
+                        fits(features, **_values(nodes[place]))
+
+
+def _is_no_part(place: str, refusals: Refusals) -> bool:
+    return place in refusals.sentences or f"{place}._target_" in refusals.sentences
 
 
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,31 +196,34 @@ def _values(node: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in ("_target_", "spikes")}
 
 
-def _check_node(node: Mapping[str, Any], path: str) -> None:
+def _check_node(node: Mapping[str, Any], path: str, refusals: Refusals) -> None:
     part = EVERY.get(node["_target_"])
     if part is not None:
         values = _values(node)
-        require_arguments(path, part.name, values, part.known)
+        with refusals.collected():
+            require_arguments(path, part.name, values, part.known)
         for name in part.required:
             if name not in values:
-                raise ConfigError(f"{path}: {part.name} is missing a required argument: '{name}'")
+                refusals.add(f"{path}: {part.name} is missing a required argument: '{name}'")
         rule = RULES.get(node["_target_"])
-        if rule is not None:
-            with located(path):
+        if rule is not None and not refusals.about(path):
+            with refusals.collected(), located(path):
                 rule(**values)
     for key, value in node.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            _check_node(value, f"{path}.{key}")
+        child = f"{path}.{key}"
+        if isinstance(value, Mapping) and "_target_" in value and not _is_no_part(child, refusals):
+            _check_node(value, child, refusals)
 
 
 def require_arguments(path: str, name: str, keys: Collection[Any], known: Collection[str]) -> None:
-    """Refuse the first of ``keys`` that ``name``, which is built at ``path``, does not take."""
-    for key in keys:
-        if key not in known:
-            shown = domains.shown(key)
-            raise ConfigError(
-                f"{path}.{shown}: unknown key, {name} has no such argument, {domains.closest(key, known)}"
-            )
+    """Refuse those of ``keys`` that ``name``, which is built at ``path``, does not take."""
+    unknown = [
+        f"{path}.{domains.shown(key)}: unknown key, {name} has no such argument, {domains.closest(str(key), known)}"
+        for key in keys
+        if key not in known
+    ]
+    if unknown:
+        raise ConfigError(*unknown)
 
 
 def require_target(loss: Any, data: Any) -> None:

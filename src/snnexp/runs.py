@@ -48,6 +48,8 @@ GIT_S = 10
 MAX_LEVELS = 32
 """Of what is nested in a record."""
 MAX_ARRAYS_BYTES, MAX_METRICS_BYTES = 2**26, 2**30
+OUTPUTS = "outputs"
+"""The folder of runs, where ``logger.root`` names no other one."""
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
@@ -58,6 +60,47 @@ PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorbo
 def new_id() -> str:
     """A run id: local time to the second, and four random hexadecimal digits."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def locate(typed: str) -> Path:
+    """The directory of a run or sweep, which is typed as a path, as its id, or as an end that no other id has.
+
+    Args:
+        typed: ids are searched for below ``outputs/``, those of a sweep's runs too.
+
+    Raises:
+        ConfigError: there is none, or several ids end so.
+    """
+    path = Path(os.path.expanduser(typed))
+    if os.path.exists(path) or len(path.parts) != 1:
+        return path
+    ids = {found.name: found for found in _directories(Path(OUTPUTS))}
+    ending = [found for name, found in ids.items() if name.endswith(path.name)]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise ConfigError(f"{domains.line(typed)}: {len(ending)} ids end so, {domains.listed(map(str, ending))}")
+    hint = domains.closest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
+    raise ConfigError(f"{domains.line(typed)}: no such directory, nor a run or sweep whose id ends so; {hint}")
+
+
+def _directories(folder: Path) -> Iterator[Path]:
+    """The directories of runs and sweeps below a folder, by their names; no link is followed."""
+    try:
+        with os.scandir(folder) as listed:
+            names = sorted(
+                entry.name for entry in listed if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
+    except OSError:
+        # it is not there, or is nobody's to read
+        return
+    for name in names:
+        path = folder / name
+        is_one = RUN_ID.fullmatch(name) is not None
+        if is_one:
+            yield path
+        if not is_one or (path / "sweep.json").is_file():
+            yield from _directories(path)
 
 
 def main_metric(metrics: Mapping[str, float]) -> str | None:
@@ -175,6 +218,8 @@ class Run:
             CheckpointError: a part of it is a link, also a hard one, so that writing here would write elsewhere.
         """
         run = cls(path.resolve())
+        if (run.path / "sweep.json").is_file():
+            raise ConfigError(f"{path}: a sweep, not a run; its runs are in {path / 'runs'}")
         if not (run.path / "config.yaml").is_file():
             raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
         for part in run.path.rglob("*"):

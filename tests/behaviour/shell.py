@@ -128,6 +128,19 @@ def typed(command: str) -> tuple[list[str], dict[str, str]]:
     return words[begin + 1 :], dict(word.split("=", 1) for word in words[:begin])
 
 
+def recorded(shell: Shell, *typed: str, name: str = "20260101-000000-abcd") -> Path:
+    """The directory of a run that was interrupted before its first step, without having run it."""
+    ended = shell("train", *typed, "--cfg", "job", "--resolve")
+    assert ended.code == 0
+    run = shell.folder / "outputs" / "custom" / name
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("\n".join(ended.out))
+    (run / "overrides.yaml").write_text(json.dumps(typed))
+    (run / "run.json").write_text(json.dumps({"status": "interrupted", "exit_code": 130}))
+    (run / "metrics.jsonl").touch()
+    return run
+
+
 def record(run: Path) -> dict[str, Any]:
     """The content of a run's run.json."""
     content: dict[str, Any] = json.loads((run / "run.json").read_text())

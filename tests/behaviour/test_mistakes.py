@@ -1,46 +1,78 @@
-"""Mistakes in what is typed: one line that names the key, the exit code, and nothing left behind."""
+"""Mistakes in what is typed: lines that name the keys, the exit code, and nothing left behind."""
 
+import json
 import re
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from shell import Shell
 
-MISTAKES = [
-    ("train nueron=leaky", 2, "nueron"),
-    ("train neuron.bta=1", 2, "neuron.bta"),
-    ("train neuron=leeky", 2, "neuron=leeky"),
-    ("train experiment=mnist", 2, "experiment=mnist"),
-    ("train neuron.beta=1.5", 2, "neuron.beta"),
-    ("train neuron.learn_beta=3", 2, "neuron.learn_beta"),
-    ("train network.hidden=[10,many]", 2, "network.hidden"),
-    ("train num_steps=0", 2, "num_steps"),
-    ("train optimizer.lr=nan", 2, "optimizer.lr"),
-    ("train optimizer.lr=fast", 2, "optimizer.lr"),
-    ("train seed=-1", 2, "seed"),
-    ("train neuron=null", 2, "neuron"),
-    ("train trainer.max_epochs=${none}", 2, "trainer.max_epochs"),
-    ("train neuron.beta=[", 2, "neuron.beta=["),
-    ("train neuron", 2, "neuron"),
-    ("train name=../up", 2, "name"),
-    ("train neuron._target_=os.system", 2, "neuron._target_"),
-    ("train --frobnicate", 2, "--frobnicate"),
-    ("train --cfg", 2, "--cfg"),
-    ("train -m neuron.beta=0.5,1.5", 2, "neuron.beta"),
-    ("train -m neuron.bta=0.5,0.6", 2, "neuron.bta"),
-    ("train experiment=regression_sqrt loss=ce_membrane", 2, "loss"),
-    ("train experiment=regression_sqrt trainer=ddp", 2, "data.batch_size"),
-    ("list nothing", 2, "nothing"),
-    ("doctor now", 2, "doctor"),
-    ("tarin", 2, "tarin"),
-]
+from snnexp.experiment import compose
+
+FILE = Path(__file__).with_name("mistakes.txt")
+MISTAKES = [line.split(" => ") for line in FILE.read_text().splitlines() if line and not line.startswith("#")]
+RUN, SWEEP = "outputs/mnist_leaky/20260101-000000-abcd", "outputs/sweeps/mnist_leaky/20260101-000000-5eed"
+CONF = {
+    "experiment/unplaced.yaml": "num_steps: 5\n",
+    "experiment/unplaced_too.yaml": "defaults:\n  - override /neuron: rleaky\n",
+    "neuron/listed.yaml": "- beta\n",
+    "neuron/wrong_end.yml": "_target_: snnexp.neurons.Leaky\n",
+    "neuron/tabbed.yaml": "_target_: snnexp.neurons.Leaky\n\tbeta: 0.9\n",
+    "neuron/foreign.yaml": "_target_: mine.Neuron\n",
+    "neuron/untargeted.yaml": "beta: 0.9\n",
+}
+LAUNCHER = {"kind": "processes", **dict.fromkeys(("workers", "threads", "gpus", "timeout_s", "memory_gb"))}
 
 
-@pytest.mark.parametrize(("typed", "code", "key"), MISTAKES, ids=[typed for typed, _, _ in MISTAKES])
-def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(snnexp: Shell, typed: str, code: int, key: str) -> None:
-    ended = snnexp(*typed.split(" "))
-    assert (ended.code, ended.key, ended.out) == (code, key, [])
-    assert len(ended.err[0]) <= 200
-    assert [*snnexp.folder.iterdir()] == []
+@cache
+def config() -> str:
+    return OmegaConf.to_yaml(compose(["experiment=mnist_leaky"]))
+
+
+def furnish(folder: Path) -> None:
+    """Give a folder the run, the sweep and the configs that mistakes are about."""
+    run, sweep = folder / RUN, folder / SWEEP
+    for path in (run, sweep, folder / "conf" / "experiment", folder / "conf" / "neuron"):
+        path.mkdir(parents=True)
+    (run / "config.yaml").write_text(config())
+    (run / "overrides.yaml").write_text("- experiment=mnist_leaky\n")
+    started = "2026-01-01T00:00:00+00:00"
+    record = {"status": "interrupted", "exit_code": 130, "started": started, "metrics": {"test/accuracy": 0.5}}
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.jsonl").touch()
+    ledger = {"experiment": "mnist_leaky", "launcher": LAUNCHER, "search": None, "points": []}
+    (sweep / "sweep.json").write_text(json.dumps(ledger))
+    for name in ("configs.jsonl", "summary.csv", ".lock"):
+        (sweep / name).touch()
+    (sweep / "runs").mkdir()
+    for name, text in CONF.items():
+        (folder / "conf" / name).write_text(text)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(map(str, folder.rglob("*")))
+
+
+@pytest.mark.parametrize(("typed", "wanted"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
+def test_a_mistake_is_refused_at_once_and_leaves_nothing(
+    snnexp: Shell, monkeypatch: pytest.MonkeyPatch, typed: str, wanted: str
+) -> None:
+    furnish(snnexp.folder)
+    before = left(snnexp.folder)
+    # an import of these would fail
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "snnexp.experiment", None)
+    places = {"RUN": RUN, "SWEEP": SWEEP, "FOLDER": str(snnexp.folder)}
+    code, key = re.sub("RUN|SWEEP|FOLDER", lambda word: places[word[0]], wanted).split("  ")
+    ended = snnexp(*(places.get(word, word) for word in shlex.split(typed)))
+    assert (ended.code, ended.out) == (int(code), [])
+    assert ended.err[0].startswith(f"snnexp: {key}: ")
+    assert [line for line in ended.err if not line.startswith("snnexp: ") or len(line) > 200] == []
+    assert left(snnexp.folder) == before
 
 
 def test_data_that_are_missing_are_one_line_that_says_where(snnexp: Shell) -> None:

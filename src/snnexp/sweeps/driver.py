@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from snnexp import config, domains
 from snnexp.console import console, show_path, tell
-from snnexp.errors import ConfigError, SnnexpError, located
+from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Job, Slot, Tasks, Worker
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
@@ -89,7 +89,8 @@ def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
     Args:
         folder: of the sweep.
         program: the command line's own name.
-        changes: other settings of its launcher or its search, ``hydra.launcher.workers=4``.
+        changes: other settings of its launcher or its search, ``hydra.launcher.workers=4``, and keys of its points that
+            do not decide what is computed, ``data.root=DIR``.
 
     Raises:
         ConfigError: it is no sweep, or a setting is none of its own.
@@ -97,54 +98,72 @@ def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
         InUseError: another process drives it.
         InterruptedRunError: a signal ended it.
     """
+    # before anything is written
+    _changed(changes, True)
     ledger = Ledger.open(folder)
     try:
-        launcher, sweeper = _changed(changes, ledger.search is not None)
+        launcher, sweeper, keys = _changed(changes, ledger.search is not None)
         ledger.launcher |= launcher
         check(ledger.launcher)
         asked = None if ledger.search is None else Asked.of(ledger.search, sweeper)
+        if asked is not None:
+            asked.overrides = [*asked.overrides, *keys]
         if asked is not None and (metric := asked.keep_measure()):
             tell(f"the search continues to use {metric}")
         left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
         for point in left:
             # a sweep may come from elsewhere, like a run, and downloads only where that is typed
-            whole = config.trusted(ledger.config(point), ledger.path / CONFIGS)
-            ledger.replace(point, config.plain(config.offline(whole)))
+            whole = config.offline(config.trusted(ledger.config(point), ledger.path / CONFIGS))
+            ledger.replace(point, config.plain(config.change(whole, keys)))
         if asked is not None:
             ledger.search = asked.facts()
         elif not left:
             console().print(f"sweep {show_path(ledger.path)}  all points have finished, nothing is left to do")
             return 0
-        return drive(ledger, program, asked)
+        return drive(ledger, program, asked, keys)
     finally:
         ledger.close()
 
 
-def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the launcher and of the search that were typed."""
+def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Settings of the launcher and of the search that were typed, and overrides of the points."""
     nodes: dict[str, dict[str, Any]] = {"launcher": {}, "sweeper": {}}
+    keys: list[str] = []
     known = ["launcher", *(["sweeper"] if searched else [])]
+    refusals = Refusals()
     for key, value in config.assigned(changes):
         words = key.split(".")
-        if len(words) != 3 or words[0] != "hydra" or words[1] not in known or words[2] == "kind":
-            raise ConfigError(
-                f"{domains.shown(key)}: a sweep goes on as it was started, but for hydra.launcher.KEY=VALUE"
+        if key.startswith(config.MAY_CHANGE):
+            keys.append(f"{key}={config.written(value)}")
+        elif len(words) == 3 and words[0] == "hydra" and words[1] in known and words[2] != "kind":
+            nodes[words[1]][words[2]] = value
+        else:
+            refusals.add(
+                f"{domains.shown(key)}: a sweep is resumed as it was started; hydra.launcher.KEY and keys that decide "
+                "nothing, such as data.root, may change"
             )
-        nodes[words[1]][words[2]] = value
-    return nodes["launcher"], nodes["sweeper"]
+    refusals.tell()
+    return nodes["launcher"], nodes["sweeper"], keys
 
 
-def drive(ledger: Ledger, program: str, asked: Asked | None = None) -> int:
-    """Run what is left of a sweep; returns the exit code."""
+def drive(ledger: Ledger, program: str, asked: Asked | None = None, keys: Sequence[str] = ()) -> int:
+    """Run what is left of a sweep; returns the exit code.
+
+    Args:
+        ledger: of the sweep.
+        program: the command line's own name.
+        asked: what a search was asked for.
+        keys: overrides of runs that are resumed.
+    """
     if asked is not None:
-        return _drive_search(ledger, program, asked)
+        return _drive_search(ledger, program, asked, keys)
     left = [point for point in ledger.points if not point.done]
     source = Listed(jobs_of(ledger, left))
     view = display.Display(console(), ledger)
     view.say(f"{len(left)} of {len(ledger.points)} points")
     accelerators = {_accelerator(ledger.config(point)) for point in left}
     slots = slots_of(ledger.path, ledger.launcher, len(source.jobs), accelerators)
-    engine = Engine(ledger, source, slots, Tasks(ledger, program), ledger.launcher.get("timeout_s"), view)
+    engine = Engine(ledger, source, slots, Tasks(ledger, program, keys=keys), ledger.launcher.get("timeout_s"), view)
     try:
         engine.run()
     finally:
@@ -152,7 +171,7 @@ def drive(ledger: Ledger, program: str, asked: Asked | None = None) -> int:
     return _code(ledger, engine)
 
 
-def _drive_search(ledger: Ledger, program: str, asked: Asked) -> int:
+def _drive_search(ledger: Ledger, program: str, asked: Asked, keys: Sequence[str]) -> int:
     launcher = ledger.launcher
     together = launcher["members"] if launcher["kind"] == "stacked" else 1
     source = Searched(ledger, asked, together, lambda points: jobs_of(ledger, points))
@@ -164,7 +183,7 @@ def _drive_search(ledger: Ledger, program: str, asked: Asked) -> int:
         seen = ", so the test split is no longer held out" if source.metric.startswith("test/") else ""
         view.say(f"study {source.study.name}, {to_go}, compared by {source.metric}{seen}")
         slots = slots_of(ledger.path, launcher, source.study.size, {_accelerator(asked.checked)})
-        tasks = Tasks(ledger, program, source.pruned if source.prune else None)
+        tasks = Tasks(ledger, program, source.pruned if source.prune else None, keys)
         engine = Engine(ledger, source, slots, tasks, launcher.get("timeout_s"), view)
         try:
             engine.run()
@@ -205,7 +224,8 @@ def check(launcher: Mapping[str, Any]) -> None:
         known = SETTINGS[kind] if isinstance(kind, str) and kind in SETTINGS else ()
         for name in launcher.keys() - {"kind"}:
             if name not in known:
-                raise ConfigError(f"{domains.shown(name)}: unknown key, {domains.closest(str(name), known)}")
+                hint = domains.closest(str(name), known).replace("did you mean ", "did you mean hydra.launcher.")
+                raise ConfigError(f"{domains.shown(name)}: unknown key, {hint}")
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:
             raise ConfigError(f"{missing[0]}: every launcher needs one")

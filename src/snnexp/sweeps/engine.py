@@ -433,10 +433,17 @@ class Tasks:
         ledger: the record.
         program: the command line's own name.
         prune: for a point of a search, what a run needs to be given up early; None for a list of points.
+        keys: overrides of runs that are resumed.
     """
 
-    def __init__(self, ledger: Ledger, program: str, prune: Callable[[Point], dict[str, Any]] | None = None) -> None:
-        self.ledger, self.program, self.prune = ledger, program, prune
+    def __init__(
+        self,
+        ledger: Ledger,
+        program: str,
+        prune: Callable[[Point], dict[str, Any]] | None = None,
+        keys: Sequence[str] = (),
+    ) -> None:
+        self.ledger, self.program, self.prune, self.keys = ledger, program, prune, keys
 
     def of(self, job: Job) -> dict[str, Any]:
         """The task for points, as ``worker`` takes it."""
@@ -449,7 +456,7 @@ class Tasks:
         if len(job) > 1:
             return {**task, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
         task |= {"prune": self.prune(first)} if self.prune else {}
-        return {**task, **({"run": self._run(first)} if first.run else self._point(first))}
+        return {**task, **({"run": self._run(first), "keys": [*self.keys]} if first.run else self._point(first))}
 
     def _point(self, point: Point) -> dict[str, Any]:
         return {"config": self.ledger.config(point), "overrides": point.overrides}

@@ -130,6 +130,8 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
         metric = main_measure(cfg, "test")
         raise ConfigError(f"data.val_size: {reason} name the metric, such as hydra.sweeper.metric={metric}")
     metric = settings.metric or main_measure(cfg, "val")
+    if not metric.startswith(("train/", "val/", "test/")):
+        raise ConfigError(f"hydra.sweeper.metric: got {domains.shown(metric)}, must begin with train/, val/ or test/")
     higher = runs.higher_is_better(metric)
     if settings.direction is None and higher is None:
         raise ConfigError(f"hydra.sweeper.direction: got null, {metric} needs minimize or maximize")

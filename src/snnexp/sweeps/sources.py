@@ -11,7 +11,7 @@ from typing import Any
 
 from snnexp import config
 from snnexp.console import from_here, tell
-from snnexp.errors import ConfigError, UnmeasuredError
+from snnexp.errors import ConfigError, UnmeasuredError, ending
 from snnexp.sweeps import search, storage
 from snnexp.sweeps.engine import Job
 from snnexp.sweeps.ledger import TAKEN_OVER, Ledger, Point
@@ -207,7 +207,7 @@ class Searched:
             return self.ledger.add(overrides, self.asked.compose(overrides), number)
         except ConfigError as error:
             point = self.ledger.add(overrides, {}, number)
-            point.status, point.reason, point.exit_code = "failed", str(error), error.exit_code
+            point.status, point.reason, point.exit_code = ending(error)
             return point
 
     def ended(self, point: Point) -> None:

@@ -35,7 +35,7 @@ def space(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[str
     Raises:
         ConfigError: values that cannot be searched, or none at all.
     """
-    texts = config.quoted([*(f"{key}={value}" for key, value in params.items()), *overrides])
+    texts = config.quoted([*config.params(params), *overrides])
     try:
         parsed = OverridesParser.create().parse_overrides(texts)
     except config.REFUSALS as error:

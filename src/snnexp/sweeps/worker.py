@@ -3,7 +3,7 @@
 It reads tasks from its standard input and tells what becomes of them on its standard output, a line of JSON each:
 
     {"config": {..}, "overrides": [..], "parent": ".."}                   train a point
-    {"run": ".."}                                                         go on with its run
+    {"run": "..", "keys": [..]}                                           resume its run, with these overrides
     {"members": [{"config", "overrides", "run"}, ..], "parent": ".."}     train points as one
 
 each with "log", where to print until there is a run directory, "program", the command line's name, and for a point of
@@ -130,8 +130,9 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
 
     watching = _watching(task)
     if task.get("run"):
-        sys.argv = [task["program"], "resume", task["run"]]
-        record = experiment.resume(Path(task["run"]), watching=watching)
+        keys = task.get("keys", [])
+        sys.argv = [task["program"], "resume", task["run"], *keys]
+        record = experiment.resume(Path(task["run"]), keys, watching)
     else:
         cfg = OmegaConf.create(task["config"])
         record = experiment.run(cfg, task["overrides"], Path(task["parent"]), begun=begun, watching=watching)
