@@ -34,6 +34,8 @@ def test_wheel_brings_its_configs(tmp_path: Path) -> None:
     snnexp = tmp_path / "env" / "bin" / "snnexp"
     conf = run(python, "-c", "from snnexp import config; print(config.conf_dir())")
     assert conf.strip() == str(purelib / "snnexp" / "conf")
+    # type checkers read the annotations of a package only where it has this file
+    assert (purelib / "snnexp" / "py.typed").is_file()
     assert "regression_sqrt" in run(snnexp, "list", "experiment")
     run(snnexp, "train", "experiment=regression_sqrt", "debug=batch")
     assert list(tmp_path.glob("outputs/regression_sqrt/*/run.json"))

@@ -39,13 +39,18 @@ OWN = ("last", "best", "init")
 """Checkpoints of a run, by what is typed."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Record:
     """How a run ended."""
 
     path: Path
     status: str
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        main = runs.main_metric(self.metrics)
+        measured = "" if main is None else f", {main} {self.metrics[main]:.4g} and {len(self.metrics) - 1} more"
+        return f"Record({str(self.path)!r}, {self.status}{measured})"
 
 
 def run(
