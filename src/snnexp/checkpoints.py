@@ -164,7 +164,9 @@ def read_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         of_network = {f"{NETWORK}{name}": value for name, value in weights.items()}
         if of_network.keys() != wanted.keys():
             missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *of_network}]
-            unknown = [f"unknown {domains.shown(name)}" for name in weights if not {name, f"{NETWORK}{name}"} & {*wanted}]
+            unknown = [
+                f"unknown {domains.shown(name)}" for name in weights if not {name, f"{NETWORK}{name}"} & {*wanted}
+            ]
             wrong = [*missing, *unknown, f"{NETWORK} stands before some names only"][0]
             expected = domains.listed(name.removeprefix(NETWORK) for name in wanted)
             raise CheckpointError(f"{path}: weights do not fit this run's network: {wrong}, {expected}")

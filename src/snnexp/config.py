@@ -23,12 +23,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
-from hydra.version import VersionBase, setbase
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import domains, gate, pairs, runs, upgrade
 from snnexp.errors import ConfigError, SnnexpError, located
+from snnexp.isolation import HYDRA, restored
 
 GROUPS = (
     "data",
@@ -92,7 +93,8 @@ def _description(path: Path) -> str:
 
 
 def prepare() -> None:
-    """Register what the configs call by name, and what reads their files; safe to call again."""
+    """Register what the configs call by name, and what reads their files, in place of another application's."""
+    GlobalHydra.instance().clear()
     OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
     gate.Files.register()
 
@@ -217,21 +219,16 @@ def _variants(override: Override) -> Iterator[tuple[str, ...]]:
 @contextmanager
 def _hydra(folder: Path | None) -> Iterator[None]:
     """Hydra, as its own main function sets it up."""
-    prepare()
-    before, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
-    GlobalHydra.instance().clear()
-    setbase(VERSION_BASE)
-    search = create_config_search_path(str(conf_dir()))
-    if folder is not None:
-        # before the schemas, which come last
-        search.prepend("command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema"))
-    Hydra.create_main_hydra2("snnexp", search)
-    try:
+    # another application may be running in this process
+    with restored(HYDRA):
+        prepare()
+        setbase(VERSION_BASE)
+        search = create_config_search_path(str(conf_dir()))
+        if folder is not None:
+            # before the schemas, which come last
+            search.prepend("command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema"))
+        Hydra.create_main_hydra2("snnexp", search)
         yield
-    finally:
-        # another application may be running in this process
-        GlobalHydra.instance().hydra = before
-        VersionBase.instance().version_base = base
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:

@@ -178,7 +178,7 @@ class Jobs:
         checked = config.check(cfg)
         # ddp starts its processes by the command line, which must then ask for this one run
         sys.argv = [self.program, "train", *self.flags, *overrides]
-        from snnexp.experiment import run
+        from snnexp.training import run
 
         run(checked, overrides)
 

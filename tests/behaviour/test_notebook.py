@@ -1,16 +1,33 @@
 """The verbs of ``snnexp.experiment``, as a notebook or another program calls them."""
 
+import logging
+import os
+import random
 import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import hydra
+import numpy as np
 import pytest
 import torch
 from hydra import initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.version import VersionBase
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+from omegaconf.basecontainer import BaseContainer
 from shell import Shell
 
-from snnexp.experiment import build, compose, evaluate, run
+from snnexp.experiment import build, compose, evaluate, resume, run
 
 WORDS = ["experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl", "network.hidden=[4]"]
 
@@ -28,12 +45,125 @@ def test_a_run_can_be_measured_again() -> None:
     assert again == {name: done.metrics[name] for name in again}
 
 
-def test_composing_leaves_another_application_alone(tmp_path: Path) -> None:
-    (tmp_path / "theirs.yaml").write_text("x: 1\n")
-    with initialize_config_dir(str(tmp_path), version_base="1.3"):
-        before = GlobalHydra.instance().hydra
-        compose(WORDS)
-        assert GlobalHydra.instance().hydra is before
+def snapshot() -> dict[str, Any]:
+    """What belongs to the whole process, by name."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    return {
+        "hydra": id(GlobalHydra.instance().hydra),
+        "hydra version": VersionBase.instance().version_base,
+        "hydra config": id(HydraConfig.instance().cfg),
+        "hydra sources": {**SourcesRegistry.instance().types},
+        "resolvers": {**BaseContainer._resolvers},
+        "random": (random.getstate(), str(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "deterministic": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+        ),
+        "numbers": (torch.get_default_dtype(), torch.get_default_device(), torch.get_float32_matmul_precision()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+        "loggers": {
+            logger.name: (logger.level, [*logger.handlers], [*logger.filters], logger.propagate, logger.disabled)
+            for logger in loggers
+            if isinstance(logger, logging.Logger)
+        },
+        "warnings": ([*warnings.filters], warnings.showwarning, logging._warnings_showwarning),  # type: ignore[attr-defined]
+        "signals": ({number: signal.getsignal(number) for number in signal.valid_signals()}, wakeup),
+        "environment": {**os.environ},
+        "arguments": (id(sys.argv), [*sys.argv]),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+        "places": (os.getcwd(), [*sys.path]),
+        "streams": [(id(stream), getattr(stream, "errors", None)) for stream in (sys.stdout, sys.stderr)],
+        "rank": getattr(rank_zero_only, "rank", None),
+    }
+
+
+class OtherApplication:
+    """An application with a Hydra, flags, loggers and names of its own, which runs in this process too."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "theirs.yaml").write_text("x: ${new_run_id:}\ny: ${now:%Y}\n")
+
+    def config(self) -> Any:
+        return OmegaConf.to_container(hydra.compose("theirs"), resolve=True)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OtherApplication]:
+    for name, value in (("PL_GLOBAL_SEED", "5"), ("PYTORCH_NVML_BASED_CUDA_CHECK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    # which no run of this process has found
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(rank_zero_only, "rank", 3)
+    monkeypatch.setattr(BaseContainer, "_resolvers", {**BaseContainer._resolvers})
+    theirs = OtherApplication(tmp_path)
+    torch.use_deterministic_algorithms(False)
+    logging.captureWarnings(True)
+    logger, level = logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.pytorch").level
+    logger.setLevel(logging.CRITICAL)
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):
+        OmegaConf.register_new_resolver("new_run_id", lambda: "mine", replace=True)
+        OmegaConf.register_new_resolver("now", lambda pattern: f"their {pattern}", replace=True)
+        yield theirs
+    logger.setLevel(level)
+    logging.captureWarnings(False)
+
+
+class Unlucky(Callback):
+    """Fails in the middle of a run."""
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        torch.rand(3)
+        raise LookupError("unlucky")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has finished."""
+    return run(compose([*WORDS, f"logger.root={tmp_path_factory.mktemp('done')}"])).path
+
+
+def refused(verb: Callable[..., object], *arguments: Any, error: type[Exception], **named: Any) -> None:
+    with pytest.raises(error):
+        verb(*arguments, **named)
+
+
+VERBS: dict[str, Callable[[Path], object]] = {
+    "compose": lambda done: compose(WORDS),
+    "compose, refused": lambda done: refused(compose, ["experiment=nonsense"], error=ValueError),
+    "build": lambda done: build(compose(WORDS)),
+    "run": lambda done: run(compose(WORDS)),
+    "run, failed": lambda done: refused(run, compose(WORDS), watching=[Unlucky()], error=LookupError),
+    "resume": lambda done: resume(done, ["trainer.max_epochs=2"]),
+    "evaluate": lambda done: evaluate(done),
+    "evaluate, refused": lambda done: refused(evaluate, done, "nonsense", error=Exception),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_leaves_no_trace_in_the_process(verb: str, done: Path, theirs: OtherApplication) -> None:
+    config, before = theirs.config(), snapshot()
+    assert config == {"x": "mine", "y": "their %Y"}
+    VERBS[verb](done)
+    after = snapshot()
+    # what was imported meanwhile has made loggers of its own
+    after["loggers"] = {name: after["loggers"][name] for name in before["loggers"]}
+    assert {name: value for name, value in after.items() if value != before[name]} == {}
+    assert theirs.config() == config
+
+
+@pytest.mark.slow
+def test_data_workers_leave_no_trace_in_the_process(theirs: OtherApplication) -> None:
+    before = snapshot()
+    run(compose([*WORDS, "data.num_workers=1"]))
+    assert snapshot()["signals"] == before["signals"]
 
 
 def test_a_path_may_be_a_text() -> None:
