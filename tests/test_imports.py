@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "training", "upgrade"},
     "launch": LEAVES | {"config", "gate", "sweeps", "training"},
     # what users import; nothing imports it
-    "experiment": LEAVES | {"assembly", "config", "isolation", "launch", "listing", "runs", "training"},
+    "experiment": LEAVES | {"assembly", "config", "isolation", "launch", "listing", "runs", "sweeps", "training"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES
     | {"__init__", "config", "console", "doctor", "launch", "listing", "report"}

@@ -58,6 +58,10 @@ LONGEST_KEY = 200
 """Characters of a key, which may become the name of a file that Hydra looks for."""
 NO_SEARCH = "hydra.searchpath=[]"
 """Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
+BARE = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)
+"""Texts that Hydra's parser reads as they are."""
+MADE_OF = "snnexp_made_of"
+"""Under which name a config remembers how it was made."""
 MAY_CHANGE = ("logger.", "published.", "data.root", "data.download", "data.num_workers", "trainer.log_every_n_steps")
 """Keys of a run that do not decide what it computes."""
 LOGGER = ("root", "tensorboard", "save_every_n_epochs", "save_every_s", "draw_every_n_epochs", "draw_every_s")
@@ -108,7 +112,61 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
-    return check(composed(overrides)[0])
+    cfg = composed(overrides)[0]
+    return remembering(check(cfg), overrides, cfg)
+
+
+def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
+    """A checked config of which :func:`overridden` knows how it was made; its copies know that too."""
+    # OmegaConf copies what it keeps beside the values
+    vars(cfg._metadata)[MADE_OF] = ([*overrides], unresolved, plain(cfg))
+    return cfg
+
+
+def overridden(cfg: DictConfig) -> list[str]:
+    """The overrides that give ``cfg``: what was typed, and what was changed since; none of a config from elsewhere."""
+    if MADE_OF not in vars(cfg._metadata):
+        return []
+    typed, unresolved, before = vars(cfg._metadata)[MADE_OF]
+    now = plain(check(cfg))
+    changes = [*_changes(before, now)]
+    again = unresolved.copy()
+    for sign, key, value in changes:
+        if sign != "~":
+            OmegaConf.update(again, key, value, merge=False, force_add=True)
+    # what is computed from a value that was changed later, such as data.seed from seed, has not followed
+    followed = _at_home(cast(dict[str, Any], OmegaConf.to_container(again, resolve=True)))
+    changes += [change for change in _changes(followed, now) if change[0] != "~"]
+    words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={_as_typed(value)}" for sign, key, value in changes}
+    return [*(word for word in typed if word.lstrip("+~").partition("=")[0] not in words), *words.values()]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """What differs, as the sign of an override, its key, and the value."""
+    for name in {**before, **now}:
+        key = f"{prefix}{name}"
+        if name not in now:
+            yield "~", key, None
+        elif name not in before:
+            yield "+", key, now[name]
+        elif isinstance(before[name], Mapping) and isinstance(now[name], Mapping):
+            # what was published elsewhere decides nothing
+            yield from _changes(before[name], now[name], f"{key}.") if key != "published" else ()
+        elif before[name] != now[name]:
+            yield "", key, now[name]
+
+
+def _as_typed(value: Any) -> str:
+    """A plain value in Hydra's grammar."""
+
+    def quoted(value: Any) -> Any:
+        if isinstance(value, list):
+            return [quoted(part) for part in value]
+        if isinstance(value, Mapping):
+            return {key: quoted(part) for key, part in value.items()}
+        return QuotedString(value, Quote.single) if isinstance(value, str) and not BARE.fullmatch(value) else value
+
+    return Override._get_value_element_as_str(quoted(value))
 
 
 def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[DictConfig, dict[str, Any]]:
@@ -457,6 +515,10 @@ def _checked(plain: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"logger.{domains.shown(key)}: unknown key, {domains.closest(str(key), LOGGER)}")
     _check_node(plain, "")
     pairs.check(plain)
+    return _at_home(plain)
+
+
+def _at_home(plain: dict[str, Any]) -> dict[str, Any]:
     for key in ("data", "logger"):
         # once, so that all who read a path mean the same
         if isinstance(root := plain[key].get("root"), str):

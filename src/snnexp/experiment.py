@@ -5,17 +5,61 @@ parts = build(cfg)
 record = run(cfg)
 record = resume(record.path, ["trainer.max_epochs=2"])
 measured = evaluate(record.path, split="val")
+network, cfg = load(record.path)
+points = sweep(["experiment=mnist_leaky", "seed=0,1,2"])
+found = runs("outputs")
 
 No verb leaves a trace in the process that calls it: random states, flags of PyTorch, environment variables, loggers
 and Hydra are as they were before.
 """
 
-from snnexp import assembly, config
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from snnexp import assembly, config, launch, listing
 from snnexp.assembly import Parts
 from snnexp.isolation import isolated
-from snnexp.training import Record, evaluate, resume, run
+from snnexp.runs import Run
+from snnexp.sweeps.ledger import Ledger, Point
+from snnexp.training import Record, evaluate, load, resume, run
 
-__all__ = ["Parts", "Record", "build", "compose", "evaluate", "resume", "run"]
+__all__ = ["Parts", "Record", "build", "compose", "evaluate", "load", "resume", "run", "runs", "sweep"]
 
 compose = isolated()(config.compose)
 build = isolated()(assembly.build)
+
+
+@isolated()
+def sweep(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Run a sweep, or a search, as ``snnexp train -m`` does.
+
+    Args:
+        words: what would be typed, ``["experiment=mnist_leaky", "seed=0,1,2", "hydra/launcher=stacked"]``.
+
+    Returns:
+        For each point ``path``, ``status``, ``metrics``, ``overrides`` and what else :func:`runs` tells of a run; also
+        for points that failed, and with a ``path`` of None for those that have no run.
+
+    Raises:
+        ConfigError: a point, or the launcher, cannot work; nothing is written.
+        InterruptedRunError: a signal ended it; ``snnexp resume`` completes it.
+    """
+    ledger = launch.sweep(words)
+    return [] if ledger is None else [_as_json(ledger, point) for point in ledger.points]
+
+
+def _as_json(ledger: Ledger, point: Point) -> dict[str, Any]:
+    known = listing.as_json(Run(ledger.path / point.run).facts())
+    without = {} if point.run else dict.fromkeys(("path", "id", "started"))
+    told = {name: getattr(point, name) for name in ("status", "metrics", "overrides", "exit_code", "reason")}
+    return {**known, **without, **told, "experiment": ledger.experiment, "seed": ledger.config(point)["seed"]}
+
+
+def runs(folder: str | Path = "outputs") -> list[dict[str, Any]]:
+    """What ``snnexp runs --json`` tells of the runs below a folder, the newest last.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    return [listing.as_json(facts) for facts in listing.found(Path(folder))]

@@ -118,7 +118,8 @@ def _computing() -> list[State]:
     from torch.utils.data._utils import signal_handling
 
     def read_cuda() -> list[torch.Tensor] | None:
-        return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return torch.cuda.get_rng_state_all() if begun else None
 
     def put_cuda(state: list[torch.Tensor] | None) -> None:
         if state is None:

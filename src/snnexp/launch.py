@@ -16,6 +16,7 @@ from snnexp import config, domains, gate
 from snnexp.errors import ConfigError, SnnexpError
 
 if TYPE_CHECKING:
+    from snnexp.sweeps.ledger import Ledger
     from snnexp.sweeps.sources import Asked
 
 CFG_FLAGS = ("--cfg", "-c")
@@ -52,6 +53,20 @@ def train(arguments: Sequence[str]) -> int:
     Raises:
         SnnexpError: a single run could not start, diverged or was interrupted.
     """
+    return _start(arguments, sys.argv[0]).code
+
+
+def sweep(words: Sequence[str]) -> "Ledger | None":
+    """Run the sweep of ``snnexp train -m WORD ...``; returns its record, None where the words only ask for help.
+
+    Raises:
+        SnnexpError: it could not start, or was interrupted.
+    """
+    # what starts processes by it must not start the caller's program again
+    return _start(["--multirun", *words], str(Path(__file__).with_name("cli.py"))).ledger
+
+
+def _start(arguments: Sequence[str], program: str) -> "Jobs":
     flags, overrides = split(arguments)
     overrides = config.quoted(overrides)
     conf = config.conf_dir()
@@ -59,12 +74,12 @@ def train(arguments: Sequence[str]) -> int:
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
-    jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
+    jobs = Jobs(program=program, flags=[flag for flag in flags if flag not in SWEEP])
     try:
         if not any(flag in COMPLETE for flag in flags):
             jobs.chosen, starters = check(flags, overrides)
             overrides = [config.NO_SEARCH, *starters, *overrides]
-        sys.argv = [typed[0], *flags, *overrides]
+        sys.argv = [program, *flags, *overrides]
         hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     except config.REFUSALS as error:
         raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
@@ -72,7 +87,7 @@ def train(arguments: Sequence[str]) -> int:
         sys.argv = typed
     if jobs.error is not None:
         raise jobs.error
-    return jobs.code
+    return jobs
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -159,6 +174,8 @@ class Jobs:
         self.chosen: list[Point] | Asked = []
         """What :func:`check` has found."""
         self.code = 0
+        self.ledger: Ledger | None = None
+        """Of a sweep that has ended."""
         self.error: BaseException | None = None
         self.__name__ = "train"
 
@@ -190,9 +207,9 @@ class Jobs:
             if isinstance(self.chosen, list):
                 points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
                 name = str(points[0][1]["name"])
-                self.code = driver.start(Path(folder).expanduser(), name, points, launcher, self.program)
+                self.code, self.ledger = driver.start(Path(folder).expanduser(), name, points, launcher, self.program)
             else:
-                self.code = driver.search(Path(folder).expanduser(), self.chosen, launcher, self.program)
+                self.code, self.ledger = driver.search(Path(folder).expanduser(), self.chosen, launcher, self.program)
         except Exception as error:
             # Hydra would take it for one of its own
             self.error = error

@@ -152,8 +152,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = _asked(arguments)
     folder, conditions = _split(asked.words)
     now = time.time()
-    rows = [Row(Run(path).facts(), now, asked.metric) for path in find(folder)]
-    rows.sort(key=lambda row: (row.facts.started.timestamp() if row.facts.started else 0.0, str(row.facts.path)))
+    rows = [Row(facts, now, asked.metric) for facts in found(folder)]
     for key in [key for key, _, _ in conditions] + [key for key in (asked.sort, asked.metric) if key]:
         _look_up(rows, key)
     chosen = [row for row in rows if all(holds(row.value(key), how, than, key) for key, how, than in conditions)]
@@ -211,8 +210,6 @@ def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
     else:
         first = ["outputs"]
     folder = Path(first[0])
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder; snnexp runs DIR lists the runs below DIR")
     conditions = []
     for word in words:
         match = CONDITION.fullmatch(word)
@@ -220,6 +217,18 @@ def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
             raise ConfigError(f"{word}: no condition, one reads KEY=VALUE, KEY!=VALUE, 'KEY>VALUE' or 'KEY<VALUE'")
         conditions.append((match[1], match[2], match[3]))
     return folder, conditions
+
+
+def found(folder: Path) -> list[Facts]:
+    """What is known of each run below a folder, the newest last.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder; snnexp runs DIR lists the runs below DIR")
+    runs = [Run(path).facts() for path in find(folder)]
+    return sorted(runs, key=lambda facts: (facts.started.timestamp() if facts.started else 0.0, str(facts.path)))
 
 
 def find(folder: Path) -> Iterator[Path]:

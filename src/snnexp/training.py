@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving
-from snnexp.assembly import Parts, build
+from snnexp.assembly import Parts, build, make_trainer
 from snnexp.checkpoints import Checkpoint
 from snnexp.errors import CheckpointError, ConfigError, DataError, DivergedError, InterruptedRunError, SnnexpError
 from snnexp.isolation import isolated
+from snnexp.network import Network
 from snnexp.runs import Run
 
 RUN_DIR, FIRST = "SNNEXP_RUN_DIR", "SNNEXP_FIRST_PROCESS"
@@ -56,7 +57,7 @@ def run(
 
     Args:
         cfg: a checked config, from :func:`compose`.
-        overrides: what was typed, for the record.
+        overrides: what was typed, for the record; by default that of ``cfg``, and what was changed since.
         parent: the folder in which the run directory is made, ``<logger.root>/<name>`` by default.
         begun: told the run directory, once it is there.
         watching: callbacks of Lightning's besides the run's own; they have no state that a checkpoint would keep.
@@ -67,7 +68,7 @@ def run(
     with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         # it may have been changed since
-        cfg = config.check(cfg)
+        overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
         require_own_processes(cfg)
         parts = build(cfg)
         if parts.trainer.is_global_zero:
@@ -159,15 +160,12 @@ def evaluate(
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
         if split != "test":
             cfg.trainer.limit_test_batches = _limits(cfg)[0]
-        own = checkpoint in OWN
-        file = run_dir.checkpoints / f"{checkpoint}.ckpt" if own else Path(checkpoint)
-        if not file.is_file():
-            raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(OWN)}, or a file")
+        file = _checkpoint(run_dir, checkpoint)
         parts = build(cfg)
         signals.data = parts.data
         loader = parts.data.loader(split)
         watching = _watching(cfg, parts, processes)
-        if own:
+        if checkpoint in OWN:
             everything = [*parts.trainer.callbacks, *watching, saving.Checkpoints(run_dir, "", 1, 0)]  # type: ignore[attr-defined]
             found = checkpoints.read(file, _example(parts, everything))
             weights = found["state_dict"]
@@ -183,6 +181,40 @@ def evaluate(
         with console.quiet():
             measured = parts.trainer.test(parts.task, dataloaders=loader, verbose=False)[0]
         return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}
+
+
+@isolated()
+def load(path: str | Path, ckpt: str | Path = "last") -> tuple[Network, DictConfig]:
+    """The trained network of a run, on the CPU and in evaluation mode, and the run's config.
+
+    Its input comes from the encoder, ``network(build(cfg).encoder(x))``.
+
+    Args:
+        path: the run directory.
+        ckpt: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+
+    Raises:
+        SnnexpError: as :func:`evaluate`.
+    """
+    run_dir = Run.open(Path(path))
+    cfg = config.load(run_dir.path / "config.yaml")
+    cfg = config.remembering(cfg, run_dir.overrides(), cfg.copy())
+    file = _checkpoint(run_dir, ckpt)
+    here = config.offline(cfg.copy())
+    if cfg.kernel == "triton":
+        # which a CPU has not
+        here.kernel = "auto"
+    parts = build(here, make_trainer(accelerator="cpu"))
+    parts.task.load_state_dict(checkpoints.read_weights(file, parts.task.state_dict(), foreign=ckpt not in OWN))
+    return parts.network.eval(), cfg
+
+
+def _checkpoint(run_dir: Run, name: str | Path) -> Path:
+    """The file of one of a run's own checkpoints, or of one from anywhere."""
+    file = run_dir.checkpoints / f"{name}.ckpt" if name in OWN else Path(name)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(OWN)}, or a file")
+    return file
 
 
 def lead(run_dir: Run) -> None:

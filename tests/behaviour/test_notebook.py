@@ -1,9 +1,11 @@
 """The verbs of ``snnexp.experiment``, as a notebook or another program calls them."""
 
+import json
 import logging
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -25,9 +27,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
-from shell import Shell
+from shell import Shell, record
 
-from snnexp.experiment import build, compose, evaluate, resume, run
+from snnexp.experiment import build, compose, evaluate, load, resume, run, runs, sweep
 
 WORDS = ["experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl", "network.hidden=[4]"]
 
@@ -143,6 +145,10 @@ VERBS: dict[str, Callable[[Path], object]] = {
     "run, failed": lambda done: refused(run, compose(WORDS), watching=[Unlucky()], error=LookupError),
     "resume": lambda done: resume(done, ["trainer.max_epochs=2"]),
     "evaluate": lambda done: evaluate(done),
+    "load": lambda done: load(done),
+    "load, refused": lambda done: refused(load, done, "nonsense", error=Exception),
+    "runs": lambda done: runs(done.parent),
+    "sweep, refused": lambda done: refused(sweep, [*WORDS, "seed=1,x"], error=ValueError),
     "evaluate, refused": lambda done: refused(evaluate, done, "nonsense", error=Exception),
 }
 
@@ -157,6 +163,81 @@ def test_a_verb_leaves_no_trace_in_the_process(verb: str, done: Path, theirs: Ot
     after["loggers"] = {name: after["loggers"][name] for name in before["loggers"]}
     assert {name: value for name, value in after.items() if value != before[name]} == {}
     assert theirs.config() == config
+
+
+@pytest.mark.slow
+def test_a_sweep_from_a_notebook(theirs: OtherApplication, tmp_path: Path) -> None:
+    before = snapshot()
+    points = sweep([*WORDS, "hydra.launcher.workers=1", "optimizer.lr=1e-3,1e30"])
+    assert {name: value for name, value in snapshot().items() if value != before[name] and name != "loggers"} == {}
+    assert theirs.config() == {"x": "mine", "y": "their %Y"}
+    good, bad = points
+    assert (good["status"], good["exit_code"]) == ("finished", 0)
+    assert (bad["status"], bad["exit_code"]) == ("diverged", 3)
+    assert [point["overrides"][-1] for point in points] == ["optimizer.lr=0.001", "optimizer.lr=1e+30"]
+    assert good["metrics"] == record(Path(good["path"]))["metrics"]
+    listed = {found["path"]: found for found in runs(tmp_path / "outputs")}
+    assert good.keys() == listed[str(Path(good["path"]).absolute())].keys()
+
+
+def test_runs_are_listed_as_the_command_line_does(snnexp: Shell) -> None:
+    done = run(compose(WORDS))
+    ended = snnexp("runs", "--json")
+    found = runs()
+    assert found == json.loads("\n".join(ended.out))
+    assert [Path(known["path"]) for known in found] == [done.path]
+    with pytest.raises(ValueError, match="nowhere"):
+        runs("nowhere")
+
+
+def test_a_run_records_what_was_changed_after_composing(done: Path) -> None:
+    assert [known["overrides"][:-1] for known in runs(done)] == [WORDS]
+    cfg = compose([*WORDS, "seed=2", "neuron.beta=0.9"])
+    cfg.seed, cfg.neuron.beta, cfg.network.hidden, cfg.logger.root, cfg.published = 3, 0.75, [5], "a b", {}
+    (known,) = runs(run(cfg.copy()).path)
+    # data have drawn with the seed of before, and that is told too
+    changed = {"seed=3", "data.seed=2", "network.hidden=[5]", "neuron.beta=0.75", "logger.root='a b'"}
+    assert set(known["overrides"]) == {*WORDS[:-1], *changed}
+    # what was recorded can be typed
+    assert {**compose(known["overrides"]), "published": {}} == cfg
+
+
+class TestLoad:
+    @pytest.mark.parametrize("ckpt", ["last", "best", "init"])
+    def test_gives_the_trained_network(self, ckpt: str, done: Path) -> None:
+        network, cfg = load(str(done), ckpt=ckpt)
+        assert not network.training
+        assert cfg == OmegaConf.load(done / "config.yaml")
+        saved = torch.load(done / "checkpoints" / f"{ckpt}.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(saved[f"network.{name}"], value) for name, value in network.state_dict().items())
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_measures_as_the_run_did(self) -> None:
+        words = ["experiment=mnist_rleaky_count", "trainer=cpu", "data.batch_size=8", "network.hidden=[9]"]
+        done = run(compose([*words, "trainer.max_epochs=1", "logger=jsonl"]))
+        network, cfg = load(done.path)
+        parts = build(cfg)
+        x, y = parts.data.test[[*range(20)]]
+        with torch.no_grad():
+            counts = network(parts.encoder(x))[-1].spikes.sum(0)
+        assert (counts.argmax(1) == y).float().mean().item() == pytest.approx(done.metrics["test/accuracy"])
+
+    def test_takes_weights_from_elsewhere(self, done: Path, tmp_path: Path) -> None:
+        network, _ = load(done)
+        torch.save(network.state_dict(), tmp_path / "weights.pt")
+        again, _ = load(done, tmp_path / "weights.pt")
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
+
+    def test_refuses_as_evaluate_does(self, done: Path, tmp_path: Path) -> None:
+        copied = shutil.copytree(done, tmp_path / "copied")
+        (copied / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
+        for path, ckpt in ((tmp_path / "nowhere", "last"), (done, "nowhere.ckpt"), (copied, "last")):
+            codes = []
+            for verb in (load, evaluate):
+                with pytest.raises(Exception) as caught:  # noqa: PT011
+                    verb(path, ckpt)
+                codes.append((type(caught.value), caught.value.exit_code))
+            assert codes[0] == codes[1]
 
 
 @pytest.mark.slow
