@@ -443,6 +443,13 @@ class TestOverridden:
         assert told[:3] == ["experiment=mnist_leaky", "num_steps=7", "encoder._target_=snnexp.encoders.Bernoulli"]
         assert {*told[3:]} == {"+encoder.num_steps=3", "neuron.beta=0.5", "readout.beta=0.95", "network.num_steps=25"}
 
+    def test_a_change_of_what_is_a_reference(self) -> None:
+        cfg = compose(["experiment=mnist_leaky"])
+        cfg.readout.surrogate.alpha = 3.0
+        assert overridden(cfg) == ["experiment=mnist_leaky", "readout.surrogate.alpha=3.0"]
+        cfg.neuron.beta = cfg.readout.beta = 0.5
+        assert {*overridden(cfg)[1:]} == {"neuron.beta=0.5", "readout.beta=0.5", "readout.surrogate.alpha=3.0"}
+
     def test_of_copies_and_of_configs_from_elsewhere(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.seed = 3

@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "training": LEAVES
-    | {"assembly", "callbacks", "checkpoints", "config", "console", "isolation", "probe", "progress"}
+    | {"assembly", "callbacks", "checkpoints", "config", "console", "isolation", "network", "probe", "progress"}
     | {"runs", "saving"},
     "sweeps": LEAVES
     | {

@@ -4,6 +4,7 @@ Everything up to :func:`check` works without torch, so that a mistake is answere
 only door from a config to code, and ``gate`` says for what it opens.
 """
 
+import copy
 import inspect
 import itertools
 import math
@@ -130,15 +131,25 @@ def overridden(cfg: DictConfig) -> list[str]:
     typed, unresolved, before = vars(cfg._metadata)[MADE_OF]
     now = plain(check(cfg))
     changes = [*_changes(before, now)]
-    again = unresolved.copy()
+    again = plain(unresolved)
     for sign, key, value in changes:
         if sign != "~":
-            OmegaConf.update(again, key, value, merge=False, force_add=True)
+            _put(again, before, key.split("."), value)
     # what is computed from a value that was changed later, such as data.seed from seed, has not followed
-    followed = _at_home(cast(dict[str, Any], OmegaConf.to_container(again, resolve=True)))
+    followed = _at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
     changes += [change for change in _changes(followed, now) if change[0] != "~"]
     words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={_as_typed(value)}" for sign, key, value in changes}
     return [*(word for word in typed if word.lstrip("+~").partition("=")[0] not in words), *words.values()]
+
+
+def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str], value: Any) -> None:
+    name, *rest = path
+    if rest:
+        # a reference to another part of the config, as of the readout to the neuron, becomes a part of its own
+        tree[name] = tree[name] if isinstance(tree[name], dict) else copy.deepcopy(resolved[name])
+        _put(tree[name], resolved[name], rest, value)
+    else:
+        tree[name] = value
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
