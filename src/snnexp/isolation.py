@@ -101,7 +101,6 @@ def _put_errors(errors: str | None) -> None:
 
 PROCESS: list[State] = [
     _content(lambda: os.environ),
-    _attribute(lambda: sys, "argv"),
     (_read_loggers, _put_loggers),
     # with warnings.showwarning, whether logging has them
     _attribute(lambda: logging, "_warnings_showwarning"),

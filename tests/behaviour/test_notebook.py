@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -85,6 +86,14 @@ def snapshot() -> dict[str, Any]:
     }
 
 
+def traces(before: dict[str, Any]) -> dict[str, Any]:
+    """What has changed in the process since."""
+    after = snapshot()
+    # what was imported meanwhile has made loggers of its own
+    after["loggers"] = {name: after["loggers"][name] for name in before["loggers"]}
+    return {name: value for name, value in after.items() if value != before[name]}
+
+
 class OtherApplication:
     """An application with a Hydra, flags, loggers and names of its own, which runs in this process too."""
 
@@ -105,6 +114,8 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OtherApp
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(rank_zero_only, "rank", 3)
     monkeypatch.setattr(BaseContainer, "_resolvers", {**BaseContainer._resolvers})
+    monkeypatch.setitem(SourcesRegistry.instance().types, "file", FileConfigSource)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     theirs = OtherApplication(tmp_path)
     torch.use_deterministic_algorithms(False)
     logging.captureWarnings(True)
@@ -122,7 +133,10 @@ class Unlucky(Callback):
     """Fails in the middle of a run."""
 
     def on_train_batch_end(self, *arguments: Any) -> None:
-        torch.rand(3)
+        torch.rand(3), np.random.rand(3), random.random()
+        logging.getLogger("lightning.pytorch").setLevel(logging.DEBUG)
+        # as Lightning does where a run has several processes
+        torch.set_num_threads(torch.get_num_threads() + 1)
         raise LookupError("unlucky")
 
 
@@ -158,10 +172,7 @@ def test_a_verb_leaves_no_trace_in_the_process(verb: str, done: Path, theirs: Ot
     config, before = theirs.config(), snapshot()
     assert config == {"x": "mine", "y": "their %Y"}
     VERBS[verb](done)
-    after = snapshot()
-    # what was imported meanwhile has made loggers of its own
-    after["loggers"] = {name: after["loggers"][name] for name in before["loggers"]}
-    assert {name: value for name, value in after.items() if value != before[name]} == {}
+    assert traces(before) == {}
     assert theirs.config() == config
 
 
@@ -169,7 +180,7 @@ def test_a_verb_leaves_no_trace_in_the_process(verb: str, done: Path, theirs: Ot
 def test_a_sweep_from_a_notebook(theirs: OtherApplication, tmp_path: Path) -> None:
     before = snapshot()
     points = sweep([*WORDS, "hydra.launcher.workers=1", "optimizer.lr=1e-3,1e30"])
-    assert {name: value for name, value in snapshot().items() if value != before[name] and name != "loggers"} == {}
+    assert traces(before) == {}
     assert theirs.config() == {"x": "mine", "y": "their %Y"}
     good, bad = points
     assert (good["status"], good["exit_code"]) == ("finished", 0)
@@ -244,7 +255,7 @@ class TestLoad:
 def test_data_workers_leave_no_trace_in_the_process(theirs: OtherApplication) -> None:
     before = snapshot()
     run(compose([*WORDS, "data.num_workers=1"]))
-    assert snapshot()["signals"] == before["signals"]
+    assert traces(before) == {}
 
 
 def test_a_path_may_be_a_text() -> None:
