@@ -499,6 +499,21 @@ class TestEvaluate:
             evaluate(whole, checkpoint, split)
         assert caught.value.exit_code == (5 if split == "test" else 2)
 
+    def test_of_weights_with_other_names_tells_the_expected_ones(self, whole: Path, tmp_path: Path) -> None:
+        parts, extra = build(compose(TINY)), {"fc1.weight": torch.ones(3)}
+        mixed = {**parts.task.state_dict(), BETA.removeprefix("network."): torch.ones(())}
+        del mixed[BETA]
+        for weights, words in (
+            (extra, "no layers.hidden1.synapse.weight"),
+            ({}, "no layers.hidden1.synapse.weight"),
+            (parts.network.state_dict() | extra, "unknown fc1.weight"),
+            (parts.task.state_dict() | {1: torch.ones(3)}, "unknown 1"),
+            (mixed, "some names only"),
+        ):
+            torch.save(weights, tmp_path / "other.ckpt")
+            with pytest.raises(CheckpointError, match=f"{words}, there are layers.hidden1.neuron.beta, layers.hidden1"):
+                evaluate(whole, tmp_path / "other.ckpt")
+
     def test_of_another_network(self, whole: Path, tmp_path: Path) -> None:
         torch.save(build(compose([*TINY, "network.hidden=[7,5]"])).task.state_dict(), tmp_path / "other.ckpt")
         with pytest.raises(CheckpointError, match=r"hidden1.* is \[7.*must be \[6"):

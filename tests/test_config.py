@@ -1,9 +1,11 @@
 """Configs: what the recipes say, what is refused and in which words, and who may be called from a config."""
 
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, params, written
+from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, overridden, params, written
 from snnexp.domains import DOMAINS
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
@@ -440,3 +442,45 @@ def test_every_mix_learns_or_is_refused(network: str, data: str, neuron: str, tm
             if not (torch.isfinite(result) and gradients and all(grad.isfinite().all() for grad in gradients)):
                 wrong.append(f"{readout} {loss} does not learn")
     assert wrong == []
+
+
+class TestOverridden:
+    @pytest.mark.parametrize(
+        "root", ["a b", "true", "1e3", "it's", "ünder", "a,b", "[c]", "d=e", "back\\", "\\'", "5", "x:y"]
+    )
+    def test_a_text_can_be_typed_again(self, root: str) -> None:
+        cfg = compose(["experiment=regression_sqrt"])
+        cfg.logger.root = root
+        typed = overridden(cfg)
+        assert compose(typed) == cfg
+        assert overridden(compose(typed)) == typed
+
+    def test_other_kinds_of_values(self) -> None:
+        cfg = compose(["experiment=mnist_leaky", "num_steps=5", "readout=leaky", "data.root=~/data"])
+        assert overridden(cfg)[2:] == ["readout=leaky", "data.root=~/data"]
+        cfg.neuron.beta = {"_target_": "snnexp.initializers.Uniform", "low": 0.1, "high": 1e-05 + 0.5}
+        cfg.trainer.limit_batches, cfg.neuron.learn_beta, cfg.network.hidden = None, True, [3, 4]
+        cfg.loss = {"_target_": "snnexp.losses.MSECount", "correct_rate": 0.75}
+        assert compose(overridden(cfg)) == cfg
+
+    def test_what_did_not_follow_is_told(self) -> None:
+        cfg = compose(["experiment=mnist_leaky"])
+        cfg.neuron.beta, cfg.num_steps, cfg.encoder = 0.5, 7, {"_target_": "snnexp.encoders.Bernoulli", "num_steps": 3}
+        told = overridden(cfg)
+        assert told[:3] == ["experiment=mnist_leaky", "num_steps=7", "encoder._target_=snnexp.encoders.Bernoulli"]
+        assert {*told[3:]} == {"+encoder.num_steps=3", "neuron.beta=0.5", "readout.beta=0.95", "network.num_steps=25"}
+
+    def test_a_change_of_what_is_a_reference(self) -> None:
+        cfg = compose(["experiment=mnist_leaky"])
+        cfg.readout.surrogate.alpha = 3.0
+        assert overridden(cfg) == ["experiment=mnist_leaky", "readout.surrogate.alpha=3.0"]
+        cfg.neuron.beta = cfg.readout.beta = 0.5
+        assert {*overridden(cfg)[1:]} == {"neuron.beta=0.5", "readout.beta=0.5", "readout.surrogate.alpha=3.0"}
+
+    def test_of_copies_and_of_configs_from_elsewhere(self) -> None:
+        cfg = compose(["experiment=mnist_leaky"])
+        cfg.seed = 3
+        typed = ["experiment=mnist_leaky", "seed=3", "data.seed=0"]
+        copies = [cfg.copy(), deepcopy(cfg), pickle.loads(pickle.dumps(cfg)), OmegaConf.merge(cfg, {"seed": 3})]
+        assert [overridden(copied) for copied in copies] == [typed] * 4
+        assert overridden(OmegaConf.create(OmegaConf.to_container(cfg))) == []

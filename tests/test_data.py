@@ -216,6 +216,21 @@ class TestMNIST:
         torch.testing.assert_close(normal[[3, 0, 5]][0], (images - 0.1307) / 0.3081)
         assert torch.equal(plain[[3, 0, 5]][0], images), "reading leaves the stored images as they are"
 
+    def test_what_one_writes_another_does_not_read(self, tiny_mnist: Path) -> None:
+        first = MNIST(tiny_mnist)
+        images, labels = first.images.clone(), first.labels.clone()
+        first.images[:].numpy()[:] = 0
+        first.labels.zero_()
+        again = MNIST(tiny_mnist)
+        assert torch.equal(again.images, images)
+        assert torch.equal(again.labels, labels)
+
+    def test_reading_copies_nothing(self, tiny_mnist: Path) -> None:
+        data = build(compose(["experiment=mnist_leaky", "data.batch_size=8", "network.hidden=[3]"])).data
+        for images, _ in data.train_dataloader():
+            assert images.any()
+        assert torch._C._is_cow_tensor(data.train.images)
+
     def test_validation_is_set_aside(self, tiny_mnist: Path) -> None:
         def rows(samples: Any) -> set[bytes]:
             return {image.numpy().tobytes() for image in samples.images}

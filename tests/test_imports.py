@@ -42,15 +42,16 @@ ALLOWED: dict[str, set[str]] = {
     "saving": LEAVES | {"callbacks", "checkpoints", "data", "runs", "upgrade"},
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
-    "config": LEAVES | {"gate", "pairs", "runs", "upgrade"},
+    "isolation": set(),
+    "config": LEAVES | {"gate", "isolation", "pairs", "runs", "upgrade"},
     "assembly": LEAVES
     | {"callbacks", "config", "console", "data", "encoders", "events", "kernels", "losses", "metrics", "network"}
     | {"neurons", "pairs", "saving", "task"},
     "report": LEAVES | {"config", "listing", "runs"},
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
-    "experiment": LEAVES
-    | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "progress"}
+    "training": LEAVES
+    | {"assembly", "callbacks", "checkpoints", "config", "console", "isolation", "network", "probe", "progress"}
     | {"runs", "saving"},
     "sweeps": LEAVES
     | {
@@ -62,18 +63,19 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "encoders",
         "events",
-        "experiment",
         "kernels",
         "metrics",
     }
-    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "upgrade"},
-    "launch": LEAVES | {"config", "experiment", "gate", "runs", "sweeps"},
+    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "training", "upgrade"},
+    "launch": LEAVES | {"config", "gate", "runs", "sweeps", "training"},
+    # what users import; nothing imports it
+    "experiment": LEAVES | {"assembly", "config", "isolation", "launch", "listing", "runs", "sweeps", "training"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES
-    | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"}
-    | {"runs", "sweeps"},
+    | {"__init__", "config", "console", "doctor", "launch", "listing", "report"}
+    | {"runs", "sweeps", "training"},
 }
-KNOW_HYDRA = {"assembly", "config", "gate", "experiment", "launch", "sweeps"}
+KNOW_HYDRA = {"assembly", "config", "gate", "isolation", "launch", "sweeps", "training"}
 
 
 def part(path: Path) -> str:

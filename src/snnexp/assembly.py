@@ -26,7 +26,7 @@ from snnexp.network import Dense, Network
 from snnexp.task import Measure, Task
 
 
-@dataclass
+@dataclass(repr=False)
 class Parts:
     """An assembled experiment."""
 
@@ -40,6 +40,20 @@ class Parts:
     """What turns a readout into a class, ``spike_count`` or ``max_voltage``; None for regression."""
     kernel: str
     """What computes the neurons, as :func:`snnexp.kernels.use` tells it."""
+
+    def __repr__(self) -> str:
+        splits = {name: getattr(self.data, name) for name in ("train", "val", "test")}
+        samples = ", ".join(f"{len(found)} {name}" for name, found in splits.items() if found is not None)
+        weights = sum(parameter.numel() for parameter in self.network.parameters())
+        parts = {
+            "data": f"{type(self.data).__name__}({samples})",
+            "encoder": repr(self.encoder),
+            "network": f"{type(self.network).__name__}({weights} parameters)",
+            "loss": repr(self.loss),
+            "decoder": repr(self.decoder),
+            "kernel": repr(self.kernel),
+        }
+        return f"Parts({', '.join(f'{name}={shown}' for name, shown in parts.items())})"
 
 
 class _Launcher(_SubprocessScriptLauncher):

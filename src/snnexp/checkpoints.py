@@ -31,6 +31,8 @@ from snnexp.errors import CheckpointError, SnnexpError
 from snnexp.runs import Run
 
 LOG = logging.getLogger(__name__)
+NETWORK = "network."
+"""In front of the names of a network's weights, in the state of its task."""
 NEWEST_FIRST = ("last", "previous", "best")
 MAX_PICKLE_BYTES = 2**20
 """Of what describes the tensors: a few hundred bytes each."""
@@ -146,14 +148,29 @@ def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dic
     return {**found, "optimizer_states": filled} if filled else dict(found)
 
 
-def read_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_weights(path: Path, wanted: Mapping[str, Tensor], foreign: bool = True) -> dict[str, Tensor]:
     """The weights of a checkpoint from anywhere: ``state_dict`` of a checkpoint, or a file that holds nothing else.
+
+    Args:
+        path: the file.
+        wanted: the state of the run's task; names may also be those of its network, without ``network.`` in front.
+        foreign: it may come without a checksum.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, or is of another network.
     """
-    found = decode(runs.read_checkpoint(path, at_most=_limit(wanted), foreign=True), path)
+    found = decode(runs.read_checkpoint(path, at_most=_limit(wanted), foreign=foreign), path)
     weights = found.get("state_dict", found)
+    if isinstance(weights, dict) and weights.keys() != wanted.keys():
+        of_network = {f"{NETWORK}{name}": value for name, value in weights.items()}
+        if of_network.keys() != wanted.keys():
+            missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *of_network}]
+            others = [name for name in weights if name not in wanted and f"{NETWORK}{name}" not in wanted]
+            unknown = [f"unknown {domains.shown(name)}" for name in others]
+            wrong = [*missing, *unknown, f"{NETWORK} stands before some names only"][0]
+            expected = domains.listed(name.removeprefix(NETWORK) for name in wanted)
+            raise CheckpointError(f"{path}: weights do not fit this run's network: {wrong}, {expected}")
+        weights = of_network
     what = difference(weights, wanted, "state_dict")
     if what:
         raise CheckpointError(f"{path}: checkpoint does not fit this run's network: {what}")

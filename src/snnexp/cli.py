@@ -164,7 +164,7 @@ def _resume(arguments: list[str]) -> int:
             return driver.resume(path, sys.argv[0], arguments[1:])
         arguments = [str(path), *arguments[1:]]
     asked = _of_a_run("resume", arguments)
-    from snnexp.experiment import resume
+    from snnexp.training import resume
 
     typed = sys.argv
     try:
@@ -181,7 +181,7 @@ def _eval(arguments: list[str]) -> int:
 
     asked = _of_a_run("eval", arguments)
     from snnexp.console import console, result_table
-    from snnexp.experiment import evaluate
+    from snnexp.training import evaluate
 
     measured = evaluate(asked.run, asked.ckpt, asked.split, asked.override)
     if asked.json:

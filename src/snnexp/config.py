@@ -4,6 +4,7 @@ Everything up to :func:`check` works without torch, so that a mistake is answere
 only door from a config to code, and ``gate`` says for what it opens.
 """
 
+import copy
 import inspect
 import itertools
 import math
@@ -24,12 +25,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
-from hydra.version import VersionBase, setbase
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp import domains, gate, pairs, runs, upgrade
 from snnexp.errors import ConfigError, Refusals, SnnexpError, located
+from snnexp.isolation import HYDRA, restored
 
 GROUPS = (
     "data",
@@ -60,6 +62,10 @@ LONGEST_KEY = 200
 """Characters of a key, which may become the name of a file that Hydra looks for."""
 NO_SEARCH = "hydra.searchpath=[]"
 """Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
+BARE = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)
+"""Texts that Hydra's parser reads as they are."""
+MADE_OF = "snnexp_made_of"
+"""Under which name a config remembers how it was made."""
 MAY_CHANGE = ("logger.", "published.", "data.root", "data.download", "data.num_workers", "trainer.log_every_n_steps")
 """Keys of a run that do not decide what it computes."""
 LOGGER = ("root", "tensorboard", "save_every_n_epochs", "save_every_s", "draw_every_n_epochs", "draw_every_s")
@@ -119,10 +125,11 @@ def _description(path: Path) -> str:
 
 
 def prepare() -> None:
-    """Register what the configs call by name, and what reads their files; safe to call again."""
+    """Register what the configs call by name, and what reads their files, in place of another application's."""
     if not os.environ.get("SNNEXP_DATA_DIR"):
         # an interpolation would take the empty text for a path
         os.environ.pop("SNNEXP_DATA_DIR", None)
+    GlobalHydra.instance().clear()
     OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
     gate.Files.register()
 
@@ -136,7 +143,71 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
-    return check(composed(overrides)[0])
+    cfg = composed(overrides)[0]
+    return remembering(check(cfg), overrides, cfg)
+
+
+def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
+    """A checked config of which :func:`overridden` knows how it was made; its copies know that too."""
+    # OmegaConf copies what it keeps beside the values
+    vars(cfg._metadata)[MADE_OF] = ([*overrides], unresolved, plain(cfg))
+    return cfg
+
+
+def overridden(cfg: DictConfig) -> list[str]:
+    """The overrides that give ``cfg``: what was typed, and what was changed since; none of a config from elsewhere."""
+    if MADE_OF not in vars(cfg._metadata):
+        return []
+    typed, unresolved, before = vars(cfg._metadata)[MADE_OF]
+    now = plain(check(cfg))
+    changes = [*_changes(before, now)]
+    again = plain(unresolved)
+    for sign, key, value in changes:
+        if sign != "~":
+            _put(again, before, key.split("."), value)
+    # what is computed from a value that was changed later, such as data.seed from seed, has not followed
+    followed = _at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
+    changes += [change for change in _changes(followed, now) if change[0] != "~"]
+    words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={_as_typed(value)}" for sign, key, value in changes}
+    return [*(word for word in typed if word.lstrip("+~").partition("=")[0] not in words), *words.values()]
+
+
+def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str], value: Any) -> None:
+    name, *rest = path
+    if rest:
+        # a reference to another part of the config, as of the readout to the neuron, becomes a part of its own
+        tree[name] = tree[name] if isinstance(tree[name], dict) else copy.deepcopy(resolved[name])
+        _put(tree[name], resolved[name], rest, value)
+    else:
+        tree[name] = value
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """What differs, as the sign of an override, its key, and the value."""
+    for name in {**before, **now}:
+        key = f"{prefix}{name}"
+        if name not in now:
+            yield "~", key, None
+        elif name not in before:
+            yield "+", key, now[name]
+        elif isinstance(before[name], Mapping) and isinstance(now[name], Mapping):
+            # what was published elsewhere decides nothing
+            yield from _changes(before[name], now[name], f"{key}.") if key != "published" else ()
+        elif before[name] != now[name]:
+            yield "", key, now[name]
+
+
+def _as_typed(value: Any) -> str:
+    """A plain value in Hydra's grammar."""
+
+    def quoted(value: Any) -> Any:
+        if isinstance(value, list):
+            return [quoted(part) for part in value]
+        if isinstance(value, Mapping):
+            return {key: quoted(part) for key, part in value.items()}
+        return QuotedString(value, Quote.single) if isinstance(value, str) and not BARE.fullmatch(value) else value
+
+    return Override._get_value_element_as_str(quoted(value))
 
 
 def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[DictConfig, dict[str, Any]]:
@@ -341,21 +412,16 @@ def _variants(override: Override) -> Iterator[tuple[str, ...]]:
 @contextmanager
 def _hydra(folder: Path | None) -> Iterator[None]:
     """Hydra, as its own main function sets it up."""
-    prepare()
-    before, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
-    GlobalHydra.instance().clear()
-    setbase(VERSION_BASE)
-    search = create_config_search_path(str(conf_dir()))
-    if folder is not None:
-        # before the schemas, which come last
-        search.prepend("command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema"))
-    Hydra.create_main_hydra2("snnexp", search)
-    try:
+    # another application may be running in this process
+    with restored(HYDRA):
+        prepare()
+        setbase(VERSION_BASE)
+        search = create_config_search_path(str(conf_dir()))
+        if folder is not None:
+            # before the schemas, which come last
+            search.prepend("command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema"))
+        Hydra.create_main_hydra2("snnexp", search)
         yield
-    finally:
-        # another application may be running in this process
-        GlobalHydra.instance().hydra = before
-        VersionBase.instance().version_base = base
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
@@ -687,6 +753,10 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         if any(origin in refusals.sentences for origin in _origins(key, written)):
             del refusals.sentences[key]
     refusals.tell()
+    return _at_home(plain)
+
+
+def _at_home(plain: dict[str, Any]) -> dict[str, Any]:
     for key in ("data", "logger"):
         # once, so that all who read a path mean the same
         if isinstance(root := plain[key].get("root"), str):

@@ -16,6 +16,7 @@ from snnexp import config, domains, gate, runs
 from snnexp.errors import ConfigError, Refusals, SnnexpError
 
 if TYPE_CHECKING:
+    from snnexp.sweeps.ledger import Ledger
     from snnexp.sweeps.sources import Asked
 
 CFG_FLAGS = ("--cfg", "-c")
@@ -53,6 +54,20 @@ def train(arguments: Sequence[str]) -> int:
     Raises:
         SnnexpError: a single run could not start, diverged or was interrupted.
     """
+    return _start(arguments, sys.argv[0]).code
+
+
+def sweep(words: Sequence[str]) -> "Ledger | None":
+    """Run the sweep of ``snnexp train -m WORD ...``; returns its record, None where the words only ask for help.
+
+    Raises:
+        SnnexpError: it could not start, or was interrupted.
+    """
+    # what starts processes by it must not start the caller's program again
+    return _start(["--multirun", *words], str(Path(__file__).with_name("cli.py"))).ledger
+
+
+def _start(arguments: Sequence[str], program: str) -> "Jobs":
     flags, overrides = split(arguments)
     overrides = config.quoted(overrides)
     conf = config.conf_dir()
@@ -60,16 +75,17 @@ def train(arguments: Sequence[str]) -> int:
     if FROM in flags:
         flags, overrides, changed = earlier(flags, overrides)
         if changed is not None:
-            return _run_changed(changed, overrides, flags)
+            _run_changed(changed, overrides, flags)
+            return Jobs(program, flags)
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
-    jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
+    jobs = Jobs(program=program, flags=[flag for flag in flags if flag not in SWEEP])
     try:
         if not any(flag in COMPLETE for flag in flags):
             jobs.chosen, starters = check(flags, overrides)
             jobs.typed, overrides = overrides, [config.NO_SEARCH, *starters, *overrides]
-        sys.argv = [typed[0], *flags, *config.replacing(overrides)]
+        sys.argv = [program, *flags, *config.replacing(overrides)]
         hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     except config.REFUSALS as error:
         raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
@@ -77,7 +93,7 @@ def train(arguments: Sequence[str]) -> int:
         sys.argv = typed
     if jobs.error is not None:
         raise jobs.error
-    return jobs.code
+    return jobs
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -168,14 +184,13 @@ def folder_of(flags: Sequence[str]) -> Path | None:
     return next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
 
 
-def _run_changed(cfg: DictConfig, overrides: Sequence[str], flags: Sequence[str]) -> int:
+def _run_changed(cfg: DictConfig, overrides: Sequence[str], flags: Sequence[str]) -> None:
     if any(flag in SHOW for flag in flags):
         print(OmegaConf.to_yaml(cfg), end="")
-        return 0
-    from snnexp.experiment import run
+        return
+    from snnexp.training import run
 
     run(cfg, overrides)
-    return 0
 
 
 def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] | Asked, list[str]]":
@@ -244,6 +259,8 @@ class Jobs:
         """What :func:`check` has found."""
         self.typed: list[str] = []
         self.code = 0
+        self.ledger: Ledger | None = None
+        """Of a sweep that has ended."""
         self.error: BaseException | None = None
         self.__name__ = "train"
 
@@ -264,7 +281,7 @@ class Jobs:
         checked = config.check(cfg)
         # ddp starts its processes by the command line, which must then ask for this one run
         sys.argv = [self.program, "train", *self.flags, *overrides]
-        from snnexp.experiment import run
+        from snnexp.training import run
 
         run(checked, overrides, begun=self._record_folder)
 
@@ -281,9 +298,9 @@ class Jobs:
                 points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
                 name = str(points[0][1]["name"])
                 place = Path(folder).expanduser()
-                self.code = driver.start(place, name, points, launcher, self.program, self.folder)
+                self.code, self.ledger = driver.start(place, name, points, launcher, self.program, self.folder)
             else:
-                self.code = driver.search(Path(folder).expanduser(), self.chosen, launcher, self.program)
+                self.code, self.ledger = driver.search(Path(folder).expanduser(), self.chosen, launcher, self.program)
         except Exception as error:
             # Hydra would take it for one of its own
             self.error = error

@@ -153,8 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = _asked(arguments)
     folder, conditions = _split(asked.words)
     now = time.time()
-    rows = [Row(Run(path).facts(), now, asked.metric) for path in find(folder)]
-    rows.sort(key=lambda row: (row.facts.started.timestamp() if row.facts.started else 0.0, str(row.facts.path)))
+    rows = [Row(facts, now, asked.metric) for facts in found(folder)]
     for key in [key for key, _, _ in conditions] + [key for key in (asked.sort, asked.metric) if key]:
         _look_up(rows, key)
     chosen = [row for row in rows if all(holds(row.value(key), how, than, key) for key, how, than in conditions)]
@@ -209,8 +208,6 @@ def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
     folder = Path(OUTPUTS)
     if words and (Path(words[0]).is_dir() or not CONDITION.fullmatch(words[0])):
         folder, words = locate(words[0]), words[1:]
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder; snnexp runs DIR lists the runs below DIR")
     conditions = []
     for word in words:
         match = CONDITION.fullmatch(word)
@@ -220,6 +217,18 @@ def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
             raise ConfigError(f"status: got {shown(match[3])}, {closest(match[3], STATUSES)}")
         conditions.append((match[1], match[2], match[3]))
     return folder, conditions
+
+
+def found(folder: Path) -> list[Facts]:
+    """What is known of each run below a folder, the newest last.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder; snnexp runs DIR lists the runs below DIR")
+    runs = [Run(path).facts() for path in find(folder)]
+    return sorted(runs, key=lambda facts: (facts.started.timestamp() if facts.started else 0.0, str(facts.path)))
 
 
 def find(folder: Path) -> Iterator[Path]:

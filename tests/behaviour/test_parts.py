@@ -74,7 +74,6 @@ def test_a_network_runs_in_bfloat16() -> None:
     assert torch.isfinite(membrane).all()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="weights are found under the prefix of the task alone")
 def test_the_weights_of_a_network_can_be_measured(snnexp: Shell) -> None:
     cfg = compose(WORDS)
     done = run(cfg)

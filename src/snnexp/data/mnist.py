@@ -145,18 +145,22 @@ def _download(root: str | Path) -> None:
 def _read(path: Path) -> Tensor:
     try:
         status = path.stat()
-        return _bytes(path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        content = _bytes(path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     except OSError as error:
         raise DataError(f"MNIST cannot be read: {path.absolute()}: {error.strerror}") from error
+    # copied by the first one who writes to it, so that the others never see that
+    return content._lazy_clone()
 
 
 @functools.lru_cache(maxsize=len(SHA256))
 def _bytes(path: Path, signature: tuple[int, ...]) -> Tensor:
     """The bytes of a file that has its checksum; all runs of a process share them while the file is the same."""
-    content = bytearray(path.read_bytes())
-    if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
+    content = torch.empty(path.stat().st_size, dtype=torch.uint8)
+    with path.open("rb") as file:
+        length = file.readinto(content.numpy().data)
+    if hashlib.sha256(content.numpy().data).hexdigest() != SHA256[path.name]:
         raise DataError(
-            f"MNIST is damaged: {path.absolute()} has {len(content)} bytes and not the published checksum; "
+            f"MNIST is damaged: {path.absolute()} has {length} bytes and not the published checksum; "
             "delete it and pass data.download=true, or copy it again"
         )
-    return torch.frombuffer(content, dtype=torch.uint8)
+    return content

@@ -38,6 +38,11 @@ class Trace:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.spikes, self.membrane, self.state))
 
+    def __repr__(self) -> str:
+        # spikes that nobody has read yet are not computed for this
+        spikes = self._spikes if isinstance(self._spikes, Tensor) else self.membrane
+        return f"Trace(spikes={_outline(spikes)}, membrane={_outline(self.membrane)}, state={_outline(self.state)})"
+
     @property
     def spikes(self) -> Tensor:
         if not isinstance(self._spikes, Tensor):
@@ -77,6 +82,20 @@ class Reduced(NamedTuple):
     last_spikes: Tensor
     max_membrane: Tensor
     state: Any
+
+    def __repr__(self) -> str:
+        return _outline(self)
+
+
+def _outline(value: Any) -> str:
+    """A tensor by type and shape, ``float32[25, 128, 10]``; also within tuples, by their names."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple):
+        names = [f"{name}=" for name in getattr(value, "_fields", ())] or [""] * len(value)
+        inside = ", ".join(f"{name}{_outline(part)}" for name, part in zip(names, value, strict=True))
+        return f"{type(value).__name__ if names[:1] != [''] else ''}({inside})"
+    return repr(value)
 
 
 class Kernel(Protocol):

@@ -38,8 +38,8 @@ def start(
     launcher: Mapping[str, Any],
     program: str,
     config_dir: Path | None = None,
-) -> int:
-    """Run the points of a list; returns the exit code.
+) -> tuple[int, Ledger]:
+    """Run the points of a list; returns the exit code, and what became of them.
 
     Args:
         folder: the directory of the sweep, if no other one is there.
@@ -63,17 +63,17 @@ def start(
     return _begin(ledger, program)
 
 
-def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str) -> int:
-    """Run the points that a study chooses; returns the exit code. See :func:`start`."""
+def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str) -> tuple[int, Ledger]:
+    """Run the points that a study chooses; see :func:`start`."""
     check(launcher)
     ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts(), asked.folder)
     return _begin(ledger, program, asked)
 
 
-def _begin(ledger: Ledger, program: str, asked: Asked | None = None) -> int:
+def _begin(ledger: Ledger, program: str, asked: Asked | None = None) -> tuple[int, Ledger]:
     try:
         ledger.save()
-        return drive(ledger, program, asked)
+        return drive(ledger, program, asked), ledger
     except ConfigError:
         # refused before anything began, it leaves nothing behind
         if all(point.status == "pending" for point in ledger.points):

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import config, console, experiment, saving
+from snnexp import config, console, saving, training
 from snnexp.assembly import Parts, build
 from snnexp.callbacks import DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
 from snnexp.checkpoints import Checkpoint
@@ -119,7 +119,7 @@ class Lane:
             )
             self._watch(self.opened)
             self.before = self.opened.read()
-            self.found = experiment.find(self.cfg, self.parts, self.opened, self.watching)
+            self.found = training.find(self.cfg, self.parts, self.opened, self.watching)
             reached = saved.trainer.max_epochs if self.found is None else self.found.config["trainer"]["max_epochs"]
             if self.before.get("status") == "finished" and self.max_epochs <= reached:
                 return self.end(Outcome("finished", self.member.run, self.before.get("metrics", {})))
@@ -131,7 +131,7 @@ class Lane:
         self.watching = [
             ProjectParameters(),
             DivergenceGuard(),
-            *experiment.watching_over(self.cfg, self.parts, run, pictures=False),
+            *training.watching_over(self.cfg, self.parts, run, pictures=False),
         ]
 
     def _go_on_from(self, found: Checkpoint) -> None:
@@ -153,11 +153,11 @@ class Lane:
         if self.opened is None:
             text = OmegaConf.to_yaml(self.cfg)
             self.opened = Run.create(
-                parent, text, self.member.overrides, {**experiment.facts(self.cfg, self.parts), **facts}
+                parent, text, self.member.overrides, {**training.facts(self.cfg, self.parts), **facts}
             )
             self._watch(self.opened)
         else:
-            experiment.begin_again(self.cfg, self.parts, self.run, self.before, self.found)
+            training.begin_again(self.cfg, self.parts, self.run, self.before, self.found)
             self.run.update(**facts)
         self.log_file = console.LogFile(self.run.path / "train.log", encoding="utf-8")
         self.log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
@@ -237,7 +237,7 @@ class Lane:
         if self.opened is not None:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError, CheckpointError):
-                experiment.record_failure(self.run, error)
+                training.record_failure(self.run, error)
         self.end(failure(error, None if self.opened is None else self.opened.path))
 
     def end(self, outcome: Outcome) -> None:

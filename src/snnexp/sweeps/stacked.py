@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from snnexp import console, experiment, saving
+from snnexp import console, saving, training
 from snnexp.errors import DISK, InterruptedRunError, SnnexpError
 from snnexp.kernels.loops import CHUNK_BYTES
 from snnexp.sweeps.lane import Lane, Member, Outcome, failure, settings
@@ -91,10 +91,10 @@ def _alone(
 
     try:
         if member.run is None:
-            record = experiment.run(member.cfg, member.overrides, parent, begun=note)
+            record = training.run(member.cfg, member.overrides, parent, begun=note)
         else:
             begun(index, member.run)
-            record = experiment.resume(member.run)
+            record = training.resume(member.run)
     except (SnnexpError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK:
             raise
@@ -116,7 +116,7 @@ def _train(
     with saving.Signals() as signals, console.quiet():
         began = time.perf_counter()
         try:
-            with experiment.memory_told():
+            with training.memory_told():
                 for index in part:
                     lane = Lane(index, members[index], ended)
                     lanes.append(lane)

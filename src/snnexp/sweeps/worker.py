@@ -94,7 +94,7 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
     sound = True
     try:
         # what every task needs, and the first one waits for
-        import snnexp.experiment  # noqa: F401
+        import snnexp.training  # noqa: F401
         from snnexp.runs import Run
 
         if not gc.get_freeze_count():
@@ -120,7 +120,7 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
 def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from omegaconf import OmegaConf
 
-    from snnexp import experiment
+    from snnexp import training
 
     def begun(path: Path) -> None:
         # ddp starts its processes by the command line, which must then ask for this one run
@@ -132,10 +132,10 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     if task.get("run"):
         keys = task.get("keys", [])
         sys.argv = [task["program"], "resume", task["run"], *keys]
-        record = experiment.resume(Path(task["run"]), keys, watching)
+        record = training.resume(Path(task["run"]), keys, watching)
     else:
         cfg = OmegaConf.create(task["config"])
-        record = experiment.run(cfg, task["overrides"], Path(task["parent"]), begun=begun, watching=watching)
+        record = training.run(cfg, task["overrides"], Path(task["parent"]), begun=begun, watching=watching)
     tell({"ended": 0, "status": record.status, "metrics": record.metrics, "exit_code": 0})
 
 
