@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "network": LEAVES | {"neurons", "events"},
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
+    "threads": LEAVES,
     "listing": LEAVES | {"runs"},
     "console": LEAVES,
     "progress": LEAVES | {"console"},
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "experiment": LEAVES
     | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "progress"}
-    | {"runs", "saving"},
+    | {"runs", "saving", "threads"},
     "sweeps": LEAVES
     | {
         "assembly",
@@ -66,12 +67,12 @@ ALLOWED: dict[str, set[str]] = {
         "kernels",
         "metrics",
     }
-    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "upgrade"},
-    "launch": LEAVES | {"config", "experiment", "gate", "sweeps"},
-    "doctor": LEAVES | {"config", "data", "runs"},
+    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "threads", "upgrade"},
+    "launch": LEAVES | {"config", "experiment", "gate", "sweeps", "threads"},
+    "doctor": LEAVES | {"config", "data", "runs", "threads"},
     "cli": LEAVES
     | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"}
-    | {"runs", "sweeps"},
+    | {"runs", "sweeps", "threads"},
 }
 KNOW_HYDRA = {"assembly", "config", "gate", "experiment", "launch", "sweeps"}
 

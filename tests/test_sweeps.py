@@ -19,7 +19,7 @@ from faults import REASONS
 from rich.console import Console
 from test_cli import in_a_terminal, record, snnexp
 
-from snnexp import config, launch
+from snnexp import config, launch, threads
 from snnexp.cli import main
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.runs import Run
@@ -347,7 +347,8 @@ while True: time.sleep(1)
 
 def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_gpus", lambda: ["3", "5", "7"])
-    monkeypatch.setattr(driver, "_cores", lambda: 8)
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
     def shares(**changes: Any) -> list[tuple[str, str | None]]:
         slots = driver.slots_of(tmp_path, {**SETTINGS, "workers": None, "threads": None, **changes}, 8, {"auto"})
@@ -356,8 +357,12 @@ def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert shares() == [("2", "3"), ("2", "5"), ("2", "7")]
     assert shares(workers=4) == [("2", "3"), ("2", "5"), ("2", "7"), ("2", "3")]
-    assert shares(workers=1, gpus=2) == [("8", "3,5")]
+    assert shares(workers=1, gpus=2) == [("3", "3,5")], "no more than OMP_NUM_THREADS"
     assert shares(gpus=0, threads=4) == [("4", "")] * 8
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    (alone,) = driver.slots_of(tmp_path, {**SETTINGS, "workers": 1, "threads": None, "gpus": 0}, 8, {"auto"})
+    assert isinstance(alone, Worker)
+    assert "OMP_NUM_THREADS" not in alone.environment, "each run decides for itself"
     with pytest.raises(ConfigError, match=r"^hydra\.launcher\.gpus: got 4, there are 3"):
         shares(gpus=4)
 

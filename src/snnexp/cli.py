@@ -210,7 +210,7 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
     import argparse
     from pathlib import Path
 
-    from snnexp import config, runs
+    from snnexp import config, runs, threads
     from snnexp.errors import ConfigError
 
     class Parser(argparse.ArgumentParser):
@@ -229,9 +229,12 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
     asked = parser.parse_intermixed_args(arguments)
     saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
     if verb == "resume":
-        config.require_same(saved, config.change(saved, asked.override))
+        changed = config.change(saved, asked.override)
+        config.require_same(saved, changed)
     else:
-        config.change_evaluation(saved, asked.override)
+        changed = config.change_evaluation(saved, asked.override)
+    if any(word.startswith("trainer.threads=") for word in asked.override):
+        threads.require(changed)
     return asked
 
 

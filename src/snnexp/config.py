@@ -57,7 +57,10 @@ LONGEST_KEY = 200
 """Characters of a key, which may become the name of a file that Hydra looks for."""
 NO_SEARCH = "hydra.searchpath=[]"
 """Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
-MAY_CHANGE = ("logger.", "published.", "data.root", "data.download", "data.num_workers", "trainer.log_every_n_steps")
+MAY_CHANGE = (
+    *("logger.", "published.", "data.root", "data.download", "data.num_workers"),
+    *("trainer.log_every_n_steps", "trainer.threads"),
+)
 """Keys of a run that do not decide what it computes."""
 LOGGER = ("root", "tensorboard", "save_every_n_epochs", "save_every_s", "draw_every_n_epochs", "draw_every_s")
 KEYS = ("seed", "num_steps", "kernel", "name", "published")

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving
+from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving, threads
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
@@ -67,11 +67,13 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), ExitStack() as used:
         clock = {"began": time.perf_counter()}
         # it may have been changed since
         cfg = config.check(cfg)
+        threads.require(cfg)
         require_own_processes(cfg)
+        used.enter_context(threads.using(threads.number(cfg)))
         parts = build(cfg)
         if parts.trainer.is_global_zero:
             folder = parent or Path(cfg.logger.root) / cfg.name
@@ -88,8 +90,9 @@ def run(
 def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[Callback] = ()) -> Record:
     """Go on with a run that did not finish, to the same end as if nothing had stopped it.
 
-    On the same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was
-    never interrupted, to the bit. A run that finished goes on if ``trainer.max_epochs`` is raised, else it stays.
+    It computes with as many threads as before, unless ``trainer.threads`` or OMP_NUM_THREADS says otherwise. On the
+    same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was never
+    interrupted, to the bit. A run that finished goes on if ``trainer.max_epochs`` is raised, else it stays.
 
     Args:
         path: the run directory.
@@ -102,10 +105,13 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), ExitStack() as used:
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(Path(path))
-        require_own_processes(config.change(config.load(run_dir.path / "config.yaml"), overrides))
+        changed = config.change(config.load(run_dir.path / "config.yaml"), overrides)
+        if _typed("trainer.threads", overrides):
+            threads.require(changed)
+        require_own_processes(changed)
         # the processes that ddp starts find the directory locked by the first one
         if not follows():
             run_dir.lock()
@@ -113,9 +119,10 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
             saved = config.load(run_dir.path / "config.yaml")
             cfg = without_download(config.change(saved, overrides), overrides)
             config.require_same(saved, cfg)
+            before = run_dir.read()
+            used.enter_context(threads.using(threads.number(cfg, before.get("threads"))))
             parts = build(cfg)
             saver = _watch(cfg, parts, run_dir, signals, watching)
-            before = run_dir.read()
             found = find(cfg, parts, run_dir, parts.trainer.callbacks)  # type: ignore[attr-defined]
             reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
             if before.get("status") == "finished" and cfg.trainer.max_epochs <= reached:
@@ -153,7 +160,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), ExitStack() as used:
         run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)
@@ -164,6 +171,7 @@ def evaluate(
         file = run_dir.checkpoints / f"{checkpoint}.ckpt" if own else Path(checkpoint)
         if not file.is_file():
             raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(OWN)}, or a file")
+        used.enter_context(threads.using(_threads_of(cfg, run_dir, overrides)))
         parts = build(cfg)
         signals.data = parts.data
         loader = parts.data.loader(split)
@@ -233,7 +241,23 @@ def memory_told() -> Iterator[None]:
 
 def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
     """A saved config, which downloads only where that is typed."""
-    return cfg if any(override.startswith("data.download=") for override in typed) else config.offline(cfg)
+    return cfg if _typed("data.download", typed) else config.offline(cfg)
+
+
+def _typed(key: str, overrides: Sequence[str]) -> bool:
+    return any(override.startswith(f"{key}=") for override in overrides)
+
+
+def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:
+    """The number of threads that a run is measured with: as many as it was trained with, if that can be."""
+    if _typed("trainer.threads", overrides):
+        threads.require(cfg)
+        return threads.number(cfg)
+    recorded = run_dir.facts().record.get("threads")
+    found = threads.number(cfg, recorded)
+    if recorded is not None and recorded != found:
+        console.tell(f"threads: {domains.shown(recorded)} -> {found}, so the last digits may differ")
+    return found
 
 
 def find(cfg: DictConfig, parts: Parts, run_dir: Run, watching: Sequence[Callback]) -> Checkpoint | None:

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, domains, gate
+from snnexp import config, domains, gate, threads
 from snnexp.errors import ConfigError, SnnexpError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     if not any(flag in SWEEP for flag in flags):
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
-            config.check(cfg)
+            threads.require(config.check(cfg))
             if sweep := node["runtime"]["choices"].get("sweep"):
                 raise ConfigError(f"sweep: {sweep} is a sweep, which takes -m")
         return [], []

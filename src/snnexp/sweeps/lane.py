@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import config, console, experiment, saving
+from snnexp import config, console, experiment, saving, threads
 from snnexp.assembly import Parts, build
 from snnexp.callbacks import DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
 from snnexp.checkpoints import Checkpoint
@@ -101,6 +101,12 @@ class Lane:
         self.optimizers: list[Any] = []
         self.hooks: dict[str, list[Callback]] = {}
         self.state: Callable[[], dict[str, Any]] = dict
+
+    @cached_property
+    def threads(self) -> int:
+        """How many it computes with."""
+        recorded = None if self.member.run is None else Run(self.member.run).facts().record.get("threads")
+        return threads.number(self.cfg, recorded)
 
     def build(self, trainer: Trainer | None) -> None:
         """Make the parts; of a run directory to go on with, check all and load what it holds."""
