@@ -22,7 +22,7 @@ from rich.text import Text
 
 from snnexp.domains import closest, line, shown
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.runs import RUN_ID, Facts, Run, main_metric
+from snnexp.runs import ENDS, RUN_ID, Facts, Run, main_metric
 
 USAGE = "snnexp runs [DIR] [CONDITION ...] [--sort KEY] [--reverse] [--limit N] [--metric NAME] [--json | --csv]"
 HELP = """\
@@ -96,8 +96,11 @@ class Row:
 
     @property
     def overridden(self) -> list[str]:
-        """What was typed beside the experiment."""
-        return [line(override) for override in self.facts.overrides if not override.startswith("experiment=")]
+        """What was typed beside the experiment that the run is named after, and when it was resumed."""
+        changes = self.facts.record.get("resumed_with")
+        changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
+        known = {override.partition("=")[0]: override for override in (*self.facts.overrides, *changes)}
+        return [line(override) for override in known.values() if override != f"experiment={self.facts.experiment}"]
 
     @property
     def note(self) -> str:
@@ -152,7 +155,9 @@ def main(arguments: Sequence[str]) -> int:
     asked = _asked(arguments)
     folder, conditions = _split(asked.words)
     now = time.time()
-    rows = [Row(Run(path).facts(), now, asked.metric) for path in find(folder)]
+    # what they are sorted by is what one wants to see
+    metric = asked.metric or (asked.sort if "/" in (asked.sort or "") else None)
+    rows = [Row(Run(path).facts(), now, metric) for path in find(folder)]
     rows.sort(key=lambda row: (row.facts.started.timestamp() if row.facts.started else 0.0, str(row.facts.path)))
     for key in [key for key, _, _ in conditions] + [key for key in (asked.sort, asked.metric) if key]:
         _look_up(rows, key)
@@ -168,10 +173,11 @@ def main(arguments: Sequence[str]) -> int:
         text = as_csv([row.facts for row in chosen])
     elif not chosen:
         text = f"none of {len(rows)} runs below {folder} matches" if rows else f"there are no runs below {folder}"
+        text += "".join(_meant(rows, *condition) for condition in conditions)
     else:
         watched = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if watched else None
-        text = table(chosen, width, (sys.stdout.encoding or "").lower().startswith("utf"))
+        text = table(chosen, width, (sys.stdout.encoding or "").lower().startswith("utf"), rows)
     # a terminal or file that takes ASCII alone gets the rest escaped
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
@@ -245,6 +251,13 @@ def find(folder: Path) -> Iterator[Path]:
             for name, entry in entries.items()
             if not name.startswith(".") and entry.is_dir(follow_symlinks=False)
         ]
+
+
+def _meant(rows: Sequence[Row], key: str, operator: str, text: str) -> str:
+    """A hint for a value that no run has, where it looks like one that runs have."""
+    values = {str(value) for row in rows if (value := row.value(key)) is not MISSING}
+    hint = closest(text, values | ({*STYLES, *ENDS} if key == "status" else set()))
+    return f"; {key}={line(text)}: {hint}" if operator == "=" and text not in values and "did you" in hint else ""
 
 
 def _look_up(rows: Sequence[Row], key: str) -> None:
@@ -345,7 +358,9 @@ def as_csv(runs: Sequence[Facts]) -> str:
     return text.getvalue().removesuffix("\n")
 
 
-def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -> str:
+def table(
+    rows: Sequence[Row], width: int | None = None, unicode: bool = True, known: Sequence[Row] | None = None
+) -> str:
     """A table for a person, one line per run; at least one.
 
     Without a width nothing is cropped, and what is to be said of a run that did not finish is the last column. In a
@@ -355,6 +370,7 @@ def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -
         rows: in their order.
         width: cells of a line in a terminal.
         unicode: whether it can show more than ASCII.
+        known: runs from which the end of an id that is shown tells its run apart; None for ``rows``.
     """
     metrics = {row.metric for row in rows if row.metric}
     alone = len(metrics) == 1
@@ -363,24 +379,27 @@ def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -
         # what many have in common comes last, to be cropped first
         times = Counter(override for overridden in told for override in overridden)
         told = [sorted(overridden, key=times.__getitem__) for overridden in told]
-    if width is not None and width < WIDE:
-        # the end of a run id tells runs apart
-        paths = [path[-4:] for path in paths]
+    ids = {row.facts.id for row in known or rows}
+    # a command takes the end of an id, if no other one ends so: its digits, these and the time, or the date too
+    letters = next((count for count in (4, 11) if len({name[-count:] for name in ids}) == len(ids)), 20)
+    ends = [line(row.facts.id[-letters:]) for row in rows]
+    where = ("path", paths) if width is None or width >= WIDE else ("id", ends)
     columns = {
         "status": [row.facts.status for row in rows],
         "age": [_time(row.value("age")) for row in rows],
         "experiment": [line(row.facts.experiment) for row in rows],
         _short(*metrics) if alone else "metric": [_measure(row, alone) for row in rows],
         "duration": [_time(row.value("duration")) for row in rows],
-        "path": paths,
+        where[0]: where[1],
         "overrides": [" ".join(overridden) for overridden in told],
         "note": [row.note if width is None else "" for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     needed = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
-    if width is not None and "overrides" in needed:
-        taken = sum(needed.values()) - needed["overrides"] + 2 * (len(needed) - 1)
-        needed["overrides"] = min(needed["overrides"], max(len("overrides"), width - taken))
+    for name in ("overrides", "experiment"):
+        if width is not None and name in needed:
+            taken = sum(needed.values()) - needed[name] + 2 * (len(needed) - 1)
+            needed[name] = min(needed[name], max(len(name), width - taken))
     drawn = Table(box=None, pad_edge=False)
     for name, room in needed.items():
         justify: JustifyMethod = "right" if name in RIGHT else "left"
@@ -393,9 +412,9 @@ def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -
     text = io.StringIO()
     console = Console(file=text, force_terminal=watched, width=width or WHOLE, highlight=False, legacy_windows=False)
     console.print(drawn)
-    for row in rows:
+    for row, end in zip(rows, ends, strict=True):
         if watched and row.note:
-            console.print(Text(f"{line(row.facts.id[-4:])} {row.facts.status}: {row.note}", style="dim"))
+            console.print(Text(f"{end} {row.facts.status}: {row.note}", style="dim"))
     return "\n".join(shown.rstrip() for shown in text.getvalue().splitlines())
 
 
