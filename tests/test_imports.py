@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
     "threads": LEAVES,
+    "recipes": LEAVES | {"config"},
     "listing": LEAVES | {"runs"},
     "console": LEAVES,
     "progress": LEAVES | {"console"},
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "experiment": LEAVES
     | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "progress"}
-    | {"runs", "saving", "threads"},
+    | {"recipes", "runs", "saving", "threads"},
     "sweeps": LEAVES
     | {
         "assembly",
@@ -67,8 +68,8 @@ ALLOWED: dict[str, set[str]] = {
         "kernels",
         "metrics",
     }
-    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "threads", "upgrade"},
-    "launch": LEAVES | {"config", "experiment", "gate", "sweeps", "threads"},
+    | {"network", "neurons", "probe", "recipes", "runs", "saving", "seeds", "surrogates", "task", "threads", "upgrade"},
+    "launch": LEAVES | {"config", "console", "experiment", "gate", "sweeps", "threads"},
     "doctor": LEAVES | {"config", "data", "runs", "threads"},
     "cli": LEAVES
     | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"}

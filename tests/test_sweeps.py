@@ -420,7 +420,7 @@ class TestCommand:
     def test_each_log_is_in_its_directory(self, faulty: tuple[Path, Any]) -> None:
         cwd, _ = faulty
         by_seed = [home(cwd) / point["run"] / "train.log" for point in points(cwd)]
-        assert "seed 0  on cpu, 1 threads" in by_seed[0].read_text()
+        assert "seed 0  on cpu, 1 thread" in by_seed[0].read_text()
         assert "raise ArithmeticError" in by_seed[1].read_text()
         assert not [*home(cwd).glob("runs/.point-*")]
 

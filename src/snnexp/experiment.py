@@ -20,11 +20,10 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving, threads
+from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, recipes, runs, saving, threads
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
@@ -133,7 +132,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
                 parts.data.begin = found.position
             with _recorded(run_dir, parts), memory_told():
                 if parts.trainer.is_global_zero:
-                    begin_again(cfg, parts, run_dir, before, found)
+                    begin_again(cfg, parts, run_dir, before, found, overrides)
                 record = _carry_out(cfg, parts, run_dir, clock, signals, found)
             return _shown(cfg, parts, record)
         finally:
@@ -280,17 +279,18 @@ def find(cfg: DictConfig, parts: Parts, run_dir: Run, watching: Sequence[Callbac
 
 
 def begin_again(
-    cfg: DictConfig, parts: Parts, run_dir: Run, before: Mapping[str, Any], found: Checkpoint | None
+    cfg: DictConfig,
+    parts: Parts,
+    run_dir: Run,
+    before: Mapping[str, Any],
+    found: Checkpoint | None,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Put the record of a run back to where it goes on."""
+    resumed = run_dir.resumed(before, 0 if found is None else found.step, overrides)
     run_dir.rewind(0 if found is None else found.content["metrics"]["bytes"])
     runs.write_atomically(run_dir.path / "config.yaml", OmegaConf.to_yaml(cfg).encode())
-    steps = before.get("resumed_at_step")
-    again = {
-        "status": "running",
-        "exit_code": None,
-        "resumed_at_step": [*(steps if isinstance(steps, list) else []), 0 if found is None else found.step],
-    }
+    again = {"status": "running", "exit_code": None, **resumed}
     kept = {key: value for key, value in before.items() if key not in ("reason", "stack")}
     now = {**facts(cfg, parts), "versions": runs.versions(), "git": runs.git()}
     for name in ("device", "threads", "kernel"):
@@ -391,6 +391,8 @@ def _recorded(run_dir: Run, parts: Parts) -> Iterator[None]:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError, CheckpointError):
                 record_failure(run_dir, error)
+            if isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
+                console.show_command(console.console(), "resume", "snnexp", "resume", run_dir.path)
         elif isinstance(error, (InterruptedRunError, DivergedError)):
             # on which all agree, and the first one tells
             raise SystemExit(0) from error
@@ -410,14 +412,7 @@ def _train_and_test(
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
         _announce(console.console(), cfg, parts, run_dir.path, found)
-    board = TensorBoardLogger(
-        run_dir.path,
-        name="",
-        version="tensorboard",
-        default_hp_metric=False,
-        # what was drawn after the checkpoint is drawn again
-        purge_step=None if found is None else found.step,
-    )
+    board = callbacks.Board(run_dir, None if found is None else found.step)
     trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     with console.quiet(run_dir.path / "train.log" if main else None):
         clock["built"] = time.perf_counter()
@@ -429,18 +424,16 @@ def _train_and_test(
         measured |= trainer.test(parts.task, datamodule=parts.data, verbose=False)[0]
         clock["tested"] = time.perf_counter()
         if cfg.logger.tensorboard and main:
-            board.log_hyperparams(config.flat(cfg), measured)
+            board.log_hyperparams(recipes.hyperparameters(config.plain(cfg), run_dir.overrides()), measured)
             board.finalize("success")
     return measured
 
 
 def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path, found: Checkpoint | None) -> None:
-    device = parts.trainer.strategy.root_device
-    title = f"{cfg.name}  seed {cfg.seed}  on {device}, {torch.get_num_threads()} threads"
-    if terminal.is_terminal:
-        terminal.print(console.config_tree(title, OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
-    else:
-        terminal.print(title)
+    device, count, processes = parts.trainer.strategy.root_device, torch.get_num_threads(), parts.trainer.world_size
+    computing = f"{count} thread{'s' if count > 1 else ''}"
+    computing = f"{processes} processes of {computing}" if processes > 1 else computing
+    terminal.print(f"{cfg.name}  seed {cfg.seed}  on {device}, {computing}")
     beginning = "" if found is None else f"  going on from {found.path.name}, step {found.step}"
     terminal.print(f"run {console.show_path(path)}{beginning}")
     if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
@@ -499,8 +492,10 @@ def _shown(cfg: DictConfig, parts: Parts, record: Record) -> Record:
         terminal, run_dir = console.console(), Run(record.path)
         if curve := console.loss_curve(terminal, run_dir.metrics()):
             terminal.print(curve)
-        terminal.print(console.result_table(record.metrics, cfg.published))
+        published = recipes.published(config.plain(cfg), run_dir.overrides())
+        terminal.print(console.result_table(record.metrics, published))
         terminal.print(f"run {console.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
+        console.show_command(terminal, "report", "snnexp", "report", record.path)
     return record
 
 

@@ -3,16 +3,16 @@
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, domains, gate, threads
+from snnexp import config, console, domains, gate, threads
 from snnexp.errors import ConfigError, SnnexpError
 
 if TYPE_CHECKING:
@@ -120,9 +120,13 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     if not any(flag in SWEEP for flag in flags):
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
-            threads.require(config.check(cfg))
+            checked = config.check(cfg)
+            threads.require(checked)
             if sweep := node["runtime"]["choices"].get("sweep"):
                 raise ConfigError(f"sweep: {sweep} is a sweep, which takes -m")
+            # the processes that ddp starts have a rank
+            if sys.stdout.isatty() and "LOCAL_RANK" not in os.environ:
+                _show(cfg, checked, node["runtime"]["choices"], overrides, folder)
         return [], []
     # Hydra itself starts with what all points share, which another choice may replace in each of them
     shared = config.shared(overrides)
@@ -149,6 +153,29 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     points = [*config.points([*(f"{key}={value}" for key, value in params.items()), *typed], folder)]
     composed = config.composed_points(points, folder)
     return [(point, config.check(cfg)) for point, cfg in zip(points, composed, strict=True)], starters
+
+
+def _show(
+    cfg: DictConfig, checked: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], folder: Path | None
+) -> None:
+    """Print what was chosen, and the values that differ from those of the choices: a recipe's, and what was typed."""
+    chosen = {group: choices[group] for group in config.NODES}
+    alone, _ = config.composed([f"{group}={choice}" for group, choice in chosen.items()], folder)
+    # as written, for what follows from another value is no change of its own
+    before, now = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
+    plain = config.plain(checked)
+    values = {"": {"seed": plain["seed"], **_differing(before, now, plain, ("num_steps", "kernel"))}}
+    for group in chosen:
+        if isinstance(before[group], dict) and isinstance(now[group], dict):
+            values[group] = _differing(before[group], now[group], plain[group], now[group])
+    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    console.console().print(console.config_tree(chosen, values, typed, plain["name"]))
+
+
+def _differing(
+    before: Mapping[str, Any], now: Mapping[str, Any], shown: Mapping[str, Any], keys: Iterable[str]
+) -> dict[str, Any]:
+    return {key: shown[key] for key in keys if key not in before or before[key] != now[key]}
 
 
 class Jobs:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp import config, domains, threads
-from snnexp.console import console, show_path, tell
+from snnexp.console import console, show_command, show_path, tell
 from snnexp.errors import ConfigError, SnnexpError, located
 from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Job, Slot, Tasks, Worker
@@ -181,8 +181,8 @@ def _tell_best(source: Searched, view: display.Display) -> None:
         tell(f"the best point could not be written: {error}")
         return
     if best is not None:
-        folder, value = show_path(best[0].parents[1]), domains.number(best[1])
-        view.terminal.print(f"best {source.metric} {value}: snnexp train --config-dir {folder} experiment=best")
+        what = f"best {source.metric} {domains.number(best[1])}"
+        show_command(view.terminal, what, "snnexp", "train", "--config-dir", best[0].parents[1], "experiment=best")
 
 
 def _code(ledger: Ledger, engine: Engine) -> int:

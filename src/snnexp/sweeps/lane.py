@@ -12,13 +12,12 @@ from typing import Any, cast
 
 import lightning
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import config, console, experiment, saving, threads
 from snnexp.assembly import Parts, build
-from snnexp.callbacks import DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
+from snnexp.callbacks import Board, DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
 from snnexp.checkpoints import Checkpoint
 from snnexp.errors import CheckpointError, InterruptedRunError, SnnexpError, ending
 from snnexp.runs import Run
@@ -170,10 +169,7 @@ class Lane:
         self.loggers = [RunLogger(self.run)]
         if self.cfg.logger.tensorboard:
             purge = None if self.found is None else self.found.step
-            board = TensorBoardLogger(
-                self.run.path, name="", version="tensorboard", default_hp_metric=False, purge_step=purge
-            )
-            self.loggers.append(board)
+            self.loggers.append(Board(self.run, purge))
 
     def log(self, name: str, value: Tensor, **how: Any) -> None:
         """As ``LightningModule.log``."""
