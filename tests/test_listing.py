@@ -347,6 +347,15 @@ class TestForms:
         both = plain(listing.table(rows[:1], 80, known=rows))
         assert rows[0].facts.id[-11:] in both, "so that no other one ends as it does"
 
+    def test_where_there_is_little_room_the_duration_is_left_out_first(self, tmp_path: Path) -> None:
+        path = make(
+            tmp_path, 1, experiment="regression_sqrt_fit", overrides=["x=1" * 30], metrics={"test/accuracy": 0.8291}
+        )
+        rows = [listing.Row(Run(path).facts(), 1.8e9)]
+        narrow, wide = (plain(listing.table(rows, width)) for width in (66, 100))
+        assert "regression_sqrt_fit" in narrow
+        assert ("duration" in narrow, "duration" in wide) == (False, True)
+
     def test_a_recipe_of_another_name_and_what_was_changed_later_are_shown(self, tmp_path: Path) -> None:
         typed = ["experiment=best", "trainer.max_epochs=1"]
         path = make(tmp_path, 1, overrides=typed, resumed_with=["trainer.max_epochs=3", 5])

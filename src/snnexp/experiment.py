@@ -434,8 +434,9 @@ def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path, foun
     computing = f"{count} thread{'s' if count > 1 else ''}"
     computing = f"{processes} processes of {computing}" if processes > 1 else computing
     terminal.print(f"{cfg.name}  seed {cfg.seed}  on {device}, {computing}")
-    beginning = "" if found is None else f"  going on from {found.path.name}, step {found.step}"
-    terminal.print(f"run {console.show_path(path)}{beginning}")
+    terminal.print(f"run {console.show_path(path)}")
+    if found is not None:
+        terminal.print(f"resumed from {found.path.name}, step {found.step}")
     if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
         terminal.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
 

@@ -396,15 +396,13 @@ def table(
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     needed = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
-    for name in ("overrides", "experiment"):
-        if width is not None and name in needed:
-            taken = sum(needed.values()) - needed[name] + 2 * (len(needed) - 1)
-            needed[name] = min(needed[name], max(len(name), width - taken))
+    if width is not None:
+        needed = _fitting(needed, width)
     drawn = Table(box=None, pad_edge=False)
     for name, room in needed.items():
         justify: JustifyMethod = "right" if name in RIGHT else "left"
         drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis" if unicode else "crop", width=room)
-    for row, cells in zip(rows, zip(*columns.values(), strict=True), strict=True):
+    for row, cells in zip(rows, zip(*(columns[name] for name in needed), strict=True), strict=True):
         status, *others = map(Text, cells)
         status.stylize(STYLES.get(row.facts.status, ""))
         drawn.add_row(status, *others)
@@ -416,6 +414,24 @@ def table(
         if watched and row.note:
             console.print(Text(f"{end} {row.facts.status}: {row.note}", style="dim"))
     return "\n".join(shown.rstrip() for shown in text.getvalue().splitlines())
+
+
+def _fitting(needed: Mapping[str, int], width: int) -> dict[str, int]:
+    """The cells of each column in a line: overrides take what is left, and the duration is left out first."""
+    fitting = dict(needed)
+    if "overrides" in fitting:
+        fitting["overrides"] = min(needed["overrides"], len("overrides"))
+
+    def room(name: str) -> int:
+        return width - sum(fitting.values()) + fitting[name] - 2 * (len(fitting) - 1)
+
+    if "duration" in fitting and room("duration") < fitting["duration"]:
+        del fitting["duration"]
+    # recipes are told apart by the ends of their names
+    for name in ("experiment", "overrides"):
+        if name in fitting:
+            fitting[name] = min(needed[name], max(len(name), room(name)))
+    return fitting
 
 
 def _measure(row: Row, alone: bool) -> str:
