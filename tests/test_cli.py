@@ -189,6 +189,9 @@ class TestRun:
         first, last = (torch.load(folder / f"{name}.ckpt", weights_only=True) for name in ("init", "last"))
         assert (first["global_step"], last["global_step"]) == (0, 4)
 
+    def test_its_log_tells_of_no_unsafe_checkpoints(self, finished: tuple[Path, str]) -> None:
+        assert "weights_only" not in (only_run(finished[0]) / "train.log").read_text()
+
     def test_tensorboard_events(self, finished: tuple[Path, str]) -> None:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from tensorboard.plugins.hparams import plugin_data_pb2

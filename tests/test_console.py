@@ -5,7 +5,7 @@ import itertools
 import math
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from snnexp import console
-from snnexp.console import curve, loss_curve, result_table
+from snnexp.console import config_tree, curve, loss_curve, result_table
 from snnexp.progress import ProgressDisplay, fitting
 
 ROWS: list[dict[str, Any]] = [
@@ -155,6 +155,25 @@ class TestLossCurve:
     @pytest.mark.parametrize(("encoding", "watched"), [("ascii", True), ("latin-1", True), ("utf-8", False)])
     def test_where_it_may_not_be_shown_there_is_no_braille(self, encoding: str, watched: bool) -> None:
         assert loss_curve(terminal(encoding=encoding, watched=watched), ROWS).isascii()
+
+
+class TestConfigTree:
+    CHOICES: ClassVar = {"neuron": "leaky", "optimizer": "adam", "trainer": "cpu"}
+    VALUES: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"seed": 0, "num_steps": 10},
+        "neuron": {"beta": {"_target_": "snnexp.initializers.Normal", "mean": 0.9}, "reset": "zero"},
+        "trainer": {"max_epochs": 100},
+    }
+
+    def test_a_line_for_each_group_marks_what_was_typed(self) -> None:
+        typed = {"seed", "trainer", "neuron.beta.mean", "neuron.beta", "experiment"}
+        assert [line.lstrip("├└─ ") for line in shown(config_tree(self.CHOICES, self.VALUES, typed, "x"))] == [
+            "x  seed=0*  num_steps=10",
+            "neuron leaky  beta=Normal(mean=0.9)*  reset=zero",
+            "optimizer adam",
+            "trainer cpu*  max_epochs=100",
+            "* typed; config.yaml has all values",
+        ]
 
 
 class TestResultTable:

@@ -1,9 +1,11 @@
 """Sweeps in processes of their own: no point is lost, none runs twice, none harms another."""
 
 import csv
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -544,6 +546,28 @@ def test_the_ready_search_has_its_space() -> None:
     assert sorted(chosen.space()[2]) == ["neuron.beta", "optimizer.lr"]
     assert chosen.checked["data"]["val_size"] == 5000
     assert starters == ["hydra/launcher=processes"]
+
+
+def test_a_sweep_ends_with_means_over_seeds_and_the_best(tmp_path: Path) -> None:
+    def told(*typed: list[str]) -> str:
+        ledger = Ledger.create(tmp_path / f"a sweep of {len(typed)}", "x", SETTINGS)
+        for value, overrides in enumerate(typed):
+            point = ledger.add(overrides, {})
+            point.status, point.metrics = "finished", {"test/l1": float(value)}
+        screen = Console(file=io.StringIO(), width=200)
+        Display(screen, ledger).end(to_go=False)
+        ledger.close()
+        return screen.file.getvalue()  # type: ignore[attr-defined]
+
+    lines = told(*([f"seed={seed}", f"x={x}"] for x in (1, 2) for seed in (0, 1, 2))).splitlines()
+    (head,) = [index for index, line in enumerate(lines) if "mean test/l1" in line]
+    assert [line.split() for line in lines[head + 1 : head + 3]] == [["1", "3", "1", "1"], ["2", "3", "4", "1"]]
+    assert lines[head + 3].split() == ["best", "test/l1", "0", "seed=0", "x=1"]
+    (command,) = [line for line in lines if "snnexp report" in line]
+    assert Path(shlex.split(command)[-1]).name == "a sweep of 6"
+    without = told(["x=1"], ["x=2"])
+    assert "mean test/l1" not in without
+    assert "best test/l1 0" in without
 
 
 def test_the_best_point_is_the_one_with_the_best_measure() -> None:

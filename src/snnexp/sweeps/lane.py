@@ -255,8 +255,8 @@ class Lane:
         finally:
             self._ended(self.index, outcome)
 
-    def save_checkpoint(self, path: Path) -> None:
-        """Write a checkpoint as Lightning does for a run of its own."""
+    def save_checkpoint(self, path: Path, weights_only: bool = False) -> None:
+        """Write a checkpoint as Lightning does for a run of its own, always a whole one."""
         content: dict[str, Any] = {
             "pytorch-lightning_version": lightning.__version__,
             "global_step": self.global_step,
