@@ -45,7 +45,7 @@ def require(cfg: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for more threads than this machine has cores."""
     typed = cfg["trainer"].get("threads")
     if typed is not None and typed > cores():
-        raise ConfigError(f"trainer.threads: got {typed}, this process may use {cores()} cores")
+        raise ConfigError(f"trainer.threads: got {typed}, must be at most {cores()}, the cores that are here")
     variable()
 
 
