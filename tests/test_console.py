@@ -5,7 +5,7 @@ import itertools
 import math
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from snnexp import console
-from snnexp.console import curve, loss_curve, result_table
+from snnexp.console import config_tree, curve, loss_curve, result_table
 from snnexp.progress import ProgressDisplay, fitting
 
 ROWS: list[dict[str, Any]] = [
@@ -142,12 +142,12 @@ class TestCurve:
 class TestLossCurve:
     def test_by_logged_steps(self) -> None:
         lines = loss_curve(terminal(), ROWS).splitlines()
-        assert lines[-1].split() == ["0", "train/loss", "by", "step", "2"]
+        assert lines[-1].split() == ["1", "train/loss", "by", "step", "3"]
         assert "⠉" in lines[0]
 
     def test_by_epochs_where_no_two_steps_were_logged(self) -> None:
         rows = [*ROWS[1:], {"step": 5, "epoch": 1, "train/epoch_loss": 8.0}]
-        assert loss_curve(terminal(), rows).splitlines()[-1].split() == ["2", "train/epoch_loss", "by", "step", "5"]
+        assert loss_curve(terminal(), rows).splitlines()[-1].split() == ["3", "train/epoch_loss", "by", "step", "6"]
 
     def test_of_less_than_two_values_there_is_none(self) -> None:
         assert loss_curve(terminal(), ROWS[1:]) == loss_curve(terminal(), []) == ""
@@ -155,6 +155,25 @@ class TestLossCurve:
     @pytest.mark.parametrize(("encoding", "watched"), [("ascii", True), ("latin-1", True), ("utf-8", False)])
     def test_where_it_may_not_be_shown_there_is_no_braille(self, encoding: str, watched: bool) -> None:
         assert loss_curve(terminal(encoding=encoding, watched=watched), ROWS).isascii()
+
+
+class TestConfigTree:
+    CHOICES: ClassVar = {"neuron": "leaky", "optimizer": "adam", "trainer": "cpu"}
+    VALUES: ClassVar[dict[str, dict[str, Any]]] = {
+        "": {"seed": 0, "num_steps": 10},
+        "neuron": {"beta": {"_target_": "snnexp.initializers.Normal", "mean": 0.9}, "reset": "zero"},
+        "trainer": {"max_epochs": 100},
+    }
+
+    def test_a_line_for_each_group_marks_what_was_typed(self) -> None:
+        typed = {"seed", "trainer", "neuron.beta.mean", "neuron.beta", "experiment"}
+        assert [line.lstrip("├└─ ") for line in shown(config_tree(self.CHOICES, self.VALUES, typed, "x"))] == [
+            "x  seed=0*  num_steps=10",
+            "neuron leaky  beta=Normal(mean=0.9)*  reset=zero",
+            "optimizer adam",
+            "trainer cpu*  max_epochs=100",
+            "* typed; config.yaml has all values",
+        ]
 
 
 class TestResultTable:
@@ -168,7 +187,9 @@ class TestResultTable:
             ["layer", "firing", "rate", "dead", "saturated", "synops"],
             ["hidden1", "0.25", "0.0625", "0"],
             ["readout", "0.125", "61,665"],
+            lines[-1],
         ]
+        assert lines[-1][0] == "published:", "whose figures these are"
 
     def test_a_value_stands_below_the_name_of_its_column(self) -> None:
         lines = shown(result_table(MEASURED, {}))
@@ -211,7 +232,7 @@ class TestProgress:
             "acc": "acc 0.984",
             "val acc": "val acc 0.9",
             "firing": "firing 0.2",
-            "samples": "2506/s",
+            "samples": "2506 samples/s",
             "left": "0:05 left",
         }
         line = fitting(parts, width)
@@ -253,10 +274,11 @@ class TestProgress:
             display.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.5), "samples": 64}, None, 0)  # type: ignore[arg-type]
         (line,) = capsys.readouterr().out.splitlines()
         # 20 steps in 20 s, 80 more to go; two processes have 64 samples each
-        assert line == "epoch 2/3  step 70/150  loss 1.5  acc 0.875  firing 0.500  128/s  1:20 left"
+        assert line == "epoch 2/3  step 70/150  loss 1.5  acc 0.875  firing 0.500  128 samples/s  1:20 left"
+        trainer.current_epoch = 2
         display.on_train_end(trainer, None)  # type: ignore[arg-type]
         line = capsys.readouterr().out.strip()
-        assert line == "epoch 2/3  step 80/150  mean loss 2.5  acc 0.875  firing 0.500  128/s  30 s"
+        assert line == "epoch 2/3  step 80/150  mean loss 2.5  acc 0.875  firing 0.500  128 samples/s  30 s"
 
     def test_the_bar_draws_in_no_thread_that_could_hold_a_lock_at_a_fork(self, trainer: Any) -> None:
         display = ProgressDisplay(terminal())

@@ -34,6 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "network": LEAVES | {"neurons", "events"},
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
+    "threads": LEAVES,
+    "recipes": LEAVES | {"config"},
     "listing": LEAVES | {"runs"},
     "console": LEAVES,
     "progress": LEAVES | {"console"},
@@ -52,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "training": LEAVES
     | {"assembly", "callbacks", "checkpoints", "config", "console", "isolation", "network", "probe", "progress"}
-    | {"runs", "saving"},
+    | {"recipes", "runs", "saving", "threads"},
     "sweeps": LEAVES
     | {
         "assembly",
@@ -66,14 +68,15 @@ ALLOWED: dict[str, set[str]] = {
         "kernels",
         "metrics",
     }
-    | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "training", "upgrade"},
-    "launch": LEAVES | {"config", "gate", "runs", "sweeps", "training"},
+    | {"network", "neurons", "probe", "recipes", "runs", "saving", "seeds", "surrogates", "task", "threads"}
+    | {"training", "upgrade"},
+    "launch": LEAVES | {"config", "console", "gate", "runs", "sweeps", "threads", "training"},
     # what users import; nothing imports it
     "experiment": LEAVES | {"assembly", "config", "isolation", "launch", "listing", "runs", "sweeps", "training"},
-    "doctor": LEAVES | {"config", "data", "runs"},
+    "doctor": LEAVES | {"config", "data", "runs", "threads"},
     "cli": LEAVES
     | {"__init__", "config", "console", "doctor", "launch", "listing", "report"}
-    | {"runs", "sweeps", "training"},
+    | {"runs", "sweeps", "threads", "training"},
 }
 KNOW_HYDRA = {"assembly", "config", "gate", "isolation", "launch", "sweeps", "training"}
 

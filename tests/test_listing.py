@@ -44,7 +44,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     outputs = tmp_path / "outputs"
     accurate = {"test/loss": 0.25, "test/accuracy": 0.875}
-    make(outputs / "mnist", 3, overrides=["experiment=mnist", "seed=3", "neuron.beta=0.8"], metrics=accurate)
+    make(outputs / "mnist", 3, overrides=["experiment=x", "seed=3", "neuron.beta=0.8"], metrics=accurate)
     make(outputs / "sweeps" / "mnist" / "1" / "runs", 1, {"neuron": {"beta": 0.5}}, metrics={"test/accuracy": 0.5})
     make(outputs / "curve", 2, experiment="curve", metrics={"test/loss": 3.0, "test/l1": 0.0625}, device="1 x cpu")
     make(outputs / "mnist", 4, status="failed", exit_code=1, reason="[bold]no\x1b[31m\nway")
@@ -166,6 +166,9 @@ class TestConditions:
 
     def test_nothing_matches(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert shown(capsys, "status=nothing") == "none of 6 runs below outputs matches\n"
+        assert "finished?" in shown(capsys, "status=finishd")
+        assert "interrupted?" in shown(capsys, "status=interupted", "seed=3"), "though no run has it"
+        assert "curve?" in shown(capsys, "experiment=curv")
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
@@ -244,7 +247,7 @@ class TestForms:
             "duration_s": 300.0,
             "experiment": "x",
             "seed": 3,
-            "overrides": ["experiment=mnist", "seed=3", "neuron.beta=0.8"],
+            "overrides": ["experiment=x", "seed=3", "neuron.beta=0.8"],
             "metrics": {"test/loss": 0.25, "test/accuracy": 0.875},
             "exit_code": 0,
             "reason": "",
@@ -268,7 +271,7 @@ class TestForms:
             measures = {name: float(value) for name, value in row.items() if name.startswith("test/") and value}
             assert measures == run["metrics"]
             assert row["step"] == ("" if run["progress"] is None else "9")
-        assert rows[2]["overrides"] == "experiment=mnist seed=3 neuron.beta=0.8"
+        assert rows[2]["overrides"] == "experiment=x seed=3 neuron.beta=0.8"
 
     def test_a_table_in_a_pipe_is_whole_and_plain(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         long = ",".join(["neuron.beta=0.123456789"] * 30)
@@ -296,6 +299,9 @@ class TestForms:
         head, *rows = shown(capsys, "--metric", "test/loss", "status=finished").splitlines()
         assert head.split()[3] == "loss"
         assert [row.split()[4] for row in rows] == ["5", "3", "0.25"]
+
+    def test_what_they_are_sorted_by_is_shown(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "loss" in shown(capsys, "--sort", "test/loss", "status=finished").splitlines()[0]
 
     def test_a_terminal_of_any_width_is_never_wider(self, zoo: Path) -> None:
         rows = [listing.Row(Run(path).facts(), 1.8e9) for path in listing.find(zoo)]
@@ -330,6 +336,30 @@ class TestForms:
         assert "…" not in plain(listing.table(rows, 80, unicode=False))
         whole = listing.table(rows).splitlines()
         assert whole[1].endswith(" ".join([*common, "seed=1"])), "a pipe has them as they were typed"
+
+    def test_ids_of_a_narrow_terminal_can_be_typed(self, tmp_path: Path) -> None:
+        folders = [make(tmp_path / str(index), 3 + index * 0x10000, experiment="long" * 20) for index in range(2)]
+        for index, folder in enumerate(folders):
+            folder.rename(folder.parent / f"20261120-12000{index}-0003")
+        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in listing.find(tmp_path)]
+        first = plain(listing.table(rows[:1], 80))
+        assert (" 0003" in first, "120000-0003" in first) == (True, False)
+        both = plain(listing.table(rows[:1], 80, known=rows))
+        assert rows[0].facts.id[-11:] in both, "so that no other one ends as it does"
+
+    def test_where_there_is_little_room_the_duration_is_left_out_first(self, tmp_path: Path) -> None:
+        path = make(
+            tmp_path, 1, experiment="regression_sqrt_fit", overrides=["x=1" * 30], metrics={"test/accuracy": 0.8291}
+        )
+        rows = [listing.Row(Run(path).facts(), 1.8e9)]
+        narrow, wide = (plain(listing.table(rows, width)) for width in (66, 100))
+        assert "regression_sqrt_fit" in narrow
+        assert ("duration" in narrow, "duration" in wide) == (False, True)
+
+    def test_a_recipe_of_another_name_and_what_was_changed_later_are_shown(self, tmp_path: Path) -> None:
+        typed = ["experiment=best", "trainer.max_epochs=1"]
+        path = make(tmp_path, 1, overrides=typed, resumed_with=["trainer.max_epochs=3", 5])
+        assert "experiment=best trainer.max_epochs=3" in listing.table([listing.Row(Run(path).facts(), 1.8e9)])
 
     def test_paths_of_a_narrow_terminal_end_as_the_run_does(self, zoo: Path) -> None:
         rows = [listing.Row(Run(path).facts(), 1.8e9) for path in zoo.glob("mnist/*3")]

@@ -399,8 +399,31 @@ class TestFacts:
         assert (facts.status, facts.reason, facts.exit_code) == (status, "the loss is nan", 3)
         assert facts.progress == {"step": 7, "epoch": 1}
         assert facts.duration_s == 100
+        resumed = run.resumed(run.read(), 3, ["trainer.max_epochs=3"])
         run.update(resumed_at_step=[3])
         assert run.facts().duration_s is None, "the time between is not known"
+        run.update(**resumed)
+        again = run.read()
+        assert (again["earlier_s"], again["resumed_at_step"], again["resumed_with"]) == (
+            100,
+            [3],
+            ["trainer.max_epochs=3"],
+        )
+        later = datetime.fromisoformat(again["resumed"]).timestamp() + 7
+        for name in ("metrics.jsonl", "run.json"):
+            os.utime(run.path / name, (0, later))
+        assert run.facts().duration_s == 107
+        run.update(status="finished", wall_s={"total": 5.0})
+        assert run.facts().duration_s == 105
+        run.update(earlier_s="long")
+        assert run.facts().duration_s is None
+
+    def test_the_row_of_the_test_is_no_step(self, tmp_path: Path) -> None:
+        run = create(tmp_path)
+        run.log_metrics({"step": 99, "epoch": 0, "train/epoch_loss": 2.0})
+        run.log_metrics({"step": 100, "epoch": 1, "test/loss": 2.0})
+        assert run.facts().progress == {"step": 99, "epoch": 0}
+        run.close()
 
     def test_it_may_end_between_two_looks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run = create(tmp_path)

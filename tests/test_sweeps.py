@@ -1,9 +1,11 @@
 """Sweeps in processes of their own: no point is lost, none runs twice, none harms another."""
 
 import csv
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from faults import REASONS
 from rich.console import Console
 from test_cli import in_a_terminal, record, snnexp
 
-from snnexp import config, launch
+from snnexp import config, launch, threads
 from snnexp.cli import main
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.runs import Run
@@ -347,7 +349,8 @@ while True: time.sleep(1)
 
 def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_gpus", lambda: ["3", "5", "7"])
-    monkeypatch.setattr(driver, "_cores", lambda: 8)
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
     def shares(**changes: Any) -> list[tuple[str, str | None]]:
         slots = driver.slots_of(tmp_path, {**SETTINGS, "workers": None, "threads": None, **changes}, 8, {"auto"})
@@ -356,8 +359,12 @@ def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert shares() == [("2", "3"), ("2", "5"), ("2", "7")]
     assert shares(workers=4) == [("2", "3"), ("2", "5"), ("2", "7"), ("2", "3")]
-    assert shares(workers=1, gpus=2) == [("8", "3,5")]
+    assert shares(workers=1, gpus=2) == [("3", "3,5")], "no more than OMP_NUM_THREADS"
     assert shares(gpus=0, threads=4) == [("4", "")] * 8
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    (alone,) = driver.slots_of(tmp_path, {**SETTINGS, "workers": 1, "threads": None, "gpus": 0}, 8, {"auto"})
+    assert isinstance(alone, Worker)
+    assert "OMP_NUM_THREADS" not in alone.environment, "each run decides for itself"
     with pytest.raises(ConfigError, match=r"^hydra\.launcher\.gpus: got 4, there are 3"):
         shares(gpus=4)
 
@@ -415,7 +422,7 @@ class TestCommand:
     def test_each_log_is_in_its_directory(self, faulty: tuple[Path, Any]) -> None:
         cwd, _ = faulty
         by_seed = [home(cwd) / point["run"] / "train.log" for point in points(cwd)]
-        assert "seed 0  on cpu, 1 threads" in by_seed[0].read_text()
+        assert "seed 0  on cpu, 1 thread" in by_seed[0].read_text()
         assert "raise ArithmeticError" in by_seed[1].read_text()
         assert not [*home(cwd).glob("runs/.point-*")]
 
@@ -539,6 +546,28 @@ def test_the_ready_search_has_its_space() -> None:
     assert sorted(chosen.space()[2]) == ["neuron.beta", "optimizer.lr"]
     assert chosen.checked["data"]["val_size"] == 5000
     assert starters == ["hydra/launcher=processes"]
+
+
+def test_a_sweep_ends_with_means_over_seeds_and_the_best(tmp_path: Path) -> None:
+    def told(*typed: list[str]) -> str:
+        ledger = Ledger.create(tmp_path / f"a sweep of {len(typed)}", "x", SETTINGS)
+        for value, overrides in enumerate(typed):
+            point = ledger.add(overrides, {})
+            point.status, point.metrics = "finished", {"test/l1": float(value)}
+        screen = Console(file=io.StringIO(), width=200)
+        Display(screen, ledger).end(to_go=False)
+        ledger.close()
+        return screen.file.getvalue()  # type: ignore[attr-defined]
+
+    lines = told(*([f"seed={seed}", f"x={x}"] for x in (1, 2) for seed in (0, 1, 2))).splitlines()
+    (head,) = [index for index, line in enumerate(lines) if "mean test/l1" in line]
+    assert [line.split() for line in lines[head + 1 : head + 3]] == [["1", "3", "1", "1"], ["2", "3", "4", "1"]]
+    assert lines[head + 3].split() == ["best", "test/l1", "0", "seed=0", "x=1"]
+    (command,) = [line for line in lines if "snnexp report" in line]
+    assert Path(shlex.split(command)[-1]).name == "a sweep of 6"
+    without = told(["x=1"], ["x=2"])
+    assert "mean test/l1" not in without
+    assert "best test/l1 0" in without
 
 
 def test_the_best_point_is_the_one_with_the_best_measure() -> None:

@@ -72,6 +72,7 @@ def make_trainer(
     devices: int = 1,
     strategy: str = "auto",
     precision: str = "32-true",
+    threads: int | None = None,
     max_epochs: int = 1,
     limit_batches: int | None = None,
     limit_test_batches: int | None = None,
@@ -84,6 +85,7 @@ def make_trainer(
         devices: processes, each with a device of its own.
         strategy: ``auto`` or ``ddp``.
         precision: ``32-true``, or ``bf16-mixed`` for matrix products in bfloat16; neurons and losses stay in float32.
+        threads: of each process, set by :func:`run`; None for OMP_NUM_THREADS where it is set, else one.
         max_epochs: passes over the training data.
         limit_batches: train and validate on no more batches than this per epoch.
         limit_test_batches: test on no more batches than this.

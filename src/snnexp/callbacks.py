@@ -51,6 +51,21 @@ class RunLogger(Logger):
         self.run.close_metrics()
 
 
+class Board(TensorBoardLogger):
+    """TensorBoard's events in a run directory; without the epoch, which would be the first card.
+
+    Args:
+        run: its directory.
+        purge_step: what was drawn from this step on is drawn again.
+    """
+
+    def __init__(self, run: Run, purge_step: int | None) -> None:
+        super().__init__(run.path, name="", version="tensorboard", default_hp_metric=False, purge_step=purge_step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
 class RandomNumbers(Callback):
     """Random numbers of a step depend on the seed and the place in the run alone, whatever was drawn before.
 
@@ -374,7 +389,7 @@ class TestCounts(Callback):
 
 
 class ParameterHistograms(Callback):
-    """Histograms of all parameters in TensorBoard, at the start and every n epochs."""
+    """Histograms ``weights/<layer>/...`` of all parameters in TensorBoard, at the start and every n epochs."""
 
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
@@ -391,7 +406,7 @@ class ParameterHistograms(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, parameter in pl_module.named_parameters():
-                    tag = short(name).replace(".", "/")
+                    tag = f"weights/{short(name).replace('.', '/')}"
                     logger.experiment.add_histogram(tag, parameter.detach().cpu(), trainer.global_step)
 
 

@@ -229,7 +229,7 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
     """What was typed after a verb that takes a run; what is wrong with it is told before torch is imported."""
     import argparse
 
-    from snnexp import config, runs
+    from snnexp import config, runs, threads
     from snnexp.errors import ConfigError
 
     class Parser(argparse.ArgumentParser):
@@ -251,9 +251,12 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
         asked.ckpt = os.path.expanduser(asked.ckpt)
     saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
     if verb == "resume":
-        config.require_same(saved, config.change(saved, asked.override))
+        changed = config.change(saved, asked.override)
+        config.require_same(saved, changed)
     else:
-        config.change_evaluation(saved, asked.override)
+        changed = config.change_evaluation(saved, asked.override)
+    if any(word.startswith("trainer.threads=") for word in asked.override):
+        threads.require(changed)
     return asked
 
 

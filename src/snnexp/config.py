@@ -66,7 +66,10 @@ BARE = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE
 """Texts that Hydra's parser reads as they are."""
 MADE_OF = "snnexp_made_of"
 """Under which name a config remembers how it was made."""
-MAY_CHANGE = ("logger.", "published.", "data.root", "data.download", "data.num_workers", "trainer.log_every_n_steps")
+MAY_CHANGE = (
+    *("logger.", "published.", "data.root", "data.download", "data.num_workers"),
+    *("trainer.log_every_n_steps", "trainer.threads"),
+)
 """Keys of a run that do not decide what it computes."""
 LOGGER = ("root", "tensorboard", "save_every_n_epochs", "save_every_s", "draw_every_n_epochs", "draw_every_s")
 KEYS = ("seed", "num_steps", "kernel", "name", "published")

@@ -4,9 +4,10 @@ import io
 import itertools
 import logging
 import math
+import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from snnexp.domains import number, shown
 
 BY_LAYER = {"firing_rate": "firing rate", "dead": "dead", "saturated": "saturated", "synops": "synops"}
 """Measures ``<split>/<measure>/<layer>``, which share a row per layer, and their columns."""
+MEANINGS = {"test/seed_mean_loss": "mean of training losses and test/l1; the tutorial's L1"}
+"""What no other program measures under such a name."""
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Dots of a Braille letter, four rows of two."""
 
@@ -41,23 +44,40 @@ def console() -> Console:
     return Terminal(file=sys.stdout, highlight=False, soft_wrap=not watched, width=None if watched else 240)
 
 
-def config_tree(title: str, cfg: Mapping[str, Any]) -> Tree:
-    """A config as a tree, in the order in which data flow."""
-    tree = Tree(f"[bold]{title}[/]", guide_style="dim")
-    _grow(tree, cfg)
-    return tree
+def config_tree(
+    choices: Mapping[str, str], values: Mapping[str, Mapping[str, Any]], typed: Collection[str], title: str
+) -> Group:
+    """What a run was chosen to be: a line per group, with the values that its choice alone would not give.
+
+    Args:
+        choices: of each group, in the order in which data flow.
+        values: of each group, by key; those that belong to no group under an empty name.
+        typed: the groups and the dotted keys that were typed, which are marked.
+        title: the first line.
+    """
+
+    keys = [word for word in typed if word not in choices]
+
+    def line(name: str, group: str) -> str:
+        words = [f"[bold]{escape(name)}[/]{'[yellow]*[/]' if group in typed else ''}"]
+        for key, value in values.get(group, {}).items():
+            path = f"{group}.{key}" if group else key
+            mark = "[yellow]*[/]" if any(path == word or path.startswith(f"{word}.") for word in keys) else ""
+            words.append(f"{escape(key)}[dim]=[/]{escape(_brief(value))}{mark}")
+        return "  ".join(words)
+
+    tree = Tree(line(title, ""), guide_style="dim")
+    for group, choice in choices.items():
+        tree.add(f"[cyan]{escape(group)}[/] {line(choice, group)}")
+    return Group(tree, "[dim]* typed; config.yaml has all values[/]")
 
 
-def _grow(tree: Tree, node: Mapping[str, Any]) -> None:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            target = str(value.get("_target_", "")).rpartition(".")[2]
-            # a class says what was chosen; the function that makes the data or the trainer says nothing
-            name = target if target[:1].isupper() else ""
-            rest = {inner: entry for inner, entry in value.items() if inner != "_target_"}
-            _grow(tree.add(f"[cyan]{escape(key)}[/] {escape(name)}".rstrip()), rest)
-        elif value != {}:
-            tree.add(f"{escape(key)} [dim]=[/] {escape(shown(value))}")
+def _brief(value: Any) -> str:
+    """A value in one word; of a part its class and arguments."""
+    if not isinstance(value, Mapping):
+        return shown(value)
+    inner = ", ".join(f"{key}={_brief(entry)}" for key, entry in value.items() if key != "_target_")
+    return f"{str(value.get('_target_', '')).rpartition('.')[2]}({inner})"
 
 
 def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -> Group:
@@ -68,6 +88,9 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -
     table.add_column("measured", justify="right")
     if published:
         table.add_column("published", justify="right")
+    notes = [f"{name}: {MEANINGS[name]}" for name in MEANINGS if name in metrics]
+    if any(name in metrics for name in published):
+        notes.append("published: what the source prints; what its code gives is in README.md, Recipes")
     for name, value in metrics.items():
         _, measure, layer = [*name.split("/", 2), "", ""][:3]
         if layer and measure in BY_LAYER and name not in published:
@@ -75,7 +98,7 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -
             continue
         figure = published.get(name)
         table.add_row(name, number(value), *([("" if figure is None else number(figure))] if published else []))
-    return Group(table, _layer_table(layers)) if layers else Group(table)
+    return Group(table, *([_layer_table(layers)] if layers else []), *notes)
 
 
 def _layer_table(layers: Mapping[str, Mapping[str, float]]) -> Table:
@@ -104,7 +127,8 @@ def loss_curve(terminal: Console, rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         for name, found in points.items():
             if row.get(name) is not None:
-                found.append((row["step"], row[name]))
+                # counted as the line of progress does
+                found.append((row["step"] + 1, row[name]))
     for name, found in points.items():
         if len(found) > 1:
             steps, losses = zip(*found, strict=True)
@@ -198,6 +222,12 @@ def from_here(path: Path) -> Path:
     """``path`` as short as it can be typed from here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def show_command(terminal: Console, what: str, *words: str | Path) -> None:
+    """A command that can be copied: quoted for the shell, and in one line however narrow the terminal."""
+    typed = shlex.join(str(from_here(word)) if isinstance(word, Path) else word for word in words)
+    terminal.print(f"{escape(what)}: {escape(typed)}", soft_wrap=True)
 
 
 def show_path(path: Path) -> str:

@@ -3,16 +3,16 @@
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, domains, gate, runs
+from snnexp import config, console, domains, gate, runs, threads
 from snnexp.errors import ConfigError, Refusals, SnnexpError
 
 if TYPE_CHECKING:
@@ -206,9 +206,10 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     if not any(flag in SWEEP for flag in flags):
         cfg, node = config.composed(overrides, folder)
         if not any(flag in SHOW for flag in flags):
-            refusals = Refusals()
+            refusals, checked = Refusals(), cfg
             with refusals.collected():
-                config.check(cfg)
+                checked = config.check(cfg)
+                threads.require(checked)
             for starter in STARTERS:
                 begins = (f"hydra/{starter}", f"hydra.{starter}")
                 if any(override.lstrip("+~").startswith(begins) for override in overrides):
@@ -216,6 +217,9 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
             if sweep := node["runtime"]["choices"].get("sweep"):
                 refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
             refusals.tell()
+            # the processes that ddp starts have a rank
+            if sys.stdout.isatty() and "LOCAL_RANK" not in os.environ:
+                _show(cfg, checked, node["runtime"]["choices"], overrides, folder)
         return [], []
     # Hydra itself starts with what all points share, which another choice may replace in each of them
     shared = config.shared(overrides)
@@ -241,13 +245,36 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
         return asked, starters
     points = [*config.points([*config.params(params), *typed], folder)]
     composed = config.composed_points(points, folder)
-    checked: list[Point] = []
+    found: list[Point] = []
     refusals = Refusals()
     for point, cfg in zip(points, composed, strict=True):
         with refusals.collected():
-            checked.append((point, config.check(cfg)))
+            found.append((point, config.check(cfg)))
     refusals.tell()
-    return checked, starters
+    return found, starters
+
+
+def _show(
+    cfg: DictConfig, checked: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], folder: Path | None
+) -> None:
+    """Print what was chosen, and the values that differ from those of the choices: a recipe's, and what was typed."""
+    chosen = {group: choices[group] for group in config.NODES}
+    alone, _ = config.composed([f"{group}={choice}" for group, choice in chosen.items()], folder)
+    # as written, for what follows from another value is no change of its own
+    before, now = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
+    plain = config.plain(checked)
+    values = {"": {"seed": plain["seed"], **_differing(before, now, plain, ("num_steps", "kernel"))}}
+    for group in chosen:
+        if isinstance(before[group], dict) and isinstance(now[group], dict):
+            values[group] = _differing(before[group], now[group], plain[group], now[group])
+    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    console.console().print(console.config_tree(chosen, values, typed, plain["name"]))
+
+
+def _differing(
+    before: Mapping[str, Any], now: Mapping[str, Any], shown: Mapping[str, Any], keys: Iterable[str]
+) -> dict[str, Any]:
+    return {key: shown[key] for key in keys if key not in before or before[key] != now[key]}
 
 
 class Jobs:

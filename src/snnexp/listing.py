@@ -97,8 +97,11 @@ class Row:
 
     @property
     def overridden(self) -> list[str]:
-        """What was typed beside the experiment."""
-        return [line(override) for override in self.facts.overrides if not override.startswith("experiment=")]
+        """What was typed beside the experiment that the run is named after, and when it was resumed."""
+        changes = self.facts.record.get("resumed_with")
+        changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
+        known = {override.partition("=")[0]: override for override in (*self.facts.overrides, *changes)}
+        return [line(override) for override in known.values() if override != f"experiment={self.facts.experiment}"]
 
     @property
     def note(self) -> str:
@@ -153,7 +156,9 @@ def main(arguments: Sequence[str]) -> int:
     asked = _asked(arguments)
     folder, conditions = _split(asked.words)
     now = time.time()
-    rows = [Row(facts, now, asked.metric) for facts in found(folder)]
+    # what they are sorted by is what one wants to see
+    metric = asked.metric or (asked.sort if "/" in (asked.sort or "") else None)
+    rows = [Row(facts, now, metric) for facts in found(folder)]
     for key in [key for key, _, _ in conditions] + [key for key in (asked.sort, asked.metric) if key]:
         _look_up(rows, key)
     chosen = [row for row in rows if all(holds(row.value(key), how, than, key) for key, how, than in conditions)]
@@ -168,10 +173,11 @@ def main(arguments: Sequence[str]) -> int:
         text = as_csv([row.facts for row in chosen])
     elif not chosen:
         text = f"none of {len(rows)} runs below {folder} matches" if rows else f"there are no runs below {folder}"
+        text += "".join(_meant(rows, *condition) for condition in conditions)
     else:
         watched = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if watched else None
-        text = table(chosen, width, (sys.stdout.encoding or "").lower().startswith("utf"))
+        text = table(chosen, width, (sys.stdout.encoding or "").lower().startswith("utf"), rows)
     # a terminal or file that takes ASCII alone gets the rest escaped
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
@@ -254,6 +260,13 @@ def find(folder: Path) -> Iterator[Path]:
             for name, entry in entries.items()
             if not name.startswith(".") and entry.is_dir(follow_symlinks=False)
         ]
+
+
+def _meant(rows: Sequence[Row], key: str, operator: str, text: str) -> str:
+    """A hint for a value that no run has, where it looks like one that runs have."""
+    values = {str(value) for row in rows if (value := row.value(key)) is not MISSING}
+    hint = closest(text, values | ({*STYLES, *ENDS} if key == "status" else set()))
+    return f"; {key}={line(text)}: {hint}" if operator == "=" and text not in values and "did you" in hint else ""
 
 
 def _look_up(rows: Sequence[Row], key: str) -> None:
@@ -354,7 +367,9 @@ def as_csv(runs: Sequence[Facts]) -> str:
     return text.getvalue().removesuffix("\n")
 
 
-def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -> str:
+def table(
+    rows: Sequence[Row], width: int | None = None, unicode: bool = True, known: Sequence[Row] | None = None
+) -> str:
     """A table for a person, one line per run; at least one.
 
     Without a width nothing is cropped, and what is to be said of a run that did not finish is the last column. In a
@@ -364,6 +379,7 @@ def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -
         rows: in their order.
         width: cells of a line in a terminal.
         unicode: whether it can show more than ASCII.
+        known: runs from which the end of an id that is shown tells its run apart; None for ``rows``.
     """
     metrics = {row.metric for row in rows if row.metric}
     alone = len(metrics) == 1
@@ -372,29 +388,30 @@ def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -
         # what many have in common comes last, to be cropped first
         times = Counter(override for overridden in told for override in overridden)
         told = [sorted(overridden, key=times.__getitem__) for overridden in told]
-    if width is not None and width < WIDE:
-        # the end of a run id tells runs apart
-        paths = [path[-4:] for path in paths]
+    ids = {row.facts.id for row in known or rows}
+    # a command takes the end of an id, if no other one ends so: its digits, these and the time, or the date too
+    letters = next((count for count in (4, 11) if len({name[-count:] for name in ids}) == len(ids)), 20)
+    ends = [line(row.facts.id[-letters:]) for row in rows]
+    where = ("path", paths) if width is None or width >= WIDE else ("id", ends)
     columns = {
         "status": [row.facts.status for row in rows],
         "age": [_time(row.value("age")) for row in rows],
         "experiment": [line(row.facts.experiment) for row in rows],
         _short(*metrics) if alone else "metric": [_measure(row, alone) for row in rows],
         "duration": [_time(row.value("duration")) for row in rows],
-        "path": paths,
+        where[0]: where[1],
         "overrides": [" ".join(overridden) for overridden in told],
         "note": [row.note if width is None else "" for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     needed = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
-    if width is not None and "overrides" in needed:
-        taken = sum(needed.values()) - needed["overrides"] + 2 * (len(needed) - 1)
-        needed["overrides"] = min(needed["overrides"], max(len("overrides"), width - taken))
+    if width is not None:
+        needed = _fitting(needed, width)
     drawn = Table(box=None, pad_edge=False)
     for name, room in needed.items():
         justify: JustifyMethod = "right" if name in RIGHT else "left"
         drawn.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis" if unicode else "crop", width=room)
-    for row, cells in zip(rows, zip(*columns.values(), strict=True), strict=True):
+    for row, cells in zip(rows, zip(*(columns[name] for name in needed), strict=True), strict=True):
         status, *others = map(Text, cells)
         status.stylize(STYLES.get(row.facts.status, ""))
         drawn.add_row(status, *others)
@@ -402,10 +419,28 @@ def table(rows: Sequence[Row], width: int | None = None, unicode: bool = True) -
     text = io.StringIO()
     console = Console(file=text, force_terminal=watched, width=width or WHOLE, highlight=False, legacy_windows=False)
     console.print(drawn)
-    for row in rows:
+    for row, end in zip(rows, ends, strict=True):
         if watched and row.note:
-            console.print(Text(f"{line(row.facts.id[-4:])} {row.facts.status}: {row.note}", style="dim"))
+            console.print(Text(f"{end} {row.facts.status}: {row.note}", style="dim"))
     return "\n".join(shown.rstrip() for shown in text.getvalue().splitlines())
+
+
+def _fitting(needed: Mapping[str, int], width: int) -> dict[str, int]:
+    """The cells of each column in a line: overrides take what is left, and the duration is left out first."""
+    fitting = dict(needed)
+    if "overrides" in fitting:
+        fitting["overrides"] = min(needed["overrides"], len("overrides"))
+
+    def room(name: str) -> int:
+        return width - sum(fitting.values()) + fitting[name] - 2 * (len(fitting) - 1)
+
+    if "duration" in fitting and room("duration") < fitting["duration"]:
+        del fitting["duration"]
+    # recipes are told apart by the ends of their names
+    for name in ("experiment", "overrides"):
+        if name in fitting:
+            fitting[name] = min(needed[name], max(len(name), room(name)))
+    return fitting
 
 
 def _measure(row: Row, alone: bool) -> str:

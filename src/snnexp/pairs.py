@@ -137,7 +137,8 @@ SHIPPED: dict[str, dict[str, Any]] = {
         "assembly",
         Part(
             "make_trainer",
-            "accelerator devices strategy precision max_epochs limit_batches limit_test_batches log_every_n_steps",
+            "accelerator devices strategy precision threads max_epochs limit_batches limit_test_batches "
+            "log_every_n_steps",
         ),
     ),
     "initializer": _from(

@@ -76,7 +76,11 @@ class ProgressDisplay(Callback):
         now = time.monotonic()
         loss = float(trainer.callback_metrics["train/epoch_loss"])
         step = f"step {trainer.global_step}/{self._steps(trainer)}"
-        parts = {"epoch": self._epoch(trainer), "step": step, **self._parts(trainer, f"mean loss {number(loss)}", now)}
+        parts = {
+            "epoch": f"epoch {trainer.current_epoch}/{trainer.max_epochs}",
+            "step": step,
+            **self._parts(trainer, f"mean loss {number(loss)}", now),
+        }
         parts["seconds"] = f"{now - self.started_at:.0f} s"
         self.terminal.print(fitting(parts, self.terminal.width if self.terminal.is_terminal else None))
 
@@ -104,7 +108,7 @@ class ProgressDisplay(Callback):
         if rates:
             parts["firing"] = f"firing {sum(rates) / len(rates):.3f}"
         if now > self.started_at:
-            parts["samples"] = f"{self.samples / (now - self.started_at):.0f}/s"
+            parts["samples"] = f"{self.samples / (now - self.started_at):.0f} samples/s"
         return parts
 
 

@@ -36,7 +36,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import yaml
 
@@ -130,8 +130,8 @@ class Facts:
     started: datetime | None
     """From the record, or else the run id; None where neither tells."""
     duration_s: float | None
-    """Of a finished run what it has measured, else until now or until the last sign of it; None where that is unknown,
-    as for a run that was resumed."""
+    """Of a finished run what it has measured, else until now or until the last sign of it, without the time between an
+    end and a resume; None where that is unknown."""
     experiment: str
     seed: int | None
     overrides: list[str]
@@ -139,7 +139,7 @@ class Facts:
     """The test measures that are finite."""
     exit_code: int | None
     progress: dict[str, int] | None
-    """``step`` and ``epoch`` of the last row of metrics.jsonl, both from 0, of a run that has not finished."""
+    """``step`` and ``epoch`` of the last row of training, both from 0, of a run that has not finished."""
     record: dict[str, Any]
     """All of run.json."""
 
@@ -372,23 +372,38 @@ class Run:
         if status == "finished":
             wall_s = record.get("wall_s")
             total = wall_s.get("total") if isinstance(wall_s, dict) else None
-            # what it took before it was resumed is not known
-            return total if _is_finite_number(total) and not record.get("resumed_at_step") else None
-        if status == "damaged" or started is None or record.get("resumed_at_step"):
+            earlier = _earlier_s(record)
+            return None if earlier is None or not _is_finite_number(total) else earlier + cast(float, total)
+        earlier = _earlier_s(record)
+        began = _instant(record.get("resumed")) if record.get("resumed_at_step") else started
+        if status == "damaged" or began is None or earlier is None:
             return None
         last = time.time() if status == "running" else 0.0
         for name in ("metrics.jsonl", "run.json"):
             with suppress(OSError):
                 last = max(last, (self.path / name).stat().st_mtime)
-        seconds = last - started.timestamp()
-        return seconds if seconds >= 0 else None
+        seconds = last - began.timestamp()
+        return earlier + seconds if seconds >= 0 else None
+
+    def resumed(self, record: Mapping[str, Any], step: int, changes: Sequence[str]) -> dict[str, Any]:
+        """What run.json says of a run that is resumed: where, since when, what it took before, and what was typed."""
+        status = "finished" if record.get("status") == "finished" else "interrupted"
+        steps, typed = record.get("resumed_at_step"), record.get("resumed_with")
+        return {
+            "resumed_at_step": [*(steps if isinstance(steps, list) else []), step],
+            "resumed_with": [*(typed if isinstance(typed, list) else []), *changes],
+            "resumed": datetime.now(UTC).isoformat(timespec="seconds"),
+            "earlier_s": self._duration_s(status, _started(self.path.name, record.get("started")), record),
+        }
 
     def progress(self) -> dict[str, int] | None:
-        """``step`` and ``epoch`` of the last row of metrics.jsonl, both from 0."""
+        """``step`` and ``epoch`` of the last row of training in metrics.jsonl, both from 0."""
         try:
-            rows = plain_file(self.path / "metrics.jsonl", last=2**16).split(b"\n")
             # behind the last line break is nothing, or a row that was torn
-            row = json.loads(rows[-2])
+            lines = plain_file(self.path / "metrics.jsonl", last=2**16).split(b"\n")[:-1]
+            # the row of the test counts the steps that are done
+            rows = (row for row in map(json.loads, reversed(lines)) if "test/loss" not in row)
+            row: dict[str, Any] = next(rows, {})
             return {name: int(row[name]) for name in ("step", "epoch")}
         except (OSError, CheckpointError, LookupError, TypeError, ValueError, RecursionError):
             return None
@@ -565,12 +580,20 @@ def _started(run_id: str, recorded: Any) -> datetime | None:
     """When a run began: the instant in its record, else the local time in its id; shown in the time zone of here."""
     match = RUN_ID.fullmatch(run_id)
     known: tuple[Any, ...] = (recorded, match and match[1].replace("-", "T"))
-    for text in known:
-        try:
-            return datetime.fromisoformat(text).astimezone()
-        except (TypeError, ValueError, OverflowError):
-            continue
-    return None
+    return next(filter(None, map(_instant, known)), None)
+
+
+def _instant(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _earlier_s(record: Mapping[str, Any]) -> float | None:
+    """What a run took before it was resumed; None where that is not known."""
+    earlier = record.get("earlier_s") if record.get("resumed_at_step") else 0.0
+    return cast(float, earlier) if _is_finite_number(earlier) else None
 
 
 def plain_json(text: bytes | str) -> Any:

@@ -142,7 +142,7 @@ class Checkpoints(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.flush()
-        trainer.save_checkpoint(self.run.checkpoints / name)
+        trainer.save_checkpoint(self.run.checkpoints / name, weights_only=False)
 
 
 def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, Any]:

@@ -6,18 +6,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving
+from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, recipes, runs, saving, threads
 from snnexp.assembly import Parts, build, make_trainer
 from snnexp.checkpoints import Checkpoint
 from snnexp.errors import CheckpointError, ConfigError, DataError, DivergedError, InterruptedRunError, SnnexpError
@@ -65,11 +64,13 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), ExitStack() as used:
         clock = {"began": time.perf_counter()}
         # it may have been changed since
         overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
+        threads.require(cfg)
         require_own_processes(cfg)
+        used.enter_context(threads.using(threads.number(cfg)))
         parts = build(cfg)
         if parts.trainer.is_global_zero:
             folder = parent or Path(cfg.logger.root) / cfg.name
@@ -87,8 +88,9 @@ def run(
 def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[Callback] = ()) -> Record:
     """Go on with a run that did not finish, to the same end as if nothing had stopped it.
 
-    On the same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was
-    never interrupted, to the bit. A run that finished goes on if ``trainer.max_epochs`` is raised, else it stays.
+    It computes with as many threads as before, unless ``trainer.threads`` or OMP_NUM_THREADS says otherwise. On the
+    same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was never
+    interrupted, to the bit. A run that finished goes on if ``trainer.max_epochs`` is raised, else it stays.
 
     Args:
         path: the run directory.
@@ -101,10 +103,13 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), ExitStack() as used:
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(Path(path))
-        require_own_processes(config.change(config.load(run_dir.path / "config.yaml"), overrides))
+        changed = config.change(config.load(run_dir.path / "config.yaml"), overrides)
+        if _typed("trainer.threads", overrides):
+            threads.require(changed)
+        require_own_processes(changed)
         # the processes that ddp starts find the directory locked by the first one
         if not follows():
             run_dir.lock()
@@ -112,9 +117,10 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
             saved = config.load(run_dir.path / "config.yaml")
             cfg = without_download(config.change(saved, overrides), overrides)
             config.require_same(saved, cfg)
+            before = run_dir.read()
+            used.enter_context(threads.using(threads.number(cfg, before.get("threads"))))
             parts = build(cfg)
             saver = _watch(cfg, parts, run_dir, signals, watching)
-            before = run_dir.read()
             found = find(cfg, parts, run_dir, parts.trainer.callbacks)  # type: ignore[attr-defined]
             reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
             if before.get("status") == "finished" and cfg.trainer.max_epochs <= reached:
@@ -125,7 +131,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
                 parts.data.begin = found.position
             with _recorded(run_dir, parts), memory_told():
                 if parts.trainer.is_global_zero:
-                    begin_again(cfg, parts, run_dir, before, found)
+                    begin_again(cfg, parts, run_dir, before, found, overrides)
                 record = _carry_out(cfg, parts, run_dir, clock, signals, found)
             return _shown(cfg, parts, record)
         finally:
@@ -153,7 +159,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), ExitStack() as used:
         run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)
@@ -161,6 +167,7 @@ def evaluate(
         if split != "test":
             cfg.trainer.limit_test_batches = _limits(cfg)[0]
         file = _checkpoint(run_dir, checkpoint)
+        used.enter_context(threads.using(_threads_of(cfg, run_dir, overrides)))
         parts = build(cfg)
         signals.data = parts.data
         loader = parts.data.loader(split)
@@ -264,7 +271,23 @@ def memory_told() -> Iterator[None]:
 
 def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
     """A saved config, which downloads only where that is typed."""
-    return cfg if any(override.startswith("data.download=") for override in typed) else config.offline(cfg)
+    return cfg if _typed("data.download", typed) else config.offline(cfg)
+
+
+def _typed(key: str, overrides: Sequence[str]) -> bool:
+    return any(override.startswith(f"{key}=") for override in overrides)
+
+
+def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:
+    """The number of threads that a run is measured with: as many as it was trained with, if that can be."""
+    if _typed("trainer.threads", overrides):
+        threads.require(cfg)
+        return threads.number(cfg)
+    recorded = run_dir.facts().record.get("threads")
+    found = threads.number(cfg, recorded)
+    if recorded is not None and recorded != found:
+        console.tell(f"threads: {domains.shown(recorded)} -> {found}, so the last digits may differ")
+    return found
 
 
 def find(cfg: DictConfig, parts: Parts, run_dir: Run, watching: Sequence[Callback]) -> Checkpoint | None:
@@ -287,17 +310,18 @@ def find(cfg: DictConfig, parts: Parts, run_dir: Run, watching: Sequence[Callbac
 
 
 def begin_again(
-    cfg: DictConfig, parts: Parts, run_dir: Run, before: Mapping[str, Any], found: Checkpoint | None
+    cfg: DictConfig,
+    parts: Parts,
+    run_dir: Run,
+    before: Mapping[str, Any],
+    found: Checkpoint | None,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Put the record of a run back to where it goes on."""
+    resumed = run_dir.resumed(before, 0 if found is None else found.step, overrides)
     run_dir.rewind(0 if found is None else found.content["metrics"]["bytes"])
     runs.write_atomically(run_dir.path / "config.yaml", OmegaConf.to_yaml(cfg).encode())
-    steps = before.get("resumed_at_step")
-    again = {
-        "status": "running",
-        "exit_code": None,
-        "resumed_at_step": [*(steps if isinstance(steps, list) else []), 0 if found is None else found.step],
-    }
+    again = {"status": "running", "exit_code": None, **resumed}
     kept = {key: value for key, value in before.items() if key not in ("reason", "stack")}
     now = {**facts(cfg, parts), "versions": runs.versions(), "git": runs.git()}
     for name in ("device", "threads", "kernel"):
@@ -398,6 +422,8 @@ def _recorded(run_dir: Run, parts: Parts) -> Iterator[None]:
             # on a full disk this fails too, and what came first is what counts
             with suppress(OSError, CheckpointError):
                 record_failure(run_dir, error)
+            if isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
+                console.show_command(console.console(), "resume", "snnexp", "resume", run_dir.path)
         elif isinstance(error, (InterruptedRunError, DivergedError)):
             # on which all agree, and the first one tells
             raise SystemExit(0) from error
@@ -419,14 +445,7 @@ def _train_and_test(
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
         _announce(console.console(), cfg, parts, run_dir.path, found)
-    board = TensorBoardLogger(
-        run_dir.path,
-        name="",
-        version="tensorboard",
-        default_hp_metric=False,
-        # what was drawn after the checkpoint is drawn again
-        purge_step=None if found is None else found.step,
-    )
+    board = callbacks.Board(run_dir, None if found is None else found.step)
     trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     with console.quiet(run_dir.path / "train.log" if main else None):
         clock["built"] = time.perf_counter()
@@ -438,20 +457,19 @@ def _train_and_test(
         measured |= trainer.test(parts.task, datamodule=parts.data, verbose=False)[0]
         clock["tested"] = time.perf_counter()
         if cfg.logger.tensorboard and main:
-            board.log_hyperparams(config.flat(cfg), measured)
+            board.log_hyperparams(recipes.hyperparameters(config.plain(cfg), run_dir.overrides()), measured)
             board.finalize("success")
     return measured
 
 
 def _announce(terminal: Console, cfg: DictConfig, parts: Parts, path: Path, found: Checkpoint | None) -> None:
-    device = parts.trainer.strategy.root_device
-    title = f"{cfg.name}  seed {cfg.seed}  on {device}, {torch.get_num_threads()} threads"
-    if terminal.is_terminal:
-        terminal.print(console.config_tree(title, OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
-    else:
-        terminal.print(title)
-    beginning = "" if found is None else f"  going on from {found.path.name}, step {found.step}"
-    terminal.print(f"run {console.show_path(path)}{beginning}")
+    device, count, processes = parts.trainer.strategy.root_device, torch.get_num_threads(), parts.trainer.world_size
+    computing = f"{count} thread{'s' if count > 1 else ''}"
+    computing = f"{processes} processes of {computing}" if processes > 1 else computing
+    terminal.print(f"{cfg.name}  seed {cfg.seed}  on {device}, {computing}")
+    terminal.print(f"run {console.show_path(path)}")
+    if found is not None:
+        terminal.print(f"resumed from {found.path.name}, step {found.step}")
     if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
         terminal.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
 
@@ -508,8 +526,10 @@ def _shown(cfg: DictConfig, parts: Parts, record: Record) -> Record:
         terminal, run_dir = console.console(), Run(record.path)
         if curve := console.loss_curve(terminal, run_dir.metrics()):
             terminal.print(curve)
-        terminal.print(console.result_table(record.metrics, cfg.published))
+        published = recipes.published(config.plain(cfg), run_dir.overrides())
+        terminal.print(console.result_table(record.metrics, published))
         terminal.print(f"run {console.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
+        console.show_command(terminal, "report", "snnexp", "report", record.path)
     return record
 
 

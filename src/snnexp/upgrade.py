@@ -44,6 +44,8 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(trainer, dict) and "limit_batches" in trainer:
         # it limited the test as well
         trainer.setdefault("limit_test_batches", trainer["limit_batches"])
+    if isinstance(trainer, dict) and trainer.get("_target_") == "snnexp.assembly.make_trainer":
+        trainer.setdefault("threads", None)
     data = upgraded.get("data")
     if isinstance(data, dict):
         # inputs of 0 and 1 counted as values

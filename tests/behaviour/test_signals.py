@@ -1,5 +1,6 @@
 """A signal ends a run soon: at once while it waits, after the step while it computes; it goes on to the same bits."""
 
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -87,3 +88,18 @@ def test_a_second_one_ends_a_long_step(shell: Shell) -> None:
     assert process.returncode == 143
     assert record(shell.run())["status"] == "interrupted"
     assert not (shell.run() / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_names_the_command_that_resumes_it(shell: Shell, snnexp: Shell) -> None:
+    root = shell.folder / "with a blank"
+    with shell.started(*RUN, f"logger.root={root}", SLOW_S="10000") as process:
+        wait_until(lambda: asleep(shell))
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    (command,) = [shlex.split(line.partition("snnexp ")[2]) for line in lines(out) if "snnexp resume" in line]
+    ended = snnexp(*command)
+    assert ended.code == 0
+    (run,) = root.glob("*/*/")
+    assert record(run)["status"] == "finished"
+    assert shlex.join(["snnexp", "report", str(run.relative_to(shell.folder))]) in "\n".join(ended.out)

@@ -1,6 +1,7 @@
 """What is seen of a sweep: one live table in a terminal, a line for each point elsewhere, and a table at the end."""
 
 import re
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -11,10 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from snnexp import domains, runs
-from snnexp.console import clock, show_path
+from snnexp.console import clock, show_command, show_path
 from snnexp.domains import number
 from snnexp.runs import Run
-from snnexp.sweeps.ledger import Ledger, Point, shown
+from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
 
 MOST_LINES = 8
 """Points under way that are listed one by one."""
@@ -103,11 +104,35 @@ class Display:
         self.terminal.print()
         if rows:
             self.terminal.print(table)
+        self._tell_seeds()
         states = [point.status for point in ledger.points]
         told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))])]
         self.say(", ".join(told))
         if to_go:
-            self.terminal.print(f"the rest: snnexp resume {show_path(ledger.path)}")
+            show_command(self.terminal, "the rest", "snnexp", "resume", ledger.path)
+        if "finished" in states:
+            show_command(self.terminal, "report", "snnexp", "report", ledger.path)
+
+    def _tell_seeds(self) -> None:
+        """The main measure over the seeds of each setting, where one has several, and the best of a list."""
+        best = best_of(self.ledger.points, self.metric, self.higher)
+        if best is None or len(self.ledger.points) == 1:
+            return
+        name = self.metric or runs.main_metric(best.metrics) or ""
+        others = [key for key in self.ledger.varied() if key != "seed"]
+        found: dict[tuple[str, ...], list[float]] = {}
+        for point in self.ledger.points:
+            if point.status == "finished" and name in point.metrics:
+                typed = dict(pairs(point.overrides))
+                found.setdefault(tuple(typed.get(key, "") for key in others), []).append(point.metrics[name])
+        if "seed" in self.ledger.varied() and any(len(values) > 1 for values in found.values()):
+            table = Table(*others, "seeds", f"mean {name}", "deviation", box=None, pad_edge=False)
+            for setting, values in found.items():
+                deviation = number(statistics.stdev(values)) if len(values) > 1 else ""
+                table.add_row(*map(_cell, setting), str(len(values)), number(statistics.mean(values)), deviation)
+            self.terminal.print(table)
+        if self.ledger.search is None:
+            self.terminal.print(f"best {name} {number(best.metrics[name])}  {escape(self._name(best))}")
 
     def _name(self, point: Point) -> str:
         return shown(point, self.ledger.varied())

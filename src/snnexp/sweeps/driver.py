@@ -4,13 +4,12 @@ import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from snnexp import config, domains
+from snnexp import config, domains, threads
 from snnexp.console import console, show_path, tell
 from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 from snnexp.sweeps import display
@@ -54,6 +53,7 @@ def start(
         InterruptedRunError: a signal ended it.
     """
     check(launcher)
+    _require_threads(launcher, [whole for _, whole in points])
     once = single(points)
     if len(once) < len(points):
         tell(f"{len(points) - len(once)} of {len(points)} points ask for the same as others, and are not run twice")
@@ -66,6 +66,7 @@ def start(
 def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str) -> tuple[int, Ledger]:
     """Run the points that a study chooses; see :func:`start`."""
     check(launcher)
+    _require_threads(launcher, asked.composed)
     ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts(), asked.folder)
     return _begin(ledger, program, asked)
 
@@ -234,6 +235,13 @@ def check(launcher: Mapping[str, Any]) -> None:
             raise ConfigError("cluster: got slurm, and there is no srun here; local tries it on this machine")
 
 
+def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> None:
+    # a cluster's machines are others
+    if launcher["kind"] != "slurm":
+        for whole in configs:
+            threads.require(whole)
+
+
 def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
     """Points as jobs, in order; where they are to be stacked, it is told which cannot be."""
     if ledger.launcher["kind"] != "stacked":
@@ -266,6 +274,8 @@ def _shared(points: Job, most: int) -> list[Job]:
 def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators: set[str]) -> list[Slot]:
     """What carries out jobs: as many as are asked for, each with its share of cores and GPUs.
 
+    With ``threads: null``, OMP_NUM_THREADS is limited to this share; where it is not set, each run decides for itself.
+
     Args:
         folder: of the sweep.
         launcher: the settings.
@@ -282,31 +292,23 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
         most = min(launcher["workers"] or jobs, jobs)
         return [cluster.ClusterJob(submitting, launcher["threads"]) for _ in range(most)]
     gpus = _gpus() if accelerators != {"cpu"} else []
-    cores = _cores()
+    cores = threads.cores()
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
     if each > len(gpus):
         raise ConfigError(f"hydra.launcher.gpus: got {each}, there are {len(gpus)} for these points here")
     workers = min(launcher["workers"] or (len(gpus) // each if each else cores), jobs)
-    threads = launcher["threads"] or max(1, cores // max(1, workers))
+    told = threads.variable()
+    share = launcher["threads"] or (told and min(told, max(1, cores // max(1, workers))))
     limit = launcher["memory_gb"]
     slots: list[Slot] = []
     for number in range(workers):
-        environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment = {} if share is None else dict.fromkeys(threads.BOTH, str(share))
         if gpus:
             # more workers than GPUs take turns
             own = [gpus[(number * each + offset) % len(gpus)] for offset in range(each)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         slots.append(Worker(environment, None if limit is None else int(limit * GIGABYTE)))
     return slots
-
-
-def _cores() -> int:
-    """The cores that this process may use, which a container may have fewer of than the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def _gpus() -> list[str]:

@@ -12,13 +12,12 @@ from typing import Any, cast
 
 import lightning
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import config, console, saving, training
+from snnexp import config, console, saving, threads, training
 from snnexp.assembly import Parts, build
-from snnexp.callbacks import DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
+from snnexp.callbacks import Board, DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
 from snnexp.checkpoints import Checkpoint
 from snnexp.errors import CheckpointError, InterruptedRunError, SnnexpError, ending
 from snnexp.runs import Run
@@ -102,6 +101,12 @@ class Lane:
         self.hooks: dict[str, list[Callback]] = {}
         self.state: Callable[[], dict[str, Any]] = dict
 
+    @cached_property
+    def threads(self) -> int:
+        """How many it computes with."""
+        recorded = None if self.member.run is None else Run(self.member.run).facts().record.get("threads")
+        return threads.number(self.cfg, recorded)
+
     def build(self, trainer: Trainer | None) -> None:
         """Make the parts; of a run directory to go on with, check all and load what it holds."""
         self.parts = build(self.cfg, trainer)
@@ -164,10 +169,7 @@ class Lane:
         self.loggers = [RunLogger(self.run)]
         if self.cfg.logger.tensorboard:
             purge = None if self.found is None else self.found.step
-            board = TensorBoardLogger(
-                self.run.path, name="", version="tensorboard", default_hp_metric=False, purge_step=purge
-            )
-            self.loggers.append(board)
+            self.loggers.append(Board(self.run, purge))
 
     def log(self, name: str, value: Tensor, **how: Any) -> None:
         """As ``LightningModule.log``."""
@@ -253,8 +255,8 @@ class Lane:
         finally:
             self._ended(self.index, outcome)
 
-    def save_checkpoint(self, path: Path) -> None:
-        """Write a checkpoint as Lightning does for a run of its own."""
+    def save_checkpoint(self, path: Path, weights_only: bool = False) -> None:
+        """Write a checkpoint as Lightning does for a run of its own, always a whole one."""
         content: dict[str, Any] = {
             "pytorch-lightning_version": lightning.__version__,
             "global_step": self.global_step,

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.func import vmap
 
-from snnexp import config, kernels, metrics, runs, saving
+from snnexp import config, kernels, metrics, recipes, runs, saving
 from snnexp.callbacks import DivergenceGuard, RandomNumbers
 from snnexp.events import Events
 from snnexp.network import Network, stack
@@ -509,7 +509,9 @@ class Stack:
         ends = [partial(self._end, lane, measured[position], wall_s) for position, lane in self.living]
         for (position, lane), error in zip(self.living, _together(*ends), strict=True):
             for board in lane.loggers[1:]:
-                board.log_hyperparams(config.flat(lane.cfg), measured[position])
+                board.log_hyperparams(
+                    recipes.hyperparameters(config.plain(lane.cfg), lane.member.overrides), measured[position]
+                )
             with lane.may_end():
                 if error is not None:
                     raise error

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from snnexp import console, saving, training
+from snnexp import console, saving, threads, training
 from snnexp.errors import DISK, InterruptedRunError, SnnexpError
 from snnexp.kernels.loops import CHUNK_BYTES
 from snnexp.sweeps.lane import Lane, Member, Outcome, failure, settings
@@ -120,12 +120,13 @@ def _train(
                 for index in part:
                     lane = Lane(index, members[index], ended)
                     lanes.append(lane)
-                    with lane.may_end():
+                    with lane.may_end(), threads.using(lane.threads):
                         lane.build(next((other.trainer for other in lanes if other.trainer), None))
                 groups = _same_place(lanes)
                 built_s = (time.perf_counter() - began) / max(1, sum(map(len, groups)))
                 for group in groups:
-                    Stack(group, parent, begun, signals, built_s).carry_out()
+                    with threads.using(group[0].threads):
+                        Stack(group, parent, begun, signals, built_s).carry_out()
         except BaseException as error:
             for lane in lanes:
                 if lane.living:
@@ -142,9 +143,9 @@ def _told(error: BaseException) -> bool:
 
 
 def _same_place(lanes: "Sequence[Lane]") -> "list[list[Lane]]":
-    """Members that begin at the same place, in their order."""
-    places: dict[tuple[int, int], list[Lane]] = {}
+    """Members that begin at the same place, with as many threads, in their order."""
+    places: dict[tuple[tuple[int, int], int], list[Lane]] = {}
     for lane in lanes:
         if lane.living:
-            places.setdefault(lane.position, []).append(lane)
+            places.setdefault((lane.position, lane.threads), []).append(lane)
     return list(places.values())
