@@ -2,11 +2,22 @@
 
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
-from snnexp.neurons.neuron import Kernel, Neuron, Reduced, Trace, over_samples, product, reference
+from snnexp.neurons.neuron import (
+    CalledTrace,
+    Kernel,
+    Neuron,
+    Reduced,
+    Trace,
+    is_plain,
+    over_samples,
+    product,
+    reference,
+)
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
 
 __all__ = [
+    "CalledTrace",
     "Kernel",
     "Leaky",
     "LeakyIntegrator",
@@ -19,6 +30,7 @@ __all__ = [
     "RLeakyState",
     "Reduced",
     "Trace",
+    "is_plain",
     "over_samples",
     "product",
     "reference",
