@@ -2,19 +2,10 @@
 
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
-from snnexp.neurons.neuron import (
-    CalledTrace,
-    Kernel,
-    Neuron,
-    Reduced,
-    Trace,
-    is_plain,
-    over_samples,
-    product,
-    reference,
-)
+from snnexp.neurons.neuron import Kernel, Neuron, is_plain, over_samples, product, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
+from snnexp.neurons.trace import CalledTrace, Reduced, Trace
 
 __all__ = [
     "CalledTrace",

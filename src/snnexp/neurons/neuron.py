@@ -1,7 +1,7 @@
 """What every neuron layer shares: shapes, parameters, and the step from a current to a trace."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
@@ -14,77 +14,12 @@ from torch.nn.utils import parametrize
 from snnexp import domains, surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
+from snnexp.neurons.trace import CalledTrace, Reduced, Trace
 from snnexp.surrogates import Surrogate
 
 NeuronParameter = float | Tensor | Initializer
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
-
-
-class Trace:
-    """What a layer did: ``spikes`` and ``membrane`` are ``[T, B, *N]``; ``state`` continues the sequence.
-
-    Args:
-        spikes: the spikes, or a function that computes them once somebody reads them.
-        membrane: the membrane before reset.
-        state: what the layer's next call takes as ``state``.
-    """
-
-    def __init__(self, spikes: Tensor | Callable[[], Tensor], membrane: Tensor, state: Any) -> None:
-        self._spikes = spikes
-        self._with_gradient = torch.is_grad_enabled()
-        self.membrane = membrane
-        self.state = state
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.spikes, self.membrane, self.state))
-
-    @property
-    def spikes(self) -> Tensor:
-        if not isinstance(self._spikes, Tensor):
-            # whoever reads them first, and without gradients, must not take these from the others
-            with torch.set_grad_enabled(self._with_gradient):
-                self._spikes = self._spikes()
-        return self._spikes
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.membrane)
-
-    @property
-    def spike_count(self) -> Tensor:
-        """sum_t S, ``[B, *N]``."""
-        return self.spikes.sum(0)
-
-    @property
-    def last_spikes(self) -> Tensor:
-        """S[T - 1], ``[B, *N]``."""
-        return self.spikes[-1]
-
-    @property
-    def max_membrane(self) -> Tensor:
-        """max_t U, ``[B, *N]``."""
-        return self.membrane.max(0).values
-
-    def reduced(self) -> "Reduced":
-        return Reduced(self.num_steps, self.spike_count, self.last_spikes, self.max_membrane, self.state)
-
-
-class CalledTrace(Trace, tuple):  # type: ignore[type-arg]
-    """A trace that is also the tuple (spikes, membrane, state): backward hooks find no tensors in other objects."""
-
-    def __new__(cls, spikes: Tensor, membrane: Tensor, state: Any) -> "CalledTrace":
-        return tuple.__new__(cls, (spikes, membrane, state))
-
-
-class Reduced(NamedTuple):
-    """What is left of a trace where nobody reads single time steps; the names are those of :class:`Trace`."""
-
-    num_steps: int
-    spike_count: Tensor
-    last_spikes: Tensor
-    max_membrane: Tensor
-    state: Any
 
 
 class Kernel(Protocol):

@@ -22,7 +22,8 @@ from torch.nn.utils import parametrize
 
 from snnexp import domains, pairs
 from snnexp.initializers import Normal
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, in_precision, is_plain, product
+from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision, is_plain, product
+from snnexp.neurons.trace import Trace
 from snnexp.surrogates import SuperSpike, Surrogate, spike
 
 

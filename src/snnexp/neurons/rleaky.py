@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from snnexp import domains, pairs
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, decay, in_precision
+from snnexp.neurons.neuron import Neuron, NeuronParameter, decay, in_precision
+from snnexp.neurons.trace import Trace
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
