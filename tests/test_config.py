@@ -13,6 +13,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from snnexp import cli, pairs
 from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir
 from snnexp.domains import DOMAINS
 from snnexp.errors import ConfigError
@@ -413,3 +414,16 @@ def test_every_mix_learns_or_is_refused(network: str, data: str, neuron: str, tm
             if not (torch.isfinite(result) and gradients and all(grad.isfinite().all() for grad in gradients)):
                 wrong.append(f"{readout} {loss} does not learn")
     assert wrong == []
+
+
+@pytest.mark.parametrize("kind", [KeyError, ValueError, AssertionError])
+def test_a_defect_of_a_check_is_not_told_as_a_mistake(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(plain: object) -> None:
+        raise kind("ours")
+
+    monkeypatch.setattr(pairs, "check", broken)
+    with pytest.raises(kind, match="ours") as caught:
+        compose(["experiment=regression_sqrt"])
+    assert not isinstance(caught.value, ConfigError)
+    with pytest.raises(kind, match="ours"):
+        cli.main(["train", "experiment=regression_sqrt"])

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp import domains, gate, pairs, runs, upgrade
+from snnexp import domains, gate, pairs, runs, upgrade, user_parts
 from snnexp.errors import ConfigError, SnnexpError, located
 
 GROUPS = (
@@ -47,7 +48,7 @@ GROUPS = (
 )
 NODES = GROUPS[:-3]
 """The groups that become a node of the config; choices of the others only set those."""
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
 VERSION_BASE = "1.3"
 MOST_POINTS = 10_000
@@ -123,7 +124,7 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
         ConfigError: it cannot be composed, or asks for more than a config may.
     """
     overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides), _hydra(folder):
+    with _in_one_line(), explained(overrides), _hydra(folder):
         gate.Files.visits = 0
         try:
             cfg = hydra_compose("train", [NO_SEARCH, *overrides], return_hydra_config=True)
@@ -150,7 +151,7 @@ def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None)
     parser = OverridesParser.create()
     for point in points:
         point = quoted(point)
-        with _explained(point):
+        with explained(point):
             parsed = parser.parse_overrides(point)
         keys = [str(override.key_or_group) for override in parsed]
         values = [override for override in parsed if _is_alone(override, keys)]
@@ -182,7 +183,7 @@ def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[lis
         ConfigError: an override cannot be parsed, cannot be listed, or there are too many points.
     """
     overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides), _hydra(folder):
+    with _in_one_line(), explained(overrides), _hydra(folder):
         parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
         # of what is given twice, the last counts
         by_key = {override.get_key_element(): override for override in parsed}
@@ -199,7 +200,7 @@ def shared(overrides: Sequence[str]) -> list[str]:
         ConfigError: an override cannot be parsed.
     """
     overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides):
+    with _in_one_line(), explained(overrides):
         parsed = OverridesParser.create().parse_overrides(overrides)
         return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
 
@@ -267,16 +268,23 @@ def _parses(override: str, parser: OverridesParser) -> bool:
 
 
 @contextmanager
-def _explained(overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Whatever Hydra, OmegaConf and their parsers raise about a text from outside becomes a :class:`ConfigError`."""
+def explained(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """What Hydra, OmegaConf and YAML raise about a text from outside becomes a :class:`ConfigError`."""
     try:
         yield
-    except SnnexpError:
-        raise
     except RecursionError as error:
         raise ConfigError(f"{domains.shown(' '.join(overrides))}: nested too deeply") from error
     except Exception as error:
+        if isinstance(error, SnnexpError) or not _is_hydras(error):
+            raise
         raise explain(error, overrides) from error
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Whether Hydra or a parser raised it, rather than this package; Hydra has no class of its own for some texts."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_in = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return isinstance(error, REFUSALS) or raised_in in ("hydra", "omegaconf", "antlr4", "yaml")
 
 
 @contextmanager
@@ -296,7 +304,7 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
     """
-    with _in_one_line(), _explained():
+    with _in_one_line(), explained():
         text = gate.read(path)
         try:
             cfg = OmegaConf.create(text)
@@ -318,7 +326,7 @@ def trusted(cfg: Any, path: Path) -> DictConfig:
     Raises:
         ConfigError: it is no mapping, is not resolved, or cannot work.
     """
-    with _in_one_line(), _explained():
+    with _in_one_line(), explained():
         if isinstance(cfg, dict) and any("${" in value for value in _texts(cfg)):
             raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
         cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
@@ -348,7 +356,7 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
     """
     changed = cfg.copy()
-    with _in_one_line(), _explained(overrides):
+    with _in_one_line(), explained(overrides):
         for key, value in assigned(overrides):
             parent, _, leaf = key.rpartition(".")
             if leaf not in _keys(cfg, parent):
@@ -364,7 +372,7 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         ConfigError: one is something else.
     """
     overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides):
+    with _in_one_line(), explained(overrides):
         for override in OverridesParser.create().parse_overrides(overrides):
             key = override.key_or_group
             if override.get_key_element() != key or override.is_sweep_override():
@@ -438,7 +446,7 @@ def check(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: the first key whose value cannot work.
     """
-    with _in_one_line(), _explained():
+    with _in_one_line(), explained():
         for key in (*KEYS, *NODES):
             if key not in cfg:
                 hint = f", {domains.listed(choices(key))}" if key in NODES else ""
@@ -481,6 +489,7 @@ def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
 
     Raises:
         ConfigError: the target is not allowed, or refuses its arguments; the sentence begins with the key.
+        PartError: code of a part of the user's own raised another error.
     """
     return factory(node, path, given=arguments)(**arguments)
 
@@ -493,7 +502,8 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         path: where the node stands in the config, for messages.
         given: names of the arguments that the caller will pass.
     """
-    target = gate.resolve(str(node.get("_target_")), path)
+    with user_parts.running(path):
+        target = gate.resolve(str(node.get("_target_")), path)
     signature = inspect.signature(target)
     known = signature.parameters
     own = {key: value for key, value in node.items() if key != "_target_"}
@@ -509,7 +519,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             signature.bind(*positional, **values, **more)
         except TypeError as error:
             raise ConfigError(f"{path}: {target.__name__} is {error}") from error
-        with located(path):
+        with user_parts.constructing(path), located(path):
             return target(*positional, **values, **more)
 
     return make
@@ -529,7 +539,9 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
             f"{domains.shown(error.override)}: not key=value or group=choice as Hydra reads it; "
             "quote what holds a quote, a bracket or '$': key='\"value\"'"
         )
-    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides)):
+    if isinstance(error, (*REFUSALS, ValueError)) and (
+        found := _about_a_key(error) or _about_a_choice(error, overrides)
+    ):
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
     reason = _first_line(error.__cause__ or error)

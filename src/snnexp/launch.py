@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, domains, gate
-from snnexp.errors import ConfigError, SnnexpError
+from snnexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from snnexp.sweeps.sources import Asked
@@ -61,13 +61,12 @@ def train(arguments: Sequence[str]) -> int:
     typed = sys.argv
     jobs = Jobs(program=typed[0], flags=[flag for flag in flags if flag not in SWEEP])
     try:
-        if not any(flag in COMPLETE for flag in flags):
-            jobs.chosen, starters = check(flags, overrides)
-            overrides = [config.NO_SEARCH, *starters, *overrides]
-        sys.argv = [typed[0], *flags, *overrides]
-        hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
-    except config.REFUSALS as error:
-        raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
+        with config.explained(overrides):
+            if not any(flag in COMPLETE for flag in flags):
+                jobs.chosen, starters = check(flags, overrides)
+                overrides = [config.NO_SEARCH, *starters, *overrides]
+            sys.argv = [typed[0], *flags, *overrides]
+            hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     finally:
         sys.argv = typed
     if jobs.error is not None:
