@@ -16,6 +16,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from snnexp import cli, pairs
 from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, overridden, params, written
 from snnexp.domains import DOMAINS
 from snnexp.errors import ConfigError
@@ -484,3 +485,16 @@ class TestOverridden:
         copies = [cfg.copy(), deepcopy(cfg), pickle.loads(pickle.dumps(cfg)), OmegaConf.merge(cfg, {"seed": 3})]
         assert [overridden(copied) for copied in copies] == [typed] * 4
         assert overridden(OmegaConf.create(OmegaConf.to_container(cfg))) == []
+
+
+@pytest.mark.parametrize("kind", [KeyError, ValueError, AssertionError])
+def test_a_defect_of_a_check_is_not_told_as_a_mistake(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(plain: object) -> None:
+        raise kind("ours")
+
+    monkeypatch.setattr(pairs, "check", broken)
+    with pytest.raises(kind, match="ours") as caught:
+        compose(["experiment=regression_sqrt"])
+    assert not isinstance(caught.value, ConfigError)
+    with pytest.raises(kind, match="ours"):
+        cli.main(["train", "experiment=regression_sqrt"])

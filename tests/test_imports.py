@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "upgrade": LEAVES,
     "runs": LEAVES | {"upgrade"},
     "seeds": set(),
-    "data": LEAVES | {"seeds"},
+    "data": LEAVES | {"seeds", "user_parts"},
     "events": set(),
     "encoders": LEAVES | {"events"},
     "neurons": LEAVES | {"surrogates", "initializers"},
@@ -45,16 +45,30 @@ ALLOWED: dict[str, set[str]] = {
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
     "isolation": set(),
-    "config": LEAVES | {"gate", "isolation", "pairs", "runs", "upgrade"},
+    "user_parts": LEAVES | {"gate"},
+    "config": LEAVES | {"gate", "isolation", "pairs", "runs", "upgrade", "user_parts"},
+    "contracts": LEAVES | {"data", "losses", "network", "neurons", "user_parts"},
     "assembly": LEAVES
-    | {"callbacks", "config", "console", "data", "encoders", "events", "kernels", "losses", "metrics", "network"}
-    | {"neurons", "pairs", "saving", "task"},
+    | {
+        "callbacks",
+        "config",
+        "console",
+        "contracts",
+        "data",
+        "encoders",
+        "events",
+        "kernels",
+        "losses",
+        "metrics",
+        "network",
+    }
+    | {"neurons", "pairs", "saving", "task", "user_parts"},
     "report": LEAVES | {"config", "listing", "runs"},
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "training": LEAVES
     | {"assembly", "callbacks", "checkpoints", "config", "console", "isolation", "network", "probe", "progress"}
-    | {"recipes", "runs", "saving", "threads"},
+    | {"recipes", "runs", "saving", "threads", "user_parts"},
     "sweeps": LEAVES
     | {
         "assembly",

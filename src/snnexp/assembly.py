@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import callbacks, console, domains, kernels, metrics, pairs, saving
+from snnexp import callbacks, console, contracts, domains, kernels, metrics, pairs, saving, user_parts
 from snnexp.config import factory, instantiate
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
@@ -145,27 +146,41 @@ def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
     Raises:
         ConfigError: two choices cannot work together.
         DataError: data are missing or damaged.
+        PartError: code of a part of the user's own raised an error.
     """
+    with user_parts.running(cfg=cfg):
+        return _build(cfg, trainer)
+
+
+def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     nodes = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(nodes, dict)
     # what costs nothing is made first, so that a mistake in it is told before data are read
     loss, encoder = instantiate(nodes["loss"], "loss"), instantiate(nodes["encoder"], "encoder")
+    contracts.require_loss(loss)
+    contracts.require_kind(encoder, Encoder, "encoder")
     optimizer = instantiate(nodes["optimizer"], "optimizer")
-    neuron = factory(nodes["neuron"], "neuron", given=["features"])
-    readout = factory(nodes["readout"], "readout", given=["features"])
+    neuron, readout = (
+        contracts.making_neurons(factory(nodes[key], key, given=["features"]), key) for key in ("neuron", "readout")
+    )
     trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
+    contracts.require_kind(trainer, Trainer, "trainer")
     # one stream of random numbers for data and weights, in this order
     torch.manual_seed(cfg.seed)
     spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
+    contracts.require_kind(data, DataModule, "data")
     shapes = {"inputs": data.inputs, "outputs": data.outputs}
     network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
+    contracts.require_network(network)
     with located("data"):
         data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss, cfg.num_steps)
-    found = check(data, cfg.num_steps)
+    with user_parts.running("data"):
+        found = check(data, cfg.num_steps)
     network.constant = encoder.constant
     _require_encoded(encoder, data, found, cfg.num_steps)
+    contracts.require_results(network, loss, data, cfg.num_steps)
     if spikes is not None:
         data.spikes = spikes
     if data.spikes and not (data.sequences or encoder.spikes):
@@ -207,13 +222,18 @@ def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss, num
 
 def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:
     """Refuse values that cannot be encoded, and an encoder that gives another number of steps."""
-    encoder.require_range(found.low, found.high)
-    if not (data.sequences or encoder.constant):
+    with user_parts.running("encoder"):
+        encoder.require_range(found.low, found.high)
+        if data.sequences or encoder.constant:
+            return
         # drawing here must not move the run's stream
         with torch.random.fork_rng(devices=[]):
-            steps = len(encoder(data.train[[0]][0]))
-        if steps != num_steps:
-            raise ConfigError(f"encoder: gives {steps} steps, and num_steps is {num_steps}")
+            encoded: Any = encoder(data.train[[0]][0])
+    if not isinstance(encoded, Tensor) or encoded.shape[1:] != (1, *data.inputs):
+        found_shape = list(encoded.shape) if isinstance(encoded, Tensor) else type(encoded).__name__
+        raise ConfigError(f"encoder: gives {found_shape}, must be {[num_steps, 1, *data.inputs]} here, [T, B, *N]")
+    if len(encoded) != num_steps:
+        raise ConfigError(f"encoder: gives {len(encoded)} steps, and num_steps is {num_steps}")
 
 
 def _measures(decoder: str | None) -> dict[str, Measure]:

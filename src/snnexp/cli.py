@@ -33,8 +33,8 @@ Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows t
 snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"
 Runs are written to outputs/. TensorBoard: tensorboard --logdir outputs
 Exit codes: 0 done, 1 a defect of snnexp, 2 usage or config, 3 diverged, 4 data missing or damaged, 5 checkpoint
-missing, damaged or not trusted, 6 run directory in use, 7 points of a sweep did not finish, 74 I/O error,
-130, 143 and 129 interrupted."""
+missing, damaged or not trusted, 6 run directory in use, 7 points of a sweep did not finish, 8 a part of your own
+raised an error, 74 I/O error, 130, 143 and 129 interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shlex
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp import domains, gate, pairs, runs, upgrade
+from snnexp import domains, gate, pairs, runs, upgrade, user_parts
 from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 from snnexp.isolation import HYDRA, restored
 
@@ -50,7 +51,7 @@ GROUPS = (
 )
 NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
 """The groups that become a node of the config, and those whose choices only set keys of others."""
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
 VERSION_BASE = "1.3"
 MOST_POINTS = 10_000
@@ -269,7 +270,7 @@ def _dots(key: str) -> Iterator[int]:
 
 
 def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
-    with _in_one_line(), _explained(overrides, folder), _hydra(folder):
+    with _in_one_line(), explained(overrides, folder), _hydra(folder):
         gate.Files.visits = 0
         try:
             cfg = hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
@@ -310,7 +311,7 @@ def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None)
     parser = OverridesParser.create()
     for point in points:
         point = quoted(point)
-        with _explained(point):
+        with explained(point):
             parsed = parser.parse_overrides(point)
         keys = [str(override.key_or_group) for override in parsed]
         values = [override for override in parsed if _is_alone(override, keys)]
@@ -342,7 +343,7 @@ def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[lis
         ConfigError: an override cannot be parsed, cannot be listed, or there are too many points.
     """
     overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides), _hydra(folder):
+    with _in_one_line(), explained(overrides), _hydra(folder):
         parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
         # of what is given twice, the last counts
         by_key = {override.get_key_element(): override for override in parsed}
@@ -364,7 +365,7 @@ def shared(overrides: Sequence[str]) -> list[str]:
         ConfigError: an override cannot be parsed.
     """
     overrides = quoted(overrides)
-    with _in_one_line(), _explained(overrides):
+    with _in_one_line(), explained(overrides):
         parsed = OverridesParser.create().parse_overrides(overrides)
         return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
 
@@ -488,16 +489,23 @@ def _parses(override: str, parser: OverridesParser) -> bool:
 
 
 @contextmanager
-def _explained(overrides: Sequence[str] = (), folder: Path | None = None) -> Iterator[None]:
-    """Whatever Hydra, OmegaConf and their parsers raise about a text from outside becomes a :class:`ConfigError`."""
+def explained(overrides: Sequence[str] = (), folder: Path | None = None) -> Iterator[None]:
+    """What Hydra, OmegaConf and YAML raise about a text from outside becomes a :class:`ConfigError`."""
     try:
         yield
-    except SnnexpError:
-        raise
     except RecursionError as error:
         raise ConfigError(f"{domains.shown(' '.join(overrides))}: nested too deeply") from error
     except Exception as error:
+        if isinstance(error, SnnexpError) or not _is_hydras(error):
+            raise
         raise explain(error, overrides, folder) from error
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Whether Hydra or a parser raised it, rather than this package; Hydra has no class of its own for some texts."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_in = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return isinstance(error, REFUSALS) or raised_in in ("hydra", "omegaconf", "antlr4", "yaml")
 
 
 @contextmanager
@@ -516,7 +524,7 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
     """
-    with _in_one_line(), _explained():
+    with _in_one_line(), explained():
         text = gate.read(path)
         try:
             cfg = OmegaConf.create(text)
@@ -538,7 +546,7 @@ def trusted(cfg: Any, path: Path) -> DictConfig:
     Raises:
         ConfigError: it is no mapping, is not resolved, or cannot work.
     """
-    with _in_one_line(), _explained():
+    with _in_one_line(), explained():
         if isinstance(cfg, dict) and any("${" in value for value in _texts(cfg)):
             raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
         cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
@@ -568,7 +576,7 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
     """
     changed, refusals = cfg.copy(), Refusals()
-    with _in_one_line(), _explained(overrides):
+    with _in_one_line(), explained(overrides):
         for key, value in assigned(overrides):
             parent, _, leaf = key.rpartition(".")
             if key in GROUPS and not isinstance(value, dict):
@@ -595,7 +603,7 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     parsed: list[Override] = []
     with _in_one_line():
         for text in overrides:
-            with refusals.collected(), _explained([text]):
+            with refusals.collected(), explained([text]):
                 (override,) = OverridesParser.create().parse_overrides([text])
                 if override.get_key_element() != override.key_or_group or override.is_sweep_override():
                     raise ConfigError(f"{text}: only key=value overrides are accepted here")
@@ -722,7 +730,7 @@ def check(cfg: DictConfig) -> DictConfig:
 
 def _check(cfg: DictConfig, together: bool = True) -> DictConfig:
     """As :func:`check`; parts are held against each other if ``together``."""
-    with _in_one_line(), _explained():
+    with _in_one_line(), explained():
         if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
             hints = {key: f", {domains.listed(choices(key))}" for key in NODES}
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
@@ -794,6 +802,7 @@ def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
 
     Raises:
         ConfigError: the target is not allowed, or refuses its arguments; the sentence begins with the key.
+        PartError: code of a part of the user's own raised another error.
     """
     return factory(node, path, given=arguments)(**arguments)
 
@@ -806,7 +815,8 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         path: where the node stands in the config, for messages.
         given: names of the arguments that the caller will pass.
     """
-    target = gate.resolve(str(node.get("_target_")), path)
+    with user_parts.running(path):
+        target = gate.resolve(str(node.get("_target_")), path)
     signature = inspect.signature(target)
     known = signature.parameters
     own = {key: value for key, value in node.items() if key != "_target_"}
@@ -822,7 +832,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             signature.bind(*positional, **values, **more)
         except TypeError as error:
             raise ConfigError(f"{path}: {target.__name__} is {error}") from error
-        with located(path):
+        with user_parts.constructing(path), located(path):
             return target(*positional, **values, **more)
 
     return make
@@ -840,7 +850,9 @@ def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None
         return ConfigError(f"{error.problem_mark.name}: {gate.describe(error)}")
     if isinstance(error, OverrideParseException):
         return _no_override(error.override, folder)
-    if isinstance(error, REFUSALS) and (found := _about_a_key(error) or _about_a_choice(error, overrides, folder)):
+    if isinstance(error, (*REFUSALS, ValueError)) and (
+        found := _about_a_key(error) or _about_a_choice(error, overrides, folder)
+    ):
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
     reason = _first_line(error.__cause__ or error)

@@ -60,6 +60,16 @@ class UnmeasuredError(SnnexpError):
     exit_code = 7
 
 
+class PartError(SnnexpError):
+    """Code of a part of the user's own raised an error; ``frames`` is its traceback."""
+
+    exit_code = 8
+
+    def __init__(self, sentence: str, frames: str = "") -> None:
+        super().__init__(sentence)
+        self.frames = frames
+
+
 class InterruptedRunError(SnnexpError):
     """A signal asked the run to stop; the exit code is 128 + the signal's number, as shells have it."""
 
@@ -84,6 +94,13 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 def about_disk(error: OSError) -> str:
     """A sentence for what the disk has refused."""
     return f"{error.filename or 'disk'}: {error.strerror}"
+
+
+def is_about_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory; PyTorch has no class of its own for that of a CPU."""
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    full = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return full or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def ending(error: BaseException) -> tuple[str, str, int]:

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, console, domains, gate, runs, threads
-from snnexp.errors import ConfigError, Refusals, SnnexpError
+from snnexp.errors import ConfigError, Refusals
 
 if TYPE_CHECKING:
     from snnexp.sweeps.ledger import Ledger
@@ -82,13 +82,12 @@ def _start(arguments: Sequence[str], program: str) -> "Jobs":
     typed = sys.argv
     jobs = Jobs(program=program, flags=[flag for flag in flags if flag not in SWEEP])
     try:
-        if not any(flag in COMPLETE for flag in flags):
-            jobs.chosen, starters = check(flags, overrides)
-            jobs.typed, overrides = overrides, [config.NO_SEARCH, *starters, *overrides]
-        sys.argv = [program, *flags, *config.replacing(overrides)]
-        hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
-    except config.REFUSALS as error:
-        raise error if isinstance(error, SnnexpError) else config.explain(error, overrides) from error
+        with config.explained(overrides, folder_of(flags)):
+            if not any(flag in COMPLETE for flag in flags):
+                jobs.chosen, starters = check(flags, overrides)
+                jobs.typed, overrides = overrides, [config.NO_SEARCH, *starters, *overrides]
+            sys.argv = [program, *flags, *config.replacing(overrides)]
+            hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     finally:
         sys.argv = typed
     if jobs.error is not None:

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp import domains, pairs
 from snnexp.errors import located
 from snnexp.events import Events
-from snnexp.neurons import Neuron, Reduced, Trace, over_samples, product
+from snnexp.neurons import CalledTrace, Neuron, Reduced, Trace, is_plain, over_samples, product
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
@@ -47,6 +48,11 @@ class Layer(nn.Module):
         super().__init__()
         self.synapse = synapse
         self.neuron = neuron
+
+    def forward(self, inputs: Tensor, num_steps: int | None = None, state: Any = None) -> Trace:
+        """What a network computes of a layer that has hooks: inputs ``[T, B, *N]``, as of :meth:`Network.forward`."""
+        trace: Any = self.neuron.unroll(over_samples(self.synapse, inputs), num_steps, state)[0]
+        return trace if is_plain(self) else CalledTrace(*trace)
 
 
 class Network(nn.Module):
@@ -102,6 +108,8 @@ class Network(nn.Module):
         """
         num_steps = self._steps(inputs) if num_steps is None else num_steps
         layers: dict[str, Any] = dict(self.layers.items())
+        if not all(is_plain(layer) and type(layer).forward is Layer.forward for layer in layers.values()):
+            return self._layer_by_layer(inputs, states or [None] * len(layers), num_steps, reduced)
         first, *others = (layer.synapse for layer in layers.values())
         current: Tensor | None = _arriving(inputs, first)
         traces: list[Any] = []
@@ -112,18 +120,37 @@ class Network(nn.Module):
             traces.append(trace)
         return traces
 
+    def _layer_by_layer(
+        self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Container[str]
+    ) -> list[Any]:
+        """:meth:`forward` by calls of the layers, which have hooks."""
+        spikes = inputs.dense() if isinstance(inputs, Events) else inputs
+        traces: list[Any] = []
+        for (name, layer), state in zip(self.layers.items(), states, strict=True):
+            trace: Trace = layer(spikes, num_steps, state)
+            traces.append(trace.reduced() if name in reduced else trace)
+            spikes = trace.spikes
+        return traces
+
     def with_currents(self, inputs: Tensor | Events) -> Iterator[tuple[Tensor, Trace]]:
         """What :meth:`forward` computes, layer by layer, with the current of each layer ``[T, B, *N]``.
 
         Each step of a current is a value of its own, so that a gradient tells what every step of every layer adds.
         """
-        arriving: Tensor | Events = inputs
-        for layer in self.layers.values():
-            current = _arriving(arriving, layer.synapse)  # type: ignore[arg-type]
-            current = current.expand(self._steps(inputs), *current.shape[1:]).contiguous()
-            trace = layer.neuron(current)  # type: ignore[operator]
-            yield current, trace
-            arriving = trace.spikes
+        currents: list[Tensor] = []
+
+        def expand(neuron: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            current, num_steps, *others = arguments
+            currents.append(current.expand(num_steps, *current.shape[1:]).contiguous())
+            return (currents[-1], num_steps, *others)
+
+        hooks = [neuron.register_forward_pre_hook(expand) for neuron in self.neurons().values()]
+        try:
+            traces = self(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return zip(currents, traces, strict=True)
 
     def _steps(self, inputs: Tensor | Events) -> int:
         return self.num_steps if self.constant and inputs.shape[0] == 1 else inputs.shape[0]
@@ -153,10 +180,12 @@ class Network(nn.Module):
 
 
 def _arriving(inputs: Tensor | Events, synapse: Dense | nn.Conv2d) -> Tensor:
-    if isinstance(inputs, Events):
-        assert isinstance(synapse, Dense), "the assembly makes events for dense synapses alone"
-        return inputs.through(synapse)
-    return over_samples(synapse, inputs)
+    if not isinstance(inputs, Events):
+        return over_samples(synapse, inputs)
+    # what a subclass or a hook computes, only a call knows
+    if type_before_parametrizations(synapse) in (Dense, StackedDense) and is_plain(synapse):
+        return inputs.through(cast(Dense, synapse))
+    return over_samples(synapse, inputs.dense())
 
 
 def stack(networks: Sequence[Network]) -> Network:

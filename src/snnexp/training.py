@@ -16,10 +16,32 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, recipes, runs, saving, threads
+from snnexp import (
+    callbacks,
+    checkpoints,
+    config,
+    console,
+    domains,
+    probe,
+    progress,
+    recipes,
+    runs,
+    saving,
+    threads,
+    user_parts,
+)
 from snnexp.assembly import Parts, build, make_trainer
 from snnexp.checkpoints import Checkpoint
-from snnexp.errors import CheckpointError, ConfigError, DataError, DivergedError, InterruptedRunError, SnnexpError
+from snnexp.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    InterruptedRunError,
+    PartError,
+    ending,
+    is_about_memory,
+)
 from snnexp.isolation import isolated
 from snnexp.network import Network
 from snnexp.runs import Run
@@ -185,7 +207,7 @@ def evaluate(
             watching = [callback for callback in watching if not isinstance(callback, callbacks.SeedMeanLoss)]
         parts.task.load_state_dict(weights)
         parts.trainer.callbacks += watching  # type: ignore[attr-defined]
-        with console.quiet():
+        with console.quiet(), user_parts.running(cfg=cfg):
             measured = parts.trainer.test(parts.task, dataloaders=loader, verbose=False)[0]
         return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}
 
@@ -259,12 +281,9 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has no class of its own for a CPU that has no more
-        if "DataLoader worker" in str(error):
+        if "DataLoader worker (pid" in str(error):
             raise DataError(f"data.num_workers: {domains.line(str(error))}") from error
-        words = ("can't allocate memory", "Storage size calculation overflowed")
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
-        if not full:
+        if not is_about_memory(error):
             raise
         raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
 
@@ -392,7 +411,8 @@ def _carry_out(
     if parts.trainer.world_size > 1 and parts.trainer.is_global_zero:
         lead(run_dir)
     try:
-        measured = _train_and_test(cfg, parts, run_dir, clock, found)
+        with user_parts.running(cfg=cfg):
+            measured = _train_and_test(cfg, parts, run_dir, clock, found)
     except RuntimeError as error:
         # a signal to the whole group may find a data worker that does not ignore it yet
         if "DataLoader worker" in str(error):
@@ -537,6 +557,9 @@ def record_failure(run_dir: Run, error: BaseException) -> None:
     """Write into run.json how a run ended that did not finish."""
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedRunError(signal.SIGINT)
-    code = error.exit_code if isinstance(error, SnnexpError) else 74 if isinstance(error, OSError) else 1
-    reason = str(error).strip() or type(error).__name__
-    run_dir.update(status=getattr(error, "status", "failed"), exit_code=code, reason=reason.splitlines()[0])
+    status, reason, code = ending(error)
+    run_dir.update(status=status, exit_code=74 if isinstance(error, OSError) else code, reason=domains.line(reason))
+    if isinstance(error, PartError):
+        with (run_dir.path / "train.log").open("a", encoding="utf-8") as log:
+            log.write(error.frames)
+        error.frames = ""

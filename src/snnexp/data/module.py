@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import worker as torch_worker
 
-from snnexp import domains
+from snnexp import domains, user_parts
 from snnexp.errors import ConfigError, InterruptedRunError
 from snnexp.seeds import fold
 
@@ -220,7 +222,7 @@ class _Batches:
         return self
 
     def __next__(self) -> Any:
-        with self.module.wait():
+        with user_parts.running("data"), self.module.wait():
             return next(self.batches)
 
 
@@ -228,6 +230,7 @@ def _begin_worker(worker: int) -> None:
     # Ctrl-C and `timeout` reach workers as well, and the run still needs them to finish its step
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    torch_worker.ExceptionWrapper = _Raised  # type: ignore[attr-defined]
     # a batch is sent in a thread, whose errors are else printed only, and the run waits for the batch for ever
     Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
@@ -237,6 +240,20 @@ def _send_error(queue: "Queue[Any]", error: Exception, item: tuple[int, Any]) ->
         # that an error cannot be sent either is seen by the end of this process
         os._exit(1)
     queue.put((item[0], _NotSent(error)))
+
+
+class _Raised(ExceptionWrapper):
+    """What the run gets instead of a batch for which its data worker has raised an error."""
+
+    def __init__(self, exc_info: Any = None, where: str = "in a data worker") -> None:
+        error = sys.exc_info()[1]
+        super().__init__(exc_info, where)  # type: ignore[no-untyped-call]
+        self.told = user_parts.told(error, "data") if isinstance(error, Exception) else None
+
+    def reraise(self) -> None:
+        if self.told is None:
+            return super().reraise()  # type: ignore[no-untyped-call, no-any-return]
+        raise self.told
 
 
 class _NotSent(ExceptionWrapper):

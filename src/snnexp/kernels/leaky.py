@@ -37,6 +37,7 @@ from snnexp.kernels.loops import (
     row,
     steps_like,
     surrogate_of,
+    wide,
 )
 from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trace, over_samples
 from snnexp.neurons.neuron import decay
@@ -88,7 +89,9 @@ def scan(
     dense = dense_behind(neuron, synapse)
     feedback, weight, bias = feedback_of(neuron)
     surrogate = surrogate_of(neuron)
-    rule = Rule(num_steps, neuron.reset, surrogate, feedback, product_dtype(current), True, dense is None)
+    behind = (None, None) if dense is None else (dense.weight, dense.bias)
+    dtype = product_dtype(current, weight, behind[0])
+    rule = Rule(num_steps, neuron.reset, surrogate, feedback, dtype, True, dense is None)
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
         flat(current if dense is None else current.contiguous()),
@@ -96,10 +99,7 @@ def scan(
         state.spikes.flatten(1) if isinstance(state, RLeakyState) else None,
         row(neuron, decay(neuron.beta)),
         row(neuron, neuron.threshold),
-        weight,
-        bias,
-        None if dense is None else dense.weight,
-        None if dense is None else dense.bias,
+        *map(wide, (weight, bias, *behind)),
     )
     trace: Any
     if reduced and not torch.is_grad_enabled() and (synapse is None or dense is not None):

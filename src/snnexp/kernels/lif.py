@@ -34,6 +34,7 @@ from snnexp.kernels.loops import (
     row,
     steps_like,
     surrogate_of,
+    wide,
 )
 from snnexp.neurons import (
     LeakyIntegrator,
@@ -90,11 +91,13 @@ def scan(
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
     dense = None if lif is None else dense_behind(neuron, synapse)
+    feedback = None if lif is None else lif.feedback_weight
+    behind = (None, None) if dense is None else (dense.weight, dense.bias)
     without_trace = reduced and not torch.is_grad_enabled() and (dense is not None or synapse is None)
     rule = Rule(
         num_steps,
         None if lif is None else surrogate_of(lif),
-        product_dtype(current),
+        product_dtype(current, feedback, behind[0]),
         keep_membrane=not without_trace,
         keep_spikes=lif is not None and dense is None and not without_trace,
     )
@@ -109,9 +112,7 @@ def scan(
         row(neuron, neuron.v_leak),
         None if lif is None else row(lif, lif.v_reset),
         None if lif is None else row(lif, lif.v_th),
-        None if lif is None else lif.feedback_weight,
-        None if dense is None else dense.weight,
-        None if dense is None else dense.bias,
+        *map(wide, (feedback, *behind)),
     )
     if without_trace:
         reduction = Reduction(inputs.v)

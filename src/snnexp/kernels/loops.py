@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from snnexp.neurons import Neuron, Reduced, RLeaky, Trace
+from snnexp.neurons import Neuron, Reduced, RLeaky, Trace, is_plain
 from snnexp.surrogates import Surrogate
 
 CHUNK_BYTES = 1 << 19
@@ -120,7 +120,13 @@ def surrogate_of(neuron: Any) -> Surrogate:
 def row(neuron: Neuron, parameter: Tensor) -> Tensor:
     """A parameter as one value per neuron, ``[n]``: a copy, which stays as it is when the optimiser moves on."""
     # a view of a single value would have stride 0, for which ATen has no fast loops
-    return parameter.expand(neuron.features).flatten().clone(memory_format=torch.contiguous_format)
+    value: Tensor = wide(parameter)
+    return value.expand(neuron.features).flatten().clone(memory_format=torch.contiguous_format)
+
+
+def wide(parameter: Any) -> Any:
+    """A parameter, or None, in float32, in which gradients are summed, where it is kept in less."""
+    return parameter if parameter is None or parameter.dtype.itemsize >= 4 else parameter.float()
 
 
 def flat(sequence: Tensor) -> Tensor:
@@ -150,7 +156,7 @@ def before(sequence: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
 
 def dense_behind(neuron: Neuron, synapse: nn.Module | None) -> nn.Linear | None:
     """The synapse where it is S W^T + b and nothing else, and may be computed without a call of the module."""
-    if synapse is None or synapse._forward_hooks or synapse._forward_pre_hooks:
+    if synapse is None or not is_plain(synapse):
         return None
     kind = type(synapse)
     # a subclass may compute something else, so that it must say for itself that it does not
@@ -158,10 +164,13 @@ def dense_behind(neuron: Neuron, synapse: nn.Module | None) -> nn.Linear | None:
     return synapse if plain else None  # type: ignore[return-value]
 
 
-def product_dtype(like: Tensor) -> torch.dtype:
-    """What matrix products are computed in: autocast's lower precision, else that of ``like``."""
+def product_dtype(like: Tensor, *weights: Tensor | None) -> torch.dtype:
+    """What matrix products are computed in: the lower precision of autocast or of a weight, else that of ``like``."""
     kind = like.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    lower = (weight.dtype for weight in weights if weight is not None and weight.dtype.itemsize < 4)
+    return next(lower, like.dtype)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from snnexp.kernels.loops import flat, maps, row
+from snnexp.kernels.loops import flat, maps, row, wide
 from snnexp.neurons import (
     Kernel,
     Leaky,
@@ -381,7 +381,7 @@ def leaky_scan(
         kind, V = ONE_TO_ONE, row(neuron, neuron.V)
     elif isinstance(neuron, RLeaky):
         synapse_within: Any = neuron.recurrent
-        kind, V, bias = LINEAR, synapse_within.weight.contiguous(), synapse_within.bias
+        kind, V, bias = LINEAR, wide(synapse_within.weight).contiguous(), wide(synapse_within.bias)
     settings = (num_steps, RESETS[neuron.reset], kind, neuron.surrogate)
     first = [part.flatten(1).contiguous() for part in state]
     inputs = (flat(current).contiguous(), *first[:2], *[None] * (2 - len(first)))
@@ -474,7 +474,9 @@ def lif_scan(
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
     z0, v0, i0 = (part.flatten(1).contiguous() for part in ((state.v, *state) if lif is None else state))
     decays = (row(neuron, neuron.dt * rate) for rate in (neuron.tau_mem_inv, neuron.tau_syn_inv))
-    levels = (None, None, None) if lif is None else (row(lif, lif.v_reset), row(lif, lif.v_th), lif.feedback_weight)
+    levels: tuple[Any, ...] = (None, None, None)
+    if lif is not None:
+        levels = (row(lif, lif.v_reset), row(lif, lif.v_th), wide(lif.feedback_weight))
     inputs = (flat(current).contiguous(), z0, v0, i0, *decays, row(neuron, neuron.v_leak), *levels)
 
     def state_of(z: Tensor, v: Tensor, i: Tensor) -> Any:

@@ -2,11 +2,13 @@
 
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
-from snnexp.neurons.neuron import Kernel, Neuron, Reduced, Trace, over_samples, product, reference
+from snnexp.neurons.neuron import Kernel, Neuron, is_plain, over_samples, product, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
+from snnexp.neurons.trace import CalledTrace, Reduced, Trace
 
 __all__ = [
+    "CalledTrace",
     "Kernel",
     "Leaky",
     "LeakyIntegrator",
@@ -19,6 +21,7 @@ __all__ = [
     "RLeakyState",
     "Reduced",
     "Trace",
+    "is_plain",
     "over_samples",
     "product",
     "reference",

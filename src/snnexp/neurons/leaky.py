@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from snnexp import domains
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, decay
+from snnexp.neurons.neuron import Neuron, NeuronParameter, decay
+from snnexp.neurons.trace import Trace
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from snnexp import domains
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace
+from snnexp.neurons.neuron import Neuron, NeuronParameter
+from snnexp.neurons.trace import Trace
 
 
 class LeakyIntegratorState(NamedTuple):

@@ -1,101 +1,25 @@
 """What every neuron layer shares: shapes, parameters, and the step from a current to a trace."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from snnexp import domains, surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
+from snnexp.neurons.trace import CalledTrace, Reduced, Trace
 from snnexp.surrogates import Surrogate
 
 NeuronParameter = float | Tensor | Initializer
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
-
-
-class Trace:
-    """What a layer did: ``spikes`` and ``membrane`` are ``[T, B, *N]``; ``state`` continues the sequence.
-
-    Args:
-        spikes: the spikes, or a function that computes them once somebody reads them.
-        membrane: the membrane before reset.
-        state: what the layer's next call takes as ``state``.
-    """
-
-    def __init__(self, spikes: Tensor | Callable[[], Tensor], membrane: Tensor, state: Any) -> None:
-        self._spikes = spikes
-        self._with_gradient = torch.is_grad_enabled()
-        self.membrane = membrane
-        self.state = state
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.spikes, self.membrane, self.state))
-
-    def __repr__(self) -> str:
-        # spikes that nobody has read yet are not computed for this
-        spikes = self._spikes if isinstance(self._spikes, Tensor) else self.membrane
-        return f"Trace(spikes={_outline(spikes)}, membrane={_outline(self.membrane)}, state={_outline(self.state)})"
-
-    @property
-    def spikes(self) -> Tensor:
-        if not isinstance(self._spikes, Tensor):
-            # whoever reads them first, and without gradients, must not take these from the others
-            with torch.set_grad_enabled(self._with_gradient):
-                self._spikes = self._spikes()
-        return self._spikes
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.membrane)
-
-    @property
-    def spike_count(self) -> Tensor:
-        """sum_t S, ``[B, *N]``."""
-        return self.spikes.sum(0)
-
-    @property
-    def last_spikes(self) -> Tensor:
-        """S[T - 1], ``[B, *N]``."""
-        return self.spikes[-1]
-
-    @property
-    def max_membrane(self) -> Tensor:
-        """max_t U, ``[B, *N]``."""
-        return self.membrane.max(0).values
-
-    def reduced(self) -> "Reduced":
-        return Reduced(self.num_steps, self.spike_count, self.last_spikes, self.max_membrane, self.state)
-
-
-class Reduced(NamedTuple):
-    """What is left of a trace where nobody reads single time steps; the names are those of :class:`Trace`."""
-
-    num_steps: int
-    spike_count: Tensor
-    last_spikes: Tensor
-    max_membrane: Tensor
-    state: Any
-
-    def __repr__(self) -> str:
-        return _outline(self)
-
-
-def _outline(value: Any) -> str:
-    """A tensor by type and shape, ``float32[25, 128, 10]``; also within tuples, by their names."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, tuple):
-        names = [f"{name}=" for name in getattr(value, "_fields", ())] or [""] * len(value)
-        inside = ", ".join(f"{name}{_outline(part)}" for name, part in zip(names, value, strict=True))
-        return f"{type(value).__name__ if names[:1] != [''] else ''}({inside})"
-    return repr(value)
 
 
 class Kernel(Protocol):
@@ -130,14 +54,33 @@ def reference(
     reduced: bool = False,
 ) -> tuple[Trace | Reduced, Tensor | None]:
     """The neuron's own scan, then the synapse, once for all steps."""
-    trace = neuron.scan(current.unbind(0) * (num_steps // len(current)), state)
+    trace = _trace(neuron, "scan", neuron.scan(current.unbind(0) * (num_steps // len(current)), state))
     after = None if synapse is None else over_samples(synapse, trace.spikes)
     return trace.reduced() if reduced else trace, after
 
 
+def _trace(neuron: "Neuron", method: str, found: Any) -> Trace:
+    if not isinstance(found, Trace):
+        what = f"{type(neuron).__name__}.{method} returned a {type(found).__name__}"
+        raise TypeError(f"{what}, must return a snnexp.neurons.Trace")
+    return found
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call of a module is the ``forward`` of its class alone; else the module must be called."""
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    return not (hooks or "forward" in vars(module) or _has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
 def over_samples(synapse: nn.Module, sequence: Tensor) -> Tensor:
     """Run a synapse once over the ``T * B`` samples of ``[T, B, *N]``."""
-    return synapse(sequence.flatten(0, 1)).unflatten(0, sequence.shape[:2])  # type: ignore[no-any-return]
+    weight = next(synapse.parameters(), sequence)
+    return synapse(in_precision(sequence.flatten(0, 1), weight)).unflatten(0, sequence.shape[:2])  # type: ignore[no-any-return]
+
+
+def in_precision(spikes: Tensor, weight: Tensor) -> Tensor:
+    """Spikes, which are float32 at least, for a product with weights of a lower precision."""
+    return spikes.to(weight.dtype) if weight.dtype.itemsize < 4 else spikes
 
 
 def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -256,7 +199,8 @@ class Neuron(nn.Module):
         Raises:
             ValueError: the shapes do not fit.
         """
-        return self.unroll(current, num_steps, state)[0]  # type: ignore[return-value]
+        trace: Any = self._run(current, num_steps, state)[0]
+        return trace if is_plain(self) else CalledTrace(*trace)
 
     def unroll(
         self,
@@ -266,7 +210,24 @@ class Neuron(nn.Module):
         synapse: nn.Module | None = None,
         reduced: bool = False,
     ) -> tuple[Trace | Reduced, Tensor | None]:
-        """:meth:`forward` with what a network needs besides: see :class:`Kernel` for ``synapse`` and ``reduced``."""
+        """:meth:`forward` with what a network needs besides: see :class:`Kernel` for ``synapse`` and ``reduced``.
+
+        A neuron with hooks is called, and the synapse then gets the spikes that the hooks leave.
+        """
+        if is_plain(self) and type(self).forward is Neuron.forward:
+            return self._run(current, num_steps, state, synapse, reduced)
+        trace = _trace(self, "forward", self(current, num_steps, state))
+        after = None if synapse is None else over_samples(synapse, trace.spikes)
+        return trace.reduced() if reduced else trace, after
+
+    def _run(
+        self,
+        current: Tensor,
+        num_steps: int | None,
+        state: Any,
+        synapse: nn.Module | None = None,
+        reduced: bool = False,
+    ) -> tuple[Trace | Reduced, Tensor | None]:
         if current.ndim < 3 or tuple(current.shape[2:]) != self.features:
             expected = ", ".join(["T", "B", *map(str, self.features)])
             raise ValueError(f"current has shape {list(current.shape)}, must be [{expected}]")
@@ -282,7 +243,10 @@ class Neuron(nn.Module):
         if any(part.shape != current.shape[1:] for part in state):
             shapes = [list(part.shape) for part in state]
             raise ValueError(f"state has shapes {shapes}, must be {list(current.shape[1:])} as the current is")
-        return self.kernel(self, current, num_steps, state, synapse, reduced)
+        # the other kernels call no module within the neuron, and torch.compile cannot trace their gradients
+        slow = torch.compiler.is_compiling() or not all(map(is_plain, self.children()))
+        kernel = reference if slow else self.kernel
+        return kernel(self, current, num_steps, state, synapse, reduced)
 
     def zero_state(self, current: Tensor) -> Any:
         """The state before the first step, for a current ``[B, *N]``."""

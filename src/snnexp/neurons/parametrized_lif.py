@@ -22,7 +22,8 @@ from torch.nn.utils import parametrize
 
 from snnexp import domains, pairs
 from snnexp.initializers import Normal
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, product
+from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision, is_plain, product
+from snnexp.neurons.trace import Trace
 from snnexp.surrogates import SuperSpike, Surrogate, spike
 
 
@@ -32,6 +33,19 @@ class ParametrizedLIFState(NamedTuple):
     z: Tensor
     v: Tensor
     i: Tensor
+
+
+class Recurrence(nn.Linear):
+    """W z with W ``[n, n]``, but for its diagonal."""
+
+    no_autapses: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, features, bias=False)
+        self.register_buffer("no_autapses", 1 - torch.eye(features), persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return product(in_precision(z, self.weight), self.weight * self.no_autapses)
 
 
 class ParametrizedLIF(Neuron):
@@ -60,7 +74,6 @@ class ParametrizedLIF(Neuron):
     v_th: Tensor
     v_leak: Tensor
     v_reset: Tensor
-    no_autapses: Tensor
 
     def __init__(
         self,
@@ -86,12 +99,11 @@ class ParametrizedLIF(Neuron):
         for name in ("tau_mem_inv", "tau_syn_inv"):
             if log_tau and name in learn:
                 parametrize.register_parametrization(self, name, _Exp())
-        self.recurrent: nn.Linear | None = None
+        self.recurrent: Recurrence | None = None
         if recurrent:
             pairs.recurrence(self.features)
             (size,) = self.features
-            self.recurrent = nn.Linear(size, size, bias=False)
-            self.register_buffer("no_autapses", 1 - torch.eye(size), persistent=False)
+            self.recurrent = Recurrence(size)
         self.reset_feedback()
 
     def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:
@@ -101,12 +113,12 @@ class ParametrizedLIF(Neuron):
         if self.recurrent is not None:
             self.reset_synapse(self.recurrent)
             with torch.no_grad():
-                self.recurrent.weight *= self.no_autapses
+                self.recurrent.weight *= self.recurrent.no_autapses
 
     @property
     def feedback_weight(self) -> Tensor | None:
         """W_rec without autapses; None in a layer that is not recurrent."""
-        return None if self.recurrent is None else self.recurrent.weight * self.no_autapses
+        return None if self.recurrent is None else self.recurrent.weight * self.recurrent.no_autapses
 
     @property
     def feedback_synapse(self) -> int | None:
@@ -117,11 +129,15 @@ class ParametrizedLIF(Neuron):
 
     def scan(self, current: Sequence[Tensor], state: ParametrizedLIFState) -> Trace:
         decay_mem, decay_syn = self.dt * self.tau_mem_inv, self.dt * self.tau_syn_inv
-        W_rec = self.feedback_weight
+        rec, W_rec = self.recurrent, self.feedback_weight
+        # once for all steps, unless hooks must see each call
+        W_rec = W_rec if rec is None or is_plain(rec) else None
         z, v, i = state
         spikes, membrane = [], []
         for I in current:
-            j = i + I if W_rec is None else i + I + product(z, W_rec)
+            j = i + I
+            if rec is not None:
+                j = j + (rec(z) if W_rec is None else product(in_precision(z, W_rec), W_rec))
             u = v + decay_mem * ((self.v_leak - v) + j)
             z = spike(u - self.v_th, self.surrogate)
             fired = z.detach()

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from snnexp import domains, pairs
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Trace, decay
+from snnexp.neurons.neuron import Neuron, NeuronParameter, decay, in_precision
+from snnexp.neurons.trace import Trace
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
@@ -101,7 +102,10 @@ class RLeaky(Neuron):
 
     def scan(self, current: Sequence[Tensor], state: RLeakyState) -> Trace:
         beta, theta = decay(self.beta), self.threshold
-        rec: Callable[[Tensor], Tensor] = self.recurrent if self.recurrent is not None else lambda S: self.V * S
+        recurrent = self.recurrent
+        rec: Callable[[Tensor], Tensor] = lambda S: self.V * S  # noqa: E731
+        if recurrent is not None:
+            rec = lambda S: recurrent(in_precision(S, recurrent.weight))  # noqa: E731
         U, S = state
         spikes, membrane = [], []
         for I in current:

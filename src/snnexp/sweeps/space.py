@@ -36,10 +36,8 @@ def space(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[str
         ConfigError: values that cannot be searched, or none at all.
     """
     texts = config.quoted([*config.params(params), *overrides])
-    try:
+    with config.explained(texts):
         parsed = OverridesParser.create().parse_overrides(texts)
-    except config.REFUSALS as error:
-        raise config.explain(error, texts) from error
     by_key = {override.get_key_element().lstrip("+"): override for override in parsed}
     fixed: list[str] = []
     searched: Space = {}

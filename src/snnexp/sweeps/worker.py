@@ -106,7 +106,7 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
         (_stack if "members" in task else _single)(task, log, note)
     except BaseException as error:
         end = _end(error)
-        sound = end["exit_code"] != 1
+        sound = end["exit_code"] not in (1, 8)
         for index in sorted(left):
             tell({"ended": index, **end})
     finally:
@@ -141,10 +141,13 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
 
 def _end(error: BaseException) -> dict[str, Any]:
     """How a point ended that ``error`` has ended."""
-    from snnexp.errors import PrunedError, ending
+    from snnexp.errors import PartError, PrunedError, ending
 
     status, reason, code = ending(error)
-    if code == 1:
+    if isinstance(error, PartError):
+        # unless it is in the log of the run
+        sys.stderr.write(error.frames)
+    elif code == 1:
         traceback.print_exc()
     return {"status": "pruned" if isinstance(error, PrunedError) else status, "reason": reason, "exit_code": code}
 

@@ -1,0 +1,187 @@
+"""Hooks on the modules of a network: each is called, whatever computes the layer, and changes nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from snnexp import kernels
+from snnexp.events import Events
+from snnexp.network import MLP, Network
+from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky, Trace
+
+NEURONS: dict[str, Callable[[Any], Neuron]] = {
+    "leaky": lambda features: Leaky(features, 0.8, 0.5, learn_beta=True, learn_threshold=True),
+    "rleaky": lambda features: RLeaky(features, 0.8, 0.5, learn_beta=True),
+    "lif": lambda features: ParametrizedLIF(features, v_th=0.1),
+}
+KERNELS = ["fused", "reference"]
+PLACES = {"synapse": "layers.hidden2.synapse", "neuron": "layers.hidden2.neuron", "layer": "layers.hidden2"}
+KINDS: dict[str, Callable[[nn.Module, Callable[..., None]], Any]] = {
+    "forward pre": lambda module, note: module.register_forward_pre_hook(note),
+    "forward": lambda module, note: module.register_forward_hook(note),
+    "backward": lambda module, note: module.register_full_backward_hook(note),
+    "backward pre": lambda module, note: module.register_full_backward_pre_hook(note),
+}
+
+
+def network(neuron: str, kernel: str) -> Network:
+    torch.manual_seed(0)
+    made = MLP((5,), 3, NEURONS[neuron], LeakyIntegrator, num_steps=7, hidden=(6, 4))
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if name.endswith("weight"):
+                weight.mul_(3)
+    kernels.use(made, kernel, torch.device("cpu"))
+    return made
+
+
+def computed(made: Network, reduced: tuple[str, ...] = ()) -> list[Tensor]:
+    """Traces, and the gradients of a scalar of them."""
+    traces = made(torch.rand((1, 2, 5), generator=torch.Generator().manual_seed(1)), reduced=reduced)
+    trained = [weight for weight in made.parameters() if weight.requires_grad]
+    scalar = traces[-1].max_membrane.square().sum() + sum(trace.spike_count.square().sum() for trace in traces)
+    gradients = torch.autograd.grad(scalar, trained, allow_unused=True, materialize_grads=True)
+    counts = [trace.spike_count for trace in traces]
+    assert all(count.any() for count in counts[:-1])
+    return [*counts, traces[-1].max_membrane, *gradients]
+
+
+# PyTorch says so of a module whose first input has no gradient, as the spikes before the first step
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("neuron", "place"),
+    [(neuron, PLACES[place]) for neuron in NEURONS for place in PLACES]
+    + [(neuron, "layers.hidden2.neuron.recurrent") for neuron in ("rleaky", "lif")],
+)
+def test_a_hook_is_called_and_changes_nothing(neuron: str, place: str, kind: str, kernel: str) -> None:
+    expected = computed(network(neuron, kernel))
+    made = network(neuron, kernel)
+    called: list[object] = []
+    hook = KINDS[kind](made.get_submodule(place), lambda *arguments: called.append(arguments))
+    found = computed(made, reduced=("hidden1", "hidden2"))
+    # of the synapse within, each step; that no gradient reaches what comes after the last one
+    steps = 7 if "recurrent" in place else 1
+    assert steps - ("backward" in kind and steps > 1) <= len(called) <= steps
+    torch.testing.assert_close(found, expected)
+    hook.remove()
+    called.clear()
+    assert all(map(torch.equal, computed(made), expected))
+    assert not called
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_spikes_that_a_hook_silences_arrive_nowhere(neuron: str, kernel: str) -> None:
+    made = network(neuron, kernel)
+    silent = lambda module, arguments, trace: Trace(0 * trace.spikes, trace.membrane, trace.state)  # noqa: E731
+    made.layers["hidden2"].neuron.register_forward_hook(silent)
+    x = torch.rand(1, 2, 5)
+    assert not made(x)[-1].membrane.any()
+    for reduced in ([], ["hidden2"]):
+        assert not made(x, reduced=reduced)[1].spike_count.any()
+    assert not [trace for _, trace in made.with_currents(x)][-1].membrane.any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("place", ["synapse", "neuron.recurrent"])
+@pytest.mark.parametrize("neuron", ["rleaky", "lif"])
+def test_pruned_weights_are_zero(neuron: str, place: str, kernel: str) -> None:
+    """As if those weights were zero, after a step of training too."""
+    results = []
+    for pruned in (False, True):
+        made = network(neuron, kernel)
+        synapse = made.get_submodule(f"layers.hidden2.{place}")
+        mask = torch.rand(synapse.weight.shape, generator=torch.Generator().manual_seed(2)).round()
+        if pruned:
+            prune.custom_from_mask(synapse, "weight", mask)
+        else:
+            synapse.weight.data.mul_(mask)
+        optimizer = torch.optim.SGD(made.parameters(), lr=0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            made(torch.rand((1, 2, 5), generator=torch.Generator().manual_seed(1)))[
+                -1
+            ].membrane.square().sum().backward()
+            if not pruned:
+                synapse.weight.grad.mul_(mask)
+            optimizer.step()
+        results.append(made(torch.rand((1, 2, 5), generator=torch.Generator().manual_seed(1)))[-1].membrane)
+    assert results[0].any()
+    torch.testing.assert_close(*results)
+
+
+class Doubled(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value / 2
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("place", "name"), [("synapse", "weight"), ("neuron.recurrent", "weight"), ("neuron", "beta")])
+def test_a_parameter_in_another_form_is_the_parameter(place: str, name: str, kernel: str) -> None:
+    expected = computed(network("rleaky", kernel))
+    made = network("rleaky", kernel)
+    parametrize.register_parametrization(made.get_submodule(f"layers.hidden2.{place}"), name, Doubled())
+    found = computed(made)
+    torch.testing.assert_close(found[:4], expected[:4])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_hook_of_all_modules_sees_all(kernel: str) -> None:
+    made = network("rleaky", kernel)
+    seen = set()
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
+    try:
+        made(torch.rand(1, 2, 5))
+    finally:
+        hook.remove()
+    parents = (nn.ModuleDict,)
+    assert seen == {module for module in made.modules() if not isinstance(module, parents)}
+
+
+@pytest.mark.parametrize("place", ["layers.hidden1.synapse", "layers.hidden1"])
+def test_a_hook_at_the_input_sees_a_list_of_spikes_as_a_tensor(place: str) -> None:
+    made = network("leaky", "fused")
+    made.constant = False
+    spikes = torch.rand(7, 2, 5).round()
+    row, column = spikes.flatten(0, 1).nonzero(as_tuple=True)
+    events = Events(spikes.shape, row, column)
+    expected = made(events)[-1].membrane
+    seen: list[Tensor] = []
+    made.get_submodule(place).register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    torch.testing.assert_close(made(events)[-1].membrane, expected)
+    assert torch.equal(seen[0].view_as(spikes), spikes)
+
+
+@pytest.mark.parametrize("where", ["class", "instance"])
+def test_a_forward_of_ones_own_is_called(where: str) -> None:
+    class Silenced(Leaky):
+        def forward(self, *arguments: Any) -> Trace:
+            trace = super().forward(*arguments)
+            return Trace(0 * trace.spikes, trace.membrane, trace.state)
+
+    made = MLP((5,), 3, lambda features: Silenced(features, 0.8, 0.1), Leaky, num_steps=7)
+    if where == "instance":
+        made = network("leaky", "fused")
+        made.layers["hidden1"].neuron.forward = Silenced(6, 0.8, 0.1).forward
+    assert not made(torch.rand(1, 2, 5))[0].spikes.any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_a_network_of_bfloat16_keeps_membranes_in_float32(neuron: str, kernel: str) -> None:
+    expected = computed(network(neuron, kernel))
+    found = computed(network(neuron, kernel).to(torch.bfloat16))
+    assert [value.dtype for value in found[:4]] == [torch.float32] * 4
+    assert {value.dtype for value in found[4:]} == {torch.bfloat16}
+    assert all(torch.isfinite(value).all() for value in found)
+    # a spike more or less than in float32
+    torch.testing.assert_close(found[0], expected[0], atol=1, rtol=0)
