@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": LEAVES,
     "optimizers": LEAVES,
     "upgrade": LEAVES,
-    "runs": LEAVES | {"upgrade"},
+    "files": LEAVES,
+    "runs": LEAVES | {"files", "upgrade"},
     "seeds": set(),
     "data": LEAVES | {"seeds"},
     "events": set(),
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
     "listing": LEAVES | {"runs"},
-    "console": LEAVES,
+    "console": LEAVES | {"files"},
     "progress": LEAVES | {"console"},
     "checkpoints": LEAVES | {"runs", "upgrade"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
@@ -63,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "encoders",
         "events",
         "experiment",
+        "files",
         "kernels",
         "metrics",
     }

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from snnexp.domains import number, shown
+from snnexp.files import append_to
 
 BY_LAYER = {"firing_rate": "firing rate", "dead": "dead", "saturated": "saturated", "synops": "synops"}
 """Measures ``<split>/<measure>/<layer>``, which share a row per layer, and their columns."""
@@ -206,7 +207,10 @@ def tell(sentence: str) -> None:
 
 
 class LogFile(logging.FileHandler):
-    """A disk that says no is told like everywhere else, and not as a traceback between the lines."""
+    """A log in a directory that may be anybody's; a disk that says no is told like everywhere else."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open(append_to(Path(self.baseFilename)), "ab"), encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         raise

@@ -192,8 +192,9 @@ def lead(run_dir: Run) -> None:
 
 
 def follows() -> bool:
-    """Whether the first process of a run has started this one; variables of ddp alone anyone may have set."""
-    return os.environ.get(FIRST) == str(os.getppid())
+    """Whether the first process of a run, which has locked it, has started this one; anyone may have set variables."""
+    first, folder = os.getppid(), os.environ.get(RUN_DIR)
+    return os.environ.get(FIRST) == str(first) and folder is not None and Run(Path(folder)).writer() == first
 
 
 def require_own_processes(cfg: DictConfig) -> None:
