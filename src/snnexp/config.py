@@ -124,16 +124,20 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
     """
     overrides = quoted(overrides)
     with _in_one_line(), _explained(overrides), _hydra(folder):
+        for override in overrides:
+            gate.require_own_resolvers(override, override.partition("=")[0])
         gate.Files.visits = 0
         try:
             cfg = hydra_compose("train", [NO_SEARCH, *overrides], return_hydra_config=True)
         finally:
             gate.Files.visits = None
-        node = cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False))
+        whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+        node = whole["hydra"]
         with open_dict(cfg):
             del cfg["hydra"]
-        gate.require_shipped_hydra(node)
-        gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+        gate.require_shipped_hydra(node, overrides)
+        # what is wrong in a run's part is told by that, and not by what was typed
+        gate.require_bounded(whole, sorted(whole, key="hydra".__eq__))
     return cfg, node
 
 
@@ -443,7 +447,8 @@ def check(cfg: DictConfig) -> DictConfig:
             if key not in cfg:
                 hint = f", {domains.listed(choices(key))}" if key in NODES else ""
                 raise ConfigError(f"{key}: every run needs one{hint}")
-        gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
+        unresolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+        gate.require_bounded(unresolved, unresolved)
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         return OmegaConf.create(_checked(cast(dict[str, Any], plain)))
 

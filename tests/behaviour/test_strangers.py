@@ -5,11 +5,13 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from shell import Shell, wait_until
 from test_processes import RUN, three_steps_are_done
 
@@ -114,3 +116,96 @@ def test_a_run_is_not_shared_when_its_lock_is_deleted(snnexp: Shell, shell: Shel
         process.communicate()
         (listed,) = json.loads("\n".join(snnexp("runs", ".", "--json").out))
         assert listed["status"] == "killed", "also where data workers outlive it"
+
+
+class TestConfigs:
+    SECRET = "hunter2"
+
+    def outcome(self, snnexp: Shell, text: str, *words: str) -> tuple[int, str]:
+        folder = snnexp.folder / "conf" / "experiment"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "theirs.yaml").write_text(f"# @package _global_\n# Theirs\n{text}\n")
+        ended = snnexp("train", "--config-dir", "conf", "experiment=theirs", *words, SECRET=self.SECRET)
+        (said,) = ended.err
+        assert os.listdir(snnexp.folder) == ["conf"]
+        assert self.SECRET not in said
+        return ended.code, said
+
+    @pytest.mark.parametrize("words", [(), ("-m", "seed=1,2")])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "name: ${oc.env:SECRET}",
+            "published: {a: '${ oc.env : SECRET , 1}'}",
+            "name: ${oc.env:SNNEXP_NAME,${oc.env:SECRET}}",
+            "name: ${oc.env:'SECRET'}",
+            "name: ${theirs:1}",
+            "name: \\${theirs:1}",
+            "name: ${new_run_id:}${theirs:1}",
+            "hydra: {job: {name: '${theirs:1}'}}",
+            "hydra: {help: {header: '${oc.env:SECRET}'}}",
+            "defaults:\n  - override /neuron: ${theirs:1}",
+        ],
+    )
+    def test_no_function_and_no_variable_of_others_is_read(
+        self, snnexp: Shell, text: str, words: tuple[str, ...]
+    ) -> None:
+        called = []
+        OmegaConf.register_new_resolver("theirs", called.append, replace=True)
+        try:
+            assert self.outcome(snnexp, text, *words)[0] == 2
+        finally:
+            OmegaConf.clear_resolver("theirs")
+        assert called == []
+
+    @pytest.mark.parametrize("override", ["name=${oc.env:SECRET}", "neuron=${oc.env:SECRET}", "+a=${oc.decode:1}"])
+    def test_what_is_typed_follows_the_same_rule(self, snnexp: Shell, override: str) -> None:
+        ended = snnexp("train", "experiment=regression_sqrt", override, SECRET=self.SECRET)
+        assert (ended.code, len(ended.err)) == (2, 1)
+        assert self.SECRET not in ended.err[0]
+
+    def test_hydras_own_settings_do_not_multiply(self, snnexp: Shell) -> None:
+        doubled = "".join(f"    a{index}: '${{.a{index + 1}}}${{.a{index + 1}}}'\n" for index in range(60))
+        for node in ("env", "help"):
+            assert self.outcome(snnexp, f"hydra:\n  {node}:\n{doubled}    a60: x")[0] == 2
+
+    @pytest.mark.parametrize("key", ["launcher.workers", "launcher.threads"])
+    def test_hydras_own_settings_have_domains(self, snnexp: Shell, key: str) -> None:
+        ended = snnexp("train", "experiment=regression_sqrt", "hydra/launcher=processes", f"hydra.{key}=-1")
+        assert (ended.code, ended.key) == (2, f"hydra.{key}")
+
+    def test_only_the_command_line_names_a_database(self, snnexp: Shell) -> None:
+        text = f"hydra:\n  sweeper: {{storage: 'sqlite:///{snnexp.folder}/theirs.db'}}"
+        words = ("hydra/sweeper=optuna", "optimizer.lr=interval(1e-4,1e-2)", "hydra.sweeper.metric=test/loss")
+        code, said = self.outcome(snnexp, f"defaults:\n  - regression_sqrt\n{text}", "-m", *words)
+        assert (code, said.split(": ")[1]) == (2, "hydra.sweeper.storage")
+
+
+@pytest.fixture
+def search(snnexp: Shell) -> Path:
+    """A search of which a point was left."""
+    (kept,) = (Path(__file__).parents[1] / "old" / "search").iterdir()
+    search = shutil.copytree(kept, snnexp.folder / kept.name)
+    change(search, lambda content: content["points"][0].update(status="interrupted"))
+    return search
+
+
+def change(sweep: Path, act: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((sweep / "sweep.json").read_text())
+    act(content)
+    (sweep / "sweep.json").write_text(json.dumps(content))
+
+
+class TestSweeps:
+    def test_only_the_command_line_names_a_database(self, snnexp: Shell, search: Path) -> None:
+        theirs = snnexp.folder / "theirs.db"
+        change(search, lambda content: content["search"]["settings"].update(storage=f"sqlite:///{theirs}"))
+        ended = snnexp("resume", str(search))
+        assert (ended.code, ended.key) == (2, "hydra.sweeper.storage")
+        assert not theirs.exists()
+
+    def test_a_search_reads_no_variables(self, snnexp: Shell, search: Path) -> None:
+        change(search, lambda content: content["search"]["overrides"].append("name=${oc.env:SECRET}"))
+        ended = snnexp("resume", str(search), SECRET="hunter2")
+        assert (ended.code, len(ended.err)) == (2, 1)
+        assert "hunter2" not in "".join(path.read_text(errors="replace") for path in search.glob("*.json*"))
