@@ -25,9 +25,10 @@ ALLOWED: dict[str, set[str]] = {
     "optimizers": LEAVES,
     "upgrade": LEAVES,
     "files": LEAVES,
+    "limits": LEAVES,
     "runs": LEAVES | {"files", "upgrade"},
     "seeds": set(),
-    "data": LEAVES | {"seeds"},
+    "data": LEAVES | {"limits", "seeds"},
     "events": set(),
     "encoders": LEAVES | {"events"},
     "neurons": LEAVES | {"surrogates", "initializers"},
@@ -45,13 +46,25 @@ ALLOWED: dict[str, set[str]] = {
     "gate": LEAVES | {"pairs"},
     "config": LEAVES | {"gate", "pairs", "runs", "upgrade"},
     "assembly": LEAVES
-    | {"callbacks", "config", "console", "data", "encoders", "events", "kernels", "losses", "metrics", "network"}
+    | {
+        "callbacks",
+        "config",
+        "console",
+        "data",
+        "encoders",
+        "events",
+        "kernels",
+        "limits",
+        "losses",
+        "metrics",
+        "network",
+    }
     | {"neurons", "pairs", "saving", "task"},
     "report": LEAVES | {"config", "listing", "runs"},
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "experiment": LEAVES
-    | {"assembly", "callbacks", "checkpoints", "config", "console", "probe", "progress"}
+    | {"assembly", "callbacks", "checkpoints", "config", "console", "limits", "probe", "progress"}
     | {"runs", "saving"},
     "sweeps": LEAVES
     | {
@@ -66,13 +79,14 @@ ALLOWED: dict[str, set[str]] = {
         "experiment",
         "files",
         "kernels",
+        "limits",
         "metrics",
     }
     | {"network", "neurons", "probe", "runs", "saving", "seeds", "surrogates", "task", "upgrade"},
     "launch": LEAVES | {"config", "experiment", "gate", "sweeps"},
     "doctor": LEAVES | {"config", "data", "runs"},
     "cli": LEAVES
-    | {"__init__", "config", "console", "doctor", "experiment", "launch", "listing", "report"}
+    | {"__init__", "config", "console", "doctor", "experiment", "launch", "limits", "listing", "report"}
     | {"runs", "sweeps"},
 }
 KNOW_HYDRA = {"assembly", "config", "gate", "experiment", "launch", "sweeps"}

@@ -19,7 +19,7 @@ from faults import REASONS
 from rich.console import Console
 from test_cli import in_a_terminal, record, snnexp
 
-from snnexp import config, launch
+from snnexp import config, launch, limits
 from snnexp.cli import main
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.runs import Run
@@ -347,7 +347,7 @@ while True: time.sleep(1)
 
 def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_gpus", lambda: ["3", "5", "7"])
-    monkeypatch.setattr(driver, "_cores", lambda: 8)
+    monkeypatch.setattr(limits, "cores", lambda: 8)
 
     def shares(**changes: Any) -> list[tuple[str, str | None]]:
         slots = driver.slots_of(tmp_path, {**SETTINGS, "workers": None, "threads": None, **changes}, 8, {"auto"})

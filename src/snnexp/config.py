@@ -133,6 +133,9 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
             gate.Files.visits = None
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
+        if node["runtime"]["choices"].get("debug") == "batch" and whole["trainer"].get("max_epochs") != 1:
+            epochs = domains.shown(whole["trainer"].get("max_epochs"))
+            raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]
         gate.require_shipped_hydra(node, overrides)

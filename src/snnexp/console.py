@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -218,7 +219,10 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def quiet(log: Path | None = None) -> Iterator[None]:
-    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well."""
+    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well.
+
+    What the disk refuses a thread of TensorBoard's, TensorBoard raises here again.
+    """
     handler = LogFile(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     shown = logging.StreamHandler()
@@ -228,6 +232,14 @@ def quiet(log: Path | None = None) -> Iterator[None]:
     }
     handlers_of["snnexp"] = [handler, shown] if log else [handler]
     before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in handlers_of}
+    before_threads = threading.excepthook
+
+    def in_thread(found: threading.ExceptHookArgs) -> None:
+        board = type(found.thread).__module__.startswith("tensorboard")
+        if not (board and isinstance(found.exc_value, OSError)):
+            before_threads(found)
+
+    threading.excepthook = in_thread
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         logging.captureWarnings(True)
@@ -237,6 +249,7 @@ def quiet(log: Path | None = None) -> Iterator[None]:
         try:
             yield
         finally:
+            threading.excepthook = before_threads
             logging.captureWarnings(False)
             for name, (handlers, propagate) in before.items():
                 logging.getLogger(name).handlers = handlers

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from snnexp import callbacks, checkpoints, config, console, domains, probe, progress, runs, saving
+from snnexp import callbacks, checkpoints, config, console, domains, limits, probe, progress, runs, saving
 from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.config import compose
@@ -221,7 +221,9 @@ def memory_told() -> Iterator[None]:
     """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and (limit := limits.met(error)):
+            raise ConfigError(limit) from error
         # PyTorch has no class of its own for a CPU that has no more
         if "DataLoader worker" in str(error):
             raise DataError(f"data.num_workers: {domains.line(str(error))}") from error

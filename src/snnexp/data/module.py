@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Sampler
 
-from snnexp import domains
+from snnexp import domains, limits
 from snnexp.errors import ConfigError, InterruptedRunError
 from snnexp.seeds import fold
 
@@ -75,6 +75,8 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         domains.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
+        limits.require_processes("num_workers", num_workers)
+        limits.require_files("num_workers", num_workers)
         if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:
             most = f"TMPDIR has {length} bytes, and data workers need one of at most {LONGEST_TMPDIR}"
             raise ConfigError(f"num_workers: {most}; shorten it, or set num_workers=0")

@@ -4,11 +4,10 @@ import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from snnexp import config, domains
+from snnexp import config, domains, limits
 from snnexp.console import console, show_path, tell
 from snnexp.errors import ConfigError, SnnexpError, located
 from snnexp.sweeps import display
@@ -203,6 +202,8 @@ def check(launcher: Mapping[str, Any]) -> None:
         if missing:
             raise ConfigError(f"{missing[0]}: every launcher needs one")
         domains.check(launcher)
+        if launcher.get("cluster") != "slurm" and launcher["workers"] is not None:
+            limits.require_processes("workers", launcher["workers"])
         if launcher.get("cluster") == "slurm" and shutil.which("srun") is None:
             raise ConfigError("cluster: got slurm, and there is no srun here; local tries it on this machine")
 
@@ -255,7 +256,7 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
         most = min(launcher["workers"] or jobs, jobs)
         return [cluster.ClusterJob(submitting, launcher["threads"]) for _ in range(most)]
     gpus = _gpus() if accelerators != {"cpu"} else []
-    cores = _cores()
+    cores = limits.cores()
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
     if each > len(gpus):
         raise ConfigError(f"hydra.launcher.gpus: got {each}, there are {len(gpus)} for these points here")
@@ -271,15 +272,6 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         slots.append(Worker(environment, None if limit is None else int(limit * GIGABYTE)))
     return slots
-
-
-def _cores() -> int:
-    """The cores that this process may use, which a container may have fewer of than the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def _gpus() -> list[str]:
