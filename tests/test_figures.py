@@ -203,3 +203,17 @@ def test_drawing_leaves_nothing_behind(name: str) -> None:
 def test_axes_say_what_they_show(name: str) -> None:
     for axes in DRAWN[name]().axes:
         assert axes.get_xlabel() or axes.get_ylabel(), "both, but for bars whose names are the axis"
+
+
+@pytest.mark.parametrize("name", ["a\x07b", "a\x1b[31mb", "a\u200eb", "a\ud800b"])
+def test_what_cannot_be_printed_is_escaped_in_every_text(name: str) -> None:
+    figure = Figure(figsize=(3, 3))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], label=name)
+    axes.legend()
+    axes.set_title(f"{name}\nmore")
+    axes.set(xlabel=name, xticks=[0, 1], xticklabels=[name, "plain"])
+    text = figures.svg(figure)
+    assert figures.png(figure)
+    assert name not in text
+    assert text.count(name.encode("unicode_escape").decode()) >= 4

@@ -307,7 +307,7 @@ INTERPOLATIONS = {
     "doubling": chain(60, "'{0}{0}'") + "  a60: 1",
     "doubling lists": chain(60, "['{0}', '{0}']") + "  a60: 1",
     "doubling relatives": "published:\n" + "".join(f"  a{i}: '${{.a{i + 1}}}${{.a{i + 1}}}'\n" for i in range(60)),
-    "doubling in a function": chain(60, "'${{oc.env:NO,{0}{0}}}'") + "  a60: 1",
+    "doubling in a function": chain(60, "'${{oc.env:SNNEXP_NO,{0}{0}}}'") + "  a60: 1",
     "built names": "published:\n  a: b\n  c: ${published.${published.a}}",
     "built text": "published:\n  a: ${oc.create:'{b: 1}'}",
     "itself": "name: ${name}",
@@ -341,7 +341,7 @@ def test_defaults_that_double_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_what_people_write_is_not_refused(tmp_path: Path) -> None:
     text = "name: run_${seed}_${neuron.reset}\nreadout:\n  beta: ${neuron.beta}"
-    text += "\ndata:\n  root: ${oc.env:NO_SUCH,/tmp/${name}}"
+    text += "\ndata:\n  root: ${oc.env:SNNEXP_NO_SUCH,/tmp/${name}}"
     conf = folder(tmp_path, f"defaults:\n  - mnist_leaky\n  - override /readout: leaky\n{text}")
     cfg = check(composed(["experiment=evil", "seed=4"], conf)[0])
     assert (cfg.name, cfg.data.root, cfg.readout.beta) == ("run_4_subtract", "/tmp/run_4_subtract", 0.95)

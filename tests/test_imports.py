@@ -24,9 +24,11 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": LEAVES,
     "optimizers": LEAVES,
     "upgrade": LEAVES,
-    "runs": LEAVES | {"upgrade"},
+    "files": LEAVES,
+    "limits": LEAVES,
+    "runs": LEAVES | {"files", "upgrade"},
     "seeds": set(),
-    "data": LEAVES | {"seeds", "user_parts"},
+    "data": LEAVES | {"limits", "seeds", "user_parts"},
     "events": set(),
     "encoders": LEAVES | {"events"},
     "neurons": LEAVES | {"surrogates", "initializers"},
@@ -34,10 +36,10 @@ ALLOWED: dict[str, set[str]] = {
     "network": LEAVES | {"neurons", "events"},
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
-    "threads": LEAVES,
+    "threads": LEAVES | {"limits"},
     "recipes": LEAVES | {"config"},
     "listing": LEAVES | {"runs"},
-    "console": LEAVES,
+    "console": LEAVES | {"files"},
     "progress": LEAVES | {"console"},
     "checkpoints": LEAVES | {"runs", "upgrade"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
@@ -58,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
         "encoders",
         "events",
         "kernels",
+        "limits",
         "losses",
         "metrics",
         "network",
@@ -67,7 +70,18 @@ ALLOWED: dict[str, set[str]] = {
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "training": LEAVES
-    | {"assembly", "callbacks", "checkpoints", "config", "console", "isolation", "network", "probe", "progress"}
+    | {
+        "assembly",
+        "callbacks",
+        "checkpoints",
+        "config",
+        "console",
+        "isolation",
+        "limits",
+        "network",
+        "probe",
+        "progress",
+    }
     | {"recipes", "runs", "saving", "threads", "user_parts"},
     "sweeps": LEAVES
     | {
@@ -79,7 +93,9 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "encoders",
         "events",
+        "files",
         "kernels",
+        "limits",
         "metrics",
     }
     | {"network", "neurons", "probe", "recipes", "runs", "saving", "seeds", "surrogates", "task", "threads"}
@@ -87,9 +103,9 @@ ALLOWED: dict[str, set[str]] = {
     "launch": LEAVES | {"config", "console", "gate", "runs", "sweeps", "threads", "training"},
     # what users import; nothing imports it
     "experiment": LEAVES | {"assembly", "config", "isolation", "launch", "listing", "runs", "sweeps", "training"},
-    "doctor": LEAVES | {"config", "data", "runs", "threads"},
+    "doctor": LEAVES | {"config", "data", "limits", "runs", "threads"},
     "cli": LEAVES
-    | {"__init__", "config", "console", "doctor", "launch", "listing", "report"}
+    | {"__init__", "config", "console", "doctor", "launch", "limits", "listing", "report"}
     | {"runs", "sweeps", "threads", "training"},
 }
 KNOW_HYDRA = {"assembly", "config", "gate", "isolation", "launch", "sweeps", "training"}

@@ -1,5 +1,6 @@
 """Run directories: exclusive, strict JSON, whole or not at all; checkpoints that tell when they are damaged."""
 
+import copy
 import errno
 import hashlib
 import json
@@ -9,12 +10,14 @@ import random
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -651,3 +654,76 @@ class TestDamagedRecords:
         run = create(tmp_path)
         run.update(reason="a \ud800 b")
         assert run.read()["reason"] == "a \ud800 b"
+
+
+def test_a_data_worker_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.close()
+    script = (
+        "import os, sys; from pathlib import Path; from snnexp.runs import Run\n"
+        "run = Run(Path(sys.argv[1])); run.lock()\n"
+        "if not os.fork(): print(Run(run.path).in_use(), flush=True); sys.stdin.read(); os._exit(0)\n"
+        "os.wait()"
+    )
+    command = [sys.executable, "-c", script, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        process.kill()
+        process.wait()
+        run.lock()
+        run.close()
+
+
+def test_an_older_version_that_locks_the_file_alone_is_respected(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.close()
+    script = (
+        "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(run.path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert run.in_use()
+        with pytest.raises(InUseError):
+            run.lock()
+        process.kill()
+    run.lock()
+    run.close()
+
+
+class TestArrays:
+    @pytest.mark.parametrize("kind", ["values", "entries", "one content", "object", "complex", "records", "packed"])
+    def test_what_no_run_writes_is_not_read(self, tmp_path: Path, kind: str) -> None:
+        run = create(tmp_path)
+        run.write_arrays("last", {"a": np.zeros(1000), "b": np.array(["text"])})
+        path = run.probe / "last.npz"
+        assert [*run.arrays("last")] == ["a", "b"]
+        if kind == "values":
+            np.savez(path, a=np.zeros(20_000_000, np.uint8))
+        elif kind == "entries":
+            np.savez(path, **{str(number): np.zeros(1) for number in range(5000)})
+        elif kind == "one content":
+            repeated(path, 100)
+        elif kind == "packed":
+            np.savez_compressed(path, a=np.zeros(1000))
+        else:
+            dtype = {"object": object, "complex": complex, "records": [("a", int)]}[kind]
+            np.savez(path, a=np.zeros(3, dtype))
+        with pytest.raises(CheckpointError, match=r"last\.npz"):
+            run.arrays("last")
+        run.close()
+
+
+def repeated(path: Path, times: int) -> None:
+    """Let the directory of an archive name its first entry many times, each time otherwise."""
+    with zipfile.ZipFile(path, "a") as archive:
+        first = archive.infolist()[0]
+        for number in range(times):
+            entry = copy.copy(first)
+            entry.filename = f"{number}.npy"
+            archive.filelist.append(entry)
+        # for what was added by hand
+        archive._didModify = True

@@ -21,7 +21,7 @@ from faults import REASONS
 from rich.console import Console
 from test_cli import in_a_terminal, record, snnexp
 
-from snnexp import config, launch, threads
+from snnexp import config, launch, limits
 from snnexp.cli import main
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.runs import Run
@@ -349,7 +349,7 @@ while True: time.sleep(1)
 
 def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_gpus", lambda: ["3", "5", "7"])
-    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(limits, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
     def shares(**changes: Any) -> list[tuple[str, str | None]]:

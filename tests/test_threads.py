@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snnexp import experiment, threads
+from snnexp import experiment, limits, threads
 from snnexp.cli import main
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose, evaluate, resume, run
@@ -19,7 +19,7 @@ RUN = ["experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=2", "log
 @pytest.fixture(autouse=True)
 def eight_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(limits, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
@@ -70,7 +70,7 @@ def test_a_run_computes_with_one_unless_told_and_is_resumed_with_as_many(
     evaluate(path)
     assert used == [2, 2]
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(threads, "cores", lambda: 1)
+    monkeypatch.setattr(limits, "cores", lambda: 1)
     evaluate(path)
     resume(path, ["trainer.max_epochs=5"])
     assert used[2:] == [1, 1]

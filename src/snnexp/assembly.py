@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import callbacks, console, contracts, domains, kernels, metrics, pairs, saving, user_parts
+from snnexp import callbacks, console, contracts, domains, kernels, limits, metrics, pairs, saving, user_parts
 from snnexp.config import factory, instantiate
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
@@ -125,12 +125,16 @@ def make_trainer(
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            if trainer.strategy.root_device.type == "cpu":
+                limits.require_processes("devices", devices)
             if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
                 own = _Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
                 trainer.strategy._launcher = own
             # Lightning took it from variables that whoever started this process may have set, and then logs nothing
             rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
             return trainer
+    except ConfigError:
+        raise
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error

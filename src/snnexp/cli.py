@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from snnexp.domains import closest
 
         return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], VERBS)}; see snnexp --help")
+    from snnexp import limits
     from snnexp.errors import DISK, SnnexpError, about_disk
 
     # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
@@ -71,15 +72,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.getcwd()
     except FileNotFoundError:
         return _refuse("the current folder is gone; change to another one", 74)
+    if (mask := _umask()) & 0o700:
+        return _refuse(f"umask: {mask:03o} takes the rights of the owner from all that is made here; set it to 022")
+    if limits.has_short_files():
+        # Python would keep the part of a compiled module that it could write
+        sys.dont_write_bytecode = True
     try:
         with _ending_at_once_on_signals():
             return verb(arguments[1:])
     except SnnexpError as error:
         return _refuse(error.args, error.exit_code)
-    except OSError as error:
+    except (ImportError, MemoryError, OSError) as error:
+        if limit := limits.met(error):
+            return _refuse(limit)
+        if not isinstance(error, OSError):
+            raise
         if error.filename is None and error.errno not in DISK:
             raise
         return _refuse(about_disk(error), 74)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 class _Lasting(io.FileIO):

@@ -271,18 +271,27 @@ def _dots(key: str) -> Iterator[int]:
 
 def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
     with _in_one_line(), explained(overrides, folder), _hydra(folder):
+        for override in overrides:
+            gate.require_own_resolvers(override, override.partition("=")[0])
         gate.Files.visits = 0
         try:
             cfg = hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
         finally:
             gate.Files.visits = None
-        node = cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False))
+        whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+        node = whole["hydra"]
+        if node["runtime"]["choices"].get("debug") == "batch" and whole["trainer"].get("max_epochs") != 1:
+            epochs = domains.shown(whole["trainer"].get("max_epochs"))
+            raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]
-        gate.require_shipped_hydra(node)
-        gate.require_bounded(OmegaConf.to_container(cfg, resolve=False))
-        typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)
-        if typed and not any("${surrogate" in text for text in _texts(OmegaConf.to_container(cfg, resolve=False))):
+        gate.require_shipped_hydra(node, overrides)
+        # what is wrong in a run's part is told by that, and not by what was typed
+        gate.require_bounded(whole, sorted(whole, key="hydra".__eq__))
+        own = [text for key, part in whole.items() if key != "hydra" for text in _texts(part)]
+        if any(key_of(override).partition(".")[0] == "surrogate" for override in overrides) and not any(
+            "${surrogate" in text for text in own
+        ):
             raise ConfigError("surrogate: no neuron of this config takes one")
         for group in GLOBAL:
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
@@ -734,10 +743,10 @@ def _check(cfg: DictConfig, together: bool = True) -> DictConfig:
         if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
             hints = {key: f", {domains.listed(choices(key))}" for key in NODES}
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
-        written = OmegaConf.to_container(cfg, resolve=False)
-        gate.require_bounded(written)
+        written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+        gate.require_bounded(written, written)
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        return OmegaConf.create(_checked(cast(dict[str, Any], plain), cast(dict[str, Any], written), together))
+        return OmegaConf.create(_checked(cast(dict[str, Any], plain), written, together))
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:

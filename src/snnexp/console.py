@@ -6,6 +6,7 @@ import logging
 import math
 import shlex
 import sys
+import threading
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from snnexp.domains import number, shown
+from snnexp.files import append_to
 
 BY_LAYER = {"firing_rate": "firing rate", "dead": "dead", "saturated": "saturated", "synops": "synops"}
 """Measures ``<split>/<measure>/<layer>``, which share a row per layer, and their columns."""
@@ -241,7 +243,10 @@ def tell(sentence: str) -> None:
 
 
 class LogFile(logging.FileHandler):
-    """A disk that says no is told like everywhere else, and not as a traceback between the lines."""
+    """A log in a directory that may be anybody's; a disk that says no is told like everywhere else."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open(append_to(Path(self.baseFilename)), "ab"), encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         raise
@@ -249,7 +254,10 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def quiet(log: Path | None = None) -> Iterator[None]:
-    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well."""
+    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well.
+
+    What the disk refuses a thread of TensorBoard's, TensorBoard raises here again.
+    """
     handler = LogFile(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     shown = logging.StreamHandler()
@@ -259,6 +267,14 @@ def quiet(log: Path | None = None) -> Iterator[None]:
     }
     handlers_of["snnexp"] = [handler, shown] if log else [handler]
     before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in handlers_of}
+    before_threads = threading.excepthook
+
+    def in_thread(found: threading.ExceptHookArgs) -> None:
+        board = type(found.thread).__module__.startswith("tensorboard")
+        if not (board and isinstance(found.exc_value, OSError)):
+            before_threads(found)
+
+    threading.excepthook = in_thread
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         logging.captureWarnings(True)
@@ -268,6 +284,7 @@ def quiet(log: Path | None = None) -> Iterator[None]:
         try:
             yield
         finally:
+            threading.excepthook = before_threads
             logging.captureWarnings(False)
             for name, (handlers, propagate) in before.items():
                 logging.getLogger(name).handlers = handlers

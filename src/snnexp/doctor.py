@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from snnexp import config, runs, threads
+from snnexp import config, limits, runs, threads
 from snnexp.errors import DataError
 
 
@@ -13,7 +13,7 @@ def report() -> int:
         print(f"{package:<12} {version}")
     import torch
 
-    print(f"{'cpu':<12} {threads.cores()} cores, threads of a run: {threads.number({'trainer': {}})}")
+    print(f"{'cpu':<12} {limits.cores()} cores, threads of a run: {threads.number({'trainer': {}})}")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(index).total_memory / 2**30

@@ -185,6 +185,8 @@ def _describes_an_object(value: object) -> bool:
 
 FINITE = Number()
 POSITIVE = Number(low=0, open_low=True)
+SCALE = Number(low=1e-30, high=1e30)
+"""Of what is inverted and multiplied by others in 32 bits."""
 NOT_NEGATIVE = Number(low=0)
 COUNT = Number(low=1, whole=True)
 INDEX = Number(low=0, whole=True)
@@ -231,7 +233,7 @@ DOMAINS: dict[str, Domain] = {
     "v_reset": Parameter(FINITE),
     "learn": ListOf(OneOf("tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")),
     "log_tau": FLAG,
-    "dt": POSITIVE,
+    "dt": SCALE,
     # initializers
     "value": FINITE,
     "low": FINITE,
@@ -239,9 +241,9 @@ DOMAINS: dict[str, Domain] = {
     "mean": FINITE,
     "std": POSITIVE,
     # surrogates
-    "alpha": POSITIVE,
-    "slope": POSITIVE,
-    "width": POSITIVE,
+    "alpha": SCALE,
+    "slope": SCALE,
+    "width": SCALE,
     "surrogate": Part("{_target_: snnexp.surrogates.ATan}"),
     # network
     "hidden": ListOf(COUNT),

@@ -8,7 +8,7 @@ import inspect
 import os
 import pkgutil
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +30,10 @@ MAX_DEPTH = 32
 MAX_VISITS = 500
 """How many configs one composition may go through, each as often as it is named; a recipe takes about 50."""
 
+RESOLVERS = ("new_run_id",)
+"""Functions that an interpolation may call."""
+RESOLVER = re.compile(r"\$\{[ \t]*([^${}:]*?)[ \t]*:(?=([^}]*))")
+OWN_VARIABLE = re.compile(r"[ \t]*SNNEXP_\w*[ \t]*(,|$)", re.ASCII)
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
 HYDRA: dict[str, Any] = {
     "run": {"dir": "."},
@@ -45,6 +49,7 @@ HYDRA: dict[str, Any] = {
 }
 """What of Hydra's node writes, prints or calls, as conf/train.yaml leaves it; the rest is text, or is set by Hydra."""
 STARTERS = ("launcher", "sweeper")
+STORAGE = "hydra.sweeper.storage="
 BASIC = (
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
@@ -77,6 +82,9 @@ def read(path: Path) -> str:
                 raise ConfigError(f"{path}: line {line} has an alias; write the value out, or ${{...}}")
             if getattr(event, "tag", None) is not None:
                 raise ConfigError(f"{path}: line {line} has a tag; plain values have none")
+            if isinstance(event, yaml.ScalarEvent):
+                # Hydra resolves some before a config is composed
+                require_own_resolvers(event.value, f"{path}: line {line}")
             scalar = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
             if scalar and OTHER_BASE.fullmatch(event.value) and not isinstance(yaml.safe_load(event.value), str):
                 raise ConfigError(
@@ -134,13 +142,31 @@ class _Result(ConfigResult):
         return super().__getattribute__(name)
 
 
-def require_bounded(plain: Any) -> None:
+def require_own_resolvers(text: str, place: str) -> None:
+    """Refuse a text whose interpolation calls a function, but for those of this package and a variable of its own.
+
+    Any function may be registered in this process, and any variable may hold a secret, which a run would record.
+
+    Args:
+        text: as it was written.
+        place: the key, or file and line.
+    """
+    for name, arguments in RESOLVER.findall(text):
+        if name not in RESOLVERS and not (name == "oc.env" and OWN_VARIABLE.match(arguments)):
+            called = domains.shown(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{arguments}")
+            raise ConfigError(f"{place}: {called} is not resolved, only ${{key}} and ${{oc.env:SNNEXP_...}} are")
+
+
+def require_bounded(plain: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Refuse interpolations that lead back to themselves, or whose values together are too large.
 
     Args:
         plain: a config's containers and values, not yet resolved.
+        keys: what is looked at.
     """
-    _Weights(plain).of(plain, ())
+    weights = _Weights(plain)
+    for key in keys:
+        weights.of(plain[key], (str(key),))
 
 
 class _Weights:
@@ -148,8 +174,7 @@ class _Weights:
 
     # what OmegaConf lets a reference be made of
     reference = re.compile(r"\$\{[ \t]*([^\\${}():\s'\"]+)[ \t]*\}")
-    # these look values up, or build them, by a text that can itself be put together
-    lookups = re.compile(r"\$\{[ \t]*oc\.(?!env[ \t]*:)")
+    # a name that is itself put together
     composed = re.compile(r"\$\{[^${}:]*\$\{")
 
     def __init__(self, root: Any) -> None:
@@ -173,8 +198,9 @@ class _Weights:
             return 1 + sum(self.of(value, (*path, str(key))) for key, value in items)
         if not isinstance(node, str):
             return 1
-        if self.lookups.search(node) or self.composed.search(node):
-            raise ConfigError(f"{'.'.join(path)}: of OmegaConf's functions only oc.env, and no name made of others")
+        require_own_resolvers(node, ".".join(path))
+        if self.composed.search(node):
+            raise ConfigError(f"{'.'.join(path)}: an interpolation may not be made of others")
         # long texts count for more, for they multiply as well
         return 1 + len(node) // 64 + sum(self._referred(word, path) for word in self.reference.findall(node))
 
@@ -197,11 +223,12 @@ class _Weights:
         return self.of(node, target[:walked])
 
 
-def require_shipped_hydra(node: Mapping[str, Any]) -> None:
+def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) -> None:
     """Refuse what would make Hydra write elsewhere, or call anything but a launcher and a sweeper that may be called.
 
     Args:
         node: Hydra's own node of a composed config, not resolved.
+        typed: overrides.
     """
     for key, shipped in HYDRA.items():
         found = node.get(key)
@@ -216,7 +243,10 @@ def require_shipped_hydra(node: Mapping[str, Any]) -> None:
         if not isinstance(starter, Mapping):
             raise ConfigError(f"hydra.{key}: got {domains.shown(starter)}, every sweep needs one, such as basic")
         _require_starter(starter, f"hydra.{key}")
+        domains.check(starter, f"hydra.{key}.")
     sweeper = node["sweeper"]
+    if sweeper.get("storage") is not None and not any(override.lstrip("+").startswith(STORAGE) for override in typed):
+        raise ConfigError(f"{STORAGE[:-1]}: only the command line names a database, a config file may not")
     batch = domains.Either(domains.COUNT, domains.NULL)
     if sweeper.get("max_batch_size") not in batch:
         size = domains.shown(sweeper["max_batch_size"])

@@ -36,7 +36,12 @@ class Adam(OptimizerFactory):
 
     def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(
-            parameters, self.lr, (self.betas[0], self.betas[1]), weight_decay=self.weight_decay, fused=True
+            # whole numbers, as of [0,0], are no floats to PyTorch
+            parameters,
+            self.lr,
+            (float(self.betas[0]), float(self.betas[1])),
+            weight_decay=self.weight_decay,
+            fused=True,
         )
         return _scheduled(optimizer, self.schedule, total_steps)
 

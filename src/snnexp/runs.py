@@ -17,7 +17,6 @@ that runs can be listed quickly.
 
 import csv
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -27,29 +26,33 @@ import re
 import secrets
 import shutil
 import stat
-import struct
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, BinaryIO, cast
 
 import yaml
 
 from snnexp import domains, upgrade
-from snnexp.errors import CheckpointError, ConfigError, InUseError
+from snnexp.errors import CheckpointError, ConfigError
+from snnexp.files import Lock, append_to
 
 GIT_S = 10
 """How long git may take."""
 MAX_LEVELS = 32
 """Of what is nested in a record."""
-MAX_ARRAYS_BYTES, MAX_METRICS_BYTES = 2**26, 2**30
 OUTPUTS = "outputs"
 """The folder of runs, where ``logger.root`` names no other one."""
+MAX_METRICS_BYTES, MAX_ROW_BYTES = 2**30, 2**20
+MAX_ARRAYS_BYTES, MAX_ARRAYS = 2**26, 2**12
+MAX_VALUES = 2**24
+"""Of all arrays of a file together: figures take some hundred bytes for each."""
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
@@ -152,14 +155,11 @@ class Facts:
 class Run:
     """A run directory."""
 
-    _locked: ClassVar[set[Path]] = set()
-    """Directories that this process has locked: to the system, a process does not stand in its own way."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints, self.probe = path / "checkpoints", path / "probe"
         self._metrics: int | None = None
-        self._lock: int | None = None
+        self._lock: Lock | None = None
         self._written = 0
         self._digest = hashlib.sha256()
 
@@ -204,9 +204,7 @@ class Run:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-        self._locked.discard(self.path.resolve())
         self.path, self.checkpoints, self.probe = path, path / "checkpoints", path / "probe"
-        self._locked.add(self.path.resolve())
         _sync(parent)
 
     @classmethod
@@ -215,7 +213,8 @@ class Run:
 
         Raises:
             ConfigError: it is no run directory.
-            CheckpointError: a part of it is a link, also a hard one, so that writing here would write elsewhere.
+            CheckpointError: a part of it is a link, also a hard one, so that writing here would write elsewhere, or is
+                neither a plain file nor a folder.
         """
         run = cls(path.resolve())
         if (run.path / "sweep.json").is_file():
@@ -223,13 +222,7 @@ class Run:
         if not (run.path / "config.yaml").is_file():
             raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
         for part in run.path.rglob("*"):
-            try:
-                status = part.lstat()
-            except FileNotFoundError:
-                # replaced just now by the process that writes here
-                continue
-            if stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1):
-                raise CheckpointError(f"{part}: a link, and a run directory may not lead elsewhere; put the file here")
+            require_own(part)
         return run
 
     def lock(self) -> None:
@@ -238,41 +231,15 @@ class Run:
         Raises:
             InUseError: another process writes here.
         """
-        if self.path.resolve() in self._locked:
-            raise InUseError(f"{self.path}: in use by this process")
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise CheckpointError(f"{self.path / '.lock'}: not a plain file")
-        try:
-            # a lock of this kind is not inherited by data workers, which may outlive a process that is killed
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(handle, 20).decode(errors="replace")
-            os.close(handle)
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            raise InUseError(f"{self.path}: in use by process {owner.strip()}") from error
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
-        self._lock = handle
-        self._locked.add(self.path.resolve())
+        self._lock = Lock(self.path)
 
     def in_use(self) -> bool:
-        """Whether a process writes here now; nothing is locked in order to know."""
-        if self.path.resolve() in self._locked:
-            # nor is the file opened here: closing it again would let go of the lock that this process has
-            return True
-        try:
-            handle = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
-                raise
-            return False
-        try:
-            return _is_locked(handle)
-        finally:
-            os.close(handle)
+        """Whether a process writes here now."""
+        return self.writer() is not None
+
+    def writer(self) -> int | None:
+        """The process that writes here now, 0 where its number is not known; None where there is none."""
+        return Lock.owner(self.path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
@@ -417,7 +384,7 @@ class Run:
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl; NaN and infinity become null."""
         if self._metrics is None:
-            self._metrics = os.open(self.path / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+            self._metrics = append_to(self.path / "metrics.jsonl", create=False)
         line = json.dumps(_finite(row), allow_nan=False).encode() + b"\n"
         _write(self._metrics, line)
         self._written += len(line)
@@ -430,8 +397,10 @@ class Run:
             CheckpointError: a line is no row that a run writes.
         """
         path = self.path / "metrics.jsonl"
-        for number, line in enumerate(plain_file(path, at_most=MAX_METRICS_BYTES).splitlines(keepends=True), 1):
-            if line.endswith(b"\n"):
+        with open_plain(path, at_most=MAX_METRICS_BYTES) as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES), b""), 1):
+                if not line.endswith(b"\n") and len(line) < MAX_ROW_BYTES:
+                    return
                 try:
                     row = plain_json(line)
                 except (ValueError, RecursionError) as error:
@@ -461,8 +430,6 @@ class Run:
         Raises:
             CheckpointError: it is damaged, or not what :meth:`write_arrays` writes.
         """
-        import zipfile
-
         import numpy as np
 
         path = self.probe / f"{name}.npz"
@@ -473,9 +440,7 @@ class Run:
         content = plain_file(path, at_most=MAX_ARRAYS_BYTES)
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                # what is packed may unpack to any size
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise CheckpointError(f"{path}: damaged, its arrays are packed")
+                _require_plain_arrays(archive, path, len(content))
             with np.load(io.BytesIO(content), allow_pickle=False) as found:
                 return {key: found[key] for key in found.files}
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, MemoryError) as error:
@@ -490,12 +455,12 @@ class Run:
     def has_metrics(self, so_far: Mapping[str, Any]) -> bool:
         """Whether metrics.jsonl begins with the rows that :meth:`metrics_so_far` told of."""
         length, digest = int(so_far["bytes"]), str(so_far["sha256"])
-        content = plain_file(self.path / "metrics.jsonl")[:length]
+        content = plain_file(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
         return len(content) == length and hashlib.sha256(content).hexdigest() == digest
 
     def rewind(self, length: int) -> None:
         """Cut metrics.jsonl to its first ``length`` bytes, and go on from there."""
-        content = plain_file(self.path / "metrics.jsonl")[:length]
+        content = plain_file(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
         write_atomically(self.path / "metrics.jsonl", content)
         self._written, self._digest = length, hashlib.sha256(content)
 
@@ -514,9 +479,8 @@ class Run:
             self.close_metrics()
         finally:
             if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
-                self._locked.discard(self.path.resolve())
+                lock, self._lock = self._lock, None
+                lock.release()
 
 
 def _finite(value: Any) -> Any:
@@ -540,15 +504,34 @@ def write_figure(folder: Path, name: str, content: bytes) -> None:
     write_atomically(folder / name, content, f".{os.getpid()}")
 
 
+def require_own(part: Path) -> None:
+    """Refuse a part of a directory that leads elsewhere, or that is neither a plain file nor a folder.
+
+    Raises:
+        CheckpointError: it is a link, also a hard one, a pipe or a device.
+    """
+    try:
+        status = part.lstat()
+    except FileNotFoundError:
+        # replaced just now by the process that writes here
+        return
+    file = stat.S_ISREG(status.st_mode)
+    if stat.S_ISLNK(status.st_mode) or (file and status.st_nlink > 1):
+        raise CheckpointError(f"{part}: a link, and this directory may not lead elsewhere; put the file here")
+    if not file and not stat.S_ISDIR(status.st_mode):
+        raise CheckpointError(f"{part}: neither a plain file nor a folder; delete it")
+
+
 def write_atomically(path: Path, content: bytes, mark: str = "") -> None:
     """Write beside the target, flush to the disk, then replace: a reader sees the old file or the new one.
 
-    One process writes a file at a time, so what a killed one has left is written over by the next; where several may,
-    each has a ``mark`` of its own.
+    One process writes a file at a time, so what a killed one has left is deleted by the next; where several may, each
+    has a ``mark`` of its own. Nothing that is there is written to: it may be a pipe, or a link to what is elsewhere.
     """
     temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
             _write(handle, content)
             os.fsync(handle)
@@ -622,14 +605,29 @@ def _is_finite_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _is_locked(handle: int) -> bool:
-    """Whether another process has the lock of :meth:`Run.lock` on an open file."""
-    # struct flock: type, whence, start, length, process; macOS has it the other way round
-    layout, at = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
-    asked = [0, 0, 0, 0, 0]
-    asked[at] = fcntl.F_WRLCK
-    answer = struct.unpack(layout, fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *asked)))
-    return bool(answer[at] != fcntl.F_UNLCK)
+def _require_plain_arrays(archive: zipfile.ZipFile, path: Path, size: int) -> None:
+    """Refuse arrays that would take more memory than their file, or that are no numbers and texts."""
+    from numpy.lib import format as npy
+
+    members = archive.infolist()
+    # what is packed may unpack to any size, and several entries may share one content
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > size:
+        raise CheckpointError(f"{path}: damaged, its arrays are packed")
+    if len(members) > MAX_ARRAYS or len({member.filename for member in members}) < len(members):
+        raise CheckpointError(f"{path}: damaged, more than {MAX_ARRAYS} arrays, or two of one name")
+    values = 0
+    for member in members:
+        with archive.open(member) as file:
+            if npy.read_magic(file) != (1, 0):
+                raise CheckpointError(f"{path}: damaged, an array of another version")
+            shape, _, dtype = npy.read_array_header_1_0(file)
+            count = math.prod(shape)
+            values += count * max(1, dtype.itemsize // 8)
+            if dtype.kind not in "biufU" or file.tell() + count * dtype.itemsize != member.file_size:
+                raise CheckpointError(f"{path}: damaged, an array that no run writes")
+    if values > MAX_VALUES:
+        raise CheckpointError(f"{path}: {values} values, at most {MAX_VALUES} can belong here")
 
 
 def _plain_yaml(path: Path) -> Any:
@@ -657,15 +655,20 @@ def plain_file(path: Path, at_most: int | None = None, last: int | None = None, 
 
     A link in a run directory of others may lead to what is nobody's business, and is followed only if told so.
     """
+    with open_plain(path, at_most, follow) as file:
+        if last is not None:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - last))
+        return file.read()
+
+
+def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> BinaryIO:
+    """A plain file to read from, see :func:`plain_file`."""
     status = path.stat(follow_symlinks=follow)
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: not a plain file")
     if at_most is not None and status.st_size > at_most:
         raise CheckpointError(f"{path}: {status.st_size} bytes, at most {at_most} can belong here")
-    with path.open("rb") as file:
-        if last is not None:
-            file.seek(max(0, status.st_size - last))
-        return file.read()
+    return path.open("rb")
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

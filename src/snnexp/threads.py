@@ -7,24 +7,15 @@ because the last digits depend on the number, and because threads wait for each 
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
+from snnexp import limits
 from snnexp.domains import COUNT, shown
 from snnexp.errors import ConfigError
 
 VARIABLE = "OMP_NUM_THREADS"
 BOTH = (VARIABLE, "MKL_NUM_THREADS")
-
-
-def cores() -> int:
-    """The cores that this process may use, which a container may have fewer of than the machine."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        found = min(found, max(1, int(quota) // int(period)))
-    return found
 
 
 def variable() -> int | None:
@@ -44,8 +35,8 @@ def variable() -> int | None:
 def require(cfg: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for more threads than this machine has cores."""
     typed = cfg["trainer"].get("threads")
-    if typed is not None and typed > cores():
-        raise ConfigError(f"trainer.threads: got {typed}, must be at most {cores()}, the cores that are here")
+    if typed is not None and typed > limits.cores():
+        raise ConfigError(f"trainer.threads: got {typed}, must be at most {limits.cores()}, the cores that are here")
     variable()
 
 
@@ -60,7 +51,7 @@ def number(cfg: Mapping[str, Any], recorded: object = None) -> int:
     if saved is None and (told := variable()) is not None:
         return told
     had = int(recorded) if recorded in COUNT else 1  # type: ignore[call-overload]
-    return min(saved or had, cores())
+    return min(saved or had, limits.cores())
 
 
 @contextmanager

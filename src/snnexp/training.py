@@ -22,6 +22,7 @@ from snnexp import (
     config,
     console,
     domains,
+    limits,
     probe,
     progress,
     recipes,
@@ -42,6 +43,7 @@ from snnexp.errors import (
     ending,
     is_about_memory,
 )
+from snnexp.files import append_to
 from snnexp.isolation import isolated
 from snnexp.network import Network
 from snnexp.runs import Run
@@ -252,8 +254,9 @@ def lead(run_dir: Run) -> None:
 
 
 def follows() -> bool:
-    """Whether the first process of a run has started this one; variables of ddp alone anyone may have set."""
-    return os.environ.get(FIRST) == str(os.getppid())
+    """Whether the first process of a run, which has locked it, has started this one; anyone may have set variables."""
+    first, folder = os.getppid(), os.environ.get(RUN_DIR)
+    return os.environ.get(FIRST) == str(first) and folder is not None and Run(Path(folder)).writer() == first
 
 
 def require_own_processes(cfg: DictConfig) -> None:
@@ -280,7 +283,9 @@ def memory_told() -> Iterator[None]:
     """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and (limit := limits.met(error)):
+            raise ConfigError(limit) from error
         if "DataLoader worker (pid" in str(error):
             raise DataError(f"data.num_workers: {domains.line(str(error))}") from error
         if not is_about_memory(error):
@@ -560,6 +565,6 @@ def record_failure(run_dir: Run, error: BaseException) -> None:
     status, reason, code = ending(error)
     run_dir.update(status=status, exit_code=74 if isinstance(error, OSError) else code, reason=domains.line(reason))
     if isinstance(error, PartError):
-        with (run_dir.path / "train.log").open("a", encoding="utf-8") as log:
+        with open(append_to(run_dir.path / "train.log"), "a", encoding="utf-8") as log:
             log.write(error.frames)
         error.frames = ""

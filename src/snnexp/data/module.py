@@ -19,7 +19,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import worker as torch_worker
 
-from snnexp import domains, user_parts
+from snnexp import domains, limits, user_parts
 from snnexp.errors import ConfigError, InterruptedRunError
 from snnexp.seeds import fold
 
@@ -77,6 +77,8 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         domains.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
+        limits.require_processes("num_workers", num_workers)
+        limits.require_files("num_workers", num_workers)
         if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:
             most = f"TMPDIR has {length} bytes, and data workers need one of at most {LONGEST_TMPDIR}"
             raise ConfigError(f"num_workers: {most}; shorten it, or set num_workers=0")

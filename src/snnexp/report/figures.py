@@ -17,8 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
+
+from snnexp import domains
 
 Array = NDArray[Any]
 
@@ -81,11 +84,23 @@ def svg(figure: Figure) -> str:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay a figure out once, and not again for each file."""
+    """Lay a figure out once, and not again for each file; in its texts, what cannot be printed is escaped."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        # a tick's text is made anew whenever it is drawn
+        labels = [text.get_text() for text in axis.get_ticklabels()]
+        if (shown := [*map(_printable, labels)]) != labels:
+            axis.set_ticks(axis.get_ticklocs(), shown)
+    for text in figure.findobj(Text):
+        text.set_text(_printable(text.get_text()))
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+
+
+def _printable(text: str) -> str:
+    lines = text.split("\n")
+    return text if all(map(str.isprintable, lines)) else "\n".join(map(domains.line, lines))
 
 
 @styled()

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from snnexp import config, domains, threads
+from snnexp import config, domains, limits, threads
 from snnexp.console import console, show_path, tell
 from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 from snnexp.sweeps import display
@@ -231,6 +231,8 @@ def check(launcher: Mapping[str, Any]) -> None:
         if missing:
             raise ConfigError(f"{missing[0]}: every launcher needs one")
         domains.check(launcher)
+        if launcher.get("cluster") != "slurm" and launcher["workers"] is not None:
+            limits.require_processes("workers", launcher["workers"])
         if launcher.get("cluster") == "slurm" and shutil.which("srun") is None:
             raise ConfigError("cluster: got slurm, and there is no srun here; local tries it on this machine")
 
@@ -292,7 +294,7 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
         most = min(launcher["workers"] or jobs, jobs)
         return [cluster.ClusterJob(submitting, launcher["threads"]) for _ in range(most)]
     gpus = _gpus() if accelerators != {"cpu"} else []
-    cores = threads.cores()
+    cores = limits.cores()
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
     if each > len(gpus):
         raise ConfigError(f"hydra.launcher.gpus: got {each}, there are {len(gpus)} for these points here")

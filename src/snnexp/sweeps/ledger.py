@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from typing import Any
 
 from snnexp import domains, runs, upgrade
 from snnexp.errors import CheckpointError, ConfigError, PrunedError
+from snnexp.files import append_to
 from snnexp.runs import Run
 
 FILE, CONFIGS, SUMMARY, RUNS = "sweep.json", "configs.jsonl", "summary.csv", "runs"
@@ -229,7 +229,7 @@ class Ledger:
     def _append_configs(self) -> None:
         # once for the points of a list, once for each that a search adds
         if new := self._configs[self._kept :]:
-            with open(self.path / CONFIGS, "ab") as file:
+            with os.fdopen(append_to(self.path / CONFIGS), "ab") as file:
                 file.write("".join(f"{config}\n" for config in new).encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -286,12 +286,9 @@ class Ledger:
 
 
 def _require_own_files(path: Path) -> None:
-    """Refuse a sweep of which a part is a link, also a hard one, so that writing here would write elsewhere."""
+    """Refuse a sweep of which a part is not its own, so that writing here would write elsewhere."""
     for part in [*path.iterdir(), *(path / RUNS).glob("*"), *(path / "conf").rglob("*"), *(path / "jobs").rglob("*")]:
-        with suppress(FileNotFoundError):
-            status = part.lstat()
-            if stat.S_ISLNK(status.st_mode) or (not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1):
-                raise CheckpointError(f"{part}: a link, and a sweep may not lead elsewhere; put the file here")
+        runs.require_own(part)
 
 
 KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "job")

@@ -79,6 +79,8 @@ class Asked:
                 raise TypeError(study)
         except (TypeError, ValueError, LookupError) as error:
             raise ConfigError("search: what the ledger says of it cannot be") from error
+        if facts["settings"].get("storage") is not None:
+            raise ConfigError(f"{storage.KEY}: sweep.json names a database, only the command line may")
         if elsewhere:
             raise ConfigError(f"{storage.KEY}: the URL of the study's database was not kept; add {storage.KEY}=URL")
         # as of a run, a saved config may come from elsewhere, and downloads only where that is typed

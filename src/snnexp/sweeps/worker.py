@@ -32,6 +32,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from snnexp.files import append_to
+
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -53,7 +55,7 @@ def main(limit_bytes: int | None = None) -> None:
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)
         threading.Thread(target=_listen, args=(source, tasks), daemon=True).start()
-        _print_to(Path(os.devnull))
+        _print_to(os.open(os.devnull, os.O_WRONLY))
 
         def tell(event: dict[str, Any]) -> None:
             driver.write(json.dumps(event) + "\n")
@@ -73,10 +75,9 @@ def _listen(source: int, tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _print_to(log: Path) -> None:
+def _print_to(handle: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
@@ -102,7 +103,7 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
             gc.freeze()
         tell({"working": True})
         # of a run from elsewhere, no part may lead elsewhere
-        _print_to(Run.open(Path(task["run"])).path / "train.log" if task.get("run") else log)
+        _print_to(append_to(Run.open(Path(task["run"])).path / "train.log" if task.get("run") else log))
         (_stack if "members" in task else _single)(task, log, note)
     except BaseException as error:
         end = _end(error)

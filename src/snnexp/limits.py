@@ -1,0 +1,66 @@
+"""What this machine, and the limits of a process (``ulimit``), allow."""
+
+import errno
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+from snnexp.errors import ConfigError
+
+PER_CORE = 16
+"""Processes: more of them only take turns."""
+FEWEST = 64
+FILES, FILES_PER_WORKER = 32, 8
+"""Open files of a run, and of each data worker: pipes for training and test, and batches on their way."""
+
+
+def cores() -> int:
+    """The cores that this process may use, which a container may have fewer of than the machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        found = min(found, max(1, int(quota) // int(period)))
+    return found
+
+
+def require_processes(key: str, count: int) -> None:
+    """Raise :class:`ConfigError` where this machine should not run as many processes."""
+    most, why = max(FEWEST, PER_CORE * cores()), f"a machine of {cores()} cores"
+    allowed = _soft(resource.RLIMIT_NPROC)
+    if allowed is not None and allowed < most:
+        most, why = allowed, "ulimit -u"
+    if count > most:
+        raise ConfigError(f"{key}: got {count} processes, {why} allows at most {most}")
+
+
+def require_files(key: str, workers: int) -> None:
+    """Raise :class:`ConfigError` where as many data workers need more open files than a process may have."""
+    needed, allowed = FILES + FILES_PER_WORKER * workers, _soft(resource.RLIMIT_NOFILE)
+    if workers and allowed is not None and needed > allowed:
+        raise ConfigError(
+            f"{key}: got {workers}, they need {needed} open files, ulimit -n allows {allowed}; raise it, or take fewer"
+        )
+
+
+def has_short_files() -> bool:
+    """Whether the files that this process writes may only have some length."""
+    return _soft(resource.RLIMIT_FSIZE) is not None
+
+
+def met(error: BaseException) -> str | None:
+    """A sentence about the limit of this process that an error tells of; None where it tells of none."""
+    text, number = str(error), getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text or "items of ancdata" in text:
+        return f"ulimit -n: {_soft(resource.RLIMIT_NOFILE)} open files do not suffice; raise it"
+    words = ("failed to map segment", "annot allocate memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(word in text for word in words):
+        for letter, kind in (("v", resource.RLIMIT_AS), ("d", resource.RLIMIT_DATA)):
+            if (bytes_ := _soft(kind)) is not None:
+                return f"ulimit -{letter}: {bytes_ / 1e9:.3g} GB of memory do not suffice; raise it"
+    return None
+
+
+def _soft(kind: int) -> int | None:
+    soft, _ = resource.getrlimit(kind)
+    return None if soft == resource.RLIM_INFINITY else soft
