@@ -1,6 +1,8 @@
 """What a search goes by, and that it stays the same search."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,31 @@ def test_the_command_of_the_best_point_trains_it_again(snnexp: Shell, monkeypatc
     assert len(points) == 2
     first = min(points, key=lambda run: record(run)["metrics"]["val/loss"])
     assert rows(again) == rows(first)
+
+
+STORED = (
+    *("train", "-m", "experiment=regression_sqrt", "trainer=cpu", "optimizer.lr=interval(1e-4,1e-2)"),
+    *("hydra/sweeper=optuna", "hydra.sweeper.metric=test/loss"),
+    "hydra.sweeper.storage='postgresql://me:s3cret@127.0.0.1:1/db'",
+)
+
+
+def test_slurm_gets_no_password(snnexp: Shell) -> None:
+    programs = snnexp.folder / "bin"
+    programs.mkdir()
+    (programs / "srun").write_text("#!/bin/sh\n")
+    (programs / "srun").chmod(0o755)
+    ended = snnexp(*STORED, "hydra/launcher=slurm", PATH=f"{programs}:{os.environ['PATH']}")
+    assert (ended.code, ended.key) == (2, "hydra.sweeper.storage")
+    assert "~/.pgpass" in ended.err[0]
+    assert "s3cret" not in ended.err[0]
+    assert os.listdir(snnexp.folder) == ["bin"]
+
+
+def test_a_driver_that_is_not_installed_is_told(snnexp: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what is None cannot be imported
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    ended = snnexp(*STORED)
+    assert (ended.code, ended.key) == (2, "hydra.sweeper.storage")
+    assert "snnexp[postgres]" in ended.err[0]
+    assert os.listdir(snnexp.folder) == []

@@ -26,7 +26,7 @@ from snnexp.runs import Run
 from snnexp.sweeps.engine import Job
 
 STORAGE = "SNNEXP_SEARCH_STORAGE"
-"""The variable by which a job gets the URL of a search: what is submitted is a file, and a URL may hold a password."""
+"""The variable by which a job gets the URL of a search; one with a password comes only to jobs of this machine."""
 UNDER_WAY = ("RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "SUSPENDED")
 
 

@@ -16,6 +16,7 @@ from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Job, Slot, Tasks, Worker
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
 from snnexp.sweeps.sources import UNDER_WAY, Asked, Listed, Searched, single
+from snnexp.sweeps.storage import KEY, parse
 
 GIGABYTE = 10**9
 LOCAL = ("workers", "threads", "gpus", "timeout_s", "memory_gb")
@@ -174,6 +175,11 @@ def drive(ledger: Ledger, program: str, asked: Asked | None = None, keys: Sequen
 
 def _drive_search(ledger: Ledger, program: str, asked: Asked, keys: Sequence[str]) -> int:
     launcher = ledger.launcher
+    settings = asked.space()[0]
+    if launcher.get("cluster") == "slurm" and settings.prune and settings.storage and parse(settings.storage).password:
+        raise ConfigError(
+            f"{KEY}: SLURM would keep the password with the environment of jobs; leave it out, and put it in ~/.pgpass"
+        )
     together = launcher["members"] if launcher["kind"] == "stacked" else 1
     source = Searched(ledger, asked, together, lambda points: jobs_of(ledger, points))
     try:

@@ -67,6 +67,11 @@ def open_storage(url: str, stay_connected: bool = False) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     parsed = parse(url)
     backend = parsed.get_backend_name()
+    try:
+        parsed.get_dialect().import_dbapi()
+    except ImportError as error:
+        extra = "; pip install 'snnexp[postgres]'" if backend == "postgresql" else ""
+        raise ConfigError(f"{KEY}: {backend} needs a package that is not installed: {error}{extra}") from error
     # Optuna fills in braces, which a path or password may hold
     text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     options: dict[str, Any] = {"connect_args": WAIT_S.get(backend, {})}
