@@ -428,6 +428,7 @@ def test_other_primary_configs_are_named_by_the_environment(flag: str) -> None:
 
 
 def test_a_second_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "neuron").mkdir()
     with pytest.raises(ConfigError, match=r"^--config-dir: given twice"):
         launch.train(["--config-dir", str(tmp_path), f"--config-dir={tmp_path}"])
 

@@ -668,5 +668,5 @@ class TestBest:
         write_best(path, plain, hydra["runtime"]["choices"], "Best of 20\npoints: val/accuracy 0.97")  # type: ignore[arg-type]
         again, _ = config.composed(["experiment=found"], folder)
         assert OmegaConf.to_container(config.check(again)) == plain
-        assert config.choices("experiment", folder) == {"found": "Best of 20 points: val/accuracy 0.97"}
+        assert config.choices("experiment", folder)["found"] == "Best of 20 points: val/accuracy 0.97"
         assert pairs.SHIPPED["data"][plain["data"]["_target_"]], "a recipe of this package"

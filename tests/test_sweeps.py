@@ -465,7 +465,7 @@ class TestCommand:
 
 def test_a_resumed_sweep_takes_other_settings_of_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driven: list[dict[str, Any]] = []
-    monkeypatch.setattr(driver, "drive", lambda ledger, program, asked: driven.append(ledger.launcher) or 0)
+    monkeypatch.setattr(driver, "drive", lambda ledger, program, asked, keys: driven.append(ledger.launcher) or 0)
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     ledger.add(["seed=0"], config.plain(config.compose(["experiment=regression_sqrt"])))
     ledger.save()

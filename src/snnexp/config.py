@@ -453,7 +453,10 @@ def quoted(overrides: Sequence[str]) -> list[str]:
 
 
 def replacing(overrides: Sequence[str]) -> list[str]:
-    """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied."""
+    """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied.
+
+    That of a group stays, for an empty group would be a choice.
+    """
     words: list[str] = []
     for text in overrides:
         override = OverridesParser.create().parse_override(text) if "_target_" in text else None
@@ -464,7 +467,8 @@ def replacing(overrides: Sequence[str]) -> list[str]:
 
 
 def _is_part(override: Override) -> bool:
-    if override.get_key_element() != override.key_or_group or override.is_sweep_override():
+    key = override.key_or_group
+    if override.get_key_element() != key or key in GROUPS or override.is_sweep_override():
         return False
     value = override.value()
     return isinstance(value, dict) and "_target_" in value

@@ -116,12 +116,12 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
             if flag in DIR_FLAGS:
                 value = os.path.expanduser(value)
-                if value and not Path(value).is_dir():
+                if any(flag in DIR_FLAGS for flag in flags):
+                    refusals.add(f"{flag}: given twice, takes one folder")
+                elif value and not Path(value).is_dir():
                     refusals.add(f"{flag}: {domains.shown(value)} is not a folder")
                 elif value and not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
                     refusals.add(f"{flag}: {domains.shown(value)} has no folder of a group, such as neuron/")
-                if any(flag in DIR_FLAGS for flag in flags):
-                    refusals.add(f"{flag}: given twice, takes one folder")
             flags += [flag, value]
         elif word.partition("=")[0] in INFO_FLAGS:
             flag, _, value = word.partition("=")

@@ -265,7 +265,7 @@ def find(folder: Path) -> Iterator[Path]:
 def _meant(rows: Sequence[Row], key: str, operator: str, text: str) -> str:
     """A hint for a value that no run has, where it looks like one that runs have."""
     values = {str(value) for row in rows if (value := row.value(key)) is not MISSING}
-    hint = closest(text, values | ({*STYLES, *ENDS} if key == "status" else set()))
+    hint = closest(text, values)
     return f"; {key}={line(text)}: {hint}" if operator == "=" and text not in values and "did you" in hint else ""
 
 

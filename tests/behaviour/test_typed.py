@@ -172,6 +172,7 @@ def test_a_run_of_a_sweep_and_the_sweep_are_found_by_their_ids(snnexp: Shell) ->
     assert snnexp("resume", "5eed").code == 5
 
 
+@pytest.mark.slow
 class TestFrom:
     """``snnexp train --from RUN``; what it composes is looked at without running it."""
 
@@ -272,6 +273,7 @@ def test_an_empty_data_dir_is_none(snnexp: Shell) -> None:
     assert "root: data" in ended.out
 
 
+@pytest.mark.slow
 def test_hydras_own_information_is_shown(shell: Shell) -> None:
     # Hydra leaves its logging behind
     assert shell("train", "--info", "seed=1").code == 0
