@@ -179,7 +179,7 @@ class Ledger:
             "experiment": self.experiment,
             "launcher": self.launcher,
             "search": self.search,
-            "config_dir": self.config_dir,
+            **({"config_dir": self.config_dir} if self.config_dir else {}),
             "points": kept,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False)
