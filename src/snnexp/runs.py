@@ -49,7 +49,7 @@ MAX_LEVELS = 32
 """Of what is nested in a record."""
 MAX_METRICS_BYTES, MAX_ROW_BYTES = 2**30, 2**20
 MAX_ARRAYS_BYTES, MAX_ARRAYS = 2**26, 2**12
-MAX_VALUES = 2**24
+MAX_VALUES = 2**22
 """Of all arrays of a file together: figures take some hundred bytes for each."""
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
