@@ -51,7 +51,7 @@ OUTPUTS = "outputs"
 """The folder of runs, where ``logger.root`` names no other one."""
 MAX_METRICS_BYTES, MAX_ROW_BYTES = 2**30, 2**20
 MAX_ARRAYS_BYTES, MAX_ARRAYS = 2**26, 2**12
-MAX_VALUES = 2**24
+MAX_VALUES = 2**22
 """Of all arrays of a file together: figures take some hundred bytes for each."""
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
