@@ -489,7 +489,7 @@ class TestOverridden:
 
 @pytest.mark.parametrize("kind", [KeyError, ValueError, AssertionError])
 def test_a_defect_of_a_check_is_not_told_as_a_mistake(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(plain: object) -> None:
+    def broken(*given: object) -> None:
         raise kind("ours")
 
     monkeypatch.setattr(pairs, "check", broken)

@@ -76,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
         "checkpoints",
         "config",
         "console",
+        "files",
         "isolation",
         "limits",
         "network",

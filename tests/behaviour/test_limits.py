@@ -93,13 +93,12 @@ class TestExtremes:
             ("neuron=parametrized_lif", "neuron.dt"),
         ],
     )
-    @pytest.mark.parametrize("value", ["1e-45", "1e-38", "1e38", "3.4e38"])
+    @pytest.mark.parametrize("value", ["1e-38", "1e38"])
     def test_scales_beyond_what_can_be_inverted_are_refused(
         self, snnexp: Shell, choice: str, key: str, value: str
     ) -> None:
         ended = snnexp("train", *BLOBS, choice, f"{key}={value}")
-        # a neuron's surrogate is that of the top
-        assert (ended.code, ended.key.removeprefix("neuron.surrogate.")) == (2, key.removeprefix("surrogate."))
+        assert (ended.code, ended.key) == (2, key)
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
