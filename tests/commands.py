@@ -27,8 +27,10 @@ LATER = re.compile(
     r"SNNEXP_.*|PYTHON(SAFE)?PATH|TERM|COLUMNS|COMP_.*|TZ|HOME|SLOW_S|STEP_S|LONG_FROM|PYTEST_.*|HYDRA_FULL_ERROR|TORCH_CPP_LOG_LEVEL"
 )
 """The variables that nothing reads before a command does; with other differences it starts from the beginning."""
-CLONE, CLONE_PARENT, PR_SET_PDEATHSIG = 56, 0x8000, 1
+CLONE, CLONE_PARENT, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID = 56, 0x8000, 0x200000, 0x1000000
+PR_SET_PDEATHSIG, PR_GET_TID_ADDRESS = 1, 40
 """Of Linux on x86-64."""
+FORKS = sys.platform == "linux" and os.uname().machine == "x86_64"
 LIBC = ctypes.PyDLL(None)
 _connected: list[socket.socket] = []
 
@@ -42,7 +44,7 @@ class Popen(subprocess.Popen[Any]):
         words = [args] if isinstance(args, str) else [*map(os.fsdecode, args)]
         known = words[0] == PROGRAM or (words[:2] == [sys.executable, "-c"] and words[2].startswith(WORKER))
         changed = {name for name in {*env, *START} if env.get(name) != START.get(name)}
-        if not known or executable or preexec or handed or shell or not all(map(LATER.fullmatch, changed)):
+        if not FORKS or not known or executable or preexec or handed or shell or not all(map(LATER.fullmatch, changed)):
             super()._execute_child(args, executable, *rest)
             return
         request = {"arguments": words, "cwd": os.path.abspath(cwd or "."), "env": dict(env), "session": rest[19]}
@@ -146,8 +148,13 @@ def _is_of_a_sweep(asked: Mapping[str, Any]) -> bool:
 
 def _fork_sibling() -> int:
     """Fork a child of this process's own parent, which is the one to wait for it."""
+    # where the C library keeps the number of the main thread
+    thread = ctypes.c_void_p()
+    assert LIBC.prctl(PR_GET_TID_ADDRESS, ctypes.byref(thread)) == 0
+    flags = CLONE_PARENT | CLONE_CHILD_CLEARTID | CLONE_CHILD_SETTID | signal.SIGCHLD
+    nothing = ctypes.c_long(0)
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid: int = LIBC.syscall(CLONE, CLONE_PARENT | signal.SIGCHLD, *[ctypes.c_long(0)] * 4)
+    pid: int = LIBC.syscall(CLONE, flags, nothing, nothing, thread, nothing)
     if pid:
         ctypes.pythonapi.PyOS_AfterFork_Parent()
     else:

@@ -290,7 +290,7 @@ def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
     record = train(*LIF, "neuron.log_tau=true", "trainer.max_epochs=1", "logger=tensorboard")
     events = EventAccumulator(str(record.path / "tensorboard"))
     events.Reload()
-    assert {"hidden1/neuron/log_tau_mem_inv", "hidden1/neuron/v_th"} <= set(events.Tags()["histograms"])
+    assert {"weights/hidden1/neuron/log_tau_mem_inv", "weights/hidden1/neuron/v_th"} <= set(events.Tags()["histograms"])
 
 
 class TestSignals:

@@ -429,7 +429,7 @@ def test_every_mix_learns_or_is_refused(network: str, data: str, neuron: str, tm
             except ConfigError as error:
                 if works(network, data, neuron, readout, loss):
                     wrong.append(f"{readout} {loss} is refused: {error}")
-                elif "\n" in str(error) or len(str(error)) > 200:
+                elif any(len(line) > 200 for line in str(error).splitlines()):
                     wrong.append(f"{readout} {loss}: {error}")
                 continue
             if not works(network, data, neuron, readout, loss):

@@ -93,7 +93,7 @@ def test_keys(key: str, accepted: list[object], refused: list[object]) -> None:
 def test_refusal_reads_as_a_sentence() -> None:
     cases = {
         "beta: got 1.5, must be a finite number from 0 to 1, or an initializer": {"beta": 1.5},
-        "dt: got -1, must be a finite number greater than 0": {"dt": -1},
+        "dt: got -1, must be a finite number from 1e-30 to 1e+30": {"dt": -1},
         "num_steps: got 0, must be a whole number from 1 to 1000000": {"num_steps": 0},
         "reset: got null, must be one of subtract, zero, none": {"reset": None},
         "download: got yes, must be true or false": {"download": "yes"},

@@ -175,8 +175,8 @@ class TestTensorBoard:
         assert served == pytest.approx(logged)
 
         histograms = ask("histograms/tags")[name]
-        assert {"hidden1/neuron/tau_mem_inv", "hidden1/neuron/v_th"} <= set(histograms)
-        drawn = ask(f"histograms/histograms?tag=hidden1/neuron/v_th&run={name}")
+        assert {"weights/hidden1/neuron/tau_mem_inv", "weights/hidden1/neuron/v_th"} <= set(histograms)
+        drawn = ask(f"histograms/histograms?tag=weights/hidden1/neuron/v_th&run={name}")
         assert len(drawn) == 4, "before training and after each epoch"
 
         images = ask("images/tags")[name]
@@ -193,8 +193,9 @@ class TestTensorBoard:
         request = {"startIndex": 0, "sliceSize": 10, "colParams": columns}
         request["allowedStatuses"] = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
         (group,) = ask("hparams/session_groups", request)["sessionGroups"]
-        assert group["hparams"]["neuron._target_"].endswith("ParametrizedLIF")
-        assert group["hparams"]["optimizer.lr"] == 2e-3
+        assert group["hparams"]["experiment"] == "mnist_parametrized_lif"
+        assert group["hparams"]["data.val_size"] == 10
+        assert "optimizer.lr" not in group["hparams"], "it is the recipe's"
         (session,) = group["sessions"]
         assert session["status"] == "STATUS_SUCCESS"
         measured = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}

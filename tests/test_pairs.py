@@ -103,7 +103,7 @@ PAIRS = [
     (DENSE, "+neuron.foo=1", "neuron.foo: unknown key, Leaky has no such argument, there are beta, "),
     (DENSE, "+neuron.treshold=1", "neuron.treshold: unknown key, Leaky has no such argument, did you mean threshold?"),
     (DENSE, "+network.outputs=5", "network.outputs: unknown key, MLP has no such argument"),
-    (DENSE, "+surrogate.slope=1", "neuron.surrogate.slope: unknown key, ATan"),
+    (DENSE, "+surrogate.slope=1", "surrogate.slope: unknown key, ATan"),
     (REGRESSION, "+neuron.beta.value=1", "neuron.beta.value: unknown key, Uniform"),
     (REGRESSION, "~data.mode", "data: regression_data is missing a required argument: 'mode'"),
     (DENSE, "neuron.beta={_target_: snnexp.initializers.Constant}", "neuron.beta: Constant is missing a required"),

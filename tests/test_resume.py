@@ -425,7 +425,7 @@ class TestCommandLine:
         ("typed", "code", "words"),
         [
             (["resume"], 2, "resume: the following arguments are required: RUN"),
-            (["resume", "nowhere"], 2, "nowhere: not the directory of a run"),
+            (["resume", "nowhere"], 2, "nowhere: no such directory"),
             (["resume", "."], 2, ".: not the directory of a run"),
             (["resume", "RUN", "optimizer.lr=0.5"], 2, "optimizer.lr: 0.001 -> 0.5"),
             (["resume", "RUN", "neuron.bta=0.5"], 2, "neuron.bta: unknown key"),

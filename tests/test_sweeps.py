@@ -410,7 +410,9 @@ class TestCommand:
         for point in points(cwd):
             if point["status"] != "finished":
                 assert point["reason"] in table
-        assert re.search(r"^point 2  seed=1  failed  ArithmeticError: a defect of the loss$", live, re.M)
+        assert re.search(
+            r"^point 2  seed=1  failed  loss: faults.Faulty raised ArithmeticError: a defect of the loss ", live, re.M
+        )
         assert "3 finished, 1 diverged, 4 failed, 1 timeout" in table
         assert f"snnexp resume {home(cwd).relative_to(cwd)}" in table
         rows = list(csv.DictReader((home(cwd) / "summary.csv").read_text().splitlines()))
@@ -499,7 +501,7 @@ def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytes
         (["hydra/launcher=basic"], "hydra/launcher: got basic, there are processes, slurm, stacked"),
         (["hydra/sweeper=basic"], "hydra/sweeper: got basic, "),
         (["hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key"),
-        (["+hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key, did you mean workers?"),
+        (["+hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key, did you mean hydra.launcher.workers?"),
         (["trainer=cpu", "hydra.launcher.gpus=2"], "hydra.launcher.gpus: got 2, there are 0 for these points here"),
         (
             [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snnexp import experiment, limits, threads
+from snnexp import limits, threads, training
 from snnexp.cli import main
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose, evaluate, resume, run
@@ -58,8 +58,8 @@ def test_a_run_computes_with_one_unless_told_and_is_resumed_with_as_many(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     used: list[int] = []
-    build = experiment.build
-    monkeypatch.setattr(experiment, "build", lambda cfg: used.append(torch.get_num_threads()) or build(cfg))
+    build = training.build
+    monkeypatch.setattr(training, "build", lambda cfg: used.append(torch.get_num_threads()) or build(cfg))
     before = torch.get_num_threads()
     path = run(compose(RUN)).path
     assert Run(path).read()["threads"] == used.pop() == 1

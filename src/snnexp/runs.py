@@ -82,9 +82,11 @@ def locate(typed: str) -> Path:
     if len(ending) == 1:
         return ending[0]
     if ending:
-        raise ConfigError(f"{domains.line(typed)}: {len(ending)} ids end so, {domains.listed(map(str, ending))}")
+        raise ConfigError(f"{domains.line(typed)}: {len(ending)} ids end with it, {domains.listed(map(str, ending))}")
     hint = domains.closest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
-    raise ConfigError(f"{domains.line(typed)}: no such directory, nor a run or sweep whose id ends so; {hint}")
+    raise ConfigError(
+        f"{domains.line(typed)}: no such directory, and no run or sweep has an id that ends with it; {hint}"
+    )
 
 
 def _directories(folder: Path) -> Iterator[Path]:

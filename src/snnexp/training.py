@@ -284,13 +284,13 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and (limit := limits.met(error)):
-            raise ConfigError(limit) from error
         if "DataLoader worker (pid" in str(error):
             raise DataError(f"data.num_workers: {domains.line(str(error))}") from error
-        if not is_about_memory(error):
-            raise
-        raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
+        if is_about_memory(error):
+            raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
+        if limit := limits.met(error):
+            raise ConfigError(limit) from error
+        raise
 
 
 def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:

@@ -100,8 +100,6 @@ def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
         InUseError: another process drives it.
         InterruptedRunError: a signal ended it.
     """
-    # before anything is written
-    _changed(changes, True)
     ledger = Ledger.open(folder)
     try:
         launcher, sweeper, keys = _changed(changes, ledger.search is not None)
