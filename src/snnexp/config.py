@@ -873,7 +873,7 @@ def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None
 
 
 def _no_override(word: str, folder: Path | None) -> ConfigError:
-    text = f"{domains.shown(word).strip() or "''"}: not key=value or group=choice"
+    text = f"{domains.shown(word.strip() or repr(word))}: not key=value or group=choice"
     if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
         return ConfigError(f"{text}, brackets do not match; a list with blanks needs quotes: 'key=[1, 2]'")
     if "=" in word:

@@ -84,9 +84,7 @@ def locate(typed: str) -> Path:
     if ending:
         raise ConfigError(f"{domains.line(typed)}: {len(ending)} ids end with it, {domains.listed(map(str, ending))}")
     hint = domains.closest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
-    raise ConfigError(
-        f"{domains.line(typed)}: no such directory, and no run or sweep has an id that ends with it; {hint}"
-    )
+    raise ConfigError(f"{domains.line(typed)}: no such directory, and no id of a run or sweep ends with it; {hint}")
 
 
 def _directories(folder: Path) -> Iterator[Path]:
