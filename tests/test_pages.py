@@ -181,8 +181,8 @@ class TestTensorBoard:
 
         images = ask("images/tags")[name]
         wanted = {"spike_raster", "output_membrane", "predictions", "confusion", "parameters"}
-        assert {f"probe/{figure}" for figure in wanted} == set(images)
-        drawn = ask(f"images/images?tag=probe/spike_raster&run={name}&sample=0")
+        assert {f"visualization/{figure}" for figure in wanted} == set(images)
+        drawn = ask(f"images/images?tag=visualization/spike_raster&run={name}&sample=0")
         assert [entry["step"] for entry in drawn] == [6, 12, 18], "after each epoch, the last after the test"
         assert ask(f"images/individualImage?{drawn[0]['query']}").startswith(b"\x89PNG")
 

@@ -214,7 +214,8 @@ class Probe(Callback):
             self.run.write_figure(f"{picture.name}.png", image)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    _add_image(logger.experiment, f"probe/{picture.name}", image, trainer.global_step)
+                    # TensorBoard opens the first two groups by name, which should be those of losses
+                    _add_image(logger.experiment, f"visualization/{picture.name}", image, trainer.global_step)
 
     def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         assert isinstance(pl_module, Task)
