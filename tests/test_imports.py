@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": LEAVES,
     "limits": LEAVES,
     "runs": LEAVES | {"files", "upgrade"},
+    "origin": LEAVES | {"runs"},
     "seeds": set(),
     "data": LEAVES | {"limits", "seeds", "user_parts"},
     "events": set(),
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "network",
     }
     | {"neurons", "pairs", "saving", "task", "user_parts"},
-    "report": LEAVES | {"config", "listing", "runs"},
+    "report": LEAVES | {"config", "listing", "origin", "runs"},
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "training": LEAVES
@@ -101,7 +102,7 @@ ALLOWED: dict[str, set[str]] = {
     }
     | {"network", "neurons", "probe", "recipes", "runs", "saving", "seeds", "surrogates", "task", "threads"}
     | {"training", "upgrade"},
-    "launch": LEAVES | {"config", "console", "gate", "runs", "sweeps", "threads", "training"},
+    "launch": LEAVES | {"config", "console", "gate", "origin", "runs", "sweeps", "threads", "training"},
     # what users import; nothing imports it
     "experiment": LEAVES | {"assembly", "config", "isolation", "launch", "listing", "runs", "sweeps", "training"},
     "doctor": LEAVES | {"config", "data", "limits", "runs", "threads"},

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, console, domains, gate, runs, threads
 from snnexp.errors import ConfigError, Refusals
+from snnexp.origin import origin
 
 if TYPE_CHECKING:
     from snnexp.sweeps.ledger import Ledger
@@ -158,8 +159,10 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
     run = runs.Run.open(runs.locate(flags[at + 1]))
     saved = config.load(run.path / "config.yaml")
     flags = [*flags[:at], *flags[at + 2 :]]
-    folder = run.read().get("config_dir")
-    if folder_of(flags) is None and isinstance(folder, str) and Path(folder).is_dir():
+    # what is damaged is raised by `read`, and only told by `facts`
+    run.read()
+    folder = origin(run.facts()).config_dir
+    if folder_of(flags) is None and folder and Path(folder).is_dir():
         flags = [*flags, "--config-dir", folder]
     # a record may come from elsewhere, and downloads only where that is typed
     kept = ("hydra", "data.download")

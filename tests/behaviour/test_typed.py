@@ -62,14 +62,17 @@ def test_a_run_can_be_repeated_with_changes(snnexp: Shell) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_choices_of_ones_own_is_repeated_with_them(snnexp: Shell) -> None:
-    assert snnexp(*BLOBS, "trainer.max_epochs=1").code == 0
+@pytest.mark.parametrize("sweep", [[], ["-m", "hydra/launcher=stacked"]])
+def test_a_run_with_choices_of_ones_own_is_repeated_with_them(snnexp: Shell, sweep: list[str]) -> None:
+    assert snnexp(*BLOBS, "trainer.max_epochs=1", *sweep).code == 0
     (first,) = snnexp.runs()
-    assert snnexp("train", "--from", first.name[-4:], "num_steps=2").code == 0
+    assert snnexp("train", "--from", first.name[-4:], "num_steps=2", "surrogate=triangular").code == 0
     (second,) = set(snnexp.runs()) - {first}
     before, after = (OmegaConf.load(run / "config.yaml") for run in (first, second))
     assert after.data._target_ == before.data._target_
     assert after.num_steps == 2
+    # a choice needs what the run was composed of
+    assert after.neuron.surrogate._target_ == "snnexp.surrogates.Triangular"
 
 
 @pytest.mark.slow

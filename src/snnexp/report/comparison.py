@@ -16,6 +16,7 @@ import numpy as np
 
 from snnexp import domains
 from snnexp.errors import CheckpointError, ConfigError
+from snnexp.origin import Origin, searched_by, sweep
 from snnexp.report import figures, page, statistics
 from snnexp.report.groups import (
     Group,
@@ -28,7 +29,6 @@ from snnexp.report.groups import (
     typed,
     varied,
 )
-from snnexp.report.origin import Origin, searched_by, sweep
 from snnexp.report.page import Block, Link, Picture, Section, Table, Text, Values
 from snnexp.report.statistics import Summary, is_number, summary
 from snnexp.runs import Facts, Run, higher_is_better

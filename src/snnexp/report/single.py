@@ -9,9 +9,9 @@ import numpy as np
 
 from snnexp import config, domains
 from snnexp.errors import CheckpointError
+from snnexp.origin import origin
 from snnexp.report import figures, page
 from snnexp.report.figures import Array
-from snnexp.report.origin import origin
 from snnexp.report.page import Block, Picture, Section, Table, Text
 from snnexp.report.snapshots import drawers, parts
 from snnexp.report.statistics import is_number
