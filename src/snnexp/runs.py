@@ -106,6 +106,11 @@ def _directories(folder: Path) -> Iterator[Path]:
             yield from _directories(path)
 
 
+def key_of(override: str) -> str:
+    """The key of an override, without the signs before it."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def main_metric(metrics: Mapping[str, float]) -> str | None:
     """The measure that stands for a run: the first of accuracy, L1 error and loss on the test split that it has."""
     return next((name for name in MAIN_METRICS if name in metrics), None)
@@ -145,6 +150,14 @@ class Facts:
     """``step`` and ``epoch`` of the last row of training, both from 0, of a run that has not finished."""
     record: dict[str, Any]
     """All of run.json."""
+
+    @property
+    def typed(self) -> list[str]:
+        """The overrides that it was started with, and those that it was resumed with; of each key the last."""
+        changes = self.record.get("resumed_with")
+        changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
+        known = {key_of(change): change for change in changes}
+        return [*(override for override in self.overrides if key_of(override) not in known), *known.values()]
 
     @property
     def reached(self) -> str:

@@ -205,6 +205,15 @@ class TestFrom:
             ended = snnexp("train", "--from", "abcd", *words)
             assert (ended.code, ended.key) == (2, key)
 
+    def test_a_run_that_was_made_longer(self, snnexp: Shell) -> None:
+        run = recorded(snnexp, "experiment=regression_sqrt", "trainer.max_epochs=4")
+        saved = run / "config.yaml"
+        saved.write_text(saved.read_text().replace("max_epochs: 4", "max_epochs: 9"))
+        (run / "run.json").write_text(json.dumps(record(run) | {"resumed_with": ["trainer.max_epochs=9"]}))
+        # a choice needs what the run was composed of
+        cfg = self.shown(snnexp, "abcd", "surrogate=atan")
+        assert (cfg.trainer.max_epochs, cfg.neuron.surrogate._target_) == (9, "snnexp.surrogates.ATan")
+
     def test_nothing_is_downloaded_unless_that_is_typed_again(self, snnexp: Shell) -> None:
         recorded(snnexp, "data.download=true")
         assert not self.shown(snnexp, "abcd").data.download

@@ -245,7 +245,7 @@ def _overview(every: Mapping[str, Comparison], anchors: Mapping[str, str]) -> li
 def _typed(group: Group) -> list[str]:
     """The overrides that all runs of a group share."""
     first, *others = group.runs.values()
-    return [override for override in first.overrides if all(override in run.overrides for run in others)]
+    return [override for override in first.typed if all(override in run.typed for run in others)]
 
 
 def _link(run: Facts, folder: Path) -> Link | str:

@@ -186,8 +186,8 @@ def _what_was_run(
     facts: Facts, cfg: Mapping[str, Any], recipe: str, changed: Sequence[tuple[str, str | None, str | None]]
 ) -> list[Block]:
     blocks: list[Block] = []
-    if facts.overrides:
-        blocks.append(Text(config.command(facts.overrides, cfg, origin(facts).config_dir), command=True))
+    if facts.typed:
+        blocks.append(Text(config.command(facts.typed, cfg, origin(facts).config_dir), command=True))
     if changed:
         caption = "What differs from the recipe as it is here: first what was typed, then what follows from it."
         return [*blocks, Table(["key", recipe, "this run"], changed, caption, "differences")]
