@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
     "threads": LEAVES | {"limits"},
-    "recipes": LEAVES | {"config"},
+    "recipes": LEAVES | {"config", "runs"},
     "listing": LEAVES | {"runs"},
     "console": LEAVES | {"files"},
     "progress": LEAVES | {"console"},
@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "network",
     }
     | {"neurons", "pairs", "saving", "task", "user_parts"},
-    "report": LEAVES | {"config", "listing", "origin", "runs"},
+    "report": LEAVES | {"config", "listing", "origin", "recipes", "runs"},
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "training": LEAVES
