@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "threads": LEAVES | {"limits"},
     "recipes": LEAVES | {"config", "runs"},
     "listing": LEAVES | {"runs"},
-    "console": LEAVES | {"files"},
+    "console": LEAVES | {"files", "runs"},
     "progress": LEAVES | {"console"},
     "checkpoints": LEAVES | {"runs", "upgrade"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},

@@ -109,7 +109,9 @@ class TestAFinishedRun:
     @pytest.mark.usefixtures("undrawn")
     def test_its_heading_is_what_runs_are_compared_by(self, folder: Path) -> None:
         l1 = json.loads((folder / "run.json").read_text())["metrics"]["test/l1"]
+        change(folder, threads=1)
         read = text(report([folder]))
+        assert ", 1 thread, kernel" in read
         assert read.startswith(f"regression_sqrt: test/l1 {page.cell(l1)}")
         assert "which the tutorial calls L1; it is not test/l1" in read
 

@@ -963,8 +963,8 @@ def _near(key: str, options: set[str]) -> str:
     parent, _, leaf = key.rpartition(".")
     if not options and parent == "readout":
         return "readout=same repeats the neuron; choose another readout to set it apart"
-    hint = domains.closest(leaf, options) if options else "nothing can be set below it"
-    return hint.replace("did you mean ", f"did you mean {parent}.") if parent else hint
+    prefix = f"{parent}." if parent else ""
+    return domains.closest(leaf, options, prefix) if options else "nothing can be set below it"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -57,6 +57,16 @@ RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
 MAIN_METRICS = ("test/accuracy", "test/l1", "test/loss")
+MEANINGS = {
+    "loss": "mean of what is minimized",
+    "accuracy": "fraction of samples that are assigned to their class",
+    "undecided": "fraction of samples whose class a tie decides",
+    "l1": "mean absolute difference between output and target",
+    "relative_error": "mean of that difference relative to the target",
+    "synops": "additions that spikes cause, per sample",
+    "seed_mean_loss": "mean of all training losses and the final L1, which the tutorial calls L1; it is not test/l1",
+}
+"""Of measures, by the name behind the split."""
 PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 

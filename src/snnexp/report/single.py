@@ -15,7 +15,7 @@ from snnexp.report.figures import Array
 from snnexp.report.page import Block, Picture, Section, Table, Text
 from snnexp.report.snapshots import drawers, parts
 from snnexp.report.statistics import is_number
-from snnexp.runs import Facts, Run, key_of, main_metric
+from snnexp.runs import MEANINGS, Facts, Run, key_of, main_metric
 
 PJ_PER_ADDITION, PJ_PER_PRODUCT = 0.9, 3.7
 """Picojoules of an addition and a multiplication of 32-bit floating-point numbers in 45 nm (Horowitz, ISSCC 2014)."""
@@ -28,16 +28,6 @@ ENERGY = (
 )
 WITHOUT_SPIKES = "without spikes"
 PER_LAYER = {"firing_rate": "spikes per neuron and step", "dead": "dead", "saturated": "saturated", "synops": "synops"}
-MEANINGS = {
-    "loss": "mean of what is minimized",
-    "accuracy": "fraction of samples that are assigned to their class",
-    "undecided": "fraction of samples whose class a tie decides",
-    "l1": "mean absolute difference between output and target",
-    "relative_error": "mean of that difference relative to the target",
-    "synops": "additions that spikes cause, per sample",
-    "seed_mean_loss": "mean of all training losses and the final L1, which the tutorial calls L1; it is not test/l1",
-}
-"""Of measures, by the name behind the split."""
 Curve = tuple[Array, Array]
 """Where, and values; NaN where one was not finite."""
 
@@ -137,7 +127,7 @@ def _facts(facts: Facts) -> list[tuple[str, Any]]:
         ("how it ended", ended),
         ("started", facts.started and f"{facts.started:%Y-%m-%d %H:%M:%S %z}"),
         ("seed", facts.seed),
-        ("on", f"{record.get('device')}, {record.get('threads')} threads, kernel {record.get('kernel')}"),
+        ("on", f"{record.get('device')}, {_threads(record.get('threads'))}, kernel {record.get('kernel')}"),
         (
             "versions",
             ", ".join(" ".join(map(str, pair)) for pair in versions.items()) if isinstance(versions, dict) else None,
@@ -151,6 +141,10 @@ def _facts(facts: Facts) -> list[tuple[str, Any]]:
         ("resumed at step", ", ".join(map(str, resumed)) if isinstance(resumed, list) else None),
     ]
     return [(name, value) for name, value in lines if value is not None]
+
+
+def _threads(count: Any) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
 
 
 def _changed(
