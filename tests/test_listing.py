@@ -105,7 +105,7 @@ class TestFind:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert "outputs: there is no such folder" in shown(capsys, code=2)
-        assert "none: no such directory, nor a run" in shown(capsys, "none", code=2)
+        assert "none: no such directory" in shown(capsys, "none", code=2)
         Path("file").touch()
         assert "file: there is no such folder" in shown(capsys, "file", code=2)
 
