@@ -319,6 +319,7 @@ def test_no_finished_run_is_still_a_report(tmp_path: Path) -> None:
     path = make_run(tmp_path / "runs", None, status="interrupted", reason="stopped by SIGTERM")
     words = told(report([path, tmp_path / "nowhere"], tmp_path))
     assert "No run has finished" in words
+    assert "by which the search chose" not in words
     assert "stopped by SIGTERM" in words
     assert "nowhere" in words
 
@@ -329,6 +330,16 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert "one seed only, so there is neither a standard deviation nor an interval" in words
     assert "One common seed gives neither an interval nor a test." in words
     assert table(tmp_path, "groups")[0]["std"] == ""
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_mean_is_told_where_one_is_drawn(tmp_path: Path, seeds: list[int]) -> None:
+    runs = [
+        make_run(tmp_path / "runs", 0.5 + seed / 10, seed, neuron__reset=reset)
+        for reset in ("zero", "none")
+        for seed in seeds
+    ]
+    assert ("the line the mean" in told(report(runs, tmp_path))) == (len(seeds) > 1)
 
 
 def test_one_group_is_told_without_a_comparison(tmp_path: Path) -> None:
@@ -522,6 +533,26 @@ class TestSeveralExperiments:
         with pytest.raises(ConfigError, match="--metric: no finished run has test/l2, did you mean test/l1"):
             report(runs, tmp_path, metric="test/l2")
 
+    def test_a_point_that_left_no_run_is_counted_under_its_own(self, tmp_path: Path, runs: list[Path]) -> None:
+        # the recipe of the other one has another name than its file
+        for path in runs[-2:]:
+            (path / "overrides.yaml").write_text("[experiment=file]")
+        points = [("mine", 1), ("file", 2), ("gone", 3)]
+        rows = [
+            {"experiment": name, "seed": str(seed), "status": "failed", "run": "", "reason": "no memory"}
+            for name, count in points
+            for seed in range(10, 10 + count)
+        ]
+        write_summary(tmp_path / "summary.csv", rows)
+        report(runs, tmp_path, summaries=[tmp_path / "summary.csv"])
+        counts = {row["experiment"]: row["runs"] for row in table(tmp_path, "experiments")}
+        assert counts == {"../other": "4", "gone": "3", "mine": "5"}
+
+    def test_no_group_is_best_where_no_direction_is_known(self, tmp_path: Path, runs: list[Path]) -> None:
+        report(runs, tmp_path, metric="test/firing_rate/hidden1")
+        (mine,) = [row for row in table(tmp_path, "experiments") if row["experiment"] == "mine"]
+        assert (mine["metric"], mine["best mean"], mine["n"]) == ("test/firing_rate/hidden1", "", "")
+
     def test_a_damaged_run_is_no_other_experiment(self, tmp_path: Path, two_groups: list[Path]) -> None:
         (two_groups[0] / "run.json").write_text("{")
         report(two_groups, tmp_path)
@@ -566,10 +597,12 @@ class TestASearch:
             assert comparison.compare(runs).metric == "test/accuracy"
 
 
-def test_sparse_values_are_no_grid(tmp_path: Path) -> None:
+def test_sparse_values_are_no_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "MOST_PANELS", 1)
     paths = [make_run(tmp_path / "runs", 0.1 * i, 0, optimizer__lr=i / 7, num_steps=5 + i) for i in range(5)]
-    report(paths, tmp_path)
+    words = told(report(paths, tmp_path))
     assert len(table(tmp_path, "scatter")) == 5
+    assert "against the first 1 of 2 parameters: a dot is a run" in words
     assert not (tmp_path / "report" / "figures" / "heat_map.csv").exists()
 
 

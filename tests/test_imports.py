@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": LEAVES,
     "limits": LEAVES,
     "runs": LEAVES | {"files", "upgrade"},
+    "origin": LEAVES | {"runs"},
     "seeds": set(),
     "data": LEAVES | {"limits", "seeds", "user_parts"},
     "events": set(),
@@ -37,9 +38,9 @@ ALLOWED: dict[str, set[str]] = {
     # the task is handed its parts; it names their types
     "task": {"events", "metrics", "losses", "network", "neurons", "optimizers"},
     "threads": LEAVES | {"limits"},
-    "recipes": LEAVES | {"config"},
+    "recipes": LEAVES | {"config", "runs"},
     "listing": LEAVES | {"runs"},
-    "console": LEAVES | {"files"},
+    "console": LEAVES | {"files", "runs"},
     "progress": LEAVES | {"console"},
     "checkpoints": LEAVES | {"runs", "upgrade"},
     "callbacks": LEAVES | {"metrics", "runs", "neurons", "seeds"},
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "network",
     }
     | {"neurons", "pairs", "saving", "task", "user_parts"},
-    "report": LEAVES | {"config", "listing", "runs"},
+    "report": LEAVES | {"config", "listing", "origin", "recipes", "runs"},
     # what it records is drawn by pure functions, which know no network
     "probe": LEAVES | {"callbacks", "events", "metrics", "report", "runs", "seeds", "task"},
     "training": LEAVES
@@ -101,7 +102,7 @@ ALLOWED: dict[str, set[str]] = {
     }
     | {"network", "neurons", "probe", "recipes", "runs", "saving", "seeds", "surrogates", "task", "threads"}
     | {"training", "upgrade"},
-    "launch": LEAVES | {"config", "console", "gate", "runs", "sweeps", "threads", "training"},
+    "launch": LEAVES | {"config", "console", "gate", "origin", "runs", "sweeps", "threads", "training"},
     # what users import; nothing imports it
     "experiment": LEAVES | {"assembly", "config", "isolation", "launch", "listing", "runs", "sweeps", "training"},
     "doctor": LEAVES | {"config", "data", "limits", "runs", "threads"},

@@ -1,14 +1,32 @@
 """What a run changes of its recipe, and when a published figure belongs beside it."""
 
+import csv
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from snnexp import config, recipes
 from snnexp.config import compose, plain
+from snnexp.report import report
+from snnexp.runs import Run
 
 FIGURE = {"test/accuracy": 0.9387}
+
+
+def shown(cfg: dict[str, Any], typed: list[str], folder: Path) -> dict[str, float]:
+    """The published figures that a run's terminal shows, once its page shows the same."""
+    found = recipes.published(cfg, typed)
+    run = Run.create(folder / "outputs", yaml.safe_dump(cfg), typed, {"metrics": {"test/accuracy": 0.25}})
+    run.update(status="finished", exit_code=0)
+    run.close()
+    report([run.path])
+    with (run.path / "figures" / "result.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row.get("published", "nan")) == pytest.approx(found.get("test/accuracy", float("nan")), nan_ok=True)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -24,10 +42,11 @@ FIGURE = {"test/accuracy": 0.9387}
         (["num_steps=10"], False),
     ],
 )
-def test_a_published_figure_belongs_beside_what_computes_the_same(typed: list[str], comparable: bool) -> None:
+def test_a_published_figure_belongs_beside_what_computes_the_same(
+    typed: list[str], comparable: bool, tmp_path: Path
+) -> None:
     typed = ["experiment=mnist_leaky", *typed]
-    found = recipes.published(plain(compose(typed)), typed)
-    assert found == (FIGURE if comparable else {})
+    assert shown(plain(compose(typed)), typed, tmp_path) == (FIGURE if comparable else {})
 
 
 @pytest.mark.parametrize(
@@ -43,13 +62,26 @@ def test_a_recipe_that_is_derived_inherits_no_figure(
     typed = ["experiment=mine"]
     cfg = compose(typed)
     assert cfg.published
-    assert recipes.published(plain(cfg), typed) == expected
+    assert shown(plain(cfg), typed, tmp_path) == expected
 
 
-def test_without_its_recipe_a_run_has_no_published_figure() -> None:
-    cfg = plain(compose(["experiment=mnist_leaky"]))
-    assert recipes.published(cfg, ["experiment=elsewhere"]) == {}
-    assert recipes.published({**cfg, "name": "elsewhere"}, []) == {}
+@pytest.mark.parametrize(
+    ("changes", "typed", "comparable"),
+    [
+        ({}, [], True),
+        ({}, ["experiment=elsewhere"], False),
+        ({}, ["seed=0"], False),
+        ({"name": "elsewhere"}, [], False),
+        # a key that the recipe alone has, and one that is null in an older version
+        ({"neuron": {"_target_": "snnexp.neurons.Leaky"}}, [], False),
+        ({"older": None}, [], True),
+    ],
+)
+def test_without_its_recipe_a_run_has_no_published_figure(
+    changes: dict[str, Any], typed: list[str], comparable: bool, tmp_path: Path
+) -> None:
+    cfg = plain(compose(["experiment=mnist_leaky"])) | changes
+    assert shown(cfg, typed, tmp_path) == (FIGURE if comparable else {})
 
 
 def test_hyperparameters_are_what_differs() -> None:

@@ -84,6 +84,12 @@ class TestAFinishedRun:
         assert "optimizer.lr" not in changed
 
     @pytest.mark.usefixtures("undrawn")
+    def test_a_run_that_was_made_longer_is_repeated_as_long(self, folder: Path) -> None:
+        change(folder, resumed_with=["trainer.max_epochs=13", "trainer.max_epochs=14", 5])
+        longer = [word for word in TYPED if "max_epochs" not in word] + ["trainer.max_epochs=14"]
+        assert shlex.join(["snnexp", "train", *longer]) in text(report([folder]))
+
+    @pytest.mark.usefixtures("undrawn")
     def test_a_recipe_without_a_change_is_called_so(self, tmp_path: Path) -> None:
         typed = ["experiment=regression_linear"]
         cfg = compose(typed)
@@ -103,7 +109,9 @@ class TestAFinishedRun:
     @pytest.mark.usefixtures("undrawn")
     def test_its_heading_is_what_runs_are_compared_by(self, folder: Path) -> None:
         l1 = json.loads((folder / "run.json").read_text())["metrics"]["test/l1"]
+        change(folder, threads=1)
         read = text(report([folder]))
+        assert ", 1 thread, kernel" in read
         assert read.startswith(f"regression_sqrt: test/l1 {page.cell(l1)}")
         assert "which the tutorial calls L1; it is not test/l1" in read
 

@@ -33,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from snnexp import domains, gate, pairs, runs, upgrade, user_parts
 from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 from snnexp.isolation import HYDRA, restored
+from snnexp.runs import key_of
 
 GROUPS = (
     "data",
@@ -247,11 +248,6 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
             _check(found[0], complete)
         refusals.tell()
     return found
-
-
-def key_of(override: str) -> str:
-    """The key of an override, without the signs before it."""
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
@@ -967,8 +963,8 @@ def _near(key: str, options: set[str]) -> str:
     parent, _, leaf = key.rpartition(".")
     if not options and parent == "readout":
         return "readout=same repeats the neuron; choose another readout to set it apart"
-    hint = domains.closest(leaf, options) if options else "nothing can be set below it"
-    return hint.replace("did you mean ", f"did you mean {parent}.") if parent else hint
+    prefix = f"{parent}." if parent else ""
+    return domains.closest(leaf, options, prefix) if options else "nothing can be set below it"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -20,11 +20,12 @@ from rich.tree import Tree
 
 from snnexp.domains import number, shown
 from snnexp.files import append_to
+from snnexp.runs import MEANINGS
 
 BY_LAYER = {"firing_rate": "firing rate", "dead": "dead", "saturated": "saturated", "synops": "synops"}
 """Measures ``<split>/<measure>/<layer>``, which share a row per layer, and their columns."""
-MEANINGS = {"test/seed_mean_loss": "mean of training losses and test/l1; the tutorial's L1"}
-"""What no other program measures under such a name."""
+UNCOMMON = ("test/seed_mean_loss",)
+"""Measures whose names other programs do not use."""
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Dots of a Braille letter, four rows of two."""
 
@@ -90,7 +91,7 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -
     table.add_column("measured", justify="right")
     if published:
         table.add_column("published", justify="right")
-    notes = [f"{name}: {MEANINGS[name]}" for name in MEANINGS if name in metrics]
+    notes = [f"{name}: {MEANINGS[name.partition('/')[2]]}" for name in UNCOMMON if name in metrics]
     if any(name in metrics for name in published):
         notes.append("published: what the source prints; what its code gives is in README.md, Recipes")
     for name, value in metrics.items():
@@ -256,7 +257,7 @@ class LogFile(logging.FileHandler):
 def quiet(log: Path | None = None) -> Iterator[None]:
     """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well.
 
-    What the disk refuses a thread of TensorBoard's, TensorBoard raises here again.
+    TensorBoard raises an I/O error of its writer thread again in this thread.
     """
     handler = LogFile(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

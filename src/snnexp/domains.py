@@ -337,13 +337,13 @@ def sentence(text: str) -> str:
     return text if len(text) <= 190 else f"{text[:187]}..."
 
 
-def closest(word: str, options: Iterable[str]) -> str:
-    """A hint for a mistyped ``word``: the option that looks like it, else all of them."""
+def closest(word: str, options: Iterable[str], prefix: str = "") -> str:
+    """A hint for a mistyped ``word``: the option that looks like it, behind the ``prefix``, else all of them."""
     import difflib
 
     known = {option.lower(): option for option in sorted(options, reverse=True)}
     near = difflib.get_close_matches(word.lower(), sorted(known), n=1)
-    return f"did you mean {known[near[0]]}?" if near else listed(known.values())
+    return f"did you mean {prefix}{known[near[0]]}?" if near else listed(known.values())
 
 
 def listed(options: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, console, domains, gate, runs, threads
 from snnexp.errors import ConfigError, Refusals
+from snnexp.origin import origin
 
 if TYPE_CHECKING:
     from snnexp.sweeps.ledger import Ledger
@@ -158,14 +159,18 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
     run = runs.Run.open(runs.locate(flags[at + 1]))
     saved = config.load(run.path / "config.yaml")
     flags = [*flags[:at], *flags[at + 2 :]]
-    folder = run.read().get("config_dir")
-    if folder_of(flags) is None and isinstance(folder, str) and Path(folder).is_dir():
+    # they raise what is damaged, which `facts` only tells
+    run.read()
+    run.overrides()
+    facts = run.facts()
+    folder = origin(facts).config_dir
+    if folder_of(flags) is None and folder and Path(folder).is_dir():
         flags = [*flags, "--config-dir", folder]
     # a record may come from elsewhere, and downloads only where that is typed
     kept = ("hydra", "data.download")
-    recorded = [word for word in run.overrides() if not config.key_of(word).startswith(kept)]
-    keys = {config.key_of(word) for word in typed}
-    overrides = [*(word for word in recorded if config.key_of(word) not in keys), *typed]
+    recorded = [word for word in facts.typed if not runs.key_of(word).startswith(kept)]
+    keys = {runs.key_of(word) for word in typed}
+    overrides = [*(word for word in recorded if runs.key_of(word) not in keys), *typed]
     try:
         same = config.computes_same(config.composed(recorded, folder_of(flags))[0], saved)
     except ConfigError:

@@ -98,10 +98,8 @@ class Row:
     @property
     def overridden(self) -> list[str]:
         """What was typed beside the experiment that the run is named after, and when it was resumed."""
-        changes = self.facts.record.get("resumed_with")
-        changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
-        known = {override.partition("=")[0]: override for override in (*self.facts.overrides, *changes)}
-        return [line(override) for override in known.values() if override != f"experiment={self.facts.experiment}"]
+        known = f"experiment={self.facts.experiment}"
+        return [line(override) for override in self.facts.typed if override != known]
 
     @property
     def note(self) -> str:

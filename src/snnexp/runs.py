@@ -57,6 +57,16 @@ RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 ENDS = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
 MAIN_METRICS = ("test/accuracy", "test/l1", "test/loss")
+MEANINGS = {
+    "loss": "mean of what is minimized",
+    "accuracy": "fraction of samples that are assigned to their class",
+    "undecided": "fraction of samples whose class a tie decides",
+    "l1": "mean absolute difference between output and target",
+    "relative_error": "mean of that difference relative to the target",
+    "synops": "additions that spikes cause, per sample",
+    "seed_mean_loss": "mean of all training losses and the final L1, which the tutorial calls L1; it is not test/l1",
+}
+"""Of measures, by the name behind the split."""
 PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
@@ -106,6 +116,11 @@ def _directories(folder: Path) -> Iterator[Path]:
             yield from _directories(path)
 
 
+def key_of(override: str) -> str:
+    """The key of an override, without the signs before it."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def main_metric(metrics: Mapping[str, float]) -> str | None:
     """The measure that stands for a run: the first of accuracy, L1 error and loss on the test split that it has."""
     return next((name for name in MAIN_METRICS if name in metrics), None)
@@ -145,6 +160,14 @@ class Facts:
     """``step`` and ``epoch`` of the last row of training, both from 0, of a run that has not finished."""
     record: dict[str, Any]
     """All of run.json."""
+
+    @property
+    def typed(self) -> list[str]:
+        """The overrides that it was started with, and those that it was resumed with; of each key the last."""
+        changes = self.record.get("resumed_with")
+        changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
+        known = {key_of(change): change for change in changes}
+        return [*(override for override in self.overrides if key_of(override) not in known), *known.values()]
 
     @property
     def reached(self) -> str:

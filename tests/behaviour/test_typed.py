@@ -62,14 +62,17 @@ def test_a_run_can_be_repeated_with_changes(snnexp: Shell) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_choices_of_ones_own_is_repeated_with_them(snnexp: Shell) -> None:
-    assert snnexp(*BLOBS, "trainer.max_epochs=1").code == 0
+@pytest.mark.parametrize("sweep", [[], ["-m", "hydra/launcher=stacked"]])
+def test_a_run_with_choices_of_ones_own_is_repeated_with_them(snnexp: Shell, sweep: list[str]) -> None:
+    assert snnexp(*BLOBS, "trainer.max_epochs=1", *sweep).code == 0
     (first,) = snnexp.runs()
-    assert snnexp("train", "--from", first.name[-4:], "num_steps=2").code == 0
+    assert snnexp("train", "--from", first.name[-4:], "num_steps=2", "surrogate=triangular").code == 0
     (second,) = set(snnexp.runs()) - {first}
     before, after = (OmegaConf.load(run / "config.yaml") for run in (first, second))
     assert after.data._target_ == before.data._target_
     assert after.num_steps == 2
+    # a choice needs what the run was composed of
+    assert after.neuron.surrogate._target_ == "snnexp.surrogates.Triangular"
 
 
 @pytest.mark.slow
@@ -201,6 +204,15 @@ class TestFrom:
         for words, key in ((["neuron=leaky"], "neuron"), (["-m", "seed=0,1"], "--from"), (["seed=-1"], "seed")):
             ended = snnexp("train", "--from", "abcd", *words)
             assert (ended.code, ended.key) == (2, key)
+
+    def test_a_run_that_was_made_longer(self, snnexp: Shell) -> None:
+        run = recorded(snnexp, "experiment=regression_sqrt", "trainer.max_epochs=4")
+        saved = run / "config.yaml"
+        saved.write_text(saved.read_text().replace("max_epochs: 4", "max_epochs: 9"))
+        (run / "run.json").write_text(json.dumps(record(run) | {"resumed_with": ["trainer.max_epochs=9"]}))
+        # a choice needs what the run was composed of
+        cfg = self.shown(snnexp, "abcd", "surrogate=atan")
+        assert (cfg.trainer.max_epochs, cfg.neuron.surrogate._target_) == (9, "snnexp.surrogates.ATan")
 
     def test_nothing_is_downloaded_unless_that_is_typed_again(self, snnexp: Shell) -> None:
         recorded(snnexp, "data.download=true")

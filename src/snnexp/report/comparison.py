@@ -9,6 +9,7 @@ import shlex
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from snnexp import domains
 from snnexp.errors import CheckpointError, ConfigError
+from snnexp.origin import Origin, searched_by, sweep
 from snnexp.report import figures, page, statistics
 from snnexp.report.groups import (
     Group,
@@ -28,7 +30,6 @@ from snnexp.report.groups import (
     typed,
     varied,
 )
-from snnexp.report.origin import Origin, searched_by, sweep
 from snnexp.report.page import Block, Link, Picture, Section, Table, Text, Values
 from snnexp.report.statistics import Summary, is_number, summary
 from snnexp.runs import Facts, Run, higher_is_better
@@ -94,7 +95,7 @@ class Comparison:
         last = [key.rpartition(".")[2] for key in self.keys]
         return last if len(set(last)) == len(last) else self.keys
 
-    @property
+    @cached_property
     def numbered(self) -> bool:
         """Whether groups are named by their place in the table, because not all of their values fit beside a figure."""
         return any(len(", ".join(self._shown(group))) > figures.LONGEST_LABEL for group in self.groups)
@@ -171,15 +172,15 @@ def _by_experiment(
     runs: Sequence[Facts], points: Sequence[Point]
 ) -> dict[str, tuple[Sequence[Facts], Sequence[Point]]]:
     """Runs and points that left none, by experiment; those whose experiment is not known come last."""
-    names = sorted({run.experiment for run in runs}, key=lambda name: (not name, name))
+    known = {run.experiment for run in runs} | {point.experiment for point in points}
+    names = sorted(known, key=lambda name: (not name, name))
     if len(names) < 3 and "" in names:
         # of one experiment, one of them damaged
         return {"": (runs, points)}
-    of_points = [point.experiment if point.experiment in names else names[0] for point in points]
     return {
         name: (
             [run for run in runs if run.experiment == name],
-            [point for point, own in zip(points, of_points, strict=True) if own == name],
+            [point for point in points if point.experiment == name],
         )
         for name in names
     }
@@ -231,13 +232,15 @@ def _overview(every: Mapping[str, Comparison], anchors: Mapping[str, str]) -> li
     for name, found in every.items():
         row = [Link(name or "not known", f"#{anchors[name]}"), len(found.runs) + len(found.points)]
         if found.groups:
+            row.append(found.metric)
+        if found.groups and (found.higher is not None or len(found.groups) == 1):
             best = found.groups[0]
             one = found.summary(best)
-            row += [found.metric, one.mean, one.std, one.n, shlex.join(_typed(best))]
+            row += [one.mean, one.std, one.n, shlex.join(_typed(best))]
         rows.append([*row, *[None] * (len(columns) - len(row))])
     caption = (
-        "Of each experiment, the group with the best mean over seeds. Different experiments are not compared with each "
-        "other; each has a section below."
+        "Of each experiment, the group with the best mean over seeds, where it is known whether higher or lower is "
+        "better. Different experiments are not compared with each other; each has a section below."
     )
     return [Table(columns, rows, caption, name="experiments")]
 
@@ -245,7 +248,7 @@ def _overview(every: Mapping[str, Comparison], anchors: Mapping[str, str]) -> li
 def _typed(group: Group) -> list[str]:
     """The overrides that all runs of a group share."""
     first, *others = group.runs.values()
-    return [override for override in first.overrides if all(override in run.overrides for run in others)]
+    return [override for override in first.typed if all(override in run.typed for run in others)]
 
 
 def _link(run: Facts, folder: Path) -> Link | str:
@@ -270,17 +273,21 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
     stopped = [typed(run.overrides) for run in here if run.status != "finished"]
     points = []
     experiment = sweep(path.parent).experiment
+    # a recipe may have another name than its file
+    words = [(typed(run.overrides), run.experiment) for run in here if run.experiment]
+    names_of = {own.get("experiment"): name for own, name in words if "name" not in own}
     for row in rows:
         names = [name for name in row if name is not None]
         keys = names[: names.index("status")] if "status" in names else []
         overrides = [f"{key}={row[key]}" for key in keys if row[key]]
-        values = typed(overrides).items()
+        own = typed(overrides)
         # a point that failed is not told with its directory, but may have one
-        started = not row.get("run") and any(values <= own.items() for own in stopped)
+        started = not row.get("run") and any(own.items() <= values.items() for values in stopped)
         if keys and row.get("run") not in there and not started:
             reason = "no run can be read in its directory" if row.get("run") else row.get("reason") or ""
-            own = str(typed(overrides).get("experiment", experiment))
-            points.append(Point(row["status"] or "unknown", reason, overrides, own))
+            recipe = own.get("experiment")
+            name = own.get("name", names_of.get(recipe, experiment if recipe is None else recipe))
+            points.append(Point(row["status"] or "unknown", reason, overrides, str(name)))
     return points
 
 
@@ -304,8 +311,8 @@ def _facts(found: Comparison) -> list[tuple[str, Any]]:
     seeds = sorted({run.seed for run in found.runs if run.seed is not None})
     few = len(seeds) <= MOST_LEVELS
     facts.append(("seeds", ", ".join(map(str, seeds)) or None if few else f"{len(seeds)}, {seeds[0]} to {seeds[-1]}"))
-    chosen = f"{found.metric}, by which the search chose" if found.metric == found.searched.metric else found.metric
-    facts.append(("metric", chosen or None))
+    by = ", by which the search chose" if found.metric == found.searched.metric else ""
+    facts.append(("metric", f"{found.metric}{by}" if found.metric else None))
     if found.groups and found.parameters and found.higher is not None:
         best, one = found.groups[0], found.summary(found.groups[0])
         facts.append(("best mean", f"{page.cell(one.mean)} ({found.told(best)}, n = {one.n})"))
@@ -444,9 +451,8 @@ def _scatter(found: Comparison) -> Picture:
     best = None if found.higher is None else results.index((max if found.higher else min)(results))
     shown = dict(list(values.items())[:MOST_PANELS])
     figure = figures.scatter(shown, results, found.metric, best)
-    caption = f"{found.metric} against each parameter: a dot is a run" + (
-        "." if best is None else ", a diamond the best."
-    )
+    which = f"the first {len(shown)} of {len(values)} parameters" if len(shown) < len(values) else "each parameter"
+    caption = f"{found.metric} against {which}: a dot is a run" + ("." if best is None else ", a diamond the best.")
     return Picture("scatter", figure, caption, {**values, found.metric: results})
 
 
@@ -474,7 +480,8 @@ def _strips(found: Comparison) -> Picture:
     return Picture(
         "seeds",
         figure,
-        f"{found.metric} of {which}, {found.order}: a dot is a run, the line the mean"
+        f"{found.metric} of {which}, {found.order}: a dot is a run"
+        f"{', the line the mean' if any(len(values) > 1 for values in samples.values()) else ''}"
         f"{_bars(intervals, figure.axes[0].get_xlim())}.",
         _columns(("group", "seed", found.metric), rows),
     )

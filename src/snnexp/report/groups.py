@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,12 @@ class Parameter:
 
     def shown(self, value: Level) -> str:
         """A value in as few digits as tell all apart, but at least four."""
+        return f"{value:.{self._digits}g}" if isinstance(value, float) else str(value)
+
+    @cached_property
+    def _digits(self) -> int:
         numbers = {level for level in self.values.values() if isinstance(level, float)}
-        enough = (d for d in range(4, 18) if len({f"{number:.{d}g}" for number in numbers}) == len(numbers))
-        return f"{value:.{next(enough)}g}" if isinstance(value, float) else str(value)
+        return next(d for d in range(4, 18) if len({f"{number:.{d}g}" for number in numbers}) == len(numbers))
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from snnexp import config, domains
+from snnexp import config, domains, recipes
 from snnexp.errors import CheckpointError
+from snnexp.origin import origin
 from snnexp.report import figures, page
 from snnexp.report.figures import Array
-from snnexp.report.origin import origin
 from snnexp.report.page import Block, Picture, Section, Table, Text
 from snnexp.report.snapshots import drawers, parts
 from snnexp.report.statistics import is_number
-from snnexp.runs import Facts, Run, main_metric
+from snnexp.runs import MEANINGS, Facts, Run, key_of, main_metric
 
 PJ_PER_ADDITION, PJ_PER_PRODUCT = 0.9, 3.7
 """Picojoules of an addition and a multiplication of 32-bit floating-point numbers in 45 nm (Horowitz, ISSCC 2014)."""
@@ -28,16 +28,6 @@ ENERGY = (
 )
 WITHOUT_SPIKES = "without spikes"
 PER_LAYER = {"firing_rate": "spikes per neuron and step", "dead": "dead", "saturated": "saturated", "synops": "synops"}
-MEANINGS = {
-    "loss": "mean of what is minimized",
-    "accuracy": "fraction of samples that are assigned to their class",
-    "undecided": "fraction of samples whose class a tie decides",
-    "l1": "mean absolute difference between output and target",
-    "relative_error": "mean of that difference relative to the target",
-    "synops": "additions that spikes cause, per sample",
-    "seed_mean_loss": "mean of all training losses and the final L1, which the tutorial calls L1; it is not test/l1",
-}
-"""Of measures, by the name behind the split."""
 Curve = tuple[Array, Array]
 """Where, and values; NaN where one was not finite."""
 
@@ -126,11 +116,6 @@ def _headline(facts: Facts) -> str:
     return "finished" if name is None else f"{name} {page.cell(facts.metrics[name])}"
 
 
-def _published(cfg: Mapping[str, Any]) -> dict[str, float]:
-    published = cfg.get("published")
-    return published if isinstance(published, dict) else {}
-
-
 def _facts(facts: Facts) -> list[tuple[str, Any]]:
     record = facts.record
     ended = f"{facts.status}: {facts.reason}" if facts.reason else facts.status
@@ -142,7 +127,7 @@ def _facts(facts: Facts) -> list[tuple[str, Any]]:
         ("how it ended", ended),
         ("started", facts.started and f"{facts.started:%Y-%m-%d %H:%M:%S %z}"),
         ("seed", facts.seed),
-        ("on", f"{record.get('device')}, {record.get('threads')} threads, kernel {record.get('kernel')}"),
+        ("on", f"{record.get('device')}, {_threads(record.get('threads'))}, kernel {record.get('kernel')}"),
         (
             "versions",
             ", ".join(" ".join(map(str, pair)) for pair in versions.items()) if isinstance(versions, dict) else None,
@@ -158,6 +143,10 @@ def _facts(facts: Facts) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in lines if value is not None]
 
 
+def _threads(count: Any) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
 def _changed(
     facts: Facts, cfg: Mapping[str, Any], told: list[str]
 ) -> tuple[str, list[tuple[str, str | None, str | None]]]:
@@ -166,28 +155,25 @@ def _changed(
     Where a run comes from another version, its recipe may have been another too. Keys that decide nothing that is
     computed are left out.
     """
-    typed = dict(override.lstrip("+~").partition("=")[::2] for override in facts.overrides)
-    # a run from a notebook has the name of its recipe, unless it was given another
-    choice = typed.get("experiment", "" if facts.overrides else str(cfg.get("name", "")))
-    # nothing but a name is composed: an override of others could ask for more
-    if choice and choice not in config.choices("experiment"):
-        told.append(f"There is no recipe {domains.shown(choice)} here to compare with.")
+    choice = recipes.chosen(cfg, facts.overrides)
+    if choice is None:
+        told.append(f"There is no recipe {domains.shown(recipes.asked(cfg, facts.overrides))} here to compare with.")
         return "", []
-    here, recipe = config.flat(cfg), config.flat(config.compose([f"experiment={choice}"] if choice else []))
-    keys = [key for key in {**here, **recipe} if here.get(key) != recipe.get(key)]
-    keys = [key for key in keys if cfg and not key.startswith(config.MAY_CHANGE)]
-    keys.sort(key=lambda key: key not in typed)
-    shown = [[domains.shown(side[key]) if key in side else None for side in (recipe, here)] for key in keys]
-    name = f"experiment={choice}" if choice else "the defaults"
-    return name, [(key, before, now) for key, (before, now) in zip(keys, shown, strict=True)]
+    typed = {key_of(override) for override in facts.typed}
+    changed = recipes.changed(cfg, facts.overrides) if cfg else {}
+    rows = []
+    for key in sorted(changed, key=lambda key: key not in typed):
+        before, now = (None if value is None else domains.shown(value) for value in changed[key])
+        rows.append((key, before, now))
+    return f"experiment={choice}" if choice else "the defaults", rows
 
 
 def _what_was_run(
     facts: Facts, cfg: Mapping[str, Any], recipe: str, changed: Sequence[tuple[str, str | None, str | None]]
 ) -> list[Block]:
     blocks: list[Block] = []
-    if facts.overrides:
-        blocks.append(Text(config.command(facts.overrides, cfg, origin(facts).config_dir), command=True))
+    if facts.typed:
+        blocks.append(Text(config.command(facts.typed, cfg, origin(facts).config_dir), command=True))
     if changed:
         caption = "What differs from the recipe as it is here: first what was typed, then what follows from it."
         return [*blocks, Table(["key", recipe, "this run"], changed, caption, "differences")]
@@ -199,10 +185,8 @@ def _result(
 ) -> list[Block]:
     if not facts.metrics:
         return [Text(f"There are no test results: the run is {facts.status}.")]
-    # a figure is that of a recipe, whatever the seed
-    others = [key for key, *_ in changed if key.rpartition(".")[2] != "seed"]
-    published = {name: value for name, value in _published(cfg).items() if name in facts.metrics}
-    shown = {} if others or not recipe else published
+    shown = recipes.published(cfg, facts.overrides)
+    others = recipes.decisive(key for key, *_ in changed)
     columns = ["measure", "measured", *(["published", "difference"] if shown else []), "meaning"]
     rows: list[list[Any]] = []
     layers: dict[str, dict[str, float]] = {}
@@ -216,10 +200,11 @@ def _result(
             beside = [figure, None if figure is None else value - figure] if shown else []
             rows.append([name, value, *beside, MEANINGS.get(measure)])
     blocks: list[Block] = [Table(columns, rows, "Of each split, with the last weights.", "result")]
-    if published and not shown:
+    stated = cfg.get("published")
+    known = ", ".join(name for name in stated if name in facts.metrics) if isinstance(stated, dict) else ""
+    if known and (others or not recipe):
         differs = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
         reason = f"this run differs from it in {differs}" if recipe else "this run has no recipe here to compare with"
-        known = ", ".join(published)
         blocks.append(Text(f"The recipe has a published figure for {known}; it is not comparable, for {reason}."))
     if layers:
         measured = [name for name in PER_LAYER if any(name in values for values in layers.values())]

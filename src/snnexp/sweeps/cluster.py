@@ -24,9 +24,10 @@ from snnexp import domains
 from snnexp.errors import ConfigError
 from snnexp.runs import Run
 from snnexp.sweeps.engine import Job
+from snnexp.threads import BOTH
 
 STORAGE = "SNNEXP_SEARCH_STORAGE"
-"""The variable by which a job gets the URL of a search; one with a password comes only to jobs of this machine."""
+"""The variable that gives a job the URL of a search; a URL with a password is never sent to SLURM."""
 UNDER_WAY = ("RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "SUSPENDED")
 
 
@@ -65,7 +66,7 @@ class ClusterJob:
 
     Args:
         executor: submits it.
-        threads: of a job; None for as many as the cluster gives.
+        threads: of a job; None where each run decides for itself.
     """
 
     how = "job"
@@ -186,7 +187,7 @@ def carry_out(task: Mapping[str, Any], told: Path, threads: int | None) -> None:
 
     if threads is not None:
         # read when torch is imported; the driver's own would come along
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        os.environ |= dict.fromkeys(BOTH, str(threads))
     if task.get("prune"):
         task = {**task, "prune": {**task["prune"], "storage": os.environ[STORAGE]}}
     # before its run handles signals there is nothing to save, and submitit would ignore it

@@ -229,7 +229,7 @@ def check(launcher: Mapping[str, Any]) -> None:
         known = SETTINGS[kind] if isinstance(kind, str) and kind in SETTINGS else ()
         for name in launcher.keys() - {"kind"}:
             if name not in known:
-                hint = domains.closest(str(name), known).replace("did you mean ", "did you mean hydra.launcher.")
+                hint = domains.closest(str(name), known, "hydra.launcher.")
                 raise ConfigError(f"{domains.shown(name)}: unknown key, {hint}")
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:

@@ -146,7 +146,7 @@ def _end(error: BaseException) -> dict[str, Any]:
 
     status, reason, code = ending(error)
     if isinstance(error, PartError):
-        # unless it is in the log of the run
+        # frames is empty if the run's train.log has it
         sys.stderr.write(error.frames)
     elif code == 1:
         traceback.print_exc()
