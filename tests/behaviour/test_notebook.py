@@ -297,14 +297,28 @@ def test_what_is_shown_of_objects_is_short_and_holds_no_values() -> None:
     parts = build(cfg)
     x, _ = parts.data.train[[0]]
     with torch.no_grad():
-        trace = parts.network(parts.encoder(x))[-1]
-    shape = list(trace.membrane.shape)
-    for shown in (repr(trace), repr(trace.reduced())):
-        assert type(trace).__name__ in shown or "Reduced" in shown
-        assert f"float32{shape}" in shown or f"float32{shape[1:]}" in shown
-        assert "tensor" not in shown
+        traces = parts.network(parts.encoder(x))
+    for trace in traces:
+        unread = repr(trace)
+        shape = list(trace.membrane.shape)
+        for shown in (unread, repr(trace), repr(trace.reduced())):
+            assert "Trace" in shown or "Reduced" in shown
+            assert f"float32{shape}" in shown or f"float32{shape[1:]}" in shown
+            assert "tensor" not in shown
     done = run(cfg)
     assert str(done.path) in repr(done)
-    for thing in (trace, trace.reduced(), parts, done):
+    for thing in (*traces, traces[-1].reduced(), parts, done):
         assert len(repr(thing)) < 400
         assert "\n" not in repr(thing)
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_what_is_shown_of_traces_is_not_computed_for_it() -> None:
+    parts = build(compose(["experiment=mnist_leaky", "trainer=cpu", "data.batch_size=8", "network.hidden=[4, 5]"]))
+    x, _ = parts.data.train[[0, 1]]
+    traces = parts.network(parts.encoder(x))
+    before = [repr(trace) for trace in traces]
+    assert all(
+        f"spikes=float32{list(trace.spikes.shape)}" in shown for trace, shown in zip(traces, before, strict=True)
+    )
+    assert [repr(trace) for trace in traces] == before
