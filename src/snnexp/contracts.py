@@ -1,4 +1,4 @@
-"""What assembled parts owe each other whoever wrote them, checked once and before anything is written.
+"""Interface checks for assembled parts, built-in or user-defined, done once and before anything is written.
 
 Tests hold the parts of this package to it; what a user's parts return is looked at with two samples. Nothing here moves
 the random numbers of a run.
@@ -62,7 +62,7 @@ def require_network(network: Any) -> None:
     if type(network).forward is not Network.forward or "forward" in vars(network):
         raise ConfigError(
             f"network: {type(network).__name__} has a forward of its own, and figures, synaptic operations and stacks "
-            "would show the chain of its layers; put what it computes into layers, synapses or neurons"
+            "assume that layers run in sequence; put what it computes into layers, synapses or neurons"
         )
 
 

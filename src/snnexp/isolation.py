@@ -59,7 +59,7 @@ def _content(mapping: Callable[[], MutableMapping[Any, Any]]) -> State:
 
 
 def _if_changed(read: Callable[[], Any], put: Callable[[Any], object]) -> State:
-    """A state that is not set without need, for that would do more than set it."""
+    """Restored only if it changed: setting it has side effects."""
     return read, lambda value: read() == value or put(value)
 
 

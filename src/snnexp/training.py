@@ -42,6 +42,7 @@ from snnexp.errors import (
     PartError,
     ending,
     is_about_memory,
+    is_about_worker,
 )
 from snnexp.files import append_to
 from snnexp.isolation import isolated
@@ -148,7 +149,9 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
             found = find(cfg, parts, run_dir, parts.trainer.callbacks)  # type: ignore[attr-defined]
             reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
             if before.get("status") == "finished" and cfg.trainer.max_epochs <= reached:
-                console.console().print(f"run {console.show_path(run_dir.path)}  had finished, nothing is left to do")
+                console.console().print(
+                    f"run {console.show_path(run_dir.path)}  is already finished, nothing is left to do"
+                )
                 return Record(run_dir.path, "finished", before.get("metrics", {}))
             if found is not None:
                 saver.go_on_from(found)
@@ -284,7 +287,7 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        if "DataLoader worker (pid" in str(error):
+        if is_about_worker(error):
             raise DataError(f"data.num_workers: {domains.line(str(error))}") from error
         if is_about_memory(error):
             raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
@@ -356,7 +359,7 @@ def begin_again(
 
 
 def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
-    """What draws, counts and tells; the callbacks that a test needs too."""
+    """Callbacks needed for training and testing."""
     read_by = (parts.loss.reads, parts.decoder)
     layers = [*parts.network.neurons()][: None if "spike_count" in read_by else -1]
     watching: list[Callback] = [
@@ -371,7 +374,7 @@ def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
 def _watch(
     cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals, others: Sequence[Callback]
 ) -> saving.Checkpoints:
-    """Give the trainer all that watches a run; returns what saves it."""
+    """Attach the run's callbacks to the trainer; returns the one that saves checkpoints."""
     watching = watching_over(cfg, parts, run_dir)
     (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
     signals.checkpoints, signals.data, signals.launcher = saver, parts.data, parts.trainer.strategy.launcher
@@ -420,7 +423,7 @@ def _carry_out(
             measured = _train_and_test(cfg, parts, run_dir, clock, found)
     except RuntimeError as error:
         # a signal to the whole group may find a data worker that does not ignore it yet
-        if "DataLoader worker" in str(error):
+        if is_about_worker(error):
             signals.stop_if_told()
         # where workers could not be started, Lightning stumbles over it, and then tells only that
         if isinstance(error.__context__, OSError) and error.__cause__ is None:

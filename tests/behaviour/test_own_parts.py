@@ -60,6 +60,20 @@ def test_an_error_of_a_part_before_the_run_is_told_in_a_line(snnexp: Shell, part
     assert [*snnexp.folder.iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "key"),
+    [
+        ("killed worker", 4, "data.num_workers"),
+        ("too many files", 2, "ulimit -n"),
+        ("no memory", 2, "network"),
+    ],
+)
+def test_what_is_no_error_of_a_part_is_told_as_what_it_is(snnexp: Shell, fault: str, code: int, key: str) -> None:
+    ended = train(snnexp, "neuron", f"{fault} in training")
+    assert (ended.code, ended.key) == (code, key)
+    assert record(snnexp.run())["exit_code"] == code
+
+
 def test_a_file_that_is_no_python_is_told_in_a_line(snnexp: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     (snnexp.folder / "unwritten").mkdir()
     (snnexp.folder / "unwritten" / "neurons.py").write_text("import torch\n\nclass Mine(:\n")
