@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ from snnexp import (
     threads,
     user_parts,
 )
-from snnexp.assembly import Parts, build, make_trainer
+from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.errors import (
     CheckpointError,
@@ -89,13 +89,13 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, memory_told(), ExitStack() as used:
+    with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         # it may have been changed since
         overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
         threads.require(cfg)
         require_own_processes(cfg)
-        used.enter_context(threads.using(threads.number(cfg)))
+        threads.use(threads.number(cfg))
         parts = build(cfg)
         if parts.trainer.is_global_zero:
             folder = parent or Path(cfg.logger.root) / cfg.name
@@ -128,7 +128,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told(), ExitStack() as used:
+    with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(Path(path))
         changed = config.change(config.load(run_dir.path / "config.yaml"), overrides)
@@ -143,7 +143,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
             cfg = without_download(config.change(saved, overrides), overrides)
             config.require_same(saved, cfg)
             before = run_dir.read()
-            used.enter_context(threads.using(threads.number(cfg, before.get("threads"))))
+            threads.use(threads.number(cfg, before.get("threads")))
             parts = build(cfg)
             saver = _watch(cfg, parts, run_dir, signals, watching)
             found = find(cfg, parts, run_dir, parts.trainer.callbacks)  # type: ignore[attr-defined]
@@ -186,7 +186,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals() as signals, memory_told(), ExitStack() as used:
+    with saving.Signals() as signals, memory_told():
         run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)
@@ -194,7 +194,7 @@ def evaluate(
         if split != "test":
             cfg.trainer.limit_test_batches = _limits(cfg)[0]
         file = _checkpoint(run_dir, checkpoint)
-        used.enter_context(threads.using(_threads_of(cfg, run_dir, overrides)))
+        threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
         signals.data = parts.data
         loader = parts.data.loader(split)
@@ -218,28 +218,34 @@ def evaluate(
 
 
 @isolated()
-def load(path: str | Path, ckpt: str | Path = "last") -> tuple[Network, DictConfig]:
-    """The trained network of a run, on the CPU and in evaluation mode, and the run's config.
+def load(
+    path: str | Path, checkpoint: str | Path = "last", overrides: Sequence[str] = ()
+) -> tuple[Network, DictConfig]:
+    """The trained network of a run, on the CPU and in evaluation mode, and a config to build with.
 
-    Its input comes from the encoder, ``network(build(cfg).encoder(x))``.
+    Its input comes from the encoder, ``network(build(cfg).encoder(x))``. The config is the run's with ``overrides``,
+    for one process on the CPU.
 
     Args:
         path: the run directory.
-        ckpt: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+        checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+        overrides: changes of the run's config as in :func:`evaluate`, such as ``data.root=DIR`` on another machine.
 
     Raises:
         SnnexpError: as :func:`evaluate`.
     """
     run_dir = Run.open(Path(path))
-    cfg = config.load(run_dir.path / "config.yaml")
-    cfg = config.remembering(cfg, run_dir.overrides(), cfg.copy())
-    file = _checkpoint(run_dir, ckpt)
-    here = config.offline(cfg.copy())
+    saved = config.load(run_dir.path / "config.yaml")
+    cfg = config.remembering(saved, run_dir.overrides(), saved.copy())
+    cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy = "cpu", 1, "auto"
     if cfg.kernel == "triton":
         # which a CPU has not
-        here.kernel = "auto"
-    parts = build(here, make_trainer(accelerator="cpu"))
-    parts.task.load_state_dict(checkpoints.read_weights(file, parts.task.state_dict(), foreign=ckpt not in OWN))
+        cfg.kernel = "auto"
+    cfg = without_download(config.change_evaluation(cfg, overrides), overrides)
+    file = _checkpoint(run_dir, checkpoint)
+    parts = build(cfg)
+    weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
+    parts.task.load_state_dict(weights)
     return parts.network.eval(), cfg
 
 

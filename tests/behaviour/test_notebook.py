@@ -157,7 +157,7 @@ VERBS: dict[str, Callable[[Path], object]] = {
     "build": lambda done: build(compose(WORDS)),
     "run": lambda done: run(compose(WORDS)),
     "run, failed": lambda done: refused(run, compose(WORDS), watching=[Unlucky()], error=LookupError),
-    "resume": lambda done: resume(done, ["trainer.max_epochs=2"]),
+    "resume": lambda done: resume(shutil.copytree(done, "copied"), ["trainer.max_epochs=2"]),
     "evaluate": lambda done: evaluate(done),
     "load": lambda done: load(done),
     "load, refused": lambda done: refused(load, done, "nonsense", error=Exception),
@@ -216,7 +216,7 @@ def test_a_run_records_what_was_changed_after_composing(done: Path) -> None:
 class TestLoad:
     @pytest.mark.parametrize("ckpt", ["last", "best", "init"])
     def test_gives_the_trained_network(self, ckpt: str, done: Path) -> None:
-        network, cfg = load(str(done), ckpt=ckpt)
+        network, cfg = load(str(done), checkpoint=ckpt)
         assert not network.training
         assert cfg == OmegaConf.load(done / "config.yaml")
         saved = torch.load(done / "checkpoints" / f"{ckpt}.ckpt", weights_only=True)["state_dict"]
@@ -232,6 +232,23 @@ class TestLoad:
         with torch.no_grad():
             counts = network(parts.encoder(x))[-1].spikes.sum(0)
         assert (counts.argmax(1) == y).float().mean().item() == pytest.approx(done.metrics["test/accuracy"])
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_of_a_run_of_another_machine_gives_what_can_be_built_here(self, tmp_path: Path) -> None:
+        words = ["experiment=mnist_leaky", "data.batch_size=8", "network.hidden=[4]", "trainer=cpu", "logger=jsonl"]
+        done = run(compose(words)).path
+        saved = OmegaConf.load(done / "config.yaml")
+        root, saved.data.root = saved.data.root, "/nowhere"
+        saved.kernel = "triton"
+        saved.trainer.accelerator, saved.trainer.devices, saved.trainer.strategy = "gpu", 8, "ddp"
+        OmegaConf.save(saved, done / "config.yaml")
+        with pytest.raises(Exception, match="nowhere"):
+            load(done)
+        network, cfg = load(done, overrides=[f"data.root={root}"])
+        x, _ = build(cfg).data.train[[0]]
+        assert network(build(cfg).encoder(x))[-1].membrane.isfinite().all()
+        with pytest.raises(ValueError, match=r"^data\.rooot: "):
+            load(done, overrides=["data.rooot=x"])
 
     def test_takes_weights_from_elsewhere(self, done: Path, tmp_path: Path) -> None:
         network, _ = load(done)
