@@ -6,8 +6,9 @@ It reads tasks from its standard input and tells what becomes of them on its sta
     {"run": ".."}                                                         resume its run
     {"members": [{"config", "overrides", "run"}, ..], "parent": ".."}     train points as one
 
-each with "keys", the overrides of runs that are resumed, "log", where to print until there is a run directory, "program", the command line's name, and for a point of
-a search "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It answers
+each with "keys", the overrides of runs that are resumed, "log", where to print until there is a run directory,
+"program", the command line's name, and for a point of a search "prune", the arguments of
+:class:`~snnexp.sweeps.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
     {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
