@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 from snnexp import kernels
 from snnexp.events import Events
-from snnexp.network import MLP, Network
+from snnexp.network import MLP, Network, stack
 from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky, Trace
 
 NEURONS: dict[str, Callable[[Any], Neuron]] = {
@@ -88,6 +88,36 @@ def test_spikes_that_a_hook_silences_arrive_nowhere(neuron: str, kernel: str) ->
     assert not [trace for _, trace in made.with_currents(x)][-1].membrane.any()
 
 
+@pytest.mark.parametrize("place", PLACES.values())
+def test_only_hooks_see_a_trace_as_a_tuple(place: str) -> None:
+    made = network("rleaky", "fused")
+    seen: list[Any] = []
+    made.get_submodule(place).register_forward_hook(lambda module, arguments, result: seen.append(result))
+    assert [type(trace) for trace in made(torch.rand(1, 2, 5))] == [Trace] * 3
+    assert isinstance(seen[0], (tuple, Tensor))
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_a_hook_on_a_stack_changes_nothing(neuron: str) -> None:
+    alone = [network(neuron, "reference") for _ in range(2)]
+    with torch.no_grad():
+        for weight in alone[1].parameters():
+            weight.mul_(0.9)
+        for made in alone:
+            if neuron == "lif":
+                # as after training, where these have no effect
+                made.layers["hidden2"].neuron.recurrent.weight.fill_diagonal_(9.0)
+    stacked = stack(alone)
+    if neuron != "leaky":
+        stacked.get_submodule("layers.hidden2.neuron.recurrent").register_forward_hook(lambda *arguments: None)
+    stacked.layers["hidden2"].neuron.register_forward_hook(lambda *arguments: None)
+    x = torch.rand(1, 2, 5)
+    found = stacked(x.unsqueeze(2))
+    for member, made in enumerate(alone):
+        for mine, expected in zip(found, made(x), strict=True):
+            torch.testing.assert_close(mine.membrane[:, :, member], expected.membrane)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("place", ["synapse", "neuron.recurrent"])
 @pytest.mark.parametrize("neuron", ["rleaky", "lif"])
@@ -132,6 +162,22 @@ def test_a_parameter_in_another_form_is_the_parameter(place: str, name: str, ker
     parametrize.register_parametrization(made.get_submodule(f"layers.hidden2.{place}"), name, Doubled())
     found = computed(made)
     torch.testing.assert_close(found[:4], expected[:4])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("neuron", ["rleaky", "lif"])
+def test_a_parameter_in_another_form_is_computed_once_a_step(neuron: str, kernel: str) -> None:
+    made = network(neuron, kernel)
+    doubled, calls = Doubled(), []
+    parametrize.register_parametrization(made.layers["hidden2"].neuron.recurrent, "weight", doubled)
+    doubled.register_forward_hook(lambda *arguments: calls.append(1))
+    for hook in (False, True):
+        calls.clear()
+        if hook:
+            made.layers["hidden2"].neuron.recurrent.register_forward_hook(lambda *arguments: None)
+        made(torch.rand(1, 2, 5))
+        # and once for its dtype
+        assert 1 <= len(calls) <= 7 + 1
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -185,3 +231,21 @@ def test_a_network_of_bfloat16_keeps_membranes_in_float32(neuron: str, kernel: s
     assert all(torch.isfinite(value).all() for value in found)
     # a spike more or less than in float32
     torch.testing.assert_close(found[0], expected[0], atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("neuron", ["rleaky", "lif"])
+def test_each_product_has_the_precision_of_its_weights(neuron: str, kernel: str) -> None:
+    x = torch.rand(1, 2, 5)
+    expected = network(neuron, kernel)(x)
+    made = network(neuron, kernel)
+    made.layers["hidden2"].synapse.to(torch.bfloat16)
+    found = made(x)
+    assert torch.equal(found[0].membrane, expected[0].membrane), "its feedback is of float32"
+    assert expected[0].spike_count.any()
+    made = network(neuron, kernel)
+    made.layers["hidden1"].neuron.recurrent.to(torch.bfloat16)
+    spikes, synapse = made(x)[0].spikes, made.layers["hidden2"].synapse
+    currents = [current for current, _ in made.with_currents(x)]
+    assert torch.equal(made(x)[1].membrane, made.layers["hidden2"].neuron(currents[1]).membrane)
+    torch.testing.assert_close(currents[1], synapse(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2]))

@@ -48,9 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "pairs": LEAVES,
     "gate": LEAVES | {"pairs"},
     "isolation": set(),
-    "user_parts": LEAVES | {"gate"},
+    "user_parts": LEAVES | {"gate", "limits"},
     "config": LEAVES | {"gate", "isolation", "pairs", "runs", "upgrade", "user_parts"},
-    "contracts": LEAVES | {"data", "losses", "network", "neurons", "user_parts"},
+    "contracts": LEAVES | {"data", "isolation", "losses", "network", "neurons", "user_parts"},
     "assembly": LEAVES
     | {
         "callbacks",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -415,6 +416,14 @@ class TestUse:
     def test_triton_says_what_it_cannot_do(self, make: Callable[[int], Neuron], reason: str) -> None:
         with pytest.raises(ConfigError, match=rf"^kernel: got triton, {reason}; use auto$"):
             kernels.use(make(3), "triton", CPU)
+
+    def test_weights_of_bfloat16_need_the_memory_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        on_gpu = pytest.importorskip("snnexp.kernels.on_gpu")
+        for limit, fits in ((64 * 64 * 4, False), (64 * 64 * 5, True)):
+            chip = SimpleNamespace(shared_memory_per_block_optin=limit)
+            monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, chip=chip: chip)
+            for dtype in (torch.float32, torch.bfloat16):
+                assert on_gpu._fits(torch.zeros(64, 64, dtype=dtype), CPU) is fits
 
     def test_triton_needs_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TRITON_INTERPRET")

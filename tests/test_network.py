@@ -1,21 +1,27 @@
 """Networks: shapes, time, states, start weights, and which spike arrives where."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import sqrt
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
+from snnexp import contracts
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer, Uniform
+from snnexp.losses import CEMembrane
 from snnexp.metrics import synaptic_operations
 from snnexp.network import MLP, Conv, Network
-from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky
+from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky, Trace
 
 T, B = 7, 3
 FAST = {"tau_mem_inv": 500.0, "tau_syn_inv": 500.0, "v_th": 0.2}
@@ -283,3 +289,32 @@ def test_a_start_value_that_is_refused_names_its_group(group: str) -> None:
     choices = {"neuron": Leaky, "readout": Leaky, group: partial(Leaky, beta=Turning([]))}
     with pytest.raises(ConfigError, match=rf"^{group}\.beta: a start value is 2, must be a finite number from 0 to 1$"):
         MLP((4,), 2, **choices, num_steps=T, hidden=[3])
+
+
+class Counting(Leaky):
+    """A neuron of a user's that counts its calls and draws from all generators."""
+
+    def __init__(self, features: Any) -> None:
+        super().__init__(features)
+        self.register_buffer("calls", torch.zeros(()))
+        self.counted = 0
+
+    def scan(self, current: Any, state: Any) -> Trace:
+        self.calls += 1
+        self.counted += 1
+        random.random(), np.random.rand(), torch.rand(1)
+        return super().scan(current, state)
+
+
+def test_a_dry_run_leaves_no_trace() -> None:
+    made = MLP((5,), 3, Counting, Leaky, num_steps=T, hidden=(4, 4))
+    # a weight that is computed before each call, and cannot be copied
+    prune.random_unstructured(made.layers["hidden2"].synapse, "weight", 0.5)
+    made.layers["hidden1"].eval()
+    data: Any = SimpleNamespace(inputs=(5,), outputs=3, target="labels")
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    contracts.require_results(made, CEMembrane(), data, T)
+    assert (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()) == before
+    for name in ("hidden1", "hidden2"):
+        assert (made.layers[name].neuron.calls.item(), made.layers[name].neuron.counted) == (0, 0)
+    assert [layer.training for layer in made.layers.values()] == [False, True, True]

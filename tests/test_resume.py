@@ -246,7 +246,7 @@ class TestWhatMayChange:
         capsys.readouterr()
         again = resume(record.path)
         assert (again.status, again.metrics) == ("finished", record.metrics)
-        assert "had finished, nothing is left to do" in capsys.readouterr().out
+        assert "is already finished, nothing is left to do" in capsys.readouterr().out
         assert {path: path.read_bytes() for path in record.path.rglob("*") if path.is_file()} == before
 
 

@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from snnexp import experiment, kernels
+from snnexp import config, experiment, kernels
 from snnexp.assembly import build
 from snnexp.checkpoints import difference
 from snnexp.errors import InterruptedRunError
@@ -325,6 +325,17 @@ class TestInterruption:
         assert path is not None
         experiment.resume(path)
         close(rows(path), rows(alone(self.members()[1], tmp_path / "alone")), 1e-3)
+
+    @pytest.mark.parametrize("members", [1, 2])
+    def test_members_take_what_was_typed_to_resume_them(self, stopped: Ends, tmp_path: Path, members: int) -> None:
+        keys = ["trainer.log_every_n_steps=3"]
+        resumed = self.members(stopped)[:members]
+        for member in resumed:
+            member.cfg, member.keys = config.change(member.cfg, keys), keys
+        for end in train(resumed, tmp_path / "stack").values():
+            assert end.run is not None
+            assert Run(end.run).read()["resumed_with"] == keys
+            assert config.load(end.run / "config.yaml").trainer.log_every_n_steps == 3
 
     def test_members_at_other_steps_go_on_beside_each_other(self, stopped: Ends, tmp_path: Path) -> None:
         ends = train(self.members({0: stopped[0]}), tmp_path / "stack")

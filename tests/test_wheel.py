@@ -21,7 +21,7 @@ from snnexp.network import Network
 cfg: DictConfig = compose(["experiment=mnist_leaky"])
 parts: Parts = build(cfg)
 record: Record = run(cfg)
-loaded: tuple[Network, DictConfig] = load(record.path, ckpt="best")
+loaded: tuple[Network, DictConfig] = load(record.path, checkpoint="best")
 accuracy: float = evaluate(str(record.path))["test/accuracy"]
 paths: list[str] = [str(point["path"]) for point in [*sweep(["seed=0,1"]), *runs()]]
 compose(5)  # WRONG

@@ -125,23 +125,25 @@ def make_trainer(
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            if trainer.strategy.root_device.type == "cpu":
-                limits.require_processes("devices", devices)
             if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
                 own = _Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
                 trainer.strategy._launcher = own
             # Lightning took it from variables that whoever started this process may have set, and then logs nothing
             rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
-            return trainer
-    except ConfigError:
-        raise
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
+    if trainer.strategy.root_device.type == "cpu":
+        limits.require_processes("devices", devices)
+    return trainer
 
 
 def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
     """Turn a checked config into objects: data are read, weights are drawn from ``cfg.seed``.
+
+    ``snnexp.experiment.build`` restores flags and variables, also those that its trainer sets. To train by hand with
+    ``parts.trainer``, call ``torch.use_deterministic_algorithms(True)`` first, and delete
+    ``PYTORCH_NVML_BASED_CUDA_CHECK`` from ``os.environ``: with it, optimisers look for GPUs at every step.
 
     Args:
         cfg: a checked config.

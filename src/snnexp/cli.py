@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ending_at_once_on_signals():
             return verb(arguments[1:])
     except SnnexpError as error:
+        # of a part of the user's own, unless they are in the log of a run
+        sys.stderr.write(getattr(error, "frames", ""))
         return _refuse(error.args, error.exit_code)
     except (ImportError, MemoryError, OSError) as error:
         if limit := limits.met(error):

@@ -1,10 +1,11 @@
-"""What assembled parts owe each other whoever wrote them, checked once and before anything is written.
+"""Interface checks for assembled parts, built-in or user-defined, done once and before anything is written.
 
 Tests hold the parts of this package to it; what a user's parts return is looked at with two samples. Nothing here moves
 the random numbers of a run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from snnexp import domains, user_parts
 from snnexp.data import DataModule
 from snnexp.errors import ConfigError
+from snnexp.isolation import random_states, restored
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Neuron, Trace
@@ -62,30 +64,38 @@ def require_network(network: Any) -> None:
     if type(network).forward is not Network.forward or "forward" in vars(network):
         raise ConfigError(
             f"network: {type(network).__name__} has a forward of its own, and figures, synaptic operations and stacks "
-            "would show the chain of its layers; put what it computes into layers, synapses or neurons"
+            "assume that layers run in sequence; put what it computes into layers, synapses or neurons"
         )
 
 
 def require_results(network: Network, loss: Any, data: DataModule, num_steps: int) -> None:
     """Run two samples through parts of a user's, and refuse results of another type or shape."""
-    neurons = network.neurons()
-    others: list[Any] = [loss, *(getattr(neuron, "surrogate", loss) for neuron in neurons.values())]
+    others: list[Any] = [loss, *(getattr(neuron, "surrogate", loss) for neuron in network.neurons().values())]
     if not any(map(_is_foreign, [*network.modules(), *others])):
         return
-    modes = [(module, module.training) for module in network.modules()]
+    with restored(random_states()), _unchanged(network), torch.enable_grad():
+        network.eval()
+        for name, neuron in network.neurons().items():
+            if _is_foreign(neuron):
+                _require_neuron(neuron, "readout" if name == "readout" else "neuron")
+        inputs = torch.rand((1 if network.constant else num_steps, SAMPLES, *data.inputs))
+        _require_scalar(loss, network(inputs)[-1], data, any(weight.requires_grad for weight in network.parameters()))
+
+
+@contextmanager
+def _unchanged(network: Network) -> Iterator[None]:
+    """Restore modes, buffers and attributes such as counters; not every module of a user's could be copied."""
+    attributes = [(vars(module), {**vars(module), "_buffers": {**module._buffers}}) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            network.eval()
-            for name, neuron in neurons.items():
-                if _is_foreign(neuron):
-                    _require_neuron(neuron, "readout" if name == "readout" else "neuron")
-            inputs = torch.rand((1 if network.constant else num_steps, SAMPLES, *data.inputs))
-            _require_scalar(
-                loss, network(inputs)[-1], data, any(weight.requires_grad for weight in network.parameters())
-            )
+        yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def _require_neuron(neuron: Neuron, key: str) -> None:

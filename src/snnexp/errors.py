@@ -103,6 +103,11 @@ def is_about_memory(error: BaseException) -> bool:
     return full or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
+def is_about_worker(error: BaseException) -> bool:
+    """Whether a data worker died: PyTorch raises that wherever the process is, also in code of a user's part."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+
+
 def ending(error: BaseException) -> tuple[str, str, int]:
     """Status, reason and exit code of a run among others that ``error`` has ended."""
     if isinstance(error, SnnexpError):

@@ -26,7 +26,7 @@ from snnexp.training import Record, evaluate, load, resume, run
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "load", "resume", "run", "runs", "sweep"]
 
-compose = isolated()(config.compose)
+compose = isolated(computing=False)(config.compose)
 build = isolated()(assembly.build)
 
 

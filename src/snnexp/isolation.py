@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -30,17 +30,21 @@ State = tuple[Callable[[], Any], Callable[[Any], object]]
 def restored(states: Iterable[State]) -> Iterator[None]:
     """Put the states back, however the block ends."""
     before = [(put, read()) for read, put in states]
-    try:
+    with ExitStack() as stack:
+        # of a stack, the last comes first
+        for put, value in reversed(before):
+            stack.callback(put, value)
         yield
-    finally:
-        for put, value in before:
-            put(value)
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
-    """Leave no trace in the process; a decorator of the public verbs."""
-    with warnings.catch_warnings(), restored([*HYDRA, *PROCESS, *_computing()]):
+def isolated(computing: bool = True) -> Iterator[None]:
+    """Leave no trace in the process; a decorator of the public verbs.
+
+    Args:
+        computing: restore the random states and the flags of PyTorch and NumPy too.
+    """
+    with warnings.catch_warnings(), restored([*HYDRA, *PROCESS, *(_computing() if computing else ())]):
         yield
 
 
@@ -53,13 +57,14 @@ def _content(mapping: Callable[[], MutableMapping[Any, Any]]) -> State:
         now = mapping()
         for key in {*now} - {*before}:
             del now[key]
-        now.update(before)
+        # os.environ has to convert whatever is written
+        now.update({key: value for key, value in before.items() if key not in now or now[key] != value})
 
     return lambda: {**mapping()}, put
 
 
 def _if_changed(read: Callable[[], Any], put: Callable[[Any], object]) -> State:
-    """A state that is not set without need, for that would do more than set it."""
+    """Restored only if it changed: setting it has side effects."""
     return read, lambda value: read() == value or put(value)
 
 
@@ -105,16 +110,13 @@ PROCESS: list[State] = [
     # with warnings.showwarning, whether logging has them
     _attribute(lambda: logging, "_warnings_showwarning"),
     _if_changed(lambda: getattr(sys.stdout, "errors", None), _put_errors),
-    (random.getstate, random.setstate),
 ]
 
 
-def _computing() -> list[State]:
-    """States of PyTorch and NumPy, which are not imported for a config alone."""
+def random_states() -> list[State]:
+    """The generators of random numbers, of Python, PyTorch and NumPy."""
     import numpy as np
     import torch
-    from lightning.pytorch.utilities import rank_zero_only
-    from torch.utils.data._utils import signal_handling
 
     def read_cuda() -> list[torch.Tensor] | None:
         begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -126,6 +128,20 @@ def _computing() -> list[State]:
             torch.cuda.manual_seed_all(torch.initial_seed())
         else:
             torch.cuda.set_rng_state_all(state)
+
+    return [
+        (random.getstate, random.setstate),
+        (torch.get_rng_state, torch.set_rng_state),
+        (read_cuda, put_cuda),
+        (np.random.get_state, np.random.set_state),
+    ]
+
+
+def _computing() -> list[State]:
+    """States of PyTorch and NumPy, which are not imported for a config alone."""
+    import torch
+    from lightning.pytorch.utilities import rank_zero_only
+    from torch.utils.data._utils import signal_handling
 
     def read_deterministic() -> tuple[bool, bool]:
         return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -140,9 +156,7 @@ def _computing() -> list[State]:
             signal_handling._SIGCHLD_handler_set = state[1]
 
     return [
-        (torch.get_rng_state, torch.set_rng_state),
-        (read_cuda, put_cuda),
-        (np.random.get_state, np.random.set_state),
+        *random_states(),
         _if_changed(torch.get_num_threads, torch.set_num_threads),
         _if_changed(read_deterministic, put_deterministic),
         _attribute(lambda: torch.utils.deterministic, "fill_uninitialized_memory"),

@@ -16,7 +16,17 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from snnexp import domains, pairs
 from snnexp.errors import located
 from snnexp.events import Events
-from snnexp.neurons import CalledTrace, Neuron, Reduced, Trace, is_plain, over_samples, product
+from snnexp.neurons import (
+    CalledTrace,
+    Neuron,
+    Recurrence,
+    Reduced,
+    Trace,
+    is_plain,
+    over_samples,
+    product,
+    without_tuple,
+)
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
@@ -127,7 +137,7 @@ class Network(nn.Module):
         spikes = inputs.dense() if isinstance(inputs, Events) else inputs
         traces: list[Any] = []
         for (name, layer), state in zip(self.layers.items(), states, strict=True):
-            trace: Trace = layer(spikes, num_steps, state)
+            trace: Trace = without_tuple(layer(spikes, num_steps, state))
             traces.append(trace.reduced() if name in reduced else trace)
             spikes = trace.spikes
         return traces
@@ -208,7 +218,8 @@ def stack(networks: Sequence[Network]) -> Network:
         else:
             owner._buffers[name] = values
     for path, module in modules.items():
-        if isinstance(module, nn.Linear):
+        # one without autapses multiplies for members as it is
+        if isinstance(module, nn.Linear) and not isinstance(module, Recurrence):
             # weights are in place, and how they are multiplied is the class's alone
             module.__class__ = StackedDense
         if isinstance(module, Neuron):

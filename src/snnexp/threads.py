@@ -54,14 +54,21 @@ def number(cfg: Mapping[str, Any], recorded: object = None) -> int:
     return min(saved or had, limits.cores())
 
 
+def use(count: int) -> None:
+    """Compute with so many threads from now on, in the processes that are started too."""
+    import torch
+
+    torch.set_num_threads(count)
+    os.environ |= dict.fromkeys(BOTH, str(count))
+
+
 @contextmanager
 def using(count: int) -> Iterator[None]:
-    """Compute with so many threads, in the processes that are started meanwhile too."""
+    """:func:`use` for a while."""
     import torch
 
     before, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in BOTH}
-    torch.set_num_threads(count)
-    os.environ |= dict.fromkeys(BOTH, str(count))
+    use(count)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ from snnexp import (
     threads,
     user_parts,
 )
-from snnexp.assembly import Parts, build, make_trainer
+from snnexp.assembly import Parts, build
 from snnexp.checkpoints import Checkpoint
 from snnexp.errors import (
     CheckpointError,
@@ -42,6 +42,7 @@ from snnexp.errors import (
     PartError,
     ending,
     is_about_memory,
+    is_about_worker,
 )
 from snnexp.files import append_to
 from snnexp.isolation import isolated
@@ -88,13 +89,13 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, memory_told(), ExitStack() as used:
+    with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         # it may have been changed since
         overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
         threads.require(cfg)
         require_own_processes(cfg)
-        used.enter_context(threads.using(threads.number(cfg)))
+        threads.use(threads.number(cfg))
         parts = build(cfg)
         if parts.trainer.is_global_zero:
             folder = parent or Path(cfg.logger.root) / cfg.name
@@ -127,7 +128,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told(), ExitStack() as used:
+    with saving.Signals() as signals, memory_told():
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(Path(path))
         changed = config.change(config.load(run_dir.path / "config.yaml"), overrides)
@@ -142,13 +143,15 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
             cfg = without_download(config.change(saved, overrides), overrides)
             config.require_same(saved, cfg)
             before = run_dir.read()
-            used.enter_context(threads.using(threads.number(cfg, before.get("threads"))))
+            threads.use(threads.number(cfg, before.get("threads")))
             parts = build(cfg)
             saver = _watch(cfg, parts, run_dir, signals, watching)
             found = find(cfg, parts, run_dir, parts.trainer.callbacks)  # type: ignore[attr-defined]
             reached = saved.trainer.max_epochs if found is None else found.config["trainer"]["max_epochs"]
             if before.get("status") == "finished" and cfg.trainer.max_epochs <= reached:
-                console.console().print(f"run {console.show_path(run_dir.path)}  had finished, nothing is left to do")
+                console.console().print(
+                    f"run {console.show_path(run_dir.path)}  is already finished, nothing is left to do"
+                )
                 return Record(run_dir.path, "finished", before.get("metrics", {}))
             if found is not None:
                 saver.go_on_from(found)
@@ -183,7 +186,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals() as signals, memory_told(), ExitStack() as used:
+    with saving.Signals() as signals, memory_told():
         run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)
@@ -191,7 +194,7 @@ def evaluate(
         if split != "test":
             cfg.trainer.limit_test_batches = _limits(cfg)[0]
         file = _checkpoint(run_dir, checkpoint)
-        used.enter_context(threads.using(_threads_of(cfg, run_dir, overrides)))
+        threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
         signals.data = parts.data
         loader = parts.data.loader(split)
@@ -215,28 +218,34 @@ def evaluate(
 
 
 @isolated()
-def load(path: str | Path, ckpt: str | Path = "last") -> tuple[Network, DictConfig]:
-    """The trained network of a run, on the CPU and in evaluation mode, and the run's config.
+def load(
+    path: str | Path, checkpoint: str | Path = "last", overrides: Sequence[str] = ()
+) -> tuple[Network, DictConfig]:
+    """The trained network of a run, on the CPU and in evaluation mode, and a config to build with.
 
-    Its input comes from the encoder, ``network(build(cfg).encoder(x))``.
+    Its input comes from the encoder, ``network(build(cfg).encoder(x))``. The config is the run's with ``overrides``,
+    for one process on the CPU.
 
     Args:
         path: the run directory.
-        ckpt: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+        checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+        overrides: changes of the run's config as in :func:`evaluate`, such as ``data.root=DIR`` on another machine.
 
     Raises:
         SnnexpError: as :func:`evaluate`.
     """
     run_dir = Run.open(Path(path))
-    cfg = config.load(run_dir.path / "config.yaml")
-    cfg = config.remembering(cfg, run_dir.overrides(), cfg.copy())
-    file = _checkpoint(run_dir, ckpt)
-    here = config.offline(cfg.copy())
+    saved = config.load(run_dir.path / "config.yaml")
+    cfg = config.remembering(saved, run_dir.overrides(), saved.copy())
+    cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy = "cpu", 1, "auto"
     if cfg.kernel == "triton":
         # which a CPU has not
-        here.kernel = "auto"
-    parts = build(here, make_trainer(accelerator="cpu"))
-    parts.task.load_state_dict(checkpoints.read_weights(file, parts.task.state_dict(), foreign=ckpt not in OWN))
+        cfg.kernel = "auto"
+    cfg = without_download(config.change_evaluation(cfg, overrides), overrides)
+    file = _checkpoint(run_dir, checkpoint)
+    parts = build(cfg)
+    weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
+    parts.task.load_state_dict(weights)
     return parts.network.eval(), cfg
 
 
@@ -284,7 +293,7 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        if "DataLoader worker (pid" in str(error):
+        if is_about_worker(error):
             raise DataError(f"data.num_workers: {domains.line(str(error))}") from error
         if is_about_memory(error):
             raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
@@ -356,7 +365,7 @@ def begin_again(
 
 
 def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
-    """What draws, counts and tells; the callbacks that a test needs too."""
+    """Callbacks needed for training and testing."""
     read_by = (parts.loss.reads, parts.decoder)
     layers = [*parts.network.neurons()][: None if "spike_count" in read_by else -1]
     watching: list[Callback] = [
@@ -371,7 +380,7 @@ def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
 def _watch(
     cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals, others: Sequence[Callback]
 ) -> saving.Checkpoints:
-    """Give the trainer all that watches a run; returns what saves it."""
+    """Attach the run's callbacks to the trainer; returns the one that saves checkpoints."""
     watching = watching_over(cfg, parts, run_dir)
     (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
     signals.checkpoints, signals.data, signals.launcher = saver, parts.data, parts.trainer.strategy.launcher
@@ -420,7 +429,7 @@ def _carry_out(
             measured = _train_and_test(cfg, parts, run_dir, clock, found)
     except RuntimeError as error:
         # a signal to the whole group may find a data worker that does not ignore it yet
-        if "DataLoader worker" in str(error):
+        if is_about_worker(error):
             signals.stop_if_told()
         # where workers could not be started, Lightning stumbles over it, and then tells only that
         if isinstance(error.__context__, OSError) and error.__cause__ is None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from snnexp import domains, gate
-from snnexp.errors import DISK, ConfigError, PartError, SnnexpError, is_about_memory
+from snnexp import domains, gate, limits
+from snnexp.errors import DISK, ConfigError, PartError, SnnexpError, is_about_memory, is_about_worker
 
 LONGEST = 180
-"""Letters of a sentence; the place at its end is never cut off."""
+"""Maximum length of a message; its location is never truncated."""
 
 
 class Place(NamedTuple):
@@ -33,7 +33,7 @@ def told(error: Exception, key: str | None = None, cfg: Mapping[str, Any] | None
         key: the part, where it is known.
         cfg: a config, whose targets tell the part where ``key`` does not.
     """
-    if isinstance(error, SnnexpError) or is_about_memory(error):
+    if isinstance(error, SnnexpError) or is_about_memory(error) or is_about_worker(error) or limits.met(error):
         return None
     if isinstance(error, OSError) and error.errno in DISK:
         return None

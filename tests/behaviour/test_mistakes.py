@@ -65,7 +65,8 @@ def test_a_mistake_is_refused_at_once_and_leaves_nothing(
     before = left(snnexp.folder)
     # an import of these would fail
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setitem(sys.modules, "snnexp.experiment", None)
+    for name in ("snnexp.training", "snnexp.experiment"):
+        monkeypatch.setitem(sys.modules, name, None)
     places = {"RUN": RUN, "SWEEP": SWEEP, "FOLDER": str(snnexp.folder)}
     code, key = re.sub("RUN|SWEEP|FOLDER", lambda word: places[word[0]], wanted).split("  ")
     ended = snnexp(*(places.get(word, word) for word in shlex.split(typed)))

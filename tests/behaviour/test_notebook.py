@@ -157,7 +157,7 @@ VERBS: dict[str, Callable[[Path], object]] = {
     "build": lambda done: build(compose(WORDS)),
     "run": lambda done: run(compose(WORDS)),
     "run, failed": lambda done: refused(run, compose(WORDS), watching=[Unlucky()], error=LookupError),
-    "resume": lambda done: resume(done, ["trainer.max_epochs=2"]),
+    "resume": lambda done: resume(shutil.copytree(done, "copied"), ["trainer.max_epochs=2"]),
     "evaluate": lambda done: evaluate(done),
     "load": lambda done: load(done),
     "load, refused": lambda done: refused(load, done, "nonsense", error=Exception),
@@ -216,7 +216,7 @@ def test_a_run_records_what_was_changed_after_composing(done: Path) -> None:
 class TestLoad:
     @pytest.mark.parametrize("ckpt", ["last", "best", "init"])
     def test_gives_the_trained_network(self, ckpt: str, done: Path) -> None:
-        network, cfg = load(str(done), ckpt=ckpt)
+        network, cfg = load(str(done), checkpoint=ckpt)
         assert not network.training
         assert cfg == OmegaConf.load(done / "config.yaml")
         saved = torch.load(done / "checkpoints" / f"{ckpt}.ckpt", weights_only=True)["state_dict"]
@@ -232,6 +232,23 @@ class TestLoad:
         with torch.no_grad():
             counts = network(parts.encoder(x))[-1].spikes.sum(0)
         assert (counts.argmax(1) == y).float().mean().item() == pytest.approx(done.metrics["test/accuracy"])
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_of_a_run_of_another_machine_gives_what_can_be_built_here(self, tmp_path: Path) -> None:
+        words = ["experiment=mnist_leaky", "data.batch_size=8", "network.hidden=[4]", "trainer=cpu", "logger=jsonl"]
+        done = run(compose(words)).path
+        saved = OmegaConf.load(done / "config.yaml")
+        root, saved.data.root = saved.data.root, "/nowhere"
+        saved.kernel = "triton"
+        saved.trainer.accelerator, saved.trainer.devices, saved.trainer.strategy = "gpu", 8, "ddp"
+        OmegaConf.save(saved, done / "config.yaml")
+        with pytest.raises(Exception, match="nowhere"):
+            load(done)
+        network, cfg = load(done, overrides=[f"data.root={root}"])
+        x, _ = build(cfg).data.train[[0]]
+        assert network(build(cfg).encoder(x))[-1].membrane.isfinite().all()
+        with pytest.raises(ValueError, match=r"^data\.rooot: "):
+            load(done, overrides=["data.rooot=x"])
 
     def test_takes_weights_from_elsewhere(self, done: Path, tmp_path: Path) -> None:
         network, _ = load(done)
@@ -297,14 +314,28 @@ def test_what_is_shown_of_objects_is_short_and_holds_no_values() -> None:
     parts = build(cfg)
     x, _ = parts.data.train[[0]]
     with torch.no_grad():
-        trace = parts.network(parts.encoder(x))[-1]
-    shape = list(trace.membrane.shape)
-    for shown in (repr(trace), repr(trace.reduced())):
-        assert type(trace).__name__ in shown or "Reduced" in shown
-        assert f"float32{shape}" in shown or f"float32{shape[1:]}" in shown
-        assert "tensor" not in shown
+        traces = parts.network(parts.encoder(x))
+    for trace in traces:
+        unread = repr(trace)
+        shape = list(trace.membrane.shape)
+        for shown in (unread, repr(trace), repr(trace.reduced())):
+            assert "Trace" in shown or "Reduced" in shown
+            assert f"float32{shape}" in shown or f"float32{shape[1:]}" in shown
+            assert "tensor" not in shown
     done = run(cfg)
     assert str(done.path) in repr(done)
-    for thing in (trace, trace.reduced(), parts, done):
+    for thing in (*traces, traces[-1].reduced(), parts, done):
         assert len(repr(thing)) < 400
         assert "\n" not in repr(thing)
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_what_is_shown_of_traces_is_not_computed_for_it() -> None:
+    parts = build(compose(["experiment=mnist_leaky", "trainer=cpu", "data.batch_size=8", "network.hidden=[4, 5]"]))
+    x, _ = parts.data.train[[0, 1]]
+    traces = parts.network(parts.encoder(x))
+    before = [repr(trace) for trace in traces]
+    assert all(
+        f"spikes=float32{list(trace.spikes.shape)}" in shown for trace, shown in zip(traces, before, strict=True)
+    )
+    assert [repr(trace) for trace in traces] == before

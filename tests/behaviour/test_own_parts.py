@@ -53,11 +53,30 @@ def test_the_readout_is_told_from_the_other_neurons(snnexp: Shell) -> None:
 )
 def test_an_error_of_a_part_before_the_run_is_told_in_a_line(snnexp: Shell, part: str, fault: str, name: str) -> None:
     ended = train(snnexp, part, fault)
-    assert (ended.code, ended.key, ended.out) == (8, part, [])
+    *frames, line = ended.err
+    assert (ended.code, ended.out) == (8, [])
     kind = fault.partition(" ")[0]
-    assert f"mypkg.own.{name} raised {kind}: " in ended.err[0]
-    assert "(mypkg/own.py:" in ended.err[0]
+    assert line.startswith(f"snnexp: {part}: mypkg.own.{name} raised {kind}: ")
+    assert "(mypkg/own.py:" in line
+    # there is no log that could hold it
+    assert frames[0].startswith("Traceback")
+    assert frames[-1].startswith(f"{kind}: ")
+    assert sum("in fail" in frame for frame in frames) == 1
     assert [*snnexp.folder.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "key"),
+    [
+        ("killed worker", 4, "data.num_workers"),
+        ("too many files", 2, "ulimit -n"),
+        ("no memory", 2, "network"),
+    ],
+)
+def test_what_is_no_error_of_a_part_is_told_as_what_it_is(snnexp: Shell, fault: str, code: int, key: str) -> None:
+    ended = train(snnexp, "neuron", f"{fault} in training")
+    assert (ended.code, ended.key) == (code, key)
+    assert record(snnexp.run())["exit_code"] == code
 
 
 def test_a_file_that_is_no_python_is_told_in_a_line(snnexp: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +87,10 @@ def test_a_file_that_is_no_python_is_told_in_a_line(snnexp: Shell, monkeypatch: 
     monkeypatch.syspath_prepend(str(snnexp.folder))
     words = ("experiment=regression_sqrt", "neuron=mine", *CPU)
     ended = snnexp("train", "--config-dir", "conf", *words, SNNEXP_ALLOW_TARGETS="unwritten")
-    assert (ended.code, ended.key) == (8, "neuron")
-    assert "SyntaxError" in ended.err[0]
-    assert "(unwritten/neurons.py:3)" in ended.err[0]
+    assert ended.code == 8
+    assert ended.err[-1].startswith("snnexp: neuron: ")
+    assert "SyntaxError" in ended.err[-1]
+    assert "(unwritten/neurons.py:3)" in ended.err[-1]
 
 
 @pytest.mark.slow
@@ -113,7 +133,9 @@ def test_an_error_of_a_part_in_an_evaluation_is_told(snnexp: Shell) -> None:
     assert train(snnexp, "neuron", "").code == 0
     config = snnexp.run() / "config.yaml"
     config.write_text(config.read_text().replace("fault: ''", "fault: KeyError in scan"))
-    assert snnexp("eval", str(snnexp.run())).code == 8
+    ended = snnexp("eval", str(snnexp.run()))
+    assert ended.code == 8
+    assert ended.err[0].startswith("Traceback")
 
 
 @pytest.mark.slow

@@ -104,6 +104,20 @@ def test_a_launcher_that_is_not_used_is_told(snnexp: Shell) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_typed_to_resume_a_sweep_reaches_members_that_train_alone(snnexp: Shell) -> None:
+    # so wide that a stack of them would not fit the cache
+    words = ("experiment=regression_sqrt", "network.hidden=[40000]", "num_steps=2", "trainer.max_epochs=1", "seed=0,1")
+    launcher = ("hydra/launcher=stacked", "hydra.launcher.workers=1")
+    assert snnexp("train", "-m", *words, "trainer=cpu", "logger=jsonl", *launcher).code == 0
+    (sweep,) = snnexp.folder.glob("outputs/sweeps/*/*")
+    for file in (sweep / "sweep.json", *(run / "run.json" for run in snnexp.runs())):
+        file.write_text(file.read_text().replace('"finished"', '"interrupted"'))
+    assert snnexp("resume", str(sweep), "trainer.log_every_n_steps=7").code == 0
+    for run in snnexp.runs():
+        assert record(run)["resumed_with"] == ["trainer.log_every_n_steps=7"]
+
+
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_its_data_have_moved(snnexp: Shell) -> None:
     words = ("experiment=mnist_leaky", "logger=jsonl", "seed=0,1", "trainer.limit_batches=1", "network.hidden=[2]")
     words += ("hydra.launcher.workers=1",)

@@ -53,8 +53,10 @@ class Rule:
     surrogate: Surrogate
     feedback: Callable[..., Feedback] | None
     """Makes the feedback from its weight, its bias, a tensor like one step, and the dtype of products."""
+    feedback_dtype: torch.dtype
+    """of products with the feedback's weight"""
     dtype: torch.dtype
-    """of matrix products"""
+    """of products with the weight behind the layer"""
     keep_membrane: bool
     keep_spikes: bool
 
@@ -90,8 +92,8 @@ def scan(
     feedback, weight, bias = feedback_of(neuron)
     surrogate = surrogate_of(neuron)
     behind = (None, None) if dense is None else (dense.weight, dense.bias)
-    dtype = product_dtype(current, weight, behind[0])
-    rule = Rule(num_steps, neuron.reset, surrogate, feedback, dtype, True, dense is None)
+    dtypes = product_dtype(current, weight), product_dtype(current, behind[0])
+    rule = Rule(num_steps, neuron.reset, surrogate, feedback, *dtypes, True, dense is None)
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
         flat(current if dense is None else current.contiguous()),
@@ -106,7 +108,7 @@ def scan(
         return _sums(neuron, rule, inputs)
     if dense is not None and streams(rule, inputs):
         after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
-        trace = DeferredTrace(num_steps, partial(_read, neuron, rule, inputs))
+        trace = DeferredTrace(num_steps, state, partial(_read, neuron, rule, inputs))
     else:
         trace, after = _trace(neuron, rule, inputs)
         if synapse is not None and dense is None:
@@ -154,7 +156,7 @@ def run(
     ranges = chunks(rule.num_steps, U)
     membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
     spikes = steps_like(I, rule.num_steps if rule.keep_spikes else ranges[0][1])
-    feedback = rule.feedback(*feedback_weights, U, rule.dtype) if rule.feedback else None
+    feedback = rule.feedback(*feedback_weights, U, rule.feedback_dtype) if rule.feedback else None
     behind = None if weight is None else Projection(weight, bias, rule.dtype)
     if behind is not None:
         behind.prepare_forward(rule.num_steps, len(U))
@@ -202,7 +204,7 @@ class _Scan(torch.autograd.Function):
         rule: Rule = ctx.rule
         membranes, U, S, beta, theta, *feedback_weights, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
-        feedback = rule.feedback(*feedback_weights, U, rule.dtype) if rule.feedback else None
+        feedback = rule.feedback(*feedback_weights, U, rule.feedback_dtype) if rule.feedback else None
         behind = None if g_after is None else Projection(weight, bias, rule.dtype)
         if behind is not None:
             behind.prepare_backward(g_after)

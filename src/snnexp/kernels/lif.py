@@ -55,8 +55,10 @@ class Rule:
     num_steps: int
     surrogate: Surrogate | None
     """None for a neuron that never fires"""
+    feedback_dtype: torch.dtype
+    """of products with the feedback's weight"""
     dtype: torch.dtype
-    """of matrix products"""
+    """of products with the weight behind the layer"""
     keep_membrane: bool
     keep_spikes: bool
 
@@ -97,7 +99,8 @@ def scan(
     rule = Rule(
         num_steps,
         None if lif is None else surrogate_of(lif),
-        product_dtype(current, feedback, behind[0]),
+        product_dtype(current, feedback),
+        product_dtype(current, behind[0]),
         keep_membrane=not without_trace,
         keep_spikes=lif is not None and dense is None and not without_trace,
     )
@@ -160,7 +163,9 @@ def run(
     membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
     spikes = steps_like(I, rule.num_steps if rule.keep_spikes else ranges[0][1]) if spiking else None
     feedback = (
-        None if feedback_weight is None else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.dtype)
+        None
+        if feedback_weight is None
+        else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.feedback_dtype)
     )
     behind = None if weight is None else Projection(weight, bias, rule.dtype)
     if behind is not None:
@@ -211,7 +216,9 @@ class _Scan(torch.autograd.Function):
         membranes, z, v, _, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
         feedback = (
-            None if feedback_weight is None else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.dtype)
+            None
+            if feedback_weight is None
+            else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.feedback_dtype)
         )
         behind = None if g_after is None else Projection(weight, bias, rule.dtype)
         if behind is not None:

@@ -34,12 +34,18 @@ class DeferredTrace(Trace):
 
     Args:
         num_steps: T.
+        before: the state before the first step.
         scan: computes the trace, or called with True what is left of it without single steps.
     """
 
-    def __init__(self, num_steps: int, scan: Callable[[bool], Trace | Reduced]) -> None:
-        self._num_steps, self._scan = num_steps, scan
+    def __init__(self, num_steps: int, before: tuple[Tensor, ...], scan: Callable[[bool], Trace | Reduced]) -> None:
+        self._num_steps, self._before, self._scan = num_steps, before, scan
         self._with_gradient = torch.is_grad_enabled()
+
+    def __repr__(self) -> str:
+        # of the same shapes, and nothing is computed
+        steps = self._before[0].expand(self._num_steps, *self._before[0].shape)
+        return repr(Trace(steps, steps, self._before))
 
     @property
     def num_steps(self) -> int:
@@ -164,13 +170,12 @@ def dense_behind(neuron: Neuron, synapse: nn.Module | None) -> nn.Linear | None:
     return synapse if plain else None  # type: ignore[return-value]
 
 
-def product_dtype(like: Tensor, *weights: Tensor | None) -> torch.dtype:
-    """What matrix products are computed in: the lower precision of autocast or of a weight, else that of ``like``."""
+def product_dtype(like: Tensor, weight: Tensor | None) -> torch.dtype:
+    """What a product with a weight is computed in: the lower precision of autocast or of it, else that of ``like``."""
     kind = like.device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
-    lower = (weight.dtype for weight in weights if weight is not None and weight.dtype.itemsize < 4)
-    return next(lower, like.dtype)
+    return weight.dtype if weight is not None and weight.dtype.itemsize < 4 else like.dtype
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> None:

@@ -69,7 +69,7 @@ def kernel_of(neuron: Neuron, device: torch.device) -> Kernel | str:
 def _fits(weight: Tensor, device: torch.device) -> bool:
     """Whether a program has memory for a padded weight, and an eighth more for spikes."""
     side = max(16, triton.next_power_of_2(len(weight)))
-    needed = side * side * weight.element_size() * 9 // 8
+    needed = side * side * max(4, weight.element_size()) * 9 // 8
     chip: Any = torch.cuda.get_device_properties(device)
     return bool(needed <= chip.shared_memory_per_block_optin)
 

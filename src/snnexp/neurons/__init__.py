@@ -3,9 +3,9 @@
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
 from snnexp.neurons.neuron import Kernel, Neuron, is_plain, over_samples, product, reference
-from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState
+from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState, Recurrence
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
-from snnexp.neurons.trace import CalledTrace, Reduced, Trace
+from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 
 __all__ = [
     "CalledTrace",
@@ -19,10 +19,12 @@ __all__ = [
     "ParametrizedLIFState",
     "RLeaky",
     "RLeakyState",
+    "Recurrence",
     "Reduced",
     "Trace",
     "is_plain",
     "over_samples",
     "product",
     "reference",
+    "without_tuple",
 ]

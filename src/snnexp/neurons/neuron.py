@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from snnexp import domains, surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
-from snnexp.neurons.trace import CalledTrace, Reduced, Trace
+from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 from snnexp.surrogates import Surrogate
 
 NeuronParameter = float | Tensor | Initializer
@@ -216,7 +216,7 @@ class Neuron(nn.Module):
         """
         if is_plain(self) and type(self).forward is Neuron.forward:
             return self._run(current, num_steps, state, synapse, reduced)
-        trace = _trace(self, "forward", self(current, num_steps, state))
+        trace = without_tuple(_trace(self, "forward", self(current, num_steps, state)))
         after = None if synapse is None else over_samples(synapse, trace.spikes)
         return trace.reduced() if reduced else trace, after
 

@@ -45,7 +45,8 @@ class Recurrence(nn.Linear):
         self.register_buffer("no_autapses", 1 - torch.eye(features), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        return product(in_precision(z, self.weight), self.weight * self.no_autapses)
+        weight = self.weight
+        return product(in_precision(z, weight), weight * self.no_autapses)
 
 
 class ParametrizedLIF(Neuron):
@@ -129,9 +130,9 @@ class ParametrizedLIF(Neuron):
 
     def scan(self, current: Sequence[Tensor], state: ParametrizedLIFState) -> Trace:
         decay_mem, decay_syn = self.dt * self.tau_mem_inv, self.dt * self.tau_syn_inv
-        rec, W_rec = self.recurrent, self.feedback_weight
+        rec = self.recurrent
         # once for all steps, unless hooks must see each call
-        W_rec = W_rec if rec is None or is_plain(rec) else None
+        W_rec = self.feedback_weight if rec is not None and is_plain(rec) else None
         z, v, i = state
         spikes, membrane = [], []
         for I in current:

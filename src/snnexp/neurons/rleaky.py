@@ -105,7 +105,8 @@ class RLeaky(Neuron):
         recurrent = self.recurrent
         rec: Callable[[Tensor], Tensor] = lambda S: self.V * S  # noqa: E731
         if recurrent is not None:
-            rec = lambda S: recurrent(in_precision(S, recurrent.weight))  # noqa: E731
+            weight = recurrent.weight
+            rec = lambda S: recurrent(in_precision(S, weight))  # noqa: E731
         U, S = state
         spikes, membrane = [], []
         for I in current:

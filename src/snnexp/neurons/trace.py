@@ -68,6 +68,11 @@ class CalledTrace(Trace, tuple):  # type: ignore[type-arg]
         return tuple.__new__(cls, (spikes, membrane, state))
 
 
+def without_tuple(trace: Trace) -> Trace:
+    """A trace for after the hooks: whatever looks for tensors in tuples would find those of a :class:`CalledTrace`."""
+    return Trace(*trace) if isinstance(trace, CalledTrace) else trace
+
+
 class Reduced(NamedTuple):
     """What is left of a trace where nobody reads single time steps; the names are those of :class:`Trace`."""
 

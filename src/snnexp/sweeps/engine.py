@@ -452,11 +452,12 @@ class Tasks:
             if point.run and not (ledger.path / point.run / "config.yaml").exists():
                 # a person has deleted it, so that the point begins again
                 point.run = ""
-        task: dict[str, Any] = {"program": self.program, "parent": str(ledger.runs), "log": str(ledger.log(first))}
+        where = {"parent": str(ledger.runs), "log": str(ledger.log(first))}
+        task: dict[str, Any] = {"program": self.program, "keys": [*self.keys], **where}
         if len(job) > 1:
             return {**task, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
         task |= {"prune": self.prune(first)} if self.prune else {}
-        return {**task, **({"run": self._run(first), "keys": [*self.keys]} if first.run else self._point(first))}
+        return {**task, **({"run": self._run(first)} if first.run else self._point(first))}
 
     def _point(self, point: Point) -> dict[str, Any]:
         return {"config": self.ledger.config(point), "overrides": point.overrides}

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,11 +34,13 @@ class Member:
         cfg: a checked config.
         overrides: what was typed, for the record.
         run: a run directory to go on with; one is made without.
+        keys: overrides of a run that is resumed, which ``cfg`` has already.
     """
 
     cfg: DictConfig
     overrides: list[str]
     run: Path | None = None
+    keys: Sequence[str] = ()
 
 
 @dataclass
@@ -162,7 +164,7 @@ class Lane:
             )
             self._watch(self.opened)
         else:
-            training.begin_again(self.cfg, self.parts, self.run, self.before, self.found)
+            training.begin_again(self.cfg, self.parts, self.run, self.before, self.found, self.member.keys)
             self.run.update(**facts)
         self.log_file = console.LogFile(self.run.path / "train.log", encoding="utf-8")
         self.log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

@@ -94,7 +94,7 @@ def _alone(
             record = training.run(member.cfg, member.overrides, parent, begun=note)
         else:
             begun(index, member.run)
-            record = training.resume(member.run)
+            record = training.resume(member.run, member.keys)
     except (SnnexpError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK:
             raise

@@ -3,11 +3,12 @@
 It reads tasks from its standard input and tells what becomes of them on its standard output, a line of JSON each:
 
     {"config": {..}, "overrides": [..], "parent": ".."}                   train a point
-    {"run": "..", "keys": [..]}                                           resume its run, with these overrides
+    {"run": ".."}                                                         resume its run
     {"members": [{"config", "overrides", "run"}, ..], "parent": ".."}     train points as one
 
-each with "log", where to print until there is a run directory, "program", the command line's name, and for a point of
-a search "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It answers
+each with "keys", the overrides of runs that are resumed, "log", where to print until there is a run directory,
+"program", the command line's name, and for a point of a search "prune", the arguments of
+:class:`~snnexp.sweeps.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
     {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
@@ -167,8 +168,11 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from snnexp.runs import Run
     from snnexp.sweeps import stacked
 
+    keys = task.get("keys", [])
     members = [
-        stacked.Member(OmegaConf.create(member["config"]), member["overrides"], member["run"] and Path(member["run"]))
+        stacked.Member(
+            OmegaConf.create(member["config"]), member["overrides"], member["run"] and Path(member["run"]), keys
+        )
         for member in task["members"]
     ]
 

@@ -1,5 +1,7 @@
 """Parts of a user with the mistakes that authors make: ``fault`` names one."""
 
+import builtins
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +17,19 @@ from snnexp.neurons import Leaky, Neuron, Trace
 
 from .data import Table, blobs, draw
 
+RAISED = {
+    # as PyTorch does from a signal handler, in whatever code is running
+    "killed worker": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+    "too many files": OSError(errno.EMFILE, "Too many open files"),
+    "no memory": RuntimeError("can't allocate memory: you tried to allocate 9 bytes"),
+}
+
 
 def fail(fault: str, now: str) -> None:
     """Raise what a fault says where it says so, such as ``KeyError in scan``."""
     kind, _, where = fault.partition(" in ")
     if where == now:
-        raise {"KeyError": KeyError, "ValueError": ValueError, "TypeError": TypeError, "RuntimeError": RuntimeError}[
-            kind
-        ]("what it needs")
+        raise RAISED.get(kind) or getattr(builtins, kind)("what it needs")
 
 
 class Own(Leaky):
