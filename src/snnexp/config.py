@@ -147,8 +147,14 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
-    cfg = composed(overrides)[0]
-    return remembering(check(cfg), overrides, cfg)
+    cfg, refusals = composed(overrides)[0], Refusals()
+    checked = cfg
+    with refusals.collected():
+        checked = check(cfg)
+    with refusals.collected():
+        require_taken(overrides, cfg)
+    refusals.tell()
+    return remembering(checked, overrides, cfg)
 
 
 def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
@@ -288,15 +294,17 @@ def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig
         gate.require_shipped_hydra(node, overrides)
         # what is wrong in a run's part is told by that, and not by what was typed
         gate.require_bounded(whole, sorted(whole, key="hydra".__eq__))
-        own = [text for key, part in whole.items() if key != "hydra" for text in _texts(part)]
-        if any(key_of(override).partition(".")[0] == "surrogate" for override in overrides) and not any(
-            "${surrogate" in text for text in own
-        ):
-            raise ConfigError("surrogate: no neuron of this config takes one")
         for group in GLOBAL:
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
                 _require_global(f"{group}/{choice}", folder)
     return cfg, node
+
+
+def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
+    """Refuse a surrogate that was typed where no neuron of a composed config takes one."""
+    typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)
+    if typed and not any("${surrogate" in text for text in _texts(OmegaConf.to_container(cfg, resolve=False))):
+        raise ConfigError("surrogate: no neuron of this config takes one")
 
 
 def _require_global(name: str, folder: Path | None) -> None:
@@ -334,6 +342,7 @@ def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None)
         except OmegaConfBaseException:
             # Hydra's own words tell what is wrong
             cfg = composed(point, folder)[0]
+        require_taken(point, cfg)
         yield cfg
 
 

@@ -209,6 +209,8 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
             with refusals.collected():
                 checked = config.check(cfg)
                 threads.require(checked)
+            with refusals.collected():
+                config.require_taken(overrides, cfg)
             for starter in STARTERS:
                 begins = (f"hydra/{starter}", f"hydra.{starter}")
                 if any(override.lstrip("+~").startswith(begins) for override in overrides):
@@ -257,7 +259,7 @@ def _show(
     cfg: DictConfig, checked: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], folder: Path | None
 ) -> None:
     """Print what was chosen, and the values that differ from those of the choices: a recipe's, and what was typed."""
-    chosen = {group: choices[group] for group in config.NODES}
+    chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
     alone, _ = config.composed([f"{group}={choice}" for group, choice in chosen.items()], folder)
     # as written, for what follows from another value is no change of its own
     before, now = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
@@ -266,7 +268,7 @@ def _show(
     for group in chosen:
         if isinstance(before[group], dict) and isinstance(now[group], dict):
             values[group] = _differing(before[group], now[group], plain[group], now[group])
-    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    typed = {config.key_of(override) for override in overrides}
     console.console().print(console.config_tree(chosen, values, typed, plain["name"]))
 
 
