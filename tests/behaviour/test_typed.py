@@ -261,6 +261,16 @@ class TestConfigDir:
         ended = snnexp("train", "--config-dir", str(folder.parent), "neuron=mine")
         assert (ended.code, ended.key.partition("=")[0]) == (2, "neuron")
 
+    @pytest.mark.parametrize("text", ["_convert_: all\nbeta: 0.5\n", "_target_: [a]\n_args_: [1]\n"])
+    @pytest.mark.parametrize("group", ["neuron", "trainer", "network"])
+    def test_files_that_describe_no_object(self, snnexp: Shell, group: str, text: str) -> None:
+        folder = snnexp.folder / "conf" / group
+        folder.mkdir(parents=True)
+        (folder / "bad.yaml").write_text(text)
+        ended = snnexp("train", "--config-dir", str(folder.parent), f"{group}=bad")
+        assert ended.code == 2
+        assert all(line.startswith(f"snnexp: {group}.") for line in ended.err)
+
 
 def test_the_keys_of_a_choice_are_listed(snnexp: Shell) -> None:
     rows = {line.split()[0]: line.split()[1] for line in snnexp("list", "neuron", "leaky").out}
