@@ -291,7 +291,8 @@ def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig
             raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]
-        gate.require_shipped_hydra(node, overrides)
+        with user_parts.running("hydra"):
+            gate.require_shipped_hydra(node, overrides)
         # what is wrong in a run's part is told by that, and not by what was typed
         gate.require_bounded(whole, sorted(whole, key="hydra".__eq__))
         for group in GLOBAL:
