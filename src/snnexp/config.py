@@ -301,6 +301,14 @@ def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig
     return cfg, node
 
 
+def downloads(overrides: Sequence[str], folder: Path | None) -> bool:
+    """Whether a run, or the points of a sweep together, would download data; arguments as of :func:`composed`."""
+    common = [override for override in shared(overrides) if not key_of(override).startswith("hydra")]
+    cfg = composed(common, folder)[0]
+    with explained(common):
+        return bool(OmegaConf.select(cfg, "data.download"))
+
+
 def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
     """Refuse a surrogate that was typed where no neuron of a composed config takes one."""
     typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)

@@ -171,7 +171,8 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
     except ConfigError:
         same = False
     if same:
-        return flags, overrides, None
+        offline = "data.download" not in keys and config.downloads(overrides, folder_of(flags))
+        return flags, config.quoted([*overrides, *(["data.download=false"] if offline else [])]), None
     if any(flag in SWEEP for flag in flags):
         raise ConfigError(f"{FROM}: the config of this run cannot be composed again, so it cannot be swept")
     changed = config.change_all(saved, typed)

@@ -207,6 +207,19 @@ class TestFrom:
         assert not self.shown(snnexp, "abcd").data.download
         assert self.shown(snnexp, "abcd", "data.download=true").data.download
 
+    def test_a_choice_that_downloads_does_not_unless_that_is_typed_again(self, snnexp: Shell) -> None:
+        (snnexp.folder / "conf" / "data").mkdir(parents=True)
+        (snnexp.folder / "conf" / "data" / "fetched.yaml").write_text("defaults: [mnist]\ndownload: true\n")
+        run = recorded(snnexp, "--config-dir", "conf", "data=fetched")
+        (run / "overrides.yaml").write_text("- data=fetched\n")
+        assert not self.shown(snnexp, "abcd", "--config-dir", "conf").data.download
+        assert self.shown(snnexp, "abcd", "--config-dir", "conf", "data.download=true").data.download
+
+    def test_what_a_notebook_has_recorded_needs_no_quotes(self, snnexp: Shell) -> None:
+        run = recorded(snnexp, "logger.root=/tmp/größe")
+        assert "größe" in (run / "config.yaml").read_text()
+        assert self.shown(snnexp, "abcd", "seed=3").logger.root == "/tmp/größe"
+
     def test_a_record_from_elsewhere_names_no_code(self, snnexp: Shell) -> None:
         run = recorded(snnexp)
         config = (run / "config.yaml").read_text()
