@@ -39,7 +39,8 @@ PLAIN = (
     "--version",
 )
 SWEEP = ("--multirun", "-m")
-SHOW = (*CFG_FLAGS, *INFO_FLAGS, "--hydra-help", "--version")
+TEXTS = ("--hydra-help", "--version")
+SHOW = (*CFG_FLAGS, *INFO_FLAGS, *TEXTS)
 COMPLETE = ("--shell-completion", "-sc")
 STARTERS = {"launcher": "processes, slurm, stacked", "sweeper": "grid, optuna"}
 """What sweeps are started by, the usual first."""
@@ -73,10 +74,15 @@ def _start(arguments: Sequence[str], program: str) -> "Jobs":
     conf = config.conf_dir()
     config.prepare()
     if FROM in flags:
+        at, words = flags.index(FROM) + 1, overrides
+        flags[at] = source = str(runs.locate(flags[at]))
         flags, overrides, changed = earlier(flags, overrides)
-        if changed is not None:
-            _run_changed(changed, overrides, flags)
-            return Jobs(program, flags)
+        if changed is not None and any(flag in TEXTS for flag in flags):
+            overrides = []
+        elif changed is not None:
+            jobs = Jobs(program, flags)
+            jobs.run_saved(changed, overrides, [FROM, source, *flags, *words])
+            return jobs
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
@@ -111,6 +117,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word.partition("=")[0] in VALUED:
             flag, _, value = word.partition("=")
             value = value or next(rest, "")
+            if flag == FROM and FROM in flags:
+                refusals.add(f"{FROM}: given twice, takes one run")
             if not value or (flag in CFG_FLAGS and value not in CFG):
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
                 refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
@@ -173,8 +181,8 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
     if same:
         offline = "data.download" not in keys and config.downloads(overrides, folder_of(flags))
         return flags, config.quoted([*overrides, *(["data.download=false"] if offline else [])]), None
-    if any(flag in SWEEP for flag in flags):
-        raise ConfigError(f"{FROM}: the config of this run cannot be composed again, so it cannot be swept")
+    if needs := [flag for flag in flags if flag in (*SWEEP, *INFO_FLAGS)]:
+        raise ConfigError(f"{FROM}: the config of this run cannot be composed again, which {needs[0]} needs")
     changed = config.change_all(saved, typed)
     return flags, overrides, changed if "data.download" in keys else config.offline(changed)
 
@@ -182,15 +190,6 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
 def folder_of(flags: Sequence[str]) -> Path | None:
     """What ``--config-dir`` among flags names."""
     return next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
-
-
-def _run_changed(cfg: DictConfig, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    if any(flag in SHOW for flag in flags):
-        print(OmegaConf.to_yaml(cfg), end="")
-        return
-    from snnexp.training import run
-
-    run(cfg, overrides)
 
 
 def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] | Asked, list[str]]":
@@ -226,7 +225,7 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     # Hydra itself starts with what all points share, which another choice may replace in each of them
     shared = config.shared(overrides)
     _, node = config.composed([override for override in shared if not override.startswith("hydra.")], folder)
-    # Hydra's own know no points that fail; what conf/train.yaml chose, no other config could choose otherwise
+    # Hydra's basic launcher and sweeper stop at the first failure, so they are replaced
     left = [starter for starter in STARTERS if node[starter]["_target_"] in gate.BASIC]
     for starter in left:
         if any(override.startswith(f"hydra/{starter}=") for override in overrides):
@@ -249,9 +248,12 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     composed = config.composed_points(points, folder)
     found: list[Point] = []
     refusals = Refusals()
-    for point, cfg in zip(points, composed, strict=True):
+    for point in points:
         with refusals.collected():
-            found.append((point, config.check(cfg)))
+            # one that cannot be composed is the last
+            if (one := next(composed, None)) is None:
+                break
+            found.append((point, config.check(one)))
     refusals.tell()
     return found, starters
 
@@ -313,6 +315,23 @@ class Jobs:
         from snnexp.training import run
 
         run(checked, overrides, begun=self._record_folder)
+
+    def run_saved(self, cfg: DictConfig, overrides: Sequence[str], words: Sequence[str]) -> None:
+        """Run, or show, a saved config that no overrides compose to; ``words`` ask for the same again."""
+        if any(flag in SHOW for flag in self.flags):
+            print(OmegaConf.to_yaml(cfg), end="")
+            return
+        if "LOCAL_RANK" not in os.environ:
+            console.tell(f"{words[1]}: what was typed for this run now gives another config; its config.yaml is used")
+        from snnexp.training import run
+
+        typed = sys.argv
+        try:
+            # ddp starts its processes by the command line
+            sys.argv = [self.program, "train", *words]
+            run(cfg, overrides, begun=self._record_folder)
+        finally:
+            sys.argv = typed
 
     def _record_folder(self, path: Path) -> None:
         if self.folder is not None:
