@@ -252,6 +252,20 @@ def test_a_terminal_shows_the_config_the_bar_the_curve_and_the_table(tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_terminal_shows_parts_that_are_no_choices(tmp_path: Path) -> None:
+    """A neuron of the user's that takes no surrogate, and a part that was typed in place of a choice."""
+    parts = Path(__file__).parent / "behaviour" / "parts"
+    outside = {"SNNEXP_ALLOW_TARGETS": "mypkg", "PYTHONPATH": f"{parts}:{os.environ.get('PYTHONPATH', '')}"}
+    trainer = "+trainer={_target_: snnexp.assembly.make_trainer, accelerator: cpu, strategy: auto, max_epochs: 1}"
+    words = ("--config-dir", str(parts / "conf"), "experiment=mnist_leaky", "data=blobs", "network.hidden=[4]")
+    more = ("neuron=own", "loss=mse_membrane", "logger=jsonl", "num_steps=2", "~trainer", trainer)
+    text = "\n".join(in_a_terminal(tmp_path, "train", *words, *more, **outside))
+    assert re.search(r"^mnist_leaky\*", text, re.M), "the recipe was typed"
+    assert "neuron own*" in text
+    assert only_run(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_terminal_and_a_pipe_that_take_ascii_alone(tmp_path: Path) -> None:
     arguments = [*SHORT, f"logger.root={tmp_path / 'größe 😀'}"]
     assert all(map(str.isascii, in_a_terminal(tmp_path, *arguments, PYTHONIOENCODING="ascii")))

@@ -168,7 +168,7 @@ class TestConfigTree:
     def test_a_line_for_each_group_marks_what_was_typed(self) -> None:
         typed = {"seed", "trainer", "neuron.beta.mean", "neuron.beta", "experiment"}
         assert [line.lstrip("├└─ ") for line in shown(config_tree(self.CHOICES, self.VALUES, typed, "x"))] == [
-            "x  seed=0*  num_steps=10",
+            "x*  seed=0*  num_steps=10",
             "neuron leaky  beta=Normal(mean=0.9)*  reset=zero",
             "optimizer adam",
             "trainer cpu*  max_epochs=100",

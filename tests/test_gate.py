@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -327,6 +328,28 @@ def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text:
         composed(["experiment=evil"], conf)
     assert len(str(caught.value)) <= 190
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["${" + " " * 2**20, "${oc.env:SNNEXP_A," * 2**16, "${a " * 2**18])
+def test_a_long_text_is_read_in_one_go(text: str) -> None:
+    with suppress(ConfigError):
+        gate.require_own_resolvers(text, "name")
+
+
+@pytest.mark.parametrize("text", ["${oc.env:SNNEXP_${name}}", "${ oc.env :HOME}", "${oc.env:SNNEXP_A.B}", "${ x:}"])
+def test_resolvers_however_they_are_written(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^name: "):
+        gate.require_own_resolvers(text, "name")
+
+
+def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:
+    conf = folder(tmp_path, "defaults:\n  - override /data: ${${debug}:HOME}")
+    (conf / "debug" / "oc.env.yaml").parent.mkdir()
+    (conf / "debug" / "oc.env.yaml").write_text("# @package _global_\nseed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        composed(["experiment=evil", "debug=oc.env"], conf)
+    assert os.environ["HOME"] not in str(caught.value)
+    assert "line 3" in str(caught.value)
 
 
 def test_defaults_that_double_are_refused_at_once(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from snnexp.errors import ConfigError
     ("error", "begins"),
     [
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n: "),
+        (OSError(errno.ENFILE, "Too many open files in system"), None),
         (RuntimeError("received 0 items of ancdata"), "ulimit -n: "),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "ulimit -v: "),
         (MemoryError(), "ulimit -v: "),

@@ -28,6 +28,7 @@ from snnexp.errors import ConfigError, PrunedError
 from snnexp.sweeps import storage
 from snnexp.sweeps.pruning import Pruning
 from snnexp.sweeps.search import Search, Settings, measured, objective, write_best
+from snnexp.sweeps.sources import Asked
 from snnexp.sweeps.space import space
 
 LINE = ["optimizer.momentum=interval(-10,10)"]
@@ -37,6 +38,7 @@ DRIVER = """
 import json, sys, time
 from pathlib import Path
 from snnexp.sweeps.search import Search, Settings
+from snnexp.sweeps.sources import Asked
 from snnexp.sweeps.space import space
 
 settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -670,3 +672,13 @@ class TestBest:
         assert OmegaConf.to_container(config.check(again)) == plain
         assert config.choices("experiment", folder)["found"] == "Best of 20 points: val/accuracy 0.97"
         assert pairs.SHIPPED["data"][plain["data"]["_target_"]], "a recipe of this package"
+
+
+@pytest.mark.parametrize("overrides", [["data=fetched"], ["data.download=true"]])
+def test_a_resumed_search_downloads_only_where_that_is_typed(tmp_path: Path, overrides: list[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "fetched.yaml").write_text("defaults: [mnist]\ndownload: true\n")
+    facts = Asked({}, {"neuron.beta": "interval(0.1,0.9)"}, overrides, tmp_path).facts()
+    again = Asked.of(facts, {})
+    assert not again.compose(["neuron.beta=0.5", *again.overrides])["data"]["download"]
+    assert Asked.of({**facts, "overrides": ["seed=3"]}, {}).overrides == ["seed=3"]

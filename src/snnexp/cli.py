@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError:
         return _refuse("the current folder is gone; change to another one", 74)
     if (mask := _umask()) & 0o700:
-        return _refuse(f"umask: {mask:03o} takes the rights of the owner from all that is made here; set it to 022")
+        return _refuse(f"umask: {mask:03o} removes the owner's permissions from new files; run `umask 022`")
     if limits.has_short_files():
-        # Python would keep the part of a compiled module that it could write
+        # could leave a truncated .pyc
         sys.dont_write_bytecode = True
     try:
         with _ending_at_once_on_signals():

@@ -64,8 +64,6 @@ LONGEST_KEY = 200
 """Characters of a key, which may become the name of a file that Hydra looks for."""
 NO_SEARCH = "hydra.searchpath=[]"
 """Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
-BARE = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)
-"""Texts that Hydra's parser reads as they are."""
 MADE_OF = "snnexp_made_of"
 """Under which name a config remembers how it was made."""
 MAY_CHANGE = (
@@ -110,11 +108,14 @@ def keys_of_choice(group: str, choice: str, folder: Path | None = None) -> dict[
     Raises:
         ConfigError: there is no such choice, or it cannot be composed.
     """
-    cfg = composed([f"{group}={choice}"], folder)[0]
-    found = flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)))
-    before: dict[str, Any] = {}
-    if group in GLOBAL:
-        before = flat(cast(dict[str, Any], OmegaConf.to_container(composed([], folder)[0], resolve=False)))
+
+    def values(overrides: Sequence[str]) -> dict[str, Any]:
+        cfg, node = composed(overrides, folder)
+        points = flat(node["sweeper"].get("params") or {}, "hydra.sweeper.params.")
+        return flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))) | points
+
+    found = values([f"{group}={choice}"])
+    before = values([]) if group in GLOBAL else {}
     return {
         key: value
         for key, value in found.items()
@@ -148,8 +149,14 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
-    cfg = composed(overrides)[0]
-    return remembering(check(cfg), overrides, cfg)
+    cfg, refusals = composed(overrides)[0], Refusals()
+    checked = cfg
+    with refusals.collected():
+        checked = check(cfg)
+    with refusals.collected():
+        require_taken(overrides, cfg)
+    refusals.tell()
+    return remembering(checked, overrides, cfg)
 
 
 def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
@@ -173,8 +180,8 @@ def overridden(cfg: DictConfig) -> list[str]:
     # what is computed from a value that was changed later, such as data.seed from seed, has not followed
     followed = _at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
     changes += [change for change in _changes(followed, now) if change[0] != "~"]
-    words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={_as_typed(value)}" for sign, key, value in changes}
-    return [*(word for word in typed if word.lstrip("+~").partition("=")[0] not in words), *words.values()]
+    words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={written(value)}" for sign, key, value in changes}
+    return [*(word for word in typed if key_of(word) not in words), *words.values()]
 
 
 def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str], value: Any) -> None:
@@ -202,21 +209,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
             yield "", key, now[name]
 
 
-def _as_typed(value: Any) -> str:
-    """A plain value in Hydra's grammar."""
-
-    def quoted(value: Any) -> Any:
-        if isinstance(value, list):
-            return [quoted(part) for part in value]
-        if isinstance(value, Mapping):
-            return {key: quoted(part) for key, part in value.items()}
-        return QuotedString(value, Quote.single) if isinstance(value, str) and not BARE.fullmatch(value) else value
-
-    return Override._get_value_element_as_str(quoted(value))
-
-
 def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[DictConfig, dict[str, Any]]:
-    """Compose a config and let it through the gate; what it says of the run is not checked yet.
+    """Compose a config and let it through the gate; values are not validated yet.
 
     Args:
         overrides: in Hydra's grammar.
@@ -229,25 +223,30 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
         ConfigError: it cannot be composed, or asks for more than a config may. Each override that is refused is told,
             and what is wrong with the values of the others.
     """
-    left, refusals, complete = quoted(overrides), Refusals(), True
+    left, refusals = quoted(overrides), Refusals()
+    absent: set[str] = set()
     while True:
         try:
             found = _composed(left, folder)
             break
         except ConfigError as error:
             culprit = _culprit(error, left)
-            if complete or (culprit is not None and "." not in culprit):
+            if not absent or (culprit is not None and not _is_below(culprit, absent)):
                 refusals.add(*map(str, error.args))
             left = [override for override in left if key_of(override) != culprit]
             if culprit is None or not left or len(refusals.sentences) >= MOST_TOLD:
                 refusals.tell()
-            # without a choice, what belongs to it looks unknown
-            complete = complete and culprit not in GROUPS
+            absent |= {*GROUPS} & {culprit}
     if refusals.sentences:
         with refusals.collected():
-            _check(found[0], complete)
+            check(found[0], together=not absent)
         refusals.tell()
     return found
+
+
+def _is_below(key: str, absent: set[str]) -> bool:
+    """Whether a key may belong to a choice that could not be made, without which it looks unknown."""
+    return "." in key and (key.partition(".")[0] in absent or not absent.isdisjoint(GLOBAL))
 
 
 def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
@@ -276,23 +275,35 @@ def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig
             gate.Files.visits = None
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
-        if node["runtime"]["choices"].get("debug") == "batch" and whole["trainer"].get("max_epochs") != 1:
-            epochs = domains.shown(whole["trainer"].get("max_epochs"))
+        is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
+        if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs") != 1:
+            epochs = domains.shown(trainer.get("max_epochs"))
             raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]
-        gate.require_shipped_hydra(node, overrides)
+        with user_parts.running("hydra"):
+            gate.require_shipped_hydra(node, overrides)
         # what is wrong in a run's part is told by that, and not by what was typed
         gate.require_bounded(whole, sorted(whole, key="hydra".__eq__))
-        own = [text for key, part in whole.items() if key != "hydra" for text in _texts(part)]
-        if any(key_of(override).partition(".")[0] == "surrogate" for override in overrides) and not any(
-            "${surrogate" in text for text in own
-        ):
-            raise ConfigError("surrogate: no neuron of this config takes one")
         for group in GLOBAL:
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
                 _require_global(f"{group}/{choice}", folder)
     return cfg, node
+
+
+def downloads(overrides: Sequence[str], folder: Path | None) -> bool:
+    """Whether a run, or the points of a sweep together, would download data; arguments as of :func:`composed`."""
+    common = [override for override in shared(overrides) if not key_of(override).startswith("hydra")]
+    cfg = composed(common, folder)[0]
+    with explained(common):
+        return bool(OmegaConf.select(cfg, "data.download"))
+
+
+def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
+    """Refuse a surrogate that was typed where no neuron of a composed config takes one."""
+    typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)
+    if typed and not any("${surrogate" in text for text in _texts(OmegaConf.to_container(cfg, resolve=False))):
+        raise ConfigError("surrogate: no neuron of this config takes one")
 
 
 def _require_global(name: str, folder: Path | None) -> None:
@@ -330,6 +341,7 @@ def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None)
         except OmegaConfBaseException:
             # Hydra's own words tell what is wrong
             cfg = composed(point, folder)[0]
+        require_taken(point, cfg)
         yield cfg
 
 
@@ -404,7 +416,7 @@ def written(value: Any) -> str:
     if not isinstance(value, str):
         return text
     parser = OverridesParser.create()
-    plain = _parses(f"key={text}", parser) and parser.parse_override(f"key={text}").value() == value
+    plain = text and _parses(f"key={text}", parser) and parser.parse_override(f"key={text}").value() == value
     return text if plain else str(QuotedString(text, Quote.single).with_quotes())
 
 
@@ -728,17 +740,16 @@ def _keys(cfg: DictConfig, path: str) -> list[str]:
     return [str(key) for key in node] if isinstance(node, DictConfig) else []
 
 
-def check(cfg: DictConfig) -> DictConfig:
+def check(cfg: DictConfig, together: bool = True) -> DictConfig:
     """Resolve ``cfg`` and hold every value against the domain of its name.
+
+    Args:
+        cfg: a composed config.
+        together: whether parts are held against each other too.
 
     Raises:
         ConfigError: values cannot work; one sentence for each key.
     """
-    return _check(cfg)
-
-
-def _check(cfg: DictConfig, together: bool = True) -> DictConfig:
-    """As :func:`check`; parts are held against each other if ``together``."""
     with _in_one_line(), explained():
         if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
             hints = {key: f", {domains.listed(choices(key))}" for key in NODES}

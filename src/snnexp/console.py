@@ -56,22 +56,22 @@ def config_tree(
         choices: of each group, in the order in which data flow.
         values: of each group, by key; those that belong to no group under an empty name.
         typed: the groups and the dotted keys that were typed, which are marked.
-        title: the first line.
+        title: the first line, which an experiment that was typed has chosen.
     """
 
     keys = [word for word in typed if word not in choices]
 
-    def line(name: str, group: str) -> str:
-        words = [f"[bold]{escape(name)}[/]{'[yellow]*[/]' if group in typed else ''}"]
+    def line(name: str, group: str, chosen_by: str) -> str:
+        words = [f"[bold]{escape(name)}[/]{'[yellow]*[/]' if chosen_by in typed else ''}"]
         for key, value in values.get(group, {}).items():
             path = f"{group}.{key}" if group else key
             mark = "[yellow]*[/]" if any(path == word or path.startswith(f"{word}.") for word in keys) else ""
             words.append(f"{escape(key)}[dim]=[/]{escape(_brief(value))}{mark}")
         return "  ".join(words)
 
-    tree = Tree(line(title, ""), guide_style="dim")
+    tree = Tree(line(title, "", "experiment"), guide_style="dim")
     for group, choice in choices.items():
-        tree.add(f"[cyan]{escape(group)}[/] {line(choice, group)}")
+        tree.add(f"[cyan]{escape(group)}[/] {line(choice, group, group)}")
     return Group(tree, "[dim]* typed; config.yaml has all values[/]")
 
 

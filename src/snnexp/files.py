@@ -1,4 +1,7 @@
-"""Files in directories that may be anybody's: opened without a wait and without a way elsewhere; and their lock."""
+"""Open files in directories that other users may have written, without blocking or following links.
+
+Lock such directories.
+"""
 
 import errno
 import fcntl
@@ -8,7 +11,7 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from snnexp.errors import CheckpointError, InUseError
 
@@ -25,6 +28,20 @@ def append_to(path: Path, create: bool = True) -> int:
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
     return _plain(path, flags)
+
+
+def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> BinaryIO:
+    """A plain file to read from, which may have ``at_most`` bytes; a link is followed only if told so.
+
+    Raises:
+        CheckpointError: it is something else, or is longer.
+    """
+    file = os.fdopen(_plain(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
+    size = os.fstat(file.fileno()).st_size
+    if at_most is not None and size > at_most:
+        file.close()
+        raise CheckpointError(f"{path}: {size} bytes, at most {at_most} can belong here")
+    return file
 
 
 def _plain(path: Path, flags: int) -> int:
@@ -103,14 +120,9 @@ class Lock:
                 os.close(handle)
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in BUSY:
-                raise
-            return 0
+            return None if _flocked(handle, fcntl.LOCK_SH) else 0
         finally:
             os.close(handle)
-        return None
 
     @classmethod
     def _after_fork_in_child(cls) -> None:
@@ -132,24 +144,25 @@ def _id(path: Path) -> tuple[int, int]:
 def _locked_folder(path: Path) -> int:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for look in range(1, LOOKS + 1):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in BUSY:
-                    raise
-                if look == LOOKS:
-                    owner = Lock.owner(path)
-                    raise InUseError(
-                        f"{path}: in use by {f'process {owner}' if owner else 'another process'}"
-                    ) from error
-                time.sleep(LOOK_S)
-            else:
+        for _ in range(LOOKS):
+            if _flocked(handle, fcntl.LOCK_EX):
                 return handle
+            time.sleep(LOOK_S)
+        owner = Lock.owner(path)
+        raise InUseError(f"{path}: in use by {f'process {owner}' if owner else 'another process'}")
     except BaseException:
         os.close(handle)
         raise
-    raise AssertionError
+
+
+def _flocked(handle: int, how: int) -> bool:
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in BUSY:
+            raise
+        return False
+    return True
 
 
 def _locked_file(path: Path) -> int:

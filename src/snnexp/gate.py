@@ -4,12 +4,13 @@ Files are small and plain before they are read, interpolations end, Hydra's own 
 ``_target_`` is a name of the table in ``pairs`` or lies in a package that SNNEXP_ALLOW_TARGETS names.
 """
 
+import importlib
 import inspect
 import os
-import pkgutil
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import yaml
@@ -32,8 +33,9 @@ MAX_VISITS = 500
 
 RESOLVERS = ("new_run_id",)
 """Functions that an interpolation may call."""
-RESOLVER = re.compile(r"\$\{[ \t]*([^${}:]*?)[ \t]*:(?=([^}]*))")
-OWN_VARIABLE = re.compile(r"[ \t]*SNNEXP_\w*[ \t]*(,|$)", re.ASCII)
+RESOLVER = re.compile(r"\$\{([^${}:]*):([^,}$]*\$?)")
+OWN_VARIABLE = re.compile(r"SNNEXP_\w*", re.ASCII)
+BUILT_NAME = re.compile(r"\$\{[^${}:]*\$\{")
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
 HYDRA: dict[str, Any] = {
     "run": {"dir": "."},
@@ -151,9 +153,12 @@ def require_own_resolvers(text: str, place: str) -> None:
         text: as it was written.
         place: the key, or file and line.
     """
-    for name, arguments in RESOLVER.findall(text):
-        if name not in RESOLVERS and not (name == "oc.env" and OWN_VARIABLE.match(arguments)):
-            called = domains.shown(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{arguments}")
+    if BUILT_NAME.search(text):
+        raise ConfigError(f"{place}: an interpolation may not be made of others")
+    for match in RESOLVER.finditer(text):
+        name, argument = match[1].strip(), match[2].strip()
+        if name not in RESOLVERS and not (name == "oc.env" and OWN_VARIABLE.fullmatch(argument)):
+            called = domains.shown(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{argument}")
             raise ConfigError(f"{place}: {called} is not resolved, only ${{key}} and ${{oc.env:SNNEXP_...}} are")
 
 
@@ -174,8 +179,6 @@ class _Weights:
 
     # what OmegaConf lets a reference be made of
     reference = re.compile(r"\$\{[ \t]*([^\\${}():\s'\"]+)[ \t]*\}")
-    # a name that is itself put together
-    composed = re.compile(r"\$\{[^${}:]*\$\{")
 
     def __init__(self, root: Any) -> None:
         self.root = root
@@ -199,8 +202,6 @@ class _Weights:
         if not isinstance(node, str):
             return 1
         require_own_resolvers(node, ".".join(path))
-        if self.composed.search(node):
-            raise ConfigError(f"{'.'.join(path)}: an interpolation may not be made of others")
         # long texts count for more, for they multiply as well
         return 1 + len(node) // 64 + sum(self._referred(word, path) for word in self.reference.findall(node))
 
@@ -358,21 +359,40 @@ def locate(name: str, path: str, packages: Iterable[str]) -> Any:
 
     Raises:
         ConfigError: it is not, or there is none.
+        Exception: whatever a module raises while it is imported.
     """
     packages = tuple(packages)
     shown = domains.shown(name)
     refusal = f"{path}._target_: {shown} is not from {', '.join(packages) or 'snnexp'}"
     if not _within(name, packages):
         raise ConfigError(f"{refusal}; SNNEXP_ALLOW_TARGETS can allow its package")
-    try:
-        target = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}._target_: there is no {shown}: {error}") from error
+    target, found, imported = None, "", True
+    for word in name.split("."):
+        inside, found = found, f"{found}.{word}".lstrip(".")
+        module = _module(found) if imported else None
+        imported = module is not None
+        if not imported and not hasattr(target, word):
+            where = f"{inside} has no {word}" if inside else f"no module {word} is installed"
+            raise ConfigError(f"{path}._target_: there is no {shown}: {where}")
+        target = module if imported else getattr(target, word)
     # objects that can be called, such as functools.partial, hide what they call
     if not (inspect.isclass(target) or inspect.isroutine(target)):
         raise ConfigError(f"{path}._target_: {shown} is neither a class nor a function")
     # a name inside an allowed package may be bound to something that the package imported
-    module = str(getattr(target, "__module__", None))
-    if not _within(module, packages):
-        raise ConfigError(f"{refusal}, but from {module}")
+    origin = str(getattr(target, "__module__", None))
+    if not _within(origin, packages):
+        raise ConfigError(f"{refusal}, but from {origin}")
     return target
+
+
+def _module(name: str) -> ModuleType | None:
+    """The module of that name; what it raises while it is imported is passed on."""
+    if not all(word.isidentifier() for word in name.split(".")):
+        return None
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # another name is that of a module which it imports
+        if error.name != name:
+            raise
+        return None

@@ -40,7 +40,8 @@ PLAIN = (
     "--version",
 )
 SWEEP = ("--multirun", "-m")
-SHOW = (*CFG_FLAGS, *INFO_FLAGS, "--hydra-help", "--version")
+TEXTS = ("--hydra-help", "--version")
+SHOW = (*CFG_FLAGS, *INFO_FLAGS, *TEXTS)
 COMPLETE = ("--shell-completion", "-sc")
 STARTERS = {"launcher": "processes, slurm, stacked", "sweeper": "grid, optuna"}
 """What sweeps are started by, the usual first."""
@@ -74,10 +75,15 @@ def _start(arguments: Sequence[str], program: str) -> "Jobs":
     conf = config.conf_dir()
     config.prepare()
     if FROM in flags:
+        at, words = flags.index(FROM) + 1, overrides
+        flags[at] = source = str(runs.locate(flags[at]))
         flags, overrides, changed = earlier(flags, overrides)
-        if changed is not None:
-            _run_changed(changed, overrides, flags)
-            return Jobs(program, flags)
+        if changed is not None and any(flag in TEXTS for flag in flags):
+            overrides = []
+        elif changed is not None:
+            jobs = Jobs(program, flags)
+            jobs.run_saved(changed, overrides, [FROM, source, *flags, *words])
+            return jobs
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
@@ -112,6 +118,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word.partition("=")[0] in VALUED:
             flag, _, value = word.partition("=")
             value = value or next(rest, "")
+            if flag == FROM and FROM in flags:
+                refusals.add(f"{FROM}: given twice, takes one run")
             if not value or (flag in CFG_FLAGS and value not in CFG):
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
                 refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
@@ -176,9 +184,10 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
     except ConfigError:
         same = False
     if same:
-        return flags, overrides, None
-    if any(flag in SWEEP for flag in flags):
-        raise ConfigError(f"{FROM}: the config of this run cannot be composed again, so it cannot be swept")
+        offline = "data.download" not in keys and config.downloads(overrides, folder_of(flags))
+        return flags, config.quoted([*overrides, *(["data.download=false"] if offline else [])]), None
+    if needs := [flag for flag in flags if flag in (*SWEEP, *INFO_FLAGS)]:
+        raise ConfigError(f"{FROM}: the config of this run cannot be composed again, which {needs[0]} needs")
     changed = config.change_all(saved, typed)
     return flags, overrides, changed if "data.download" in keys else config.offline(changed)
 
@@ -186,15 +195,6 @@ def earlier(flags: Sequence[str], typed: Sequence[str]) -> tuple[list[str], list
 def folder_of(flags: Sequence[str]) -> Path | None:
     """What ``--config-dir`` among flags names."""
     return next((Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS), None)
-
-
-def _run_changed(cfg: DictConfig, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    if any(flag in SHOW for flag in flags):
-        print(OmegaConf.to_yaml(cfg), end="")
-        return
-    from snnexp.training import run
-
-    run(cfg, overrides)
 
 
 def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] | Asked, list[str]]":
@@ -214,6 +214,8 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
             with refusals.collected():
                 checked = config.check(cfg)
                 threads.require(checked)
+            with refusals.collected():
+                config.require_taken(overrides, cfg)
             for starter in STARTERS:
                 begins = (f"hydra/{starter}", f"hydra.{starter}")
                 if any(override.lstrip("+~").startswith(begins) for override in overrides):
@@ -228,7 +230,7 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     # Hydra itself starts with what all points share, which another choice may replace in each of them
     shared = config.shared(overrides)
     _, node = config.composed([override for override in shared if not override.startswith("hydra.")], folder)
-    # Hydra's own know no points that fail; what conf/train.yaml chose, no other config could choose otherwise
+    # Hydra's basic launcher and sweeper stop at the first failure, so they are replaced
     left = [starter for starter in STARTERS if node[starter]["_target_"] in gate.BASIC]
     for starter in left:
         if any(override.startswith(f"hydra/{starter}=") for override in overrides):
@@ -251,9 +253,12 @@ def check(flags: Sequence[str], overrides: Sequence[str]) -> "tuple[list[Point] 
     composed = config.composed_points(points, folder)
     found: list[Point] = []
     refusals = Refusals()
-    for point, cfg in zip(points, composed, strict=True):
+    for point in points:
         with refusals.collected():
-            found.append((point, config.check(cfg)))
+            # one that cannot be composed is the last
+            if (one := next(composed, None)) is None:
+                break
+            found.append((point, config.check(one)))
     refusals.tell()
     return found, starters
 
@@ -262,7 +267,7 @@ def _show(
     cfg: DictConfig, checked: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], folder: Path | None
 ) -> None:
     """Print what was chosen, and the values that differ from those of the choices: a recipe's, and what was typed."""
-    chosen = {group: choices[group] for group in config.NODES}
+    chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
     alone, _ = config.composed([f"{group}={choice}" for group, choice in chosen.items()], folder)
     # as written, for what follows from another value is no change of its own
     before, now = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
@@ -271,7 +276,7 @@ def _show(
     for group in chosen:
         if isinstance(before[group], dict) and isinstance(now[group], dict):
             values[group] = _differing(before[group], now[group], plain[group], now[group])
-    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    typed = {runs.key_of(override) for override in overrides}
     console.console().print(console.config_tree(chosen, values, typed, plain["name"]))
 
 
@@ -315,6 +320,23 @@ class Jobs:
         from snnexp.training import run
 
         run(checked, overrides, begun=self._record_folder)
+
+    def run_saved(self, cfg: DictConfig, overrides: Sequence[str], words: Sequence[str]) -> None:
+        """Run, or show, a saved config that no overrides compose to; ``words`` ask for the same again."""
+        if any(flag in SHOW for flag in self.flags):
+            print(OmegaConf.to_yaml(cfg), end="")
+            return
+        if "LOCAL_RANK" not in os.environ:
+            console.tell(f"{words[1]}: what was typed for this run now gives another config; its config.yaml is used")
+        from snnexp.training import run
+
+        typed = sys.argv
+        try:
+            # ddp starts its processes by the command line
+            sys.argv = [self.program, "train", *words]
+            run(cfg, overrides, begun=self._record_folder)
+        finally:
+            sys.argv = typed
 
     def _record_folder(self, path: Path) -> None:
         if self.folder is not None:

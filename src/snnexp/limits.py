@@ -9,7 +9,7 @@ from pathlib import Path
 from snnexp.errors import ConfigError
 
 PER_CORE = 16
-"""Processes: more of them only take turns."""
+"""More processes per core than this only compete for it."""
 FEWEST = 64
 FILES, FILES_PER_WORKER = 32, 8
 """Open files of a run, and of each data worker: pipes for training and test, and batches on their way."""
@@ -51,7 +51,9 @@ def has_short_files() -> bool:
 def met(error: BaseException) -> str | None:
     """A sentence about the limit of this process that an error tells of; None where it tells of none."""
     text, number = str(error), getattr(error, "errno", None)
-    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text or "items of ancdata" in text:
+    # the whole machine's is another limit
+    many = "Too many open files" in text and number != errno.ENFILE
+    if number == errno.EMFILE or many or "items of ancdata" in text:
         return f"ulimit -n: {_soft(resource.RLIMIT_NOFILE)} open files do not suffice; raise it"
     words = ("failed to map segment", "annot allocate memory", "can't allocate memory")
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(word in text for word in words):

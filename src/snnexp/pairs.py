@@ -160,7 +160,7 @@ def check(plain: Mapping[str, Any], refusals: Refusals) -> None:
         plain: the config.
         refusals: what has been refused of it; values of such a node are compared with no others. Takes what is found.
     """
-    nodes = {place: node for place, node in plain.items() if place in SHIPPED and not _is_no_part(place, refusals)}
+    nodes = {place: node for place, node in plain.items() if place in SHIPPED and _is_part(node, place, refusals)}
     for place, node in nodes.items():
         _check_node(node, place, refusals)
     known = {place: SHIPPED[place].get(node["_target_"]) for place, node in nodes.items()}
@@ -175,7 +175,7 @@ def check(plain: Mapping[str, Any], refusals: Refusals) -> None:
         with refusals.collected():
             require_spikes(loss, readout)
     if data and not refusals.about("data") and not refusals.about("trainer"):
-        devices = nodes["trainer"].get("devices", 1) if known["trainer"] else 1
+        devices = nodes["trainer"].get("devices", 1) if known.get("trainer") else 1
         with refusals.collected(), located("data"):
             _check_batches(data, devices, **_values(nodes["data"]))
     network = known.get("network")
@@ -188,8 +188,9 @@ def check(plain: Mapping[str, Any], refusals: Refusals) -> None:
                         fits(features, **_values(nodes[place]))
 
 
-def _is_no_part(place: str, refusals: Refusals) -> bool:
-    return place in refusals.sentences or f"{place}._target_" in refusals.sentences
+def _is_part(node: Any, place: str, refusals: Refusals) -> bool:
+    named = isinstance(node, Mapping) and isinstance(node.get("_target_"), str)
+    return named and place not in refusals.sentences and f"{place}._target_" not in refusals.sentences
 
 
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _check_node(node: Mapping[str, Any], path: str, refusals: Refusals) -> None:
                 rule(**values)
     for key, value in node.items():
         child = f"{path}.{key}"
-        if isinstance(value, Mapping) and "_target_" in value and not _is_no_part(child, refusals):
+        if _is_part(value, child, refusals):
             _check_node(value, child, refusals)
 
 

@@ -35,13 +35,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import yaml
 
 from snnexp import domains, upgrade
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.files import Lock, append_to
+from snnexp.files import Lock, append_to, open_plain
 
 GIT_S = 10
 """How long git may take."""
@@ -87,12 +87,13 @@ def locate(typed: str) -> Path:
     path = Path(os.path.expanduser(typed))
     if os.path.exists(path) or len(path.parts) != 1:
         return path
-    ids = {found.name: found for found in _directories(Path(OUTPUTS))}
-    ending = [found for name, found in ids.items() if name.endswith(path.name)]
+    found = [*_directories(Path(OUTPUTS))]
+    ending = [one for one in found if one.name.endswith(path.name)]
     if len(ending) == 1:
         return ending[0]
     if ending:
         raise ConfigError(f"{domains.line(typed)}: {len(ending)} ids end with it, {domains.listed(map(str, ending))}")
+    ids = [one.name for one in found]
     hint = domains.closest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
     raise ConfigError(f"{domains.line(typed)}: no such directory, and no id of a run or sweep ends with it; {hint}")
 
@@ -682,16 +683,6 @@ def plain_file(path: Path, at_most: int | None = None, last: int | None = None, 
         if last is not None:
             file.seek(max(0, os.fstat(file.fileno()).st_size - last))
         return file.read()
-
-
-def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> BinaryIO:
-    """A plain file to read from, see :func:`plain_file`."""
-    status = path.stat(follow_symlinks=follow)
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: not a plain file")
-    if at_most is not None and status.st_size > at_most:
-        raise CheckpointError(f"{path}: {status.st_size} bytes, at most {at_most} can belong here")
-    return path.open("rb")
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

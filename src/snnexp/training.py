@@ -83,7 +83,7 @@ def run(
         cfg: a checked config, from :func:`compose`.
         overrides: what was typed, for the record; by default that of ``cfg``, and what was changed since.
         parent: the folder in which the run directory is made, ``<logger.root>/<name>`` by default.
-        begun: told the run directory, once it is there.
+        begun: called with the run directory after it is created.
         watching: callbacks of Lightning's besides the run's own; they have no state that a checkpoint would keep.
 
     Raises:

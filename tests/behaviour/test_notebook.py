@@ -191,6 +191,15 @@ def test_a_sweep_from_a_notebook(theirs: OtherApplication, tmp_path: Path) -> No
     assert good.keys() == listed[str(Path(good["path"]).absolute())].keys()
 
 
+@pytest.mark.slow
+def test_a_sweep_from_a_thread(tmp_path: Path) -> None:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(sweep([*WORDS, "hydra.launcher.workers=1", "seed=3"])))
+    thread.start()
+    thread.join()
+    assert [point["status"] for point in found] == ["finished"]
+
+
 def test_runs_are_listed_as_the_command_line_does(snnexp: Shell) -> None:
     done = run(compose(WORDS))
     ended = snnexp("runs", "--json")

@@ -1,5 +1,7 @@
 """Parts of a user that do what no part may, or raise: one line, an exit code, and the record of the run."""
 
+import sys
+
 import pytest
 from shell import OUTSIDE, Ended, Shell, record
 
@@ -91,6 +93,30 @@ def test_a_file_that_is_no_python_is_told_in_a_line(snnexp: Shell, monkeypatch: 
     assert ended.err[-1].startswith("snnexp: neuron: ")
     assert "SyntaxError" in ended.err[-1]
     assert "(unwritten/neurons.py:3)" in ended.err[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("import not_installed\n", 8, "(unfinished/neurons.py:1)"),
+        ("from torch import no_such_name\n", 8, "(unfinished/neurons.py:1)"),
+        ("import torch\ntorch.no_such_name\n", 8, "(unfinished/neurons.py:2)"),
+        ("import unfinished.others\n", 8, "(unfinished/neurons.py:1)"),
+        ("Other = 1\n", 2, "unfinished.neurons.Mine"),
+    ],
+)
+def test_an_error_in_a_module_of_a_part_is_told_with_its_line(
+    snnexp: Shell, monkeypatch: pytest.MonkeyPatch, text: str, code: int, words: str
+) -> None:
+    (snnexp.folder / "unfinished").mkdir()
+    (snnexp.folder / "unfinished" / "neurons.py").write_text(text)
+    monkeypatch.syspath_prepend(str(snnexp.folder))
+    monkeypatch.delitem(sys.modules, "unfinished.neurons", raising=False)
+    monkeypatch.delitem(sys.modules, "unfinished", raising=False)
+    typed = ("experiment=regression_sqrt", "neuron={_target_: unfinished.neurons.Mine}", *CPU)
+    ended = snnexp("train", *typed, SNNEXP_ALLOW_TARGETS="unfinished")
+    assert (ended.code, ended.key.removesuffix("._target_")) == (code, "neuron")
+    assert words in ended.err[0]
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """What is typed, and what is written into the files of configs."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -142,7 +144,11 @@ def test_a_sweep_goes_on_after_its_data_have_moved(snnexp: Shell) -> None:
             "train neuron=leeky loss=foo neuron.tau_mem_inv=3 num_steps=0 zz=1",
             ["loss=foo", "neuron=leeky", "num_steps", "zz"],
         ),
+        ("train surrogate=atn neuron.betta=0.5 surrogate.alfa=1", ["neuron.betta", "surrogate=atn"]),
+        ("train experiment=foo neuron.betta=0.5", ["experiment=foo"]),
+        ("train -m neuron.beta=2 surrogate=atan,atn", ["neuron.beta", "surrogate=atn"]),
         ("train network.hidden=[ neuron.bta=1 seed=-1", ["network.hidden=[", "neuron.bta", "seed"]),
+        ("train --from a --from b", ["--from"]),
         ("train --frobnicate --nicate", ["--frobnicate", "--nicate"]),
         ("train -m seed=0,-1 neuron.beta=0.5,2", ["neuron.beta", "seed"]),
         ("train -m seed=0,1 neuron.bta=2 num_step=3", ["neuron.bta", "num_step"]),
@@ -177,6 +183,16 @@ def test_a_run_is_found_by_the_end_of_its_id(snnexp: Shell) -> None:
     assert first.name in ended.err[0]
     (listed,) = json.loads("".join(snnexp("runs", "bb01", "--json").out))
     assert listed["id"] == second.name
+
+
+def test_an_id_that_two_directories_have_is_refused(snnexp: Shell) -> None:
+    run = recorded(snnexp)
+    copy = snnexp.folder / "outputs" / "copied" / run.name
+    shutil.copytree(run, copy)
+    for typed in ("abcd", run.name):
+        ended = snnexp("eval", typed, "seed=-1")
+        assert (ended.code, ended.key) == (2, typed)
+        assert all(str(path.relative_to(snnexp.folder)) in ended.err[0] for path in (run, copy))
 
 
 def test_a_run_of_a_sweep_and_the_sweep_are_found_by_their_ids(snnexp: Shell) -> None:
@@ -228,10 +244,37 @@ class TestFrom:
         cfg = self.shown(snnexp, "abcd", "surrogate=atan")
         assert (cfg.trainer.max_epochs, cfg.neuron.surrogate._target_) == (9, "snnexp.surrogates.ATan")
 
+    def test_a_saved_config_is_run_as_another_one_is(self, snnexp: Shell) -> None:
+        words = ("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl")
+        run = recorded(snnexp, *words, "network.hidden=[4]")
+        saved = run / "config.yaml"
+        saved.write_text(saved.read_text().replace("learn_threshold: false", "learn_threshold: true"))
+        folder = recipe(snnexp, "# @package _global_\nnum_steps: 5\n", "curious")[1]
+        ended = snnexp("train", "--config-dir", folder, "--from", "abcd", "seed=5")
+        assert (ended.code, len(ended.err)) == (0, 1)
+        (new,) = [path for path in snnexp.runs() if path != run]
+        assert record(new)["config_dir"] == str(Path(folder).absolute())
+        assert OmegaConf.load(new / "config.yaml").neuron.learn_threshold
+        assert not any("neuron" in line for line in snnexp("train", "--from", str(run), "--version").out)
+        assert snnexp("train", "--from", str(run), "--info").key == "--from"
+
     def test_nothing_is_downloaded_unless_that_is_typed_again(self, snnexp: Shell) -> None:
         recorded(snnexp, "data.download=true")
         assert not self.shown(snnexp, "abcd").data.download
         assert self.shown(snnexp, "abcd", "data.download=true").data.download
+
+    def test_a_choice_that_downloads_does_not_unless_that_is_typed_again(self, snnexp: Shell) -> None:
+        (snnexp.folder / "conf" / "data").mkdir(parents=True)
+        (snnexp.folder / "conf" / "data" / "fetched.yaml").write_text("defaults: [mnist]\ndownload: true\n")
+        run = recorded(snnexp, "--config-dir", "conf", "data=fetched")
+        (run / "overrides.yaml").write_text("- data=fetched\n")
+        assert not self.shown(snnexp, "abcd", "--config-dir", "conf").data.download
+        assert self.shown(snnexp, "abcd", "--config-dir", "conf", "data.download=true").data.download
+
+    def test_what_a_notebook_has_recorded_needs_no_quotes(self, snnexp: Shell) -> None:
+        run = recorded(snnexp, "logger.root=/tmp/größe")
+        assert "größe" in (run / "config.yaml").read_text()
+        assert self.shown(snnexp, "abcd", "seed=3").logger.root == "/tmp/größe"
 
     def test_a_record_from_elsewhere_names_no_code(self, snnexp: Shell) -> None:
         run = recorded(snnexp)
@@ -287,11 +330,26 @@ class TestConfigDir:
         ended = snnexp("train", "--config-dir", str(folder.parent), "neuron=mine")
         assert (ended.code, ended.key.partition("=")[0]) == (2, "neuron")
 
+    @pytest.mark.parametrize("text", ["_convert_: all\nbeta: 0.5\n", "_target_: [a]\n_args_: [1]\n"])
+    @pytest.mark.parametrize("group", ["neuron", "trainer", "network"])
+    def test_files_that_describe_no_object(self, snnexp: Shell, group: str, text: str) -> None:
+        folder = snnexp.folder / "conf" / group
+        folder.mkdir(parents=True)
+        (folder / "bad.yaml").write_text(text)
+        ended = snnexp("train", "--config-dir", str(folder.parent), f"{group}=bad")
+        assert ended.code == 2
+        assert all(line.startswith(f"snnexp: {group}.") for line in ended.err)
+
 
 def test_the_keys_of_a_choice_are_listed(snnexp: Shell) -> None:
     rows = {line.split()[0]: line.split()[1] for line in snnexp("list", "neuron", "leaky").out}
     assert rows["neuron.beta"] == "0.95"
     assert rows["neuron.learn_beta"] == "false"
+
+
+def test_the_points_of_a_sweep_are_listed(snnexp: Shell) -> None:
+    (row,) = snnexp("list", "sweep", "seeds").out
+    assert row.split()[:2] == ["hydra.sweeper.params.seed", "'range(10)'"]
 
 
 def test_an_empty_data_dir_is_none(snnexp: Shell) -> None:

@@ -10,6 +10,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -418,7 +419,9 @@ class Engine:
                 for slot in self.slots:
                     slot.stop(at_once=True)
 
-        before = {number: signal.signal(number, told) for number in ending_signals()}
+        # Python lets only the main thread handle signals; elsewhere whoever started the thread does
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, told) for number in ending_signals() if main}
         try:
             yield
         finally:

@@ -84,7 +84,8 @@ class Asked:
         if elsewhere:
             raise ConfigError(f"{storage.KEY}: the URL of the study's database was not kept; add {storage.KEY}=URL")
         # as of a run, a saved config may come from elsewhere, and downloads only where that is typed
-        offline = ["data.download=false"] if any("data.download=" in override for override in overrides) else []
+        searched = any("data.download" in word for word in (*overrides, *params))
+        offline = ["data.download=false"] if searched or config.downloads(overrides, folder) else []
         return cls({"storage": None, **settings}, params, [*overrides, *offline], folder, study)
 
     def facts(self) -> dict[str, Any]:
