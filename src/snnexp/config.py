@@ -240,6 +240,8 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
     if refusals.sentences:
         with refusals.collected():
             check(found[0], together=not absent)
+        with refusals.collected():
+            require_taken(left, found[0])
         refusals.tell()
     return found
 
@@ -416,7 +418,11 @@ def written(value: Any) -> str:
     if not isinstance(value, str):
         return text
     parser = OverridesParser.create()
-    plain = text and _parses(f"key={text}", parser) and parser.parse_override(f"key={text}").value() == value
+    plain = (
+        re.fullmatch(r"\S+", text)
+        and _parses(f"key={text}", parser)
+        and parser.parse_override(f"key={text}").value() == value
+    )
     return text if plain else str(QuotedString(text, Quote.single).with_quotes())
 
 

@@ -317,8 +317,10 @@ class TestConfigDir:
         folder = snnexp.folder / "conf" / "neuron"
         folder.mkdir(parents=True)
         (folder / "plain.yaml").write_text("_target_: snnexp.neurons.LeakyIntegrator\n")
-        ended = snnexp("train", "--config-dir", str(folder.parent), "neuron=plain", "surrogate=sigmoid")
-        assert (ended.code, ended.key) == (2, "surrogate")
+        for words in (("surrogate=sigmoid",), ("-m", "surrogate.alpha=1,2"), ("neuron.beta=0.5", "surrogate=atan")):
+            ended = snnexp("train", "--config-dir", str(folder.parent), "neuron=plain", *words)
+            assert ended.code == 2
+            assert ended.err[-1].startswith("snnexp: surrogate: ")
 
     @pytest.mark.parametrize(
         ("name", "text"), [("mine.yml", "_target_: snnexp.neurons.Leaky\n"), ("mine.yaml", "- beta\n- 0.9\n")]
