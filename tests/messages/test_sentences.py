@@ -36,6 +36,7 @@ def test_one_line_says_what_is_wrong(
     assert main(typed) == case["code"]
     out, err = capfd.readouterr()
     assert out == ""
-    (line,) = err.splitlines()
+    *frames, line = err.splitlines()
+    assert bool(frames) == (case["code"] == 8), "where the error of a user's part was raised"
     assert line.startswith(f"snnexp: {case['says']}")
     assert os.listdir(tmp_path) == []
