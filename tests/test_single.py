@@ -113,7 +113,7 @@ class TestAFinishedRun:
         read = text(report([folder]))
         assert ", 1 thread, kernel" in read
         assert read.startswith(f"regression_sqrt: test/l1 {page.cell(l1)}")
-        assert "which the tutorial calls L1; it is not test/l1" in read
+        assert "mean of the training losses and the final L1, not test/l1" in read
 
     @pytest.mark.usefixtures("undrawn")
     def test_tells_the_published_figure_beside_the_measured_one(self, folder: Path) -> None:

@@ -64,7 +64,7 @@ MEANINGS = {
     "l1": "mean absolute difference between output and target",
     "relative_error": "mean of that difference relative to the target",
     "synops": "additions that spikes cause, per sample",
-    "seed_mean_loss": "mean of all training losses and the final L1, which the tutorial calls L1; it is not test/l1",
+    "seed_mean_loss": "mean of the training losses and the final L1, not test/l1",
 }
 """Of measures, by the name behind the split."""
 PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
