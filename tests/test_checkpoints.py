@@ -426,6 +426,7 @@ class TestEvaluate:
         assert {"test/loss", "test/l1", "test/relative_error", "test/seed_mean_loss", "test/synops"} <= measured.keys()
         assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("tiny_mnist")
     @pytest.mark.parametrize("encoder", ["constant", "bernoulli"])
     def test_images_by_split(self, encoder: str, tmp_path: Path) -> None:
@@ -445,6 +446,7 @@ class TestEvaluate:
         assert {name: measured[name] for name in last} == last
         assert evaluate(record.path, split="train")["train/accuracy"] >= 0
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("tiny_mnist")
     def test_goes_over_as_many_batches_as_the_split_had_in_the_run(self, tmp_path: Path) -> None:
         words = ["experiment=mnist_leaky", "trainer=cpu", "network.hidden=[7]", "num_steps=2", "data.val_size=12"]

@@ -195,6 +195,7 @@ def test_repeated_seeds_are_counted_once(tmp_path: Path, two_groups: list[Path])
     assert "8: 8 finished" in words, "a path that is given twice is one run"
 
 
+@pytest.mark.slow
 def test_texts_of_others_stay_texts(tmp_path: Path) -> None:
     evil = '<script>alert("$x_{$")</script>&'
     paths = [make_run(tmp_path / "runs", 0.5 + seed / 10, seed, name=name) for seed in (0, 1) for name in (evil, "b")]
@@ -508,6 +509,7 @@ class TestSeveralExperiments:
             Run(path).update(experiment="../other")
         return [*one, *other]
 
+    @pytest.mark.slow
     def test_each_has_a_row_and_a_section(self, tmp_path: Path, runs: list[Path]) -> None:
         page = report(runs, tmp_path)
         rows = {row["experiment"]: row for row in table(tmp_path, "experiments")}
@@ -576,6 +578,7 @@ class TestASearch:
         (tmp_path / "sweep.json").write_text(json.dumps({"search": {"settings": settings}}))
         return found
 
+    @pytest.mark.slow
     def test_is_compared_by_its_own_measure(self, tmp_path: Path, runs: list[Path]) -> None:
         words = told(report(runs, tmp_path))
         assert "val/score, by which the search chose" in words

@@ -130,6 +130,7 @@ class TestShuffledBatches:
             assert len(together) == len(set(together)) == len(alone[index]) // world * world
             assert set(together) <= set(alone[index])
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
     @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
     @pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")

@@ -142,6 +142,7 @@ def test_best_is_where_the_validation_loss_was_lowest(tiny_mnist: Path) -> None:
     assert losses[epochs - 1] == min(losses)
 
 
+@pytest.mark.slow
 def test_regression_follows_its_target() -> None:
     """The tutorial's 100 iterations take the error far below that of a membrane that stays at rest."""
     cfg = compose(["experiment=regression_sqrt", "seed=1", "logger=jsonl"])
@@ -149,6 +150,7 @@ def test_regression_follows_its_target() -> None:
     assert run(cfg).metrics["test/l1"] < at_rest / 5
 
 
+@pytest.mark.slow
 @real_mnist
 def test_mnist_is_learned_in_100_steps() -> None:
     record = run(compose(["experiment=mnist_rleaky_count", "trainer.limit_batches=100", "trainer.max_epochs=1"]))

@@ -237,6 +237,7 @@ class TestTargets:
         with pytest.raises(ConfigError, match=r"^data\._target_: "):
             check(cfg)
 
+    @pytest.mark.slow
     def test_can_be_allowed_by_the_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "fractions, torch,,os.,.,-,snnexp")
         beta = config.instantiate({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}, "loss")
@@ -321,6 +322,7 @@ INTERPOLATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", INTERPOLATIONS.values(), ids=INTERPOLATIONS)
 def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text: str) -> None:
     conf = folder(tmp_path, text)

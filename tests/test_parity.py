@@ -240,6 +240,7 @@ def test_parametrized_lif(norse: ModuleType, recurrent: bool, case: Case) -> Non
     assert_same_gradients((wz * z + wu * u).sum(), (wz * z_peer + wu * u_peer).sum(), variables)
 
 
+@pytest.mark.slow
 @deterministic
 @given(case=cases)
 def test_feed_forward_lif(norse: ModuleType, case: Case) -> None:

@@ -221,6 +221,7 @@ class TestWhatMayChange:
         assert resume(stopped, ["logger.save_every_s=100", "logger.tensorboard=true"]).status == "finished"
         assert (stopped / "tensorboard").exists()
 
+    @pytest.mark.slow
     def test_a_run_may_become_longer_before_and_after_its_end(self, stopped: Path) -> None:
         longer = run(compose([*TINY, "trainer.max_epochs=6"]))
         resume(stopped, ["trainer.max_epochs=5"])
@@ -251,6 +252,7 @@ class TestWhatMayChange:
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_one_that_is_in_use_is_left_alone(self, killed_at: Callable[..., Path]) -> None:
         path = killed_at(compose(TINY), 7)
         script = (
@@ -268,6 +270,7 @@ class TestRuns:
         other.communicate()
         resume(path)
 
+    @pytest.mark.slow
     def test_one_that_was_moved_to_a_name_with_spaces_and_accents(
         self, killed_at: Callable[..., Path], tmp_path: Path
     ) -> None:
@@ -279,6 +282,7 @@ class TestRuns:
         resume(moved)
         assert content(moved) == content(whole.path)
 
+    @pytest.mark.slow
     def test_one_that_was_killed_before_its_first_checkpoint(self, killed_at: Callable[..., Path]) -> None:
         whole = run(compose(TINY))
         path = killed_at(compose(TINY), 0)
@@ -294,6 +298,7 @@ class TestRuns:
         with pytest.raises(CheckpointError, match="no checkpoint is left"):
             resume(path)
 
+    @pytest.mark.slow
     def test_one_is_locked_until_its_very_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         script = "import sys; from pathlib import Path; from snnexp.runs import Run; Run(Path(sys.argv[1])).lock()"
         seen = []
@@ -311,6 +316,7 @@ class TestRuns:
         assert len(seen) == 2
         assert all(f"in use by process {os.getpid()}" in line for line in seen)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "content"),
         [

@@ -225,6 +225,7 @@ class TestCheckpoints:
             runs.read_checkpoint(path)
 
     # every file operation of a save in turn, and half of each write; "dev/shm" is another filesystem
+    @pytest.mark.slow
     @pytest.mark.parametrize("tmpdir", [".", "/dev/shm"])
     @pytest.mark.parametrize("fault", ["kill", "no space"])
     def test_a_save_that_is_cut_short_leaves_whole_checkpoints(self, tmp_path: Path, tmpdir: str, fault: str) -> None:

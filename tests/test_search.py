@@ -257,6 +257,7 @@ class TestSampling:
         tpe, random = ([least(tmp_path, seed, sampler) for seed in range(2)] for sampler in ("tpe", "random"))
         assert math.prod(tpe) < math.prod(random) / 10
 
+    @pytest.mark.slow
     def test_a_seed_draws_the_same_points_whoever_asks_first(self, tmp_path: Path) -> None:
         def points(name: str, seed: int, processes: int) -> list[list[str]]:
             (tmp_path / name).mkdir()
@@ -303,6 +304,7 @@ class TestSampling:
 
 
 class TestTelling:
+    @pytest.mark.slow
     def test_what_failed_counts_and_what_was_interrupted_waits(self, folder: Path) -> None:
         search = begin(folder, n_trials=5)
         told = [("finished", 2.0), ("failed", None), ("diverged", None), ("pruned", None), ("interrupted", None)]
@@ -405,6 +407,7 @@ class TestGoingOn:
         resumed = begin(folder, n_trials=2)
         assert [resumed.again(number) for number in (first, second, 99)] == [False, True, False]
 
+    @pytest.mark.slow
     def test_two_that_claim_one_place_agree_whose_it_is(self, folder: Path) -> None:
         one, other = (begin(folder, n_trials=1) for _ in range(2))
         place, values = one._vacant()
@@ -467,6 +470,7 @@ def exactly(found: list[FrozenTrial], size: int) -> None:
 
 
 class TestTogether:
+    @pytest.mark.slow
     def test_two_processes_on_sqlite(self, folder: Path) -> None:
         url = f"sqlite:///{folder / 'shared.db'}"
         with Drivers(folder, url, n_trials=25, sampler="random") as drivers:
@@ -610,6 +614,7 @@ class TestPruning:
         search = self.search(folder, "val/accuracy", "maximize", [[0.9] * 4] * 2, "val/accuracy")
         assert curve(Pruning(**search.address_of(search.ask()[0])), [0.0] * 4, "val/accuracy") == ""
 
+    @pytest.mark.slow
     def test_a_measure_of_the_test_split_is_stood_for_by_the_training_loss(self, folder: Path) -> None:
         losses = [[5.0, 2.0, 1.0]] * 3
         search = self.search(folder, "test/accuracy", "maximize", losses, "train/epoch_loss")

@@ -98,6 +98,7 @@ class TestAFinishedRun:
         (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
         assert "This is experiment=regression_linear, with nothing changed." in text(report([folder]))
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
     def test_tells_no_published_figure_of_another_network(self, folder: Path) -> None:
         read = text(report([folder]))
@@ -146,6 +147,7 @@ class TestAFinishedRun:
         assert [(int(row["epoch (training)"]), float(row["training"])) for row in rows if row["training"]] == epochs
         assert epochs[-1][0] == 12
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
     def test_estimates_the_energy_from_additions_and_products(self, folder: Path) -> None:
         read = text(report([folder]))
@@ -189,6 +191,7 @@ class TestAFinishedRun:
         first = report([folder]).read_bytes()
         assert report([folder]).read_bytes() == first
 
+    @pytest.mark.slow
     def test_goes_elsewhere_if_told_so(self, folder: Path, tmp_path: Path) -> None:
         before = sorted(folder.rglob("*"))
         page = report([folder], tmp_path / "new" / "place")
@@ -409,6 +412,7 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=r"^--out: .*file is a file, must be a folder"):
             report([folder], tmp_path / "file")
 
+    @pytest.mark.slow
     def test_a_run_that_leads_elsewhere(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "victim").mkdir()
         shutil.rmtree(folder / "figures")

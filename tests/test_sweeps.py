@@ -213,6 +213,7 @@ class TestPoints:
         ["neuron.beta=choice(0.1,0.2)", "seed=range(0,3)", "num_steps=sort(3,2,1)"],
     )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("typed", LISTS, ids=lambda typed: " ".join(typed))
     def test_composed_together_are_those_composed_alone(self, typed: list[str]) -> None:
         listed = [*config.points(typed)]

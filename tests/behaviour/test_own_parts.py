@@ -20,6 +20,7 @@ def test_a_part_without_a_mistake_is_taken(snnexp: Shell, part: str) -> None:
     assert train(snnexp, part, "").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "fault"),
     [
