@@ -14,13 +14,13 @@ train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 test: .venv/installed-dev ## the whole suite
 	$(BIN)/python -m pytest $(SUITE) $(ARGS)
 
-quick: .venv/installed-dev ## the suite without its slow tests, in two minutes
+quick: .venv/installed-dev ## the suite without its slow tests, in two and a half minutes
 	$(BIN)/python -m pytest $(SUITE) -m "not slow" $(ARGS)
 
 test-latest: .venv-latest/installed-dev ## the whole suite with the newest releases that pyproject.toml allows
 	.venv-latest/bin/python -m pytest $(SUITE) $(ARGS)
 
-bits: .venv/installed-dev ## every recipe beside the commits that tests/old names; ten minutes, and nothing else running
+bits: .venv/installed-dev ## every recipe beside the commits that tests/old names; five minutes, and nothing else running
 	$(BIN)/python scripts/same_bits.py $(ARGS)
 
 constraints: .venv/installed-dev ## choose the versions of constraints.txt anew; torch and torchvision stay
