@@ -7,8 +7,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from snnexp import checkpoints, runs, upgrade
 from snnexp.callbacks import at_logged_step, require_finite_parameters
 from snnexp.checkpoints import Checkpoint
 from snnexp.data.module import DataModule
-from snnexp.errors import InterruptedRunError, LostProcessError, SnnexpError, ending_signals
+from snnexp.errors import InterruptedRunError, LostProcessError, PartError, SnnexpError, ending_signals
 from snnexp.runs import Run
 
 GRACE_S = 30.0
@@ -332,6 +332,18 @@ class Signals(Callback):
         if self.received is not None:
             self.obeyed = True
             raise InterruptedRunError(self.received)
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Raise :class:`InterruptedRunError` again where a library has caught it and raised an error of its own."""
+        try:
+            yield
+        except Exception as error:
+            # what a full disk or a setting says is told, though it be while the run is saved
+            told = isinstance(error, OSError) or (isinstance(error, SnnexpError) and not isinstance(error, PartError))
+            if self.received is not None and self.obeyed and not told:
+                raise InterruptedRunError(self.received) from error
+            raise
 
     def _handle_here(self) -> None:
         # Lightning has put a handler of its own in front, which ends a run with exit code 0

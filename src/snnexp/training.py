@@ -89,7 +89,7 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         # it may have been changed since
         overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
@@ -103,7 +103,7 @@ def run(
             begun(run_dir.path)
         else:
             run_dir = Run(Path(os.environ[RUN_DIR]))
-        with _recorded(run_dir, parts), memory_told():
+        with _recorded(run_dir, parts), memory_told(), signals.heeded():
             _watch(cfg, parts, run_dir, signals, watching)
             record = _carry_out(cfg, parts, run_dir, clock, signals)
         return _shown(cfg, parts, record)
@@ -128,7 +128,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(Path(path))
         changed = config.change(config.load(run_dir.path / "config.yaml"), overrides)
@@ -156,7 +156,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
             if found is not None:
                 saver.go_on_from(found)
                 parts.data.begin = found.position
-            with _recorded(run_dir, parts), memory_told():
+            with _recorded(run_dir, parts), memory_told(), signals.heeded():
                 if parts.trainer.is_global_zero:
                     begin_again(cfg, parts, run_dir, before, found, overrides)
                 record = _carry_out(cfg, parts, run_dir, clock, signals, found)
@@ -186,7 +186,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals() as signals, memory_told():
+    with saving.Signals() as signals, memory_told(), signals.heeded():
         run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)

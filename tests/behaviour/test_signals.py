@@ -103,3 +103,16 @@ def test_an_interrupted_run_names_the_command_that_resumes_it(shell: Shell, snne
     (run,) = root.glob("*/*/")
     assert record(run)["status"] == "finished"
     assert shlex.join(["snnexp", "report", str(run.relative_to(shell.folder))]) in "\n".join(ended.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "where"), [("neuron", "init"), ("loss", "measuring")])
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1"), ("-m", "seed=0,1", "hydra/launcher=stacked")])
+def test_one_that_a_part_swallows_is_obeyed(shell: Shell, part: str, where: str, sweep: tuple[str, ...]) -> None:
+    words = ("train", *OUTSIDE, "data=blobs", "network.hidden=[4]", "num_steps=2", "logger=jsonl", "trainer=cpu")
+    ended = shell(*words, f"{part}=own", f"{part}.fault=swallowed signal in {where}", *sweep)
+    assert ended.code == (7 if sweep else 143)
+    assert {record(run)["status"] for run in shell.runs()} <= {"interrupted"}
+    assert len(shell.runs()) == (0 if where == "init" else 2 if sweep else 1)
+    if sweep:
+        assert [point["status"] for point in shell.points()] == ["interrupted"] * 2

@@ -116,11 +116,11 @@ def _train(
     with saving.Signals() as signals, console.quiet():
         began = time.perf_counter()
         try:
-            with training.memory_told():
+            with training.memory_told(), signals.heeded():
                 for index in part:
                     lane = Lane(index, members[index], ended)
                     lanes.append(lane)
-                    with lane.may_end(), threads.using(lane.threads):
+                    with lane.may_end(), signals.heeded(), threads.using(lane.threads):
                         lane.build(next((other.trainer for other in lanes if other.trainer), None))
                 groups = _same_place(lanes)
                 built_s = (time.perf_counter() - began) / max(1, sum(map(len, groups)))
