@@ -11,10 +11,10 @@ PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
 
-test: .venv/installed-dev ## the whole suite
+test: .venv/installed-dev ## the whole suite, in less than ten minutes
 	$(BIN)/python -m pytest $(SUITE) $(ARGS)
 
-quick: .venv/installed-dev ## the suite without its slow tests, in two and a half minutes
+quick: .venv/installed-dev ## the suite without its slow tests, in less than two minutes
 	$(BIN)/python -m pytest $(SUITE) -m "not slow" $(ARGS)
 
 test-latest: .venv-latest/installed-dev ## the whole suite with the newest releases that pyproject.toml allows

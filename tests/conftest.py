@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 # two threads of one process and another process on two cores slow each other down
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -17,13 +16,6 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # read when Triton is imported: its kernels then run on the CPU
 os.environ["TRITON_INTERPRET"] = "1"
-
-with warnings.catch_warnings():
-    # scienceplots, which torchmetrics and so Lightning imports where it is installed, calls what matplotlib deprecates
-    warnings.filterwarnings("ignore", "The (read_style_directory|update_nested_dict) function was deprecated")
-    import lightning.pytorch  # noqa: F401
-
-torch.set_num_threads(1)
 
 import commands  # noqa: E402
 
@@ -35,9 +27,24 @@ subprocess.Popen = commands.Popen  # type: ignore[misc]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        # its workers run the tests
+        return
+    with warnings.catch_warnings():
+        # scienceplots, which torchmetrics imports where it is installed, calls what matplotlib deprecates
+        warnings.filterwarnings("ignore", "The (read_style_directory|update_nested_dict) function was deprecated")
+        import lightning.pytorch  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with 40 training and 20 test images in MNIST's format, found and taken for the published ones."""
+    import torch
+
     from snnexp.data import mnist
 
     random = torch.Generator().manual_seed(0)

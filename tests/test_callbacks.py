@@ -212,6 +212,7 @@ class TestCheckpoints:
         # the loss falls, so each is the best too, and is copied to last.ckpt
         assert written == [("init.ckpt", 0), ("best.ckpt", 2), ("best.ckpt", 4), ("best.ckpt", 5)]
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("tiny_mnist")
     def test_with_a_validation_split_its_loss_decides(self) -> None:
         mnist = ["experiment=mnist_leaky", "data.val_size=8", "data.batch_size=8", "optimizer.lr=0.02"]
@@ -273,6 +274,7 @@ class TestSeedMeanLoss:
             assert after.mean.item() == pytest.approx(mean, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_rows_of_metrics_have_a_step_and_an_epoch() -> None:
     record = train("trainer.max_epochs=2", "data.num_samples=3")
     lines = [json.loads(line) for line in (record.path / "metrics.jsonl").read_text().splitlines()]
@@ -284,6 +286,7 @@ def test_rows_of_metrics_have_a_step_and_an_epoch() -> None:
     assert {name: tested[name] for name in record.metrics} == pytest.approx(record.metrics)
 
 
+@pytest.mark.slow
 def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -294,6 +297,7 @@ def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
 
 
 class TestSignals:
+    @pytest.mark.slow
     @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_test_start"])
     def test_one_that_comes_at_any_time_leaves_a_run_that_is_marked_and_goes_on(
         self, hook: str, monkeypatch: pytest.MonkeyPatch
@@ -316,6 +320,7 @@ class TestSignals:
         assert resume(path).metrics == whole.metrics
         assert (path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
 
+    @pytest.mark.slow
     def test_one_that_comes_within_a_validation_waits_for_its_end(
         self, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -252,6 +252,7 @@ class TestDamaged:
             resume(copied)
         assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
+    @pytest.mark.slow
     def test_those_that_are_deleted_are_not_needed(self, copied: Path, whole: Path) -> None:
         before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
         for name in ("last", "previous"):

@@ -352,6 +352,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "sync_dist" not in (run / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_processes_that_another_launcher_has_started_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -461,6 +462,7 @@ def test_no_run_uses_the_network(tmp_path: Path) -> None:
     assert "the network was used" in after, "or the test would prove nothing"
 
 
+@pytest.mark.slow
 def test_a_foreign_run_downloads_nothing(tmp_path: Path, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "experiment=mnist_leaky", "debug=batch", "data.batch_size=4", "data.download=true"]) == 0

@@ -79,6 +79,7 @@ def two_groups(tmp_path: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_groups_hold_the_numbers_of_their_seeds(tmp_path: Path, two_groups: list[Path]) -> None:
     words = told(report(two_groups, tmp_path))
     rows = table(tmp_path, "groups")
@@ -98,6 +99,7 @@ def test_groups_hold_the_numbers_of_their_seeds(tmp_path: Path, two_groups: list
     assert not any("firing_rate" in name for name in further[0]), "layers have no place there"
 
 
+@pytest.mark.slow
 def test_two_groups_are_compared_seed_by_seed(tmp_path: Path, two_groups: list[Path]) -> None:
     words = told(report(two_groups, tmp_path))
     test = scipy.stats.ttest_rel(SCORES[0.01], SCORES[0.001])
@@ -108,6 +110,7 @@ def test_two_groups_are_compared_seed_by_seed(tmp_path: Path, two_groups: list[P
     assert table(tmp_path, "paired")[-1]["value"] == "0.25"
 
 
+@pytest.mark.slow
 def test_importance_is_told_with_the_seed_beside_it(tmp_path: Path, two_groups: list[Path]) -> None:
     report(two_groups, tmp_path)
     rows = {row["parameter"]: float(row["share"]) for row in table(tmp_path, "importance")}
@@ -117,6 +120,7 @@ def test_importance_is_told_with_the_seed_beside_it(tmp_path: Path, two_groups: 
     assert rows["optimizer.lr"] == pytest.approx(1 - within / total)
 
 
+@pytest.mark.slow
 def test_curves_are_means_with_a_band_from_lowest_to_highest(tmp_path: Path, two_groups: list[Path]) -> None:
     report(two_groups, tmp_path)
     rows = [row for row in table(tmp_path, "curves_train_epoch_loss") if row["group"] == "0.01"]
@@ -135,6 +139,7 @@ def test_long_curves_are_thinned_by_means(tmp_path: Path) -> None:
     assert low == pytest.approx(mean - 1)
 
 
+@pytest.mark.slow
 def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two_groups: list[Path]) -> None:
     sweep = tmp_path
     runs = tmp_path / "runs"
@@ -168,6 +173,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
     assert sum(int(row["n"]) for row in table(tmp_path, "groups")) == 6, "only what finished is counted"
 
 
+@pytest.mark.slow
 def test_a_damaged_summary_is_told(tmp_path: Path, two_groups: list[Path]) -> None:
     (tmp_path / "summary.csv").write_bytes(b"\xff\xfe")
     words = told(report(two_groups, tmp_path, summaries=[tmp_path / "summary.csv"]))
@@ -185,6 +191,7 @@ def test_a_random_search_keeps_its_parameters_apart(tmp_path: Path, typed: bool)
     assert {parameter.key for parameter in comparison.compare(paths).parameters} == {"optimizer.lr", "neuron.beta"}
 
 
+@pytest.mark.slow
 def test_repeated_seeds_are_counted_once(tmp_path: Path, two_groups: list[Path]) -> None:
     ids = [make_run(tmp_path / "runs", score, 1, optimizer__lr=0.01) for score in (0.2, 0.3)]
     older = [path.rename(path.with_name(f"20200101-00000{index}-abcd")) for index, path in enumerate(ids)]
@@ -245,6 +252,7 @@ def test_a_value_that_was_not_typed_is_that_of_the_config(tmp_path: Path) -> Non
     assert both.groups[0].values == ("default", "atan")
 
 
+@pytest.mark.slow
 def test_hidden_differences_within_a_group_are_told(tmp_path: Path, two_groups: list[Path]) -> None:
     config = two_groups[0] / "config.yaml"
     config.write_text(config.read_text() + "num_steps: 99\n")
@@ -275,6 +283,7 @@ def test_equal_values_are_equal_however_they_are_written(value: Any, expected: A
     assert level(value) == expected
 
 
+@pytest.mark.slow
 def test_one_number_is_drawn_as_an_axis(tmp_path: Path) -> None:
     paths = [
         make_run(tmp_path / "runs", 0.5 + seed / 10 + step / 5, seed, optimizer__lr=lr)
@@ -287,6 +296,7 @@ def test_one_number_is_drawn_as_an_axis(tmp_path: Path) -> None:
     assert found == pytest.approx([1e-4, 0.55, 1e-2, 0.75])
 
 
+@pytest.mark.slow
 def test_two_parameters_are_a_heat_map(tmp_path: Path) -> None:
     paths = [
         make_run(tmp_path / "runs", 0.1 * row + 0.2 * column, seed, optimizer__lr=row, loss=name)
@@ -303,6 +313,7 @@ def test_two_parameters_are_a_heat_map(tmp_path: Path) -> None:
     assert "paired" not in text, "five groups are not compared in pairs"
 
 
+@pytest.mark.slow
 def test_three_parameters_are_parallel_coordinates(tmp_path: Path) -> None:
     paths = [
         make_run(
@@ -349,6 +360,7 @@ def test_one_group_is_told_without_a_comparison(tmp_path: Path) -> None:
     assert "Which parameter mattered" not in words
 
 
+@pytest.mark.slow
 def test_the_metric_can_be_chosen(tmp_path: Path, two_groups: list[Path]) -> None:
     report(two_groups, tmp_path, metric="test/loss")
     assert float(table(tmp_path, "groups")[0]["mean"]) == pytest.approx(1 - np.mean(SCORES[0.01])), "the lower first"
@@ -356,12 +368,14 @@ def test_the_metric_can_be_chosen(tmp_path: Path, two_groups: list[Path]) -> Non
         report(two_groups, tmp_path, metric="test/los")
 
 
+@pytest.mark.slow
 def test_a_run_without_the_metric_is_told(tmp_path: Path, two_groups: list[Path]) -> None:
     other = make_run(tmp_path / "runs", 0.5, 9, optimizer__lr=0.01, metrics={"test/loss": 0.5})
     words = told(report([*two_groups, other], tmp_path))
     assert f"1 finished runs have no test/accuracy: {other.name}" in words
 
 
+@pytest.mark.slow
 def test_curves_that_cannot_be_read_are_told(tmp_path: Path, two_groups: list[Path]) -> None:
     (two_groups[0] / "metrics.jsonl").write_text("{\n")
     words = told(report(two_groups, tmp_path))
@@ -466,6 +480,7 @@ def test_a_logarithmic_axis_needs_decades() -> None:
     assert not figures.is_long([])
 
 
+@pytest.mark.slow
 def test_a_run_whose_config_is_gone_is_in_no_group_and_said_so(tmp_path: Path, two_groups: list[Path]) -> None:
     stripped = two_groups[0]
     (stripped / "config.yaml").write_text("{}\n")
@@ -474,6 +489,7 @@ def test_a_run_whose_config_is_gone_is_in_no_group_and_said_so(tmp_path: Path, t
     assert f"What 1 runs were run with is not known, so they are in no group: {stripped.name}." in words
 
 
+@pytest.mark.slow
 def test_a_measure_that_is_neither_good_nor_bad_is_in_order_of_size(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path, 0.5, seed, optimizer__lr=lr, metrics={"test/firing_rate/h": lr * seed, "test/loss": 1.0})
@@ -521,6 +537,7 @@ class TestSeveralExperiments:
         assert len(set(links)) == 2
         assert all(f'<h2 id="{link}">' in page for link in links)
 
+    @pytest.mark.slow
     def test_nothing_is_compared_across_them(self, tmp_path: Path, runs: list[Path]) -> None:
         page = report(runs, tmp_path)
         files = {path.name for path in (tmp_path / "report").rglob("*.csv")}
@@ -535,6 +552,7 @@ class TestSeveralExperiments:
         with pytest.raises(ConfigError, match="--metric: no finished run has test/l2, did you mean test/l1"):
             report(runs, tmp_path, metric="test/l2")
 
+    @pytest.mark.slow
     def test_a_point_that_left_no_run_is_counted_under_its_own(self, tmp_path: Path, runs: list[Path]) -> None:
         # the recipe of the other one has another name than its file
         for path in runs[-2:]:
@@ -550,11 +568,13 @@ class TestSeveralExperiments:
         counts = {row["experiment"]: row["runs"] for row in table(tmp_path, "experiments")}
         assert counts == {"../other": "4", "gone": "3", "mine": "5"}
 
+    @pytest.mark.slow
     def test_no_group_is_best_where_no_direction_is_known(self, tmp_path: Path, runs: list[Path]) -> None:
         report(runs, tmp_path, metric="test/firing_rate/hidden1")
         (mine,) = [row for row in table(tmp_path, "experiments") if row["experiment"] == "mine"]
         assert (mine["metric"], mine["best mean"], mine["n"]) == ("test/firing_rate/hidden1", "", "")
 
+    @pytest.mark.slow
     def test_a_damaged_run_is_no_other_experiment(self, tmp_path: Path, two_groups: list[Path]) -> None:
         (two_groups[0] / "run.json").write_text("{")
         report(two_groups, tmp_path)
@@ -587,6 +607,7 @@ class TestASearch:
         words = told(report(runs, tmp_path, metric="test/accuracy"))
         assert "The search went by val/score, and not by test/accuracy." in words
 
+    @pytest.mark.slow
     def test_has_dots_and_no_grid(self, tmp_path: Path, runs: list[Path]) -> None:
         report(runs, tmp_path)
         rows = table(tmp_path, "scatter")
@@ -609,6 +630,7 @@ def test_sparse_values_are_no_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "report" / "figures" / "heat_map.csv").exists()
 
 
+@pytest.mark.slow
 def test_equal_means_are_called_equal(tmp_path: Path) -> None:
     scores = {1: (0.5, 0.75), 2: (0.75, 0.5)}
     paths = [
@@ -620,6 +642,7 @@ def test_equal_means_are_called_equal(tmp_path: Path) -> None:
     assert "test/accuracy of lr=2 is on average equal to that of lr=1 (95 % interval" in words
 
 
+@pytest.mark.slow
 def test_runs_lead_to_their_own_pages(tmp_path: Path, two_groups: list[Path]) -> None:
     folder = two_groups[0].rename(two_groups[0].parent / "with a blank")
     (folder / "report.html").touch()
@@ -636,6 +659,7 @@ def test_what_is_not_known_has_no_column(tmp_path: Path) -> None:
     assert "std" in table(tmp_path, "groups")[0]
 
 
+@pytest.mark.slow
 def test_long_labels_have_the_number_of_their_group(tmp_path: Path) -> None:
     long = [f"snnexp_of_somebody_else_{'x' * 30}_{name}" for name in "ab"]
     paths = [make_run(tmp_path / "runs", 0.5, seed, loss=name) for name in long for seed in (0, 1)]

@@ -119,6 +119,7 @@ def test_a_seed_fixes_weights_and_data() -> None:
     assert not torch.equal(first.data.train.labels, other.data.train.labels)
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_the_last_weights(tiny_mnist: Path) -> None:
     cfg = compose(["experiment=mnist_rleaky_count", "trainer.max_epochs=1", "data.batch_size=8", "network.hidden=[30]"])
     record = run(cfg)
@@ -133,6 +134,7 @@ def test_measures_are_those_of_the_last_weights(tiny_mnist: Path) -> None:
     assert record.metrics["test/loss"] == pytest.approx(parts.loss(traces[-1], y).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_best_is_where_the_validation_loss_was_lowest(tiny_mnist: Path) -> None:
     small = ["data.val_size=10", "data.batch_size=10", "network.hidden=[30]"]
     record = run(compose(["experiment=mnist_leaky", *small, "trainer.max_epochs=4", "optimizer.lr=0.02"]))
@@ -157,6 +159,7 @@ def test_mnist_is_learned_in_100_steps() -> None:
     assert record.metrics["test/accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_run_that_has_finished_stays_so_whatever_the_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise ValueError("no such line")

@@ -140,6 +140,7 @@ def test_hydras_own_switches_stay_as_they_are(override: str) -> None:
         compose([override])
 
 
+@pytest.mark.slow
 def test_launchers_and_sweepers_of_allowed_packages_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     module, ours = ModuleType("elsewhere"), ModuleType("hydra_plugins.snnexp_stacked")
     for home in (module, ours):

@@ -54,6 +54,7 @@ def test_numbers_share_a_stack(overrides: list[str]) -> None:
     assert grouping.key(compose([*COUNT, *overrides])) == grouping.key(compose(COUNT))
 
 
+@pytest.mark.slow
 def test_distributions_share_one_whichever_they_are() -> None:
     drawn = [compose([*COUNT, f"neuron.beta={NORM % mean}"]) for mean in (0.5, 0.7)]
     assert grouping.key(drawn[0]) == grouping.key(drawn[1]) != grouping.key(compose(COUNT))

@@ -301,6 +301,7 @@ class TestForms:
     def test_what_they_are_sorted_by_is_shown(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "loss" in shown(capsys, "--sort", "test/loss", "status=finished").splitlines()[0]
 
+    @pytest.mark.slow
     def test_a_terminal_of_any_width_is_never_wider(self, zoo: Path) -> None:
         rows = [listing.Row(Run(path).facts(), 1.8e9) for path in listing.find(zoo)]
         for width in range(10, 200):

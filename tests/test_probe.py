@@ -261,6 +261,7 @@ class TestRuns:
 
 
 class TestTestCounts:
+    @pytest.mark.slow
     def test_add_up_over_all_batches(self, tiny_mnist: Path) -> None:
         cfg = compose(["experiment=mnist_rleaky_count", *MNIST, "data.batch_size=7"])
         record = run(cfg)
@@ -293,6 +294,7 @@ class TestTestCounts:
             assert counts.confusion is not None
             assert counts.confusion.sum() == 20
 
+    @pytest.mark.slow
     def test_synops_of_the_layers_add_up(self, tiny_mnist: Path) -> None:
         measured = run(compose(["experiment=mnist_parametrized_lif", *MNIST])).metrics
         layers = [measured[f"test/synops/{name}"] for name in ("hidden1", "readout")]

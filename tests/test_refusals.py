@@ -157,6 +157,7 @@ def test_what_could_mean_something_else_is_not_quoted(typed: str) -> None:
         compose([typed])
 
 
+@pytest.mark.slow
 def test_a_refusal_imports_nothing_heavy() -> None:
     script = (
         "import sys\nfrom snnexp.config import compose\nfrom snnexp.errors import ConfigError\n"

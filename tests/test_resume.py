@@ -231,6 +231,7 @@ class TestWhatMayChange:
         assert record.metrics == longer.metrics
         assert "max_epochs: 6" in (stopped / "config.yaml").read_text()
 
+    @pytest.mark.slow
     def test_not_with_a_schedule_that_knows_the_end(self, killed_at: Callable[..., Path]) -> None:
         path = killed_at(compose([*TINY, "optimizer.schedule=cosine"]), 7)
         with pytest.raises(ConfigError, match=r"^trainer\.max_epochs: 4 -> 5, and the learning rates"):
@@ -465,6 +466,7 @@ class TestCommandLine:
         assert len(line) <= 200
         assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
+    @pytest.mark.slow
     def test_eval_for_people_and_for_programs(self, capsys: pytest.CaptureFixture[str]) -> None:
         record = run(compose(TINY))
         capsys.readouterr()

@@ -269,6 +269,7 @@ class TestSampling:
         assert len({tuple(point) for point in alone}) == 6
         assert points("other", 2, 1) != alone
 
+    @pytest.mark.slow
     def test_a_grid_covers_each_cell_once(self, folder: Path) -> None:
         wanted = ["seed=range(3)", "neuron=leaky,rleaky", "neuron.beta=range(0.1,0.4,0.1)", "name=mine"]
         search = begin(folder, wanted, sampler="grid", n_trials=None)
@@ -282,6 +283,7 @@ class TestSampling:
         assert {drawn(cell)["neuron.beta"] for cell in cells} >= {"0.1", "0.2", "0.3"}, "without rounding errors"
         assert all(cell[0] == "name=mine" for cell in cells)
 
+    @pytest.mark.slow
     def test_a_part_of_a_grid(self, folder: Path) -> None:
         search = begin(folder, ["seed=range(100)"], sampler="grid", n_trials=5)
         seeds = [int(drawn(search.ask()[1])["seed"]) for _ in range(5)]
@@ -597,6 +599,7 @@ class TestPruning:
             search.tell(number, "finished", values[-1])
         return search
 
+    @pytest.mark.slow
     def test_a_point_that_is_worse_than_the_median_is_stopped(self, folder: Path) -> None:
         others = [[0.2, 0.7, 0.8, 0.9], [0.3, 0.8, 0.8, 0.9], [0.1, 0.5, 0.7, 0.9]]
         search = self.search(folder, "val/accuracy", "maximize", others, "val/accuracy")
@@ -624,6 +627,7 @@ class TestPruning:
             "pruned after epoch 2: train/epoch_loss 2.5"
         )
 
+    @pytest.mark.slow
     def test_long_runs_report_now_and_then(self, folder: Path) -> None:
         search = begin(folder)
         number, _ = search.ask()

@@ -71,6 +71,7 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 class TestAFinishedRun:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
     def test_tells_what_differs_from_the_recipe_first_what_was_typed(self, folder: Path) -> None:
         read = text(report([folder]))

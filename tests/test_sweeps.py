@@ -226,6 +226,7 @@ class TestPoints:
         with pytest.raises(ConfigError, match=r"^neuron\.betta: unknown key, did you mean neuron\.beta\?"):
             [*config.composed_points([["neuron.betta=0.5"]])]
 
+    @pytest.mark.slow
     def test_that_ask_for_the_same_run_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         monkeypatch.setattr(driver, "drive", lambda ledger, program, asked: ledger.save() or 0)
         monkeypatch.chdir(tmp_path)

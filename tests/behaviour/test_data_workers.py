@@ -43,6 +43,7 @@ def test_a_search_ends(snnexp: Shell) -> None:
     assert statuses(snnexp) == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_sent_ends_the_run(snnexp: Shell) -> None:
     ended = snnexp(*TROUBLE, "data.kind=cramped")
     assert (ended.code, ended.key) == (74, "/dev/shm")
@@ -50,6 +51,7 @@ def test_a_batch_that_cannot_be_sent_ends_the_run(snnexp: Shell) -> None:
     assert record(snnexp.run())["exit_code"] == 74
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run(snnexp: Shell) -> None:
     ended = snnexp(*TROUBLE, "data.kind=deadly")
     assert (ended.code, ended.key) == (4, "data.num_workers")

@@ -57,6 +57,7 @@ def test_other_number_types_are_converted(snnexp: Shell, fault: str) -> None:
     assert record(snnexp.run())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_double_precision_trains_as_single_does(snnexp: Shell) -> None:
     for fault in ("float64", "none"):
         assert train(snnexp, *TABLE, f"data.fault={fault}", f"name={fault}").code == 0
@@ -81,10 +82,12 @@ def test_time_comes_before_the_batch(snnexp: Shell, steps: int) -> None:
     require_refused(snnexp, train(snnexp, *SEQUENCES, "data.fault=batch first", f"num_steps={steps}"), 4)
 
 
+@pytest.mark.slow
 def test_sequences_have_as_many_steps_as_the_run(snnexp: Shell) -> None:
     require_refused(snnexp, train(snnexp, *SEQUENCES, "data.length=20", "num_steps=16"), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["one feature", "a step less"])
 def test_traces_fit_the_readout(snnexp: Shell, fault: str) -> None:
     assert train(snnexp, *TRACES, "name=fine").code == 0
@@ -98,6 +101,7 @@ def test_one_sample_is_enough(snnexp: Shell) -> None:
     assert train(snnexp, *SEQUENCES, "data.samples=1").code == 0
 
 
+@pytest.mark.slow
 def test_a_sequence_of_one_step_is_one_step(snnexp: Shell) -> None:
     """It does not stand for all steps, as a value does that does not change."""
     assert train(snnexp, *SEQUENCES, "num_steps=1").code == 0

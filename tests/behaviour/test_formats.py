@@ -111,10 +111,12 @@ class TestLimits:
         assert snnexp(*self.BLOBS, "logger=jsonl", "trainer.limit_test_batches=1").code == 0
         assert record(snnexp.run())["samples"] == {"train": 64, "val": 20, "test": 16}
 
+    @pytest.mark.slow
     def test_one_batch_of_everything_is_enough_to_look(self, snnexp: Shell) -> None:
         assert snnexp(*self.BLOBS, "debug=batch").code == 0
         assert record(snnexp.run())["samples"] == {"train": 16, "val": 16, "test": 16}
 
+    @pytest.mark.slow
     def test_an_evaluation_goes_over_what_the_test_went_over(self, snnexp: Shell) -> None:
         assert snnexp(*self.BLOBS, "logger=jsonl", "trainer.limit_batches=1", "trainer.max_epochs=2").code == 0
         path = snnexp.run()

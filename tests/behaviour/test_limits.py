@@ -11,6 +11,7 @@ REGRESSION = ("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=2
 BLOBS = (*OUTSIDE, "data=blobs", "network.hidden=[4]", "num_steps=2", "logger=jsonl", "trainer=cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "key"),
     [

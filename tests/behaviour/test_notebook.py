@@ -242,6 +242,7 @@ class TestLoad:
             counts = network(parts.encoder(x))[-1].spikes.sum(0)
         assert (counts.argmax(1) == y).float().mean().item() == pytest.approx(done.metrics["test/accuracy"])
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("tiny_mnist")
     def test_of_a_run_of_another_machine_gives_what_can_be_built_here(self, tmp_path: Path) -> None:
         words = ["experiment=mnist_leaky", "data.batch_size=8", "network.hidden=[4]", "trainer=cpu", "logger=jsonl"]
@@ -298,6 +299,7 @@ def test_a_changed_config_is_checked(key: str, value: object, tmp_path: Path) ->
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_the_command_line_and_a_notebook_give_the_same(snnexp: Shell) -> None:
     done = run(compose(WORDS))
     assert snnexp("train", *WORDS).code == 0

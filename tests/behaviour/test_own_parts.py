@@ -96,6 +96,7 @@ def test_a_file_that_is_no_python_is_told_in_a_line(snnexp: Shell, monkeypatch: 
     assert "(unwritten/neurons.py:3)" in ended.err[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [

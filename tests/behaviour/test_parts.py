@@ -76,6 +76,7 @@ def test_the_weights_of_a_network_can_be_measured(snnexp: Shell) -> None:
     assert json.loads("\n".join(ended.out))["test/l1"] == done.metrics["test/l1"]
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="training cannot start from weights")
 def test_training_can_start_from_a_run(snnexp: Shell) -> None:
     words = ["train", *WORDS]
@@ -98,6 +99,7 @@ class TestAccuracyOfAReadoutThatNeverFires:
         snnexp("train", *OUTSIDE, *words, "trainer=cpu", "trainer.max_epochs=5", "readout.threshold=100")
         return snnexp.run()
 
+    @pytest.mark.slow
     def test_is_high_by_the_highest_membrane(self, trained: Path) -> None:
         parts = build(OmegaConf.load(trained / "config.yaml"))
         saved = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -107,6 +109,7 @@ class TestAccuracyOfAReadoutThatNeverFires:
         assert not trace.spikes.any()
         assert (trace.membrane.amax(0).argmax(-1) == y).float().mean() > 0.5
 
+    @pytest.mark.slow
     @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the run counts its spikes, of which there are none")
     def test_is_high_as_the_run_reports_it(self, trained: Path) -> None:
         assert record(trained)["metrics"]["test/accuracy"] > 0.5

@@ -44,6 +44,7 @@ class TestTime:
         (run,) = listed(snnexp)
         assert datetime.fromisoformat(run["started"]) == started
 
+    @pytest.mark.slow
     def test_runs_of_the_hour_that_comes_twice_keep_their_order(self, snnexp: Shell, zone: Any) -> None:
         zone("Europe/Berlin")
         assert snnexp(*WORDS).code == 0
@@ -85,6 +86,7 @@ class TestRepository:
         (last,) = {*snnexp.runs()} - before
         assert record(last)["git"]["dirty"] is True
 
+    @pytest.mark.slow
     def test_its_index_stays_as_it_is(self, snnexp: Shell, repository: Path) -> None:
         index = repository / ".git" / "index"
         os.utime(repository / "file")
@@ -136,6 +138,7 @@ class TestEvaluation:
         assert snnexp("train", *OUTSIDE, *words, "neuron.threshold=0.3", "loss=mse_count").code == 0
         return str(snnexp.run())
 
+    @pytest.mark.slow
     def test_may_have_more_steps(self, snnexp: Shell, run: str) -> None:
         """Counts of spikes over twice as many steps are other counts, and rates those of that many steps."""
         five, ten, same = (

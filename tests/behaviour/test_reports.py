@@ -8,6 +8,7 @@ import pytest
 from shell import OUTSIDE, Shell, rows, typed
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_run_with_a_validation_split_are_layers(snnexp: Shell) -> None:
     words = ("data=blobs", "data.val=16", "network.hidden=[4]", "num_steps=3", "trainer=cpu", "logger=jsonl")
     assert snnexp("train", *OUTSIDE, *words).code == 0

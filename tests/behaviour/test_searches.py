@@ -83,6 +83,7 @@ STORED = (
 )
 
 
+@pytest.mark.slow
 def test_slurm_gets_no_password(snnexp: Shell) -> None:
     programs = snnexp.folder / "bin"
     programs.mkdir()
@@ -95,6 +96,7 @@ def test_slurm_gets_no_password(snnexp: Shell) -> None:
     assert os.listdir(snnexp.folder) == ["bin"]
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_not_installed_is_told(snnexp: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     # what is None cannot be imported
     monkeypatch.setitem(sys.modules, "psycopg", None)

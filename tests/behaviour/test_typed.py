@@ -54,6 +54,7 @@ def test_null_is_a_value_of_a_sweep(snnexp: Shell) -> None:
     assert len(snnexp.points()) == 4
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_with_changes(snnexp: Shell) -> None:
     assert snnexp(*BLOBS).code == 0
     (first,) = snnexp.runs()
@@ -171,6 +172,7 @@ def test_a_recipe_that_does_not_say_where_its_keys_belong(snnexp: Shell) -> None
         assert "# @package _global_" in ended.err[0]
 
 
+@pytest.mark.slow
 def test_a_run_is_found_by_the_end_of_its_id(snnexp: Shell) -> None:
     first, second = (recorded(snnexp, name=f"20260101-000000-{end}") for end in ("aa01", "bb01"))
     for typed in ("aa01", "000-aa01", first.name, str(first)):
@@ -313,6 +315,7 @@ class TestConfigDir:
             ended = snnexp("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
             assert "".join(ended.out) in ("experiment=curious", "experiment=mnist_leaky")
 
+    @pytest.mark.slow
     def test_a_surrogate_that_nobody_takes(self, snnexp: Shell) -> None:
         folder = snnexp.folder / "conf" / "neuron"
         folder.mkdir(parents=True)
