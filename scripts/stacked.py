@@ -24,7 +24,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from snnexp.experiment import compose, run
-from snnexp.sweeps.stacked import Member, Outcome, train
+from snnexp.training.stacked import Member, Outcome, train
 
 RECIPES = {"regression_sqrt": [], "mnist_rleaky_count": ["trainer.max_epochs=1", "trainer.limit_batches=50"]}
 IN_A_ROW = 2

@@ -212,8 +212,8 @@ if __name__ == "__main__":
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     import torch.utils.tensorboard  # noqa: F401
 
+    import snnexp.cli.train
     import snnexp.experiment
-    import snnexp.launch
     import snnexp.report
     import snnexp.sweeps.driver
     import snnexp.sweeps.worker  # noqa: F401

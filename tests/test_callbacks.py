@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from snnexp import runs
-from snnexp.callbacks import ProjectParameters, SeedMeanLoss
 from snnexp.data.module import OrderedBatches
 from snnexp.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from snnexp.experiment import Record, build, compose, resume, run
-from snnexp.saving import RunCheckpointIO, Signals
-from snnexp.task import Task
+from snnexp.record import run as runs
+from snnexp.training.callbacks import ProjectParameters, SeedMeanLoss
+from snnexp.training.saving import RunCheckpointIO, Signals
+from snnexp.training.task import Task
 
 TINY = [
     "experiment=regression_sqrt",

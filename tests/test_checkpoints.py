@@ -18,12 +18,13 @@ import pytest
 import torch
 from torch import nn
 
-from snnexp import checkpoints, runs
-from snnexp.checkpoints import Checkpoint
 from snnexp.cli import main
 from snnexp.errors import CheckpointError
 from snnexp.experiment import build, compose, evaluate, resume, run
-from snnexp.runs import Run
+from snnexp.record import checkpoint as checkpoints
+from snnexp.record import run as runs
+from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.run import Run
 
 TINY = [
     "experiment=regression_sqrt",

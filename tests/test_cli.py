@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from snnexp.cli import main
-from snnexp.runs import Run
+from snnexp.record.run import Run
 
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu"]
 SHORT = [*RUN, "trainer.max_epochs=4", "logger.save_every_n_epochs=2", "trainer.log_every_n_steps=1"]
@@ -256,7 +256,9 @@ def test_a_terminal_shows_parts_that_are_no_choices(tmp_path: Path) -> None:
     """A neuron of the user's that takes no surrogate, and a part that was typed in place of a choice."""
     parts = Path(__file__).parent / "behaviour" / "parts"
     outside = {"SNNEXP_ALLOW_TARGETS": "mypkg", "PYTHONPATH": f"{parts}:{os.environ.get('PYTHONPATH', '')}"}
-    trainer = "+trainer={_target_: snnexp.assembly.make_trainer, accelerator: cpu, strategy: auto, max_epochs: 1}"
+    trainer = (
+        "+trainer={_target_: snnexp.training.assembly.make_trainer, accelerator: cpu, strategy: auto, max_epochs: 1}"
+    )
     words = ("--config-dir", str(parts / "conf"), "experiment=mnist_leaky", "data=blobs", "network.hidden=[4]")
     more = ("neuron=own", "loss=mse_membrane", "logger=jsonl", "num_steps=2", "~trainer", trainer)
     text = "\n".join(in_a_terminal(tmp_path, "train", *words, *more, **outside))

@@ -14,9 +14,10 @@ import scipy.stats
 import yaml
 
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.report import comparison, figures
+from snnexp.figures import drawing as figures
+from snnexp.record.run import Run, write_summary
+from snnexp.report import comparison
 from snnexp.report.groups import level
-from snnexp.runs import Run, write_summary
 
 EPOCHS = 4
 

@@ -16,11 +16,12 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from snnexp import cli, pairs
+from snnexp import cli
 from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, overridden, params, written
-from snnexp.domains import DOMAINS
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
+from snnexp.spec import rules
+from snnexp.spec.values import DOMAINS
 
 UNIFORM = {"_target_": "snnexp.initializers.Uniform", "low": 0, "high": 1}
 MNIST_RECIPE = {
@@ -492,7 +493,7 @@ def test_a_defect_of_a_check_is_not_told_as_a_mistake(kind: type[Exception], mon
     def broken(*given: object) -> None:
         raise kind("ours")
 
-    monkeypatch.setattr(pairs, "check", broken)
+    monkeypatch.setattr(rules, "check", broken)
     with pytest.raises(kind, match="ours") as caught:
         compose(["experiment=regression_sqrt"])
     assert not isinstance(caught.value, ConfigError)

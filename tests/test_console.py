@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from snnexp import console
-from snnexp.console import config_tree, curve, loss_curve, result_table
-from snnexp.progress import ProgressDisplay, fitting
+from snnexp.terminal import _letter, clock, config_tree, console, curve, loss_curve, result_table
+from snnexp.text import number
+from snnexp.training.progress import ProgressDisplay, fitting
 
 ROWS: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0, "train/loss": 4.0},
@@ -78,9 +78,9 @@ class TestCurve:
 
     def test_every_dot_of_braille_is_where_it_belongs(self) -> None:
         # dots 1 and 8 of the letter: its upper left corner and its lower right one
-        assert console._letter({(0, 0), (1, 3)}, 0, 0, fancy=True) == "\u2881"
-        assert console._letter({(2, 4)}, 1, 1, fancy=True) == "\u2801"
-        assert console._letter(set(), 0, 0, fancy=True) == " "
+        assert _letter({(0, 0), (1, 3)}, 0, 0, fancy=True) == "\u2881"
+        assert _letter({(2, 4)}, 1, 1, fancy=True) == "\u2801"
+        assert _letter(set(), 0, 0, fancy=True) == " "
 
     @pytest.mark.parametrize(
         ("values", "logarithmic"),
@@ -246,7 +246,7 @@ class TestProgress:
         ("seconds", "expected"), [(0.2, "0:00"), (5, "0:05"), (59.9, "1:00"), (754, "12:34"), (3723, "1:02:03")]
     )
     def test_time_as_a_clock_has_it(self, seconds: float, expected: str) -> None:
-        assert console.clock(seconds) == expected
+        assert clock(seconds) == expected
 
     @pytest.fixture
     def trainer(self) -> SimpleNamespace:
@@ -267,7 +267,7 @@ class TestProgress:
     ) -> None:
         now = 1000.0
         monkeypatch.setattr("time.monotonic", lambda: now)
-        display = ProgressDisplay(console.console())
+        display = ProgressDisplay(console())
         display.on_train_start(trainer, None)  # type: ignore[arg-type]
         for second in range(1, 31):
             now, trainer.global_step = 1000.0 + second, 50 + second
@@ -313,12 +313,12 @@ class TestProgress:
 def test_a_stream_without_unicode_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", stream)
-    console.console().print("größe 😀")
+    console().print("größe 😀")
     stream.flush()
     assert stream.buffer.getvalue() == rb"gr\xf6\xdfe \U0001f600" + b"\n"  # type: ignore[attr-defined]
 
 
 def test_numbers_have_four_digits() -> None:
-    assert [console.number(value) for value in (0.123456, 12345.6, 1e9, 0.0, math.pi * 1e-9)] == [
+    assert [number(value) for value in (0.123456, 12345.6, 1e9, 0.0, math.pi * 1e-9)] == [
         *("0.1235", "12,346", "1e+09", "0", "3.142e-09")
     ]

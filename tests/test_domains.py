@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from snnexp import domains
-from snnexp.domains import DOMAINS, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Text
 from snnexp.errors import ConfigError
 from snnexp.initializers import Normal
+from snnexp.spec.values import DOMAINS, Domain, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Text, check
+from snnexp.text import closest, line, shown
 
 TARGET = {"_target_": "snnexp.initializers.Normal", "mean": 1, "std": 1}
 
@@ -36,7 +36,7 @@ TARGET = {"_target_": "snnexp.initializers.Normal", "mean": 1, "std": 1}
     ],
     ids=lambda value: str(value) if not isinstance(value, list) else "",
 )
-def test_accepts_and_refuses(domain: domains.Domain, accepted: list[object], refused: list[object]) -> None:
+def test_accepts_and_refuses(domain: Domain, accepted: list[object], refused: list[object]) -> None:
     assert [value for value in accepted if value not in domain] == []
     assert [value for value in refused if value in domain] == []
 
@@ -45,14 +45,14 @@ def test_accepts_and_refuses(domain: domains.Domain, accepted: list[object], ref
 def test_no_key_takes_what_is_no_number_and_each_refusal_names_it(key: str) -> None:
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ConfigError, match=rf"^{key}: got .*, must be "):
-            domains.check({key: value})
+            check({key: value})
 
 
 @pytest.mark.parametrize("key", [key for key, domain in DOMAINS.items() if True not in domain])
 def test_only_flags_take_a_truth_value(key: str) -> None:
     for value in (True, False):
         with pytest.raises(ConfigError, match=rf"^{key}: got {str(value).lower()}, must be "):
-            domains.check({key: value})
+            check({key: value})
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_only_flags_take_a_truth_value(key: str) -> None:
 )
 def test_keys(key: str, accepted: list[object], refused: list[object]) -> None:
     for value in accepted:
-        domains.check({key: value})
+        check({key: value})
     for value in refused:
         with pytest.raises(ConfigError, match=f"^{key}: "):
-            domains.check({key: value})
+            check({key: value})
 
 
 def test_refusal_reads_as_a_sentence() -> None:
@@ -104,29 +104,29 @@ def test_refusal_reads_as_a_sentence() -> None:
     }
     for sentence, values in cases.items():
         with pytest.raises(ConfigError) as caught:
-            domains.check(values)
+            check(values)
         assert str(caught.value).startswith(sentence)
 
 
 def test_check_names_where_the_key_lies_and_passes_over_unknown_ones() -> None:
-    domains.check({"beta": 0.5, "somebody_elses": object()})
+    check({"beta": 0.5, "somebody_elses": object()})
     with pytest.raises(ConfigError, match=r"^network\.layers\.beta: got 2, "):
-        domains.check({"dt": 0.1, "beta": 2}, prefix="network.layers.")
+        check({"dt": 0.1, "beta": 2}, prefix="network.layers.")
 
 
 def test_refusal_is_a_value_error_with_exit_code_2() -> None:
     with pytest.raises(ValueError, match="seed") as caught:
-        domains.check({"seed": -1})
+        check({"seed": -1})
     assert caught.value.exit_code == 2
 
 
 def test_shown_is_short_and_as_a_config_file_has_it() -> None:
-    assert [domains.shown(value) for value in (None, True, False, "", 0.5)] == ["null", "true", "false", "''", "0.5"]
-    assert len(domains.shown("x" * 1000)) == 40
-    assert domains.shown("a\x1b[2Jb\0\udc80") == "a\\x1b[2Jb\\x00\\udc80"
-    assert domains.line("a\n b\t\rc") == "a b c"
+    assert [shown(value) for value in (None, True, False, "", 0.5)] == ["null", "true", "false", "''", "0.5"]
+    assert len(shown("x" * 1000)) == 40
+    assert shown("a\x1b[2Jb\0\udc80") == "a\\x1b[2Jb\\x00\\udc80"
+    assert line("a\n b\t\rc") == "a b c"
 
 
 def test_closest_hints_at_the_key_that_was_meant() -> None:
-    assert domains.closest("treshold", DOMAINS) == "did you mean threshold?"
-    assert domains.closest("xyzzy", ["b", "a"]) == "there are a, b"
+    assert closest("treshold", DOMAINS) == "did you mean threshold?"
+    assert closest("xyzzy", ["b", "a"]) == "there are a, b"

@@ -11,7 +11,7 @@ from snnexp import metrics
 from snnexp.config import choices
 from snnexp.errors import ConfigError
 from snnexp.experiment import build, compose, run
-from snnexp.runs import Run
+from snnexp.record.run import Run
 
 RECIPES = sorted(choices("experiment"))
 PUBLISHED = {
@@ -164,7 +164,7 @@ def test_a_run_that_has_finished_stays_so_whatever_the_terminal_does(monkeypatch
     def fail(*_: object) -> str:
         raise ValueError("no such line")
 
-    monkeypatch.setattr("snnexp.console.loss_curve", fail)
+    monkeypatch.setattr("snnexp.terminal.loss_curve", fail)
     with pytest.raises(ValueError, match="no such line"):
         run(compose(["experiment=regression_sqrt", "debug=batch", "network.hidden=[4]"]))
     (folder,) = Path("outputs", "regression_sqrt").iterdir()

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from snnexp.report import figures
+from snnexp.figures import drawing as figures
 
 RANDOM = np.random.default_rng(0)
 SPIKES = RANDOM.random((20, 12)) < 0.3

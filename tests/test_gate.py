@@ -1,6 +1,7 @@
 """Configs from elsewhere: no code of theirs runs, no file of theirs is left, and none of them takes long."""
 
 import functools
+import importlib
 import itertools
 import os
 import re
@@ -12,9 +13,10 @@ from types import ModuleType
 import pytest
 from omegaconf import OmegaConf
 
-from snnexp import config, gate, launch
+from snnexp import config
 from snnexp.cli import main
-from snnexp.config import check, compose, composed, load
+from snnexp.cli import train as launch
+from snnexp.config import check, compose, composed, load, security
 from snnexp.errors import ConfigError
 
 CALL = "{_target_: builtins.exec, _args_: [\"import pathlib; pathlib.Path('marker').touch()\"]}"
@@ -37,9 +39,9 @@ HOSTILE = {
     "multirun": "hydra:\n  mode: MULTIRUN",
     "sweep over hydra": "hydra:\n  sweeper:\n    params: {hydra.run.dir: marker}",
     "neuron": "neuron:\n  _target_: os.system\n  command: touch marker",
-    "own function": "loss:\n  _target_: snnexp.runs.write_atomically\n  path: marker\n  content: x",
+    "own function": "loss:\n  _target_: snnexp.record.run.write_atomically\n  path: marker\n  content: x",
     "own command line": "loss:\n  _target_: snnexp.cli.main\n  argv: [train]",
-    "borrowed": "loss:\n  _target_: snnexp.runs.os.system\n  command: touch marker",
+    "borrowed": "loss:\n  _target_: snnexp.record.run.os.system\n  command: touch marker",
     "logger": "logger:\n  root: {_target_: os.system, command: touch marker}",
     "published": "published:\n  x: {_target_: os.system, command: touch marker}",
     "list": "network:\n  hidden: [{_target_: os.system, command: touch marker}]",
@@ -171,7 +173,13 @@ class TestTargets:
                 "snnexpos.system",
                 "",
             ),
-            *("snnexp.runs.write_atomically", "snnexp.cli.main", "snnexp.runs.os.system", "snnexp", "snnexp.neurons"),
+            *(
+                "snnexp.record.run.write_atomically",
+                "snnexp.cli.main",
+                "snnexp.record.run.os.system",
+                "snnexp",
+                "snnexp.neurons",
+            ),
             *(
                 "snnexp.losses.CEMembrane",
                 "snnexp.initializers.Uniform",
@@ -192,12 +200,17 @@ class TestTargets:
         "name",
         [
             *(
-                "snnexp.config.os.system",
-                "snnexp.config:os.system",
-                "snnexp.config.hydra_compose",
-                "snnexp.runs.Path.cwd",
+                "snnexp.config.compose.os.system",
+                "snnexp.config.compose:os.system",
+                "snnexp.config.compose.hydra_compose",
+                "snnexp.record.run.Path.cwd",
             ),
-            *("snnexp.network.torch.load", "snnexp.data.mnist.np.load", "snnexp.nowhere.Thing", "snnexp.config.GROUPS"),
+            *(
+                "snnexp.network.torch.load",
+                "snnexp.data.mnist.np.load",
+                "snnexp.nowhere.Thing",
+                "snnexp.config.compose.GROUPS",
+            ),
         ],
     )
     def test_are_looked_at_again_when_they_are_built(self, name: str) -> None:
@@ -261,7 +274,7 @@ class TestTargets:
         module.partial.__module__ = "elsewhere"
         module.mine = lambda **_: "mine"  # type: ignore[attr-defined]
         module.mine.__module__ = "elsewhere"
-        module.write = __import__("snnexp.runs").runs.write_atomically  # type: ignore[attr-defined]
+        module.write = importlib.import_module("snnexp.record.run").write_atomically  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "elsewhere", module)
         monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
         assert config.instantiate({"_target_": "elsewhere.mine"}, "loss") == "mine"
@@ -336,13 +349,13 @@ def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text:
 @pytest.mark.parametrize("text", ["${" + " " * 2**20, "${oc.env:SNNEXP_A," * 2**16, "${a " * 2**18])
 def test_a_long_text_is_read_in_one_go(text: str) -> None:
     with suppress(ConfigError):
-        gate.require_own_resolvers(text, "name")
+        security.require_own_resolvers(text, "name")
 
 
 @pytest.mark.parametrize("text", ["${oc.env:SNNEXP_${name}}", "${ oc.env :HOME}", "${oc.env:SNNEXP_A.B}", "${ x:}"])
 def test_resolvers_however_they_are_written(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^name: "):
-        gate.require_own_resolvers(text, "name")
+        security.require_own_resolvers(text, "name")
 
 
 def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:
@@ -461,7 +474,7 @@ def test_a_second_folder_is_refused(tmp_path: Path) -> None:
 
 def test_hydra_as_shipped_is_what_the_gate_expects() -> None:
     _, node = composed([])
-    gate.require_shipped_hydra(node)
+    security.require_shipped_hydra(node)
     assert {key: node[key] for key in ("run", "sweep", "callbacks")} == {
-        key: gate.HYDRA[key] for key in ("run", "sweep", "callbacks")
+        key: security.HYDRA[key] for key in ("run", "sweep", "callbacks")
     }

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from snnexp import kernels
 from snnexp.errors import ConfigError
 from snnexp.initializers import Uniform
-from snnexp.kernels import leaky, loops
+from snnexp.kernels import fused, fused_leaky
 from snnexp.network import MLP, Dense
 from snnexp.neurons import (
     Leaky,
@@ -145,7 +145,7 @@ def test_a_kernel_is_the_reference(
     expected, expected_gradients = outputs_and_gradients(neuron, current, T, state, synapse)
     assert kernels.use(neuron, kernel, CPU) == kernel
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loops, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(fused, "CHUNK_BYTES", chunk_bytes)
         outputs, gradients = outputs_and_gradients(neuron, current, T, state, synapse)
     single = dtype == torch.float32
     if single and not torch.equal(outputs[0], expected[0]):
@@ -187,7 +187,7 @@ def test_a_membrane_exactly_at_its_threshold_does_not_fire(kernel: str, reset: s
 def test_sums_without_a_trace_are_those_of_the_trace(
     kernel: str, name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loops, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(fused, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     neuron = NEURONS[name](5, "subtract", ATan()).double()
     synapse = Dense(math.prod(neuron.features), 40).double()
@@ -217,7 +217,7 @@ class TestStream:
 
     @pytest.fixture(autouse=True, params=[1, 500, 1 << 19])
     def chunk_bytes(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loops, "CHUNK_BYTES", request.param)
+        monkeypatch.setattr(fused, "CHUNK_BYTES", request.param)
 
     def network(self, reset: str, outputs: int = 3) -> tuple[Leaky, Dense, Tensor]:
         torch.manual_seed(0)
@@ -233,13 +233,13 @@ class TestStream:
         neuron.surrogate = surrogate
         state = LeakyState(torch.rand(self.B, self.N, dtype=torch.float64))
         results = []
-        for kernel in (leaky.scan, reference):
+        for kernel in (fused_leaky.scan, reference):
             neuron.kernel = kernel
             trace, arrived = neuron.unroll(current, self.T, state, synapse)
             weights = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             gradients = torch.autograd.grad((arrived * weights).sum(), [current, *synapse.parameters()])
             results.append((arrived, gradients))
-            assert isinstance(trace, loops.DeferredTrace) == (kernel is leaky.scan)
+            assert isinstance(trace, fused.DeferredTrace) == (kernel is fused_leaky.scan)
         torch.testing.assert_close(*results)
 
     def test_what_is_kept_does_not_grow_with_time(self, reset: str) -> None:
@@ -394,7 +394,7 @@ class TestUse:
         network = self.network()
         for name, told in (("reference", "reference"), ("fused", "fused"), ("triton", "triton"), ("auto", "fused")):
             assert kernels.use(network, name, CPU) == told
-        assert {neuron.kernel for neuron in network.neurons().values()} == {leaky.scan}
+        assert {neuron.kernel for neuron in network.neurons().values()} == {fused_leaky.scan}
 
     def test_a_neuron_of_the_users_own_runs_on_its_own_scan(self) -> None:
         class Mine(Leaky):
@@ -418,7 +418,7 @@ class TestUse:
             kernels.use(make(3), "triton", CPU)
 
     def test_weights_of_bfloat16_need_the_memory_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        on_gpu = pytest.importorskip("snnexp.kernels.on_gpu")
+        on_gpu = pytest.importorskip("snnexp.kernels.triton_scans")
         for limit, fits in ((64 * 64 * 4, False), (64 * 64 * 5, True)):
             chip = SimpleNamespace(shared_memory_per_block_optin=limit)
             monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, chip=chip: chip)

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from snnexp import listing
 from snnexp.cli import main
-from snnexp.runs import Facts, Run
+from snnexp.cli import runs as listing
+from snnexp.record.find import find
+from snnexp.record.run import Facts, Run
 
 CONFIG = {"neuron": {"beta": 0.8, "learn_beta": True}, "network": {"hidden": [256, 128]}, "data": {"root": "here"}}
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "matplotlib", "subprocess", "importlib.metadata", "numpy"}
@@ -91,7 +92,7 @@ class TestFind:
         (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
         (tmp_path / "runs" / "conf").mkdir()
         (tmp_path / "runs" / "conf" / "config.yaml").write_text("a: 1")
-        assert list(listing.find(tmp_path / "runs")) == [run]
+        assert list(find(tmp_path / "runs")) == [run]
 
     def test_without_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = str(tmp_path)
@@ -303,7 +304,7 @@ class TestForms:
 
     @pytest.mark.slow
     def test_a_terminal_of_any_width_is_never_wider(self, zoo: Path) -> None:
-        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in listing.find(zoo)]
+        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in find(zoo)]
         for width in range(10, 200):
             lines = plain(listing.table(rows, width)).splitlines()
             assert max(map(cell_len, lines)) <= width
@@ -340,7 +341,7 @@ class TestForms:
         folders = [make(tmp_path / str(index), 3 + index * 0x10000, experiment="long" * 20) for index in range(2)]
         for index, folder in enumerate(folders):
             folder.rename(folder.parent / f"20261120-12000{index}-0003")
-        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in listing.find(tmp_path)]
+        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in find(tmp_path)]
         first = plain(listing.table(rows[:1], 80))
         assert (" 0003" in first, "120000-0003" in first) == (True, False)
         both = plain(listing.table(rows[:1], 80, known=rows))

@@ -6,8 +6,8 @@ import resource
 import pytest
 
 from snnexp import limits
-from snnexp.assembly import make_trainer
 from snnexp.errors import ConfigError
+from snnexp.training.assembly import make_trainer
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from snnexp import contracts
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer, Uniform
 from snnexp.losses import CEMembrane
 from snnexp.metrics import synaptic_operations
 from snnexp.network import MLP, Conv, Network
 from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky, Trace
+from snnexp.training import contracts
 
 T, B = 7, 3
 FAST = {"tau_mem_inv": 500.0, "tau_syn_inv": 500.0, "v_th": 0.2}

@@ -16,8 +16,8 @@ from browser import CHROMIUM, DRIVER, Page, open_browser
 
 from snnexp.config import choices
 from snnexp.experiment import compose, run
+from snnexp.record.run import Run
 from snnexp.report import report
-from snnexp.runs import Run
 
 pytestmark = pytest.mark.slow
 

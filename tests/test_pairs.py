@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from snnexp import pairs
 from snnexp.config import check, choices, compose, composed
 from snnexp.data import mnist_data, regression_data
-from snnexp.domains import DOMAINS
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
+from snnexp.spec import rules
+from snnexp.spec.values import DOMAINS
 
 GIVEN = {
     "network": {"inputs", "outputs", "neuron", "readout"},
@@ -22,13 +22,13 @@ GIVEN = {
     "readout": {"features"},
 }
 """Arguments that no config gives."""
-TARGETS = [(place, target) for place, targets in pairs.SHIPPED.items() for target in targets]
+TARGETS = [(place, target) for place, targets in rules.SHIPPED.items() for target in targets]
 
 
 class TestFacts:
     @pytest.mark.parametrize(("place", "target"), TARGETS)
     def test_equal_the_constructors(self, place: str, target: str) -> None:
-        part, real = pairs.SHIPPED[place][target], pkgutil.resolve_name(target)
+        part, real = rules.SHIPPED[place][target], pkgutil.resolve_name(target)
         assert part.name == real.__name__
         parameters = {
             name: parameter
@@ -45,7 +45,7 @@ class TestFacts:
         ("place", "target"), [pair for pair in TARGETS if pair[0] in ("encoder", "loss", "neuron")]
     )
     def test_equal_the_classes(self, place: str, target: str) -> None:
-        part, real = pairs.SHIPPED[place][target], pkgutil.resolve_name(target)
+        part, real = rules.SHIPPED[place][target], pkgutil.resolve_name(target)
         facts = {"encoder": ["takes_sequences"], "loss": ["targets", "reads"], "neuron": ["spikes"]}[place]
         assert [getattr(part, name) for name in facts] == [getattr(real, name) for name in facts]
 
@@ -56,7 +56,7 @@ class TestFacts:
             "regression_data": regression_data("sqrt", 5),
         }
         for name, module in modules.items():
-            part = pairs.SHIPPED["data"][f"snnexp.data.{name}"]
+            part = rules.SHIPPED["data"][f"snnexp.data.{name}"]
             assert [getattr(part, fact) for fact in facts] == [getattr(module, fact) for fact in facts]
 
     @pytest.mark.slow
@@ -64,7 +64,7 @@ class TestFacts:
         for group in ("data", "encoder", "network", "neuron", "readout", "surrogate", "loss", "optimizer", "trainer"):
             for choice in choices(group):
                 cfg: Any = OmegaConf.to_container(composed([f"{group}={choice}"])[0], resolve=True)
-                assert cfg[group]["_target_"] in pairs.SHIPPED[group]
+                assert cfg[group]["_target_"] in rules.SHIPPED[group]
 
 
 def typed(node: Mapping[str, Any]) -> str:

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from snnexp import console, metrics, probe, saving
-from snnexp.callbacks import TestCounts
+from snnexp import metrics, terminal
 from snnexp.encoders import Sequence
 from snnexp.errors import CheckpointError, InterruptedRunError
 from snnexp.experiment import build, compose, resume, run
+from snnexp.figures import snapshots
 from snnexp.losses import MSEMembrane
 from snnexp.network import MLP
 from snnexp.neurons import Leaky
-from snnexp.report import snapshots
-from snnexp.runs import Run
-from snnexp.task import Task
+from snnexp.record.run import Run
+from snnexp.training import probe, saving
+from snnexp.training.callbacks import TestCounts
+from snnexp.training.task import Task
 
 ALWAYS = ["logger.draw_every_n_epochs=1", "logger.draw_every_s=0"]
 NEVER = ["logger.draw_every_n_epochs=0"]
@@ -210,12 +211,12 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("where", "error"),
         [
-            ("snnexp.probe.snapshot", torch.OutOfMemoryError("no memory")),
-            ("snnexp.probe.live_pictures", ValueError("no such shape")),
-            ("snnexp.runs.Run.write_arrays", OSError(28, "No space left on device")),
-            ("snnexp.runs.Run.arrays", CheckpointError("init.npz: damaged")),
-            ("snnexp.runs.Run.write_figure", OSError(28, "No space left on device")),
-            ("snnexp.report.figures.png", AssertionError("axes")),
+            ("snnexp.training.probe.snapshot", torch.OutOfMemoryError("no memory")),
+            ("snnexp.training.probe.live_pictures", ValueError("no such shape")),
+            ("snnexp.record.run.Run.write_arrays", OSError(28, "No space left on device")),
+            ("snnexp.record.run.Run.arrays", CheckpointError("init.npz: damaged")),
+            ("snnexp.record.run.Run.write_figure", OSError(28, "No space left on device")),
+            ("snnexp.figures.drawing.png", AssertionError("axes")),
         ],
         ids=lambda value: value if isinstance(value, str) else type(value).__name__,
     )
@@ -288,7 +289,7 @@ class TestTestCounts:
         counts = TestCounts(["hidden1", "readout"], parts.decoder)
         parts.trainer.callbacks.append(counts)
         for _ in range(2):
-            with console.quiet():
+            with terminal.quiet():
                 parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
             assert counts.samples == 20
             assert counts.confusion is not None

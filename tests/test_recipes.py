@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from snnexp import config, recipes
-from snnexp.config import compose, plain
+from snnexp import config
+from snnexp.config import compose, plain, recipes
+from snnexp.record.run import Run
 from snnexp.report import report
-from snnexp.runs import Run
 
 FIGURE = {"test/accuracy": 0.9387}
 

@@ -18,8 +18,8 @@ from ends import content
 from snnexp.cli import main
 from snnexp.errors import CheckpointError, ConfigError, InUseError
 from snnexp.experiment import compose, resume, run
-from snnexp.runs import Run
-from snnexp.task import Task
+from snnexp.record.run import Run
+from snnexp.training.task import Task
 
 TINY = [
     "experiment=regression_sqrt",
@@ -258,7 +258,7 @@ class TestRuns:
     def test_one_that_is_in_use_is_left_alone(self, killed_at: Callable[..., Path]) -> None:
         path = killed_at(compose(TINY), 7)
         script = (
-            "import sys; from pathlib import Path; from snnexp.runs import Run\n"
+            "import sys; from pathlib import Path; from snnexp.record.run import Run\n"
             "run = Run.open(Path(sys.argv[1])); run.lock(); print('locked', flush=True); sys.stdin.read()"
         )
         other = subprocess.Popen(
@@ -302,7 +302,9 @@ class TestRuns:
 
     @pytest.mark.slow
     def test_one_is_locked_until_its_very_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        script = "import sys; from pathlib import Path; from snnexp.runs import Run; Run(Path(sys.argv[1])).lock()"
+        script = (
+            "import sys; from pathlib import Path; from snnexp.record.run import Run; Run(Path(sys.argv[1])).lock()"
+        )
         seen = []
 
         def look(self: Task) -> None:

@@ -22,9 +22,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from snnexp import runs
 from snnexp.errors import CheckpointError, ConfigError, InUseError
-from snnexp.runs import Run
+from snnexp.record import run as runs
+from snnexp.record.run import Run
 
 RUN_ID = r"\d{8}-\d{6}-[0-9a-f]{4}"
 
@@ -356,7 +356,7 @@ class TestLock:
 def writing(run: Run) -> Iterator[subprocess.Popen[str]]:
     """Another process that has locked a run."""
     script = (
-        "import sys; from pathlib import Path; from snnexp.runs import Run\n"
+        "import sys; from pathlib import Path; from snnexp.record.run import Run\n"
         "run = Run.open(Path(sys.argv[1])); run.lock(); print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(run.path)]
@@ -367,7 +367,9 @@ def writing(run: Run) -> Iterator[subprocess.Popen[str]]:
 
 
 def in_another_process(run: Run, call: str) -> str:
-    script = f"import sys; from pathlib import Path; from snnexp.runs import Run; print(Run(Path(sys.argv[1])).{call})"
+    script = (
+        f"import sys; from pathlib import Path; from snnexp.record.run import Run; print(Run(Path(sys.argv[1])).{call})"
+    )
     command = [sys.executable, "-c", script, str(run.path)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -626,7 +628,9 @@ def test_no_program_that_a_repository_names_is_run(tmp_path: Path, monkeypatch: 
 
 
 def test_runs_are_read_without_anything_heavy() -> None:
-    script = "import sys, snnexp.runs; print({'torch', 'lightning', 'numpy', 'hydra', 'omegaconf'} & {*sys.modules})"
+    script = (
+        "import sys, snnexp.record.run; print({'torch', 'lightning', 'numpy', 'hydra', 'omegaconf'} & {*sys.modules})"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 
@@ -661,7 +665,7 @@ def test_a_data_worker_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path
     run = create(tmp_path)
     run.close()
     script = (
-        "import os, sys; from pathlib import Path; from snnexp.runs import Run\n"
+        "import os, sys; from pathlib import Path; from snnexp.record.run import Run\n"
         "run = Run(Path(sys.argv[1])); run.lock()\n"
         "if not os.fork(): print(Run(run.path).in_use(), flush=True); sys.stdin.read(); os._exit(0)\n"
         "os.wait()"

@@ -23,13 +23,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from postgres import PASSWORD, server
 
-from snnexp import config, pairs
+from snnexp import config
 from snnexp.errors import ConfigError, PrunedError
-from snnexp.sweeps import storage
-from snnexp.sweeps.pruning import Pruning
-from snnexp.sweeps.search import Search, Settings, measured, objective, write_best
+from snnexp.search import storage
+from snnexp.search.pruning import Pruning
+from snnexp.search.space import space
+from snnexp.search.study import Search, Settings, measured, objective, write_best
+from snnexp.spec import rules
 from snnexp.sweeps.sources import Asked
-from snnexp.sweeps.space import space
 
 LINE = ["optimizer.momentum=interval(-10,10)"]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -37,9 +38,9 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 DRIVER = """
 import json, sys, time
 from pathlib import Path
-from snnexp.sweeps.search import Search, Settings
+from snnexp.search.study import Search, Settings
 from snnexp.sweeps.sources import Asked
-from snnexp.sweeps.space import space
+from snnexp.search.space import space
 
 settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 fixed, searched = space(["optimizer.momentum=interval(-10,10)"], {})
@@ -364,7 +365,7 @@ class TestTelling:
 class TestGoingOn:
     def test_a_process_that_is_gone_leaves_its_place_and_values(self, folder: Path, monkeypatch: Any) -> None:
         clock = SimpleNamespace(now=0.0)
-        monkeypatch.setattr("snnexp.sweeps.search.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+        monkeypatch.setattr("snnexp.search.study.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
         gone, here = (begin(folder, n_trials=2, heartbeat_s=10, grace_s=30) for _ in range(2))
         lost, point = gone.ask()
         mine, _ = here.ask()
@@ -390,7 +391,7 @@ class TestGoingOn:
 
     def test_signs_of_life_need_no_asking(self, folder: Path, monkeypatch: Any) -> None:
         clock = SimpleNamespace(now=0.0)
-        monkeypatch.setattr("snnexp.sweeps.search.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+        monkeypatch.setattr("snnexp.search.study.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
         before, other = (begin(folder, n_trials=1, heartbeat_s=10, grace_s=30) for _ in range(2))
         number, _ = before.ask()
         other.beat()
@@ -680,7 +681,7 @@ class TestBest:
         again, _ = config.composed(["experiment=found"], folder)
         assert OmegaConf.to_container(config.check(again)) == plain
         assert config.choices("experiment", folder)["found"] == "Best of 20 points: val/accuracy 0.97"
-        assert pairs.SHIPPED["data"][plain["data"]["_target_"]], "a recipe of this package"
+        assert rules.SHIPPED["data"][plain["data"]["_target_"]], "a recipe of this package"
 
 
 @pytest.mark.parametrize("overrides", [["data=fetched"], ["data.download=true"]])

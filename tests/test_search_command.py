@@ -14,8 +14,8 @@ from postgres import PASSWORD, server
 from test_cli import only_run, record, snnexp
 from test_sweeps import RUN, home, points, started, statuses, wait_until
 
-from snnexp import domains
-from snnexp.sweeps import storage
+from snnexp import text
+from snnexp.search import storage
 from snnexp.sweeps.ledger import TAKEN_OVER
 
 pytestmark = pytest.mark.slow
@@ -169,7 +169,7 @@ def test_an_interrupted_search_goes_on_to_a_best_point_that_can_be_run_again(tmp
     assert [trial.state for trial in found] == [ENDS[point["status"]] for point in after]
     value, best = min((trial.value, trial.number) for trial in found if trial.state == TrialState.COMPLETE)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("best test/l1 ")]
-    assert line.split()[2] == f"{domains.number(value)}:"
+    assert line.split()[2] == f"{text.number(value)}:"
     again = tmp_path / "again"
     again.mkdir()
     command = line.partition(": snnexp ")[2].split()

@@ -23,8 +23,9 @@ from omegaconf import OmegaConf
 
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.experiment import compose, run
-from snnexp.report import figures, page, report
-from snnexp.runs import Run, write_figure
+from snnexp.figures import drawing as figures
+from snnexp.record.run import Run, write_figure
+from snnexp.report import page, report
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -380,7 +381,7 @@ class TestOtherRuns:
 
 def test_a_run_that_is_written_to_can_be_reported_on(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from snnexp.runs import write_figure\n"
+        "import sys; from pathlib import Path; from snnexp.record.run import write_figure\n"
         "while True: write_figure(Path(sys.argv[1]), 'a.png', b'theirs' * 1000)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as other:

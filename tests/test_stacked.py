@@ -11,15 +11,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from snnexp import config, experiment, kernels
-from snnexp.assembly import build
-from snnexp.checkpoints import difference
 from snnexp.errors import InterruptedRunError
 from snnexp.experiment import compose
 from snnexp.network import stack
-from snnexp.runs import Run
-from snnexp.sweeps import grouping, stacked
-from snnexp.sweeps.stack import Stack
-from snnexp.sweeps.stacked import Member, Outcome
+from snnexp.record.checkpoint import difference
+from snnexp.record.run import Run
+from snnexp.sweeps import grouping
+from snnexp.training import stacked
+from snnexp.training.assembly import build
+from snnexp.training.stack import Stack
+from snnexp.training.stacked import Member, Outcome
 
 REGRESSION = ["experiment=regression_sqrt", "network.hidden=[12,12]", "trainer.max_epochs=50"]
 MNIST = ["data.batch_size=8", "trainer.max_epochs=10", "num_steps=5", "network.hidden=[12]"]
@@ -232,7 +233,7 @@ class TestEnds:
         def fail(self: Any, *arguments: Any) -> None:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
-        monkeypatch.setattr("snnexp.sweeps.stack.Stack._step", fail)
+        monkeypatch.setattr("snnexp.training.stack.Stack._step", fail)
         ends = train(parallel(["seed=1"], ["seed=2"]), tmp_path)
         for end in ends.values():
             assert (end.status, end.exit_code) == ("failed", 2)
@@ -242,7 +243,7 @@ class TestEnds:
     def test_layers_that_fill_the_cache_are_trained_one_by_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("snnexp.sweeps.stacked.CHUNK_BYTES", 0)
+        monkeypatch.setattr("snnexp.training.stacked.CHUNK_BYTES", 0)
         members = parallel(["seed=1"], ["seed=2"])
         ends = train(members, tmp_path / "stack")
         for index, end in ends.items():

@@ -21,10 +21,11 @@ from faults import REASONS
 from rich.console import Console
 from test_cli import in_a_terminal, record, snnexp
 
-from snnexp import config, launch, limits
+from snnexp import config, limits
 from snnexp.cli import main
+from snnexp.cli import train as launch
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
-from snnexp.runs import Run
+from snnexp.record.run import Run
 from snnexp.sweeps import driver
 from snnexp.sweeps.display import Display, best_of
 from snnexp.sweeps.engine import Engine, Tasks, Worker

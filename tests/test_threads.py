@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from snnexp import limits, threads, training
+from snnexp import limits, threads
 from snnexp.cli import main
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose, evaluate, resume, run
-from snnexp.runs import Run
-from snnexp.sweeps import stacked
+from snnexp.record.run import Run
+from snnexp.training import execute as training
+from snnexp.training import stacked
 
 RUN = ["experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=2", "logger=jsonl", "network.hidden=[4]"]
 

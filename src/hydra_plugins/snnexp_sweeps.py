@@ -1,4 +1,4 @@
-"""The launchers and sweepers of snnexp as Hydra wants them; ``snnexp.launch`` and ``snnexp.sweeps`` do the work.
+"""The launchers and sweepers of snnexp as Hydra wants them; ``snnexp.cli.train`` and ``snnexp.sweeps`` do the work.
 
 Hydra imports this file whenever it starts, so that it imports nothing itself.
 """

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from snnexp import domains, pairs
 from snnexp.errors import ConfigError
 from snnexp.events import Events
+from snnexp.spec import rules
+from snnexp.spec.values import FINITE, check
+from snnexp.text import shown
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Encoder:
     """Whether it draws random numbers."""
 
     def __post_init__(self) -> None:
-        domains.check(asdict(self))
+        check(asdict(self))
 
     def __call__(self, values: Tensor) -> Tensor:
         raise NotImplementedError
@@ -77,11 +79,11 @@ class ConstantCurrentLIF(Encoder):
 
     def __post_init__(self) -> None:
         # a neuron's parameters may be drawn, those of an encoder are numbers
-        domains.check(asdict(self))
+        check(asdict(self))
         for name, value in asdict(self).items():
-            if value not in domains.FINITE:
-                raise ConfigError(f"{name}: got {domains.shown(value)}, must be {domains.FINITE}")
-        pairs.encoder_time_constants(self.tau_mem_inv, self.dt)
+            if value not in FINITE:
+                raise ConfigError(f"{name}: got {shown(value)}, must be {FINITE}")
+        rules.encoder_time_constants(self.tau_mem_inv, self.dt)
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:

@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snnexp import assembly, config, launch, listing
-from snnexp.assembly import Parts
+from snnexp import config
+from snnexp.cli import train as launch
 from snnexp.isolation import isolated
-from snnexp.runs import Run
+from snnexp.record.find import as_json, found
+from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point
-from snnexp.training import Record, evaluate, load, resume, run
+from snnexp.training import assembly
+from snnexp.training.assembly import Parts
+from snnexp.training.execute import Record, evaluate, load, resume, run
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "load", "resume", "run", "runs", "sweep"]
 
@@ -50,7 +53,7 @@ def sweep(words: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _as_json(ledger: Ledger, point: Point) -> dict[str, Any]:
-    known = listing.as_json(Run(ledger.path / point.run).facts())
+    known = as_json(Run(ledger.path / point.run).facts())
     without = {} if point.run else dict.fromkeys(("path", "id", "started"))
     told = {name: getattr(point, name) for name in ("status", "metrics", "overrides", "exit_code", "reason")}
     return {**known, **without, **told, "experiment": ledger.experiment, "seed": ledger.config(point)["seed"]}
@@ -62,4 +65,4 @@ def runs(folder: str | Path = "outputs") -> list[dict[str, Any]]:
     Raises:
         ConfigError: there is no such folder.
     """
-    return [listing.as_json(facts) for facts in listing.found(Path(folder))]
+    return [as_json(facts) for facts in found(Path(folder))]

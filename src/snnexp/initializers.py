@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from snnexp import domains, pairs
+from snnexp.spec import rules, values
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Initializer:
     """A distribution of start values; ``initializer(features)`` draws one value per neuron."""
 
     def __post_init__(self) -> None:
-        domains.check(asdict(self))
+        values.check(asdict(self))
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         raise NotImplementedError
@@ -39,7 +39,7 @@ class Uniform(Initializer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pairs.uniform(self.low, self.high)
+        rules.uniform(self.low, self.high)
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         return self.low + (self.high - self.low) * torch.rand(features)
@@ -68,7 +68,7 @@ class LogNormal(Initializer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pairs.log_normal(self.mean)
+        rules.log_normal(self.mean)
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         variance = math.log1p((self.std / self.mean) ** 2)

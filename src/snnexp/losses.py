@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snnexp import domains
+from snnexp.spec import values
 
 Number = float | Tensor
 """A number of a loss; a scalar tensor where each member of a stack has its own."""
@@ -73,7 +73,7 @@ class Loss:
     """How a class is read off a readout that fires: the name of a function in ``metrics``."""
 
     def __post_init__(self) -> None:
-        domains.check(asdict(self))
+        values.check(asdict(self))
 
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
         return self.compare(trace, target, *self.numbers(trace.num_steps))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from snnexp import domains
+from snnexp.spec import values
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class OptimizerFactory:
     """
 
     def __post_init__(self) -> None:
-        domains.check(asdict(self))
+        values.check(asdict(self))
 
     def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
         raise NotImplementedError

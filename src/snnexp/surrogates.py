@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnexp import domains
+from snnexp.spec import values
 
 Number = float | Tensor
 
@@ -26,7 +26,7 @@ class Surrogate:
     """
 
     def __post_init__(self) -> None:
-        domains.check({name: value for name, value in vars(self).items() if not isinstance(value, Tensor)})
+        values.check({name: value for name, value in vars(self).items() if not isinstance(value, Tensor)})
 
     def __call__(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from snnexp import limits
-from snnexp.domains import COUNT, shown
 from snnexp.errors import ConfigError
+from snnexp.spec.values import COUNT
+from snnexp.text import shown
 
 VARIABLE = "OMP_NUM_THREADS"
 BOTH = (VARIABLE, "MKL_NUM_THREADS")

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snnexp import domains
 from snnexp.data.module import DataModule
 from snnexp.errors import ConfigError, DataError
+from snnexp.spec import values
 
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -42,7 +42,7 @@ class MNIST:
     def __init__(
         self, root: str | Path, train: bool = True, mean: float = 0.0, std: float = 1.0, download: bool = False
     ) -> None:
-        domains.check({"mean": mean, "std": std, "download": download})
+        values.check({"mean": mean, "std": std, "download": download})
         prefix = "train" if train else "t10k"
         folder = find(root, download)
         # the headers of the two formats are 16 and 8 bytes; the checksums vouch for the rest

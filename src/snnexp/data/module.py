@@ -19,9 +19,12 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import worker as torch_worker
 
-from snnexp import domains, limits, user_parts
+from snnexp import limits
+from snnexp.config import user_parts
 from snnexp.errors import ConfigError, InterruptedRunError
 from snnexp.seeds import fold
+from snnexp.spec import values
+from snnexp.text import shown
 
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """Data workers hand over batches through a socket in a folder there, and the path of a socket has 107 bytes at most."""
@@ -76,7 +79,7 @@ class DataModule(LightningDataModule):
         spikes: bool | None = None,
     ) -> None:
         super().__init__()
-        domains.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
+        values.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
         limits.require_processes("num_workers", num_workers)
         limits.require_files("num_workers", num_workers)
         if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:
@@ -132,7 +135,7 @@ class DataModule(LightningDataModule):
         samples = splits.get(split)
         if samples is None:
             there = ", ".join(name for name, samples in splits.items() if samples is not None)
-            raise ConfigError(f"split: got {domains.shown(split)}, these data have {there}")
+            raise ConfigError(f"split: got {shown(split)}, these data have {there}")
         return self._loader(samples, self._in_order(samples))
 
     def counts(self, limit: int | None, test_limit: int | None, processes: int = 1) -> dict[str, int]:

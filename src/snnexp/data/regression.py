@@ -5,8 +5,8 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from snnexp import domains, pairs
 from snnexp.data.module import DataModule
+from snnexp.spec import rules, values
 
 
 class RegressionDataset:
@@ -25,8 +25,8 @@ class RegressionDataset:
     """
 
     def __init__(self, num_steps: int = 50, num_samples: int = 1, mode: str = "sqrt", seed: int | None = None) -> None:
-        domains.check({"num_steps": num_steps, "num_samples": num_samples, "mode": mode, "sample_seed": seed})
-        pairs.trajectory(num_steps)
+        values.check({"num_steps": num_steps, "num_samples": num_samples, "mode": mode, "sample_seed": seed})
+        rules.trajectory(num_steps)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         ends = torch.rand(num_samples, generator=generator)
         self.features = torch.stack([torch.linspace(0, end, num_steps) for end in ends.tolist()], dim=1).unsqueeze(-1)

@@ -10,14 +10,14 @@ import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp.errors import ConfigError
-from snnexp.kernels import leaky, lif
+from snnexp.kernels import fused_leaky, fused_lif
 from snnexp.neurons import Kernel, Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky, reference
 
 FUSED: Mapping[type[Neuron], Kernel] = {
-    Leaky: leaky.scan,
-    RLeaky: leaky.scan,
-    ParametrizedLIF: lif.scan,
-    LeakyIntegrator: lif.scan,
+    Leaky: fused_leaky.scan,
+    RLeaky: fused_leaky.scan,
+    ParametrizedLIF: fused_lif.scan,
+    LeakyIntegrator: fused_lif.scan,
 }
 
 
@@ -70,12 +70,12 @@ def _fused(neuron: Neuron, device: torch.device) -> Kernel | str:
 def _triton(neuron: Neuron, device: torch.device) -> Kernel | str:
     try:
         # Triton is there wherever PyTorch can use a GPU, and takes a second to import
-        from snnexp.kernels import on_gpu
+        from snnexp.kernels import triton_scans
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         return "Triton is not installed"
-    return on_gpu.kernel_of(neuron, device)
+    return triton_scans.kernel_of(neuron, device)
 
 
 def triton_or_fused(neuron: Neuron, current: torch.Tensor, *arguments: Any, **options: Any) -> Any:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnexp import domains
 from snnexp.neurons.neuron import Neuron, NeuronParameter, decay
 from snnexp.neurons.trace import Trace
+from snnexp.spec import values
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
@@ -59,7 +59,7 @@ class Leaky(Neuron):
         surrogate: Surrogate = ATan(),
     ) -> None:
         super().__init__(features)
-        domains.check(
+        values.check(
             {"learn_beta": learn_beta, "learn_threshold": learn_threshold, "reset": reset, "surrogate": surrogate}
         )
         self.add_parameter("beta", beta, learn=learn_beta)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnexp import domains
 from snnexp.neurons.neuron import Neuron, NeuronParameter
 from snnexp.neurons.trace import Trace
+from snnexp.spec import values
 
 
 class LeakyIntegratorState(NamedTuple):
@@ -55,7 +55,7 @@ class LeakyIntegrator(Neuron):
         dt: float = 1e-3,
     ) -> None:
         super().__init__(features)
-        domains.check({"dt": dt})
+        values.check({"dt": dt})
         self.dt = dt
         self.add_parameter("tau_mem_inv", tau_mem_inv, at_most=1 / dt)
         self.add_parameter("tau_syn_inv", tau_syn_inv, at_most=1 / dt)

@@ -11,10 +11,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
-from snnexp import domains, surrogates
+from snnexp import surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
+from snnexp.spec import values
 from snnexp.surrogates import Surrogate
 
 NeuronParameter = float | Tensor | Initializer
@@ -140,7 +141,7 @@ class Bounds(NamedTuple):
     ceiling: float
 
     @classmethod
-    def of(cls, number: domains.Number, at_most: float) -> "Bounds | None":
+    def of(cls, number: values.Number, at_most: float) -> "Bounds | None":
         """The bounds of a domain that training could leave; None where it has no ends.
 
         A value that must be positive is brought back to a thousandth of the most that it may be.
@@ -156,9 +157,9 @@ class Bounds(NamedTuple):
         return (value < self.low) | (value > self.high)
 
 
-def _number(name: str) -> domains.Number:
+def _number(name: str) -> values.Number:
     """The domain of the numbers of a parameter."""
-    number: domains.Number = getattr(domains.DOMAINS.get(name), "number", domains.FINITE)
+    number: values.Number = getattr(values.DOMAINS.get(name), "number", values.FINITE)
     return number
 
 
@@ -185,7 +186,7 @@ class Neuron(nn.Module):
         """Of learned parameters, where training may not take them everywhere."""
         self.parameter_names: list[str] = []
         self.features = (features,) if isinstance(features, int) else tuple(features)
-        if not self.features or any(size not in domains.COUNT for size in self.features):
+        if not self.features or any(size not in values.COUNT for size in self.features):
             raise ConfigError(f"features: got {features}, must be a positive int or a tuple of them")
 
     def forward(self, current: Tensor, num_steps: int | None = None, state: Any = None) -> Trace:
@@ -338,7 +339,7 @@ class Neuron(nn.Module):
             self.register_buffer(name, start)
 
     def _start(self, name: str, value: NeuronParameter, at_most: float) -> Tensor:
-        domains.check({name: value})
+        values.check({name: value})
         if not isinstance(value, (int, float, Tensor, Initializer)):
             raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from snnexp import domains, pairs
 from snnexp.initializers import Normal
 from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision, is_plain, product
 from snnexp.neurons.trace import Trace
+from snnexp.spec import rules, values
 from snnexp.surrogates import SuperSpike, Surrogate, spike
 
 
@@ -91,7 +91,7 @@ class ParametrizedLIF(Neuron):
         surrogate: Surrogate = SuperSpike(alpha=100.0),
     ) -> None:
         super().__init__(features)
-        domains.check({"recurrent": recurrent, "learn": learn, "log_tau": log_tau, "dt": dt, "surrogate": surrogate})
+        values.check({"recurrent": recurrent, "learn": learn, "log_tau": log_tau, "dt": dt, "surrogate": surrogate})
         self.dt, self.learn, self.surrogate = dt, tuple(learn), surrogate
         for name, value in {"tau_mem_inv": tau_mem_inv, "tau_syn_inv": tau_syn_inv}.items():
             self.add_parameter(name, value, learn=name in learn, at_most=1 / dt)
@@ -102,7 +102,7 @@ class ParametrizedLIF(Neuron):
                 parametrize.register_parametrization(self, name, _Exp())
         self.recurrent: Recurrence | None = None
         if recurrent:
-            pairs.recurrence(self.features)
+            rules.recurrence(self.features)
             (size,) = self.features
             self.recurrent = Recurrence(size)
         self.reset_feedback()

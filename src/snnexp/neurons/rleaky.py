@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snnexp import domains, pairs
 from snnexp.neurons.neuron import Neuron, NeuronParameter, decay, in_precision
 from snnexp.neurons.trace import Trace
+from snnexp.spec import rules, values
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
@@ -74,7 +74,7 @@ class RLeaky(Neuron):
     ) -> None:
         super().__init__(features)
         flags = {"learn_beta": learn_beta, "learn_threshold": learn_threshold, "learn_recurrent": learn_recurrent}
-        domains.check(
+        values.check(
             {**flags, "feedback": feedback, "kernel_size": kernel_size, "reset": reset, "surrogate": surrogate}
         )
         self.add_parameter("beta", beta, learn=learn_beta)
@@ -119,13 +119,13 @@ class RLeaky(Neuron):
 
 
 def _linear(features: tuple[int, ...]) -> nn.Linear:
-    pairs.feedback(features, "linear")
+    rules.feedback(features, "linear")
     (size,) = features
     return nn.Linear(size, size)
 
 
 def _conv2d(features: tuple[int, ...], kernel_size: int | None) -> nn.Conv2d:
-    pairs.feedback(features, "conv2d", kernel_size)
+    rules.feedback(features, "conv2d", kernel_size)
     assert kernel_size is not None
     return nn.Conv2d(features[0], features[0], kernel_size, padding=kernel_size // 2)
 

@@ -7,8 +7,8 @@ told, ``statistics`` computes it. Reads what runs have left and knows no network
 from collections.abc import Sequence
 from pathlib import Path
 
-from snnexp import listing
 from snnexp.errors import ConfigError
+from snnexp.record.find import find
 
 
 def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None = None) -> Path:
@@ -31,7 +31,7 @@ def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
-        below = [run.resolve() for run in listing.find(path)]
+        below = [run.resolve() for run in find(path)]
         if not below:
             raise ConfigError(f"{path}: no run is there")
         every |= dict.fromkeys(below)

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from snnexp import domains
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.origin import Origin, searched_by, sweep
-from snnexp.report import figures, page, statistics
+from snnexp.figures import drawing as figures
+from snnexp.figures.picture import Picture
+from snnexp.record.origin import Origin, searched_by, sweep
+from snnexp.record.run import Facts, Run, higher_is_better
+from snnexp.report import page, statistics
 from snnexp.report.groups import (
     Group,
     Level,
@@ -30,9 +32,9 @@ from snnexp.report.groups import (
     typed,
     varied,
 )
-from snnexp.report.page import Block, Link, Picture, Section, Table, Text, Values
+from snnexp.report.page import Block, Link, Section, Table, Text, Values
 from snnexp.report.statistics import Summary, is_number, summary
-from snnexp.runs import Facts, Run, higher_is_better
+from snnexp.text import closest, shown
 
 MOST_ROWS = 60
 MOST_STRIPS = 25
@@ -165,7 +167,7 @@ def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequenc
 def _require_known(metric: str | None, runs: Sequence[Facts]) -> None:
     known = sorted({name for run in runs if run.status == "finished" for name in run.metrics})
     if metric is not None and metric not in known:
-        raise ConfigError(f"--metric: no finished run has {domains.shown(metric)}, {domains.closest(metric, known)}")
+        raise ConfigError(f"--metric: no finished run has {shown(metric)}, {closest(metric, known)}")
 
 
 def _by_experiment(
@@ -305,9 +307,9 @@ def _facts(found: Comparison) -> list[tuple[str, Any]]:
     for parameter in found.parameters:
         levels = [parameter.shown(value) for value in parameter.levels()]
         few = len(levels) <= MOST_LEVELS
-        shown = ", ".join(levels) if few else f"{len(levels)} values, {levels[0]} to {levels[-1]}"
+        range_ = ", ".join(levels) if few else f"{len(levels)} values, {levels[0]} to {levels[-1]}"
         also = f"; {', '.join(parameter.also[:4])} with it" if parameter.also else ""
-        facts.append((f"varied: {parameter.key}", f"{shown}{also}"))
+        facts.append((f"varied: {parameter.key}", f"{range_}{also}"))
     seeds = sorted({run.seed for run in found.runs if run.seed is not None})
     few = len(seeds) <= MOST_LEVELS
     facts.append(("seeds", ", ".join(map(str, seeds)) or None if few else f"{len(seeds)}, {seeds[0]} to {seeds[-1]}"))
@@ -449,9 +451,9 @@ def _scatter(found: Comparison) -> Picture:
     values = {key: levels for key, levels in values.items() if len(set(levels)) > 1}
     results = [value for _, value in points]
     best = None if found.higher is None else results.index((max if found.higher else min)(results))
-    shown = dict(list(values.items())[:MOST_PANELS])
-    figure = figures.scatter(shown, results, found.metric, best)
-    which = f"the first {len(shown)} of {len(values)} parameters" if len(shown) < len(values) else "each parameter"
+    drawn = dict(list(values.items())[:MOST_PANELS])
+    figure = figures.scatter(drawn, results, found.metric, best)
+    which = f"the first {len(drawn)} of {len(values)} parameters" if len(drawn) < len(values) else "each parameter"
     caption = f"{found.metric} against {which}: a dot is a run" + ("." if best is None else ", a diamond the best.")
     return Picture("scatter", figure, caption, {**values, found.metric: results})
 
@@ -650,10 +652,10 @@ def _curves(found: Comparison) -> list[Block]:
     return blocks
 
 
-def _which(found: Comparison, shown: int) -> str:
+def _which(found: Comparison, count: int) -> str:
     """The groups that are shown, where not all of them are."""
     first = "first" if found.higher is None else "best"
-    return f"the {first} {shown} of {len(found.groups)} groups" if shown < len(found.groups) else "each group"
+    return f"the {first} {count} of {len(found.groups)} groups" if count < len(found.groups) else "each group"
 
 
 def _logged(run: Facts, unread: list[str]) -> list[dict[str, Any]]:

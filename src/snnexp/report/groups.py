@@ -8,8 +8,8 @@ from typing import Any
 
 from snnexp.config import MAY_CHANGE, flat
 from snnexp.errors import CheckpointError
+from snnexp.record.run import Facts, Run, main_metric
 from snnexp.report.statistics import is_number
-from snnexp.runs import Facts, Run, main_metric
 
 Level = int | float | str
 """A value of a parameter; what is no number is a text, such as ``true``, ``null`` or ``[64,64]``."""

@@ -7,17 +7,16 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from snnexp import domains
-from snnexp.report import figures
-from snnexp.runs import write_atomically, write_figure
+from snnexp.figures import drawing as figures
+from snnexp.figures.picture import Picture
+from snnexp.record.run import write_atomically, write_figure
+from snnexp.text import number
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,6 @@ class Table:
         return [
             any(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in column) for column in cells
         ]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure.
-
-    Args:
-        name: its files are ``figures/<name>.png``, ``.svg`` and ``.csv``.
-        figure: see :mod:`snnexp.report.figures`.
-        caption: what is seen, for those too who cannot see it.
-        data: what was drawn, in columns; where one is shorter, its last cells are empty.
-    """
-
-    name: str
-    figure: Figure
-    caption: str
-    data: Mapping[str, Iterable[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,7 +156,7 @@ def cell(value: Any) -> str:
     """A value as a person reads it: four significant digits, a dash for what is not known."""
     if value is None:
         return "–"  # noqa: RUF001
-    return domains.number(value) if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def _on_white(svg: str) -> str:

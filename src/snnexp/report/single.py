@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from snnexp import config, domains, recipes
+from snnexp import config, text
+from snnexp.config import recipes
 from snnexp.errors import CheckpointError
-from snnexp.origin import origin
-from snnexp.report import figures, page
-from snnexp.report.figures import Array
-from snnexp.report.page import Block, Picture, Section, Table, Text
-from snnexp.report.snapshots import drawers, parts
+from snnexp.figures import drawing as figures
+from snnexp.figures.drawing import Array
+from snnexp.figures.picture import Picture
+from snnexp.figures.snapshots import drawers, parts
+from snnexp.record.origin import origin
+from snnexp.record.run import MEANINGS, Facts, Run, key_of, main_metric
+from snnexp.report import page
+from snnexp.report.page import Block, Section, Table, Text
 from snnexp.report.statistics import is_number
-from snnexp.runs import MEANINGS, Facts, Run, key_of, main_metric
 
 PJ_PER_ADDITION, PJ_PER_PRODUCT = 0.9, 3.7
 """Picojoules of an addition and a multiplication of 32-bit floating-point numbers in 45 nm (Horowitz, ISSCC 2014)."""
@@ -157,13 +160,13 @@ def _changed(
     """
     choice = recipes.chosen(cfg, facts.overrides)
     if choice is None:
-        told.append(f"There is no recipe {domains.shown(recipes.asked(cfg, facts.overrides))} here to compare with.")
+        told.append(f"There is no recipe {text.shown(recipes.asked(cfg, facts.overrides))} here to compare with.")
         return "", []
     typed = {key_of(override) for override in facts.typed}
     changed = recipes.changed(cfg, facts.overrides) if cfg else {}
     rows = []
     for key in sorted(changed, key=lambda key: key not in typed):
-        before, now = (None if value is None else domains.shown(value) for value in changed[key])
+        before, now = (None if value is None else text.shown(value) for value in changed[key])
         rows.append((key, before, now))
     return f"experiment={choice}" if choice else "the defaults", rows
 
@@ -337,5 +340,5 @@ def _time(facts: Facts) -> list[Block]:
 
 
 def _whole(cfg: Mapping[str, Any]) -> list[Block]:
-    rows = [[key, domains.shown(value)] for key, value in config.flat(cfg).items()]
+    rows = [[key, text.shown(value)] for key, value in config.flat(cfg).items()]
     return [Table(["key", "value"], rows, f"{len(rows)} keys", "config", folded=True)] if rows else []

@@ -20,10 +20,10 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from snnexp import domains
 from snnexp.errors import ConfigError
-from snnexp.runs import Run
+from snnexp.record.run import Run
 from snnexp.sweeps.engine import Job
+from snnexp.text import line
 from snnexp.threads import BOTH
 
 STORAGE = "SNNEXP_SEARCH_STORAGE"
@@ -111,7 +111,7 @@ class ClusterJob:
                 # which holds what the error says too
                 job = self.executor.submit(carry_out, task, told, self.threads)
         except (FailedSubmissionError, FailedJobError) as error:
-            reason = domains.line(str(error)) or "sbatch does not say why"
+            reason = line(str(error)) or "sbatch does not say why"
             raise ConfigError(f"hydra/launcher=slurm: a job was refused: {reason}") from error
         for link in self.executor.folder.glob(".submission_file_*"):
             # a sweep with links in it is not resumed

@@ -11,11 +11,12 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from snnexp import domains, runs
-from snnexp.console import clock, show_command, show_path
-from snnexp.domains import number
-from snnexp.runs import Run
+from snnexp import text
+from snnexp.record import run as runs
+from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
+from snnexp.terminal import clock, show_command, show_path
+from snnexp.text import number
 
 MOST_LINES = 8
 """Points under way that are listed one by one."""
@@ -66,7 +67,7 @@ class Display:
 
     def note(self, point: Point, what: str) -> None:
         """A line about a point."""
-        line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {domains.line(what)}"
+        line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {text.line(what)}"
         self.terminal.print(escape(line.rstrip()))
 
     def _value(self, point: Point) -> str:

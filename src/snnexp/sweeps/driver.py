@@ -9,14 +9,16 @@ from typing import Any
 
 from rich.markup import escape
 
-from snnexp import config, domains, limits, threads
-from snnexp.console import console, show_path, tell
+from snnexp import config, limits, text, threads
 from snnexp.errors import ConfigError, Refusals, SnnexpError, located
+from snnexp.search.storage import KEY, parse
+from snnexp.spec import values
 from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Job, Slot, Tasks, Worker
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
 from snnexp.sweeps.sources import UNDER_WAY, Asked, Listed, Searched, single
-from snnexp.sweeps.storage import KEY, parse
+from snnexp.terminal import console, show_path, tell
+from snnexp.text import closest, shown
 
 GIGABYTE = 10**9
 LOCAL = ("workers", "threads", "gpus", "timeout_s", "memory_gb")
@@ -139,7 +141,7 @@ def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], di
             nodes[words[1]][words[2]] = value
         else:
             refusals.add(
-                f"{domains.shown(key)}: a sweep is resumed as it was started; hydra.launcher.KEY and keys that decide "
+                f"{shown(key)}: a sweep is resumed as it was started; hydra.launcher.KEY and keys that decide "
                 "nothing, such as data.root, may change"
             )
     refusals.tell()
@@ -211,7 +213,7 @@ def _tell_best(source: Searched, view: display.Display) -> None:
     if best is not None:
         command, value = best
         # whole, so that it can be copied
-        said = f"best {source.metric} {domains.number(value)}: {escape(command)}"
+        said = f"best {source.metric} {text.number(value)}: {escape(command)}"
         view.terminal.print(said, soft_wrap=True)
 
 
@@ -229,12 +231,12 @@ def check(launcher: Mapping[str, Any]) -> None:
         known = SETTINGS[kind] if isinstance(kind, str) and kind in SETTINGS else ()
         for name in launcher.keys() - {"kind"}:
             if name not in known:
-                hint = domains.closest(str(name), known, "hydra.launcher.")
-                raise ConfigError(f"{domains.shown(name)}: unknown key, {hint}")
+                hint = closest(str(name), known, "hydra.launcher.")
+                raise ConfigError(f"{shown(name)}: unknown key, {hint}")
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:
             raise ConfigError(f"{missing[0]}: every launcher needs one")
-        domains.check(launcher)
+        values.check(launcher)
         if launcher.get("cluster") != "slurm" and launcher["workers"] is not None:
             limits.require_processes("workers", launcher["workers"])
         if launcher.get("cluster") == "slurm" and shutil.which("srun") is None:

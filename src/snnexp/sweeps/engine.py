@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from snnexp.errors import InterruptedRunError, SnnexpError, ending_signals
-from snnexp.runs import Run
+from snnexp.record.run import Run
 from snnexp.sweeps.display import Display
 from snnexp.sweeps.ledger import Ledger, Point
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import pairs
+from snnexp.spec import rules
 
 NEURON = ("beta", "threshold", "V", "tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")
 FREE: dict[str, tuple[str, ...]] = {
@@ -27,9 +27,9 @@ FREE: dict[str, tuple[str, ...]] = {
 def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
     """Why a point cannot be trained in a stack, in a few words; None where it can."""
     plain = _plain(cfg)
-    for place in pairs.SHIPPED:
+    for place in rules.SHIPPED:
         for target in _targets(plain.get(place)):
-            if target not in pairs.EVERY:
+            if target not in rules.EVERY:
                 return f"{target} is not a part of this package"
     if plain["network"]["_target_"] != "snnexp.network.MLP":
         return "its network is convolutional"

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snnexp import domains, runs, upgrade
 from snnexp.errors import CheckpointError, ConfigError, PrunedError
-from snnexp.files import append_to
-from snnexp.runs import Run
+from snnexp.record import run as runs
+from snnexp.record import upgrade
+from snnexp.record.files import append_to
+from snnexp.record.run import Run
+from snnexp.text import line
 
 FILE, CONFIGS, SUMMARY, RUNS = "sweep.json", "configs.jsonl", "summary.csv", "runs"
 ENDS = ("finished", "failed", "diverged", "interrupted", "timeout", "pruned")
@@ -247,9 +249,9 @@ class Ledger:
             text = runs.plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()
             # behind what sweep.json knows may be one that was torn
             lines = text.splitlines(keepends=True)[: len(self.points)]
-            self._configs = [line.rstrip("\n") for line in lines]
+            self._configs = [row.rstrip("\n") for row in lines]
             wrong = [point for point in self.points if not _is_sound(point)]
-            whole = all(isinstance(json.loads(line), dict) for line in self._configs)
+            whole = all(isinstance(json.loads(row), dict) for row in self._configs)
             mappings = isinstance(self.launcher, dict) and isinstance(self.search, dict | None)
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path}: missing or damaged, the runs below can be resumed one by one") from error
@@ -314,4 +316,4 @@ def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 def shown(point: Point, varied: Sequence[str]) -> str:
     """A point by what sets it apart."""
     values = dict(pairs(point.overrides))
-    return " ".join(f"{key}={domains.line(values[key])}" for key in varied if key in values) or "the only point"
+    return " ".join(f"{key}={line(values[key])}" for key in varied if key in values) or "the only point"

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from snnexp import config
-from snnexp.console import from_here, tell
 from snnexp.errors import ConfigError, UnmeasuredError, ending
-from snnexp.sweeps import search, storage
+from snnexp.search import storage
+from snnexp.search import study as search
+from snnexp.search.space import Space
+from snnexp.search.space import ends as ends_of
+from snnexp.search.space import space as space_of
 from snnexp.sweeps.engine import Job
 from snnexp.sweeps.ledger import TAKEN_OVER, Ledger, Point
-from snnexp.sweeps.space import Space
-from snnexp.sweeps.space import ends as ends_of
-from snnexp.sweeps.space import space as space_of
+from snnexp.terminal import from_here, tell
 
 
 class Listed:

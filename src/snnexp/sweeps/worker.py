@@ -8,7 +8,7 @@ It reads tasks from its standard input and tells what becomes of them on its sta
 
 each with "keys", the overrides of runs that are resumed, "log", where to print until there is a run directory,
 "program", the command line's name, and for a point of a search "prune", the arguments of
-:class:`~snnexp.sweeps.pruning.Pruning`. It answers
+:class:`~snnexp.search.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
     {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
@@ -33,7 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from snnexp.files import append_to
+from snnexp.record.files import append_to
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -96,8 +96,8 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
     sound = True
     try:
         # what every task needs, and the first one waits for
-        import snnexp.training  # noqa: F401
-        from snnexp.runs import Run
+        import snnexp.training.execute  # noqa: F401
+        from snnexp.record.run import Run
 
         if not gc.get_freeze_count():
             # what imports have made stays; to look through it after each point takes a fifth of a second
@@ -122,7 +122,7 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
 def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from omegaconf import OmegaConf
 
-    from snnexp import training
+    from snnexp.training import execute as training
 
     def begun(path: Path) -> None:
         # ddp starts its processes by the command line, which must then ask for this one run
@@ -157,7 +157,7 @@ def _end(error: BaseException) -> dict[str, Any]:
 def _watching(task: Mapping[str, Any]) -> list[Any]:
     if not task.get("prune"):
         return []
-    from snnexp.sweeps.pruning import Pruning
+    from snnexp.search.pruning import Pruning
 
     return [Pruning(**task["prune"])]
 
@@ -165,8 +165,8 @@ def _watching(task: Mapping[str, Any]) -> list[Any]:
 def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from omegaconf import OmegaConf
 
-    from snnexp.runs import Run
-    from snnexp.sweeps import stacked
+    from snnexp.record.run import Run
+    from snnexp.training import stacked
 
     keys = task.get("keys", [])
     members = [

@@ -1,0 +1,5 @@
+import sys
+
+from snnexp.cli import main
+
+sys.exit(main())

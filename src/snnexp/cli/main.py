@@ -1,0 +1,352 @@
+"""The command line. Nothing is imported before a verb needs it."""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HELP = """\
+Train spiking neural networks from YAML configs.
+
+  snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
+  snnexp train --from RUN [OVERRIDE ...]  a new run with the config of an earlier one, changed
+  snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
+  snnexp resume SWEEP                run what is not finished of a sweep, and only that
+  snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
+  snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER
+  snnexp runs   [DIR]                a table of runs; 'test/accuracy>0.9' status=failed  --sort KEY  --json  --csv
+  snnexp list   [GROUP [CHOICE]]     what can be chosen; keys of a choice with their defaults; --config-dir DIR
+  snnexp doctor                      versions, devices, data and configs found here
+
+  snnexp train experiment=regression_sqrt
+  snnexp train experiment=mnist_leaky neuron=parametrized_lif loss=nll_max_voltage seed=3
+  snnexp train -m experiment=mnist_rleaky_count seed=0,1,2 optimizer.lr=1e-3,2e-3
+  snnexp train -m sweep=seeds experiment=regression_sqrt hydra/launcher=stacked
+
+RUN and SWEEP are a directory, an id below outputs/, or the end of one id, such as 5193.
+Overrides are Hydra's: group=choice or key=value; snnexp train --cfg job shows the whole config, and
+snnexp train --hydra-help the other flags. Tab completion: eval "$(snnexp train -sc install=bash)"
+Runs are written to outputs/. TensorBoard: tensorboard --logdir outputs
+Exit codes: 0 done, 1 a defect of snnexp, 2 usage or config, 3 diverged, 4 data missing or damaged, 5 checkpoint
+missing, damaged or not trusted, 6 run directory in use, 7 points of a sweep did not finish, 8 a part of your own
+raised an error, 74 I/O error, 130, 143 and 129 interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code.
+
+    Args:
+        argv: what was typed behind ``snnexp``; None for the arguments of this process, whose streams then outlive
+            their readers.
+    """
+    if argv is None:
+        _keep_streams()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if arguments[0] == "--version":
+        from snnexp import __version__
+
+        print(f"snnexp {__version__}")
+        return 0
+    if arguments[0] in ("-sc", "--shell-completion"):
+        # the shell asks without a verb and puts the whole line into the environment
+        return _complete(arguments)
+    verb = VERBS.get(arguments[0])
+    if verb is None:
+        from snnexp.text import closest
+
+        return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], VERBS)}; see snnexp --help")
+    from snnexp import limits
+    from snnexp.errors import DISK, SnnexpError, about_disk
+
+    # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _refuse("the current folder is gone; change to another one", 74)
+    if (mask := _umask()) & 0o700:
+        return _refuse(f"umask: {mask:03o} removes the owner's permissions from new files; run `umask 022`")
+    if limits.has_short_files():
+        # could leave a truncated .pyc
+        sys.dont_write_bytecode = True
+    try:
+        with _ending_at_once_on_signals():
+            return verb(arguments[1:])
+    except SnnexpError as error:
+        # of a part of the user's own, unless they are in the log of a run
+        sys.stderr.write(getattr(error, "frames", ""))
+        return _refuse(error.args, error.exit_code)
+    except (ImportError, MemoryError, OSError) as error:
+        if limit := limits.met(error):
+            return _refuse(limit)
+        if not isinstance(error, OSError):
+            raise
+        if error.filename is None and error.errno not in DISK:
+            raise
+        return _refuse(about_disk(error), 74)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+class _Lasting(io.FileIO):
+    """A stream whose reader may leave, as that of ``| head`` does: the rest goes nowhere."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self.fileno())
+            return super().write(content)
+
+
+def _keep_streams() -> None:
+    """Let no closed stream and no reader that leaves end what was asked for."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            # the lowest number that is free, so the next file that is opened would be taken for it
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+    for stream in ("stdout", "stderr"):
+        text = getattr(sys, stream)
+        raw = _Lasting(text.fileno(), "w", closefd=False)
+        lasting = io.TextIOWrapper(
+            raw if text.write_through else io.BufferedWriter(raw),
+            encoding=text.encoding,
+            errors=text.errors,
+            line_buffering=text.line_buffering,
+            write_through=text.write_through,
+        )
+        setattr(sys, stream, lasting)
+
+
+@contextmanager
+def _ending_at_once_on_signals() -> Iterator[None]:
+    """Until a run has something to save: what is raised in the middle of an import could be lost in it."""
+    import signal
+    import threading
+
+    from snnexp.errors import ending_signals
+
+    def end(number: int, frame: object) -> None:
+        with suppress(OSError):
+            os.write(2, f"snnexp: stopped by {signal.Signals(number).name}\n".encode())
+        os._exit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, end) for number in ending_signals() if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refuse(said: str | Sequence[str], code: int = 2) -> int:
+    from snnexp.text import sentence
+
+    for text in [said] if isinstance(said, str) else said:
+        print(f"snnexp: {sentence(text)}", file=sys.stderr)
+    return code
+
+
+def _train(arguments: list[str]) -> int:
+    if "-h" in arguments or "--help" in arguments:
+        print(HELP)
+        return 0
+    from snnexp.cli import train as launch
+
+    return launch.train(arguments)
+
+
+def _resume(arguments: list[str]) -> int:
+    from snnexp.record.run import locate
+
+    if arguments and not arguments[0].startswith("-"):
+        path = locate(arguments[0])
+        if (path / "sweep.json").is_file():
+            from snnexp.sweeps import driver
+
+            return driver.resume(path, sys.argv[0], arguments[1:])
+        arguments = [str(path), *arguments[1:]]
+    asked = _of_a_run("resume", arguments)
+    from snnexp.training.execute import resume
+
+    typed = sys.argv
+    try:
+        # processes of ddp are started by the command line, and must find this one run
+        sys.argv = [typed[0], "resume", *arguments]
+        resume(asked.run, asked.override)
+    finally:
+        sys.argv = typed
+    return 0
+
+
+def _eval(arguments: list[str]) -> int:
+    import json
+
+    asked = _of_a_run("eval", arguments)
+    from snnexp.terminal import console, result_table
+    from snnexp.training.execute import evaluate
+
+    measured = evaluate(asked.run, asked.ckpt, asked.split, asked.override)
+    if asked.json:
+        print(json.dumps(measured, indent=2))
+    else:
+        console().print(result_table(measured, {}))
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    from snnexp.errors import ConfigError
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"report: {message}; see snnexp report --help")
+
+    about = "One HTML page about a run, or one that compares all runs below PATH; figures and their data beside it."
+    parser = Parser(prog="snnexp report", description=about)
+    parser.add_argument("path", nargs="+", metavar="PATH", help="a run, a sweep, or a folder with runs")
+    where = "by default PATH itself; of several, a folder report beside the first"
+    parser.add_argument("--out", metavar="FOLDER", help=where)
+    what = "compare this measure; by default that of the search, or else accuracy, L1 error or loss"
+    parser.add_argument("--metric", metavar="NAME", help=what)
+    asked = parser.parse_args(arguments)
+    from snnexp.record.run import locate
+
+    paths = [locate(path) for path in asked.path]
+    out = None if asked.out is None else Path(os.path.expanduser(asked.out))
+    from snnexp.report import report
+
+    print(f"report {report(paths, out, asked.metric)}")
+    return 0
+
+
+def _runs(arguments: list[str]) -> int:
+    from snnexp.cli import runs
+
+    return runs.main(arguments)
+
+
+def _of_a_run(verb: str, arguments: list[str]) -> Any:
+    """What was typed after a verb that takes a run; what is wrong with it is told before torch is imported."""
+    import argparse
+
+    from snnexp import config, threads
+    from snnexp.errors import ConfigError
+    from snnexp.record import run as runs
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            # argparse takes changes of the config for required too
+            raise ConfigError(f"{verb}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
+
+    parser = Parser(prog=f"snnexp {verb}", add_help=False)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("override", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("-h", "--help", action="help")
+    if verb == "eval":
+        parser.add_argument("--ckpt", default="last", help="last, best, init, or a file")
+        parser.add_argument("--split", default="test", choices=("test", "val", "train"))
+        parser.add_argument("--json", action="store_true", help="every digit, for programs")
+    asked = parser.parse_intermixed_args(arguments)
+    asked.run = runs.locate(asked.run)
+    if verb == "eval":
+        asked.ckpt = os.path.expanduser(asked.ckpt)
+    saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
+    if verb == "resume":
+        changed = config.change(saved, asked.override)
+        config.require_same(saved, changed)
+    else:
+        changed = config.change_evaluation(saved, asked.override)
+    if any(word.startswith("trainer.threads=") for word in asked.override):
+        threads.require(changed)
+    return asked
+
+
+def _complete(arguments: list[str]) -> int:
+    line, point = os.environ.get("COMP_LINE", ""), int(os.environ.get("COMP_POINT", 0))
+    command, _, rest = line.partition(" ")
+    if not rest.lstrip().startswith("train "):
+        print("\n".join(verb for verb in VERBS if verb.startswith(rest.lstrip())))
+        return 0
+    import re
+
+    # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out, and what Hydra does not know
+    shorter = f"{command} {re.sub(r'--from[ =]+[^ ]+ ', '', rest.lstrip().removeprefix('train ').lstrip())}"
+    os.environ.update(COMP_LINE=shorter, COMP_POINT=str(point - len(line) + len(shorter)))
+    folder = re.search(r" (?:--config-dir|-cd)[ =]+([^ ]+) ", shorter)
+    return _train([*arguments, *(["--config-dir", folder[1]] if folder else [])])
+
+
+def _list(arguments: list[str]) -> int:
+    from snnexp import config
+    from snnexp.cli import train as launch
+    from snnexp.errors import ConfigError
+    from snnexp.text import closest
+
+    others = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in launch.DIR_FLAGS]
+    flags, words = launch.split([word for word in arguments if word not in others])
+    folder = launch.folder_of(flags)
+    if others or len(words) > 2:
+        raise ConfigError(f"list: got {' '.join(arguments)}, takes a group, one of its choices, and --config-dir DIR")
+    if words and words[0] not in config.GROUPS:
+        raise ConfigError(f"{words[0]}: no such group, {closest(words[0], config.GROUPS)}")
+    if len(words) == 2:
+        return _list_keys(words[0], words[1], folder)
+    for group in words or config.GROUPS:
+        if not words:
+            print(group)
+        found = config.choices(group, folder)
+        width = max(map(len, found), default=0)
+        for name, description in found.items():
+            print(f"{'' if words else '  '}{name:<{width}}  {description}")
+    return 0
+
+
+def _list_keys(group: str, choice: str, folder: "Path | None") -> int:
+    from snnexp import config
+    from snnexp.spec import values
+
+    rows = []
+    for key, value in config.keys_of_choice(group, choice, folder).items():
+        domain = values.DOMAINS.get(key.rpartition(".")[2])
+        rows.append((key, config.written(value), "" if domain is None else str(domain)))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for key, value, about in rows:
+        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {about}".rstrip())
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    if arguments:
+        return _refuse(f"doctor: takes no arguments, got {' '.join(arguments)}")
+    from snnexp.cli import doctor
+
+    return doctor.report()
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "report": _report,
+    "runs": _runs,
+    "list": _list,
+    "doctor": _doctor,
+}

@@ -1,0 +1,196 @@
+"""Configs are composed by Hydra, and by nothing else of it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from snnexp.config import security, user_parts
+from snnexp.config.checks import check
+from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global
+from snnexp.config.messages import explained, in_one_line, short
+from snnexp.config.overrides import is_alone, is_part, quoted, replacing, shared
+from snnexp.config.plain import flat
+from snnexp.config.saved import remembering, texts
+from snnexp.errors import ConfigError, Refusals
+from snnexp.record.run import key_of
+from snnexp.text import shown
+
+MOST_TOLD = 20
+"""Refusals of one command: each takes one more composition."""
+NO_SEARCH = "hydra.searchpath=[]"
+"""Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
+
+
+def keys_of_choice(group: str, choice: str, folder: Path | None = None) -> dict[str, Any]:
+    """The keys that a choice brings or sets, and their values, with interpolations as they are written.
+
+    Raises:
+        ConfigError: there is no such choice, or it cannot be composed.
+    """
+
+    def values(overrides: Sequence[str]) -> dict[str, Any]:
+        cfg, node = composed(overrides, folder)
+        points = flat(node["sweeper"].get("params") or {}, "hydra.sweeper.params.")
+        return flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))) | points
+
+    found = values([f"{group}={choice}"])
+    before = values([]) if group in GLOBAL else {}
+    return {
+        key: value
+        for key, value in found.items()
+        if (before.get(key, ...) != value if group in GLOBAL else key.startswith(f"{group}.") or key == group)
+    }
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose, resolve and check the config of one run, as ``snnexp train`` would.
+
+    Args:
+        overrides: in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
+
+    Raises:
+        ConfigError: it cannot work; the sentence names the key.
+    """
+    cfg, refusals = composed(overrides)[0], Refusals()
+    checked = cfg
+    with refusals.collected():
+        checked = check(cfg)
+    with refusals.collected():
+        require_taken(overrides, cfg)
+    refusals.tell()
+    return remembering(checked, overrides, cfg)
+
+
+def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose a config and let it through the gate; values are not validated yet.
+
+    Args:
+        overrides: in Hydra's grammar.
+        folder: more configs, as of ``--config-dir``.
+
+    Returns:
+        The config, and Hydra's own node as it was written.
+
+    Raises:
+        ConfigError: it cannot be composed, or asks for more than a config may. Each override that is refused is told,
+            and what is wrong with the values of the others.
+    """
+    left, refusals = quoted(overrides), Refusals()
+    absent: set[str] = set()
+    while True:
+        try:
+            found = _composed(left, folder)
+            break
+        except ConfigError as error:
+            culprit = _culprit(error, left)
+            if not absent or (culprit is not None and not _is_below(culprit, absent)):
+                refusals.add(*map(str, error.args))
+            left = [override for override in left if key_of(override) != culprit]
+            if culprit is None or not left or len(refusals.sentences) >= MOST_TOLD:
+                refusals.tell()
+            absent |= {*GROUPS} & {culprit}
+    if refusals.sentences:
+        with refusals.collected():
+            check(found[0], together=not absent)
+        with refusals.collected():
+            require_taken(left, found[0])
+        refusals.tell()
+    return found
+
+
+def _is_below(key: str, absent: set[str]) -> bool:
+    """Whether a key may belong to a choice that could not be made, without which it looks unknown."""
+    return "." in key and (key.partition(".")[0] in absent or not absent.isdisjoint(GLOBAL))
+
+
+def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
+    """The key of the override that a refusal is about, if it is about one."""
+    told = str(error.args[0])
+    for override in overrides:
+        key = key_of(override)
+        names = (short(key), override, shown(override), *(key[:dot] for dot in _dots(key)))
+        if told.startswith(tuple(f"{name}:" for name in names)):
+            return key
+    return None
+
+
+def _dots(key: str) -> Iterator[int]:
+    return (index for index, letter in enumerate(key) if letter == ".")
+
+
+def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
+    with in_one_line(), explained(overrides, folder), hydra_reading(folder):
+        for override in overrides:
+            security.require_own_resolvers(override, override.partition("=")[0])
+        security.Files.visits = 0
+        try:
+            cfg = hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
+        finally:
+            security.Files.visits = None
+        whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+        node = whole["hydra"]
+        is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
+        if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs") != 1:
+            epochs = shown(trainer.get("max_epochs"))
+            raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
+        with open_dict(cfg):
+            del cfg["hydra"]
+        with user_parts.running("hydra"):
+            security.require_shipped_hydra(node, overrides)
+        # what is wrong in a run's part is told by that, and not by what was typed
+        security.require_bounded(whole, sorted(whole, key="hydra".__eq__))
+        for group in GLOBAL:
+            if group in cfg and (choice := node["runtime"]["choices"].get(group)):
+                require_global(f"{group}/{choice}", folder)
+    return cfg, node
+
+
+def downloads(overrides: Sequence[str], folder: Path | None) -> bool:
+    """Whether a run, or the points of a sweep together, would download data; arguments as of :func:`composed`."""
+    common = [override for override in shared(overrides) if not key_of(override).startswith("hydra")]
+    cfg = composed(common, folder)[0]
+    with explained(common):
+        return bool(OmegaConf.select(cfg, "data.download"))
+
+
+def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
+    """Refuse a surrogate that was typed where no neuron of a composed config takes one."""
+    typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)
+    if typed and not any("${surrogate" in text for text in texts(OmegaConf.to_container(cfg, resolve=False))):
+        raise ConfigError("surrogate: no neuron of this config takes one")
+
+
+def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None) -> Iterator[DictConfig]:
+    """The config of each point of a sweep, as :func:`composed` gives it, in a fifth of the time.
+
+    Hydra makes all choices first and sets values afterwards, so that points which differ in values share what was
+    composed. A value that stands beside another one for the same part of the config is left to Hydra.
+
+    Raises:
+        ConfigError: as :func:`composed`.
+    """
+    shared: dict[tuple[str, ...], DictConfig] = {}
+    parser = OverridesParser.create()
+    for point in points:
+        point = quoted(point)
+        with explained(point):
+            parsed = parser.parse_overrides(point)
+        keys = [str(override.key_or_group) for override in parsed]
+        values = [override for override in parsed if is_alone(override, keys)]
+        choices = tuple(str(override.input_line) for override in parsed if override not in values)
+        if choices not in shared:
+            shared[choices] = composed(choices, folder)[0]
+        cfg = shared[choices].copy()
+        try:
+            for override in values:
+                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
+        except OmegaConfBaseException:
+            # Hydra's own words tell what is wrong
+            cfg = composed(point, folder)[0]
+        require_taken(point, cfg)
+        yield cfg

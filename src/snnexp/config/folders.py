@@ -1,0 +1,106 @@
+"""The folders of configs, and what can be chosen there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.version import setbase
+from omegaconf import OmegaConf
+
+from snnexp.config import security
+from snnexp.errors import ConfigError
+from snnexp.isolation import HYDRA, restored
+from snnexp.record import run as runs
+
+VERSION_BASE = "1.3"
+GROUPS = (
+    "data",
+    "encoder",
+    "network",
+    "neuron",
+    "readout",
+    "surrogate",
+    "loss",
+    "optimizer",
+    "trainer",
+    "logger",
+    "experiment",
+    "sweep",
+    "debug",
+)
+NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
+"""The groups that become a node of the config, and those whose choices only set keys of others."""
+LOGGER = ("root", "tensorboard", "save_every_n_epochs", "save_every_s", "draw_every_n_epochs", "draw_every_s")
+KEYS = ("seed", "num_steps", "kernel", "name", "published")
+
+
+def conf_dir() -> Path:
+    """The folder of configs: $SNNEXP_CONF, else inside the installed package, else beside ``src/``.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    here = Path(__file__).resolve().parents[1]
+    given = os.environ.get("SNNEXP_CONF")
+    places = [Path(given).expanduser()] if given else [here / "conf", here.parents[1] / "conf"]
+    for place in places:
+        if (place / "train.yaml").is_file():
+            return place.resolve()
+    raise ConfigError(f"SNNEXP_CONF: no train.yaml in {places[0]}; unset it, or set it to a folder of configs")
+
+
+def choices(group: str, folder: Path | None = None) -> dict[str, str]:
+    """What can be chosen in a group: name to description, which is the first line of comment in its file.
+
+    Args:
+        group: its name.
+        folder: more configs, as of ``--config-dir``; a file there stands before one of the same name.
+    """
+    places = [conf_dir(), *([] if folder is None else [folder])]
+    files = {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
+    return {name: _description(files[name]) for name in sorted(files)}
+
+
+def _description(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ")
+    return ""
+
+
+def require_global(name: str, folder: Path | None) -> None:
+    """Refuse a file of one of the groups that set keys of others, where it does not say so."""
+    for place in (folder, conf_dir()):
+        path = None if place is None else place / f"{name}.yaml"
+        if path is not None and path.is_file() and "@package" not in security.read(path)[:512]:
+            raise ConfigError(f"{path}: begin with the line # @package _global_")
+
+
+def prepare() -> None:
+    """Register what the configs call by name, and what reads their files, in place of another application's."""
+    if not os.environ.get("SNNEXP_DATA_DIR"):
+        # an interpolation would take the empty text for a path
+        os.environ.pop("SNNEXP_DATA_DIR", None)
+    GlobalHydra.instance().clear()
+    OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
+    security.Files.register()
+
+
+@contextmanager
+def hydra_reading(folder: Path | None) -> Iterator[None]:
+    """Hydra, as its own main function sets it up."""
+    # another application may be running in this process
+    with restored(HYDRA):
+        prepare()
+        setbase(VERSION_BASE)
+        search = create_config_search_path(str(conf_dir()))
+        if folder is not None:
+            # before the schemas, which come last
+            search.prepend("command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema"))
+        Hydra.create_main_hydra2("snnexp", search)
+        yield

@@ -1,0 +1,184 @@
+"""One sentence for what Hydra, OmegaConf or YAML refuse."""
+
+import os
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from snnexp.config import security
+from snnexp.config.folders import GLOBAL, GROUPS, choices, conf_dir, require_global
+from snnexp.config.plain import flat
+from snnexp.errors import ConfigError, SnnexpError
+from snnexp.text import closest, listed, sentence, shown
+
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
+
+
+@contextmanager
+def explained(overrides: Sequence[str] = (), folder: Path | None = None) -> Iterator[None]:
+    """What Hydra, OmegaConf and YAML raise about a text from outside becomes a :class:`ConfigError`."""
+    try:
+        yield
+    except RecursionError as error:
+        raise ConfigError(f"{shown(' '.join(overrides))}: nested too deeply") from error
+    except Exception as error:
+        if isinstance(error, SnnexpError) or not _is_hydras(error):
+            raise
+        raise explain(error, overrides, folder) from error
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Whether Hydra or a parser raised it, rather than this package; Hydra has no class of its own for some texts."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_in = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return isinstance(error, REFUSALS) or raised_in in ("hydra", "omegaconf", "antlr4", "yaml")
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Keep each sentence of a :class:`ConfigError` that passes to one line of at most 190 characters."""
+    try:
+        yield
+    except ConfigError as error:
+        error.args = tuple(sentence(str(said)) for said in error.args)
+        raise
+
+
+def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None = None) -> ConfigError:
+    """One sentence for what Hydra, OmegaConf or YAML refused: the key, what is wrong, what would do.
+
+    Args:
+        error: what was raised.
+        overrides: what was typed, where the error itself does not name the key.
+        folder: more configs, as of ``--config-dir``.
+    """
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return ConfigError(f"{error.problem_mark.name}: {security.describe(error)}")
+    if isinstance(error, OverrideParseException):
+        return _no_override(error.override, folder)
+    if isinstance(error, (*REFUSALS, ValueError)) and (
+        found := _about_a_key(error) or _about_a_choice(error, overrides, folder)
+    ):
+        return found
+    # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
+    reason = _first_line(error.__cause__ or error)
+    return ConfigError(f"{shown(' '.join(overrides))}: {reason}" if overrides else reason)
+
+
+def _no_override(word: str, folder: Path | None) -> ConfigError:
+    text = f"{shown(word.strip() or repr(word))}: not key=value or group=choice"
+    if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
+        return ConfigError(f"{text}, brackets do not match; a list with blanks needs quotes: 'key=[1, 2]'")
+    if "=" in word:
+        return ConfigError(f"{text} as Hydra reads it; quote what holds a quote, a bracket or '$': key='\"value\"'")
+    if group := next((group for group in GROUPS if word in choices(group, folder)), None):
+        return ConfigError(f"{text}, did you mean {group}={word}?")
+    if word in GROUPS:
+        return ConfigError(f"{text}, {listed(choices(word, folder))}")
+    if os.path.exists(word):
+        return ConfigError(f"{text}; --from RUN repeats a run, snnexp resume RUN continues it")
+    return ConfigError(f"{text}, did you mean {word.replace(':', '=', 1)}?" if ":" in word else text)
+
+
+def _about_a_key(error: Exception) -> ConfigError | None:
+    for cause in _causes(error):
+        key = getattr(cause, "full_key", None)
+        if key == "_dummy_":
+            # where Hydra resolves what stands in the name of a choice
+            return None
+        if key and "not in struct" in str(cause):
+            parent = getattr(cause, "parent_node", None)
+            return ConfigError(unknown(str(key), parent if isinstance(parent, DictConfig) else OmegaConf.create()))
+        if key and isinstance(cause, OmegaConfBaseException):
+            return ConfigError(f"{short(str(key))}: {_first_line(cause)}")
+    return None
+
+
+def unknown(key: str, parent: DictConfig) -> str:
+    """What is told of a key that ``parent``, where it stands or would stand, does not have."""
+    options = {str(name) for name in parent}
+    # Hydra refuses a group of no such name in the same words
+    options |= {*GROUPS} if "." not in key else set()
+    path = _elsewhere(parent, key)
+    return f"{short(key)}: unknown key, {f'did you mean {path}?' if path else _near(key, options)}"
+
+
+def _about_a_choice(error: Exception, overrides: Sequence[str], folder: Path | None) -> ConfigError | None:
+    text = str(error)
+    if match := re.search(rf"In '((?:{'|'.join(GLOBAL)})/[^']+)': Could not override '[^']+@", text):
+        try:
+            require_global(match[1], folder)
+        except ConfigError as missing:
+            return missing
+    if match := re.search(r"Could not find '(hydra/[^'/]+|[^'/]+)/([^']*)'", text):
+        return _no_choice(match[1], match[2], folder)
+    if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        return ConfigError(f"{match[1]}: no such group, {closest(match[1].split('@')[0], GROUPS)}")
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key = match[1].partition("=")[0]
+        return ConfigError(f"{key}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
+    if match := re.search(r"Could not (?:append|delete) .*?'([^']+)'", text):
+        return ConfigError(f"{short(match[1])}: {_first_line(error)}")
+    if "Config group override must be" in text:
+        # Hydra does not say which group it means
+        for group, _, choice in (override.partition("=") for override in overrides):
+            if group in GROUPS and choice not in choices(group, folder):
+                return _no_choice(group, choice, folder)
+    return None
+
+
+def short(key: str) -> str:
+    """A key as it is, or its first and last letters; the values of a sentence have to fit behind it."""
+    return key if len(key) <= 80 else f"{key[:40]}...{key[-30:]}"
+
+
+def _no_choice(group: str, choice: str, folder: Path | None) -> ConfigError:
+    known = choices(group, folder)
+    if choice in ("", "null"):
+        return ConfigError(f"{group}: every run needs one, {listed(known)}")
+    if any(place is not None and (place / group / f"{choice}.yml").is_file() for place in (folder, conf_dir())):
+        return ConfigError(f"{group}={choice}: the name of its file must end with .yaml, not .yml")
+    return ConfigError(f"{group}={choice}: no such choice, {closest(Path(choice).name, known)}")
+
+
+def _elsewhere(cfg: DictConfig, key: str) -> str | None:
+    """The one key of a composed config whose last part is ``key``, or max_epochs for epochs."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    paths = [path for path in flat(plain) if not path.startswith(("hydra.", "published."))]
+    for found in (
+        [path for path in paths if path.rpartition(".")[2] == key],
+        [path for path in paths if path.rpartition(".")[2] == f"max_{key}"],
+    ):
+        # the readout is another neuron
+        if len({path.replace("readout.", "neuron.", 1) for path in found}) == 1:
+            return found[0]
+    return None
+
+
+def _near(key: str, options: set[str]) -> str:
+    options = options - {"hydra", "_target_"}
+    parent, _, leaf = key.rpartition(".")
+    if not options and parent == "readout":
+        return "readout=same repeats the neuron; choose another readout to set it apart"
+    prefix = f"{parent}." if parent else ""
+    return closest(leaf, options, prefix) if options else "nothing can be set below it"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,197 @@
+"""What is typed: overrides in Hydra's grammar, and the points that a list of them stands for."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from snnexp.config.folders import GROUPS, hydra_reading
+from snnexp.config.messages import explained, in_one_line, short
+from snnexp.errors import ConfigError, Refusals
+from snnexp.spec import values as domains
+from snnexp.text import shown
+
+MOST_POINTS = 10_000
+LONGEST = 4096
+"""Characters of an override: Hydra's parser takes seconds for lists that are longer."""
+LONGEST_KEY = 200
+"""Characters of a key, which may become the name of a file that Hydra looks for."""
+
+
+def is_alone(override: Override, keys: Sequence[str]) -> bool:
+    """Whether an override sets a value, and no other one sets it, a part of it, or what it is a part of."""
+    key = str(override.key_or_group)
+    plain = override.get_key_element() == key and "/" not in key and "@" not in key
+    mine = [other for other in keys if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")]
+    return plain and key not in GROUPS and not key.startswith("hydra") and mine == [key]
+
+
+def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
+    """The overrides of each point of a sweep.
+
+    Raises:
+        ConfigError: an override cannot be parsed, cannot be listed, or there are too many points.
+    """
+    overrides = quoted(overrides)
+    with in_one_line(), explained(overrides), hydra_reading(folder):
+        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+        # of what is given twice, the last counts
+        by_key = {override.get_key_element(): override for override in parsed}
+        variants = []
+        for key, override in by_key.items():
+            try:
+                variants.append(list(itertools.islice(_variants(override), MOST_POINTS + 1)))
+            except ValueError as error:
+                raise error if isinstance(error, ConfigError) else ConfigError(f"{key}: {error}") from error
+    if math.prod(map(len, variants)) > MOST_POINTS:
+        raise ConfigError(f"-m: a sweep of more than {MOST_POINTS} points; split it")
+    return (list(itertools.chain(*point)) for point in itertools.product(*variants))
+
+
+def shared(overrides: Sequence[str]) -> list[str]:
+    """What all points of a sweep have in common.
+
+    Raises:
+        ConfigError: an override cannot be parsed.
+    """
+    overrides = quoted(overrides)
+    with in_one_line(), explained(overrides):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+
+
+def params(node: Mapping[str, Any]) -> list[str]:
+    """The overrides that ``hydra.sweeper.params`` stands for: a text in Hydra's grammar, or a value, or a list of them.
+
+    A list is one value where its key takes it as one, as ``network.hidden`` takes ``[256, 128]``.
+    """
+    return [f"{key}={_values(str(key), value)}" for key, value in node.items()]
+
+
+def _values(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    domain = domains.DOMAINS.get(key.rpartition(".")[2])
+    if isinstance(value, list) and value and (domain is None or value not in domain):
+        return ",".join(map(written, value))
+    return written(value)
+
+
+def written(value: Any) -> str:
+    """A value of YAML as Hydra's grammar reads it back."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {written(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(written, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    if not isinstance(value, str):
+        return text
+    parser = OverridesParser.create()
+    plain = (
+        re.fullmatch(r"\S+", text)
+        and _parses(f"key={text}", parser)
+        and parser.parse_override(f"key={text}").value() == value
+    )
+    return text if plain else str(QuotedString(text, Quote.single).with_quotes())
+
+
+def _variants(override: Override) -> Iterator[tuple[str, ...]]:
+    if override.is_discrete_sweep():
+        yield from ((f"{override.get_key_element()}={value}",) for value in override.sweep_string_iterator())
+    elif override.is_sweep_override():
+        key = override.get_key_element()
+        raise ConfigError(f"{key}: a range without steps cannot be listed; hydra/sweeper=optuna searches in it")
+    else:
+        yield (str(override.input_line),)
+
+
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Overrides as they were typed, with quotes around values that Hydra reads only then, such as ``/daten/größe``.
+
+    Raises:
+        ConfigError: one is too long to be parsed.
+    """
+    parser = OverridesParser.create()
+    with in_one_line():
+        for before, word in itertools.pairwise(["", *overrides]):
+            if before and (word.startswith("=") if "=" not in before else before.endswith("=") and "=" not in word):
+                key = before.rstrip("=")
+                raise ConfigError(f"{key}: no blanks around '=', as in {key}=value")
+        return [_quoted(override, parser) for override in overrides]
+
+
+def replacing(overrides: Sequence[str]) -> list[str]:
+    """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied.
+
+    That of a group stays, for an empty group would be a choice.
+    """
+    words: list[str] = []
+    for text in overrides:
+        override = OverridesParser.create().parse_override(text) if "_target_" in text else None
+        if override is not None and is_part(override) and (empty := f"{override.key_or_group}=null") not in words[-1:]:
+            words.append(empty)
+        words.append(text)
+    return words
+
+
+def is_part(override: Override) -> bool:
+    key = override.key_or_group
+    if override.get_key_element() != key or key in GROUPS or override.is_sweep_override():
+        return False
+    value = override.value()
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _quoted(override: str, parser: OverridesParser) -> str:
+    if len(override) > LONGEST:
+        raise ConfigError(f"{shown(override)}: {len(override)} characters, at most {LONGEST} are read")
+    key, _, value = override.partition("=")
+    if key != key.strip() and value:
+        raise ConfigError(f"{key.strip()}: no blanks around '=', as in {key.strip()}=value")
+    if len(key) > LONGEST_KEY:
+        raise ConfigError(f"{short(key)}: unknown key, none has more than {LONGEST_KEY} characters")
+    if (match := re.fullmatch(r"choice\((.*)\)", value)) and not _parses(override, parser):
+        # Hydra's own function takes no null
+        options = f"{key}={match[1]}"
+        return options if _parses(options, parser) else override
+    # what these stand for is the user's to say
+    if not value or set(value) & set("[]{}'\"$,") or _parses(override, parser):
+        return override
+    text = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return text if _parses(text, parser) else override
+
+
+def _parses(override: str, parser: OverridesParser) -> bool:
+    try:
+        parser.parse_override(override)
+    except (HydraException, RecursionError):
+        return False
+    return True
+
+
+def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of overrides that are nothing but ``key=value``, in Hydra's grammar.
+
+    Raises:
+        ConfigError: one is something else.
+    """
+    overrides, refusals = quoted(overrides), Refusals()
+    parsed: list[Override] = []
+    with in_one_line():
+        for text in overrides:
+            with refusals.collected(), explained([text]):
+                (override,) = OverridesParser.create().parse_overrides([text])
+                if override.get_key_element() != override.key_or_group or override.is_sweep_override():
+                    raise ConfigError(f"{text}: only key=value overrides are accepted here")
+                parsed.append(override)
+        refusals.tell()
+    yield from ((override.key_or_group, override.value()) for override in parsed)

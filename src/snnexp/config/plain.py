@@ -1,0 +1,19 @@
+"""Configs as plain values."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A checked config as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg))
+
+
+def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flattened: dict[str, Any] = {}
+    for key, value in node.items():
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flattened

@@ -1,0 +1,249 @@
+"""Configs of runs: read again, changed where that is allowed, and told as what was typed."""
+
+import copy
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from snnexp.config import security
+from snnexp.config.checks import at_home, check
+from snnexp.config.folders import GROUPS, NODES
+from snnexp.config.messages import explained, in_one_line, unknown
+from snnexp.config.overrides import assigned, written
+from snnexp.config.plain import flat, plain
+from snnexp.errors import ConfigError, Refusals
+from snnexp.record import upgrade
+from snnexp.record.run import key_of
+from snnexp.spec import values as domains
+from snnexp.text import shown
+
+MADE_OF = "snnexp_made_of"
+"""Under which name a config remembers how it was made."""
+MAY_CHANGE = (
+    *("logger.", "published.", "data.root", "data.download", "data.num_workers"),
+    *("trainer.log_every_n_steps", "trainer.threads"),
+)
+"""Keys of a run that do not decide what it computes."""
+
+
+def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
+    """A checked config of which :func:`overridden` knows how it was made; its copies know that too."""
+    # OmegaConf copies what it keeps beside the values
+    vars(cfg._metadata)[MADE_OF] = ([*overrides], unresolved, plain(cfg))
+    return cfg
+
+
+def overridden(cfg: DictConfig) -> list[str]:
+    """The overrides that give ``cfg``: what was typed, and what was changed since; none of a config from elsewhere."""
+    if MADE_OF not in vars(cfg._metadata):
+        return []
+    typed, unresolved, before = vars(cfg._metadata)[MADE_OF]
+    now = plain(check(cfg))
+    changes = [*_changes(before, now)]
+    again = plain(unresolved)
+    for sign, key, value in changes:
+        if sign != "~":
+            _put(again, before, key.split("."), value)
+    # what is computed from a value that was changed later, such as data.seed from seed, has not followed
+    followed = at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
+    changes += [change for change in _changes(followed, now) if change[0] != "~"]
+    words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={written(value)}" for sign, key, value in changes}
+    return [*(word for word in typed if key_of(word) not in words), *words.values()]
+
+
+def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str], value: Any) -> None:
+    name, *rest = path
+    if rest:
+        # a reference to another part of the config, as of the readout to the neuron, becomes a part of its own
+        tree[name] = tree[name] if isinstance(tree[name], dict) else copy.deepcopy(resolved[name])
+        _put(tree[name], resolved[name], rest, value)
+    else:
+        tree[name] = value
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """What differs, as the sign of an override, its key, and the value."""
+    for name in {**before, **now}:
+        key = f"{prefix}{name}"
+        if name not in now:
+            yield "~", key, None
+        elif name not in before:
+            yield "+", key, now[name]
+        elif isinstance(before[name], Mapping) and isinstance(now[name], Mapping):
+            # what was published elsewhere decides nothing
+            yield from _changes(before[name], now[name], f"{key}.") if key != "published" else ()
+        elif before[name] != now[name]:
+            yield "", key, now[name]
+
+
+def load(path: Path) -> DictConfig:
+    """Read and check the config that a run has saved, which is resolved.
+
+    Raises:
+        ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
+    """
+    with in_one_line(), explained():
+        text = security.read(path)
+        try:
+            cfg = OmegaConf.create(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: {security.describe(error)}") from error
+        return trusted(cfg, path)
+
+
+def offline(cfg: DictConfig) -> DictConfig:
+    """A saved config may come from elsewhere: the network is used only where that is typed."""
+    if "download" in cfg.data:
+        cfg.data.download = False
+    return cfg
+
+
+def trusted(cfg: Any, path: Path) -> DictConfig:
+    """Check a config that was saved in ``path``, perhaps elsewhere.
+
+    Raises:
+        ConfigError: it is no mapping, is not resolved, or cannot work.
+    """
+    with in_one_line(), explained():
+        if isinstance(cfg, dict) and any("${" in value for value in texts(cfg)):
+            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+        cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
+        if not isinstance(cfg, DictConfig):
+            raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
+        plain = OmegaConf.to_container(cfg)
+        if any("${" in value for value in texts(plain)):
+            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+        return check(OmegaConf.create(upgrade.config(cast(dict[str, Any], plain))))
+
+
+def texts(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (str(key) for key in node)
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            yield from texts(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A checked config with other values for keys that it has; interpolations are resolved, so each key stands alone.
+
+    Raises:
+        ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
+    """
+    changed, refusals = cfg.copy(), Refusals()
+    with in_one_line(), explained(overrides):
+        for key, value in assigned(overrides):
+            parent, _, leaf = key.rpartition(".")
+            if key in GROUPS and not isinstance(value, dict):
+                refusals.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
+                continue
+            if leaf not in _keys(cfg, parent):
+                node = OmegaConf.select(cfg, parent) if parent else cfg
+                refusals.add(unknown(key, node if isinstance(node, DictConfig) else OmegaConf.create()))
+                continue
+            OmegaConf.update(changed, key, value, merge=False)
+        with refusals.collected():
+            changed = check(changed)
+        refusals.tell()
+        return changed
+
+
+def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """As :func:`change`, of a run that is measured: a change of ``num_steps`` reaches all parts that had the same.
+
+    Raises:
+        ConfigError: as :func:`change`, or a key has no effect on an evaluation.
+    """
+    refusals = Refusals()
+    for key, _ in assigned(overrides):
+        node, name, *_ = [*key.split("."), ""]
+        if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(name), domains.Parameter):
+            refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
+        elif node == "optimizer" or key == "trainer.max_epochs":
+            refusals.add(f"{shown(key)}: an evaluation does not train")
+    changed = cfg
+    with refusals.collected():
+        changed = change_all(cfg, overrides, ("num_steps",))
+    refusals.tell()
+    return changed
+
+
+def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] = ("seed", "num_steps")) -> DictConfig:
+    """As :func:`change`, where a change of a ``shared`` key reaches all parts that had the same.
+
+    Raises:
+        ConfigError: as :func:`change`.
+    """
+    values = {key: value for key, value in assigned(overrides) if key in shared}
+    given = {key_of(override) for override in overrides}
+    more = [
+        f"{name}.{key}={written(value)}"
+        for key, value in values.items()
+        for name in NODES
+        if key in cfg[name] and cfg[name][key] == cfg[key] and f"{name}.{key}" not in given
+    ]
+    changed = change(cfg, overrides)
+    return change(changed, more)
+
+
+def computes_same(cfg: DictConfig, saved: DictConfig) -> bool:
+    """Whether a composed config asks for what a saved one does, up to keys that do not decide what is computed.
+
+    Raises:
+        ConfigError: it cannot work.
+    """
+    old, new = flat(saved), flat(check(cfg))
+    return all(old.get(key) == new.get(key) for key in old.keys() | new.keys() if not key.startswith(MAY_CHANGE))
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under a config that would compute something else than the run has so far.
+
+    Args:
+        before: the config that the run was computed under.
+        now: the one to go on with.
+
+    Raises:
+        ConfigError: a key differs that decides what is computed, ``key: old -> new``.
+    """
+    old, new, refusals = flat(before), flat(now), Refusals()
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
+            continue
+        both = [shown(config[key]) if key in config else "nothing" for config in (old, new)]
+        change = f"{key}: {' -> '.join(both)}"
+        if key != "trainer.max_epochs":
+            refusals.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
+        elif new.get("optimizer.schedule") != "constant":
+            refusals.add(f"{change}, and the learning rates so far depend on it; start a new run")
+        elif new[key] < old[key]:
+            refusals.add(f"{change}, and a run cannot become shorter")
+    refusals.tell()
+
+
+def command(overrides: Sequence[str], node: Mapping[str, Any], folder: str | Path | None = None) -> str:
+    """The command that trains ``overrides`` again, as a shell reads it.
+
+    Args:
+        overrides: in Hydra's grammar.
+        node: the config that they compose to; packages that it names besides this one have to be allowed.
+        folder: more configs, as of ``--config-dir``.
+    """
+    targets = (str(value) for key, value in flat(node).items() if key.rpartition(".")[2] == "_target_")
+    packages = dict.fromkeys(target.partition(".")[0] for target in targets)
+    outside = [package for package in packages if package.isidentifier() and package != "snnexp"]
+    allow = [f"SNNEXP_ALLOW_TARGETS={','.join(outside)}"] if outside else []
+    more = ["--config-dir", str(folder)] if folder else []
+    return shlex.join([*allow, "snnexp", "train", *more, *overrides])
+
+
+def _keys(cfg: DictConfig, path: str) -> list[str]:
+    node = OmegaConf.select(cfg, path) if path else cfg
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []

@@ -1,0 +1,239 @@
+"""Pictures of what a network did with its probe batch; ``snnexp.training.probe`` says what a snapshot holds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from snnexp.figures import drawing as figures
+from snnexp.figures.drawing import Array
+from snnexp.figures.picture import Picture
+
+Snapshot = Mapping[str, Any]
+
+
+def drawers(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Callable[[], Picture | None]]:
+    """What draws each figure; one that the snapshots have nothing for is None.
+
+    Args:
+        snapshots: title to snapshot, the newest last; empty ones are left out.
+        test: what a test split adds up to; empty where there was none.
+    """
+    columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
+    if not columns:
+        return [lambda: _rates(test)]
+    newest, time = _newest(columns)
+    return [
+        lambda: _rates(test),
+        lambda: _raster(columns, time),
+        lambda: _membrane(columns, time),
+        lambda: _trajectory(columns, time),
+        lambda: _predictions(newest),
+        lambda: _confusion(newest, test),
+        lambda: _distributions({title: _parameters(columns, title) for title in columns}),
+        lambda: _gradients(columns, time),
+    ]
+
+
+def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Picture]:
+    """Those that are drawn while a network trains: of the newest snapshot, beside the older ones where that is cheap.
+
+    Arguments as of :func:`drawers`.
+    """
+    columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
+    newest, time = _newest(columns)
+    now = {title: snapshot for title, snapshot in columns.items() if snapshot is newest}
+    drawn = [
+        _raster(now, time),
+        _membrane(now, time),
+        _trajectory(columns, time),
+        _predictions(newest),
+        _confusion(newest, test),
+        _distributions({title: _moved(columns, title) for title in columns}),
+    ]
+    return [picture for picture in drawn if picture is not None]
+
+
+def _newest(columns: Mapping[str, Snapshot]) -> tuple[Snapshot, str]:
+    """The newest snapshot, and what a step of it is; some neurons have a time in seconds."""
+    newest = [*columns.values()][-1]
+    return newest, f"time step ({1e3 * float(newest['dt']):g} ms)" if "dt" in newest else figures.STEP
+
+
+def _some_steps(snapshot: Snapshot) -> str:
+    shown = len(snapshot["membrane"])
+    every = int(snapshot.get("num_steps", shown))
+    return f" The first {shown:,} of {every:,} steps." if shown < every else ""
+
+
+def parts(snapshot: Snapshot, prefix: str) -> dict[str, Any]:
+    """``{"a/b": 1}`` as ``{"b": 1}`` for the prefix ``a/``."""
+    return {key.removeprefix(prefix): value for key, value in snapshot.items() if key.startswith(prefix)}
+
+
+def _raster(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
+    drawn = {
+        title: {
+            layer: (spikes, snapshot[f"neurons/{layer}"], int(snapshot[f"size/{layer}"]))
+            for layer, spikes in parts(snapshot, "spikes/").items()
+        }
+        for title, snapshot in columns.items()
+    }
+    if not any(drawn.values()):
+        return None
+    some = [
+        f"{len(neurons)} of {size:,} neurons of {layer}"
+        for layer, (_, neurons, size) in [*drawn.values()][-1].items()
+        if len(neurons) < size
+    ]
+    caption = "Spikes of one sample" + (f" ({', '.join(some)} are shown)." if some else ".")
+    caption += _some_steps([*columns.values()][-1])
+    table: list[tuple[Array, ...]] = []
+    for title, layers in drawn.items():
+        for layer, (spikes, neurons, _) in layers.items():
+            step, index = np.nonzero(spikes)
+            table.append((np.repeat(title, len(step)), np.repeat(layer, len(step)), step, neurons[index]))
+    whole = map(np.concatenate, zip(*table, strict=True))
+    data = dict(zip(("when", "layer", "step", "neuron"), whole, strict=True))
+    return Picture("spike_raster", figures.spike_raster(drawn, time), caption, data)
+
+
+def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
+    newest = [*columns.values()][-1]
+    readout = str(newest["layers"][-1])
+    chosen, name = None, ""
+    if "label" in newest:
+        label = int(newest["label"][0])
+        shown = list(newest[f"neurons/{readout}"])
+        chosen, name = (shown.index(label), f"output of its class, {label}") if label in shown else (None, "")
+    drawn = {
+        title: (snapshot["membrane"], snapshot.get(f"spikes/{readout}"), snapshot.get("threshold"))
+        for title, snapshot in columns.items()
+    }
+    data = _by_step(
+        {
+            f"{title}: output {k}": membrane[:, k]
+            for title, (membrane, _, _) in drawn.items()
+            for k in range(membrane.shape[1])
+        }
+    )
+    caption = "Membranes of the readout, for one sample" + (f" of class {label}." if name else ".")
+    many = len({*newest["threshold"].tolist()}) if "threshold" in newest else 0
+    caption += f" The outputs have {many} thresholds, of which that is drawn." if name and many > 1 else ""
+    caption += _some_steps(newest)
+    return Picture("output_membrane", figures.output_membrane(drawn, chosen, name, time), caption, data)
+
+
+def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
+    newest = [*columns.values()][-1]
+    target = newest.get("target")
+    if target is None:
+        return None
+    drawn = {title: snapshot["trajectory"] for title, snapshot in columns.items()}
+    curves = {**drawn, "target": target}
+    data = {
+        f"{title}: sample {s + 1}": values[:, s] for title, values in curves.items() for s in range(values.shape[1])
+    }
+    caption = f"The membrane of the readout beside the trajectory that it shall follow.{_some_steps(newest)}"
+    size = int(newest.get(f"size/{newest['layers'][-1]}", 1))
+    caption += f" The first of {size} outputs." if size > 1 else ""
+    return Picture("trajectory", figures.trajectory(drawn, target, time), caption, _by_step(data))
+
+
+def _predictions(snapshot: Snapshot) -> Picture | None:
+    images = _as_images(snapshot["images"]) if "images" in snapshot else None
+    if images is None or not len(images):
+        return None
+    count = len(images)
+    predicted, label = snapshot["predicted"], snapshot["label"]
+    right = int((predicted == label).sum())
+    caption = (
+        f"What the first {count} samples of the probe batch were taken for, mistakes in orange; "
+        f"{right} of all {len(label)} are right."
+    )
+    data = {"sample": range(len(label)), "predicted": predicted, "label": label}
+    return Picture("predictions", figures.predictions(images, predicted[:count], label[:count]), caption, data)
+
+
+def _confusion(snapshot: Snapshot, test: Snapshot) -> Picture | None:
+    if "confusion" in test:
+        counts, what = test["confusion"], "the test split"
+    elif "label" in snapshot:
+        K = int(snapshot[f"size/{snapshot['layers'][-1]}"])
+        counts, what = np.zeros((K, K), dtype=int), "the probe batch"
+        np.add.at(counts, (snapshot["label"], snapshot["predicted"]), 1)
+    else:
+        return None
+    data = {"true class": range(len(counts))} | {f"taken for {k}": counts[:, k] for k in range(len(counts))}
+    caption = f"Which class was taken for which, over all samples of {what} ({int(counts.sum()):,})."
+    return Picture("confusion", figures.confusion(counts), caption, data)
+
+
+def _rates(test: Snapshot) -> Picture | None:
+    spikes = parts(test, "spikes/")
+    if not spikes:
+        return None
+    # batches may differ in length; one of an older version told of equal ones alone
+    trials = int(test.get("sample_steps", int(test["samples"]) * int(test["num_steps"])))
+    rates = {layer: count / trials for layer, count in spikes.items()}
+    caption = f"How often each neuron fires, over all samples of the test split ({int(test['samples']):,})."
+    return Picture("firing_rates", figures.rate_distribution(rates, "step"), caption, rates)
+
+
+def _as_images(values: Array) -> Array | None:
+    """``[S, H, W]`` of values that are images of one channel; None for others."""
+    if values.ndim == 4 and values.shape[1] == 1:
+        values = values[:, 0]
+    return values if values.ndim == 3 and min(values.shape[1:]) > 1 else None
+
+
+def _gradients(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
+    drawn = {title: parts(snapshot, "gradient/") for title, snapshot in columns.items()}
+    if not any(drawn.values()):
+        return None
+    data = {f"{title}: {layer}": norm for title, layers in drawn.items() for layer, norm in layers.items()}
+    caption = (
+        "How much of the loss's gradient reaches the current I[t] of each layer in each step: its norm over the probe "
+        "batch and the layer's neurons."
+    )
+    return Picture("gradient_norms", figures.gradient_norms(drawn, time), caption, _by_step(data))
+
+
+def _parameters(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]:
+    """By ``layer name``: those parameters that vary between neurons or over training."""
+    return {
+        f"{layer} {name}": versions[title]
+        for (layer, name), versions in _versions(columns).items()
+        if title in versions and len(np.unique(np.concatenate([*versions.values()]))) > 1
+    }
+
+
+def _moved(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]:
+    """By ``layer name``: those parameters that training has moved."""
+    return {
+        f"{layer} {name}": versions[title]
+        for (layer, name), versions in _versions(columns).items()
+        if title in versions and any(not np.array_equal(versions[title], other) for other in versions.values())
+    }
+
+
+def _versions(columns: Mapping[str, Snapshot]) -> dict[tuple[str, str], dict[str, Array]]:
+    """Layer and name of each neuron parameter to its values by title."""
+    found: dict[tuple[str, str], dict[str, Array]] = {}
+    for title, snapshot in columns.items():
+        for key, values in parts(snapshot, "parameter/").items():
+            layer, _, name = key.partition("/")
+            found.setdefault((layer, name), {})[title] = values
+    return found
+
+
+def _distributions(drawn: Mapping[str, Mapping[str, Array]]) -> Picture | None:
+    if not any(drawn.values()):
+        return None
+    caption = "Neuron parameters: how many neurons have which value; a line where all of a layer share one."
+    data = {f"{title}: {name}": values for title, column in drawn.items() for name, values in column.items()}
+    return Picture("parameters", figures.distributions(drawn), caption, data)
+
+
+def _by_step(curves: Mapping[str, Array]) -> dict[str, Sequence[int] | Array]:
+    return {"step": range(max(map(len, curves.values()))), **curves}

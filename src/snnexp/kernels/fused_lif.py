@@ -1,0 +1,300 @@
+"""``ParametrizedLIF`` and ``LeakyIntegrator``: one loop over time forward and one backward, in plain ATen operations.
+
+With a = dt tau_mem_inv, c = dt tau_syn_inv, sigma' the surrogate at u - v_th, gu and gz the gradients of membrane and
+spikes, and delta, gj, gv, gi those of u, j, v and i with all that follows from them:
+
+    gz[t] += W_rec^T gj[t+1]
+    delta[t] = gu[t] + gz[t] sigma'[t] + (1 - z[t]) gv[t]        gv[t] = (1 - a) delta[t+1]
+    gj[t] = a delta[t] + (1 - c) gi[t]                           gi[t] = gj[t+1]
+    dI[t] = gj[t],  da = sum delta[t] (u[t] - v[t-1]) / a,  dc = - sum gi[t] j[t],
+    dv_th = - sum gz[t] sigma'[t],  dv_leak = sum a delta[t],  dv_reset = sum z[t] gv[t]
+
+The leaky integrator is the same without z. Only u is kept for the backward pass: z and v follow from it, and
+j[t] = (u[t] - v[t-1]) / a - (v_leak - v[t-1]).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from snnexp.kernels.fused import (
+    Projection,
+    Reduction,
+    before,
+    chunks,
+    dense_behind,
+    dense_feedback,
+    flat,
+    in_chunks,
+    maps,
+    product_dtype,
+    row,
+    steps_like,
+    surrogate_of,
+    wide,
+)
+from snnexp.neurons import (
+    LeakyIntegrator,
+    LeakyIntegratorState,
+    ParametrizedLIF,
+    ParametrizedLIFState,
+    Reduced,
+    Trace,
+    over_samples,
+)
+from snnexp.surrogates import Surrogate, spike
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a scan needs besides tensors."""
+
+    num_steps: int
+    surrogate: Surrogate | None
+    """None for a neuron that never fires"""
+    feedback_dtype: torch.dtype
+    """of products with the feedback's weight"""
+    dtype: torch.dtype
+    """of products with the weight behind the layer"""
+    keep_membrane: bool
+    keep_spikes: bool
+
+
+class Inputs(NamedTuple):
+    """The tensors of a scan, with all neurons on one axis n."""
+
+    current: Tensor
+    """``[T, B, n]`` or ``[1, B, n]``"""
+    z: Any
+    v: Tensor
+    i: Tensor
+    a: Tensor
+    c: Tensor
+    v_leak: Tensor
+    v_reset: Any
+    v_th: Any
+    feedback_weight: Any
+    weight: Any
+    """of the dense synapse behind the layer"""
+    bias: Any
+
+
+def scan(
+    neuron: ParametrizedLIF | LeakyIntegrator,
+    current: Tensor,
+    num_steps: int,
+    state: Any,
+    synapse: nn.Module | None = None,
+    reduced: bool = False,
+) -> tuple[Trace | Reduced, Tensor | None]:
+    """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
+    lif = neuron if isinstance(neuron, ParametrizedLIF) else None
+    dense = None if lif is None else dense_behind(neuron, synapse)
+    feedback = None if lif is None else lif.feedback_weight
+    behind = (None, None) if dense is None else (dense.weight, dense.bias)
+    without_trace = reduced and not torch.is_grad_enabled() and (dense is not None or synapse is None)
+    rule = Rule(
+        num_steps,
+        None if lif is None else surrogate_of(lif),
+        product_dtype(current, feedback),
+        product_dtype(current, behind[0]),
+        keep_membrane=not without_trace,
+        keep_spikes=lif is not None and dense is None and not without_trace,
+    )
+    inputs = Inputs(
+        # products write into chunks of steps as one matrix, which needs them sample by sample
+        flat(current if dense is None else current.contiguous()),
+        state.z.flatten(1) if lif is not None else None,
+        state.v.flatten(1),
+        state.i.flatten(1),
+        row(neuron, neuron.dt * neuron.tau_mem_inv),
+        row(neuron, neuron.dt * neuron.tau_syn_inv),
+        row(neuron, neuron.v_leak),
+        None if lif is None else row(lif, lif.v_reset),
+        None if lif is None else row(lif, lif.v_th),
+        *map(wide, (feedback, *behind)),
+    )
+    if without_trace:
+        reduction = Reduction(inputs.v)
+        _, z, after, last = run(rule, inputs, reduction)
+        count, fires, peak = (maps(neuron, x) for x in (reduction.count, last[0], reduction.peak))
+        trace: Any = Reduced(num_steps, count, fires, peak, _state(neuron, *last))
+    else:
+        u, z, after, i = _Scan.apply(rule, *inputs)
+        trace = _trace(neuron, rule, inputs, u, z, i)
+        if synapse is not None and dense is None:
+            after = over_samples(synapse, trace.spikes)
+        trace = trace.reduced() if reduced else trace
+    return trace, after
+
+
+def _state(neuron: ParametrizedLIF | LeakyIntegrator, z: Tensor, v: Tensor, i: Tensor) -> Any:
+    parts = [maps(neuron, part) for part in (z, v, i)]
+    return ParametrizedLIFState(*parts) if isinstance(neuron, ParametrizedLIF) else LeakyIntegratorState(*parts[1:])
+
+
+def _trace(
+    neuron: ParametrizedLIF | LeakyIntegrator, rule: Rule, inputs: Inputs, u: Tensor, z: Tensor | None, i: Tensor
+) -> Trace:
+    if rule.surrogate is None:
+        silent = u.new_zeros(()).expand_as(u)
+        return Trace(maps(neuron, silent), maps(neuron, u), _state(neuron, silent[-1], u[-1], i))
+
+    def fired(u: Tensor, surrogate: Surrogate = rule.surrogate) -> Tensor:
+        return spike(u - inputs.v_th, surrogate)
+
+    last = fired(u[-1]) if z is None else z[-1]
+    reset = last.detach()
+    v = (1 - reset) * u[-1] + reset * inputs.v_reset
+    spikes = (lambda: maps(neuron, fired(u))) if z is None else maps(neuron, z)
+    return Trace(spikes, maps(neuron, u), _state(neuron, last, v, i))
+
+
+def run(
+    rule: Rule, inputs: Inputs, reduction: Reduction | None = None
+) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor, Tensor]]:
+    """The forward loop: u and z where they are kept, what arrives behind the synapse, and z, v, i at the end."""
+    I, z, v, i, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = inputs
+    spiking = rule.surrogate is not None
+    ranges = chunks(rule.num_steps, v)
+    membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
+    spikes = steps_like(I, rule.num_steps if rule.keep_spikes else ranges[0][1]) if spiking else None
+    feedback = (
+        None
+        if feedback_weight is None
+        else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.feedback_dtype)
+    )
+    behind = None if weight is None else Projection(weight, bias, rule.dtype)
+    if behind is not None:
+        behind.prepare_forward(rule.num_steps, len(v))
+    z = torch.zeros_like(v) if z is None else z
+    v, i = v.clone(), i.clone()
+    j, change, kept = torch.empty_like(v), torch.empty_like(v), torch.empty_like(v)
+    currents = I.unbind(0) * (rule.num_steps // len(I))
+    z_chunks: list[Any] = [None] * len(ranges) if spikes is None else in_chunks(spikes, ranges)
+    for (start, _), uc, zc in zip(ranges, in_chunks(membranes, ranges), z_chunks, strict=True):
+        for t, u in enumerate(uc.steps):
+            torch.add(i, currents[start + t], out=j)
+            if feedback is not None:
+                feedback.add(z, j)
+            torch.sub(v_leak, v, out=change)
+            change.add_(j).mul_(a)
+            torch.add(v, change, out=u)
+            if zc is None:
+                v.copy_(u)
+            else:
+                z = torch.gt(u, v_th, out=zc.steps[t])
+                torch.le(u, v_th, out=kept)
+                torch.mul(u, kept, out=v).addcmul_(z, v_reset)
+            torch.mul(j, c, out=i)
+            torch.sub(j, i, out=i)
+        if behind is not None:
+            behind.forward(zc, start, start + len(zc.steps))
+        if reduction is not None:
+            reduction.update(zc, uc)
+    after = None if behind is None else behind.arrived()
+    return membranes, spikes if rule.keep_spikes else None, after, (z, v, i)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, *tensors: Any) -> tuple[Tensor, Any, Any, Tensor]:
+        inputs = Inputs(*tensors)
+        membranes, spikes, after, (_, _, i) = run(rule, inputs)
+        ctx.set_materialize_grads(False)
+        ctx.rule, ctx.constant = rule, len(inputs.current) == 1
+        ctx.save_for_backward(membranes, *inputs[1:])
+        return membranes, spikes, after, i
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gu: Any, gz: Any, g_after: Any, gi: Any) -> Any:
+        rule: Rule = ctx.rule
+        membranes, z, v, _, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
+        needs = Inputs(*ctx.needs_input_grad[1:])
+        feedback = (
+            None
+            if feedback_weight is None
+            else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.feedback_dtype)
+        )
+        behind = None if g_after is None else Projection(weight, bias, rule.dtype)
+        if behind is not None:
+            behind.prepare_backward(g_after)
+        ranges = chunks(rule.num_steps, v)
+        distance, fired, kept, delta, v_before, fired_before = (steps_like(membranes, ranges[0][1]) for _ in range(6))
+        # a constant current gets the sum over all steps, so two chunks of memory that take turns are enough
+        turns = [steps_like(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else []
+        g_current = torch.zeros_like(v) if ctx.constant else torch.empty_like(membranes)
+        sums = {name: torch.zeros_like(a) for name in ("a", "c", "v_leak", "v_reset", "v_th")}
+        keep_v, keep_i, g_v_th = 1 - a, 1 - c, torch.zeros_like(v)
+        gv: Any = None
+        for index, (start, stop) in enumerate(reversed(ranges)):
+            size = stop - start
+            u, d = membranes[start:stop], delta[:size]
+            gj = turns[index % 2][:size] if ctx.constant else g_current[start:stop]
+            previous = before(membranes, v, start, stop)
+            if rule.surrogate is not None:
+                x = torch.sub(u, v_th, out=distance[:size])
+                torch.gt(x, 0, out=fired[:size])
+                z_before = torch.gt(previous, v_th, out=fired_before[:size])
+                torch.mul(previous, torch.le(previous, v_th, out=kept[:size]), out=v_before[:size])
+                previous = v_before[:size].addcmul_(z_before, v_reset)
+                if start == 0:
+                    previous[0].copy_(v)
+                    z_before[0].copy_(z)
+                torch.le(x, 0, out=kept[:size])
+                rule.surrogate.reciprocal_(x)
+            if behind is not None:
+                behind.backward(fired[:size], start, stop, out=d)
+            elif gz is not None:
+                d.copy_(gz[start:stop])
+            else:
+                d.zero_()
+            change: Any = u - previous if needs.a or needs.c else None
+            d_steps, gj_steps = d.unbind(0), gj.unbind(0)
+            for t in reversed(range(size)):
+                d_t, gj_t = d_steps[t], gj_steps[t]
+                if rule.surrogate is not None:
+                    if feedback is not None and gv is not None:
+                        feedback.add_transposed(gi, d_t)
+                    d_t.div_(x[t])
+                    if needs.v_th:
+                        g_v_th.sub_(d_t)
+                if gu is not None:
+                    d_t.add_(gu[start + t])
+                if gv is not None:
+                    if needs.v_reset:
+                        sums["v_reset"].add_((gv * fired[t]).sum(0))
+                    d_t.add_(gv if rule.surrogate is None else gv.mul_(kept[t]))
+                torch.mul(d_t, a, out=gj_t)
+                if gi is not None:
+                    gj_t.addcmul_(gi, keep_i)
+                    if needs.c:
+                        sums["c"].sub_((gi * (change[t] / a - (v_leak - previous[t]))).sum(0))
+                gi, gv = gj_t, torch.mul(d_t, keep_v, out=gv)
+            if needs.a:
+                sums["a"].add_((d * change).sum((0, 1)) / a)
+            if needs.v_leak:
+                sums["v_leak"].add_(d.sum((0, 1)) * a)
+            if feedback is not None:
+                feedback.accumulate(gj, z_before)
+            if ctx.constant:
+                g_current.add_(gj.sum(0) if size > 1 else gj[0])
+        sums["v_th"] = g_v_th.sum(0)
+        g_z = None
+        if needs.z and feedback is not None:
+            g_z = torch.zeros_like(v)
+            feedback.add_transposed(gi, g_z)
+        return (
+            None,
+            g_current.unsqueeze(0) if ctx.constant else g_current,
+            g_z,
+            gv,
+            gi.clone(),
+            *(total if getattr(needs, name) else None for name, total in sums.items()),
+            None if feedback is None else feedback.gradients[0],
+            *(behind.gradients() if behind else (None, None)),
+        )

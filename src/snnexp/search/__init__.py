@@ -1,0 +1,1 @@
+"""A study of Optuna that chooses the points of a sweep."""

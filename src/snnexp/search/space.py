@@ -1,0 +1,156 @@
+"""What a search may vary, in Hydra's grammar, and the values that are drawn of it."""
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
+
+from snnexp import config
+from snnexp.errors import ConfigError
+from snnexp.spec.values import DOMAINS, Number
+
+Space = dict[str, BaseDistribution]
+"""Key, with the signs before it, to what is drawn for it."""
+
+
+def space(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[str], Space]:
+    """What is searched, and what all points have in common.
+
+    Args:
+        overrides: what was typed; it replaces what ``params`` says of the same key.
+        params: key to values, in Hydra's grammar: ``interval(0.5,0.99)``, ``tag(log,interval(1e-4,1e-2))``,
+            ``range(1,5)``, ``choice(a,b)``, ``a,b``, and casts of them. An interval is one of whole numbers after
+            ``int(..)``, and where its key takes nothing else.
+
+    Returns:
+        The overrides of all points, without Hydra's own, and the distribution of each key that is searched; choices are
+        kept as texts.
+
+    Raises:
+        ConfigError: values that cannot be searched, or none at all.
+    """
+    texts = config.quoted([*config.params(params), *overrides])
+    with config.explained(texts):
+        parsed = OverridesParser.create().parse_overrides(texts)
+    by_key = {override.get_key_element().lstrip("+"): override for override in parsed}
+    fixed: list[str] = []
+    searched: Space = {}
+    for key, override in by_key.items():
+        if override.is_sweep_override():
+            if override.is_hydra_override():
+                raise ConfigError(f"{key}: Hydra's own settings are no part of a search")
+            searched[override.get_key_element()] = _distribution(key, override)
+        elif not override.is_hydra_override():
+            fixed.append(str(override.input_line))
+    if not searched:
+        raise ConfigError(
+            "hydra.sweeper.params: nothing to search; give values such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
+        )
+    return fixed, searched
+
+
+def _distribution(key: str, override: Override) -> BaseDistribution:
+    given: Any = override.value()
+    tags: set[str] = getattr(given, "tags", set())
+    if tags - {"log"} or (tags and not isinstance(given, IntervalSweep)):
+        raise ConfigError(f"{key}: got tag({', '.join(sorted(tags))}, ..), must be tag(log,interval(..)) or no tag")
+    if isinstance(given, IntervalSweep):
+        return _interval(key, given)
+    if not isinstance(given, (ChoiceSweep, RangeSweep)):
+        raise ConfigError(f"{key}: glob(..) cannot be searched; list the values: {key}=a,b")
+    # processes that share a study must have the same space
+    given.shuffle = False
+    if isinstance(given, ChoiceSweep):
+        return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
+    return _range(key, given)
+
+
+def _range(key: str, given: RangeSweep) -> BaseDistribution:
+    start, stop, step = given.start, given.stop, given.step
+    assert start is not None
+    assert stop is not None
+    # an infinite one would be listed for ever
+    if not (step and 0 < (stop - start) / step <= config.MOST_POINTS):
+        shown = f"range({start:g},{stop:g},{step:g})"
+        raise ConfigError(f"{key}: got {shown}, must hold at least one value and at most {config.MOST_POINTS}")
+    values = sorted(given.range())
+    if isinstance(values[0], int):
+        return IntDistribution(values[0], values[-1], step=int(abs(step)))
+    return FloatDistribution(_rounded(values[0]), _rounded(values[-1]), step=_rounded(abs(step)))
+
+
+def _rounded(value: float) -> float:
+    """``value`` without what sums of steps add in its last digits."""
+    return float(f"{value:.12g}")
+
+
+def _interval(key: str, given: IntervalSweep) -> BaseDistribution:
+    low, high, log = given.start, given.end, "log" in given.tags
+    assert low is not None
+    assert high is not None
+    shown = f"interval({low:g},{high:g})"
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"{key}: got {shown}, must go from one finite number to a larger one")
+    if log and low <= 0:
+        raise ConfigError(f"{key}: got {shown}, on a logarithmic scale it must begin above 0")
+    # Hydra makes fractions of all bounds that are not cast
+    domain = DOMAINS.get(key.rpartition(".")[2])
+    counts = isinstance(domain, Number) and domain.whole and low == int(low) and high == int(high)
+    if counts or (isinstance(low, int) and isinstance(high, int)):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def cells(searched: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """All combinations, in an order that has something of everything early on, for whoever runs only a part."""
+    values = {key: _values(key, distribution) for key, distribution in searched.items()}
+    size = math.prod(map(len, values.values()))
+    if size > config.MOST_POINTS:
+        raise ConfigError(f"hydra.sweeper.params: a grid of {size} points, at most {config.MOST_POINTS} are run")
+    every = [dict(zip(values, cell, strict=True)) for cell in itertools.product(*values.values())]
+    random.Random(0).shuffle(every)
+    return every
+
+
+def _values(key: str, distribution: BaseDistribution) -> Sequence[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, IntDistribution) and not distribution.log:
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+        count = round((distribution.high - distribution.low) / distribution.step) + 1
+        return [distribution.low + index * distribution.step for index in range(count)]
+    raise ConfigError(
+        f"{key}: an interval has no end of values; a grid takes range(..) and choice(..), sampler=tpe takes all"
+    )
+
+
+def ends(distribution: BaseDistribution) -> list[str]:
+    """All choices, or the lowest and the highest number, as they would be typed."""
+    if isinstance(distribution, CategoricalDistribution):
+        return [str(choice) for choice in distribution.choices]
+    assert isinstance(distribution, (IntDistribution, FloatDistribution))
+    return [typed(value, distribution) for value in (distribution.low, distribution.high)]
+
+
+def typed(value: Any, distribution: BaseDistribution) -> str:
+    """A value of a distribution as it would be typed."""
+    if isinstance(distribution, FloatDistribution):
+        return repr(float(value) if distribution.step is None else _rounded(value))
+    return str(value)
+
+
+def suggested(trial: Trial, key: str, distribution: BaseDistribution) -> str:
+    """The value that a trial has for a key, drawn where it has none, as it would be typed."""
+    if isinstance(distribution, CategoricalDistribution):
+        return typed(trial.suggest_categorical(key, distribution.choices), distribution)
+    assert isinstance(distribution, (IntDistribution, FloatDistribution))
+    suggest: Any = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
+    bounds = (distribution.low, distribution.high)
+    return typed(suggest(key, *bounds, step=distribution.step, log=distribution.log), distribution)

@@ -1,0 +1,1 @@
+"""What an argument of a part may be, and which parts fit each other."""

@@ -1,0 +1,1 @@
+"""One run, or several as one: parts are assembled, trained, tested and recorded."""

@@ -1,0 +1,256 @@
+"""Turn a checked config into parts that fit each other: data, encoder, network, loss, task and trainer."""
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from snnexp import kernels, limits, metrics, terminal
+from snnexp.config import factory, instantiate, user_parts
+from snnexp.data import DataModule
+from snnexp.data.check import Found, check
+from snnexp.encoders import ConstantCurrentLIF, Encoder
+from snnexp.errors import ConfigError, located
+from snnexp.events import Events
+from snnexp.losses import Loss
+from snnexp.network import Dense, Network
+from snnexp.spec import rules, values
+from snnexp.training import callbacks, contracts, saving
+from snnexp.training.task import Measure, Task
+
+
+@dataclass(repr=False)
+class Parts:
+    """An assembled experiment."""
+
+    data: DataModule
+    encoder: Encoder
+    network: Network
+    loss: Loss
+    task: Task
+    trainer: Trainer
+    decoder: str | None
+    """What turns a readout into a class, ``spike_count`` or ``max_voltage``; None for regression."""
+    kernel: str
+    """What computes the neurons, as :func:`snnexp.kernels.use` tells it."""
+
+    def __repr__(self) -> str:
+        splits = {name: getattr(self.data, name) for name in ("train", "val", "test")}
+        samples = ", ".join(f"{len(found)} {name}" for name, found in splits.items() if found is not None)
+        weights = sum(parameter.numel() for parameter in self.network.parameters())
+        parts = {
+            "data": f"{type(self.data).__name__}({samples})",
+            "encoder": repr(self.encoder),
+            "network": f"{type(self.network).__name__}({weights} parameters)",
+            "loss": repr(self.loss),
+            "decoder": repr(self.decoder),
+            "kernel": repr(self.kernel),
+        }
+        return f"Parts({', '.join(f'{name}={shown}' for name, shown in parts.items())})"
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Lightning's own kills this process when another one has failed, before the run could be recorded."""
+
+    others: Sequence[subprocess.Popen[bytes]] = ()
+    """The processes of ddp besides this one."""
+
+    def _call_children_scripts(self) -> None:
+        super()._call_children_scripts()
+        self.others, self.procs = self.procs, []
+
+
+def make_trainer(
+    accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    threads: int | None = None,
+    max_epochs: int = 1,
+    limit_batches: int | None = None,
+    limit_test_batches: int | None = None,
+    log_every_n_steps: int = 10,
+) -> Trainer:
+    """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
+
+    Args:
+        accelerator: ``auto``, ``cpu``, ``gpu``, ...
+        devices: processes, each with a device of its own.
+        strategy: ``auto`` or ``ddp``.
+        precision: ``32-true``, or ``bf16-mixed`` for matrix products in bfloat16; neurons and losses stay in float32.
+        threads: of each process, set by :func:`run`; None for OMP_NUM_THREADS where it is set, else one.
+        max_epochs: passes over the training data.
+        limit_batches: train and validate on no more batches than this per epoch.
+        limit_test_batches: test on no more batches than this.
+        log_every_n_steps: how often a training step is logged.
+
+    Raises:
+        ConfigError: there is no such accelerator here, or not so many devices.
+    """
+    values.check(locals())
+    # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    try:
+        with terminal.quiet():
+            trainer = Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                # a readout's threshold may have no part in a loss on the membrane
+                strategy="ddp_find_unused_parameters_true" if strategy == "ddp" else strategy,
+                precision=precision,  # type: ignore[arg-type]
+                max_epochs=max_epochs,
+                limit_train_batches=limit_batches,
+                limit_val_batches=limit_batches,
+                limit_test_batches=limit_test_batches,
+                log_every_n_steps=log_every_n_steps,
+                deterministic=True,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                logger=False,
+                # in a job of SLURM, Lightning would expect its tasks to be the processes, and requeue it by itself
+                plugins=[saving.RunCheckpointIO(), LightningEnvironment()],
+                default_root_dir=os.devnull,
+                callbacks=[callbacks.LogMeans(), callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
+            )
+            # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+                own = _Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+                trainer.strategy._launcher = own
+            # Lightning took it from variables that whoever started this process may have set, and then logs nothing
+            rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
+    if trainer.strategy.root_device.type == "cpu":
+        limits.require_processes("devices", devices)
+    return trainer
+
+
+def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
+    """Turn a checked config into objects: data are read, weights are drawn from ``cfg.seed``.
+
+    ``snnexp.experiment.build`` restores flags and variables, also those that its trainer sets. To train by hand with
+    ``parts.trainer``, call ``torch.use_deterministic_algorithms(True)`` first, and delete
+    ``PYTORCH_NVML_BASED_CUDA_CHECK`` from ``os.environ``: with it, optimisers look for GPUs at every step.
+
+    Args:
+        cfg: a checked config.
+        trainer: of an equal config, to be shared instead of made.
+
+    Raises:
+        ConfigError: two choices cannot work together.
+        DataError: data are missing or damaged.
+        PartError: code of a part of the user's own raised an error.
+    """
+    with user_parts.running(cfg=cfg):
+        return _build(cfg, trainer)
+
+
+def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
+    nodes = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(nodes, dict)
+    # what costs nothing is made first, so that a mistake in it is told before data are read
+    loss, encoder = instantiate(nodes["loss"], "loss"), instantiate(nodes["encoder"], "encoder")
+    contracts.require_loss(loss)
+    contracts.require_kind(encoder, Encoder, "encoder")
+    optimizer = instantiate(nodes["optimizer"], "optimizer")
+    neuron, readout = (
+        contracts.making_neurons(factory(nodes[key], key, given=["features"]), key) for key in ("neuron", "readout")
+    )
+    trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
+    contracts.require_kind(trainer, Trainer, "trainer")
+    # one stream of random numbers for data and weights, in this order
+    torch.manual_seed(cfg.seed)
+    spikes = nodes["data"].pop("spikes", None)
+    data = instantiate(nodes["data"], "data")
+    contracts.require_kind(data, DataModule, "data")
+    shapes = {"inputs": data.inputs, "outputs": data.outputs}
+    network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
+    contracts.require_network(network)
+    with located("data"):
+        data.require_shareable(trainer.world_size)
+    decoder = _match(data, encoder, network, loss, cfg.num_steps)
+    with user_parts.running("data"):
+        found = check(data, cfg.num_steps)
+    network.constant = encoder.constant
+    _require_encoded(encoder, data, found, cfg.num_steps)
+    contracts.require_results(network, loss, data, cfg.num_steps)
+    if spikes is not None:
+        data.spikes = spikes
+    if data.spikes and not (data.sequences or encoder.spikes):
+        raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
+    # values that are 0 or 1 alone are spikes where they change over time
+    spikes_come_in = encoder.spikes or (found.binary if data.spikes is None else data.spikes)
+    device = trainer.strategy.root_device
+    kernel = kernels.use(network, cfg.kernel, device)
+    encode = _encode(encoder, network, kernel, device)
+    task = Task(network, encode, spikes_come_in, loss, _measures(decoder), optimizer)
+    return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
+
+
+def _encode(
+    encoder: Encoder, network: Network, kernel: str, device: torch.device
+) -> Callable[[Tensor], Tensor | Events]:
+    """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
+    first = next(iter(network.layers.values())).synapse
+    if isinstance(encoder, ConstantCurrentLIF) and type(first) is Dense:
+        return encoder.events if device.type == "cpu" and kernel != "reference" else encoder
+    return encoder
+
+
+def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss, num_steps: int) -> str | None:
+    """Refuse parts that cannot work together, and choose what decodes the readout."""
+    readout = list(network.neurons().values())[-1]
+    rules.require_target(loss, data)
+    rules.require_encoder(encoder, data)
+    rules.require_spikes(loss, readout)
+    if data.target == "trace":
+        return None
+    if isinstance(loss, Loss) and not loss.sees_labels(num_steps):
+        raise ConfigError(
+            f"loss: {type(loss).__name__} has the same target for all classes with num_steps={num_steps}, so the label "
+            "makes no difference; use more steps, or other targets"
+        )
+    return loss.decoder if readout.spikes else "max_voltage"
+
+
+def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:
+    """Refuse values that cannot be encoded, and an encoder that gives another number of steps."""
+    with user_parts.running("encoder"):
+        encoder.require_range(found.low, found.high)
+        if data.sequences or encoder.constant:
+            return
+        # drawing here must not move the run's stream
+        with torch.random.fork_rng(devices=[]):
+            encoded: Any = encoder(data.train[[0]][0])
+    if not isinstance(encoded, Tensor) or encoded.shape[1:] != (1, *data.inputs):
+        found_shape = list(encoded.shape) if isinstance(encoded, Tensor) else type(encoded).__name__
+        raise ConfigError(f"encoder: gives {found_shape}, must be {[num_steps, 1, *data.inputs]} here, [T, B, *N]")
+    if len(encoded) != num_steps:
+        raise ConfigError(f"encoder: gives {len(encoded)} steps, and num_steps is {num_steps}")
+
+
+def _measures(decoder: str | None) -> dict[str, Measure]:
+    if decoder is None:
+        return {
+            "l1": lambda trace, target: metrics.l1(trace.membrane, target),
+            "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
+        }
+    return {
+        "accuracy": lambda trace, target: metrics.accuracy(metrics.decode(trace, decoder), target),
+        "undecided": lambda trace, _: metrics.undecided(trace, decoder),
+    }

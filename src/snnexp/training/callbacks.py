@@ -1,0 +1,425 @@
+"""What happens around the training loop: logging, random numbers, means, and what is watched and told."""
+
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from snnexp import metrics
+from snnexp.errors import DivergedError
+from snnexp.neurons import Neuron
+from snnexp.record.run import Run
+from snnexp.seeds import fold
+
+LOG = logging.getLogger(__name__)
+ADVICE = "a lower optimizer.lr may help"
+
+
+class RunLogger(Logger):
+    """Logged metrics go to the run's metrics.jsonl."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    @property
+    def name(self) -> str:
+        return "run"
+
+    @property
+    def version(self) -> str:
+        return self.run.path.name
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        self.run.log_metrics({"step": step, "epoch": None if epoch is None else int(epoch), **values})
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run keeps its whole config already."""
+
+    def finalize(self, status: str) -> None:
+        # called after training and after the test; the run itself goes on
+        self.run.close_metrics()
+
+
+class Board(TensorBoardLogger):
+    """TensorBoard's events in a run directory; without the epoch, which would be the first card.
+
+    Args:
+        run: its directory.
+        purge_step: what was drawn from this step on is drawn again.
+    """
+
+    def __init__(self, run: Run, purge_step: int | None) -> None:
+        super().__init__(run.path, name="", version="tensorboard", default_hp_metric=False, purge_step=purge_step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
+class RandomNumbers(Callback):
+    """Random numbers of a step depend on the seed and the place in the run alone, whatever was drawn before.
+
+    Batches of all evaluations draw alike, so that an evaluation can be repeated by itself.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(fold(self.seed, "train", trainer.current_epoch, batch_idx, trainer.global_rank))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        torch.manual_seed(fold(self.seed, "evaluate", batch_idx, trainer.global_rank))
+
+    on_test_batch_start = on_validation_batch_start
+
+
+class LogMeans(Callback):
+    """Log what an evaluation has added up, once at its end; before callbacks that read it."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # one before may have been interrupted
+        cast(metrics.Means, pl_module.means).clear()
+
+    on_test_start = on_validation_start
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        means = cast(metrics.Means, pl_module.means)
+        found = means.take(lambda sums: cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")))
+        for name, value in found.items():
+            # equal on all processes, as Lightning is told
+            pl_module.log(name, value, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+class DivergenceGuard(Callback):
+    """Raise :class:`DivergedError` for a loss, membrane or weight that is NaN or infinite, and name the layer.
+
+    Every loss is looked at on a CPU, where this is free; elsewhere that of logged steps, as are membranes and weights
+    everywhere. Processes of ddp see different samples and decide together, so that none waits for one that has stopped.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        logged = at_logged_step(trainer)
+        if not logged and (pl_module.device.type != "cpu" or trainer.world_size > 1):
+            return
+        loss = outputs["loss"].item()
+        what = None if math.isfinite(loss) else f"the loss is {loss:g}"
+        if logged or what:
+            what = _about_membranes(_neurons(pl_module), outputs["traces"], what)
+        self._require_fine(what, trainer)
+        if logged:
+            require_finite_parameters(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._require_finite("validation loss", trainer.callback_metrics["val/loss"].item(), trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._require_finite("test loss", trainer.callback_metrics["test/loss"].item(), trainer)
+
+    def _require_finite(self, name: str, loss: float, trainer: Trainer) -> None:
+        self._require_fine(None if math.isfinite(loss) else f"the {name} is {loss:g}", trainer)
+
+    @staticmethod
+    def _require_fine(what: str | None, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(what is not None, all=False):
+            what = what or "another process has met a number that is not finite"
+            raise DivergedError(f"{what} after step {trainer.global_step}; {ADVICE}")
+
+
+@torch.no_grad()
+def _about_membranes(layers: Iterable[str], traces: Sequence[Any], what: str | None) -> str | None:
+    """``what`` is wrong, and the first layer, as data flow, whose state is not finite, else the one that is highest."""
+    # NaN and infinity stay in a membrane, so its last step tells of all
+    highest = {
+        name: max(part.abs().amax().item() if torch.isfinite(part).all() else math.inf for part in trace.state)
+        for name, trace in zip(layers, traces, strict=True)
+    }
+    broken = [name for name, height in highest.items() if math.isinf(height)]
+    if broken:
+        return ", ".join(filter(None, [what, f"the membrane of {broken[0]} is not finite"]))
+    if what:
+        name = max(highest, key=lambda name: highest[name])
+        return f"{what}, the membrane of {name} has reached {highest[name]:.0e}"
+    return None
+
+
+def require_finite_parameters(trainer: Trainer) -> None:
+    """Raise :class:`DivergedError` for a weight, or what the optimiser keeps for it, that is not finite."""
+    kept: dict[Any, dict[str, Any]] = {}
+    for optimizer in trainer.optimizers:
+        kept |= optimizer.state
+    for name, weight in trainer.lightning_module.named_parameters():
+        for kind, value in {"": weight, **kept.get(weight, {})}.items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                what = f"{kind} of {short(name)}" if kind else short(name)
+                raise DivergedError(f"{what} is not finite after step {trainer.global_step}; {ADVICE}")
+
+
+class QuietLayers(Callback):
+    """Tell once of each layer that is dead, no neuron fires in any step, or saturated, all fire in all steps.
+
+    Logs ``train/dead/<layer>`` and ``train/saturated/<layer>``, the fractions of neurons that are so in a batch.
+
+    Args:
+        layers: those whose spikes somebody reads.
+    """
+
+    state_key = "quiet_layers"
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = layers
+        self.told: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": "\n".join(sorted(self.told))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.told = set(state_dict["told"].splitlines())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for name, trace in zip(_neurons(pl_module), outputs["traces"], strict=True):
+                if name in self.layers:
+                    count = trace.spike_count.detach()
+                    pl_module.log(f"train/dead/{name}", metrics.dead(count.sum(0)))
+                    most = len(count) * trace.num_steps
+                    pl_module.log(f"train/saturated/{name}", metrics.saturated(count.sum(0), most))
+            self._look(trainer, "train")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, "test")
+
+    def _look(self, trainer: Trainer, split: str) -> None:
+        for layer in self.layers:
+            rate = trainer.callback_metrics.get(f"{split}/firing_rate/{layer}")
+            kind = None if rate is None else {0.0: "dead", 1.0: "saturated"}.get(rate.item())
+            told = f"{layer} is {kind}"
+            if kind and told not in self.told:
+                self.told.add(told)
+                meaning = "none of its neurons fires" if kind == "dead" else "all of its neurons fire in every step"
+                LOG.warning("%s after step %d: %s", told, trainer.global_step, meaning)
+
+
+class ProjectParameters(Callback):
+    """After each step, learned neuron parameters go back to where their equation holds; a warning says so once."""
+
+    state_key = "projection"
+
+    def __init__(self) -> None:
+        self.left: dict[str, Tensor] = {}
+        self.told = False
+
+    def state_dict(self) -> dict[str, Any]:
+        # what waits for the end of the epoch would be forgotten
+        self.tell()
+        return {"told": self.told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.told = state_dict["told"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, neuron in _neurons(pl_module).items():
+            for parameter, left in neuron.project().items():
+                # accumulated on the device and read once per epoch: reading waits for the device
+                key = f"{name}.{parameter}"
+                self.left[key] = self.left[key] | left if key in self.left else left
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.tell()
+
+    def tell(self) -> None:
+        """Say so, if any have left."""
+        names = [name for name, left in self.left.items() if left.item()]
+        if names and not self.told:
+            self.told = True
+            told = "learned parameters left their domain and are projected back after each step: %s"
+            LOG.warning(told, ", ".join(names))
+
+
+class MeanLoss(Callback):
+    """A mean of training losses that survives a checkpoint; abstract. ``sums`` has the losses and their weights.
+
+    Args:
+        processes: how many train together; each has sums of its own.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self.sums, self.processes = torch.zeros(2), processes
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sums[0] / self.sums[1]
+
+    def add(self, loss: Tensor, weight: float) -> None:
+        self.sums = self.sums.to(loss.device) + torch.stack([loss * weight, torch.full_like(loss, weight)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums.repeat(self.processes, 1)}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        every = trainer.strategy.all_gather(self.sums)
+        checkpoint["callbacks"][self.state_key]["sums"] = every.reshape(self.processes, 2)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.sums = checkpoint["callbacks"][self.state_key]["sums"][trainer.global_rank]
+
+
+class EpochLoss(MeanLoss):
+    """``train/epoch_loss``: the mean loss of an epoch's samples."""
+
+    state_key = "epoch_loss"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.add(outputs["loss"].detach(), outputs["samples"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("train/epoch_loss", self.mean, sync_dist=True)
+        self.sums = torch.zeros(2)
+
+
+class SeedMeanLoss(MeanLoss):
+    """``test/seed_mean_loss``: the mean of all training losses and one final L1, as the regression tutorial reports it.
+
+    The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
+    """
+
+    state_key = "seed_mean_loss"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.add(outputs["loss"].detach(), 1)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        l1 = trainer.callback_metrics["test/l1"]
+        mean = (self.sums[0] + l1.to(self.sums.device)) / (self.sums[1] + 1)
+        pl_module.log("test/seed_mean_loss", mean, sync_dist=True)
+
+
+class TestCounts(Callback):
+    """What a whole test split adds up to: spikes of each neuron, and which class was taken for which.
+
+    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
+
+    Args:
+        layers: those whose spikes somebody reads.
+        decoder: see :func:`snnexp.metrics.decode`; None where targets are no labels.
+    """
+
+    __test__ = False  # not a test of pytest's
+    most_classes = 1000
+    """Of more, a table of which class was taken for which is not kept."""
+
+    def __init__(self, layers: Sequence[str], decoder: str | None) -> None:
+        self.layers, self.decoder = layers, decoder
+        self._forget()
+
+    def _forget(self) -> None:
+        self.spikes: dict[str, Tensor] = {}
+        self.samples = self.steps = 0
+        self.confusion: Tensor | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forget()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        traces = outputs["traces"]
+        for (name, neuron), trace in zip(_neurons(pl_module).items(), traces, strict=True):
+            if neuron.spikes and name in self.layers:
+                count = trace.spike_count
+                self.spikes[name] = self.spikes.get(name, 0) + count.sum(0).long()
+        self.samples += len(traces[-1].last_spikes)
+        self.steps += len(traces[-1].last_spikes) * traces[-1].num_steps
+        classes = traces[-1].last_spikes.shape[-1]
+        if self.decoder is not None and classes <= self.most_classes:
+            pair = batch[1] * classes + metrics.decode(traces[-1], self.decoder)
+            counts = torch.bincount(pair, minlength=classes**2).reshape(classes, classes)
+            self.confusion = counts if self.confusion is None else self.confusion + counts
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sums = torch.tensor([self.samples, self.steps], device=pl_module.device)
+        # where a batch has fewer samples than there are processes, each of them goes over all
+        world = trainer.world_size
+        copies = 1 if world == 1 else world // getattr(trainer.test_dataloaders.sampler, "world", world)  # type: ignore[union-attr]
+
+        def total(counts: Tensor) -> Tensor:
+            return cast(Tensor, trainer.strategy.reduce(counts, reduce_op="sum")) // copies
+
+        self.samples, self.steps = total(sums).tolist()
+        self.spikes = {name: total(count) for name, count in self.spikes.items()}
+        if self.confusion is not None:
+            self.confusion = total(self.confusion)
+        for name, count in self.spikes.items():
+            # equal on all processes, as Lightning is told
+            pl_module.log(f"test/dead/{name}", metrics.dead(count), sync_dist=True)
+            pl_module.log(f"test/saturated/{name}", metrics.saturated(count, self.steps), sync_dist=True)
+
+
+class ParameterHistograms(Callback):
+    """Histograms ``weights/<layer>/...`` of all parameters in TensorBoard, at the start and every n epochs."""
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._write(trainer, pl_module)
+
+    @staticmethod
+    def _write(trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                for name, parameter in pl_module.named_parameters():
+                    tag = f"weights/{short(name).replace('.', '/')}"
+                    logger.experiment.add_histogram(tag, parameter.detach().cpu(), trainer.global_step)
+
+
+def at_logged_step(trainer: Trainer) -> bool:
+    """Whether the step that was just done is logged, or is the last of its epoch."""
+    return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+def short(name: str) -> str:
+    """A parameter as a person knows it: ``hidden1.neuron.beta``, with ``log_`` where its logarithm is kept."""
+    layer, _, leaf = name.removeprefix("network.layers.").removesuffix(".original").rpartition(".")
+    return f"{layer.removesuffix('.parametrizations')}.{'log_' if name.endswith('.original') else ''}{leaf}"
+
+
+def _neurons(pl_module: LightningModule) -> dict[str, Neuron]:
+    return pl_module.network.neurons()  # type: ignore[operator, union-attr, no-any-return]

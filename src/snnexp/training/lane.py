@@ -1,0 +1,275 @@
+"""A member of a stack under way, as what watches a run knows a run: with its directory, its place and its end."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import lightning
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from snnexp import config, terminal, threads
+from snnexp.errors import CheckpointError, InterruptedRunError, SnnexpError, ending
+from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.run import Run
+from snnexp.training import execute as training
+from snnexp.training import saving
+from snnexp.training.assembly import Parts, build
+from snnexp.training.callbacks import Board, DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
+
+LOG = logging.getLogger("snnexp")
+"""What all notes of the package pass."""
+
+
+@dataclass
+class Member:
+    """A point that trains in a stack.
+
+    Args:
+        cfg: a checked config.
+        overrides: what was typed, for the record.
+        run: a run directory to go on with; one is made without.
+        keys: overrides of a run that is resumed, which ``cfg`` has already.
+    """
+
+    cfg: DictConfig
+    overrides: list[str]
+    run: Path | None = None
+    keys: Sequence[str] = ()
+
+
+@dataclass
+class Outcome:
+    """How a member ended; ``run`` is None where it could not begin."""
+
+    status: str
+    run: Path | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    exit_code: int = 0
+
+
+def settings(cfg: DictConfig) -> str:
+    """Equal for members that can share an optimiser."""
+    return json.dumps(OmegaConf.to_container(cfg.optimizer), sort_keys=True)
+
+
+def failure(error: BaseException, run: Path | None) -> Outcome:
+    """The end of a member that ``error`` has ended."""
+    status, reason, code = ending(error)
+    return Outcome(status, run, {}, reason, code)
+
+
+class Lane:
+    """A member under way, with what callbacks ask of Lightning's trainer.
+
+    Args:
+        index: its place among all members.
+        member: the point.
+        ended: told how it ended.
+    """
+
+    world_size, global_rank, is_global_zero = 1, 0, True
+    strategy = SimpleNamespace(
+        reduce=lambda value, **how: value,
+        all_gather=lambda value: value,
+        reduce_boolean_decision=lambda decision, **how: decision,
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+    )
+    parts: Parts
+    run: Run
+    watching: list[Callback]
+
+    def __init__(self, index: int, member: Member, ended: Callable[[int, Outcome], object]) -> None:
+        self.index, self.member, self.cfg, self._ended = index, member, member.cfg, ended
+        self.living = True
+        self.trainer: Trainer | None = None
+        self.opened: Run | None = None
+        self.found: Checkpoint | None = None
+        self.before: dict[str, Any] = {}
+        self.position = (0, 0)
+        self.max_epochs, self.log_every_n_steps = self.cfg.trainer.max_epochs, self.cfg.trainer.log_every_n_steps
+        self.current_epoch = self.global_step = 0
+        self.is_last_batch = self.testing = False
+        self.loggers: list[Any] = []
+        self.callback_metrics: dict[str, Tensor] = {}
+        self.logged: dict[str, Tensor] = {}
+        self.optimizers: list[Any] = []
+        self.hooks: dict[str, list[Callback]] = {}
+        self.state: Callable[[], dict[str, Any]] = dict
+
+    @cached_property
+    def threads(self) -> int:
+        """How many it computes with."""
+        recorded = None if self.member.run is None else Run(self.member.run).facts().record.get("threads")
+        return threads.number(self.cfg, recorded)
+
+    def build(self, trainer: Trainer | None) -> None:
+        """Make the parts; of a run directory to go on with, check all and load what it holds."""
+        self.parts = build(self.cfg, trainer)
+        self.trainer, self.datamodule = self.parts.trainer, self.parts.data
+        self.lightning_module = self.parts.task
+        # what callbacks log is taken here
+        self.parts.task.log = self.log  # type: ignore[method-assign, assignment]
+        if self.member.run is not None:
+            self.opened = Run.open(self.member.run)
+            self.opened.lock()
+            saved = config.load(self.opened.path / "config.yaml")
+            config.require_same(
+                cast(dict[str, Any], OmegaConf.to_container(saved)),
+                cast(dict[str, Any], OmegaConf.to_container(self.cfg)),
+            )
+            self._watch(self.opened)
+            self.before = self.opened.read()
+            self.found = training.find(self.cfg, self.parts, self.opened, self.watching)
+            reached = saved.trainer.max_epochs if self.found is None else self.found.config["trainer"]["max_epochs"]
+            if self.before.get("status") == "finished" and self.max_epochs <= reached:
+                return self.end(Outcome("finished", self.member.run, self.before.get("metrics", {})))
+        if self.found is not None:
+            self._go_on_from(self.found)
+
+    def _watch(self, run: Run) -> None:
+        self.run = run
+        self.watching = [
+            ProjectParameters(),
+            DivergenceGuard(),
+            *training.watching_over(self.cfg, self.parts, run, pictures=False),
+        ]
+
+    def _go_on_from(self, found: Checkpoint) -> None:
+        self.position, self.global_step = found.position, found.step
+        self.current_epoch = self.position[0]
+        self.parts.data.begin = self.position
+        self.parts.task.load_state_dict(found.content["state_dict"])
+        for callback in self.watching:
+            state = found.content["callbacks"].get(callback.state_key)
+            if state:
+                callback.load_state_dict(state)
+            if isinstance(callback, saving.Checkpoints):
+                callback.go_on_from(found)
+            if isinstance(callback, MeanLoss):
+                callback.on_load_checkpoint(cast(Any, self), self.parts.task, found.content)
+
+    def begin(self, parent: Path, facts: Mapping[str, Any]) -> None:
+        """Make the run directory, or put the record of the one that is there back to where it goes on."""
+        if self.opened is None:
+            text = OmegaConf.to_yaml(self.cfg)
+            self.opened = Run.create(
+                parent, text, self.member.overrides, {**training.facts(self.cfg, self.parts), **facts}
+            )
+            self._watch(self.opened)
+        else:
+            training.begin_again(self.cfg, self.parts, self.run, self.before, self.found, self.member.keys)
+            self.run.update(**facts)
+        self.log_file = terminal.LogFile(self.run.path / "train.log", encoding="utf-8")
+        self.log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        self.loggers = [RunLogger(self.run)]
+        if self.cfg.logger.tensorboard:
+            purge = None if self.found is None else self.found.step
+            self.loggers.append(Board(self.run, purge))
+
+    def log(self, name: str, value: Tensor, **how: Any) -> None:
+        """As ``LightningModule.log``."""
+        self.logged[name] = self.callback_metrics[name] = value
+
+    def write(self, step: int) -> dict[str, float]:
+        """A row of what was logged since the last one."""
+        values = {name: float(value) for name, value in self.logged.items()}
+        self.logged = {}
+        if values:
+            for logger in self.loggers:
+                logger.log_metrics({**values, "epoch": self.current_epoch}, step)
+        return values
+
+    def call(self, hook: str, *arguments: Any, skip: type[Callback] | tuple[()] = ()) -> None:
+        """Call a hook of all that watches, in order; notes go to the member's own log."""
+        if hook not in self.hooks:
+            mine = (
+                callback for callback in self.watching if getattr(type(callback), hook) is not getattr(Callback, hook)
+            )
+            self.hooks[hook] = [*mine]
+        with self.told_here():
+            for callback in self.hooks[hook]:
+                if not isinstance(callback, skip):
+                    getattr(callback, hook)(self, self.parts.task, *arguments)
+
+    @cached_property
+    def saver(self) -> saving.Checkpoints:
+        """What saves it."""
+        (found,) = (callback for callback in self.watching if isinstance(callback, saving.Checkpoints))
+        return found
+
+    def tell_of_projections(self) -> None:
+        """What :class:`ProjectParameters` would tell at the end of the epoch."""
+        for callback in self.watching:
+            if isinstance(callback, ProjectParameters):
+                callback.tell()
+
+    def save(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of what saves; other members may do so at the same time."""
+        module = () if hook == "save_last" else (self.parts.task,)
+        getattr(self.saver, hook)(cast(Any, self), *module, *arguments)
+
+    @contextmanager
+    def told_here(self) -> Iterator[None]:
+        """Notes of the package go to the member's train.log."""
+        LOG.addHandler(self.log_file)
+        try:
+            yield
+        finally:
+            LOG.removeHandler(self.log_file)
+
+    @contextmanager
+    def may_end(self) -> Iterator[None]:
+        """What is refused, missing or diverged ends this member alone."""
+        try:
+            yield
+        except InterruptedRunError:
+            raise
+        except SnnexpError as error:
+            self.stop(error)
+
+    def stop(self, error: BaseException) -> None:
+        """End a member that does not finish, and write down why."""
+        if self.loggers and isinstance(error, InterruptedRunError):
+            self.call("on_exception", error)
+        if self.opened is not None:
+            # on a full disk this fails too, and what came first is what counts
+            with suppress(OSError, CheckpointError):
+                training.record_failure(self.run, error)
+        self.end(failure(error, None if self.opened is None else self.opened.path))
+
+    def end(self, outcome: Outcome) -> None:
+        """Let go of the run directory, and tell."""
+        self.living = False
+        try:
+            for logger in self.loggers[1:]:
+                logger.finalize("success")
+            if self.loggers:
+                self.log_file.close()
+            if self.opened is not None:
+                self.opened.close()
+        finally:
+            self._ended(self.index, outcome)
+
+    def save_checkpoint(self, path: Path, weights_only: bool = False) -> None:
+        """Write a checkpoint as Lightning does for a run of its own, always a whole one."""
+        content: dict[str, Any] = {
+            "pytorch-lightning_version": lightning.__version__,
+            "global_step": self.global_step,
+            # a view would be saved with all of the stack behind it
+            "state_dict": {name: value.clone() for name, value in self.parts.task.state_dict().items()},
+            "loops": {},
+            "callbacks": {c.state_key: state for c in self.watching if (state := c.state_dict())},
+            **self.state(),
+        }
+        for callback in self.watching:
+            callback.on_save_checkpoint(cast(Any, self), self.parts.task, content)
+        saving.RunCheckpointIO().save_checkpoint(content, path)

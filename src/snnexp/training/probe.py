@@ -1,0 +1,258 @@
+"""What a network does with the same few samples, again and again: recorded as arrays, and drawn.
+
+A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of a layer with many of them some:
+
+    step                                           after how many steps of training
+    num_steps                                      of which the first are shown
+    input_steps                                    how many steps bring values; 0 where spikes come in
+    connections/<layer>                            synapses that lead to it from the layer before
+    layers, dt                                     names; seconds per time step, where the neuron has seconds
+    neurons/<layer> [N], spikes/<layer> [T, N]     which neurons of how many, and their spikes, of the first sample
+    size/<layer>
+    membrane [T, K], threshold [K]                 of the readout, of the first sample
+    trajectory [T, S], target [T, S]               regression: output and target of S samples
+    images [S, ...], label [B], predicted [B]      classification
+    gradient/<layer> [T]                           || dL / dI[t] || over batch and neurons, I the layer's current
+    gradient_norm/<name>, norm/<name>              || dL / dw || and || w || of each trained parameter
+    parameter/<layer>/<name> [N]                   beta, threshold, tau_mem_inv, ...
+
+The loss is that of training. Nothing that training draws or adds up is touched.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from snnexp import metrics
+from snnexp.errors import InterruptedRunError
+from snnexp.events import Events
+from snnexp.figures import drawing as figures
+from snnexp.figures.snapshots import live_pictures
+from snnexp.record.run import Run
+from snnexp.seeds import fold
+from snnexp.training.callbacks import TestCounts, short
+from snnexp.training.task import Task
+
+LOG = logging.getLogger(__name__)
+SAMPLES, IMAGES, TRAJECTORIES = 64, 27, 4
+"""The batch at most, and how many of its samples are shown."""
+NEURONS, STEPS = 400, 1000
+"""What is shown of a sample at most."""
+STATES = 2**24
+"""Steps times samples times neurons at most: all of them are kept for the gradient, which training does without."""
+IMAGE_BYTES = 2**22
+
+
+def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> dict[str, Any]:
+    """What ``task`` does with ``batch``; see above.
+
+    Args:
+        task: on the device of the batch.
+        batch: inputs and targets, as the data give them.
+        decoder: see :func:`snnexp.metrics.decode`; None for regression.
+    """
+    values, target = batch
+    neurons = task.network.neurons()
+    inputs = task.encode(values)
+    currents, traces = zip(*task.network.with_currents(inputs), strict=True)
+    loss = task.loss(traces[-1], target)
+    found: dict[str, Any] = {"layers": list(neurons), "num_steps": traces[-1].num_steps}
+    found |= _connections(task, inputs) | _gradients(task, loss, currents)
+    for (name, neuron), trace in zip(neurons.items(), traces, strict=True):
+        count = trace.membrane[0, 0].numel()
+        chosen = torch.linspace(0, count - 1, min(count, NEURONS), device=values.device).round().long()
+        found[f"neurons/{name}"], found[f"size/{name}"] = chosen, count
+        if neuron.spikes:
+            found[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
+        for parameter in neuron.parameter_names:
+            found[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
+        found |= {"dt": neuron.dt} if hasattr(neuron, "dt") else {}
+    found["membrane"] = traces[-1].membrane[:STEPS, 0].flatten(1)[:, chosen]
+    for threshold in ("threshold", "v_th"):
+        if hasattr(neuron, threshold):
+            found["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
+    if decoder is None:
+        found["trajectory"] = traces[-1].membrane[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
+        found["target"] = target[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
+    else:
+        found["label"], found["predicted"] = target, metrics.decode(traces[-1], decoder)
+        found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
+    return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
+
+
+def _connections(task: Task, inputs: Tensor | Events) -> dict[str, Any]:
+    found: dict[str, Any] = {"input_steps": 0 if task.spikes_come_in else inputs.shape[0]}
+    arriving: Sequence[int] = inputs.shape[2:]
+    for name, layer in task.network.layers.items():
+        ones = torch.ones(1, 1, *arriving, device=task.device)
+        found[f"connections/{name}"] = metrics.synaptic_operations(ones, layer.synapse)  # type: ignore[arg-type]
+        arriving = layer.neuron.features  # type: ignore[union-attr, assignment]
+    return found
+
+
+def _gradients(task: Task, loss: Tensor, currents: Sequence[Tensor]) -> dict[str, Tensor]:
+    trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
+    # not left in the parameters, where the optimiser would find them
+    gradients = torch.autograd.grad(loss, [*currents, *trained.values()], allow_unused=True)
+    found = {f"norm/{name}": torch.linalg.vector_norm(weight) for name, weight in trained.items()}
+    for name, gradient in zip(task.network.neurons(), gradients, strict=False):
+        if gradient is not None:
+            found[f"gradient/{name}"] = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    for name, gradient in zip(trained, gradients[len(currents) :], strict=True):
+        if gradient is not None:
+            found[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
+    return found
+
+
+def _array(value: Tensor) -> NDArray[Any]:
+    # NumPy has no bfloat16
+    value = value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
+    array: NDArray[Any] = value.detach().cpu().numpy()
+    return array
+
+
+class Probe(Callback):
+    """Record a fixed batch before training, after epochs and at the end, and draw it.
+
+    ``probe/init.npz`` is from before the first step, ``last.npz`` the newest, and ``test.npz`` what the test split adds
+    up to. The figures of the newest are in ``figures/`` and in TensorBoard. The batch is the first of the validation
+    split, or of the test split where there is none; nothing is chosen by what it shows.
+
+    Args:
+        run: where to.
+        decoder: see :func:`snapshot`.
+        counts: what the test split adds up to.
+        seed: of random encoders.
+        every_n_epochs: draw after every n epochs, 0 for never,
+        every_s: but only so many seconds after the last time; the end of a run is always drawn.
+        pictures: draw; else the arrays are recorded alone, from which a report draws.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        decoder: str | None,
+        counts: TestCounts,
+        seed: int,
+        every_n_epochs: int,
+        every_s: float,
+        pictures: bool = True,
+    ) -> None:
+        self.run, self.decoder, self.counts, self.seed = run, decoder, counts, seed
+        self.every_n_epochs, self.every_s, self.pictures = every_n_epochs, every_s, pictures
+        self.drawn_at = 0.0
+        self.batch: tuple[Tensor, Tensor] | None = None
+        """The batch, once it was asked for: a run that is stopped because data do not come cannot ask for more."""
+        self.spent_s = {"fit": 0.0, "test": 0.0}
+        """What recording and drawing took while training, and after the test."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.drawn_at = time.monotonic()
+        if trainer.global_step == 0 and self._asked(trainer):
+            with self._beside(trainer):
+                self.run.write_arrays("init", self._snapshot(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        # the end is drawn after the test
+        if not self._asked(trainer) or done % self.every_n_epochs or done == trainer.max_epochs:
+            return
+        if time.monotonic() - self.drawn_at >= self.every_s:
+            with self._beside(trainer):
+                self._draw(trainer, pl_module, f"after epoch {done}", {})
+            self.drawn_at = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._asked(trainer):
+            with self._beside(trainer):
+                test = {"step": trainer.global_step, **_test_arrays(self.counts)}
+                self.run.write_arrays("test", test)
+                self._draw(trainer, pl_module, "after training", test)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # what was stopped may be looked at before it goes on; what diverged is no more to be seen
+        if isinstance(exception, InterruptedRunError) and self.batch is not None:
+            with self._beside(trainer):
+                self.run.write_arrays("last", self._snapshot(trainer, pl_module))
+
+    def _asked(self, trainer: Trainer) -> bool:
+        return bool(self.every_n_epochs) and trainer.is_global_zero
+
+    @contextmanager
+    def _beside(self, trainer: Trainer) -> Iterator[None]:
+        """Count the time, and let no picture harm what is trained: whatever goes wrong is told, and it goes on."""
+        began = time.perf_counter()
+        try:
+            yield
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            LOG.warning("no figures after step %d: %s: %s", trainer.global_step, type(error).__name__, reason)
+        finally:
+            self.spent_s["test" if trainer.testing else "fit"] += time.perf_counter() - began
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, when: str, test: dict[str, Any]) -> None:
+        now = self._snapshot(trainer, pl_module)
+        self.run.write_arrays("last", now)
+        if not self.pictures:
+            return
+        columns = {"before training": self.run.arrays("init"), when: now}
+        for picture in live_pictures(columns, test):
+            image = figures.png(picture.figure, dpi=100)
+            self.run.write_figure(f"{picture.name}.png", image)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    # TensorBoard opens the first two groups by name, which should be those of losses
+                    _add_image(logger.experiment, f"visualization/{picture.name}", image, trainer.global_step)
+
+    def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, Task)
+        device = pl_module.device
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            # a test makes tensors that can have no gradient
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            trainer.strategy.precision_plugin.forward_context(),
+        ):
+            torch.manual_seed(fold(self.seed, "probe"))
+            values, target = self.batch = self.batch or _first_batch(trainer, pl_module)
+            found = snapshot(pl_module, (values.to(device), target.to(device)), self.decoder)
+        return {"step": trainer.global_step, **found}
+
+
+def _first_batch(trainer: Trainer, task: Task) -> tuple[Tensor, Tensor]:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    samples = data.test if data.val is None else data.val
+    states = task.network.num_steps * sum(math.prod(neuron.features) for neuron in task.network.neurons().values())
+    size = max(1, min(SAMPLES, data.batch_size // trainer.world_size, len(samples), STATES // states))
+    found: tuple[Tensor, Tensor] = samples[list(range(size))]
+    return found
+
+
+def _test_arrays(counts: TestCounts) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "samples": counts.samples,
+        "num_steps": counts.steps // counts.samples,
+        "sample_steps": counts.steps,
+    }
+    found |= {f"spikes/{name}": count.flatten().cpu().numpy() for name, count in counts.spikes.items()}
+    return found if counts.confusion is None else {**found, "confusion": counts.confusion.cpu().numpy()}
+
+
+def _add_image(board: SummaryWriter, tag: str, image: bytes, step: int) -> None:
+    """A PNG as it is; TensorBoard's own functions draw it again, or pack it anew."""
+    value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=image))
+    board.file_writer.add_summary(Summary(value=[value]), step)  # type: ignore[attr-defined]
