@@ -52,8 +52,8 @@ from torch import Tensor, nn
 from snnexp import encoders, kernels, neurons, surrogates
 from snnexp.errors import DataError
 from snnexp.losses import CEMembrane, MSECount
-from snnexp.network import MLP, Network, over_samples
-from snnexp.neurons import Trace
+from snnexp.network import MLP, Network
+from snnexp.neurons import Trace, over_samples
 from snnexp.optimizers import Adam
 
 RECIPES = ("mnist_leaky", "mnist_rleaky_count", "mnist_rleaky_membrane", "mnist_rleaky_conv", "mnist_parametrized_lif")
