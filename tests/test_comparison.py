@@ -39,7 +39,7 @@ def make_run(parent: Path, score: float | None, seed: int = 0, typed: bool = Tru
     record = {key: value for key, value in facts.items() if key in RECORD}
     config = {"seed": seed, "data.seed": seed, "optimizer.lr": 0.001, "logger.root": str(parent), **keys}
     overrides = [f"{key}={value}" for key, value in {"experiment": "mine", **keys, "seed": seed}.items()] * typed
-    run = Run.create(parent, yaml.safe_dump(nested(config)), overrides, {"seed": seed, "experiment": "mine"})
+    run = Run.prepare(parent, yaml.safe_dump(nested(config)), overrides).publish({"seed": seed, "experiment": "mine"})
     for epoch in range(EPOCHS):
         run.log_metrics({"step": epoch, "epoch": epoch, "train/epoch_loss": 1 / (epoch + 1 + seed)})
     if score is not None:

@@ -30,7 +30,7 @@ RUN_ID = r"\d{8}-\d{6}-[0-9a-f]{4}"
 
 
 def create(parent: Path, overrides: list[str] | None = None, **facts: object) -> Run:
-    return Run.create(parent, "seed: 0\n", overrides or [], facts)
+    return Run.prepare(parent, "seed: 0\n", overrides or []).publish(facts)
 
 
 def strict(text: str) -> object:
@@ -59,7 +59,7 @@ class TestIdentity:
             "import sys; from pathlib import Path; from snnexp import runs\n"
             "runs.new_id = lambda numbers=iter(range(99)): f'20200101-000000-{next(numbers):04x}'\n"
             "runs.git = lambda: None\n"
-            "print(runs.Run.create(Path(sys.argv[1]), '', [], {}).path)\n"
+            "print(runs.Run.prepare(Path(sys.argv[1]), '', []).publish({}).path)\n"
         )
         started = [
             subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "runs")], stdout=subprocess.PIPE, text=True)

@@ -191,7 +191,7 @@ class TestLedger:
         ledger.save()
         ledger.close()
         for point, status in ((ended, "finished"), (begun, "running")):
-            run = Run.create(ledger.runs, "{}", point.overrides, {})
+            run = Run.prepare(ledger.runs, "{}", point.overrides).publish({})
             run.update(status=status, metrics={"test/l1": 0.5}, exit_code=0 if status == "finished" else None)
             run.close()
         found = Ledger.open(ledger.path)

@@ -25,7 +25,8 @@ from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point
 from snnexp.training import assembly
 from snnexp.training.assembly import Parts
-from snnexp.training.execute import Record, evaluate, load, resume, run
+from snnexp.training.evaluate import evaluate, load
+from snnexp.training.execute import Record, resume, run
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "load", "resume", "run", "runs", "sweep"]
 

@@ -199,7 +199,7 @@ def _eval(arguments: list[str]) -> int:
 
     asked = _of_a_run("eval", arguments)
     from snnexp.terminal import console, result_table
-    from snnexp.training.execute import evaluate
+    from snnexp.training.evaluate import evaluate
 
     measured = evaluate(asked.run, asked.ckpt, asked.split, asked.override)
     if asked.json:

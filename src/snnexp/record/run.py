@@ -184,42 +184,67 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints, self.probe = path / "checkpoints", path / "probe"
+        self._prepared: tuple[str, Sequence[str]] | None = None
         self._metrics: int | None = None
         self._lock: Lock | None = None
         self._written = 0
         self._digest = hashlib.sha256()
 
     @classmethod
-    def create(cls, parent: Path, config: str, overrides: Sequence[str], facts: Mapping[str, Any]) -> "Run":
-        """Make a directory that no other run has, locked, with all that is known before the start.
-
-        It is filled under another name and then renamed: nobody ever sees half of it.
+    def prepare(cls, parent: Path, config: str, overrides: Sequence[str]) -> "Run":
+        """A new run in memory; :meth:`publish` makes its directory.
 
         Args:
             parent: the folder of runs.
             config: the resolved config, YAML.
             overrides: what was typed.
+        """
+        run = cls(parent / new_id())
+        run._prepared = config, overrides
+        return run
+
+    @property
+    def published(self) -> bool:
+        """Whether there is a directory."""
+        return self._prepared is None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def probe(self) -> Path:
+        return self.path / "probe"
+
+    def publish(self, facts: Mapping[str, Any]) -> "Run":
+        """Make a directory that no other run has, locked, with all that is known before the start.
+
+        It is filled under another name and then renamed: nobody ever sees half of it.
+
+        Args:
             facts: first entries of run.json, beside ``status``; versions and git are added where they are not there.
         """
+        assert self._prepared is not None
+        (config, overrides), parent = self._prepared, self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
-        run = cls(Path(tempfile.mkdtemp(prefix=".new-", dir=parent)))
+        self.path = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
         try:
-            run.path.chmod(0o755)
-            run.lock()
-            run.checkpoints.mkdir()
-            write_atomically(run.path / "config.yaml", config.encode())
-            write_atomically(run.path / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
-            (run.path / "metrics.jsonl").touch()
+            self.path.chmod(0o755)
+            self.lock()
+            self.checkpoints.mkdir()
+            write_atomically(self.path / "config.yaml", config.encode())
+            write_atomically(self.path / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
+            (self.path / "metrics.jsonl").touch()
             found = {} if "versions" in facts else {"versions": versions(), "git": git()}
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            run.write({"status": "running", "exit_code": None, "started": started, **facts, **found})
-            run._rename(parent)
+            self.write({"status": "running", "exit_code": None, "started": started, **facts, **found})
+            self._rename(parent)
         except BaseException:
-            run.close()
-            shutil.rmtree(run.path, ignore_errors=True)
+            self.close()
+            shutil.rmtree(self.path, ignore_errors=True)
             raise
-        return run
+        self._prepared = None
+        return self
 
     def _rename(self, parent: Path) -> None:
         while True:
@@ -231,7 +256,7 @@ class Run:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-        self.path, self.checkpoints, self.probe = path, path / "checkpoints", path / "probe"
+        self.path = path
         _sync(parent)
 
     @classmethod

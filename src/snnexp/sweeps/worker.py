@@ -122,22 +122,25 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
 def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from omegaconf import OmegaConf
 
-    from snnexp.training import execute as training
+    from snnexp import config
+    from snnexp.training.execute import execute
+    from snnexp.training.start import Start
 
     def begun(path: Path) -> None:
-        # ddp starts its processes by the command line, which must then ask for this one run
-        sys.argv = [task["program"], "resume", str(path)]
-        os.replace(log, path / "train.log")
-        tell({"begun": 0, "run": str(path)})
+        if start.is_new:
+            # ddp starts its processes by the command line, which must then ask for this one run
+            sys.argv = [task["program"], "resume", str(path)]
+            os.replace(log, path / "train.log")
+            tell({"begun": 0, "run": str(path)})
 
-    watching = _watching(task)
     if task.get("run"):
         keys = task.get("keys", [])
         sys.argv = [task["program"], "resume", task["run"], *keys]
-        record = training.resume(Path(task["run"]), keys, watching)
+        start = Start.resumed(task["run"], keys)
     else:
-        cfg = OmegaConf.create(task["config"])
-        record = training.run(cfg, task["overrides"], Path(task["parent"]), begun=begun, watching=watching)
+        cfg = config.check(OmegaConf.create(task["config"]))
+        start = Start.new(cfg, task["overrides"], Path(task["parent"]), kept=True)
+    record = execute(start, begun, _watching(task))
     tell({"ended": 0, "status": record.status, "metrics": record.metrics, "exit_code": 0})
 
 
@@ -176,12 +179,17 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
         for member in task["members"]
     ]
 
+    told: set[int] = set()
+
     def begun(index: int, path: Path) -> None:
         # on a CPU, wide layers fill the cache alone
+        told.add(index)
         together = Run(path).read().get("stack", {"members": 1})["members"]
         tell({"begun": index, "run": str(path), "members": together})
 
     def ended(index: int, outcome: stacked.Outcome) -> None:
+        if index not in told and outcome.run is not None:
+            begun(index, outcome.run)
         found = {"status": outcome.status, "metrics": outcome.metrics, "reason": outcome.reason}
         tell({"ended": index, **found, "exit_code": outcome.exit_code})
 

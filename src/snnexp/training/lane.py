@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,15 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import config, terminal, threads
-from snnexp.errors import CheckpointError, InterruptedRunError, SnnexpError, ending
+from snnexp import terminal, threads
+from snnexp.errors import InterruptedRunError, SnnexpError, ending
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.run import Run
 from snnexp.training import execute as training
 from snnexp.training import saving
-from snnexp.training.assembly import Parts, build
+from snnexp.training.assembly import Parts
 from snnexp.training.callbacks import Board, DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
+from snnexp.training.start import Start
 
 LOG = logging.getLogger("snnexp")
 """What all notes of the package pass."""
@@ -43,6 +44,12 @@ class Member:
     overrides: list[str]
     run: Path | None = None
     keys: Sequence[str] = ()
+
+    def start(self, parent: Path) -> Start:
+        """The run on its way, in a folder of runs."""
+        if self.run is None:
+            return Start.new(self.cfg, self.overrides, parent, kept=True)
+        return Start.resumed(self.run, self.keys)
 
 
 @dataclass
@@ -73,6 +80,7 @@ class Lane:
     Args:
         index: its place among all members.
         member: the point.
+        parent: the folder in which run directories are made.
         ended: told how it ended.
     """
 
@@ -87,13 +95,11 @@ class Lane:
     run: Run
     watching: list[Callback]
 
-    def __init__(self, index: int, member: Member, ended: Callable[[int, Outcome], object]) -> None:
-        self.index, self.member, self.cfg, self._ended = index, member, member.cfg, ended
+    def __init__(self, index: int, member: Member, parent: Path, ended: Callable[[int, Outcome], object]) -> None:
+        self.index, self.member, self.cfg, self.parent, self._ended = index, member, member.cfg, parent, ended
+        self._start: Start | None = None
         self.living = True
         self.trainer: Trainer | None = None
-        self.opened: Run | None = None
-        self.found: Checkpoint | None = None
-        self.before: dict[str, Any] = {}
         self.position = (0, 0)
         self.max_epochs, self.log_every_n_steps = self.cfg.trainer.max_epochs, self.cfg.trainer.log_every_n_steps
         self.current_epoch = self.global_step = 0
@@ -113,27 +119,30 @@ class Lane:
 
     def build(self, trainer: Trainer | None) -> None:
         """Make the parts; of a run directory to go on with, check all and load what it holds."""
-        self.parts = build(self.cfg, trainer)
+        self._start = self.member.start(self.parent)
+        self.cfg = self.start.open()
+        self.parts = self.start.build(trainer)
         self.trainer, self.datamodule = self.parts.trainer, self.parts.data
         self.lightning_module = self.parts.task
         # what callbacks log is taken here
         self.parts.task.log = self.log  # type: ignore[method-assign, assignment]
-        if self.member.run is not None:
-            self.opened = Run.open(self.member.run)
-            self.opened.lock()
-            saved = config.load(self.opened.path / "config.yaml")
-            config.require_same(
-                cast(dict[str, Any], OmegaConf.to_container(saved)),
-                cast(dict[str, Any], OmegaConf.to_container(self.cfg)),
-            )
-            self._watch(self.opened)
-            self.before = self.opened.read()
-            self.found = training.find(self.cfg, self.parts, self.opened, self.watching)
-            reached = saved.trainer.max_epochs if self.found is None else self.found.config["trainer"]["max_epochs"]
-            if self.before.get("status") == "finished" and self.max_epochs <= reached:
-                return self.end(Outcome("finished", self.member.run, self.before.get("metrics", {})))
-        if self.found is not None:
-            self._go_on_from(self.found)
+        self._watch(self.start.run)
+        self.start.find(self.watching)
+        if self.start.is_finished:
+            return self.end(Outcome("finished", self.run.path, self.start.before.get("metrics", {})))
+        if self.start.found is not None:
+            self._go_on_from(self.start.found)
+
+    @property
+    def start(self) -> Start:
+        """The run on its way."""
+        assert self._start is not None
+        return self._start
+
+    @property
+    def opened(self) -> Run | None:
+        """The run directory, where there is one yet."""
+        return self._start.run if self._start is not None and self._start.run.published else None
 
     def _watch(self, run: Run) -> None:
         self.run = run
@@ -157,22 +166,14 @@ class Lane:
             if isinstance(callback, MeanLoss):
                 callback.on_load_checkpoint(cast(Any, self), self.parts.task, found.content)
 
-    def begin(self, parent: Path, facts: Mapping[str, Any]) -> None:
+    def begin(self, facts: Mapping[str, Any]) -> None:
         """Make the run directory, or put the record of the one that is there back to where it goes on."""
-        if self.opened is None:
-            text = OmegaConf.to_yaml(self.cfg)
-            self.opened = Run.create(
-                parent, text, self.member.overrides, {**training.facts(self.cfg, self.parts), **facts}
-            )
-            self._watch(self.opened)
-        else:
-            training.begin_again(self.cfg, self.parts, self.run, self.before, self.found, self.member.keys)
-            self.run.update(**facts)
+        self.start.begin(**facts)
         self.log_file = terminal.LogFile(self.run.path / "train.log", encoding="utf-8")
         self.log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         self.loggers = [RunLogger(self.run)]
         if self.cfg.logger.tensorboard:
-            purge = None if self.found is None else self.found.step
+            purge = None if self.start.found is None else self.start.step
             self.loggers.append(Board(self.run, purge))
 
     def log(self, name: str, value: Tensor, **how: Any) -> None:
@@ -240,10 +241,8 @@ class Lane:
         """End a member that does not finish, and write down why."""
         if self.loggers and isinstance(error, InterruptedRunError):
             self.call("on_exception", error)
-        if self.opened is not None:
-            # on a full disk this fails too, and what came first is what counts
-            with suppress(OSError, CheckpointError):
-                training.record_failure(self.run, error)
+        if self._start is not None:
+            self._start.fail(error)
         self.end(failure(error, None if self.opened is None else self.opened.path))
 
     def end(self, outcome: Outcome) -> None:

@@ -62,7 +62,7 @@ class Optimizers:
 
     @staticmethod
     def _load(lanes: Sequence[Lane], views: Sequence[Tensor], made: dict[str, Any]) -> None:
-        contents = [lane.found.content for lane in lanes if lane.found is not None]
+        contents = [lane.start.found.content for lane in lanes if lane.start.found is not None]
         if not contents:
             return
         states = [content["optimizer_states"][0] for content in contents]
@@ -206,7 +206,6 @@ class Stack:
 
     Args:
         lanes: the members, all at the same place in their runs.
-        parent: the folder in which run directories are made.
         begun: told each member's index and run directory.
         signals: what asks to stop.
         built_s: each member's share of what it took to build them.
@@ -215,7 +214,6 @@ class Stack:
     def __init__(
         self,
         lanes: Sequence[Lane],
-        parent: Path,
         begun: Callable[[int, Path], object],
         signals: saving.Signals,
         built_s: float,
@@ -245,7 +243,7 @@ class Stack:
             _look_into(self.network, lane.parts.network, position)
         facts = {"kernel": kernel, "versions": runs.versions(), "git": runs.git()}
         places = [{**facts, "stack": {"members": len(lanes), "member": position}} for position in range(len(lanes))]
-        begins = [partial(lane.begin, parent, place) for lane, place in zip(lanes, places, strict=True)]
+        begins = [partial(lane.begin, place) for lane, place in zip(lanes, places, strict=True)]
         for lane, error in zip(lanes, _together(*begins), strict=True):
             if lane.opened is not None:
                 begun(lane.index, lane.opened.path)
@@ -523,7 +521,7 @@ class Stack:
     @staticmethod
     def _end(lane: Lane, measured: Mapping[str, float], wall_s: Mapping[str, float]) -> None:
         """Write down that a member has finished."""
-        steps = lane.global_step - (0 if lane.found is None else lane.found.step)
+        steps = lane.global_step - (0 if lane.start.found is None else lane.start.found.step)
         samples = steps * min(lane.parts.data.batch_size, len(lane.parts.data.train))
         lane.run.close_metrics()
         lane.run.update(

@@ -92,11 +92,7 @@ def _alone(
         begun(index, path)
 
     try:
-        if member.run is None:
-            record = training.run(member.cfg, member.overrides, parent, begun=note)
-        else:
-            begun(index, member.run)
-            record = training.resume(member.run, member.keys)
+        record = training.execute(member.start(parent), note)
     except (SnnexpError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK:
             raise
@@ -120,7 +116,7 @@ def _train(
         try:
             with training.memory_told(), signals.heeded():
                 for index in part:
-                    lane = Lane(index, members[index], ended)
+                    lane = Lane(index, members[index], parent, ended)
                     lanes.append(lane)
                     with lane.may_end(), signals.heeded(), threads.using(lane.threads):
                         lane.build(next((other.trainer for other in lanes if other.trainer), None))
@@ -128,7 +124,7 @@ def _train(
                 built_s = (time.perf_counter() - began) / max(1, sum(map(len, groups)))
                 for group in groups:
                     with threads.using(group[0].threads):
-                        Stack(group, parent, begun, signals, built_s).carry_out()
+                        Stack(group, begun, signals, built_s).carry_out()
         except BaseException as error:
             for lane in lanes:
                 if lane.living:

@@ -1,0 +1,214 @@
+"""How a run begins, new or resumed, alone or a member of a stack: to start is to resume from step 0."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from snnexp import config, terminal, threads
+from snnexp.errors import (
+    CheckpointError,
+    ConfigError,
+    InterruptedRunError,
+    PartError,
+    ending,
+)
+from snnexp.record import checkpoint as checkpoints
+from snnexp.record import run as runs
+from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.files import append_to
+from snnexp.record.run import Run
+from snnexp.text import line
+from snnexp.training.assembly import Parts, build
+
+
+class Start:
+    """A run on its way to its next step: :meth:`open`, :meth:`build`, :meth:`find` and :meth:`begin`, in this order.
+
+    Args:
+        run: prepared in memory, or a directory to resume.
+        cfg: the checked config of a run that is prepared; that of a directory is read there.
+        typed: overrides of a run that is resumed.
+        kept: make the directory also of a run that cannot begin, as for a point of a sweep, to say why.
+    """
+
+    parts: Parts
+    found: Checkpoint | None = None
+    """The newest sound checkpoint, from which a run is resumed."""
+
+    def __init__(self, run: Run, cfg: DictConfig | None = None, typed: Sequence[str] = (), kept: bool = False) -> None:
+        self.run, self.typed, self.kept, self.is_new = run, typed, kept, not run.published
+        self.cfg = OmegaConf.create() if cfg is None else cfg
+        self.before: dict[str, Any] = {}
+        """What run.json said."""
+        self.max_epochs = 0
+        """Of the config that the run had."""
+
+    @classmethod
+    def new(cls, cfg: DictConfig, overrides: Sequence[str], parent: Path | None = None, kept: bool = False) -> "Start":
+        """A run that is new, in ``parent`` or in ``<logger.root>/<name>``."""
+        folder = Path(cfg.logger.root) / cfg.name if parent is None else parent
+        return cls(Run.prepare(folder, OmegaConf.to_yaml(cfg), overrides), cfg, kept=kept)
+
+    @classmethod
+    def resumed(cls, path: str | Path, typed: Sequence[str] = ()) -> "Start":
+        """A run of a directory; arguments and errors as of :func:`snnexp.training.execute.resume`."""
+        return cls(Run.open(Path(path)), typed=typed)
+
+    def open(self, lock: bool = True) -> DictConfig:
+        """Lock the directory of a run that is resumed, and change its config as typed; returns the config.
+
+        Raises:
+            ConfigError: a key changed that decides what the run computes.
+            CheckpointError: its record is damaged.
+            InUseError: another process writes to it.
+        """
+        if not self.is_new:
+            if lock:
+                self.run.lock()
+            saved = config.load(self.run.path / "config.yaml")
+            self.cfg = without_download(config.change(saved, self.typed), self.typed)
+            config.require_same(config.plain(saved), config.plain(self.cfg))
+            self.before, self.max_epochs = self.run.read(), saved.trainer.max_epochs
+        if self.is_new or is_typed("trainer.threads", self.typed):
+            threads.require(self.cfg)
+        return self.cfg
+
+    @property
+    def threads(self) -> int:
+        """How many it computes with."""
+        return threads.number(self.cfg, self.before.get("threads"))
+
+    def build(self, trainer: Trainer | None = None) -> Parts:
+        """Make the parts; ``trainer`` as of :func:`snnexp.training.assembly.build`."""
+        self.parts = build(self.cfg, trainer)
+        return self.parts
+
+    def find(self, watching: Sequence[Callback]) -> None:
+        """Look for the checkpoint to resume from, which holds the states of all that is ``watching``.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be used.
+        """
+        if self.is_new:
+            return
+        now = config.plain(self.cfg)
+
+        def require_same(before: dict[str, Any]) -> None:
+            try:
+                known = config.check(OmegaConf.create(before))
+            except (ConfigError, RecursionError) as error:
+                raise CheckpointError(f"the config in a checkpoint cannot work: {error}") from error
+            config.require_same(config.plain(known), now)
+
+        trainer, data = self.parts.trainer, self.parts.data
+        # each process of ddp has its share of the batches
+        data.trainer = trainer
+        batches = min(len(data.train_dataloader()), self.cfg.trainer.limit_batches or sys.maxsize)
+        wanted = example(self.parts, watching)
+        with terminal.quiet(self.run.path / "train.log" if trainer.is_global_zero else None):
+            self.found = checkpoints.find(self.run, wanted, batches, require_same)
+        if self.found is not None:
+            data.begin = self.found.position
+            self.max_epochs = self.found.config["trainer"]["max_epochs"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.before.get("status") == "finished" and self.cfg.trainer.max_epochs <= self.max_epochs
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are done."""
+        return 0 if self.found is None else self.found.step
+
+    def begin(self, **more: Any) -> None:
+        """Publish a new run, or put the record of one that is resumed back to where it goes on.
+
+        Args:
+            more: entries of run.json besides those of :func:`facts`.
+        """
+        if self.is_new:
+            self.run.publish({**facts(self.cfg, self.parts), **more})
+            return
+        resumed = self.run.resumed(self.before, self.step, self.typed)
+        self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
+        runs.write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
+        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
+        made_with = {} if "versions" in more else {"versions": runs.versions(), "git": runs.git()}
+        now = {**facts(self.cfg, self.parts), **made_with, **more}
+        for name in ("device", "threads", "kernel"):
+            if name in self.before and self.before[name] != now[name]:
+                change = f"{name}: {self.before[name]} -> {now[name]}"
+                terminal.tell(f"{change}, so the run may end in other digits than one that was not interrupted")
+        self.run.write({**kept, **now, "status": "running", "exit_code": None, **resumed})
+
+    def fail(self, error: BaseException) -> bool:
+        """Write into run.json how a run ended that did not finish; False where it has no directory to say so."""
+        if not self.run.published and (isinstance(error, InterruptedRunError) or not self.kept):
+            return False
+        # on a full disk this fails too, and what came first is what counts
+        with suppress(OSError, CheckpointError):
+            if not self.run.published:
+                self.run.publish({"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}})
+            record_failure(self.run, error)
+        return self.run.published
+
+
+def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+    """What run.json says of a run before it begins."""
+    device = parts.trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "seed": cfg.seed,
+        "experiment": cfg.name,
+        "metrics": {},
+        "device": f"{parts.trainer.world_size} x {name}",
+        "threads": torch.get_num_threads(),
+        "kernel": parts.kernel,
+        "input_spikes": parts.task.spikes_come_in,
+        "inputs": "dense" if parts.task.encode is parts.encoder else "events",
+        "decoder": parts.decoder,
+        "samples": parts.data.counts(*limits_of(cfg), parts.trainer.world_size),
+        "wall_s": {},
+        "samples_per_s": None,
+    }
+
+
+def limits_of(cfg: DictConfig) -> tuple[int | None, int | None]:
+    """How many batches of training and of the test there are at most."""
+    return cfg.trainer.get("limit_batches"), cfg.trainer.get("limit_test_batches")
+
+
+def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
+    """A saved config, which downloads only where that is typed."""
+    return cfg if is_typed("data.download", typed) else config.offline(cfg)
+
+
+def is_typed(key: str, overrides: Sequence[str]) -> bool:
+    """Whether there is an override of a key."""
+    return any(override.startswith(f"{key}=") for override in overrides)
+
+
+def record_failure(run_dir: Run, error: BaseException) -> None:
+    """Write into run.json how a run ended that did not finish."""
+    if isinstance(error, KeyboardInterrupt):
+        error = InterruptedRunError(signal.SIGINT)
+    status, reason, code = ending(error)
+    run_dir.update(status=status, exit_code=74 if isinstance(error, OSError) else code, reason=line(reason))
+    if isinstance(error, PartError):
+        with open(append_to(run_dir.path / "train.log"), "a", encoding="utf-8") as log:
+            log.write(error.frames)
+        error.frames = ""
+
+
+def example(parts: Parts, watching: Sequence[Callback]) -> dict[str, Any]:
+    """What a checkpoint of a run holds that has these parts and callbacks."""
+    states = {callback.state_key: callback.state_dict() for callback in watching}
+    return checkpoints.example(parts.task, states)
