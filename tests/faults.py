@@ -1,4 +1,4 @@
-"""A loss that ends its process in many ways; SNNEXP_ALLOW_TARGETS=faults lets a config name it."""
+"""A loss that ends its process in many ways, and data that come late; named with SNNEXP_ALLOW_TARGETS=faults."""
 
 import ctypes
 import os
@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnexp.data import DataModule, regression_data
+from snnexp.errors import DataError
 from snnexp.losses import MSEMembrane
 
 
@@ -79,3 +82,10 @@ class Faulty(MSEMembrane):
         if way and len(self.calls) == 3:
             return loss * torch.nan if way == "diverge" else (WAYS[way](), loss)[1]
         return loss
+
+
+def late_data(file: str, **settings: Any) -> DataModule:
+    """The data of ``regression_data``, once there is a file."""
+    if not Path(file).exists():
+        raise DataError(f"{file}: no such file")
+    return regression_data(**settings)

@@ -1,0 +1,93 @@
+"""How runs begin: what is left by those that cannot, and what is not."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cli import record, snnexp
+from test_sweeps import home, points
+
+from snnexp.config import compose
+from snnexp.record.run import Run
+from snnexp.training import stacked
+from snnexp.training.start import Start
+
+TINY = ("experiment=regression_sqrt", "network.hidden=[4]", "trainer.max_epochs=3", "logger=jsonl", "trainer=cpu")
+
+
+def test_a_run_in_memory_is_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = Start.new(compose(["experiment=regression_sqrt"]), ["experiment=regression_sqrt"])
+    start.open()
+    start.build()
+    assert not start.run.published
+    assert [*tmp_path.iterdir()] == []
+    start.begin()
+    assert start.run.published
+    assert Run(start.run.path).in_use()
+    assert Run(start.run.path).overrides() == ["experiment=regression_sqrt"]
+    start.run.close()
+
+
+def test_ids_that_are_taken_are_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Run.prepare(tmp_path, "{}", []) for _ in range(2))
+    second.path = first.path
+    assert first.publish({}).path != second.publish({}).path
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_run_that_is_killed_before_it_begins(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from snnexp import experiment; from snnexp.training import start\n"
+        "start.build = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "experiment.run(experiment.compose(['experiment=regression_sqrt']))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == -signal.SIGKILL
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_a_point_without_data_has_a_directory_that_says_so(tmp_path: Path) -> None:
+    def command(*words: str, code: int = 0) -> str:
+        allowed = {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+        done = snnexp(*words, cwd=tmp_path, code=code, SNNEXP_ALLOW_TARGETS="faults", **allowed)
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    late = ("train", *TINY, "data._target_=faults.late_data", "+data.file=there")
+    told = command(*late, "-m", "seed=0,1", code=7)
+    assert told.count("failed  there: no such file") == 4, "as it ends, and in the table"
+    assert [point["exit_code"] for point in points(tmp_path)] == [4, 4]
+    found = [home(tmp_path) / point["run"] for point in points(tmp_path)]
+    for run, seed in zip(found, (0, 1), strict=True):
+        kept = record(run)
+        assert (kept["status"], kept["exit_code"], kept["seed"]) == ("failed", 4, seed)
+        assert kept["reason"] == "there: no such file"
+        assert not Run(run).in_use()
+    command("report", str(home(tmp_path)))
+    command("report", str(found[0]))
+    (tmp_path / "there").touch()
+    command("resume", str(home(tmp_path)))
+    assert [home(tmp_path) / point["run"] for point in points(tmp_path)] == found
+    assert [record(run)["status"] for run in found] == ["finished"] * 2
+    command(*late, "seed=0")
+    (alone,) = tmp_path.glob("outputs/regression_sqrt/*")
+    assert (alone / "metrics.jsonl").read_bytes() == (found[0] / "metrics.jsonl").read_bytes()
+
+
+def test_a_member_without_data_has_one_too(tmp_path: Path, tiny_mnist: Path) -> None:
+    words = ["experiment=mnist_leaky", "network.hidden=[4]", "data.batch_size=8", "logger=jsonl", "trainer=cpu"]
+    roots = ["nowhere", str(tiny_mnist), str(tiny_mnist)]
+    cfgs = [compose([*words, f"seed={seed}", f"data.root={root}"]) for seed, root in enumerate(roots)]
+    begun: dict[int, Path] = {}
+    ends: dict[int, stacked.Outcome] = {}
+    stacked.train([stacked.Member(cfg, []) for cfg in cfgs], tmp_path, begun.__setitem__, ends.__setitem__)
+    assert [ends[index].status for index in range(3)] == ["failed", "finished", "finished"]
+    run = ends[0].run
+    assert run is not None
+    assert (record(run)["status"], record(run)["exit_code"]) == ("failed", 4)
+    assert record(run)["reason"] == ends[0].reason
+    assert len([*tmp_path.glob("*/run.json")]) == 3
