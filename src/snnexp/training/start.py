@@ -35,7 +35,7 @@ class Start:
         run: prepared in memory, or a directory to resume.
         cfg: the checked config of a run that is prepared; that of a directory is read there.
         typed: overrides of a run that is resumed.
-        kept: make the directory also of a run that cannot begin, as for a point of a sweep, to say why.
+        kept: make a directory, which says why, also where data are missing, as for a point of a sweep.
     """
 
     parts: Parts
@@ -151,7 +151,8 @@ class Start:
 
     def fail(self, error: BaseException) -> bool:
         """Write into run.json how a run ended that did not finish; False where it has no directory to say so."""
-        if not self.run.published and (isinstance(error, InterruptedRunError) or not self.kept):
+        leaves_nothing = not self.kept or isinstance(error, (ConfigError, InterruptedRunError))
+        if leaves_nothing and not self.run.published:
             return False
         # on a full disk this fails too, and what came first is what counts
         with suppress(OSError, CheckpointError):
