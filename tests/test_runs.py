@@ -56,7 +56,7 @@ class TestIdentity:
     @pytest.mark.slow
     def test_ten_processes_share_no_directory(self, tmp_path: Path) -> None:
         script = (
-            "import sys; from pathlib import Path; from snnexp import runs\n"
+            "import sys; from pathlib import Path; from snnexp.record import run as runs\n"
             "runs.new_id = lambda numbers=iter(range(99)): f'20200101-000000-{next(numbers):04x}'\n"
             "runs.git = lambda: None\n"
             "print(runs.Run.prepare(Path(sys.argv[1]), '', []).publish({}).path)\n"
@@ -232,7 +232,7 @@ class TestCheckpoints:
         script = """
 import errno, os, signal, sys
 from pathlib import Path
-from snnexp import runs
+from snnexp.record import run as runs
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]
 last, previous = folder / "last.ckpt", folder / "previous.ckpt"
