@@ -1,7 +1,6 @@
 """Run an experiment, resume it, measure it again; :mod:`snnexp.experiment` is its public side."""
 
 import json
-import os
 import signal
 import sys
 import time
@@ -37,11 +36,10 @@ from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.files import append_to
 from snnexp.record.run import Run
 from snnexp.text import line, shown
-from snnexp.training import callbacks, probe, progress, saving
+from snnexp.training import callbacks, probe, processes, progress, saving
 from snnexp.training.assembly import Parts, build
+from snnexp.training.processes import Others
 
-RUN_DIR, FIRST = "SNNEXP_RUN_DIR", "SNNEXP_FIRST_PROCESS"
-"""Tell the processes that ddp starts which directory the first one has made, and that it is the first one's."""
 OWN = ("last", "best", "init")
 """Checkpoints of a run, by what is typed."""
 
@@ -80,24 +78,23 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with saving.Signals() as signals, Others() as others, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         # it may have been changed since
         overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
         threads.require(cfg)
-        require_own_processes(cfg)
+        if (path := others.awaited(cfg)) is not None:
+            return _follow(path, signals)
         threads.use(threads.number(cfg))
         parts = build(cfg)
-        if parts.trainer.is_global_zero:
-            folder = parent or Path(cfg.logger.root) / cfg.name
-            run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, facts(cfg, parts))
-            begun(run_dir.path)
-        else:
-            run_dir = Run(Path(os.environ[RUN_DIR]))
+        folder = parent or Path(cfg.logger.root) / cfg.name
+        run_dir = Run.create(folder, OmegaConf.to_yaml(cfg), overrides, facts(cfg, parts))
+        begun(run_dir.path)
         with _recorded(run_dir, parts), memory_told(), signals.heeded():
             _watch(cfg, parts, run_dir, signals, watching)
+            others.lead(parts.trainer, run_dir)
             record = _carry_out(cfg, parts, run_dir, clock, signals)
-        return _shown(cfg, parts, record)
+        return _shown(cfg, record)
 
 
 @isolated()
@@ -119,16 +116,15 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with saving.Signals() as signals, Others() as others, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(Path(path))
         changed = config.change(config.load(run_dir.path / "config.yaml"), overrides)
         if _typed("trainer.threads", overrides):
             threads.require(changed)
-        require_own_processes(changed)
-        # the processes that ddp starts find the directory locked by the first one
-        if not follows():
-            run_dir.lock()
+        if (folder := others.awaited(changed)) is not None:
+            return _follow(folder, signals)
+        run_dir.lock()
         try:
             saved = config.load(run_dir.path / "config.yaml")
             cfg = without_download(config.change(saved, overrides), overrides)
@@ -144,16 +140,39 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
                     f"run {terminal.show_path(run_dir.path)}  is already finished, nothing is left to do"
                 )
                 return Record(run_dir.path, "finished", before.get("metrics", {}))
-            if found is not None:
-                saver.go_on_from(found)
-                parts.data.begin = found.position
+            _go_on_from(found, parts, saver)
             with _recorded(run_dir, parts), memory_told(), signals.heeded():
-                if parts.trainer.is_global_zero:
-                    begin_again(cfg, parts, run_dir, before, found, overrides)
+                begin_again(cfg, parts, run_dir, before, found, overrides)
+                others.lead(parts.trainer, run_dir)
                 record = _carry_out(cfg, parts, run_dir, clock, signals, found)
-            return _shown(cfg, parts, record)
+            return _shown(cfg, record)
         finally:
             run_dir.close()
+
+
+def follow(path: Path, first: int) -> None:
+    """Do the part of another process than the first of a run, which records all of it.
+
+    Args:
+        path: the run directory, where the first one has written the config.
+        first: the number of that process, without which this one ends.
+    """
+    with saving.Signals() as signals, memory_told(), signals.heeded():
+        signals.parent = first
+        _follow(path, signals)
+
+
+def _follow(path: Path, signals: saving.Signals) -> Record:
+    run_dir = Run(path)
+    # the first process has downloaded what is missing
+    cfg = config.offline(config.load(path / "config.yaml"))
+    threads.use(threads.number(cfg, run_dir.read().get("threads")))
+    parts = build(cfg)
+    saver = _watch(cfg, parts, run_dir, signals, ())
+    found = find(cfg, parts, run_dir, parts.trainer.callbacks)  # type: ignore[attr-defined]
+    _go_on_from(found, parts, saver)
+    with _recorded(run_dir, parts), memory_told(), signals.heeded():
+        return _carry_out(cfg, parts, run_dir, {}, signals, found)
 
 
 @isolated()
@@ -248,36 +267,6 @@ def _checkpoint(run_dir: Run, name: str | Path) -> Path:
     return file
 
 
-def lead(run_dir: Run) -> None:
-    """Let the processes that ddp is going to start find the run."""
-    os.environ[RUN_DIR], os.environ[FIRST] = str(run_dir.path.absolute()), str(os.getpid())
-
-
-def follows() -> bool:
-    """Whether the first process of a run, which has locked it, has started this one; anyone may have set variables."""
-    first, folder = os.getppid(), os.environ.get(RUN_DIR)
-    return os.environ.get(FIRST) == str(first) and folder is not None and Run(Path(folder)).writer() == first
-
-
-def require_own_processes(cfg: DictConfig) -> None:
-    """Raise :class:`ConfigError` where another program has started the processes of a run."""
-    if follows() or cfg.trainer.strategy != "ddp":
-        return
-    found = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ]
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        found.append("SLURM_PROCID")
-    if not found:
-        return
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "SLURM_PROCID")):
-        # the first one tells, and whoever started them may end them all as soon as one has gone
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(5)
-        raise SystemExit(ConfigError.exit_code)
-    raise ConfigError(
-        f"trainer.strategy: snnexp starts the processes of ddp itself, and {found[0]} is set, as torchrun and srun do"
-    )
-
-
 @contextmanager
 def memory_told() -> Iterator[None]:
     """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
@@ -333,6 +322,12 @@ def find(cfg: DictConfig, parts: Parts, run_dir: Run, watching: Sequence[Callbac
         return checkpoints.find(run_dir, wanted, batches, require_same)
 
 
+def _go_on_from(found: Checkpoint | None, parts: Parts, saver: saving.Checkpoints) -> None:
+    if found is not None:
+        saver.go_on_from(found)
+        parts.data.begin = found.position
+
+
 def begin_again(
     cfg: DictConfig,
     parts: Parts,
@@ -379,8 +374,6 @@ def _watch(
     if parts.trainer.is_global_zero:
         signals.run = run_dir
         display.append(progress.ProgressDisplay(terminal.console()))
-    else:
-        signals.parent = int(os.environ[FIRST])
     # what stops comes last
     parts.trainer.callbacks += [*display, *watching, *others, signals]  # type: ignore[attr-defined]
     return saver
@@ -413,8 +406,6 @@ def _carry_out(
     signals: saving.Signals,
     found: Checkpoint | None = None,
 ) -> Record:
-    if parts.trainer.world_size > 1 and parts.trainer.is_global_zero:
-        lead(run_dir)
     try:
         with user_parts.running(cfg=cfg):
             measured = _train_and_test(cfg, parts, run_dir, clock, found)
@@ -429,6 +420,7 @@ def _carry_out(
             signals.stop_if_told()
             # one that has failed may take a while to end
             signals.require_others(patience_s=20)
+            processes.require_others(parts.trainer, error)
         raise
     signals.stop_if_told()
     if parts.trainer.is_global_zero:
@@ -545,16 +537,15 @@ def _record_success(
     )
 
 
-def _shown(cfg: DictConfig, parts: Parts, record: Record) -> Record:
+def _shown(cfg: DictConfig, record: Record) -> Record:
     """``record``, after the person has seen how the run ended; it has, whatever becomes of this."""
-    if parts.trainer.is_global_zero:
-        screen, run_dir = terminal.console(), Run(record.path)
-        if curve := terminal.loss_curve(screen, run_dir.metrics()):
-            screen.print(curve)
-        published = recipes.published(config.plain(cfg), run_dir.overrides())
-        screen.print(terminal.result_table(record.metrics, published))
-        screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
-        terminal.show_command(screen, "report", "snnexp", "report", record.path)
+    screen, run_dir = terminal.console(), Run(record.path)
+    if curve := terminal.loss_curve(screen, run_dir.metrics()):
+        screen.print(curve)
+    published = recipes.published(config.plain(cfg), run_dir.overrides())
+    screen.print(terminal.result_table(record.metrics, published))
+    screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
+    terminal.show_command(screen, "report", "snnexp", "report", record.path)
     return record
 
 
