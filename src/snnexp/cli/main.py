@@ -117,7 +117,7 @@ def _keep_streams() -> None:
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             # the lowest number that is free, so the next file that is opened would be taken for it
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
     for stream in ("stdout", "stderr"):
         text = getattr(sys, stream)
@@ -179,18 +179,12 @@ def _resume(arguments: list[str]) -> int:
         if (path / "sweep.json").is_file():
             from snnexp.sweeps import driver
 
-            return driver.resume(path, sys.argv[0], arguments[1:])
+            return driver.resume(path, arguments[1:])
         arguments = [str(path), *arguments[1:]]
     asked = _of_a_run("resume", arguments)
     from snnexp.training.execute import resume
 
-    typed = sys.argv
-    try:
-        # processes of ddp are started by the command line, and must find this one run
-        sys.argv = [typed[0], "resume", *arguments]
-        resume(asked.run, asked.override)
-    finally:
-        sys.argv = typed
+    resume(asked.run, asked.override)
     return 0
 
 

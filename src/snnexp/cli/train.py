@@ -59,7 +59,7 @@ def train(arguments: Sequence[str]) -> int:
     Raises:
         SnnexpError: a single run could not start, diverged or was interrupted.
     """
-    return _start(arguments, sys.argv[0]).code
+    return _start(arguments).code
 
 
 def sweep(words: Sequence[str]) -> "Ledger | None":
@@ -68,35 +68,34 @@ def sweep(words: Sequence[str]) -> "Ledger | None":
     Raises:
         SnnexpError: it could not start, or was interrupted.
     """
-    # what starts processes by it must not start the caller's program again
-    return _start(["--multirun", *words], str(Path(__file__).with_name("__main__.py"))).ledger
+    return _start(["--multirun", *words]).ledger
 
 
-def _start(arguments: Sequence[str], program: str) -> "Jobs":
+def _start(arguments: Sequence[str]) -> "Jobs":
     flags, overrides = split(arguments)
     overrides = config.quoted(overrides)
     conf = config.conf_dir()
     config.prepare()
     if FROM in flags:
-        at, words = flags.index(FROM) + 1, overrides
+        at = flags.index(FROM) + 1
         flags[at] = source = str(runs.locate(flags[at]))
         flags, overrides, changed = earlier(flags, overrides)
         if changed is not None and any(flag in TEXTS for flag in flags):
             overrides = []
         elif changed is not None:
-            jobs = Jobs(program, flags)
-            jobs.run_saved(changed, overrides, [FROM, source, *flags, *words])
+            jobs = Jobs(flags)
+            jobs.run_saved(changed, overrides, source)
             return jobs
     # Hydra then raises what it finds instead of printing pages; `explain` makes it one sentence
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
-    jobs = Jobs(program=program, flags=[flag for flag in flags if flag not in SWEEP])
+    jobs = Jobs(flags=[flag for flag in flags if flag not in SWEEP])
     try:
         with config.explained(overrides, folder_of(flags)):
             if not any(flag in COMPLETE for flag in flags):
                 jobs.chosen, starters = check(flags, overrides)
                 jobs.typed, overrides = overrides, [config.NO_SEARCH, *starters, *overrides]
-            sys.argv = [program, *flags, *config.replacing(overrides)]
+            sys.argv = [typed[0], *flags, *config.replacing(overrides)]
             hydra.main(config_path=str(conf), config_name="train", version_base=config.VERSION_BASE)(jobs)()
     finally:
         sys.argv = typed
@@ -292,8 +291,8 @@ def _differing(
 class Jobs:
     """What Hydra calls: with a composed config for a run, and through our launchers for a sweep."""
 
-    def __init__(self, program: str, flags: list[str]) -> None:
-        self.program, self.flags, self.folder = program, flags, folder_of(flags)
+    def __init__(self, flags: list[str]) -> None:
+        self.flags, self.folder = flags, folder_of(flags)
         self.chosen: list[Point] | Asked = []
         """What :func:`check` has found."""
         self.typed: list[str] = []
@@ -318,28 +317,19 @@ class Jobs:
         task: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
         overrides = [word for word in self.typed if word in task]
         checked = config.check(cfg)
-        # ddp starts its processes by the command line, which must then ask for this one run
-        sys.argv = [self.program, "train", *self.flags, *overrides]
         from snnexp.training.execute import run
 
         run(checked, overrides, begun=self._record_folder)
 
-    def run_saved(self, cfg: DictConfig, overrides: Sequence[str], words: Sequence[str]) -> None:
-        """Run, or show, a saved config that no overrides compose to; ``words`` ask for the same again."""
+    def run_saved(self, cfg: DictConfig, overrides: Sequence[str], source: str) -> None:
+        """Run, or show, the saved config of ``source``, which no overrides compose to."""
         if any(flag in SHOW for flag in self.flags):
             print(OmegaConf.to_yaml(cfg), end="")
             return
-        if "LOCAL_RANK" not in os.environ:
-            terminal.tell(f"{words[1]}: what was typed for this run now gives another config; its config.yaml is used")
+        terminal.tell(f"{source}: what was typed for this run now gives another config; its config.yaml is used")
         from snnexp.training.execute import run
 
-        typed = sys.argv
-        try:
-            # ddp starts its processes by the command line
-            sys.argv = [self.program, "train", *words]
-            run(cfg, overrides, begun=self._record_folder)
-        finally:
-            sys.argv = typed
+        run(cfg, overrides, begun=self._record_folder)
 
     def _record_folder(self, path: Path) -> None:
         if self.folder is not None:
@@ -354,9 +344,9 @@ class Jobs:
                 points = [(overrides, config.plain(cfg)) for overrides, cfg in self.chosen]
                 name = str(points[0][1]["name"])
                 place = Path(folder).expanduser()
-                self.code, self.ledger = driver.start(place, name, points, launcher, self.program, self.folder)
+                self.code, self.ledger = driver.start(place, name, points, launcher, self.folder)
             else:
-                self.code, self.ledger = driver.search(Path(folder).expanduser(), self.chosen, launcher, self.program)
+                self.code, self.ledger = driver.search(Path(folder).expanduser(), self.chosen, launcher)
         except Exception as error:
             # Hydra would take it for one of its own
             self.error = error

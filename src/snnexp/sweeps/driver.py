@@ -38,7 +38,6 @@ def start(
     experiment: str,
     points: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
     launcher: Mapping[str, Any],
-    program: str,
     config_dir: Path | None = None,
 ) -> tuple[int, Ledger]:
     """Run the points of a list; returns the exit code, and what became of them.
@@ -48,7 +47,6 @@ def start(
         experiment: what the sweep is named after.
         points: overrides and whole config of each; those that have the same config are one.
         launcher: the settings of a launcher, with its ``kind``.
-        program: the command line's own name, for what starts processes by it.
         config_dir: more configs that the points were composed with, for the record.
 
     Raises:
@@ -63,21 +61,21 @@ def start(
     ledger = Ledger.create(folder, experiment, launcher, config_dir=config_dir)
     for overrides, whole in once:
         ledger.add(overrides, whole)
-    return _begin(ledger, program)
+    return _begin(ledger)
 
 
-def search(folder: Path, asked: Asked, launcher: Mapping[str, Any], program: str) -> tuple[int, Ledger]:
+def search(folder: Path, asked: Asked, launcher: Mapping[str, Any]) -> tuple[int, Ledger]:
     """Run the points that a study chooses; see :func:`start`."""
     check(launcher)
     _require_threads(launcher, asked.composed)
     ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts(), asked.folder)
-    return _begin(ledger, program, asked)
+    return _begin(ledger, asked)
 
 
-def _begin(ledger: Ledger, program: str, asked: Asked | None = None) -> tuple[int, Ledger]:
+def _begin(ledger: Ledger, asked: Asked | None = None) -> tuple[int, Ledger]:
     try:
         ledger.save()
-        return drive(ledger, program, asked), ledger
+        return drive(ledger, asked), ledger
     except ConfigError:
         # refused before anything began, it leaves nothing behind
         if all(point.status == "pending" for point in ledger.points):
@@ -87,12 +85,11 @@ def _begin(ledger: Ledger, program: str, asked: Asked | None = None) -> tuple[in
         ledger.close()
 
 
-def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
+def resume(folder: Path, changes: Sequence[str] = ()) -> int:
     """Run what is not finished of a sweep, and only that; returns the exit code.
 
     Args:
         folder: of the sweep.
-        program: the command line's own name.
         changes: other settings of its launcher or its search, ``hydra.launcher.workers=4``, and keys of its points that
             do not decide what is computed, ``data.root=DIR``.
 
@@ -122,7 +119,7 @@ def resume(folder: Path, program: str, changes: Sequence[str] = ()) -> int:
         elif not left:
             console().print(f"sweep {show_path(ledger.path)}  all points have finished, nothing is left to do")
             return 0
-        return drive(ledger, program, asked, keys)
+        return drive(ledger, asked, keys)
     finally:
         ledger.close()
 
@@ -148,24 +145,23 @@ def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], di
     return nodes["launcher"], nodes["sweeper"], keys
 
 
-def drive(ledger: Ledger, program: str, asked: Asked | None = None, keys: Sequence[str] = ()) -> int:
+def drive(ledger: Ledger, asked: Asked | None = None, keys: Sequence[str] = ()) -> int:
     """Run what is left of a sweep; returns the exit code.
 
     Args:
         ledger: of the sweep.
-        program: the command line's own name.
         asked: what a search was asked for.
         keys: overrides of runs that are resumed.
     """
     if asked is not None:
-        return _drive_search(ledger, program, asked, keys)
+        return _drive_search(ledger, asked, keys)
     left = [point for point in ledger.points if not point.done]
     source = Listed(jobs_of(ledger, left))
     view = display.Display(console(), ledger)
     view.say(f"{len(left)} of {len(ledger.points)} points")
     accelerators = {_accelerator(ledger.config(point)) for point in left}
     slots = slots_of(ledger.path, ledger.launcher, len(source.jobs), accelerators)
-    engine = Engine(ledger, source, slots, Tasks(ledger, program, keys=keys), ledger.launcher.get("timeout_s"), view)
+    engine = Engine(ledger, source, slots, Tasks(ledger, keys=keys), ledger.launcher.get("timeout_s"), view)
     try:
         engine.run()
     finally:
@@ -173,7 +169,7 @@ def drive(ledger: Ledger, program: str, asked: Asked | None = None, keys: Sequen
     return _code(ledger, engine)
 
 
-def _drive_search(ledger: Ledger, program: str, asked: Asked, keys: Sequence[str]) -> int:
+def _drive_search(ledger: Ledger, asked: Asked, keys: Sequence[str]) -> int:
     launcher = ledger.launcher
     settings = asked.space()[0]
     if launcher.get("cluster") == "slurm" and settings.prune and settings.storage and parse(settings.storage).password:
@@ -190,7 +186,7 @@ def _drive_search(ledger: Ledger, program: str, asked: Asked, keys: Sequence[str
         seen = ", so the test split is no longer held out" if source.metric.startswith("test/") else ""
         view.say(f"study {source.study.name}, {to_go}, compared by {source.metric}{seen}")
         slots = slots_of(ledger.path, launcher, source.study.size, {_accelerator(asked.checked)})
-        tasks = Tasks(ledger, program, source.pruned if source.prune else None, keys)
+        tasks = Tasks(ledger, source.pruned if source.prune else None, keys)
         engine = Engine(ledger, source, slots, tasks, launcher.get("timeout_s"), view)
         try:
             engine.run()

@@ -86,7 +86,6 @@ class Worker:
     how = "process"
 
     def __init__(self, environment: Mapping[str, str], limit_bytes: int | None = None) -> None:
-        # not as a module: processes of ddp would then be workers as well
         self.command = [sys.executable, "-c", f"from snnexp.sweeps.worker import main; main({limit_bytes})"]
         self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
@@ -434,7 +433,6 @@ class Tasks:
 
     Args:
         ledger: the record.
-        program: the command line's own name.
         prune: for a point of a search, what a run needs to be given up early; None for a list of points.
         keys: overrides of runs that are resumed.
     """
@@ -442,11 +440,10 @@ class Tasks:
     def __init__(
         self,
         ledger: Ledger,
-        program: str,
         prune: Callable[[Point], dict[str, Any]] | None = None,
         keys: Sequence[str] = (),
     ) -> None:
-        self.ledger, self.program, self.prune, self.keys = ledger, program, prune, keys
+        self.ledger, self.prune, self.keys = ledger, prune, keys
 
     def of(self, job: Job) -> dict[str, Any]:
         """The task for points, as ``worker`` takes it."""
@@ -456,7 +453,7 @@ class Tasks:
                 # a person has deleted it, so that the point begins again
                 point.run = ""
         where = {"parent": str(ledger.runs), "log": str(ledger.log(first))}
-        task: dict[str, Any] = {"program": self.program, "keys": [*self.keys], **where}
+        task: dict[str, Any] = {"keys": [*self.keys], **where}
         if len(job) > 1:
             return {**task, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
         task |= {"prune": self.prune(first)} if self.prune else {}

@@ -7,8 +7,7 @@ It reads tasks from its standard input and tells what becomes of them on its sta
     {"members": [{"config", "overrides", "run"}, ..], "parent": ".."}     train points as one
 
 each with "keys", the overrides of runs that are resumed, "log", where to print until there is a run directory,
-"program", the command line's name, and for a point of a search "prune", the arguments of
-:class:`~snnexp.search.pruning.Pruning`. It answers
+and for a point of a search "prune", the arguments of :class:`~snnexp.search.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
     {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
@@ -98,7 +97,9 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
         # what every task needs, and the first one waits for
         import snnexp.training.execute  # noqa: F401
         from snnexp.record.run import Run
+        from snnexp.training import processes
 
+        processes.forget_others()
         if not gc.get_freeze_count():
             # what imports have made stays; to look through it after each point takes a fifth of a second
             gc.freeze()
@@ -128,15 +129,11 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
 
     def begun(path: Path) -> None:
         if start.is_new:
-            # ddp starts its processes by the command line, which must then ask for this one run
-            sys.argv = [task["program"], "resume", str(path)]
             os.replace(log, path / "train.log")
             tell({"begun": 0, "run": str(path)})
 
     if task.get("run"):
-        keys = task.get("keys", [])
-        sys.argv = [task["program"], "resume", task["run"], *keys]
-        start = Start.resumed(task["run"], keys)
+        start = Start.resumed(task["run"], task.get("keys", []))
     else:
         cfg = config.check(OmegaConf.create(task["config"]))
         start = Start.new(cfg, task["overrides"], Path(task["parent"]), kept=True)

@@ -1,16 +1,13 @@
 """Turn a checked config into parts that fit each other: data, encoder, network, loss, task and trainer."""
 
 import os
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -25,7 +22,7 @@ from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
 from snnexp.spec import rules, values
-from snnexp.training import callbacks, contracts, saving
+from snnexp.training import callbacks, contracts, processes, saving
 from snnexp.training.task import Measure, Task
 
 
@@ -59,17 +56,6 @@ class Parts:
         return f"Parts({', '.join(f'{name}={shown}' for name, shown in parts.items())})"
 
 
-class _Launcher(_SubprocessScriptLauncher):
-    """Lightning's own kills this process when another one has failed, before the run could be recorded."""
-
-    others: Sequence[subprocess.Popen[bytes]] = ()
-    """The processes of ddp besides this one."""
-
-    def _call_children_scripts(self) -> None:
-        super()._call_children_scripts()
-        self.others, self.procs = self.procs, []
-
-
 def make_trainer(
     accelerator: str = "auto",
     devices: int = 1,
@@ -100,13 +86,18 @@ def make_trainer(
     values.check(locals())
     # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    place = processes.Place(1)
+    chosen: str | processes.Ddp = strategy
+    if processes.is_shared({"strategy": strategy, "devices": devices}):
+        place = processes.Place.here(devices)
+        # a readout's threshold may have no part in a loss on the membrane
+        chosen = processes.Ddp(place, find_unused_parameters=strategy == "ddp")
     try:
         with terminal.quiet():
             trainer = Trainer(
                 accelerator=accelerator,
                 devices=devices,
-                # a readout's threshold may have no part in a loss on the membrane
-                strategy="ddp_find_unused_parameters_true" if strategy == "ddp" else strategy,
+                strategy=chosen,
                 precision=precision,  # type: ignore[arg-type]
                 max_epochs=max_epochs,
                 limit_train_batches=limit_batches,
@@ -120,16 +111,13 @@ def make_trainer(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 logger=False,
-                # in a job of SLURM, Lightning would expect its tasks to be the processes, and requeue it by itself
-                plugins=[saving.RunCheckpointIO(), LightningEnvironment()],
+                # without a place, Lightning would look for one, and requeue a job of SLURM by itself
+                plugins=[saving.RunCheckpointIO(), place],
                 default_root_dir=os.devnull,
                 callbacks=[callbacks.LogMeans(), callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
-                own = _Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
-                trainer.strategy._launcher = own
             # Lightning took it from variables that whoever started this process may have set, and then logs nothing
             rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
     except (MisconfigurationException, RuntimeError, ValueError) as error:
@@ -173,6 +161,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     )
     trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
     contracts.require_kind(trainer, Trainer, "trainer")
+    processes.require_known(trainer)
     # one stream of random numbers for data and weights, in this order
     torch.manual_seed(cfg.seed)
     spikes = nodes["data"].pop("spikes", None)

@@ -1,8 +1,6 @@
 """Run an experiment, resume it, measure it again; :mod:`snnexp.experiment` is its public side."""
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +28,10 @@ from snnexp.record import run as runs
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.run import Run
 from snnexp.text import line
-from snnexp.training import callbacks, probe, progress, saving
+from snnexp.training import callbacks, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
+from snnexp.training.processes import Others
 from snnexp.training.start import Start
-
-RUN_DIR, FIRST = "SNNEXP_RUN_DIR", "SNNEXP_FIRST_PROCESS"
-"""Tell the processes that ddp starts which directory the first one has made, and that it is the first one's."""
 
 
 @dataclass(repr=False)
@@ -111,65 +107,62 @@ def execute(
     Raises:
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with saving.Signals() as signals, Others() as others, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
+        if (path := others.awaited(start.read())) is not None:
+            return _follow(path, signals)
         try:
             try:
                 with memory_told(), signals.heeded():
-                    cfg = start.open(lock=not follows())
-                    require_own_processes(cfg)
-                    threads.use(start.threads)
-                    parts = start.build()
+                    start.open()
+                    _make_ready(start, signals, watching)
             except SnnexpError as error:
                 if start.is_new and start.fail(error):
                     begun(start.run.path)
                 raise
-            saver = _watch(start, signals, watching)
-            start.find(parts.trainer.callbacks)  # type: ignore[attr-defined]
             if start.is_finished:
-                path = terminal.show_path(start.run.path)
-                terminal.console().print(f"run {path}  is already finished, nothing is left to do")
+                shown = terminal.show_path(start.run.path)
+                terminal.console().print(f"run {shown}  is already finished, nothing is left to do")
                 return Record(start.run.path, "finished", start.before.get("metrics", {}))
             with _recorded(start), memory_told(), signals.heeded():
-                if start.found is not None:
-                    saver.go_on_from(start.found)
-                if parts.trainer.is_global_zero:
-                    start.begin()
-                    begun(start.run.path)
+                start.begin()
+                begun(start.run.path)
+                others.lead(start.parts.trainer, start.run)
                 record = _carry_out(start, clock, signals)
-            return _shown(cfg, parts, record)
+            return _shown(start.cfg, record)
         finally:
             start.run.close()
 
 
-def lead(run_dir: Run) -> None:
-    """Let the processes that ddp is going to start find the run."""
-    os.environ[RUN_DIR], os.environ[FIRST] = str(run_dir.path.absolute()), str(os.getpid())
+def follow(path: Path, first: int) -> None:
+    """Do the part of another process than the first of a run, which records all of it.
+
+    Args:
+        path: the run directory, where the first one has written the config.
+        first: the number of that process, without which this one ends.
+    """
+    with saving.Signals() as signals, memory_told(), signals.heeded():
+        signals.parent = first
+        _follow(path, signals)
 
 
-def follows() -> bool:
-    """Whether the first process of a run, which has locked it, has started this one; anyone may have set variables."""
-    first, folder = os.getppid(), os.environ.get(RUN_DIR)
-    return os.environ.get(FIRST) == str(first) and folder is not None and Run(Path(folder)).writer() == first
+def _follow(path: Path, signals: saving.Signals) -> Record:
+    start = Start(Run(path))
+    # which the first process has locked
+    start.read()
+    _make_ready(start, signals, ())
+    with _recorded(start), memory_told(), signals.heeded():
+        return _carry_out(start, {}, signals)
 
 
-def require_own_processes(cfg: DictConfig) -> None:
-    """Raise :class:`ConfigError` where another program has started the processes of a run."""
-    if follows() or cfg.trainer.strategy != "ddp":
-        return
-    found = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ]
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        found.append("SLURM_PROCID")
-    if not found:
-        return
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "SLURM_PROCID")):
-        # the first one tells, and whoever started them may end them all as soon as one has gone
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(5)
-        raise SystemExit(ConfigError.exit_code)
-    raise ConfigError(
-        f"trainer.strategy: snnexp starts the processes of ddp itself, and {found[0]} is set, as torchrun and srun do"
-    )
+def _make_ready(start: Start, signals: saving.Signals, watching: Sequence[Callback]) -> None:
+    """All before the first step that leaves nothing on the disk."""
+    threads.use(start.threads)
+    start.build()
+    saver = _watch(start, signals, watching)
+    start.find(start.parts.trainer.callbacks)  # type: ignore[attr-defined]
+    if start.found is not None:
+        saver.go_on_from(start.found)
 
 
 @contextmanager
@@ -210,8 +203,6 @@ def _watch(start: Start, signals: saving.Signals, others: Sequence[Callback]) ->
     if parts.trainer.is_global_zero:
         signals.run = start.run
         display.append(progress.ProgressDisplay(terminal.console()))
-    else:
-        signals.parent = int(os.environ[FIRST])
     # what stops comes last
     parts.trainer.callbacks += [*display, *watching, *others, signals]  # type: ignore[attr-defined]
     return saver
@@ -233,8 +224,6 @@ def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = 
 
 def _carry_out(start: Start, clock: dict[str, float], signals: saving.Signals) -> Record:
     trainer = start.parts.trainer
-    if trainer.world_size > 1 and trainer.is_global_zero:
-        lead(start.run)
     try:
         with user_parts.running(cfg=start.cfg):
             measured = _train_and_test(start, clock)
@@ -249,6 +238,7 @@ def _carry_out(start: Start, clock: dict[str, float], signals: saving.Signals) -
             signals.stop_if_told()
             # one that has failed may take a while to end
             signals.require_others(patience_s=20)
+            processes.require_others(trainer, error)
         raise
     signals.stop_if_told()
     if trainer.is_global_zero:
@@ -332,14 +322,13 @@ def _record_success(start: Start, measured: dict[str, float], clock: dict[str, f
     )
 
 
-def _shown(cfg: DictConfig, parts: Parts, record: Record) -> Record:
+def _shown(cfg: DictConfig, record: Record) -> Record:
     """``record``, after the person has seen how the run ended; it has, whatever becomes of this."""
-    if parts.trainer.is_global_zero:
-        screen, run_dir = terminal.console(), Run(record.path)
-        if curve := terminal.loss_curve(screen, run_dir.metrics()):
-            screen.print(curve)
-        published = recipes.published(config.plain(cfg), run_dir.overrides())
-        screen.print(terminal.result_table(record.metrics, published))
-        screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
-        terminal.show_command(screen, "report", "snnexp", "report", record.path)
+    screen, run_dir = terminal.console(), Run(record.path)
+    if curve := terminal.loss_curve(screen, run_dir.metrics()):
+        screen.print(curve)
+    published = recipes.published(config.plain(cfg), run_dir.overrides())
+    screen.print(terminal.result_table(record.metrics, published))
+    screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
+    terminal.show_command(screen, "report", "snnexp", "report", record.path)
     return record

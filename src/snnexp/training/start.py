@@ -61,17 +61,14 @@ class Start:
         """A run of a directory; arguments and errors as of :func:`snnexp.training.execute.resume`."""
         return cls(Run.open(Path(path)), typed=typed)
 
-    def open(self, lock: bool = True) -> DictConfig:
-        """Lock the directory of a run that is resumed, and change its config as typed; returns the config.
+    def read(self) -> DictConfig:
+        """The config; that of a run that is resumed from its directory, changed as typed.
 
         Raises:
             ConfigError: a key changed that decides what the run computes.
             CheckpointError: its record is damaged.
-            InUseError: another process writes to it.
         """
         if not self.is_new:
-            if lock:
-                self.run.lock()
             saved = config.load(self.run.path / "config.yaml")
             self.cfg = without_download(config.change(saved, self.typed), self.typed)
             config.require_same(config.plain(saved), config.plain(self.cfg))
@@ -79,6 +76,16 @@ class Start:
         if self.is_new or is_typed("trainer.threads", self.typed):
             threads.require(self.cfg)
         return self.cfg
+
+    def open(self) -> DictConfig:
+        """As :meth:`read`, with the directory locked before.
+
+        Raises:
+            InUseError: another process writes to it.
+        """
+        if not self.is_new:
+            self.run.lock()
+        return self.read()
 
     @property
     def threads(self) -> int:

@@ -1,0 +1,284 @@
+"""The processes of ddp, which share each batch of a run: who starts them, and how they find the run.
+
+The first one makes the run directory and writes to it alone. It starts the others, each as
+``python -m snnexp.training.rank RUN``, or torchrun or srun has started all of them, and the first one tells the others
+the directory. Lightning learns from :class:`Place` what it would read from variables that anyone may have set.
+"""
+
+import functools
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import ClusterEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
+from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from snnexp.errors import ConfigError, InterruptedRunError, LostProcessError, ending
+from snnexp.record.run import Run
+from snnexp.text import line
+
+PATIENCE = timedelta(minutes=5)
+"""What processes that another program has started may take to find each other."""
+FAREWELL_S = 2.0
+"""What the others may take to hear that there is nothing to do for them."""
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+OF_OTHERS = ("RANK", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_USE_AGENT_STORE")
+"""Variables without which a process has been started by nobody who started others with it."""
+
+
+class Place(ClusterEnvironment):
+    """Which of the processes of a run this one is, and where they meet.
+
+    Args:
+        processes: how many there are.
+        rank: from 0.
+        address: of the first one's machine.
+        port: where it listens; 0 if that is not decided yet.
+        given: whether they have all been started already.
+        nodes: on how many machines.
+    """
+
+    def __init__(
+        self,
+        processes: int,
+        rank: int = 0,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        given: bool = False,
+        nodes: int = 1,
+    ) -> None:
+        self.processes, self.rank, self.address, self.port = processes, rank, address, port
+        self.given, self.nodes = given, nodes
+
+    @classmethod
+    def here(cls, processes: int) -> "Place":
+        """That of this process; the first of ``processes`` where nobody has started others with it."""
+        told = os.environ
+        if all(told.get(name, "").isdecimal() for name in TORCHRUN) and "MASTER_ADDR" in told:
+            rank, _, count, port = (int(told[name]) for name in TORCHRUN)
+            nodes = count // int(told.get("LOCAL_WORLD_SIZE", count))
+            return cls(count, rank, told["MASTER_ADDR"], port, True, nodes)
+        if (count := int(told.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+            first = SLURMEnvironment.resolve_root_node_address(told.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+            # steps of one job may run beside each other
+            own = 31 * int(told["SLURM_JOB_ID"]) + int(told.get("SLURM_STEP_ID", 0))
+            address, port = told.get("MASTER_ADDR", first), int(told.get("MASTER_PORT", 15000 + own % 10000))
+            return cls(count, int(told["SLURM_PROCID"]), address, port, True, int(told.get("SLURM_STEP_NUM_NODES", 1)))
+        return cls(processes)
+
+    def require(self, processes: int) -> None:
+        """Raise :class:`ConfigError` where a run of ``processes`` cannot be shared by those that there are."""
+        if self.nodes > 1:
+            raise ConfigError(f"trainer.devices: the processes are on {self.nodes} machines, and a run takes one")
+        if self.processes != processes:
+            raise ConfigError(
+                f"trainer.devices: got {processes}, and torchrun or srun has started {self.processes} processes"
+            )
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return self.given
+
+    @property
+    def main_address(self) -> str:
+        return self.address
+
+    @property
+    def main_port(self) -> int:
+        return self.port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.processes
+
+    def set_world_size(self, size: int) -> None:
+        """It is known."""
+
+    def global_rank(self) -> int:
+        return self.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is known."""
+
+    def local_rank(self) -> int:
+        return self.rank
+
+    def node_rank(self) -> int:
+        return 0
+
+
+class Launcher:
+    """Starts the other processes of a run before this one trains, where nobody has started them already."""
+
+    is_interactive_compatible = True
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.run: Run | None = None
+        self.others: list[subprocess.Popen[bytes]] = []
+        """The processes that have been started."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        if not (self.place.given or self.others):
+            self._start()
+        return function(*args, **kwargs)
+
+    def kill(self, signum: int) -> None:
+        """The run ends them, when it has been recorded."""
+
+    def _start(self) -> None:
+        if self.run is None and self.place.processes > 1:
+            raise ConfigError("trainer: only a run starts processes; use snnexp.experiment.run, or torchrun")
+        with socket.create_server((self.place.address, 0)) as found:
+            self.place.port = found.getsockname()[1]
+        for rank in range(1, self.place.processes):
+            assert self.run is not None
+            self.others.append(_started(self.run, self.place, rank))
+
+
+def _started(run: Run, place: Place, rank: int) -> subprocess.Popen[bytes]:
+    told = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(place.processes),
+        "LOCAL_WORLD_SIZE": str(place.processes),
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": str(place.port),
+        # modules are found where this process finds them
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        "PYTHONSAFEPATH": "1",
+    }
+    if sys.dont_write_bytecode:
+        told["PYTHONDONTWRITEBYTECODE"] = "1"
+    # of gradients that are not missing this time, each process would warn
+    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, **told}
+    command = [sys.executable, "-m", "snnexp.training.rank", str(run.path.absolute())]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
+
+
+class Ddp(DDPStrategy):
+    """Lightning's, with a launcher that knows the run."""
+
+    def __init__(self, place: Place, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.starter = Launcher(place)
+
+    @property
+    def launcher(self) -> Launcher:  # type: ignore[override]
+        return self.starter
+
+
+class Others:
+    """The other processes of a run, as the verbs see them; they hear of the end of a verb that leaves without them."""
+
+    def __init__(self) -> None:
+        self.store: Store | None = None
+        """Where the first of several processes, which another program has started, tells the run."""
+
+    def __enter__(self) -> "Others":
+        return self
+
+    def awaited(self, cfg: DictConfig) -> Path | None:
+        """The directory of the run if this process has to follow the first one in it, which makes it; else None.
+
+        Raises:
+            ConfigError: there are other processes than the run needs.
+        """
+        processes = cfg.trainer.get("devices", 1)
+        if not is_shared(cfg.trainer) or not (place := Place.here(processes)).given:
+            return None
+        store, self.key = _store(place.address, place.port, place.rank, place.processes), f"snnexp/{next(_runs)}"
+        if place.rank:
+            return _heard(store, self.key)
+        self.store, self.count = store, place.processes - 1
+        place.require(processes)
+        return None
+
+    def lead(self, trainer: Trainer, run: Run) -> None:
+        """Let the others find the run: those that are there, and those that Lightning is going to have started."""
+        if isinstance(trainer.strategy, Ddp):
+            trainer.strategy.starter.run = run
+        if self.store is not None:
+            self.store.set(self.key, str(run.path.absolute()))
+            self.store = None
+
+    def __exit__(self, kind: object, error: BaseException | None, frames: object) -> None:
+        if self.store is None:
+            return
+        self.store.set(self.key, str(0 if error is None else ending(error)[2]))
+        # the store may end with this process
+        end = time.monotonic() + FAREWELL_S
+        while self.store.add(_heard_by(self.key), 0) < self.count and time.monotonic() < end:
+            time.sleep(0.02)
+
+
+_runs = itertools.count()
+
+
+@functools.cache
+def _store(address: str, port: int, rank: int, processes: int) -> Store:
+    """One for all runs of these processes; returns when all are there."""
+    url = f"tcp://{address}:{port}"
+    store: Store = next(rendezvous(url, rank, processes, timeout=PATIENCE))[0]
+    return store
+
+
+def _heard(store: Store, key: str) -> Path:
+    """What the first process tells; this one ends with it, and leaves it to tell why."""
+    try:
+        # not in one call, in which no signal would be handled
+        while not store.check([key]):
+            time.sleep(0.05)
+        told = store.get(key).decode()
+        store.add(_heard_by(key), 1)
+    except torch.distributed.DistError as error:
+        raise SystemExit(LostProcessError.exit_code) from error
+    except InterruptedRunError as error:
+        raise SystemExit(error.exit_code) from error
+    if told.isdecimal():
+        raise SystemExit(int(told))
+    return Path(told)
+
+
+def _heard_by(key: str) -> str:
+    return f"{key}/heard"
+
+
+def is_shared(trainer: Mapping[str, Any]) -> bool:
+    """Whether the settings of a trainer ask for processes that share each batch."""
+    return bool(trainer.get("strategy") == "ddp" or trainer.get("devices", 1) > 1)
+
+
+def require_others(trainer: Trainer, error: Exception) -> None:
+    """Raise :class:`LostProcessError` for what PyTorch says where another process is gone that nobody here started."""
+    strategy = trainer.strategy
+    if trainer.is_global_zero and isinstance(strategy, Ddp) and strategy.starter.place.given:
+        raise LostProcessError(f"another process of the run is gone: {line(str(error))}") from error
+
+
+def require_known(trainer: Trainer) -> None:
+    """Raise :class:`ConfigError` for a trainer that would start processes which do not know the run."""
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, Ddp):
+        raise ConfigError("trainer: several processes are shared by snnexp.training.assembly.make_trainer alone")
+
+
+def forget_others() -> None:
+    """Let runs start their own processes here, whoever has started this one with others."""
+    for name in OF_OTHERS:
+        os.environ.pop(name, None)

@@ -1,0 +1,33 @@
+"""Another process than the first of a run: ``python -m snnexp.training.rank RUN``, which the first one starts."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from snnexp.errors import ConfigError, SnnexpError, ending_signals
+from snnexp.record.run import Run
+from snnexp.text import sentence
+
+
+def main(folder: Path) -> int:
+    """Train and test with the first process, which has locked the run and tells of it; returns the exit code."""
+    first = os.getppid()
+    for number in ending_signals():
+        # until there is something to save
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        if Run(folder).writer() != first:
+            raise ConfigError(f"{folder}: the process that started this one does not write there")
+        from snnexp.training import execute
+
+        execute.follow(folder, first)
+    except SnnexpError as error:
+        said = "".join(f"snnexp: {sentence(text)}\n" for text in error.args)
+        sys.stderr.write(getattr(error, "frames", "") + said)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
