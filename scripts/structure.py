@@ -4,14 +4,14 @@
     scripts/structure.py --ref REF                  with a commit beside it
 
 A package is a file or folder at the top of src/snnexp. A line of code is a physical line on which some part of a token
-lies that is neither a comment nor within a docstring, the text that a module, class or function begins with. A statement
-over several lines counts with all of them; the number of statements stands beside, which does not depend on how lines
-are broken or joined.
+lies that is neither a comment nor within a docstring, the text that a module, class or function begins with. A
+statement over several lines counts with all of them; the number of statements stands beside, which does not depend on
+how lines are broken or joined.
 
 An arrow leads from a package to one that it imports, anywhere in its files; it is a back arrow if it lies on a circle,
 and is then left out of floors. Floors are the packages on the longest path along arrows, chains the modules on the
-longest path along imports: along those that are executed when a module is imported, and along all, also within functions
-and for type checks alone. Files are measured by all their lines.
+longest path along imports: along those that are executed when a module is imported, and along all, also within
+functions and for type checks alone. Files are measured by all their lines.
 """
 
 import argparse
