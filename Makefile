@@ -6,7 +6,7 @@ SUITE := -n 2 --dist loadfile --no-loadscope-reorder
 # also for what builds a package; pip before 25.3 knows the first name alone, later ones read the second there
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
-.PHONY: train test quick test-latest bits constraints check dashboard report reproduce benchmark looking stacked chaos gallery clean
+.PHONY: train test quick test-latest bits constraints check dashboard report reproduce benchmark looking stacked chaos structure gallery clean
 
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
@@ -57,6 +57,9 @@ stacked: .venv/installed-dev ## what stacked training gains, and what a sweep co
 
 chaos: .venv/installed-dev ## runs killed at random moments, then resumed; about half an hour
 	$(BIN)/python scripts/chaos.py $(ARGS)
+
+structure: ## lines of code by package, and how packages and modules import; ARGS="--ref COMMIT" has a commit beside it
+	$(PYTHON) scripts/structure.py $(ARGS)
 
 clean: ## caches, builds and .venv; outputs/ and data/ stay
 	rm -rf .venv .venv-latest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,7 +14,8 @@ import scipy.stats
 import yaml
 
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.figures import drawing as figures
+from snnexp.figures import comparison as figures
+from snnexp.figures import style
 from snnexp.record.run import Run, write_summary
 from snnexp.report import comparison
 from snnexp.report.groups import level
@@ -469,16 +470,16 @@ def test_bands_and_pairs_draw_what_they_are_given() -> None:
 
 
 def test_labels_are_no_formulas_and_leave_room() -> None:
-    assert len(figures.cropped("x" * 200)) == figures.LONGEST_LABEL
-    assert "$a_{$" in figures.svg(figures.shares({"$a_{$": 0.5}))
+    assert len(style.cropped("x" * 200)) == style.LONGEST_LABEL
+    assert "$a_{$" in style.svg(figures.shares({"$a_{$": 0.5}))
 
 
 def test_a_logarithmic_axis_needs_decades() -> None:
-    assert figures.is_long([1e-4, 1e-2])
-    assert figures.is_long(np.geomspace(1e-5, 1e-1, 50))
-    assert not figures.is_long(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not bend the axis"
-    assert not figures.is_long([0.0, 1e-4, 1.0])
-    assert not figures.is_long([])
+    assert style.is_long([1e-4, 1e-2])
+    assert style.is_long(np.geomspace(1e-5, 1e-1, 50))
+    assert not style.is_long(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not bend the axis"
+    assert not style.is_long([0.0, 1e-4, 1.0])
+    assert not style.is_long([])
 
 
 @pytest.mark.slow
@@ -665,7 +666,7 @@ def test_long_labels_have_the_number_of_their_group(tmp_path: Path) -> None:
     long = [f"snnexp_of_somebody_else_{'x' * 30}_{name}" for name in "ab"]
     paths = [make_run(tmp_path / "runs", 0.5, seed, loss=name) for name in long for seed in (0, 1)]
     report(paths, tmp_path)
-    labels = {figures.cropped(row["group"]) for row in table(tmp_path, "seeds")}
+    labels = {style.cropped(row["group"]) for row in table(tmp_path, "seeds")}
     assert {label[:3] for label in labels} == {"1: ", "2: "}
     assert [row["group"] for row in table(tmp_path, "groups")] == ["1", "2"]
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from snnexp.figures import drawing as figures
+from snnexp.figures import network, style
 
 RANDOM = np.random.default_rng(0)
 SPIKES = RANDOM.random((20, 12)) < 0.3
@@ -42,20 +42,20 @@ def texts(figure: Figure) -> list[str]:
 class TestColours:
     @pytest.mark.parametrize("eyes", CONES)
     def test_lines_of_one_figure_can_be_told_apart(self, eyes: str) -> None:
-        seen = [lab(np.array(CONES[eyes]) @ linear(colour)) for colour in (*figures.COLOURS, figures.GREY)]
+        seen = [lab(np.array(CONES[eyes]) @ linear(colour)) for colour in (*style.COLOURS, style.GREY)]
         for (i, one), (j, other) in itertools.combinations(enumerate(seen), 2):
             assert np.linalg.norm(one - other) > 15, (i, j)
 
     @pytest.mark.parametrize("eyes", CONES)
     def test_shades_grow_darker_for_everybody(self, eyes: str) -> None:
-        lightness = [lab(np.array(CONES[eyes]) @ linear(figures.SHADES(x)))[0] for x in np.linspace(0, 1, 30)]
+        lightness = [lab(np.array(CONES[eyes]) @ linear(style.SHADES(x)))[0] for x in np.linspace(0, 1, 30)]
         assert np.all(np.diff(lightness) < 0)
 
 
 class TestOneRun:
     def test_raster_has_a_mark_for_each_spike(self) -> None:
         neurons = np.arange(12) * 3
-        figure = figures.spike_raster({"before": {"hidden": (SPIKES, neurons, 36)}})
+        figure = network.spike_raster({"before": {"hidden": (SPIKES, neurons, 36)}})
         (axes,) = figure.axes
         (marks,) = axes.lines
         drawn = set(zip(marks.get_xdata(), marks.get_ydata(), strict=True))
@@ -66,7 +66,7 @@ class TestOneRun:
 
     def test_many_spikes_become_pixels(self) -> None:
         many = np.ones((100, 50), bool)
-        (axes,) = figures.spike_raster({"": {"hidden": (many, np.arange(50), 50)}}).axes
+        (axes,) = network.spike_raster({"": {"hidden": (many, np.arange(50), 50)}}).axes
         assert axes.lines[0].get_rasterized()
 
     def test_a_silent_layer_is_drawn_empty(self) -> None:
@@ -74,15 +74,15 @@ class TestOneRun:
             "hidden": (np.zeros((5, 4), bool), np.arange(4), 4),
             "readout": (np.zeros((5, 1), bool), np.arange(1), 1),
         }
-        figure = figures.spike_raster({"before": silent, "after": silent})
+        figure = network.spike_raster({"before": silent, "after": silent})
         assert len(figure.axes) == 4
-        assert figures.png(figure).startswith(b"\x89PNG")
+        assert style.png(figure).startswith(b"\x89PNG")
 
     def test_membrane_of_the_class_stands_out_of_the_others(self) -> None:
         threshold = np.array([1.0, 2.0, 3.0, 4.0])
-        figure = figures.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], threshold)}, 2, "class 2")
+        figure = network.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], threshold)}, 2, "class 2")
         lines = [line for line in figure.axes[0].lines if len(line.get_ydata()) == 20]
-        chosen = [line for line in lines if line.get_color() == figures.BLUE and line.get_linestyle() == "-"]
+        chosen = [line for line in lines if line.get_color() == style.BLUE and line.get_linestyle() == "-"]
         assert np.array_equal(chosen[0].get_ydata(), MEMBRANE[:, 2])
         (dashed,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
         assert list(dashed.get_ydata()) == [3.0, 3.0], "the threshold of that output"
@@ -90,12 +90,12 @@ class TestOneRun:
         assert labels == ["class 2", "other outputs", "threshold", "spike"]
 
     def test_a_readout_without_spikes_has_no_threshold(self) -> None:
-        figure = figures.output_membrane({"now": (MEMBRANE, None, None)})
+        figure = network.output_membrane({"now": (MEMBRANE, None, None)})
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["output"]
 
     def test_trajectories_stand_beside_their_targets(self) -> None:
         target = RANDOM.random((20, 2))
-        figure = figures.trajectory({"before": MEMBRANE[:, :2], "after": MEMBRANE[:, 2:]}, target)
+        figure = network.trajectory({"before": MEMBRANE[:, :2], "after": MEMBRANE[:, 2:]}, target)
         for sample, axes in enumerate(figure.axes):
             expected = [MEMBRANE[:, sample], MEMBRANE[:, 2 + sample], target[:, sample]]
             assert all(np.array_equal(line.get_ydata(), y) for line, y in zip(axes.lines, expected, strict=True))
@@ -105,7 +105,7 @@ class TestOneRun:
         images = RANDOM.random((11, 8, 8))
         predicted, label = np.arange(11) % 10, np.arange(11) % 10
         predicted[3] = 8
-        figure = figures.predictions(images, predicted, label)
+        figure = network.predictions(images, predicted, label)
         shown = texts(figure)
         assert shown[:3] == ["0", "1", "2"]
         assert shown[3] == "8, is 3"
@@ -113,22 +113,22 @@ class TestOneRun:
 
     @pytest.mark.parametrize("value", [0.0, 3.0])
     def test_images_of_one_shade_are_drawn(self, value: float) -> None:
-        figures.png(figures.predictions(np.full((2, 4, 4), value), np.array([0, 1]), np.array([0, 1])))
+        style.png(network.predictions(np.full((2, 4, 4), value), np.array([0, 1]), np.array([0, 1])))
 
     def test_confusion_shades_rows_and_writes_counts(self) -> None:
         counts = np.array([[8, 2, 0], [0, 0, 0], [1, 1, 2]])
-        figure = figures.confusion(counts)
+        figure = network.confusion(counts)
         share = figure.axes[0].images[0].get_array()
         np.testing.assert_allclose(share, [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0.25, 0.5]])
         assert sorted(texts(figure)) == sorted(["8", "2", "1", "1", "2"])
 
     def test_a_single_step_is_a_dot(self) -> None:
         drawn = [
-            figures.output_membrane({"now": (MEMBRANE[:1], None, None)}),
-            figures.trajectory({"now": MEMBRANE[:1]}, MEMBRANE[:1]),
-            figures.gradient_norms({"now": {"hidden": np.ones(1)}}),
-            figures.loss_curves((np.array([0]), np.array([0.5])), {}),
-            figures.activity({"rate": {"hidden": (np.array([0]), np.array([0.5]))}}),
+            network.output_membrane({"now": (MEMBRANE[:1], None, None)}),
+            network.trajectory({"now": MEMBRANE[:1]}, MEMBRANE[:1]),
+            network.gradient_norms({"now": {"hidden": np.ones(1)}}),
+            network.loss_curves((np.array([0]), np.array([0.5])), {}),
+            network.activity({"rate": {"hidden": (np.array([0]), np.array([0.5]))}}),
         ]
         for figure in drawn:
             assert all(line.get_marker() == "o" for line in figure.axes[0].lines)
@@ -137,7 +137,7 @@ class TestOneRun:
         before, after = RANDOM.normal(100, 20, 50), RANDOM.normal(120, 20, 50)
         columns = {"before": {"h tau_mem_inv": before, "h beta": np.full(7, 0.9)}}
         columns["after"] = {"h tau_mem_inv": after, "h beta": np.full(7, 0.8)}
-        figure = figures.distributions(columns)
+        figure = network.distributions(columns)
         varied, constant = figure.axes
         heights = [patch.get_xy()[:, 1] for patch in varied.patches]
         assert [sum(height[1:-1:2]) for height in heights] == [50, 50]
@@ -145,21 +145,21 @@ class TestOneRun:
         assert [line.get_xdata()[0] for line in constant.lines] == [0.9, 0.8]
 
     def test_gradients_of_zero_are_gaps(self) -> None:
-        figure = figures.gradient_norms({"now": {"hidden": np.array([1.0, 0.0, 1e-6])}})
+        figure = network.gradient_norms({"now": {"hidden": np.array([1.0, 0.0, 1e-6])}})
         (line,) = figure.axes[0].lines
         assert np.isnan(line.get_ydata()).tolist() == [False, True, False]
         assert figure.axes[0].get_yscale() == "log"
-        figures.png(figures.gradient_norms({"now": {"hidden": np.zeros(3)}}))
+        style.png(network.gradient_norms({"now": {"hidden": np.zeros(3)}}))
 
     @pytest.mark.parametrize(("low", "scale"), [(0.5, "linear"), (1e-4, "log"), (-1.0, "linear"), (np.nan, "linear")])
     def test_losses_over_decades_have_a_logarithmic_axis(self, low: float, scale: str) -> None:
         loss = np.array([1.0, low])
-        figure = figures.loss_curves((np.array([1, 2]), loss), {"training": (np.array([1, 2]), loss)})
+        figure = network.loss_curves((np.array([1, 2]), loss), {"training": (np.array([1, 2]), loss)})
         assert [axes.get_yscale() for axes in figure.axes] == [scale, scale]
 
     def test_long_curves_get_a_running_mean(self) -> None:
         loss = RANDOM.random(400)
-        figure = figures.loss_curves((np.arange(400), loss), {})
+        figure = network.loss_curves((np.arange(400), loss), {})
         raw, mean = figure.axes[0].lines
         assert np.array_equal(raw.get_ydata(), loss)
         assert mean.get_xdata()[0] == 9
@@ -167,23 +167,23 @@ class TestOneRun:
         assert mean.get_ydata()[-1] == pytest.approx(loss[-10:].mean())
 
     def test_bars_carry_their_numbers(self) -> None:
-        assert [text.strip() for text in texts(figures.bars({"fit": 12.345, "all": 123456.0}, "s"))] == [
+        assert [text.strip() for text in texts(network.bars({"fit": 12.345, "all": 123456.0}, "s"))] == [
             "12.3",
             "123,456",
         ]
 
 
 DRAWN = {
-    "raster": lambda: figures.spike_raster({"now": {"hidden": (SPIKES, np.arange(12), 12)}}),
-    "membrane": lambda: figures.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], np.ones(4))}, 0, "class 0"),
-    "trajectory": lambda: figures.trajectory({"now": MEMBRANE}, MEMBRANE),
-    "confusion": lambda: figures.confusion(np.eye(3, dtype=int)),
-    "distributions": lambda: figures.distributions({"now": {"h beta": MEMBRANE[:, 0]}}),
-    "gradients": lambda: figures.gradient_norms({"now": {"hidden": np.abs(MEMBRANE[:, 0])}}),
-    "loss": lambda: figures.loss_curves((np.arange(20), MEMBRANE[:, 0]), {}),
-    "activity": lambda: figures.activity({"rate": {"hidden": (np.arange(20), MEMBRANE[:, 0])}}),
-    "rates": lambda: figures.rate_distribution({"hidden": np.abs(MEMBRANE[:, 0])}, "step"),
-    "bars": lambda: figures.bars({"fit": 1.0}, "seconds"),
+    "raster": lambda: network.spike_raster({"now": {"hidden": (SPIKES, np.arange(12), 12)}}),
+    "membrane": lambda: network.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], np.ones(4))}, 0, "class 0"),
+    "trajectory": lambda: network.trajectory({"now": MEMBRANE}, MEMBRANE),
+    "confusion": lambda: network.confusion(np.eye(3, dtype=int)),
+    "distributions": lambda: network.distributions({"now": {"h beta": MEMBRANE[:, 0]}}),
+    "gradients": lambda: network.gradient_norms({"now": {"hidden": np.abs(MEMBRANE[:, 0])}}),
+    "loss": lambda: network.loss_curves((np.arange(20), MEMBRANE[:, 0]), {}),
+    "activity": lambda: network.activity({"rate": {"hidden": (np.arange(20), MEMBRANE[:, 0])}}),
+    "rates": lambda: network.rate_distribution({"hidden": np.abs(MEMBRANE[:, 0])}, "step"),
+    "bars": lambda: network.bars({"fit": 1.0}, "seconds"),
 }
 
 
@@ -191,8 +191,8 @@ DRAWN = {
 def test_drawing_leaves_nothing_behind(name: str) -> None:
     before, arrays = dict(matplotlib.rcParams), (SPIKES.copy(), MEMBRANE.copy())
     first, second = (DRAWN[name]() for _ in range(2))
-    assert figures.png(first).startswith(b"\x89PNG")
-    assert figures.svg(first) == figures.svg(second), "the same arrays give the same file"
+    assert style.png(first).startswith(b"\x89PNG")
+    assert style.svg(first) == style.svg(second), "the same arrays give the same file"
     assert dict(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
     assert np.array_equal(SPIKES, arrays[0])
@@ -213,7 +213,7 @@ def test_what_cannot_be_printed_is_escaped_in_every_text(name: str) -> None:
     axes.legend()
     axes.set_title(f"{name}\nmore")
     axes.set(xlabel=name, xticks=[0, 1], xticklabels=[name, "plain"])
-    text = figures.svg(figure)
-    assert figures.png(figure)
+    text = style.svg(figure)
+    assert style.png(figure)
     assert name not in text
     assert text.count(name.encode("unicode_escape").decode()) >= 4

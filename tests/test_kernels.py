@@ -418,7 +418,7 @@ class TestUse:
             kernels.use(make(3), "triton", CPU)
 
     def test_weights_of_bfloat16_need_the_memory_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        on_gpu = pytest.importorskip("snnexp.kernels.triton_scans")
+        on_gpu = pytest.importorskip("snnexp.kernels.triton_common")
         for limit, fits in ((64 * 64 * 4, False), (64 * 64 * 5, True)):
             chip = SimpleNamespace(shared_memory_per_block_optin=limit)
             monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, chip=chip: chip)
@@ -439,7 +439,7 @@ def test_triton_kernels_compile_for_a_gpu_without_contraction() -> None:
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from snnexp.kernels import triton_scans
+from snnexp.kernels import triton_leaky, triton_lif
 
 def contractions(kernel, integers, **constants):
     kind = {name: "i32" if name in integers else "*fp32" for name in kernel.arg_names}
@@ -455,14 +455,14 @@ sizes, steps = {"BLOCK_B": 16, "BLOCK_N": 32}, ["T", "B", "n", "stride", "last"]
 surrogate = {"KIND": 0, "NUMBER": 2.0}
 for feedback in (0, 1, 2):
     flags = {"RESET": 1, "FEEDBACK": feedback, **sizes}
-    forward = contractions(triton_scans.leaky_forward, steps, BIAS=feedback == 2, KEEP=True, **flags)
-    backward = contractions(triton_scans.leaky_backward, steps, HAS_GU=True, HAS_GS=True, **surrogate, **flags)
+    forward = contractions(triton_leaky.leaky_forward, steps, BIAS=feedback == 2, KEEP=True, **flags)
+    backward = contractions(triton_leaky.leaky_backward, steps, HAS_GU=True, HAS_GS=True, **surrogate, **flags)
     assert (forward > 0, backward > 0) == (feedback == 2, feedback == 2), (feedback, forward, backward)
 for spikes, linear in ((True, True), (True, False), (False, False)):
     flags = {"SPIKES": spikes, "LINEAR": linear, **sizes}
-    forward = contractions(triton_scans.lif_forward, steps, KEEP=False, **flags)
+    forward = contractions(triton_lif.lif_forward, steps, KEEP=False, **flags)
     given = {"HAS_GU": True, "HAS_GZ": spikes, "HAS_GI": True}
-    backward = contractions(triton_scans.lif_backward, steps, **given, **surrogate, **flags)
+    backward = contractions(triton_lif.lif_backward, steps, **given, **surrogate, **flags)
     assert (forward > 0, backward > 0) == (linear, linear), (spikes, linear, forward, backward)
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -216,7 +216,7 @@ class TestRuns:
             ("snnexp.record.run.Run.write_arrays", OSError(28, "No space left on device")),
             ("snnexp.record.run.Run.arrays", CheckpointError("init.npz: damaged")),
             ("snnexp.record.run.Run.write_figure", OSError(28, "No space left on device")),
-            ("snnexp.figures.drawing.png", AssertionError("axes")),
+            ("snnexp.figures.style.png", AssertionError("axes")),
         ],
         ids=lambda value: value if isinstance(value, str) else type(value).__name__,
     )

@@ -352,13 +352,16 @@ class TestLock:
             assert run.facts().status == "killed"
 
 
+LOCKS = (
+    "import os, sys; from pathlib import Path; from snnexp.record.run import Run\n"
+    "run = Run.open(Path(sys.argv[1])); run.lock()\n"
+)
+WAITS = "print('locked', flush=True); sys.stdin.read()"
+
+
 @contextmanager
-def writing(run: Run) -> Iterator[subprocess.Popen[str]]:
+def writing(run: Run, script: str = f"{LOCKS}{WAITS}") -> Iterator[subprocess.Popen[str]]:
     """Another process that has locked a run."""
-    script = (
-        "import sys; from pathlib import Path; from snnexp.record.run import Run\n"
-        "run = Run.open(Path(sys.argv[1])); run.lock(); print('locked', flush=True); sys.stdin.read()"
-    )
     command = [sys.executable, "-c", script, str(run.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -664,16 +667,8 @@ class TestDamagedRecords:
 def test_a_data_worker_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.close()
-    script = (
-        "import os, sys; from pathlib import Path; from snnexp.record.run import Run\n"
-        "run = Run(Path(sys.argv[1])); run.lock()\n"
-        "if not os.fork(): print(Run(run.path).in_use(), flush=True); sys.stdin.read(); os._exit(0)\n"
-        "os.wait()"
-    )
-    command = [sys.executable, "-c", script, str(run.path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "True\n"
+    worker = f"{LOCKS}if not os.fork(): assert Run(run.path).in_use(); {WAITS}; os._exit(0)\nos.wait()"
+    with writing(run, worker) as process:
         process.kill()
         process.wait()
         run.lock()
@@ -683,14 +678,8 @@ def test_a_data_worker_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path
 def test_an_older_version_that_locks_the_file_alone_is_respected(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.close()
-    script = (
-        "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
-        "print(flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", script, str(run.path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    older = "import fcntl, sys; file = open(f'{sys.argv[1]}/.lock', 'r+'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+    with writing(run, f"{older}{WAITS}") as process:
         assert run.in_use()
         with pytest.raises(InUseError):
             run.lock()

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.experiment import compose, run
-from snnexp.figures import drawing as figures
+from snnexp.figures import style
 from snnexp.record.run import Run, write_figure
 from snnexp.report import page, report
 
@@ -50,8 +50,8 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and not rendered, which takes most of the time."""
-    monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG")
-    monkeypatch.setattr(figures, "svg", lambda figure: "<svg>\n <defs></defs></svg>")
+    monkeypatch.setattr(style, "png", lambda figure: b"\x89PNG")
+    monkeypatch.setattr(style, "svg", lambda figure: "<svg>\n <defs></defs></svg>")
 
 
 def change(folder: Path, **entries: Any) -> None:

@@ -13,7 +13,7 @@ class Picture:
 
     Args:
         name: its files are ``figures/<name>.png``, ``.svg`` and ``.csv``.
-        figure: see :mod:`snnexp.figures.drawing`.
+        figure: see :mod:`snnexp.figures.network`.
         caption: what is seen, for those too who cannot see it.
         data: what was drawn, in columns; where one is shorter, its last cells are empty.
     """

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from snnexp.figures import drawing as figures
-from snnexp.figures.drawing import Array
+from snnexp.figures import network
 from snnexp.figures.picture import Picture
+from snnexp.figures.style import STEP, Array
 
 Snapshot = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Pic
 def _newest(columns: Mapping[str, Snapshot]) -> tuple[Snapshot, str]:
     """The newest snapshot, and what a step of it is; some neurons have a time in seconds."""
     newest = [*columns.values()][-1]
-    return newest, f"time step ({1e3 * float(newest['dt']):g} ms)" if "dt" in newest else figures.STEP
+    return newest, f"time step ({1e3 * float(newest['dt']):g} ms)" if "dt" in newest else STEP
 
 
 def _some_steps(snapshot: Snapshot) -> str:
@@ -95,7 +95,7 @@ def _raster(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
             table.append((np.repeat(title, len(step)), np.repeat(layer, len(step)), step, neurons[index]))
     whole = map(np.concatenate, zip(*table, strict=True))
     data = dict(zip(("when", "layer", "step", "neuron"), whole, strict=True))
-    return Picture("spike_raster", figures.spike_raster(drawn, time), caption, data)
+    return Picture("spike_raster", network.spike_raster(drawn, time), caption, data)
 
 
 def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
@@ -121,7 +121,7 @@ def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
     many = len({*newest["threshold"].tolist()}) if "threshold" in newest else 0
     caption += f" The outputs have {many} thresholds, of which that is drawn." if name and many > 1 else ""
     caption += _some_steps(newest)
-    return Picture("output_membrane", figures.output_membrane(drawn, chosen, name, time), caption, data)
+    return Picture("output_membrane", network.output_membrane(drawn, chosen, name, time), caption, data)
 
 
 def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
@@ -137,7 +137,7 @@ def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
     caption = f"The membrane of the readout beside the trajectory that it shall follow.{_some_steps(newest)}"
     size = int(newest.get(f"size/{newest['layers'][-1]}", 1))
     caption += f" The first of {size} outputs." if size > 1 else ""
-    return Picture("trajectory", figures.trajectory(drawn, target, time), caption, _by_step(data))
+    return Picture("trajectory", network.trajectory(drawn, target, time), caption, _by_step(data))
 
 
 def _predictions(snapshot: Snapshot) -> Picture | None:
@@ -152,7 +152,7 @@ def _predictions(snapshot: Snapshot) -> Picture | None:
         f"{right} of all {len(label)} are right."
     )
     data = {"sample": range(len(label)), "predicted": predicted, "label": label}
-    return Picture("predictions", figures.predictions(images, predicted[:count], label[:count]), caption, data)
+    return Picture("predictions", network.predictions(images, predicted[:count], label[:count]), caption, data)
 
 
 def _confusion(snapshot: Snapshot, test: Snapshot) -> Picture | None:
@@ -166,7 +166,7 @@ def _confusion(snapshot: Snapshot, test: Snapshot) -> Picture | None:
         return None
     data = {"true class": range(len(counts))} | {f"taken for {k}": counts[:, k] for k in range(len(counts))}
     caption = f"Which class was taken for which, over all samples of {what} ({int(counts.sum()):,})."
-    return Picture("confusion", figures.confusion(counts), caption, data)
+    return Picture("confusion", network.confusion(counts), caption, data)
 
 
 def _rates(test: Snapshot) -> Picture | None:
@@ -177,7 +177,7 @@ def _rates(test: Snapshot) -> Picture | None:
     trials = int(test.get("sample_steps", int(test["samples"]) * int(test["num_steps"])))
     rates = {layer: count / trials for layer, count in spikes.items()}
     caption = f"How often each neuron fires, over all samples of the test split ({int(test['samples']):,})."
-    return Picture("firing_rates", figures.rate_distribution(rates, "step"), caption, rates)
+    return Picture("firing_rates", network.rate_distribution(rates, "step"), caption, rates)
 
 
 def _as_images(values: Array) -> Array | None:
@@ -196,7 +196,7 @@ def _gradients(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
         "How much of the loss's gradient reaches the current I[t] of each layer in each step: its norm over the probe "
         "batch and the layer's neurons."
     )
-    return Picture("gradient_norms", figures.gradient_norms(drawn, time), caption, _by_step(data))
+    return Picture("gradient_norms", network.gradient_norms(drawn, time), caption, _by_step(data))
 
 
 def _parameters(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]:
@@ -232,7 +232,7 @@ def _distributions(drawn: Mapping[str, Mapping[str, Array]]) -> Picture | None:
         return None
     caption = "Neuron parameters: how many neurons have which value; a line where all of a layer share one."
     data = {f"{title}: {name}": values for title, column in drawn.items() for name, values in column.items()}
-    return Picture("parameters", figures.distributions(drawn), caption, data)
+    return Picture("parameters", network.distributions(drawn), caption, data)
 
 
 def _by_step(curves: Mapping[str, Array]) -> dict[str, Sequence[int] | Array]:

@@ -70,12 +70,18 @@ def _fused(neuron: Neuron, device: torch.device) -> Kernel | str:
 def _triton(neuron: Neuron, device: torch.device) -> Kernel | str:
     try:
         # Triton is there wherever PyTorch can use a GPU, and takes a second to import
-        from snnexp.kernels import triton_scans
+        from snnexp.kernels import triton_common, triton_leaky, triton_lif
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         return "Triton is not installed"
-    return triton_scans.kernel_of(neuron, device)
+    scans: Mapping[type[Neuron], Kernel] = {
+        Leaky: triton_leaky.scan,
+        RLeaky: triton_leaky.scan,
+        ParametrizedLIF: triton_lif.scan,
+        LeakyIntegrator: triton_lif.scan,
+    }
+    return triton_common.kernel_of(neuron, device, scans)
 
 
 def triton_or_fused(neuron: Neuron, current: torch.Tensor, *arguments: Any, **options: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.figures import drawing as figures
+from snnexp.figures import comparison as figures
+from snnexp.figures import style
 from snnexp.figures.picture import Picture
 from snnexp.record.origin import Origin, searched_by, sweep
 from snnexp.record.run import Facts, Run, higher_is_better
@@ -100,7 +101,7 @@ class Comparison:
     @cached_property
     def numbered(self) -> bool:
         """Whether groups are named by their place in the table, because not all of their values fit beside a figure."""
-        return any(len(", ".join(self._shown(group))) > figures.LONGEST_LABEL for group in self.groups)
+        return any(len(", ".join(self._shown(group))) > style.LONGEST_LABEL for group in self.groups)
 
     def label(self, group: Group) -> str:
         """The values of a group, in the order of the names."""

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from snnexp.figures import drawing as figures
+from snnexp.figures import style
 from snnexp.figures.picture import Picture
 from snnexp.record.run import write_atomically, write_figure
 from snnexp.text import number
@@ -123,7 +123,7 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
     for block in (block for section in sections for block in section.blocks):
         if isinstance(block, Picture):
             try:
-                drawn, image = figures.svg(block.figure), figures.png(block.figure)
+                drawn, image = style.svg(block.figure), style.png(block.figure)
             except (ArithmeticError, ValueError) as error:
                 # axes that end beyond the largest number, say
                 inside[block.name] = f"<p>This cannot be drawn: {escape(str(error))}.</p>"
@@ -166,7 +166,7 @@ def _on_white(svg: str) -> str:
 
 def inline(name: str, svg: str) -> str:
     """SVG inside a page: in the page's colour, its names apart from those of other pictures."""
-    text = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
+    text = svg[svg.index("<svg") :].replace(style.INK, "currentColor")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     # the size is the page's; the shape stays in viewBox

@@ -10,10 +10,10 @@ import numpy as np
 from snnexp import config, text
 from snnexp.config import recipes
 from snnexp.errors import CheckpointError
-from snnexp.figures import drawing as figures
-from snnexp.figures.drawing import Array
+from snnexp.figures import network, style
 from snnexp.figures.picture import Picture
 from snnexp.figures.snapshots import drawers, parts
+from snnexp.figures.style import Array
 from snnexp.record.origin import origin
 from snnexp.record.run import MEANINGS, Facts, Run, key_of, main_metric
 from snnexp.report import page
@@ -229,11 +229,11 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     if len(iteration[0]) or epochs:
         data = _data({"train/loss": iteration}, "iteration") | _data(epochs, "epoch")
         caption = "The loss of training steps, and its mean over epochs."
-        blocks.append(Picture("loss", figures.loss_curves(iteration, epochs), caption, data))
+        blocks.append(Picture("loss", network.loss_curves(iteration, epochs), caption, data))
     accuracy = _there({split: _curve(rows, f"{split}/accuracy", "step") for split in ("train", "val")})
     if accuracy:
         caption = "Accuracy on the batch of a training step, and on the validation split where there is one."
-        drawn = figures.activity({"accuracy": accuracy})
+        drawn = network.activity({"accuracy": accuracy})
         blocks.append(Picture("accuracy", drawn, caption, _data(accuracy, "iteration")))
     panels = {}
     for measure, label in (("firing_rate", "spikes per neuron and step"), ("dead", "fraction of dead neurons")):
@@ -247,7 +247,7 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
         data = {}
         for label, curves in panels.items():
             data |= _data({f"{label}, {layer}": curve for layer, curve in curves.items()}, "iteration")
-        blocks.append(Picture("activity", figures.activity(panels), caption, data))
+        blocks.append(Picture("activity", network.activity(panels), caption, data))
     return blocks
 
 
@@ -298,8 +298,8 @@ def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
     dense *= max(1, int(snapshot["input_steps"]))
     rows.append([WITHOUT_SPIKES, 0.0, dense, dense * (PJ_PER_ADDITION + PJ_PER_PRODUCT) / 1e3])
     columns = ["layer", "additions by spikes", "products of values", "energy (nJ)"]
-    colours = [*[figures.BLUE] * (len(rows) - 2), figures.INK, figures.GREY]
-    drawn = figures.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)", colours)
+    colours = [*[style.BLUE] * (len(rows) - 2), style.INK, style.GREY]
+    drawn = network.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)", colours)
     caption = (
         "Estimated energy of one sample: by the layer that spikes or values arrive at (blue), their sum (dark), and "
         f"that of the same network {WITHOUT_SPIKES} (grey)."
@@ -336,7 +336,7 @@ def _time(facts: Facts) -> list[Block]:
     rate = facts.record.get("samples_per_s")
     told += f", {rate:,.0f} samples per second while training." if isinstance(rate, (int, float)) else "."
     data = {"what": [*spent], "seconds": [*spent.values()]}
-    return [Text(told), Picture("time", figures.bars(spent, "seconds"), "Where the time went, in seconds.", data)]
+    return [Text(told), Picture("time", network.bars(spent, "seconds"), "Where the time went, in seconds.", data)]
 
 
 def _whole(cfg: Mapping[str, Any]) -> list[Block]:

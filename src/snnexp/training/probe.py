@@ -37,7 +37,7 @@ from torch.utils.tensorboard import SummaryWriter
 from snnexp import metrics
 from snnexp.errors import InterruptedRunError
 from snnexp.events import Events
-from snnexp.figures import drawing as figures
+from snnexp.figures import style
 from snnexp.figures.snapshots import live_pictures
 from snnexp.record.run import Run
 from snnexp.seeds import fold
@@ -210,7 +210,7 @@ class Probe(Callback):
             return
         columns = {"before training": self.run.arrays("init"), when: now}
         for picture in live_pictures(columns, test):
-            image = figures.png(picture.figure, dpi=100)
+            image = style.png(picture.figure, dpi=100)
             self.run.write_figure(f"{picture.name}.png", image)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

@@ -1,0 +1,314 @@
+"""Figures of a network and its training: pure functions from arrays to new matplotlib figures.
+
+Arrays are NumPy's, time first: spikes and membranes ``[T, N]`` of one sample. Where a figure compares, it takes a
+mapping from a title (``before training``) to what is drawn under it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from snnexp.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    SHADES,
+    STEP,
+    UNITS,
+    WIDTH,
+    Array,
+    before_and_after,
+    cycle,
+    dot,
+    log_if_wide,
+    on,
+    placed,
+    styled,
+    subplots,
+    whole_steps,
+)
+
+
+@styled()
+def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], time: str = STEP) -> Figure:
+    """Which neuron fired when, a row per layer.
+
+    Args:
+        columns: title to layer to spikes ``[T, N]``, the indices ``[N]`` of their neurons, and the layer's size.
+        time: what a step is.
+    """
+    layers = list(dict.fromkeys(layer for column in columns.values() for layer in column))
+    shown = {layer: len(neurons) for column in columns.values() for layer, (_, neurons, _) in column.items()}
+    heights = [0.55 if shown[layer] <= 3 else 1.15 for layer in layers]
+    shared: dict[str, Any] = {"sharex": True, "sharey": "row"}
+    height = 0.6 + sum(heights)
+    figure, grid = placed(len(layers), len(columns), height, down=0.15, across=0.15, shares=heights, **shared)
+    for axes, (title, column), colour in zip(grid.T, columns.items(), before_and_after(columns), strict=True):
+        axes[0].set_title(title)
+        for row, layer in enumerate(layers):
+            if layer not in column:
+                continue
+            spikes, neurons, size = column[layer]
+            step, index = np.nonzero(spikes)
+            axes[row].plot(
+                step,
+                neurons[index],
+                linestyle="none",
+                marker="|" if len(neurons) <= 60 else "s",
+                markersize=float(np.clip(90 / len(neurons), 1.1, 6)),
+                markeredgewidth=1.2 if len(neurons) <= 60 else 0,
+                color=colour,
+                rasterized=len(step) > 2000,
+            )
+            # each step is an instant in the middle of its cell
+            axes[row].set(xlim=(-0.5, len(spikes) - 0.5), ylim=(-0.5, size - 0.5))
+            whole_steps(axes[row], len(spikes))
+            if size == 1:
+                axes[row].set_yticks([0])
+            else:
+                axes[row].yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axes, layer in zip(grid[:, 0], layers, strict=True):
+        axes.set_ylabel(f"{layer}\nneuron")
+    for axes in grid[-1]:
+        axes.set_xlabel(time)
+    return figure
+
+
+@styled()
+def output_membrane(
+    columns: Mapping[str, tuple[Array, Array | None, Array | None]],
+    chosen: int | None = None,
+    name: str = "",
+    time: str = STEP,
+) -> Figure:
+    """Membranes of the readout, with threshold and spikes.
+
+    Args:
+        columns: title to membrane ``[T, K]``, spikes ``[T, K]`` and thresholds ``[K]``; None for a readout without.
+        chosen: the output that stands out, that of the sample's class; all do without.
+        name: what it is called.
+        time: what a step is.
+    """
+    figure, grid = placed(1, len(columns), 2.7, above=0.4, below=0.85, across=0.15, sharex=True, sharey=True)
+    for axes, (title, (membrane, spikes, threshold)) in zip(grid[0], columns.items(), strict=True):
+        K = membrane.shape[1]
+        front = list(range(K)) if chosen is None else [chosen]
+        back = [k for k in range(K) if k not in front]
+        axes.plot(membrane[:, back], color=GREY, linewidth=0.8, alpha=0.7)
+        axes.plot(membrane[:, front], color=BLUE, linewidth=1.6)
+        if threshold is not None:
+            for height in np.unique(threshold[front]):
+                axes.axhline(height, color=ORANGE, linestyle="--", linewidth=1)
+        if spikes is not None:
+            # above all membranes: how often the chosen output and all others fire
+            for height, which, colour in ((1.07, back, GREY), (1.02, front, BLUE)):
+                step = np.nonzero(spikes[:, which])[0]
+                above = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
+                axes.plot(step, np.full(len(step), height), "|", color=colour, markersize=5, **above)
+        axes.set_title(title, pad=14)
+        axes.set_xlabel(time)
+        whole_steps(axes, len(membrane))
+    grid[0, 0].set_ylabel("membrane (dimensionless)")
+    entries = [Line2D([], [], color=BLUE, label=name if chosen is not None else "output")]
+    entries += [Line2D([], [], color=GREY, label="other outputs")] if chosen is not None and K > 1 else []
+    entries += [Line2D([], [], color=ORANGE, linestyle="--", label="threshold")] if threshold is not None else []
+    entries += [Line2D([], [], color=INK, linestyle="none", marker="|", label="spike")] if spikes is not None else []
+    figure.legend(handles=entries, loc="lower center", ncols=2)
+    return figure
+
+
+@styled()
+def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP) -> Figure:
+    """Output membranes beside the trajectories that they shall follow; ``[T, S]`` of S samples, a panel each."""
+    figure, grid = placed(1, target.shape[1], 2.6, below=0.7, across=0.15, sharex=True, sharey=True)
+    for sample, axes in enumerate(grid[0]):
+        for (title, membrane), colour in zip(columns.items(), before_and_after(columns), strict=True):
+            axes.plot(membrane[:, sample], color=colour, label=title)
+        axes.plot(target[:, sample], color=ORANGE, linestyle="--", label="target")
+        axes.set(xlabel=time, title=f"sample {sample + 1}" if target.shape[1] > 1 else "")
+        whole_steps(axes, len(target))
+    grid[0, 0].set_ylabel("membrane (dimensionless)")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3)
+    return figure
+
+
+@styled()
+def predictions(images: Array, predicted: Array, label: Array, across: int = 9) -> Figure:
+    """Images ``[S, H, W]`` with what they were taken for; where that is wrong, with what they are."""
+    down = -(-len(images) // across)
+    H, W = images.shape[1:]
+    gap = max(2, H // 3)
+    mosaic = np.full((down * (H + gap), across * (W + 2)), np.nan)
+    height = WIDTH * mosaic.shape[0] / mosaic.shape[1]
+    figure, grid = placed(1, 1, height, left=0, right=0, above=0, below=0)
+    axes = grid[0, 0]
+    low, high = images.min(), images.max()
+    for index, image in enumerate(images):
+        y, x = index // across * (H + gap) + gap, index % across * (W + 2)
+        mosaic[y : y + H, x : x + W] = (image - low) / ((high - low) or 1)
+        right = predicted[index] == label[index]
+        text = f"{predicted[index]}" if right else f"{predicted[index]}, is {label[index]}"
+        look = {"color": INK} if right else {"color": ORANGE, "weight": "bold"}
+        axes.text(x + W / 2, y - 1, text, ha="center", va="bottom", size=8, **look)
+    axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    return figure
+
+
+@styled()
+def confusion(counts: Array) -> Figure:
+    """Which class was taken for which: ``[K, K]``, a row per true class; shades are fractions of the row."""
+    K = len(counts)
+    size = WIDTH * 0.9
+    figure, grid = placed(1, 1, size * 0.82, above=0.1, right=0)
+    axes = grid[0, 0]
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(share, cmap=SHADES, vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="fraction of the class", shrink=0.8)
+    if K <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                axes.text(column, row, f"{count}", ha="center", va="center", size=8, color=on(share[row, column]))
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.spines[:].set_visible(False)
+    if K <= 20:
+        axes.set(xticks=range(K), yticks=range(K))
+    axes.tick_params(length=0)
+    return figure
+
+
+@styled()
+def distributions(columns: Mapping[str, Mapping[str, Array]]) -> Figure:
+    """Histograms of parameters: title to name, such as ``hidden1 beta``, to values ``[N]``.
+
+    Where all neurons share one value, it is a line.
+    """
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    across = min(2, len(names))
+    down = -(-len(names) // across)
+    varied = any(np.ptp(values) for column in columns.values() for values in column.values())
+    height = 0.35 + (1.75 if varied else 1.1) * down
+    figure, grid = placed(down, across, height, above=0.1, below=0.75, across=0.55, down=0.55)
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(grid.flat, names, strict=False):
+        values = {title: column[name] for title, column in columns.items() if name in column}
+        everything = np.concatenate([*values.values()])
+        edges = np.histogram_bin_edges(everything, bins=24)
+        for (title, array), colour in zip(columns.items(), before_and_after(columns), strict=True):
+            if name not in array:
+                continue
+            if np.ptp(array[name]):
+                axes.hist(array[name], edges, histtype="step", color=colour, linewidth=1.3, label=title)
+            else:
+                style = "--" if colour == GREY else "-"
+                axes.axvline(array[name][0], color=colour, linestyle=style, linewidth=1.3, label=title)
+        unit = UNITS.get(name.split()[-1])
+        axes.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="neurons" if np.ptp(everything) else "")
+        axes.xaxis.set_major_locator(MaxNLocator(4 if np.ptp(everything) > 0.05 else 2))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if all(not np.ptp(array) for array in values.values()):
+            axes.set_yticks([])
+            axes.set_xmargin(0.2)
+    handles = [
+        Line2D([], [], color=c, label=title) for title, c in zip(columns, before_and_after(columns), strict=True)
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=3)
+    return figure
+
+
+@styled()
+def gradient_norms(columns: Mapping[str, Mapping[str, Array]], time: str = STEP) -> Figure:
+    """|| dL / dI[t] || of each layer and step: title to layer to ``[T]``, on a logarithmic axis."""
+    layers = list(dict.fromkeys(layer for column in columns.values() for layer in column))
+    figure, grid = subplots(1, len(columns), height=2.6, sharex=True, sharey=True)
+    for axes, (title, column) in zip(grid[0], columns.items(), strict=True):
+        for layer, colour in zip(layers, cycle(layers), strict=True):
+            if layer in column:
+                norm = column[layer]
+                # a gradient of exactly zero has no place on this axis
+                axes.plot(np.where(norm > 0, norm, np.nan), color=colour, label=layer)
+        axes.set(xlabel=time, title=title, yscale="log")
+        whole_steps(axes, max(map(len, column.values()), default=0))
+    grid[0, 0].set_ylabel("‖∂L/∂I[t]‖")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled()
+def loss_curves(iteration: tuple[Array, Array], epochs: Mapping[str, tuple[Array, Array]]) -> Figure:
+    """Loss per iteration (steps and losses) and per epoch (name to epochs and losses); no panel for what is empty."""
+    panels = [bool(len(iteration[0])), any(len(x) for x, _ in epochs.values())]
+    figure, grid = subplots(1, max(1, sum(panels)), height=2.5)
+    free = list(grid[0])
+    if panels[0]:
+        axes = free.pop(0)
+        step, loss = iteration
+        width = len(step) // 40
+        axes.plot(step, loss, color=BLUE, linewidth=0.7 if width > 1 else 1.3, alpha=0.45 if width > 1 else 1)
+        if width > 1:
+            mean = np.convolve(loss, np.ones(width) / width, mode="valid")
+            axes.plot(step[width - 1 :], mean, color=BLUE, label=f"mean of {width} points")
+            axes.legend()
+        axes.set(xlabel="iteration", ylabel="training loss")
+        log_if_wide(axes, loss)
+        dot(axes)
+    if panels[1]:
+        axes = free.pop(0)
+        for (name, (epoch, loss)), colour in zip(epochs.items(), cycle(epochs), strict=True):
+            axes.plot(epoch, loss, color=colour, label=name, marker="o" if len(epoch) <= 20 else "", markersize=3)
+        axes.set(xlabel="epoch", ylabel="mean loss")
+        if max(len(epoch) for epoch, _ in epochs.values()) == 1:
+            axes.set_xlim(0.5, 1.5)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.legend()
+        log_if_wide(axes, np.concatenate([loss for _, loss in epochs.values()]))
+    return figure
+
+
+@styled()
+def activity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
+    """Fractions over the course of training: label of a panel to layer to iterations and values."""
+    figure, grid = subplots(1, len(panels), height=2.5, sharex=True)
+    layers = list(dict.fromkeys(layer for curves in panels.values() for layer in curves))
+    for axes, (label, curves) in zip(grid[0], panels.items(), strict=True):
+        for layer, colour in zip(layers, cycle(layers), strict=True):
+            if layer in curves:
+                axes.plot(*curves[layer], color=colour, label=layer, linewidth=1)
+        axes.set(xlabel="iteration", ylabel=label)
+        axes.set_ylim(bottom=0)
+        dot(axes)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled()
+def rate_distribution(rates: Mapping[str, Array], unit: str) -> Figure:
+    """How often neurons fire: layer to rates ``[N]``, spikes per ``unit``, a panel per layer."""
+    figure, grid = subplots(1, len(rates), height=2.2)
+    for axes, (layer, rate), colour in zip(grid[0], rates.items(), cycle(rates), strict=True):
+        axes.hist(rate, bins=np.linspace(0, rate.max() or 1, 21), color=colour)
+        axes.set(title=layer, xlabel=f"spikes per {unit}", ylabel="neurons" if axes is grid[0, 0] else "")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    return figure
+
+
+@styled()
+def bars(values: Mapping[str, float], label: str, colours: Sequence[str] = (BLUE,)) -> Figure:
+    """One horizontal bar per name, with its number; ``colours`` are for all bars, or for each."""
+    figure, grid = subplots(1, 1, height=0.7 + 0.3 * len(values))
+    axes = grid[0, 0]
+    drawn = axes.barh(list(values), list(values.values()), color=list(colours), height=0.65)
+    axes.bar_label(drawn, [f" {value:,.3g}" if value < 1000 else f" {value:,.0f}" for value in values.values()], size=8)
+    axes.set_xlabel(label)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    return figure
