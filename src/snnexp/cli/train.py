@@ -340,67 +340,74 @@ def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[lis
     listed = config.params(begun["sweeper"].get("params") or {})
     first = config.first_point([*listed, *typed], folders)
     node = _with_settings(composer, hydras, first)
-    kind = security.kind_of(node["sweeper"], "sweeper")
     settings = {key: value for key, value in node["sweeper"].items() if key not in ("_target_", "params")}
     params = node["sweeper"].get("params") or {}
-    if kind == "optuna":
+    if security.kind_of(node["sweeper"], "sweeper") == "optuna":
         from snnexp.sweeps.sources import Asked
 
         chosen: list[Point] | Asked = (asked := Asked(settings, params, typed, composer))
         # before anything is written
         asked.checked  # noqa: B018
         every = asked.ends()
+        nodes = [*map(composer.node, every)]
     else:
         every = [*config.points([*config.params(params), *typed], folders)]
-        chosen = _checked(every, composer)
-    leading = _leading(every, composer)
-    if composer.node(leading)["launcher"] != begun["launcher"]:
-        node = _with_settings(composer, hydras, leading)
+        chosen, nodes = _checked(every, composer)
+    leading = _leading(nodes)
+    if nodes[leading]["launcher"] != begun["launcher"]:
+        node = _with_settings(composer, hydras, every[leading])
     launcher = {key: value for key, value in node["launcher"].items() if key != "_target_"}
     return chosen, {"kind": security.kind_of(node["launcher"], "launcher"), **launcher}
 
 
 def _with_settings(composer: config.Composer, hydras: Sequence[str], point: Sequence[str]) -> dict[str, Any]:
     """Hydra's own node of a point with the settings that were typed, and the usual where nothing was chosen."""
-    node, usual = composer.node(point), []
-    for starter, known in security.STARTERS.items():
-        if node[starter]["_target_"] == security.BASIC[starter]:
+    node, chosen = composer.node(point), [word.partition("=")[0] for word in hydras]
+    usual = [
+        f"hydra/{name}={known[0]}"
+        for name, known in security.STARTERS.items()
+        if security.kind_of(node[name], name) == "basic" and f"hydra/{name}" not in chosen
+    ]
+    _, node = config.composed([*usual, *hydras, *point], composer.folders)
+    for name, known in security.STARTERS.items():
+        if security.kind_of(node[name], name) == "basic":
             # Hydra's own stop at the first failure
-            if any(word.startswith(f"hydra/{starter}=") for word in hydras):
-                raise ConfigError(f"hydra/{starter}: got basic, there are {', '.join(known)}")
-            usual.append(f"hydra/{starter}={known[0]}")
-    return config.composed([*usual, *hydras, *point], composer.folders)[1]
+            raise ConfigError(f"hydra/{name}: got basic, there are {', '.join(known)}")
+    return node
 
 
-def _checked(points: Iterable[list[str]], composer: config.Composer) -> list[Point]:
+def _checked(points: Iterable[list[str]], composer: config.Composer) -> tuple[list[Point], list[dict[str, Any]]]:
+    """The points with their configs, and Hydra's own nodes."""
     found: list[Point] = []
+    nodes: list[dict[str, Any]] = []
     refusals = Refusals()
-    for point in points:
-        cfg = None
+    for tried, point in enumerate(points, 1):
         with refusals.collected():
-            cfg, _ = composer.point(point)
+            cfg, node = composer.point(point)
+            nodes.append(node)
             found.append((point, config.plain(config.check(cfg))))
-        if cfg is None:
-            # the others would be composed again for each of its refusals
+        if len(nodes) < tried:
+            # it could not be composed, and the others would take as long
             break
     refusals.tell()
-    return found
+    return found, nodes
 
 
-def _leading(points: Sequence[Sequence[str]], composer: config.Composer) -> Sequence[str]:
+def _leading(nodes: Sequence[Mapping[str, Any]]) -> int:
     """The first point that chooses a launcher, or the first of all.
+
+    Args:
+        nodes: Hydra's own, of all points.
 
     Raises:
         ConfigError: two points choose different ones, or have different sweepers.
     """
-    nodes = [composer.node(point) for point in points]
-    choosing = [index for index, node in enumerate(nodes) if node["launcher"]["_target_"] != security.BASIC["launcher"]]
-    for starter, indices in (("sweeper", range(len(nodes))), ("launcher", choosing)):
+    every = range(len(nodes))
+    choosing = [index for index in every if security.kind_of(nodes[index]["launcher"], "launcher") != "basic"]
+    for starter, indices in (("sweeper", every), ("launcher", choosing)):
         if any(nodes[index][starter] != nodes[indices[0]][starter] for index in indices):
             raise ConfigError(f"hydra/{starter}: the points do not have the same; start a sweep of each")
-    if not choosing:
-        return points[0]
-    if len(choosing) < len(nodes):
+    if 0 < len(choosing) < len(nodes):
         name = nodes[choosing[0]]["runtime"]["choices"]["hydra/launcher"]
         terminal.tell(f"hydra/launcher: {name} starts all points, though not all of them choose it")
-    return points[choosing[0]]
+    return choosing[0] if choosing else 0

@@ -257,10 +257,7 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
         starter = node.get(key)
         if not isinstance(starter, Mapping):
             raise ConfigError(f"hydra.{key}: got {shown(starter)}, every sweep needs one, such as basic")
-        if kind_of(starter, key) is None and starter.get("_target_") != BASIC[key]:
-            *others, last = STARTERS[key]
-            known = f"{', '.join(others)} and {last}"
-            raise ConfigError(f"hydra.{key}: snnexp sweeps through its own; there are {known}")
+        kind_of(starter, key)
         _require_plain({name: value for name, value in starter.items() if name != "_target_"}, f"hydra.{key}")
         values.check(starter, f"hydra.{key}.")
     sweeper = node["sweeper"]
@@ -275,11 +272,21 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
             raise ConfigError(f"hydra.sweeper.params.{shown(name)}: Hydra's own settings are no part of a sweep")
 
 
-def kind_of(starter: Mapping[str, Any], key: str) -> str | None:
-    """Which launcher or sweeper, as ``key`` says, a node of Hydra's describes; None for any other than ours."""
+def kind_of(starter: Mapping[str, Any], key: str) -> str:
+    """Which launcher or sweeper, as ``key`` says, a node of Hydra's describes; "basic" where none was chosen.
+
+    Raises:
+        ConfigError: none of ours.
+    """
     name = starter.get("_target_")
+    if name == BASIC[key]:
+        return "basic"
     kind = upgrade.TARGETS.get(name, name) if isinstance(name, str) else None
-    return kind if kind in STARTERS[key] else None
+    if kind not in STARTERS[key]:
+        *others, last = STARTERS[key]
+        known = f"{', '.join(others)} and {last}"
+        raise ConfigError(f"hydra.{key}: snnexp sweeps through its own; there are {known}")
+    return kind
 
 
 def _require_plain(node: Any, path: str) -> None:
