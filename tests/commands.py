@@ -27,7 +27,7 @@ WORKER = "from snnexp.sweeps.worker import main; main("
 START = dict(os.environ)
 LATER = re.compile(
     r"SNNEXP_.*|PYTHON(SAFE)?PATH|PATH|TERM|FORCE_COLOR|COLUMNS|COMP_.*|TZ|HOME|SLOW_S|STEP_S|LONG_FROM|CLUSTER|PYTEST_.*"
-    r"|HYDRA_FULL_ERROR|TORCH_CPP_LOG_LEVEL"
+    r"|TORCH_CPP_LOG_LEVEL"
 )
 """The variables that nothing reads before a command does; with other differences it starts from the beginning."""
 CLONE, CLONE_PARENT, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID = 56, 0x8000, 0x200000, 0x1000000

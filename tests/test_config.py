@@ -229,7 +229,7 @@ class TestFiles:
         (tmp_path / "loss").mkdir()
         (tmp_path / "loss" / "mine.yaml").write_text("# @package _global_\nx: 1\n")
         (tmp_path / "loss" / "yours.yaml").write_text("# @package _global_\n# Yours\nx: 1\n")
-        found = choices("loss", tmp_path)
+        found = choices("loss", [tmp_path])
         assert (found["mine"], found["yours"]) == ("", "Yours")
 
     def test_a_folder_of_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from snnexp.cli import main
 from snnexp.cli import train as launch
 from snnexp.config import check, compose, composed, load, security
 from snnexp.errors import ConfigError
+from snnexp.sweeps import driver
 
 CALL = "{_target_: builtins.exec, _args_: [\"import pathlib; pathlib.Path('marker').touch()\"]}"
 HANDLER = "{'()': subprocess.Popen, args: [touch, marker]}"
@@ -73,11 +74,7 @@ def test_hostile_files_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(str(caught.value)) <= 190
     assert str(caught.value).isprintable()
     assert tree(tmp_path) == before
-    assert {**os.environ, "HYDRA_FULL_ERROR": "", "TORCH_CPP_LOG_LEVEL": ""} == {
-        **environment,
-        "HYDRA_FULL_ERROR": "",
-        "TORCH_CPP_LOG_LEVEL": "",
-    }
+    assert {**os.environ} == environment
 
 
 @pytest.mark.parametrize("kind", ["callback", "job_logging", "own function"])
@@ -95,15 +92,19 @@ def test_hostile_files_do_nothing_on_the_command_line(
     assert tree(tmp_path) == before
 
 
-def test_what_only_hydra_itself_would_compose_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice of a swept group is no part of what Hydra starts a sweep with; what it replaces is."""
+def test_what_no_point_has_is_not_composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice of a swept group replaces that of a recipe in every point; one point that has it is refused."""
     conf = folder(tmp_path, "defaults:\n  - override /neuron: evil")
     (conf / "neuron").mkdir()
     (conf / "neuron" / "evil.yaml").write_text(f"# @package _global_\n{HOSTILE['callback']}\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"^hydra\.callbacks: "):
-        launch.train(["--config-dir", str(conf), "-m", "experiment=evil", "neuron=leaky,rleaky"])
-    assert not (tmp_path / "marker").exists()
+    points, _ = launch.points(["experiment=evil", "neuron=leaky,rleaky"], [conf])
+    assert isinstance(points, list)
+    assert [cfg["neuron"]["_target_"] for _, cfg in points] == ["snnexp.neurons.Leaky", "snnexp.neurons.RLeaky"]
+    for words in (["neuron=leaky,evil"], ["neuron=evil,leaky"], ["seed=1,2"]):
+        with pytest.raises(ConfigError, match=r"^hydra\.callbacks: "):
+            launch.train(["--config-dir", str(conf), "-m", "experiment=evil", *words])
+    assert tree(tmp_path) == ["elsewhere", *(f"elsewhere/{name}" for name in tree(conf))]
 
 
 @pytest.mark.parametrize(
@@ -142,22 +143,46 @@ def test_hydras_own_switches_stay_as_they_are(override: str) -> None:
         compose([override])
 
 
-@pytest.mark.slow
-def test_launchers_and_sweepers_of_allowed_packages_may_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, ours = ModuleType("elsewhere"), ModuleType("hydra_plugins.snnexp_stacked")
-    for home in (module, ours):
-        home.Launcher = type("Launcher", (), {"__module__": home.__name__})  # type: ignore[attr-defined]
-        home.os = os  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, home.__name__, home)
-    monkeypatch.setitem(sys.modules, "hydra_plugins", ModuleType("hydra_plugins"))
-    compose(["hydra.launcher._target_=hydra_plugins.snnexp_stacked.Launcher", "+hydra.launcher.points=8"])
-    for name in ("hydra_plugins.snnexp_stacked.os.system", "hydra_plugins.other.Launcher", "elsewhere.Launcher"):
-        with pytest.raises(ConfigError, match=r"^hydra\.launcher\._target_: "):
-            compose([f"hydra.launcher._target_={name}"])
-    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
-    compose(["hydra.launcher._target_=elsewhere.Launcher"])
-    with pytest.raises(ConfigError, match=r"^hydra\.launcher\._target_: .* posix"):
-        compose(["hydra.launcher._target_=elsewhere.os.system"])
+@pytest.mark.parametrize("allowed", ["", "elsewhere"])
+@pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("launcher", "processes, slurm and stacked"), ("sweeper", "grid and optuna")]
+)
+def test_launchers_and_sweepers_of_other_packages_start_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, words: list[str], name: str, kinds: str
+) -> None:
+    module = ModuleType("elsewhere")
+    module.Starter = type("Starter", (), {"__init__": pytest.fail})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "elsewhere", module)
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", allowed)
+    monkeypatch.chdir(tmp_path)
+    for target in ("elsewhere.Starter", "os.system", "hydra_plugins.snnexp_sweeps.Other", "5"):
+        with pytest.raises(ConfigError) as caught:
+            launch.train([*words, f"hydra.{name}._target_={target}"])
+        assert caught.value.args == (f"hydra.{name}: snnexp sweeps through its own; there are {kinds}",)
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("defaults: [stacked]\nmembers: 3\n", "stacked"),
+        # as earlier versions shipped it
+        (
+            "_target_: hydra_plugins.snnexp_sweeps.Processes\nworkers: 2\nthreads: null\ngpus: null\n"
+            "timeout_s: null\nmemory_gb: null\n",
+            "processes",
+        ),
+    ],
+)
+def test_a_launcher_of_ones_own_is_one_of_ours_with_other_settings(tmp_path: Path, text: str, kind: str) -> None:
+    path = tmp_path / "hydra" / "launcher" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    _, launcher = launch.points(["seed=1,2", "hydra/launcher=mine", "hydra.launcher.threads=5"], [tmp_path])
+    assert (launcher["kind"], launcher["threads"]) == (kind, 5)
+    assert (launcher.get("members"), launcher["workers"]) == ((3, 1) if kind == "stacked" else (None, 2))
+    driver.check(launcher)
 
 
 class TestTargets:
@@ -301,7 +326,7 @@ BOMBS = {
 def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
     conf = folder(tmp_path, text)
     (tmp_path / "config.yaml").write_text(text)
-    for read in (lambda: composed(["experiment=evil"], conf), lambda: load(tmp_path / "config.yaml")):
+    for read in (lambda: composed(["experiment=evil"], [conf]), lambda: load(tmp_path / "config.yaml")):
         with pytest.raises(ConfigError) as caught:
             read()
         assert re.search(words, str(caught.value))
@@ -310,7 +335,7 @@ def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words
 
 @pytest.mark.parametrize("text", ["0:30", "0:30:59", "00:60"])
 def test_a_text_that_looks_like_a_number_to_another_base_is_none(tmp_path: Path, text: str) -> None:
-    composed(["experiment=evil"], folder(tmp_path, f"published: {{at: {text}}}"))
+    composed(["experiment=evil"], [folder(tmp_path, f"published: {{at: {text}}}")])
 
 
 def chain(length: int, value: str) -> str:
@@ -341,7 +366,7 @@ INTERPOLATIONS = {
 def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text: str) -> None:
     conf = folder(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        composed(["experiment=evil"], conf)
+        composed(["experiment=evil"], [conf])
     assert len(str(caught.value)) <= 190
     assert str(caught.value).isprintable()
 
@@ -363,7 +388,7 @@ def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:
     (conf / "debug" / "oc.env.yaml").parent.mkdir()
     (conf / "debug" / "oc.env.yaml").write_text("# @package _global_\nseed: 1\n")
     with pytest.raises(ConfigError) as caught:
-        composed(["experiment=evil", "debug=oc.env"], conf)
+        composed(["experiment=evil", "debug=oc.env"], [conf])
     assert os.environ["HOME"] not in str(caught.value)
     assert "line 3" in str(caught.value)
 
@@ -375,14 +400,14 @@ def test_defaults_that_double_are_refused_at_once(tmp_path: Path) -> None:
         (conf / "experiment" / f"e{index}.yaml").write_text(text)
     (conf / "experiment" / "e30.yaml").write_text("x: 1")
     with pytest.raises(ConfigError, match=r"^defaults: "):
-        composed(["experiment=evil"], conf)
+        composed(["experiment=evil"], [conf])
 
 
 def test_what_people_write_is_not_refused(tmp_path: Path) -> None:
     text = "name: run_${seed}_${neuron.reset}\nreadout:\n  beta: ${neuron.beta}"
     text += "\ndata:\n  root: ${oc.env:SNNEXP_NO_SUCH,/tmp/${name}}"
     conf = folder(tmp_path, f"defaults:\n  - mnist_leaky\n  - override /readout: leaky\n{text}")
-    cfg = check(composed(["experiment=evil", "seed=4"], conf)[0])
+    cfg = check(composed(["experiment=evil", "seed=4"], [conf])[0])
     assert (cfg.name, cfg.data.root, cfg.readout.beta) == ("run_4_subtract", "/tmp/run_4_subtract", 0.95)
     assert check(composed(["neuron=rleaky", "neuron.beta=0.5"])[0]).readout.beta == 0.5
 
@@ -466,7 +491,7 @@ def test_other_primary_configs_are_named_by_the_environment(flag: str) -> None:
             launch.train(arguments)
 
 
-def test_a_second_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "neuron").mkdir()
     with pytest.raises(ConfigError, match=r"^--config-dir: given twice"):
         launch.train(["--config-dir", str(tmp_path), f"--config-dir={tmp_path}"])

@@ -678,9 +678,9 @@ class TestBest:
         path = folder / "experiment" / "found.yaml"
         plain = OmegaConf.to_container(cfg)
         write_best(path, plain, hydra["runtime"]["choices"], "Best of 20\npoints: val/accuracy 0.97")  # type: ignore[arg-type]
-        again, _ = config.composed(["experiment=found"], folder)
+        again, _ = config.composed(["experiment=found"], [folder])
         assert OmegaConf.to_container(config.check(again)) == plain
-        assert config.choices("experiment", folder)["found"] == "Best of 20 points: val/accuracy 0.97"
+        assert config.choices("experiment", [folder])["found"] == "Best of 20 points: val/accuracy 0.97"
         assert rules.SHIPPED["data"][plain["data"]["_target_"]], "a recipe of this package"
 
 
@@ -688,7 +688,7 @@ class TestBest:
 def test_a_resumed_search_downloads_only_where_that_is_typed(tmp_path: Path, overrides: list[str]) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "fetched.yaml").write_text("defaults: [mnist]\ndownload: true\n")
-    facts = Asked({}, {"neuron.beta": "interval(0.1,0.9)"}, overrides, tmp_path).facts()
+    facts = Asked({}, {"neuron.beta": "interval(0.1,0.9)"}, overrides, config.Composer([tmp_path])).facts()
     again = Asked.of(facts, {})
     assert not again.compose(["neuron.beta=0.5", *again.overrides])["data"]["download"]
     assert Asked.of({**facts, "overrides": ["seed=3"]}, {}).overrides == ["seed=3"]

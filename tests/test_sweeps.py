@@ -539,18 +539,18 @@ def test_a_ready_sweep_takes_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [(["sweep=seeds", "experiment=regression_linear"], 10), (["sweep=learned_or_fixed", "seed=0"], 4)],
 )
 def test_ready_sweeps_have_their_points(typed: list[str], count: int) -> None:
-    chosen, starters = launch.check(["-m"], typed)
+    chosen, launcher = launch.points(typed)
     assert isinstance(chosen, list)
     assert len(chosen) == count
-    assert starters == ["hydra/launcher=processes", "hydra/sweeper=grid"]
+    assert launcher["kind"] == "processes"
 
 
 def test_the_ready_search_has_its_space() -> None:
-    chosen, starters = launch.check(["-m"], ["sweep=beta_and_lr"])
+    chosen, launcher = launch.points(["sweep=beta_and_lr"])
     assert not isinstance(chosen, list)
     assert sorted(chosen.space()[2]) == ["neuron.beta", "optimizer.lr"]
     assert chosen.checked["data"]["val_size"] == 5000
-    assert starters == ["hydra/launcher=processes"]
+    assert launcher["kind"] == "processes"
 
 
 def test_a_sweep_ends_with_means_over_seeds_and_the_best(tmp_path: Path) -> None:

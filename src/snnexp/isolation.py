@@ -72,13 +72,14 @@ def _put_source(source: Any) -> None:
     SourcesRegistry.instance().types["file"] = source
 
 
+RESOLVING: list[State] = [_content(lambda: BaseContainer._resolvers), _content(lambda: os.environ)]
 HYDRA: list[State] = [
     _attribute(GlobalHydra.instance, "hydra"),
     _attribute(HydraConfig.instance, "cfg"),
     _attribute(VersionBase.instance, "version_base"),
     # where Hydra has not begun yet, what it will register by itself
     (lambda: SourcesRegistry.instance().types.get("file", FileConfigSource), _put_source),
-    _content(lambda: BaseContainer._resolvers),
+    *RESOLVING,
 ]
 
 

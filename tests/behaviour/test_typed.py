@@ -79,9 +79,6 @@ def test_a_run_with_choices_of_ones_own_is_repeated_with_them(snnexp: Shell, swe
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="what all points share is composed against defaults that no point has"
-)
 def test_a_key_that_every_point_has_can_be_typed(snnexp: Shell) -> None:
     recipes = "experiment=mnist_rleaky_count,mnist_rleaky_membrane"
     ended = snnexp("train", "-m", recipes, "neuron.feedback=one_to_one", "logger=jsonl", SNNEXP_DATA_DIR="nowhere")
@@ -91,9 +88,6 @@ def test_a_key_that_every_point_has_can_be_typed(snnexp: Shell) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a launcher that one of several recipes chooses is dropped"
-)
 def test_a_launcher_that_is_not_used_is_told(snnexp: Shell) -> None:
     chosen = recipe(
         snnexp,

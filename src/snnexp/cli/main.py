@@ -284,8 +284,8 @@ def _complete(arguments: list[str]) -> int:
     # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out, and what Hydra does not know
     shorter = f"{command} {re.sub(r'--from[ =]+[^ ]+ ', '', rest.lstrip().removeprefix('train ').lstrip())}"
     os.environ.update(COMP_LINE=shorter, COMP_POINT=str(point - len(line) + len(shorter)))
-    folder = re.search(r" (?:--config-dir|-cd)[ =]+([^ ]+) ", shorter)
-    return _train([*arguments, *(["--config-dir", folder[1]] if folder else [])])
+    folders = re.findall(r" (?:--config-dir|-cd)[ =]+([^ ]+)(?= )", shorter)
+    return _train([*arguments, *(word for folder in folders for word in ("--config-dir", folder))])
 
 
 def _list(arguments: list[str]) -> int:
@@ -296,29 +296,29 @@ def _list(arguments: list[str]) -> int:
 
     others = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in launch.DIR_FLAGS]
     flags, words = launch.split([word for word in arguments if word not in others])
-    folder = launch.folder_of(flags)
+    folders = launch.folders_of(flags)
     if others or len(words) > 2:
         raise ConfigError(f"list: got {' '.join(arguments)}, takes a group, one of its choices, and --config-dir DIR")
     if words and words[0] not in config.GROUPS:
         raise ConfigError(f"{words[0]}: no such group, {closest(words[0], config.GROUPS)}")
     if len(words) == 2:
-        return _list_keys(words[0], words[1], folder)
+        return _list_keys(words[0], words[1], folders)
     for group in words or config.GROUPS:
         if not words:
             print(group)
-        found = config.choices(group, folder)
+        found = config.choices(group, folders)
         width = max(map(len, found), default=0)
         for name, description in found.items():
             print(f"{'' if words else '  '}{name:<{width}}  {description}")
     return 0
 
 
-def _list_keys(group: str, choice: str, folder: "Path | None") -> int:
+def _list_keys(group: str, choice: str, folders: "Sequence[Path]") -> int:
     from snnexp import config
     from snnexp.spec import values
 
     rows = []
-    for key, value in config.keys_of_choice(group, choice, folder).items():
+    for key, value in config.keys_of_choice(group, choice, folders).items():
         domain = values.DOMAINS.get(key.rpartition(".")[2])
         rows.append((key, config.written(value), "" if domain is None else str(domain)))
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]

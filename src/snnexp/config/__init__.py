@@ -4,6 +4,7 @@ from snnexp.config.build import factory, instantiate
 from snnexp.config.checks import check
 from snnexp.config.compose import (
     NO_SEARCH,
+    Composer,
     compose,
     composed,
     composed_points,
@@ -11,9 +12,19 @@ from snnexp.config.compose import (
     keys_of_choice,
     require_taken,
 )
-from snnexp.config.folders import GROUPS, KEYS, NODES, VERSION_BASE, choices, conf_dir, prepare
+from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
 from snnexp.config.messages import explain, explained
-from snnexp.config.overrides import MOST_POINTS, assigned, params, points, quoted, replacing, shared, written
+from snnexp.config.overrides import (
+    MOST_POINTS,
+    are_swept,
+    assigned,
+    first_point,
+    params,
+    points,
+    quoted,
+    replacing,
+    written,
+)
 from snnexp.config.plain import flat, plain
 from snnexp.config.saved import (
     MAY_CHANGE,
@@ -37,7 +48,8 @@ __all__ = [
     "MOST_POINTS",
     "NODES",
     "NO_SEARCH",
-    "VERSION_BASE",
+    "Composer",
+    "are_swept",
     "assigned",
     "change",
     "change_all",
@@ -54,7 +66,9 @@ __all__ = [
     "explain",
     "explained",
     "factory",
+    "first_point",
     "flat",
+    "hydra_reading",
     "instantiate",
     "keys_of_choice",
     "load",
@@ -63,13 +77,11 @@ __all__ = [
     "params",
     "plain",
     "points",
-    "prepare",
     "quoted",
     "remembering",
     "replacing",
     "require_same",
     "require_taken",
-    "shared",
     "trusted",
     "written",
 ]

@@ -8,7 +8,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import security
-from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices
+from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, resolving
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
@@ -27,7 +27,7 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
     Raises:
         ConfigError: values cannot work; one sentence for each key.
     """
-    with in_one_line(), explained():
+    with in_one_line(), explained(), resolving():
         if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
             hints = {key: f", {listed(choices(key))}" for key in NODES}
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))

@@ -6,14 +6,15 @@ from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config import security, user_parts
 from snnexp.config.checks import check
-from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global
+from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
 from snnexp.config.messages import explained, in_one_line, short
-from snnexp.config.overrides import is_alone, is_part, quoted, replacing, shared
+from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat
 from snnexp.config.saved import remembering, texts
 from snnexp.errors import ConfigError, Refusals
@@ -24,9 +25,11 @@ MOST_TOLD = 20
 """Refusals of one command: each takes one more composition."""
 NO_SEARCH = "hydra.searchpath=[]"
 """Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
+Composed = tuple[DictConfig, dict[str, Any]]
+"""A config, and Hydra's own node as it was written."""
 
 
-def keys_of_choice(group: str, choice: str, folder: Path | None = None) -> dict[str, Any]:
+def keys_of_choice(group: str, choice: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
     """The keys that a choice brings or sets, and their values, with interpolations as they are written.
 
     Raises:
@@ -34,7 +37,7 @@ def keys_of_choice(group: str, choice: str, folder: Path | None = None) -> dict[
     """
 
     def values(overrides: Sequence[str]) -> dict[str, Any]:
-        cfg, node = composed(overrides, folder)
+        cfg, node = composed(overrides, folders)
         points = flat(node["sweeper"].get("params") or {}, "hydra.sweeper.params.")
         return flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))) | points
 
@@ -66,12 +69,12 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     return remembering(checked, overrides, cfg)
 
 
-def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[DictConfig, dict[str, Any]]:
+def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
     """Compose a config and let it through the gate; values are not validated yet.
 
     Args:
         overrides: in Hydra's grammar.
-        folder: more configs, as of ``--config-dir``.
+        folders: more configs, as of ``--config-dir``.
 
     Returns:
         The config, and Hydra's own node as it was written.
@@ -84,7 +87,7 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> tuple[Dict
     absent: set[str] = set()
     while True:
         try:
-            found = _composed(left, folder)
+            found = _composed(left, folders)
             break
         except ConfigError as error:
             culprit = _culprit(error, left)
@@ -123,8 +126,8 @@ def _dots(key: str) -> Iterator[int]:
     return (index for index, letter in enumerate(key) if letter == ".")
 
 
-def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
-    with in_one_line(), explained(overrides, folder), hydra_reading(folder):
+def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
+    with in_one_line(), explained(overrides, folders), hydra_reading(folders):
         for override in overrides:
             security.require_own_resolvers(override, override.partition("=")[0])
         security.Files.visits = 0
@@ -146,15 +149,13 @@ def _composed(overrides: Sequence[str], folder: Path | None) -> tuple[DictConfig
         security.require_bounded(whole, sorted(whole, key="hydra".__eq__))
         for group in GLOBAL:
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
-                require_global(f"{group}/{choice}", folder)
+                require_global(f"{group}/{choice}", folders)
     return cfg, node
 
 
-def downloads(overrides: Sequence[str], folder: Path | None) -> bool:
-    """Whether a run, or the points of a sweep together, would download data; arguments as of :func:`composed`."""
-    common = [override for override in shared(overrides) if not key_of(override).startswith("hydra")]
-    cfg = composed(common, folder)[0]
-    with explained(common):
+def downloads(cfg: DictConfig) -> bool:
+    """Whether a run of a composed config would download data."""
+    with explained(), resolving():
         return bool(OmegaConf.select(cfg, "data.download"))
 
 
@@ -165,32 +166,56 @@ def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
         raise ConfigError("surrogate: no neuron of this config takes one")
 
 
-def composed_points(points: Iterable[Sequence[str]], folder: Path | None = None) -> Iterator[DictConfig]:
-    """The config of each point of a sweep, as :func:`composed` gives it, in a fifth of the time.
+class Composer:
+    """Composes the points of a sweep, in a fifth of the time that :func:`composed` takes.
 
     Hydra makes all choices first and sets values afterwards, so that points which differ in values share what was
     composed. A value that stands beside another one for the same part of the config is left to Hydra.
 
-    Raises:
-        ConfigError: as :func:`composed`.
+    Args:
+        folders: more configs, as of ``--config-dir``.
+        common: overrides of all points, which stand before their own.
     """
-    shared: dict[tuple[str, ...], DictConfig] = {}
-    parser = OverridesParser.create()
-    for point in points:
-        point = quoted(point)
-        with explained(point):
-            parsed = parser.parse_overrides(point)
-        keys = [str(override.key_or_group) for override in parsed]
-        values = [override for override in parsed if is_alone(override, keys)]
-        choices = tuple(str(override.input_line) for override in parsed if override not in values)
-        if choices not in shared:
-            shared[choices] = composed(choices, folder)[0]
-        cfg = shared[choices].copy()
+
+    def __init__(self, folders: Sequence[Path] = (), common: Sequence[str] = ()) -> None:
+        self.folders, self.common = folders, common
+        self._composed: dict[tuple[str, ...], Composed] = {}
+        self._parser = OverridesParser.create()
+
+    def point(self, overrides: Sequence[str]) -> Composed:
+        """As :func:`composed`."""
+        values, (shared, node) = self._shared(overrides)
+        cfg = shared.copy()
         try:
             for override in values:
                 OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
         except OmegaConfBaseException:
             # Hydra's own words tell what is wrong
-            cfg = composed(point, folder)[0]
-        require_taken(point, cfg)
-        yield cfg
+            cfg, node = composed([*self.common, *overrides], self.folders)
+        require_taken(overrides, cfg)
+        return cfg, node
+
+    def node(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Hydra's own node of a point, on which its values have no influence; they need not be right."""
+        return self._shared(overrides)[1][1]
+
+    def _shared(self, overrides: Sequence[str]) -> tuple[list[Override], Composed]:
+        overrides = quoted([*self.common, *overrides])
+        with explained(overrides):
+            parsed = self._parser.parse_overrides(overrides)
+        keys = [str(override.key_or_group) for override in parsed]
+        values = [override for override in parsed if is_alone(override, keys)]
+        choices = tuple(str(override.input_line) for override in parsed if override not in values)
+        if choices not in self._composed:
+            self._composed[choices] = composed(choices, self.folders)
+        return values, self._composed[choices]
+
+
+def composed_points(points: Iterable[Sequence[str]], folders: Sequence[Path] = ()) -> Iterator[DictConfig]:
+    """The config of each point of a sweep, as :func:`composed` gives it.
+
+    Raises:
+        ConfigError: as :func:`composed`.
+    """
+    composer = Composer(folders)
+    return (composer.point(point)[0] for point in points)

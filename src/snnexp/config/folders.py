@@ -1,20 +1,19 @@
 """The folders of configs, and what can be chosen there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.version import setbase
 from omegaconf import OmegaConf
 
 from snnexp.config import security
 from snnexp.errors import ConfigError
-from snnexp.isolation import HYDRA, restored
+from snnexp.isolation import HYDRA, RESOLVING, restored
 from snnexp.record import run as runs
 
 VERSION_BASE = "1.3"
@@ -54,14 +53,15 @@ def conf_dir() -> Path:
     raise ConfigError(f"SNNEXP_CONF: no train.yaml in {places[0]}; unset it, or set it to a folder of configs")
 
 
-def choices(group: str, folder: Path | None = None) -> dict[str, str]:
+def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:
     """What can be chosen in a group: name to description, which is the first line of comment in its file.
 
     Args:
         group: its name.
-        folder: more configs, as of ``--config-dir``; a file there stands before one of the same name.
+        folders: more configs, as of ``--config-dir``; a file there stands before one of the same name.
     """
-    places = [conf_dir(), *([] if folder is None else [folder])]
+    # of two files of a name the last one here counts
+    places = [conf_dir(), *reversed(folders)]
     files = {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
     return {name: _description(files[name]) for name in sorted(files)}
 
@@ -73,34 +73,34 @@ def _description(path: Path) -> str:
     return ""
 
 
-def require_global(name: str, folder: Path | None) -> None:
+def require_global(name: str, folders: Sequence[Path]) -> None:
     """Refuse a file of one of the groups that set keys of others, where it does not say so."""
-    for place in (folder, conf_dir()):
-        path = None if place is None else place / f"{name}.yaml"
-        if path is not None and path.is_file() and "@package" not in security.read(path)[:512]:
-            raise ConfigError(f"{path}: begin with the line # @package _global_")
-
-
-def prepare() -> None:
-    """Register what the configs call by name, and what reads their files, in place of another application's."""
-    if not os.environ.get("SNNEXP_DATA_DIR"):
-        # an interpolation would take the empty text for a path
-        os.environ.pop("SNNEXP_DATA_DIR", None)
-    GlobalHydra.instance().clear()
-    OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
-    security.Files.register()
+    paths = (place / f"{name}.yaml" for place in (*folders, conf_dir()))
+    path = next((path for path in paths if path.is_file()), None)
+    if path is not None and "@package" not in security.read(path)[:512]:
+        raise ConfigError(f"{path}: begin with the line # @package _global_")
 
 
 @contextmanager
-def hydra_reading(folder: Path | None) -> Iterator[None]:
-    """Hydra, as its own main function sets it up."""
+def resolving() -> Iterator[None]:
+    """What interpolations of a config may call, in place of another application's."""
+    with restored(RESOLVING):
+        if not os.environ.get("SNNEXP_DATA_DIR"):
+            # an interpolation would take the empty text for a path
+            os.environ.pop("SNNEXP_DATA_DIR", None)
+        OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
+        yield
+
+
+@contextmanager
+def hydra_reading(folders: Sequence[Path]) -> Iterator[Hydra]:
+    """Hydra, which reads the shipped configs and those of ``folders``."""
     # another application may be running in this process
-    with restored(HYDRA):
-        prepare()
+    with restored(HYDRA), resolving():
+        GlobalHydra.instance().clear()
+        security.Files.register()
         setbase(VERSION_BASE)
         search = create_config_search_path(str(conf_dir()))
-        if folder is not None:
-            # before the schemas, which come last
-            search.prepend("command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema"))
-        Hydra.create_main_hydra2("snnexp", search)
-        yield
+        for folder in folders:
+            search.prepend("command-line", f"file://{folder.absolute()}", "main")
+        yield Hydra.create_main_hydra2("snnexp", search)

@@ -24,7 +24,7 @@ REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 @contextmanager
-def explained(overrides: Sequence[str] = (), folder: Path | None = None) -> Iterator[None]:
+def explained(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Iterator[None]:
     """What Hydra, OmegaConf and YAML raise about a text from outside becomes a :class:`ConfigError`."""
     try:
         yield
@@ -33,7 +33,7 @@ def explained(overrides: Sequence[str] = (), folder: Path | None = None) -> Iter
     except Exception as error:
         if isinstance(error, SnnexpError) or not _is_hydras(error):
             raise
-        raise explain(error, overrides, folder) from error
+        raise explain(error, overrides, folders) from error
 
 
 def _is_hydras(error: Exception) -> bool:
@@ -53,20 +53,20 @@ def in_one_line() -> Iterator[None]:
         raise
 
 
-def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None = None) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> ConfigError:
     """One sentence for what Hydra, OmegaConf or YAML refused: the key, what is wrong, what would do.
 
     Args:
         error: what was raised.
         overrides: what was typed, where the error itself does not name the key.
-        folder: more configs, as of ``--config-dir``.
+        folders: more configs, as of ``--config-dir``.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return ConfigError(f"{error.problem_mark.name}: {security.describe(error)}")
     if isinstance(error, OverrideParseException):
-        return _no_override(error.override, folder)
+        return _no_override(error.override, folders)
     if isinstance(error, (*REFUSALS, ValueError)) and (
-        found := _about_a_key(error) or _about_a_choice(error, overrides, folder)
+        found := _about_a_key(error) or _about_a_choice(error, overrides, folders)
     ):
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
@@ -74,16 +74,16 @@ def explain(error: Exception, overrides: Sequence[str] = (), folder: Path | None
     return ConfigError(f"{shown(' '.join(overrides))}: {reason}" if overrides else reason)
 
 
-def _no_override(word: str, folder: Path | None) -> ConfigError:
+def _no_override(word: str, folders: Sequence[Path]) -> ConfigError:
     text = f"{shown(word.strip() or repr(word))}: not key=value or group=choice"
     if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
         return ConfigError(f"{text}, brackets do not match; a list with blanks needs quotes: 'key=[1, 2]'")
     if "=" in word:
         return ConfigError(f"{text} as Hydra reads it; quote what holds a quote, a bracket or '$': key='\"value\"'")
-    if group := next((group for group in GROUPS if word in choices(group, folder)), None):
+    if group := next((group for group in GROUPS if word in choices(group, folders)), None):
         return ConfigError(f"{text}, did you mean {group}={word}?")
     if word in GROUPS:
-        return ConfigError(f"{text}, {listed(choices(word, folder))}")
+        return ConfigError(f"{text}, {listed(choices(word, folders))}")
     if os.path.exists(word):
         return ConfigError(f"{text}; --from RUN repeats a run, snnexp resume RUN continues it")
     return ConfigError(f"{text}, did you mean {word.replace(':', '=', 1)}?" if ":" in word else text)
@@ -112,15 +112,15 @@ def unknown(key: str, parent: DictConfig) -> str:
     return f"{short(key)}: unknown key, {f'did you mean {path}?' if path else _near(key, options)}"
 
 
-def _about_a_choice(error: Exception, overrides: Sequence[str], folder: Path | None) -> ConfigError | None:
+def _about_a_choice(error: Exception, overrides: Sequence[str], folders: Sequence[Path]) -> ConfigError | None:
     text = str(error)
     if match := re.search(rf"In '((?:{'|'.join(GLOBAL)})/[^']+)': Could not override '[^']+@", text):
         try:
-            require_global(match[1], folder)
+            require_global(match[1], folders)
         except ConfigError as missing:
             return missing
     if match := re.search(r"Could not find '(hydra/[^'/]+|[^'/]+)/([^']*)'", text):
-        return _no_choice(match[1], match[2], folder)
+        return _no_choice(match[1], match[2], folders)
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return ConfigError(f"{match[1]}: no such group, {closest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -131,8 +131,8 @@ def _about_a_choice(error: Exception, overrides: Sequence[str], folder: Path | N
     if "Config group override must be" in text:
         # Hydra does not say which group it means
         for group, _, choice in (override.partition("=") for override in overrides):
-            if group in GROUPS and choice not in choices(group, folder):
-                return _no_choice(group, choice, folder)
+            if group in GROUPS and choice not in choices(group, folders):
+                return _no_choice(group, choice, folders)
     return None
 
 
@@ -141,11 +141,11 @@ def short(key: str) -> str:
     return key if len(key) <= 80 else f"{key[:40]}...{key[-30:]}"
 
 
-def _no_choice(group: str, choice: str, folder: Path | None) -> ConfigError:
-    known = choices(group, folder)
+def _no_choice(group: str, choice: str, folders: Sequence[Path]) -> ConfigError:
+    known = choices(group, folders)
     if choice in ("", "null"):
         return ConfigError(f"{group}: every run needs one, {listed(known)}")
-    if any(place is not None and (place / group / f"{choice}.yml").is_file() for place in (folder, conf_dir())):
+    if any((place / group / f"{choice}.yml").is_file() for place in (*folders, conf_dir())):
         return ConfigError(f"{group}={choice}: the name of its file must end with .yaml, not .yml")
     return ConfigError(f"{group}={choice}: no such choice, {closest(Path(choice).name, known)}")
 

@@ -4,12 +4,12 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from snnexp.config.folders import GROUPS, hydra_reading
@@ -33,38 +33,51 @@ def is_alone(override: Override, keys: Sequence[str]) -> bool:
     return plain and key not in GROUPS and not key.startswith("hydra") and mine == [key]
 
 
-def points(overrides: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
+def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[list[str]]:
     """The overrides of each point of a sweep.
 
     Raises:
         ConfigError: an override cannot be parsed, cannot be listed, or there are too many points.
     """
-    overrides = quoted(overrides)
-    with in_one_line(), explained(overrides), hydra_reading(folder):
-        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
-        # of what is given twice, the last counts
-        by_key = {override.get_key_element(): override for override in parsed}
-        variants = []
-        for key, override in by_key.items():
-            try:
-                variants.append(list(itertools.islice(_variants(override), MOST_POINTS + 1)))
-            except ValueError as error:
-                raise error if isinstance(error, ConfigError) else ConfigError(f"{key}: {error}") from error
+    with _parsed(overrides, folders) as parsed:
+        variants = [list(itertools.islice(_variants(override), MOST_POINTS + 1)) for override in parsed]
     if math.prod(map(len, variants)) > MOST_POINTS:
         raise ConfigError(f"-m: a sweep of more than {MOST_POINTS} points; split it")
-    return (list(itertools.chain(*point)) for point in itertools.product(*variants))
+    return map(list, itertools.product(*variants))
 
 
-def shared(overrides: Sequence[str]) -> list[str]:
-    """What all points of a sweep have in common.
+def first_point(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
+    """The overrides of one point of a sweep or a search, or of the only one.
 
     Raises:
-        ConfigError: an override cannot be parsed.
+        ConfigError: an override cannot be parsed, or has no value.
     """
+    with _parsed(overrides, folders) as parsed:
+        return [*map(_first, parsed)]
+
+
+def _first(override: Override) -> str:
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        return f"{key}={value.start}"
+    for variant in _variants(override):
+        return variant
+    raise ConfigError(f"{key}: a sweep needs at least one value")
+
+
+@contextmanager
+def _parsed(overrides: Sequence[str], folders: Sequence[Path]) -> Iterator[list[Override]]:
     overrides = quoted(overrides)
+    with in_one_line(), explained(overrides), hydra_reading(folders) as hydra:
+        parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
+        # of what is given twice, the last counts
+        yield [*{override.get_key_element(): override for override in parsed}.values()]
+
+
+def are_swept(overrides: Sequence[str]) -> bool:
+    """Whether one of these overrides stands for several values."""
     with in_one_line(), explained(overrides):
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+        return any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides([*overrides]))
 
 
 def params(node: Mapping[str, Any]) -> list[str]:
@@ -104,14 +117,18 @@ def written(value: Any) -> str:
     return text if plain else str(QuotedString(text, Quote.single).with_quotes())
 
 
-def _variants(override: Override) -> Iterator[tuple[str, ...]]:
+def _variants(override: Override) -> Iterator[str]:
+    key = override.get_key_element()
     if override.is_discrete_sweep():
-        yield from ((f"{override.get_key_element()}={value}",) for value in override.sweep_string_iterator())
+        try:
+            for value in override.sweep_string_iterator():
+                yield f"{key}={value}"
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from error
     elif override.is_sweep_override():
-        key = override.get_key_element()
         raise ConfigError(f"{key}: a range without steps cannot be listed; hydra/sweeper=optuna searches in it")
     else:
-        yield (str(override.input_line),)
+        yield str(override.input_line)
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import copy
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -228,19 +228,19 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     refusals.tell()
 
 
-def command(overrides: Sequence[str], node: Mapping[str, Any], folder: str | Path | None = None) -> str:
+def command(overrides: Sequence[str], node: Mapping[str, Any], folders: Iterable[str | Path] = ()) -> str:
     """The command that trains ``overrides`` again, as a shell reads it.
 
     Args:
         overrides: in Hydra's grammar.
         node: the config that they compose to; packages that it names besides this one have to be allowed.
-        folder: more configs, as of ``--config-dir``.
+        folders: more configs, as of ``--config-dir``.
     """
     targets = (str(value) for key, value in flat(node).items() if key.rpartition(".")[2] == "_target_")
     packages = dict.fromkeys(target.partition(".")[0] for target in targets)
     outside = [package for package in packages if package.isidentifier() and package != "snnexp"]
     allow = [f"SNNEXP_ALLOW_TARGETS={','.join(outside)}"] if outside else []
-    more = ["--config-dir", str(folder)] if folder else []
+    more = [word for folder in folders for word in ("--config-dir", str(folder))]
     return shlex.join([*allow, "snnexp", "train", *more, *overrides])
 
 

@@ -23,6 +23,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from snnexp.errors import ConfigError
+from snnexp.record import upgrade
 from snnexp.spec import values
 from snnexp.spec.rules import EVERY, SHIPPED
 from snnexp.text import closest, shown
@@ -54,12 +55,14 @@ HYDRA: dict[str, Any] = {
     "job": {"chdir": None, "env_set": {}, "env_copy": []},
 }
 """What of Hydra's node writes, prints or calls, as conf/train.yaml leaves it; the rest is text, or is set by Hydra."""
-STARTERS = ("launcher", "sweeper")
+STARTERS = {"launcher": ("processes", "slurm", "stacked"), "sweeper": ("grid", "optuna")}
+"""What a sweep is started by, the usual first: a ``_target_`` is one of these names, and nothing is called by it."""
+BASIC = {
+    "launcher": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "sweeper": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+}
+"""What Hydra has where nothing was chosen."""
 STORAGE = "hydra.sweeper.storage="
-BASIC = (
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-)
 
 
 def read(path: Path) -> str:
@@ -236,7 +239,7 @@ class _Weights:
 
 
 def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) -> None:
-    """Refuse what would make Hydra write elsewhere, or call anything but a launcher and a sweeper that may be called.
+    """Refuse what would make Hydra write elsewhere or call anything, and launchers and sweepers that are not ours.
 
     Args:
         node: Hydra's own node of a composed config, not resolved.
@@ -254,7 +257,8 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
         starter = node.get(key)
         if not isinstance(starter, Mapping):
             raise ConfigError(f"hydra.{key}: got {shown(starter)}, every sweep needs one, such as basic")
-        _require_starter(starter, f"hydra.{key}")
+        kind_of(starter, key)
+        _require_plain({name: value for name, value in starter.items() if name != "_target_"}, f"hydra.{key}")
         values.check(starter, f"hydra.{key}.")
     sweeper = node["sweeper"]
     if sweeper.get("storage") is not None and not any(override.lstrip("+").startswith(STORAGE) for override in typed):
@@ -268,18 +272,29 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
             raise ConfigError(f"hydra.sweeper.params.{shown(name)}: Hydra's own settings are no part of a sweep")
 
 
-def _require_starter(node: Any, path: str) -> None:
+def kind_of(starter: Mapping[str, Any], key: str) -> str:
+    """Which launcher or sweeper, as ``key`` says, a node of Hydra's describes; "basic" where none was chosen.
+
+    Raises:
+        ConfigError: none of ours.
+    """
+    name = starter.get("_target_")
+    if name == BASIC[key]:
+        return "basic"
+    kind = upgrade.TARGETS.get(name, name) if isinstance(name, str) else None
+    if kind not in STARTERS[key]:
+        *others, last = STARTERS[key]
+        known = f"{', '.join(others)} and {last}"
+        raise ConfigError(f"hydra.{key}: snnexp sweeps through its own; there are {known}")
+    return kind
+
+
+def _require_plain(node: Any, path: str) -> None:
     for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-        if key == "_target_":
-            name = _text(value, path)
-            if name not in BASIC:
-                plugin = ".".join(name.split(".")[:2])
-                ours = (plugin,) if plugin.startswith("hydra_plugins.snnexp_") else ()
-                locate(name, path, (*ours, *allowed()))
-        elif str(key).startswith("_"):
+        if str(key).startswith("_"):
             raise ConfigError(f"{path}.{shown(key)}: a key that begins with an underscore has no meaning here")
-        elif isinstance(value, (Mapping, list)):
-            _require_starter(value, f"{path}.{shown(key)}")
+        if isinstance(value, (Mapping, list)):
+            _require_plain(value, f"{path}.{shown(key)}")
 
 
 def allowed() -> tuple[str, ...]:

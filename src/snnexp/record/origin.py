@@ -17,13 +17,13 @@ class Origin:
     """Where a run comes from.
 
     Args:
-        config_dir: more configs that it was composed with, as of ``--config-dir``; empty where there were none.
+        folders: more configs that it was composed with, as of ``--config-dir``.
         experiment: the experiment of its sweep; empty where it belongs to none.
         metric: what the search that chose it went by; empty where it was not chosen.
         maximize: whether that search looked for a high value; None where that is not recorded.
     """
 
-    config_dir: str = ""
+    folders: tuple[Path, ...] = ()
     experiment: str = ""
     metric: str = ""
     maximize: bool | None = None
@@ -32,7 +32,7 @@ class Origin:
 def origin(run: Facts) -> Origin:
     """Where a run comes from, as far as its record and that of its sweep tell."""
     found = sweep(run.path.parents[1]) if run.path.parent.name == "runs" else Origin()
-    return replace(found, config_dir=_text(run.record, "config_dir") or found.config_dir)
+    return replace(found, folders=_folders(run.record, "config_dir") or found.folders)
 
 
 def sweep(folder: Path) -> Origin:
@@ -46,11 +46,29 @@ def sweep(folder: Path) -> Origin:
     direction = settings.get("direction")
     return Origin(
         # earlier versions kept it for a search alone
-        _text(record, "config_dir") or _text(search, "folder"),
+        _folders(record, "config_dir") or _folders(search, "folder"),
         _text(record, "experiment"),
         _text(settings, "metric"),
         direction == "maximize" if isinstance(direction, str) else None,
     )
+
+
+def as_recorded(folders: Sequence[Path]) -> str | list[str] | None:
+    """How folders of configs are recorded: one as a text, as in earlier versions, several as a list."""
+    paths = [str(folder.absolute()) for folder in folders]
+    return paths if len(paths) > 1 else paths[0] if paths else None
+
+
+def folders_of(kept: object) -> tuple[Path, ...]:
+    """What :func:`as_recorded` has given.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    paths = [] if kept is None else [kept] if isinstance(kept, str) else kept
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise TypeError(kept)
+    return tuple(map(Path, paths))
 
 
 def searched_by(runs: Sequence[Facts]) -> Origin:
@@ -64,6 +82,13 @@ def searched_by(runs: Sequence[Facts]) -> Origin:
 def _mapping(node: Any, key: str) -> Mapping[str, Any]:
     found = node.get(key) if isinstance(node, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _folders(node: Any, key: str) -> tuple[Path, ...]:
+    try:
+        return folders_of(node.get(key) if isinstance(node, Mapping) else None)
+    except TypeError:
+        return ()
 
 
 def _text(node: Any, key: str) -> str:

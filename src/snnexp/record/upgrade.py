@@ -11,8 +11,15 @@ from snnexp.errors import CheckpointError
 from snnexp.text import shown
 
 FORMAT = 2
-TARGETS = {"snnexp.assembly.make_trainer": "snnexp.training.assembly.make_trainer"}
-"""Where a ``_target_`` of an earlier version is now."""
+TARGETS = {
+    "snnexp.assembly.make_trainer": "snnexp.training.assembly.make_trainer",
+    # launchers and sweepers were plugins of Hydra
+    **{
+        f"hydra_plugins.snnexp_sweeps.{name}": name.lower()
+        for name in ("Processes", "Stacked", "Slurm", "Grid", "Optuna")
+    },
+}
+"""What a ``_target_`` of an earlier version is now."""
 STATE_KEYS = {
     "ProjectParameters": "projection",
     "QuietLayers": "quiet_layers",

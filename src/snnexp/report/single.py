@@ -176,7 +176,7 @@ def _what_was_run(
 ) -> list[Block]:
     blocks: list[Block] = []
     if facts.typed:
-        blocks.append(Text(config.command(facts.typed, cfg, origin(facts).config_dir), command=True))
+        blocks.append(Text(config.command(facts.typed, cfg, origin(facts).folders), command=True))
     if changed:
         caption = "What differs from the recipe as it is here: first what was typed, then what follows from it."
         return [*blocks, Table(["key", recipe, "this run"], changed, caption, "differences")]

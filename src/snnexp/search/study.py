@@ -414,7 +414,7 @@ def _difference(before: Any, now: Any) -> str:
 
 
 def write_best(
-    path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], about: str, folder: Path | None = None
+    path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], about: str, folders: Sequence[Path] = ()
 ) -> None:
     """Write a config as an experiment that composes to it again: ``--config-dir FOLDER experiment=NAME``.
 
@@ -423,13 +423,13 @@ def write_best(
         cfg: a checked config, resolved.
         choices: by group, what it was composed of, as Hydra has it in ``hydra.runtime.choices``.
         about: a line about it, which ``snnexp list`` shows.
-        folder: the ``--config-dir`` that it was composed with. What was chosen from there is written as
-            ``FOLDER/<group>/NAME.yaml``, for a command takes one such folder.
+        folders: more configs that it was composed with. What was chosen from there is written as
+            ``FOLDER/<group>/NAME.yaml``, so that the command needs no other folder.
     """
     header = f"# {line(about)}\n"
     chosen = {group: choices[group] for group in config.NODES}
     for group, choice in chosen.items():
-        if folder is not None and (folder / group / f"{choice}.yaml").is_file():
+        if any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
             chosen[group] = path.stem
             _write_config(path.parents[1] / group / path.name, header, cfg[group])
     defaults = {"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()]}

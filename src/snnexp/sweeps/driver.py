@@ -38,7 +38,7 @@ def start(
     experiment: str,
     points: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
     launcher: Mapping[str, Any],
-    config_dir: Path | None = None,
+    folders: Sequence[Path] = (),
 ) -> tuple[int, Ledger]:
     """Run the points of a list; returns the exit code, and what became of them.
 
@@ -47,7 +47,7 @@ def start(
         experiment: what the sweep is named after.
         points: overrides and whole config of each; those that have the same config are one.
         launcher: the settings of a launcher, with its ``kind``.
-        config_dir: more configs that the points were composed with, for the record.
+        folders: more configs that the points were composed with, for the record.
 
     Raises:
         ConfigError: the launcher cannot work so.
@@ -58,7 +58,7 @@ def start(
     once = single(points)
     if len(once) < len(points):
         tell(f"{len(points) - len(once)} of {len(points)} points ask for the same as others, and are not run twice")
-    ledger = Ledger.create(folder, experiment, launcher, config_dir=config_dir)
+    ledger = Ledger.create(folder, experiment, launcher, folders=folders)
     for overrides, whole in once:
         ledger.add(overrides, whole)
     return _begin(ledger)
@@ -68,7 +68,7 @@ def search(folder: Path, asked: Asked, launcher: Mapping[str, Any]) -> tuple[int
     """Run the points that a study chooses; see :func:`start`."""
     check(launcher)
     _require_threads(launcher, asked.composed)
-    ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts(), asked.folder)
+    ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts(), asked.composer.folders)
     return _begin(ledger, asked)
 
 

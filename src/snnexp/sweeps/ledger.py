@@ -26,6 +26,7 @@ from snnexp.errors import CheckpointError, ConfigError, PrunedError
 from snnexp.record import run as runs
 from snnexp.record import upgrade
 from snnexp.record.files import append_to
+from snnexp.record.origin import as_recorded, folders_of
 from snnexp.record.run import Run
 from snnexp.text import line
 
@@ -72,7 +73,7 @@ class Ledger:
         self.experiment = ""
         self.launcher: dict[str, Any] = {}
         self.search: dict[str, Any] | None = None
-        self.config_dir: str | None = None
+        self.folders: tuple[Path, ...] = ()
         self.points: list[Point] = []
         self._configs: list[str] = []
         self._kept = 0
@@ -87,7 +88,7 @@ class Ledger:
         experiment: str,
         launcher: Mapping[str, Any],
         search: Mapping[str, Any] | None = None,
-        config_dir: Path | None = None,
+        folders: Sequence[Path] = (),
     ) -> "Ledger":
         """Make the directory of a sweep, or one beside it where another sweep was faster.
 
@@ -96,7 +97,7 @@ class Ledger:
             experiment: the name of its experiment.
             launcher: what starts its points, and how; kept for those who go on with it.
             search: what chooses its points; None where they are listed.
-            config_dir: more configs that its points are composed with.
+            folders: more configs that its points are composed with.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -110,7 +111,7 @@ class Ledger:
         ledger.runs.mkdir()
         ledger.experiment, ledger.launcher = experiment, dict(launcher)
         ledger.search = None if search is None else dict(search)
-        ledger.config_dir = None if config_dir is None else str(config_dir.absolute())
+        ledger.folders = tuple(folders)
         return ledger
 
     @classmethod
@@ -181,7 +182,7 @@ class Ledger:
             "experiment": self.experiment,
             "launcher": self.launcher,
             "search": self.search,
-            **({"config_dir": self.config_dir} if self.config_dir else {}),
+            **({"config_dir": as_recorded(self.folders)} if self.folders else {}),
             "points": kept,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False)
@@ -243,7 +244,7 @@ class Ledger:
             record = runs.plain_json(runs.plain_file(path, at_most=MAX_BYTES))
             self.experiment, self.launcher, self.search = (record[key] for key in ("experiment", "launcher", "search"))
             upgrade.require_known(record, path)
-            self.config_dir = record.get("config_dir")
+            self.folders = folders_of(record.get("config_dir"))
             entries = [{key: entry[key] for key in KEPT} for entry in record["points"]]
             self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
             text = runs.plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()

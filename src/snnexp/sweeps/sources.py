@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from snnexp import config
 from snnexp.errors import ConfigError, UnmeasuredError, ending
+from snnexp.record.origin import as_recorded, folders_of
 from snnexp.search import storage
 from snnexp.search import study as search
 from snnexp.search.space import Space
@@ -54,14 +54,14 @@ class Asked:
         settings: of ``hydra/sweeper=optuna``.
         params: what they search.
         overrides: what was typed, less Hydra's own.
-        folder: more configs, as of ``--config-dir``.
+        composer: of its points.
         study: the name of the study, once it has been begun.
     """
 
     settings: Mapping[str, Any]
     params: Mapping[str, Any]
     overrides: Sequence[str]
-    folder: Path | None
+    composer: config.Composer
     study: str | None = None
 
     @classmethod
@@ -73,7 +73,7 @@ class Asked:
         """
         try:
             settings, params, overrides = {**facts["settings"], **changes}, dict(facts["params"]), [*facts["overrides"]]
-            folder = None if facts["folder"] is None else Path(facts["folder"])
+            composer = config.Composer(folders_of(facts["folder"]))
             elsewhere = facts["elsewhere"] and "storage" not in changes
             study = facts.get("study")
             if not isinstance(study, str | None):
@@ -84,10 +84,12 @@ class Asked:
             raise ConfigError(f"{storage.KEY}: sweep.json names a database, only the command line may")
         if elsewhere:
             raise ConfigError(f"{storage.KEY}: the URL of the study's database was not kept; add {storage.KEY}=URL")
+        asked = cls({"storage": None, **settings}, params, overrides, composer, study)
         # as of a run, a saved config may come from elsewhere, and downloads only where that is typed
         searched = any("data.download" in word for word in (*overrides, *params))
-        offline = ["data.download=false"] if searched or config.downloads(overrides, folder) else []
-        return cls({"storage": None, **settings}, params, [*overrides, *offline], folder, study)
+        if searched or any(config.downloads(composer.point(end)[0]) for end in asked.ends()):
+            asked.overrides = [*overrides, "data.download=false"]
+        return asked
 
     def facts(self) -> dict[str, Any]:
         """What can be read by anybody, and goes on in any folder: without the URL of a database."""
@@ -96,7 +98,7 @@ class Asked:
             "settings": settings,
             "params": dict(self.params),
             "overrides": [*self.overrides],
-            "folder": None if self.folder is None else str(self.folder.absolute()),
+            "folder": as_recorded(self.composer.folders),
             "elsewhere": self.settings.get("storage") is not None,
             "study": self.study,
         }
@@ -129,8 +131,7 @@ class Asked:
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The config of a point."""
-        (cfg,) = config.composed_points([overrides], self.folder)
-        return config.plain(config.check(cfg))
+        return config.plain(config.check(self.composer.point(overrides)[0]))
 
     @cached_property
     def checked(self) -> dict[str, Any]:
@@ -144,15 +145,18 @@ class Asked:
 
     @cached_property
     def composed(self) -> list[dict[str, Any]]:
-        """The configs of points at all ends of the space."""
+        """The configs of the points at all ends of the space."""
+        return [self.compose(end) for end in self.ends()]
+
+    def ends(self) -> list[list[str]]:
+        """Points that together have all ends of the space."""
         _, fixed, space = self.space()
         ends = {key: ends_of(distribution) for key, distribution in space.items()}
         most = max(map(len, ends.values()))
-        points = [
+        return [
             [*fixed, *(f"{key}={values[min(index, len(values) - 1)]}" for key, values in ends.items())]
             for index in range(most)
         ]
-        return [config.plain(config.check(cfg)) for cfg in config.composed_points(points, self.folder)]
 
 
 class Searched:
@@ -281,12 +285,13 @@ class Searched:
             return None
         number, value = best
         overrides = self.study.overrides_of(number)
-        cfg, node = config.composed(overrides, self.asked.folder)
+        folders = self.asked.composer.folders
+        cfg, node = config.composed(overrides, folders)
         conf, checked = self.ledger.path / "conf", config.plain(config.check(cfg))
         about = f"{self.metric} {value:.4g}, trial {number} of {self.study.name}: {' '.join(overrides)}"
         path, choices = conf / "experiment" / "best.yaml", node["runtime"]["choices"]
-        search.write_best(path, checked, choices, about, self.asked.folder)
-        return config.command(["experiment=best"], checked, from_here(conf)), value
+        search.write_best(path, checked, choices, about, folders)
+        return config.command(["experiment=best"], checked, [from_here(conf)]), value
 
     def close(self) -> None:
         """Leave the study."""
