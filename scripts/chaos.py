@@ -1,6 +1,7 @@
 """Kill runs at random moments and go on with them; prints how many ended like a run that nothing had stopped.
 
     scripts/chaos.py kills       SIGKILL, for three neurons with 0 and 2 data workers
+    scripts/chaos.py ddp         SIGKILL of the first of two processes
     scripts/chaos.py signals     SIGTERM and SIGINT
     scripts/chaos.py starts      runs that start at the same moment
     scripts/chaos.py overrides   overrides out of random pieces of Hydra's grammar
@@ -43,6 +44,7 @@ RUN = [
     # a checkpoint after every step, so that many kills hit one that is being written
     "logger.save_every_s=0",
 ]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 NEURONS = {
     "Leaky": ["experiment=mnist_leaky", "encoder=bernoulli"],
     "RLeaky": ["experiment=mnist_rleaky_count"],
@@ -55,19 +57,22 @@ class Whole:
     """A run that nothing stopped."""
 
     content: str
+    files: set[str]
     rows: int
     until_directory_s: float
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["kills", "signals", "starts", "overrides", "sweep"])
+    parser.add_argument("what", nargs="*", default=["kills", "ddp", "signals", "starts", "overrides", "sweep"])
     parser.add_argument(
-        "--times", type=int, help="kills per case, 5; signals, 10 each; starts, 12; overrides, 500; of a driver, 5"
+        "--times",
+        type=int,
+        help="kills per case, 5; of ddp, 10; signals, 10 each; starts, 12; overrides, 500; of a driver, 5",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     asked = parser.parse_args()
-    trials = {"kills": kills, "signals": signals, "starts": starts, "overrides": overrides, "sweep": sweep}
+    trials = {"kills": kills, "ddp": ddp, "signals": signals, "starts": starts, "overrides": overrides, "sweep": sweep}
     with tempfile.TemporaryDirectory() as folder:
         good = [trials[what](Path(folder), random.Random(asked.seed), asked.times) for what in asked.what]
     return 0 if all(good) else 1
@@ -75,27 +80,51 @@ def main() -> int:
 
 def kills(folder: Path, draw: random.Random, times: int | None) -> bool:
     """SIGKILL, a fifth of them before there is a run directory, then resume."""
+    cases = {
+        f"{neuron} workers {workers}": [*recipe, *RUN, f"data.num_workers={workers}"]
+        for neuron, recipe in NEURONS.items()
+        for workers in (0, 2)
+    }
+    return killed(folder, draw, cases, times or 5)
+
+
+def ddp(folder: Path, draw: random.Random, times: int | None) -> bool:
+    """SIGKILL of the first of two processes, which the other one does not outlive."""
+    return killed(folder, draw, {"ddp": [*NEURONS["RLeaky"], *RUN, *DDP]}, times or 10)
+
+
+def killed(folder: Path, draw: random.Random, cases: dict[str, list[str]], times: int) -> bool:
+    """Kill each case so many times, and resume."""
     good = tried = torn = 0
-    for neuron, recipe in NEURONS.items():
-        for workers in (0, 2):
-            case = [*recipe, *RUN, f"data.num_workers={workers}"]
-            whole = measure(folder / f"{neuron}{workers}", case)
-            for index in range(times or 5):
-                cwd = folder / f"{neuron}{workers}-{index}"
-                process = start(cwd, case)
-                wait_for_a_moment(process, cwd, whole, draw, early=index % 5 == 0)
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                path = directory(cwd)
-                saving = path is not None and any(path.rglob(".*.tmp"))
-                same, where = ends_alike(cwd, path, case, whole)
-                good, tried, torn = good + same, tried + 1, torn + saving
-                note = ", while saving" if saving else ""
-                print(
-                    f"{neuron:16} workers {workers}  {where}{note}: {'the same' if same else 'DIFFERENT'}", flush=True
-                )
+    for name, case in cases.items():
+        whole = measure(folder / name, case)
+        for index in range(times):
+            cwd = folder / f"{name}-{index}"
+            process = start(cwd, case)
+            wait_for_a_moment(process, cwd, whole, draw, early=index % 5 == 0)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            left = not ends(process.pid)
+            path = directory(cwd)
+            saving = path is not None and any(path.rglob(".*.tmp"))
+            same, where = ends_alike(cwd, path, case, whole)
+            good, tried, torn = good + (same and not left), tried + 1, torn + saving
+            note = (", while saving" if saving else "") + (", AND LEFT A PROCESS" if left else "")
+            print(f"{name:24} {where}{note}: {'the same' if same else 'DIFFERENT'}", flush=True)
     print(f"{good} of {tried} killed runs ended with the same weights, optimiser and metrics; {torn} kills hit a save")
     return good == tried
+
+
+def ends(group: int, patience_s: float = 10.0) -> bool:
+    """Whether all processes of a group end soon."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def signals(folder: Path, draw: random.Random, times: int | None) -> bool:
@@ -218,14 +247,14 @@ def measure(cwd: Path, case: list[str]) -> Whole:
     path = directory(cwd)
     assert process.wait() == 0, process.communicate()[1]
     assert path is not None
-    return Whole(content(path), len(rows(path)), until)
+    return Whole(content(path), files(path), len(rows(path)), until)
 
 
 def start(cwd: Path, case: list[str]) -> subprocess.Popen[str]:
     cwd.mkdir()
-    return subprocess.Popen(
-        [*SNNEXP, "train", *case], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    command = [*SNNEXP, "train", *case]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, **pipes, text=True, start_new_session=True)
 
 
 def wait_for_a_moment(
@@ -250,6 +279,11 @@ def rows(path: Path) -> list[str]:
     return (path / "metrics.jsonl").read_text().splitlines()
 
 
+def files(path: Path) -> set[str]:
+    """All in a run directory but events of TensorBoard, whose names hold a time and a process."""
+    return {str(each.relative_to(path)) for each in path.rglob("*") if each.parent.name != "tensorboard"}
+
+
 def directory(cwd: Path) -> Path | None:
     return next((path.parent for path in cwd.glob("outputs/*/[0-9]*/config.yaml")), None)
 
@@ -266,7 +300,8 @@ def ends_alike(cwd: Path, path: Path | None, case: list[str], whole: Whole) -> t
     steps = json.loads((found / "run.json").read_text()).get("resumed_at_step")
     where = "had finished" if steps is None else f"resumed at step {steps[0]}"
     where = "before there was a directory" if path is None else where
-    return content(found) == whole.content and len(rows(found)) == whole.rows, where
+    same = content(found) == whole.content and len(rows(found)) == whole.rows and files(found) == whole.files
+    return same and len([*cwd.glob("outputs/*/*")]) == 1, where
 
 
 if __name__ == "__main__":
