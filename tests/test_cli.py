@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import commands
 import pytest
@@ -352,28 +351,6 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (counted["samples"], counted["step"]) == (4, 4), "each sample once, whoever tested it"
         assert (run / "figures" / "trajectory.png").exists()
         assert "sync_dist" not in (run / "train.log").read_text()
-
-
-@pytest.mark.slow
-def test_processes_that_another_launcher_has_started_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As torchrun starts them: the first one tells, the others wait for the end that it brings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("time.sleep", lambda s: None)
-    before = signal.getsignal(signal.SIGTERM)
-    for rank, lines in (("0", 1), ("1", 0)):
-        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")):
-            monkeypatch.setenv(name, value)
-        try:
-            code: Any = main([*DDP, "data.num_samples=4", "data.batch_size=4"])
-        except SystemExit as end:
-            code = end.code
-        assert code == 2
-        told = capfd.readouterr().err.splitlines()
-        assert [line.startswith("snnexp: trainer.strategy: ") for line in told] == [True] * lines
-    signal.signal(signal.SIGTERM, before)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_folder_that_is_a_file(

@@ -229,7 +229,7 @@ class TestPoints:
 
     @pytest.mark.slow
     def test_that_ask_for_the_same_run_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        monkeypatch.setattr(driver, "drive", lambda ledger, program, asked: ledger.save() or 0)
+        monkeypatch.setattr(driver, "drive", lambda ledger, asked: ledger.save() or 0)
         monkeypatch.chdir(tmp_path)
         assert launch.train(["-m", "experiment=regression_sqrt", "seed=1,2,1", "neuron.beta=0.5,0.50"]) == 0
         assert [point["overrides"][-2:] for point in points(tmp_path)] == [
@@ -255,7 +255,7 @@ class TestSlots:
         worker = Worker({})
         worker.command = [sys.executable, "-c", PREFIX + program]
         source = Listed([[point] for point in ledger.points])
-        engine = Engine(ledger, source, [worker], Tasks(ledger, "x"), timeout_s, Display(Console(quiet=True), ledger))
+        engine = Engine(ledger, source, [worker], Tasks(ledger), timeout_s, Display(Console(quiet=True), ledger))
         engine.run()
         return engine
 
@@ -342,7 +342,7 @@ while True: time.sleep(1)
 """
     worker.command = [sys.executable, "-c", PREFIX + program]
     engine = Engine(
-        ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger, "x"), None, Display(Console(quiet=True), ledger)
+        ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger), None, Display(Console(quiet=True), ledger)
     )
     with pytest.raises(InterruptedRunError):
         engine.run()
@@ -386,7 +386,7 @@ for task in tasks:
     program = program.replace("WAY", "time.sleep(60)" if way == "hang" else "os.kill(os.getpid(), 9)")
     worker.command = [sys.executable, "-c", PREFIX + program]
     display = Display(Console(quiet=True), ledger)
-    Engine(ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger, "x"), 0.2, display).run()
+    Engine(ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger), 0.2, display).run()
     assert [(point.status, point.how, point.reason) for point in ledger.points] == [("finished", "process", "")] * 3
     ledger.close()
 
@@ -470,7 +470,7 @@ class TestCommand:
 
 def test_a_resumed_sweep_takes_other_settings_of_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driven: list[dict[str, Any]] = []
-    monkeypatch.setattr(driver, "drive", lambda ledger, program, asked, keys: driven.append(ledger.launcher) or 0)
+    monkeypatch.setattr(driver, "drive", lambda ledger, asked, keys: driven.append(ledger.launcher) or 0)
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     ledger.add(["seed=0"], config.plain(config.compose(["experiment=regression_sqrt"])))
     ledger.save()

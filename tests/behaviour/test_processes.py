@@ -35,7 +35,6 @@ def is_gone(group: int) -> bool:
     return False
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="ddp refuses processes that torchrun has started")
 def test_torchrun_may_start_the_processes(shell: Shell) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     process = subprocess.Popen(

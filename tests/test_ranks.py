@@ -1,0 +1,133 @@
+"""Who starts the processes of ddp, from wherever a run is begun: the run itself, torchrun or srun."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import commands
+import pytest
+from test_cli import only_run, record, snnexp
+
+from snnexp.errors import ConfigError
+from snnexp.record.run import Run
+from snnexp.training import processes, rank
+from snnexp.training.assembly import make_trainer
+
+TINY = [
+    *("experiment=regression_sqrt", "data.num_samples=4", "data.batch_size=4", "network.hidden=[4]", "num_steps=3"),
+    *("trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=2", "logger=jsonl"),
+]
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+STEP = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+NOTEBOOK = """
+import os, sys
+sys.ps1, sys.argv = ">>> ", ["kernel", "-f", "connection.json"]
+sys.path.insert(0, "mine")
+before = dict(os.environ)
+from snnexp.experiment import compose, resume, run
+done = run(compose([*{words}, "encoder._target_=parts.Own"]))
+assert resume(done.path, ["trainer.max_epochs=3"]).status == "finished"
+assert dict(os.environ) == before
+assert sys.argv == ["kernel", "-f", "connection.json"]
+"""
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A process that nobody has started with others."""
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in TORCHRUN]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.slow
+def test_a_notebook_trains_on_several_processes(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
+    """They find a part of the user's own where the notebook finds it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "parts.py").write_text("from snnexp.encoders import Sequence\nclass Own(Sequence): pass\n")
+    alone.setenv("SNNEXP_ALLOW_TARGETS", "parts")
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK.format(words=TINY)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert record(only_run(tmp_path))["device"] == "2 x cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", [False, True], ids=["sweep", "search"])
+def test_a_point_trains_on_several_processes(tmp_path: Path, alone: pytest.MonkeyPatch, search: bool) -> None:
+    """Also where the sweep is one of several processes."""
+    study = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.metric=test/l1"]
+    asked = [*study, "optimizer.lr=tag(log,interval(1e-4,1e-3))"] if search else ["seed=3"]
+    words = [*TINY, "hydra.launcher.workers=1", *asked]
+    done = snnexp("train", "-m", *words, cwd=tmp_path, **TORCHRUN)
+    assert "Traceback" not in done.stderr
+    found = record(only_run(tmp_path, "outputs/sweeps/*/*/runs/*/run.json"))
+    assert (found["status"], found["device"]) == ("finished", "2 x cpu")
+
+
+def by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
+    """Exit code and errors of each of two tasks."""
+    with ExitStack() as stack:
+        places = ({**os.environ, **STEP, "SLURM_PROCID": place} for place in "01")
+        tasks = [stack.enter_context(commands.Command(words, folder, place)) for place in places]
+        said = [task.communicate(timeout=120)[1] for task in tasks]
+    return [(task.returncode, err) for task, err in zip(tasks, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_tasks_of_a_step_train_one_run_and_resume_it(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
+    assert [code for code, _ in by_srun(tmp_path, "train", *TINY)] == [0, 0]
+    run = only_run(tmp_path)
+    assert record(run)["device"] == "2 x cpu"
+    assert [code for code, _ in by_srun(tmp_path, "resume", str(run), "trainer.max_epochs=3")] == [0, 0]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if "train/epoch_loss" in row] == [0, 1, 2]
+    # whom the first task leaves without a word would wait
+    assert by_srun(tmp_path, "resume", str(run)) == [(0, ""), (0, "")]
+
+
+@pytest.mark.slow
+def test_other_processes_than_a_run_needs_are_refused_once(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
+    (first, told), other = by_srun(tmp_path, "train", *TINY, "trainer.devices=4")
+    assert (first, other) == (2, (2, ""))
+    assert told.startswith("snnexp: trainer.devices: got 4, ")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_place_of_a_process_is_what_its_launcher_says(alone: pytest.MonkeyPatch) -> None:
+    def here() -> tuple[int, int, bool]:
+        place = processes.Place.here(4)
+        return place.global_rank(), place.world_size(), place.given
+
+    # that of a job is none of the processes of a step
+    alone.setenv("SLURM_NTASKS", "8")
+    alone.setenv("LOCAL_RANK", "1")
+    assert here() == (0, 4, False)
+    for name, value in {**STEP, "SLURM_PROCID": "1"}.items():
+        alone.setenv(name, value)
+    assert here() == (1, 2, True)
+    for name, value in {**TORCHRUN, "WORLD_SIZE": "6"}.items():
+        alone.setenv(name, value)
+    assert here() == (1, 6, True)
+    alone.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"^trainer\.devices: the processes are on 2 machines"):
+        processes.Place.here(6).require(6)
+    processes.forget_others()
+    assert here() == (0, 4, False)
+
+
+def test_a_process_follows_only_the_one_that_started_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.create(tmp_path, "", [], {})
+    assert rank.main(run.path) == 2
+    assert capsys.readouterr().err.startswith(f"snnexp: {run.path}: ")
+    run.close()
+
+
+def test_only_a_run_starts_processes() -> None:
+    trainer = make_trainer(accelerator="cpu", devices=2, strategy="ddp")
+    with pytest.raises(ConfigError, match=r"^trainer: "):
+        trainer.strategy.launcher.launch(print)  # type: ignore[union-attr]
