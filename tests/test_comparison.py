@@ -17,7 +17,7 @@ from snnexp.errors import CheckpointError, ConfigError
 from snnexp.figures import comparison as figures
 from snnexp.figures import style
 from snnexp.record.run import Run, write_summary
-from snnexp.report import comparison
+from snnexp.report import comparison, findings, pictures
 from snnexp.report.groups import level
 
 EPOCHS = 4
@@ -135,7 +135,7 @@ def test_curves_are_means_with_a_band_from_lowest_to_highest(tmp_path: Path, two
 
 def test_long_curves_are_thinned_by_means(tmp_path: Path) -> None:
     x, y = np.arange(10_000.0), np.sin(np.arange(10_000.0) / 500)
-    place, mean, low, _ = comparison._band([(x, y), (x, y + 2)])
+    place, mean, low, _ = pictures._band([(x, y), (x, y + 2)])
     assert len(place) == 200
     assert mean == pytest.approx(np.sin(place / 500) + 1, abs=0.01)
     assert low == pytest.approx(mean - 1)
@@ -190,7 +190,7 @@ def test_a_random_search_keeps_its_parameters_apart(tmp_path: Path, typed: bool)
         for lr, beta in ((0.1, 0.5), (0.2, 0.9))
         for seed in (0, 1)
     ]
-    assert {parameter.key for parameter in comparison.compare(paths).parameters} == {"optimizer.lr", "neuron.beta"}
+    assert {parameter.key for parameter in findings.compare(paths).parameters} == {"optimizer.lr", "neuron.beta"}
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_notebook_runs_are_told_apart_by_their_configs(tmp_path: Path) -> None:
         for beta in (0.5, 0.7)
         for seed in (3, 4)
     ]  # fmt: skip
-    found = comparison.compare(paths)
+    found = findings.compare(paths)
     assert [(parameter.key, parameter.also) for parameter in found.parameters] == [("neuron.beta", ("readout.beta",))]
     assert [(group.values, list(group.runs)) for group in found.groups] == [((0.7,), [3, 4]), ((0.5,), [3, 4])]
 
@@ -238,7 +238,7 @@ def test_classes_stand_for_what_comes_with_them(tmp_path: Path) -> None:
         for kind in surrogates
         for seed in (0, 1)
     ]
-    found = comparison.compare(paths)
+    found = findings.compare(paths)
     assert [parameter.key for parameter in found.parameters] == ["surrogate"]
     assert {group.values for group in found.groups} == {("ATan",), ("FastSigmoid",)}
 
@@ -247,9 +247,9 @@ def test_a_value_that_was_not_typed_is_that_of_the_config(tmp_path: Path) -> Non
     paths = [make_run(tmp_path / "runs", 0.5, 0), make_run(tmp_path / "runs", 0.6, 0, optimizer__lr=0.01)]
     paths += [make_run(tmp_path / "runs", 0.7, 0, surrogate="atan")]
     (paths[2] / "config.yaml").unlink()
-    found = comparison.compare(paths[:2])
+    found = findings.compare(paths[:2])
     assert [group.values for group in found.groups] == [(0.01,), (0.001,)]
-    both = comparison.compare(paths)
+    both = findings.compare(paths)
     assert [parameter.key for parameter in both.parameters] == ["optimizer.lr", "surrogate"]
     assert both.groups[0].values == ("default", "atan")
 
@@ -271,7 +271,7 @@ def test_yaml_that_explodes_is_not_read(tmp_path: Path, two_groups: list[Path]) 
     bomb = "\n".join(["a: &a [x, x, x]", *layers])
     for path in two_groups:
         (path / "config.yaml").write_text(bomb)
-    assert [group.values for group in comparison.compare(two_groups).groups] == [(0.01,), (0.001,)], "as typed"
+    assert [group.values for group in findings.compare(two_groups).groups] == [(0.01,), (0.001,)], "as typed"
 
 
 @pytest.mark.parametrize(
@@ -620,11 +620,11 @@ class TestASearch:
     def test_a_record_that_cannot_be_read_changes_nothing(self, tmp_path: Path, runs: list[Path]) -> None:
         for content in ("{", "[]", '{"search": 3}', '{"search": {"settings": {"metric": []}}}'):
             (tmp_path / "sweep.json").write_text(content)
-            assert comparison.compare(runs).metric == "test/accuracy"
+            assert findings.compare(runs).metric == "test/accuracy"
 
 
 def test_sparse_values_are_no_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "MOST_PANELS", 1)
+    monkeypatch.setattr(pictures, "MOST_PANELS", 1)
     paths = [make_run(tmp_path / "runs", 0.1 * i, 0, optimizer__lr=i / 7, num_steps=5 + i) for i in range(5)]
     words = told(report(paths, tmp_path))
     assert len(table(tmp_path, "scatter")) == 5
@@ -693,5 +693,5 @@ def test_a_choice_that_was_not_typed_may_be_one_that_was(tmp_path: Path) -> None
     for path, word in zip(paths, [name for name in kinds for _ in range(2)], strict=True):
         words = ["experiment=mine", *([] if word == "default" else [f"surrogate={word}"])]
         (path / "overrides.yaml").write_text(yaml.safe_dump(words))
-    (parameter,) = comparison.compare(paths).parameters
+    (parameter,) = findings.compare(paths).parameters
     assert parameter.levels() == ["atan", "flat"]

@@ -1,8 +1,11 @@
 """Data: the tutorial's trajectories, MNIST or a sentence about what is wrong with it, and who gets which batch when."""
 
 import os
+import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,7 @@ from torch import Tensor
 from snnexp.data import MNIST, DataModule, RegressionDataset, mnist, mnist_data, regression_data
 from snnexp.data.check import check
 from snnexp.data.module import OrderedBatches, ShuffledBatches
-from snnexp.errors import ConfigError, DataError
+from snnexp.errors import ConfigError, DataError, InterruptedRunError
 from snnexp.experiment import build, compose
 
 
@@ -195,6 +198,20 @@ class TestDataModule:
             return torch.cat([images for images, _ in data.train_dataloader()])
 
         assert torch.equal(images(0), images(1))
+
+    def test_a_wait_that_is_given_up_ends_the_workers_in_any_thread(self, tiny_mnist: Path) -> None:
+        def give_up() -> tuple[set[BaseProcess], set[BaseProcess]]:
+            data = mnist_data(str(tiny_mnist), batch_size=16, num_workers=1)
+            batches = iter(data.train_dataloader())
+            next(batches)
+            forked = {*data.workers}
+            with pytest.raises(InterruptedRunError), data.wait():
+                raise InterruptedRunError(signal.SIGTERM)
+            return forked, data.workers
+
+        for forked, left in (give_up(), ThreadPoolExecutor(1).submit(give_up).result()):
+            assert [worker.exitcode for worker in forked] == [-signal.SIGKILL]
+            assert not left
 
 
 class TestMNIST:

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,15 +171,11 @@ class DataModule(LightningDataModule):
         workers, self.workers = self.workers, set()
         if not workers:
             return
-        # PyTorch takes the death of a worker for an error
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        try:
+        with _deaths_ignored():
             for worker in workers:
                 worker.kill()
             for worker in workers:
                 worker.join()
-        finally:
-            signal.signal(signal.SIGCHLD, handler)
 
     def _loader(self, samples: Samples, batches: "Sampler[list[int]]") -> DataLoader[Any]:
         # the sampler's items are whole batches, so that the loader neither collates nor pickles single samples
@@ -197,6 +194,19 @@ class DataModule(LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+@contextmanager
+def _deaths_ignored() -> Iterator[None]:
+    """PyTorch takes the death of a worker for an error; that handler, as any, is set in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 class _Loader(DataLoader[Any]):

@@ -1,7 +1,7 @@
 """What runs look like: one page about a run, or about many that are compared.
 
-``figures`` draws arrays and ``page`` writes sections as HTML; ``snapshots``, ``single`` and ``comparison`` say what is
-told, ``statistics`` computes it. Reads what runs have left and knows no network.
+``single`` and ``comparison`` say what is told of what ``findings``, ``groups``, ``statistics`` find out, ``pictures``
+draws it, and ``page`` writes sections as HTML. Reads what runs have left and knows no network.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,160 @@
+"""What is found out about runs: what was varied between them, and which groups that makes."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from snnexp.errors import ConfigError
+from snnexp.figures import style
+from snnexp.record.origin import Origin, searched_by, sweep
+from snnexp.record.run import Facts, Run, higher_is_better
+from snnexp.report.groups import (
+    Group,
+    Level,
+    Parameter,
+    default_metric,
+    grouped,
+    settings,
+    typed,
+    varied,
+)
+from snnexp.report.statistics import Summary, summary
+from snnexp.text import closest, shown
+
+MOST_LEVELS = 10
+"""Values of a parameter that are named one by one."""
+MAX_SUMMARY_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a sweep that left no run directory."""
+
+    status: str
+    reason: str
+    overrides: list[str]
+    experiment: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found out about runs, and is told section by section."""
+
+    runs: Sequence[Facts]
+    points: Sequence[Point]
+    configs: Mapping[Path, Mapping[str, Level]]
+    parameters: Sequence[Parameter]
+    metric: str
+    groups: Sequence[Group]
+
+    searched: Origin = field(default_factory=Origin)
+    """The search that chose the runs."""
+
+    @property
+    def higher(self) -> bool | None:
+        known = higher_is_better(self.metric)
+        return self.searched.maximize if known is None and self.metric == self.searched.metric else known
+
+    @property
+    def order(self) -> str:
+        """In which order groups stand, and why."""
+        if self.higher is None:
+            return "lowest first"
+        return f"best first ({'higher' if self.higher else 'lower'} is better)"
+
+    @property
+    def keys(self) -> list[str]:
+        return [parameter.key for parameter in self.parameters]
+
+    @property
+    def names(self) -> list[str]:
+        """The last words of the keys, where they tell them apart."""
+        last = [key.rpartition(".")[2] for key in self.keys]
+        return last if len(set(last)) == len(last) else self.keys
+
+    @cached_property
+    def numbered(self) -> bool:
+        """Whether groups are named by their place in the table, because not all of their values fit beside a figure."""
+        return any(len(", ".join(self._shown(group))) > style.LONGEST_LABEL for group in self.groups)
+
+    def label(self, group: Group) -> str:
+        """The values of a group, in the order of the names."""
+        values = ", ".join(self._shown(group)) or "all runs"
+        return f"{self.groups.index(group) + 1}: {values}" if self.numbered else values
+
+    def told(self, group: Group) -> str:
+        """A group in a sentence."""
+        pairs = zip(self.names, self._shown(group), strict=True)
+        return ", ".join(f"{name}={value}" for name, value in pairs) or "all runs"
+
+    def _shown(self, group: Group) -> list[str]:
+        return [parameter.shown(value) for parameter, value in zip(self.parameters, group.values, strict=True)]
+
+    def values(self, group: Group) -> list[float]:
+        return list(group.metric(self.metric).values())
+
+    def summary(self, group: Group) -> Summary:
+        return summary(self.values(group))
+
+
+def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequence[Path] = ()) -> Comparison:
+    """Find what was varied between runs, and the groups that this makes; arguments and errors as of :func:`report`."""
+    runs = [Run(path).facts() for path in dict.fromkeys(path.resolve() for path in paths)]
+    require_known(metric, runs)
+    return compared(runs, [point for path in summaries for point in lost(path, runs)], metric)
+
+
+def require_known(metric: str | None, runs: Sequence[Facts]) -> None:
+    known = sorted({name for run in runs if run.status == "finished" for name in run.metrics})
+    if metric is not None and metric not in known:
+        raise ConfigError(f"--metric: no finished run has {shown(metric)}, {closest(metric, known)}")
+
+
+def compared(runs: Sequence[Facts], points: Sequence[Point], metric: str | None) -> Comparison:
+    configs = {run.path: settings(run) for run in runs}
+    parameters = varied(runs, configs)
+    searched = searched_by(runs)
+    if metric is None and any(searched.metric in run.metrics for run in runs if run.status == "finished"):
+        metric = searched.metric
+    metric = metric or default_metric(runs) or ""
+    found = Comparison(runs, points, configs, parameters, metric, [], searched)
+    return replace(found, groups=grouped(runs, parameters, metric, bool(found.higher)))
+
+
+def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
+    """The points in summary.csv of a sweep that none of ``runs`` belongs to, or that it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SUMMARY_BYTES).decode()
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [Point("damaged", f"{path.name}, which may tell of more points, cannot be read: {error}", [])]
+    here = [run for run in runs if run.path.parent.parent == path.parent.resolve()]
+    there = {run.id for run in here}
+    stopped = [typed(run.overrides) for run in here if run.status != "finished"]
+    points = []
+    experiment = sweep(path.parent).experiment
+    # a recipe may have another name than its file
+    words = [(typed(run.overrides), run.experiment) for run in here if run.experiment]
+    names_of = {own.get("experiment"): name for own, name in words if "name" not in own}
+    for row in rows:
+        names = [name for name in row if name is not None]
+        keys = names[: names.index("status")] if "status" in names else []
+        overrides = [f"{key}={row[key]}" for key in keys if row[key]]
+        own = typed(overrides)
+        # a point that failed is not told with its directory, but may have one
+        started = not row.get("run") and any(own.items() <= values.items() for values in stopped)
+        if keys and row.get("run") not in there and not started:
+            reason = "no run can be read in its directory" if row.get("run") else row.get("reason") or ""
+            recipe = own.get("experiment")
+            name = own.get("name", names_of.get(recipe, experiment if recipe is None else recipe))
+            points.append(Point(row["status"] or "unknown", reason, overrides, str(name)))
+    return points
+
+
+def losses(found: Comparison) -> set[Level]:
+    runs = [run for group in found.groups for run in group.runs.values()]
+    return {found.configs[run.path]["loss._target_"] for run in runs if "loss._target_" in found.configs[run.path]}
