@@ -39,6 +39,7 @@ from snnexp.record.run import Run
 from snnexp.text import line, shown
 from snnexp.training import callbacks, probe, progress, saving
 from snnexp.training.assembly import Parts, build
+from snnexp.training.signals import Signals
 
 RUN_DIR, FIRST = "SNNEXP_RUN_DIR", "SNNEXP_FIRST_PROCESS"
 """Tell the processes that ddp starts which directory the first one has made, and that it is the first one's."""
@@ -80,7 +81,7 @@ def run(
     Raises:
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with Signals() as signals, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         # it may have been changed since
         overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
@@ -119,7 +120,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
         InUseError: another process writes to it.
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with Signals() as signals, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         run_dir = Run.open(Path(path))
         changed = config.change(config.load(run_dir.path / "config.yaml"), overrides)
@@ -177,7 +178,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with Signals() as signals, memory_told(), signals.heeded():
         run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)
@@ -369,7 +370,7 @@ def _watching(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
 
 
 def _watch(
-    cfg: DictConfig, parts: Parts, run_dir: Run, signals: saving.Signals, others: Sequence[Callback]
+    cfg: DictConfig, parts: Parts, run_dir: Run, signals: Signals, others: Sequence[Callback]
 ) -> saving.Checkpoints:
     """Attach the run's callbacks to the trainer; returns the one that saves checkpoints."""
     watching = watching_over(cfg, parts, run_dir)
@@ -410,7 +411,7 @@ def _carry_out(
     parts: Parts,
     run_dir: Run,
     clock: dict[str, float],
-    signals: saving.Signals,
+    signals: Signals,
     found: Checkpoint | None = None,
 ) -> Record:
     if parts.trainer.world_size > 1 and parts.trainer.is_global_zero:

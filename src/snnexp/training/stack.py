@@ -28,6 +28,7 @@ from snnexp.training import saving
 from snnexp.training.callbacks import DivergenceGuard, RandomNumbers
 from snnexp.training.lane import Lane, Outcome, settings
 from snnexp.training.probe import Probe
+from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
 
@@ -217,7 +218,7 @@ class Stack:
         lanes: Sequence[Lane],
         parent: Path,
         begun: Callable[[int, Path], object],
-        signals: saving.Signals,
+        signals: Signals,
         built_s: float,
     ) -> None:
         self.lanes, self.signals, self.built_s = lanes, signals, built_s
