@@ -21,7 +21,8 @@ from snnexp.errors import CheckpointError, ConfigError, DivergedError, Interrupt
 from snnexp.experiment import Record, build, compose, resume, run
 from snnexp.record import run as runs
 from snnexp.training.callbacks import ProjectParameters, SeedMeanLoss
-from snnexp.training.saving import RunCheckpointIO, Signals
+from snnexp.training.saving import RunCheckpointIO
+from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
 TINY = [

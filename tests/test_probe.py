@@ -17,8 +17,9 @@ from snnexp.losses import MSEMembrane
 from snnexp.network import MLP
 from snnexp.neurons import Leaky
 from snnexp.record.run import Run
-from snnexp.training import probe, saving
+from snnexp.training import probe
 from snnexp.training.callbacks import TestCounts
+from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
 ALWAYS = ["logger.draw_every_n_epochs=1", "logger.draw_every_s=0"]
@@ -37,13 +38,13 @@ def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
 
 
 def stopped_at_step_2(monkeypatch: pytest.MonkeyPatch) -> Path:
-    look = saving.Signals.on_train_batch_start
+    look = Signals.on_train_batch_start
 
-    def stop(self: saving.Signals, trainer: Any, *rest: Any) -> None:
+    def stop(self: Signals, trainer: Any, *rest: Any) -> None:
         self.received = signal.SIGTERM if trainer.global_step == 2 else None
         look(self, trainer, *rest)
 
-    monkeypatch.setattr(saving.Signals, "on_train_batch_start", stop)
+    monkeypatch.setattr(Signals, "on_train_batch_start", stop)
     with pytest.raises(InterruptedRunError):
         run(compose(REGRESSION))
     (folder,) = Path("outputs", "regression_sqrt").iterdir()

@@ -16,6 +16,7 @@ from snnexp.text import shown
 from snnexp.training import callbacks, saving
 from snnexp.training.assembly import build
 from snnexp.training.execute import measuring, memory_told
+from snnexp.training.signals import Signals
 from snnexp.training.start import example, is_typed, limits_of, without_download
 
 OWN = ("last", "best", "init")
@@ -43,7 +44,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with Signals() as signals, memory_told(), signals.heeded():
         run_dir = Run.open(Path(path))
         saved = config.load(run_dir.path / "config.yaml")
         cfg = without_download(config.change_evaluation(saved, overrides), overrides)

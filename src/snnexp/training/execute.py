@@ -31,6 +31,7 @@ from snnexp.text import line
 from snnexp.training import callbacks, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.processes import Others
+from snnexp.training.signals import Signals
 from snnexp.training.start import Start
 
 
@@ -107,7 +108,7 @@ def execute(
     Raises:
         SnnexpError: as :func:`run`.
     """
-    with saving.Signals() as signals, Others() as others, memory_told(), signals.heeded():
+    with Signals() as signals, Others() as others, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         if (path := others.awaited(start.read())) is not None:
             return _follow(path, signals)
@@ -141,12 +142,12 @@ def follow(path: Path, first: int) -> None:
         path: the run directory, where the first one has written the config.
         first: the number of that process, without which this one ends.
     """
-    with saving.Signals() as signals, memory_told(), signals.heeded():
+    with Signals() as signals, memory_told(), signals.heeded():
         signals.parent = first
         _follow(path, signals)
 
 
-def _follow(path: Path, signals: saving.Signals) -> Record:
+def _follow(path: Path, signals: Signals) -> Record:
     start = Start(Run(path))
     # which the first process has locked
     start.read()
@@ -155,7 +156,7 @@ def _follow(path: Path, signals: saving.Signals) -> Record:
         return _carry_out(start, {}, signals)
 
 
-def _make_ready(start: Start, signals: saving.Signals, watching: Sequence[Callback]) -> None:
+def _make_ready(start: Start, signals: Signals, watching: Sequence[Callback]) -> None:
     """All before the first step that leaves nothing on the disk."""
     threads.use(start.threads)
     start.build()
@@ -193,7 +194,7 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
     return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
 
 
-def _watch(start: Start, signals: saving.Signals, others: Sequence[Callback]) -> saving.Checkpoints:
+def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving.Checkpoints:
     """Attach the run's callbacks to the trainer; returns the one that saves checkpoints."""
     parts = start.parts
     watching = watching_over(start.cfg, parts, start.run)
@@ -222,7 +223,7 @@ def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = 
     return [*watching, histograms, saver, drawing]
 
 
-def _carry_out(start: Start, clock: dict[str, float], signals: saving.Signals) -> Record:
+def _carry_out(start: Start, clock: dict[str, float], signals: Signals) -> Record:
     trainer = start.parts.trainer
     try:
         with user_parts.running(cfg=start.cfg):

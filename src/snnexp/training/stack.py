@@ -28,6 +28,7 @@ from snnexp.training import saving
 from snnexp.training.callbacks import DivergenceGuard, RandomNumbers
 from snnexp.training.lane import Lane, Outcome, settings
 from snnexp.training.probe import Probe
+from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
 
@@ -215,7 +216,7 @@ class Stack:
         self,
         lanes: Sequence[Lane],
         begun: Callable[[int, Path], object],
-        signals: saving.Signals,
+        signals: Signals,
         built_s: float,
     ) -> None:
         self.lanes, self.signals, self.built_s = lanes, signals, built_s

@@ -18,8 +18,8 @@ from snnexp import terminal, threads
 from snnexp.errors import DISK, InterruptedRunError, SnnexpError
 from snnexp.kernels.fused import CHUNK_BYTES
 from snnexp.training import execute as training
-from snnexp.training import saving
 from snnexp.training.lane import Lane, Member, Outcome, failure, settings
+from snnexp.training.signals import Signals
 from snnexp.training.stack import Stack
 
 __all__ = ["Member", "Outcome", "train"]
@@ -111,7 +111,7 @@ def _train(
     ended: Callable[[int, Outcome], object],
 ) -> None:
     lanes: list[Lane] = []
-    with saving.Signals() as signals, terminal.quiet():
+    with Signals() as signals, terminal.quiet():
         began = time.perf_counter()
         try:
             with training.memory_told(), signals.heeded():
