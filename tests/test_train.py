@@ -14,6 +14,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from snnexp import config
 from snnexp.cli import main
 from snnexp.cli import train as launch
+from snnexp.cli.points import prepared
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose
 from snnexp.record import run as runs
@@ -141,7 +142,7 @@ class TestAgreement:
 def test_what_is_typed_may_belong_to_what_a_file_sweeps_over(write: Write) -> None:
     recipes = "mnist_rleaky_count,mnist_rleaky_membrane"
     conf = write("conf/sweep/both.yaml", f"hydra:\n  sweeper:\n    params: {{experiment: '{recipes}'}}\n")
-    found, _ = launch.points(["sweep=both", "neuron.feedback=one_to_one"], [conf])
+    found, _ = prepared(["sweep=both", "neuron.feedback=one_to_one"], [conf])
     assert isinstance(found, list)
     assert [cfg["neuron"]["feedback"] for _, cfg in found] == ["one_to_one"] * 2
 
@@ -149,7 +150,7 @@ def test_what_is_typed_may_belong_to_what_a_file_sweeps_over(write: Write) -> No
 def test_a_search_may_vary_a_key_that_the_defaults_do_not_have() -> None:
     words = ["hydra/sweeper=optuna", "experiment=mnist_rleaky_count,mnist_rleaky_membrane"]
     words += ["neuron.feedback=one_to_one,linear", "hydra.sweeper.metric=test/accuracy"]
-    asked, _ = launch.points(words)
+    asked, _ = prepared(words)
     assert isinstance(asked, Asked)
     assert asked.checked["neuron"]["feedback"] == "one_to_one"
     # what it has kept is composed for its points too
@@ -252,4 +253,6 @@ class TestFolders:
 
 
 def test_a_name_may_have_the_id_of_a_run_in_it_from_a_notebook_too() -> None:
-    assert compose(["name='x_${new_run_id:}'"]).name.startswith("x_2")
+    cfg = compose(["name='x_${new_run_id:}'"])
+    assert cfg.name.startswith("x_2")
+    assert config.overridden(cfg) == [f"name={cfg.name}"]

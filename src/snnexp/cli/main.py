@@ -290,13 +290,13 @@ def _complete(arguments: list[str]) -> int:
 
 def _list(arguments: list[str]) -> int:
     from snnexp import config
-    from snnexp.cli import train as launch
+    from snnexp.cli.flags import DIR_FLAGS, folders_of, split
     from snnexp.errors import ConfigError
     from snnexp.text import closest
 
-    others = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in launch.DIR_FLAGS]
-    flags, words = launch.split([word for word in arguments if word not in others])
-    folders = launch.folders_of(flags)
+    others = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in DIR_FLAGS]
+    flags, words = split([word for word in arguments if word not in others])
+    folders = folders_of(flags)
     if others or len(words) > 2:
         raise ConfigError(f"list: got {' '.join(arguments)}, takes a group, one of its choices, and --config-dir DIR")
     if words and words[0] not in config.GROUPS:

@@ -1,6 +1,5 @@
 """``snnexp train``: what was typed is composed and checked, and then shown, run or swept."""
 
-import itertools
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,35 +10,27 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, terminal, text, threads
+from snnexp import config, terminal, threads
+from snnexp.cli.flags import (
+    CFG_FLAGS,
+    COMPLETE,
+    FROM,
+    INFO_FLAGS,
+    PACKAGE,
+    SHOW,
+    SWEEP,
+    folders_of,
+    split,
+    value_of,
+)
+from snnexp.cli.points import own, prepared
 from snnexp.config import security
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import run as runs
 from snnexp.record.origin import as_recorded, origin
-from snnexp.text import closest
 
 if TYPE_CHECKING:
     from snnexp.sweeps.ledger import Ledger
-    from snnexp.sweeps.sources import Asked
-
-CFG_FLAGS = ("--cfg", "-c")
-DIR_FLAGS = ("--config-dir", "-cd")
-PACKAGE = ("--package", "-p")
-FROM = "--from"
-VALUED = (FROM, *CFG_FLAGS, *DIR_FLAGS, *PACKAGE)
-OTHER_CONF = ("--config-path", "-cp", "--config-name", "-cn")
-CFG = ("job", "hydra", "all")
-INFO_FLAGS = ("--info", "-i")
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-SWEEP = ("--multirun", "-m")
-RUN = ("--run", "-r")
-COMPLETE = ("--shell-completion", "-sc")
-TEXTS = ("--hydra-help", "--version")
-PLAIN = (*SWEEP, *RUN, "--resolve", *COMPLETE, *TEXTS)
-SHOW = (*CFG_FLAGS, *INFO_FLAGS, *TEXTS)
-COMMANDS = (RUN, SWEEP, CFG_FLAGS, INFO_FLAGS, COMPLETE)
-Point = tuple[list[str], dict[str, Any]]
-"""The overrides of a point of a sweep, and its config."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -66,7 +57,7 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
     if any(flag in COMPLETE for flag in flags) or "--version" in flags:
         _show(flags, overrides, folders)
         return 0, None
-    if (source := _value(flags, FROM)) is not None:
+    if (source := value_of(flags, FROM)) is not None:
         path, typed = runs.locate(source), overrides
         folders, overrides, saved = earlier(path, flags, typed)
         if saved is not None:
@@ -79,63 +70,8 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
     elif any(flag in SWEEP for flag in flags):
         return _sweep(overrides, folders)
     else:
-        _run(check(overrides, folders), _own(overrides), folders)
+        _run(check(overrides, folders), own(overrides), folders)
     return 0, None
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides; Hydra itself wants all overrides in one piece.
-
-    Raises:
-        ConfigError: a flag that Hydra does not have, or that lacks its value.
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    refusals = Refusals()
-    rest = iter(arguments)
-    for word in rest:
-        if not word.startswith("-"):
-            overrides.append(word)
-        elif word.partition("=")[0] in VALUED:
-            flag, _, value = word.partition("=")
-            value = value or next(rest, "")
-            if flag == FROM and FROM in flags:
-                refusals.add(f"{FROM}: given twice, takes one run")
-            if not value or (flag in CFG_FLAGS and value not in CFG):
-                needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
-                refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
-            if flag in DIR_FLAGS:
-                value = os.path.expanduser(value)
-                if value and Path(value).resolve() in map(Path.resolve, folders_of(flags)):
-                    refusals.add(f"{flag}: given twice, with {text.shown(value)}")
-                elif value and not Path(value).is_dir():
-                    refusals.add(f"{flag}: {text.shown(value)} is not a folder")
-                elif value and not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
-                    refusals.add(f"{flag}: {text.shown(value)} has no folder of a group, such as neuron/")
-            flags += [flag, value]
-        elif word.partition("=")[0] in INFO_FLAGS:
-            flag, _, value = word.partition("=")
-            # Hydra would take the next word for it
-            flags += [flag, value or "all"]
-            if flags[-1] not in INFO:
-                refusals.add(f"{flag}: got {value}, {closest(value, INFO)}")
-        elif word in PLAIN:
-            flags.append(word)
-        elif word.partition("=")[0] in OTHER_CONF:
-            refusals.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
-        else:
-            key = word.lstrip("-")
-            hint = closest(word, [*VALUED, *INFO_FLAGS, *PLAIN])
-            if "=" in word or key in (*config.KEYS, *config.GROUPS):
-                hint = f"did you mean {key if '=' in key else f'{key}=VALUE'}?"
-            refusals.add(f"{word}: no such flag, {hint}")
-    commands = [names[0] for names in COMMANDS if any(flag in names for flag in flags)]
-    if len(commands) > 1:
-        refusals.add(f"{' '.join(commands)}: only one of them can be given")
-    if "--resolve" in flags and not any(flag in CFG_FLAGS for flag in flags):
-        refusals.add("--resolve: belongs to --cfg")
-    refusals.tell()
-    return flags, overrides
 
 
 def earlier(
@@ -174,27 +110,13 @@ def earlier(
         same = False
     if same:
         if "data.download" not in keys:
-            one, _ = config.composed(config.first_point(_own(overrides), folders), folders)
+            one, _ = config.composed(config.first_point(own(overrides), folders), folders)
             overrides += ["data.download=false"] if config.downloads(one) else []
         return folders, config.quoted(overrides), None
     if needs := [flag for flag in flags if flag in (*SWEEP, *INFO_FLAGS)]:
         raise ConfigError(f"{FROM}: the config of this run cannot be composed again, which {needs[0]} needs")
     changed = config.change_all(saved, typed)
     return folders, overrides, changed if "data.download" in keys else config.offline(changed)
-
-
-def folders_of(flags: Sequence[str]) -> list[Path]:
-    """What ``--config-dir`` among flags names, in the order typed."""
-    return [Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS]
-
-
-def _value(flags: Sequence[str], *names: str) -> str | None:
-    return next((value for flag, value in reversed([*itertools.pairwise(flags)]) if flag in names), None)
-
-
-def _own(overrides: Sequence[str]) -> list[str]:
-    """Overrides of a run, without those of Hydra's own node."""
-    return [word for word in overrides if not word.lstrip("+~").startswith(("hydra/", "hydra."))]
 
 
 def _show(flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path]) -> None:
@@ -209,10 +131,10 @@ def _show(flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path
         elif "--hydra-help" in flags:
             parser = get_args_parser()
             reading.hydra_help("train", parser, parser.parse_args(words))
-        elif (info := _value(flags, *INFO_FLAGS)) is not None:
+        elif (info := value_of(flags, *INFO_FLAGS)) is not None:
             reading.show_info(info, "train", words)
-        elif (part := _value(flags, *CFG_FLAGS)) is not None:
-            reading.show_cfg("train", words, part, _value(flags, *PACKAGE), "--resolve" in flags)
+        elif (part := value_of(flags, *CFG_FLAGS)) is not None:
+            reading.show_cfg("train", words, part, value_of(flags, *PACKAGE), "--resolve" in flags)
 
 
 def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
@@ -290,7 +212,7 @@ def _run_saved(
 
 
 def _sweep(overrides: Sequence[str], folders: Sequence[Path]) -> "tuple[int, Ledger]":
-    chosen, launcher = points(overrides, folders)
+    chosen, launcher = prepared(overrides, folders)
     first = chosen[0][1] if isinstance(chosen, list) else chosen.checked
     place = Path(first["logger"]["root"]) / "sweeps" / first["name"] / runs.new_id()
     from snnexp.sweeps import driver
@@ -298,96 +220,3 @@ def _sweep(overrides: Sequence[str], folders: Sequence[Path]) -> "tuple[int, Led
     if isinstance(chosen, list):
         return driver.start(place, first["name"], chosen, launcher, folders)
     return driver.search(place, chosen, launcher)
-
-
-def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[list[Point] | Asked, dict[str, Any]]":
-    """Compose and check a sweep before its first point starts.
-
-    Returns:
-        The points of a sweep, or what a search was asked for; and the settings of the launcher.
-
-    Raises:
-        ConfigError: a point cannot work, or the points do not agree on what starts them.
-    """
-    typed = _own(overrides)
-    hydras = [word for word in overrides if word not in typed]
-    for word in hydras:
-        if config.are_swept([word]):
-            raise ConfigError(f"{word.partition('=')[0]}: Hydra's own settings are no part of a sweep")
-    composer = config.Composer(folders, [word for word in hydras if not word.lstrip("+~").startswith("hydra.")])
-    begun = composer.node(config.first_point(typed, folders))
-    # a config may list values too, which a part that was typed may need
-    listed = config.params(begun["sweeper"].get("params") or {})
-    first = config.first_point([*listed, *typed], folders)
-    node = _with_settings(composer, hydras, first)
-    settings = {key: value for key, value in node["sweeper"].items() if key not in ("_target_", "params")}
-    params = node["sweeper"].get("params") or {}
-    if security.kind_of(node["sweeper"], "sweeper") == "optuna":
-        from snnexp.sweeps.sources import Asked
-
-        chosen: list[Point] | Asked = (asked := Asked(settings, params, typed, composer))
-        # before anything is written
-        asked.checked  # noqa: B018
-        every = asked.ends()
-        nodes = [*map(composer.node, every)]
-    else:
-        every = [*config.points([*config.params(params), *typed], folders)]
-        chosen, nodes = _checked(every, composer)
-    leading = _leading(nodes)
-    if nodes[leading]["launcher"] != begun["launcher"]:
-        node = _with_settings(composer, hydras, every[leading])
-    launcher = {key: value for key, value in node["launcher"].items() if key != "_target_"}
-    return chosen, {"kind": security.kind_of(node["launcher"], "launcher"), **launcher}
-
-
-def _with_settings(composer: config.Composer, hydras: Sequence[str], point: Sequence[str]) -> dict[str, Any]:
-    """Hydra's own node of a point with the settings that were typed, and the usual where nothing was chosen."""
-    node, chosen = composer.node(point), [word.partition("=")[0] for word in hydras]
-    usual = [
-        f"hydra/{name}={known[0]}"
-        for name, known in security.STARTERS.items()
-        if security.kind_of(node[name], name) == "basic" and f"hydra/{name}" not in chosen
-    ]
-    _, node = config.composed([*usual, *hydras, *point], composer.folders)
-    for name, known in security.STARTERS.items():
-        if security.kind_of(node[name], name) == "basic":
-            # Hydra's own stop at the first failure
-            raise ConfigError(f"hydra/{name}: got basic, there are {', '.join(known)}")
-    return node
-
-
-def _checked(points: Iterable[list[str]], composer: config.Composer) -> tuple[list[Point], list[dict[str, Any]]]:
-    """The points with their configs, and Hydra's own nodes."""
-    found: list[Point] = []
-    nodes: list[dict[str, Any]] = []
-    refusals = Refusals()
-    for tried, point in enumerate(points, 1):
-        with refusals.collected():
-            cfg, node = composer.point(point)
-            nodes.append(node)
-            found.append((point, config.plain(config.check(cfg))))
-        if len(nodes) < tried:
-            # it could not be composed, and the others would take as long
-            break
-    refusals.tell()
-    return found, nodes
-
-
-def _leading(nodes: Sequence[Mapping[str, Any]]) -> int:
-    """The first point that chooses a launcher, or the first of all.
-
-    Args:
-        nodes: Hydra's own, of all points.
-
-    Raises:
-        ConfigError: two points choose different ones, or have different sweepers.
-    """
-    every = range(len(nodes))
-    choosing = [index for index in every if security.kind_of(nodes[index]["launcher"], "launcher") != "basic"]
-    for starter, indices in (("sweeper", every), ("launcher", choosing)):
-        if any(nodes[index][starter] != nodes[indices[0]][starter] for index in indices):
-            raise ConfigError(f"hydra/{starter}: the points do not have the same; start a sweep of each")
-    if 0 < len(choosing) < len(nodes):
-        name = nodes[choosing[0]]["runtime"]["choices"]["hydra/launcher"]
-        terminal.tell(f"hydra/launcher: {name} starts all points, though not all of them choose it")
-    return choosing[0] if choosing else 0

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import security
 from snnexp.config.checks import at_home, check
-from snnexp.config.folders import GROUPS, NODES
+from snnexp.config.folders import GROUPS, NODES, resolving
 from snnexp.config.messages import explained, in_one_line, unknown
 from snnexp.config.overrides import assigned, written
 from snnexp.config.plain import flat, plain
@@ -49,7 +49,8 @@ def overridden(cfg: DictConfig) -> list[str]:
         if sign != "~":
             _put(again, before, key.split("."), value)
     # what is computed from a value that was changed later, such as data.seed from seed, has not followed
-    followed = at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
+    with resolving():
+        followed = at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
     changes += [change for change in _changes(followed, now) if change[0] != "~"]
     words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={written(value)}" for sign, key, value in changes}
     return [*(word for word in typed if key_of(word) not in words), *words.values()]

@@ -1,0 +1,97 @@
+"""The flags of ``snnexp train``, which are Hydra's and ``--from``."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from snnexp import config, text
+from snnexp.errors import Refusals
+from snnexp.text import closest
+
+CFG_FLAGS = ("--cfg", "-c")
+DIR_FLAGS = ("--config-dir", "-cd")
+PACKAGE = ("--package", "-p")
+FROM = "--from"
+VALUED = (FROM, *CFG_FLAGS, *DIR_FLAGS, *PACKAGE)
+OTHER_CONF = ("--config-path", "-cp", "--config-name", "-cn")
+CFG = ("job", "hydra", "all")
+INFO_FLAGS = ("--info", "-i")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+SWEEP = ("--multirun", "-m")
+RUN = ("--run", "-r")
+COMPLETE = ("--shell-completion", "-sc")
+TEXTS = ("--hydra-help", "--version")
+PLAIN = (*SWEEP, *RUN, "--resolve", *COMPLETE, *TEXTS)
+SHOW = (*CFG_FLAGS, *INFO_FLAGS, *TEXTS)
+COMMANDS = (RUN, SWEEP, CFG_FLAGS, INFO_FLAGS, COMPLETE)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides; Hydra itself wants all overrides in one piece.
+
+    Raises:
+        ConfigError: a flag that Hydra does not have, or that lacks its value.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    refusals = Refusals()
+    rest = iter(arguments)
+    for word in rest:
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif word.partition("=")[0] in VALUED:
+            flag, _, value = word.partition("=")
+            value = value or next(rest, "")
+            if flag == FROM and FROM in flags:
+                refusals.add(f"{FROM}: given twice, takes one run")
+            if not value or (flag in CFG_FLAGS and value not in CFG):
+                needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
+                refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
+            if flag in DIR_FLAGS:
+                value = os.path.expanduser(value)
+                if value and Path(value).resolve() in map(Path.resolve, folders_of(flags)):
+                    refusals.add(f"{flag}: given twice, with {text.shown(value)}")
+                elif value and not Path(value).is_dir():
+                    refusals.add(f"{flag}: {text.shown(value)} is not a folder")
+                elif value and not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
+                    refusals.add(f"{flag}: {text.shown(value)} has no folder of a group, such as neuron/")
+            flags += [flag, value]
+        elif word.partition("=")[0] in INFO_FLAGS:
+            flag, _, value = word.partition("=")
+            # Hydra would take the next word for it
+            flags += [flag, value or "all"]
+            if flags[-1] not in INFO:
+                refusals.add(f"{flag}: got {value}, {closest(value, INFO)}")
+        elif word in PLAIN:
+            flags.append(word)
+        elif word.partition("=")[0] in OTHER_CONF:
+            refusals.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
+        else:
+            key = word.lstrip("-")
+            hint = closest(word, [*VALUED, *INFO_FLAGS, *PLAIN])
+            if "=" in word or key in (*config.KEYS, *config.GROUPS):
+                hint = f"did you mean {key if '=' in key else f'{key}=VALUE'}?"
+            refusals.add(f"{word}: no such flag, {hint}")
+    commands = [names[0] for names in COMMANDS if any(flag in names for flag in flags)]
+    if len(commands) > 1:
+        refusals.add(f"{' '.join(commands)}: only one of them can be given")
+    if "--resolve" in flags and not any(flag in CFG_FLAGS for flag in flags):
+        refusals.add("--resolve: belongs to --cfg")
+    refusals.tell()
+    return flags, overrides
+
+
+def folders_of(flags: Sequence[str]) -> list[Path]:
+    """What ``--config-dir`` among flags names, in the order typed."""
+    return [Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS]
+
+
+def of_folders(folders: Sequence[Path]) -> list[str]:
+    """The flags that name these folders."""
+    return [word for folder in folders for word in (DIR_FLAGS[0], str(folder))]
+
+
+def value_of(flags: Sequence[str], *names: str) -> str | None:
+    """What follows one of these names among flags, the last one if there are several."""
+    return next((value for flag, value in reversed([*itertools.pairwise(flags)]) if flag in names), None)
