@@ -87,11 +87,6 @@ def folders_of(flags: Sequence[str]) -> list[Path]:
     return [Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS]
 
 
-def of_folders(folders: Sequence[Path]) -> list[str]:
-    """The flags that name these folders."""
-    return [word for folder in folders for word in (DIR_FLAGS[0], str(folder))]
-
-
 def value_of(flags: Sequence[str], *names: str) -> str | None:
     """What follows one of these names among flags, the last one if there are several."""
     return next((value for flag, value in reversed([*itertools.pairwise(flags)]) if flag in names), None)
