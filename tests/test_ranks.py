@@ -121,7 +121,7 @@ def test_the_place_of_a_process_is_what_its_launcher_says(alone: pytest.MonkeyPa
 
 
 def test_a_process_follows_only_the_one_that_started_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run.create(tmp_path, "", [], {})
+    run = Run.prepare(tmp_path, "", []).publish({})
     assert rank.main(run.path) == 2
     assert capsys.readouterr().err.startswith(f"snnexp: {run.path}: ")
     run.close()

@@ -40,7 +40,8 @@ def trials(url: str, name: str) -> list[FrozenTrial]:
 
 
 def runs(cwd: Path) -> list[Path]:
-    return sorted(path.parent for path in home(cwd).glob("runs/*/run.json"))
+    # a directory that is only being made is no run yet
+    return sorted(path.parent for path in home(cwd).glob("runs/[0-9]*/run.json"))
 
 
 def begun(cwd: Path) -> bool:

@@ -11,8 +11,8 @@ from snnexp.cli import main
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose, evaluate, resume, run
 from snnexp.record.run import Run
-from snnexp.training import execute as training
-from snnexp.training import stacked
+from snnexp.training import assembly, stacked, start
+from snnexp.training import evaluate as evaluating
 
 RUN = ["experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=2", "logger=jsonl", "network.hidden=[4]"]
 
@@ -59,8 +59,9 @@ def test_a_run_computes_with_one_unless_told_and_is_resumed_with_as_many(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     used: list[int] = []
-    build = training.build
-    monkeypatch.setattr(training, "build", lambda cfg: used.append(torch.get_num_threads()) or build(cfg))
+    build = assembly.build
+    for where in (evaluating, start):
+        monkeypatch.setattr(where, "build", lambda *given: used.append(torch.get_num_threads()) or build(*given))
     before = torch.get_num_threads()
     path = run(compose(RUN)).path
     assert Run(path).read()["threads"] == used.pop() == 1
