@@ -91,3 +91,28 @@ def test_a_member_without_data_has_one_too(tmp_path: Path, tiny_mnist: Path) -> 
     assert (record(run)["status"], record(run)["exit_code"]) == ("failed", 4)
     assert record(run)["reason"] == ends[0].reason
     assert len([*tmp_path.glob("*/run.json")]) == 3
+
+
+def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
+    cfgs = [compose([*TINY, f"seed={seed}"]) for seed in range(2)]
+    ends: dict[int, stacked.Outcome] = {}
+    stacked.train([stacked.Member(cfg, []) for cfg in cfgs], tmp_path, lambda *begun: None, ends.__setitem__)
+    first, second = ends[0].run, ends[1].run
+    assert first is not None
+    assert second is not None
+    before = (first / "run.json").read_bytes()
+    script = "import sys; from pathlib import Path; from snnexp.record.run import Run\n"
+    script += "run = Run(Path(sys.argv[1])); run.lock(); print(flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script, str(first)], **pipes) as other:  # type: ignore[call-overload]
+        other.stdout.readline()
+        longer = [compose([*TINY, f"seed={seed}", "trainer.max_epochs=4"]) for seed in range(2)]
+        members = [
+            stacked.Member(cfg, [], run, ["trainer.max_epochs=4"])
+            for cfg, run in zip(longer, (first, second), strict=True)
+        ]
+        stacked.train(members, tmp_path, lambda *begun: None, ends.__setitem__)
+        assert (ends[0].status, ends[0].exit_code) == ("failed", 6)
+        assert ends[1].status == "finished"
+        assert (first / "run.json").read_bytes() == before
+        other.communicate(b"")

@@ -118,7 +118,7 @@ def execute(
                     start.open()
                     _make_ready(start, signals, watching)
             except SnnexpError as error:
-                if start.is_new and start.fail(error):
+                if start.fail(error):
                     begun(start.run.path)
                 raise
             if start.is_finished:
@@ -255,7 +255,7 @@ def _recorded(start: Start) -> Iterator[None]:
     except BaseException as error:
         if start.parts.trainer.is_global_zero:
             start.fail(error)
-            if start.run.published and isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
+            if start.begun and isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
                 terminal.show_command(terminal.console(), "resume", "snnexp", "resume", start.run.path)
         elif isinstance(error, (InterruptedRunError, DivergedError)):
             # on which all agree, and the first one tells

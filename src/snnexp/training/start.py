@@ -44,6 +44,7 @@ class Start:
 
     def __init__(self, run: Run, cfg: DictConfig | None = None, typed: Sequence[str] = (), kept: bool = False) -> None:
         self.run, self.typed, self.kept, self.is_new = run, typed, kept, not run.published
+        self.begun = False
         self.cfg = OmegaConf.create() if cfg is None else cfg
         self.before: dict[str, Any] = {}
         """What run.json said."""
@@ -143,7 +144,9 @@ class Start:
         """
         if self.is_new:
             self.run.publish({**facts(self.cfg, self.parts), **more})
+            self.begun = True
             return
+        self.begun = True
         resumed = self.run.resumed(self.before, self.step, self.typed)
         self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
         runs.write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
@@ -157,13 +160,16 @@ class Start:
         self.run.write({**kept, **now, "status": "running", "exit_code": None, **resumed})
 
     def fail(self, error: BaseException) -> bool:
-        """Write into run.json how a run ended that did not finish; False where it has no directory to say so."""
-        leaves_nothing = not self.kept or isinstance(error, (ConfigError, InterruptedRunError))
-        if leaves_nothing and not self.run.published:
+        """Write into run.json how a run ended that did not finish; False where it has no directory to say so.
+
+        A directory that is to be resumed stays as it is until the run begins: it may be another process's.
+        """
+        refused = isinstance(error, (ConfigError, InterruptedRunError))
+        if not self.begun and (refused or not (self.is_new and self.kept)):
             return False
         # on a full disk this fails too, and what came first is what counts
         with suppress(OSError, CheckpointError):
-            if not self.run.published:
+            if not self.begun:
                 self.run.publish({"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}})
             record_failure(self.run, error)
         return self.run.published
