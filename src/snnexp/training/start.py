@@ -15,6 +15,7 @@ from snnexp import config, terminal, threads
 from snnexp.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     InterruptedRunError,
     PartError,
     ending,
@@ -164,8 +165,7 @@ class Start:
 
         A directory that is to be resumed stays as it is until the run begins: it may be another process's.
         """
-        refused = isinstance(error, (ConfigError, InterruptedRunError))
-        if not self.begun and (refused or not (self.is_new and self.kept)):
+        if not self.begun and not (self.is_new and self.kept and isinstance(error, DataError)):
             return False
         # on a full disk this fails too, and what came first is what counts
         with suppress(OSError, CheckpointError):
