@@ -26,8 +26,9 @@ NOTEBOOK = """
 import os, sys
 sys.ps1, sys.argv = ">>> ", ["kernel", "-f", "connection.json"]
 sys.path.insert(0, "mine")
-before = dict(os.environ)
 from snnexp.experiment import compose, resume, run
+# PyTorch sets some when it is imported
+before = dict(os.environ)
 done = run(compose([*{words}, "encoder._target_=parts.Own"]))
 assert resume(done.path, ["trainer.max_epochs=3"]).status == "finished"
 assert dict(os.environ) == before
