@@ -73,7 +73,7 @@ def test_a_point_trains_on_several_processes(tmp_path: Path, alone: pytest.Monke
 def by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
     """Exit code and errors of each of two tasks."""
     with ExitStack() as stack:
-        places = ({**os.environ, **STEP, "SLURM_PROCID": place} for place in "01")
+        places = ({**os.environ, **STEP, "SLURM_PROCID": place, "LOCAL_RANK": place} for place in "01")
         tasks = [stack.enter_context(commands.Command(words, folder, place)) for place in places]
         said = [task.communicate(timeout=120)[1] for task in tasks]
     return [(task.returncode, err) for task, err in zip(tasks, said, strict=True)]
@@ -132,3 +132,17 @@ def test_only_a_run_starts_processes() -> None:
     trainer = make_trainer(accelerator="cpu", devices=2, strategy="ddp")
     with pytest.raises(ConfigError, match=r"^trainer: "):
         trainer.strategy.launcher.launch(print)  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_task_that_ends_ends_the_run_with_a_sentence(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
+    parts = Path(__file__).parent / "behaviour" / "parts"
+    alone.setenv("PYTHONPATH", str(parts), prepend=os.pathsep)
+    alone.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
+    words = ["--config-dir", str(parts / "conf"), "data=trouble", "data.kind=broken", "network.hidden=[4]"]
+    words += ["num_steps=2", "trainer=ddp", "trainer.accelerator=cpu", "logger=jsonl"]
+    (first, told), (other, why) = by_srun(tmp_path, "train", *words)
+    assert (first, other) == (1, 8)
+    assert told.splitlines()[-1] == "snnexp: another process of the run has ended, and the run with it"
+    assert "KeyError" in why.splitlines()[-1]
+    assert record(only_run(tmp_path))["status"] == "failed"

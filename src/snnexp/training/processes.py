@@ -28,7 +28,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from snnexp.errors import ConfigError, InterruptedRunError, LostProcessError, ending
 from snnexp.record.run import Run
-from snnexp.text import line
 
 PATIENCE = timedelta(minutes=5)
 """What processes that another program has started may take to find each other."""
@@ -268,8 +267,9 @@ def is_shared(trainer: Mapping[str, Any]) -> bool:
 def require_others(trainer: Trainer, error: Exception) -> None:
     """Raise :class:`LostProcessError` for what PyTorch says where another process is gone that nobody here started."""
     strategy = trainer.strategy
-    if trainer.is_global_zero and isinstance(strategy, Ddp) and strategy.starter.place.given:
-        raise LostProcessError(f"another process of the run is gone: {line(str(error))}") from error
+    given = isinstance(strategy, Ddp) and strategy.starter.place.given
+    if trainer.is_global_zero and given and "onnection" in str(error):
+        raise LostProcessError("another process of the run has ended, and the run with it") from error
 
 
 def require_known(trainer: Trainer) -> None:
