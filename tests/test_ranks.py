@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import commands
 import pytest
+from omegaconf import OmegaConf
 from test_cli import only_run, record, snnexp
 
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, LostProcessError
 from snnexp.record.run import Run
 from snnexp.training import processes, rank
 from snnexp.training.assembly import make_trainer
@@ -126,6 +128,14 @@ def test_a_process_follows_only_the_one_that_started_it(tmp_path: Path, capsys: 
     assert rank.main(run.path) == 2
     assert capsys.readouterr().err.startswith(f"snnexp: {run.path}: ")
     run.close()
+
+
+def test_processes_that_do_not_meet(alone: pytest.MonkeyPatch) -> None:
+    alone.setattr(processes, "PATIENCE", timedelta(seconds=0.1))
+    for name, value in TORCHRUN.items():
+        alone.setenv(name, value)
+    with pytest.raises(LostProcessError, match=r"^the 2 processes of the run do not meet at 127\.0\.0\.1:1$"):
+        processes.Others().awaited(OmegaConf.create({"trainer": {"strategy": "ddp", "devices": 2}}))
 
 
 def test_only_a_run_starts_processes() -> None:

@@ -198,11 +198,17 @@ class Others:
 
         Raises:
             ConfigError: there are other processes than the run needs.
+            LostProcessError: they do not find each other.
         """
         processes = cfg.trainer.get("devices", 1)
         if not is_shared(cfg.trainer) or not (place := Place.here(processes)).given:
             return None
-        store, self.key = _store(place.address, place.port, place.rank, place.processes), f"snnexp/{next(_runs)}"
+        try:
+            store = _store(place.address, place.port, place.rank, place.processes)
+        except torch.distributed.DistError as error:
+            where = f"{place.address}:{place.port}"
+            raise LostProcessError(f"the {place.processes} processes of the run do not meet at {where}") from error
+        self.key = f"snnexp/{next(_runs)}"
         if place.rank:
             return _heard(store, self.key)
         self.store, self.count = store, place.processes - 1
