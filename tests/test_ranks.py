@@ -156,3 +156,19 @@ def test_a_task_that_ends_ends_the_run_with_a_sentence(tmp_path: Path, alone: py
     assert told.splitlines()[-1] == "snnexp: another process of the run has ended, and the run with it"
     assert "KeyError" in why.splitlines()[-1]
     assert record(only_run(tmp_path))["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"SLURM_STEP_NUM_TASKS": ""},
+        {"SLURM_STEP_NUM_TASKS": "2"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "x", "SLURM_PROCID": "0"},
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "1"},
+    ],
+)
+def test_variables_that_say_nothing_are_nobodys(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
+    for name, value in told.items():
+        alone.setenv(name, value)
+    place = processes.Place.here(3)
+    assert (place.processes, place.rank, place.given) == (3, 0, False)

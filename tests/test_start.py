@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_cli import record, snnexp
 from test_sweeps import home, points
 
 from snnexp.config import compose
+from snnexp.errors import InterruptedRunError
 from snnexp.record.run import Run
-from snnexp.training import stacked
+from snnexp.training import execute, stacked
 from snnexp.training.start import Start
 
 TINY = ("experiment=regression_sqrt", "network.hidden=[4]", "trainer.max_epochs=3", "logger=jsonl", "trainer=cpu")
@@ -116,3 +118,19 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
         assert ends[1].status == "finished"
         assert (first / "run.json").read_bytes() == before
         other.communicate(b"")
+
+
+@pytest.mark.slow
+def test_what_has_finished_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    record_success = execute._record_success
+
+    def and_then_a_signal(*given: Any) -> None:
+        record_success(*given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(execute, "_record_success", and_then_a_signal)
+    with pytest.raises(InterruptedRunError):
+        execute.run(compose([*TINY]))
+    (run,) = tmp_path.glob("outputs/*/*")
+    assert (record(run)["status"], record(run)["exit_code"]) == ("finished", 0)

@@ -75,8 +75,8 @@ def ledgers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_config_is_composed_and_checked_once(
     monkeypatch: pytest.MonkeyPatch, words: list[str], compositions: int, checks: int
 ) -> None:
-    # which composes the recipe for the record, and checks what it is given
-    monkeypatch.setattr("snnexp.training.execute.run", lambda cfg, overrides, begun: None)
+    # which composes the recipe once more, to compare the run with it
+    monkeypatch.setattr("snnexp.training.execute.execute", lambda start, begun: None)
     made: Counter[str] = Counter()
     for owner, name in ((ConfigLoaderImpl, "load_configuration"), (config, "check")):
 
@@ -256,3 +256,14 @@ def test_a_name_may_have_the_id_of_a_run_in_it_from_a_notebook_too() -> None:
     cfg = compose(["name='x_${new_run_id:}'"])
     assert cfg.name.startswith("x_2")
     assert config.overridden(cfg) == [f"name={cfg.name}"]
+
+
+def test_a_folder_of_more_configs_has_no_root_of_its_own(
+    here: Path, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write("more/neuron/mine.yaml", "_target_: snnexp.neurons.Leaky")
+    (folder / "train.yaml").write_text("seed: 5")
+    assert main(["train", "--config-dir", str(folder), *TINY]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("snnexp: --config-dir: ")
+    assert "SNNEXP_CONF" in line

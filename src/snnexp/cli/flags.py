@@ -56,6 +56,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                     refusals.add(f"{flag}: {text.shown(value)} is not a folder")
                 elif value and not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
                     refusals.add(f"{flag}: {text.shown(value)} has no folder of a group, such as neuron/")
+                elif value and (Path(value) / "train.yaml").is_file():
+                    refusals.add(f"{flag}: {text.shown(value)} has a train.yaml, set SNNEXP_CONF to use it")
             flags += [flag, value]
         elif word.partition("=")[0] in INFO_FLAGS:
             flag, _, value = word.partition("=")

@@ -158,7 +158,7 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     if sweep := choices.get("sweep"):
         refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
     refusals.tell()
-    # the processes that ddp starts have a rank
+    # torchrun starts several processes with this command
     if sys.stdout.isatty() and "LOCAL_RANK" not in os.environ:
         _show_tree(cfg, checked, choices, overrides, folders)
     return checked

@@ -111,7 +111,7 @@ def execute(
     with Signals() as signals, Others() as others, memory_told(), signals.heeded():
         clock = {"began": time.perf_counter()}
         if (path := others.awaited(start.read())) is not None:
-            return _follow(path, signals)
+            return _follow(path, signals, watching)
         try:
             try:
                 with memory_told(), signals.heeded():
@@ -127,6 +127,7 @@ def execute(
                 return Record(start.run.path, "finished", start.before.get("metrics", {}))
             with _recorded(start), memory_told(), signals.heeded():
                 start.begin()
+                signals.run = start.run
                 begun(start.run.path)
                 others.lead(start.parts.trainer, start.run)
                 record = _carry_out(start, clock, signals)
@@ -144,14 +145,14 @@ def follow(path: Path, first: int) -> None:
     """
     with Signals() as signals, memory_told(), signals.heeded():
         signals.parent = first
-        _follow(path, signals)
+        _follow(path, signals, ())
 
 
-def _follow(path: Path, signals: Signals) -> Record:
+def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Record:
     start = Start(Run(path))
     # which the first process has locked
     start.read()
-    _make_ready(start, signals, ())
+    _make_ready(start, signals, watching)
     with _recorded(start), memory_told(), signals.heeded():
         return _carry_out(start, {}, signals)
 
@@ -202,7 +203,6 @@ def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving
     signals.checkpoints, signals.data, signals.launcher = saver, parts.data, parts.trainer.strategy.launcher
     display: list[Callback] = []
     if parts.trainer.is_global_zero:
-        signals.run = start.run
         display.append(progress.ProgressDisplay(terminal.console()))
     # what stops comes last
     parts.trainer.callbacks += [*display, *watching, *others, signals]  # type: ignore[attr-defined]
@@ -249,7 +249,7 @@ def _carry_out(start: Start, clock: dict[str, float], signals: Signals) -> Recor
 
 @contextmanager
 def _recorded(start: Start) -> Iterator[None]:
-    """Write down how a run ended that did not finish, and let go of its directory and processes."""
+    """Write down how a run ended that did not finish, and let go of its processes."""
     try:
         yield
     except BaseException as error:
@@ -262,7 +262,6 @@ def _recorded(start: Start) -> Iterator[None]:
             raise SystemExit(0) from error
         raise
     finally:
-        start.run.close()
         if torch.distributed.is_initialized():
             # a second run would take itself for a member of the first
             torch.distributed.destroy_process_group()

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,7 @@ class Member:
 
 @dataclass
 class Outcome:
-    """How a member ended; ``run`` is None where it could not begin."""
+    """How a member ended; ``run`` is None where it has no directory."""
 
     status: str
     run: Path | None
@@ -155,7 +155,6 @@ class Lane:
     def _go_on_from(self, found: Checkpoint) -> None:
         self.position, self.global_step = found.position, found.step
         self.current_epoch = self.position[0]
-        self.parts.data.begin = self.position
         self.parts.task.load_state_dict(found.content["state_dict"])
         for callback in self.watching:
             state = found.content["callbacks"].get(callback.state_key)
@@ -240,7 +239,9 @@ class Lane:
     def stop(self, error: BaseException) -> None:
         """End a member that does not finish, and write down why."""
         if self.loggers and isinstance(error, InterruptedRunError):
-            self.call("on_exception", error)
+            # a full disk ends no other member
+            with suppress(OSError):
+                self.call("on_exception", error)
         if self._start is not None:
             self._start.fail(error)
         self.end(failure(error, None if self.opened is None else self.opened.path))

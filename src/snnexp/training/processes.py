@@ -34,8 +34,15 @@ PATIENCE = timedelta(minutes=5)
 FAREWELL_S = 2.0
 """What the others may take to hear that there is nothing to do for them."""
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+SRUN = ("SLURM_JOB_ID", "SLURM_PROCID")
 OF_OTHERS = ("RANK", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_USE_AGENT_STORE")
 """Variables without which a process has been started by nobody who started others with it."""
+
+
+def _number(name: str, usual: int) -> int:
+    """What a variable says, which anyone may have set."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else usual
 
 
 class Place(ClusterEnvironment):
@@ -68,14 +75,14 @@ class Place(ClusterEnvironment):
         told = os.environ
         if all(told.get(name, "").isdecimal() for name in TORCHRUN) and "MASTER_ADDR" in told:
             rank, _, count, port = (int(told[name]) for name in TORCHRUN)
-            nodes = count // int(told.get("LOCAL_WORLD_SIZE", count))
+            nodes = count // max(1, _number("LOCAL_WORLD_SIZE", count))
             return cls(count, rank, told["MASTER_ADDR"], port, True, nodes)
-        if (count := int(told.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        if (count := _number("SLURM_STEP_NUM_TASKS", 1)) > 1 and all(told.get(name, "").isdecimal() for name in SRUN):
             first = SLURMEnvironment.resolve_root_node_address(told.get("SLURM_STEP_NODELIST", "127.0.0.1"))
             # steps of one job may run beside each other
-            own = 31 * int(told["SLURM_JOB_ID"]) + int(told.get("SLURM_STEP_ID", 0))
-            address, port = told.get("MASTER_ADDR", first), int(told.get("MASTER_PORT", 15000 + own % 10000))
-            return cls(count, int(told["SLURM_PROCID"]), address, port, True, int(told.get("SLURM_STEP_NUM_NODES", 1)))
+            own = 31 * int(told["SLURM_JOB_ID"]) + _number("SLURM_STEP_ID", 0)
+            address, port = told.get("MASTER_ADDR", first), _number("MASTER_PORT", 15000 + own % 10000)
+            return cls(count, int(told["SLURM_PROCID"]), address, port, True, _number("SLURM_STEP_NUM_NODES", 1))
         return cls(processes)
 
     def require(self, processes: int) -> None:

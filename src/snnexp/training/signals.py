@@ -73,18 +73,18 @@ class Signals(Callback):
         signal.signal(self.reminder, self.reminded)
 
     def __exit__(self, *error: object) -> None:
-        if self.thread is None:
-            return
-        _entered.remove(self)
+        if self.thread is not None:
+            _entered.remove(self)
         if self.data is not None:
             self.data.end_workers()
-        os.write(self.sink, b"\0")
-        self.thread.join()
-        signal.set_wakeup_fd(self.wakeup)
-        for number, handler in [*self.previous.items(), (self.reminder, self.reminded)]:
-            signal.signal(number, handler)
-        os.close(self.sink)
-        os.close(self.source)
+        if self.thread is not None:
+            os.write(self.sink, b"\0")
+            self.thread.join()
+            signal.set_wakeup_fd(self.wakeup)
+            for number, handler in [*self.previous.items(), (self.reminder, self.reminded)]:
+                signal.signal(number, handler)
+            os.close(self.sink)
+            os.close(self.source)
         for process in self._others:
             with suppress(subprocess.TimeoutExpired):
                 # without this one they can only fail

@@ -171,7 +171,9 @@ class Start:
         with suppress(OSError, CheckpointError):
             if not self.begun:
                 self.run.publish({"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}})
-            record_failure(self.run, error)
+            # a signal may come between the end of a run and that of the code that records it
+            if self.run.read().get("status") != "finished":
+                record_failure(self.run, error)
         return self.run.published
 
 
