@@ -27,7 +27,8 @@ WORKER = "from snnexp.sweeps.worker import main; main("
 START = dict(os.environ)
 LATER = re.compile(
     r"SNNEXP_.*|PYTHON(SAFE)?PATH|PATH|TERM|FORCE_COLOR|COLUMNS|COMP_.*|TZ|HOME|SLOW_S|STEP_S|LONG_FROM|CLUSTER|PYTEST_.*"
-    r"|TORCH_CPP_LOG_LEVEL"
+    r"|TORCH_CPP_LOG_LEVEL|SLURM_.*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHINDUCTOR_CACHE_DIR|PL_GLOBAL_SEED"
+    r"|PYTORCH_NVML_BASED_CUDA_CHECK|CUBLAS_WORKSPACE_CONFIG"
 )
 """The variables that nothing reads before a command does; with other differences it starts from the beginning."""
 CLONE, CLONE_PARENT, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID = 56, 0x8000, 0x200000, 0x1000000
@@ -176,6 +177,8 @@ def carry_out(asked: Mapping[str, Any]) -> int:
     os.environ.update(asked["env"])
     time.tzset()
     os.chdir(asked["cwd"])
+    # which its import reads
+    rank_zero_only.rank = _get_rank() or 0
     first = "" if words[0] == sys.executable else str(Path(PROGRAM).parent)
     safe = [] if "PYTHONSAFEPATH" in os.environ else [first]
     sys.path[:1] = [*safe, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -211,6 +214,7 @@ if __name__ == "__main__":
     # read when torch is imported, and set by the command line before that
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     import torch.utils.tensorboard  # noqa: F401
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
     import snnexp.cli.train
     import snnexp.experiment
