@@ -41,9 +41,9 @@ HOSTILE = {
     "multirun": "hydra:\n  mode: MULTIRUN",
     "sweep over hydra": "hydra:\n  sweeper:\n    params: {hydra.run.dir: marker}",
     "neuron": "neuron:\n  _target_: os.system\n  command: touch marker",
-    "own function": "loss:\n  _target_: snnexp.record.run.write_atomically\n  path: marker\n  content: x",
+    "own function": "loss:\n  _target_: snnexp.record.files.write_atomically\n  path: marker\n  content: x",
     "own command line": "loss:\n  _target_: snnexp.cli.main\n  argv: [train]",
-    "borrowed": "loss:\n  _target_: snnexp.record.run.os.system\n  command: touch marker",
+    "borrowed": "loss:\n  _target_: snnexp.record.files.os.system\n  command: touch marker",
     "logger": "logger:\n  root: {_target_: os.system, command: touch marker}",
     "published": "published:\n  x: {_target_: os.system, command: touch marker}",
     "list": "network:\n  hidden: [{_target_: os.system, command: touch marker}]",
@@ -200,9 +200,9 @@ class TestTargets:
                 "",
             ),
             *(
-                "snnexp.record.run.write_atomically",
+                "snnexp.record.files.write_atomically",
                 "snnexp.cli.main",
-                "snnexp.record.run.os.system",
+                "snnexp.record.files.os.system",
                 "snnexp",
                 "snnexp.neurons",
             ),
@@ -300,7 +300,7 @@ class TestTargets:
         module.partial.__module__ = "elsewhere"
         module.mine = lambda **_: "mine"  # type: ignore[attr-defined]
         module.mine.__module__ = "elsewhere"
-        module.write = importlib.import_module("snnexp.record.run").write_atomically  # type: ignore[attr-defined]
+        module.write = importlib.import_module("snnexp.record.files").write_atomically  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "elsewhere", module)
         monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
         assert config.instantiate({"_target_": "elsewhere.mine"}, "loss") == "mine"

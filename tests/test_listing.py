@@ -18,8 +18,9 @@ from rich.cells import cell_len
 
 from snnexp.cli import main
 from snnexp.cli import runs as listing
+from snnexp.record.facts import Facts
 from snnexp.record.find import find
-from snnexp.record.run import Facts, Run
+from snnexp.record.run import Run
 
 CONFIG = {"neuron": {"beta": 0.8, "learn_beta": True}, "network": {"hidden": [256, 128]}, "data": {"root": "here"}}
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "matplotlib", "subprocess", "importlib.metadata", "numpy"}

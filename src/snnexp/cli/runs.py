@@ -20,8 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from snnexp.errors import CheckpointError, ConfigError
-from snnexp.record.find import as_json, found
-from snnexp.record.run import ENDS, OUTPUTS, Facts, Run, locate, main_metric
+from snnexp.record.facts import ENDS, Facts
+from snnexp.record.find import OUTPUTS, as_json, found, locate
+from snnexp.record.measures import main_metric
+from snnexp.record.run import Run
 from snnexp.text import closest, line, shown
 
 USAGE = "snnexp runs [DIR] [CONDITION ...] [--sort KEY] [--reverse] [--limit N] [--metric NAME] [--json | --csv]"

@@ -18,7 +18,7 @@ from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat
 from snnexp.config.saved import remembering, texts
 from snnexp.errors import ConfigError, Refusals
-from snnexp.record.run import key_of
+from snnexp.record.names import key_of
 from snnexp.text import shown
 
 MOST_TOLD = 20

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from snnexp.config import security
 from snnexp.errors import ConfigError
 from snnexp.isolation import HYDRA, RESOLVING, restored
-from snnexp.record import run as runs
+from snnexp.record.names import new_id
 
 VERSION_BASE = "1.3"
 GROUPS = (
@@ -88,7 +88,7 @@ def resolving() -> Iterator[None]:
         if not os.environ.get("SNNEXP_DATA_DIR"):
             # an interpolation would take the empty text for a path
             os.environ.pop("SNNEXP_DATA_DIR", None)
-        OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
+        OmegaConf.register_new_resolver("new_run_id", new_id, use_cache=True, replace=True)
         yield
 
 

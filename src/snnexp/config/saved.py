@@ -17,7 +17,7 @@ from snnexp.config.overrides import assigned, written
 from snnexp.config.plain import flat, plain
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
-from snnexp.record.run import key_of
+from snnexp.record.names import key_of
 from snnexp.spec import values as domains
 from snnexp.text import shown
 

@@ -29,7 +29,8 @@ from sqlalchemy.engine import URL
 
 from snnexp import config
 from snnexp.errors import ConfigError
-from snnexp.record import run as runs
+from snnexp.record.files import write_atomically
+from snnexp.record.measures import higher_is_better
 from snnexp.record.run import Run
 from snnexp.search.space import Space, cells, suggested, typed
 from snnexp.search.storage import close, open_storage, parse, reached
@@ -135,7 +136,7 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     metric = settings.metric or main_measure(cfg, "val")
     if not metric.startswith(("train/", "val/", "test/")):
         raise ConfigError(f"hydra.sweeper.metric: got {shown(metric)}, must begin with train/, val/ or test/")
-    higher = runs.higher_is_better(metric)
+    higher = higher_is_better(metric)
     if settings.direction is None and higher is None:
         raise ConfigError(f"hydra.sweeper.direction: got null, {metric} needs minimize or maximize")
     direction = settings.direction or DIRECTIONS[bool(higher)]
@@ -439,4 +440,4 @@ def write_best(
 def _write_config(path: Path, head: str, *parts: Mapping[str, Any]) -> None:
     text = "\n".join(OmegaConf.to_yaml(OmegaConf.create(dict(part))) for part in parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(path, (head + text).encode())
+    write_atomically(path, (head + text).encode())

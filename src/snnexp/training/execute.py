@@ -24,8 +24,8 @@ from snnexp.errors import (
     is_about_worker,
 )
 from snnexp.isolation import isolated
-from snnexp.record import run as runs
 from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
 from snnexp.text import line
 from snnexp.training import callbacks, probe, processes, progress, saving
@@ -44,7 +44,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        main = runs.main_metric(self.metrics)
+        main = main_metric(self.metrics)
         measured = "" if main is None else f", {main} {self.metrics[main]:.4g} and {len(self.metrics) - 1} more"
         return f"Record({str(self.path)!r}, {self.status}{measured})"
 

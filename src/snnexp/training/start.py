@@ -21,9 +21,9 @@ from snnexp.errors import (
     ending,
 )
 from snnexp.record import checkpoint as checkpoints
-from snnexp.record import run as runs
 from snnexp.record.checkpoint import Checkpoint
-from snnexp.record.files import append_to
+from snnexp.record.environment import git, versions
+from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
 from snnexp.text import line
 from snnexp.training.assembly import Parts, build
@@ -150,9 +150,9 @@ class Start:
         self.begun = True
         resumed = self.run.resumed(self.before, self.step, self.typed)
         self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
-        runs.write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
+        write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
         kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
-        made_with = {} if "versions" in more else {"versions": runs.versions(), "git": runs.git()}
+        made_with = {} if "versions" in more else {"versions": versions(), "git": git()}
         now = {**facts(self.cfg, self.parts), **made_with, **more}
         for name in ("device", "threads", "kernel"):
             if name in self.before and self.before[name] != now[name]:
