@@ -1,6 +1,9 @@
 """What is known of a run, whatever state it is in."""
 
+import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +43,40 @@ class Facts:
     record: dict[str, Any]
     """All of run.json."""
 
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        status: str,
+        reason: str,
+        record: dict[str, Any],
+        overrides: list[str],
+        progress: dict[str, int] | None,
+    ) -> "Facts":
+        """What a record comes to, of which every entry may be missing, or be anything."""
+        name = os.path.basename(os.path.abspath(path))
+        metrics = record.get("metrics")
+        seed, exit_code = record.get("seed"), record.get("exit_code")
+        return cls(
+            path=path,
+            id=name,
+            status=status,
+            reason=reason,
+            started=_started(name, record.get("started")),
+            duration_s=duration_s(path, status, record),
+            experiment=str(record.get("experiment") or ""),
+            seed=seed if isinstance(seed, int) else None,
+            overrides=overrides,
+            metrics={
+                name: float(value)
+                for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+                if is_finite_number(value)
+            },
+            exit_code=exit_code if isinstance(exit_code, int) else None,
+            progress=progress,
+            record=record,
+        )
+
     @property
     def typed(self) -> list[str]:
         """The overrides that it was started with, and those that it was resumed with; of each key the last."""
@@ -54,21 +91,41 @@ class Facts:
         return f"step {self.progress['step']}, epoch {self.progress['epoch'] + 1}" if self.progress else ""
 
 
-def started_at(run_id: str, recorded: Any) -> datetime | None:
+def duration_s(path: Path, status: str, record: Mapping[str, Any]) -> float | None:
+    """How long a run took, or has taken by now; None where that is not known."""
+    earlier = _earlier_s(record)
+    if status == "finished":
+        wall_s = record.get("wall_s")
+        total = wall_s.get("total") if isinstance(wall_s, dict) else None
+        return None if earlier is None or not is_finite_number(total) else earlier + cast(float, total)
+    resumed = record.get("resumed_at_step")
+    name = os.path.basename(os.path.abspath(path))
+    began = _instant(record.get("resumed")) if resumed else _started(name, record.get("started"))
+    if status == "damaged" or began is None or earlier is None:
+        return None
+    last = time.time() if status == "running" else 0.0
+    for name in ("metrics.jsonl", "run.json"):
+        with suppress(OSError):
+            last = max(last, (path / name).stat().st_mtime)
+    seconds = last - began.timestamp()
+    return earlier + seconds if seconds >= 0 else None
+
+
+def _started(run_id: str, recorded: Any) -> datetime | None:
     """When a run began: the instant in its record, else the local time in its id; shown in the time zone of here."""
     match = RUN_ID.fullmatch(run_id)
     known: tuple[Any, ...] = (recorded, match and match[1].replace("-", "T"))
-    return next(filter(None, map(instant, known)), None)
+    return next(filter(None, map(_instant, known)), None)
 
 
-def instant(text: Any) -> datetime | None:
+def _instant(text: Any) -> datetime | None:
     try:
         return datetime.fromisoformat(text).astimezone()
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def earlier_s(record: Mapping[str, Any]) -> float | None:
+def _earlier_s(record: Mapping[str, Any]) -> float | None:
     """What a run took before it was resumed; None where that is not known."""
     earlier = record.get("earlier_s") if record.get("resumed_at_step") else 0.0
     return cast(float, earlier) if is_finite_number(earlier) else None

@@ -48,6 +48,7 @@ def _inside(node: Any) -> Iterable[Any]:
 
 
 def is_finite_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -64,7 +65,7 @@ def plain_yaml(path: Path) -> Any:
         for event in yaml.parse(content, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             # aliases multiply, tags build what they like, and nested deep enough the loader crashes
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None or depth > 32:
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None or depth > MAX_LEVELS:
                 raise CheckpointError(f"{path}: damaged, it holds more than plain values")
         return yaml.load(content, Loader=loader)
     except (FileNotFoundError, ValueError, yaml.YAMLError) as error:

@@ -17,26 +17,22 @@ that runs can be listed quickly.
 
 import errno
 import hashlib
-import io
 import json
 import os
 import shutil
 import tempfile
-import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.record import upgrade
-from snnexp.record.arrays import MAX_ARRAYS_BYTES, require_plain_arrays
+from snnexp.record.arrays import read_arrays, write_arrays
 from snnexp.record.environment import git, versions
-from snnexp.record.facts import ENDS, Facts, earlier_s, instant, started_at
+from snnexp.record.facts import ENDS, Facts, duration_s
 from snnexp.record.files import (
     append_to,
     open_plain,
@@ -49,7 +45,7 @@ from snnexp.record.files import (
 )
 from snnexp.record.lock import Lock
 from snnexp.record.names import new_id
-from snnexp.record.plain import finite, is_finite_number, plain_json, plain_yaml
+from snnexp.record.plain import finite, plain_json, plain_yaml
 from snnexp.text import shown
 
 MAX_METRICS_BYTES, MAX_ROW_BYTES = 2**30, 2**20
@@ -234,51 +230,13 @@ class Run:
             overrides = self.overrides()
         except (CheckpointError, OSError) as error:
             status, reason = "damaged", reason if status == "damaged" else self._damage(error)
-        name = os.path.basename(os.path.abspath(self.path))
-        started = started_at(name, record.get("started"))
-        metrics = record.get("metrics")
-        seed, exit_code = record.get("seed"), record.get("exit_code")
-        return Facts(
-            path=self.path,
-            id=name,
-            status=status,
-            reason=reason,
-            started=started,
-            duration_s=self._duration_s(status, started, record),
-            experiment=str(record.get("experiment") or ""),
-            seed=seed if isinstance(seed, int) else None,
-            overrides=overrides,
-            metrics={
-                name: float(value)
-                for name, value in (metrics.items() if isinstance(metrics, dict) else ())
-                if is_finite_number(value)
-            },
-            exit_code=exit_code if isinstance(exit_code, int) else None,
-            progress=None if status == "finished" else self.progress(),
-            record=record,
-        )
+        progress = None if status == "finished" else self.progress()
+        return Facts.of(self.path, status, reason, record, overrides, progress)
 
     def _damage(self, error: CheckpointError | OSError) -> str:
         if isinstance(error, OSError):
             return f"{Path(error.filename or self.path).name}: {error.strerror}"
         return str(error).removeprefix(f"{self.path}/")
-
-    def _duration_s(self, status: str, started: datetime | None, record: Mapping[str, Any]) -> float | None:
-        if status == "finished":
-            wall_s = record.get("wall_s")
-            total = wall_s.get("total") if isinstance(wall_s, dict) else None
-            earlier = earlier_s(record)
-            return None if earlier is None or not is_finite_number(total) else earlier + cast(float, total)
-        earlier = earlier_s(record)
-        began = instant(record.get("resumed")) if record.get("resumed_at_step") else started
-        if status == "damaged" or began is None or earlier is None:
-            return None
-        last = time.time() if status == "running" else 0.0
-        for name in ("metrics.jsonl", "run.json"):
-            with suppress(OSError):
-                last = max(last, (self.path / name).stat().st_mtime)
-        seconds = last - began.timestamp()
-        return earlier + seconds if seconds >= 0 else None
 
     def resumed(self, record: Mapping[str, Any], step: int, changes: Sequence[str]) -> dict[str, Any]:
         """What run.json says of a run that is resumed: where, since when, what it took before, and what was typed."""
@@ -288,7 +246,7 @@ class Run:
             "resumed_at_step": [*(steps if isinstance(steps, list) else []), step],
             "resumed_with": [*(typed if isinstance(typed, list) else []), *changes],
             "resumed": datetime.now(UTC).isoformat(timespec="seconds"),
-            "earlier_s": self._duration_s(status, started_at(self.path.name, record.get("started")), record),
+            "earlier_s": duration_s(self.path, status, record),
         }
 
     def progress(self) -> dict[str, int] | None:
@@ -339,14 +297,8 @@ class Run:
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Replace ``probe/<name>.npz``; the arrays hold numbers or texts."""
-        import numpy as np
-
         self.probe.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        if buffer.tell() > MAX_ARRAYS_BYTES:
-            raise ValueError(f"{buffer.tell()} bytes, at most {MAX_ARRAYS_BYTES} are kept")
-        write_atomically(self.probe / f"{name}.npz", buffer.getvalue())
+        write_arrays(self.probe / f"{name}.npz", arrays)
 
     def write_figure(self, name: str, content: bytes) -> None:
         """Replace ``figures/<name>``."""
@@ -358,21 +310,12 @@ class Run:
         Raises:
             CheckpointError: it is damaged, or not what :meth:`write_arrays` writes.
         """
-        import numpy as np
-
         path = self.probe / f"{name}.npz"
         if not path.exists():
             return {}
         if self.probe.is_symlink():
             raise CheckpointError(f"{self.probe}: a link, and a run directory may not lead elsewhere")
-        content = plain_file(path, at_most=MAX_ARRAYS_BYTES)
-        try:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                require_plain_arrays(archive, path, len(content))
-            with np.load(io.BytesIO(content), allow_pickle=False) as found:
-                return {key: found[key] for key in found.files}
-        except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, MemoryError) as error:
-            raise CheckpointError(f"{path}: damaged") from error
+        return read_arrays(path)
 
     def metrics_so_far(self) -> dict[str, Any]:
         """Length and SHA-256 of the rows that this process knows of, once they are on the disk."""
