@@ -19,8 +19,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,45 +91,50 @@ class Run:
     def publish(self, facts: Mapping[str, Any]) -> "Run":
         """Make a directory that no other run has, locked, with all that is known before the start.
 
-        It is filled under another name and then renamed: nobody ever sees half of it.
+        It is filled under another name and then renamed: nobody ever sees half of it. Where this raises, nothing is
+        left of it.
 
         Args:
             facts: first entries of run.json, beside ``status``; versions and git are added where they are not there.
         """
         assert self._prepared is not None
-        (config, overrides), parent = self._prepared, self.path.parent
+        prepared, parent = self._prepared, self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+        new = self.path = parent / f".new-{secrets.token_hex(8)}"
         try:
-            self.path.chmod(0o755)
+            new.mkdir()
+            new.chmod(0o755)
             self.lock()
             self.checkpoints.mkdir()
-            write_atomically(self.path / "config.yaml", config.encode())
-            write_atomically(self.path / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
-            (self.path / "metrics.jsonl").touch()
+            config, overrides = prepared
+            write_atomically(new / "config.yaml", config.encode())
+            write_atomically(new / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
+            (new / "metrics.jsonl").touch()
             found = {} if "versions" in facts else {"versions": versions(), "git": git()}
             started = datetime.now(UTC).isoformat(timespec="seconds")
             self.write({"status": "running", "exit_code": None, "started": started, **facts, **found})
-            self._rename(parent)
+            self._rename(new)
+            self._prepared = None
         except BaseException:
             self.close()
-            shutil.rmtree(self.path, ignore_errors=True)
+            # a signal may have come when it was renamed already
+            shutil.rmtree(new if new.exists() else self.path, ignore_errors=True)
+            self._prepared = prepared
             raise
-        self._prepared = None
         return self
 
-    def _rename(self, parent: Path) -> None:
+    def _rename(self, new: Path) -> None:
         while True:
-            path = parent / new_id()
+            self.path = new.with_name(new_id())
             try:
                 # replaces no directory that holds anything, and every run does
-                self.path.rename(path)
+                new.rename(self.path)
                 break
             except OSError as error:
+                self.path = new
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-        self.path = path
-        sync(parent)
+        sync(new.parent)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
