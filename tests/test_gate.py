@@ -17,7 +17,7 @@ from snnexp import config
 from snnexp.cli import main
 from snnexp.cli import train as launch
 from snnexp.cli.points import prepared
-from snnexp.config import check, compose, composed, load, security
+from snnexp.config import check, compose, composed, files, load, security
 from snnexp.errors import ConfigError
 from snnexp.sweeps import driver
 
@@ -375,13 +375,13 @@ def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text:
 @pytest.mark.parametrize("text", ["${" + " " * 2**20, "${oc.env:SNNEXP_A," * 2**16, "${a " * 2**18])
 def test_a_long_text_is_read_in_one_go(text: str) -> None:
     with suppress(ConfigError):
-        security.require_own_resolvers(text, "name")
+        files.require_own_resolvers(text, "name")
 
 
 @pytest.mark.parametrize("text", ["${oc.env:SNNEXP_${name}}", "${ oc.env :HOME}", "${oc.env:SNNEXP_A.B}", "${ x:}"])
 def test_resolvers_however_they_are_written(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^name: "):
-        security.require_own_resolvers(text, "name")
+        files.require_own_resolvers(text, "name")
 
 
 def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:

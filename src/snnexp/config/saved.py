@@ -9,7 +9,7 @@ from typing import Any, cast
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import security
+from snnexp.config import files
 from snnexp.config.checks import at_home, check
 from snnexp.config.folders import GROUPS, NODES, resolving
 from snnexp.config.messages import explained, in_one_line, unknown
@@ -88,11 +88,11 @@ def load(path: Path) -> DictConfig:
         ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
     """
     with in_one_line(), explained():
-        text = security.read(path)
+        text = files.read(path)
         try:
             cfg = OmegaConf.create(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: {security.describe(error)}") from error
+            raise ConfigError(f"{path}: {files.describe(error)}") from error
         return trusted(cfg, path)
 
 
