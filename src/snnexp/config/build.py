@@ -1,4 +1,4 @@
-"""Objects from a config: the only door from a config to code, and ``security`` says for what it opens."""
+"""Objects from a config: the only door from a config to code, and ``targets`` says for what it opens."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping

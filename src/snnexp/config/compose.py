@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from snnexp.config import files, security, user_parts
 from snnexp.config.checks import check
 from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
+from snnexp.config.made import remembering
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.config.overrides import is_alone, is_part, quoted, replacing
-from snnexp.config.plain import flat
-from snnexp.config.saved import remembering, texts
+from snnexp.config.plain import flat, texts
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record.names import key_of
 from snnexp.text import shown

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.version import setbase
 from omegaconf import OmegaConf
 
-from snnexp.config import files
+from snnexp.config.files import Files, read
 from snnexp.errors import ConfigError
 from snnexp.isolation import HYDRA, RESOLVING, restored
 from snnexp.record.names import new_id
@@ -77,7 +77,7 @@ def require_global(name: str, folders: Sequence[Path]) -> None:
     """Refuse a file of one of the groups that set keys of others, where it does not say so."""
     paths = (place / f"{name}.yaml" for place in (*folders, conf_dir()))
     path = next((path for path in paths if path.is_file()), None)
-    if path is not None and "@package" not in files.read(path)[:512]:
+    if path is not None and "@package" not in read(path)[:512]:
         raise ConfigError(f"{path}: begin with the line # @package _global_")
 
 
@@ -98,7 +98,7 @@ def hydra_reading(folders: Sequence[Path]) -> Iterator[Hydra]:
     # another application may be running in this process
     with restored(HYDRA), resolving():
         GlobalHydra.instance().clear()
-        files.Files.register()
+        Files.register()
         setbase(VERSION_BASE)
         search = create_config_search_path(str(conf_dir()))
         for folder in folders:

@@ -1,7 +1,7 @@
-"""What a config may do, whoever wrote it: name the parts of this package, and no code besides.
+"""What a config may do besides naming parts, whoever wrote it: its interpolations end, and Hydra's switches stay.
 
-Files are small and plain before they are read, interpolations end, Hydra's own switches stay as they are shipped, and a
-``_target_`` is a name of the table in ``pairs`` or lies in a package that SNNEXP_ALLOW_TARGETS names.
+Before it is composed, :mod:`snnexp.config.files` holds its text against the same; :mod:`snnexp.config.targets` tells
+which parts it may name.
 """
 
 import re

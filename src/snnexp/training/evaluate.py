@@ -15,9 +15,10 @@ from snnexp.record.run import Run
 from snnexp.text import shown
 from snnexp.training import callbacks, saving
 from snnexp.training.assembly import build
-from snnexp.training.execute import measuring, memory_told
+from snnexp.training.execute import memory_told
 from snnexp.training.signals import Signals
 from snnexp.training.start import example, is_typed, limits_of, without_download
+from snnexp.training.watching import measuring
 
 OWN = ("last", "best", "init")
 """Checkpoints of a run, by what is typed."""

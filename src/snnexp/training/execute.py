@@ -1,6 +1,5 @@
 """Run an experiment, resume it, measure it again; :mod:`snnexp.experiment` is its public side."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from snnexp import config, limits, terminal, threads
@@ -33,6 +32,7 @@ from snnexp.training.assembly import Parts
 from snnexp.training.processes import Others
 from snnexp.training.signals import Signals
 from snnexp.training.start import Start
+from snnexp.training.watching import watching_over
 
 
 @dataclass(repr=False)
@@ -182,19 +182,6 @@ def memory_told() -> Iterator[None]:
         raise
 
 
-def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
-    """Callbacks needed for training and testing."""
-    read_by = (parts.loss.reads, parts.decoder)
-    layers = [*parts.network.neurons()][: None if "spike_count" in read_by else -1]
-    watching: list[Callback] = [
-        callbacks.RandomNumbers(cfg.seed),
-        callbacks.EpochLoss(processes),
-        callbacks.QuietLayers(layers),
-        callbacks.TestCounts(layers, parts.decoder),
-    ]
-    return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
-
-
 def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving.Checkpoints:
     """Attach the run's callbacks to the trainer; returns the one that saves checkpoints."""
     parts = start.parts
@@ -207,20 +194,6 @@ def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving
     # what stops comes last
     parts.trainer.callbacks += [*display, *watching, *others, signals]  # type: ignore[attr-defined]
     return saver
-
-
-def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = True) -> list[Callback]:
-    """All that watches a run and writes what it leaves; without ``pictures``, arrays are recorded and not drawn."""
-    logger = cfg.logger
-    text = json.dumps(OmegaConf.to_container(cfg))
-    saver = saving.Checkpoints(run_dir, text, logger.save_every_n_epochs, logger.save_every_s)
-    watching = measuring(cfg, parts, parts.trainer.world_size)
-    (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
-    often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
-    drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often, pictures)
-    histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
-    # what saves comes after what counts
-    return [*watching, histograms, saver, drawing]
 
 
 def _carry_out(start: Start, clock: dict[str, float], signals: Signals) -> Record:
