@@ -11,22 +11,19 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from snnexp import config, limits, terminal, threads
+from snnexp import config, terminal, threads
 from snnexp.config import recipes, user_parts
 from snnexp.errors import (
-    ConfigError,
-    DataError,
     DivergedError,
     InterruptedRunError,
     SnnexpError,
-    is_about_memory,
     is_about_worker,
 )
 from snnexp.isolation import isolated
+from snnexp.limits import memory_told
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
-from snnexp.text import line
 from snnexp.training import callbacks, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.processes import Others
@@ -165,21 +162,6 @@ def _make_ready(start: Start, signals: Signals, watching: Sequence[Callback]) ->
     start.find(start.parts.trainer.callbacks)  # type: ignore[attr-defined]
     if start.found is not None:
         saver.go_on_from(start.found)
-
-
-@contextmanager
-def memory_told() -> Iterator[None]:
-    """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        if is_about_worker(error):
-            raise DataError(f"data.num_workers: {line(str(error))}") from error
-        if is_about_memory(error):
-            raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
-        if limit := limits.met(error):
-            raise ConfigError(limit) from error
-        raise
 
 
 def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving.Checkpoints:
