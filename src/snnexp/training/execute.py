@@ -24,7 +24,7 @@ from snnexp.limits import memory_told
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
-from snnexp.training import callbacks, probe, processes, progress, saving
+from snnexp.training import loggers, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.processes import Others
 from snnexp.training.signals import Signals
@@ -227,8 +227,8 @@ def _train_and_test(start: Start, clock: dict[str, float]) -> dict[str, float]:
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
         _announce(terminal.console(), cfg, parts, run_dir.path, found)
-    board = callbacks.Board(run_dir, None if found is None else found.step)
-    trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
+    board = loggers.Board(run_dir, None if found is None else found.step)
+    trainer.loggers = [loggers.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     with terminal.quiet(run_dir.path / "train.log" if main else None):
         clock["built"] = time.perf_counter()
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=None if found is None else found.path)

@@ -21,7 +21,8 @@ from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.run import Run
 from snnexp.training import saving
 from snnexp.training.assembly import Parts
-from snnexp.training.callbacks import Board, DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
+from snnexp.training.callbacks import DivergenceGuard, MeanLoss, ProjectParameters
+from snnexp.training.loggers import Board, RunLogger
 from snnexp.training.start import Start
 from snnexp.training.watching import watching_over
 
