@@ -19,7 +19,7 @@ from torch import Tensor
 from snnexp.data.module import OrderedBatches
 from snnexp.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from snnexp.experiment import Record, build, compose, resume, run
-from snnexp.record import run as runs
+from snnexp.record.checksum import read_checkpoint
 from snnexp.training.callbacks import ProjectParameters, SeedMeanLoss
 from snnexp.training.saving import RunCheckpointIO
 from snnexp.training.signals import Signals
@@ -85,7 +85,7 @@ class TestDivergence:
         checkpoints = sorted((path / "checkpoints").glob("*.ckpt"))
         assert checkpoints
         for checkpoint in checkpoints:
-            runs.read_checkpoint(checkpoint)
+            read_checkpoint(checkpoint)
             assert all(number.isfinite().all() for number in numbers(load(checkpoint)["state_dict"])), checkpoint.name
 
     @pytest.mark.slow

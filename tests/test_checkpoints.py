@@ -22,8 +22,8 @@ from snnexp.cli import main
 from snnexp.errors import CheckpointError
 from snnexp.experiment import build, compose, evaluate, resume, run
 from snnexp.record import checkpoint as checkpoints
-from snnexp.record import run as runs
 from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.checksum import write_checkpoint
 from snnexp.record.run import Run
 
 TINY = [
@@ -214,7 +214,7 @@ class TestDamaged:
         for name, content, checksum in damaged(good):
             caplog.clear()
             if checksum:
-                runs.write_checkpoint(last, content)
+                write_checkpoint(last, content)
             else:
                 last.write_bytes(content)
             found = find()
@@ -227,7 +227,7 @@ class TestDamaged:
                 with pytest.raises(CheckpointError) as caught:
                     evaluate(copied)
                 assert caught.value.exit_code == 5
-            runs.write_checkpoint(last, good)
+            write_checkpoint(last, good)
             count += 1
         assert count >= 100
 
@@ -237,7 +237,7 @@ class TestDamaged:
         if name == "cut":
             last.write_bytes(last.read_bytes()[:-100])
         else:
-            runs.write_checkpoint(last, changed(last.read_bytes(), WRONG[name]))
+            write_checkpoint(last, changed(last.read_bytes(), WRONG[name]))
         Run(copied).update(status="running")
         resume(copied)
         assert (copied / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -382,7 +382,7 @@ class TestHostile:
         own = [copied / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best", "init")]
         for name, content in files.items():
             for path in own:
-                runs.write_checkpoint(path, content)
+                write_checkpoint(path, content)
             # an evaluation reads no config
             for use in (resume, evaluate) if "config" not in name else (resume,):
                 with pytest.raises(CheckpointError) as caught:
@@ -467,10 +467,10 @@ class TestEvaluate:
         other = whole / "checkpoints" / "init.ckpt"
         kept = other.read_bytes()
         try:
-            runs.write_checkpoint(other, buffer.getvalue())
+            write_checkpoint(other, buffer.getvalue())
             assert evaluate(whole, "init") == evaluate(whole, "best")
         finally:
-            runs.write_checkpoint(other, kept)
+            write_checkpoint(other, kept)
 
     def test_of_other_checkpoints(self, whole: Path, tmp_path: Path) -> None:
         first = evaluate(whole, "init")
@@ -484,7 +484,7 @@ class TestEvaluate:
         torch.save(weights, foreign)
         assert evaluate(whole, foreign) == measured
         # and a checksum beside it counts
-        runs.write_checkpoint(foreign, foreign.read_bytes())
+        write_checkpoint(foreign, foreign.read_bytes())
         foreign.write_bytes(foreign.read_bytes() + b"\0")
         with pytest.raises(CheckpointError, match="checksum differs"):
             evaluate(whole, foreign)

@@ -16,9 +16,10 @@ import yaml
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.figures import comparison as figures
 from snnexp.figures import style
-from snnexp.record.run import Run, write_summary
+from snnexp.record.run import Run
 from snnexp.report import comparison, findings, pictures
 from snnexp.report.groups import level
+from snnexp.sweeps.ledger import write_summary
 
 EPOCHS = 4
 

@@ -17,7 +17,7 @@ from snnexp import config
 from snnexp.cli import main
 from snnexp.cli import train as launch
 from snnexp.cli.points import prepared
-from snnexp.config import check, compose, composed, load, security
+from snnexp.config import check, compose, composed, files, load, security
 from snnexp.errors import ConfigError
 from snnexp.sweeps import driver
 
@@ -41,9 +41,9 @@ HOSTILE = {
     "multirun": "hydra:\n  mode: MULTIRUN",
     "sweep over hydra": "hydra:\n  sweeper:\n    params: {hydra.run.dir: marker}",
     "neuron": "neuron:\n  _target_: os.system\n  command: touch marker",
-    "own function": "loss:\n  _target_: snnexp.record.run.write_atomically\n  path: marker\n  content: x",
+    "own function": "loss:\n  _target_: snnexp.record.files.write_atomically\n  path: marker\n  content: x",
     "own command line": "loss:\n  _target_: snnexp.cli.main\n  argv: [train]",
-    "borrowed": "loss:\n  _target_: snnexp.record.run.os.system\n  command: touch marker",
+    "borrowed": "loss:\n  _target_: snnexp.record.files.os.system\n  command: touch marker",
     "logger": "logger:\n  root: {_target_: os.system, command: touch marker}",
     "published": "published:\n  x: {_target_: os.system, command: touch marker}",
     "list": "network:\n  hidden: [{_target_: os.system, command: touch marker}]",
@@ -200,9 +200,9 @@ class TestTargets:
                 "",
             ),
             *(
-                "snnexp.record.run.write_atomically",
+                "snnexp.record.files.write_atomically",
                 "snnexp.cli.main",
-                "snnexp.record.run.os.system",
+                "snnexp.record.files.os.system",
                 "snnexp",
                 "snnexp.neurons",
             ),
@@ -300,7 +300,7 @@ class TestTargets:
         module.partial.__module__ = "elsewhere"
         module.mine = lambda **_: "mine"  # type: ignore[attr-defined]
         module.mine.__module__ = "elsewhere"
-        module.write = importlib.import_module("snnexp.record.run").write_atomically  # type: ignore[attr-defined]
+        module.write = importlib.import_module("snnexp.record.files").write_atomically  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "elsewhere", module)
         monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
         assert config.instantiate({"_target_": "elsewhere.mine"}, "loss") == "mine"
@@ -375,13 +375,13 @@ def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text:
 @pytest.mark.parametrize("text", ["${" + " " * 2**20, "${oc.env:SNNEXP_A," * 2**16, "${a " * 2**18])
 def test_a_long_text_is_read_in_one_go(text: str) -> None:
     with suppress(ConfigError):
-        security.require_own_resolvers(text, "name")
+        files.require_own_resolvers(text, "name")
 
 
 @pytest.mark.parametrize("text", ["${oc.env:SNNEXP_${name}}", "${ oc.env :HOME}", "${oc.env:SNNEXP_A.B}", "${ x:}"])
 def test_resolvers_however_they_are_written(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^name: "):
-        security.require_own_resolvers(text, "name")
+        files.require_own_resolvers(text, "name")
 
 
 def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:

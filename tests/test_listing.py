@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from snnexp.cli import main
-from snnexp.cli import runs as listing
+from snnexp.cli.rows import Row, holds
+from snnexp.cli.table import table
+from snnexp.record.facts import Facts
 from snnexp.record.find import find
-from snnexp.record.run import Facts, Run
+from snnexp.record.run import Run
 
 CONFIG = {"neuron": {"beta": 0.8, "learn_beta": True}, "network": {"hidden": [256, 128]}, "data": {"root": "here"}}
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "matplotlib", "subprocess", "importlib.metadata", "numpy"}
@@ -193,11 +195,11 @@ class TestConditions:
 
     @given(value=st.floats(allow_nan=False, allow_infinity=False), other=st.floats(allow_nan=False))
     def test_numbers_are_compared_as_numbers(self, value: float, other: float) -> None:
-        def holds(operator: str) -> bool:
-            return listing.holds(value, operator, repr(other), "key")
+        def true(operator: str) -> bool:
+            return holds(value, operator, repr(other), "key")
 
-        assert (holds("<"), holds("="), holds(">")) == (value < other, value == other, value > other)
-        assert (holds(">="), holds("!="), holds("<=")) == (not holds("<"), not holds("="), not holds(">"))
+        assert (true("<"), true("="), true(">")) == (value < other, value == other, value > other)
+        assert (true(">="), true("!="), true("<=")) == (not true("<"), not true("="), not true(">"))
 
     def test_a_config_that_cannot_be_read_is_told(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (next(zoo.glob("curve/*")) / "config.yaml").write_text("[" * 10**5)
@@ -304,9 +306,9 @@ class TestForms:
 
     @pytest.mark.slow
     def test_a_terminal_of_any_width_is_never_wider(self, zoo: Path) -> None:
-        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in find(zoo)]
+        rows = [Row(Run(path).facts(), 1.8e9) for path in find(zoo)]
         for width in range(10, 200):
-            lines = plain(listing.table(rows, width)).splitlines()
+            lines = plain(table(rows, width)).splitlines()
             assert max(map(cell_len, lines)) <= width
         assert set(lines[-3:]) == {
             r"0004 failed: [bold]no\x1b[31m way",
@@ -319,52 +321,52 @@ class TestForms:
         facts = Facts(
             Path("a/20261120-120003-0003"), text, "failed", text, None, None, text, 0, [text], {}, 1, None, {}
         )
-        lines = plain(listing.table([listing.Row(facts, 0.0)], width)).splitlines()
+        lines = plain(table([Row(facts, 0.0)], width)).splitlines()
         assert all(line.isprintable() and cell_len(line) <= width for line in lines)
-        whole = listing.table([listing.Row(facts, 0.0)]).split("\n")
+        whole = table([Row(facts, 0.0)]).split("\n")
         assert len(whole) == 2
         assert all(line.isprintable() for line in whole)
 
     def test_what_tells_runs_apart_is_cropped_last(self, tmp_path: Path) -> None:
         common = ["trainer=cpu", "trainer.max_epochs=4", "data.root=/somewhere/else", "logger.tensorboard=false"]
         paths = [make(tmp_path, number, overrides=[*common, f"seed={number}"]) for number in (1, 2)]
-        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in paths]
-        _, first, second = plain(listing.table(rows, 80)).splitlines()
+        rows = [Row(Run(path).facts(), 1.8e9) for path in paths]
+        _, first, second = plain(table(rows, 80)).splitlines()
         assert "seed=1" in first
         assert "seed=2" in second
         assert first.endswith("…")
-        assert "…" not in plain(listing.table(rows, 80, unicode=False))
-        whole = listing.table(rows).splitlines()
+        assert "…" not in plain(table(rows, 80, unicode=False))
+        whole = table(rows).splitlines()
         assert whole[1].endswith(" ".join([*common, "seed=1"])), "a pipe has them as they were typed"
 
     def test_ids_of_a_narrow_terminal_can_be_typed(self, tmp_path: Path) -> None:
         folders = [make(tmp_path / str(index), 3 + index * 0x10000, experiment="long" * 20) for index in range(2)]
         for index, folder in enumerate(folders):
             folder.rename(folder.parent / f"20261120-12000{index}-0003")
-        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in find(tmp_path)]
-        first = plain(listing.table(rows[:1], 80))
+        rows = [Row(Run(path).facts(), 1.8e9) for path in find(tmp_path)]
+        first = plain(table(rows[:1], 80))
         assert (" 0003" in first, "120000-0003" in first) == (True, False)
-        both = plain(listing.table(rows[:1], 80, known=rows))
+        both = plain(table(rows[:1], 80, known=rows))
         assert rows[0].facts.id[-11:] in both, "so that no other one ends as it does"
 
     def test_where_there_is_little_room_the_duration_is_left_out_first(self, tmp_path: Path) -> None:
         path = make(
             tmp_path, 1, experiment="regression_sqrt_fit", overrides=["x=1" * 30], metrics={"test/accuracy": 0.8291}
         )
-        rows = [listing.Row(Run(path).facts(), 1.8e9)]
-        narrow, wide = (plain(listing.table(rows, width)) for width in (66, 100))
+        rows = [Row(Run(path).facts(), 1.8e9)]
+        narrow, wide = (plain(table(rows, width)) for width in (66, 100))
         assert "regression_sqrt_fit" in narrow
         assert ("duration" in narrow, "duration" in wide) == (False, True)
 
     def test_a_recipe_of_another_name_and_what_was_changed_later_are_shown(self, tmp_path: Path) -> None:
         typed = ["experiment=best", "trainer.max_epochs=1"]
         path = make(tmp_path, 1, overrides=typed, resumed_with=["trainer.max_epochs=3", 5])
-        assert "experiment=best trainer.max_epochs=3" in listing.table([listing.Row(Run(path).facts(), 1.8e9)])
+        assert "experiment=best trainer.max_epochs=3" in table([Row(Run(path).facts(), 1.8e9)])
 
     def test_paths_of_a_narrow_terminal_end_as_the_run_does(self, zoo: Path) -> None:
-        rows = [listing.Row(Run(path).facts(), 1.8e9) for path in zoo.glob("mnist/*3")]
-        assert " 0003 " in plain(listing.table(rows, 80))
-        assert listing.table(rows, 200).count("outputs/mnist/20261120-120003-0003") == 1
+        rows = [Row(Run(path).facts(), 1.8e9) for path in zoo.glob("mnist/*3")]
+        assert " 0003 " in plain(table(rows, 80))
+        assert table(rows, 200).count("outputs/mnist/20261120-120003-0003") == 1
 
     @pytest.mark.parametrize(
         ("duration_s", "expected"),
@@ -380,7 +382,7 @@ class TestForms:
     )
     def test_times_as_people_say_them(self, duration_s: float, expected: str) -> None:
         facts = Facts(Path("a"), "a", "finished", "", None, duration_s, "x", 0, [], {}, 0, None, {})
-        head, row = listing.table([listing.Row(facts, 0.0)]).splitlines()
+        head, row = table([Row(facts, 0.0)]).splitlines()
         assert row[head.index("duration") :][: len("duration")].strip() == expected
 
 

@@ -24,6 +24,11 @@ from omegaconf import OmegaConf
 
 from snnexp.errors import CheckpointError, ConfigError, InUseError
 from snnexp.record import run as runs
+from snnexp.record.checksum import read_checkpoint, write_checkpoint
+from snnexp.record.environment import git
+from snnexp.record.files import write_atomically
+from snnexp.record.measures import higher_is_better, main_metric
+from snnexp.record.names import new_id
 from snnexp.record.run import Run
 
 RUN_ID = r"\d{8}-\d{6}-[0-9a-f]{4}"
@@ -40,7 +45,7 @@ def strict(text: str) -> object:
 
 class TestIdentity:
     def test_an_id_is_a_time_and_four_hexadecimal_digits(self) -> None:
-        assert re.fullmatch(RUN_ID, runs.new_id())
+        assert re.fullmatch(RUN_ID, new_id())
 
     def test_fifty_threads_that_draw_the_same_ids_share_no_directory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,10 +160,10 @@ class TestAtomicWrites:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         path = tmp_path / "run.json"
-        runs.write_atomically(path, b"old")
+        write_atomically(path, b"old")
         monkeypatch.setattr(os, step, fail)
         with pytest.raises(OSError, match="No space"):
-            runs.write_atomically(path, b"new")
+            write_atomically(path, b"new")
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
 
@@ -168,7 +173,7 @@ class TestAtomicWrites:
 
         monkeypatch.setattr(os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            runs.write_atomically(tmp_path / "run.json", b"new")
+            write_atomically(tmp_path / "run.json", b"new")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_reader_never_sees_a_part(self, tmp_path: Path) -> None:
@@ -186,11 +191,11 @@ class TestCheckpoints:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         path = tmp_path / "last.ckpt"
-        runs.write_checkpoint(path, self.content)
+        write_checkpoint(path, self.content)
         return path
 
     def test_roundtrip_and_the_checksum_is_that_of_sha256sum(self, path: Path) -> None:
-        assert runs.read_checkpoint(path) == path.read_bytes() == self.content
+        assert read_checkpoint(path) == path.read_bytes() == self.content
         line = (path.parent / "last.ckpt.sha256").read_text()
         assert line == f"{hashlib.sha256(self.content).hexdigest()}  last.ckpt\n"
 
@@ -201,14 +206,14 @@ class TestCheckpoints:
         damaged[position] ^= 1 << bit
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
-            runs.read_checkpoint(path)
+            read_checkpoint(path)
         assert caught.value.exit_code == 5
 
     @pytest.mark.parametrize("content", [b"", content[:-1], content[:100], content + b"\0"])
     def test_a_wrong_length_is_found(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="damaged"):
-            runs.read_checkpoint(path)
+            read_checkpoint(path)
 
     @pytest.mark.parametrize("name", ["last.ckpt", "last.ckpt.sha256"])
     def test_a_missing_file_is_found(self, path: Path, name: str) -> None:
@@ -216,13 +221,13 @@ class TestCheckpoints:
         with pytest.raises(
             CheckpointError, match=f"{re.escape(str(path))}: checkpoint (cannot be read|has no checksum)"
         ):
-            runs.read_checkpoint(path)
+            read_checkpoint(path)
 
     @pytest.mark.parametrize("checksum", [b"", b"\n", b"\xff\xfe", b"0" * 64, b"no checksum"])
     def test_an_unusable_checksum_is_found(self, path: Path, checksum: bytes) -> None:
         path.with_name("last.ckpt.sha256").write_bytes(checksum)
         with pytest.raises(CheckpointError, match=re.escape(str(path))):
-            runs.read_checkpoint(path)
+            read_checkpoint(path)
 
     # every file operation of a save in turn, and half of each write; "dev/shm" is another filesystem
     @pytest.mark.slow
@@ -232,7 +237,7 @@ class TestCheckpoints:
         script = """
 import errno, os, signal, sys
 from pathlib import Path
-from snnexp.record import run as runs
+from snnexp.record.checksum import read_checkpoint, write_checkpoint
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]
 last, previous = folder / "last.ckpt", folder / "previous.ckpt"
@@ -259,29 +264,29 @@ write = os.write
 originals = {name: getattr(os, name) for name in ("open", "write", "fsync", "close", "replace")}
 number = 0
 while True:
-    runs.write_checkpoint(previous, older)
-    runs.write_checkpoint(last, old)
+    write_checkpoint(previous, older)
+    write_checkpoint(last, old)
     process = os.fork()
     if process == 0:
         cut_at(number)
         try:
-            runs.write_checkpoint(last, new, keep=previous)
+            write_checkpoint(last, new, keep=previous)
         except OSError:
             os._exit(7)
         os._exit(0)
     status = os.waitpid(process, 0)[1]
-    assert runs.read_checkpoint(last) in (old, new)
-    assert runs.read_checkpoint(previous) in (older, old)
+    assert read_checkpoint(last) in (old, new)
+    assert read_checkpoint(previous) in (older, old)
     if fault == "no space":
         assert not list(folder.glob(".*.tmp"))
     if status == 0:
         break
     assert status == (signal.SIGKILL if fault == "kill" else 7 << 8)
     # and whatever is left does not stand in the way of the next save
-    runs.write_checkpoint(last, new, keep=previous)
-    assert runs.read_checkpoint(last) == new
+    write_checkpoint(last, new, keep=previous)
+    assert read_checkpoint(last) == new
     number += 1
-assert (runs.read_checkpoint(last), runs.read_checkpoint(previous)) == (new, old)
+assert (read_checkpoint(last), read_checkpoint(previous)) == (new, old)
 print(number)
 """
         done = subprocess.run(
@@ -295,19 +300,19 @@ print(number)
 
     def test_a_damaged_one_is_not_kept_in_place_of_a_good_one(self, path: Path) -> None:
         previous = path.with_name("previous.ckpt")
-        runs.write_checkpoint(path, b"second", keep=previous)
+        write_checkpoint(path, b"second", keep=previous)
         path.write_bytes(b"damaged")
-        runs.write_checkpoint(path, b"third", keep=previous)
-        assert runs.read_checkpoint(path) == b"third"
-        assert runs.read_checkpoint(previous) == self.content
+        write_checkpoint(path, b"third", keep=previous)
+        assert read_checkpoint(path) == b"third"
+        assert read_checkpoint(previous) == self.content
 
     def test_what_is_no_plain_file_or_too_large_is_not_read(self, tmp_path: Path, path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.ckpt")
         for strange in (tmp_path / "pipe.ckpt", Path("/dev/zero"), tmp_path):
             with pytest.raises(CheckpointError, match="not a plain file"):
-                runs.read_checkpoint(strange, foreign=True)
+                read_checkpoint(strange, foreign=True)
         with pytest.raises(CheckpointError, match="at most 100"):
-            runs.read_checkpoint(path, at_most=100)
+            read_checkpoint(path, at_most=100)
 
 
 class TestLock:
@@ -552,12 +557,12 @@ class TestFacts:
 
 
 def test_the_main_metric_and_which_way_is_better() -> None:
-    assert runs.main_metric({"test/loss": 1.0, "test/l1": 2.0, "test/accuracy": 0.5}) == "test/accuracy"
-    assert runs.main_metric({"test/loss": 1.0, "test/l1": 2.0}) == "test/l1"
-    assert runs.main_metric({"val/loss": 1.0}) is None
-    assert runs.higher_is_better("test/accuracy")
-    assert runs.higher_is_better("val/accuracy")
-    assert not runs.higher_is_better("test/l1")
+    assert main_metric({"test/loss": 1.0, "test/l1": 2.0, "test/accuracy": 0.5}) == "test/accuracy"
+    assert main_metric({"test/loss": 1.0, "test/l1": 2.0}) == "test/l1"
+    assert main_metric({"val/loss": 1.0}) is None
+    assert higher_is_better("test/accuracy")
+    assert higher_is_better("val/accuracy")
+    assert not higher_is_better("test/l1")
 
 
 class TestOpen:
@@ -626,7 +631,7 @@ def test_no_program_that_a_repository_names_is_run(tmp_path: Path, monkeypatch: 
     subprocess.run(["git", "status"], check=True, stdout=subprocess.DEVNULL)
     assert (tmp_path / "attacked").exists(), "git runs it by itself"
     (tmp_path / "attacked").unlink()
-    assert runs.git() is not None
+    assert git() is not None
     assert not (tmp_path / "attacked").exists()
 
 

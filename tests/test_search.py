@@ -26,9 +26,11 @@ from postgres import PASSWORD, server
 from snnexp import config
 from snnexp.errors import ConfigError, PrunedError
 from snnexp.search import storage
+from snnexp.search.best import write_best
 from snnexp.search.pruning import Pruning
+from snnexp.search.settings import Settings, objective
 from snnexp.search.space import space
-from snnexp.search.study import Search, Settings, measured, objective, write_best
+from snnexp.search.study import Search, measured
 from snnexp.spec import rules
 from snnexp.sweeps.sources import Asked
 
@@ -38,7 +40,8 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 DRIVER = """
 import json, sys, time
 from pathlib import Path
-from snnexp.search.study import Search, Settings
+from snnexp.search.study import Search
+from snnexp.search.settings import Settings
 from snnexp.sweeps.sources import Asked
 from snnexp.search.space import space
 

@@ -24,7 +24,8 @@ from omegaconf import OmegaConf
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.experiment import compose, run
 from snnexp.figures import style
-from snnexp.record.run import Run, write_figure
+from snnexp.record.files import write_figure
+from snnexp.record.run import Run
 from snnexp.report import page, report
 
 JSON = st.recursive(
@@ -381,7 +382,7 @@ class TestOtherRuns:
 
 def test_a_run_that_is_written_to_can_be_reported_on(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from snnexp.record.run import write_figure\n"
+        "import sys; from pathlib import Path; from snnexp.record.files import write_figure\n"
         "while True: write_figure(Path(sys.argv[1]), 'a.png', b'theirs' * 1000)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as other:

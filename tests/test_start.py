@@ -1,10 +1,14 @@
 """How runs begin: what is left by those that cannot, and what is not."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -134,3 +138,48 @@ def test_what_has_finished_is_not_interrupted(tmp_path: Path, monkeypatch: pytes
         execute.run(compose([*TINY]))
     (run,) = tmp_path.glob("outputs/*/*")
     assert (record(run)["status"], record(run)["exit_code"]) == ("finished", 0)
+
+
+def test_wherever_a_signal_comes_no_run_looks_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snnexp.record.run.versions", dict)
+    monkeypatch.setattr("snnexp.record.run.git", lambda: None)
+    cfg = compose([*TINY])
+    parts = Start.new(cfg, []).build()
+    counts = {"nothing": 0, "interrupted": 0}
+    for place in itertools.count():
+        folder = tmp_path / str(place)
+        start = Start.new(cfg, [], folder)
+        start.parts = parts
+        try:
+            with interrupted_at(place, (Start.begin, Run.publish, Run._rename)):
+                start.begin()
+            break
+        except InterruptedRunError as error:
+            start.fail(error)
+        finally:
+            start.run.close()
+        left = [*folder.iterdir()] if folder.exists() else []
+        assert left == ([start.run.path] if start.run.published else []), place
+        for run in left:
+            assert (record(run)["status"], record(run)["exit_code"]) == ("interrupted", 143), place
+        counts["interrupted" if left else "nothing"] += 1
+    assert all(counts.values())
+
+
+@contextmanager
+def interrupted_at(place: int, functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Raise what a signal does before one of the instructions of some functions, which are counted as they come."""
+    codes, left = {function.__code__ for function in functions}, iter(range(place, -1, -1))
+
+    def traced(frame: FrameType, event: str, argument: object) -> Any:
+        frame.f_trace_opcodes = frame.f_code in codes
+        if event == "opcode" and next(left, None) == 0:
+            raise InterruptedRunError(signal.SIGTERM)
+        return traced if frame.f_trace_opcodes else None
+
+    before = sys.gettrace()
+    sys.settrace(traced)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

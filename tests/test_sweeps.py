@@ -29,8 +29,9 @@ from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InU
 from snnexp.record.run import Run
 from snnexp.sweeps import driver
 from snnexp.sweeps.display import Display, best_of
-from snnexp.sweeps.engine import Engine, Tasks, Worker
+from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import Ledger, Point
+from snnexp.sweeps.slots import Worker
 from snnexp.sweeps.sources import Listed
 
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=3", "logger=jsonl"]

@@ -17,8 +17,8 @@ from snnexp.cli import train as launch
 from snnexp.cli.points import prepared
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose
-from snnexp.record import run as runs
 from snnexp.record.origin import folders_of, origin
+from snnexp.record.run import Run
 from snnexp.sweeps import driver
 from snnexp.sweeps.sources import Asked
 
@@ -221,7 +221,7 @@ class TestFolders:
             (run,) = [path.parent for path in here.glob("outputs/mine/*/run.json")]
             kept = json.loads((run / "run.json").read_text())["config_dir"]
             assert kept == (absolute if len(absolute) > 1 else absolute[0])
-            assert [*map(str, origin(runs.Run(run).facts()).folders)] == absolute
+            assert [*map(str, origin(Run(run).facts()).folders)] == absolute
             capsys.readouterr()
             assert main(["train", "--from", str(run), "seed=6", "--cfg", "job", "-p", "seed"]) == 0
             assert capsys.readouterr().out == "6\n"

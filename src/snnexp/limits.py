@@ -3,10 +3,12 @@
 import errno
 import os
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, DataError, is_about_memory, is_about_worker
+from snnexp.text import line
 
 PER_CORE = 16
 """More processes per core than this only compete for it."""
@@ -61,6 +63,21 @@ def met(error: BaseException) -> str | None:
             if (bytes_ := _soft(kind)) is not None:
                 return f"ulimit -{letter}: {bytes_ / 1e9:.3g} GB of memory do not suffice; raise it"
     return None
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if is_about_worker(error):
+            raise DataError(f"data.num_workers: {line(str(error))}") from error
+        if is_about_memory(error):
+            raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
+        if limit := met(error):
+            raise ConfigError(limit) from error
+        raise
 
 
 def _soft(kind: int) -> int | None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from snnexp.record.files import append_to
-from snnexp.record.run import MEANINGS
+from snnexp.record.measures import MEANINGS
 from snnexp.text import number, shown
 
 BY_LAYER = {"firing_rate": "firing rate", "dead": "dead", "saturated": "saturated", "synops": "synops"}

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from snnexp import config, limits, threads
 from snnexp.errors import DataError
-from snnexp.record import run as runs
+from snnexp.record.environment import versions
 
 
 def report() -> int:
     """Print versions, devices, kernels, data and configs; returns the exit code, 0."""
-    for package, version in runs.versions().items():
+    for package, version in versions().items():
         print(f"{package:<12} {version}")
     import torch
 

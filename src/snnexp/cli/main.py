@@ -172,7 +172,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _resume(arguments: list[str]) -> int:
-    from snnexp.record.run import locate
+    from snnexp.record.find import locate
 
     if arguments and not arguments[0].startswith("-"):
         path = locate(arguments[0])
@@ -221,7 +221,7 @@ def _report(arguments: list[str]) -> int:
     what = "compare this measure; by default that of the search, or else accuracy, L1 error or loss"
     parser.add_argument("--metric", metavar="NAME", help=what)
     asked = parser.parse_args(arguments)
-    from snnexp.record.run import locate
+    from snnexp.record.find import locate
 
     paths = [locate(path) for path in asked.path]
     out = None if asked.out is None else Path(os.path.expanduser(asked.out))
@@ -243,7 +243,8 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
 
     from snnexp import config, threads
     from snnexp.errors import ConfigError
-    from snnexp.record import run as runs
+    from snnexp.record.find import locate
+    from snnexp.record.run import Run
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -259,10 +260,10 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
         parser.add_argument("--split", default="test", choices=("test", "val", "train"))
         parser.add_argument("--json", action="store_true", help="every digit, for programs")
     asked = parser.parse_intermixed_args(arguments)
-    asked.run = runs.locate(asked.run)
+    asked.run = locate(asked.run)
     if verb == "eval":
         asked.ckpt = os.path.expanduser(asked.ckpt)
-    saved = config.load(runs.Run.open(asked.run).path / "config.yaml")
+    saved = config.load(Run.open(asked.run).path / "config.yaml")
     if verb == "resume":
         changed = config.change(saved, asked.override)
         config.require_same(saved, changed)

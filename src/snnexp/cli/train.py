@@ -26,8 +26,10 @@ from snnexp.cli.flags import (
 from snnexp.cli.points import own, prepared
 from snnexp.config import security
 from snnexp.errors import ConfigError, Refusals
-from snnexp.record import run as runs
+from snnexp.record.find import locate
+from snnexp.record.names import key_of, new_id
 from snnexp.record.origin import as_recorded, origin
+from snnexp.record.run import Run
 
 if TYPE_CHECKING:
     from snnexp.sweeps.ledger import Ledger
@@ -58,7 +60,7 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
         _show(flags, overrides, folders)
         return 0, None
     if (source := value_of(flags, FROM)) is not None:
-        path, typed = runs.locate(source), overrides
+        path, typed = locate(source), overrides
         folders, overrides, saved = earlier(path, flags, typed)
         if saved is not None:
             _run_saved(saved, str(path), flags, overrides, folders)
@@ -92,7 +94,7 @@ def earlier(
         ConfigError: it is no run, or what was typed cannot be changed so.
         CheckpointError: its record is damaged.
     """
-    run = runs.Run.open(source)
+    run = Run.open(source)
     saved = config.load(run.path / "config.yaml")
     # they raise what is damaged, which `facts` only tells
     run.read()
@@ -101,9 +103,9 @@ def earlier(
     folders = folders_of(flags) or [folder for folder in origin(facts).folders if folder.is_dir()]
     # a record may come from elsewhere, and downloads only where that is typed
     kept = ("hydra", "data.download")
-    recorded = [word for word in facts.typed if not runs.key_of(word).startswith(kept)]
-    keys = {runs.key_of(word) for word in typed}
-    overrides = [*(word for word in recorded if runs.key_of(word) not in keys), *typed]
+    recorded = [word for word in facts.typed if not key_of(word).startswith(kept)]
+    keys = {key_of(word) for word in typed}
+    overrides = [*(word for word in recorded if key_of(word) not in keys), *typed]
     try:
         same = config.computes_same(config.composed(recorded, folders)[0], saved)
     except ConfigError:
@@ -177,7 +179,7 @@ def _show_tree(
     for group in chosen:
         if isinstance(before[group], dict) and isinstance(now[group], dict):
             values[group] = _differing(before[group], now[group], plain[group], now[group])
-    typed = {runs.key_of(override) for override in overrides}
+    typed = {key_of(override) for override in overrides}
     terminal.console().print(terminal.config_tree(chosen, values, typed, plain["name"]))
 
 
@@ -193,7 +195,7 @@ def _run(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) -> 
 
     def record_folders(path: Path) -> None:
         if folders:
-            runs.Run(path).update(config_dir=as_recorded(folders))
+            Run(path).update(config_dir=as_recorded(folders))
 
     execute(Start.new(cfg, overrides), record_folders)
 
@@ -214,7 +216,7 @@ def _run_saved(
 def _sweep(overrides: Sequence[str], folders: Sequence[Path]) -> "tuple[int, Ledger]":
     chosen, launcher = prepared(overrides, folders)
     first = chosen[0][1] if isinstance(chosen, list) else chosen.checked
-    place = Path(first["logger"]["root"]) / "sweeps" / first["name"] / runs.new_id()
+    place = Path(first["logger"]["root"]) / "sweeps" / first["name"] / new_id()
     from snnexp.sweeps import driver
 
     if isinstance(chosen, list):

@@ -13,6 +13,7 @@ from snnexp.config.compose import (
     require_taken,
 )
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
+from snnexp.config.made import remembering
 from snnexp.config.messages import explain, explained
 from snnexp.config.overrides import (
     MOST_POINTS,
@@ -36,7 +37,6 @@ from snnexp.config.saved import (
     load,
     offline,
     overridden,
-    remembering,
     require_same,
     trusted,
 )

@@ -1,10 +1,10 @@
-"""Objects from a config: the only door from a config to code, and ``security`` says for what it opens."""
+"""Objects from a config: the only door from a config to code, and ``targets`` says for what it opens."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from snnexp.config import security, user_parts
+from snnexp.config import targets, user_parts
 from snnexp.errors import ConfigError, located
 from snnexp.spec import rules
 
@@ -28,7 +28,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         given: names of the arguments that the caller will pass.
     """
     with user_parts.running(path):
-        target = security.resolve(str(node.get("_target_")), path)
+        target = targets.resolve(str(node.get("_target_")), path)
     signature = inspect.signature(target)
     known = signature.parameters
     own = {key: value for key, value in node.items() if key != "_target_"}

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import security
+from snnexp.config import security, targets
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, resolving
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals
@@ -50,7 +50,7 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
             refusals.add(f"{key}: got {shown(value)}, {hint or listed(choices(key))}")
         else:
             with refusals.collected():
-                security.require_targets(value, key, key if key in rules.SHIPPED else None)
+                targets.require_targets(value, key, key if key in rules.SHIPPED else None)
     for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
             refusals.add(f"logger.{shown(key)}: unknown key, {closest(str(key), LOGGER)}")

@@ -10,15 +10,15 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp.config import security, user_parts
+from snnexp.config import files, security, user_parts
 from snnexp.config.checks import check
 from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
+from snnexp.config.made import remembering
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.config.overrides import is_alone, is_part, quoted, replacing
-from snnexp.config.plain import flat
-from snnexp.config.saved import remembering, texts
+from snnexp.config.plain import flat, texts
 from snnexp.errors import ConfigError, Refusals
-from snnexp.record.run import key_of
+from snnexp.record.names import key_of
 from snnexp.text import shown
 
 MOST_TOLD = 20
@@ -129,12 +129,12 @@ def _dots(key: str) -> Iterator[int]:
 def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
     with in_one_line(), explained(overrides, folders), hydra_reading(folders):
         for override in overrides:
-            security.require_own_resolvers(override, override.partition("=")[0])
-        security.Files.visits = 0
+            files.require_own_resolvers(override, override.partition("=")[0])
+        files.Files.visits = 0
         try:
             cfg = hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
         finally:
-            security.Files.visits = None
+            files.Files.visits = None
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
         is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")

@@ -11,10 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.version import setbase
 from omegaconf import OmegaConf
 
-from snnexp.config import security
+from snnexp.config.files import Files, read
 from snnexp.errors import ConfigError
 from snnexp.isolation import HYDRA, RESOLVING, restored
-from snnexp.record import run as runs
+from snnexp.record.names import new_id
 
 VERSION_BASE = "1.3"
 GROUPS = (
@@ -77,7 +77,7 @@ def require_global(name: str, folders: Sequence[Path]) -> None:
     """Refuse a file of one of the groups that set keys of others, where it does not say so."""
     paths = (place / f"{name}.yaml" for place in (*folders, conf_dir()))
     path = next((path for path in paths if path.is_file()), None)
-    if path is not None and "@package" not in security.read(path)[:512]:
+    if path is not None and "@package" not in read(path)[:512]:
         raise ConfigError(f"{path}: begin with the line # @package _global_")
 
 
@@ -88,7 +88,7 @@ def resolving() -> Iterator[None]:
         if not os.environ.get("SNNEXP_DATA_DIR"):
             # an interpolation would take the empty text for a path
             os.environ.pop("SNNEXP_DATA_DIR", None)
-        OmegaConf.register_new_resolver("new_run_id", runs.new_id, use_cache=True, replace=True)
+        OmegaConf.register_new_resolver("new_run_id", new_id, use_cache=True, replace=True)
         yield
 
 
@@ -98,7 +98,7 @@ def hydra_reading(folders: Sequence[Path]) -> Iterator[Hydra]:
     # another application may be running in this process
     with restored(HYDRA), resolving():
         GlobalHydra.instance().clear()
-        security.Files.register()
+        Files.register()
         setbase(VERSION_BASE)
         search = create_config_search_path(str(conf_dir()))
         for folder in folders:

@@ -13,7 +13,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp.config import security
+from snnexp.config import files
 from snnexp.config.folders import GLOBAL, GROUPS, choices, conf_dir, require_global
 from snnexp.config.plain import flat
 from snnexp.errors import ConfigError, SnnexpError
@@ -62,7 +62,7 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[P
         folders: more configs, as of ``--config-dir``.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return ConfigError(f"{error.problem_mark.name}: {security.describe(error)}")
+        return ConfigError(f"{error.problem_mark.name}: {files.describe(error)}")
     if isinstance(error, OverrideParseException):
         return _no_override(error.override, folders)
     if isinstance(error, (*REFUSALS, ValueError)) and (

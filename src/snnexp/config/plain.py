@@ -1,6 +1,6 @@
 """Configs as plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,3 +17,15 @@ def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flattened
+
+
+def texts(node: Any) -> Iterator[str]:
+    """All keys and values that are texts."""
+    if isinstance(node, dict):
+        yield from (str(key) for key in node)
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            yield from texts(value)
+    elif isinstance(node, str):
+        yield node

@@ -8,7 +8,7 @@ from typing import Any
 
 from snnexp import config
 from snnexp.errors import SnnexpError
-from snnexp.record.run import key_of
+from snnexp.record.names import key_of
 
 INCIDENTAL = (
     *config.MAY_CHANGE,

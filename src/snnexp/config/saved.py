@@ -9,20 +9,19 @@ from typing import Any, cast
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import security
+from snnexp.config import files
 from snnexp.config.checks import at_home, check
 from snnexp.config.folders import GROUPS, NODES, resolving
+from snnexp.config.made import made_of
 from snnexp.config.messages import explained, in_one_line, unknown
 from snnexp.config.overrides import assigned, written
-from snnexp.config.plain import flat, plain
+from snnexp.config.plain import flat, plain, texts
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
-from snnexp.record.run import key_of
+from snnexp.record.names import key_of
 from snnexp.spec import values as domains
 from snnexp.text import shown
 
-MADE_OF = "snnexp_made_of"
-"""Under which name a config remembers how it was made."""
 MAY_CHANGE = (
     *("logger.", "published.", "data.root", "data.download", "data.num_workers"),
     *("trainer.log_every_n_steps", "trainer.threads"),
@@ -30,18 +29,11 @@ MAY_CHANGE = (
 """Keys of a run that do not decide what it computes."""
 
 
-def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
-    """A checked config of which :func:`overridden` knows how it was made; its copies know that too."""
-    # OmegaConf copies what it keeps beside the values
-    vars(cfg._metadata)[MADE_OF] = ([*overrides], unresolved, plain(cfg))
-    return cfg
-
-
 def overridden(cfg: DictConfig) -> list[str]:
     """The overrides that give ``cfg``: what was typed, and what was changed since; none of a config from elsewhere."""
-    if MADE_OF not in vars(cfg._metadata):
+    if (made := made_of(cfg)) is None:
         return []
-    typed, unresolved, before = vars(cfg._metadata)[MADE_OF]
+    typed, unresolved, before = made
     now = plain(check(cfg))
     changes = [*_changes(before, now)]
     again = plain(unresolved)
@@ -88,11 +80,11 @@ def load(path: Path) -> DictConfig:
         ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
     """
     with in_one_line(), explained():
-        text = security.read(path)
+        text = files.read(path)
         try:
             cfg = OmegaConf.create(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: {security.describe(error)}") from error
+            raise ConfigError(f"{path}: {files.describe(error)}") from error
         return trusted(cfg, path)
 
 
@@ -119,17 +111,6 @@ def trusted(cfg: Any, path: Path) -> DictConfig:
         if any("${" in value for value in texts(plain)):
             raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
         return check(OmegaConf.create(upgrade.config(cast(dict[str, Any], plain))))
-
-
-def texts(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        yield from (str(key) for key in node)
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from texts(value)
-    elif isinstance(node, str):
-        yield node
 
 
 def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

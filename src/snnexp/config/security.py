@@ -1,46 +1,19 @@
-"""What a config may do, whoever wrote it: name the parts of this package, and no code besides.
+"""What a config may do besides naming parts, whoever wrote it: its interpolations end, and Hydra's switches stay.
 
-Files are small and plain before they are read, interpolations end, Hydra's own switches stay as they are shipped, and a
-``_target_`` is a name of the table in ``pairs`` or lies in a package that SNNEXP_ALLOW_TARGETS names.
+Before it is composed, :mod:`snnexp.config.files` holds its text against the same; :mod:`snnexp.config.targets` tells
+which parts it may name.
 """
 
-import copy
-import importlib
-import inspect
-import io
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
-import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
+from snnexp.config.files import MAX_DEPTH, MAX_NODES, require_own_resolvers
 from snnexp.errors import ConfigError
 from snnexp.record import upgrade
 from snnexp.spec import values
-from snnexp.spec.rules import EVERY, SHIPPED
-from snnexp.text import closest, shown
+from snnexp.text import shown
 
-OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
-"""Numbers that YAML 1.1 reads to the base 8 or 60."""
-MAX_BYTES = 2**20
-MAX_NODES = 10_000
-MAX_DEPTH = 32
-MAX_VISITS = 500
-"""How many configs one composition may go through, each as often as it is named; a recipe takes about 50."""
-
-RESOLVERS = ("new_run_id",)
-"""Functions that an interpolation may call."""
-RESOLVER = re.compile(r"\$\{([^${}:]*):([^,}$]*\$?)")
-OWN_VARIABLE = re.compile(r"SNNEXP_\w*", re.ASCII)
-BUILT_NAME = re.compile(r"\$\{[^${}:]*\$\{")
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
 HYDRA: dict[str, Any] = {
     "run": {"dir": "."},
@@ -63,117 +36,6 @@ BASIC = {
 }
 """What Hydra has where nothing was chosen."""
 STORAGE = "hydra.sweeper.storage="
-
-
-def read(path: Path) -> str:
-    """The text of a config file.
-
-    Raises:
-        ConfigError: it is not there, or is no plain YAML of a size that a person would write.
-    """
-    try:
-        if not path.is_file():
-            raise ConfigError(f"{path}: there is no such file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not a text in UTF-8") from error
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes")
-    depth = nodes = 0
-    try:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            line = event.start_mark.line + 1
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(f"{path}: line {line} has an alias; write the value out, or ${{...}}")
-            if getattr(event, "tag", None) is not None:
-                raise ConfigError(f"{path}: line {line} has a tag; plain values have none")
-            if isinstance(event, yaml.ScalarEvent):
-                # Hydra resolves some before a config is composed
-                require_own_resolvers(event.value, f"{path}: line {line}")
-            scalar = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
-            if scalar and OTHER_BASE.fullmatch(event.value) and not isinstance(yaml.safe_load(event.value), str):
-                raise ConfigError(
-                    f"{path}: line {line} has {event.value}, which YAML takes for {yaml.safe_load(event.value)}; "
-                    "write a decimal number, or quotes around a text"
-                )
-            nodes += isinstance(event, yaml.NodeEvent)
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH or nodes > MAX_NODES:
-                raise ConfigError(
-                    f"{path}: line {line} is nested too deeply, or there are more than {MAX_NODES} values"
-                )
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error
-    return text
-
-
-def describe(error: yaml.YAMLError) -> str:
-    """Where a text is not YAML, and why."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1} is not YAML: {error.problem}"
-    return f"is not YAML: {str(error).splitlines()[0]}"
-
-
-class Files(FileConfigSource):
-    """Hydra's folders of configs, with :func:`read` in front of each file."""
-
-    visits: ClassVar[int | None] = None
-    """How many configs the composition under way has gone through."""
-    _parsed: ClassVar[dict[Path, tuple[str, DictConfig | ListConfig]]] = {}
-    """The text of each file, and what it was parsed to."""
-
-    @classmethod
-    def register(cls) -> None:
-        """Let Hydra read files through this class; safe to call again."""
-        # Hydra's plugins register the class that is replaced
-        Plugins.instance()
-        SourcesRegistry.instance().types["file"] = cls
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        path = Path(self.path, self._normalize_file_name(config_path))
-        # Hydra looks for its `# @package` in front of what YAML leaves out
-        text = read(path).removeprefix("\ufeff")
-        if self._parsed.get(path, ("",))[0] != text:
-            try:
-                self._parsed[path] = (text, OmegaConf.load(io.StringIO(text)))
-            except yaml.YAMLError as error:
-                raise ConfigError(f"{path}: {describe(error)}") from error
-        # Hydra takes the defaults list out of the config that it gets
-        config = copy.deepcopy(self._parsed[path][1])
-        return _Result(self.provider, f"file://{self.path}", config, self._get_header_dict(text[:512]))
-
-
-class _Result(ConfigResult):
-    """A config file as Hydra keeps it: read once, but gone through each time that a defaults list names it."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "header" and Files.visits is not None:
-            Files.visits += 1
-            if Files.visits > MAX_VISITS:
-                raise ConfigError("defaults: one config leads to too many others")
-        return super().__getattribute__(name)
-
-
-def require_own_resolvers(text: str, place: str) -> None:
-    """Refuse a text whose interpolation calls a function, but for those of this package and a variable of its own.
-
-    Any function may be registered in this process, and any variable may hold a secret, which a run would record.
-
-    Args:
-        text: as it was written.
-        place: the key, or file and line.
-    """
-    if BUILT_NAME.search(text):
-        raise ConfigError(f"{place}: an interpolation may not be made of others")
-    for match in RESOLVER.finditer(text):
-        name, argument = match[1].strip(), match[2].strip()
-        if name not in RESOLVERS and not (name == "oc.env" and OWN_VARIABLE.fullmatch(argument)):
-            called = shown(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{argument}")
-            raise ConfigError(f"{place}: {called} is not resolved, only ${{key}} and ${{oc.env:SNNEXP_...}} are")
 
 
 def require_bounded(plain: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -295,126 +157,3 @@ def _require_plain(node: Any, path: str) -> None:
             raise ConfigError(f"{path}.{shown(key)}: a key that begins with an underscore has no meaning here")
         if isinstance(value, (Mapping, list)):
             _require_plain(value, f"{path}.{shown(key)}")
-
-
-def allowed() -> tuple[str, ...]:
-    """Packages besides this one whose code a config may name: those in SNNEXP_ALLOW_TARGETS."""
-    named = (package.strip() for package in os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(","))
-    # what is no name of a package opens nothing; of this one, the table tells what may be named
-    real = (package for package in named if all(word.isidentifier() for word in package.split(".")))
-    return tuple(package for package in real if package.split(".")[0] != "snnexp")
-
-
-def require_targets(node: Any, path: str, place: str | None) -> None:
-    """Refuse each ``_target_`` in a node that may not stand where it stands, and keys that Hydra would give a meaning.
-
-    Args:
-        node: a resolved node.
-        path: where it stands.
-        place: what is built from it, a key of :data:`~snnexp.spec.rules.SHIPPED`; "" for any, None for nothing at all.
-    """
-    if isinstance(node, list):
-        for index, value in enumerate(node):
-            require_targets(value, f"{path}.{index}", None)
-    if not isinstance(node, Mapping):
-        return
-    for key in node:
-        if not isinstance(key, str):
-            raise ConfigError(f"{path}.{shown(key)}: a key must be a text")
-        if key.startswith("_") and key != "_target_":
-            raise ConfigError(f"{path}.{shown(key)}: unknown key, of those with an underscore only _target_")
-    if "_target_" in node or place == path:
-        name = _text(node.get("_target_"), path)
-        require_target(name, path, place)
-        place = place if name in EVERY else ""
-    for key, value in node.items():
-        require_targets(value, f"{path}.{shown(key)}", _place(place, key))
-
-
-def _place(parent: str | None, key: str) -> str | None:
-    if parent == "":
-        return ""
-    if parent in ("neuron", "readout"):
-        is_parameter = isinstance(values.DOMAINS.get(key), values.Parameter)
-        return "surrogate" if key == "surrogate" else "initializer" if is_parameter else None
-    return None
-
-
-def _text(name: object, path: str) -> str:
-    if not isinstance(name, str):
-        raise ConfigError(f"{path}._target_: got {shown(name)}, must be a name such as snnexp.neurons.Leaky")
-    return name
-
-
-def require_target(name: str, path: str, place: str | None) -> None:
-    """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
-    options: Mapping[str, Any] = EVERY if place == "" else SHIPPED.get(place or "", {})
-    if name in options or _within(name, allowed()):
-        return
-    told = shown(name)
-    if not _within(name, ("snnexp",)):
-        packages = ", ".join(("snnexp", *allowed()))
-        raise ConfigError(f"{path}._target_: {told} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
-    if not options:
-        raise ConfigError(f"{path}._target_: nothing is built here, got {told}")
-    names = {target.rpartition(".")[2]: target for target in options}
-    hint = closest(told.rpartition(".")[2], names)
-    raise ConfigError(f"{path}._target_: {told} cannot stand here, {hint}")
-
-
-def _within(name: str, packages: Iterable[str]) -> bool:
-    return any(f"{name}.".startswith(f"{package}.") for package in packages)
-
-
-def resolve(name: str, path: str) -> Any:
-    """The class or function that the ``_target_`` at ``path`` names.
-
-    Raises:
-        ConfigError: it may not be called, or there is none.
-    """
-    require_target(name, path, path if path in SHIPPED else "")
-    return locate(name, path, ("snnexp",) if name in EVERY else allowed())
-
-
-def locate(name: str, path: str, packages: Iterable[str]) -> Any:
-    """The class or function of that name, if it is defined in one of ``packages``.
-
-    Raises:
-        ConfigError: it is not, or there is none.
-        Exception: whatever a module raises while it is imported.
-    """
-    packages = tuple(packages)
-    told = shown(name)
-    refusal = f"{path}._target_: {told} is not from {', '.join(packages) or 'snnexp'}"
-    if not _within(name, packages):
-        raise ConfigError(f"{refusal}; SNNEXP_ALLOW_TARGETS can allow its package")
-    target, found, imported = None, "", True
-    for word in name.split("."):
-        inside, found = found, f"{found}.{word}".lstrip(".")
-        module = _module(found) if imported else None
-        imported = module is not None
-        if not imported and not hasattr(target, word):
-            where = f"{inside} has no {word}" if inside else f"no module {word} is installed"
-            raise ConfigError(f"{path}._target_: there is no {told}: {where}")
-        target = module if imported else getattr(target, word)
-    # objects that can be called, such as functools.partial, hide what they call
-    if not (inspect.isclass(target) or inspect.isroutine(target)):
-        raise ConfigError(f"{path}._target_: {told} is neither a class nor a function")
-    # a name inside an allowed package may be bound to something that the package imported
-    origin = str(getattr(target, "__module__", None))
-    if not _within(origin, packages):
-        raise ConfigError(f"{refusal}, but from {origin}")
-    return target
-
-
-def _module(name: str) -> ModuleType | None:
-    """The module of that name; what it raises while it is imported is passed on."""
-    if not all(word.isidentifier() for word in name.split(".")):
-        return None
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # another name is that of a module which it imports
-        if error.name != name:
-            raise
-        return None

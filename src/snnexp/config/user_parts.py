@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from snnexp import limits, text
-from snnexp.config import security
+from snnexp.config import targets
 from snnexp.errors import DISK, ConfigError, PartError, SnnexpError, is_about_memory, is_about_worker
 
 LONGEST = 180
@@ -86,7 +86,7 @@ def _place(error: Exception) -> Place | None:
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(_module(frame))]
     if isinstance(error, SyntaxError) and error.filename and not frames:
         file = Path(error.filename)
-        roots = {package.partition(".")[0] for package in security.allowed()}
+        roots = {package.partition(".")[0] for package in targets.allowed()}
         where = f"{'/'.join(file.parts[-2:])}:{error.lineno}"
         return Place([(file.parent.name, file.stem)], where) if roots & {*file.parts} else None
     if not frames:
@@ -103,7 +103,7 @@ def _module(frame: FrameType) -> str:
 
 
 def _is_users(module: str) -> bool:
-    return any(f"{module}.".startswith(f"{package}.") for package in security.allowed())
+    return any(f"{module}.".startswith(f"{package}.") for package in targets.allowed())
 
 
 def _name(frame: FrameType) -> tuple[str, str]:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from snnexp.errors import CheckpointError, SnnexpError
-from snnexp.record import run as runs
 from snnexp.record import upgrade
+from snnexp.record.checksum import read_checkpoint
 from snnexp.record.run import Run
 from snnexp.text import line, listed, shown
 
@@ -96,7 +96,7 @@ def find(
 def _of_run(
     path: Path, run: Run, wanted: Mapping[str, Any], batches: int, require_same: Callable[[dict[str, Any]], None]
 ) -> Checkpoint:
-    content = decode(runs.read_checkpoint(path, at_most=_limit(wanted)), path)
+    content = decode(read_checkpoint(path, at_most=_limit(wanted)), path)
     about = ("config", "metrics", "epoch", "batch", "global_step")
     _require_alike(path, {name: content.get(name) for name in about}, {name: wanted[name] for name in about})
     if not run.has_metrics(content["metrics"]):
@@ -124,7 +124,7 @@ def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not what was written, or not like ``wanted``: names, shapes, types, finite numbers.
     """
-    found = decode(runs.read_checkpoint(path, at_most=_limit(wanted)), path)
+    found = decode(read_checkpoint(path, at_most=_limit(wanted)), path)
     _require_alike(path, {**found, "optimizer_states": wanted["optimizer_states"]}, wanted)
     return found
 
@@ -161,7 +161,7 @@ def read_weights(path: Path, wanted: Mapping[str, Tensor], foreign: bool = True)
     Raises:
         CheckpointError: it cannot be read, is damaged, or is of another network.
     """
-    found = decode(runs.read_checkpoint(path, at_most=_limit(wanted), foreign=foreign), path)
+    found = decode(read_checkpoint(path, at_most=_limit(wanted), foreign=foreign), path)
     weights = found.get("state_dict", found)
     if isinstance(weights, dict) and weights.keys() != wanted.keys():
         of_network = {f"{NETWORK}{name}": value for name, value in weights.items()}

@@ -1,23 +1,12 @@
-"""Open files in directories that other users may have written, without blocking or following links.
-
-Lock such directories.
-"""
+"""Files in directories that others may have written: opened without waiting or following links, replaced whole."""
 
 import errno
-import fcntl
 import os
 import stat
-import struct
-import sys
-import time
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO
 
-from snnexp.errors import CheckpointError, InUseError
-
-BUSY = (errno.EACCES, errno.EAGAIN)
-LOOKS, LOOK_S = 10, 0.02
-"""How often and how long to wait for a process that only looks whether a directory is locked."""
+from snnexp.errors import CheckpointError
 
 
 def append_to(path: Path, create: bool = True) -> int:
@@ -27,7 +16,7 @@ def append_to(path: Path, create: bool = True) -> int:
         CheckpointError: it is something else; a pipe would wait for ever, and a link lead elsewhere.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
-    return _plain(path, flags)
+    return plain_handle(path, flags)
 
 
 def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> BinaryIO:
@@ -36,7 +25,7 @@ def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> 
     Raises:
         CheckpointError: it is something else, or is longer.
     """
-    file = os.fdopen(_plain(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
+    file = os.fdopen(plain_handle(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
     size = os.fstat(file.fileno()).st_size
     if at_most is not None and size > at_most:
         file.close()
@@ -44,7 +33,7 @@ def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> 
     return file
 
 
-def _plain(path: Path, flags: int) -> int:
+def plain_handle(path: Path, flags: int) -> int:
     try:
         handle = os.open(path, flags, 0o644)
     except OSError as error:
@@ -58,134 +47,79 @@ def _plain(path: Path, flags: int) -> int:
     return handle
 
 
-class Lock:
-    """Keeps others from writing to a directory until :meth:`release`, or until this process ends in whatever way.
+def plain_file(path: Path, at_most: int | None = None, last: int | None = None, follow: bool = False) -> bytes:
+    """The content of a plain file, or its last bytes: a pipe would wait for ever, a device never end.
 
-    The directory itself is locked, which no deleted file frees, and the file ``.lock`` in it, which names the process,
-    and which older versions and other machines look at.
+    A link in a run directory of others may lead to what is nobody's business, and is followed only if told so.
+    """
+    with open_plain(path, at_most, follow) as file:
+        if last is not None:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - last))
+        return file.read()
+
+
+def require_own(part: Path) -> None:
+    """Refuse a part of a directory that leads elsewhere, or that is neither a plain file nor a folder.
 
     Raises:
-        InUseError: another process writes there, or another part of this one.
-        CheckpointError: its ``.lock`` is not a plain file.
+        CheckpointError: it is a link, also a hard one, a pipe or a device.
     """
+    try:
+        status = part.lstat()
+    except FileNotFoundError:
+        # replaced just now by the process that writes here
+        return
+    file = stat.S_ISREG(status.st_mode)
+    if stat.S_ISLNK(status.st_mode) or (file and status.st_nlink > 1):
+        raise CheckpointError(f"{part}: a link, and this directory may not lead elsewhere; put the file here")
+    if not file and not stat.S_ISDIR(status.st_mode):
+        raise CheckpointError(f"{part}: neither a plain file nor a folder; delete it")
 
-    _held: ClassVar[set[tuple[int, int]]] = set()
-    """Directories that this process has locked: to the system, it does not stand in its own way at a file."""
-    _folders: ClassVar[set[int]] = set()
-    """Handles of those, which a process that is forked gets too, and with them the lock."""
 
-    def __init__(self, path: Path) -> None:
-        self._id = _id(path)
-        if self._id in self._held:
-            raise InUseError(f"{path}: in use by this process")
-        self._folder = _locked_folder(path)
-        self._folders.add(self._folder)
+def write_atomically(path: Path, content: bytes, mark: str = "") -> None:
+    """Write beside the target, flush to the disk, then replace: a reader sees the old file or the new one.
+
+    One process writes a file at a time, so what a killed one has left is deleted by the next; where several may, each
+    has a ``mark`` of its own. Nothing that is there is written to: it may be a pipe, or a link to what is elsewhere.
+    """
+    temporary = path.with_name(f".{path.name}{mark}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
-            self._file = _locked_file(path / ".lock")
-        except BaseException:
-            self._close_folder()
-            raise
-        self._held.add(self._id)
-
-    def release(self) -> None:
-        """Let others write."""
-        self._held.discard(self._id)
-        os.close(self._file)
-        self._close_folder()
-
-    def _close_folder(self) -> None:
-        # a process that was forked has let go of it
-        if self._folder in self._folders:
-            self._folders.discard(self._folder)
-            os.close(self._folder)
-
-    @classmethod
-    def owner(cls, path: Path) -> int | None:
-        """The process that has locked a directory, 0 where it is not known; None where there is none."""
-        if not path.is_dir():
-            return None
-        if _id(path) in cls._held:
-            # nor is the file opened here: closing it again would let go of the lock that this process has
-            return os.getpid()
-        try:
-            handle = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
-                raise
-        else:
-            try:
-                if (found := _holder(handle)) is not None:
-                    return found
-            finally:
-                os.close(handle)
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return None if _flocked(handle, fcntl.LOCK_SH) else 0
+            write_whole(handle, content)
+            os.fsync(handle)
         finally:
             os.close(handle)
-
-    @classmethod
-    def _after_fork_in_child(cls) -> None:
-        # a data worker may outlive a process that is killed
-        for handle in cls._folders:
-            os.close(handle)
-        cls._folders.clear()
-        cls._held.clear()
-
-
-os.register_at_fork(after_in_child=Lock._after_fork_in_child)
-
-
-def _id(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def _locked_folder(path: Path) -> int:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for _ in range(LOOKS):
-            if _flocked(handle, fcntl.LOCK_EX):
-                return handle
-            time.sleep(LOOK_S)
-        owner = Lock.owner(path)
-        raise InUseError(f"{path}: in use by {f'process {owner}' if owner else 'another process'}")
+        os.replace(temporary, path)
     except BaseException:
-        os.close(handle)
+        temporary.unlink(missing_ok=True)
         raise
+    sync(path.parent)
 
 
-def _flocked(handle: int, how: int) -> bool:
+def write_whole(handle: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+def sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in BUSY:
-            raise
-        return False
-    return True
-
-
-def _locked_file(path: Path) -> int:
-    handle = _plain(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        # not inherited either
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
-    except OSError as error:
-        owner = os.read(handle, 20).decode(errors="replace").strip()
+        os.fsync(handle)
+    finally:
         os.close(handle)
-        if error.errno not in BUSY:
-            raise
-        raise InUseError(f"{path.parent}: in use by process {owner}") from error
-    return handle
 
 
-def _holder(handle: int) -> int | None:
-    """The other process that has locked an open file; None where there is none, 0 where it is out of sight."""
-    # struct flock: type, whence, start, length, process; macOS has it the other way round
-    layout, kind, process = ("qqihh", 3, 2) if sys.platform == "darwin" else ("hhqqi4x", 0, 4)
-    asked = [0, 0, 0, 0, 0]
-    asked[kind] = fcntl.F_WRLCK
-    answer = struct.unpack(layout, fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *asked)))
-    return None if answer[kind] == fcntl.F_UNLCK else max(0, int(answer[process]))
+def write_figure(folder: Path, name: str, content: bytes) -> None:
+    """Replace a file of a folder of figures, which a run and a report about it may write at the same time.
+
+    Raises:
+        CheckpointError: the folder leads elsewhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder}: a link, and figures are not written elsewhere; put a folder here")
+    write_atomically(folder / name, content, f".{os.getpid()}")

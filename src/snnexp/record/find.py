@@ -1,4 +1,4 @@
-"""Runs below a folder."""
+"""Where runs are: below a folder, or by what was typed."""
 
 import os
 import sys
@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.errors import ConfigError
-from snnexp.record.run import RUN_ID, Facts, Run
-from snnexp.text import line
+from snnexp.record.facts import Facts
+from snnexp.record.names import RUN_ID
+from snnexp.record.run import Run
+from snnexp.text import closest, line, listed
+
+OUTPUTS = "outputs"
+"""The folder of runs, where ``logger.root`` names no other one."""
 
 
 def found(folder: Path) -> list[Facts]:
@@ -64,3 +69,47 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "reason": facts.reason,
         "progress": facts.progress,
     }
+
+
+def locate(typed: str) -> Path:
+    """The directory of a run or sweep, which is typed as a path, as its id, or as an end that no other id has.
+
+    Args:
+        typed: ids are searched for below ``outputs/``, those of a sweep's runs too.
+
+    Raises:
+        ConfigError: there is none, or several ids end so.
+    """
+    path = Path(os.path.expanduser(typed))
+    if os.path.exists(path) or len(path.parts) != 1:
+        return path
+    found = [*_directories(Path(OUTPUTS))]
+    ending = [one for one in found if one.name.endswith(path.name)]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise ConfigError(f"{line(typed)}: {len(ending)} ids end with it, {listed(map(str, ending))}")
+    ids = [one.name for one in found]
+    hint = closest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
+    raise ConfigError(f"{line(typed)}: no such directory, and no id of a run or sweep ends with it; {hint}")
+
+
+def _directories(folder: Path) -> Iterator[Path]:
+    """The directories of runs and sweeps below a folder, by their names; no link is followed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
+    except OSError:
+        # it is not there, or is nobody's to read
+        return
+    for name in names:
+        path = folder / name
+        is_one = RUN_ID.fullmatch(name) is not None
+        if is_one:
+            yield path
+        if not is_one or (path / "sweep.json").is_file():
+            yield from _directories(path)

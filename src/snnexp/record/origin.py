@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.errors import CheckpointError
-from snnexp.record.run import Facts, plain_file, plain_json
+from snnexp.record.facts import Facts
+from snnexp.record.files import plain_file
+from snnexp.record.plain import plain_json
 
 MAX_BYTES = 2**28
 """Of sweep.json."""

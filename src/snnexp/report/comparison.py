@@ -11,7 +11,8 @@ from typing import Any
 
 from snnexp.figures import comparison as figures
 from snnexp.figures.picture import Picture
-from snnexp.record.run import Facts, Run
+from snnexp.record.facts import Facts
+from snnexp.record.run import Run
 from snnexp.report import page, pictures, statistics
 from snnexp.report.findings import MOST_LEVELS, Comparison, Point, compared, losses, lost, require_known
 from snnexp.report.groups import Group, other_differences

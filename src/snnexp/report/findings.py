@@ -9,8 +9,10 @@ from pathlib import Path
 
 from snnexp.errors import ConfigError
 from snnexp.figures import style
+from snnexp.record.facts import Facts
+from snnexp.record.measures import higher_is_better
 from snnexp.record.origin import Origin, searched_by, sweep
-from snnexp.record.run import Facts, Run, higher_is_better
+from snnexp.record.run import Run
 from snnexp.report.groups import (
     Group,
     Level,

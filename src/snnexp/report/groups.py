@@ -8,7 +8,9 @@ from typing import Any
 
 from snnexp.config import MAY_CHANGE, flat
 from snnexp.errors import CheckpointError
-from snnexp.record.run import Facts, Run, main_metric
+from snnexp.record.facts import Facts
+from snnexp.record.measures import main_metric
+from snnexp.record.run import Run
 from snnexp.report.statistics import is_number
 
 Level = int | float | str

@@ -15,7 +15,7 @@ from typing import Any
 
 from snnexp.figures import style
 from snnexp.figures.picture import Picture
-from snnexp.record.run import write_atomically, write_figure
+from snnexp.record.files import write_atomically, write_figure
 from snnexp.text import number
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from snnexp.errors import CheckpointError
 from snnexp.figures import comparison as figures
 from snnexp.figures.picture import Picture
-from snnexp.record.run import Facts, Run
+from snnexp.record.facts import Facts
+from snnexp.record.run import Run
 from snnexp.report.findings import MOST_LEVELS, Comparison, losses
 from snnexp.report.page import Block, Text
 from snnexp.report.statistics import Summary, is_number

@@ -14,8 +14,11 @@ from snnexp.figures import network, style
 from snnexp.figures.picture import Picture
 from snnexp.figures.snapshots import drawers, parts
 from snnexp.figures.style import Array
+from snnexp.record.facts import Facts
+from snnexp.record.measures import MEANINGS, main_metric
+from snnexp.record.names import key_of
 from snnexp.record.origin import origin
-from snnexp.record.run import MEANINGS, Facts, Run, key_of, main_metric
+from snnexp.record.run import Run
 from snnexp.report import page
 from snnexp.report.page import Block, Section, Table, Text
 from snnexp.report.statistics import is_number

@@ -10,7 +10,7 @@ from optuna.pruners import MedianPruner
 from optuna.study import StudyDirection
 
 from snnexp.errors import ConfigError, PrunedError
-from snnexp.record import run as runs
+from snnexp.record.measures import higher_is_better
 from snnexp.search.storage import open_storage, reached
 from snnexp.text import number
 
@@ -51,7 +51,7 @@ class Pruning(Callback):
             self.trial = self.storage.get_trial_id_from_study_id_trial_number(identity, trial)
         maximize = self.study.direction == StudyDirection.MAXIMIZE
         # curves are compared in the study's direction, whatever stands for its measure
-        self.sign = 1 if self.metric == metric or runs.higher_is_better(self.metric) == maximize else -1
+        self.sign = 1 if self.metric == metric or higher_is_better(self.metric) == maximize else -1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 1)

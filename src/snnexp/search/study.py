@@ -13,12 +13,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from omegaconf import OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -29,121 +27,15 @@ from sqlalchemy.engine import URL
 
 from snnexp import config
 from snnexp.errors import ConfigError
-from snnexp.record import run as runs
 from snnexp.record.run import Run
+from snnexp.search.settings import Settings
 from snnexp.search.space import Space, cells, suggested, typed
-from snnexp.search.storage import close, open_storage, parse, reached
+from snnexp.search.storage import close, open_storage, reached
 from snnexp.seeds import fold
-from snnexp.spec import rules
-from snnexp.spec.values import COUNT, FLAG, INDEX, NAME, NULL, POSITIVE, SEED, TEXT, Domain, Either, OneOf
-from snnexp.text import line, shown
+from snnexp.text import shown
 
-DIRECTIONS = ("minimize", "maximize")
-SETTINGS: dict[str, Domain] = {
-    "n_trials": Either(COUNT, NULL),
-    "sampler": OneOf("tpe", "random", "grid"),
-    "metric": Either(TEXT, NULL),
-    "direction": Either(OneOf(*DIRECTIONS), NULL),
-    "seed": SEED,
-    "prune": FLAG,
-    "startup_trials": INDEX,
-    "warmup_epochs": INDEX,
-    "study": Either(NAME, NULL),
-    "heartbeat_s": POSITIVE,
-    "grace_s": POSITIVE,
-}
 MAY_DIFFER = (*config.MAY_CHANGE, "trainer=", "kernel=")
 """What processes that share a study may each have otherwise."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to search.
-
-    Args:
-        n_trials: points of the whole study, whoever runs them; None for all that a grid has.
-        sampler: tpe, random or grid.
-        metric: what is searched by; None for the main measure of the validation split.
-        direction: minimize or maximize; None for what the measure is known for.
-        seed: of what is drawn; a grid has no use for it.
-        prune: whether points whose curve is worse than the median of the others' are stopped.
-        startup_trials: how many points are drawn at random, and have to finish before others are judged by them.
-        warmup_epochs: after these no point is stopped yet.
-        storage: URL of a database; None for SQLite in the sweep's directory.
-        study: its name there; None for the sweep's own id. Machines that give the same one share it.
-        heartbeat_s: seconds between two signs of life of a point.
-        grace_s: seconds without one after which a point is begun anew.
-
-    Raises:
-        ConfigError: a value that cannot work.
-    """
-
-    n_trials: int | None = 20
-    sampler: str = "tpe"
-    metric: str | None = None
-    direction: str | None = None
-    seed: int = 0
-    prune: bool = True
-    startup_trials: int = 5
-    warmup_epochs: int = 1
-    storage: str | None = None
-    study: str | None = None
-    heartbeat_s: float = 30.0
-    grace_s: float = 120.0
-
-    def __post_init__(self) -> None:
-        for name, domain in SETTINGS.items():
-            value = getattr(self, name)
-            if value not in domain:
-                raise ConfigError(f"hydra.sweeper.{name}: got {shown(value)}, must be {domain}")
-        if self.n_trials is None and self.sampler != "grid":
-            raise ConfigError(f"hydra.sweeper.n_trials: got null, must be {COUNT}; only a grid ends by itself")
-        if self.grace_s < 2 * self.heartbeat_s:
-            raise ConfigError(f"hydra.sweeper.grace_s: got {self.grace_s:g}, must be at least twice heartbeat_s")
-        if self.storage is not None:
-            parse(self.storage)
-
-
-def main_measure(cfg: Mapping[str, Any], split: str) -> str:
-    """The measure of a split that stands for runs on these data: accuracy, L1 error, or loss."""
-    known = rules.SHIPPED["data"].get(cfg["data"]["_target_"])
-    name = {"labels": "accuracy", "trace": "l1"}.get(known.target if known else "", "loss")
-    return f"{split}/{name}"
-
-
-def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
-    """What a search goes by: a measure, and whether to minimize or maximize it.
-
-    Args:
-        settings: where they leave it open, ``cfg`` decides.
-        cfg: the config of any of the points.
-
-    Raises:
-        ConfigError: there is no validation split, or the direction of the metric is unknown, or contradicts the one
-            that was given.
-    """
-    data = cfg["data"]
-    # what other data hold is not known before they are built
-    unknown = data["_target_"] not in rules.SHIPPED["data"] and "val_size" not in data
-    validated = bool(data.get("val_size"))
-    if not validated and (settings.metric is None or (settings.metric.startswith("val/") and not unknown)):
-        reason = "got 0, a search needs a validation split; set it, or"
-        if "val_size" not in data:
-            reason = "these data have no validation split;"
-        metric = main_measure(cfg, "test")
-        raise ConfigError(f"data.val_size: {reason} name the metric, such as hydra.sweeper.metric={metric}")
-    metric = settings.metric or main_measure(cfg, "val")
-    if not metric.startswith(("train/", "val/", "test/")):
-        raise ConfigError(f"hydra.sweeper.metric: got {shown(metric)}, must begin with train/, val/ or test/")
-    higher = runs.higher_is_better(metric)
-    if settings.direction is None and higher is None:
-        raise ConfigError(f"hydra.sweeper.direction: got null, {metric} needs minimize or maximize")
-    direction = settings.direction or DIRECTIONS[bool(higher)]
-    if higher is not None and direction != DIRECTIONS[higher]:
-        raise ConfigError(
-            f"hydra.sweeper.direction: got {direction}, a {'higher' if higher else 'lower'} {metric} is the better one"
-        )
-    return metric, direction
 
 
 def measured(run: Path, metric: str) -> float | None:
@@ -411,32 +303,3 @@ def _difference(before: Any, now: Any) -> str:
     if isinstance(before, list):
         return shown(" ".join(sorted({*before} ^ {*now})))
     return shown(before)
-
-
-def write_best(
-    path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], about: str, folders: Sequence[Path] = ()
-) -> None:
-    """Write a config as an experiment that composes to it again: ``--config-dir FOLDER experiment=NAME``.
-
-    Args:
-        path: ``FOLDER/experiment/NAME.yaml``.
-        cfg: a checked config, resolved.
-        choices: by group, what it was composed of, as Hydra has it in ``hydra.runtime.choices``.
-        about: a line about it, which ``snnexp list`` shows.
-        folders: more configs that it was composed with. What was chosen from there is written as
-            ``FOLDER/<group>/NAME.yaml``, so that the command needs no other folder.
-    """
-    header = f"# {line(about)}\n"
-    chosen = {group: choices[group] for group in config.NODES}
-    for group, choice in chosen.items():
-        if any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
-            chosen[group] = path.stem
-            _write_config(path.parents[1] / group / path.name, header, cfg[group])
-    defaults = {"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()]}
-    _write_config(path, f"# @package _global_\n{header}", defaults, cfg)
-
-
-def _write_config(path: Path, head: str, *parts: Mapping[str, Any]) -> None:
-    text = "\n".join(OmegaConf.to_yaml(OmegaConf.create(dict(part))) for part in parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(path, (head + text).encode())

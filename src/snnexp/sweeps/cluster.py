@@ -22,7 +22,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from snnexp.errors import ConfigError
 from snnexp.record.run import Run
-from snnexp.sweeps.engine import Job
+from snnexp.sweeps.slots import Job
 from snnexp.text import line
 from snnexp.threads import BOTH
 

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from snnexp import text
-from snnexp.record import run as runs
+from snnexp.record.measures import higher_is_better, main_metric
 from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
 from snnexp.terminal import clock, show_command, show_path
@@ -71,7 +71,7 @@ class Display:
         self.terminal.print(escape(line.rstrip()))
 
     def _value(self, point: Point) -> str:
-        name = self.metric or runs.main_metric(point.metrics)
+        name = self.metric or main_metric(point.metrics)
         found = point.status == "finished" and name in point.metrics
         return f"{name} {number(point.metrics[name])}" if found and name else ""
 
@@ -119,7 +119,7 @@ class Display:
         best = best_of(self.ledger.points, self.metric, self.higher)
         if best is None or len(self.ledger.points) == 1:
             return
-        name = self.metric or runs.main_metric(best.metrics) or ""
+        name = self.metric or main_metric(best.metrics) or ""
         others = [key for key in self.ledger.varied() if key != "seed"]
         found: dict[tuple[str, ...], list[float]] = {}
         for point in self.ledger.points:
@@ -146,7 +146,7 @@ class Display:
         words = [f"{ended}/{total} points done", f"{states.count('running')} running"]
         words += [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state in TOLD]
         if (best := best_of(points, self.metric, self.higher)) is not None:
-            name = self.metric or runs.main_metric(best.metrics) or ""
+            name = self.metric or main_metric(best.metrics) or ""
             words.append(f"best {name} {number(best.metrics[name])} ({escape(self._name(best))})")
         if self.ended_here and ended < total:
             left = (time.monotonic() - self.began) / self.ended_here * (total - ended)
@@ -175,10 +175,10 @@ TOLD = ("failed", "diverged", "interrupted", "timeout", "pruned")
 def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = None) -> Point | None:
     """The finished point that is best by ``metric``, or by the main measure."""
     finished = [point for point in points if point.status == "finished"]
-    name = metric or next(filter(None, (runs.main_metric(point.metrics) for point in finished)), None)
+    name = metric or next(filter(None, (main_metric(point.metrics) for point in finished)), None)
     if name is None:
         return None
-    higher = runs.higher_is_better(name) if higher is None else higher
+    higher = higher_is_better(name) if higher is None else higher
     having = [point for point in finished if name in point.metrics]
     return (max if higher else min)(having, key=lambda point: point.metrics[name], default=None)
 

@@ -14,8 +14,9 @@ from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 from snnexp.search.storage import KEY, parse
 from snnexp.spec import values
 from snnexp.sweeps import display
-from snnexp.sweeps.engine import Engine, Job, Slot, Tasks, Worker
+from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
+from snnexp.sweeps.slots import Job, Slot, Worker
 from snnexp.sweeps.sources import UNDER_WAY, Asked, Listed, Searched, single
 from snnexp.terminal import console, show_path, tell
 from snnexp.text import closest, shown

@@ -11,6 +11,8 @@ A point is pending, running, finished, failed, diverged, interrupted, timeout, o
 replaced whole; where a kill has left it behind its runs, the runs are right.
 """
 
+import csv
+import io
 import json
 import os
 import re
@@ -23,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.errors import CheckpointError, ConfigError, PrunedError
-from snnexp.record import run as runs
-from snnexp.record import upgrade
-from snnexp.record.files import append_to
+from snnexp.record import facts, upgrade
+from snnexp.record.files import append_to, plain_file, require_own, write_atomically
+from snnexp.record.names import RUN_ID, new_id
 from snnexp.record.origin import as_recorded, folders_of
+from snnexp.record.plain import plain_json
 from snnexp.record.run import Run
 from snnexp.text import line
 
@@ -105,7 +108,7 @@ class Ledger:
                 path.mkdir()
                 break
             except FileExistsError:
-                path = path.with_name(runs.new_id())
+                path = path.with_name(new_id())
         ledger = cls(path)
         ledger._lock.lock()
         ledger.runs.mkdir()
@@ -186,12 +189,12 @@ class Ledger:
             "points": kept,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False)
-        runs.write_atomically(self.path / FILE, text.encode(errors="backslashreplace") + b"\n")
+        write_atomically(self.path / FILE, text.encode(errors="backslashreplace") + b"\n")
 
     def save_summary(self, every_s: float = 0.0) -> None:
         """Replace summary.csv, if it is older than some seconds."""
         if time.monotonic() - self._summed_at >= every_s and (rows := self.rows()):
-            runs.write_summary(self.path / SUMMARY, rows)
+            write_summary(self.path / SUMMARY, rows)
             self._summed_at = time.monotonic()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -241,13 +244,13 @@ class Ledger:
     def _read(self) -> None:
         path = self.path / FILE
         try:
-            record = runs.plain_json(runs.plain_file(path, at_most=MAX_BYTES))
+            record = plain_json(plain_file(path, at_most=MAX_BYTES))
             self.experiment, self.launcher, self.search = (record[key] for key in ("experiment", "launcher", "search"))
             upgrade.require_known(record, path)
             self.folders = folders_of(record.get("config_dir"))
             entries = [{key: entry[key] for key in KEPT} for entry in record["points"]]
             self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
-            text = runs.plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()
+            text = plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()
             # behind what sweep.json knows may be one that was torn
             lines = text.splitlines(keepends=True)[: len(self.points)]
             self._configs = [row.rstrip("\n") for row in lines]
@@ -260,7 +263,7 @@ class Ledger:
             raise CheckpointError(f"{path}: damaged, the runs below can be resumed one by one")
         self._kept = len(lines)
         if text != "".join(lines):
-            runs.write_atomically(self.path / CONFIGS, "".join(lines).encode())
+            write_atomically(self.path / CONFIGS, "".join(lines).encode())
 
     def look(self, point: Point, unclaimed: Mapping[tuple[str, ...], list[str]]) -> bool:
         """Take from a point's run, perhaps one of ``unclaimed``, what this file does not know; whether it has ended."""
@@ -270,7 +273,7 @@ class Ledger:
             return False
         run = Run(self.path / point.run).facts()
         point.metrics = run.metrics
-        if run.status not in runs.ENDS:
+        if run.status not in facts.ENDS:
             return False
         point.status, point.reason, point.exit_code = run.status, run.reason, run.exit_code
         if run.status == "interrupted" and run.exit_code == PrunedError.exit_code:
@@ -283,7 +286,7 @@ class Ledger:
         found: dict[tuple[str, ...], list[str]] = {}
         for path in sorted(self.runs.iterdir()):
             # what is being made has another name still
-            if runs.RUN_ID.fullmatch(path.name) and path.name not in known and (path / "overrides.yaml").is_file():
+            if RUN_ID.fullmatch(path.name) and path.name not in known and (path / "overrides.yaml").is_file():
                 found.setdefault(tuple(Run(path).facts().overrides), []).append(f"{RUNS}/{path.name}")
         return found
 
@@ -291,7 +294,7 @@ class Ledger:
 def _require_own_files(path: Path) -> None:
     """Refuse a sweep of which a part is not its own, so that writing here would write elsewhere."""
     for part in [*path.iterdir(), *(path / RUNS).glob("*"), *(path / "conf").rglob("*"), *(path / "jobs").rglob("*")]:
-        runs.require_own(part)
+        require_own(part)
 
 
 KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "job")
@@ -304,7 +307,7 @@ def _is_sound(point: Point) -> bool:
         return False
     known = point.status in ("pending", "running", *ENDS)
     name, job = Path(point.run).name, re.fullmatch(r"[0-9_]*", point.job)
-    here = not point.run or (point.run == f"{RUNS}/{name}" and runs.RUN_ID.fullmatch(name))
+    here = not point.run or (point.run == f"{RUNS}/{name}" and RUN_ID.fullmatch(name))
     numbers = all(number is None or type(number) is int for number in (point.exit_code, point.trial))
     return known and bool(here and job) and numbers
 
@@ -318,3 +321,12 @@ def shown(point: Point, varied: Sequence[str]) -> str:
     """A point by what sets it apart."""
     values = dict(pairs(point.overrides))
     return " ".join(f"{key}={line(values[key])}" for key in varied if key in values) or "the only point"
+
+
+def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write summary.csv of a sweep: one row per point, all with the same columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

@@ -12,12 +12,14 @@ from snnexp import config
 from snnexp.errors import ConfigError, UnmeasuredError, ending
 from snnexp.record.origin import as_recorded, folders_of
 from snnexp.search import storage
-from snnexp.search import study as search
+from snnexp.search.best import write_best
+from snnexp.search.settings import Settings, main_measure, objective
 from snnexp.search.space import Space
 from snnexp.search.space import ends as ends_of
 from snnexp.search.space import space as space_of
-from snnexp.sweeps.engine import Job
+from snnexp.search.study import Search, measured
 from snnexp.sweeps.ledger import TAKEN_OVER, Ledger, Point
+from snnexp.sweeps.slots import Job
 from snnexp.terminal import from_here, tell
 
 
@@ -112,18 +114,18 @@ class Asked:
         if self.settings.get("metric") is not None:
             return None
         first = self.composed[0]
-        metric = search.main_measure(first, "val" if first["data"].get("val_size") else "test")
+        metric = main_measure(first, "val" if first["data"].get("val_size") else "test")
         self.settings = {**self.settings, "metric": metric}
         return metric
 
-    def space(self) -> tuple[search.Settings, list[str], Space]:
+    def space(self) -> tuple[Settings, list[str], Space]:
         """The settings, what all points share, and what is searched.
 
         Raises:
             ConfigError: one of them cannot work.
         """
         try:
-            settings = search.Settings(**self.settings)
+            settings = Settings(**self.settings)
         except TypeError as error:
             raise ConfigError(f"hydra.sweeper: {str(error).rpartition('() ')[2]}") from error
         fixed, space = space_of(self.overrides, self.params)
@@ -140,7 +142,7 @@ class Asked:
         Raises:
             ConfigError: one of them cannot work, or there is nothing to search by.
         """
-        search.objective(self.space()[0], self.composed[0])
+        objective(self.space()[0], self.composed[0])
         return self.composed[0]
 
     @cached_property
@@ -175,8 +177,8 @@ class Searched:
     def __init__(self, ledger: Ledger, asked: Asked, together: int, group: Any) -> None:
         settings, fixed, space = asked.space()
         self.ledger, self.asked, self.together, self.group = ledger, asked, together, group
-        self.metric, self.direction = search.objective(settings, asked.checked)
-        self.study = search.Search(settings, fixed, space, ledger.path, self.metric, self.direction, asked.study)
+        self.metric, self.direction = objective(settings, asked.checked)
+        self.study = Search(settings, fixed, space, ledger.path, self.metric, self.direction, asked.study)
         asked.study = self.study.name
         asked.settings = {**asked.settings, "metric": self.metric, "direction": self.direction}
         ledger.search = asked.facts()
@@ -228,7 +230,7 @@ class Searched:
             if point.trial is not None and point.status not in UNDER_WAY and point.reason != TAKEN_OVER:
                 value = point.metrics.get(self.metric)
                 if value is None and point.status == "finished":
-                    value = search.measured(self.ledger.path / point.run, self.metric)
+                    value = measured(self.ledger.path / point.run, self.metric)
                 if value is None and point.status == "finished":
                     # no other point will have it either
                     point.status, point.reason = (
@@ -290,7 +292,7 @@ class Searched:
         conf, checked = self.ledger.path / "conf", config.plain(config.check(cfg))
         about = f"{self.metric} {value:.4g}, trial {number} of {self.study.name}: {' '.join(overrides)}"
         path, choices = conf / "experiment" / "best.yaml", node["runtime"]["choices"]
-        search.write_best(path, checked, choices, about, folders)
+        write_best(path, checked, choices, about, folders)
         return config.command(["experiment=best"], checked, [from_here(conf)]), value
 
     def close(self) -> None:

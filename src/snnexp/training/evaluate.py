@@ -9,15 +9,16 @@ from snnexp import config, terminal, threads
 from snnexp.config import user_parts
 from snnexp.errors import CheckpointError
 from snnexp.isolation import isolated
+from snnexp.limits import memory_told
 from snnexp.network import Network
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.run import Run
 from snnexp.text import shown
 from snnexp.training import callbacks, saving
 from snnexp.training.assembly import build
-from snnexp.training.execute import measuring, memory_told
 from snnexp.training.signals import Signals
 from snnexp.training.start import example, is_typed, limits_of, without_download
+from snnexp.training.watching import measuring
 
 OWN = ("last", "best", "init")
 """Checkpoints of a run, by what is typed."""

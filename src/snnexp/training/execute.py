@@ -1,6 +1,5 @@
 """Run an experiment, resume it, measure it again; :mod:`snnexp.experiment` is its public side."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,30 +8,28 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from snnexp import config, limits, terminal, threads
+from snnexp import config, terminal, threads
 from snnexp.config import recipes, user_parts
 from snnexp.errors import (
-    ConfigError,
-    DataError,
     DivergedError,
     InterruptedRunError,
     SnnexpError,
-    is_about_memory,
     is_about_worker,
 )
 from snnexp.isolation import isolated
-from snnexp.record import run as runs
+from snnexp.limits import memory_told
 from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
-from snnexp.text import line
-from snnexp.training import callbacks, probe, processes, progress, saving
+from snnexp.training import loggers, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.processes import Others
 from snnexp.training.signals import Signals
 from snnexp.training.start import Start
+from snnexp.training.watching import watching_over
 
 
 @dataclass(repr=False)
@@ -44,7 +41,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        main = runs.main_metric(self.metrics)
+        main = main_metric(self.metrics)
         measured = "" if main is None else f", {main} {self.metrics[main]:.4g} and {len(self.metrics) - 1} more"
         return f"Record({str(self.path)!r}, {self.status}{measured})"
 
@@ -167,34 +164,6 @@ def _make_ready(start: Start, signals: Signals, watching: Sequence[Callback]) ->
         saver.go_on_from(start.found)
 
 
-@contextmanager
-def memory_told() -> Iterator[None]:
-    """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        if is_about_worker(error):
-            raise DataError(f"data.num_workers: {line(str(error))}") from error
-        if is_about_memory(error):
-            raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
-        if limit := limits.met(error):
-            raise ConfigError(limit) from error
-        raise
-
-
-def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
-    """Callbacks needed for training and testing."""
-    read_by = (parts.loss.reads, parts.decoder)
-    layers = [*parts.network.neurons()][: None if "spike_count" in read_by else -1]
-    watching: list[Callback] = [
-        callbacks.RandomNumbers(cfg.seed),
-        callbacks.EpochLoss(processes),
-        callbacks.QuietLayers(layers),
-        callbacks.TestCounts(layers, parts.decoder),
-    ]
-    return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
-
-
 def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving.Checkpoints:
     """Attach the run's callbacks to the trainer; returns the one that saves checkpoints."""
     parts = start.parts
@@ -207,20 +176,6 @@ def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving
     # what stops comes last
     parts.trainer.callbacks += [*display, *watching, *others, signals]  # type: ignore[attr-defined]
     return saver
-
-
-def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = True) -> list[Callback]:
-    """All that watches a run and writes what it leaves; without ``pictures``, arrays are recorded and not drawn."""
-    logger = cfg.logger
-    text = json.dumps(OmegaConf.to_container(cfg))
-    saver = saving.Checkpoints(run_dir, text, logger.save_every_n_epochs, logger.save_every_s)
-    watching = measuring(cfg, parts, parts.trainer.world_size)
-    (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
-    often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
-    drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often, pictures)
-    histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
-    # what saves comes after what counts
-    return [*watching, histograms, saver, drawing]
 
 
 def _carry_out(start: Start, clock: dict[str, float], signals: Signals) -> Record:
@@ -272,8 +227,8 @@ def _train_and_test(start: Start, clock: dict[str, float]) -> dict[str, float]:
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
         _announce(terminal.console(), cfg, parts, run_dir.path, found)
-    board = callbacks.Board(run_dir, None if found is None else found.step)
-    trainer.loggers = [callbacks.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
+    board = loggers.Board(run_dir, None if found is None else found.step)
+    trainer.loggers = [loggers.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     with terminal.quiet(run_dir.path / "train.log" if main else None):
         clock["built"] = time.perf_counter()
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=None if found is None else found.path)

@@ -19,11 +19,12 @@ from snnexp import terminal, threads
 from snnexp.errors import InterruptedRunError, SnnexpError, ending
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.run import Run
-from snnexp.training import execute as training
 from snnexp.training import saving
 from snnexp.training.assembly import Parts
-from snnexp.training.callbacks import Board, DivergenceGuard, MeanLoss, ProjectParameters, RunLogger
+from snnexp.training.callbacks import DivergenceGuard, MeanLoss, ProjectParameters
+from snnexp.training.loggers import Board, RunLogger
 from snnexp.training.start import Start
+from snnexp.training.watching import watching_over
 
 LOG = logging.getLogger("snnexp")
 """What all notes of the package pass."""
@@ -149,7 +150,7 @@ class Lane:
         self.watching = [
             ProjectParameters(),
             DivergenceGuard(),
-            *training.watching_over(self.cfg, self.parts, run, pictures=False),
+            *watching_over(self.cfg, self.parts, run, pictures=False),
         ]
 
     def _go_on_from(self, found: Checkpoint) -> None:

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from snnexp.record import checkpoint as checkpoints
-from snnexp.record import run as runs
 from snnexp.record import upgrade
 from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.checksum import read_checkpoint, write_checkpoint
 from snnexp.record.run import Run
 from snnexp.training.callbacks import at_logged_step, require_finite_parameters
 
@@ -24,10 +24,10 @@ class RunCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        runs.write_checkpoint(Path(path), buffer.getvalue(), _generation_before(Path(path)))
+        write_checkpoint(Path(path), buffer.getvalue(), _generation_before(Path(path)))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return checkpoints.decode(runs.read_checkpoint(Path(path)), Path(path))
+        return checkpoints.decode(read_checkpoint(Path(path)), Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -122,7 +122,7 @@ class Checkpoints(Callback):
         self._save(trainer, "best.ckpt" if self.best else "last.ckpt")
         if self.best and trainer.is_global_zero:
             last = self.run.checkpoints / "last.ckpt"
-            runs.write_checkpoint(last, (self.run.checkpoints / "best.ckpt").read_bytes(), _generation_before(last))
+            write_checkpoint(last, (self.run.checkpoints / "best.ckpt").read_bytes(), _generation_before(last))
         self.due = self.best = False
         self.saved, self.saved_at = self.position, time.monotonic()
         self.spent_s += time.perf_counter() - began

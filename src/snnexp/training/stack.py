@@ -23,7 +23,7 @@ from snnexp import config, kernels, metrics
 from snnexp.config import recipes
 from snnexp.events import Events
 from snnexp.network import Network, stack
-from snnexp.record import run as runs
+from snnexp.record.environment import git, versions
 from snnexp.training import saving
 from snnexp.training.callbacks import DivergenceGuard, RandomNumbers
 from snnexp.training.lane import Lane, Outcome, settings
@@ -242,7 +242,7 @@ class Stack:
         ).to(device)
         for position, lane in enumerate(lanes):
             _look_into(self.network, lane.parts.network, position)
-        facts = {"kernel": kernel, "versions": runs.versions(), "git": runs.git()}
+        facts = {"kernel": kernel, "versions": versions(), "git": git()}
         places = [{**facts, "stack": {"members": len(lanes), "member": position}} for position in range(len(lanes))]
         begins = [partial(lane.begin, place) for lane, place in zip(lanes, places, strict=True)]
         for lane, error in zip(lanes, _together(*begins), strict=True):

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from snnexp import terminal, threads
 from snnexp.errors import DISK, InterruptedRunError, SnnexpError
 from snnexp.kernels.fused import CHUNK_BYTES
-from snnexp.training import execute as training
+from snnexp.limits import memory_told
+from snnexp.training.execute import execute
 from snnexp.training.lane import Lane, Member, Outcome, failure, settings
 from snnexp.training.signals import Signals
 from snnexp.training.stack import Stack
@@ -92,7 +93,7 @@ def _alone(
         begun(index, path)
 
     try:
-        record = training.execute(member.start(parent), note)
+        record = execute(member.start(parent), note)
     except (SnnexpError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK:
             raise
@@ -114,7 +115,7 @@ def _train(
     with Signals() as signals, terminal.quiet():
         began = time.perf_counter()
         try:
-            with training.memory_told(), signals.heeded():
+            with memory_told(), signals.heeded():
                 for index in part:
                     lane = Lane(index, members[index], parent, ended)
                     lanes.append(lane)

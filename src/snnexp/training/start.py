@@ -21,9 +21,9 @@ from snnexp.errors import (
     ending,
 )
 from snnexp.record import checkpoint as checkpoints
-from snnexp.record import run as runs
 from snnexp.record.checkpoint import Checkpoint
-from snnexp.record.files import append_to
+from snnexp.record.environment import git, versions
+from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
 from snnexp.text import line
 from snnexp.training.assembly import Parts, build
@@ -45,12 +45,12 @@ class Start:
 
     def __init__(self, run: Run, cfg: DictConfig | None = None, typed: Sequence[str] = (), kept: bool = False) -> None:
         self.run, self.typed, self.kept, self.is_new = run, typed, kept, not run.published
-        self.begun = False
         self.cfg = OmegaConf.create() if cfg is None else cfg
         self.before: dict[str, Any] = {}
         """What run.json said."""
         self.max_epochs = 0
         """Of the config that the run had."""
+        self._rewound = False
 
     @classmethod
     def new(cls, cfg: DictConfig, overrides: Sequence[str], parent: Path | None = None, kept: bool = False) -> "Start":
@@ -133,6 +133,11 @@ class Start:
         return self.before.get("status") == "finished" and self.cfg.trainer.max_epochs <= self.max_epochs
 
     @property
+    def begun(self) -> bool:
+        """Whether the directory is there, and its record is this run's to write."""
+        return self.run.published if self.is_new else self._rewound
+
+    @property
     def step(self) -> int:
         """Optimiser steps that are done."""
         return 0 if self.found is None else self.found.step
@@ -145,14 +150,13 @@ class Start:
         """
         if self.is_new:
             self.run.publish({**facts(self.cfg, self.parts), **more})
-            self.begun = True
             return
-        self.begun = True
+        self._rewound = True
         resumed = self.run.resumed(self.before, self.step, self.typed)
         self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
-        runs.write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
+        write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
         kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
-        made_with = {} if "versions" in more else {"versions": runs.versions(), "git": runs.git()}
+        made_with = {} if "versions" in more else {"versions": versions(), "git": git()}
         now = {**facts(self.cfg, self.parts), **made_with, **more}
         for name in ("device", "threads", "kernel"):
             if name in self.before and self.before[name] != now[name]:
@@ -170,10 +174,14 @@ class Start:
         # on a full disk this fails too, and what came first is what counts
         with suppress(OSError, CheckpointError):
             if not self.begun:
-                self.run.publish({"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}})
+                self.run.publish({"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}, **end_of(error)})
             # a signal may come between the end of a run and that of the code that records it
-            if self.run.read().get("status") != "finished":
-                record_failure(self.run, error)
+            elif self.run.read().get("status") != "finished":
+                self.run.update(**end_of(error))
+                if isinstance(error, PartError):
+                    with open(append_to(self.run.path / "train.log"), "a", encoding="utf-8") as log:
+                        log.write(error.frames)
+                    error.frames = ""
         return self.run.published
 
 
@@ -212,16 +220,12 @@ def is_typed(key: str, overrides: Sequence[str]) -> bool:
     return any(override.startswith(f"{key}=") for override in overrides)
 
 
-def record_failure(run_dir: Run, error: BaseException) -> None:
-    """Write into run.json how a run ended that did not finish."""
+def end_of(error: BaseException) -> dict[str, Any]:
+    """What run.json says of a run that ``error`` has ended."""
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedRunError(signal.SIGINT)
     status, reason, code = ending(error)
-    run_dir.update(status=status, exit_code=74 if isinstance(error, OSError) else code, reason=line(reason))
-    if isinstance(error, PartError):
-        with open(append_to(run_dir.path / "train.log"), "a", encoding="utf-8") as log:
-            log.write(error.frames)
-        error.frames = ""
+    return {"status": status, "exit_code": 74 if isinstance(error, OSError) else code, "reason": line(reason)}
 
 
 def example(parts: Parts, watching: Sequence[Callback]) -> dict[str, Any]:

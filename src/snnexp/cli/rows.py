@@ -1,0 +1,163 @@
+"""What a run has for a key that a person types, and how it compares."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from snnexp.errors import CheckpointError, ConfigError
+from snnexp.record.facts import Facts
+from snnexp.record.measures import main_metric
+from snnexp.record.run import Run
+from snnexp.text import line, shown
+
+TIME = re.compile(r"([\d.]+) ?(s|min|h|d)")
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+MISSING = object()
+"""The value of a key that a run does not have."""
+
+
+class Row:
+    """A run, and what stands in its line.
+
+    Args:
+        facts: what is known of it.
+        now: seconds since the epoch.
+        metric: the key that is shown as its main measure, by default the one that stands for such a run.
+    """
+
+    def __init__(self, facts: Facts, now: float, metric: str | None = None) -> None:
+        self.facts, self.now = facts, now
+        self.metric = metric or main_metric(facts.metrics)
+        self.configured: dict[str, Any] = {}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        try:
+            return Run(self.facts.path).config()
+        except (CheckpointError, OSError) as error:
+            print(f"snnexp: {line(str(error))}", file=sys.stderr)
+            return {}
+
+    def value(self, key: str) -> Any:
+        """The column, measure or entry of run.json of this name, or the key of config.yaml that was looked up before.
+
+        A measure of the test split goes without its ``test/`` too, as the table shows it.
+        """
+        if key in COLUMNS:
+            value = COLUMNS[key](self)
+            return MISSING if value is None else value
+        for name in (key, f"test/{key}"):
+            if name in self.facts.metrics:
+                return self.facts.metrics[name]
+        return self.configured[key] if key in self.configured else _entry(self.facts.record, key)
+
+    def look_up(self, key: str) -> None:
+        """Read a key of config.yaml, which takes longer than all else that is known."""
+        self.configured[key] = _entry(self.config, key)
+
+    def other_keys(self) -> Iterator[str]:
+        """All keys that :meth:`value` knows beside the columns."""
+        yield from self.facts.metrics
+        yield from _keys(self.facts.record)
+        yield from _keys(self.config)
+
+    @property
+    def overridden(self) -> list[str]:
+        """What was typed beside the experiment that the run is named after, and when it was resumed."""
+        known = f"experiment={self.facts.experiment}"
+        return [line(override) for override in self.facts.typed if override != known]
+
+    @property
+    def note(self) -> str:
+        """Why a run did not finish, or how far it is; other reasons say that themselves."""
+        at = self.facts.reached if self.facts.status in ("running", "killed") else ""
+        return ", ".join(filter(None, (line(self.facts.reason), at)))
+
+
+COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "status": lambda row: row.facts.status,
+    "age": lambda row: row.facts.started and row.now - row.facts.started.timestamp(),
+    "started": lambda row: row.facts.started and row.facts.started.isoformat(),
+    "experiment": lambda row: row.facts.experiment,
+    "metric": lambda row: row.metric and row.value(row.metric),
+    "duration": lambda row: row.facts.duration_s,
+    "duration_s": lambda row: row.facts.duration_s,
+    "path": lambda row: str(row.facts.path),
+    "id": lambda row: row.facts.id,
+    "seed": lambda row: row.facts.seed,
+    "overrides": lambda row: " ".join(row.overridden),
+    "exit_code": lambda row: row.facts.exit_code,
+    "reason": lambda row: row.facts.reason,
+    "note": lambda row: row.note,
+    "step": lambda row: row.facts.progress and row.facts.progress["step"],
+    "epoch": lambda row: row.facts.progress and row.facts.progress["epoch"],
+}
+
+
+def _entry(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return MISSING
+        node = node[part]
+    return MISSING if node is None else node
+
+
+def _keys(node: Mapping[Any, Any], before: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        # run.json may be anybody's, and nested as deep as they like
+        if isinstance(value, dict) and before.count(".") < 32:
+            yield from _keys(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
+def holds(value: Any, operator: str, text: str, key: str) -> bool:
+    """Whether a condition is true of the value that a run has for ``key``; what it does not have is unlike all.
+
+    Raises:
+        ConfigError: a number is compared with what is none.
+    """
+    if operator in ("=", "!="):
+        return _same(value, text) == (operator == "=")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        other = _number(text)
+        if other is None:
+            raise ConfigError(f"{key}: got {shown(text)}, must be a number")
+        return _compare(value, operator, other)
+    return isinstance(value, str) and _compare(value, operator, text)
+
+
+def _same(value: Any, text: str) -> bool:
+    if isinstance(value, bool):
+        return text == str(value).lower()
+    if isinstance(value, (int, float)):
+        return value == _number(text)
+    # a list as a person types it, [256,128]
+    return str(value).replace(" ", "") == text.replace(" ", "")
+
+
+def _compare(value: Any, operator: str, other: Any) -> bool:
+    return bool({"<": value < other, "<=": value <= other, ">": value > other, ">=": value >= other}[operator])
+
+
+def _number(text: str) -> float | None:
+    """A number, or a time in seconds."""
+    match = TIME.fullmatch(text)
+    try:
+        return float(match[1]) * UNITS[match[2]] if match else float(text)
+    except ValueError:
+        return None
+
+
+def ordered(rows: Sequence[Row], key: str, reverse: bool = False) -> list[Row]:
+    """Rows by the value of a key, numbers before texts; those that have none come first in either direction."""
+
+    def rank(row: Row) -> tuple[bool, float, str]:
+        value = row.value(key)
+        number = isinstance(value, (int, float))
+        return not number, value if number else 0.0, "" if number else str(value)
+
+    without = [row for row in rows if row.value(key) is MISSING]
+    return without + sorted((row for row in rows if row.value(key) is not MISSING), key=rank, reverse=reverse)

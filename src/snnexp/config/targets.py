@@ -1,0 +1,136 @@
+"""Which code a config may name: parts of this package where they belong, and packages that the user allowed."""
+
+import importlib
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from snnexp.errors import ConfigError
+from snnexp.spec import values
+from snnexp.spec.rules import EVERY, SHIPPED
+from snnexp.text import closest, shown
+
+
+def allowed() -> tuple[str, ...]:
+    """Packages besides this one whose code a config may name: those in SNNEXP_ALLOW_TARGETS."""
+    named = (package.strip() for package in os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(","))
+    # what is no name of a package opens nothing; of this one, the table tells what may be named
+    real = (package for package in named if all(word.isidentifier() for word in package.split(".")))
+    return tuple(package for package in real if package.split(".")[0] != "snnexp")
+
+
+def require_targets(node: Any, path: str, place: str | None) -> None:
+    """Refuse each ``_target_`` in a node that may not stand where it stands, and keys that Hydra would give a meaning.
+
+    Args:
+        node: a resolved node.
+        path: where it stands.
+        place: what is built from it, a key of :data:`~snnexp.spec.rules.SHIPPED`; "" for any, None for nothing at all.
+    """
+    if isinstance(node, list):
+        for index, value in enumerate(node):
+            require_targets(value, f"{path}.{index}", None)
+    if not isinstance(node, Mapping):
+        return
+    for key in node:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}.{shown(key)}: a key must be a text")
+        if key.startswith("_") and key != "_target_":
+            raise ConfigError(f"{path}.{shown(key)}: unknown key, of those with an underscore only _target_")
+    if "_target_" in node or place == path:
+        name = _text(node.get("_target_"), path)
+        require_target(name, path, place)
+        place = place if name in EVERY else ""
+    for key, value in node.items():
+        require_targets(value, f"{path}.{shown(key)}", _place(place, key))
+
+
+def _place(parent: str | None, key: str) -> str | None:
+    if parent == "":
+        return ""
+    if parent in ("neuron", "readout"):
+        is_parameter = isinstance(values.DOMAINS.get(key), values.Parameter)
+        return "surrogate" if key == "surrogate" else "initializer" if is_parameter else None
+    return None
+
+
+def _text(name: object, path: str) -> str:
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}._target_: got {shown(name)}, must be a name such as snnexp.neurons.Leaky")
+    return name
+
+
+def require_target(name: str, path: str, place: str | None) -> None:
+    """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
+    options: Mapping[str, Any] = EVERY if place == "" else SHIPPED.get(place or "", {})
+    if name in options or _within(name, allowed()):
+        return
+    told = shown(name)
+    if not _within(name, ("snnexp",)):
+        packages = ", ".join(("snnexp", *allowed()))
+        raise ConfigError(f"{path}._target_: {told} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
+    if not options:
+        raise ConfigError(f"{path}._target_: nothing is built here, got {told}")
+    names = {target.rpartition(".")[2]: target for target in options}
+    hint = closest(told.rpartition(".")[2], names)
+    raise ConfigError(f"{path}._target_: {told} cannot stand here, {hint}")
+
+
+def _within(name: str, packages: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+def resolve(name: str, path: str) -> Any:
+    """The class or function that the ``_target_`` at ``path`` names.
+
+    Raises:
+        ConfigError: it may not be called, or there is none.
+    """
+    require_target(name, path, path if path in SHIPPED else "")
+    return locate(name, path, ("snnexp",) if name in EVERY else allowed())
+
+
+def locate(name: str, path: str, packages: Iterable[str]) -> Any:
+    """The class or function of that name, if it is defined in one of ``packages``.
+
+    Raises:
+        ConfigError: it is not, or there is none.
+        Exception: whatever a module raises while it is imported.
+    """
+    packages = tuple(packages)
+    told = shown(name)
+    refusal = f"{path}._target_: {told} is not from {', '.join(packages) or 'snnexp'}"
+    if not _within(name, packages):
+        raise ConfigError(f"{refusal}; SNNEXP_ALLOW_TARGETS can allow its package")
+    target, found, imported = None, "", True
+    for word in name.split("."):
+        inside, found = found, f"{found}.{word}".lstrip(".")
+        module = _module(found) if imported else None
+        imported = module is not None
+        if not imported and not hasattr(target, word):
+            where = f"{inside} has no {word}" if inside else f"no module {word} is installed"
+            raise ConfigError(f"{path}._target_: there is no {told}: {where}")
+        target = module if imported else getattr(target, word)
+    # objects that can be called, such as functools.partial, hide what they call
+    if not (inspect.isclass(target) or inspect.isroutine(target)):
+        raise ConfigError(f"{path}._target_: {told} is neither a class nor a function")
+    # a name inside an allowed package may be bound to something that the package imported
+    origin = str(getattr(target, "__module__", None))
+    if not _within(origin, packages):
+        raise ConfigError(f"{refusal}, but from {origin}")
+    return target
+
+
+def _module(name: str) -> ModuleType | None:
+    """The module of that name; what it raises while it is imported is passed on."""
+    if not all(word.isidentifier() for word in name.split(".")):
+        return None
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # another name is that of a module which it imports
+        if error.name != name:
+            raise
+        return None

@@ -1,0 +1,40 @@
+"""The config of a point as a recipe of its own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from snnexp import config
+from snnexp.record.files import write_atomically
+from snnexp.text import line
+
+
+def write_best(
+    path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], about: str, folders: Sequence[Path] = ()
+) -> None:
+    """Write a config as an experiment that composes to it again: ``--config-dir FOLDER experiment=NAME``.
+
+    Args:
+        path: ``FOLDER/experiment/NAME.yaml``.
+        cfg: a checked config, resolved.
+        choices: by group, what it was composed of, as Hydra has it in ``hydra.runtime.choices``.
+        about: a line about it, which ``snnexp list`` shows.
+        folders: more configs that it was composed with. What was chosen from there is written as
+            ``FOLDER/<group>/NAME.yaml``, so that the command needs no other folder.
+    """
+    header = f"# {line(about)}\n"
+    chosen = {group: choices[group] for group in config.NODES}
+    for group, choice in chosen.items():
+        if any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
+            chosen[group] = path.stem
+            _write_config(path.parents[1] / group / path.name, header, cfg[group])
+    defaults = {"defaults": [{f"override /{group}": choice} for group, choice in chosen.items()]}
+    _write_config(path, f"# @package _global_\n{header}", defaults, cfg)
+
+
+def _write_config(path: Path, head: str, *parts: Mapping[str, Any]) -> None:
+    text = "\n".join(OmegaConf.to_yaml(OmegaConf.create(dict(part))) for part in parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (head + text).encode())
