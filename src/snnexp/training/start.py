@@ -143,22 +143,23 @@ class Start:
         Args:
             more: entries of run.json besides those of :func:`facts`.
         """
+        now = {**facts(self.cfg, self.parts), **more}
         if self.is_new:
-            self.run.publish({**facts(self.cfg, self.parts), **more})
+            self.run.publish(now)
             self.begun = True
             return
-        self.begun = True
-        resumed = self.run.resumed(self.before, self.step, self.typed)
-        self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
-        runs.write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
-        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
+        # what may fail, or take a while, comes before the first change
         made_with = {} if "versions" in more else {"versions": runs.versions(), "git": runs.git()}
-        now = {**facts(self.cfg, self.parts), **made_with, **more}
+        resumed = self.run.resumed(self.before, self.step, self.typed)
         for name in ("device", "threads", "kernel"):
             if name in self.before and self.before[name] != now[name]:
                 change = f"{name}: {self.before[name]} -> {now[name]}"
                 terminal.tell(f"{change}, so the run may end in other digits than one that was not interrupted")
-        self.run.write({**kept, **now, "status": "running", "exit_code": None, **resumed})
+        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
+        self.begun = True
+        self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
+        runs.write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
+        self.run.write({**kept, **made_with, **now, "status": "running", "exit_code": None, **resumed})
 
     def fail(self, error: BaseException) -> bool:
         """Write into run.json how a run ended that did not finish; False where it has no directory to say so.
@@ -172,8 +173,16 @@ class Start:
             if not self.begun:
                 self.run.publish({"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}})
             # a signal may come between the end of a run and that of the code that records it
-            if self.run.read().get("status") != "finished":
-                record_failure(self.run, error)
+            if self.run.read().get("status") == "finished":
+                return True
+            if isinstance(error, KeyboardInterrupt):
+                error = InterruptedRunError(signal.SIGINT)
+            status, reason, code = ending(error)
+            self.run.update(status=status, exit_code=74 if isinstance(error, OSError) else code, reason=line(reason))
+            if isinstance(error, PartError):
+                with open(append_to(self.run.path / "train.log"), "a", encoding="utf-8") as log:
+                    log.write(error.frames)
+                error.frames = ""
         return self.run.published
 
 
