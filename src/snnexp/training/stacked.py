@@ -118,8 +118,10 @@ def _train(
                 for index in part:
                     lane = Lane(index, members[index], parent, ended)
                     lanes.append(lane)
-                    with lane.may_end(), signals.heeded(), threads.using(lane.threads):
-                        lane.build(next((other.trainer for other in lanes if other.trainer), None))
+                    with lane.may_end(), signals.heeded():
+                        lane.open()
+                        with threads.using(lane.threads):
+                            lane.build(next((other.trainer for other in lanes if other.trainer), None))
                 groups = _same_place(lanes)
                 built_s = (time.perf_counter() - began) / max(1, sum(map(len, groups)))
                 for group in groups:
