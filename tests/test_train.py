@@ -185,6 +185,21 @@ def test_flags_that_exclude_each_other(words: str, keys: list[str]) -> None:
     assert [said.partition(":")[0] for said in caught.value.args] == keys
 
 
+@pytest.mark.parametrize(
+    ("words", "flag", "got"),
+    [
+        ("--package -cd", "--package", "-cd"),
+        ("--cfg job --package --multirun", "--package", "--multirun"),
+        ("--config-dir --cfg job", "--config-dir", "--cfg"),
+        ("--from -m seed=1,2", "--from", "-m"),
+        ("-p", "-p", "nothing"),
+    ],
+)
+def test_a_flag_is_no_value_of_another(words: str, flag: str, got: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words.split()]) == 2
+    assert capsys.readouterr().err == f"snnexp: {flag}: got {got}, must be followed by a value\n"
+
+
 class TestFolders:
     """``--config-dir`` several times."""
 
