@@ -274,18 +274,23 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
 
 
 def _complete(arguments: list[str]) -> int:
-    line, point = os.environ.get("COMP_LINE", ""), int(os.environ.get("COMP_POINT", 0))
+    line = os.environ.get("COMP_LINE", "")
     command, _, rest = line.partition(" ")
     if not rest.lstrip().startswith("train "):
         print("\n".join(verb for verb in VERBS if verb.startswith(rest.lstrip())))
         return 0
     import re
 
+    from snnexp.errors import ConfigError
+
     # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out, and what Hydra does not know
     shorter = f"{command} {re.sub(r'--from[ =]+[^ ]+ ', '', rest.lstrip().removeprefix('train ').lstrip())}"
-    os.environ.update(COMP_LINE=shorter, COMP_POINT=str(point - len(line) + len(shorter)))
+    os.environ["COMP_LINE"] = shorter
     folders = re.findall(r" (?:--config-dir|-cd)[ =]+([^ ]+)(?= )", shorter)
-    return _train([*arguments, *(word for folder in folders for word in ("--config-dir", folder))])
+    # what is being typed may be no config yet, and the shell would show what is said of it
+    with suppress(ConfigError):
+        _train([*arguments, *(word for folder in folders for word in ("--config-dir", folder))])
+    return 0
 
 
 def _list(arguments: list[str]) -> int:

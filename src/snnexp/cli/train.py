@@ -127,6 +127,8 @@ def _show(flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path
     words = [config.NO_SEARCH, *config.replacing(overrides)]
     with config.explained(overrides, folders), config.hydra_reading(folders) as reading:
         if any(flag in COMPLETE for flag in flags):
+            # which Hydra expects from the shell
+            os.environ.setdefault("COMP_LINE", "")
             reading.shell_completion("train", [*overrides])
         elif "--hydra-help" in flags:
             parser = get_args_parser()
