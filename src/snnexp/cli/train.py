@@ -28,6 +28,7 @@ from snnexp.config import security
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import run as runs
 from snnexp.record.origin import as_recorded, origin
+from snnexp.training import launchers
 
 if TYPE_CHECKING:
     from snnexp.sweeps.ledger import Ledger
@@ -160,8 +161,9 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     if sweep := choices.get("sweep"):
         refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
     refusals.tell()
-    # torchrun starts several processes with this command
-    if sys.stdout.isatty() and "LOCAL_RANK" not in os.environ:
+    # torchrun and srun start several processes with this command
+    is_first = not (launchers.is_shared(checked["trainer"]) and launchers.rank())
+    if sys.stdout.isatty() and is_first:
         _show_tree(cfg, checked, choices, overrides, folders)
     return checked
 
