@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -164,6 +165,21 @@ def test_only_a_run_starts_processes() -> None:
     trainer = make_trainer(accelerator="cpu", devices=2, strategy="ddp")
     with pytest.raises(ConfigError, match=r"^trainer: "):
         trainer.strategy.launcher.launch(print)  # type: ignore[union-attr]
+
+
+def test_no_other_program_takes_the_port_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = []
+
+    def started(run: Run, place: processes.Place, rank: int) -> None:
+        with pytest.raises(OSError, match="in use"), socket.create_server((place.address, place.port)):
+            pass
+        ports.append(place.port)
+
+    monkeypatch.setattr(processes, "_started", started)
+    launcher = processes.Launcher(processes.Place(3))
+    launcher.run = Run.prepare(tmp_path, "", [])
+    assert [launcher.launch(lambda: "done") for _ in range(2)] == ["done"] * 2
+    assert ports == [launcher.place.port] * 2
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ the directory. Lightning learns from :class:`Place` what it would read from vari
 import functools
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import ClusterEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from snnexp.errors import ConfigError, InterruptedRunError, LostProcessError, ending
@@ -131,9 +130,11 @@ class Launcher:
         self.run: Run | None = None
         self.others: list[subprocess.Popen[bytes]] = []
         """The processes that have been started."""
+        self.store: Store | None = None
+        """Listens at the port that the others are told; PyTorch's own store joins it there."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
-        if not (self.place.given or self.others):
+        if not self.place.given and self.store is None:
             self._start()
         return function(*args, **kwargs)
 
@@ -143,8 +144,10 @@ class Launcher:
     def _start(self) -> None:
         if self.run is None and self.place.processes > 1:
             raise ConfigError("trainer: only a run starts processes; use snnexp.experiment.run, or torchrun")
-        with socket.create_server((self.place.address, 0)) as found:
-            self.place.port = found.getsockname()[1]
+        self.store = store = TCPStore(
+            self.place.address, 0, self.place.processes, is_master=True, wait_for_workers=False, multi_tenant=True
+        )
+        self.place.port = store.port
         for rank in range(1, self.place.processes):
             assert self.run is not None
             self.others.append(_started(self.run, self.place, rank))
