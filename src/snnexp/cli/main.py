@@ -15,7 +15,7 @@ Train spiking neural networks from YAML configs.
 
   snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
   snnexp train --from RUN [OVERRIDE ...]  a new run with the config of an earlier one, changed
-  snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
+  snnexp resume RUN [KEY=VALUE ...]  resume a run that was interrupted, or make one longer: trainer.max_epochs=20
   snnexp resume SWEEP                run what is not finished of a sweep, and only that
   snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
   snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER

@@ -165,7 +165,7 @@ class Lane:
                 callback.on_load_checkpoint(cast(Any, self), self.parts.task, found.content)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Make the run directory, or put the record of the one that is there back to where it goes on."""
+        """Make the run directory, or put the record of a resumed one back to the step that it is resumed from."""
         self.start.begin(**facts)
         self.log_file = terminal.LogFile(self.run.path / "train.log", encoding="utf-8")
         self.log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

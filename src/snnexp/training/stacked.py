@@ -34,7 +34,7 @@ def train(
     """Train, test and record members whose :func:`snnexp.sweeps.grouping.key` is the same.
 
     On a CPU only so many are trained at a time as share its cache; where a single one fills it, each runs alone, for
-    there is nothing to gain. Members that go on from a checkpoint are stacked with those that stand at the same step.
+    there is nothing to gain. Members that resume from a checkpoint are stacked with those that stand at the same step.
     ``wall_s`` in run.json is a member's share: what its stack took, divided by the number of its members.
 
     Args:

@@ -138,7 +138,7 @@ class Start:
         return 0 if self.found is None else self.found.step
 
     def begin(self, **more: Any) -> None:
-        """Publish a new run, or put the record of one that is resumed back to where it goes on.
+        """Publish a new run, or put the record of one that is resumed back to the step that it is resumed from.
 
         Args:
             more: entries of run.json besides those of :func:`facts`.
