@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -13,9 +14,10 @@ import pytest
 from omegaconf import OmegaConf
 from test_cli import only_run, record, snnexp
 
+from snnexp.cli import train
 from snnexp.errors import ConfigError, LostProcessError
 from snnexp.record.run import Run
-from snnexp.training import processes, rank
+from snnexp.training import launchers, processes, rank
 from snnexp.training.assembly import make_trainer
 
 TINY = [
@@ -119,8 +121,29 @@ def test_the_place_of_a_process_is_what_its_launcher_says(alone: pytest.MonkeyPa
     alone.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match=r"^trainer\.devices: the processes are on 2 machines"):
         processes.Place.here(6).require(6)
-    processes.forget_others()
+    launchers.forget_others()
     assert here() == (0, 4, False)
+
+
+@pytest.mark.parametrize(
+    ("told", "shared", "shows"),
+    [
+        ({"LOCAL_RANK": "1"}, True, True),
+        ({**TORCHRUN, "RANK": "0"}, True, True),
+        (TORCHRUN, True, False),
+        (TORCHRUN, False, True),
+        ({**STEP, "SLURM_PROCID": "0"}, True, True),
+        ({**STEP, "SLURM_PROCID": "1"}, True, False),
+    ],
+)
+def test_the_first_process_of_a_run_shows_its_config(
+    told: dict[str, str], shared: bool, shows: bool, alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in told.items():
+        alone.setenv(name, value)
+    alone.setattr(sys.stdout, "isatty", lambda: True)
+    train.check([*TINY, *([] if shared else ["trainer=cpu"])])
+    assert bool(capsys.readouterr().out) == shows
 
 
 def test_a_process_follows_only_the_one_that_started_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +165,21 @@ def test_only_a_run_starts_processes() -> None:
     trainer = make_trainer(accelerator="cpu", devices=2, strategy="ddp")
     with pytest.raises(ConfigError, match=r"^trainer: "):
         trainer.strategy.launcher.launch(print)  # type: ignore[union-attr]
+
+
+def test_no_other_program_takes_the_port_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = []
+
+    def started(run: Run, place: processes.Place, rank: int) -> None:
+        with pytest.raises(OSError, match="in use"), socket.create_server((place.address, place.port)):
+            pass
+        ports.append(place.port)
+
+    monkeypatch.setattr(processes, "_started", started)
+    launcher = processes.Launcher(processes.Place(3))
+    launcher.run = Run.prepare(tmp_path, "", [])
+    assert [launcher.launch(lambda: "done") for _ in range(2)] == ["done"] * 2
+    assert ports == [launcher.place.port] * 2
 
 
 @pytest.mark.slow

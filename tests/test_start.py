@@ -17,6 +17,7 @@ from test_sweeps import home, points
 
 from snnexp.config import compose
 from snnexp.errors import InterruptedRunError
+from snnexp.record import run as runs
 from snnexp.record.run import Run
 from snnexp.training import execute, stacked
 from snnexp.training.start import Start
@@ -36,6 +37,22 @@ def test_a_run_in_memory_is_nowhere_else(tmp_path: Path, monkeypatch: pytest.Mon
     assert Run(start.run.path).in_use()
     assert Run(start.run.path).overrides() == ["experiment=regression_sqrt"]
     start.run.close()
+
+
+def test_a_run_that_cannot_begin_again_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may fail, or take a while, comes before the first change of its record."""
+    path = execute.run(compose([*TINY]), parent=tmp_path).path
+    with open(path / "metrics.jsonl", "a") as rows:
+        rows.write('{"step": 99, "epoch": 9, "train/loss": 1.0}\n')
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+    def interrupted() -> None:
+        raise InterruptedRunError(signal.SIGTERM)
+
+    monkeypatch.setattr(runs, "git", interrupted)
+    with pytest.raises(InterruptedRunError):
+        execute.resume(path, ["trainer.max_epochs=4"])
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
 def test_ids_that_are_taken_are_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

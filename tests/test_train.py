@@ -185,6 +185,39 @@ def test_flags_that_exclude_each_other(words: str, keys: list[str]) -> None:
     assert [said.partition(":")[0] for said in caught.value.args] == keys
 
 
+@pytest.mark.parametrize(
+    ("words", "flag", "got"),
+    [
+        ("--package -cd", "--package", "-cd"),
+        ("--cfg job --package --multirun", "--package", "--multirun"),
+        ("--config-dir --cfg job", "--config-dir", "--cfg"),
+        ("--from -m seed=1,2", "--from", "-m"),
+        ("-p", "-p", "nothing"),
+    ],
+)
+def test_a_flag_is_no_value_of_another(words: str, flag: str, got: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words.split()]) == 2
+    assert capsys.readouterr().err == f"snnexp: {flag}: got {got}, must be followed by a value\n"
+
+
+@pytest.mark.parametrize("typed", ["network.hidden=[ se", "network.hidden='[4, 5]' se", "seed=${ neu"])
+def test_what_is_no_config_yet_has_no_completions(
+    typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", f"snnexp train {typed}")
+    assert main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("asked", ["query=bash", "query=[", "query="])
+def test_a_completion_that_no_shell_asks_for(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    assert main(["train", "-sc", asked]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 class TestFolders:
     """``--config-dir`` several times."""
 

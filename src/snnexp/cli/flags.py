@@ -43,22 +43,24 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word.partition("=")[0] in VALUED:
             flag, _, value = word.partition("=")
             value = value or next(rest, "")
+            # argparse takes none that looks like a flag
+            misses = not value or (value.startswith("-") and "=" not in word)
             if flag == FROM and FROM in flags:
                 refusals.add(f"{FROM}: given twice, takes one run")
-            if not value or (flag in CFG_FLAGS and value not in CFG):
+            if misses or (flag in CFG_FLAGS and value not in CFG):
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
                 refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
-            if flag in DIR_FLAGS:
+            if flag in DIR_FLAGS and not misses:
                 value = os.path.expanduser(value)
-                if value and Path(value).resolve() in map(Path.resolve, folders_of(flags)):
+                if Path(value).resolve() in map(Path.resolve, folders_of(flags)):
                     refusals.add(f"{flag}: given twice, with {text.shown(value)}")
-                elif value and not Path(value).is_dir():
+                elif not Path(value).is_dir():
                     refusals.add(f"{flag}: {text.shown(value)} is not a folder")
-                elif value and not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
+                elif not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
                     refusals.add(f"{flag}: {text.shown(value)} has no folder of a group, such as neuron/")
-                elif value and (Path(value) / "train.yaml").is_file():
+                elif (Path(value) / "train.yaml").is_file():
                     refusals.add(f"{flag}: {text.shown(value)} has a train.yaml, set SNNEXP_CONF to use it")
-            flags += [flag, value]
+            flags += [flag, "" if misses else value]
         elif word.partition("=")[0] in INFO_FLAGS:
             flag, _, value = word.partition("=")
             # Hydra would take the next word for it

@@ -15,7 +15,7 @@ Train spiking neural networks from YAML configs.
 
   snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
   snnexp train --from RUN [OVERRIDE ...]  a new run with the config of an earlier one, changed
-  snnexp resume RUN [KEY=VALUE ...]  go on with a run that was interrupted, or make one longer: trainer.max_epochs=20
+  snnexp resume RUN [KEY=VALUE ...]  resume a run that was interrupted, or make one longer: trainer.max_epochs=20
   snnexp resume SWEEP                run what is not finished of a sweep, and only that
   snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
   snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER
@@ -275,18 +275,23 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
 
 
 def _complete(arguments: list[str]) -> int:
-    line, point = os.environ.get("COMP_LINE", ""), int(os.environ.get("COMP_POINT", 0))
+    line = os.environ.get("COMP_LINE", "")
     command, _, rest = line.partition(" ")
     if not rest.lstrip().startswith("train "):
         print("\n".join(verb for verb in VERBS if verb.startswith(rest.lstrip())))
         return 0
     import re
 
+    from snnexp.errors import ConfigError
+
     # Hydra completes `snnexp OVERRIDE ...`, so the verb is taken out, and what Hydra does not know
     shorter = f"{command} {re.sub(r'--from[ =]+[^ ]+ ', '', rest.lstrip().removeprefix('train ').lstrip())}"
-    os.environ.update(COMP_LINE=shorter, COMP_POINT=str(point - len(line) + len(shorter)))
+    os.environ["COMP_LINE"] = shorter
     folders = re.findall(r" (?:--config-dir|-cd)[ =]+([^ ]+)(?= )", shorter)
-    return _train([*arguments, *(word for folder in folders for word in ("--config-dir", folder))])
+    # what is being typed may be no config yet, and the shell would show what is said of it
+    with suppress(ConfigError):
+        _train([*arguments, *(word for folder in folders for word in ("--config-dir", folder))])
+    return 0
 
 
 def _list(arguments: list[str]) -> int:

@@ -30,6 +30,7 @@ from snnexp.record.find import locate
 from snnexp.record.names import key_of, new_id
 from snnexp.record.origin import as_recorded, origin
 from snnexp.record.run import Run
+from snnexp.training import launchers
 
 if TYPE_CHECKING:
     from snnexp.sweeps.ledger import Ledger
@@ -129,6 +130,8 @@ def _show(flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path
     words = [config.NO_SEARCH, *config.replacing(overrides)]
     with config.explained(overrides, folders), config.hydra_reading(folders) as reading:
         if any(flag in COMPLETE for flag in flags):
+            # which Hydra expects from the shell
+            os.environ.setdefault("COMP_LINE", "")
             reading.shell_completion("train", [*overrides])
         elif "--hydra-help" in flags:
             parser = get_args_parser()
@@ -160,8 +163,9 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     if sweep := choices.get("sweep"):
         refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
     refusals.tell()
-    # torchrun starts several processes with this command
-    if sys.stdout.isatty() and "LOCAL_RANK" not in os.environ:
+    # torchrun and srun start several processes with this command
+    is_first = not (launchers.is_shared(checked["trainer"]) and launchers.rank())
+    if sys.stdout.isatty() and is_first:
         _show_tree(cfg, checked, choices, overrides, folders)
     return checked
 

@@ -1,4 +1,4 @@
-"""Configs are composed by Hydra, and by nothing else of it."""
+"""Compose the config of a run, and of each point of a sweep, with Hydra's compose API."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

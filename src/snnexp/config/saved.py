@@ -186,11 +186,11 @@ def computes_same(cfg: DictConfig, saved: DictConfig) -> bool:
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under a config that would compute something else than the run has so far.
+    """Refuse to resume a run under a config that would compute something else than the run has so far.
 
     Args:
         before: the config that the run was computed under.
-        now: the one to go on with.
+        now: the one to resume it under.
 
     Raises:
         ConfigError: a key differs that decides what is computed, ``key: old -> new``.

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp.kernels.fused import (
+    Blocks,
+    Linear,
     Projection,
     Reduction,
     before,
@@ -153,6 +155,10 @@ def _trace(
     return Trace(spikes, maps(neuron, u), _state(neuron, last, v, i))
 
 
+def _feedback(rule: Rule, weight: Tensor | None, like: Tensor) -> Linear | Blocks | None:
+    return None if weight is None else dense_feedback(weight)(weight, None, like, rule.feedback_dtype)
+
+
 def run(
     rule: Rule, inputs: Inputs, reduction: Reduction | None = None
 ) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor, Tensor]]:
@@ -162,11 +168,7 @@ def run(
     ranges = chunks(rule.num_steps, v)
     membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
     spikes = steps_like(I, rule.num_steps if rule.keep_spikes else ranges[0][1]) if spiking else None
-    feedback = (
-        None
-        if feedback_weight is None
-        else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.feedback_dtype)
-    )
+    feedback = _feedback(rule, feedback_weight, v)
     behind = None if weight is None else Projection(weight, bias, rule.dtype)
     if behind is not None:
         behind.prepare_forward(rule.num_steps, len(v))
@@ -215,11 +217,7 @@ class _Scan(torch.autograd.Function):
         rule: Rule = ctx.rule
         membranes, z, v, _, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
-        feedback = (
-            None
-            if feedback_weight is None
-            else dense_feedback(feedback_weight)(feedback_weight, None, v, rule.feedback_dtype)
-        )
+        feedback = _feedback(rule, feedback_weight, v)
         behind = None if g_after is None else Projection(weight, bias, rule.dtype)
         if behind is not None:
             behind.prepare_backward(g_after)

@@ -62,13 +62,13 @@ class Checkpoint:
 def find(
     run: Run, wanted: Mapping[str, Any], batches: int, require_same: Callable[[dict[str, Any]], None]
 ) -> Checkpoint | None:
-    """The newest undamaged checkpoint of a run, to go on from; None where nothing has been trained yet.
+    """The newest undamaged checkpoint of a run, to resume it from; None where nothing has been trained yet.
 
     Args:
         run: the run directory.
         wanted: a checkpoint of the same run, see :func:`example`.
         batches: of an epoch.
-        require_same: raises for the config of a checkpoint that the run cannot go on from.
+        require_same: raises for the config of a checkpoint that the run cannot be resumed from.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged or not of this run; or there should be one.

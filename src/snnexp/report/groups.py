@@ -118,7 +118,7 @@ def varied(runs: Sequence[Facts], configs: Mapping[Path, Mapping[str, Level]]) -
     words = [typed(run.overrides) for run in known]
     by_words: dict[str, list[Level]] = {}
     if all(words):
-        # the config has the last word: a run that went on with more epochs was typed with fewer
+        # the config has the last word: a run that was resumed with more epochs was typed with fewer
         for key in dict.fromkeys(key for own in words for key in own):
             nodes = [_node(configs[run.path], key) for run in known]
             chosen = {node: own[key] for node, own in zip(nodes, words, strict=True) if node and key in own}

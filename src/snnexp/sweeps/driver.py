@@ -1,4 +1,4 @@
-"""Start a sweep, and go on with one."""
+"""Start a sweep, and resume one."""
 
 import itertools
 import os

@@ -98,7 +98,7 @@ class Ledger:
         Args:
             path: where it would like to be.
             experiment: the name of its experiment.
-            launcher: what starts its points, and how; kept for those who go on with it.
+            launcher: what starts its points, and how; kept for those who resume the sweep.
             search: what chooses its points; None where they are listed.
             folders: more configs that its points are composed with.
         """

@@ -306,7 +306,7 @@ def _listed(metrics: Mapping[str, float]) -> str:
 
 
 UNDER_WAY = ("pending", "running", "interrupted")
-"""What a point of a study may be that can still be gone on with; one that failed keeps its place."""
+"""What a point of a study may be that can still be resumed; one that failed keeps its place."""
 
 
 PATIENCE_S = 60.0

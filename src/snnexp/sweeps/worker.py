@@ -97,9 +97,9 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
         # what every task needs, and the first one waits for
         import snnexp.training.execute  # noqa: F401
         from snnexp.record.run import Run
-        from snnexp.training import processes
+        from snnexp.training import launchers
 
-        processes.forget_others()
+        launchers.forget_others()
         if not gc.get_freeze_count():
             # what imports have made stays; to look through it after each point takes a fifth of a second
             gc.freeze()

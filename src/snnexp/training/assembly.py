@@ -22,7 +22,7 @@ from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
 from snnexp.spec import rules, values
-from snnexp.training import callbacks, contracts, processes, saving
+from snnexp.training import callbacks, contracts, launchers, processes, saving
 from snnexp.training.task import Measure, Task
 
 
@@ -88,7 +88,7 @@ def make_trainer(
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     place = processes.Place(1)
     chosen: str | processes.Ddp = strategy
-    if processes.is_shared({"strategy": strategy, "devices": devices}):
+    if launchers.is_shared({"strategy": strategy, "devices": devices}):
         place = processes.Place.here(devices)
         # a readout's threshold may have no part in a loss on the membrane
         chosen = processes.Ddp(place, find_unused_parameters=strategy == "ddp")

@@ -75,7 +75,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
 
     It computes with as many threads as before, unless ``trainer.threads`` or OMP_NUM_THREADS says otherwise. On the
     same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was never
-    interrupted, to the bit. A run that finished goes on if ``trainer.max_epochs`` is raised, else it stays.
+    interrupted, to the bit. A run that finished is resumed if ``trainer.max_epochs`` is raised, else it stays.
 
     Args:
         path: the run directory.

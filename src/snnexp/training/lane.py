@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import terminal, threads
+from snnexp import terminal
 from snnexp.errors import InterruptedRunError, SnnexpError, ending
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.run import Run
@@ -37,7 +37,7 @@ class Member:
     Args:
         cfg: a checked config.
         overrides: what was typed, for the record.
-        run: a run directory to go on with; one is made without.
+        run: the directory of a run to resume; one is made without.
         keys: overrides of a run that is resumed, which ``cfg`` has already.
     """
 
@@ -94,6 +94,8 @@ class Lane:
     )
     parts: Parts
     run: Run
+    threads: int
+    """How many it computes with."""
     watching: list[Callback]
 
     def __init__(self, index: int, member: Member, parent: Path, ended: Callable[[int, Outcome], object]) -> None:
@@ -112,16 +114,13 @@ class Lane:
         self.hooks: dict[str, list[Callback]] = {}
         self.state: Callable[[], dict[str, Any]] = dict
 
-    @cached_property
-    def threads(self) -> int:
-        """How many it computes with."""
-        recorded = None if self.member.run is None else Run(self.member.run).facts().record.get("threads")
-        return threads.number(self.cfg, recorded)
+    def open(self) -> None:
+        """Lock the directory of a run that is resumed, and read its config."""
+        self._start = self.member.start(self.parent)
+        self.cfg, self.threads = self.start.open(), self.start.threads
 
     def build(self, trainer: Trainer | None) -> None:
-        """Make the parts; of a run directory to go on with, check all and load what it holds."""
-        self._start = self.member.start(self.parent)
-        self.cfg = self.start.open()
+        """Make the parts; of a run that is resumed, check all and load what it holds."""
         self.parts = self.start.build(trainer)
         self.trainer, self.datamodule = self.parts.trainer, self.parts.data
         self.lightning_module = self.parts.task
@@ -167,7 +166,7 @@ class Lane:
                 callback.on_load_checkpoint(cast(Any, self), self.parts.task, found.content)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Make the run directory, or put the record of the one that is there back to where it goes on."""
+        """Make the run directory, or put the record of a resumed one back to the step that it is resumed from."""
         self.start.begin(**facts)
         self.log_file = terminal.LogFile(self.run.path / "train.log", encoding="utf-8")
         self.log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

@@ -8,11 +8,10 @@ the directory. Lightning learns from :class:`Place` what it would read from vari
 import functools
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,17 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import ClusterEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from snnexp.errors import ConfigError, InterruptedRunError, LostProcessError, ending
 from snnexp.record.run import Run
+from snnexp.training import launchers
 
 PATIENCE = timedelta(minutes=5)
 """What processes that another program has started may take to find each other."""
 FAREWELL_S = 2.0
 """What the others may take to hear that there is nothing to do for them."""
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
-SRUN = ("SLURM_JOB_ID", "SLURM_PROCID")
-OF_OTHERS = ("RANK", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_USE_AGENT_STORE")
-"""Variables without which a process has been started by nobody who started others with it."""
-
-
-def _number(name: str, usual: int) -> int:
-    """What a variable says, which anyone may have set."""
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else usual
 
 
 class Place(ClusterEnvironment):
@@ -72,17 +62,18 @@ class Place(ClusterEnvironment):
     @classmethod
     def here(cls, processes: int) -> "Place":
         """That of this process; the first of ``processes`` where nobody has started others with it."""
-        told = os.environ
-        if all(told.get(name, "").isdecimal() for name in TORCHRUN) and "MASTER_ADDR" in told:
-            rank, _, count, port = (int(told[name]) for name in TORCHRUN)
-            nodes = count // max(1, _number("LOCAL_WORLD_SIZE", count))
+        told, number, rank = os.environ, launchers.number, launchers.rank()
+        if launchers.by_torchrun():
+            count, port = int(told["WORLD_SIZE"]), int(told["MASTER_PORT"])
+            nodes = count // max(1, number("LOCAL_WORLD_SIZE", count))
             return cls(count, rank, told["MASTER_ADDR"], port, True, nodes)
-        if (count := _number("SLURM_STEP_NUM_TASKS", 1)) > 1 and all(told.get(name, "").isdecimal() for name in SRUN):
+        if launchers.by_srun():
             first = SLURMEnvironment.resolve_root_node_address(told.get("SLURM_STEP_NODELIST", "127.0.0.1"))
             # steps of one job may run beside each other
-            own = 31 * int(told["SLURM_JOB_ID"]) + _number("SLURM_STEP_ID", 0)
-            address, port = told.get("MASTER_ADDR", first), _number("MASTER_PORT", 15000 + own % 10000)
-            return cls(count, int(told["SLURM_PROCID"]), address, port, True, _number("SLURM_STEP_NUM_NODES", 1))
+            own = 31 * int(told["SLURM_JOB_ID"]) + number("SLURM_STEP_ID", 0)
+            address, port = told.get("MASTER_ADDR", first), number("MASTER_PORT", 15000 + own % 10000)
+            count, nodes = int(told["SLURM_STEP_NUM_TASKS"]), number("SLURM_STEP_NUM_NODES", 1)
+            return cls(count, rank, address, port, True, nodes)
         return cls(processes)
 
     def require(self, processes: int) -> None:
@@ -139,9 +130,11 @@ class Launcher:
         self.run: Run | None = None
         self.others: list[subprocess.Popen[bytes]] = []
         """The processes that have been started."""
+        self.store: Store | None = None
+        """Listens at the port that the others are told; PyTorch's own store joins it there."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
-        if not (self.place.given or self.others):
+        if not self.place.given and self.store is None:
             self._start()
         return function(*args, **kwargs)
 
@@ -151,8 +144,10 @@ class Launcher:
     def _start(self) -> None:
         if self.run is None and self.place.processes > 1:
             raise ConfigError("trainer: only a run starts processes; use snnexp.experiment.run, or torchrun")
-        with socket.create_server((self.place.address, 0)) as found:
-            self.place.port = found.getsockname()[1]
+        self.store = store = TCPStore(
+            self.place.address, 0, self.place.processes, is_master=True, wait_for_workers=False, multi_tenant=True
+        )
+        self.place.port = store.port
         for rank in range(1, self.place.processes):
             assert self.run is not None
             self.others.append(_started(self.run, self.place, rank))
@@ -208,7 +203,7 @@ class Others:
             LostProcessError: they do not find each other.
         """
         processes = cfg.trainer.get("devices", 1)
-        if not is_shared(cfg.trainer) or not (place := Place.here(processes)).given:
+        if not launchers.is_shared(cfg.trainer) or not (place := Place.here(processes)).given:
             return None
         try:
             store = _store(place.address, place.port, place.rank, place.processes)
@@ -272,11 +267,6 @@ def _heard_by(key: str) -> str:
     return f"{key}/heard"
 
 
-def is_shared(trainer: Mapping[str, Any]) -> bool:
-    """Whether the settings of a trainer ask for processes that share each batch."""
-    return bool(trainer.get("strategy") == "ddp" or trainer.get("devices", 1) > 1)
-
-
 def require_others(trainer: Trainer, error: Exception) -> None:
     """Raise :class:`LostProcessError` for what PyTorch says where another process is gone that nobody here started."""
     strategy = trainer.strategy
@@ -289,9 +279,3 @@ def require_known(trainer: Trainer) -> None:
     """Raise :class:`ConfigError` for a trainer that would start processes which do not know the run."""
     if trainer.world_size > 1 and not isinstance(trainer.strategy, Ddp):
         raise ConfigError("trainer: several processes are shared by snnexp.training.assembly.make_trainer alone")
-
-
-def forget_others() -> None:
-    """Let runs start their own processes here, whoever has started this one with others."""
-    for name in OF_OTHERS:
-        os.environ.pop(name, None)

@@ -35,7 +35,7 @@ def train(
     """Train, test and record members whose :func:`snnexp.sweeps.grouping.key` is the same.
 
     On a CPU only so many are trained at a time as share its cache; where a single one fills it, each runs alone, for
-    there is nothing to gain. Members that go on from a checkpoint are stacked with those that stand at the same step.
+    there is nothing to gain. Members that resume from a checkpoint are stacked with those that stand at the same step.
     ``wall_s`` in run.json is a member's share: what its stack took, divided by the number of its members.
 
     Args:
@@ -119,8 +119,10 @@ def _train(
                 for index in part:
                     lane = Lane(index, members[index], parent, ended)
                     lanes.append(lane)
-                    with lane.may_end(), signals.heeded(), threads.using(lane.threads):
-                        lane.build(next((other.trainer for other in lanes if other.trainer), None))
+                    with lane.may_end(), signals.heeded():
+                        lane.open()
+                        with threads.using(lane.threads):
+                            lane.build(next((other.trainer for other in lanes if other.trainer), None))
                 groups = _same_place(lanes)
                 built_s = (time.perf_counter() - began) / max(1, sum(map(len, groups)))
                 for group in groups:

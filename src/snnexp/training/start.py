@@ -143,26 +143,27 @@ class Start:
         return 0 if self.found is None else self.found.step
 
     def begin(self, **more: Any) -> None:
-        """Publish a new run, or put the record of one that is resumed back to where it goes on.
+        """Publish a new run, or put the record of one that is resumed back to the step that it is resumed from.
 
         Args:
             more: entries of run.json besides those of :func:`facts`.
         """
+        now = {**facts(self.cfg, self.parts), **more}
         if self.is_new:
-            self.run.publish({**facts(self.cfg, self.parts), **more})
+            self.run.publish(now)
             return
-        self._rewound = True
-        resumed = self.run.resumed(self.before, self.step, self.typed)
-        self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
-        write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
-        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
+        # what may fail, or take a while, comes before the first change
         made_with = {} if "versions" in more else {"versions": versions(), "git": git()}
-        now = {**facts(self.cfg, self.parts), **made_with, **more}
+        resumed = self.run.resumed(self.before, self.step, self.typed)
         for name in ("device", "threads", "kernel"):
             if name in self.before and self.before[name] != now[name]:
                 change = f"{name}: {self.before[name]} -> {now[name]}"
                 terminal.tell(f"{change}, so the run may end in other digits than one that was not interrupted")
-        self.run.write({**kept, **now, "status": "running", "exit_code": None, **resumed})
+        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
+        self._rewound = True
+        self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
+        write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
+        self.run.write({**kept, **made_with, **now, "status": "running", "exit_code": None, **resumed})
 
     def fail(self, error: BaseException) -> bool:
         """Write into run.json how a run ended that did not finish; False where it has no directory to say so.
