@@ -17,9 +17,8 @@ from test_sweeps import home, points
 
 from snnexp.config import compose
 from snnexp.errors import InterruptedRunError
-from snnexp.record import run as runs
 from snnexp.record.run import Run
-from snnexp.training import execute, stacked
+from snnexp.training import execute, stacked, start
 from snnexp.training.start import Start
 
 TINY = ("experiment=regression_sqrt", "network.hidden=[4]", "trainer.max_epochs=3", "logger=jsonl", "trainer=cpu")
@@ -49,7 +48,7 @@ def test_a_run_that_cannot_begin_again_stays_as_it_is(tmp_path: Path, monkeypatc
     def interrupted() -> None:
         raise InterruptedRunError(signal.SIGTERM)
 
-    monkeypatch.setattr(runs, "git", interrupted)
+    monkeypatch.setattr(start, "git", interrupted)
     with pytest.raises(InterruptedRunError):
         execute.resume(path, ["trainer.max_epochs=4"])
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
