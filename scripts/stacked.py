@@ -5,8 +5,8 @@ python scripts/stacked.py [--members 1 4 16 32 64] [--rounds 3] [--device cpu] [
 A point is a whole run: built, trained, saved, tested and recorded, with a seed of its own; MNIST is read from
 $SNNEXP_DATA_DIR and trains on the first 50 batches. One after the other means `experiment.run` in a loop, its imports
 paid before; a process is `snnexp train` from its start to its end. All ways take turns, and medians over the rounds are
-printed as a table. One thread, unless OMP_NUM_THREADS says otherwise. Without figures and TensorBoard, since a stack
-draws no figures: that would compare other work; --logger tensorboard asks for what each way writes by default.
+printed as a table. One thread, unless OMP_NUM_THREADS says otherwise. Without figures and TensorBoard, which take
+each way the same time; --logger tensorboard asks for both.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from snnexp.experiment import compose, run
-from snnexp.training.stacked import Member, Outcome, train
+from snnexp.training.stacked import Outcome, Point, train
 
 RECIPES = {"regression_sqrt": [], "mnist_rleaky_count": ["trainer.max_epochs=1", "trainer.limit_batches=50"]}
 IN_A_ROW = 2
@@ -84,7 +84,7 @@ def in_a_row(common: list[str], folder: Path) -> float:
 
 
 def stack(common: list[str], size: int, folder: Path) -> float:
-    members = [Member(compose([*common, f"seed={seed}"]), []) for seed in range(size)]
+    members = [Point(compose([*common, f"seed={seed}"]), []) for seed in range(size)]
     ends: dict[int, Outcome] = {}
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,6 +1,7 @@
 """What is watched while training: runs that diverge, time constants that leave, checkpoints, the tutorial's mean."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from torch import Tensor
 from snnexp.data.module import OrderedBatches
 from snnexp.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from snnexp.experiment import Record, build, compose, resume, run
-from snnexp.record.checksum import read_checkpoint
-from snnexp.training.callbacks import ProjectParameters, SeedMeanLoss
-from snnexp.training.saving import RunCheckpointIO
+from snnexp.record.checkpoint import decode
+from snnexp.record.checksum import read_checkpoint, write_checkpoint
+from snnexp.training.members import Member
+from snnexp.training.observers import ProjectParameters, SeedMeanLoss
+from snnexp.training.saving import Checkpoints
 from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
@@ -146,26 +149,27 @@ class TestQuietLayers:
 class TestProjection:
     def test_time_constants_come_back_and_the_run_says_so_once(self, caplog: pytest.LogCaptureFixture) -> None:
         task = build(compose([*TINY, *LIF])).task
-        callback = ProjectParameters()
+        observer = ProjectParameters()
+        member = Member(task, [observer])
         tau = task.network.neurons()["hidden2"].tau_mem_inv
 
         def step(*values: float) -> list[float]:
             with torch.no_grad():
                 tau.copy_(torch.tensor(values))
-            callback.on_train_batch_end(None, task, {}, None, 0)
+            observer.on_train_batch_end(None, member, {}, None)
             return tau.tolist()
 
         assert step(5, 100, 999, 1000, 0.5) == [5, 100, 999, 1000, 0.5]
-        callback.on_train_epoch_end(None, task)
+        observer.on_train_epoch_end(None, member)
         low, middle, high, zero, _ = step(-30, 100, 5000, 0, 50)
         # with dt = 1 ms an explicit step holds for 0 < tau_mem_inv <= 1000 per s
         assert 0 < low <= 1000
         assert 0 < zero <= 1000
         assert (middle, high) == (100, 1000)
         assert not caplog.records
-        callback.on_train_epoch_end(None, task)
+        observer.on_train_epoch_end(None, member)
         step(-30, 100, 5000, 0, 50)
-        callback.on_train_epoch_end(None, task)
+        observer.on_train_epoch_end(None, member)
         (told,) = caplog.messages
         assert told.endswith(": hidden2.tau_mem_inv")
 
@@ -202,16 +206,15 @@ class TestCheckpoints:
 
     def test_last_is_written_every_few_epochs_and_at_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         written: list[tuple[str, int]] = []
-        save = RunCheckpointIO.save_checkpoint
+        save = Checkpoints.write
 
-        def watch(self: RunCheckpointIO, checkpoint: dict[str, Any], path: Any, **more: Any) -> None:
-            written.append((Path(path).name, checkpoint["global_step"]))
-            save(self, checkpoint, path, **more)
+        def watch(self: Checkpoints, name: str, content: dict[str, Any]) -> None:
+            written.append((name, content["global_step"]))
+            save(self, name, content)
 
-        monkeypatch.setattr(RunCheckpointIO, "save_checkpoint", watch)
+        monkeypatch.setattr(Checkpoints, "write", watch)
         train("trainer.max_epochs=5", "logger.save_every_n_epochs=2")
-        # the loss falls, so each is the best too, and is copied to last.ckpt
-        assert written == [("init.ckpt", 0), ("best.ckpt", 2), ("best.ckpt", 4), ("best.ckpt", 5)]
+        assert written == [("init", 0), ("last", 2), ("last", 4), ("last", 5)]
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("tiny_mnist")
@@ -229,17 +232,23 @@ class TestCheckpoints:
             def __reduce__(self) -> tuple[Any, tuple[str, str]]:
                 return Path.write_text, (tmp_path / "attacked", "!")
 
-        io = RunCheckpointIO()
-        io.save_checkpoint({"weights": torch.ones(3)}, tmp_path / "last.ckpt")
-        assert torch.equal(io.load_checkpoint(tmp_path / "last.ckpt")["weights"], torch.ones(3))
-        content = (tmp_path / "last.ckpt").read_bytes()
-        (tmp_path / "last.ckpt").write_bytes(content[:-5])
+        path = tmp_path / "last.ckpt"
+
+        def write(weights: Any) -> bytes:
+            buffer = io.BytesIO()
+            torch.save({"weights": weights}, buffer)
+            write_checkpoint(path, buffer.getvalue())
+            return buffer.getvalue()
+
+        content = write(torch.ones(3))
+        assert torch.equal(decode(read_checkpoint(path), path)["weights"], torch.ones(3))
+        path.write_bytes(content[:-5])
         with pytest.raises(CheckpointError) as caught:
-            io.load_checkpoint(tmp_path / "last.ckpt")
+            read_checkpoint(path)
         assert caught.value.exit_code == 5
-        io.save_checkpoint({"weights": Attack()}, tmp_path / "last.ckpt")
+        write(Attack())
         with pytest.raises(CheckpointError) as caught:
-            io.load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+            decode(read_checkpoint(path), path)
         assert caught.value.exit_code == 5
         assert not (tmp_path / "attacked").exists()
 
@@ -266,12 +275,10 @@ class TestSeedMeanLoss:
     def test_survives_a_checkpoint(self) -> None:
         before, after, never = SeedMeanLoss(), SeedMeanLoss(), SeedMeanLoss()
         for value in (1.0, 2.5):
-            before.on_train_batch_end(None, None, {"loss": torch.tensor(value)}, None, 0)
+            before.on_train_batch_end(None, None, {"loss": torch.tensor(value)}, None)
         trainer = build(compose(TINY)).trainer
-        for callback, mean in ((before, 1.75), (never, math.nan)):
-            checkpoint = {"callbacks": {callback.state_key: callback.state_dict()}}
-            callback.on_save_checkpoint(trainer, None, checkpoint)
-            after.on_load_checkpoint(trainer, None, checkpoint)
+        for observer, mean in ((before, 1.75), (never, math.nan)):
+            after.load_state_dict(observer.state_dict(trainer))
             assert after.mean.item() == pytest.approx(mean, nan_ok=True)
 
 

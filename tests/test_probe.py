@@ -18,7 +18,8 @@ from snnexp.network import MLP
 from snnexp.neurons import Leaky
 from snnexp.record.run import Run
 from snnexp.training import probe
-from snnexp.training.callbacks import TestCounts
+from snnexp.training.members import Bridge, Member
+from snnexp.training.observers import TestCounts
 from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
@@ -288,7 +289,7 @@ class TestTestCounts:
     def test_begin_anew_with_each_test(self, tiny_mnist: Path) -> None:
         parts = build(compose(["experiment=mnist_rleaky_count", *MNIST]))
         counts = TestCounts(["hidden1", "readout"], parts.decoder)
-        parts.trainer.callbacks.append(counts)
+        Bridge.of(parts.trainer).given = [Member(parts.task, [counts])]
         for _ in range(2):
             with terminal.quiet():
                 parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)

@@ -7,20 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from ends import content
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from snnexp import config, experiment, kernels
-from snnexp.errors import InterruptedRunError
+from snnexp.errors import DivergedError, InterruptedRunError
 from snnexp.experiment import compose
 from snnexp.network import stack
 from snnexp.record.checkpoint import difference
 from snnexp.record.run import Run
 from snnexp.sweeps import grouping
-from snnexp.training import stacked
+from snnexp.training import saving, stack_member, stacked
 from snnexp.training.assembly import build
-from snnexp.training.stack import Stack
-from snnexp.training.stacked import Member, Outcome
+from snnexp.training.members import Observer
+from snnexp.training.saving import Checkpoints
+from snnexp.training.stack import Stacked
+from snnexp.training.stacked import Outcome, Point
 
 REGRESSION = ["experiment=regression_sqrt", "network.hidden=[12,12]", "trainer.max_epochs=50"]
 MNIST = ["data.batch_size=8", "trainer.max_epochs=10", "num_steps=5", "network.hidden=[12]"]
@@ -40,12 +43,12 @@ ALWAYS = ["trainer=cpu", "logger=jsonl", "trainer.log_every_n_steps=1"]
 Ends = dict[int, Outcome]
 
 
-def member(*overrides: str) -> Member:
+def member(*overrides: str) -> Point:
     typed = [*ALWAYS, *overrides]
-    return Member(compose(typed), typed)
+    return Point(compose(typed), typed)
 
 
-def train(members: Sequence[Member], folder: Path) -> Ends:
+def train(members: Sequence[Point], folder: Path) -> Ends:
     begun: dict[int, Path] = {}
     ends: Ends = {}
 
@@ -59,7 +62,7 @@ def train(members: Sequence[Member], folder: Path) -> Ends:
     return ends
 
 
-def alone(member: Member, folder: Path) -> Path:
+def alone(member: Point, folder: Path) -> Path:
     return experiment.run(member.cfg, member.overrides, folder).path
 
 
@@ -114,7 +117,7 @@ def test_a_member_is_the_run_that_its_point_would_be_alone(case: str, kernel: st
     assert ends[1].metrics == pytest.approx(Run(path).read()["metrics"], rel=1e-4)
 
 
-def parallel(*lists: Sequence[str]) -> list[Member]:
+def parallel(*lists: Sequence[str]) -> list[Point]:
     """Members whose own overrides are these."""
     return [member(*MNIST_RLEAKY, *overrides) for overrides in lists]
 
@@ -233,7 +236,7 @@ class TestEnds:
         def fail(self: Any, *arguments: Any) -> None:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
-        monkeypatch.setattr("snnexp.training.stack.Stack._step", fail)
+        monkeypatch.setattr("snnexp.training.stack.Stacked.training_step", fail)
         ends = train(parallel(["seed=1"], ["seed=2"]), tmp_path)
         for end in ends.values():
             assert (end.status, end.exit_code) == ("failed", 2)
@@ -259,21 +262,21 @@ class TestInterruption:
     def stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ends:
         ends: Ends = {}
         steps = iter(range(100))
-        step = Stack._step
+        step = Stacked.training_step
 
-        def told(self: Stack, *arguments: Any) -> None:
-            step(self, *arguments)
+        def told(self: Stacked, *arguments: Any) -> Any:
             if next(steps) == 5:
                 signal.raise_signal(signal.SIGTERM)
+            return step(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Stack, "_step", told)
+            patch.setattr(Stacked, "training_step", told)
             with pytest.raises(InterruptedRunError):
                 stacked.train(self.members(), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
         return ends
 
     @staticmethod
-    def members(runs: Ends | None = None) -> list[Member]:
+    def members(runs: Ends | None = None) -> list[Point]:
         """Two that share an optimiser, one with its own; each draws its spikes and falls in its learning rate."""
         common = ["encoder=bernoulli", "optimizer.schedule=cosine", "neuron.learn_beta=true", "neuron.beta=0.9"]
         made = parallel(*([*common, f"seed={n}", f"optimizer.lr={lr}"] for n, lr in enumerate((2e-3, 1e-3, 2e-3))))
@@ -305,15 +308,12 @@ class TestInterruption:
     def test_a_stack_that_was_stopped_before_its_first_step_goes_on_to_the_same_bits(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        epoch = Stack._epoch
-
-        def told(self: Stack, *arguments: Any) -> None:
+        def told(self: Stacked) -> None:
             signal.raise_signal(signal.SIGTERM)
-            epoch(self, *arguments)
 
         ends: Ends = {}
         with monkeypatch.context() as patch:
-            patch.setattr(Stack, "_epoch", told)
+            patch.setattr(Stacked, "on_train_epoch_start", told)
             with pytest.raises(InterruptedRunError):
                 stacked.train(self.members(), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
         assert checkpoint(ends[0].run)["global_step"] == 0
@@ -344,6 +344,144 @@ class TestInterruption:
         assert [len(rows(end.run)) for end in ends.values()] == [19, 19, 19]
 
 
+class Leaves(Observer):
+    """Ends its member in a step, as whatever watches a run may."""
+
+    def on_train_batch_end(self, trainer: Any, member: Any, outputs: Any, target: Tensor) -> None:
+        if trainer.global_step == 7 and member.start.cfg.seed == 1:
+            raise DivergedError("it has seen enough")
+
+
+def same(one: Path | None, other: Path | None) -> bool:
+    """Whether two members ended with the same bits."""
+    assert one is not None
+    assert other is not None
+    return content(one) == content(other)
+
+
+@pytest.mark.slow
+class TestPlaces:
+    """A member that has ended keeps its place, also when the others are resumed, so that they round as before."""
+
+    MEMBERS = (["seed=0"], ["seed=1"], ["seed=2", "optimizer.lr=3e-3"], ["seed=3"])
+
+    @pytest.fixture
+    def left(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second member ends after seven steps."""
+        watching = stack_member.watching_over
+        monkeypatch.setattr(stack_member, "watching_over", lambda *of: [*watching(*of), Leaves()])
+
+    def test_what_an_observer_ends_is_no_matter_of_the_others(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = train(parallel(*self.MEMBERS), tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            watching = stack_member.watching_over
+            patch.setattr(stack_member, "watching_over", lambda *of: [*watching(*of), Leaves()])
+            ends = train(parallel(*self.MEMBERS), tmp_path / "ended")
+        assert [ends[index].status for index in range(4)] == ["finished", "diverged", "finished", "finished"]
+        assert ends[1].reason == "it has seen enough"
+        assert checkpoint(ends[1].run)["global_step"] == 5
+        assert all(same(ends[index].run, whole[index].run) for index in (0, 2, 3))
+
+    @pytest.mark.usefixtures("left")
+    def test_a_stack_in_which_one_has_ended_resumes_as_the_same_stack(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = train(parallel(*self.MEMBERS), tmp_path / "whole")
+        ends: Ends = {}
+        step = Stacked.training_step
+
+        def told(self: Stacked, batch: Any, index: int) -> Any:
+            if self.trainer.global_step == 11:
+                signal.raise_signal(signal.SIGTERM)
+            return step(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stacked, "training_step", told)
+            with pytest.raises(InterruptedRunError):
+                stacked.train(parallel(*self.MEMBERS), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
+        assert [ends[index].status for index in range(4)] == ["interrupted", "diverged", "interrupted", "interrupted"]
+        again = parallel(*self.MEMBERS)
+        for index, point in enumerate(again):
+            point.run, point.over = ends[index].run, index == 1
+        found: Ends = {}
+        stacked.train(again, tmp_path / "stack", lambda index, path: None, found.__setitem__)
+        assert found.keys() == {0, 2, 3}
+        assert all(same(found[index].run, whole[index].run) for index in found)
+        record = Run(found[2].run or Path()).read()
+        assert record["stack"] == {"members": 4, "member": whole_place(whole[2].run)}
+
+    @pytest.mark.parametrize("saved", [0, 1, 3])
+    def test_a_kill_within_a_save_is_resumed_from_the_step_that_all_have(
+        self, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """``saved`` of four members have written the checkpoint that the others have not."""
+        members = [[*overrides, "logger.save_every_s=0"] for overrides in self.MEMBERS]
+        whole = train(parallel(*members), tmp_path / "whole")
+        written: list[str] = []
+        write = Checkpoints.write
+
+        def killed(self: Checkpoints, name: str, holds: dict[str, Any]) -> None:
+            if holds["global_step"] == 8:
+                if len(written) == saved:
+                    raise KilledError
+                written.append(name)
+            write(self, name, holds)
+
+        class KilledError(Exception):
+            pass
+
+        begun: dict[int, Path] = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "write", killed)
+            # one after the other
+            patch.setattr(saving, "THREADS", 1)
+            with pytest.raises(KilledError):
+                stacked.train(parallel(*members), tmp_path / "stack", begun.__setitem__, lambda index, end: None)
+        again = parallel(*members)
+        for index, path in begun.items():
+            again[index].run = path
+        ends = train(again, tmp_path / "stack")
+        assert {step for end in ends.values() for step in Run(end.run or Path()).read()["resumed_at_step"]} == {7}
+        assert all(same(end.run, whole[index].run) for index, end in ends.items())
+
+
+def whole_place(path: Path | None) -> int:
+    """The place of a member in its stack."""
+    return Run(path or Path()).read()["stack"]["member"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_rates_and_schedules_side_by_side_are_those_of_runs_alone(tmp_path: Path) -> None:
+    """Steps, epochs and names of all rows, and the state of each schedule."""
+    common = ["optimizer.schedule=cosine", "trainer.log_every_n_steps=2", "data.val_size=8"]
+    points = parallel(*([*common, f"optimizer.lr={rate}"] for rate in (1e-3, 2e-3, 5e-3)))
+    for index, end in train(points, tmp_path / "stack").items():
+        path = alone(points[index], tmp_path / "alone")
+        assert [[*row] for row in rows(end.run)] == [[*row] for row in rows(path)]
+        assert [(row["step"], row["epoch"]) for row in rows(end.run)] == [(r["step"], r["epoch"]) for r in rows(path)]
+        assert checkpoint(end.run)["lr_schedulers"] == checkpoint(path)["lr_schedulers"]
+        groups = [checkpoint(each)["optimizer_states"][0]["param_groups"] for each in (end.run, path)]
+        assert groups[0] == groups[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["leaky", "rleaky", "one-to-one", "parametrized"])
+def test_matrices_are_multiplied_in_bfloat16_where_that_is_asked_for(case: str, tmp_path: Path) -> None:
+    """The first steps, as long as differences in the last of its eight binary digits have not moved a spike."""
+    words = [*CASES[case], "trainer.precision=bf16-mixed", "trainer.max_epochs=1"]
+    points = [member(*words, f"seed={seed}") for seed in (3, 1, 2)]
+    ends = train(points, tmp_path / "stack")
+    losses = [row["train/loss"] for row in rows(ends[1].run) if "train/loss" in row]
+    for point, place in ((points[1], "alone"), (member(*words[:-2], words[-1], "seed=1"), "single")):
+        path = alone(point, tmp_path / place)
+        wanted = [row["train/loss"] for row in rows(path) if "train/loss" in row]
+        assert losses[0] == pytest.approx(wanted[0], rel=2e-2)
+        if place == "single":
+            assert losses[0] != wanted[0], "it is asked for, and done"
+
+
 @pytest.mark.slow
 class TestRunDirectories:
     @pytest.fixture
@@ -358,8 +496,7 @@ class TestRunDirectories:
             {str(part.relative_to(top)).split("/events")[0] for part in top.rglob("*") if part.is_file()}
             for top in (end.run, path)
         ]
-        figures = {name for name in names[1] if name.startswith("figures/")}
-        assert names[0] == names[1] - figures
+        assert names[0] == names[1]
         records = [Run(top).read() for top in (end.run, path)]
         assert records[0]["stack"] == {"members": 3, "member": 1}
         assert records[0].keys() - {"stack"} == records[1].keys()

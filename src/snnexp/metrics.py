@@ -52,8 +52,8 @@ class Means:
 
 
 def counted(total: Tensor, count: int | Tensor) -> Sum:
-    """A sum of ``count`` values."""
-    return total, torch.as_tensor(count, device=total.device)
+    """A sum of ``count`` values, or several sums of as many."""
+    return total, torch.as_tensor(count, device=total.device).expand(total.shape)
 
 
 def spike_count(spikes: Tensor) -> Tensor:

@@ -94,6 +94,11 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     if inputs.shape[1] == 1:
         bias = None if bias is None else bias.flatten()
         return F.linear(inputs.squeeze(1), weight.flatten(0, 1), bias).view(-1, *weight.shape[:2])
+    kind = inputs.device.type
+    if torch.is_autocast_enabled(kind):
+        # which casts for PyTorch's own functions alone
+        dtype = torch.get_autocast_dtype(kind)
+        inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _MemberProduct.apply(inputs, weight, bias)  # type: ignore[no-any-return]
 
 

@@ -19,6 +19,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,11 @@ class Checkpoint:
 
 
 def find(
-    run: Run, wanted: Mapping[str, Any], batches: int, require_same: Callable[[dict[str, Any]], None]
+    run: Run,
+    wanted: Mapping[str, Any],
+    batches: int,
+    require_same: Callable[[dict[str, Any]], None],
+    step: int | None = None,
 ) -> Checkpoint | None:
     """The newest undamaged checkpoint of a run, to resume it from; None where nothing has been trained yet.
 
@@ -69,11 +74,14 @@ def find(
         wanted: a checkpoint of the same run, see :func:`example`.
         batches: of an epoch.
         require_same: raises for the config of a checkpoint that the run cannot be resumed from.
+        step: look for one of this step, and return None where no undamaged one is.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged or not of this run; or there should be one.
     """
     folder = run.checkpoints
+    if step is not None:
+        return _of_step(step, run, wanted, batches, require_same)
     refusals: list[CheckpointError] = []
     paths = [path for path in (folder / f"{name}.ckpt" for name in NEWEST_FIRST) if path.exists()]
     # to begin anew is right for a run that was not saved yet, and too much where something is damaged
@@ -91,6 +99,15 @@ def find(
     if not (run.path / "metrics.jsonl").stat().st_size:
         return None
     raise CheckpointError(f"{folder}: no checkpoint is left")
+
+
+def _of_step(step: int, *of_run: Any) -> Checkpoint | None:
+    for path in (of_run[0].checkpoints / f"{name}.ckpt" for name in (*NEWEST_FIRST, "init")):
+        with suppress(CheckpointError):
+            found = _of_run(path, *of_run)
+            if found.step == step:
+                return found
+    return None
 
 
 def _of_run(

@@ -111,7 +111,8 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
         if asked is not None and (metric := asked.keep_measure()):
             tell(f"the search continues to use {metric}")
         left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
-        for point in left:
+        # those that have ended keep their places in a stack
+        for point in ledger.points if asked is None and left else left:
             # a sweep may come from elsewhere, like a run, and downloads only where that is typed
             whole = config.offline(config.trusted(ledger.config(point), ledger.path / CONFIGS))
             ledger.replace(point, config.plain(config.change(whole, keys)))
@@ -156,8 +157,8 @@ def drive(ledger: Ledger, asked: Asked | None = None, keys: Sequence[str] = ()) 
     """
     if asked is not None:
         return _drive_search(ledger, asked, keys)
-    left = [point for point in ledger.points if not point.done]
-    source = Listed(jobs_of(ledger, left))
+    source = Listed(jobs_of(ledger, ledger.points))
+    left = [point for job in source.jobs for point in job]
     view = display.Display(console(), ledger)
     view.say(f"{len(left)} of {len(ledger.points)} points")
     accelerators = {_accelerator(ledger.config(point)) for point in left}
@@ -248,28 +249,38 @@ def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str,
 
 
 def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
-    """Points as jobs, in order; where they are to be stacked, it is told which cannot be."""
+    """What is left to do about points, as jobs in their order; it is told which cannot be stacked as they should be.
+
+    A stack keeps the places of members that have ended, so that the others round as before.
+    """
+    left = [point for point in points if not point.done]
     if ledger.launcher["kind"] != "stacked":
-        return [[point] for point in points]
+        return [Job([point]) for point in left]
     from snnexp.sweeps import grouping
 
-    groups: dict[Any, Job] = {}
+    groups: dict[Any, list[Point]] = {}
     obstacles: dict[str, int] = {}
     for point in points:
         whole = ledger.config(point)
+        if not whole:
+            # a point of a search that was refused
+            continue
         if reason := grouping.obstacle(whole):
-            obstacles[reason] = obstacles.get(reason, 0) + 1
+            obstacles[reason] = obstacles.get(reason, 0) + (not point.done)
             groups[point.index] = [point]
         else:
             groups.setdefault(grouping.key(whole), []).append(point)
     for reason, count in obstacles.items():
-        tell(f"{count} of {len(points)} points cannot be stacked, {reason}; they run alone")
+        if count:
+            tell(f"{count} of {len(left)} points cannot be stacked, {reason}; they run alone")
     most, workers = ledger.launcher["members"], ledger.launcher["workers"] or 1
     # all workers take part
-    return [part for group in groups.values() for part in _shared(group, min(most, -(-len(group) // workers)))]
+    parts = [part for group in groups.values() for part in _shared(group, min(most, -(-len(group) // workers)))]
+    jobs = [Job((point for point in part if not point.done), part) for part in parts]
+    return [job for job in jobs if job]
 
 
-def _shared(points: Job, most: int) -> list[Job]:
+def _shared(points: Sequence[Point], most: int) -> list[Sequence[Point]]:
     """Points in parts of at most ``most``, as equal as can be."""
     parts = -(-len(points) // most)
     ends = [len(points) * index // parts for index in range(parts + 1)]

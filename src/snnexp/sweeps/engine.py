@@ -157,7 +157,7 @@ class Engine:
         for slot, job in begun:
             for point in job:
                 point.status, point.reason, point.exit_code = "running", "", None
-                point.how = slot.how if len(job) == 1 else f"stack of {len(job)}"
+                point.how = slot.how if len(job.seats) == 1 else f"stack of {len(job.seats)}"
         if begun or ended or self.begun:
             # before the points start: whoever finds a run directory knows whose it is
             self.ledger.save()
@@ -317,8 +317,9 @@ class Tasks:
                 point.run = ""
         where = {"parent": str(ledger.runs), "log": str(ledger.log(first))}
         task: dict[str, Any] = {"keys": [*self.keys], **where}
-        if len(job) > 1:
-            return {**task, "members": [{**self._point(point), "run": self._run(point)} for point in job]}
+        if len(job.seats) > 1:
+            seats = [{**self._point(point), "run": self._run(point), "over": point not in job} for point in job.seats]
+            return {**task, "members": seats}
         task |= {"prune": self.prune(first)} if self.prune else {}
         return {**task, **({"run": self._run(first)} if first.run else self._point(first))}
 

@@ -36,8 +36,6 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
     trainer = plain["trainer"]
     if trainer["strategy"] == "ddp" or trainer["devices"] != 1:
         return "it trains on several devices"
-    if trainer["precision"] != "32-true":
-        return f"its precision is {trainer['precision']}"
     if plain["kernel"] == "triton":
         return "kernel=triton knows no stacks"
     if plain["data"]["num_workers"]:

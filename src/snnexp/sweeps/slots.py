@@ -5,14 +5,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 from snnexp.sweeps.ledger import Point
 
-Job = list[Point]
-"""Points that one task carries out: one, or the members of a stack."""
+
+class Job(list[Point]):
+    """Points that one task carries out.
+
+    Args:
+        points: one, or those of a stack that have not ended.
+        seats: all members of the stack, in the order in which it was begun.
+    """
+
+    def __init__(self, points: Iterable[Point], seats: Sequence[Point] = ()) -> None:
+        super().__init__(points)
+        self.seats = seats or [*self]
 
 
 class Slot(Protocol):

@@ -45,7 +45,7 @@ class Listed:
         return bool(self.jobs)
 
     def put_back(self, point: Point) -> None:
-        self.jobs.append([point])
+        self.jobs.append(Job([point]))
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Searched:
     def next(self) -> Job | None:
         if not self.jobs:
             found = list(itertools.islice(iter(lambda: self._reach(self._point), None), self.together))
-            refused = [[point] for point in found if point.status == "failed"]
+            refused = [Job([point]) for point in found if point.status == "failed"]
             left = [point for point in found if point.status != "failed"]
             self.jobs = [*refused, *(self.group(left) if left else [])]
         return self.jobs.pop(0) if self.jobs else None
@@ -273,7 +273,7 @@ class Searched:
         return found
 
     def put_back(self, point: Point) -> None:
-        self.jobs.append([point])
+        self.jobs.append(Job([point]))
 
     def pruned(self, point: Point) -> dict[str, Any]:
         """What a run needs to be given up early."""

@@ -4,8 +4,9 @@ It reads tasks from its standard input and tells what becomes of them on its sta
 
     {"config": {..}, "overrides": [..], "parent": ".."}                   train a point
     {"run": ".."}                                                         resume its run
-    {"members": [{"config", "overrides", "run"}, ..], "parent": ".."}     train points as one
+    {"members": [{"config", "overrides", "run", "over"}, ..], "parent": ".."}     train points as one
 
+where members that are over have ended before, only keep their places and do not count as points;
 each with "keys", the overrides of runs that are resumed, "log", where to print until there is a run directory,
 and for a point of a search "prune", the arguments of :class:`~snnexp.search.pruning.Pruning`. It answers
 
@@ -19,6 +20,7 @@ that it has started end at once.
 """
 
 import gc
+import itertools
 import json
 import os
 import queue
@@ -85,7 +87,7 @@ def _print_to(handle: int) -> None:
 
 def execute(task: Mapping[str, Any], tell: Tell) -> bool:
     """Carry out a task, and tell the end of each of its points; False where the process may not be what it was."""
-    left = set(range(len(task.get("members", [None]))))
+    left = set(range(sum(not member["over"] for member in task["members"]) if "members" in task else 1))
 
     def note(event: dict[str, Any]) -> None:
         left.discard(event.get("ended", -1))
@@ -169,25 +171,31 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     from snnexp.training import stacked
 
     keys = task.get("keys", [])
-    members = [
-        stacked.Member(
-            OmegaConf.create(member["config"]), member["overrides"], member["run"] and Path(member["run"]), keys
+    points = [
+        stacked.Point(
+            OmegaConf.create(member["config"]),
+            member["overrides"],
+            member["run"] and Path(member["run"]),
+            keys,
+            member["over"],
         )
         for member in task["members"]
     ]
 
+    # what is told is numbered without those that are over
+    numbers = list(itertools.accumulate((not point.over for point in points), initial=0))
     told: set[int] = set()
 
     def begun(index: int, path: Path) -> None:
         # on a CPU, wide layers fill the cache alone
         told.add(index)
         together = Run(path).read().get("stack", {"members": 1})["members"]
-        tell({"begun": index, "run": str(path), "members": together})
+        tell({"begun": numbers[index], "run": str(path), "members": together})
 
     def ended(index: int, outcome: stacked.Outcome) -> None:
         if index not in told and outcome.run is not None:
             begun(index, outcome.run)
         found = {"status": outcome.status, "metrics": outcome.metrics, "reason": outcome.reason}
-        tell({"ended": index, **found, "exit_code": outcome.exit_code})
+        tell({"ended": numbers[index], **found, "exit_code": outcome.exit_code})
 
-    stacked.train(members, Path(task["parent"]), begun, ended)
+    stacked.train(points, Path(task["parent"]), begun, ended)

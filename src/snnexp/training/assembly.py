@@ -22,7 +22,8 @@ from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
 from snnexp.spec import rules, values
-from snnexp.training import callbacks, contracts, launchers, processes, saving
+from snnexp.training import callbacks, contracts, launchers, observers, processes
+from snnexp.training.members import Bridge
 from snnexp.training.task import Measure, Task
 
 
@@ -112,9 +113,9 @@ def make_trainer(
                 enable_model_summary=False,
                 logger=False,
                 # without a place, Lightning would look for one, and requeue a job of SLURM by itself
-                plugins=[saving.RunCheckpointIO(), place],
+                plugins=[place],
                 default_root_dir=os.devnull,
-                callbacks=[callbacks.LogMeans(), callbacks.ProjectParameters(), callbacks.DivergenceGuard()],
+                callbacks=[callbacks.LogMeans(), Bridge(observers.ProjectParameters, observers.DivergenceGuard)],
             )
             # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

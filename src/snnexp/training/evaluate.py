@@ -14,8 +14,9 @@ from snnexp.network import Network
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.run import Run
 from snnexp.text import shown
-from snnexp.training import callbacks, saving
+from snnexp.training import callbacks, observers, saving
 from snnexp.training.assembly import build
+from snnexp.training.members import Bridge, Member
 from snnexp.training.signals import Signals
 from snnexp.training.start import example, is_typed, limits_of, without_download
 from snnexp.training.watching import measuring
@@ -59,18 +60,18 @@ def evaluate(
         loader = parts.data.loader(split)
         watching = measuring(cfg, parts, processes)
         if checkpoint in OWN:
-            everything = [*parts.trainer.callbacks, *watching, saving.Checkpoints(run_dir, "", 1, 0)]  # type: ignore[attr-defined]
-            found = checkpoints.read(file, example(parts, everything))
+            found = checkpoints.read(file, example(parts, [*watching, saving.Checkpoints(run_dir, "")]))
             weights = found["state_dict"]
-            for callback in watching:
-                if isinstance(callback, callbacks.SeedMeanLoss):
-                    callback.sums = found["callbacks"][callback.state_key]["sums"].mean(0)
+            for observer in watching:
+                if isinstance(observer, observers.SeedMeanLoss):
+                    observer.sums = found["callbacks"][observer.state_key]["sums"].mean(0)
         else:
             weights = checkpoints.read_weights(file, parts.task.state_dict())
             # what a foreign network was trained with is not known
-            watching = [callback for callback in watching if not isinstance(callback, callbacks.SeedMeanLoss)]
+            watching = [observer for observer in watching if not isinstance(observer, observers.SeedMeanLoss)]
         parts.task.load_state_dict(weights)
-        parts.trainer.callbacks += watching  # type: ignore[attr-defined]
+        Bridge.of(parts.trainer).given = [Member(parts.task, watching)]
+        parts.trainer.callbacks.append(callbacks.RandomNumbers(cfg.seed))  # type: ignore[attr-defined]
         with terminal.quiet(), user_parts.running(cfg=cfg):
             measured = parts.trainer.test(parts.task, dataloaders=loader, verbose=False)[0]
         return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}

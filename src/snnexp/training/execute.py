@@ -1,13 +1,13 @@
 """Run an experiment, resume it, measure it again; :mod:`snnexp.experiment` is its public side."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -24,11 +24,13 @@ from snnexp.limits import memory_told
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
-from snnexp.training import loggers, probe, processes, progress, saving
+from snnexp.training import callbacks, loggers, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
+from snnexp.training.members import Bridge, Member, Observer
 from snnexp.training.processes import Others
 from snnexp.training.signals import Signals
 from snnexp.training.start import Start
+from snnexp.training.task import Task
 from snnexp.training.watching import watching_over
 
 
@@ -44,6 +46,34 @@ class Record:
         main = main_metric(self.metrics)
         measured = "" if main is None else f", {main} {self.metrics[main]:.4g} and {len(self.metrics) - 1} more"
         return f"Record({str(self.path)!r}, {self.status}{measured})"
+
+
+@dataclass
+class Clock:
+    """When a stage ended, in seconds."""
+
+    began: float = field(default_factory=time.perf_counter)
+    built: float = 0.0
+    fitted: float = 0.0
+    tested: float = 0.0
+
+    def wall_s(self, saved: float, drawn: Mapping[str, float], members: int = 1) -> dict[str, float]:
+        """What run.json says of the time that each stage took: the share of one of the members.
+
+        Args:
+            saved: seconds for checkpoints.
+            drawn: seconds for figures while training (``fit``) and after the test (``test``).
+            members: that were trained together.
+        """
+        stages = {
+            "build": self.built - self.began,
+            "fit": self.fitted - self.built - saved - drawn["fit"],
+            "save": saved,
+            "draw": sum(drawn.values()),
+            "test": self.tested - self.fitted - drawn["test"],
+            "total": self.tested - self.began,
+        }
+        return {name: seconds / members for name, seconds in stages.items()}
 
 
 def run(
@@ -106,7 +136,7 @@ def execute(
         SnnexpError: as :func:`run`.
     """
     with Signals() as signals, Others() as others, memory_told(), signals.heeded():
-        clock = {"began": time.perf_counter()}
+        clock = Clock()
         if (path := others.awaited(start.read())) is not None:
             return _follow(path, signals, watching)
         try:
@@ -151,34 +181,31 @@ def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Recor
     start.read()
     _make_ready(start, signals, watching)
     with _recorded(start), memory_told(), signals.heeded():
-        return _carry_out(start, {}, signals)
+        return _carry_out(start, Clock(), signals)
 
 
-def _make_ready(start: Start, signals: Signals, watching: Sequence[Callback]) -> None:
+def _make_ready(start: Start, signals: Signals, others: Sequence[Callback]) -> None:
     """All before the first step that leaves nothing on the disk."""
     threads.use(start.threads)
-    start.build()
-    saver = _watch(start, signals, watching)
-    start.find(start.parts.trainer.callbacks)  # type: ignore[attr-defined]
+    parts = start.build()
+    trainer, logger = parts.trainer, start.cfg.logger
+    member = Member(parts.task, watching_over(start.cfg, parts, start.run))
+    bridge = Bridge.of(trainer)
+    bridge.given = [member]
+    saver = saving.Saving(bridge, logger.save_every_n_epochs, logger.save_every_s)
+    start.find(member.observers)
     if start.found is not None:
-        saver.go_on_from(start.found)
-
-
-def _watch(start: Start, signals: Signals, others: Sequence[Callback]) -> saving.Checkpoints:
-    """Attach the run's callbacks to the trainer; returns the one that saves checkpoints."""
-    parts = start.parts
-    watching = watching_over(start.cfg, parts, start.run)
-    (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
-    signals.checkpoints, signals.data, signals.launcher = saver, parts.data, parts.trainer.strategy.launcher
-    display: list[Callback] = []
-    if parts.trainer.is_global_zero:
-        display.append(progress.ProgressDisplay(terminal.console()))
+        member.resume(start.found.content, trainer.global_rank)
+        parts.task.resumed = start.found.content
+        saver.resume(start.found)
+    signals.checkpoints, signals.data, signals.launcher = saver, parts.data, trainer.strategy.launcher
+    display = [progress.ProgressDisplay(terminal.console())] if trainer.is_global_zero else []
+    random = callbacks.RandomNumbers(start.cfg.seed)
     # what stops comes last
-    parts.trainer.callbacks += [*display, *watching, *others, signals]  # type: ignore[attr-defined]
-    return saver
+    trainer.callbacks += [random, *display, saver, *others, signals]  # type: ignore[attr-defined]
 
 
-def _carry_out(start: Start, clock: dict[str, float], signals: Signals) -> Record:
+def _carry_out(start: Start, clock: Clock, signals: Signals) -> Record:
     trainer = start.parts.trainer
     try:
         with user_parts.running(cfg=start.cfg):
@@ -198,7 +225,9 @@ def _carry_out(start: Start, clock: dict[str, float], signals: Signals) -> Recor
         raise
     signals.stop_if_told()
     if trainer.is_global_zero:
-        _record_success(start, measured, clock)
+        (member,), saver = Bridge.of(trainer).members, signals.checkpoints
+        assert saver is not None
+        succeed(start, measured, clock.wall_s(saver.spent_s, drawn_s(member.observers)), trainer)
     return Record(start.run.path, "finished", measured)
 
 
@@ -222,7 +251,23 @@ def _recorded(start: Start) -> Iterator[None]:
             torch.distributed.destroy_process_group()
 
 
-def _train_and_test(start: Start, clock: dict[str, float]) -> dict[str, float]:
+def fit_and_test(
+    trainer: Trainer, task: Task, data: LightningDataModule, found: Checkpoint | None, clock: Clock
+) -> dict[str, float]:
+    """Train and test from the place of a checkpoint on; returns what was logged of the last epoch and of the test."""
+    if found is not None:
+        saving.resume_at(trainer, found)
+    clock.built = time.perf_counter()
+    trainer.fit(task, datamodule=data)
+    clock.fitted = time.perf_counter()
+    # a test forgets them
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    measured |= trainer.test(task, datamodule=data, verbose=False)[0]
+    clock.tested = time.perf_counter()
+    return measured
+
+
+def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
     cfg, parts, run_dir, found = start.cfg, start.parts, start.run, start.found
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
@@ -230,14 +275,7 @@ def _train_and_test(start: Start, clock: dict[str, float]) -> dict[str, float]:
     board = loggers.Board(run_dir, None if found is None else found.step)
     trainer.loggers = [loggers.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     with terminal.quiet(run_dir.path / "train.log" if main else None):
-        clock["built"] = time.perf_counter()
-        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=None if found is None else found.path)
-        clock["fitted"] = time.perf_counter()
-        # of the last epoch; a test forgets them
-        logged = trainer.callback_metrics
-        measured = {name: float(value) for name, value in logged.items() if name.startswith("val/")}
-        measured |= trainer.test(parts.task, datamodule=parts.data, verbose=False)[0]
-        clock["tested"] = time.perf_counter()
+        measured = fit_and_test(trainer, parts.task, parts.data, found, clock)
         if cfg.logger.tensorboard and main:
             board.log_hyperparams(recipes.hyperparameters(config.plain(cfg), run_dir.overrides()), measured)
             board.finalize("success")
@@ -256,25 +294,23 @@ def _announce(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found:
         screen.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
 
 
-def _record_success(start: Start, measured: dict[str, float], clock: dict[str, float]) -> None:
-    parts = start.parts
-    began, built, fitted, tested = (clock[name] for name in ("began", "built", "fitted", "tested"))
-    watching = parts.trainer.callbacks  # type: ignore[attr-defined]
-    (saver,) = (callback for callback in watching if isinstance(callback, saving.Checkpoints))
-    (drawing,) = (callback for callback in watching if isinstance(callback, probe.Probe))
-    drawn = drawing.spent_s
-    wall_s = {
-        "build": built - began,
-        "fit": fitted - built - saver.spent_s - drawn["fit"],
-        "save": saver.spent_s,
-        "draw": sum(drawn.values()),
-        "test": tested - fitted - drawn["test"],
-        "total": tested - began,
-    }
-    samples = (parts.trainer.global_step - start.step) * min(parts.data.batch_size, len(parts.data.train))
+def succeed(start: Start, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer) -> None:
+    """Write down that a run has finished."""
+    samples = (trainer.global_step - start.step) * min(start.parts.data.batch_size, len(start.parts.data.train))
+    start.run.close_metrics()
     start.run.update(
-        status="finished", exit_code=0, metrics=measured, wall_s=wall_s, samples_per_s=samples / wall_s["fit"]
+        status="finished",
+        exit_code=0,
+        metrics=dict(measured),
+        wall_s=dict(wall_s),
+        samples_per_s=samples / wall_s["fit"],
     )
+
+
+def drawn_s(observers: Sequence[Observer]) -> dict[str, float]:
+    """What drawing took while training and after the test."""
+    (drawing,) = (observer for observer in observers if isinstance(observer, probe.Probe))
+    return drawing.spent_s
 
 
 def _shown(cfg: DictConfig, record: Record) -> Record:

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -35,13 +35,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from snnexp import metrics
+from snnexp.data import DataModule
 from snnexp.errors import InterruptedRunError
 from snnexp.events import Events
 from snnexp.figures import style
 from snnexp.figures.snapshots import live_pictures
 from snnexp.record.run import Run
 from snnexp.seeds import fold
-from snnexp.training.callbacks import TestCounts, short
+from snnexp.training.members import Member, Observer
+from snnexp.training.observers import TestCounts, short
 from snnexp.training.task import Task
 
 LOG = logging.getLogger(__name__)
@@ -122,7 +124,7 @@ def _array(value: Tensor) -> NDArray[Any]:
     return array
 
 
-class Probe(Callback):
+class Probe(Observer):
     """Record a fixed batch before training, after epochs and at the end, and draw it.
 
     ``probe/init.npz`` is from before the first step, ``last.npz`` the newest, and ``test.npz`` what the test split adds
@@ -131,60 +133,60 @@ class Probe(Callback):
 
     Args:
         run: where to.
+        data: the run's.
         decoder: see :func:`snapshot`.
         counts: what the test split adds up to.
         seed: of random encoders.
         every_n_epochs: draw after every n epochs, 0 for never,
         every_s: but only so many seconds after the last time; the end of a run is always drawn.
-        pictures: draw; else the arrays are recorded alone, from which a report draws.
     """
 
     def __init__(
         self,
         run: Run,
+        data: DataModule,
         decoder: str | None,
         counts: TestCounts,
         seed: int,
         every_n_epochs: int,
         every_s: float,
-        pictures: bool = True,
     ) -> None:
-        self.run, self.decoder, self.counts, self.seed = run, decoder, counts, seed
-        self.every_n_epochs, self.every_s, self.pictures = every_n_epochs, every_s, pictures
+        self.run, self.data, self.decoder, self.counts, self.seed = run, data, decoder, counts, seed
+        self.every_n_epochs, self.every_s = every_n_epochs, every_s
         self.drawn_at = 0.0
         self.batch: tuple[Tensor, Tensor] | None = None
         """The batch, once it was asked for: a run that is stopped because data do not come cannot ask for more."""
         self.spent_s = {"fit": 0.0, "test": 0.0}
         """What recording and drawing took while training, and after the test."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, member: Member) -> None:
         self.drawn_at = time.monotonic()
         if trainer.global_step == 0 and self._asked(trainer):
             with self._beside(trainer):
-                self.run.write_arrays("init", self._snapshot(trainer, pl_module))
+                self.run.write_arrays("init", self._snapshot(trainer, member))
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
         done = trainer.current_epoch + 1
         # the end is drawn after the test
         if not self._asked(trainer) or done % self.every_n_epochs or done == trainer.max_epochs:
             return
         if time.monotonic() - self.drawn_at >= self.every_s:
             with self._beside(trainer):
-                self._draw(trainer, pl_module, f"after epoch {done}", {})
+                self._draw(trainer, member, f"after epoch {done}", {})
             self.drawn_at = time.monotonic()
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, member: Member) -> None:
         if self._asked(trainer):
             with self._beside(trainer):
                 test = {"step": trainer.global_step, **_test_arrays(self.counts)}
                 self.run.write_arrays("test", test)
-                self._draw(trainer, pl_module, "after training", test)
+                self._draw(trainer, member, "after training", test)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, member: Member, exception: BaseException) -> None:
         # what was stopped may be looked at before it goes on; what diverged is no more to be seen
         if isinstance(exception, InterruptedRunError) and self.batch is not None:
             with self._beside(trainer):
-                self.run.write_arrays("last", self._snapshot(trainer, pl_module))
+                self.run.write_arrays("last", self._snapshot(trainer, member))
 
     def _asked(self, trainer: Trainer) -> bool:
         return bool(self.every_n_epochs) and trainer.is_global_zero
@@ -203,23 +205,20 @@ class Probe(Callback):
         finally:
             self.spent_s["test" if trainer.testing else "fit"] += time.perf_counter() - began
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, when: str, test: dict[str, Any]) -> None:
-        now = self._snapshot(trainer, pl_module)
+    def _draw(self, trainer: Trainer, member: Member, when: str, test: dict[str, Any]) -> None:
+        now = self._snapshot(trainer, member)
         self.run.write_arrays("last", now)
-        if not self.pictures:
-            return
         columns = {"before training": self.run.arrays("init"), when: now}
         for picture in live_pictures(columns, test):
             image = style.png(picture.figure, dpi=100)
             self.run.write_figure(f"{picture.name}.png", image)
-            for logger in trainer.loggers:
+            for logger in member.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     # TensorBoard opens the first two groups by name, which should be those of losses
                     _add_image(logger.experiment, f"visualization/{picture.name}", image, trainer.global_step)
 
-    def _snapshot(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        assert isinstance(pl_module, Task)
-        device = pl_module.device
+    def _snapshot(self, trainer: Trainer, member: Member) -> dict[str, Any]:
+        task, device = member.task, member.task.device
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             # a test makes tensors that can have no gradient
@@ -228,13 +227,12 @@ class Probe(Callback):
             trainer.strategy.precision_plugin.forward_context(),
         ):
             torch.manual_seed(fold(self.seed, "probe"))
-            values, target = self.batch = self.batch or _first_batch(trainer, pl_module)
-            found = snapshot(pl_module, (values.to(device), target.to(device)), self.decoder)
+            values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)
+            found = snapshot(task, (values.to(device), target.to(device)), self.decoder)
         return {"step": trainer.global_step, **found}
 
 
-def _first_batch(trainer: Trainer, task: Task) -> tuple[Tensor, Tensor]:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+def _first_batch(trainer: Trainer, task: Task, data: DataModule) -> tuple[Tensor, Tensor]:
     samples = data.test if data.val is None else data.val
     states = task.network.num_steps * sum(math.prod(neuron.features) for neuron in task.network.neurons().values())
     size = max(1, min(SAMPLES, data.batch_size // trainer.world_size, len(samples), STATES // states))

@@ -1,138 +1,198 @@
-"""When a run is saved: after epochs, and as time passes."""
+"""When members are saved: after epochs, and as time passes; and what of them."""
 
 import io
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from snnexp.record import checkpoint as checkpoints
 from snnexp.record import upgrade
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.checksum import read_checkpoint, write_checkpoint
 from snnexp.record.run import Run
-from snnexp.training.callbacks import at_logged_step, require_finite_parameters
+from snnexp.training.members import Bridge, Member, Observer
+from snnexp.training.observers import at_logged_step, require_finite_parameters
+
+THREADS = 8
+"""How many members are written at once: their flushes to the disk become one."""
 
 
-class RunCheckpointIO(CheckpointIO):
-    """How Lightning writes and reads checkpoints: with a checksum, replaced atomically, read as plain values only."""
+class Checkpoints(Observer):
+    """The checkpoints of a member: init.ckpt, then last.ckpt, the one before it as previous.ckpt, and best.ckpt.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_checkpoint(Path(path), buffer.getvalue(), _generation_before(Path(path)))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return checkpoints.decode(read_checkpoint(Path(path)), Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-def _generation_before(path: Path) -> Path | None:
-    return path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
-
-
-class Checkpoints(Callback):
-    """init.ckpt before the first step, then last.ckpt, the one before it as previous.ckpt, and best.ckpt.
-
-    last.ckpt is written after every n epochs, at the end, and when it is older than some seconds. After every n epochs
-    the loss decides whether it is the best as well: ``val/loss`` with a validation split, else the training loss
-    averaged over the epoch. Numbers that are not finite are not saved: :class:`DivergedError` is raised instead.
+    Best is the lowest ``val/loss`` with a validation split, else the lowest training loss averaged over the epoch.
 
     Args:
         run: where to.
         config: the run's config, JSON.
-        every_n_epochs: n.
-        every_s: how old last.ckpt may become; 0 saves after every step.
     """
 
     state_key = "checkpoints"
 
-    def __init__(self, run: Run, config: str, every_n_epochs: int, every_s: float) -> None:
-        self.run, self.config, self.every_n_epochs, self.every_s = run, config, every_n_epochs, every_s
+    def __init__(self, run: Run, config: str) -> None:
+        self.run, self.config = run, config
         self.lowest = float("inf")
-        self.due = self.best = False
+        self.best = False
+
+    def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
+        self.lowest = state_dict["lowest"]
+
+    def become_last(self, path: Path) -> None:
+        """Let last.ckpt be another of the checkpoints."""
+        if path.name != "last.ckpt":
+            write_checkpoint(self.run.checkpoints / "last.ckpt", read_checkpoint(path))
+
+    def compare(self, member: Member) -> None:
+        """See whether the epoch that has just ended is the best."""
+        loss = float(member.metrics["val/loss" if "val/loss" in member.metrics else "train/epoch_loss"])
+        self.best = loss < self.lowest
+        self.lowest = min(loss, self.lowest)
+
+    def content(self, trainer: Trainer, member: Member, position: tuple[int, int]) -> dict[str, Any]:
+        """What a checkpoint holds between two steps; processes of ddp ask each other.
+
+        Raises:
+            DivergedError: a number is not finite.
+        """
+        require_finite_parameters(trainer, member)
+        states = ((observer.state_key, observer.state_dict(trainer)) for observer in member.observers)
+        return {
+            "format": upgrade.FORMAT,
+            "pytorch-lightning_version": lightning.__version__,
+            "config": self.config,
+            "epoch": position[0],
+            "batch": position[1],
+            "global_step": trainer.global_step,
+            "metrics": self.run.metrics_so_far(),
+            # a view would be saved with all that it is a view of
+            "state_dict": {name: value.clone() for name, value in member.task.state_dict().items()},
+            "callbacks": {key: state for key, state in states if state},
+            **member.training_state(),
+        }
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Replace a checkpoint; other members may be written at the same time."""
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        # before last.ckpt: a run that is killed between the two will come by here again
+        if name == "last" and self.best:
+            write_checkpoint(self.run.checkpoints / "best.ckpt", buffer.getvalue())
+        keep = self.run.checkpoints / "previous.ckpt" if name == "last" else None
+        write_checkpoint(self.run.checkpoints / f"{name}.ckpt", buffer.getvalue(), keep)
+        self.best = False
+
+
+class Saving(Callback):
+    """Save all members: before the first step, then after every n epochs, at the end, and as time passes.
+
+    Numbers that are not finite are not saved: :class:`DivergedError` ends the member instead.
+
+    Args:
+        bridge: knows the members.
+        every_n_epochs: n.
+        every_s: how old last.ckpt may become; 0 saves after every step.
+    """
+
+    def __init__(self, bridge: Bridge, every_n_epochs: int, every_s: float) -> None:
+        self.bridge, self.every_n_epochs, self.every_s = bridge, every_n_epochs, every_s
+        self.due = False
         self.position = (0, 0)
         self.begun = False
         self.saved: tuple[int, int] | None = None
         self.saved_at = 0.0
         self.spent_s = 0.0
 
-    def go_on_from(self, found: Checkpoint) -> None:
-        """Begin at the place in the run that a checkpoint holds."""
+    def resume(self, found: Checkpoint) -> None:
+        """Begin at the place that a checkpoint holds."""
         self.position, self.begun = found.position, True
         self.saved = found.position if found.path.name == "last.ckpt" else None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"lowest": self.lowest}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.lowest = state_dict["lowest"]
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Lightning's counters mean something else in each of its hooks; between two steps three numbers say all
-        del checkpoint["loops"]
-        checkpoint["format"] = upgrade.FORMAT
-        checkpoint["epoch"], checkpoint["batch"] = self.position
-        checkpoint["config"] = self.config
-        checkpoint["metrics"] = self.run.metrics_so_far()
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["loops"] = {"fit_loop": _counters(trainer, *self.position, checkpoint["global_step"])}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = time.monotonic()
         if not self.begun:
-            self._save(trainer, "init.ckpt")
+            self._save(trainer, "init")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.position = (trainer.current_epoch, batch_idx)
-        if self.due or agreed(trainer, self.is_due()):
+        if self.due or agreed(trainer, time.monotonic() - self.saved_at >= self.every_s):
             self.save_last(trainer)
-
-    def is_due(self) -> bool:
-        """Whether it is time to save."""
-        return self.due or time.monotonic() - self.saved_at >= self.every_s
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
         if done % self.every_n_epochs and done != trainer.max_epochs:
             return
-        metrics = trainer.callback_metrics
-        loss = float(metrics["val/loss" if "val/loss" in metrics else "train/epoch_loss"])
         # the epoch's own row is logged after this hook, so saving waits for the next one
-        self.due, self.best = True, loss < self.lowest
-        self.lowest = min(loss, self.lowest)
+        self.due = True
+        for member in self.bridge.living:
+            checkpoints_of(member).compare(member)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.position = (trainer.current_epoch, 0)
         self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
-        """Replace last.ckpt, unless it holds this place in the run already; raise if a number is not finite."""
+        """Replace last.ckpt, unless it holds this place already."""
         if self.saved == self.position:
             return
         began = time.perf_counter()
-        # before last.ckpt: a run that is killed between the two will come by here again
-        self._save(trainer, "best.ckpt" if self.best else "last.ckpt")
-        if self.best and trainer.is_global_zero:
-            last = self.run.checkpoints / "last.ckpt"
-            write_checkpoint(last, (self.run.checkpoints / "best.ckpt").read_bytes(), _generation_before(last))
-        self.due = self.best = False
+        self._save(trainer, "last")
+        self.due = False
         self.saved, self.saved_at = self.position, time.monotonic()
         self.spent_s += time.perf_counter() - began
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        require_finite_parameters(trainer)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.flush()
-        trainer.save_checkpoint(self.run.checkpoints / name, weights_only=False)
+        ready: list[tuple[Member, Callable[[], object]]] = []
+        for member in self.bridge.living:
+            with member.may_end(), member.noting():
+                for logger in member.loggers:
+                    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                        logger.experiment.flush()
+                saver = checkpoints_of(member)
+                ready.append((member, partial(saver.write, name, saver.content(trainer, member, self.position))))
+        if trainer.is_global_zero:
+            for (member, _), error in zip(ready, attempted([act for _, act in ready]), strict=True):
+                with member.may_end():
+                    if error is not None:
+                        raise error
+        trainer.strategy.barrier()
+        self.bridge.require_living()
+
+
+def checkpoints_of(member: Member) -> Checkpoints:
+    """What writes the checkpoints of a member."""
+    (found,) = (observer for observer in member.observers if isinstance(observer, Checkpoints))
+    return found
+
+
+def attempted(acts: Sequence[Callable[[], object]]) -> list[Exception | None]:
+    """Carry out what waits for the disk for all members at once, whose flushes become one; what each has raised."""
+
+    def attempt(act: Callable[[], object]) -> Exception | None:
+        try:
+            act()
+        except Exception as error:
+            return error
+        return None
+
+    if len(acts) == 1:
+        return [attempt(acts[0])]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(attempt, acts))
+
+
+def resume_at(trainer: Trainer, found: Checkpoint) -> None:
+    """Let Lightning's loops begin at the place that a checkpoint holds."""
+    trainer.fit_loop.load_state_dict(_counters(trainer, *found.position, found.step))
 
 
 def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, Any]:

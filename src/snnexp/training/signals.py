@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from snnexp.data.module import DataModule
 from snnexp.errors import InterruptedRunError, LostProcessError, PartError, SnnexpError, ending_signals
 from snnexp.record.run import Run
-from snnexp.training.saving import Checkpoints, agreed
+from snnexp.training.saving import Saving, agreed
 
 GRACE_S = 30.0
 """What the other processes of a run that has finished may take to end."""
@@ -38,7 +38,7 @@ class Signals(Callback):
 
     def __init__(self) -> None:
         self.run: Run | None = None
-        self.checkpoints: Checkpoints | None = None
+        self.checkpoints: Saving | None = None
         self.data: DataModule | None = None
         self.launcher: Any = None
         self.parent: int | None = None

@@ -7,63 +7,72 @@ stack, so that whatever saves, records or counts of a run works on a member as i
 """
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from snnexp import terminal, threads
+from snnexp import config, terminal, threads
+from snnexp.config import recipes
 from snnexp.errors import DISK, InterruptedRunError, SnnexpError
 from snnexp.kernels.fused import CHUNK_BYTES
 from snnexp.limits import memory_told
-from snnexp.training.execute import execute
-from snnexp.training.lane import Lane, Member, Outcome, failure, settings
+from snnexp.record.environment import git, versions
+from snnexp.training.execute import Clock, drawn_s, execute, fit_and_test, succeed
+from snnexp.training.feed import Together
+from snnexp.training.members import AllEndedError, Bridge
+from snnexp.training.saving import Saving, attempted
 from snnexp.training.signals import Signals
-from snnexp.training.stack import Stack
+from snnexp.training.stack import Stacked
+from snnexp.training.stack_member import Outcome, Point, StackMember, failure, settings
 
-__all__ = ["Member", "Outcome", "train"]
+__all__ = ["Outcome", "Point", "train"]
 
 
 def train(
-    members: Sequence[Member],
+    points: Sequence[Point],
     parent: Path,
     begun: Callable[[int, Path], object],
     ended: Callable[[int, Outcome], object],
 ) -> None:
-    """Train, test and record members whose :func:`snnexp.sweeps.grouping.key` is the same.
+    """Train, test and record points whose :func:`snnexp.sweeps.grouping.key` is the same.
 
     On a CPU only so many are trained at a time as share its cache; where a single one fills it, each runs alone, for
-    there is nothing to gain. Members that resume from a checkpoint are stacked with those that stand at the same step.
+    there is nothing to gain. Members that were stopped together resume from the newest step that all of them have;
+    those that stand at other steps train one after the other. Whoever does not train keeps its place meanwhile.
     ``wall_s`` in run.json is a member's share: what its stack took, divided by the number of its members.
 
     Args:
-        members: the points.
+        points: the points.
         parent: the folder in which run directories are made.
-        begun: told a member's index and its run directory, once that is there.
-        ended: told each member's index and end, once, as soon as it is known.
+        begun: told a point's index and its run directory, once that is there.
+        ended: told each point's index and end, once, as soon as it is known.
 
     Raises:
         InterruptedRunError: a signal came; all members are saved, and their ends told.
     """
-    left = set(range(len(members)))
+    left = {index for index, point in enumerate(points) if not point.over}
 
     def end(index: int, outcome: Outcome) -> None:
         left.discard(index)
         ended(index, outcome)
 
     try:
-        # equal settings of the optimiser stand together, so that they share one
-        order = sorted(left, key=lambda index: settings(members[index].cfg))
-        for part in _parts(order, members[0].cfg):
+        # those that are updated in the same way stand together
+        order = sorted(range(len(points)), key=lambda index: settings(points[index].cfg))
+        for part in _parts(order, points[0].cfg):
+            if left.isdisjoint(part):
+                continue
             if len(part) == 1:
-                _alone(part[0], members[part[0]], parent, begun, end)
+                _alone(part[0], points[part[0]], parent, begun, end)
             else:
-                _train(part, members, parent, begun, end)
+                _train([(index, points[index]) for index in part], parent, begun, end)
     except InterruptedRunError as error:
         for index in sorted(left):
-            end(index, failure(error, members[index].run))
+            end(index, failure(error, points[index].run))
         raise
 
 
@@ -81,19 +90,19 @@ def _parts(order: Sequence[int], cfg: DictConfig) -> list[Sequence[int]]:
 
 def _alone(
     index: int,
-    member: Member,
+    point: Point,
     parent: Path,
     begun: Callable[[int, Path], object],
     ended: Callable[[int, Outcome], object],
 ) -> None:
-    made: list[Path] = [] if member.run is None else [member.run]
+    made: list[Path] = [] if point.run is None else [point.run]
 
     def note(path: Path) -> None:
         made.append(path)
         begun(index, path)
 
     try:
-        record = execute(member.start(parent), note)
+        record = execute(point.start(parent), note)
     except (SnnexpError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK:
             raise
@@ -105,37 +114,60 @@ def _alone(
 
 
 def _train(
-    part: Sequence[int],
-    members: Sequence[Member],
+    points: Sequence[tuple[int, Point]],
     parent: Path,
     begun: Callable[[int, Path], object],
     ended: Callable[[int, Outcome], object],
 ) -> None:
-    lanes: list[Lane] = []
+    members = [(index, StackMember(point, partial(ended, index))) for index, point in points]
     with Signals() as signals, terminal.quiet():
-        began = time.perf_counter()
+        clock = Clock()
         try:
             with memory_told(), signals.heeded():
-                for index in part:
-                    lane = Lane(index, members[index], parent, ended)
-                    lanes.append(lane)
-                    with lane.may_end(), signals.heeded():
-                        lane.open()
-                        with threads.using(lane.threads):
-                            lane.build(next((other.trainer for other in lanes if other.trainer), None))
-                groups = _same_place(lanes)
-                built_s = (time.perf_counter() - began) / max(1, sum(map(len, groups)))
-                for group in groups:
-                    with threads.using(group[0].threads):
-                        Stack(group, begun, signals, built_s).carry_out()
+                trainer: Trainer | None = None
+                for _, member in members:
+                    with member.may_end(), signals.heeded():
+                        member.open(parent)
+                        with threads.using(member.start.threads):
+                            member.build(trainer)
+                        trainer = member.parts.trainer
+                _align([member for _, member in members if not member.ended])
+                told = {id(member): partial(begun, index) for index, member in members}
+                built = [member for _, member in members if hasattr(member, "parts")]
+                for number, group in enumerate(_same_place(built)):
+                    if number:
+                        clock = Clock()
+                        trainer = config.instantiate(config.plain(group[0].start.cfg)["trainer"], "trainer")
+                    assert trainer is not None
+                    with threads.using(group[0].start.threads):
+                        seats = [member if member in group else member.resting() for member in built]
+                        _carry_out(seats, trainer, lambda member, path: told[id(member)](path), signals, clock)
         except BaseException as error:
-            for lane in lanes:
-                if lane.living:
-                    lane.stop(error)
-            for index in part[len(lanes) :]:
-                ended(index, failure(error, members[index].run))
+            for _, member in members:
+                if not member.ended:
+                    member.stop(error)
             if isinstance(error, InterruptedRunError) or not _told(error):
                 raise
+
+
+def _align(members: Sequence[StackMember]) -> None:
+    """Let members that were stopped together resume from the newest step that all of them have."""
+    stopped = [
+        (member, member.start.found)
+        for member in members
+        if member.start.found is not None and member.start.before.get("status") != "diverged"
+    ]
+    step = min((found.step for _, found in stopped), default=0)
+    earlier = [
+        (member, found if found.step == step else member.start.find_earlier(member.observers, step))
+        for member, found in stopped
+    ]
+    for member, found in earlier if all(found for _, found in earlier) else stopped:
+        assert found is not None
+        member.start.resume_from(found)
+    for member in members:
+        if member.start.found is not None:
+            member.resume(member.start.found.content)
 
 
 def _told(error: BaseException) -> bool:
@@ -143,10 +175,63 @@ def _told(error: BaseException) -> bool:
     return isinstance(error, SnnexpError) or (isinstance(error, OSError) and error.errno in DISK)
 
 
-def _same_place(lanes: "Sequence[Lane]") -> "list[list[Lane]]":
+def _same_place(members: Sequence[StackMember]) -> list[list[StackMember]]:
     """Members that begin at the same place, with as many threads, in their order."""
-    places: dict[tuple[tuple[int, int], int], list[Lane]] = {}
-    for lane in lanes:
-        if lane.living:
-            places.setdefault((lane.position, lane.threads), []).append(lane)
+    places: dict[tuple[tuple[int, int], int], list[StackMember]] = {}
+    for member in members:
+        if not member.ended:
+            found = member.start.found
+            places.setdefault(((0, 0) if found is None else found.position, member.start.threads), []).append(member)
     return list(places.values())
+
+
+def _carry_out(
+    members: Sequence[StackMember],
+    trainer: Trainer,
+    begun: Callable[[StackMember, Path], object],
+    signals: Signals,
+    clock: Clock,
+) -> None:
+    """Begin, train, test and record members that stand at the same place; those that have ended keep theirs."""
+    living = [member for member in members if not member.ended]
+    cfg, device = living[0].start.cfg, trainer.strategy.root_device
+    # where one was never saved, none has trained
+    found = living[0].start.found if all(member.start.found for member in living) else None
+    stacked = Stacked(members, cfg.kernel, device)
+    data = Together([member.parts.data for member in members], device)
+    facts = {"kernel": stacked.kernel, "versions": versions(), "git": git()}
+    begins = [
+        partial(member.begin, {**facts, "stack": {"members": len(members), "member": member.position}})
+        for member in living
+    ]
+    for member, error in zip(living, attempted(begins), strict=True):
+        if member.opened is not None:
+            begun(member, member.opened.path)
+        with member.may_end():
+            if error is not None:
+                raise error
+    bridge = Bridge.of(trainer)
+    bridge.given = bridge.members = members
+    saving = Saving(bridge, cfg.logger.save_every_n_epochs, cfg.logger.save_every_s)
+    if found is not None:
+        saving.resume(found)
+    signals.checkpoints = saving
+    trainer.callbacks += [saving, signals]  # type: ignore[attr-defined]
+    try:
+        bridge.require_living()
+        fit_and_test(trainer, stacked, data, found, clock)
+    except AllEndedError:
+        return
+    signals.stop_if_told()
+    drawn = {stage: sum(drawn_s(member.observers)[stage] for member in living) for stage in ("fit", "test")}
+    wall_s = clock.wall_s(saving.spent_s, drawn, len(living))
+    living = [member for member in members if not member.ended]
+    ends = [partial(succeed, member.start, member.measured, wall_s, trainer) for member in living]
+    for member, error in zip(living, attempted(ends), strict=True):
+        with member.may_end():
+            if error is not None:
+                raise error
+            for board in member.loggers[1:]:
+                typed = recipes.hyperparameters(config.plain(member.start.cfg), member.point.overrides)
+                board.log_hyperparams(typed, member.measured)
+            member.end(Outcome("finished", member.start.run.path, member.measured))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, terminal, threads
@@ -27,6 +27,7 @@ from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
 from snnexp.text import line
 from snnexp.training.assembly import Parts, build
+from snnexp.training.members import Observer
 
 
 class Start:
@@ -99,14 +100,26 @@ class Start:
         self.parts = build(self.cfg, trainer)
         return self.parts
 
-    def find(self, watching: Sequence[Callback]) -> None:
+    def find(self, watching: Sequence[Observer]) -> None:
         """Look for the checkpoint to resume from, which holds the states of all that is ``watching``.
 
         Raises:
             CheckpointError: there are checkpoints, and none can be used.
         """
-        if self.is_new:
-            return
+        if not self.is_new and (found := self._look(watching)) is not None:
+            self.resume_from(found)
+
+    def find_earlier(self, watching: Sequence[Observer], step: int) -> Checkpoint | None:
+        """The checkpoint of a step; None where there is none that can be used."""
+        return self._look(watching, step)
+
+    def resume_from(self, found: Checkpoint) -> None:
+        """Begin at the place that a checkpoint holds."""
+        self.found = found
+        self.parts.data.begin = found.position
+        self.max_epochs = found.config["trainer"]["max_epochs"]
+
+    def _look(self, watching: Sequence[Observer], step: int | None = None) -> Checkpoint | None:
         now = config.plain(self.cfg)
 
         def require_same(before: dict[str, Any]) -> None:
@@ -122,10 +135,7 @@ class Start:
         batches = min(len(data.train_dataloader()), self.cfg.trainer.limit_batches or sys.maxsize)
         wanted = example(self.parts, watching)
         with terminal.quiet(self.run.path / "train.log" if trainer.is_global_zero else None):
-            self.found = checkpoints.find(self.run, wanted, batches, require_same)
-        if self.found is not None:
-            data.begin = self.found.position
-            self.max_epochs = self.found.config["trainer"]["max_epochs"]
+            return checkpoints.find(self.run, wanted, batches, require_same, step)
 
     @property
     def is_finished(self) -> bool:
@@ -229,7 +239,7 @@ def end_of(error: BaseException) -> dict[str, Any]:
     return {"status": status, "exit_code": 74 if isinstance(error, OSError) else code, "reason": line(reason)}
 
 
-def example(parts: Parts, watching: Sequence[Callback]) -> dict[str, Any]:
-    """What a checkpoint of a run holds that has these parts and callbacks."""
-    states = {callback.state_key: callback.state_dict() for callback in watching}
+def example(parts: Parts, watching: Sequence[Observer]) -> dict[str, Any]:
+    """What a checkpoint of a run holds that has these parts and observers."""
+    states = {observer.state_key: observer.state_dict() for observer in watching}
     return checkpoints.example(parts.task, states)

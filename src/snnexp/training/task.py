@@ -49,27 +49,38 @@ class Task(LightningModule):
         layers = list(network.neurons())
         self.means = metrics.Means()
         """Of the evaluation under way."""
+        self.resumed: Mapping[str, Any] | None = None
+        """A checkpoint, whose states the optimiser and its schedule take."""
         # an evaluation reads single time steps of the readout at most
         self.reduced = layers[:-1] if loss.reads == "membrane" else layers
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> dict[str, Any]:
+    def training_step(self, batch: Any, index: int) -> dict[str, Any]:
         loss, _, traces = self._step(batch)
         samples = _samples(traces)
         # reading every trace costs time, so it is done only for the steps that are logged
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            measured = self._measured(traces, batch[1], "train")
+            measured = self._measured(traces, batch, "train")
             values = {"train/loss": loss.detach(), **{name: total / n for name, (total, n) in measured.items()}}
             self.log_dict(values, on_step=True, on_epoch=False, batch_size=samples)
         return {"loss": loss, "samples": samples, "traces": traces}
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+    def validation_step(self, batch: Any, index: int) -> None:
         self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> dict[str, Any]:
+    def test_step(self, batch: Any, index: int) -> dict[str, Any]:
         return {"traces": self._evaluation_step(batch, "test")}
 
+    def shares(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
+        """What each member has of what a step gave, and its target."""
+        return [(outputs, batch[1])]
+
     def configure_optimizers(self) -> Any:
-        return self.make_optimizer([*self.parameters()], int(self.trainer.estimated_stepping_batches))
+        made = self.make_optimizer([*self.parameters()], int(self.trainer.estimated_stepping_batches))
+        if self.resumed is not None:
+            made["optimizer"].load_state_dict(self.resumed["optimizer_states"][0])
+            if "lr_scheduler" in made:
+                made["lr_scheduler"]["scheduler"].load_state_dict(self.resumed["lr_schedulers"][0])
+        return made
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter], total_steps: int) -> dict[str, Any]:
         """The optimiser of the task's parameters, or of as many others in their place.
@@ -83,18 +94,16 @@ class Task(LightningModule):
         groups = grouped(parameters, decays, getattr(self.optimizer, "weight_decay", 0.0))
         return self.optimizer(groups, total_steps)
 
-    def _step(
-        self, batch: tuple[Tensor, Tensor], reduced: Container[str] = ()
-    ) -> tuple[Tensor, Tensor | Events, list[Trace | Reduced]]:
+    def _step(self, batch: Any, reduced: Container[str] = ()) -> tuple[Tensor, Tensor | Events, list[Trace | Reduced]]:
         values, target = batch
         inputs = self.encode(values)
         traces = self.network(inputs, reduced=reduced)
         return self.loss(traces[-1], target), inputs, traces
 
-    def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> list[Trace | Reduced]:
+    def _evaluation_step(self, batch: Any, split: str) -> list[Trace | Reduced]:
         loss, inputs, traces = self._step(batch, reduced=self.reduced)
         samples = _samples(traces)
-        values = {f"{split}/loss": metrics.counted(loss * samples, samples), **self._measured(traces, batch[1], split)}
+        values = {f"{split}/loss": metrics.counted(loss * samples, samples), **self._measured(traces, batch, split)}
         if split == "test":
             values |= self._operations(traces, inputs)
         self.means.add(values)
@@ -110,8 +119,8 @@ class Task(LightningModule):
         return {name: metrics.counted(value * samples, samples) for name, value in found.items()}
 
     @torch.no_grad()
-    def _measured(self, traces: list[Trace | Reduced], target: Tensor, split: str) -> dict[str, metrics.Sum]:
-        values = {f"{split}/{name}": measure(traces[-1], target) for name, measure in self.measures.items()}
+    def _measured(self, traces: list[Trace | Reduced], batch: Any, split: str) -> dict[str, metrics.Sum]:
+        values = {f"{split}/{name}": measure(traces[-1], batch[1]) for name, measure in self.measures.items()}
         for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
             if neuron.spikes:
                 rate = metrics.firing_rate(trace.spike_count) / trace.num_steps

@@ -2,36 +2,37 @@
 
 import json
 
-from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.record.run import Run
-from snnexp.training import callbacks, probe, saving
+from snnexp.training import observers, probe, saving
 from snnexp.training.assembly import Parts
+from snnexp.training.members import Observer
 
 
-def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Callback]:
-    """Callbacks needed for training and testing."""
+def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
+    """What counts and checks, in training and in a test."""
     read_by = (parts.loss.reads, parts.decoder)
     layers = [*parts.network.neurons()][: None if "spike_count" in read_by else -1]
-    watching: list[Callback] = [
-        callbacks.RandomNumbers(cfg.seed),
-        callbacks.EpochLoss(processes),
-        callbacks.QuietLayers(layers),
-        callbacks.TestCounts(layers, parts.decoder),
+    watching: list[Observer] = [
+        observers.ProjectParameters(),
+        observers.DivergenceGuard(),
+        observers.EpochLoss(processes),
+        observers.QuietLayers(layers),
+        observers.TestCounts(layers, parts.decoder),
     ]
-    return [*watching, *([callbacks.SeedMeanLoss(processes)] if parts.decoder is None else [])]
+    return [*watching, *([observers.SeedMeanLoss(processes)] if parts.decoder is None else [])]
 
 
-def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run, pictures: bool = True) -> list[Callback]:
-    """All that watches a run and writes what it leaves; without ``pictures``, arrays are recorded and not drawn."""
+def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run) -> list[Observer]:
+    """All that watches a run and writes what it leaves."""
     logger = cfg.logger
     text = json.dumps(OmegaConf.to_container(cfg))
-    saver = saving.Checkpoints(run_dir, text, logger.save_every_n_epochs, logger.save_every_s)
+    saver = saving.Checkpoints(run_dir, text)
     watching = measuring(cfg, parts, parts.trainer.world_size)
-    (counts,) = (callback for callback in watching if isinstance(callback, callbacks.TestCounts))
+    (counts,) = (callback for callback in watching if isinstance(callback, observers.TestCounts))
     often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
-    drawing = probe.Probe(run_dir, parts.decoder, counts, cfg.seed, *often, pictures)
-    histograms = callbacks.ParameterHistograms(logger.save_every_n_epochs)
+    drawing = probe.Probe(run_dir, parts.data, parts.decoder, counts, cfg.seed, *often)
+    histograms = observers.ParameterHistograms(logger.save_every_n_epochs)
     # what saves comes after what counts
     return [*watching, histograms, saver, drawing]

@@ -1,0 +1,104 @@
+"""The data of a stack: batches of all members side by side."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from snnexp.data import DataModule
+
+
+class Together(LightningDataModule):
+    """The data of all members, in batches of :class:`Feed`.
+
+    Args:
+        data: of each member.
+        device: where batches will be used.
+    """
+
+    def __init__(self, data: Sequence[DataModule], device: torch.device) -> None:
+        super().__init__()
+        self.data = data
+        first = data[0]
+        self.feeds = {
+            split: Feed([getattr(part, split) for part in data], first.sequences, first.target == "trace", device)
+            for split in ("train", "val", "test")
+            if getattr(first, split) is not None
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader("train", [part.train_dataloader() for part in self.data])
+
+    def val_dataloader(self) -> Any:
+        return self._loader("val", [part.loader("val") for part in self.data]) if "val" in self.feeds else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader("test", [part.loader("test") for part in self.data])
+
+    def _loader(self, split: str, own: Sequence[DataLoader[Any]]) -> DataLoader[Any]:
+        return DataLoader(self.feeds[split], sampler=Zipped([loader.sampler for loader in own]), batch_size=None)  # type: ignore[arg-type]
+
+
+class Zipped(Sampler[tuple[Any, ...]]):
+    """What the samplers of all members give, side by side."""
+
+    def __init__(self, samplers: Sequence[Any]) -> None:
+        self.samplers = samplers
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return zip(*self.samplers, strict=True)
+
+    def __len__(self) -> int:
+        return len(self.samplers[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        for sampler in self.samplers:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+
+
+class Feed:
+    """Batches of all members, ``[B, M, *N]`` or ``[T, B, M, *N]``; ``[B, 1, *N]`` where they are the same.
+
+    Args:
+        samples: of each member.
+        sequences: whether inputs have a time axis of their own.
+        traces: whether targets have one.
+        device: where they will be used.
+    """
+
+    def __init__(self, samples: Sequence[Any], sequences: bool, traces: bool, device: torch.device) -> None:
+        self.sequences, self.traces = sequences, traces
+        self.same = all(_same(samples[0], other) for other in samples[1:])
+        self.samples = [part.to(device) for part in (samples[:1] if self.same else samples)]
+
+    def __len__(self) -> int:
+        return len(self.samples[0])
+
+    def __getitem__(self, indices: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int | None]:
+        """Inputs, targets, and which axis of the targets is the members'; None where they are the same for all."""
+        values_at, target_at = int(self.sequences), int(self.traces)
+        if self.same and all(part == indices[0] for part in indices[1:]):
+            values, target = self.samples[0][list(indices[0])]
+            return values.unsqueeze(values_at + 1), target, None
+        if self.same:
+            order = torch.tensor(indices).t()
+            values, target = self.samples[0][order.flatten()]
+            return values.unflatten(values_at, order.shape), target.unflatten(target_at, order.shape), target_at + 1
+        batches = [samples[list(part)] for samples, part in zip(self.samples, indices, strict=True)]
+        values, target = zip(*batches, strict=True)
+        return torch.stack(values, values_at + 1), torch.stack(target, target_at + 1), target_at + 1
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two datasets hold the same samples."""
+    return all(
+        # the address of a lazy clone would make it a copy
+        (value is mine or torch.equal(value, mine))
+        if isinstance(value, Tensor) and isinstance(mine, Tensor)
+        else value == mine
+        for value, mine in zip(vars(one).values(), vars(other).values(), strict=True)
+    )

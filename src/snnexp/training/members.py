@@ -1,0 +1,223 @@
+"""Members: the runs that one training loop trains, and what watches each of them.
+
+Lightning's trainer drives one model: the task of a run, or several stacked. :class:`Bridge` passes its hooks on to the
+observers of every member.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from snnexp.errors import InterruptedRunError, SnnexpError
+from snnexp.training.task import Task
+
+
+class Observer:
+    """Watches a member, by hooks named as those of Lightning's callbacks.
+
+    Each is told the trainer, which all members share, and the member; ends of batches also what the step gave for the
+    member, and its target. What an observer has counted so far is kept in the member's checkpoint under ``state_key``.
+    """
+
+    state_key = ""
+
+    def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        """What a checkpoint keeps, of all processes of ``trainer``; without one, an example of it."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
+        """Resume from what :meth:`state_dict` gave, in the process of this number."""
+
+    def on_train_start(self, trainer: Trainer, member: "Member") -> None: ...
+
+    def on_train_batch_end(self, trainer: Trainer, member: "Member", outputs: Any, target: Tensor) -> None: ...
+
+    def on_train_epoch_end(self, trainer: Trainer, member: "Member") -> None: ...
+
+    def on_validation_end(self, trainer: Trainer, member: "Member") -> None: ...
+
+    def on_test_start(self, trainer: Trainer, member: "Member") -> None: ...
+
+    def on_test_batch_end(self, trainer: Trainer, member: "Member", outputs: Any, target: Tensor) -> None: ...
+
+    def on_test_epoch_end(self, trainer: Trainer, member: "Member") -> None: ...
+
+    def on_test_end(self, trainer: Trainer, member: "Member") -> None: ...
+
+    def on_exception(self, trainer: Trainer, member: "Member", exception: BaseException) -> None: ...
+
+
+class Member:
+    """A model as its observers know it; this one trains alone, so that Lightning logs for it.
+
+    Args:
+        task: its own, with its own network.
+        observers: in the order in which they are told.
+    """
+
+    ended = False
+
+    def __init__(self, task: Task, observers: Sequence[Observer]) -> None:
+        self.task, self.observers = task, [*observers]
+        self._told: dict[str, list[Observer]] = {}
+
+    def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
+        """As ``LightningModule.log``."""
+        self.task.log(name, value, sync_dist=sync_dist)
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """What was logged, each the last time."""
+        return self.task.trainer.callback_metrics
+
+    @property
+    def loggers(self) -> Sequence[Any]:
+        """Where it is logged."""
+        return self.task.trainer.loggers
+
+    def kept(self) -> dict[Any, dict[str, Any]]:
+        """What the optimiser keeps for each parameter of the task."""
+        return {
+            weight: state for optimizer in self.task.trainer.optimizers for weight, state in optimizer.state.items()
+        }
+
+    def training_state(self) -> dict[str, Any]:
+        """``optimizer_states`` and ``lr_schedulers`` of a checkpoint."""
+        trainer = self.task.trainer
+        return {
+            "optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "lr_schedulers": [each.scheduler.state_dict() for each in trainer.lr_scheduler_configs],
+        }
+
+    def resume(self, content: Mapping[str, Any], rank: int = 0) -> None:
+        """Take up what a checkpoint holds of the weights and of what watches them."""
+        self.task.load_state_dict(content["state_dict"])
+        for observer in self.observers:
+            if state := content["callbacks"].get(observer.state_key):
+                observer.load_state_dict(state, rank)
+
+    def write(self, step: int, epoch: int) -> None:
+        """Write what was logged as a row; that of a run alone, Lightning writes."""
+
+    def stop(self, error: BaseException) -> None:
+        """End it; where it is the only one, ``error`` ends all."""
+        raise error
+
+    @contextmanager
+    def may_end(self) -> Iterator[None]:
+        """What is refused, missing or diverged ends this member alone."""
+        try:
+            yield
+        except InterruptedRunError:
+            raise
+        except SnnexpError as error:
+            self.stop(error)
+
+    def noting(self) -> Any:
+        """What the package notes meanwhile is of this member."""
+        return nullcontext()
+
+    def tell(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of all observers that have it."""
+        if hook not in self._told:
+            usual = getattr(Observer, hook)
+            self._told[hook] = [each for each in self.observers if getattr(type(each), hook) is not usual]
+        if self._told[hook]:
+            with self.noting():
+                for observer in self._told[hook]:
+                    getattr(observer, hook)(*arguments)
+
+
+class AllEndedError(Exception):
+    """No member is left that trains."""
+
+
+class Bridge(Callback):
+    """Tell the observers of every member that has not ended what Lightning tells its callbacks.
+
+    Args:
+        usual: the observers of a task that is trained without members of its own.
+    """
+
+    def __init__(self, *usual: type[Observer]) -> None:
+        self.usual = usual
+        self.given: Sequence[Member] = ()
+        self.members: Sequence[Member] = ()
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "Bridge":
+        """That of a trainer."""
+        (bridge,) = (callback for callback in trainer.callbacks if isinstance(callback, cls))  # type: ignore[attr-defined]
+        return bridge
+
+    @property
+    def living(self) -> list[Member]:
+        """The members that have not ended."""
+        return [member for member in self.members if not member.ended]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.members = self.given or [Member(cast(Task, pl_module), [observer() for observer in self.usual])]
+
+    def require_living(self) -> None:
+        """Raise :class:`AllEndedError` where no member is left."""
+        if not self.living:
+            raise AllEndedError
+
+    def _tell(self, hook: str, trainer: Trainer, shares: Sequence[tuple[Any, Tensor]] | None = None) -> None:
+        for position, member in enumerate(self.members):
+            if not member.ended:
+                with member.may_end():
+                    member.tell(hook, trainer, member, *(() if shares is None else shares[position]))
+        self.require_living()
+
+    def _write(self, trainer: Trainer, step: int) -> None:
+        for member in self.living:
+            member.write(step, trainer.current_epoch)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell("on_train_start", trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._tell("on_train_batch_end", trainer, cast(Task, pl_module).shares(outputs, batch))
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._write(trainer, trainer.global_step - 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell("on_train_epoch_end", trainer)
+        self._write(trainer, trainer.global_step - 1)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, trainer.global_step - 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell("on_validation_end", trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell("on_test_start", trainer)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._tell("on_test_batch_end", trainer, cast(Task, pl_module).shares(outputs, batch))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell("on_test_epoch_end", trainer)
+        self._write(trainer, trainer.global_step)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell("on_test_end", trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for member in self.living:
+            member.tell("on_exception", trainer, member, exception)

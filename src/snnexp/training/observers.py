@@ -1,0 +1,319 @@
+"""What watches members while they train and are tested: what diverges, rests or leaves its domain, sums, histograms."""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from snnexp import metrics
+from snnexp.errors import DivergedError
+from snnexp.neurons import Neuron
+from snnexp.training.members import Member, Observer
+
+LOG = logging.getLogger(__name__)
+ADVICE = "a lower optimizer.lr may help"
+
+
+class DivergenceGuard(Observer):
+    """Raise :class:`DivergedError` for a loss, membrane or weight that is NaN or infinite, and name the layer.
+
+    Every loss is looked at on a CPU, where this is free; elsewhere that of logged steps, as are membranes and weights
+    everywhere. Processes of ddp see different samples and decide together, so that none waits for one that has stopped.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        if outputs.get("finite"):
+            return
+        logged = at_logged_step(trainer)
+        if not logged and (member.task.device.type != "cpu" or trainer.world_size > 1):
+            return
+        loss = outputs["loss"].item()
+        what = None if math.isfinite(loss) else f"the loss is {loss:g}"
+        if logged or what:
+            what = _about_membranes(_neurons(member), outputs["traces"], what)
+        self._require_fine(what, trainer)
+        if logged:
+            require_finite_parameters(trainer, member)
+
+    def on_validation_end(self, trainer: Trainer, member: Member) -> None:
+        self._require_finite("validation loss", member.metrics["val/loss"].item(), trainer)
+
+    def on_test_end(self, trainer: Trainer, member: Member) -> None:
+        self._require_finite("test loss", member.metrics["test/loss"].item(), trainer)
+
+    def _require_finite(self, name: str, loss: float, trainer: Trainer) -> None:
+        self._require_fine(None if math.isfinite(loss) else f"the {name} is {loss:g}", trainer)
+
+    @staticmethod
+    def _require_fine(what: str | None, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(what is not None, all=False):
+            what = what or "another process has met a number that is not finite"
+            raise DivergedError(f"{what} after step {trainer.global_step}; {ADVICE}")
+
+
+@torch.no_grad()
+def _about_membranes(layers: Iterable[str], traces: Sequence[Any], what: str | None) -> str | None:
+    """``what`` is wrong, and the first layer, as data flow, whose state is not finite, else the one that is highest."""
+    # NaN and infinity stay in a membrane, so its last step tells of all
+    highest = {
+        name: max(part.abs().amax().item() if torch.isfinite(part).all() else math.inf for part in trace.state)
+        for name, trace in zip(layers, traces, strict=True)
+    }
+    broken = [name for name, height in highest.items() if math.isinf(height)]
+    if broken:
+        return ", ".join(filter(None, [what, f"the membrane of {broken[0]} is not finite"]))
+    if what:
+        name = max(highest, key=lambda name: highest[name])
+        return f"{what}, the membrane of {name} has reached {highest[name]:.0e}"
+    return None
+
+
+def require_finite_parameters(trainer: Trainer, member: Member) -> None:
+    """Raise :class:`DivergedError` for a weight, or what the optimiser keeps for it, that is not finite."""
+    kept = member.kept()
+    for name, weight in member.task.named_parameters():
+        for kind, value in {"": weight, **kept.get(weight, {})}.items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                what = f"{kind} of {short(name)}" if kind else short(name)
+                raise DivergedError(f"{what} is not finite after step {trainer.global_step}; {ADVICE}")
+
+
+class QuietLayers(Observer):
+    """Tell once of each layer that is dead, no neuron fires in any step, or saturated, all fire in all steps.
+
+    Logs ``train/dead/<layer>`` and ``train/saturated/<layer>``, the fractions of neurons that are so in a batch.
+
+    Args:
+        layers: those whose spikes somebody reads.
+    """
+
+    state_key = "quiet_layers"
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = layers
+        self.told: set[str] = set()
+
+    def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        return {"told": "\n".join(sorted(self.told))}
+
+    def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
+        self.told = set(state_dict["told"].splitlines())
+
+    def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for name, trace in zip(_neurons(member), outputs["traces"], strict=True):
+                if name in self.layers:
+                    count = trace.spike_count.detach()
+                    member.log(f"train/dead/{name}", metrics.dead(count.sum(0)))
+                    most = len(count) * trace.num_steps
+                    member.log(f"train/saturated/{name}", metrics.saturated(count.sum(0), most))
+            self._look(trainer, member, "train")
+
+    def on_validation_end(self, trainer: Trainer, member: Member) -> None:
+        self._look(trainer, member, "val")
+
+    def on_test_end(self, trainer: Trainer, member: Member) -> None:
+        self._look(trainer, member, "test")
+
+    def _look(self, trainer: Trainer, member: Member, split: str) -> None:
+        for layer in self.layers:
+            rate = member.metrics.get(f"{split}/firing_rate/{layer}")
+            kind = None if rate is None else {0.0: "dead", 1.0: "saturated"}.get(rate.item())
+            told = f"{layer} is {kind}"
+            if kind and told not in self.told:
+                self.told.add(told)
+                meaning = "none of its neurons fires" if kind == "dead" else "all of its neurons fire in every step"
+                LOG.warning("%s after step %d: %s", told, trainer.global_step, meaning)
+
+
+class ProjectParameters(Observer):
+    """After each step, learned neuron parameters go back to where their equation holds; a warning says so once."""
+
+    state_key = "projection"
+
+    def __init__(self) -> None:
+        self.left: dict[str, Tensor] = {}
+        self.told = False
+
+    def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        # what waits for the end of the epoch would be forgotten
+        self.tell()
+        return {"told": self.told}
+
+    def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
+        self.told = state_dict["told"]
+
+    def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        for name, neuron in _neurons(member).items():
+            for parameter, left in neuron.project().items():
+                # accumulated on the device and read once per epoch: reading waits for the device
+                key = f"{name}.{parameter}"
+                self.left[key] = self.left[key] | left if key in self.left else left
+
+    def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
+        self.tell()
+
+    def tell(self) -> None:
+        """Say so, if any have left."""
+        names = [name for name, left in self.left.items() if left.item()]
+        if names and not self.told:
+            self.told = True
+            told = "learned parameters left their domain and are projected back after each step: %s"
+            LOG.warning(told, ", ".join(names))
+
+
+class MeanLoss(Observer):
+    """A mean of training losses that survives a checkpoint; abstract. ``sums`` has the losses and their weights.
+
+    Args:
+        processes: how many train together; each has sums of its own.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self.sums, self.processes = torch.zeros(2), processes
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sums[0] / self.sums[1]
+
+    def add(self, loss: Tensor, weight: float) -> None:
+        self.sums = self.sums.to(loss.device) + torch.stack([loss * weight, torch.full_like(loss, weight)])
+
+    def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        if trainer is None:
+            return {"sums": self.sums.repeat(self.processes, 1)}
+        return {"sums": trainer.strategy.all_gather(self.sums).reshape(self.processes, 2)}
+
+    def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
+        self.sums = state_dict["sums"][rank]
+
+
+class EpochLoss(MeanLoss):
+    """``train/epoch_loss``: the mean loss of an epoch's samples."""
+
+    state_key = "epoch_loss"
+
+    def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        self.add(outputs["loss"].detach(), outputs["samples"])
+
+    def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
+        member.log("train/epoch_loss", self.mean, sync_dist=True)
+        self.sums = torch.zeros(2)
+
+
+class SeedMeanLoss(MeanLoss):
+    """``test/seed_mean_loss``: the mean of all training losses and one final L1, as the regression tutorial reports it.
+
+    The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
+    """
+
+    state_key = "seed_mean_loss"
+
+    def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        self.add(outputs["loss"].detach(), 1)
+
+    def on_test_epoch_end(self, trainer: Trainer, member: Member) -> None:
+        l1 = member.metrics["test/l1"]
+        mean = (self.sums[0] + l1.to(self.sums.device)) / (self.sums[1] + 1)
+        member.log("test/seed_mean_loss", mean, sync_dist=True)
+
+
+class TestCounts(Observer):
+    """What a whole test split adds up to: spikes of each neuron, and which class was taken for which.
+
+    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
+
+    Args:
+        layers: those whose spikes somebody reads.
+        decoder: see :func:`snnexp.metrics.decode`; None where targets are no labels.
+    """
+
+    __test__ = False  # not a test of pytest's
+    most_classes = 1000
+    """Of more, a table of which class was taken for which is not kept."""
+
+    def __init__(self, layers: Sequence[str], decoder: str | None) -> None:
+        self.layers, self.decoder = layers, decoder
+        self._forget()
+
+    def _forget(self) -> None:
+        self.spikes: dict[str, Tensor] = {}
+        self.samples = self.steps = 0
+        self.confusion: Tensor | None = None
+
+    def on_test_start(self, trainer: Trainer, member: Member) -> None:
+        self._forget()
+
+    def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        traces = outputs["traces"]
+        for (name, neuron), trace in zip(_neurons(member).items(), traces, strict=True):
+            if neuron.spikes and name in self.layers:
+                count = trace.spike_count
+                self.spikes[name] = self.spikes.get(name, 0) + count.sum(0).long()
+        self.samples += len(traces[-1].last_spikes)
+        self.steps += len(traces[-1].last_spikes) * traces[-1].num_steps
+        classes = traces[-1].last_spikes.shape[-1]
+        if self.decoder is not None and classes <= self.most_classes:
+            pair = target * classes + metrics.decode(traces[-1], self.decoder)
+            counts = torch.bincount(pair, minlength=classes**2).reshape(classes, classes)
+            self.confusion = counts if self.confusion is None else self.confusion + counts
+
+    def on_test_epoch_end(self, trainer: Trainer, member: Member) -> None:
+        sums = torch.tensor([self.samples, self.steps], device=member.task.device)
+        # where a batch has fewer samples than there are processes, each of them goes over all
+        world = trainer.world_size
+        copies = 1 if world == 1 else world // getattr(trainer.test_dataloaders.sampler, "world", world)  # type: ignore[union-attr]
+
+        def total(counts: Tensor) -> Tensor:
+            return cast(Tensor, trainer.strategy.reduce(counts, reduce_op="sum")) // copies
+
+        self.samples, self.steps = total(sums).tolist()
+        self.spikes = {name: total(count) for name, count in self.spikes.items()}
+        if self.confusion is not None:
+            self.confusion = total(self.confusion)
+        for name, count in self.spikes.items():
+            # equal on all processes, as Lightning is told
+            member.log(f"test/dead/{name}", metrics.dead(count), sync_dist=True)
+            member.log(f"test/saturated/{name}", metrics.saturated(count, self.steps), sync_dist=True)
+
+
+class ParameterHistograms(Observer):
+    """Histograms ``weights/<layer>/...`` of all parameters in TensorBoard, at the start and every n epochs."""
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_start(self, trainer: Trainer, member: Member) -> None:
+        self._write(trainer, member)
+
+    def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._write(trainer, member)
+
+    @staticmethod
+    def _write(trainer: Trainer, member: Member) -> None:
+        for logger in member.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                for name, parameter in member.task.named_parameters():
+                    tag = f"weights/{short(name).replace('.', '/')}"
+                    logger.experiment.add_histogram(tag, parameter.detach().cpu(), trainer.global_step)
+
+
+def at_logged_step(trainer: Trainer) -> bool:
+    """Whether the step that was just done is logged, or is the last of its epoch."""
+    return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+def short(name: str) -> str:
+    """A parameter as a person knows it: ``hidden1.neuron.beta``, with ``log_`` where its logarithm is kept."""
+    layer, _, leaf = name.removeprefix("network.layers.").removesuffix(".original").rpartition(".")
+    return f"{layer.removesuffix('.parametrizations')}.{'log_' if name.endswith('.original') else ''}{leaf}"
+
+
+def _neurons(member: Member) -> dict[str, Neuron]:
+    return member.task.network.neurons()

@@ -1,0 +1,209 @@
+"""A member of several: its run directory, its place in the stack, and its end."""
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from snnexp import terminal
+from snnexp.errors import ending
+from snnexp.record.run import Run
+from snnexp.training.assembly import Parts
+from snnexp.training.loggers import Board, RunLogger
+from snnexp.training.members import Member
+from snnexp.training.saving import checkpoints_of
+from snnexp.training.start import Start
+from snnexp.training.watching import watching_over
+
+LOG = logging.getLogger("snnexp")
+"""What all notes of the package pass."""
+
+
+@dataclass
+class Point:
+    """A point of a sweep that trains in a stack.
+
+    Args:
+        cfg: a checked config.
+        overrides: what was typed, for the record.
+        run: the directory of a run to resume; one is made without.
+        keys: overrides of a run that is resumed, which ``cfg`` has already.
+        over: it has ended before, and only keeps its place in the stack, so that the others round as before.
+    """
+
+    cfg: DictConfig
+    overrides: list[str]
+    run: Path | None = None
+    keys: Sequence[str] = ()
+    over: bool = False
+
+    def start(self, parent: Path) -> Start:
+        """The run on its way, in a folder of runs."""
+        if self.run is None or self.over:
+            return Start.new(self.cfg, self.overrides, parent, kept=True)
+        return Start.resumed(self.run, self.keys)
+
+
+@dataclass
+class Outcome:
+    """How a member ended; ``run`` is None where it has no directory."""
+
+    status: str
+    run: Path | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    exit_code: int = 0
+
+
+def settings(cfg: DictConfig) -> str:
+    """Equal for members whose weights are updated in the same way; those stand side by side in a stack."""
+    return json.dumps(OmegaConf.to_container(cfg.optimizer), sort_keys=True)
+
+
+def failure(error: BaseException, run: Path | None) -> Outcome:
+    """The end of a member that ``error`` has ended."""
+    status, reason, code = ending(error)
+    return Outcome(status, run, {}, reason, code)
+
+
+class Updated(Protocol):
+    """What updates the weights of a member, perhaps with those of others."""
+
+    def kept(self, member: "StackMember") -> dict[Any, dict[str, Any]]:
+        """As :meth:`Member.kept`."""
+
+    def state(self, member: "StackMember") -> dict[str, Any]:
+        """As :meth:`Member.training_state`."""
+
+
+class StackMember(Member):
+    """A member of several: what is logged of it is kept here until its row is written.
+
+    Args:
+        point: what it is to train.
+        told: told how it ended.
+    """
+
+    position: int
+    """Its place in the stack."""
+    updated: "Updated"
+    """What updates its weights."""
+    start: Start
+    parts: Parts
+    ended = False
+
+    def __init__(self, point: Point, told: Callable[[Outcome], object]) -> None:
+        self.point, self._tell_end = point, told
+        self._metrics: dict[str, Tensor] = {}
+        self._logged: dict[str, Tensor] = {}
+        self._loggers: list[Any] = []
+        self._log_file: terminal.LogFile | None = None
+        self.row: dict[str, float] = {}
+        """The newest that was written."""
+
+    def open(self, parent: Path) -> None:
+        """Lock the directory of a run that is resumed, and read its config."""
+        self.start = self.point.start(parent)
+        self.ended = self.point.over
+        self.start.open()
+
+    def build(self, trainer: Trainer | None) -> None:
+        """Make the parts; of a run that is resumed, check all and load what it holds."""
+        self.parts = self.start.build(trainer)
+        super().__init__(self.parts.task, watching_over(self.start.cfg, self.parts, self.start.run))
+        self.start.find(self.observers)
+        if self.start.is_finished:
+            self.end(Outcome("finished", self.start.run.path, self.start.before.get("metrics", {})))
+
+    def resting(self) -> "StackMember":
+        """Its place in a stack in which it does not train."""
+        other = copy.copy(self)
+        other.ended = True
+        return other
+
+    @property
+    def opened(self) -> Run | None:
+        """The run directory, where there is one yet."""
+        start = getattr(self, "start", None)
+        return start.run if start is not None and start.run.published else None
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Make the run directory, or put the record of the one that is there back to where it is resumed."""
+        self.start.begin(**facts)
+        if self.start.found is not None:
+            # with one from after it, the next save would lose the step that all members have
+            checkpoints_of(self).become_last(self.start.found.path)
+        self._log_file = terminal.LogFile(self.start.run.path / "train.log", encoding="utf-8")
+        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        self._loggers = [RunLogger(self.start.run)]
+        if self.start.cfg.logger.tensorboard:
+            self._loggers.append(Board(self.start.run, None if self.start.found is None else self.start.step))
+
+    def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
+        self._logged[name] = self._metrics[name] = value
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        return self._metrics
+
+    @property
+    def loggers(self) -> Sequence[Any]:
+        return self._loggers
+
+    def write(self, step: int, epoch: int) -> None:
+        self.row = {name: float(value) for name, value in self._logged.items()}
+        self._logged = {}
+        if self.row:
+            for logger in self.loggers:
+                logger.log_metrics({**self.row, "epoch": epoch}, step)
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """What the last epoch and the test have measured."""
+        validated = {name: float(value) for name, value in self._metrics.items() if name.startswith("val/")}
+        return {**validated, **self.row}
+
+    def kept(self) -> dict[Any, dict[str, Any]]:
+        return self.updated.kept(self)
+
+    def training_state(self) -> dict[str, Any]:
+        return self.updated.state(self)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Notes of the package go to the member's train.log."""
+        if self._log_file is None:
+            yield
+            return
+        LOG.addHandler(self._log_file)
+        try:
+            yield
+        finally:
+            LOG.removeHandler(self._log_file)
+
+    def stop(self, error: BaseException) -> None:
+        """End a member that does not finish, and write down why."""
+        if hasattr(self, "start"):
+            self.start.fail(error)
+        self.end(failure(error, None if self.opened is None else self.opened.path))
+
+    def end(self, outcome: Outcome) -> None:
+        """Let go of the run directory, and tell."""
+        self.ended = True
+        try:
+            for logger in self.loggers[1:]:
+                logger.finalize("success")
+            if self._log_file is not None:
+                self._log_file.close()
+            if self.opened is not None:
+                self.opened.close()
+        finally:
+            self._tell_end(outcome)

@@ -1,0 +1,129 @@
+"""The optimiser of a stack: one of PyTorch's, with parameter groups for members that are updated in the same way."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.training.stack_member import StackMember
+
+OF_GROUPS = ("base_lrs", "_last_lr")
+"""What a schedule keeps for each group of parameters."""
+
+
+class Updated:
+    """Members whose weights are updated in the same way: parameter groups of the stack's optimiser.
+
+    Args:
+        members: side by side in the stack.
+        weights: of the stack.
+        total_steps: of the whole training, which a schedule ends with.
+    """
+
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+
+    def __init__(self, members: Sequence[StackMember], weights: Sequence[Tensor], total_steps: int) -> None:
+        self.members, self.weights = members, weights
+        self.where = slice(members[0].position, members[-1].position + 1)
+        self.views = [nn.Parameter(weight.detach()[self.where], weight.requires_grad) for weight in weights]
+        self.groups = members[0].task.make_optimizer(self.views, total_steps)["optimizer"].param_groups
+        places = {id(view): place for place, view in enumerate(self.views)}
+        self.order = [places[id(view)] for group in self.groups for view in group["params"]]
+        """The place of each parameter of the groups among those of a task."""
+        self.at = slice(0, 0)
+        """Where the groups stand among those of the optimiser."""
+
+    def take_place(self, made: dict[str, Any], begin: int) -> int:
+        """Be the groups of an optimiser from ``begin`` on; returns where they end."""
+        self.optimizer, self.schedule = made["optimizer"], made.get("lr_scheduler", {}).get("scheduler")
+        self.at = slice(begin, begin + len(self.groups))
+        return self.at.stop
+
+    def take_gradients(self) -> None:
+        """Give the views the gradients of the weights."""
+        for view, weight in zip(self.views, self.weights, strict=True):
+            view.grad = None if weight.grad is None else weight.grad[self.where]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that must stay finite, members first."""
+        for view in self.views:
+            yield view.detach()
+            yield from (x for x in self.optimizer.state.get(view, {}).values() if isinstance(x, Tensor) and x.ndim)
+
+    def kept(self, member: StackMember) -> dict[Any, dict[str, Any]]:
+        """What the optimiser keeps for each parameter of a member's task."""
+        place, weights = member.position - self.where.start, [*member.task.parameters()]
+        return {
+            weight: {
+                kind: (value[place].view(weight.shape) if value.ndim else value) if isinstance(value, Tensor) else value
+                for kind, value in self.optimizer.state[view].items()
+            }
+            for view, weight in zip(self.views, weights, strict=True)
+            if view in self.optimizer.state
+        }
+
+    def state(self, member: StackMember) -> dict[str, Any]:
+        """What a checkpoint of a member says of its optimiser, as a run alone would."""
+        kept, weights = self.kept(member), [*member.task.parameters()]
+        own = [weights[place] for place in self.order]
+        state = {
+            index: {kind: value.clone() if isinstance(value, Tensor) else value for kind, value in kept[weight].items()}
+            for index, weight in enumerate(own)
+            if weight in kept
+        }
+        schedules = []
+        if self.schedule is not None:
+            whole = self.schedule.state_dict()
+            schedules = [{**whole, **{name: whole[name][self.at] for name in OF_GROUPS}}]
+        return {"optimizer_states": [{"state": state, "param_groups": self._packed()}], "lr_schedulers": schedules}
+
+    def _packed(self) -> list[dict[str, Any]]:
+        """The groups, with numbers in place of parameters."""
+        groups, index = [], 0
+        for group in self.optimizer.param_groups[self.at]:
+            end = index + len(group["params"])
+            groups.append({**group, "params": [*range(index, end)]})
+            index = end
+        return groups
+
+    def found(self) -> dict[str, Any]:
+        """What the checkpoints of the members say together; those that have ended may say anything."""
+        founds = (None if member.ended else member.start.found for member in self.members)
+        contents = [None if found is None else found.content for found in founds]
+        known = next((content for content in contents if content is not None), None)
+        if known is None:
+            rates = {name: [group["lr"] for group in self.groups] for name in OF_GROUPS}
+            return {"optimizer_states": [{"state": {}, "param_groups": self._packed()}], "lr_schedulers": [rates]}
+        states = [(content or known)["optimizer_states"][0] for content in contents]
+        together = {
+            index: {
+                # the count of steps is the same for all
+                kind: torch.stack([state["state"][index][kind] for state in states]).view_as(self.views[place])
+                if isinstance(value, Tensor) and kind != "step"
+                else value
+                for kind, value in states[0]["state"][index].items()
+            }
+            for index, place in enumerate(self.order)
+            if index in states[0]["state"]
+        }
+        return {**known, "optimizer_states": [{**states[0], "state": together}]}
+
+
+def load_states(made: dict[str, Any], contents: Sequence[dict[str, Any]]) -> None:
+    """Let an optimiser resume whose groups are those of ``contents``, in their order."""
+    state: dict[int, Any] = {}
+    groups: list[dict[str, Any]] = []
+    index = 0
+    for content in contents:
+        own = content["optimizer_states"][0]
+        state |= {index + place: kept for place, kept in own["state"].items()}
+        groups += [{**group, "params": [index + place for place in group["params"]]} for group in own["param_groups"]]
+        index += sum(len(group["params"]) for group in own["param_groups"])
+    made["optimizer"].load_state_dict({"state": state, "param_groups": groups})
+    if "lr_scheduler" in made:
+        schedules = [content["lr_schedulers"][0] for content in contents]
+        whole = {name: value for own in schedules for name, value in own.items()}
+        of_groups = {name: [value for own in schedules for value in own[name]] for name in OF_GROUPS}
+        made["lr_scheduler"]["scheduler"].load_state_dict({**whole, **of_groups})
