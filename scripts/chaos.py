@@ -1,10 +1,12 @@
-"""Kill runs at random moments and go on with them; prints how many ended like a run that nothing had stopped.
+"""Kill runs at random moments and resume them; prints how many ended like a run that nothing had stopped.
 
     scripts/chaos.py kills       SIGKILL, for three neurons with 0 and 2 data workers
     scripts/chaos.py ddp         SIGKILL of the first of two processes
     scripts/chaos.py signals     SIGTERM and SIGINT
     scripts/chaos.py starts      runs that start at the same moment
     scripts/chaos.py overrides   overrides out of random pieces of Hydra's grammar
+    scripts/chaos.py stacks      SIGKILL for the driver of 4 and of 8 stacked points: at random, within the first step,
+                                 inside a save, and twice in a row
     scripts/chaos.py sweep       60 points of which 10 end their process in as many ways, the driver killed on the way
 
 Each run is a process of its own, started as a user starts it, on real MNIST images; those of the sweep are regressions.
@@ -51,6 +53,13 @@ NEURONS = {
     "ParametrizedLIF": ["experiment=mnist_parametrized_lif"],
 }
 
+STACKED = ["hydra/launcher=stacked", "hydra.launcher.workers=1", "trainer=cpu", "logger=jsonl", "logger.save_every_s=0"]
+STACKS = {
+    "4 regressions": ["experiment=regression_linear", "trainer.max_epochs=150", "seed=range(4)"],
+    "8 with a validation": [*NEURONS["Leaky"], *RUN[1:], "optimizer.lr=1e-3,2e-3", "seed=range(4)"],
+}
+"""Each also with learning rates of their own, drawn spikes and checkpoints after every step."""
+
 
 @dataclass
 class Whole:
@@ -64,15 +73,26 @@ class Whole:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["kills", "ddp", "signals", "starts", "overrides", "sweep"])
+    parser.add_argument(
+        "what", nargs="*", default=["kills", "ddp", "signals", "starts", "overrides", "stacks", "sweep"]
+    )
     parser.add_argument(
         "--times",
         type=int,
-        help="kills per case, 5; of ddp, 10; signals, 10 each; starts, 12; overrides, 500; of a driver, 5",
+        help="kills per case, 5; of ddp, 10; signals, 10 each; starts, 12; overrides, 500; of stacks, 3 per case and "
+        "moment; of a driver, 5",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     asked = parser.parse_args()
-    trials = {"kills": kills, "ddp": ddp, "signals": signals, "starts": starts, "overrides": overrides, "sweep": sweep}
+    trials = {
+        "kills": kills,
+        "ddp": ddp,
+        "signals": signals,
+        "starts": starts,
+        "overrides": overrides,
+        "stacks": stacks,
+        "sweep": sweep,
+    }
     with tempfile.TemporaryDirectory() as folder:
         good = [trials[what](Path(folder), random.Random(asked.seed), asked.times) for what in asked.what]
     return 0 if all(good) else 1
@@ -231,6 +251,72 @@ def sweep(folder: Path, draw: random.Random, times: int | None) -> bool:
         f"{len(finished)} finished once each, {60 - len(finished)} told with their causes, {resumed} were resumed"
     )
     return good
+
+
+def stacks(folder: Path, draw: random.Random, times: int | None) -> bool:
+    """SIGKILL for the driver of a stack, then resume; every member ends as in a stack that was left alone."""
+    good = tried = 0
+    for name, case in STACKS.items():
+        command = [*SNNEXP, "train", "-m", *STACKED, *case]
+        began = time.monotonic()
+        subprocess.run(command, cwd=made(folder / name), stdout=subprocess.DEVNULL, check=True)
+        took_s, whole = time.monotonic() - began, members(folder / name)
+        for moment in ("at random", "within the first step", "inside a save", "twice in a row"):
+            for index in range(times or 3):
+                cwd = made(folder / f"{name}-{moment}-{index}")
+                for kill in range(2 if moment == "twice in a row" else 1):
+                    home = next(iter(cwd.glob("outputs/sweeps/*/*")), None)
+                    again = [*SNNEXP, "resume", str(home)] if kill and home else command
+                    process = subprocess.Popen(again, cwd=cwd, stdout=subprocess.DEVNULL)
+                    wait_in_stack(process, cwd, moment, took_s, draw)
+                    process.kill()
+                    process.wait()
+                    # whoever trains ends when the driver is gone
+                    time.sleep(0.3)
+                home = next(iter(cwd.glob("outputs/sweeps/*/*")), None)
+                again = command if home is None else [*SNNEXP, "resume", str(home)]
+                done = subprocess.run(again, cwd=cwd, capture_output=True, text=True)
+                found = members(cwd) if done.returncode == 0 else {}
+                steps = sorted({steps[-1] for _, steps in found.values() if steps})
+                same = {point: end for point, (end, _) in found.items()} == {
+                    point: end for point, (end, _) in whole.items()
+                }
+                good, tried = good + same, tried + 1
+                print(f"{name}, {moment}, resumed at {steps}: {'the same' if same else 'DIFFERENT'}", flush=True)
+                if done.returncode:
+                    print(done.stdout, done.stderr)
+    print(f"{good} of {tried} killed stacks ended with the same weights, optimisers and metrics in all members")
+    return good == tried
+
+
+def wait_in_stack(
+    process: "subprocess.Popen[bytes]", cwd: Path, moment: str, took_s: float, draw: random.Random
+) -> None:
+    """Wait for a moment in the life of a stack."""
+    began = time.monotonic()
+    until = draw.uniform(0.4, 1) * took_s
+    while process.poll() is None:
+        homes = [*cwd.glob("outputs/sweeps/*/*/runs/[0-9]*")]
+        if moment == "within the first step" and homes and any((home / "checkpoints").glob("init*") for home in homes):
+            break
+        late = time.monotonic() - began > until
+        if late and (moment != "inside a save" or any(any(home.rglob(".*.tmp")) for home in homes)):
+            break
+        time.sleep(0.001)
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def members(cwd: Path) -> dict[str, tuple[str, list[int]]]:
+    """By what was typed, how a member ended and the steps that it was resumed at."""
+    records = {path.parent: json.loads(path.read_text()) for path in cwd.glob("outputs/sweeps/*/*/runs/*/run.json")}
+    return {
+        (path / "overrides.yaml").read_text(): (content(path), record.get("resumed_at_step", []))
+        for path, record in records.items()
+    }
 
 
 def ledger(path: Path) -> list[str]:

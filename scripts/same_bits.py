@@ -37,6 +37,10 @@ LIMITED_TEST = "trainer.limit_test_batches=50"
 REGRESSION = ("experiment=regression_sqrt",)
 STACK = ("experiment=regression_linear", "trainer.max_epochs=30", "seed=0,1,2,3")
 STACKED = ("hydra/launcher=stacked", "hydra.launcher.workers=1", "hydra.launcher.threads=1")
+MANY = (
+    *("experiment=mnist_rleaky_count", "trainer.max_epochs=1", "network.hidden=[32]", "encoder=bernoulli", *IMAGES),
+    *("optimizer.schedule=cosine", "optimizer.lr=1e-3,2e-3,5e-3", "seed=0,1"),
+)
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=jsonl")
 RECIPES: dict[str, tuple[str, ...]] = {
     "regression_linear": ("experiment=regression_linear", *COMMON),
@@ -48,6 +52,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "mnist_rleaky_conv": ("experiment=mnist_rleaky_conv", "trainer.max_epochs=1", *IMAGES, *COMMON),
     "mnist_parametrized_lif": ("experiment=mnist_parametrized_lif", "trainer.max_epochs=1", *IMAGES, *COMMON),
     "stack": ("-m", *STACKED, *STACK, *COMMON),
+    "stack_mnist": ("-m", *STACKED, *MANY, *COMMON),
     "ddp": ("experiment=mnist_rleaky_count", "trainer.max_epochs=1", "network.hidden=[32]", *IMAGES, *DDP),
     "resumed": (*REGRESSION, *COMMON, "logger.save_every_s=0"),
 }
@@ -172,7 +177,7 @@ class Side:
             raise SystemExit(f"{recipe}: {' '.join(arguments)} in {self.root} ended with {process.returncode}\n{told}")
 
     def train(self, recipe: str) -> list[Path]:
-        """Train a recipe; returns its run directories, in the order of their seeds."""
+        """Train a recipe; returns its run directories, in the order of their seeds and of what was typed."""
         self.run(recipe, "train", *self.words(recipe))
         return self.runs(recipe)
 
@@ -191,7 +196,13 @@ class Side:
 
     def runs(self, recipe: str) -> list[Path]:
         records = (self.folder / recipe).glob("outputs/**/run.json")
-        return sorted((record.parent for record in records), key=lambda run: json.loads(_record(run))["seed"])
+        return sorted(
+            (record.parent for record in records), key=lambda run: (json.loads(_record(run))["seed"], _typed(run))
+        )
+
+
+def _typed(run: Path) -> str:
+    return (run / "overrides.yaml").read_text()
 
 
 def _record(run: Path) -> str:
