@@ -470,16 +470,13 @@ def test_rates_and_schedules_side_by_side_are_those_of_runs_alone(tmp_path: Path
 @pytest.mark.parametrize("case", ["leaky", "rleaky", "one-to-one", "parametrized"])
 def test_matrices_are_multiplied_in_bfloat16_where_that_is_asked_for(case: str, tmp_path: Path) -> None:
     """The first steps, as long as differences in the last of its eight binary digits have not moved a spike."""
-    words = [*CASES[case], "trainer.precision=bf16-mixed", "trainer.max_epochs=1"]
-    points = [member(*words, f"seed={seed}") for seed in (3, 1, 2)]
-    ends = train(points, tmp_path / "stack")
-    losses = [row["train/loss"] for row in rows(ends[1].run) if "train/loss" in row]
-    for point, place in ((points[1], "alone"), (member(*words[:-2], words[-1], "seed=1"), "single")):
-        path = alone(point, tmp_path / place)
-        wanted = [row["train/loss"] for row in rows(path) if "train/loss" in row]
-        assert losses[0] == pytest.approx(wanted[0], rel=2e-2)
-        if place == "single":
-            assert losses[0] != wanted[0], "it is asked for, and done"
+    words = [*CASES[case], "trainer.max_epochs=1"]
+    points = [member(*words, "trainer.precision=bf16-mixed", f"seed={seed}") for seed in (3, 1, 2)]
+    ends, single = train(points, tmp_path / "stack"), train([member(*words, "seed=1")], tmp_path / "single")
+    path = alone(points[1], tmp_path / "alone")
+    losses = [[row["train/loss"] for row in rows(run) if "train/loss" in row] for run in (ends[1].run, path)]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=3e-2)
+    assert not same(ends[1].run, single[0].run), "it is asked for, and done"
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_a_member_without_data_has_one_too(tmp_path: Path, tiny_mnist: Path) -> 
     cfgs = [compose([*words, f"seed={seed}", f"data.root={root}"]) for seed, root in enumerate(roots)]
     begun: dict[int, Path] = {}
     ends: dict[int, stacked.Outcome] = {}
-    stacked.train([stacked.Member(cfg, []) for cfg in cfgs], tmp_path, begun.__setitem__, ends.__setitem__)
+    stacked.train([stacked.Point(cfg, []) for cfg in cfgs], tmp_path, begun.__setitem__, ends.__setitem__)
     assert [ends[index].status for index in range(3)] == ["failed", "finished", "finished"]
     run = ends[0].run
     assert run is not None
@@ -118,7 +118,7 @@ def test_a_member_without_data_has_one_too(tmp_path: Path, tiny_mnist: Path) -> 
 def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
     cfgs = [compose([*TINY, f"seed={seed}"]) for seed in range(2)]
     ends: dict[int, stacked.Outcome] = {}
-    stacked.train([stacked.Member(cfg, []) for cfg in cfgs], tmp_path, lambda *begun: None, ends.__setitem__)
+    stacked.train([stacked.Point(cfg, []) for cfg in cfgs], tmp_path, lambda *begun: None, ends.__setitem__)
     first, second = ends[0].run, ends[1].run
     assert first is not None
     assert second is not None
@@ -130,7 +130,7 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
         other.stdout.readline()
         longer = [compose([*TINY, f"seed={seed}", "trainer.max_epochs=4"]) for seed in range(2)]
         members = [
-            stacked.Member(cfg, [], run, ["trainer.max_epochs=4"])
+            stacked.Point(cfg, [], run, ["trainer.max_epochs=4"])
             for cfg, run in zip(longer, (first, second), strict=True)
         ]
         stacked.train(members, tmp_path, lambda *begun: None, ends.__setitem__)
@@ -143,13 +143,13 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_what_has_finished_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    record_success = execute._record_success
+    succeed = execute.succeed
 
     def and_then_a_signal(*given: Any) -> None:
-        record_success(*given)
+        succeed(*given)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(execute, "_record_success", and_then_a_signal)
+    monkeypatch.setattr(execute, "succeed", and_then_a_signal)
     with pytest.raises(InterruptedRunError):
         execute.run(compose([*TINY]))
     (run,) = tmp_path.glob("outputs/*/*")

@@ -31,7 +31,7 @@ from snnexp.sweeps import driver
 from snnexp.sweeps.display import Display, best_of
 from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import Ledger, Point
-from snnexp.sweeps.slots import Worker
+from snnexp.sweeps.slots import Job, Worker
 from snnexp.sweeps.sources import Listed
 
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=3", "logger=jsonl"]
@@ -256,7 +256,7 @@ class TestSlots:
     def drive(self, ledger: Ledger, program: str, timeout_s: float | None = None) -> Engine:
         worker = Worker({})
         worker.command = [sys.executable, "-c", PREFIX + program]
-        source = Listed([[point] for point in ledger.points])
+        source = Listed([Job([point]) for point in ledger.points])
         engine = Engine(ledger, source, [worker], Tasks(ledger), timeout_s, Display(Console(quiet=True), ledger))
         engine.run()
         return engine
@@ -318,7 +318,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
 def test_a_worker_that_is_gone_is_missed_whatever_it_has_left_running() -> None:
     worker = Worker({})
     worker.command = [sys.executable, "-c", "import os, time; os.fork() or time.sleep(1000); os._exit(3)"]
-    worker.start([], {})
+    worker.start(Job([]), {})
     try:
         events: list[dict[str, Any]] = []
         wait_until(lambda: events.extend(worker.events()) or events)
@@ -344,7 +344,7 @@ while True: time.sleep(1)
 """
     worker.command = [sys.executable, "-c", PREFIX + program]
     engine = Engine(
-        ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger), None, Display(Console(quiet=True), ledger)
+        ledger, Listed([Job(ledger.points)]), [worker], Tasks(ledger), None, Display(Console(quiet=True), ledger)
     )
     with pytest.raises(InterruptedRunError):
         engine.run()
@@ -388,7 +388,7 @@ for task in tasks:
     program = program.replace("WAY", "time.sleep(60)" if way == "hang" else "os.kill(os.getpid(), 9)")
     worker.command = [sys.executable, "-c", PREFIX + program]
     display = Display(Console(quiet=True), ledger)
-    Engine(ledger, Listed([ledger.points[:]]), [worker], Tasks(ledger), 0.2, display).run()
+    Engine(ledger, Listed([Job(ledger.points)]), [worker], Tasks(ledger), 0.2, display).run()
     assert [(point.status, point.how, point.reason) for point in ledger.points] == [("finished", "process", "")] * 3
     ledger.close()
 

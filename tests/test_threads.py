@@ -98,7 +98,7 @@ def test_more_than_there_are_cores_are_refused(verb: str, capsys: pytest.Capture
 @pytest.mark.slow
 def test_members_of_a_stack_follow_the_same_rule(tmp_path: Path) -> None:
     def train(*typed: str, at: Sequence[Path | None] = (None, None)) -> list[Path]:
-        members = [stacked.Member(compose([*RUN, f"seed={seed}", *typed]), [], run) for seed, run in enumerate(at)]
+        members = [stacked.Point(compose([*RUN, f"seed={seed}", *typed]), [], run) for seed, run in enumerate(at)]
         found: dict[int, Path] = {}
         stacked.train(members, tmp_path, lambda index, path: None, lambda index, end: found.update({index: end.run}))
         return [found[0], found[1]]
