@@ -301,6 +301,24 @@ class TestRuns:
             resume(path)
 
     @pytest.mark.slow
+    def test_one_that_was_killed_in_its_test_reports_its_last_validation(
+        self, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = run(compose(IMAGES))
+
+        def killed(self: Task) -> None:
+            raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "on_test_start", killed)
+            with pytest.raises(KilledError):
+                run(compose(IMAGES))
+        (path,) = (path for path in whole.path.parent.iterdir() if path != whole.path)
+        assert resume(path).metrics == whole.metrics
+        assert Run(path).read()["metrics"] == Run(whole.path).read()["metrics"]
+        assert "val/loss" in whole.metrics
+
+    @pytest.mark.slow
     def test_one_is_locked_until_its_very_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         script = (
             "import sys; from pathlib import Path; from snnexp.record.run import Run; Run(Path(sys.argv[1])).lock()"

@@ -412,6 +412,23 @@ class TestPlaces:
         record = Run(found[2].run or Path()).read()
         assert record["stack"] == {"members": 4, "member": whole_place(whole[2].run)}
 
+    def test_a_stack_that_was_stopped_in_its_test_reports_its_last_validation(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        members = [[*overrides, "data.val_size=8"] for overrides in self.MEMBERS]
+        whole = train(parallel(*members), tmp_path / "whole")
+        ends: Ends = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(Stacked, "on_test_start", lambda task: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(InterruptedRunError):
+                stacked.train(parallel(*members), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
+        again = parallel(*members)
+        for index, end in ends.items():
+            again[index].run = end.run
+        for index, end in train(again, tmp_path / "stack").items():
+            assert end.metrics == whole[index].metrics
+            assert "val/loss" in end.metrics
+
     @pytest.mark.parametrize("saved", [0, 1, 3])
     def test_a_kill_within_a_save_is_resumed_from_the_step_that_all_have(
         self, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

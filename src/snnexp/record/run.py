@@ -300,6 +300,13 @@ class Run:
                     raise CheckpointError(f"{path}: line {number} is damaged, it is no row of metrics")
                 yield row
 
+    def validated(self) -> dict[str, float]:
+        """What the last validation has measured; empty where there was none."""
+        found: dict[str, float] = {}
+        for row in self.metrics():
+            found = {name: value for name, value in row.items() if name.startswith("val/")} or found
+        return found
+
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Replace ``probe/<name>.npz``; the arrays hold numbers or texts."""
         self.probe.mkdir(exist_ok=True)

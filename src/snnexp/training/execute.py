@@ -275,7 +275,7 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
     board = loggers.Board(run_dir, None if found is None else found.step)
     trainer.loggers = [loggers.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     with terminal.quiet(run_dir.path / "train.log" if main else None):
-        measured = fit_and_test(trainer, parts.task, parts.data, found, clock)
+        measured = {**start.measured_before(), **fit_and_test(trainer, parts.task, parts.data, found, clock)}
         if cfg.logger.tensorboard and main:
             board.log_hyperparams(recipes.hyperparameters(config.plain(cfg), run_dir.overrides()), measured)
             board.finalize("success")

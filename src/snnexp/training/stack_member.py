@@ -169,7 +169,7 @@ class StackMember(Member):
     def measured(self) -> dict[str, float]:
         """What the last epoch and the test have measured."""
         validated = {name: float(value) for name, value in self._metrics.items() if name.startswith("val/")}
-        return {**validated, **self.row}
+        return {**self.start.measured_before(), **validated, **self.row}
 
     def kept(self) -> dict[Any, dict[str, Any]]:
         return self.updated.kept(self)

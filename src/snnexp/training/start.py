@@ -142,6 +142,11 @@ class Start:
         """Whether nothing is left to do."""
         return self.before.get("status") == "finished" and self.cfg.trainer.max_epochs <= self.max_epochs
 
+    def measured_before(self) -> dict[str, float]:
+        """What was measured of the last epoch by a run that was stopped after it, so that nothing is left to train."""
+        trained = self.found is not None and self.found.position[0] >= self.cfg.trainer.max_epochs
+        return self.run.validated() if trained else {}
+
     @property
     def begun(self) -> bool:
         """Whether the directory is there, and its record is this run's to write."""
