@@ -58,7 +58,7 @@ STACKS = {
     "4 regressions": ["experiment=regression_linear", "trainer.max_epochs=150", "seed=range(4)"],
     "8 with a validation": [*NEURONS["Leaky"], *RUN[1:], "optimizer.lr=1e-3,2e-3", "seed=range(4)"],
 }
-"""Each also with learning rates of their own, drawn spikes and checkpoints after every step."""
+"""Checkpoints are written after every step; those of the second have two learning rates and draw their spikes."""
 
 
 @dataclass

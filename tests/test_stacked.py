@@ -1,5 +1,6 @@
 """Stacked training: a member is the run that its point would be alone."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -384,33 +385,98 @@ class TestPlaces:
         assert checkpoint(ends[1].run)["global_step"] == 5
         assert all(same(ends[index].run, whole[index].run) for index in (0, 2, 3))
 
-    @pytest.mark.usefixtures("left")
-    def test_a_stack_in_which_one_has_ended_resumes_as_the_same_stack(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        whole = train(parallel(*self.MEMBERS), tmp_path / "whole")
+    @staticmethod
+    def stopped(points: Sequence[Point], folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Ends:
+        """How points ended that a signal stopped after some steps."""
         ends: Ends = {}
-        step = Stacked.training_step
+        train_step = Stacked.training_step
 
         def told(self: Stacked, batch: Any, index: int) -> Any:
-            if self.trainer.global_step == 11:
+            if self.trainer.global_step == step - 1:
                 signal.raise_signal(signal.SIGTERM)
-            return step(self, batch, index)
+            return train_step(self, batch, index)
 
         with monkeypatch.context() as patch:
             patch.setattr(Stacked, "training_step", told)
             with pytest.raises(InterruptedRunError):
-                stacked.train(parallel(*self.MEMBERS), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
-        assert [ends[index].status for index in range(4)] == ["interrupted", "diverged", "interrupted", "interrupted"]
-        again = parallel(*self.MEMBERS)
+                stacked.train(points, folder, lambda index, path: None, ends.__setitem__)
+        return ends
+
+    @pytest.mark.usefixtures("left")
+    @pytest.mark.parametrize("over", [True, False])
+    @pytest.mark.parametrize("case", ["seeds", "one order", "batches that are not full"])
+    def test_a_stack_in_which_one_has_ended_resumes_as_the_same_stack(
+        self, case: str, over: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A point that diverged is over, or is tried again from its last checkpoint, by itself."""
+        members = [*self.MEMBERS]
+        if case == "one order":
+            members = [["data.seed=0", "optimizer.lr=2e-3", "seed=0"], ["data.seed=0", "seed=1"], ["data.seed=0"]]
+        if case == "batches that are not full":
+            members = [[*words, "data.drop_last=false", "data.batch_size=16"] for words in members]
+        whole = train(parallel(*members), tmp_path / "whole")
+        ends = self.stopped(parallel(*members), tmp_path / "stack", 8, monkeypatch)
+        assert [ends[index].status for index in range(3)] == ["interrupted", "diverged", "interrupted"]
+        again = parallel(*members)
         for index, point in enumerate(again):
-            point.run, point.over = ends[index].run, index == 1
+            point.run, point.over = ends[index].run, over and index == 1
         found: Ends = {}
         stacked.train(again, tmp_path / "stack", lambda index, path: None, found.__setitem__)
-        assert found.keys() == {0, 2, 3}
-        assert all(same(found[index].run, whole[index].run) for index in found)
-        record = Run(found[2].run or Path()).read()
-        assert record["stack"] == {"members": 4, "member": whole_place(whole[2].run)}
+        assert found.keys() == set(range(len(members))) - ({1} if over else set())
+        for index in set(range(len(members))) - {1}:
+            assert same(found[index].run, whole[index].run)
+            assert place(found[index].run) == place(whole[index].run)
+
+    def test_one_that_is_over_and_cannot_be_built_is_not_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        points = parallel(["seed=1"], ["seed=2"])
+        ends = self.stopped(points, tmp_path, 3, monkeypatch)
+        again = parallel(["seed=0", f"data.root={tmp_path / 'nowhere'}"], ["seed=1"], ["seed=2"])
+        again[0].over, again[1].run, again[2].run = True, ends[0].run, ends[1].run
+        found: Ends = {}
+        stacked.train(again, tmp_path, lambda index, path: None, found.__setitem__)
+        assert {index: end.status for index, end in found.items()} == {1: "finished", 2: "finished"}
+        assert len([*tmp_path.glob("2*")]) == 2
+
+    def test_one_at_an_older_step_does_not_hold_the_others_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two were stopped within a save, and a third one long before, by itself."""
+        members = [[*words, "logger.save_every_s=0"] for words in self.MEMBERS[:3]]
+        early = self.stopped(parallel(*members), tmp_path / "early", 3, monkeypatch)
+        late = self.stopped(parallel(*members), tmp_path / "late", 8, monkeypatch)
+        folder = Run(late[1].run or Path()).checkpoints
+        for suffix in ("", ".sha256"):
+            (folder / f"previous.ckpt{suffix}").rename(folder / f"last.ckpt{suffix}")
+            content = (folder / f"last.ckpt{suffix}").read_text(errors="ignore")
+            if suffix:
+                (folder / f"last.ckpt{suffix}").write_text(content.replace("previous.ckpt", "last.ckpt"))
+        again = parallel(*members)
+        again[0].run, again[1].run, again[2].run = early[0].run, late[1].run, late[2].run
+        ends = train(again, tmp_path / "again")
+        resumed = [Run(ends[index].run or Path()).read()["resumed_at_step"] for index in range(3)]
+        assert resumed == [[3], [7], [7]]
+
+    def test_what_has_finished_is_told_as_finished(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A signal comes while the first ends are written."""
+        update, told = Run.update, []
+
+        def and_a_signal(self: Run, **changes: Any) -> Any:
+            record = update(self, **changes)
+            if changes.get("status") == "finished" and not told:
+                told.append(self)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return record
+
+        monkeypatch.setattr(Run, "update", and_a_signal)
+        ends: Ends = {}
+        with pytest.raises(InterruptedRunError):
+            stacked.train(parallel(*self.MEMBERS), tmp_path, lambda index, path: None, ends.__setitem__)
+        for end in ends.values():
+            record = Run(end.run or Path()).read()
+            assert (end.status, end.metrics) == (record["status"], record["metrics"])
+        assert "finished" in {end.status for end in ends.values()}
 
     def test_a_stack_that_was_stopped_in_its_test_reports_its_last_validation(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -464,7 +530,7 @@ class TestPlaces:
         assert all(same(end.run, whole[index].run) for index, end in ends.items())
 
 
-def whole_place(path: Path | None) -> int:
+def place(path: Path | None) -> int:
     """The place of a member in its stack."""
     return Run(path or Path()).read()["stack"]["member"]  # type: ignore[no-any-return]
 
@@ -489,11 +555,12 @@ def test_matrices_are_multiplied_in_bfloat16_where_that_is_asked_for(case: str, 
     """The first steps, as long as differences in the last of its eight binary digits have not moved a spike."""
     words = [*CASES[case], "trainer.max_epochs=1"]
     points = [member(*words, "trainer.precision=bf16-mixed", f"seed={seed}") for seed in (3, 1, 2)]
-    ends, single = train(points, tmp_path / "stack"), train([member(*words, "seed=1")], tmp_path / "single")
+    ends = train(points, tmp_path / "stack")
+    precise = train([member(*words, f"seed={seed}") for seed in (3, 1, 2)], tmp_path / "float32")
     path = alone(points[1], tmp_path / "alone")
     losses = [[row["train/loss"] for row in rows(run) if "train/loss" in row] for run in (ends[1].run, path)]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=3e-2)
-    assert not same(ends[1].run, single[0].run), "it is asked for, and done"
+    assert not same(ends[1].run, precise[1].run), "it is asked for, and done"
 
 
 @pytest.mark.slow

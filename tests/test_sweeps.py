@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from snnexp.cli import train as launch
 from snnexp.cli.points import prepared
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.record.run import Run
-from snnexp.sweeps import driver
+from snnexp.sweeps import driver, worker
 from snnexp.sweeps.display import Display, best_of
 from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import Ledger, Point
 from snnexp.sweeps.slots import Job, Worker
 from snnexp.sweeps.sources import Listed
+from snnexp.training import stacked
 
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=3", "logger=jsonl"]
 WAYS = ("exception", "sys.exit", "SIGSEGV", "hang", "memory", "diverge")
@@ -239,6 +241,38 @@ class TestPoints:
             ["seed=2", "neuron.beta=0.5"],
         ]
         assert capsys.readouterr().err == "snnexp: 4 of 6 points ask for the same as others, and are not run twice\n"
+
+
+def test_members_that_have_ended_keep_their_places(tmp_path: Path) -> None:
+    """A stack is asked for as it was begun; a point that was tried alone stays alone."""
+    with closing(Ledger.create(tmp_path / "sweep", "x", {"kind": "stacked", "members": 64, "workers": 1})) as ledger:
+        whole = config.plain(config.compose(RUN[1:]))
+        ends = ["finished", "diverged", "interrupted", "pruned", "interrupted"]
+        for seed, status in enumerate(ends):
+            point = ledger.add([f"seed={seed}"], {**whole, "seed": seed})
+            point.status, point.how = status, "process" if seed == 4 else "stack of 4"
+        stack, alone = driver.jobs_of(ledger, ledger.points)
+        assert [point.index for point in stack] == [1, 2]
+        assert [point.index for point in stack.seats] == [0, 1, 2, 3]
+        assert (alone, alone.seats) == ([ledger.points[4]], [ledger.points[4]])
+        members = Tasks(ledger).of(stack)["members"]
+        assert [member["over"] for member in members] == [True, False, False, True]
+        assert [member["config"]["seed"] for member in members] == [0, 1, 2, 3]
+        assert "members" not in Tasks(ledger).of(alone)
+
+
+@pytest.mark.slow
+def test_what_is_told_is_numbered_without_those_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(points: Sequence[stacked.Point], parent: Path, begun: Any, ended: Any) -> None:
+        for index, point in enumerate(points):
+            if not point.over:
+                ended(index, stacked.Outcome("finished", None))
+
+    monkeypatch.setattr(stacked, "train", train)
+    told: list[dict[str, Any]] = []
+    seats = [{"config": {}, "overrides": [], "run": None, "over": over} for over in (True, False, True, False)]
+    worker._stack({"members": seats, "parent": str(tmp_path)}, tmp_path / "log", told.append)
+    assert [event["ended"] for event in told] == [0, 1]
 
 
 class TestSlots:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Sum = tuple[Tensor, Tensor]
-"""A sum, and the count of its values, an integer; both scalar tensors."""
+"""A sum, and the count of its values, an integer; scalar tensors, or one value per member of a stack."""
 
 
 class Means:

@@ -3,7 +3,7 @@
 A checkpoint holds tensors, numbers and texts alone:
 
     state_dict, optimizer_states, lr_schedulers   as PyTorch has them
-    callbacks                                     what callbacks have counted so far
+    callbacks                                     what observers have counted so far
     format                                        see :mod:`snnexp.record.upgrade`
     epoch, batch, global_step                     epochs done, batches done in the one after, optimiser steps
     config, metrics                               the run's config, JSON; length and SHA-256 of its metrics so far

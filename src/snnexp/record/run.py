@@ -305,7 +305,8 @@ class Run:
         found: dict[str, float] = {}
         for row in self.metrics():
             found = {name: value for name, value in row.items() if name.startswith("val/")} or found
-        return found
+        # what was not finite is null
+        return {name: value for name, value in found.items() if value is not None}
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Replace ``probe/<name>.npz``; the arrays hold numbers or texts."""

@@ -112,7 +112,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
             tell(f"the search continues to use {metric}")
         left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
         # those that have ended keep their places in a stack
-        for point in ledger.points if asked is None and left else left:
+        for point in ledger.points if asked is None and left and ledger.launcher["kind"] == "stacked" else left:
             # a sweep may come from elsewhere, like a run, and downloads only where that is typed
             whole = config.offline(config.trusted(ledger.config(point), ledger.path / CONFIGS))
             ledger.replace(point, config.plain(config.change(whole, keys)))
@@ -251,7 +251,8 @@ def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str,
 def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
     """What is left to do about points, as jobs in their order; it is told which cannot be stacked as they should be.
 
-    A stack keeps the places of members that have ended, so that the others round as before.
+    A stack of a list keeps the places of members that have ended, so that the others round as before. A point that was
+    tried alone stays alone.
     """
     left = [point for point in points if not point.done]
     if ledger.launcher["kind"] != "stacked":
@@ -262,11 +263,10 @@ def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
     obstacles: dict[str, int] = {}
     for point in points:
         whole = ledger.config(point)
-        if not whole:
-            # a point of a search that was refused
-            continue
         if reason := grouping.obstacle(whole):
             obstacles[reason] = obstacles.get(reason, 0) + (not point.done)
+            groups[point.index] = [point]
+        elif point.how and not point.how.startswith("stack"):
             groups[point.index] = [point]
         else:
             groups.setdefault(grouping.key(whole), []).append(point)

@@ -181,7 +181,7 @@ class Engine:
                 point.status = "pending"
             self.error = self.error or error
             return
-        self.slots[slot] = Busy(job, self.timeout_s and self.timeout_s * len(job), written)
+        self.slots[slot] = Busy(job, self.timeout_s and self.timeout_s * len(job.seats), written)
         if job[0].job:
             # whoever goes on with the sweep asks the cluster for it
             self.ledger.save()

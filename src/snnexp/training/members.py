@@ -11,7 +11,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from snnexp.errors import InterruptedRunError, SnnexpError
+from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 from snnexp.training.task import Task
 
 
@@ -150,8 +150,10 @@ class Bridge(Callback):
     @classmethod
     def of(cls, trainer: Trainer) -> "Bridge":
         """That of a trainer."""
-        (bridge,) = (callback for callback in trainer.callbacks if isinstance(callback, cls))  # type: ignore[attr-defined]
-        return bridge
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, cls):
+                return callback
+        raise ConfigError("trainer: lacks the callbacks that a run needs; use snnexp.training.assembly.make_trainer")
 
     @property
     def living(self) -> list[Member]:

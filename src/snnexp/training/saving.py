@@ -59,7 +59,7 @@ class Checkpoints(Observer):
         self.lowest = min(loss, self.lowest)
 
     def content(self, trainer: Trainer, member: Member, position: tuple[int, int]) -> dict[str, Any]:
-        """What a checkpoint holds between two steps; processes of ddp ask each other.
+        """What a checkpoint holds between two steps, less what :meth:`write` adds; processes of ddp ask each other.
 
         Raises:
             DivergedError: a number is not finite.
@@ -73,9 +73,12 @@ class Checkpoints(Observer):
             "epoch": position[0],
             "batch": position[1],
             "global_step": trainer.global_step,
-            "metrics": self.run.metrics_so_far(),
+            "metrics": {},
             # a view would be saved with all that it is a view of
-            "state_dict": {name: value.clone() for name, value in member.task.state_dict().items()},
+            "state_dict": {
+                name: value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+                for name, value in member.task.state_dict().items()
+            },
             "callbacks": {key: state for key, state in states if state},
             **member.training_state(),
         }
@@ -83,7 +86,8 @@ class Checkpoints(Observer):
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Replace a checkpoint; other members may be written at the same time."""
         buffer = io.BytesIO()
-        torch.save(content, buffer)
+        # whose rows wait for the disk as the checkpoint does
+        torch.save({**content, "metrics": self.run.metrics_so_far()}, buffer)
         # before last.ckpt: a run that is killed between the two will come by here again
         if name == "last" and self.best:
             write_checkpoint(self.run.checkpoints / "best.ckpt", buffer.getvalue())

@@ -48,7 +48,7 @@ class Point:
     def start(self, parent: Path) -> Start:
         """The run on its way, in a folder of runs."""
         if self.run is None or self.over:
-            return Start.new(self.cfg, self.overrides, parent, kept=True)
+            return Start.new(self.cfg, self.overrides, parent, kept=not self.over)
         return Start.resumed(self.run, self.keys)
 
 
@@ -102,6 +102,7 @@ class StackMember(Member):
 
     def __init__(self, point: Point, told: Callable[[Outcome], object]) -> None:
         self.point, self._tell_end = point, told
+        self.ended = point.over
         self._metrics: dict[str, Tensor] = {}
         self._logged: dict[str, Tensor] = {}
         self._loggers: list[Any] = []
@@ -112,7 +113,6 @@ class StackMember(Member):
     def open(self, parent: Path) -> None:
         """Lock the directory of a run that is resumed, and read its config."""
         self.start = self.point.start(parent)
-        self.ended = self.point.over
         self.start.open()
 
     def build(self, trainer: Trainer | None) -> None:
@@ -165,7 +165,6 @@ class StackMember(Member):
             for logger in self.loggers:
                 logger.log_metrics({**self.row, "epoch": epoch}, step)
 
-    @property
     def measured(self) -> dict[str, float]:
         """What the last epoch and the test have measured."""
         validated = {name: float(value) for name, value in self._metrics.items() if name.startswith("val/")}
@@ -191,9 +190,16 @@ class StackMember(Member):
 
     def stop(self, error: BaseException) -> None:
         """End a member that does not finish, and write down why."""
+        if self.ended:
+            return
         if hasattr(self, "start"):
             self.start.fail(error)
-        self.end(failure(error, None if self.opened is None else self.opened.path))
+        known = None if self.opened is None else self.opened.facts()
+        # a signal may come after that was written
+        if known is not None and known.status == "finished":
+            self.end(Outcome("finished", known.path, known.metrics))
+        else:
+            self.end(failure(error, None if known is None else known.path))
 
     def end(self, outcome: Outcome) -> None:
         """Let go of the run directory, and tell."""

@@ -2,7 +2,7 @@
 
 A stacked layer of M members has features ``(M, n)``: traces are ``[T, B, M, n]``, weights ``[M, out, in]``, so that one
 call computes what M runs would call one after the other. Every member has its own start values, order of data,
-optimiser and end, and leaves the run directory that it would leave alone. Its network looks into the memory of the
+settings of the optimiser and end, and leaves the run directory that it would leave alone. Its network looks into the memory of the
 stack, so that whatever saves, records or counts of a run works on a member as it is.
 """
 
@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -20,6 +21,7 @@ from snnexp.config import recipes
 from snnexp.errors import DISK, InterruptedRunError, SnnexpError
 from snnexp.kernels.fused import CHUNK_BYTES
 from snnexp.limits import memory_told
+from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.environment import git, versions
 from snnexp.training.execute import Clock, drawn_s, execute, fit_and_test, succeed
 from snnexp.training.feed import Together
@@ -151,23 +153,21 @@ def _train(
 
 
 def _align(members: Sequence[StackMember]) -> None:
-    """Let members that were stopped together resume from the newest step that all of them have."""
-    stopped = [
-        (member, member.start.found)
-        for member in members
-        if member.start.found is not None and member.start.before.get("status") != "diverged"
-    ]
-    step = min((found.step for _, found in stopped), default=0)
-    earlier = [
-        (member, found if found.step == step else member.start.find_earlier(member.observers, step))
-        for member, found in stopped
-    ]
-    for member, found in earlier if all(found for _, found in earlier) else stopped:
-        assert found is not None
-        member.start.resume_from(found)
-    for member in members:
-        if member.start.found is not None:
-            member.resume(member.start.found.content)
+    """Let members that were stopped together resume from the newest step that all of them have.
+
+    Whoever stands at an older step, such as one that diverged, stays there.
+    """
+    stopped = [member for member in members if member.start.found is not None]
+    for step in sorted({member.start.step for member in stopped}):
+        ahead = [member for member in stopped if member.start.step > step]
+        earlier = [member.start.find_earlier(member.observers, step) for member in ahead]
+        if None not in earlier:
+            for member, found in zip(ahead, earlier, strict=True):
+                member.start.resume_from(cast(Checkpoint, found))
+            break
+    for member in stopped:
+        assert member.start.found is not None
+        member.resume(member.start.found.content)
 
 
 def _told(error: BaseException) -> bool:
@@ -197,6 +197,9 @@ def _carry_out(
     cfg, device = living[0].start.cfg, trainer.strategy.root_device
     # where one was never saved, none has trained
     found = living[0].start.found if all(member.start.found for member in living) else None
+    # those that have ended see the same batches as the others, so that these are made in the same way
+    for member in members:
+        member.parts.data.begin = (0, 0) if found is None else found.position
     stacked = Stacked(members, cfg.kernel, device)
     data = Together([member.parts.data for member in members], device)
     facts = {"kernel": stacked.kernel, "versions": versions(), "git": git()}
@@ -221,17 +224,19 @@ def _carry_out(
         bridge.require_living()
         fit_and_test(trainer, stacked, data, found, clock)
     except AllEndedError:
+        # the save that a signal asked for may have ended the last one
+        signals.stop_if_told()
         return
     signals.stop_if_told()
     drawn = {stage: sum(drawn_s(member.observers)[stage] for member in living) for stage in ("fit", "test")}
     wall_s = clock.wall_s(saving.spent_s, drawn, len(living))
-    living = [member for member in members if not member.ended]
-    ends = [partial(succeed, member.start, member.measured, wall_s, trainer) for member in living]
-    for member, error in zip(living, attempted(ends), strict=True):
+    measured = [(member, member.measured()) for member in members if not member.ended]
+    ends = [partial(succeed, member.start, values, wall_s, trainer) for member, values in measured]
+    for (member, values), error in zip(measured, attempted(ends), strict=True):
         with member.may_end():
             if error is not None:
                 raise error
             for board in member.loggers[1:]:
                 typed = recipes.hyperparameters(config.plain(member.start.cfg), member.point.overrides)
-                board.log_hyperparams(typed, member.measured)
-            member.end(Outcome("finished", member.start.run.path, member.measured))
+                board.log_hyperparams(typed, values)
+            member.end(Outcome("finished", member.start.run.path, values))
