@@ -2,8 +2,8 @@
 
 A stacked layer of M members has features ``(M, n)``: traces are ``[T, B, M, n]``, weights ``[M, out, in]``, so that one
 call computes what M runs would call one after the other. Every member has its own start values, order of data,
-settings of the optimiser and end, and leaves the run directory that it would leave alone. Its network looks into the memory of the
-stack, so that whatever saves, records or counts of a run works on a member as it is.
+settings of the optimiser and end, and leaves the run directory that it would leave alone. Its network looks into the
+memory of the stack, so that whatever saves, records or counts of a run works on a member as it is.
 """
 
 import itertools
