@@ -56,9 +56,13 @@ NEURONS = {
 STACKED = ["hydra/launcher=stacked", "hydra.launcher.workers=1", "trainer=cpu", "logger=jsonl", "logger.save_every_s=0"]
 STACKS = {
     "4 regressions": ["experiment=regression_linear", "trainer.max_epochs=150", "seed=range(4)"],
+    "a search of 4": [
+        *("experiment=regression_linear", "trainer.max_epochs=150", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4"),
+        *("hydra.sweeper.metric=test/l1", "hydra.sweeper.sampler=random", "optimizer.lr=interval(0.001,0.01)"),
+    ],
     "8 with a validation": [*NEURONS["Leaky"], *RUN[1:], "optimizer.lr=1e-3,2e-3", "seed=range(4)"],
 }
-"""Checkpoints are written after every step; those of the second have two learning rates and draw their spikes."""
+"""Checkpoints are written after every step; those of the last have two learning rates and draw their spikes."""
 
 
 @dataclass

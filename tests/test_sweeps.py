@@ -248,16 +248,20 @@ def test_members_that_have_ended_keep_their_places(tmp_path: Path) -> None:
     with closing(Ledger.create(tmp_path / "sweep", "x", {"kind": "stacked", "members": 64, "workers": 1})) as ledger:
         whole = config.plain(config.compose(RUN[1:]))
         ends = ["finished", "diverged", "interrupted", "pruned", "interrupted"]
-        for seed, status in enumerate(ends):
+        for seed, status in enumerate([*ends, "pending", "pending"]):
             point = ledger.add([f"seed={seed}"], {**whole, "seed": seed})
-            point.status, point.how = status, "process" if seed == 4 else "stack of 4"
-        stack, alone = driver.jobs_of(ledger, ledger.points)
+            point.status, point.how = status, ["stack of 4", "process", ""][(seed > 3) + (seed > 4)]
+            point.stack = [3, 1, 2, 0] if seed < 4 else []
+        ledger.save()
+    with closing(Ledger.open(tmp_path / "sweep")) as ledger:
+        stack, alone, new = driver.jobs_of(ledger, ledger.points)
         assert [point.index for point in stack] == [1, 2]
-        assert [point.index for point in stack.seats] == [0, 1, 2, 3]
+        assert [point.index for point in stack.seats] == [3, 1, 2, 0]
         assert (alone, alone.seats) == ([ledger.points[4]], [ledger.points[4]])
+        assert new == ledger.points[5:]
         members = Tasks(ledger).of(stack)["members"]
         assert [member["over"] for member in members] == [True, False, False, True]
-        assert [member["config"]["seed"] for member in members] == [0, 1, 2, 3]
+        assert [member["config"]["seed"] for member in members] == [3, 1, 2, 0]
         assert "members" not in Tasks(ledger).of(alone)
 
 

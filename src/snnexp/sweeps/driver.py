@@ -112,7 +112,8 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
             tell(f"the search continues to use {metric}")
         left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
         # those that have ended keep their places in a stack
-        for point in ledger.points if asked is None and left and ledger.launcher["kind"] == "stacked" else left:
+        seats = {seat for point in left for seat in point.stack}
+        for point in [*left, *(point for point in ledger.points if point.index in seats and point not in left)]:
             # a sweep may come from elsewhere, like a run, and downloads only where that is typed
             whole = config.offline(config.trusted(ledger.config(point), ledger.path / CONFIGS))
             ledger.replace(point, config.plain(config.change(whole, keys)))
@@ -249,35 +250,41 @@ def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str,
 
 
 def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
-    """What is left to do about points, as jobs in their order; it is told which cannot be stacked as they should be.
+    """What is left to do about points, as jobs; where they are to be stacked, it is told which cannot be.
 
-    A stack of a list keeps the places of members that have ended, so that the others round as before. A point that was
-    tried alone stays alone.
+    Points that were trained as a stack are that stack again, in which those that have ended keep their places, so that
+    the others round as before. A point that was tried alone stays alone.
     """
     left = [point for point in points if not point.done]
     if ledger.launcher["kind"] != "stacked":
         return [Job([point]) for point in left]
     from snnexp.sweeps import grouping
 
+    alone: list[Job] = []
+    stacks: dict[tuple[int, ...], list[Point]] = {}
     groups: dict[Any, list[Point]] = {}
     obstacles: dict[str, int] = {}
-    for point in points:
+    for point in left:
         whole = ledger.config(point)
         if reason := grouping.obstacle(whole):
-            obstacles[reason] = obstacles.get(reason, 0) + (not point.done)
-            groups[point.index] = [point]
+            obstacles[reason] = obstacles.get(reason, 0) + 1
+            alone.append(Job([point]))
+        elif point.stack:
+            stacks.setdefault(tuple(point.stack), []).append(point)
         elif point.how and not point.how.startswith("stack"):
-            groups[point.index] = [point]
+            alone.append(Job([point]))
         else:
             groups.setdefault(grouping.key(whole), []).append(point)
     for reason, count in obstacles.items():
-        if count:
-            tell(f"{count} of {len(left)} points cannot be stacked, {reason}; they run alone")
+        tell(f"{count} of {len(left)} points cannot be stacked, {reason}; they run alone")
     most, workers = ledger.launcher["members"], ledger.launcher["workers"] or 1
     # all workers take part
-    parts = [part for group in groups.values() for part in _shared(group, min(most, -(-len(group) // workers)))]
-    jobs = [Job((point for point in part if not point.done), part) for part in parts]
-    return [job for job in jobs if job]
+    new = [Job(part) for group in groups.values() for part in _shared(group, min(most, -(-len(group) // workers)))]
+    again = [
+        Job(sorted(stack, key=lambda point: seats.index(point.index)), [ledger.points[seat] for seat in seats])
+        for seats, stack in stacks.items()
+    ]
+    return sorted([*alone, *again, *new], key=lambda job: job[0].index)
 
 
 def _shared(points: Sequence[Point], most: int) -> list[Sequence[Point]]:

@@ -158,6 +158,7 @@ class Engine:
             for point in job:
                 point.status, point.reason, point.exit_code = "running", "", None
                 point.how = slot.how if len(job.seats) == 1 else f"stack of {len(job.seats)}"
+                point.stack = [] if len(job.seats) == 1 else [seat.index for seat in job.seats]
         if begun or ended or self.begun:
             # before the points start: whoever finds a run directory knows whose it is
             self.ledger.save()

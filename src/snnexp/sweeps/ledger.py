@@ -59,6 +59,8 @@ class Point:
     index: int = field(default=0, repr=False)
     job: str = ""
     """Its number at a cluster."""
+    stack: list[int] = field(default_factory=list)
+    """The points that it was trained with as one model, in their order and with itself, by their indices."""
     metrics: dict[str, float] = field(default_factory=dict, repr=False)
     """As its run.json has them."""
 
@@ -179,7 +181,10 @@ class Ledger:
     def save(self) -> None:
         """Replace sweep.json, after the configs of new points are kept."""
         self._append_configs()
-        kept = [{key: getattr(point, key) for key in KEPT} for point in self.points]
+        kept = [
+            {**{key: getattr(point, key) for key in KEPT}, **({"stack": point.stack} if point.stack else {})}
+            for point in self.points
+        ]
         record = {
             "format": upgrade.FORMAT,
             "experiment": self.experiment,
@@ -248,13 +253,15 @@ class Ledger:
             self.experiment, self.launcher, self.search = (record[key] for key in ("experiment", "launcher", "search"))
             upgrade.require_known(record, path)
             self.folders = folders_of(record.get("config_dir"))
-            entries = [{key: entry[key] for key in KEPT} for entry in record["points"]]
+            entries = [
+                {**{key: entry[key] for key in KEPT}, "stack": entry.get("stack", [])} for entry in record["points"]
+            ]
             self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
             text = plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()
             # behind what sweep.json knows may be one that was torn
             lines = text.splitlines(keepends=True)[: len(self.points)]
             self._configs = [row.rstrip("\n") for row in lines]
-            wrong = [point for point in self.points if not _is_sound(point)]
+            wrong = [point for point in self.points if not _is_sound(point, len(self.points))]
             whole = all(isinstance(json.loads(row), dict) for row in self._configs)
             mappings = isinstance(self.launcher, dict) and isinstance(self.search, dict | None)
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -300,8 +307,8 @@ def _require_own_files(path: Path) -> None:
 KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "job")
 
 
-def _is_sound(point: Point) -> bool:
-    """Whether an entry that was read says what one can say, and leads nowhere else."""
+def _is_sound(point: Point, count: int) -> bool:
+    """Whether an entry of ``count`` that was read says what one can say, and leads nowhere else."""
     texts = [point.status, point.run, point.reason, point.how, point.job, *point.overrides]
     if not isinstance(point.overrides, list) or not all(isinstance(text, str) for text in texts):
         return False
@@ -309,7 +316,8 @@ def _is_sound(point: Point) -> bool:
     name, job = Path(point.run).name, re.fullmatch(r"[0-9_]*", point.job)
     here = not point.run or (point.run == f"{RUNS}/{name}" and RUN_ID.fullmatch(name))
     numbers = all(number is None or type(number) is int for number in (point.exit_code, point.trial))
-    return known and bool(here and job) and numbers
+    seats = isinstance(point.stack, list) and all(type(seat) is int and 0 <= seat < count for seat in point.stack)
+    return known and bool(here and job) and numbers and seats and (not point.stack or point.index in point.stack)
 
 
 def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

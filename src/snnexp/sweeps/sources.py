@@ -197,7 +197,9 @@ class Searched:
 
     def next(self) -> Job | None:
         if not self.jobs:
-            found = list(itertools.islice(iter(lambda: self._reach(self._point), None), self.together))
+            # a stack that was stopped is not divided
+            most = max(self.together, len(self.left))
+            found = list(itertools.islice(iter(lambda: self._reach(self._point), None), most))
             refused = [Job([point]) for point in found if point.status == "failed"]
             left = [point for point in found if point.status != "failed"]
             self.jobs = [*refused, *(self.group(left) if left else [])]
