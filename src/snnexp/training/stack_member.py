@@ -192,11 +192,12 @@ class StackMember(Member):
         """End a member that does not finish, and write down why."""
         if self.ended:
             return
+        begun = hasattr(self, "start") and self.start.begun
         if hasattr(self, "start"):
             self.start.fail(error)
         known = None if self.opened is None else self.opened.facts()
         # a signal may come after that was written
-        if known is not None and known.status == "finished":
+        if begun and known is not None and known.status == "finished":
             self.end(Outcome("finished", known.path, known.metrics))
         else:
             self.end(failure(error, None if known is None else known.path))
