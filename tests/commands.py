@@ -141,6 +141,11 @@ def serve(requests: socket.socket) -> dict[str, Any]:
         # the server of this command, which ends with it
         here.close()
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # what it says while it is killed is no answer of the server above
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        os.close(nothing)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for number, handle in enumerate(streams):
