@@ -121,7 +121,8 @@ class Saving(Callback):
         self.position, self.begun = found.position, True
         self.saved = found.position if found.path.name == "last.ckpt" else None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # before any observer writes: a disk that is full is told once
         self.saved_at = time.monotonic()
         if not self.begun:
             self._save(trainer, "init")
