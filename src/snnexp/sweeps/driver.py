@@ -112,8 +112,8 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
             tell(f"the search continues to use {metric}")
         left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
         # those that have ended keep their places in a stack
-        seats = {seat for point in left for seat in point.stack}
-        for point in [*left, *(point for point in ledger.points if point.index in seats and point not in left)]:
+        needed = {point.index for point in left}.union(*(point.stack for point in left))
+        for point in (ledger.points[index] for index in sorted(needed)):
             # a sweep may come from elsewhere, like a run, and downloads only where that is typed
             whole = config.offline(config.trusted(ledger.config(point), ledger.path / CONFIGS))
             ledger.replace(point, config.plain(config.change(whole, keys)))
