@@ -196,8 +196,10 @@ class TestSlurm:
         assert (driver.returncode, err) == (7, "")
         assert f"snnexp resume {home(tmp_path).relative_to(tmp_path)}" in out
         assert statuses(tmp_path) == [record(run)["status"]] == ["interrupted"]
-        rows = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert rows == sorted(set(rows))
+        # the tenth step has a row of its own beside that of its epoch
+        rows = (run / "metrics.jsonl").read_text().splitlines()
+        steps = [json.loads(row)["step"] for row in rows]
+        assert (steps, len(set(rows))) == (sorted(steps), len(rows))
         assert record(run)["resumed_at_step"][0] > 0
 
     def test_is_asked_for_what_the_settings_say(self, tmp_path: Path, slurm: Path) -> None:
