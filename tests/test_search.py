@@ -585,9 +585,9 @@ def curve(pruning: Pruning, values: list[float], metric: str) -> str:
     """What a run with these values after its epochs is told."""
     trainer: Any = SimpleNamespace(max_epochs=len(values), world_size=1)
     for trainer.current_epoch, value in enumerate(values):
-        trainer.callback_metrics = {metric: value}
+        member: Any = SimpleNamespace(metrics={metric: value})
         try:
-            pruning.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+            pruning.on_train_epoch_end(trainer, member)
         except PrunedError as error:
             return str(error)
     return ""

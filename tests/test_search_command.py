@@ -177,3 +177,28 @@ def test_an_interrupted_search_goes_on_to_a_best_point_that_can_be_run_again(tmp
     snnexp(*command[:2], str(tmp_path / command[2]), *command[3:], cwd=again)
     rows = [(run / "metrics.jsonl").read_bytes() for run in (home(tmp_path) / after[best]["run"], only_run(again))]
     assert rows[0] == rows[1] != b""
+
+
+def test_members_of_a_stack_are_pruned_and_the_others_do_not_notice(tmp_path: Path) -> None:
+    wanted = ["hydra.sweeper.n_trials=24", "hydra.sweeper.sampler=random", "hydra.sweeper.startup_trials=2"]
+    asked = [*SEARCH, "trainer.max_epochs=6", *wanted, "hydra/launcher=stacked", "hydra.launcher.members=8"]
+    ways = {way: tmp_path / way for way in ("true", "false")}
+    for way, cwd in ways.items():
+        cwd.mkdir()
+        snnexp(*asked, f"hydra.sweeper.prune={way}", cwd=cwd)
+    pruned, whole = (points(cwd) for cwd in ways.values())
+    assert [point["overrides"] for point in pruned] == [point["overrides"] for point in whole]
+    assert {point["status"] for point in whole} == {"finished"}
+    assert [point["status"] for point in pruned[:8]] == ["finished"] * 8, "there was nothing to compare them with"
+    assert {point["status"] for point in pruned[8:]} == {"finished", "pruned"}
+    found = trials(f"sqlite:///{home(ways['true'])}/study.db", home(ways["true"]).name)
+    assert [trial.state for trial in found] == [ENDS[point["status"]] for point in pruned]
+    for left, other in zip(pruned, whole, strict=True):
+        assert left["how"] == other["how"] == "stack of 8"
+        run = home(ways["true"]) / left["run"]
+        mine, all_rows = (run / "metrics.jsonl", home(ways["false"]) / other["run"] / "metrics.jsonl")
+        assert all_rows.read_text().startswith(mine.read_text())
+        assert (mine.read_text() == all_rows.read_text()) == (left["status"] == "finished")
+        ended = record(run)
+        told = ("interrupted", 0, left["reason"]) if left["status"] == "pruned" else ("finished", 0, "")
+        assert (ended["status"], ended["exit_code"], ended.get("reason", "")) == told

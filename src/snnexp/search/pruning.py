@@ -4,7 +4,7 @@ import logging
 import math
 
 import optuna
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.study import StudyDirection
@@ -13,13 +13,14 @@ from snnexp.errors import ConfigError, PrunedError
 from snnexp.record.measures import higher_is_better
 from snnexp.search.storage import open_storage, reached
 from snnexp.text import number
+from snnexp.training.members import Member, Observer
 
 LOG = logging.getLogger(__name__)
 REPORTS = 30
 """How often the curve of a run is reported at most, for each report is a write to a database."""
 
 
-class Pruning(Callback):
+class Pruning(Observer):
     """Report the measure of a search after epochs, and raise :class:`PrunedError` where it is worse than the median.
 
     The best value so far is compared with the values that finished points had after the same epoch. A measure of the
@@ -53,12 +54,12 @@ class Pruning(Callback):
         # curves are compared in the study's direction, whatever stands for its measure
         self.sign = 1 if self.metric == metric or higher_is_better(self.metric) == maximize else -1
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 1)
         # at the end there is nothing left to save
         if done >= total or done % math.ceil(total / REPORTS) or trainer.world_size > 1:
             return
-        value = trainer.callback_metrics.get(self.metric)
+        value = member.metrics.get(self.metric)
         if value is not None and self._is_worse(done, float(value)):
             what = f"{self.metric} {number(float(value))}"
             raise PrunedError(f"pruned after epoch {done}: {what} is worse than the median of the other points")

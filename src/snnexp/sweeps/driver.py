@@ -182,8 +182,6 @@ def _drive_search(ledger: Ledger, asked: Asked, keys: Sequence[str]) -> int:
     together = launcher["members"] if launcher["kind"] == "stacked" else 1
     source = Searched(ledger, asked, together, lambda points: jobs_of(ledger, points))
     try:
-        if source.prune and together > 1:
-            tell("points of a stack are not pruned, for the others would go on all the same")
         view = display.Display(console(), ledger, source.metric, source.direction == "maximize", source.study.size)
         to_go = f"{source.study.remaining()} of {source.study.size} points to go"
         seen = ", so the test split is no longer held out" if source.metric.startswith("test/") else ""

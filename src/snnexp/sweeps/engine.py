@@ -212,8 +212,8 @@ class Engine:
         elif "ended" in event and event["ended"] in busy.left:
             busy.left.discard(event["ended"])
             point = busy.job[event["ended"]]
-            point.status, point.reason = event["status"], event.get("reason", "")
-            point.exit_code, point.metrics = event["exit_code"], event.get("metrics", {})
+            point.end(event["status"], event.get("reason", ""), event["exit_code"])
+            point.metrics = event.get("metrics", {})
             if point.status == "interrupted" and busy.late:
                 point.status, point.reason = "timeout", f"took longer than {busy.timeout_s:g} s"
             if point.exit_code == 74:
@@ -318,14 +318,19 @@ class Tasks:
                 point.run = ""
         where = {"parent": str(ledger.runs), "log": str(ledger.log(first))}
         task: dict[str, Any] = {"keys": [*self.keys], **where}
-        if len(job.seats) > 1:
-            seats = [{**self._point(point), "run": self._run(point), "over": point not in job} for point in job.seats]
-            return {**task, "members": seats}
-        task |= {"prune": self.prune(first)} if self.prune else {}
-        return {**task, **({"run": self._run(first)} if first.run else self._point(first))}
+        if len(job.seats) == 1:
+            return {**task, **self._prune(first), **({"run": self._run(first)} if first.run else self._point(first))}
+        return {**task, "members": [self._seat(point, over=point not in job) for point in job.seats]}
+
+    def _seat(self, point: Point, over: bool) -> dict[str, Any]:
+        prune = {} if over else self._prune(point)
+        return {**self._point(point), **prune, "run": self._run(point), "over": over}
 
     def _point(self, point: Point) -> dict[str, Any]:
         return {"config": self.ledger.config(point), "overrides": point.overrides}
+
+    def _prune(self, point: Point) -> dict[str, Any]:
+        return {"prune": self.prune(point)} if self.prune else {}
 
     def _run(self, point: Point) -> str | None:
         return str(self.ledger.path / point.run) if point.run else None

@@ -69,6 +69,11 @@ class Point:
         """Whether nothing is left to do about it."""
         return self.status in ("finished", "pruned") or self.reason == TAKEN_OVER
 
+    def end(self, status: str, reason: str, exit_code: int | None) -> None:
+        """Note how its run ended; one that a search has given up is interrupted, and nothing is wrong with it."""
+        pruned = status == "interrupted" and exit_code == PrunedError.exit_code
+        self.status, self.reason, self.exit_code = "pruned" if pruned else status, reason, exit_code
+
 
 class Ledger:
     """The record of a sweep; made by :meth:`create` or :meth:`open`, which lock it."""
@@ -282,9 +287,7 @@ class Ledger:
         point.metrics = run.metrics
         if run.status not in facts.ENDS:
             return False
-        point.status, point.reason, point.exit_code = run.status, run.reason, run.exit_code
-        if run.status == "interrupted" and run.exit_code == PrunedError.exit_code:
-            point.status = "pruned"
+        point.end(run.status, run.reason, run.exit_code)
         return True
 
     def unclaimed(self) -> dict[tuple[str, ...], list[str]]:

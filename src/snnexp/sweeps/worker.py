@@ -7,8 +7,8 @@ It reads tasks from its standard input and tells what becomes of them on its sta
     {"members": [{"config", "overrides", "run", "over"}, ..], "parent": ".."}     train points as one
 
 where members that are over have ended before, only keep their places and do not count as points;
-each with "keys", the overrides of runs that are resumed, "log", where to print until there is a run directory,
-and for a point of a search "prune", the arguments of :class:`~snnexp.search.pruning.Pruning`. It answers
+each with "keys", the overrides of runs that are resumed, and "log", where to print until there is a run directory. A
+point of a search, alone or a member, has "prune", the arguments of :class:`~snnexp.search.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
     {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
@@ -139,13 +139,14 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     else:
         cfg = config.check(OmegaConf.create(task["config"]))
         start = Start.new(cfg, task["overrides"], Path(task["parent"]), kept=True)
-    record = execute(start, begun, _watching(task))
+    start.watching = _watching(task)
+    record = execute(start, begun)
     tell({"ended": 0, "status": record.status, "metrics": record.metrics, "exit_code": 0})
 
 
 def _end(error: BaseException) -> dict[str, Any]:
     """How a point ended that ``error`` has ended."""
-    from snnexp.errors import PartError, PrunedError, ending
+    from snnexp.errors import PartError, ending
 
     status, reason, code = ending(error)
     if isinstance(error, PartError):
@@ -153,15 +154,15 @@ def _end(error: BaseException) -> dict[str, Any]:
         sys.stderr.write(error.frames)
     elif code == 1:
         traceback.print_exc()
-    return {"status": "pruned" if isinstance(error, PrunedError) else status, "reason": reason, "exit_code": code}
+    return {"status": status, "reason": reason, "exit_code": code}
 
 
-def _watching(task: Mapping[str, Any]) -> list[Any]:
-    if not task.get("prune"):
+def _watching(point: Mapping[str, Any]) -> list[Any]:
+    if not point.get("prune"):
         return []
     from snnexp.search.pruning import Pruning
 
-    return [Pruning(**task["prune"])]
+    return [Pruning(**point["prune"])]
 
 
 def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
@@ -178,6 +179,7 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
             member["run"] and Path(member["run"]),
             keys,
             member["over"],
+            _watching(member),
         )
         for member in task["members"]
     ]

@@ -189,7 +189,7 @@ def _make_ready(start: Start, signals: Signals, others: Sequence[Callback]) -> N
     threads.use(start.threads)
     parts = start.build()
     trainer, logger = parts.trainer, start.cfg.logger
-    member = Member(parts.task, watching_over(start.cfg, parts, start.run))
+    member = Member(parts.task, watching_over(start))
     bridge = Bridge.of(trainer)
     bridge.given = [member]
     saver = saving.Saving(bridge, logger.save_every_n_epochs, logger.save_every_s)

@@ -18,7 +18,7 @@ from snnexp.errors import ending
 from snnexp.record.run import Run
 from snnexp.training.assembly import Parts
 from snnexp.training.loggers import Board, RunLogger
-from snnexp.training.members import Member
+from snnexp.training.members import Member, Observer
 from snnexp.training.saving import checkpoints_of
 from snnexp.training.start import Start
 from snnexp.training.watching import watching_over
@@ -37,6 +37,7 @@ class Point:
         run: the directory of a run to resume; one is made without.
         keys: overrides of a run that is resumed, which ``cfg`` has already.
         over: it has ended before, and only keeps its place in the stack, so that the others round as before.
+        watching: observers besides a run's own.
     """
 
     cfg: DictConfig
@@ -44,12 +45,16 @@ class Point:
     run: Path | None = None
     keys: Sequence[str] = ()
     over: bool = False
+    watching: Sequence[Observer] = ()
 
     def start(self, parent: Path) -> Start:
         """The run on its way, in a folder of runs."""
         if self.run is None or self.over:
-            return Start.new(self.cfg, self.overrides, parent, kept=not self.over)
-        return Start.resumed(self.run, self.keys)
+            start = Start.new(self.cfg, self.overrides, parent, kept=not self.over)
+        else:
+            start = Start.resumed(self.run, self.keys)
+        start.watching = self.watching
+        return start
 
 
 @dataclass
@@ -118,7 +123,7 @@ class StackMember(Member):
     def build(self, trainer: Trainer | None) -> None:
         """Make the parts; of a run that is resumed, check all and load what it holds."""
         self.parts = self.start.build(trainer)
-        super().__init__(self.parts.task, watching_over(self.start.cfg, self.parts, self.start.run))
+        super().__init__(self.parts.task, watching_over(self.start))
         self.start.find(self.observers)
         if self.start.is_finished:
             self.end(Outcome("finished", self.start.run.path, self.start.before.get("metrics", {})))

@@ -43,6 +43,8 @@ class Start:
     parts: Parts
     found: Checkpoint | None = None
     """The newest sound checkpoint, from which a run is resumed."""
+    watching: Sequence[Observer] = ()
+    """What watches it besides its own observers."""
 
     def __init__(self, run: Run, cfg: DictConfig | None = None, typed: Sequence[str] = (), kept: bool = False) -> None:
         self.run, self.typed, self.kept, self.is_new = run, typed, kept, not run.published

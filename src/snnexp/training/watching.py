@@ -4,10 +4,10 @@ import json
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.record.run import Run
 from snnexp.training import observers, probe, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Observer
+from snnexp.training.start import Start
 
 
 def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
@@ -24,8 +24,9 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
     return [*watching, *([observers.SeedMeanLoss(processes)] if parts.decoder is None else [])]
 
 
-def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run) -> list[Observer]:
-    """All that watches a run and writes what it leaves."""
+def watching_over(start: Start) -> list[Observer]:
+    """All that watches a run whose parts are built, and writes what it leaves."""
+    cfg, parts, run_dir = start.cfg, start.parts, start.run
     logger = cfg.logger
     text = json.dumps(OmegaConf.to_container(cfg))
     saver = saving.Checkpoints(run_dir, text)
@@ -35,4 +36,4 @@ def watching_over(cfg: DictConfig, parts: Parts, run_dir: Run) -> list[Observer]
     drawing = probe.Probe(run_dir, parts.data, parts.decoder, counts, cfg.seed, *often)
     histograms = observers.ParameterHistograms(logger.save_every_n_epochs)
     # what saves comes after what counts
-    return [*watching, histograms, saver, drawing]
+    return [*watching, histograms, saver, drawing, *start.watching]
