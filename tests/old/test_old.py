@@ -51,13 +51,14 @@ def test_an_interrupted_run_ends_as_the_one_that_was_left_alone(old: Shell) -> N
     assert old("resume", str(run)).code == 0
     assert record(run)["status"] == "finished"
     assert record(run)["resumed_at_step"] == [8]
+    # written on another machine, and PyTorch rounds as the CPU lets it; on one machine, test_resume compares bits
     *trained, tested = rows(whole)
     *again, tested_again = rows(run)
-    assert again == trained
+    assert again == [pytest.approx(row, rel=1e-6) for row in trained]
     # its means were summed in float32, see DIFFERENCES.md
     assert {name: tested_again[name] for name in tested} == pytest.approx(tested, rel=1e-6)
     one, other = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run, whole))
-    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+    torch.testing.assert_close(one["state_dict"], other["state_dict"], rtol=1e-6, atol=1e-7)
 
 
 def test_a_finished_run_can_become_longer(old: Shell) -> None:
