@@ -14,7 +14,7 @@ from snnexp import kernels
 from snnexp.errors import ConfigError
 from snnexp.initializers import Constant, LogNormal, Normal, Uniform
 from snnexp.network import Dense
-from snnexp.neurons import Leaky, LeakyIntegrator, LeakyState, Neuron, ParametrizedLIF, RLeaky, over_samples
+from snnexp.neurons import Leaky, LeakyIntegrator, LeakyState, Neuron, ParametrizedLIF, RLeaky, Trace, over_samples
 from snnexp.surrogates import ATan, FastSigmoid, SuperSpike
 
 RESETS = ["subtract", "zero", "none"]
@@ -762,3 +762,13 @@ class TestDomains:
         assert neuron.project() == {"threshold": True}
         assert neuron.threshold.tolist() == [0.0, pytest.approx(0.1)]
         assert not neuron(torch.zeros(5, 1, 2)).spikes.any()
+
+
+def test_of_equal_steps_one_gets_the_gradient_of_the_highest_membrane() -> None:
+    membrane = torch.tensor([[[1.0, 3.0]], [[2.0, 3.0]], [[2.0, 1.0]]], requires_grad=True)
+    trace = Trace(torch.zeros(3, 1, 2), membrane, None)
+    with torch.no_grad():
+        torch.testing.assert_close(trace.max_membrane, torch.tensor([[2.0, 3.0]]), rtol=0, atol=0)
+    trace.max_membrane.sum().backward()
+    assert membrane.grad is not None
+    assert sorted(membrane.grad.flatten().tolist()) == [0, 0, 0, 0, 1, 1]

@@ -60,7 +60,9 @@ class MNIST:
 
     def __getitem__(self, indices: int | list[int] | Tensor) -> tuple[Tensor, Tensor]:
         images = self.images[indices].to(torch.get_default_dtype()).div_(255)
-        return images.sub_(self.mean).div_(self.std), self.labels[indices]
+        if (self.mean, self.std) != (0, 1):
+            images.sub_(self.mean).div_(self.std)
+        return images, self.labels[indices]
 
     def split(self, size: int, seed: int) -> "tuple[MNIST, MNIST]":
         """All but ``size`` samples, and those ``size``, chosen at random by ``seed``."""

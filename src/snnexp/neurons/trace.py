@@ -54,8 +54,11 @@ class Trace:
 
     @property
     def max_membrane(self) -> Tensor:
-        """max_t U, ``[B, *N]``."""
-        return self.membrane.max(0).values
+        """max_t U, ``[B, *N]``; of equal steps, one gets the gradient."""
+        if torch.is_grad_enabled() and self.membrane.requires_grad:
+            return self.membrane.max(0).values
+        # ten times as fast, and would share the gradient
+        return self.membrane.amax(0)
 
     def reduced(self) -> "Reduced":
         return Reduced(self.num_steps, self.spike_count, self.last_spikes, self.max_membrane, self.state)

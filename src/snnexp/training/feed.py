@@ -93,11 +93,16 @@ class Feed:
         return torch.stack(values, values_at + 1), torch.stack(target, target_at + 1), target_at + 1
 
 
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    # lazy clones share memory until one is written to, and data_ptr would copy them
+    layouts = [(tensor.dtype, tensor.shape, tensor.stride()) for tensor in (one, other)]
+    return one.const_data_ptr() == other.const_data_ptr() and layouts[0] == layouts[1]  # type: ignore[attr-defined]
+
+
 def _same(one: Any, other: Any) -> bool:
     """Whether two datasets hold the same samples."""
     return all(
-        # the address of a lazy clone would make it a copy
-        (value is mine or torch.equal(value, mine))
+        (_same_memory(value, mine) or torch.equal(value, mine))
         if isinstance(value, Tensor) and isinstance(mine, Tensor)
         else value == mine
         for value, mine in zip(vars(one).values(), vars(other).values(), strict=True)

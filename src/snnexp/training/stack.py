@@ -184,10 +184,14 @@ class Stacked(Task):
         for part in self.parts:
             part.take_gradients()
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-        for weight in self.network.parameters():
+    def optimizer_step(self, *arguments: Any) -> None:
+        super().optimizer_step(*arguments)
+        # now, and not after the next forward pass has taken other memory
+        for weight in itertools.chain(self.network.parameters(), *(part.views for part in self.parts)):
             weight.grad = None
+
+    def optimizer_zero_grad(self, *arguments: Any) -> None:
+        """Nothing is left to clear."""
 
 
 class _Read:

@@ -121,6 +121,8 @@ def _train(
     begun: Callable[[int, Path], object],
     ended: Callable[[int, Outcome], object],
 ) -> None:
+    # freed at once, it raises glibc's thresholds (mallopt(3)): gradients of each step are else given back to the system
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
     members = [(index, StackMember(point, partial(ended, index))) for index, point in points]
     with Signals() as signals, terminal.quiet():
         clock = Clock()
