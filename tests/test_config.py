@@ -17,11 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from snnexp import cli
-from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, overridden, params, written
+from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, keys, overridden, params, written
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
-from snnexp.spec import rules
-from snnexp.spec.values import DOMAINS
+from snnexp.spec import parts, rules
 
 UNIFORM = {"_target_": "snnexp.initializers.Uniform", "low": 0, "high": 1}
 MNIST_RECIPE = {
@@ -207,8 +206,14 @@ class TestFiles:
     def test_every_key_has_a_domain(self, path: Path) -> None:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         content = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+        known = {name for each in (keys.Run, keys.Logger, keys.Data) for name in each.__annotations__}
+        known |= {
+            name
+            for spec in [x for place in parts.PLACES for x in parts.shipped(place).values()]
+            for name in spec.arguments
+        }
         # a node may be handed on whole, `surrogate: ${surrogate}`
-        unknown = [where for where, key in leaves(content) if key not in DOMAINS and key not in NODES]
+        unknown = [where for where, key in leaves(content) if key not in known and key not in NODES]
         assert unknown == []
 
     @pytest.mark.slow
@@ -493,7 +498,7 @@ def test_a_defect_of_a_check_is_not_told_as_a_mistake(kind: type[Exception], mon
     def broken(*given: object) -> None:
         raise kind("ours")
 
-    monkeypatch.setattr(rules, "check", broken)
+    monkeypatch.setattr(rules, "require_target", broken)
     with pytest.raises(kind, match="ours") as caught:
         compose(["experiment=regression_sqrt"])
     assert not isinstance(caught.value, ConfigError)

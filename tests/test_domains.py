@@ -5,11 +5,23 @@ import math
 import pytest
 import torch
 
+from snnexp.config import keys
 from snnexp.errors import ConfigError
-from snnexp.initializers import Normal
-from snnexp.spec.values import DOMAINS, Domain, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Text, check
+from snnexp.initializers import Initializer, Normal
+from snnexp.spec import parts
+from snnexp.spec.checked import check
+from snnexp.spec.values import Domain, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Part, Text, refusal
 from snnexp.text import closest, line, shown
 
+GIVEN = {(place, name) for place, here in parts.PLACES.items() for name in here.given}
+ARGUMENTS = [
+    (place, target, name)
+    for place in parts.PLACES
+    for target, spec in parts.shipped(place).items()
+    for name in spec.arguments
+    if (place, name) not in GIVEN
+]
+DRAWN = Part(Initializer)
 TARGET = {"_target_": "snnexp.initializers.Normal", "mean": 1, "std": 1}
 
 
@@ -23,8 +35,12 @@ TARGET = {"_target_": "snnexp.initializers.Normal", "mean": 1, "std": 1}
         (Number(low=0, high=1, open_low=True), [1, 0.5], [0, 2]),
         (Number(low=1, whole=True), [1, 2**31 - 1], [0, 2**31, 10**40, 3e9, 1.0, 2.5, True, "3", math.inf]),
         (Number(low=0, high=2**32, whole=True), [2**32], [2**32 + 1]),
-        (Parameter(Number(low=0, high=1)), [0.5, 1, torch.tensor(0.5), Normal(), TARGET], [2, math.nan, True, "0.5"]),
-        (Parameter(Number()), [-5.0], [None, [0.5], (0.5,), {}, {"mean": 1}]),
+        (
+            Parameter(Number(low=0, high=1), Part(Initializer)),
+            [0.5, 1, torch.tensor(0.5), Normal(), TARGET],
+            [2, math.nan, True, "0.5"],
+        ),
+        (Parameter(Number(), DRAWN), [-5.0], [None, [0.5], (0.5,), {}, {"mean": 1}]),
         (OneOf("a", "b"), ["a", "b"], ["A", "", "ab", None, 1, True, ["a"]]),
         (Kind(bool, "true or false"), [True, False], [0, 1, "true", None]),
         (Kind(type(None), "null"), [None], [0, False, ""]),
@@ -41,82 +57,97 @@ def test_accepts_and_refuses(domain: Domain, accepted: list[object], refused: li
     assert [value for value in refused if value in domain] == []
 
 
-@pytest.mark.parametrize("key", DOMAINS)
-def test_no_key_takes_what_is_no_number_and_each_refusal_names_it(key: str) -> None:
+@pytest.mark.parametrize(("place", "target", "name"), ARGUMENTS)
+def test_no_argument_takes_what_is_no_number_and_each_refusal_names_it(place: str, target: str, name: str) -> None:
+    domain = parts.shipped(place)[target].arguments[name].domain
     for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ConfigError, match=rf"^{key}: got .*, must be "):
-            check({key: value})
+        assert value not in domain
+        assert refusal(name, value, domain).startswith(f"{name}: got {value}, must be ")
 
 
-@pytest.mark.parametrize("key", [key for key, domain in DOMAINS.items() if True not in domain])
-def test_only_flags_take_a_truth_value(key: str) -> None:
-    for value in (True, False):
-        with pytest.raises(ConfigError, match=rf"^{key}: got {str(value).lower()}, must be "):
-            check({key: value})
+@pytest.mark.parametrize(("place", "target", "name"), ARGUMENTS)
+def test_only_flags_take_a_truth_value(place: str, target: str, name: str) -> None:
+    domain = parts.shipped(place)[target].arguments[name].domain
+    assert {True in domain, False in domain} == {"true or false" in str(domain)}
 
 
 @pytest.mark.parametrize(
     ("key", "accepted", "refused"),
     [
-        ("seed", [0, 2**32 - 1], [-1, 2**32, 0.5, None]),
-        ("num_steps", [1, 1000], [0, -1, 2.0]),
-        ("batch_size", [1], [0]),
-        ("num_workers", [0, 8, 1024], [-1, 1025]),
-        ("save_every_s", [0, 0.5, 30], [-1, None]),
-        ("name", ["a", "mnist_leaky-2.1", "größe", "x" * 100], ["", ".", "..", "a/b", "a b", "x" * 101, "a\n", None]),
-        ("beta", [0, 1, 0.9], [-0.1, 1.1, "0.9"]),
-        ("threshold", [0, 2.5], [-1]),
-        ("V", [-2, 0, 3.5], [math.nan]),
-        ("reset", ["subtract", "zero", "none"], [None, "hard"]),
-        ("feedback", ["linear", "one_to_one", "conv2d"], [None, "all"]),
-        ("kernel_size", [1, 3, None], [0, -1, 3.0]),
-        ("tau_mem_inv", [100.0], [0, -1]),
-        ("learn", [[], ["v_th", "tau_mem_inv"]], ["v_th", ["beta"], None]),
-        ("dt", [1e-3], [0, -1e-3]),
-        ("std", [0.1], [0, -1]),
-        ("hidden", [[], [10, 20]], [10, [0], [1.5]]),
-        ("correct_rate", [0, 1, 0.8], [1.1, -0.1]),
-        ("lr", [1e-3], [0, -1]),
-        ("betas", [[0.9, 0.999]], [[0.9], [0.9, 1.1], 0.9]),
-        ("limit_batches", [1, None], [0, 0.5]),
-        ("limit_test_batches", [1, None], [0, 0.5]),
+        ("data.seed", [0, 2**32 - 1], [-1, 2**32, 0.5, None]),
+        ("data.batch_size", [1], [0]),
+        ("data.num_workers", [0, 8, 1024], [-1, 1025]),
+        ("neuron.beta", [0, 1, 0.9], [-0.1, 1.1, "0.9"]),
+        ("neuron.threshold", [0, 2.5], [-1]),
+        ("neuron.V", [-2, 0, 3.5], [math.nan]),
+        ("neuron.reset", ["subtract", "zero", "none"], [None, "hard"]),
+        ("neuron.feedback", ["linear", "one_to_one", "conv2d"], [None, "all"]),
+        ("neuron.kernel_size", [1, 3, None], [0, -1, 3.0]),
+        ("neuron.tau_mem_inv", [100.0], [0, -1]),
+        ("neuron.learn", [[], ["v_th", "tau_mem_inv"]], ["v_th", ["beta"], None]),
+        ("neuron.dt", [1e-3], [0, -1e-3]),
+        ("initializer.std", [0.1], [0, -1]),
+        ("network.hidden", [[], [10, 20]], [10, [0], [1.5]]),
+        ("loss.correct_rate", [0, 1, 0.8], [1.1, -0.1]),
+        ("optimizer.lr", [1e-3], [0, -1]),
+        ("optimizer.betas", [[0.9, 0.999]], [[0.9], [0.9, 1.1], 0.9]),
+        ("trainer.limit_batches", [1, None], [0, 0.5]),
+        ("trainer.limit_test_batches", [1, None], [0, 0.5]),
     ],
 )
 def test_keys(key: str, accepted: list[object], refused: list[object]) -> None:
+    found = keys.domains_of(key)
+    assert found
+    for domain in found:
+        assert [value for value in accepted if value not in domain] == []
+        assert [value for value in refused if value in domain] == []
+
+
+@pytest.mark.parametrize(
+    ("node", "key", "accepted", "refused"),
+    [
+        (keys.Run, "seed", [0, 2**32 - 1], [-1, 2**32, 0.5, None]),
+        (keys.Run, "num_steps", [1, 1000], [0, -1, 2.0]),
+        (keys.Run, "name", ["a", "a-2.1", "größe", "x" * 100], ["", ".", "..", "a/b", "a b", "x" * 101, "a\n", None]),
+        (keys.Run, "published", [{}, {"test/l1": 0.1}], [[], {"a": "b"}]),
+        (keys.Logger, "save_every_s", [0, 0.5, 30], [-1, None]),
+        (keys.Launcher, "workers", [1, None], [0, True]),
+    ],
+)
+def test_keys_of_no_part(node: type, key: str, accepted: list[object], refused: list[object]) -> None:
     for value in accepted:
-        check({key: value})
+        check(node, {key: value})
     for value in refused:
         with pytest.raises(ConfigError, match=f"^{key}: "):
-            check({key: value})
+            check(node, {key: value})
 
 
 def test_refusal_reads_as_a_sentence() -> None:
     cases = {
-        "beta: got 1.5, must be a finite number from 0 to 1, or an initializer": {"beta": 1.5},
-        "dt: got -1, must be a finite number from 1e-30 to 1e+30": {"dt": -1},
-        "num_steps: got 0, must be a whole number from 1 to 1000000": {"num_steps": 0},
-        "reset: got null, must be one of subtract, zero, none": {"reset": None},
-        "download: got yes, must be true or false": {"download": "yes"},
-        "kernel_size: got '', must be a whole number of at least 1, below 2^31, or null": {"kernel_size": ""},
-        "betas: got [0.9, 1], must be a list of 2 elements, each a finite number of at least 0 and less than 1": {
-            "betas": [0.9, 1]
-        },
+        "beta: got 1.5, must be a finite number from 0 to 1, or an initializer": ("neuron.beta", 1.5),
+        "dt: got -1, must be a finite number from 1e-30 to 1e+30": ("neuron.dt", -1),
+        "num_steps: got 0, must be a whole number from 1 to 1000000": ("network.num_steps", 0),
+        "reset: got null, must be one of subtract, zero, none": ("neuron.reset", None),
+        "download: got yes, must be true or false": ("data.download", "yes"),
+        "kernel_size: got '', must be a whole number of at least 1, below 2^31, or null": ("neuron.kernel_size", ""),
+        "betas: got [0.9, 1], must be a list of 2 elements, each a finite number of at least 0 and less than 1": (
+            "optimizer.betas",
+            [0.9, 1],
+        ),
     }
-    for sentence, values in cases.items():
-        with pytest.raises(ConfigError) as caught:
-            check(values)
-        assert str(caught.value).startswith(sentence)
+    for sentence, (key, value) in cases.items():
+        assert refusal(key.partition(".")[2], value, keys.domains_of(key)[0]) == sentence
 
 
 def test_check_names_where_the_key_lies_and_passes_over_unknown_ones() -> None:
-    check({"beta": 0.5, "somebody_elses": object()})
-    with pytest.raises(ConfigError, match=r"^network\.layers\.beta: got 2, "):
-        check({"dt": 0.1, "beta": 2}, prefix="network.layers.")
+    check(keys.Run, {"seed": 5, "somebody_elses": object()})
+    with pytest.raises(ConfigError, match=r"^somewhere\.seed: got -2, "):
+        check(keys.Run, {"num_steps": 1, "seed": -2}, prefix="somewhere.")
 
 
 def test_refusal_is_a_value_error_with_exit_code_2() -> None:
     with pytest.raises(ValueError, match="seed") as caught:
-        check({"seed": -1})
+        check(keys.Run, {"seed": -1})
     assert caught.value.exit_code == 2
 
 
@@ -128,5 +159,5 @@ def test_shown_is_short_and_as_a_config_file_has_it() -> None:
 
 
 def test_closest_hints_at_the_key_that_was_meant() -> None:
-    assert closest("treshold", DOMAINS) == "did you mean threshold?"
+    assert closest("treshold", ["beta", "threshold"]) == "did you mean threshold?"
     assert closest("xyzzy", ["b", "a"]) == "there are a, b"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -16,7 +17,7 @@ NORM = "{_target_: snnexp.initializers.Normal, mean: %s, std: 0.1}"
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
-        (["experiment=mnist_rleaky_conv"], "its network is convolutional"),
+        (["experiment=mnist_rleaky_conv"], "snnexp.network.Conv is not stackable"),
         ([*COUNT, "trainer=ddp", "trainer.accelerator=cpu"], "it trains on several devices"),
         ([*COUNT, "kernel=triton"], "kernel=triton knows no stacks"),
         ([*COUNT, "data.num_workers=1"], "its batches come from data workers"),
@@ -33,10 +34,20 @@ def test_what_stands_in_the_way_is_said(overrides: list[str], why: str | None) -
 
 
 @pytest.mark.parametrize("node", ["neuron", "loss", "data", "encoder", "surrogate", "neuron.surrogate"])
-def test_a_part_from_elsewhere_stands_in_the_way(node: str) -> None:
+def test_a_part_that_does_not_say_so_stands_in_the_way(node: str) -> None:
     cfg = compose(COUNT)
     OmegaConf.update(cfg, f"{node}._target_", "mine.Part")
-    assert grouping.obstacle(cfg) == "mine.Part is not a part of this package"
+    assert grouping.obstacle(cfg) == "mine.Part is not stackable"
+
+
+def test_a_class_says_so_of_its_own_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from snnexp.neurons import Leaky\nclass Same(Leaky):\n    stackable = True\nclass Other(Leaky):\n    pass\n"
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg = compose(COUNT)
+    for name, why in {"Same": None, "Other": "mine.Other is not stackable"}.items():
+        OmegaConf.update(cfg, "neuron._target_", f"mine.{name}")
+        assert grouping.obstacle(cfg) == why
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_there_are_no_cycles_between_rooms_nor_between_files() -> None:
         files[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
     TopologicalSorter(parts).prepare()
     TopologicalSorter(files).prepare()
-    assert files["snnexp.network.graph"] >= {"snnexp.neurons", "snnexp.spec.values"}, "the graph was read"
+    assert files["snnexp.network.graph"] >= {"snnexp.neurons", "snnexp.spec.checked"}, "the graph was read"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -31,7 +31,7 @@ from snnexp.search.pruning import Pruning
 from snnexp.search.settings import Settings, objective
 from snnexp.search.space import space
 from snnexp.search.study import Search, measured
-from snnexp.spec import rules
+from snnexp.spec import parts
 from snnexp.sweeps.sources import Asked
 
 LINE = ["optimizer.momentum=interval(-10,10)"]
@@ -684,7 +684,7 @@ class TestBest:
         again, _ = config.composed(["experiment=found"], [folder])
         assert OmegaConf.to_container(config.check(again)) == plain
         assert config.choices("experiment", [folder])["found"] == "Best of 20 points: val/accuracy 0.97"
-        assert rules.SHIPPED["data"][plain["data"]["_target_"]], "a recipe of this package"
+        assert plain["data"]["_target_"] in parts.shipped("data"), "a recipe of this package"
 
 
 @pytest.mark.parametrize("overrides", [["data=fetched"], ["data.download=true"]])

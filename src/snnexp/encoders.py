@@ -3,17 +3,16 @@
 They hold no parameters and pass no gradient into data.
 """
 
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from snnexp.errors import ConfigError
 from snnexp.events import Events
-from snnexp.spec import rules
-from snnexp.spec.values import FINITE, check
-from snnexp.text import shown
+from snnexp.spec.annotations import AtMost, Positive, Scale, Steps
+from snnexp.spec.checked import check_fields
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,13 @@ class Encoder:
     """Whether what comes out is one step that stands for all."""
     draws: ClassVar[bool] = False
     """Whether it draws random numbers."""
+    stackable: ClassVar[bool] = False
+    """Whether members of a stack may share it: samples do not depend on each other.
+
+    Not inherited: a class says it of what it computes itself."""
 
     def __post_init__(self) -> None:
-        check(asdict(self))
+        check_fields(self)
 
     def __call__(self, values: Tensor) -> Tensor:
         raise NotImplementedError
@@ -43,6 +46,7 @@ class Encoder:
 class Sequence(Encoder):
     """Data that are sequences already: ``[T, B, *N]`` passes through."""
 
+    stackable = True
     takes_sequences = True
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -53,6 +57,7 @@ class Sequence(Encoder):
 class Constant(Encoder):
     """The same current at every step: ``[B, *N]`` becomes ``[1, B, *N]``, so that a synapse runs once, not T times."""
 
+    stackable = True
     constant = True
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -69,21 +74,14 @@ class ConstantCurrentLIF(Encoder):
     dt in s, tau_mem_inv in 1/s. Source: Norse's ``ConstantCurrentLIFEncoder``.
     """
 
+    stackable = True
     spikes = True
-    num_steps: int
-    tau_mem_inv: float = 100.0
+    num_steps: Steps
+    tau_mem_inv: Annotated[Positive, AtMost("1 / dt", "per s")] = 100.0
     v_th: float = 1.0
     v_leak: float = 0.0
     v_reset: float = 0.0
-    dt: float = 1e-3
-
-    def __post_init__(self) -> None:
-        # a neuron's parameters may be drawn, those of an encoder are numbers
-        check(asdict(self))
-        for name, value in asdict(self).items():
-            if value not in FINITE:
-                raise ConfigError(f"{name}: got {shown(value)}, must be {FINITE}")
-        rules.encoder_time_constants(self.tau_mem_inv, self.dt)
+    dt: Scale = 1e-3
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
@@ -136,9 +134,10 @@ class ConstantCurrentLIF(Encoder):
 class Bernoulli(Encoder):
     """Rate code: at each step, a value x in [0, 1] fires with probability x, independently of all else."""
 
+    stackable = True
     spikes = True
     draws = True
-    num_steps: int
+    num_steps: Steps
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
@@ -153,8 +152,9 @@ class Bernoulli(Encoder):
 class Latency(Encoder):
     """Time code: a value x in (0, 1] fires once, at step round((T - 1) (1 - x)); larger fires earlier, zero never."""
 
+    stackable = True
     spikes = True
-    num_steps: int
+    num_steps: Steps
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Start values of neuron parameters, drawn once per neuron from torch's random state."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from snnexp.spec import rules, values
+from snnexp.spec.annotations import AtLeast, Positive
+from snnexp.spec.checked import check_fields
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Initializer:
     """A distribution of start values; ``initializer(features)`` draws one value per neuron."""
 
     def __post_init__(self) -> None:
-        values.check(asdict(self))
+        check_fields(self)
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         raise NotImplementedError
@@ -35,11 +37,7 @@ class Uniform(Initializer):
     """low + (high - low) u, with u uniform on [0, 1)."""
 
     low: float = 0.0
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rules.uniform(self.low, self.high)
+    high: Annotated[float, AtLeast("low")] = 1.0
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         return self.low + (self.high - self.low) * torch.rand(features)
@@ -50,7 +48,7 @@ class Normal(Initializer):
     """mean + std z, with z standard normal."""
 
     mean: float = 0.0
-    std: float = 1.0
+    std: Positive = 1.0
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         return self.mean + self.std * torch.randn(features)
@@ -63,12 +61,8 @@ class LogNormal(Initializer):
     sigma^2 = log(1 + (std / mean)^2), mu = log(mean) - sigma^2 / 2.
     """
 
-    mean: float = 1.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rules.log_normal(self.mean)
+    mean: Positive = 1.0
+    std: Positive = 1.0
 
     def __call__(self, features: tuple[int, ...]) -> Tensor:
         variance = math.log1p((self.std / self.mean) ** 2)

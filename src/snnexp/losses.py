@@ -5,14 +5,15 @@ A loss object holds the numbers of its function and picks what it needs from a :
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snnexp.spec import values
+from snnexp.spec.annotations import Fraction, Stackable
+from snnexp.spec.checked import check_fields
 
 Number = float | Tensor
 """A number of a loss; a scalar tensor where each member of a stack has its own."""
@@ -71,9 +72,13 @@ class Loss:
     """What it needs of a readout: each step's ``membrane``, the ``spike_count``, or the ``max_membrane``."""
     decoder: ClassVar[str] = "spike_count"
     """How a class is read off a readout that fires: the name of a function in ``metrics``."""
+    stackable: ClassVar[bool] = False
+    """Whether members of a stack may share it: :meth:`compare` can be mapped over them by ``torch.func.vmap``.
+
+    Not inherited: a class says it of what it computes itself."""
 
     def __post_init__(self) -> None:
-        values.check(asdict(self))
+        check_fields(self)
 
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
         return self.compare(trace, target, *self.numbers(trace.num_steps))
@@ -95,6 +100,8 @@ class Loss:
 class CEMembrane(Loss):
     """See :func:`ce_membrane`."""
 
+    stackable = True
+
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         return ce_membrane(trace.membrane, target)
 
@@ -103,9 +110,10 @@ class CEMembrane(Loss):
 class MSECount(Loss):
     """See :func:`mse_count`."""
 
+    stackable = True
     reads = "spike_count"
-    correct_rate: float = 0.8
-    incorrect_rate: float = 0.2
+    correct_rate: Stackable[Fraction] = 0.8
+    incorrect_rate: Stackable[Fraction] = 0.2
 
     def numbers(self, num_steps: int) -> tuple[float, ...]:
         return _rounded_down(num_steps, self.correct_rate, self.incorrect_rate)
@@ -122,9 +130,10 @@ class MSECount(Loss):
 class MSEMembrane(Loss):
     """See :func:`mse_membrane`."""
 
+    stackable = True
     targets = ("labels", "trace")
-    on_target: float = 1.05
-    off_target: float = 0.2
+    on_target: Stackable[float] = 1.05
+    off_target: Stackable[float] = 0.2
 
     def numbers(self, num_steps: int) -> tuple[float, ...]:
         return self.on_target, self.off_target
@@ -140,6 +149,7 @@ class MSEMembrane(Loss):
 class NLLMaxVoltage(Loss):
     """See :func:`nll_max_voltage`."""
 
+    stackable = True
     reads = "max_membrane"
     decoder = "max_voltage"
 

@@ -1,14 +1,17 @@
 """Optimisers with their learning-rate schedule, in the form that Lightning takes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from snnexp.spec import values
+from snnexp.spec.annotations import BelowOne, NonNegative, Positive, Stackable
+from snnexp.spec.checked import check_fields
+
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,13 @@ class OptimizerFactory:
     ``schedule`` is ``constant``, or ``cosine``: lr (1 + cos(pi step / total_steps)) / 2.
     """
 
+    stackable: ClassVar[bool] = False
+    """Whether members of a stack may share it: it updates element by element.
+
+    Not inherited: a class says it of what it computes itself."""
+
     def __post_init__(self) -> None:
-        values.check(asdict(self))
+        check_fields(self)
 
     def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -29,10 +37,11 @@ class OptimizerFactory:
 class Adam(OptimizerFactory):
     """Adam (Kingma and Ba, 2015), with decoupled weight decay where there is one (Loshchilov and Hutter, 2019)."""
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    schedule: str = "constant"
+    stackable = True
+    lr: Stackable[Positive] = 1e-3
+    betas: Stackable[tuple[BelowOne, BelowOne]] = (0.9, 0.999)
+    weight_decay: Stackable[NonNegative] = 0.0
+    schedule: Schedule = "constant"
 
     def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(
@@ -50,10 +59,11 @@ class Adam(OptimizerFactory):
 class SGD(OptimizerFactory):
     """Stochastic gradient descent with momentum."""
 
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "constant"
+    stackable = True
+    lr: Stackable[Positive] = 0.1
+    momentum: Stackable[BelowOne] = 0.9
+    weight_decay: Stackable[NonNegative] = 0.0
+    schedule: Schedule = "constant"
 
     def __call__(self, parameters: Iterable[nn.Parameter], total_steps: int) -> dict[str, Any]:
         optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)

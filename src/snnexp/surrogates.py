@@ -8,14 +8,17 @@ derivative of a smooth primitive, evaluated at x = U - threshold; it is called e
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from snnexp.spec import values
+from snnexp.spec.annotations import Scale
+from snnexp.spec.checked import check_fields
 
-Number = float | Tensor
+T = TypeVar("T")
+Number: TypeAlias = T | Tensor
+"""A number, or one for each member of a stack."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,13 @@ class Surrogate:
     Its numbers may be tensors that broadcast against x, where each member of a stack has its own; see :func:`stack`.
     """
 
+    stackable: ClassVar[bool] = False
+    """Whether members of a stack may share it: it is computed element by element.
+
+    Not inherited: a class says it of what it computes itself."""
+
     def __post_init__(self) -> None:
-        values.check({name: value for name, value in vars(self).items() if not isinstance(value, Tensor)})
+        check_fields(self)
 
     def __call__(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -40,7 +48,8 @@ class Surrogate:
 class ATan(Surrogate):
     """(alpha / 2) / (1 + (pi alpha x / 2)^2), the derivative of arctan(pi alpha x / 2) / pi (Fang et al., 2021)."""
 
-    alpha: Number = 2.0
+    stackable = True
+    alpha: Number[Scale] = 2.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.alpha / 2) / (1 + (math.pi * self.alpha / 2 * x).square())
@@ -55,7 +64,8 @@ class ATan(Surrogate):
 class FastSigmoid(Surrogate):
     """1 / (slope |x| + 1)^2, the derivative of x / (1 + slope |x|) (Zenke and Ganguli, 2018)."""
 
-    slope: Number = 25.0
+    stackable = True
+    slope: Number[Scale] = 25.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return 1 / (self.slope * x.abs() + 1).square()
@@ -68,7 +78,8 @@ class FastSigmoid(Surrogate):
 class SuperSpike(Surrogate):
     """1 / (alpha |x| + 1)^2, the derivative of x / (1 + alpha |x|) (Zenke and Ganguli, 2018)."""
 
-    alpha: Number = 100.0
+    stackable = True
+    alpha: Number[Scale] = 100.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return 1 / (self.alpha * x.abs() + 1).square()
@@ -81,7 +92,8 @@ class SuperSpike(Surrogate):
 class Sigmoid(Surrogate):
     """slope s (1 - s) with s = sigmoid(slope x), the derivative of s itself."""
 
-    slope: Number = 25.0
+    stackable = True
+    slope: Number[Scale] = 25.0
 
     def __call__(self, x: Tensor) -> Tensor:
         # sigmoid(y) sigmoid(-y) loses no digits where 1 - sigmoid(y) would
@@ -92,7 +104,8 @@ class Sigmoid(Surrogate):
 class Triangular(Surrogate):
     """max(0, 1 - |x| / width) / width, a triangle of area 1 (Esser et al., 2016)."""
 
-    width: Number = 1.0
+    stackable = True
+    width: Number[Scale] = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
         return (1 - x.abs() / self.width).clamp(min=0) / self.width
@@ -101,6 +114,8 @@ class Triangular(Surrogate):
 @dataclass(frozen=True)
 class StraightThrough(Surrogate):
     """1, the derivative of the identity (Bengio, Leonard and Courville, 2013)."""
+
+    stackable = True
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)

@@ -321,15 +321,13 @@ def _list(arguments: list[str]) -> int:
 
 def _list_keys(group: str, choice: str, folders: "Sequence[Path]") -> int:
     from snnexp import config
-    from snnexp.spec import values
 
-    rows = []
-    for key, value in config.keys_of_choice(group, choice, folders).items():
-        domain = values.DOMAINS.get(key.rpartition(".")[2])
-        rows.append((key, config.written(value), "" if domain is None else str(domain)))
+    rows, unread = config.described(group, choice, folders)
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     for key, value, about in rows:
         print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {about}".rstrip())
+    for sentence in unread:
+        print(sentence)
     return 0
 
 

@@ -9,9 +9,9 @@ from snnexp.config.compose import (
     composed,
     composed_points,
     downloads,
-    keys_of_choice,
     require_taken,
 )
+from snnexp.config.described import described
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
 from snnexp.config.made import remembering
 from snnexp.config.messages import explain, explained
@@ -62,6 +62,7 @@ __all__ = [
     "composed_points",
     "computes_same",
     "conf_dir",
+    "described",
     "downloads",
     "explain",
     "explained",
@@ -70,7 +71,6 @@ __all__ = [
     "flat",
     "hydra_reading",
     "instantiate",
-    "keys_of_choice",
     "load",
     "offline",
     "overridden",

@@ -6,7 +6,7 @@ from typing import Any
 
 from snnexp.config import targets, user_parts
 from snnexp.errors import ConfigError, located
-from snnexp.spec import rules
+from snnexp.spec import checked, rules
 
 
 def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
@@ -45,6 +45,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         except TypeError as error:
             raise ConfigError(f"{path}: {target.__name__} is {error}") from error
         with user_parts.constructing(path), located(path):
+            checked.check(checked.of_class(target) if inspect.isclass(target) else target, values)
             return target(*positional, **values, **more)
 
     return make

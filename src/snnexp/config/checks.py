@@ -1,24 +1,27 @@
 """Values of a config are held against the domains of their names, and parts against each other, without torch."""
 
+import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import security, targets
+from snnexp.config import keys, security, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, resolving
 from snnexp.config.messages import explained, in_one_line
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
-from snnexp.spec import rules
-from snnexp.spec import values as domains
+from snnexp.spec import checked, parts, relations, rules, values
+from snnexp.spec.parts import PLACES
+from snnexp.spec.reader import MISSING, Spec
+from snnexp.spec.rules import Facts
 from snnexp.text import closest, listed, shown
 
 
 def check(cfg: DictConfig, together: bool = True) -> DictConfig:
-    """Resolve ``cfg`` and hold every value against the domain of its name.
+    """Resolve ``cfg`` and hold every value against what its part takes.
 
     Args:
         cfg: a composed config.
@@ -50,13 +53,27 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
             refusals.add(f"{key}: got {shown(value)}, {hint or listed(choices(key))}")
         else:
             with refusals.collected():
-                targets.require_targets(value, key, key if key in rules.SHIPPED else None)
+                targets.require_targets(value, key, key if key in PLACES else None)
     for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
             refusals.add(f"logger.{shown(key)}: unknown key, {closest(str(key), LOGGER)}")
-    _check_node({key: value for key, value in plain.items() if not refusals.about(str(key))}, "", refusals)
+    for about, node, prefix in (
+        (keys.Run, plain, ""),
+        (keys.Logger, plain["logger"], "logger."),
+        (keys.Data, plain["data"], "data."),
+    ):
+        if isinstance(node, Mapping):
+            with refusals.collected():
+                own = {key: value for key, value in node.items() if not refusals.about(f"{prefix}{key}")}
+                checked.check(about, own, prefix)
+    nodes = {key: value for key, value in plain.items() if key in PLACES and _is_part(value, key, refusals)}
+    specs = {key: parts.of(node["_target_"]) for key, node in nodes.items()}
+    for key, node in nodes.items():
+        _check_values(node, key, specs[key], refusals)
     if together:
-        rules.check(plain, refusals)
+        for key, node in nodes.items():
+            _check_arguments(node, key, specs[key], PLACES[key].given, refusals)
+        _check_pairs(nodes, specs, refusals)
     for key in [*refusals.sentences]:
         # what is only read from a key that is refused itself is told once
         if any(origin in refusals.sentences for origin in _origins(key, written)):
@@ -85,11 +102,100 @@ def _origins(key: str, written: Mapping[str, Any]) -> Iterator[str]:
             yield from _origins(origin, written)
 
 
-def _check_node(node: Mapping[str, Any], prefix: str, refusals: Refusals) -> None:
-    # names have the meanings of `domains` in this package; the constructors of others check for themselves
-    if node.get("_target_") in (None, *rules.EVERY):
-        with refusals.collected():
-            domains.check(node, prefix)
+def _is_part(node: Any, path: str, refusals: Refusals) -> bool:
+    named = isinstance(node, Mapping) and isinstance(node.get("_target_"), str)
+    return named and path not in refusals.sentences and f"{path}._target_" not in refusals.sentences
+
+
+def _children(node: Mapping[str, Any], path: str, refusals: Refusals) -> Iterator[tuple[str, Any, Spec]]:
     for key, value in node.items():
-        if isinstance(value, Mapping) and key != "published":
-            _check_node(value, f"{prefix}{key}.", refusals)
+        if _is_part(value, child := f"{path}.{key}", refusals):
+            yield child, value, parts.of(value["_target_"])
+
+
+def _check_values(node: Mapping[str, Any], path: str, spec: Spec, refusals: Refusals) -> None:
+    """Hold each value against what its part takes."""
+    for name, value in node.items():
+        domain = spec.arguments[name].domain if name in spec.arguments else None
+        if domain is not None and value not in domain and not refusals.about(f"{path}.{name}"):
+            refusals.add(values.refusal(f"{path}.{name}", value, domain))
+    for child, value, its in _children(node, path, refusals):
+        _check_values(value, child, its, refusals)
+
+
+def _values(node: Mapping[str, Any]) -> dict[str, Any]:
+    # what the inputs are is for the assembly, whatever the data
+    return {key: value for key, value in node.items() if key not in ("_target_", *keys.Data.__annotations__)}
+
+
+def _check_arguments(node: Mapping[str, Any], path: str, spec: Spec, given: Sequence[str], refusals: Refusals) -> None:
+    """Refuse what a part does not take, what it lacks, and values that do not fit each other."""
+    own = _values(node)
+    known = [name for name in spec.arguments if name not in given]
+    if not spec.takes_all:
+        with refusals.collected():
+            rules.require_arguments(path, spec.name, own, known)
+    for name in known:
+        if spec.arguments[name].required and name not in own:
+            refusals.add(f"{path}: {spec.name} is missing a required argument: '{name}'")
+    if not refusals.about(path):
+        whole = _with_defaults(own, spec)
+        for argument in spec.arguments.values():
+            for relation in argument.relations:
+                if sentence := relations.broken(argument.name, relation, argument.domain, whole):
+                    refusals.add(f"{path}.{sentence}")
+        with refusals.collected():
+            _call(spec, "requires", path, whole)
+    for child, value, its in _children(node, path, refusals):
+        _check_arguments(value, child, its, (), refusals)
+
+
+def _with_defaults(own: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    defaults = {name: argument.value for name, argument in spec.arguments.items() if argument.value is not MISSING}
+    return {**defaults, **own}
+
+
+def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
+    """What a static method of a part says; None where there is none, or it needs what is not known here."""
+    rule = spec.rule(name, targets.may_be_read)
+    if rule is None:
+        return None
+    wanted = inspect.signature(rule).parameters
+    if any(word not in known for word in wanted):
+        return None
+    with user_parts.constructing(path), located(path):
+        return rule(**{word: known[word] for word in wanted})
+
+
+def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: Refusals) -> None:
+    """Hold parts against each other, as far as their sources tell."""
+    facts = {key: Facts(spec) for key, spec in specs.items()}
+    data, loss, encoder, readout = (facts.get(key) for key in ("data", "loss", "encoder", "readout"))
+    if data and loss:
+        with refusals.collected():
+            rules.require_target(loss, data)
+    if data and encoder:
+        with refusals.collected():
+            rules.require_encoder(encoder, data)
+    if loss and readout:
+        with refusals.collected():
+            rules.require_spikes(loss, readout)
+    if data and not refusals.about("data") and not refusals.about("trainer"):
+        devices = nodes["trainer"].get("devices", 1) if "trainer" in nodes else 1
+        with refusals.collected(), located("data"):
+            if targets.is_shipped(specs["data"].target):
+                rules.require_batches(data.samples, devices, **_with_defaults(_values(nodes["data"]), specs["data"]))
+    if data and "network" in nodes and not refusals.about("network"):
+        with refusals.collected():
+            _check_shapes(nodes, specs, data, refusals)
+
+
+def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Facts, refusals: Refusals) -> None:
+    """Hold neurons against the shapes that their network gives them."""
+    shapes = {name: value for name in ("inputs", "outputs") if (value := data.spec.fact(name)) is not MISSING}
+    known = _with_defaults(_values(nodes["network"]), specs["network"])
+    for place, features in _call(specs["network"], "shapes", "network", {**known, **shapes}) or ():
+        if place in nodes and not refusals.about(place):
+            own = _with_defaults(_values(nodes[place]), specs[place])
+            with refusals.collected():
+                _call(specs[place], "fits", place, {**own, "features": features})

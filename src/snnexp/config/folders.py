@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.version import setbase
 from omegaconf import OmegaConf
 
+from snnexp.config import keys
 from snnexp.config.files import Files, read
 from snnexp.errors import ConfigError
 from snnexp.isolation import HYDRA, RESOLVING, restored
@@ -34,8 +35,8 @@ GROUPS = (
 )
 NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
 """The groups that become a node of the config, and those whose choices only set keys of others."""
-LOGGER = ("root", "tensorboard", "save_every_n_epochs", "save_every_s", "draw_every_n_epochs", "draw_every_s")
-KEYS = ("seed", "num_steps", "kernel", "name", "published")
+LOGGER = tuple(keys.Logger.__annotations__)
+KEYS = tuple(keys.Run.__annotations__)
 
 
 def conf_dir() -> Path:

@@ -13,9 +13,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override, Quote, Quo
 from hydra.errors import HydraException
 
 from snnexp.config.folders import GROUPS, hydra_reading
+from snnexp.config.keys import domains_of
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.errors import ConfigError, Refusals
-from snnexp.spec import values as domains
 from snnexp.text import shown
 
 MOST_POINTS = 10_000
@@ -91,8 +91,7 @@ def params(node: Mapping[str, Any]) -> list[str]:
 def _values(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
-    domain = domains.DOMAINS.get(key.rpartition(".")[2])
-    if isinstance(value, list) and value and (domain is None or value not in domain):
+    if isinstance(value, list) and value and not any(value in domain for domain in domains_of(key)):
         return ",".join(map(written, value))
     return written(value)
 

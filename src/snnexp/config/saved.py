@@ -19,7 +19,8 @@ from snnexp.config.plain import flat, plain, texts
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
-from snnexp.spec import values as domains
+from snnexp.spec import parts
+from snnexp.spec.values import Parameter
 from snnexp.text import shown
 
 MAY_CHANGE = (
@@ -146,7 +147,8 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     refusals = Refusals()
     for key, _ in assigned(overrides):
         node, name, *_ = [*key.split("."), ""]
-        if node in ("neuron", "readout") and isinstance(domains.DOMAINS.get(name), domains.Parameter):
+        argument = parts.of(cfg[node]["_target_"]).arguments.get(name) if node in ("neuron", "readout") else None
+        if argument is not None and isinstance(argument.domain, Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
         elif node == "optimizer" or key == "trainer.max_epochs":
             refusals.add(f"{shown(key)}: an evaluation does not train")

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from snnexp.config import keys
 from snnexp.config.files import MAX_DEPTH, MAX_NODES, require_own_resolvers
 from snnexp.errors import ConfigError
 from snnexp.record import upgrade
-from snnexp.spec import values
+from snnexp.spec import checked, values
 from snnexp.text import shown
 
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
@@ -121,7 +122,8 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
             raise ConfigError(f"hydra.{key}: got {shown(starter)}, every sweep needs one, such as basic")
         kind_of(starter, key)
         _require_plain({name: value for name, value in starter.items() if name != "_target_"}, f"hydra.{key}")
-        values.check(starter, f"hydra.{key}.")
+        if key == "launcher":
+            checked.check(keys.Launcher, starter, "hydra.launcher.")
     sweeper = node["sweeper"]
     if sweeper.get("storage") is not None and not any(override.lstrip("+").startswith(STORAGE) for override in typed):
         raise ConfigError(f"{STORAGE[:-1]}: only the command line names a database, a config file may not")

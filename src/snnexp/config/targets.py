@@ -8,8 +8,10 @@ from types import ModuleType
 from typing import Any
 
 from snnexp.errors import ConfigError
-from snnexp.spec import values
-from snnexp.spec.rules import EVERY, SHIPPED
+from snnexp.spec import parts
+from snnexp.spec.parts import PLACES
+from snnexp.spec.reader import Spec
+from snnexp.spec.source import Source
 from snnexp.text import closest, shown
 
 
@@ -27,7 +29,7 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
     Args:
         node: a resolved node.
         path: where it stands.
-        place: what is built from it, a key of :data:`~snnexp.spec.rules.SHIPPED`; "" for any, None for nothing at all.
+        place: what is built from it, a key of :data:`~snnexp.spec.parts.PLACES`; "" for any, None for nothing at all.
     """
     if isinstance(node, list):
         for index, value in enumerate(node):
@@ -39,21 +41,33 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
             raise ConfigError(f"{path}.{shown(key)}: a key must be a text")
         if key.startswith("_") and key != "_target_":
             raise ConfigError(f"{path}.{shown(key)}: unknown key, of those with an underscore only _target_")
+    spec = None
     if "_target_" in node or place == path:
         name = _text(node.get("_target_"), path)
         require_target(name, path, place)
-        place = place if name in EVERY else ""
+        spec = parts.of(name)
     for key, value in node.items():
-        require_targets(value, f"{path}.{shown(key)}", _place(place, key))
+        require_targets(value, f"{path}.{shown(key)}", _place(spec, key, place))
 
 
-def _place(parent: str | None, key: str) -> str | None:
-    if parent == "":
-        return ""
-    if parent in ("neuron", "readout"):
-        is_parameter = isinstance(values.DOMAINS.get(key), values.Parameter)
-        return "surrogate" if key == "surrogate" else "initializer" if is_parameter else None
-    return None
+def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
+    """What may be built from the value of a key."""
+    if spec is None:
+        return "" if place == "" else None
+    argument = spec.arguments.get(key)
+    found = None if argument is None else parts.place_of(argument.kind)
+    # a part of a user's own may take anything that is allowed
+    return found or (None if is_shipped(spec.target) else "")
+
+
+def is_shipped(target: str) -> bool:
+    """Whether a name is within this package."""
+    return _within(target, ("snnexp",))
+
+
+def may_be_read(source: Source) -> bool:
+    """Whether functions of a file may be called while a config is checked."""
+    return _within(source.name, ("snnexp", *allowed()))
 
 
 def _text(name: object, path: str) -> str:
@@ -64,16 +78,18 @@ def _text(name: object, path: str) -> str:
 
 def require_target(name: str, path: str, place: str | None) -> None:
     """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
-    options: Mapping[str, Any] = EVERY if place == "" else SHIPPED.get(place or "", {})
-    if name in options or _within(name, allowed()):
+    if _within(name, allowed()):
+        return
+    places = [*PLACES] if place == "" else [place] if place in PLACES else []
+    if any(parts.is_shipped(name, each) for each in places):
         return
     told = shown(name)
     if not _within(name, ("snnexp",)):
         packages = ", ".join(("snnexp", *allowed()))
         raise ConfigError(f"{path}._target_: {told} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
-    if not options:
+    if not places:
         raise ConfigError(f"{path}._target_: nothing is built here, got {told}")
-    names = {target.rpartition(".")[2]: target for target in options}
+    names = [target.rpartition(".")[2] for each in places for target in parts.shipped(each)]
     hint = closest(told.rpartition(".")[2], names)
     raise ConfigError(f"{path}._target_: {told} cannot stand here, {hint}")
 
@@ -88,8 +104,8 @@ def resolve(name: str, path: str) -> Any:
     Raises:
         ConfigError: it may not be called, or there is none.
     """
-    require_target(name, path, path if path in SHIPPED else "")
-    return locate(name, path, ("snnexp",) if name in EVERY else allowed())
+    require_target(name, path, path if path in PLACES else "")
+    return locate(name, path, ("snnexp",) if is_shipped(name) else allowed())
 
 
 def locate(name: str, path: str, packages: Iterable[str]) -> Any:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from snnexp.data.module import DataModule
 from snnexp.errors import ConfigError, DataError
-from snnexp.spec import values
+from snnexp.spec.annotations import Count, Index, Positive, Seed, Stackable, Workers
+from snnexp.spec.checked import checked
+from snnexp.spec.parts import part
 
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -39,10 +41,10 @@ class MNIST:
     inputs = (1, 28, 28)
     classes = 10
 
+    @checked
     def __init__(
-        self, root: str | Path, train: bool = True, mean: float = 0.0, std: float = 1.0, download: bool = False
+        self, root: str | Path, train: bool = True, mean: float = 0.0, std: Positive = 1.0, download: bool = False
     ) -> None:
-        values.check({"mean": mean, "std": std, "download": download})
         prefix = "train" if train else "t10k"
         folder = find(root, download)
         # the headers of the two formats are 16 and 8 bytes; the checksums vouch for the rest
@@ -82,16 +84,18 @@ class MNIST:
         return other
 
 
+@part(target="labels", sequences=False, inputs=(1, 28, 28), outputs=10, samples=60_000, stackable=True)
+@checked
 def mnist_data(
     root: str,
     download: bool = False,
     mean: float = 0.0,
-    std: float = 1.0,
-    val_size: int = 0,
-    batch_size: int = 128,
+    std: Positive = 1.0,
+    val_size: Index = 0,
+    batch_size: Count = 128,
     drop_last: bool = True,
-    num_workers: int = 0,
-    seed: int = 0,
+    num_workers: Workers = 0,
+    seed: Stackable[Seed] = 0,
 ) -> DataModule:
     """The data module of MNIST; ``val_size`` training images are set aside for validation, chosen by ``seed``."""
     train = MNIST(root, train=True, mean=mean, std=std, download=download)

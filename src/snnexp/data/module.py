@@ -24,7 +24,8 @@ from snnexp import limits
 from snnexp.config import user_parts
 from snnexp.errors import ConfigError, InterruptedRunError
 from snnexp.seeds import fold
-from snnexp.spec import values
+from snnexp.spec.annotations import Count, Seed, Workers
+from snnexp.spec.checked import checked
 from snnexp.text import shown
 
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
@@ -64,6 +65,7 @@ class DataModule(LightningDataModule):
         ConfigError: an argument lies outside its domain, or no full batch can be made.
     """
 
+    @checked
     def __init__(
         self,
         train: Samples,
@@ -73,14 +75,13 @@ class DataModule(LightningDataModule):
         target: str,
         sequences: bool = False,
         val: Samples | None = None,
-        batch_size: int = 128,
+        batch_size: Count = 128,
         drop_last: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
+        num_workers: Workers = 0,
+        seed: Seed = 0,
         spikes: bool | None = None,
     ) -> None:
         super().__init__()
-        values.check({"batch_size": batch_size, "drop_last": drop_last, "num_workers": num_workers, "seed": seed})
         limits.require_processes("num_workers", num_workers)
         limits.require_files("num_workers", num_workers)
         if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:

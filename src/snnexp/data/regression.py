@@ -1,12 +1,20 @@
 """Lines and square roots of lines, for a membrane to follow (Henkes and Eshraghian, snnTorch regression tutorial I)."""
 
 from copy import copy
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from snnexp.data.module import DataModule
-from snnexp.spec import rules, values
+from snnexp.spec.annotations import Count, Seed, Stackable, Workers
+from snnexp.spec.checked import checked
+from snnexp.spec.parts import part
+
+Mode = Literal["linear", "sqrt"]
+Trajectory = Annotated[int, Interval(ge=2, le=1_000_000)]
+"""A time of at least two steps, so that the input rises."""
 
 
 class RegressionDataset:
@@ -24,9 +32,10 @@ class RegressionDataset:
     ``dataset[indices]`` is a batch of inputs and targets, each ``[T, B, 1]``; ``dataset[i]`` a sample ``[T, 1]``.
     """
 
-    def __init__(self, num_steps: int = 50, num_samples: int = 1, mode: str = "sqrt", seed: int | None = None) -> None:
-        values.check({"num_steps": num_steps, "num_samples": num_samples, "mode": mode, "sample_seed": seed})
-        rules.trajectory(num_steps)
+    @checked
+    def __init__(
+        self, num_steps: Trajectory = 50, num_samples: Count = 1, mode: Mode = "sqrt", seed: Seed | None = None
+    ) -> None:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         ends = torch.rand(num_samples, generator=generator)
         self.features = torch.stack([torch.linspace(0, end, num_steps) for end in ends.tolist()], dim=1).unsqueeze(-1)
@@ -49,15 +58,17 @@ class RegressionDataset:
         return other
 
 
+@part(target="trace", sequences=True, inputs=(1,), outputs=1, stackable=True)
+@checked
 def regression_data(
-    mode: str,
-    num_steps: int,
-    num_samples: int = 1,
-    sample_seed: int | None = None,
-    batch_size: int = 1,
+    mode: Mode,
+    num_steps: Trajectory,
+    num_samples: Count = 1,
+    sample_seed: Stackable[Seed | None] = None,
+    batch_size: Count = 1,
     drop_last: bool = False,
-    num_workers: int = 0,
-    seed: int = 0,
+    num_workers: Workers = 0,
+    seed: Stackable[Seed] = 0,
 ) -> DataModule:
     """The data module of a regression dataset, tested on the trajectories that it trains on.
 

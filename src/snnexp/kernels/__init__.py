@@ -21,13 +21,14 @@ FUSED: Mapping[type[Neuron], Kernel] = {
 }
 
 
-def use(network: torch.nn.Module, name: str, device: torch.device) -> str:
+def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool = False) -> str:
     """Give every neuron in ``network`` the kernel of that name, and tell what each of them runs on.
 
     Args:
         network: a network, a neuron, or any module that holds some.
         name: ``reference``, ``fused``, ``triton``, or ``auto`` for the best that each neuron has on ``device``.
         device: where the network will run.
+        stacked: whether it is a stack, which Triton's kernels do not know.
 
     Returns:
         The kernel's name, or where neurons differ, names with layers: ``fused (conv1), triton (readout)``.
@@ -37,7 +38,7 @@ def use(network: torch.nn.Module, name: str, device: torch.device) -> str:
     """
     names = [name]
     if name == "auto":
-        names = [*(["triton"] if device.type == "cuda" else []), "fused", "reference"]
+        names = [*(["triton"] if device.type == "cuda" and not stacked else []), "fused", "reference"]
     used: dict[str, list[str]] = {}
     for path, neuron in network.named_modules():
         if isinstance(neuron, Neuron):

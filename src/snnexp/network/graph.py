@@ -7,13 +7,13 @@ once over ``T * B`` samples.
 import copy
 import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from snnexp.errors import located
+from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.neurons import (
     CalledTrace,
@@ -26,8 +26,8 @@ from snnexp.neurons import (
     product,
     without_tuple,
 )
-from snnexp.spec import rules
-from snnexp.spec.values import check
+from snnexp.spec.annotations import Count, Steps
+from snnexp.spec.checked import checked
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
@@ -74,9 +74,14 @@ class Network(nn.Module):
         make_layers: makes the layers by name, in order; the last is the readout.
     """
 
-    def __init__(self, num_steps: int, make_layers: Callable[[], dict[str, Layer]]) -> None:
+    stackable: ClassVar[bool] = False
+    """Whether its layers can be stacked: its synapses are dense.
+
+    Not inherited: a class says it of what it computes itself."""
+
+    @checked
+    def __init__(self, num_steps: Steps, make_layers: Callable[[], dict[str, Layer]]) -> None:
         super().__init__()
-        check({"num_steps": num_steps})
         self.num_steps = num_steps
         self.constant = True
         """Whether an input of one step stands for all ``num_steps``; a network that is fed sequences runs one step."""
@@ -240,17 +245,24 @@ class MLP(Network):
         hidden: sizes of the hidden layers; none gives a single layer.
     """
 
+    stackable = True
+
+    @checked
     def __init__(
         self,
         inputs: tuple[int, ...],
         outputs: int,
         neuron: NeuronFactory,
         readout: NeuronFactory,
-        num_steps: int,
-        hidden: Sequence[int] = (128,),
+        num_steps: Steps,
+        hidden: Sequence[Count] = (128,),
     ) -> None:
-        check({"hidden": hidden})
         super().__init__(num_steps, lambda: _dense_layers(inputs, hidden, outputs, neuron, readout))
+
+    @staticmethod
+    def shapes(inputs: tuple[int, ...], outputs: int, hidden: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
+        """Of each layer in order: the node that makes its neurons, and their axes."""
+        return [*(("neuron", (size,)) for size in hidden), ("readout", (outputs,))]
 
 
 class Conv(Network):
@@ -271,26 +283,61 @@ class Conv(Network):
         ConfigError: the input is no map, or is too small for that many convolutions.
     """
 
+    @checked
     def __init__(
         self,
         inputs: tuple[int, ...],
         outputs: int,
         neuron: NeuronFactory,
         readout: NeuronFactory,
-        num_steps: int,
-        channels: Sequence[int] = (8, 16),
-        kernel_size: int = 5,
-        stride: int = 2,
-        hidden: Sequence[int] = (),
+        num_steps: Steps,
+        channels: Sequence[Count] = (8, 16),
+        kernel_size: Count = 5,
+        stride: Count = 2,
+        hidden: Sequence[Count] = (),
     ) -> None:
-        check({"channels": channels, "kernel_size": kernel_size, "stride": stride, "hidden": hidden})
-        maps = [inputs, *rules.convolved(inputs, channels, kernel_size, stride)]
+        maps = [inputs, *_convolved(inputs, channels, kernel_size, stride)]
 
         def make_layers() -> dict[str, Layer]:
             convolutions = _conv_layers(maps, kernel_size, stride, neuron)
             return convolutions | _dense_layers(maps[-1], hidden, outputs, neuron, readout)
 
         super().__init__(num_steps, make_layers)
+
+    @staticmethod
+    def shapes(
+        inputs: tuple[int, ...],
+        outputs: int,
+        channels: Sequence[int],
+        kernel_size: int,
+        stride: int,
+        hidden: Sequence[int],
+    ) -> list[tuple[str, tuple[int, ...]]]:
+        """As of :meth:`MLP.shapes`."""
+        maps = [("neuron", shape) for shape in _convolved(inputs, channels, kernel_size, stride)]
+        return [*maps, *(("neuron", (size,)) for size in hidden), ("readout", (outputs,))]
+
+
+def _convolved(
+    inputs: tuple[int, ...], channels: Sequence[int], kernel_size: int, stride: int
+) -> list[tuple[int, ...]]:
+    """The maps ``(C, H, W)`` behind each convolution.
+
+    Raises:
+        ConfigError: the input is no map, or nothing of it is left.
+    """
+    if len(inputs) != 3:
+        raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
+    maps = [tuple(inputs)]
+    for index, out_channels in enumerate(channels, start=1):
+        side = [(length - kernel_size) // stride + 1 for length in maps[-1][1:]]
+        if min(side) < 1:
+            raise ConfigError(
+                f"channels: nothing of the image is left for convolution {index}; use fewer channels, a smaller "
+                "kernel_size or stride"
+            )
+        maps.append((out_channels, *side))
+    return maps[1:]
 
 
 def _conv_layers(

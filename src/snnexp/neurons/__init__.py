@@ -2,7 +2,7 @@
 
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
-from snnexp.neurons.neuron import Kernel, Neuron, is_plain, over_samples, product, reference
+from snnexp.neurons.neuron import Kernel, Neuron, NeuronParameter, is_plain, over_samples, product, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState, Recurrence
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
@@ -15,6 +15,7 @@ __all__ = [
     "LeakyIntegratorState",
     "LeakyState",
     "Neuron",
+    "NeuronParameter",
     "ParametrizedLIF",
     "ParametrizedLIFState",
     "RLeaky",

@@ -12,15 +12,18 @@ as computed by snnTorch's ``Leaky``. The recorded membrane is U[t], before the r
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from snnexp.neurons.neuron import Neuron, NeuronParameter, decay
 from snnexp.neurons.trace import Trace
-from snnexp.spec import values
+from snnexp.spec.annotations import Features, Fraction, NonNegative
+from snnexp.spec.checked import checked
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
+
+Reset = Literal["subtract", "zero", "none"]
 
 
 class LeakyState(NamedTuple):
@@ -45,23 +48,22 @@ class Leaky(Neuron):
         ConfigError: an argument lies outside its domain.
     """
 
+    stackable = True
     beta: Tensor
     threshold: Tensor
 
+    @checked
     def __init__(
         self,
-        features: int | Sequence[int],
-        beta: NeuronParameter = 0.9,
-        threshold: NeuronParameter = 1.0,
+        features: Features,
+        beta: NeuronParameter[Fraction] = 0.9,
+        threshold: NeuronParameter[NonNegative] = 1.0,
         learn_beta: bool = False,
         learn_threshold: bool = False,
-        reset: str = "subtract",
+        reset: Reset = "subtract",
         surrogate: Surrogate = ATan(),
     ) -> None:
         super().__init__(features)
-        values.check(
-            {"learn_beta": learn_beta, "learn_threshold": learn_threshold, "reset": reset, "surrogate": surrogate}
-        )
         self.add_parameter("beta", beta, learn=learn_beta)
         self.add_parameter("threshold", threshold, learn=learn_threshold)
         self.reset = reset

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from snnexp.neurons.neuron import Neuron, NeuronParameter
+from snnexp.neurons.parametrized_lif import Rate
 from snnexp.neurons.trace import Trace
-from snnexp.spec import values
+from snnexp.spec.annotations import Features, Scale
+from snnexp.spec.checked import checked
 
 
 class LeakyIntegratorState(NamedTuple):
@@ -40,22 +42,23 @@ class LeakyIntegrator(Neuron):
         ConfigError: an argument lies outside its domain.
     """
 
+    stackable = True
     spikes = False
     synapse_bias = False
     tau_mem_inv: Tensor
     tau_syn_inv: Tensor
     v_leak: Tensor
 
+    @checked
     def __init__(
         self,
-        features: int | Sequence[int],
-        tau_mem_inv: NeuronParameter = 100.0,
-        tau_syn_inv: NeuronParameter = 200.0,
-        v_leak: NeuronParameter = 0.0,
-        dt: float = 1e-3,
+        features: Features,
+        tau_mem_inv: NeuronParameter[Rate] = 100.0,
+        tau_syn_inv: NeuronParameter[Rate] = 200.0,
+        v_leak: NeuronParameter[float] = 0.0,
+        dt: Scale = 1e-3,
     ) -> None:
         super().__init__(features)
-        values.check({"dt": dt})
         self.dt = dt
         self.add_parameter("tau_mem_inv", tau_mem_inv, at_most=1 / dt)
         self.add_parameter("tau_syn_inv", tau_syn_inv, at_most=1 / dt)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,13 @@ from snnexp import surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
-from snnexp.spec import values
+from snnexp.spec import checked, values
+from snnexp.spec.annotations import Features
 from snnexp.surrogates import Surrogate
 
-NeuronParameter = float | Tensor | Initializer
+T = TypeVar("T")
+NeuronParameter: TypeAlias = T | Tensor | Initializer
+"""A number, one for each neuron, or what draws them; ``NeuronParameter[Fraction]`` bounds the numbers."""
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
 
@@ -162,12 +165,6 @@ class Bounds(NamedTuple):
         return (value < self.low) | (value > self.high)
 
 
-def _number(name: str) -> values.Number:
-    """The domain of the numbers of a parameter."""
-    number: values.Number = getattr(values.DOMAINS.get(name), "number", values.FINITE)
-    return number
-
-
 class Neuron(nn.Module):
     """A layer of neurons; abstract. A neuron states its equation in :meth:`scan`, one loop over time.
 
@@ -179,12 +176,16 @@ class Neuron(nn.Module):
     """Whether this neuron ever fires."""
     synapse_bias: ClassVar[bool] = True
     """Whether the synapse in front of this neuron has a bias."""
+    stackable: ClassVar[bool] = False
+    """Whether members of a stack may share it: :meth:`scan` computes neuron by neuron, and broadcasts ``[M, n]``.
+
+    Not inherited: a class says it of what it computes itself."""
     weights: ClassVar[tuple[str, ...]] = ()
     """Parameters that are weights of the feedback."""
     kernel: Kernel = staticmethod(reference)
     """What computes the equation; an instance may be given another."""
 
-    def __init__(self, features: int | Sequence[int]) -> None:
+    def __init__(self, features: Features) -> None:
         super().__init__()
         self.starts: dict[str, tuple[Initializer, float]] = {}
         self.bounds: dict[str, Bounds] = {}
@@ -325,16 +326,16 @@ class Neuron(nn.Module):
         return left
 
     def add_parameter(
-        self, name: str, value: NeuronParameter, *, learn: bool = False, at_most: float = math.inf
+        self, name: str, value: NeuronParameter[float], *, learn: bool = False, at_most: float = math.inf
     ) -> None:
-        """Draw or take a start value, hold it against the domain of its name, and keep it under that name.
+        """Draw or take a start value, hold it against the annotation of the argument of that name, and keep it.
 
         Raises:
             ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
         """
         start = self._start(name, value, at_most)
         self.parameter_names.append(name)
-        if learn and (bounds := Bounds.of(_number(name), at_most)) is not None:
+        if learn and (bounds := Bounds.of(self._number(name), at_most)) is not None:
             self.bounds[name] = bounds
         if isinstance(value, Initializer):
             self.starts[name] = (value, at_most)
@@ -343,13 +344,16 @@ class Neuron(nn.Module):
         else:
             self.register_buffer(name, start)
 
-    def _start(self, name: str, value: NeuronParameter, at_most: float) -> Tensor:
-        values.check({name: value})
+    def _number(self, name: str) -> values.Number:
+        """The numbers that a parameter may be."""
+        return checked.number(type(self), name)
+
+    def _start(self, name: str, value: NeuronParameter[float], at_most: float) -> Tensor:
         if not isinstance(value, (int, float, Tensor, Initializer)):
             raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()
         start = start if start.is_floating_point() else start.float()
-        number = _number(name)
+        number = self._number(name)
         for x in start.flatten().tolist():
             if x not in number:
                 raise ConfigError(f"{name}: a start value is {x:g}, must be {number}")

@@ -14,17 +14,22 @@ Source: Pehle and Pedersen, Norse (2021), ``LIFRecurrentCell``; Pehle, "Paramete
 
 from collections.abc import Sequence
 from math import prod, sqrt
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from snnexp.errors import ConfigError
 from snnexp.initializers import Normal
 from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision, is_plain, product
 from snnexp.neurons.trace import Trace
-from snnexp.spec import rules, values
+from snnexp.spec.annotations import AtMost, Features, Positive, Scale
+from snnexp.spec.checked import checked
 from snnexp.surrogates import SuperSpike, Surrogate, spike
+
+Rate = Annotated[Positive, AtMost("1 / dt")]
+"""An inverse time constant, 1/s: in one step, no more can leak than all there is."""
 
 
 class ParametrizedLIFState(NamedTuple):
@@ -69,6 +74,7 @@ class ParametrizedLIF(Neuron):
         ConfigError: an argument lies outside its domain, or the features of a recurrent layer form a map.
     """
 
+    stackable = True
     synapse_bias = False
     tau_mem_inv: Tensor
     tau_syn_inv: Tensor
@@ -76,22 +82,23 @@ class ParametrizedLIF(Neuron):
     v_leak: Tensor
     v_reset: Tensor
 
+    @checked
     def __init__(
         self,
-        features: int | Sequence[int],
+        features: Features,
         recurrent: bool = True,
-        tau_mem_inv: NeuronParameter = Normal(100.0, 20.0),
-        tau_syn_inv: NeuronParameter = 200.0,
-        v_th: NeuronParameter = Normal(0.5, 0.1),
-        v_leak: NeuronParameter = 0.0,
-        v_reset: NeuronParameter = 0.0,
-        learn: Sequence[str] = ("tau_mem_inv", "v_th"),
+        tau_mem_inv: NeuronParameter[Rate] = Normal(100.0, 20.0),
+        tau_syn_inv: NeuronParameter[Rate] = 200.0,
+        v_th: NeuronParameter[float] = Normal(0.5, 0.1),
+        v_leak: NeuronParameter[float] = 0.0,
+        v_reset: NeuronParameter[float] = 0.0,
+        learn: Sequence[Literal["tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset"]] = ("tau_mem_inv", "v_th"),
         log_tau: bool = False,
-        dt: float = 1e-3,
+        dt: Scale = 1e-3,
         surrogate: Surrogate = SuperSpike(alpha=100.0),
     ) -> None:
         super().__init__(features)
-        values.check({"recurrent": recurrent, "learn": learn, "log_tau": log_tau, "dt": dt, "surrogate": surrogate})
+        self.fits(self.features, recurrent)
         self.dt, self.learn, self.surrogate = dt, tuple(learn), surrogate
         for name, value in {"tau_mem_inv": tau_mem_inv, "tau_syn_inv": tau_syn_inv}.items():
             self.add_parameter(name, value, learn=name in learn, at_most=1 / dt)
@@ -102,10 +109,16 @@ class ParametrizedLIF(Neuron):
                 parametrize.register_parametrization(self, name, _Exp())
         self.recurrent: Recurrence | None = None
         if recurrent:
-            rules.recurrence(self.features)
             (size,) = self.features
             self.recurrent = Recurrence(size)
         self.reset_feedback()
+
+    @staticmethod
+    def fits(features: tuple[int, ...], recurrent: bool) -> None:
+        """Refuse all-to-all recurrence on a map."""
+        if recurrent and len(features) != 1:
+            what = f"these neurons form a map {list(features)}; use false"
+            raise ConfigError(f"recurrent: a recurrent layer is flat, {what}")
 
     def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:
         nn.init.normal_(synapse.weight, std=sqrt(2 / prod(self.features)))

@@ -15,15 +15,19 @@ Source: Eshraghian et al., Proc. IEEE 111(9), 2023, as computed by snnTorch's ``
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from snnexp.errors import ConfigError
+from snnexp.neurons.leaky import Reset
 from snnexp.neurons.neuron import Neuron, NeuronParameter, decay, in_precision
 from snnexp.neurons.trace import Trace
-from snnexp.spec import rules, values
+from snnexp.spec.annotations import Count, Features, Fraction, NonNegative
+from snnexp.spec.checked import checked
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
+from snnexp.text import shown
 
 
 class RLeakyState(NamedTuple):
@@ -53,41 +57,56 @@ class RLeaky(Neuron):
         ConfigError: an argument lies outside its domain, or the feedback does not fit the features.
     """
 
+    stackable = True
     weights = ("V",)
     beta: Tensor
     threshold: Tensor
     V: Tensor
 
+    @checked
     def __init__(
         self,
-        features: int | Sequence[int],
-        beta: NeuronParameter = 0.9,
-        threshold: NeuronParameter = 1.0,
-        feedback: str = "linear",
-        kernel_size: int | None = None,
-        V: NeuronParameter = 1.0,
+        features: Features,
+        beta: NeuronParameter[Fraction] = 0.9,
+        threshold: NeuronParameter[NonNegative] = 1.0,
+        feedback: Literal["linear", "one_to_one", "conv2d"] = "linear",
+        kernel_size: Count | None = None,
+        V: NeuronParameter[float] = 1.0,
         learn_recurrent: bool = True,
         learn_beta: bool = False,
         learn_threshold: bool = False,
-        reset: str = "subtract",
+        reset: Reset = "subtract",
         surrogate: Surrogate = ATan(),
     ) -> None:
         super().__init__(features)
-        flags = {"learn_beta": learn_beta, "learn_threshold": learn_threshold, "learn_recurrent": learn_recurrent}
-        values.check(
-            {**flags, "feedback": feedback, "kernel_size": kernel_size, "reset": reset, "surrogate": surrogate}
-        )
+        self.fits(self.features, feedback, kernel_size)
         self.add_parameter("beta", beta, learn=learn_beta)
         self.add_parameter("threshold", threshold, learn=learn_threshold)
         self.recurrent: nn.Linear | nn.Conv2d | None = None
         if feedback == "one_to_one":
             self.add_parameter("V", V, learn=learn_recurrent)
         else:
-            self.recurrent = _linear(self.features) if feedback == "linear" else _conv2d(self.features, kernel_size)
+            self.recurrent = _synapse(self.features, kernel_size if feedback == "conv2d" else None)
             self.recurrent.requires_grad_(learn_recurrent)
         self.reset = reset
         self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
         self.surrogate = surrogate
+
+    @staticmethod
+    def fits(features: tuple[int, ...], feedback: str, kernel_size: int | None) -> None:
+        """Refuse a feedback that the shape of the layer does not allow."""
+        if feedback == "linear" and len(features) != 1:
+            raise ConfigError(
+                f"feedback: linear feedback needs a flat layer, these neurons form a map {list(features)}; "
+                "use conv2d or one_to_one"
+            )
+        if feedback == "conv2d" and len(features) != 3:
+            raise ConfigError(
+                f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; "
+                "use linear or one_to_one"
+            )
+        if feedback == "conv2d" and (kernel_size is None or kernel_size % 2 == 0):
+            raise ConfigError(f"kernel_size: got {shown(kernel_size)}, conv2d feedback needs an odd whole number")
 
     def reset_feedback(self) -> None:
         if self.recurrent is not None:
@@ -118,15 +137,9 @@ class RLeaky(Neuron):
         return Trace(torch.stack(spikes), torch.stack(membrane), RLeakyState(U, S))
 
 
-def _linear(features: tuple[int, ...]) -> nn.Linear:
-    rules.feedback(features, "linear")
-    (size,) = features
-    return nn.Linear(size, size)
-
-
-def _conv2d(features: tuple[int, ...], kernel_size: int | None) -> nn.Conv2d:
-    rules.feedback(features, "conv2d", kernel_size)
-    assert kernel_size is not None
+def _synapse(features: tuple[int, ...], kernel_size: int | None) -> nn.Linear | nn.Conv2d:
+    if kernel_size is None:
+        return nn.Linear(features[0], features[0])
     return nn.Conv2d(features[0], features[0], kernel_size, padding=kernel_size // 2)
 
 

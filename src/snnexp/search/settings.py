@@ -2,29 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, located
 from snnexp.record.measures import higher_is_better
 from snnexp.search.storage import parse
-from snnexp.spec import rules
-from snnexp.spec.values import COUNT, FLAG, INDEX, NAME, NULL, POSITIVE, SEED, TEXT, Domain, Either, OneOf
+from snnexp.spec import parts
+from snnexp.spec.annotations import Count, Index, Name, Positive, Seed
+from snnexp.spec.checked import check_fields
+from snnexp.spec.values import COUNT
 from snnexp.text import shown
-
-DIRECTIONS = ("minimize", "maximize")
-SETTINGS: dict[str, Domain] = {
-    "n_trials": Either(COUNT, NULL),
-    "sampler": OneOf("tpe", "random", "grid"),
-    "metric": Either(TEXT, NULL),
-    "direction": Either(OneOf(*DIRECTIONS), NULL),
-    "seed": SEED,
-    "prune": FLAG,
-    "startup_trials": INDEX,
-    "warmup_epochs": INDEX,
-    "study": Either(NAME, NULL),
-    "heartbeat_s": POSITIVE,
-    "grace_s": POSITIVE,
-}
 
 
 @dataclass(frozen=True)
@@ -49,24 +36,23 @@ class Settings:
         ConfigError: a value that cannot work.
     """
 
-    n_trials: int | None = 20
-    sampler: str = "tpe"
+    n_trials: Count | None = 20
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
     metric: str | None = None
-    direction: str | None = None
-    seed: int = 0
+    direction: Literal["minimize", "maximize"] | None = None
+    seed: Seed = 0
     prune: bool = True
-    startup_trials: int = 5
-    warmup_epochs: int = 1
-    storage: str | None = None
-    study: str | None = None
-    heartbeat_s: float = 30.0
-    grace_s: float = 120.0
+    startup_trials: Index = 5
+    warmup_epochs: Index = 1
+    # what is no URL is not shown, for it may hold a password
+    storage: Any = None
+    study: Name | None = None
+    heartbeat_s: Positive = 30.0
+    grace_s: Positive = 120.0
 
     def __post_init__(self) -> None:
-        for name, domain in SETTINGS.items():
-            value = getattr(self, name)
-            if value not in domain:
-                raise ConfigError(f"hydra.sweeper.{name}: got {shown(value)}, must be {domain}")
+        with located("hydra.sweeper"):
+            check_fields(self)
         if self.n_trials is None and self.sampler != "grid":
             raise ConfigError(f"hydra.sweeper.n_trials: got null, must be {COUNT}; only a grid ends by itself")
         if self.grace_s < 2 * self.heartbeat_s:
@@ -77,8 +63,8 @@ class Settings:
 
 def main_measure(cfg: Mapping[str, Any], split: str) -> str:
     """The measure of a split that stands for runs on these data: accuracy, L1 error, or loss."""
-    known = rules.SHIPPED["data"].get(cfg["data"]["_target_"])
-    name = {"labels": "accuracy", "trace": "l1"}.get(known.target if known else "", "loss")
+    target = parts.of(cfg["data"]["_target_"]).fact("target")
+    name = {"labels": "accuracy", "trace": "l1"}.get(target, "loss")
     return f"{split}/{name}"
 
 
@@ -95,7 +81,7 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     """
     data = cfg["data"]
     # what other data hold is not known before they are built
-    unknown = data["_target_"] not in rules.SHIPPED["data"] and "val_size" not in data
+    unknown = not parts.is_shipped(data["_target_"], "data") and "val_size" not in data
     validated = bool(data.get("val_size"))
     if not validated and (settings.metric is None or (settings.metric.startswith("val/") and not unknown)):
         reason = "got 0, a search needs a validation split; set it, or"
@@ -109,8 +95,8 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     higher = higher_is_better(metric)
     if settings.direction is None and higher is None:
         raise ConfigError(f"hydra.sweeper.direction: got null, {metric} needs minimize or maximize")
-    direction = settings.direction or DIRECTIONS[bool(higher)]
-    if higher is not None and direction != DIRECTIONS[higher]:
+    direction = settings.direction or ("maximize" if higher else "minimize")
+    if higher is not None and (direction == "maximize") != higher:
         raise ConfigError(
             f"hydra.sweeper.direction: got {direction}, a {'higher' if higher else 'lower'} {metric} is the better one"
         )

@@ -12,8 +12,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from snnexp import config
+from snnexp.config.keys import domains_of
 from snnexp.errors import ConfigError
-from snnexp.spec.values import DOMAINS, Number
+from snnexp.spec.values import Number
 
 Space = dict[str, BaseDistribution]
 """Key, with the signs before it, to what is drawn for it."""
@@ -100,8 +101,8 @@ def _interval(key: str, given: IntervalSweep) -> BaseDistribution:
     if log and low <= 0:
         raise ConfigError(f"{key}: got {shown}, on a logarithmic scale it must begin above 0")
     # Hydra makes fractions of all bounds that are not cast
-    domain = DOMAINS.get(key.rpartition(".")[2])
-    counts = isinstance(domain, Number) and domain.whole and low == int(low) and high == int(high)
+    whole = any(isinstance(domain, Number) and domain.whole for domain in domains_of(key))
+    counts = whole and low == int(low) and high == int(high)
     if counts or (isinstance(low, int) and isinstance(high, int)):
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(low, high, log=log)

@@ -1,17 +1,16 @@
-"""What each argument may be, by its name: one name, one meaning, one domain.
-
-Constructors call :func:`check` on what they are given; ``config`` walks a composed config through the same table before
-anything heavy is imported. A domain answers ``value in domain`` and its ``str`` says what would do.
-"""
+"""Sets of values, made from annotations. A domain answers ``value in domain``, and its ``str`` says what would do."""
 
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import UnionType
+from typing import Annotated, Any, Literal, Protocol, Union, cast, get_args, get_origin
 
-from snnexp.errors import ConfigError
+from annotated_types import DocInfo
+
+from snnexp.spec.annotations import STACKABLE, AtLeast, AtMost, Matching
 from snnexp.text import shown
 
 FLOAT32_MAX = 3.4028234663852886e38
@@ -60,29 +59,37 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Part:
+    """An object of a class, or the config node that describes one."""
+
+    kind: type
+
+    def __contains__(self, value: object) -> bool:
+        return is_object(value)
+
+    def __str__(self) -> str:
+        return f"a mapping such as {{_target_: {self.kind.__module__}.{self._example()}}}"
+
+    def _example(self) -> str:
+        # what stands for a class that was only read names one
+        found: str | None = getattr(self.kind, "_example", None)
+        others: list[type] = self.kind.__subclasses__()
+        return found or [*(other.__name__ for other in others), self.kind.__name__][0]
+
+
+@dataclass(frozen=True)
 class Parameter:
     """A neuron parameter: a number, or an initializer or tensor, whose drawn values the neuron checks."""
 
     number: Number
+    part: Part
 
     def __contains__(self, value: object) -> bool:
-        return value in self.number or _describes_an_object(value)
+        return value in self.number or value in self.part
 
     def __str__(self) -> str:
-        return f"{self.number}, or an initializer"
-
-
-@dataclass(frozen=True)
-class Part:
-    """An object, or the config node that describes one."""
-
-    example: str
-
-    def __contains__(self, value: object) -> bool:
-        return _describes_an_object(value)
-
-    def __str__(self) -> str:
-        return f"a mapping such as {self.example}"
+        name = self.part.kind.__name__.lower()
+        return f"{self.number}, or {'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 class OneOf:
@@ -178,127 +185,114 @@ class Either:
         return f"{self.first}, or {self.second}"
 
 
-def _describes_an_object(value: object) -> bool:
+def is_object(value: object) -> bool:
+    """Whether a value is an object, or the config node that describes one."""
     if isinstance(value, Mapping):
         return "_target_" in value
     return not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
 
 
 FINITE = Number()
-POSITIVE = Number(low=0, open_low=True)
-SCALE = Number(low=1e-30, high=1e30)
-"""Of what is inverted and multiplied by others in 32 bits."""
-NOT_NEGATIVE = Number(low=0)
 COUNT = Number(low=1, whole=True)
-INDEX = Number(low=0, whole=True)
-SEED = Number(low=0, high=2**32 - 1, whole=True)
-FRACTION = Number(low=0, high=1)
-BELOW_ONE = Number(low=0, high=1, open_high=True)
 FLAG = Kind(bool, "true or false")
 TEXT = Text()
-NAME = Text(r"(?!\.)[\w.-]{1,100}", "a text of letters, digits, '.', '_' and '-', at most 100, the first no '.'")
 NULL = Kind(type(None), "null")
-
-DOMAINS: dict[str, Domain] = {
-    # the run
-    "seed": SEED,
-    "num_steps": Number(low=1, high=1_000_000, whole=True),
-    "kernel": OneOf("auto", "reference", "fused", "triton"),
-    "name": NAME,
-    "published": MappingOf(FINITE, "a mapping of metric names to figures"),
-    # data
-    "root": TEXT,
-    "download": FLAG,
-    "batch_size": COUNT,
-    "drop_last": FLAG,
-    "val_size": INDEX,
-    "num_samples": COUNT,
-    "spikes": Either(FLAG, NULL),
-    "sample_seed": Either(SEED, NULL),
-    "num_workers": Number(low=0, high=1024, whole=True),
-    "mode": OneOf("linear", "sqrt"),
-    # neurons
-    "beta": Parameter(FRACTION),
-    "threshold": Parameter(NOT_NEGATIVE),
-    "learn_beta": FLAG,
-    "learn_threshold": FLAG,
-    "reset": OneOf("subtract", "zero", "none"),
-    "feedback": OneOf("linear", "one_to_one", "conv2d"),
-    "V": Parameter(FINITE),
-    "learn_recurrent": FLAG,
-    "recurrent": FLAG,
-    "tau_mem_inv": Parameter(POSITIVE),
-    "tau_syn_inv": Parameter(POSITIVE),
-    "v_th": Parameter(FINITE),
-    "v_leak": Parameter(FINITE),
-    "v_reset": Parameter(FINITE),
-    "learn": ListOf(OneOf("tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")),
-    "log_tau": FLAG,
-    "dt": SCALE,
-    # initializers
-    "value": FINITE,
-    "low": FINITE,
-    "high": FINITE,
-    "mean": FINITE,
-    "std": POSITIVE,
-    # surrogates
-    "alpha": SCALE,
-    "slope": SCALE,
-    "width": SCALE,
-    "surrogate": Part("{_target_: snnexp.surrogates.ATan}"),
-    # network
-    "hidden": ListOf(COUNT),
-    "channels": ListOf(COUNT),
-    "kernel_size": Either(COUNT, NULL),
-    "stride": COUNT,
-    # losses
-    "correct_rate": FRACTION,
-    "incorrect_rate": FRACTION,
-    "on_target": FINITE,
-    "off_target": FINITE,
-    # optimizer
-    "lr": POSITIVE,
-    "betas": ListOf(BELOW_ONE, length=2),
-    "momentum": BELOW_ONE,
-    "weight_decay": NOT_NEGATIVE,
-    "schedule": OneOf("constant", "cosine"),
-    # trainer and logger
-    "accelerator": OneOf("auto", "cpu", "gpu", "cuda", "mps"),
-    "devices": COUNT,
-    "strategy": OneOf("auto", "ddp"),
-    "precision": OneOf("32-true", "bf16-mixed"),
-    "max_epochs": COUNT,
-    "limit_batches": Either(COUNT, NULL),
-    "limit_test_batches": Either(COUNT, NULL),
-    "log_every_n_steps": COUNT,
-    "save_every_n_epochs": COUNT,
-    "save_every_s": NOT_NEGATIVE,
-    "draw_every_n_epochs": INDEX,
-    "draw_every_s": NOT_NEGATIVE,
-    "tensorboard": FLAG,
-    # sweeps
-    "workers": Either(COUNT, NULL),
-    "threads": Either(COUNT, NULL),
-    "gpus": Either(INDEX, NULL),
-    "members": COUNT,
-    "timeout_s": Either(POSITIVE, NULL),
-    "memory_gb": Either(POSITIVE, NULL),
-    "kind": OneOf("processes", "stacked", "slurm"),
-    "cluster": OneOf("slurm", "local"),
-    "timeout_min": COUNT,
-    **dict.fromkeys(("partition", "account", "qos", "constraint"), Either(NAME, NULL)),
+PLAIN: dict[Any, Domain] = {
+    float: FINITE,
+    int: Number(whole=True),
+    bool: FLAG,
+    str: TEXT,
+    type(None): NULL,
 }
 
 
-def check(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise :class:`ConfigError`, naming the keys, for values that lie outside the domains of their names."""
-    refused = [
-        f"{prefix}{name}: got {_kind(value)}{shown(value)}, must be {domain}"
-        for name, value in values.items()
-        if (domain := DOMAINS.get(name)) is not None and value not in domain
-    ]
-    if refused:
-        raise ConfigError(*refused)
+def domain(annotation: Any) -> Domain | None:
+    """The values that an annotation allows; None where it says nothing that could be checked.
+
+    Args:
+        annotation: a type, or what :mod:`typing` and :mod:`snnexp.spec.annotations` make of some.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _bounded(domain(arguments[0]), arguments[1:])
+    if origin in (Union, UnionType):
+        return _union(arguments)
+    if origin is Literal:
+        return OneOf(*arguments) if all(isinstance(option, str) for option in arguments) else None
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        each = domain(arguments[0])
+        return ListOf(each, len(arguments)) if each is not None and len({*map(repr, arguments)}) == 1 else None
+    if origin in (list, tuple, Sequence):
+        each = domain(arguments[0])
+        return None if each is None else ListOf(each)
+    if origin in (dict, Mapping) and arguments[0] is str:
+        each = domain(arguments[1])
+        return None if each is None else MappingOf(each, f"a mapping from texts to values, each {each}")
+    if annotation in PLAIN:
+        return PLAIN[annotation]
+    return Part(annotation) if isinstance(annotation, type) and annotation not in (Any, object) else None
+
+
+def _bounded(inner: Domain | None, metadata: Iterable[Any]) -> Domain | None:
+    for mark in metadata:
+        if isinstance(mark, Matching):
+            inner = Text(mark.pattern, mark.name)
+        elif isinstance(mark, DocInfo) and isinstance(inner, MappingOf):
+            inner = replace(inner, name=mark.documentation)
+        elif isinstance(inner, Number):
+            for name, open_ in (("ge", False), ("gt", True)):
+                if (bound := getattr(mark, name, None)) is not None:
+                    inner = replace(inner, low=bound, open_low=open_)
+            for name, open_ in (("le", False), ("lt", True)):
+                if (bound := getattr(mark, name, None)) is not None:
+                    inner = replace(inner, high=bound, open_high=open_)
+    return inner
+
+
+def _union(members: Sequence[Any]) -> Domain | None:
+    found = [domain(member) for member in members if not _is_tensor(member)]
+    if None in found or not found:
+        return None
+    first, *others = cast(list[Domain], found)
+    for other in others:
+        if isinstance(first, Number) and isinstance(other, Number):
+            first = replace(first, whole=False)
+        elif isinstance(first, Number) and isinstance(other, Part):
+            first = Parameter(first, other)
+        else:
+            first = Either(first, other)
+    return first
+
+
+def _is_tensor(annotation: Any) -> bool:
+    return getattr(annotation, "__name__", "") == "Tensor" and annotation.__module__.startswith("torch")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of, with what is written beside them."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def is_stackable(annotation: Any) -> bool:
+    """Whether members of a stack may differ in an argument: it may be a tensor, or is marked."""
+    return any(part == STACKABLE or _is_tensor(part) for part in _parts(annotation))
+
+
+def takes_tensors(annotation: Any) -> bool:
+    """Whether code may pass a tensor; no config can."""
+    return any(map(_is_tensor, _parts(annotation)))
+
+
+def relations(annotation: Any) -> list[AtMost | AtLeast]:
+    """What an argument owes the others."""
+    return [part for part in _parts(annotation) if isinstance(part, AtMost | AtLeast)]
+
+
+def refusal(name: str, value: object, domain: Domain) -> str:
+    """The sentence for a value that lies outside the domain of its key."""
+    return f"{name}: got {_kind(value)}{shown(value)}, must be {domain}"
 
 
 def _kind(value: object) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 from rich.markup import escape
 
 from snnexp import config, limits, text, threads
+from snnexp.config.keys import Launcher
 from snnexp.errors import ConfigError, Refusals, SnnexpError, located
 from snnexp.search.storage import KEY, parse
-from snnexp.spec import values
+from snnexp.spec import checked
 from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
@@ -233,7 +234,7 @@ def check(launcher: Mapping[str, Any]) -> None:
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:
             raise ConfigError(f"{missing[0]}: every launcher needs one")
-        values.check(launcher)
+        checked.check(Launcher, launcher)
         if launcher.get("cluster") != "slurm" and launcher["workers"] is not None:
             limits.require_processes("workers", launcher["workers"])
         if launcher.get("cluster") == "slurm" and shutil.which("srun") is None:

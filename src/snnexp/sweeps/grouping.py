@@ -5,34 +5,21 @@ surrogate and of the loss. What decides shapes, or what is computed, is the same
 """
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.spec import rules
-
-NEURON = ("beta", "threshold", "V", "tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")
-FREE: dict[str, tuple[str, ...]] = {
-    "optimizer": ("lr", "betas", "momentum", "weight_decay"),
-    "neuron": NEURON,
-    "readout": NEURON,
-    "surrogate": ("alpha", "slope", "width"),
-    "loss": ("correct_rate", "incorrect_rate", "on_target", "off_target"),
-    "data": ("seed", "sample_seed"),
-}
-"""By node, the keys whose values may differ within a stack."""
+from snnexp.spec import parts
+from snnexp.spec.reader import Spec
 
 
 def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
     """Why a point cannot be trained in a stack, in a few words; None where it can."""
     plain = _plain(cfg)
-    for place in rules.SHIPPED:
-        for target in _targets(plain.get(place)):
-            if target not in rules.EVERY:
-                return f"{target} is not a part of this package"
-    if plain["network"]["_target_"] != "snnexp.network.MLP":
-        return "its network is convolutional"
+    for spec in _specs(plain):
+        if parts.is_stacked(spec) and spec.own("stackable") is not True:
+            return f"{spec.target} is not stackable"
     trainer = plain["trainer"]
     if trainer["strategy"] == "ddp" or trainer["devices"] != 1:
         return "it trains on several devices"
@@ -46,17 +33,25 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
 def key(cfg: DictConfig | Mapping[str, Any]) -> Hashable:
     """Equal for points that can share a stack: the config without what may differ."""
     plain = {name: value for name, value in _plain(cfg).items() if name not in ("seed", "published")}
-    for node, names in FREE.items():
-        plain[node] = {name: _kind(value) if name in names else value for name, value in plain[node].items()}
-    for node in ("neuron", "readout"):
-        if isinstance(surrogate := plain[node].get("surrogate"), Mapping):
-            free = {name: None for name in FREE["surrogate"] if name in surrogate}
-            plain[node]["surrogate"] = {**surrogate, **free}
-    return json.dumps(plain, sort_keys=True)
+    return json.dumps(_shared(plain), sort_keys=True)
 
 
 def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)  # type: ignore[return-value]
+
+
+def _shared(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node with what may differ left out of it."""
+    target = node.get("_target_")
+    arguments = parts.of(target).arguments if isinstance(target, str) else {}
+    return {
+        name: _kind(value)
+        if name in arguments and arguments[name].stackable
+        else _shared(value)
+        if isinstance(value, Mapping)
+        else value
+        for name, value in node.items()
+    }
 
 
 def _kind(value: Any) -> str | None:
@@ -64,8 +59,9 @@ def _kind(value: Any) -> str | None:
     return "drawn" if isinstance(value, Mapping) else None
 
 
-def _targets(node: Any) -> list[str]:
-    if not isinstance(node, Mapping):
-        return []
-    own = [str(node["_target_"])] if "_target_" in node else []
-    return own + [target for value in node.values() for target in _targets(value)]
+def _specs(node: Mapping[str, Any]) -> Iterator[Spec]:
+    if isinstance(node.get("_target_"), str):
+        yield parts.of(node["_target_"])
+    for value in node.values():
+        if isinstance(value, Mapping):
+            yield from _specs(value)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,7 +21,10 @@ from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
-from snnexp.spec import rules, values
+from snnexp.spec import rules
+from snnexp.spec.annotations import Count
+from snnexp.spec.checked import checked
+from snnexp.spec.parts import PLACES, part
 from snnexp.training import callbacks, contracts, launchers, observers, processes
 from snnexp.training.members import Bridge
 from snnexp.training.task import Measure, Task
@@ -57,16 +60,18 @@ class Parts:
         return f"Parts({', '.join(f'{name}={shown}' for name, shown in parts.items())})"
 
 
+@part()
+@checked
 def make_trainer(
-    accelerator: str = "auto",
-    devices: int = 1,
-    strategy: str = "auto",
-    precision: str = "32-true",
-    threads: int | None = None,
-    max_epochs: int = 1,
-    limit_batches: int | None = None,
-    limit_test_batches: int | None = None,
-    log_every_n_steps: int = 10,
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto",
+    devices: Count = 1,
+    strategy: Literal["auto", "ddp"] = "auto",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    threads: Count | None = None,
+    max_epochs: Count = 1,
+    limit_batches: Count | None = None,
+    limit_test_batches: Count | None = None,
+    log_every_n_steps: Count = 10,
 ) -> Trainer:
     """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
 
@@ -84,7 +89,6 @@ def make_trainer(
     Raises:
         ConfigError: there is no such accelerator here, or not so many devices.
     """
-    values.check(locals())
     # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     place = processes.Place(1)
@@ -99,7 +103,7 @@ def make_trainer(
                 accelerator=accelerator,
                 devices=devices,
                 strategy=chosen,
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
                 max_epochs=max_epochs,
                 limit_train_batches=limit_batches,
                 limit_val_batches=limit_batches,
@@ -158,7 +162,8 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     contracts.require_kind(encoder, Encoder, "encoder")
     optimizer = instantiate(nodes["optimizer"], "optimizer")
     neuron, readout = (
-        contracts.making_neurons(factory(nodes[key], key, given=["features"]), key) for key in ("neuron", "readout")
+        contracts.making_neurons(factory(nodes[key], key, given=PLACES[key].given), key)
+        for key in ("neuron", "readout")
     )
     trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
     contracts.require_kind(trainer, Trainer, "trainer")

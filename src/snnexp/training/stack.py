@@ -42,8 +42,7 @@ class Stacked(Task):
         task = first.task
         super().__init__(network, task.encode, task.spikes_come_in, first.loss, task.measures, task.optimizer)
         self.to(device)
-        # Triton's kernels know no members, and all that can be stacked has a fused form
-        self.kernel = kernels.use(network, "fused" if kernel == "auto" else kernel, device)
+        self.kernel = kernels.use(network, kernel, device, stacked=True)
         self.members = members
         self.place: tuple[Any, ...] = ()
         """Of the batch under way, for random numbers."""

@@ -1,0 +1,55 @@
+"""What ``snnexp list`` tells of a choice: its keys, their values, what they may be, and what they mean."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from snnexp.config import keys
+from snnexp.config.compose import keys_of_choice
+from snnexp.config.folders import GLOBAL
+from snnexp.config.overrides import written
+from snnexp.spec import checked, parts
+from snnexp.spec.parts import PLACES
+from snnexp.spec.reader import Argument
+
+
+def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Rows of a key, its value as it is typed, and what it may be and means; and what could not be read of its parts.
+
+    Arguments that the file of a choice does not set have the default of their part.
+
+    Raises:
+        ConfigError: there is no such choice, or it cannot be composed.
+    """
+    found = keys_of_choice(group, choice, folders)
+    rows = [(key, written(value), _about(key, found)) for key, value in found.items()]
+    unread = []
+    for key, target in found.items():
+        path, _, name = key.rpartition(".")
+        if name != "_target_" or group in GLOBAL or not isinstance(target, str):
+            continue
+        spec = parts.of(target)
+        if spec.unread:
+            unread.append(f"{path}: {target} checks its arguments itself, for {spec.unread}")
+        given = PLACES[path].given if path in PLACES else ()
+        for argument in spec.arguments.values():
+            own = f"{path}.{argument.name}"
+            is_set = any(f"{other}.".startswith(f"{own}.") for other in found)
+            if not (is_set or argument.name in given or argument.default is None):
+                rows.append((own, argument.default, _told(argument)))
+    return rows, unread
+
+
+def _about(key: str, found: Mapping[str, Any]) -> str:
+    path, _, name = key.rpartition(".")
+    target = found.get(f"{path}._target_")
+    argument = parts.of(target).arguments.get(name) if isinstance(target, str) else None
+    if argument is not None:
+        return _told(argument)
+    other = checked.taken(keys.OTHERS[path]).get(name) if path in keys.OTHERS else None
+    return "" if other is None or other.domain is None else str(other.domain)
+
+
+def _told(argument: Argument) -> str:
+    domain = "" if argument.domain is None else str(argument.domain)
+    return "; ".join(filter(None, [domain, argument.doc]))

@@ -1,0 +1,102 @@
+"""Hold what a function or dataclass is given against its annotations."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from snnexp.errors import ConfigError
+from snnexp.spec import values
+from snnexp.spec.annotations import AtLeast, AtMost
+from snnexp.spec.relations import broken
+from snnexp.spec.values import Domain
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Taken(NamedTuple):
+    """What an argument takes."""
+
+    domain: Domain | None
+    tensors: bool
+    relations: tuple[AtMost | AtLeast, ...]
+
+
+@functools.cache
+def taken(annotated: Any) -> dict[str, Taken]:
+    """What the arguments of a function, or the fields of a class, take; nothing where hints cannot be resolved."""
+    try:
+        hints = get_type_hints(annotated, include_extras=True)
+    except NameError:
+        return {}
+    return {
+        name: Taken(values.domain(hint), values.takes_tensors(hint), tuple(values.relations(hint)))
+        for name, hint in hints.items()
+    }
+
+
+def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
+    """Hold arguments against the annotations of what they are given to.
+
+    Args:
+        annotated: a function, or a class with fields.
+        given: arguments by name; those that it does not have are passed over.
+        prefix: stands before the names in sentences.
+
+    Raises:
+        ConfigError: some lie outside their domains; one sentence for each.
+    """
+    known = taken(annotated)
+    refused = [
+        values.refusal(f"{prefix}{name}", value, domain)
+        for name, value in given.items()
+        if name in known and (domain := known[name].domain) is not None
+        if value not in domain and not (known[name].tensors and values.is_object(value))
+    ]
+    refused = refused or [
+        sentence
+        for name, each in known.items()
+        for relation in each.relations
+        if (sentence := broken(name, relation, each.domain, given))
+    ]
+    if refused:
+        raise ConfigError(*refused)
+
+
+def checked(function: Function) -> Function:
+    """Let a function, or the ``__init__`` of a class, hold its arguments against their annotations when it is called.
+
+    Raises:
+        ConfigError: by the function, for arguments that lie outside their domains.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        bound = signature.bind(*arguments, **named)
+        bound.apply_defaults()
+        check(function, bound.arguments)
+        return function(*arguments, **named)
+
+    return call  # type: ignore[return-value]
+
+
+def check_fields(instance: Any) -> None:
+    """Hold the fields of a dataclass against their annotations; errors as of :func:`check`."""
+    check(type(instance), {field.name: getattr(instance, field.name) for field in fields(instance)})
+
+
+def of_class(kind: type) -> Any:
+    """What has the annotations of the constructor of a class."""
+    return kind if "__init__" not in vars(kind) or is_dataclass(kind) else vars(kind)["__init__"]
+
+
+def number(kind: type, name: str) -> values.Number:
+    """The numbers that an argument of a class may be; all that are finite where neither it nor a base says more."""
+    for base in kind.__mro__:
+        if name in (known := taken(of_class(base))):
+            domain = known[name].domain
+            found = domain.number if isinstance(domain, values.Parameter) else domain
+            return found if isinstance(found, values.Number) else values.FINITE
+    return values.FINITE

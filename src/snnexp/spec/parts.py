@@ -1,0 +1,91 @@
+"""Where parts stand in a config, which are shipped, and what each takes."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from snnexp.spec import source as sources
+from snnexp.spec.reader import Spec, read
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Place(NamedTuple):
+    """What may stand at a key of a config.
+
+    Args:
+        module: that lists the shipped ones.
+        base: the class that they derive from; "" for functions that are marked by :func:`part`.
+        given: arguments that the assembly gives, and no config.
+    """
+
+    module: str
+    base: str = ""
+    given: tuple[str, ...] = ()
+
+
+NEURON = Place("snnexp.neurons", "snnexp.neurons.neuron.Neuron", ("features",))
+PLACES = {
+    "data": Place("snnexp.data"),
+    "encoder": Place("snnexp.encoders", "snnexp.encoders.Encoder"),
+    "network": Place("snnexp.network", "snnexp.network.graph.Network", ("inputs", "outputs", "neuron", "readout")),
+    "neuron": NEURON,
+    "readout": NEURON,
+    "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
+    "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
+    "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
+    "trainer": Place("snnexp.training.assembly"),
+    "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer"),
+}
+"""By key; an initializer stands for a neuron's parameter."""
+
+
+def part(**facts: Any) -> Callable[[Function], Function]:
+    """Mark a function that makes a part, and say what others need to know of it.
+
+    Args:
+        facts: of data, ``target`` (``labels`` or ``trace``), ``sequences``, ``inputs``, ``outputs`` and ``samples``, as
+            of :class:`snnexp.data.DataModule`; what depends on arguments is left out.
+    """
+
+    def marked(function: Function) -> Function:
+        return function
+
+    return marked
+
+
+def of(target: str) -> Spec:
+    """The part that a config names by ``target``."""
+    # files of this package stay as they are while it runs
+    return _own(target) if target.startswith("snnexp.") else read(target)
+
+
+_own = functools.cache(read)
+
+
+def is_shipped(target: str, place: str) -> bool:
+    """Whether a part of this package may stand at a place."""
+    module, base, _ = PLACES[place]
+    if target.rpartition(".")[0] != module:
+        return False
+    spec = of(target)
+    return base in spec.bases[1:] if base else spec.facts is not None
+
+
+@functools.cache
+def shipped(place: str) -> Mapping[str, Spec]:
+    """The parts of this package that may stand at a place, by target."""
+    module = PLACES[place].module
+    targets = [f"{module}.{name}" for name in sources.load(module).names if not name.startswith("_")]
+    return {target: of(target) for target in targets if is_shipped(target, place)}
+
+
+def place_of(kind: str | None) -> str | None:
+    """The place of the parts that derive from a class."""
+    return next((name for name, place in PLACES.items() if place.base and place.base == kind), None)
+
+
+def is_stacked(spec: Spec) -> bool:
+    """Whether a part computes for all members of a stack at once, as trainers and initializers do not."""
+    apart = {PLACES[name].base for name in ("trainer", "initializer")}
+    return not apart.intersection(spec.bases) and not is_shipped(spec.target, "trainer")
