@@ -21,6 +21,7 @@ from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, keys
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
 from snnexp.spec import parts, rules
+from snnexp.spec.places import PLACES
 
 UNIFORM = {"_target_": "snnexp.initializers.Uniform", "low": 0, "high": 1}
 MNIST_RECIPE = {
@@ -208,9 +209,7 @@ class TestFiles:
         content = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
         known = {name for each in (keys.Run, keys.Logger, keys.Data) for name in each.__annotations__}
         known |= {
-            name
-            for spec in [x for place in parts.PLACES for x in parts.shipped(place).values()]
-            for name in spec.arguments
+            name for spec in [x for place in PLACES for x in parts.shipped(place).values()] for name in spec.arguments
         }
         # a node may be handed on whole, `surrogate: ${surrogate}`
         unknown = [where for where, key in leaves(content) if key not in known and key not in NODES]

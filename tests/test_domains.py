@@ -10,13 +10,14 @@ from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer, Normal
 from snnexp.spec import parts
 from snnexp.spec.checked import check
+from snnexp.spec.places import PLACES
 from snnexp.spec.values import Domain, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Part, Text, refusal
 from snnexp.text import closest, line, shown
 
-GIVEN = {(place, name) for place, here in parts.PLACES.items() for name in here.given}
+GIVEN = {(place, name) for place, here in PLACES.items() for name in here.given}
 ARGUMENTS = [
     (place, target, name)
-    for place in parts.PLACES
+    for place in PLACES
     for target, spec in parts.shipped(place).items()
     for name in spec.arguments
     if (place, name) not in GIVEN

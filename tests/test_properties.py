@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from snnexp.errors import ConfigError
 from snnexp.neurons import Leaky, Neuron, Trace
 from snnexp.spec import parts
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument
 from snnexp.spec.values import Domain, Either, Kind, ListOf, Number, OneOf, Parameter, Part
 
@@ -62,7 +63,7 @@ def _ordinary(x: float) -> bool:
 @cache
 def arguments(place: str, target: str) -> st.SearchStrategy[dict[str, Any]]:
     spec = parts.shipped(place)[target]
-    given_ = parts.PLACES[place].given
+    given_ = PLACES[place].given
 
     def one(argument: Argument) -> st.SearchStrategy[Any]:
         if argument.name == "num_steps":

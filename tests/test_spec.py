@@ -1,6 +1,5 @@
 """What a part is stands in its constructor: read from the source as Python sees it, and held to when it is called."""
 
-import importlib
 import inspect
 import math
 import pkgutil
@@ -21,13 +20,14 @@ from snnexp.neurons import Leaky, Neuron, ParametrizedLIF
 from snnexp.neurons.neuron import NeuronParameter
 from snnexp.spec import checked, parts, values
 from snnexp.spec.annotations import AtLeast, AtMost, Count, Fraction, Stackable
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec, read
 
 High = Annotated[float, AtLeast("2 * low", "mV")]
 UpToTwo = Annotated[float, Interval(ge=0, le=2)]
-SHIPPED = [(place, target) for place in parts.PLACES for target in parts.shipped(place)]
+SHIPPED = [(place, target) for place in PLACES for target in parts.shipped(place)]
 ARGUMENTS = [(place, target, name) for place, target in SHIPPED for name in parts.shipped(place)[target].arguments]
-GIVEN = {(place, name) for place in parts.PLACES for name in parts.PLACES[place].given}
+GIVEN = {(place, name) for place in PLACES for name in PLACES[place].given}
 
 
 class TestShipped:
@@ -55,7 +55,7 @@ class TestShipped:
             assert inspect.signature(real).parameters[name].default in argument.domain
 
     def test_are_all_that_a_config_names(self) -> None:
-        for group in parts.PLACES.keys() - {"initializer"}:
+        for group in PLACES.keys() - {"initializer"}:
             for choice in choices(group):
                 if choice != "same":
                     cfg = composed([f"{group}={choice}"])[0]
@@ -354,7 +354,55 @@ def test_what_an_annotation_does_not_say_is_not_checked(annotation: Any) -> None
 
 
 def test_the_reader_is_light() -> None:
-    code = "import sys, snnexp.spec.parts as p; [p.shipped(place) for place in p.PLACES]; print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    code = "import sys; from snnexp.spec.parts import shipped; from snnexp.spec.places import PLACES; "
+    code += "[shipped(place) for place in PLACES]; print([m for m in ('torch', 'lightning') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
-    importlib.invalidate_caches()
+
+
+CASUAL = """
+import enum
+from pathlib import Path
+from typing import Callable, Optional
+
+import numpy as np
+
+
+class Way(enum.Enum):
+    A = "a"
+
+
+class Casual:
+    def __init__(
+        self, path: Path, way: Way = Way.A, n: int = None, m: Optional["Way"] = None, f: Callable[[int], str] = len,
+        a: np.ndarray = None, s: "int | None" = None, t: set[int] = None, k: dict = {}, l: list = [],
+    ): ...
+"""
+
+
+def test_annotations_that_a_constructor_may_mean_otherwise_refuse_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "casual.py").write_text(CASUAL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = read("casual.Casual")
+    assert spec.unread == ""
+    allowed = {
+        "path": "a/b",
+        "way": "a",
+        "n": None,
+        "m": None,
+        "f": "len",
+        "a": [1],
+        "s": 3,
+        "t": [1],
+        "k": {},
+        "l": [],
+    }
+    assert spec.arguments.keys() == allowed.keys()
+    real = pkgutil.resolve_name("casual.Casual")
+    for name, value in allowed.items():
+        domain = spec.arguments[name].domain
+        assert domain is None or value in domain
+        checked.check(real.__init__, {name: value})
+    assert [name for name, argument in spec.arguments.items() if argument.domain is not None] == ["n", "s"]

@@ -14,7 +14,7 @@ from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, relations, rules, values
-from snnexp.spec.parts import PLACES
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.spec.rules import Facts
 from snnexp.text import closest, listed, shown

@@ -9,7 +9,7 @@ from snnexp.config.compose import keys_of_choice
 from snnexp.config.folders import GLOBAL
 from snnexp.config.overrides import written
 from snnexp.spec import checked, parts
-from snnexp.spec.parts import PLACES
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument
 
 

@@ -7,6 +7,7 @@ from annotated_types import doc
 
 from snnexp.spec import checked, parts
 from snnexp.spec.annotations import Count, Index, Name, NonNegative, Positive, Seed, Steps
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
 from snnexp.spec.values import Domain
 
@@ -69,4 +70,4 @@ def domains_of(key: str) -> list[Domain]:
 
 
 def _shipped(node: str) -> Iterable[Spec]:
-    return parts.shipped(node).values() if node in parts.PLACES else ()
+    return parts.shipped(node).values() if node in PLACES else ()

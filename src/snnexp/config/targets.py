@@ -9,7 +9,7 @@ from typing import Any
 
 from snnexp.errors import ConfigError
 from snnexp.spec import parts
-from snnexp.spec.parts import PLACES
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
 from snnexp.spec.source import Source
 from snnexp.text import closest, shown
@@ -29,7 +29,7 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
     Args:
         node: a resolved node.
         path: where it stands.
-        place: what is built from it, a key of :data:`~snnexp.spec.parts.PLACES`; "" for any, None for nothing at all.
+        place: what is built from it, a key of :data:`~snnexp.spec.places.PLACES`; "" for any, None for nothing at all.
     """
     if isinstance(node, list):
         for index, value in enumerate(node):

@@ -28,10 +28,16 @@ def taken(annotated: Any) -> dict[str, Taken]:
     """What the arguments of a function, or the fields of a class, take; nothing where hints cannot be resolved."""
     try:
         hints = get_type_hints(annotated, include_extras=True)
-    except NameError:
+        parameters = inspect.signature(annotated).parameters
+    except (NameError, AttributeError, TypeError, ValueError, SyntaxError):
         return {}
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     return {
-        name: Taken(values.domain(hint), values.takes_tensors(hint), tuple(values.relations(hint)))
+        name: Taken(
+            values.or_null(values.domain(hint), defaults.get(name, ...)),
+            values.takes_tensors(hint),
+            tuple(values.relations(hint)),
+        )
         for name, hint in hints.items()
     }
 

@@ -1,43 +1,14 @@
-"""Where parts stand in a config, which are shipped, and what each takes."""
+"""Which parts are shipped, and what each takes."""
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from snnexp.spec import source as sources
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec, read
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Place(NamedTuple):
-    """What may stand at a key of a config.
-
-    Args:
-        module: that lists the shipped ones.
-        base: the class that they derive from; "" for functions that are marked by :func:`part`.
-        given: arguments that the assembly gives, and no config.
-    """
-
-    module: str
-    base: str = ""
-    given: tuple[str, ...] = ()
-
-
-NEURON = Place("snnexp.neurons", "snnexp.neurons.neuron.Neuron", ("features",))
-PLACES = {
-    "data": Place("snnexp.data"),
-    "encoder": Place("snnexp.encoders", "snnexp.encoders.Encoder"),
-    "network": Place("snnexp.network", "snnexp.network.graph.Network", ("inputs", "outputs", "neuron", "readout")),
-    "neuron": NEURON,
-    "readout": NEURON,
-    "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
-    "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
-    "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
-    "trainer": Place("snnexp.training.assembly"),
-    "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer"),
-}
-"""By key; an initializer stands for a neuron's parameter."""
 
 
 def part(**facts: Any) -> Callable[[Function], Function]:

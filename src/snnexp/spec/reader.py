@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from snnexp.spec import source as sources
 from snnexp.spec import values
@@ -314,7 +314,7 @@ def _argument(
         return Argument(name, None, written, value, doc=doc)
     return Argument(
         name,
-        values.domain(kind),
+        values.or_null(values.domain(kind), value),
         written,
         value,
         values.is_stackable(kind),
@@ -325,11 +325,14 @@ def _argument(
 
 
 def _kind(domain: Domain | None) -> str | None:
-    part = domain.part if isinstance(domain, values.Parameter) else domain
-    if not isinstance(part, values.Part):
-        return None
-    assert not get_args(part.kind)
-    return f"{part.kind.__module__}.{part.kind.__qualname__}"
+    match domain:
+        case values.Part():
+            return f"{domain.kind.__module__}.{domain.kind.__qualname__}"
+        case values.Parameter():
+            return _kind(domain.part)
+        case values.Either():
+            return _kind(domain.first) or _kind(domain.second)
+    return None
 
 
 def _documented(doc: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol, Union, cast, get_args, get
 from annotated_types import DocInfo
 
 from snnexp.spec.annotations import STACKABLE, AtLeast, AtMost, Matching
+from snnexp.spec.places import KINDS
 from snnexp.text import shown
 
 FLOAT32_MAX = 3.4028234663852886e38
@@ -230,7 +231,17 @@ def domain(annotation: Any) -> Domain | None:
         return None if each is None else MappingOf(each, f"a mapping from texts to values, each {each}")
     if annotation in PLAIN:
         return PLAIN[annotation]
-    return Part(annotation) if isinstance(annotation, type) and annotation not in (Any, object) else None
+    # of other classes, such as a path or an enumeration, a constructor may make what it is given
+    return Part(annotation) if isinstance(annotation, type) and _full_name(annotation) in KINDS else None
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def or_null(inner: Domain | None, default: object) -> Domain | None:
+    """A domain with null, where that is the default."""
+    return Either(inner, NULL) if default is None and inner is not None and None not in inner else inner
 
 
 def _bounded(inner: Domain | None, metadata: Iterable[Any]) -> Domain | None:

@@ -24,7 +24,8 @@ from snnexp.network import Dense, Network
 from snnexp.spec import rules
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import checked
-from snnexp.spec.parts import PLACES, part
+from snnexp.spec.parts import part
+from snnexp.spec.places import PLACES
 from snnexp.training import callbacks, contracts, launchers, observers, processes
 from snnexp.training.members import Bridge
 from snnexp.training.task import Measure, Task

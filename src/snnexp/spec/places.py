@@ -1,0 +1,36 @@
+"""Where parts stand in a config, and what may stand there."""
+
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """What may stand at a key of a config.
+
+    Args:
+        module: that lists the shipped ones.
+        base: the class that they derive from; "" for functions that are marked by :func:`snnexp.spec.parts.part`.
+        given: arguments that the assembly gives, and no config.
+    """
+
+    module: str
+    base: str = ""
+    given: tuple[str, ...] = ()
+
+
+NEURON = Place("snnexp.neurons", "snnexp.neurons.neuron.Neuron", ("features",))
+PLACES = {
+    "data": Place("snnexp.data"),
+    "encoder": Place("snnexp.encoders", "snnexp.encoders.Encoder"),
+    "network": Place("snnexp.network", "snnexp.network.graph.Network", ("inputs", "outputs", "neuron", "readout")),
+    "neuron": NEURON,
+    "readout": NEURON,
+    "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
+    "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
+    "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
+    "trainer": Place("snnexp.training.assembly"),
+    "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer"),
+}
+"""By key; an initializer stands for a neuron's parameter."""
+
+KINDS = {place.base for place in PLACES.values() if place.base}
+"""The classes that parts derive from."""
