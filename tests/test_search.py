@@ -142,6 +142,16 @@ class TestSpace:
         _, found = space(["neuron.beta=interval(0,1)"], {})
         assert found == {"neuron.beta": FloatDistribution(0, 1)}
 
+    def test_so_are_those_of_a_key_of_a_part_from_elsewhere(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        code = "class Mine:\n    def __init__(self, features, size: int = 2, rate: float = 1): ...\n"
+        (tmp_path / "mine.py").write_text(code)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        searched = ["neuron.size=interval(1.0,9.0)", "neuron.rate=interval(1.0,9.0)"]
+        _, found = space(searched, {}, lambda fixed: {"neuron": {"_target_": "mine.Mine"}})
+        assert found == {"neuron.size": IntDistribution(1, 9), "neuron.rate": FloatDistribution(1, 9)}
+
     def test_what_is_typed_replaces_what_is_written(self) -> None:
         params = {"seed": 3, "neuron.beta": "interval(0.1,0.2)", "neuron": "leaky,rleaky"}
         typed = ["experiment=mnist_leaky", "neuron.beta=0.9", "+optimizer.lr=interval(1,2)", "seed=4"]

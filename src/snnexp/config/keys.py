@@ -1,7 +1,7 @@
 """The keys of a config that belong to no part, annotated as the arguments of parts are."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import doc
 
@@ -59,6 +59,20 @@ class Launcher:
 
 OTHERS: dict[str, type] = {"": Run, "logger": Logger, "data": Data, "hydra.launcher": Launcher}
 """By the node that they stand in."""
+
+
+def domain_in(cfg: Mapping[str, Any], key: str) -> Domain | None:
+    """What a key may be in a config, by the part that takes it; None for anything."""
+    *path, name = key.split(".")
+    node: Any = cfg
+    for word in path:
+        node = node.get(word) if isinstance(node, Mapping) else None
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    argument = parts.of(target).arguments.get(name) if isinstance(target, str) else None
+    if argument is not None:
+        return argument.domain
+    other = checked.taken(OTHERS[".".join(path)]).get(name) if ".".join(path) in OTHERS else None
+    return None if other is None else other.domain
 
 
 def domains_of(key: str) -> list[Domain]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config import files
 from snnexp.config.checks import at_home, check
 from snnexp.config.folders import GROUPS, NODES, resolving
+from snnexp.config.keys import domain_in
 from snnexp.config.made import made_of
 from snnexp.config.messages import explained, in_one_line, unknown
 from snnexp.config.overrides import assigned, written
@@ -19,7 +20,6 @@ from snnexp.config.plain import flat, plain, texts
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
-from snnexp.spec import parts
 from snnexp.spec.values import Parameter
 from snnexp.text import shown
 
@@ -146,9 +146,8 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     refusals = Refusals()
     for key, _ in assigned(overrides):
-        node, name, *_ = [*key.split("."), ""]
-        argument = parts.of(cfg[node]["_target_"]).arguments.get(name) if node in ("neuron", "readout") else None
-        if argument is not None and isinstance(argument.domain, Parameter):
+        node = key.partition(".")[0]
+        if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
         elif node == "optimizer" or key == "trainer.max_epochs":
             refusals.add(f"{shown(key)}: an evaluation does not train")

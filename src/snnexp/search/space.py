@@ -3,7 +3,8 @@
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from snnexp import config
-from snnexp.config.keys import domains_of
+from snnexp.config.keys import domain_in, domains_of
 from snnexp.errors import ConfigError
 from snnexp.spec.values import Number
 
@@ -20,7 +21,11 @@ Space = dict[str, BaseDistribution]
 """Key, with the signs before it, to what is drawn for it."""
 
 
-def space(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[str], Space]:
+def space(
+    overrides: Sequence[str],
+    params: Mapping[str, Any],
+    compose: Callable[[list[str]], Mapping[str, Any]] = lambda fixed: {},
+) -> tuple[list[str], Space]:
     """What is searched, and what all points have in common.
 
     Args:
@@ -28,6 +33,7 @@ def space(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[str
         params: key to values, in Hydra's grammar: ``interval(0.5,0.99)``, ``tag(log,interval(1e-4,1e-2))``,
             ``range(1,5)``, ``choice(a,b)``, ``a,b``, and casts of them. An interval is one of whole numbers after
             ``int(..)``, and where its key takes nothing else.
+        compose: the config of what all points share.
 
     Returns:
         The overrides of all points, without Hydra's own, and the distribution of each key that is searched; choices are
@@ -41,28 +47,34 @@ def space(overrides: Sequence[str], params: Mapping[str, Any]) -> tuple[list[str
         parsed = OverridesParser.create().parse_overrides(texts)
     by_key = {override.get_key_element().lstrip("+"): override for override in parsed}
     fixed: list[str] = []
-    searched: Space = {}
+    swept: dict[str, Override] = {}
     for key, override in by_key.items():
         if override.is_sweep_override():
             if override.is_hydra_override():
                 raise ConfigError(f"{key}: Hydra's own settings are no part of a search")
-            searched[override.get_key_element()] = _distribution(key, override)
+            swept[override.get_key_element()] = override
         elif not override.is_hydra_override():
             fixed.append(str(override.input_line))
-    if not searched:
+    if not swept:
         raise ConfigError(
             "hydra.sweeper.params: nothing to search; give values such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
         )
-    return fixed, searched
+
+    @cache
+    def is_whole(key: str) -> bool:
+        known = [*domains_of(key), domain_in(compose(fixed), key)]
+        return any(isinstance(domain, Number) and domain.whole for domain in known)
+
+    return fixed, {key: _distribution(key.lstrip("+"), override, is_whole) for key, override in swept.items()}
 
 
-def _distribution(key: str, override: Override) -> BaseDistribution:
+def _distribution(key: str, override: Override, is_whole: Callable[[str], bool]) -> BaseDistribution:
     given: Any = override.value()
     tags: set[str] = getattr(given, "tags", set())
     if tags - {"log"} or (tags and not isinstance(given, IntervalSweep)):
         raise ConfigError(f"{key}: got tag({', '.join(sorted(tags))}, ..), must be tag(log,interval(..)) or no tag")
     if isinstance(given, IntervalSweep):
-        return _interval(key, given)
+        return _interval(key, given, is_whole)
     if not isinstance(given, (ChoiceSweep, RangeSweep)):
         raise ConfigError(f"{key}: glob(..) cannot be searched; list the values: {key}=a,b")
     # processes that share a study must have the same space
@@ -91,7 +103,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def _interval(key: str, given: IntervalSweep) -> BaseDistribution:
+def _interval(key: str, given: IntervalSweep, is_whole: Callable[[str], bool]) -> BaseDistribution:
     low, high, log = given.start, given.end, "log" in given.tags
     assert low is not None
     assert high is not None
@@ -101,8 +113,7 @@ def _interval(key: str, given: IntervalSweep) -> BaseDistribution:
     if log and low <= 0:
         raise ConfigError(f"{key}: got {shown}, on a logarithmic scale it must begin above 0")
     # Hydra makes fractions of all bounds that are not cast
-    whole = any(isinstance(domain, Number) and domain.whole for domain in domains_of(key))
-    counts = whole and low == int(low) and high == int(high)
+    counts = low == int(low) and high == int(high) and is_whole(key)
     if counts or (isinstance(low, int) and isinstance(high, int)):
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(low, high, log=log)

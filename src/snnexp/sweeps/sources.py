@@ -128,7 +128,7 @@ class Asked:
             settings = Settings(**self.settings)
         except TypeError as error:
             raise ConfigError(f"hydra.sweeper: {str(error).rpartition('() ')[2]}") from error
-        fixed, space = space_of(self.overrides, self.params)
+        fixed, space = space_of(self.overrides, self.params, lambda fixed: config.plain(self.composer.point(fixed)[0]))
         return settings, fixed, space
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
