@@ -41,6 +41,10 @@ class Encoder:
     def require_range(self, low: float, high: float) -> None:
         """Raise :class:`ConfigError` unless values from ``low`` to ``high`` can be encoded."""
 
+    def events(self, values: Tensor) -> Events:
+        """The same spikes as a list; a class may have it beside its ``__call__``, where spikes are few."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Sequence(Encoder):

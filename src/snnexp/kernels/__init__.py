@@ -11,13 +11,10 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp.errors import ConfigError
 from snnexp.kernels import fused_leaky, fused_lif
-from snnexp.neurons import Kernel, Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky, reference
+from snnexp.neurons import Kernel, Neuron, reference
 
 FUSED: Mapping[type[Neuron], Kernel] = {
-    Leaky: fused_leaky.scan,
-    RLeaky: fused_leaky.scan,
-    ParametrizedLIF: fused_lif.scan,
-    LeakyIntegrator: fused_lif.scan,
+    neuron: module.scan for module in (fused_leaky, fused_lif) for neuron in module.NEURONS
 }
 
 
@@ -77,10 +74,7 @@ def _triton(neuron: Neuron, device: torch.device) -> Kernel | str:
             raise
         return "Triton is not installed"
     scans: Mapping[type[Neuron], Kernel] = {
-        Leaky: triton_leaky.scan,
-        RLeaky: triton_leaky.scan,
-        ParametrizedLIF: triton_lif.scan,
-        LeakyIntegrator: triton_lif.scan,
+        kind: module.scan for module in (triton_leaky, triton_lif) for kind in module.NEURONS
     }
     return triton_common.kernel_of(neuron, device, scans)
 

@@ -43,6 +43,9 @@ from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trac
 from snnexp.neurons.neuron import decay
 from snnexp.surrogates import Surrogate, spike
 
+NEURONS = (Leaky, RLeaky)
+"""The neurons whose equation :func:`scan` computes."""
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -49,6 +49,9 @@ from snnexp.neurons import (
 )
 from snnexp.surrogates import Surrogate, spike
 
+NEURONS = (ParametrizedLIF, LeakyIntegrator)
+"""The neurons whose equation :func:`scan` computes."""
+
 
 @dataclass(frozen=True)
 class Rule:

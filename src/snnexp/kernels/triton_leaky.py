@@ -17,6 +17,9 @@ from snnexp.kernels.triton_common import derivative, launch, surrogate_constants
 from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trace, over_samples
 from snnexp.neurons.neuron import decay
 
+NEURONS = (Leaky, RLeaky)
+"""The neurons whose equation :func:`scan` computes."""
+
 RESETS = {"none": 0, "subtract": 1, "zero": 2}
 NO_FEEDBACK, ONE_TO_ONE, LINEAR = 0, 1, 2
 

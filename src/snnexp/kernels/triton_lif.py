@@ -25,6 +25,9 @@ from snnexp.neurons import (
 )
 from snnexp.surrogates import Surrogate
 
+NEURONS = (ParametrizedLIF, LeakyIntegrator)
+"""The neurons whose equation :func:`scan` computes."""
+
 
 @triton.jit
 def lif_forward(

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnexp.neurons.neuron import Neuron, NeuronParameter
-from snnexp.neurons.parametrized_lif import Rate
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Rate
 from snnexp.neurons.trace import Trace
 from snnexp.spec.annotations import Features, Scale
 from snnexp.spec.checked import checked

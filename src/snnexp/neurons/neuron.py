@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,14 @@ from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 from snnexp.spec import checked, values
-from snnexp.spec.annotations import Features
+from snnexp.spec.annotations import AtMost, Features, Positive
 from snnexp.surrogates import Surrogate
 
 T = TypeVar("T")
 NeuronParameter: TypeAlias = T | Tensor | Initializer
 """A number, one for each neuron, or what draws them; ``NeuronParameter[Fraction]`` bounds the numbers."""
+Rate = Annotated[Positive, AtMost("1 / dt")]
+"""An inverse time constant, 1/s: in one step, no more can leak than all there is."""
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
 

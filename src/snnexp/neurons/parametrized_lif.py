@@ -14,7 +14,7 @@ Source: Pehle and Pedersen, Norse (2021), ``LIFRecurrentCell``; Pehle, "Paramete
 
 from collections.abc import Sequence
 from math import prod, sqrt
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,11 @@ from torch.nn.utils import parametrize
 
 from snnexp.errors import ConfigError
 from snnexp.initializers import Normal
-from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision, is_plain, product
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Rate, in_precision, is_plain, product
 from snnexp.neurons.trace import Trace
-from snnexp.spec.annotations import AtMost, Features, Positive, Scale
+from snnexp.spec.annotations import Features, Scale
 from snnexp.spec.checked import checked
 from snnexp.surrogates import SuperSpike, Surrogate, spike
-
-Rate = Annotated[Positive, AtMost("1 / dt")]
-"""An inverse time constant, 1/s: in one step, no more can leak than all there is."""
 
 
 class ParametrizedLIFState(NamedTuple):

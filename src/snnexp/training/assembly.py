@@ -16,7 +16,7 @@ from snnexp import kernels, limits, metrics, terminal
 from snnexp.config import factory, instantiate, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
-from snnexp.encoders import ConstantCurrentLIF, Encoder
+from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
@@ -203,9 +203,10 @@ def _encode(
 ) -> Callable[[Tensor], Tensor | Events]:
     """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
     first = next(iter(network.layers.values())).synapse
-    if isinstance(encoder, ConstantCurrentLIF) and type(first) is Dense:
-        return encoder.events if device.type == "cpu" and kernel != "reference" else encoder
-    return encoder
+    summed = type(first) is Dense and device.type == "cpu" and kernel != "reference"
+    # a subclass that encodes otherwise has events of its own, or none
+    own = next(kind for kind in type(encoder).__mro__ if "__call__" in vars(kind))
+    return encoder.events if summed and "events" in vars(own) else encoder
 
 
 def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss, num_steps: int) -> str | None:
