@@ -19,6 +19,7 @@ class Ramp(Encoder):
         floor: value below which nothing fires.
     """
 
+    stackable = True
     spikes = True
     num_steps: Steps
     floor: Fraction = 0.1

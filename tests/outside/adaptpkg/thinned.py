@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from snnexp.encoders import Encoder
-from snnexp.spec.annotations import Fraction
+from snnexp.spec.annotations import Fraction, Stackable
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,11 @@ class Thinned(Encoder):
         keep: probability that a spike comes through.
     """
 
+    stackable = True
     spikes = True
     draws = True
     takes_sequences = True
-    keep: Fraction = 0.9
+    keep: Stackable[Fraction] = 0.9
 
     def __call__(self, values: Tensor) -> Tensor:
         """Spikes ``[T, B, *N]`` of spikes ``[T, B, *N]``."""

@@ -46,7 +46,7 @@ def waves(
     num_steps: Steps,
     train_samples: Count = 192,
     test_samples: Count = 96,
-    val_samples: Count = 48,
+    val_size: Count = 48,
     noise: Fraction = 0.1,
     sample_seed: Seed = 0,
     batch_size: Count = 32,
@@ -58,13 +58,13 @@ def waves(
         num_steps: length of a sequence.
         train_samples: sequences for training.
         test_samples: sequences for the test.
-        val_samples: sequences for validation.
+        val_size: sequences for validation.
         noise: part of the firing that belongs to no wave.
         sample_seed: what the sequences are drawn from.
         batch_size: sequences of a step.
         seed: what the order of batches is drawn from.
     """
-    counts = (train_samples, test_samples, val_samples)
+    counts = (train_samples, test_samples, val_size)
     train, test, val = (draw(count, num_steps, noise, 3 * sample_seed + place) for place, count in enumerate(counts))
     return DataModule(
         train,
