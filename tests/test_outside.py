@@ -1,0 +1,261 @@
+"""A package of parts from outside, written from ``docs/parts.md`` alone, through the command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import commands
+import pytest
+from behaviour.shell import wait_until
+
+OUTSIDE = Path(__file__).parent / "outside"
+SOURCES = Path(__file__).parents[1] / "src" / "snnexp"
+CONF = ("--config-dir", str(OUTSIDE / "conf"))
+RUN = ("train", *CONF, "experiment=adaptive", "logger=jsonl")
+SHORT = (*RUN, "trainer.max_epochs=3")
+RHO, SEED, BETA = (0.85, 0.95), (0, 1), (0.9, 1.8)
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(OUTSIDE), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "SNNEXP_ALLOW_TARGETS": "adaptpkg", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def snnexp(*arguments: str, cwd: Path, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = commands.run(arguments, cwd, environment(), timeout_s=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def record(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return content
+
+
+def only(cwd: Path, pattern: str) -> Path:
+    (path,) = cwd.glob(pattern)
+    return path
+
+
+def only_run(cwd: Path) -> Path:
+    return only(cwd, "outputs/adaptive/*/run.json").parent
+
+
+def points(sweep: Path) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = json.loads((sweep / "sweep.json").read_text())["points"]
+    return content
+
+
+def of_point(sweep: Path, *overrides: str) -> dict[str, Any]:
+    """The record of the only point with these overrides among its own."""
+    (run,) = (sweep / "runs" / Path(point["run"]).name for point in points(sweep) if {*overrides} <= {*typed(point)})
+    return record(run)
+
+
+def typed(point: dict[str, Any]) -> list[str]:
+    overrides: list[str] = point["overrides"]
+    return overrides
+
+
+def test_the_package_knows_nothing_of_it() -> None:
+    assert SOURCES.is_dir()
+    files = [path for path in SOURCES.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert len(files) > 20
+    assert not [path for path in files if "adaptpkg" in path.read_text(errors="replace")]
+
+
+def test_list_says_what_each_argument_may_be(tmp_path: Path) -> None:
+    told = snnexp("list", "neuron", "adaptive", *CONF, cwd=tmp_path).stdout.splitlines()
+    rows = {line.split()[0]: line for line in told}
+    assert {"neuron.beta", "neuron.alpha", "neuron.rho", "neuron.threshold", "neuron.learn_rho"} <= {*rows}
+    assert re.search(r"1\.8 +a finite number from 0 to 2, or an initializer; how far", rows["neuron.beta"])
+    assert re.search(r"0\.0 +a finite number from 0 to 1", rows["neuron.alpha"])
+    choices = snnexp("list", "neuron", *CONF, cwd=tmp_path).stdout.splitlines()
+    assert any(line.split()[:2] == ["adaptive", "Leaky"] for line in choices), "with the first line of its file"
+
+
+class TestMistakes:
+    """Each is told in a line that begins with its key, without PyTorch, and leaves nothing."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_left(self, tmp_path: Path) -> Iterator[None]:
+        yield
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("mistake", "key", "hint"),
+        [
+            (["neuron.bta=1"], "neuron.bta", "did you mean neuron.beta?"),
+            (["neuron=adaptve"], "neuron=adaptve", "did you mean adaptive?"),
+            (["surrogate.widht=2"], "surrogate.widht", "did you mean surrogate.width?"),
+            (["data.noize=0"], "data.noize", "did you mean data.noise?"),
+            (["optimizer.momentum=0.9"], "optimizer.momentum", "decay, end, lr, weight_decay"),
+            (["+neuron.gain=2"], "neuron.gain", "rho"),
+            (["neuron.beta=2.5"], "neuron.beta", "from 0 to 2"),
+            (["neuron.alpha=-0.1"], "neuron.alpha", "from 0 to 1"),
+            (["surrogate.width=0"], "surrogate.width", "greater than 0"),
+            (["encoder.keep=1.5"], "encoder.keep", "from 0 to 1"),
+            (["loss.scale=nan"], "loss.scale", "finite"),
+            (["neuron.learn_beta=maybe"], "neuron.learn_beta", "true or false"),
+            (["encoder=ramp"], "encoder", "sequence"),
+            (["encoder=ramp", "~encoder.num_steps"], "encoder", "num_steps"),
+            (["neuron.alpha=0.5", "neuron.rho=0.4"], "neuron.rho", "at least 0.5"),
+            (["neuron.learn_rho=true", "neuron.beta=0"], "neuron.learn_rho", "no effect"),
+            (["-m", "neuron.rho=0.9,2"], "neuron.rho", "from 0 to 1"),
+            (["-m", "neuron.rho=0.9,0.5", "hydra/launcher=stacked"], "neuron.rho", "at least 0.8"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_is_one_line(self, tmp_path: Path, mistake: list[str], key: str, hint: str) -> None:
+        done = snnexp(*RUN, *mistake, cwd=tmp_path, code=2)
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"snnexp: {key}: ") or line.startswith(f"snnexp: {key}, "), line
+        assert hint in line
+
+    @pytest.mark.parametrize("mistake", ["neuron.bta=1", "neuron.beta=2.5", "neuron.rho=0.1"])
+    def test_is_told_before_torch_is_imported(self, tmp_path: Path, mistake: str) -> None:
+        script = "import sys; from snnexp.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+        words = [sys.executable, "-c", script, *RUN, mistake]
+        done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["2", "False"]
+        assert "torch" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of the recipe as it is, with its figures."""
+    cwd = tmp_path_factory.mktemp("finished")
+    snnexp("train", *CONF, "experiment=adaptive", cwd=cwd)
+    return cwd
+
+
+@pytest.mark.slow
+class TestRun:
+    def test_learns(self, finished: Path) -> None:
+        entries = record(only_run(finished))
+        assert (entries["status"], entries["exit_code"]) == ("finished", 0)
+        assert entries["metrics"]["test/accuracy"] > 0.6, "of three classes"
+
+    def test_eval_gives_what_the_run_reported(self, finished: Path) -> None:
+        run = only_run(finished)
+        measured = json.loads(snnexp("eval", str(run), "--json", cwd=finished).stdout)
+        reported = record(run)["metrics"]
+        assert {"test/loss", "test/accuracy", "test/synops"} <= {*measured}
+        assert measured == {name: reported[name] for name in measured}
+
+    def test_eval_of_another_encoder_differs(self, finished: Path) -> None:
+        run = only_run(finished)
+        measured = json.loads(snnexp("eval", str(run), "encoder.keep=0.3", "--json", cwd=finished).stdout)
+        assert measured["test/synops/hidden1"] < 0.5 * record(run)["metrics"]["test/synops/hidden1"]
+
+    def test_a_number_that_is_in_the_checkpoint_cannot_be_changed(self, finished: Path) -> None:
+        done = snnexp("eval", str(only_run(finished)), "neuron.rho=0.99", cwd=finished, code=2)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("snnexp: neuron.rho: ")
+
+    def test_runs_lists_it(self, finished: Path) -> None:
+        run = only_run(finished)
+        head, row = snnexp("runs", cwd=finished).stdout.splitlines()
+        assert head.split()[:2] == ["status", "age"]
+        assert row.startswith("finished ")
+        assert run.name in row
+        words = ("runs", "outputs", "--json", "neuron.beta>1")
+        (listed,) = json.loads(snnexp(*words, cwd=finished).stdout)
+        assert listed["metrics"] == record(run)["metrics"]
+        assert json.loads(snnexp("runs", "outputs", "--json", "neuron.beta<1", cwd=finished).stdout) == []
+
+    def test_report(self, finished: Path) -> None:
+        run = only_run(finished)
+        snnexp("report", str(run), cwd=finished)
+        page = (run / "report.html").read_text()
+        assert "experiment=adaptive" in page
+        assert "neuron.beta" in page or "beta" in page
+        assert (run / "figures" / "spike_raster.png").is_file()
+
+    def test_beta_above_one_and_alpha_zero_are_taken(self, tmp_path: Path) -> None:
+        snnexp(*SHORT, "neuron.beta=1.8", "neuron.alpha=0", "trainer.max_epochs=1", cwd=tmp_path)
+        assert re.search(r"beta: 1\.8\n", (only_run(tmp_path) / "config.yaml").read_text())
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_like_one_left_alone(tmp_path: Path) -> None:
+    words = (*RUN, "trainer.max_epochs=30", "neuron.learn_beta=true")
+    for name in ("alone", "stopped"):
+        (tmp_path / name).mkdir()
+    snnexp(*words, cwd=tmp_path / "alone")
+    here = tmp_path / "stopped"
+    with commands.Command(words, here, environment()) as process:
+        wait_until(lambda: any(path.stat().st_size for path in here.glob("outputs/adaptive/*/metrics.jsonl")))
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    run = only_run(here)
+    assert record(run)["status"] == "interrupted"
+    left = (only_run(tmp_path / "alone") / "metrics.jsonl").read_bytes()
+    assert len((run / "metrics.jsonl").read_bytes()) < len(left)
+    snnexp("resume", str(run), cwd=here)
+    assert (run / "metrics.jsonl").read_bytes() == left
+    assert record(run)["metrics"] == record(only_run(tmp_path / "alone"))["metrics"]
+
+
+@pytest.mark.slow
+class TestSweeps:
+    def test_a_sweep(self, tmp_path: Path) -> None:
+        words = ("-m", "surrogate.width=1,2", "hydra.launcher.workers=1")
+        printed = snnexp(*SHORT, *words, cwd=tmp_path).stdout
+        sweep = only(tmp_path, "outputs/sweeps/adaptive/*/sweep.json").parent
+        assert [point["status"] for point in points(sweep)] == ["finished", "finished"]
+        assert "sweep outputs/sweeps/adaptive/" in printed
+
+    def test_a_stack_gives_what_its_members_give_alone(self, tmp_path: Path) -> None:
+        grid = [f"{key}={','.join(map(str, values))}" for key, values in NUMBERS.items()]
+        printed = snnexp(*SHORT, "-m", "hydra/launcher=stacked", *grid, cwd=tmp_path).stdout
+        sweep = only(tmp_path, "outputs/sweeps/adaptive/*/sweep.json").parent
+        found = points(sweep)
+        assert len(found) == 8
+        assert {point["status"] for point in found} == {"finished"}
+        assert printed.count("stack of 8") == 8
+        losses = {of_point(sweep, *typed(point))["metrics"]["test/loss"] for point in found}
+        assert len(losses) == 8, "each number has an effect"
+        for place in (0, 7):
+            chosen = [f"{key}={values[(place >> bit) & 1]}" for bit, (key, values) in enumerate(NUMBERS.items())]
+            alone = tmp_path / str(place)
+            alone.mkdir()
+            snnexp(*SHORT, *chosen, cwd=alone)
+            expected = record(only_run(alone))["metrics"]
+            assert of_point(sweep, *chosen)["metrics"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        snnexp("report", str(sweep), cwd=tmp_path)
+        assert "neuron.rho" in (sweep / "report.html").read_text()
+
+    @pytest.mark.parametrize("number", ["optimizer.lr=0.005,0.01", "loss.scale=5,10", "surrogate.width=1,2"])
+    def test_numbers_of_other_parts_are_stacked(self, tmp_path: Path, number: str) -> None:
+        printed = snnexp(*SHORT, "-m", "hydra/launcher=stacked", number, cwd=tmp_path).stdout
+        assert printed.count("stack of 2") == 2
+        sweep = only(tmp_path, "outputs/sweeps/adaptive/*/sweep.json").parent
+        last = number.replace("=", ",").split(",")
+        chosen = f"{last[0]}={last[-1]}"
+        (tmp_path / "alone").mkdir()
+        snnexp(*SHORT, chosen, cwd=tmp_path / "alone")
+        expected = record(only_run(tmp_path / "alone"))["metrics"]
+        assert of_point(sweep, chosen)["metrics"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+    def test_a_search(self, tmp_path: Path) -> None:
+        search = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "neuron.rho=interval(0.8,0.99)")
+        printed = snnexp(*RUN, "trainer.max_epochs=2", *search, "hydra.launcher.workers=1", cwd=tmp_path).stdout
+        sweep = only(tmp_path, "outputs/sweeps/adaptive/*/sweep.json").parent
+        assert [point["status"] for point in points(sweep)] == ["finished"] * 3
+        assert "val/accuracy" in printed
+        values = [float(typed(point)[0].removeprefix("neuron.rho=")) for point in points(sweep) if typed(point)]
+        assert values
+        assert all(0.8 <= value <= 0.99 for value in values)
+        assert (sweep / "conf" / "experiment" / "best.yaml").is_file()
+
+
+NUMBERS = {"neuron.rho": RHO, "neuron.beta": BETA, "seed": SEED}
