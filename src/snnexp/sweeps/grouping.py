@@ -25,7 +25,7 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
         return "it trains on several devices"
     if plain["kernel"] == "triton":
         return "kernel=triton knows no stacks"
-    if plain["data"]["num_workers"]:
+    if plain["data"].get("num_workers"):
         return "its batches come from data workers"
     return None
 
