@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp.spec import parts
 from snnexp.spec.reader import Spec
+from snnexp.spec.values import Parameter
 
 
 def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
@@ -43,15 +44,24 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 def _shared(node: Mapping[str, Any]) -> dict[str, Any]:
     """A node with what may differ left out of it."""
     target = node.get("_target_")
-    arguments = parts.of(target).arguments if isinstance(target, str) else {}
+    free = _free(parts.of(target)) if isinstance(target, str) else ()
     return {
         name: _kind(value)
-        if name in arguments and arguments[name].stackable
+        if name in free
         else _shared(value)
         if isinstance(value, Mapping)
         else value
         for name, value in node.items()
     }
+
+
+def _free(spec: Spec) -> set[str]:
+    """The arguments of a part in which members may differ: those of layers where they are kept as tensors alone."""
+    layers = {parts.PLACES["neuron"].base, parts.PLACES["network"].base}
+    found = {name: argument for name, argument in spec.arguments.items() if argument.stackable}
+    if layers.intersection(spec.bases):
+        found = {name: argument for name, argument in found.items() if isinstance(argument.domain, Parameter)}
+    return {*found}
 
 
 def _kind(value: Any) -> str | None:
