@@ -44,6 +44,8 @@ class Stacked(Task):
         self.to(device)
         self.kernel = kernels.use(network, kernel, device, stacked=True)
         self.members = members
+        encoders = [member.start.cfg.encoder for member in members]
+        self.encoders_agree = all(encoder == encoders[0] for encoder in encoders)
         self.place: tuple[Any, ...] = ()
         """Of the batch under way, for random numbers."""
         self.numbers: dict[int, list[Tensor]] = {}
@@ -90,17 +92,17 @@ class Stacked(Task):
         return self._losses(traces[-1], target, target_at), inputs, traces
 
     def _encoded(self, values: Tensor) -> Tensor | Events:
-        """What the network takes; an encoder that draws does so for each member with its own random numbers."""
+        """What the network takes; each member has its own random numbers, and its own numbers of the encoder."""
         first = self.members[0].parts
-        if not first.encoder.draws:
+        if not first.encoder.draws and self.encoders_agree:
             return self.encode(values)
         axis = 2 if first.data.sequences else 1
         shape = [*values.shape[:axis], len(self.members), *values.shape[axis + 1 :]]
-        drawn = []
+        encoded = []
         for member, column in zip(self.members, values.expand(shape).unbind(axis), strict=True):
             torch.manual_seed(fold(member.start.cfg.seed, *self.place))
-            drawn.append(cast(Tensor, self.encode(column)))
-        return torch.stack(drawn, 2)
+            encoded.append(cast(Tensor, member.task.encode(column)))
+        return torch.stack(encoded, 2)
 
     def _losses(self, trace: Any, target: Tensor, target_at: int | None) -> Tensor:
         """The loss of each member, ``[M]``."""
@@ -173,6 +175,7 @@ class Stacked(Task):
         at = 0
         for part in self.parts:
             at = part.take_place(made, at)
+            part.require_own_settings()
             for member in part.members:
                 member.updated = part
         if any(not member.ended and member.start.found is not None for member in self.members):

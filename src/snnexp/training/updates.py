@@ -28,7 +28,12 @@ class Updated:
         self.members, self.weights = members, weights
         self.where = slice(members[0].position, members[-1].position + 1)
         self.views = [nn.Parameter(weight.detach()[self.where], weight.requires_grad) for weight in weights]
-        self.groups = members[0].task.make_optimizer(self.views, total_steps)["optimizer"].param_groups
+        made = members[0].task.make_optimizer(self.views, total_steps)
+        self.groups = made["optimizer"].param_groups
+        self.own_settings = _settings(self.groups, made.get("lr_scheduler", {}).get("scheduler"))
+        for group in self.groups:
+            # the schedule of the stack begins with the rates that this one began with
+            group["lr"] = group.pop("initial_lr", group["lr"])
         places = {id(view): place for place, view in enumerate(self.views)}
         self.order = [places[id(view)] for group in self.groups for view in group["params"]]
         """The place of each parameter of the groups among those of a task."""
@@ -40,6 +45,15 @@ class Updated:
         self.optimizer, self.schedule = made["optimizer"], made.get("lr_scheduler", {}).get("scheduler")
         self.at = slice(begin, begin + len(self.groups))
         return self.at.stop
+
+    def require_own_settings(self) -> None:
+        """Refuse an optimiser of the stack that does not do what that of a member alone would do.
+
+        Raises:
+            ValueError: a number of the member's is kept elsewhere than in its groups of parameters.
+        """
+        if _settings(self.optimizer.param_groups[self.at], self.schedule) != self.own_settings:
+            raise ValueError("optimizer: its schedule depends on more than parameter groups, and cannot be stacked")
 
     def take_gradients(self) -> None:
         """Give the views the gradients of the weights."""
@@ -94,7 +108,10 @@ class Updated:
         contents = [None if found is None else found.content for found in founds]
         known = next((content for content in contents if content is not None), None)
         if known is None:
-            rates = {name: [group["lr"] for group in self.groups] for name in OF_GROUPS}
+            rates = {
+                "base_lrs": [group.get("initial_lr", group["lr"]) for group in self.groups],
+                "_last_lr": [group["lr"] for group in self.groups],
+            }
             return {"optimizer_states": [{"state": {}, "param_groups": self._packed()}], "lr_schedulers": [rates]}
         states = [(content or known)["optimizer_states"][0] for content in contents]
         together = {
@@ -109,6 +126,13 @@ class Updated:
             if index in states[0]["state"]
         }
         return {**known, "optimizer_states": [{**states[0], "state": together}]}
+
+
+def _settings(groups: Sequence[dict[str, Any]], schedule: Any) -> str:
+    """What decides how groups are updated, in a text that can be compared."""
+    of_groups = [{name: value for name, value in sorted(group.items()) if name != "params"} for group in groups]
+    whole = {} if schedule is None else schedule.state_dict()
+    return repr((of_groups, {name: value for name, value in sorted(whole.items()) if name not in OF_GROUPS}))
 
 
 def load_states(made: dict[str, Any], contents: Sequence[dict[str, Any]]) -> None:
