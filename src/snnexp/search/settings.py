@@ -87,7 +87,9 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
         reason = "got 0, a search needs a validation split; set it, or"
         if "val_size" not in data:
             reason = "these data have no validation split;"
-        metric = main_measure(cfg, "test")
+        if unknown:
+            reason = "these data do not have this key, which tells of a validation split;"
+        metric = main_measure(cfg, "val" if unknown else "test")
         raise ConfigError(f"data.val_size: {reason} name the metric, such as hydra.sweeper.metric={metric}")
     metric = settings.metric or main_measure(cfg, "val")
     if not metric.startswith(("train/", "val/", "test/")):

@@ -46,11 +46,7 @@ def _shared(node: Mapping[str, Any]) -> dict[str, Any]:
     target = node.get("_target_")
     free = _free(parts.of(target)) if isinstance(target, str) else ()
     return {
-        name: _kind(value)
-        if name in free
-        else _shared(value)
-        if isinstance(value, Mapping)
-        else value
+        name: _kind(value) if name in free else _shared(value) if isinstance(value, Mapping) else value
         for name, value in node.items()
     }
 
