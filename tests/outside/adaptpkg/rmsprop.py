@@ -1,10 +1,11 @@
-"""RMSprop with a linear fall of the learning rate."""
+"""RMSprop with a warm-up of the learning rate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 
 from snnexp.optimizers import OptimizerFactory
 from snnexp.spec.annotations import BelowOne, NonNegative, Positive, Stackable
@@ -12,23 +13,23 @@ from snnexp.spec.annotations import BelowOne, NonNegative, Positive, Stackable
 
 @dataclass(frozen=True)
 class RMSprop(OptimizerFactory):
-    """RMSprop; the learning rate falls linearly to ``end`` times its start.
+    """RMSprop; in the first quarter of the training the learning rate rises linearly.
 
     Args:
-        lr: learning rate of the first step.
+        lr: learning rate after the warm-up.
         decay: of the mean square of the gradient, per step.
         weight_decay: of the weights of synapses.
-        end: what is left of the learning rate at the last step.
+        start: the learning rate of the first step, as a fraction of ``lr``.
     """
 
     stackable = True
     lr: Stackable[Positive] = 1e-2
-    decay: BelowOne = 0.99
-    weight_decay: NonNegative = 0.0
-    end: Positive = 0.1
+    decay: Stackable[BelowOne] = 0.99
+    weight_decay: Stackable[NonNegative] = 0.0
+    start: Annotated[float, Interval(gt=0, le=1)] = 0.5
 
     def __call__(self, parameters: Iterable[Any], total_steps: int) -> dict[str, Any]:
         """The optimiser, and its schedule per step."""
         optimizer = torch.optim.RMSprop(parameters, lr=self.lr, alpha=self.decay, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, self.end, max(total_steps, 1))
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, self.start, 1.0, max(total_steps // 4, 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
