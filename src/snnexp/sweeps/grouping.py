@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.spec import parts
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
 from snnexp.spec.values import Parameter
 
@@ -53,7 +54,7 @@ def _shared(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _free(spec: Spec) -> set[str]:
     """The arguments of a part in which members may differ: those of layers where they are kept as tensors alone."""
-    layers = {parts.PLACES["neuron"].base, parts.PLACES["network"].base}
+    layers = {PLACES["neuron"].base, PLACES["network"].base}
     found = {name: argument for name, argument in spec.arguments.items() if argument.stackable}
     if layers.intersection(spec.bases):
         found = {name: argument for name, argument in found.items() if isinstance(argument.domain, Parameter)}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnexp.errors import ConfigError
 from snnexp.training.stack_member import StackMember
 
 OF_GROUPS = ("base_lrs", "_last_lr")
@@ -50,10 +51,10 @@ class Updated:
         """Refuse an optimiser of the stack that does not do what that of a member alone would do.
 
         Raises:
-            ValueError: a number of the member's is kept elsewhere than in its groups of parameters.
+            ConfigError: a number of the member's is kept elsewhere than in its groups of parameters.
         """
         if _settings(self.optimizer.param_groups[self.at], self.schedule) != self.own_settings:
-            raise ValueError("optimizer: its schedule depends on more than parameter groups, and cannot be stacked")
+            raise ConfigError("optimizer: its schedule depends on more than parameter groups, and cannot be stacked")
 
     def take_gradients(self) -> None:
         """Give the views the gradients of the weights."""
