@@ -9,6 +9,7 @@ from snnexp.config.compose import keys_of_choice
 from snnexp.config.folders import GLOBAL
 from snnexp.config.overrides import written
 from snnexp.spec import checked, parts
+from snnexp.spec.annotations import AtMost
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument
 
@@ -52,4 +53,5 @@ def _about(key: str, found: Mapping[str, Any]) -> str:
 
 def _told(argument: Argument) -> str:
     domain = "" if argument.domain is None else str(argument.domain)
-    return "; ".join(filter(None, [domain, argument.doc]))
+    owed = [f"at {'most' if isinstance(each, AtMost) else 'least'} {each.bound}" for each in argument.relations]
+    return "; ".join(filter(None, [domain, *owed, argument.doc]))
