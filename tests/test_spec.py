@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 from annotated_types import Interval
+from omegaconf import OmegaConf
 
-from snnexp.config import choices, compose, composed
+from snnexp.config import check, choices, compose, composed, instantiate
 from snnexp.data import mnist_data, regression_data
 from snnexp.errors import ConfigError
 from snnexp.neurons import Leaky, Neuron, ParametrizedLIF
@@ -22,6 +23,8 @@ from snnexp.spec import checked, parts, values
 from snnexp.spec.annotations import AtLeast, AtMost, Count, Fraction, Stackable
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec, read
+from snnexp.spec.relations import violation
+from snnexp.spec.source import UnreadableError
 
 High = Annotated[float, AtLeast("2 * low", "mV")]
 UpToTwo = Annotated[float, Interval(ge=0, le=2)]
@@ -201,7 +204,7 @@ class TestReading:
         assert [argument.default for argument in spec.arguments.values()] == [None, "1.8", "3", "2"]
         assert spec.arguments["beta"].stackable
         assert not spec.arguments["size"].stackable
-        assert spec.arguments["beta"].kind == "snnexp.initializers.Initializer"
+        assert spec.arguments["beta"].kinds == ("snnexp.initializers.Initializer",)
         assert "snnexp.neurons.neuron.Neuron" in spec.bases
         assert spec.fact("spikes") is False
         assert spec.fact("synapse_bias") is True, "as the base has it"
@@ -239,7 +242,7 @@ class TestReading:
             ("neurons.Made", "metaclass"),
             ("neurons.New", "makes its constructor when it runs"),
             ("neurons.Torchs", "its constructor is that of torch.nn.Linear"),
-            ("neurons.Maybe", "is bound in a branch"),
+            ("neurons.Maybe", "or in a branch"),
             ("neurons.Missing", "has no Missing"),
             ("lazy.Anything", "makes its names when they are asked for"),
             ("nowhere.Anything", "there is no source of mypkg.nowhere"),
@@ -358,6 +361,292 @@ def test_the_reader_is_light() -> None:
     code += "[shipped(place) for place in PLACES]; print([m for m in ('torch', 'lightning') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+# what a config may say of each: it is taken by the check, as it is by the constructor
+TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "kwargs that the constructor uses itself": (
+        """
+        class B:
+            def __init__(self, beta: float): ...
+        class A(B):
+            def __init__(self, **kwargs):
+                kwargs.setdefault("beta", 1.0)
+                self.gain = kwargs.pop("gain", 1.0)
+                super().__init__(**kwargs)
+        """,
+        {"gain": 2.0},
+    ),
+    "everything passed on": (
+        """
+        class B:
+            def __init__(self, beta: float = 1.0): ...
+        class A(B):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+        """,
+        {"beta": 0.5},
+    ),
+    "the next constructor of several bases": (
+        """
+        class B:
+            def __init__(self, x: float = 1.0): ...
+        class First: ...
+        class Second: ...
+        class A(First, Second, B):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+        """,
+        {"x": 2.0},
+    ),
+    "fields that the constructor does not take": (
+        """
+        from dataclasses import KW_ONLY, dataclass, field
+        from typing import ClassVar as CV
+        @dataclass
+        class A:
+            table: CV[dict]
+            beta: float = 1.0
+            twice: float = field(init=False)
+            _: KW_ONLY
+            gain: float = 2.0
+        """,
+        {"beta": 0.5},
+    ),
+    "final": (
+        """
+        from typing import final
+        class B:
+            def __init__(self, gain: float = 1.0): ...
+        @final
+        class A(B):
+            size: int
+        """,
+        {"gain": 0.5},
+    ),
+    "fields of a base that is not read": (
+        """
+        from dataclasses import dataclass
+        from torch.distributed.fsdp import MixedPrecision
+        @dataclass
+        class A(MixedPrecision):
+            beta: float = 1.0
+        """,
+        {"keep_low_precision_grads": True},
+    ),
+    "a constructor that is assigned": (
+        """
+        def init(self, gain: float): ...
+        class A:
+            def __init__(self, beta: float = 1.0): ...
+            __init__ = init
+        """,
+        {"gain": 0.5},
+    ),
+    "a constructor that is assigned later": (
+        """
+        class A:
+            def __init__(self, beta: float = 1.0): ...
+        def new(self, gain: float): ...
+        A.__init__ = new
+        """,
+        {"gain": 0.5},
+    ),
+    "a decorator of the constructor": (
+        """
+        def percent(function):
+            def call(self, gain): function(self, gain / 100)
+            return call
+        class A:
+            @percent
+            def __init__(self, beta: float = 1.0): ...
+        """,
+        {"gain": 50},
+    ),
+    "a metaclass of a base": (
+        """
+        class Meta(type):
+            def __call__(cls, gain): return super().__call__()
+        class B(metaclass=Meta): ...
+        class A(B):
+            def __init__(self, beta: float = 1.0): ...
+        """,
+        {"gain": 0.5},
+    ),
+    "a base of the same name": (
+        """
+        from snnexp.losses import MSEMembrane as A
+        class A(A):
+            def __init__(self, gain: float = 1.0): super().__init__()
+        """,
+        {"gain": 0.5},
+    ),
+    "a name that changes": (
+        """
+        Rate = float
+        Rate |= str
+        class A:
+            def __init__(self, beta: Rate = 1.0): ...
+        """,
+        {"beta": "fast"},
+    ),
+    "a name of the class's own": (
+        """
+        from typing import Literal
+        Mode = Literal["slow"]
+        class A:
+            Mode = Literal["fast"]
+            def __init__(self, mode: Mode = "fast"): ...
+        """,
+        {"mode": "fast"},
+    ),
+    "bare and odd annotations": (
+        """
+        from typing import Dict, List, Optional, Sequence, Tuple
+        class A:
+            def __init__(self, a: Tuple = (), b: List = [], c: Sequence = (), d: Dict = {}, e: Optional[List] = None,
+                         f: [float] = 1, g: {"a": 1} = 1, h: tuple[()] = ()): ...
+        """,
+        {"a": [1], "b": [2], "c": [3], "d": {"x": 1}, "e": [4], "f": 5, "g": 6, "h": []},
+    ),
+    "a union of numbers": (
+        """
+        from snnexp.spec.annotations import Count, Fraction
+        class A:
+            def __init__(self, size: Count | Fraction = 1): ...
+        """,
+        {"size": 0.25},
+    ),
+    "a number that code makes": (
+        """
+        def half(): return 0.5
+        class A:
+            def __init__(self, beta: float = 1.0): assert beta == 0.5
+        """,
+        {"beta": {"_target_": "taken.half"}},
+    ),
+    "a default that its annotation does not allow": (
+        """
+        class A:
+            def __init__(self, clip: float = float("inf"), size: int = None, seed: int = 0): ...
+        """,
+        {"clip": math.inf, "size": None, "seed": 2**40},
+    ),
+    "a constructor of its own beside the fields of a base": (
+        """
+        from dataclasses import dataclass
+        from snnexp.spec.annotations import Fraction
+        @dataclass
+        class B:
+            rate: Fraction = 0.8
+        class A(B):
+            def __init__(self, rate: float = 80.0): super().__init__(rate / 100)
+        """,
+        {"rate": 90.0},
+    ),
+    "facts that are set in another way": (
+        """
+        from snnexp.losses import MSEMembrane
+        class A(MSEMembrane):
+            if True:
+                targets = ("trace",)
+        """,
+        {},
+    ),
+    "rules that use a name of the module": (
+        """
+        from snnexp.errors import ConfigError
+        def max(*values): return 0
+        class A:
+            def __init__(self, beta: float = 1.0): ...
+            @staticmethod
+            def requires(beta):
+                if max(beta, 0): raise ConfigError("beta: too big")
+        """,
+        {"beta": 5.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_a_constructor_takes_is_not_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, arguments = TAKEN[case]
+    (tmp_path / "taken.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "taken")
+    monkeypatch.delitem(sys.modules, "taken", raising=False)
+    node = {"_target_": "taken.A", **arguments}
+    cfg, _ = composed(["experiment=regression_sqrt"])
+    OmegaConf.update(cfg, "loss", node, merge=False)
+    assert check(cfg).loss == node
+    assert "taken" not in sys.modules
+    instantiate(node, "loss")
+
+
+@pytest.mark.parametrize(
+    "default",
+    ["exec(%r)", "__import__('os').system(%r)", "print(open(%r, 'w'))", "dataclasses.inspect.os.remove(%r)", "exit(3)"],
+)
+def test_reading_runs_no_code(default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched = tmp_path / "touched"
+    code = f"import dataclasses\nclass A:\n    def __init__(self, beta: float = {default}): ...\n"
+    (tmp_path / "evil.py").write_text(code.replace("%r", repr(str(touched))))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = read("evil.A")
+    assert spec.arguments["beta"].value is MISSING
+    assert not touched.exists()
+
+
+def test_a_name_leads_nowhere_but_to_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text("class A:\n    @staticmethod\n    def requires(): raise SystemExit\n")
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "snnexp,mypkg")
+    target = f"mypkg.{tmp_path}/evil.A"
+    assert "is no name of a module" in read(target).unread
+    cfg, _ = composed(["experiment=regression_sqrt"])
+    cfg.loss = {"_target_": target}
+    with pytest.raises(ConfigError, match=r"^loss\._target_: "):
+        check(cfg)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "child.py").write_text("from base import B\nclass A(B): ...\n")
+    for name in ("beta", "gamma_"):
+        (tmp_path / "base.py").write_text(f"class B:\n    def __init__(self, {name}: float = 1.0): ...\n")
+        assert [*read("child.A").arguments] == [name]
+
+
+@pytest.mark.parametrize("bound", ["abs(dt)", "dt.x", "2 ** dt", "n // 2", ""])
+def test_a_bound_that_cannot_be_evaluated_is_told_where_it_is_written(bound: str) -> None:
+    with pytest.raises(ValueError, match=r"^a bound is "):
+        AtMost(bound)
+
+
+@pytest.mark.parametrize("given", [{}, {"dt": 0}, {"dt": None}, {"dt": {"_target_": "x"}}, {"dt": True}])
+def test_a_bound_without_a_value_bounds_nothing(given: dict[str, Any]) -> None:
+    assert violation("n", AtMost("1 / dt"), None, {"n": 5, **given}) is None
+
+
+def test_rules_may_use_light_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+        import math
+        from snnexp import errors
+        def half(x): return math.sqrt(x) / 2
+        class A:
+            def __init__(self, beta: float = 1.0): ...
+            @staticmethod
+            def requires(beta):
+                if (lambda x: half(x))(beta) > 1: raise errors.ConfigError("beta: too big")
+    """
+    (tmp_path / "ruled.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rule = read("ruled.A").rule("requires", lambda source: True)
+    assert rule is not None
+    rule(4)
+    with pytest.raises(ConfigError, match="beta: too big"):
+        rule(5)
+    with pytest.raises(UnreadableError, match="not of an allowed package"):
+        read("ruled.A").rule("requires", lambda source: False)
 
 
 CASUAL = """

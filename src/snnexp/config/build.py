@@ -45,7 +45,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         except TypeError as error:
             raise ConfigError(f"{path}: {target.__name__} is {error}") from error
         with user_parts.constructing(path), located(path):
-            checked.check(checked.of_class(target) if inspect.isclass(target) else target, values)
+            checked.check(checked.constructor(target) if inspect.isclass(target) else target, values)
             return target(*positional, **values, **more)
 
     return make

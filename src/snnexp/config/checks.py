@@ -17,6 +17,7 @@ from snnexp.spec import checked, parts, relations, rules, values
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.spec.rules import Facts
+from snnexp.spec.source import UnreadableError
 from snnexp.text import closest, listed, shown
 
 
@@ -102,6 +103,11 @@ def _origins(key: str, written: Mapping[str, Any]) -> Iterator[str]:
             yield from _origins(origin, written)
 
 
+def _is_made(value: Any) -> bool:
+    """Whether code from elsewhere makes the value, so that it is checked when it is there."""
+    return isinstance(value, Mapping) and targets.may_be_named(str(value.get("_target_")))
+
+
 def _is_part(node: Any, path: str, refusals: Refusals) -> bool:
     named = isinstance(node, Mapping) and isinstance(node.get("_target_"), str)
     return named and path not in refusals.sentences and f"{path}._target_" not in refusals.sentences
@@ -110,14 +116,18 @@ def _is_part(node: Any, path: str, refusals: Refusals) -> bool:
 def _children(node: Mapping[str, Any], path: str, refusals: Refusals) -> Iterator[tuple[str, Any, Spec]]:
     for key, value in node.items():
         if _is_part(value, child := f"{path}.{key}", refusals):
-            yield child, value, parts.of(value["_target_"])
+            target = value["_target_"]
+            if targets.is_shipped(target) or targets.may_be_named(target):
+                yield child, value, parts.of(target)
 
 
 def _check_values(node: Mapping[str, Any], path: str, spec: Spec, refusals: Refusals) -> None:
     """Hold each value against what its part takes."""
     for name, value in node.items():
         domain = spec.arguments[name].domain if name in spec.arguments else None
-        if domain is not None and value not in domain and not refusals.about(f"{path}.{name}"):
+        if _is_made(value) or domain is None or value in domain:
+            continue
+        if not refusals.about(f"{path}.{name}"):
             refusals.add(values.refusal(f"{path}.{name}", value, domain))
     for child, value, its in _children(node, path, refusals):
         _check_values(value, child, its, refusals)
@@ -142,7 +152,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, spec: Spec, given: Sequ
         whole = _with_defaults(own, spec)
         for argument in spec.arguments.values():
             for relation in argument.relations:
-                if sentence := relations.broken(argument.name, relation, argument.domain, whole):
+                if sentence := relations.violation(argument.name, relation, argument.domain, whole):
                     refusals.add(f"{path}.{sentence}")
         with refusals.collected():
             _call(spec, "requires", path, whole)
@@ -156,15 +166,28 @@ def _with_defaults(own: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
 
 
 def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
-    """What a static method of a part says; None where there is none, or it needs what is not known here."""
-    rule = spec.rule(name, targets.may_be_read)
+    """The result of a static method of a part; None where there is none, or it needs what is not known here."""
+    try:
+        rule = spec.rule(name, targets.may_be_read)
+    except UnreadableError:
+        return None
     if rule is None:
         return None
-    wanted = inspect.signature(rule).parameters
-    if any(word not in known for word in wanted):
+    parameters = inspect.signature(rule).parameters.values()
+    wanted = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    if any(each.name not in known and each.default is each.empty for each in wanted):
         return None
-    with user_parts.constructing(path), located(path):
-        return rule(**{word: known[word] for word in wanted})
+    wanted = [each for each in wanted if each.name in known]
+    given = [known[each.name] for each in wanted if each.kind is not each.KEYWORD_ONLY]
+    named = {each.name: known[each.name] for each in wanted if each.kind is each.KEYWORD_ONLY}
+    try:
+        with user_parts.constructing(path), located(path):
+            return rule(*given, **named)
+    except ConfigError as error:
+        # what is described by a mapping is no number yet
+        if error.__cause__ is not None and any(isinstance(value, Mapping) for value in (*given, *named.values())):
+            return None
+        raise
 
 
 def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: Refusals) -> None:
@@ -194,8 +217,10 @@ def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Fac
     """Hold neurons against the shapes that their network gives them."""
     shapes = {name: value for name in ("inputs", "outputs") if (value := data.spec.fact(name)) is not MISSING}
     known = _with_defaults(_values(nodes["network"]), specs["network"])
-    for place, features in _call(specs["network"], "shapes", "network", {**known, **shapes}) or ():
-        if place in nodes and not refusals.about(place):
+    found = _call(specs["network"], "shapes", "network", {**known, **shapes})
+    for layer in found if isinstance(found, list) else ():
+        place, features = layer if isinstance(layer, tuple) and len(layer) == 2 else (None, ())
+        if place in ("neuron", "readout") and isinstance(features, tuple) and not refusals.about(place):
             own = _with_defaults(_values(nodes[place]), specs[place])
             with refusals.collected():
                 _call(specs[place], "fits", place, {**own, "features": features})

@@ -55,14 +55,21 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     if spec is None:
         return "" if place == "" else None
     argument = spec.arguments.get(key)
-    found = None if argument is None else parts.place_of(argument.kind)
+    found = [parts.place_of(kind) for kind in argument.kinds] if argument is not None else []
+    if len(found) == 1:
+        return found[0]
     # a part of a user's own may take anything that is allowed
-    return found or (None if is_shipped(spec.target) else "")
+    return "" if found or not is_shipped(spec.target) else None
 
 
 def is_shipped(target: str) -> bool:
     """Whether a name is within this package."""
     return _within(target, ("snnexp",))
+
+
+def may_be_named(target: str) -> bool:
+    """Whether a name is one of a package that the user allowed."""
+    return all(word.isidentifier() for word in target.split(".")) and _within(target, allowed())
 
 
 def may_be_read(source: Source) -> bool:
@@ -78,7 +85,7 @@ def _text(name: object, path: str) -> str:
 
 def require_target(name: str, path: str, place: str | None) -> None:
     """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
-    if _within(name, allowed()):
+    if may_be_named(name):
         return
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):

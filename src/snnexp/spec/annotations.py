@@ -8,29 +8,72 @@
 ``Annotated[float, Interval(ge=0, lt=1)]``.
 """
 
-from collections.abc import Sequence
+import ast
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Interval
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class AtMost:
-    """A number may not exceed the value of an expression in the other arguments: ``AtMost("1 / dt", unit="per s")``."""
+OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
+
+@dataclass(frozen=True)
+class _Bound:
     bound: str
     unit: str = ""
 
+    def __post_init__(self) -> None:
+        # a mistake is told where it is written
+        bound_of(self.bound, {})
 
-@dataclass(frozen=True)
-class AtLeast:
-    """A number may not be below the value of an expression in the other arguments: ``AtLeast("low")``."""
 
-    bound: str
-    unit: str = ""
+class AtMost(_Bound):
+    """A number is at most the value of an expression in other arguments: ``AtMost("1 / dt", unit="per s")``."""
+
+
+class AtLeast(_Bound):
+    """A number is at least the value of an expression in other arguments: ``AtLeast("low")``."""
+
+
+def bound_of(expression: str, given: Mapping[str, Any]) -> float | None:
+    """The value of a bound for these arguments; None where one of them is no number, or where it has no value.
+
+    Raises:
+        ValueError: the expression is made of more than names, numbers and + - * /.
+    """
+    try:
+        found: float | None = _evaluated(ast.parse(str(expression), mode="eval").body, given)
+        return found
+    except SyntaxError as error:
+        raise ValueError(f"a bound is an expression such as 1 / dt, got {expression!r}") from error
+    except ArithmeticError:
+        return None
+
+
+def _evaluated(node: ast.AST, given: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=int() | float()):
+            return node.value
+        case ast.Name():
+            value = given.get(node.id)
+            return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        case ast.UnaryOp(op=ast.USub()):
+            value = _evaluated(node.operand, given)
+            return None if value is None else -value
+        case ast.BinOp() if type(node.op) in OPERATIONS:
+            sides = [_evaluated(side, given) for side in (node.left, node.right)]
+            return None if None in sides else OPERATIONS[type(node.op)](*sides)
+    raise ValueError(f"a bound is made of names, numbers and + - * /, got {ast.unparse(node)}")
 
 
 @dataclass(frozen=True)

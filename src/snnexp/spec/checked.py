@@ -3,13 +3,13 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from snnexp.errors import ConfigError
 from snnexp.spec import values
 from snnexp.spec.annotations import AtLeast, AtMost
-from snnexp.spec.relations import broken
+from snnexp.spec.relations import violation
 from snnexp.spec.values import Domain
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -29,12 +29,12 @@ def taken(annotated: Any) -> dict[str, Taken]:
     try:
         hints = get_type_hints(annotated, include_extras=True)
         parameters = inspect.signature(annotated).parameters
-    except (NameError, AttributeError, TypeError, ValueError, SyntaxError):
+    except (NameError, AttributeError, TypeError, ValueError, SyntaxError, IndexError):
         return {}
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     return {
         name: Taken(
-            values.or_null(values.domain(hint), defaults.get(name, ...)),
+            values.or_default(values.domain(hint), defaults.get(name, ...)),
             values.takes_tensors(hint),
             tuple(values.relations(hint)),
         )
@@ -64,7 +64,7 @@ def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
         sentence
         for name, each in known.items()
         for relation in each.relations
-        if (sentence := broken(name, relation, each.domain, given))
+        if (sentence := violation(name, relation, each.domain, given))
     ]
     if refused:
         raise ConfigError(*refused)
@@ -93,15 +93,15 @@ def check_fields(instance: Any) -> None:
     check(type(instance), {field.name: getattr(instance, field.name) for field in fields(instance)})
 
 
-def of_class(kind: type) -> Any:
-    """What has the annotations of the constructor of a class."""
-    return kind if "__init__" not in vars(kind) or is_dataclass(kind) else vars(kind)["__init__"]
+def constructor(kind: type) -> Any:
+    """The ``__init__`` that a class has or inherits."""
+    return next((vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)), kind)
 
 
 def number(kind: type, name: str) -> values.Number:
     """The numbers that an argument of a class may be; all that are finite where neither it nor a base says more."""
     for base in kind.__mro__:
-        if name in (known := taken(of_class(base))):
+        if name in (known := taken(constructor(base))):
             domain = known[name].domain
             found = domain.number if isinstance(domain, values.Parameter) else domain
             return found if isinstance(found, values.Number) else values.FINITE

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from snnexp.spec import source as sources
-from snnexp.spec.places import PLACES
+from snnexp.spec.places import PLACES, Place
 from snnexp.spec.reader import Spec, read
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -36,7 +36,7 @@ _own = functools.cache(read)
 
 def is_shipped(target: str, place: str) -> bool:
     """Whether a part of this package may stand at a place."""
-    module, base, _ = PLACES[place]
+    module, base = PLACES[place].module, PLACES[place].base
     if target.rpartition(".")[0] != module:
         return False
     spec = of(target)
@@ -51,12 +51,16 @@ def shipped(place: str) -> Mapping[str, Spec]:
     return {target: of(target) for target in targets if is_shipped(target, place)}
 
 
-def place_of(kind: str | None) -> str | None:
+def places_of(spec: Spec) -> list[Place]:
+    """The places where a part may stand, of those whose parts derive from a class."""
+    return [place for place in PLACES.values() if place.base in spec.bases]
+
+
+def place_of(kind: str) -> str | None:
     """The place of the parts that derive from a class."""
-    return next((name for name, place in PLACES.items() if place.base and place.base == kind), None)
+    return next((name for name, place in PLACES.items() if place.base == kind), None)
 
 
 def is_stacked(spec: Spec) -> bool:
     """Whether a part computes for all members of a stack at once, as trainers and initializers do not."""
-    apart = {PLACES[name].base for name in ("trainer", "initializer")}
-    return not apart.intersection(spec.bases) and not is_shipped(spec.target, "trainer")
+    return all(place.stacked for place in places_of(spec)) and not is_shipped(spec.target, "trainer")

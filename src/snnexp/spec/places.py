@@ -10,11 +10,13 @@ class Place(NamedTuple):
         module: that lists the shipped ones.
         base: the class that they derive from; "" for functions that are marked by :func:`snnexp.spec.parts.part`.
         given: arguments that the assembly gives, and no config.
+        stacked: whether a part computes for all members of a stack at once.
     """
 
     module: str
     base: str = ""
     given: tuple[str, ...] = ()
+    stacked: bool = True
 
 
 NEURON = Place("snnexp.neurons", "snnexp.neurons.neuron.Neuron", ("features",))
@@ -27,8 +29,8 @@ PLACES = {
     "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
     "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
     "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
-    "trainer": Place("snnexp.training.assembly"),
-    "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer"),
+    "trainer": Place("snnexp.training.assembly", stacked=False),
+    "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer", stacked=False),
 }
 """By key; an initializer stands for a neuron's parameter."""
 

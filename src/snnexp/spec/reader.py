@@ -1,25 +1,27 @@
-"""What a part is, read from the source of its class or function: its arguments, and what others need to know of it.
+"""Read what a part is from the source of its class or function: its arguments, and facts that other parts depend on.
 
-Nothing is imported. What cannot be told from the source is never refused: the constructor decides, and
-:attr:`Spec.unread` says why.
+Nothing is imported. What the source does not tell is not checked: the constructor decides, and :attr:`Spec.unread` says
+why.
 """
 
 import ast
-import functools
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, get_origin
 
 from snnexp.spec import source as sources
 from snnexp.spec import values
 from snnexp.spec.annotations import AtLeast, AtMost
-from snnexp.spec.source import Definition, Meaning, Object, Outside, UnreadableError
+from snnexp.spec.source import Definition, Object, Outside, Source, UnreadableError
 from snnexp.spec.values import Domain
 
 MISSING = object()
-"""The value of a default that is known only when it runs, or of what is not there."""
+"""The value of what is not there, or is known only when it runs."""
+Class = Definition | Outside
+PLAIN_BASES = (object, Generic, Protocol)
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,13 @@ class Argument:
 
     Args:
         name: its name.
-        domain: what it may be; None for anything.
-        default: as it is written; None where the argument must be given.
-        value: the default, where it can be told.
+        domain: the values that it takes; None for any.
+        default: as it is written; None for an argument that must be given.
+        value: the default, where it can be evaluated.
         stackable: whether members of a stack may differ in it.
-        relations: what it owes other arguments.
-        kind: the class of an object that may stand there, ``module.name``.
-        doc: what the docstring says of it.
+        relations: bounds by other arguments.
+        kinds: the classes of objects that it takes, ``module.name``.
+        doc: its description in the docstring.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Argument:
     value: Any = MISSING
     stackable: bool = False
     relations: tuple[AtMost | AtLeast, ...] = ()
-    kind: str | None = None
+    kinds: tuple[str, ...] = ()
     doc: str = ""
 
     @property
@@ -61,6 +63,8 @@ class Spec:
         takes_all: whether it takes any other key too.
         unread: why the source does not say what it takes; "" where it does.
         doc: the first line of its docstring.
+        classes: the class and its bases in the order of Python's method resolution, up to one that is not read.
+        facts: what a function says of itself by ``@part(...)``; None for a function without, and for a class.
     """
 
     target: str
@@ -68,9 +72,8 @@ class Spec:
     takes_all: bool = False
     unread: str = ""
     doc: str = ""
-    definition: Definition | None = None
+    classes: Sequence[Class] = ()
     facts: Mapping[str, Any] | None = None
-    """Of a function, what its ``@part(...)`` says."""
 
     @property
     def name(self) -> str:
@@ -79,49 +82,44 @@ class Spec:
     @property
     def bases(self) -> tuple[str, ...]:
         """The classes that it derives from, itself included, by the modules that define them."""
-        found = self.definition
-        if found is None or not isinstance(found.node, ast.ClassDef):
-            return ()
-        return tuple(str(base) for base in mro(found))
+        return tuple(map(str, self.classes))
 
     def fact(self, name: str) -> Any:
         """A class attribute, or what ``@part`` says by that name; MISSING where the source does not tell."""
         if self.facts is not None:
             return self.facts.get(name, MISSING)
-        found = self.definition
-        if found is None or not isinstance(found.node, ast.ClassDef):
+        if name in self.arguments:
             return MISSING
-        for base in mro(found):
-            if isinstance(base, Outside):
+        for each in self.classes:
+            if isinstance(each, Outside):
                 return MISSING
-            if (node := _assigned(base.node, name)) is not None:
-                try:
-                    return sources.evaluate(base.source, node)
-                except UnreadableError:
-                    return MISSING
+            if (found := _attribute(each, name)) is not None:
+                return found
         return MISSING
 
     def own(self, name: str) -> Any:
-        """As :meth:`fact`, where the class itself says it; it may say so of no more than its own code."""
-        found = self.definition
-        is_own = found is None or isinstance(found.node, ast.FunctionDef) or _assigned(found.node, name) is not None
-        return self.fact(name) if is_own else MISSING
+        """As :meth:`fact`, if the class itself has the attribute and does not inherit it."""
+        if self.facts is not None:
+            return self.facts.get(name, MISSING)
+        first = self.classes[0] if self.classes else None
+        found = _attribute(first, name) if isinstance(first, Definition) else None
+        return MISSING if found is None else found
 
-    def rule(self, name: str, allowed: Callable[[sources.Source], bool]) -> Callable[..., Any] | None:
-        """A static method of its class, to be called; None where there is none, or its source is not enough."""
-        found = self.definition
-        if found is None or not isinstance(found.node, ast.ClassDef):
-            return None
-        for base in mro(found):
-            if isinstance(base, Outside):
+    def rule(self, name: str, allowed: Callable[[Source], bool]) -> Callable[..., Any] | None:
+        """A static method of its class, to be called; None where there is none.
+
+        Raises:
+            UnreadableError: there is one, and its source is not enough.
+        """
+        for each in self.classes:
+            if isinstance(each, Outside):
                 return None
-            for node in base.node.body:
-                if isinstance(node, ast.FunctionDef) and node.name == name:
-                    static = [ast.unparse(each) for each in node.decorator_list] == ["staticmethod"]
-                    try:
-                        return sources.compiled(Definition(base.source, node), allowed) if static else None
-                    except UnreadableError:
-                        return None
+            for node in each.node.body:
+                if name in sources.stored(node):
+                    static = isinstance(node, ast.FunctionDef) and list(map(ast.unparse, node.decorator_list))
+                    if not isinstance(node, ast.FunctionDef) or static != ["staticmethod"]:
+                        raise UnreadableError(f"{name} of {each} is no static method")
+                    return sources.compiled(Definition(each.source, node), allowed)
         return None
 
 
@@ -135,19 +133,24 @@ def read(target: str) -> Spec:
         return _spec(target, found)
     except UnreadableError as error:
         return Spec(target, takes_all=True, unread=str(error))
+    except Exception as error:
+        # what is odd enough for that is no mistake of the config
+        return Spec(target, takes_all=True, unread=f"its source cannot be followed ({type(error).__name__})")
 
 
 def _spec(target: str, found: Definition) -> Spec:
-    doc = (ast.get_docstring(found.node) or "").partition("\n")[0]
-    try:
-        if isinstance(found.node, ast.ClassDef):
-            arguments, takes_all = _of_class(found)
-            return Spec(target, arguments, takes_all, doc=doc, definition=found)
+    doc = ast.get_docstring(found.node) or ""
+    first = doc.partition("\n")[0]
+    if isinstance(found.node, ast.FunctionDef):
         facts = _marked(found)
-        arguments, takes_all = _of_function(found, found.node, 0, ast.get_docstring(found.node) or "")
-        return Spec(target, arguments, takes_all, doc=doc, definition=found, facts=facts)
+        arguments, takes_all = _of_function(found, found.node, 0, doc)
+        return Spec(target, arguments, takes_all, doc=first, facts=facts)
+    classes = mro(found)
+    try:
+        arguments, takes_all = _constructor(classes)
     except UnreadableError as error:
-        return Spec(target, takes_all=True, unread=str(error), doc=doc, definition=found)
+        return Spec(target, takes_all=True, unread=str(error), doc=first, classes=classes)
+    return Spec(target, arguments, takes_all, doc=first, classes=classes)
 
 
 def _marked(found: Definition) -> dict[str, Any] | None:
@@ -156,124 +159,162 @@ def _marked(found: Definition) -> dict[str, Any] | None:
     for node in found.node.decorator_list:
         call = node if isinstance(node, ast.Call) else None
         meaning = sources.resolve(found.source, call.func if call else node)
-        marks = meaning.value if isinstance(meaning, Object) else None
-        if getattr(marks, "__name__", "") == "part" and call is not None:
+        decorator = meaning.value if isinstance(meaning, Object) else None
+        if getattr(decorator, "__name__", "") == "part" and call is not None:
             facts = {word.arg: sources.evaluate(found.source, word.value) for word in call.keywords if word.arg}
-        elif marks not in (functools.cache, functools.lru_cache) and getattr(marks, "__name__", "") != "checked":
-            raise UnreadableError(f"{found} is what {ast.unparse(node)} makes of it")
+        elif getattr(decorator, "__name__", "") not in ("cache", "lru_cache", "checked"):
+            raise UnreadableError(f"{found} has a decorator that is not known")
     return facts
 
 
-@functools.lru_cache(maxsize=256)
-def mro(found: Definition) -> tuple[Definition | Outside, ...]:
-    """A class and its bases, in the order in which Python looks for names; what is not read ends each line.
+def mro(found: Definition, below: tuple[Definition, ...] = ()) -> tuple[Class, ...]:
+    """A class and its bases, in Python's order; what is not read ends each line of inheritance.
 
     Raises:
         UnreadableError: a base is not known.
     """
     assert isinstance(found.node, ast.ClassDef)
-    lines: list[list[Definition | Outside]] = []
+    if found in below:
+        raise UnreadableError(f"{found} derives from itself")
+    lines: list[list[Class]] = []
     for node in found.node.bases:
         # Generic[T] and the like
-        inner = node.value if isinstance(node, ast.Subscript) else node
-        base: Meaning = sources.resolve(found.source, inner)
+        base = sources.resolve(found.source, node.value if isinstance(node, ast.Subscript) else node)
         if isinstance(base, Definition) and isinstance(base.node, ast.ClassDef):
-            lines.append([*mro(base)])
+            lines.append([*mro(base, (*below, found))])
         elif isinstance(base, Outside):
             lines.append([base])
-        elif not isinstance(base, Object):
-            raise UnreadableError(f"{found.node.name} derives from {ast.unparse(node)}, which is no class")
+        elif not (isinstance(base, Object) and base.value in PLAIN_BASES):
+            raise UnreadableError(f"a base of {found} is not read")
     return (found, *_merged([*lines, [line[0] for line in lines]]))
 
 
-def _merged(lines: list[list[Definition | Outside]]) -> Iterator[Definition | Outside]:
+def _merged(lines: list[list[Class]]) -> Iterator[Class]:
     while lines := [line for line in lines if line]:
         for line in lines:
             if not any(line[0] in other[1:] for other in lines):
                 first = line[0]
                 break
         else:
-            raise UnreadableError("its bases have no order")
+            raise UnreadableError("the bases have no order")
         yield first
         lines = [line[1:] if line[0] == first else line for line in lines]
 
 
-def _assigned(node: ast.AST, name: str) -> ast.AST | None:
-    """What the body of a class assigns to a name."""
-    for each in reversed(getattr(node, "body", [])):
-        for bound, value in sources._bound_by(each):
-            if bound == name and isinstance(each, ast.Assign | ast.AnnAssign):
-                return value
-    return None
+def _attribute(found: Definition, name: str) -> Any:
+    """What the body of a class assigns to a name; None where it does not, MISSING where it may be something else."""
+    assert isinstance(found.node, ast.ClassDef)
+    assigned = [node for node in found.node.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    plain = [value for node in assigned for bound, value in sources.bindings(node) if bound == name]
+    bare = [node for node in assigned if isinstance(node, ast.AnnAssign) and node.value is None]
+    count = sum(name in sources.stored(node) for node in found.node.body if node not in bare)
+    for node in ast.walk(found.node):
+        count += isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Store)
+        # setattr and the like
+        count += isinstance(node, ast.Constant) and node.value == name
+    if not count:
+        return None
+    if count > 1 or not plain:
+        return MISSING
+    try:
+        return sources.evaluate(found.source, plain[0])
+    except UnreadableError:
+        return MISSING
 
 
-def _of_class(found: Definition) -> tuple[dict[str, Argument], bool]:
-    line = mro(found)
-    for index, base in enumerate(line):
-        if isinstance(base, Outside):
-            raise UnreadableError(f"its constructor is that of {base}")
-        assert isinstance(base.node, ast.ClassDef)
-        if base.node.keywords:
-            raise UnreadableError(f"{base} has a metaclass or other keywords")
-        dataclass_ = _is_dataclass(base)
-        methods = {node.name: node for node in base.node.body if isinstance(node, ast.FunctionDef)}
-        if "__new__" in methods or _in_branch(base.node):
-            raise UnreadableError(f"{base} makes its constructor when it runs")
+def _constructor(classes: Sequence[Class]) -> tuple[dict[str, Argument], bool]:
+    """The arguments of the first constructor, and whether it takes any other too."""
+    for each in classes:
+        if isinstance(each, Definition):
+            _require_plain(each)
+    for index, each in enumerate(classes):
+        if isinstance(each, Outside):
+            raise UnreadableError(f"its constructor is that of {each}")
+        assert isinstance(each.node, ast.ClassDef)
+        methods = {node.name: node for node in each.node.body if isinstance(node, ast.FunctionDef)}
         if "__init__" in methods:
-            doc = ast.get_docstring(base.node) or ""
-            arguments, takes_all = _of_function(base, methods["__init__"], 1, doc)
-            return _passed_on(methods["__init__"], line[index + 1 :], arguments) if takes_all else (arguments, False)
-        if dataclass_:
-            return _fields(line[index:]), False
-    raise UnreadableError(f"{found} has no constructor")
+            init = methods["__init__"]
+            arguments, takes_all = _of_function(each, init, 1, ast.get_docstring(each.node) or "")
+            return _forwarded(init, classes[index + 1 :], arguments) if takes_all else (arguments, False)
+        if _is_dataclass(each):
+            return _fields(classes[index:]), False
+    raise UnreadableError("it has no constructor")
 
 
-def _in_branch(node: ast.ClassDef) -> bool:
-    branches = [
-        each for each in node.body if not isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    ]
-    inner = [each for branch in branches for each in ast.walk(branch)]
-    return any(isinstance(each, ast.FunctionDef) and each.name == "__init__" for each in inner)
+def _require_plain(found: Definition) -> None:
+    """Refuse to read a class whose constructor may be another than it is written."""
+    assert isinstance(found.node, ast.ClassDef)
+    if found.node.name in found.source.ambiguous or found.node.keywords:
+        raise UnreadableError(f"{found} has a metaclass or other keywords, or is changed after it is defined")
+    _is_dataclass(found)
+    for node in found.node.body:
+        for name in sources.stored(node) & {"__init__", "__new__", "__init_subclass__"}:
+            decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else [None]
+            known = [_name_of(found.source, decorator) in ("checked", "override") for decorator in decorators]
+            if name != "__init__" or not all(known):
+                raise UnreadableError(f"{found} makes its constructor when it runs")
+
+
+def _name_of(source: Source, node: ast.AST | None) -> str:
+    """The name of a real object that a decorator is; "" for anything else."""
+    if node is None:
+        return ""
+    meaning = sources.resolve(source, node.func if isinstance(node, ast.Call) else node)
+    return getattr(meaning.value, "__name__", "") if isinstance(meaning, Object) else ""
 
 
 def _is_dataclass(found: Definition) -> bool:
-    for node in found.node.decorator_list:
-        meaning = sources.resolve(found.source, node.func if isinstance(node, ast.Call) else node)
-        if not (isinstance(meaning, Object) and getattr(meaning.value, "__name__", "") in ("dataclass", "final")):
-            raise UnreadableError(f"{found} is what {ast.unparse(node)} makes of it")
-        if isinstance(node, ast.Call) and any(word.arg == "init" for word in node.keywords):
-            raise UnreadableError(f"{found} is a dataclass without a constructor")
-    return bool(found.node.decorator_list)
+    names = [_name_of(found.source, node) for node in found.node.decorator_list]
+    calls = [node for node in found.node.decorator_list if isinstance(node, ast.Call)]
+    if {*names} - {"dataclass", "final"} or any(word.arg == "init" for call in calls for word in call.keywords):
+        raise UnreadableError(f"{found} has a decorator that is not known")
+    return "dataclass" in names
 
 
-def _fields(line: tuple[Definition | Outside, ...]) -> dict[str, Argument]:
+def _fields(classes: Sequence[Class]) -> dict[str, Argument]:
     found: dict[str, Argument] = {}
-    for base in reversed(line):
-        if not isinstance(base, Definition) or not _is_dataclass(base):
+    for each in reversed(classes):
+        if isinstance(each, Outside):
+            raise UnreadableError(f"{each} may have fields")
+        if not _is_dataclass(each):
             continue
-        docs = _documented(ast.get_docstring(base.node) or "")
-        for node in base.node.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                if "ClassVar" in ast.unparse(node.annotation):
-                    continue
-                default = _default_of_field(base, node.value)
-                name = node.target.id
-                found[name] = _argument(base, name, node.annotation, default, docs.get(name, ""))
+        docs = _documented(ast.get_docstring(each.node) or "")
+        for node in each.node.body:
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+                continue
+            name, default = node.target.id, _default_of_field(node.value)
+            if default is not MISSING and not _is_no_field(each, node.annotation):
+                found[name] = _argument(each, name, node.annotation, default, docs.get(name, ""))
     return found
 
 
-def _default_of_field(found: Definition, node: ast.expr | None) -> ast.expr | None:
+def _is_no_field(found: Definition, annotation: ast.expr) -> bool:
+    text = ast.unparse(annotation)
+    if "ClassVar" in text or "KW_ONLY" in text:
+        return True
+    try:
+        kind = sources.evaluate(found.source, annotation)
+    except UnreadableError:
+        return False
+    return kind is ClassVar or get_origin(kind) is ClassVar or getattr(kind, "__name__", "") == "KW_ONLY"
+
+
+def _default_of_field(node: ast.expr | None) -> Any:
+    """The default of a field; None where it must be given, MISSING where the constructor does not take it."""
     if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "field":
         words = {word.arg: word.value for word in node.keywords}
+        if "init" in words:
+            return MISSING
         return words.get("default", words.get("default_factory"))
     return node
 
 
 def _of_function(found: Definition, node: ast.FunctionDef, skip: int, doc: str) -> tuple[dict[str, Argument], bool]:
-    positional = [*node.args.posonlyargs, *node.args.args][skip:]
+    positional = [*node.args.posonlyargs, *node.args.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(node.args.defaults))
     defaults += node.args.defaults
-    pairs = [*zip(positional, defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+    pairs = [*zip(positional, defaults, strict=True)][skip:]
+    pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     docs = _documented(doc)
     arguments = {
         each.arg: _argument(found, each.arg, each.annotation, default, docs.get(each.arg, ""))
@@ -282,62 +323,57 @@ def _of_function(found: Definition, node: ast.FunctionDef, skip: int, doc: str) 
     return arguments, node.args.kwarg is not None
 
 
-def _passed_on(
-    node: ast.FunctionDef, line: tuple[Definition | Outside, ...], own: dict[str, Argument]
+def _forwarded(
+    node: ast.FunctionDef, classes: Sequence[Class], own: dict[str, Argument]
 ) -> tuple[dict[str, Argument], bool]:
-    """The arguments of a constructor with ``**kwargs``: those of the next one too, where it gets them."""
+    """The arguments of a constructor with ``**kwargs``: those of the next one too, where they are only passed on."""
     assert node.args.kwarg is not None
+    name = node.args.kwarg.arg
+    used = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each.id == name]
     for call in (each for each in ast.walk(node) if isinstance(each, ast.Call)):
-        passed = any(word.arg is None and ast.unparse(word.value) == node.args.kwarg.arg for word in call.keywords)
-        if passed and ast.unparse(call.func) == "super().__init__" and line and isinstance(line[0], Definition):
-            arguments, takes_all = _of_class(line[0])
+        passed = any(word.arg is None and word.value in used for word in call.keywords)
+        plain = len(used) == 1 and not any(isinstance(each, ast.Starred) for each in call.args)
+        if passed and plain and ast.unparse(call.func) == "super().__init__":
+            arguments, takes_all = _constructor(classes)
             taken = [*arguments][: len(call.args)] + [word.arg for word in call.keywords if word.arg]
-            return {**{name: each for name, each in arguments.items() if name not in taken}, **own}, takes_all
+            return {**{key: each for key, each in arguments.items() if key not in taken}, **own}, takes_all
     return own, True
 
 
 def _argument(
     found: Definition, name: str, annotation: ast.expr | None, default: ast.expr | None, doc: str
 ) -> Argument:
+    # a name of the class's own is not looked for
+    local = sources.stored(ast.Module(found.node.body, [])) if isinstance(found.node, ast.ClassDef) else set()
+
+    def evaluated(node: ast.expr) -> Any:
+        if local & {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}:
+            raise UnreadableError(f"{found} has names of its own")
+        return sources.evaluate(found.source, node)
+
     value = MISSING
     if default is not None:
         with suppress(UnreadableError):
-            value = sources.evaluate(found.source, default)
+            value = evaluated(default)
     written = None if default is None else ast.unparse(default)
+    bare = Argument(name, None, written, value, doc=doc)
+    if annotation is None:
+        return bare
     try:
-        if annotation is None:
-            raise UnreadableError
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             annotation = ast.parse(annotation.value, mode="eval").body
-        kind = sources.evaluate(found.source, annotation)
-    except (UnreadableError, SyntaxError):
-        return Argument(name, None, written, value, doc=doc)
-    return Argument(
-        name,
-        values.or_null(values.domain(kind), value),
-        written,
-        value,
-        values.is_stackable(kind),
-        tuple(values.relations(kind)),
-        _kind(values.domain(kind)),
-        doc,
-    )
-
-
-def _kind(domain: Domain | None) -> str | None:
-    match domain:
-        case values.Part():
-            return f"{domain.kind.__module__}.{domain.kind.__qualname__}"
-        case values.Parameter():
-            return _kind(domain.part)
-        case values.Either():
-            return _kind(domain.first) or _kind(domain.second)
-    return None
+        kind = evaluated(annotation)
+        domain = values.domain(kind)
+    except (UnreadableError, SyntaxError, TypeError, ValueError, IndexError):
+        return bare
+    kinds = tuple(values.kinds(domain))
+    stackable, relations = values.is_stackable(kind), tuple(values.relations(kind))
+    return Argument(name, values.or_default(domain, value), written, value, stackable, relations, kinds, doc)
 
 
 def _documented(doc: str) -> dict[str, str]:
-    """What the section Args of a docstring says of each argument."""
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.M | re.S)
+    """The descriptions of arguments in the section Args of a docstring."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(doc), re.M | re.S)
     if section is None:
         return {}
     found = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", section[1], re.M | re.S)

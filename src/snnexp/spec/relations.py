@@ -1,28 +1,26 @@
-"""What one argument owes others: ``AtMost("1 / dt")``."""
+"""Bounds of one argument by others: ``AtMost("1 / dt")``."""
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
-from snnexp.spec.annotations import AtLeast, AtMost
-from snnexp.spec.source import OPERATIONS
+from snnexp.spec.annotations import AtLeast, AtMost, bound_of
 from snnexp.spec.values import Domain, Parameter
 
 ROUNDING = 1e-6
-"""A bound of what is kept in float32 counts as met by what exceeds it in the last digits."""
+"""The relative error by which a value kept in float32 may exceed its bound."""
 
 
-def broken(name: str, relation: AtMost | AtLeast, domain: Domain | None, given: Mapping[str, Any]) -> str | None:
-    """The sentence for a number that breaks a relation; None where it does not, or where it cannot be told.
+def violation(name: str, relation: AtMost | AtLeast, domain: Domain | None, given: Mapping[str, Any]) -> str | None:
+    """The sentence for a number that exceeds its bound; None where it does not, or where the bound is not known.
 
     Args:
         name: of the argument.
-        relation: what it owes.
-        domain: of the argument; what is drawn for a parameter is held to the relation too.
+        relation: its bound.
+        domain: of the argument; numbers of a neuron's parameter may exceed the bound by rounding.
         given: all arguments, by name.
     """
-    value, bound = given.get(name), _evaluated(ast.parse(relation.bound, mode="eval").body, given)
-    if not _is_number(value) or bound is None:
+    value, bound = given.get(name), bound_of(relation.bound, given)
+    if isinstance(value, bool) or not isinstance(value, int | float) or bound is None:
         return None
     at_most = isinstance(relation, AtMost)
     slack = abs(bound) * ROUNDING if isinstance(domain, Parameter) else 0
@@ -30,25 +28,6 @@ def broken(name: str, relation: AtMost | AtLeast, domain: Domain | None, given: 
         return None
     words = f"must be at {'most' if at_most else 'least'}"
     if isinstance(domain, Parameter):
-        return f"{name}: a start value is {value:g}, {words} {bound:g}"
+        return f"{name}: a start value is {value:.10g}, {words} {bound:.10g}"
     unit = f" {relation.unit}" if relation.unit else ""
-    return f"{name}: got {value:g}{unit}, {words} {relation.bound} = {bound:g}{unit}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _evaluated(node: ast.AST, given: Mapping[str, Any]) -> Any:
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Name():
-            value = given.get(node.id)
-            return value if _is_number(value) else None
-        case ast.BinOp():
-            sides = [_evaluated(side, given) for side in (node.left, node.right)]
-            if None in sides or (isinstance(node.op, ast.Div) and not sides[1]):
-                return None
-            return OPERATIONS[type(node.op)](*sides)
-    raise ValueError(f"a bound is made of names, numbers and + - * /, got {ast.unparse(node)}")
+    return f"{name}: got {value:.10g}{unit}, {words} {relation.bound} = {bound:.10g}{unit}"

@@ -32,7 +32,8 @@ def require_arguments(path: str, name: str, keys: Collection[Any], known: Collec
 
 def require_target(loss: Any, data: Any) -> None:
     """Refuse a loss that cannot be compared with the target of the data."""
-    if MISSING not in (loss.targets, data.target) and data.target not in loss.targets:
+    known = isinstance(loss.targets, tuple | list) and loss.targets and isinstance(data.target, str)
+    if known and data.target not in loss.targets:
         raise ConfigError(
             f"loss: {_name(loss)} compares with {loss.targets[0]}, these data have a {data.target}; "
             "use loss=mse_membrane, or data with labels"
@@ -41,7 +42,8 @@ def require_target(loss: Any, data: Any) -> None:
 
 def require_encoder(encoder: Any, data: Any) -> None:
     """Refuse an encoder of sequences on data that are none, and the other way round."""
-    if MISSING not in (encoder.takes_sequences, data.sequences) and encoder.takes_sequences != data.sequences:
+    known = isinstance(encoder.takes_sequences, bool) and isinstance(data.sequences, bool)
+    if known and encoder.takes_sequences != data.sequences:
         need = "sequence" if data.sequences else "constant"
         raise ConfigError(f"encoder: {_name(encoder)} does not fit these data; use encoder={need}")
 

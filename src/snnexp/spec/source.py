@@ -1,13 +1,15 @@
-"""Python files as they are written: what their names mean, told without importing any of them.
+"""Resolve names and expressions of Python files without importing the files.
 
-Only light modules of Python and of this package are imported for real (:data:`LIGHT`), so that an annotation such as
-``NeuronParameter[Fraction]`` becomes the object that it is. A class that is only read is represented by an empty one.
+Annotations such as ``NeuronParameter[Fraction]`` are evaluated with the real objects of a few modules (:data:`LIGHT`,
+:data:`OWN`); a class that is only read is represented by an empty one. Nothing else is imported, and no function is
+called but the types in :data:`CALLABLE`.
 """
 
 import __future__
 
 import ast
 import builtins
+import dis
 import functools
 import importlib
 import importlib.util
@@ -16,21 +18,34 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, TypeVar
+
+import annotated_types
+
+from snnexp.spec import annotations
+from snnexp.spec.annotations import OPERATIONS
 
 LIGHT = ("typing", "typing_extensions", "collections.abc", "annotated_types", "dataclasses", "functools", "math")
 OWN = ("snnexp.errors", "snnexp.text", "snnexp.spec")
+"""Modules that may be imported."""
+TYPES = {
+    kind.__name__: kind for kind in (bool, bytes, complex, dict, float, frozenset, int, list, object, set, str, tuple)
+}
+"""The builtins that an expression may name."""
+CALLABLE = (float, int, TypeVar, annotated_types.doc)
+"""What an expression may call, beside the classes of annotated-types and of :mod:`snnexp.spec.annotations`."""
 OPAQUE = {"torch", "torchvision", "lightning", "numpy", "scipy", *sys.stdlib_module_names}
-"""Packages whose files are not read: nothing of a part's own stands there."""
+"""Packages whose files are not read."""
 
 
 class UnreadableError(Exception):
-    """Something cannot be told from the source alone; the message says what."""
+    """The source alone does not tell; the message says what."""
 
 
 @dataclass(frozen=True)
 class Object:
-    """A name that means a real object."""
+    """A name that is bound to a real object."""
 
     value: Any
 
@@ -48,13 +63,13 @@ class Outside:
 
 @dataclass(frozen=True)
 class Module:
-    """A name that means a module."""
+    """A name that is bound to a module."""
 
     name: str
 
 
 class Source:
-    """A module's file.
+    """A module's file and the names that it binds.
 
     Args:
         name: of the module.
@@ -65,29 +80,30 @@ class Source:
         self.name, self.path = name, path
         self.package = name if path is None or path.stem == "__init__" else name.rpartition(".")[0]
         self.names: dict[str, ast.AST] = {}
-        self.unsure: set[str] = set()
-        """Names that are bound in a branch, perhaps."""
+        self.ambiguous: set[str] = set()
+        """Names that are bound more than once, or in a way that is not followed."""
         self.stars: list[str] = []
         if path is not None:
             tree = ast.parse(path.read_bytes(), str(path))
             for node in tree.body:
                 self._bind(node)
+            self.ambiguous |= {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
 
     def _bind(self, node: ast.stmt) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING":
-            for inner in node.body:
+            for inner in (*node.body, *node.orelse):
                 self._bind(inner)
             return
-        bound = [*_bound_by(node)]
-        if not bound:
-            self.unsure |= {name for inner in ast.walk(node) for name, _ in _bound_by(inner)}
-        for name, value in bound:
+        bound = dict(bindings(node))
+        for name in stored(node) - bound.keys():
+            self.ambiguous.add(name)
+        for name, value in bound.items():
             if name == "*":
                 assert isinstance(value, ast.ImportFrom)
                 self.stars.append(self.absolute(value))
-            else:
-                self.names[name] = value
-                self.unsure.discard(name)
+            elif name in self.names:
+                self.ambiguous.add(name)
+            self.names[name] = value
 
     def absolute(self, node: ast.ImportFrom) -> str:
         """The module that an import is from."""
@@ -99,7 +115,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Definition:
-    """A class or function, and where it is written."""
+    """A class or function, and where it is defined."""
 
     source: Source
     node: ast.ClassDef | ast.FunctionDef
@@ -115,19 +131,30 @@ class Definition:
 Meaning = Object | Outside | Module | Definition
 
 
-def _bound_by(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+def bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """The names that a statement binds in a way that can be followed, and what to."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
         yield node.name, node
     elif isinstance(node, ast.Import | ast.ImportFrom):
         for alias in node.names:
             whole = isinstance(node, ast.ImportFrom) or alias.asname
             yield alias.asname or (alias.name if whole else alias.name.partition(".")[0]), node
-    elif isinstance(node, ast.Assign):
-        for target in node.targets:
-            if isinstance(target, ast.Name):
-                yield target.id, node.value
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and len(node.targets) == 1:
+        yield node.targets[0].id, node.value
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
         yield node.target.id, node.value
+
+
+def stored(node: ast.AST) -> set[str]:
+    """The names that a statement binds in any way, or whose attributes it sets; not those within definitions."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return {node.name} if not isinstance(node, ast.Lambda) else set()
+    found = {name for name, _ in bindings(node)} - {"*"}
+    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+        found.add(node.id)
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
+        found.add(node.value.id)
+    return found.union(*(stored(inner) for inner in ast.iter_child_nodes(node)))
 
 
 def load(name: str) -> Source:
@@ -140,7 +167,7 @@ def load(name: str) -> Source:
     try:
         signature = None if path is None else (path.stat().st_mtime_ns, path.stat().st_size)
         return _parsed(name, path, signature)
-    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UnreadableError(f"{path} cannot be read") from error
 
 
@@ -150,13 +177,15 @@ def _parsed(name: str, path: Path | None, signature: tuple[int, int] | None) -> 
 
 
 def _file(name: str) -> Path | None:
-    """Where a module is written, found as an import would find it; no parent of it is imported."""
-    return _found(name, tuple(sys.path))
+    """Where a module is, found as an import would find it, without importing its parents; None for a plain folder."""
+    # files of this package stay where they are while it runs
+    return _file_of_own(name) if name.startswith("snnexp.") else _search(name)
 
 
-@functools.lru_cache(maxsize=1024)
-def _found(name: str, places: tuple[str, ...]) -> Path | None:
+def _search(name: str) -> Path | None:
     root, *rest = name.split(".")
+    if not all(word.isidentifier() for word in (root, *rest)):
+        raise UnreadableError(f"{name} is no name of a module")
     try:
         spec = importlib.util.find_spec(root)
     except (ValueError, ImportError):
@@ -184,6 +213,9 @@ def _found(name: str, places: tuple[str, ...]) -> Path | None:
     return None if path is None else Path(path)
 
 
+_file_of_own = functools.cache(_search)
+
+
 def _is_module(name: str) -> bool:
     try:
         _file(name)
@@ -192,45 +224,55 @@ def _is_module(name: str) -> bool:
     return True
 
 
+def may_import(module: str) -> bool:
+    """Whether a module may be imported."""
+    return module in LIGHT or any(f"{module}.".startswith(f"{own}.") for own in OWN)
+
+
 def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Meaning:
-    """What ``module.name`` means.
+    """What ``module.name`` is bound to.
 
     Raises:
-        UnreadableError: its source does not say.
+        UnreadableError: the source does not tell.
     """
-    if module in LIGHT or any(f"{module}.".startswith(f"{own}.") for own in OWN):
-        whole = importlib.import_module(module)
-        return Object(getattr(whole, name)) if hasattr(whole, name) else Module(f"{module}.{name}")
+    if may_import(module):
+        if not _is_module(module) and module not in LIGHT:
+            raise UnreadableError(f"there is no module {module}")
+        try:
+            whole = importlib.import_module(module)
+        except ImportError as error:
+            raise UnreadableError(f"no module {module} is installed") from error
+        if hasattr(whole, name) and not name.startswith("_"):
+            return Object(getattr(whole, name))
+        if _is_module(f"{module}.{name}"):
+            return Module(f"{module}.{name}")
+        raise UnreadableError(f"{module} has no {name}")
     if module.partition(".")[0] in OPAQUE:
         return Outside(module, name)
     if (module, name) in seen:
         raise UnreadableError(f"{module}.{name} is defined by itself")
-    seen |= {(module, name)}
     source = load(module)
-    if name not in source.names and name not in source.unsure:
-        for star in source.stars:
-            try:
-                return member(star, name, seen)
-            except UnreadableError:
-                continue
-        if _is_module(f"{module}.{name}"):
-            return Module(f"{module}.{name}")
-    return meaning(source, name, seen)
+    if name not in source.names and not source.stars and _is_module(f"{module}.{name}"):
+        return Module(f"{module}.{name}")
+    return meaning(source, name, seen | {(module, name)})
 
 
 def meaning(source: Source, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Meaning:
-    """What a name means in a module; errors as of :func:`member`."""
-    if name in source.unsure:
-        raise UnreadableError(f"{source.name}.{name} is bound in a branch")
+    """What a name is bound to in a module; errors as of :func:`member`."""
+    if name in source.ambiguous:
+        raise UnreadableError(f"{source.name}.{name} is bound more than once, or in a branch")
     node = source.names.get(name)
+    providers = [star for star in source.stars if name in load(star).names or load(star).stars]
+    if providers and (node is not None or len(providers) > 1):
+        raise UnreadableError(f"{source.name}.{name} may be imported by a star")
     if node is None:
-        if source.stars:
-            return member(source.stars[0], name, seen)
+        if providers:
+            return member(providers[0], name, seen)
         if "__getattr__" in source.names:
             raise UnreadableError(f"{source.name} makes its names when they are asked for")
-        if hasattr(builtins, name):
-            return Object(getattr(builtins, name))
-        raise UnreadableError(f"{source.name} has no {name}")
+        if name in TYPES:
+            return Object(TYPES[name])
+        raise UnreadableError(f"{source.name} has no {name} that can be read")
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return Definition(source, node)
     if isinstance(node, ast.ImportFrom):
@@ -255,18 +297,16 @@ def _expression(source: Source, node: ast.AST, seen: frozenset[tuple[str, str]] 
             return member(owner.name, node.attr, seen)
         if isinstance(owner, Outside):
             return Outside(str(owner), node.attr)
-        if isinstance(owner, Object):
-            return Object(getattr(owner.value, node.attr))
     raise UnreadableError(f"{source.name} does not say what {ast.unparse(node)} is")
 
 
 def resolve(source: Source, node: ast.AST) -> Meaning:
-    """What a name, perhaps with dots, means in a module."""
+    """What a name, perhaps with dots, is bound to in a module."""
     return _expression(source, node)
 
 
 def evaluate(source: Source, node: ast.AST) -> Any:
-    """The value of an expression of literals, names, and calls of light things; a class that is read is an empty one.
+    """The value of an expression of literals, types, and calls of what is in :data:`CALLABLE`.
 
     Raises:
         UnreadableError: it is more than that.
@@ -277,7 +317,7 @@ def evaluate(source: Source, node: ast.AST) -> Any:
         raise
     except Exception as error:
         # what it would raise when it is run
-        raise UnreadableError(f"{source.name}: {ast.unparse(node)} raises {type(error).__name__}") from error
+        raise UnreadableError(f"an expression in {source.name} raises {type(error).__name__}") from error
 
 
 def _evaluate(source: Source, node: ast.AST) -> Any:
@@ -287,32 +327,34 @@ def _evaluate(source: Source, node: ast.AST) -> Any:
         case ast.Name() | ast.Attribute():
             return _value(resolve(source, node))
         case ast.Tuple() | ast.List():
-            found = [_evaluate(source, each) for each in node.elts]
-            return tuple(found) if isinstance(node, ast.Tuple) else found
+            values = [_evaluate(source, element) for element in node.elts]
+            return tuple(values) if isinstance(node, ast.Tuple) else values
         case ast.Dict() if None not in node.keys:
             keys = [_evaluate(source, key) for key in node.keys if key is not None]
             return dict(zip(keys, (_evaluate(source, value) for value in node.values), strict=True))
         case ast.UnaryOp(op=ast.USub()):
             return -_evaluate(source, node.operand)
-        case ast.BinOp():
-            return OPERATIONS[type(node.op)](_evaluate(source, node.left), _evaluate(source, node.right))
+        case ast.BinOp(op=ast.BitOr()):
+            return _evaluate(source, node.left) | _evaluate(source, node.right)
+        case ast.BinOp() if type(node.op) in OPERATIONS:
+            sides = [_evaluate(source, side) for side in (node.left, node.right)]
+            if all(isinstance(side, int | float) for side in sides):
+                return OPERATIONS[type(node.op)](*sides)
+        case ast.BinOp(left=ast.Constant(value=2), op=ast.Pow(), right=ast.Constant(value=int(power))) if (
+            0 <= power <= 64
+        ):
+            return 2**power
         case ast.Subscript():
             return _evaluate(source, node.value)[_evaluate(source, node.slice)]
-        case ast.Call():
-            function = resolve(source, node.func)
-            if isinstance(function, Object) and callable(function.value):
-                named = {word.arg: _evaluate(source, word.value) for word in node.keywords if word.arg}
-                return function.value(*(_evaluate(source, argument) for argument in node.args), **named)
-    raise UnreadableError(f"{source.name}: {ast.unparse(node)} is known only when it runs")
+        case ast.Call() if _may_call(function := _value(resolve(source, node.func))):
+            named = {word.arg: _evaluate(source, word.value) for word in node.keywords if word.arg}
+            return function(*(_evaluate(source, argument) for argument in node.args), **named)
+    raise UnreadableError(f"an expression in {source.name} is known only when it runs")
 
 
-OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.BitOr: lambda left, right: left | right,
-    ast.Add: lambda left, right: left + right,
-    ast.Sub: lambda left, right: left - right,
-    ast.Mult: lambda left, right: left * right,
-    ast.Div: lambda left, right: left / right,
-}
+def _may_call(function: Any) -> bool:
+    vocabulary = (annotated_types.__name__, annotations.__name__)
+    return function in CALLABLE or (isinstance(function, type) and function.__module__ in vocabulary)
 
 
 def _value(found: Meaning) -> Any:
@@ -330,15 +372,15 @@ def _value(found: Meaning) -> Any:
 
 @functools.cache
 def stand_in(module: str, name: str, example: str = "") -> type:
-    """An empty class in the place of one that is only read; ``example`` derives from it."""
+    """An empty class in place of one that is only read; ``example`` derives from it."""
     return type(name, (), {"__module__": module, "_example": example})
 
 
 def compiled(definition: Definition, allowed: Callable[[Source], bool]) -> Callable[..., Any]:
-    """A function whose source needs literals, light modules and other such functions alone.
+    """A static method, compiled with the light modules, literals and functions of its module that it uses.
 
     Raises:
-        UnreadableError: it needs more.
+        UnreadableError: it uses more, or ``allowed`` refuses its file.
     """
     return _compiled(definition, {}, allowed)
 
@@ -349,37 +391,30 @@ def _compiled(definition: Definition, made: dict[str, Any], allowed: Callable[[S
     if not allowed(source):
         raise UnreadableError(f"{definition} is not of an allowed package")
     plain = ast.FunctionDef(**{**vars(node), "decorator_list": [], "returns": None})
-    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    arguments += filter(None, [node.args.vararg, node.args.kwarg])
-    own = {argument.arg for argument in arguments}
-    own |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and not isinstance(each.ctx, ast.Load)}
-    typed: list[ast.arg | ast.AnnAssign] = [*arguments]
-    typed += [each for each in ast.walk(node) if isinstance(each, ast.AnnAssign)]
-    annotations = {id(inner) for each in typed for inner in _walked(each.annotation)}
-    annotations |= {id(inner) for inner in _walked(node.returns)}
-    used = {
-        each.id
-        for each in ast.walk(node)
-        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and id(each) not in annotations
-    }
+    # annotations stay texts, so that they need no names
+    code = compile(ast.Module([plain], []), str(source.path), "exec", __future__.annotations.compiler_flag)
     namespace: dict[str, Any] = {"__name__": source.name, "__builtins__": builtins}
     made[definition.target] = None
-    for name in used - own - vars(builtins).keys():
+    for name in _globals(code) - {node.name}:
+        if name not in source.names and not source.stars and hasattr(builtins, name):
+            continue
         found = meaning(source, name)
-        if isinstance(found, Definition) and isinstance(found.node, ast.FunctionDef):
+        if isinstance(found, Definition) and isinstance(found.node, ast.FunctionDef) and not found.node.decorator_list:
             if found.target not in made:
                 _compiled(found, made, allowed)
             namespace[name] = lambda *given, _of=found.target, **named: made[_of](*given, **named)
         elif isinstance(found, Object):
             namespace[name] = found.value
+        elif isinstance(found, Module) and may_import(found.name):
+            namespace[name] = importlib.import_module(found.name)
         else:
-            raise UnreadableError(f"{definition} needs {name}")
-    # annotations stay texts
-    code = compile(ast.Module([plain], []), str(source.path), "exec", __future__.annotations.compiler_flag)
+            raise UnreadableError(f"{definition} uses {name}")
     exec(code, namespace)
     made[definition.target] = namespace[node.name]
     return made[definition.target]  # type: ignore[no-any-return]
 
 
-def _walked(node: ast.AST | None) -> Iterator[ast.AST]:
-    return iter(()) if node is None else ast.walk(node)
+def _globals(code: CodeType) -> set[str]:
+    """The global names that code, and the functions within it, read."""
+    own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType)))

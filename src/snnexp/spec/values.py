@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, cast, get_args, get_origin
@@ -41,6 +41,8 @@ class Number:
         # NaN compares false, and an int may be too large for any float
         above = self.low < value if self.open_low else self.low <= value
         below = value < self.high if self.open_high else value <= self.high
+        if self.whole and math.isinf(self.low) and math.isinf(self.high):
+            return True
         largest = WHOLE_MAX if self.whole and math.isinf(self.high) else FLOAT32_MAX
         return abs(value) <= largest and above and below
 
@@ -195,12 +197,13 @@ def is_object(value: object) -> bool:
 
 FINITE = Number()
 COUNT = Number(low=1, whole=True)
+WHOLE = Number(whole=True)
 FLAG = Kind(bool, "true or false")
 TEXT = Text()
 NULL = Kind(type(None), "null")
 PLAIN: dict[Any, Domain] = {
     float: FINITE,
-    int: Number(whole=True),
+    int: WHOLE,
     bool: FLAG,
     str: TEXT,
     type(None): NULL,
@@ -214,6 +217,8 @@ def domain(annotation: Any) -> Domain | None:
         annotation: a type, or what :mod:`typing` and :mod:`snnexp.spec.annotations` make of some.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if not arguments:
+        return _plain(annotation)
     if origin is Annotated:
         return _bounded(domain(arguments[0]), arguments[1:])
     if origin in (Union, UnionType):
@@ -229,7 +234,11 @@ def domain(annotation: Any) -> Domain | None:
     if origin in (dict, Mapping) and arguments[0] is str:
         each = domain(arguments[1])
         return None if each is None else MappingOf(each, f"a mapping from texts to values, each {each}")
-    if annotation in PLAIN:
+    return None
+
+
+def _plain(annotation: Any) -> Domain | None:
+    if isinstance(annotation, Hashable) and annotation in PLAIN:
         return PLAIN[annotation]
     # of other classes, such as a path or an enumeration, a constructor may make what it is given
     return Part(annotation) if isinstance(annotation, type) and _full_name(annotation) in KINDS else None
@@ -239,9 +248,37 @@ def _full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def or_null(inner: Domain | None, default: object) -> Domain | None:
-    """A domain with null, where that is the default."""
-    return Either(inner, NULL) if default is None and inner is not None and None not in inner else inner
+@dataclass(frozen=True)
+class Only:
+    """A single value."""
+
+    value: Any
+
+    def __contains__(self, value: object) -> bool:
+        return type(value) is type(self.value) and value == self.value
+
+    def __str__(self) -> str:
+        return shown(self.value)
+
+
+def or_default(inner: Domain | None, default: object) -> Domain | None:
+    """A domain and the default, which a constructor takes though its annotation says otherwise."""
+    plain = default is None or isinstance(default, bool | int | float | str)
+    if inner is None or not plain or default in inner:
+        return inner
+    return Either(inner, NULL if default is None else Only(default))
+
+
+def kinds(domain: Domain | None) -> Iterator[str]:
+    """The classes whose objects are in a domain, ``module.name``."""
+    match domain:
+        case Part():
+            yield _full_name(domain.kind)
+        case Parameter():
+            yield _full_name(domain.part.kind)
+        case Either():
+            yield from kinds(domain.first)
+            yield from kinds(domain.second)
 
 
 def _bounded(inner: Domain | None, metadata: Iterable[Any]) -> Domain | None:
@@ -266,8 +303,8 @@ def _union(members: Sequence[Any]) -> Domain | None:
         return None
     first, *others = cast(list[Domain], found)
     for other in others:
-        if isinstance(first, Number) and isinstance(other, Number):
-            first = replace(first, whole=False)
+        if isinstance(first, Number) and isinstance(other, Number) and {first, other} <= {*PLAIN.values()}:
+            first = FINITE
         elif isinstance(first, Number) and isinstance(other, Part):
             first = Parameter(first, other)
         else:
