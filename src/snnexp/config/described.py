@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from snnexp.config import keys
+from snnexp.config import keys, targets
 from snnexp.config.compose import keys_of_choice
 from snnexp.config.folders import GLOBAL
 from snnexp.config.overrides import written
@@ -12,6 +12,7 @@ from snnexp.spec import checked, parts
 from snnexp.spec.annotations import AtMost
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument
+from snnexp.spec.source import UnreadableError
 
 
 def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -31,7 +32,12 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
             continue
         spec = parts.of(target)
         if spec.unread:
-            unread.append(f"{path}: {target} checks its arguments itself, for {spec.unread}")
+            unread.append(f"{path}: the arguments of {target} are not checked early: {spec.unread}")
+        for rule in targets.RULES:
+            try:
+                spec.rule(rule, targets.may_be_read)
+            except UnreadableError as error:
+                unread.append(f"{path}: {rule} of {target} is not called early: {error}")
         given = PLACES[path].given if path in PLACES else ()
         for argument in spec.arguments.values():
             own = f"{path}.{argument.name}"

@@ -14,6 +14,9 @@ from snnexp.spec.reader import Spec
 from snnexp.spec.source import Source
 from snnexp.text import closest, shown
 
+RULES = ("requires", "fits", "shapes")
+"""Static methods that a check calls."""
+
 
 def allowed() -> tuple[str, ...]:
     """Packages besides this one whose code a config may name: those in SNNEXP_ALLOW_TARGETS."""
