@@ -81,14 +81,14 @@ class TestShipped:
 
 
 PACKAGE = {
-    "readpkg/__init__.py": "from .neurons import Plain as Renamed\nfrom .more import *\nraise RuntimeError('imported')\n",
-    "readpkg/types.py": """
+    "apkg/__init__.py": "from .neurons import Plain as Renamed\nfrom .more import *\nraise RuntimeError('imported')\n",
+    "apkg/types.py": """
         from typing import Annotated
         from annotated_types import Interval
         Wide = Annotated[float, Interval(ge=0, le=2)]
         Also = Wide
     """,
-    "readpkg/neurons.py": """
+    "apkg/neurons.py": """
         import typing as t
         from dataclasses import dataclass, field
         from functools import lru_cache
@@ -167,9 +167,9 @@ PACKAGE = {
         class Odd:
             def __init__(self, a: unknown_name = 1, b: Count = 1): ...
     """,
-    "readpkg/more.py": "from readpkg.neurons import More as Starred\n_hidden = 1\n",
-    "readpkg/deep/inner.py": "from ..neurons import Plain\nAlias = Plain\n",
-    "readpkg/lazy.py": "def __getattr__(name):\n    raise AttributeError\n",
+    "apkg/more.py": "from apkg.neurons import More as Starred\n_hidden = 1\n",
+    "apkg/deep/inner.py": "from ..neurons import Plain\nAlias = Plain\n",
+    "apkg/lazy.py": "def __getattr__(name):\n    raise AttributeError\n",
 }
 
 
@@ -182,7 +182,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield folder
-    assert not [name for name in sys.modules if name.startswith("readpkg")], "nothing was imported"
+    assert not [name for name in sys.modules if name.startswith("apkg")], "nothing was imported"
 
 
 def domains(spec: Spec) -> dict[str, str]:
@@ -193,7 +193,7 @@ def domains(spec: Spec) -> dict[str, str]:
 class TestReading:
     @pytest.mark.parametrize("name", ["neurons.Plain", "neurons.Inherits", "Renamed", "deep.inner.Alias"])
     def test_a_class_however_it_is_named(self, name: str) -> None:
-        spec = read(f"readpkg.{name}")
+        spec = read(f"apkg.{name}")
         assert spec.unread == ""
         assert domains(spec) == {
             "features": "None",
@@ -210,20 +210,20 @@ class TestReading:
         assert spec.fact("synapse_bias") is True, "as the base has it"
 
     def test_what_a_docstring_says(self) -> None:
-        spec = read("readpkg.neurons.Plain")
+        spec = read("apkg.neurons.Plain")
         assert (spec.doc, spec.arguments["beta"].doc) == ("One.", "how much stays, in a step.")
 
     def test_a_constructor_that_passes_the_rest_on(self) -> None:
-        spec = read("readpkg.neurons.PassesOn")
+        spec = read("apkg.neurons.PassesOn")
         assert (spec.unread, spec.takes_all) == ("", False)
         assert {"features", "extra", "beta", "reset"} <= spec.arguments.keys()
         assert "threshold" not in spec.arguments, "it is given already"
 
     def test_a_constructor_that_takes_anything(self) -> None:
-        assert read("readpkg.neurons.Open").takes_all
+        assert read("apkg.neurons.Open").takes_all
 
     def test_dataclasses(self) -> None:
-        spec = read("readpkg.Starred")
+        spec = read("apkg.Starred")
         assert [*spec.arguments] == ["low", "high", "steps", "also"]
         assert spec.arguments["low"].required
         assert spec.arguments["high"].value == 1.0
@@ -231,7 +231,7 @@ class TestReading:
         assert "snnexp.surrogates.Surrogate" in spec.bases
 
     def test_a_function_that_is_marked(self) -> None:
-        spec = read("readpkg.neurons.data")
+        spec = read("apkg.neurons.data")
         assert [spec.fact(name) for name in ("target", "outputs", "inputs")] == ["trace", 2, MISSING]
         assert (spec.arguments["n"].value, spec.arguments["n"].default) == (3, "2 + 1")
 
@@ -245,16 +245,16 @@ class TestReading:
             ("neurons.Maybe", "or in a branch"),
             ("neurons.Missing", "has no Missing"),
             ("lazy.Anything", "makes its names when they are asked for"),
-            ("nowhere.Anything", "there is no source of readpkg.nowhere"),
+            ("nowhere.Anything", "there is no source of apkg.nowhere"),
         ],
     )
     def test_what_cannot_be_read_takes_anything_and_says_why(self, name: str, why: str) -> None:
-        spec = read(f"readpkg.{name}")
+        spec = read(f"apkg.{name}")
         assert (spec.takes_all, spec.arguments) == (True, {})
         assert why in spec.unread
 
     def test_what_cannot_be_read_of_one_argument(self) -> None:
-        spec = read("readpkg.neurons.Odd")
+        spec = read("apkg.neurons.Odd")
         assert (spec.unread, domains(spec)["a"]) == ("", "None")
         assert domains(spec)["b"] == "a whole number of at least 1, below 2^31"
 
@@ -599,8 +599,8 @@ def test_reading_runs_no_code(default: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_name_leads_nowhere_but_to_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text("class A:\n    @staticmethod\n    def requires(): raise SystemExit\n")
-    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "snnexp,readpkg")
-    target = f"readpkg.{tmp_path}/evil.A"
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "snnexp,apkg")
+    target = f"apkg.{tmp_path}/evil.A"
     assert "is no name of a module" in read(target).unread
     cfg, _ = composed(["experiment=regression_sqrt"])
     cfg.loss = {"_target_": target}
