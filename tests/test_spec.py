@@ -70,6 +70,18 @@ class TestShipped:
         names = {"encoder": ["takes_sequences"], "loss": ["targets", "reads"], "neuron": ["spikes"]}.get(place, [])
         assert [spec.fact(name) for name in names] == [getattr(real, name) for name in names]
 
+    def test_a_file_in_the_package_of_a_group_is_enough(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A class need not be listed by the package."""
+        (tmp_path / "group").mkdir()
+        (tmp_path / "group" / "__init__.py").write_text("from group.one import One\n")
+        for name in ("One", "Two"):
+            code = f"from snnexp.neurons.neuron import Neuron\nclass {name}(Neuron): ...\n"
+            (tmp_path / "group" / f"{name.lower()}.py").write_text(code)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setitem(PLACES, "neuron", PLACES["neuron"]._replace(module="group"))
+        assert parts.shipped.__wrapped__("neuron").keys() == {"group.One", "group.two.Two"}
+        assert parts.is_shipped("group.two.Two", "neuron")
+
     def test_says_what_data_hold(self, tiny_mnist: Path) -> None:
         for module, name in (
             (mnist_data(str(tiny_mnist), batch_size=4), "mnist_data"),

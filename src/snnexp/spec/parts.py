@@ -16,7 +16,7 @@ def part(**facts: Any) -> Callable[[Function], Function]:
 
     Args:
         facts: of data, ``target`` (``labels`` or ``trace``), ``sequences``, ``inputs``, ``outputs`` and ``samples``, as
-            of :class:`snnexp.data.DataModule`; what depends on arguments is left out.
+            of :class:`snnexp.data.DataModule`, and ``stackable``; what depends on arguments is left out.
     """
 
     def marked(function: Function) -> Function:
@@ -37,7 +37,7 @@ _own = functools.cache(read)
 def is_shipped(target: str, place: str) -> bool:
     """Whether a part of this package may stand at a place."""
     module, base = PLACES[place].module, PLACES[place].base
-    if target.rpartition(".")[0] != module:
+    if not f"{target.rpartition('.')[0]}.".startswith(f"{module}."):
         return False
     spec = of(target)
     return base in spec.bases[1:] if base else spec.facts is not None
@@ -47,8 +47,15 @@ def is_shipped(target: str, place: str) -> bool:
 def shipped(place: str) -> Mapping[str, Spec]:
     """The parts of this package that may stand at a place, by target."""
     module = PLACES[place].module
-    targets = [f"{module}.{name}" for name in sources.load(module).names if not name.startswith("_")]
-    return {target: of(target) for target in targets if is_shipped(target, place)}
+    found: dict[str, Spec] = {}
+    # names of the package come first, and stand for what its files define
+    for each in (module, *sources.submodules(module)):
+        for name in sources.load(each).names:
+            target = f"{each}.{name}"
+            if not name.startswith("_") and is_shipped(target, place):
+                listed = {spec.definition for spec in found.values()}
+                found |= {} if of(target).definition in listed else {target: of(target)}
+    return found
 
 
 def places_of(spec: Spec) -> list[Place]:

@@ -65,6 +65,7 @@ class Spec:
         doc: the first line of its docstring.
         classes: the class and its bases in the order of Python's method resolution, up to one that is not read.
         facts: what a function says of itself by ``@part(...)``; None for a function without, and for a class.
+        definition: ``module.name`` where it is defined.
     """
 
     target: str
@@ -74,6 +75,7 @@ class Spec:
     doc: str = ""
     classes: Sequence[Class] = ()
     facts: Mapping[str, Any] | None = None
+    definition: str = ""
 
     @property
     def name(self) -> str:
@@ -144,13 +146,13 @@ def _spec(target: str, found: Definition) -> Spec:
     if isinstance(found.node, ast.FunctionDef):
         facts = _marked(found)
         arguments, takes_all = _of_function(found, found.node, 0, doc)
-        return Spec(target, arguments, takes_all, doc=first, facts=facts)
+        return Spec(target, arguments, takes_all, doc=first, facts=facts, definition=found.target)
     classes = mro(found)
     try:
         arguments, takes_all = _constructor(classes)
     except UnreadableError as error:
-        return Spec(target, takes_all=True, unread=str(error), doc=first, classes=classes)
-    return Spec(target, arguments, takes_all, doc=first, classes=classes)
+        return Spec(target, {}, True, str(error), first, classes, definition=found.target)
+    return Spec(target, arguments, takes_all, "", first, classes, definition=found.target)
 
 
 def _marked(found: Definition) -> dict[str, Any] | None:

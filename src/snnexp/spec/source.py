@@ -216,6 +216,14 @@ def _search(name: str) -> Path | None:
 _file_of_own = functools.cache(_search)
 
 
+def submodules(name: str) -> list[str]:
+    """The modules in the folder of a package."""
+    path = _file(name)
+    if path is None or path.stem != "__init__":
+        return []
+    return [f"{name}.{each.stem}" for each in sorted(path.parent.glob("*.py")) if each.stem != "__init__"]
+
+
 def _is_module(name: str) -> bool:
     try:
         _file(name)
