@@ -23,7 +23,6 @@ from snnexp.spec import checked, parts, values
 from snnexp.spec.annotations import AtLeast, AtMost, Count, Fraction, Stackable
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec, read
-from snnexp.spec.relations import violation
 from snnexp.spec.source import UnreadableError
 
 High = Annotated[float, AtLeast("2 * low", "mV")]
@@ -636,7 +635,7 @@ def test_a_bound_that_cannot_be_evaluated_is_told_where_it_is_written(bound: str
 
 @pytest.mark.parametrize("given", [{}, {"dt": 0}, {"dt": None}, {"dt": {"_target_": "x"}}, {"dt": True}])
 def test_a_bound_without_a_value_bounds_nothing(given: dict[str, Any]) -> None:
-    assert violation("n", AtMost("1 / dt"), None, {"n": 5, **given}) is None
+    assert checked.violation("n", AtMost("1 / dt"), None, {"n": 5, **given}) is None
 
 
 def test_rules_may_use_light_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

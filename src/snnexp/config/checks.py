@@ -13,7 +13,7 @@ from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, 
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
-from snnexp.spec import checked, parts, relations, rules, values
+from snnexp.spec import checked, parts, rules, values
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.spec.rules import Facts
@@ -152,7 +152,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, spec: Spec, given: Sequ
         whole = _with_defaults(own, spec)
         for argument in spec.arguments.values():
             for relation in argument.relations:
-                if sentence := relations.violation(argument.name, relation, argument.domain, whole):
+                if sentence := checked.violation(argument.name, relation, argument.domain, whole):
                     refusals.add(f"{path}.{sentence}")
         with refusals.collected():
             _call(spec, "requires", path, whole)

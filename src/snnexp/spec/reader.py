@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, get_origin
 from snnexp.spec import source as sources
 from snnexp.spec import values
 from snnexp.spec.annotations import AtLeast, AtMost
+from snnexp.spec.compiled import compiled
 from snnexp.spec.source import Definition, Object, Outside, Source, UnreadableError
 from snnexp.spec.values import Domain
 
@@ -121,7 +122,7 @@ class Spec:
                     static = isinstance(node, ast.FunctionDef) and list(map(ast.unparse, node.decorator_list))
                     if not isinstance(node, ast.FunctionDef) or static != ["staticmethod"]:
                         raise UnreadableError(f"{name} of {each} is no static method")
-                    return sources.compiled(Definition(each.source, node), allowed)
+                    return compiled(Definition(each.source, node), allowed)
         return None
 
 
