@@ -56,8 +56,8 @@ ALLOWED: dict[str, set[str]] = {
         "threads",
     },
     "report": {"record", "figures", "config"},
+    "search": {"record", "config", "spec"},
     # training only inside what a worker executes
-    "search": {"record", "config", "spec", "training"},
     "sweeps": {"record", "config", "spec", "search", "training", "limits", "terminal", "threads"},
     # what users import; nothing imports it
     "experiment": {"cli", "config", "record", "sweeps", "training", "isolation"},

@@ -27,11 +27,11 @@ from snnexp import config
 from snnexp.errors import ConfigError, PrunedError
 from snnexp.search import storage
 from snnexp.search.best import write_best
-from snnexp.search.pruning import Pruning
 from snnexp.search.settings import Settings, objective
 from snnexp.search.space import space
 from snnexp.search.study import Search, measured
 from snnexp.spec import parts
+from snnexp.sweeps.pruning import Pruning
 from snnexp.sweeps.sources import Asked
 
 LINE = ["optimizer.momentum=interval(-10,10)"]

@@ -269,7 +269,7 @@ class Search:
         close(self._database)
 
     def address_of(self, number: int) -> dict[str, Any]:
-        """The arguments of :class:`~snnexp.search.pruning.Pruning` for a trial; the URL may hold a password."""
+        """The arguments of :class:`~snnexp.sweeps.pruning.Pruning` for a trial; the URL may hold a password."""
         return {
             "storage": self.url,
             "study": self.name,

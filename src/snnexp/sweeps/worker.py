@@ -8,7 +8,7 @@ It reads tasks from its standard input and tells what becomes of them on its sta
 
 where members that are over have ended before, only keep their places and do not count as points;
 each with "keys", the overrides of runs that are resumed, and "log", where to print until there is a run directory. A
-point of a search, alone or a member, has "prune", the arguments of :class:`~snnexp.search.pruning.Pruning`. It answers
+point of a search, alone or a member, has "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It answers
 
     {"working": true}            the task has been taken
     {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
@@ -160,7 +160,7 @@ def _end(error: BaseException) -> dict[str, Any]:
 def _watching(point: Mapping[str, Any]) -> list[Any]:
     if not point.get("prune"):
         return []
-    from snnexp.search.pruning import Pruning
+    from snnexp.sweeps.pruning import Pruning
 
     return [Pruning(**point["prune"])]
 

@@ -1,0 +1,57 @@
+"""Compile a static method from its source, with no more than the light modules and the functions that it uses."""
+
+import __future__
+
+import ast
+import builtins
+import dis
+import importlib
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+from snnexp.spec.source import Definition, Module, Object, Source, UnreadableError, may_import, meaning
+
+
+def compiled(definition: Definition, allowed: Callable[[Source], bool]) -> Callable[..., Any]:
+    """A static method, compiled with the light modules, literals and functions of its module that it uses.
+
+    Raises:
+        UnreadableError: it uses more, or ``allowed`` refuses its file.
+    """
+    return _compiled(definition, {}, allowed)
+
+
+def _compiled(definition: Definition, made: dict[str, Any], allowed: Callable[[Source], bool]) -> Callable[..., Any]:
+    source, node = definition.source, definition.node
+    assert isinstance(node, ast.FunctionDef)
+    if not allowed(source):
+        raise UnreadableError(f"{definition} is not of an allowed package")
+    plain = ast.FunctionDef(**{**vars(node), "decorator_list": [], "returns": None})
+    # annotations stay texts, so that they need no names
+    code = compile(ast.Module([plain], []), str(source.path), "exec", __future__.annotations.compiler_flag)
+    namespace: dict[str, Any] = {"__name__": source.name, "__builtins__": builtins}
+    made[definition.target] = None
+    for name in _globals(code) - {node.name}:
+        if name not in source.names and not source.stars and hasattr(builtins, name):
+            continue
+        found = meaning(source, name)
+        if isinstance(found, Definition) and isinstance(found.node, ast.FunctionDef) and not found.node.decorator_list:
+            if found.target not in made:
+                _compiled(found, made, allowed)
+            namespace[name] = lambda *given, _of=found.target, **named: made[_of](*given, **named)
+        elif isinstance(found, Object):
+            namespace[name] = found.value
+        elif isinstance(found, Module) and may_import(found.name):
+            namespace[name] = importlib.import_module(found.name)
+        else:
+            raise UnreadableError(f"{definition} uses {name}")
+    exec(code, namespace)
+    made[definition.target] = namespace[node.name]
+    return made[definition.target]  # type: ignore[no-any-return]
+
+
+def _globals(code: CodeType) -> set[str]:
+    """The global names that code, and the functions within it, read."""
+    own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
