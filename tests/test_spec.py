@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 import torch
@@ -54,7 +54,9 @@ class TestShipped:
         function = real.__init__ if inspect.isclass(real) and issubclass(real, torch.nn.Module) else real
         assert str(checked.taken(function)[name].domain) == str(argument.domain), "the constructor checks the same"
         if not argument.required:
-            assert inspect.signature(real).parameters[name].default in argument.domain
+            annotated = values.domain(get_type_hints(function, include_extras=True)[name])
+            assert annotated is not None
+            assert inspect.signature(real).parameters[name].default in annotated
 
     def test_are_all_that_a_config_names(self) -> None:
         for group in PLACES.keys() - {"initializer"}:
