@@ -243,6 +243,15 @@ class TestPoints:
         assert capsys.readouterr().err == "snnexp: 4 of 6 points ask for the same as others, and are not run twice\n"
 
 
+def test_the_first_point_of_a_search_is_told_by_what_is_searched(tmp_path: Path) -> None:
+    search = {"overrides": ["seed=3", "optimizer.lr=interval(1e-4,1e-2)"]}
+    with closing(Ledger.create(tmp_path / "sweep", "x", {"kind": "processes"}, search)) as ledger:
+        ledger.add(["seed=3", "optimizer.lr=0.001"], {}, 0)
+        assert ledger.varied() == ["optimizer.lr"]
+        ledger.add(["seed=3", "optimizer.lr=0.002"], {}, 1)
+        assert ledger.varied() == ["optimizer.lr"]
+
+
 def test_members_that_have_ended_keep_their_places(tmp_path: Path) -> None:
     """A stack is asked for as it was begun; a point that was tried alone stays alone."""
     with closing(Ledger.create(tmp_path / "sweep", "x", {"kind": "stacked", "members": 64, "workers": 1})) as ledger:

@@ -237,8 +237,11 @@ class Ledger:
         return sorted({name for point in self.points for name in point.metrics})
 
     def varied(self) -> list[str]:
-        """The keys whose values differ between points."""
+        """The keys whose values differ between points; of a search with one point, those that are searched."""
         typed = [dict(pairs(point.overrides)) for point in self.points]
+        if self.search is not None and len(typed) == 1:
+            fixed = pairs(self.search.get("overrides", ()))
+            return [key for key, value in typed[0].items() if (key, value) not in fixed]
         keys = dict.fromkeys(key for values in typed for key in values)
         return [key for key in keys if any(values.get(key) != typed[0].get(key) for values in typed)]
 
