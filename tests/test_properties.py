@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 T, B, N = 6, 3, 4
 LIMIT = 50.0
 """Numbers are drawn up to this, where their domain goes on."""
-CHECKS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
+CHECKS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def values(domain: Domain | None) -> st.SearchStrategy[Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnexp import config, terminal
+from snnexp import config
 from snnexp.config import security
 from snnexp.errors import ConfigError, Refusals
 
@@ -119,5 +119,7 @@ def _leading(nodes: Sequence[Mapping[str, Any]]) -> int:
             raise ConfigError(f"hydra/{starter}: the points do not have the same; start a sweep of each")
     if 0 < len(choosing) < len(nodes):
         name = nodes[choosing[0]]["runtime"]["choices"]["hydra/launcher"]
+        from snnexp import terminal
+
         terminal.tell(f"hydra/launcher: {name} starts all points, though not all of them choose it")
     return choosing[0] if choosing else 0

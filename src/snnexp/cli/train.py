@@ -10,7 +10,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp import config, terminal, threads
+from snnexp import config, threads
 from snnexp.cli.flags import (
     CFG_FLAGS,
     COMPLETE,
@@ -184,6 +184,9 @@ def _show_tree(
         if isinstance(before[group], dict) and isinstance(now[group], dict):
             values[group] = _differing(before[group], now[group], plain[group], now[group])
     typed = {key_of(override) for override in overrides}
+    # Rich takes longer to import than a refusal should
+    from snnexp import terminal
+
     terminal.console().print(terminal.config_tree(chosen, values, typed, plain["name"]))
 
 
@@ -213,6 +216,8 @@ def _run_saved(
     elif any(flag in SHOW for flag in flags):
         print(OmegaConf.to_yaml(cfg), end="")
     else:
+        from snnexp import terminal
+
         terminal.tell(f"{source}: what was typed for this run now gives another config; its config.yaml is used")
         _run(cfg, overrides, folders)
 

@@ -5,8 +5,10 @@ why.
 """
 
 import ast
+import functools
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -210,11 +212,7 @@ def _attribute(found: Definition, name: str) -> Any:
     assigned = [node for node in found.node.body if isinstance(node, ast.Assign | ast.AnnAssign)]
     plain = [value for node in assigned for bound, value in sources.bindings(node) if bound == name]
     bare = [node for node in assigned if isinstance(node, ast.AnnAssign) and node.value is None]
-    count = sum(name in sources.stored(node) for node in found.node.body if node not in bare)
-    for node in ast.walk(found.node):
-        count += isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Store)
-        # setattr and the like
-        count += isinstance(node, ast.Constant) and node.value == name
+    count = sum(name in sources.stored(node) for node in found.node.body if node not in bare) + _named(found)[name]
     if not count:
         return None
     if count > 1 or not plain:
@@ -223,6 +221,18 @@ def _attribute(found: Definition, name: str) -> Any:
         return sources.evaluate(found.source, plain[0])
     except UnreadableError:
         return MISSING
+
+
+@functools.lru_cache(maxsize=256)
+def _named(found: Definition) -> Counter[str]:
+    """How often the code of a class sets an attribute of each name, or has its name as a text, as setattr needs it."""
+    names: Counter[str] = Counter()
+    for node in ast.walk(found.node):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names[node.attr] += 1
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names[node.value] += 1
+    return names
 
 
 def _constructor(classes: Sequence[Class]) -> tuple[dict[str, Argument], bool]:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,10 +80,13 @@ class Source:
         """Names that are bound more than once, or in a way that is not followed."""
         self.stars: list[str] = []
         if path is not None:
-            tree = ast.parse(path.read_bytes(), str(path))
+            content = path.read_bytes()
+            tree = ast.parse(content, str(path))
             for node in tree.body:
                 self._bind(node)
-            self.ambiguous |= {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
+            if re.search(rb"^\s+global\s", content, re.M):
+                found = [node for node in ast.walk(tree) if isinstance(node, ast.Global)]
+                self.ambiguous |= {name for node in found for name in node.names}
 
     def _bind(self, node: ast.stmt) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING":
@@ -142,14 +146,22 @@ def bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 def stored(node: ast.AST) -> set[str]:
     """The names that a statement binds in any way, or whose attributes it sets; not those within definitions."""
-    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        return {node.name} if not isinstance(node, ast.Lambda) else set()
-    found = {name for name, _ in bindings(node)} - {"*"}
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {name for name, _ in bindings(node)} - {"*"}
+    found: set[str] = set()
     if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
         found.add(node.id)
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
         found.add(node.value.id)
-    return found.union(*(stored(inner) for inner in ast.iter_child_nodes(node)))
+    # of values, which bind nothing, nothing is looked at
+    parts = getattr(node, "targets", None) or (
+        [node.target] if isinstance(node, ast.AnnAssign | ast.AugAssign) else None
+    )
+    if isinstance(node, ast.Expr):
+        parts = []
+    return found.union(*map(stored, ast.iter_child_nodes(node) if parts is None else parts))
 
 
 def load(name: str) -> Source:
