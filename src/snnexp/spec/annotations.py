@@ -1,4 +1,4 @@
-"""The vocabulary in which a constructor says what each argument may be.
+"""Types and bounds for the annotations of constructors.
 
     def __init__(self, features: Features, beta: NeuronParameter[Fraction] = 0.9, dt: Scale = 1e-3) -> None: ...
 
@@ -86,7 +86,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class _Stackable:
-    """Members of a stack may differ in this argument; so they may where it can be a tensor."""
+    """Marks an argument in which members of a stack may differ though it cannot be a tensor."""
 
 
 STACKABLE = _Stackable()
@@ -97,7 +97,7 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Scale = Annotated[float, Interval(ge=1e-30, le=1e30)]
-"""Of what is inverted and multiplied by others in 32 bits."""
+"""A factor whose inverse and products stay finite in 32 bits."""
 Count = Annotated[int, Ge(1)]
 Index = Annotated[int, Ge(0)]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
@@ -108,4 +108,4 @@ Name = Annotated[
     Matching(r"(?!\.)[\w.-]{1,100}", "a text of letters, digits, '.', '_' and '-', at most 100, the first no '.'"),
 ]
 Features = int | Sequence[int]
-"""The neuron axes of a layer, which the network gives."""
+"""The neuron axes of a layer."""

@@ -1,4 +1,4 @@
-"""Hold what a function or dataclass is given against its annotations."""
+"""Check the arguments of a function, or the fields of a dataclass, against their annotations."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ ROUNDING = 1e-6
 
 
 class Taken(NamedTuple):
-    """What an argument takes."""
+    """The annotation of an argument."""
 
     domain: Domain | None
     tensors: bool
@@ -26,7 +26,7 @@ class Taken(NamedTuple):
 
 @functools.cache
 def taken(annotated: Any) -> dict[str, Taken]:
-    """What the arguments of a function, or the fields of a class, take; nothing where hints cannot be resolved."""
+    """The annotations of a function or class by argument; empty where they cannot be resolved."""
     try:
         hints = get_type_hints(annotated, include_extras=True)
         parameters = inspect.signature(annotated).parameters
@@ -44,11 +44,11 @@ def taken(annotated: Any) -> dict[str, Taken]:
 
 
 def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
-    """Hold arguments against the annotations of what they are given to.
+    """Check arguments against annotations.
 
     Args:
         annotated: a function, or a class with fields.
-        given: arguments by name; those that it does not have are passed over.
+        given: arguments by name; unknown ones are ignored.
         prefix: stands before the names in sentences.
 
     Raises:
@@ -95,7 +95,7 @@ def violation(name: str, relation: AtMost | AtLeast, domain: Domain | None, give
 
 
 def checked(function: Function) -> Function:
-    """Let a function, or the ``__init__`` of a class, hold its arguments against their annotations when it is called.
+    """Decorate a function or an ``__init__``, so that each call checks its arguments against their annotations.
 
     Raises:
         ConfigError: by the function, for arguments that lie outside their domains.
@@ -113,7 +113,7 @@ def checked(function: Function) -> Function:
 
 
 def check_fields(instance: Any) -> None:
-    """Hold the fields of a dataclass against their annotations; errors as of :func:`check`."""
+    """Check the fields of a dataclass against their annotations; errors as of :func:`check`."""
     check(type(instance), {field.name: getattr(instance, field.name) for field in fields(instance)})
 
 
@@ -123,7 +123,7 @@ def constructor(kind: type) -> Any:
 
 
 def number(kind: type, name: str) -> values.Number:
-    """The numbers that an argument of a class may be; all that are finite where neither it nor a base says more."""
+    """The numbers that an argument of a constructor takes; finite ones where neither the class nor a base says more."""
     for base in kind.__mro__:
         if name in (known := taken(constructor(base))):
             domain = known[name].domain

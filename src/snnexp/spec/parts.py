@@ -1,4 +1,4 @@
-"""Which parts are shipped, and what each takes."""
+"""The parts of this package, and the specification of any part by its target."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Where parts stand in a config, and what may stand there."""
+"""The places of a config where parts are built, and what each accepts."""
 
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ PLACES = {
     "trainer": Place("snnexp.training.assembly", stacked=False),
     "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer", stacked=False),
 }
-"""By key; an initializer stands for a neuron's parameter."""
+"""By key; an initializer takes the place of a neuron's parameter."""
 
 KINDS = {place.base for place in PLACES.values() if place.base}
 """The classes that parts derive from."""

@@ -1,4 +1,4 @@
-"""Which parts cannot work together. Each rule takes parts, or what the source says of them."""
+"""Checks of parts against each other. Each takes the parts themselves, or the facts read from their sources."""
 
 from collections.abc import Collection
 from typing import Any

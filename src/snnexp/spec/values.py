@@ -1,4 +1,4 @@
-"""Sets of values, made from annotations. A domain answers ``value in domain``, and its ``str`` says what would do."""
+"""Domains: sets of values. ``value in domain`` checks a value, ``str(domain)`` describes the set."""
 
 import math
 import re
