@@ -640,6 +640,34 @@ def test_a_bound_without_a_value_bounds_nothing(given: dict[str, Any]) -> None:
     assert checked.violation("n", AtMost("1 / dt"), None, {"n": 5, **given}) is None
 
 
+def test_rules_are_called_by_name_with_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper of the module may have the rule's own name, and an argument in the middle may be unknown."""
+    code = """
+        from snnexp.errors import ConfigError
+        MOST = 3
+        def draw(): return 2
+        def requires(gain, most=MOST):
+            if gain > most: raise ConfigError("gain: too big")
+        class A:
+            def __init__(self, beta: float = 1.0, rho=draw(), gain: float = 1.0): ...
+            @staticmethod
+            def requires(beta, rho=5.0, gain=0.0):
+                requires(gain)
+                if rho != 5.0: raise ConfigError("rho: taken for another")
+    """
+    (tmp_path / "named.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "named")
+    cfg, _ = composed(["experiment=regression_sqrt"])
+    for gain, refused in ((2.0, ""), (4.0, "loss.gain: too big")):
+        OmegaConf.update(cfg, "loss", {"_target_": "named.A", "gain": gain}, merge=False)
+        if refused:
+            with pytest.raises(ConfigError, match=refused):
+                check(cfg)
+        else:
+            check(cfg)
+
+
 def test_rules_may_use_light_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
         import math

@@ -45,7 +45,9 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         except TypeError as error:
             raise ConfigError(f"{path}: {target.__name__} is {error}") from error
         with user_parts.constructing(path), located(path):
-            checked.check(checked.constructor(target) if inspect.isclass(target) else target, values)
+            if not targets.is_own(str(node["_target_"])):
+                # those of this package check by themselves, however they are called
+                checked.check(checked.constructor(target) if inspect.isclass(target) else target, values)
             return target(*positional, **values, **more)
 
     return make

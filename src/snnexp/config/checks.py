@@ -117,7 +117,7 @@ def _children(node: Mapping[str, Any], path: str, refusals: Refusals) -> Iterato
     for key, value in node.items():
         if _is_part(value, child := f"{path}.{key}", refusals):
             target = value["_target_"]
-            if targets.is_shipped(target) or targets.may_be_named(target):
+            if targets.is_own(target) or targets.may_be_named(target):
                 yield child, value, parts.of(target)
 
 
@@ -175,11 +175,11 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
         return None
     parameters = inspect.signature(rule).parameters.values()
     wanted = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
-    if any(each.name not in known and each.default is each.empty for each in wanted):
+    first = [each for each in wanted if each.kind is each.POSITIONAL_ONLY]
+    if any(each.name not in known and (each in first or each.default is each.empty) for each in wanted):
         return None
-    wanted = [each for each in wanted if each.name in known]
-    given = [known[each.name] for each in wanted if each.kind is not each.KEYWORD_ONLY]
-    named = {each.name: known[each.name] for each in wanted if each.kind is each.KEYWORD_ONLY}
+    given = [known[each.name] for each in first]
+    named = {each.name: known[each.name] for each in wanted if each.name in known and each not in first}
     try:
         with user_parts.constructing(path), located(path):
             return rule(*given, **named)
@@ -206,7 +206,7 @@ def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: 
     if data and not refusals.about("data") and not refusals.about("trainer"):
         devices = nodes["trainer"].get("devices", 1) if "trainer" in nodes else 1
         with refusals.collected(), located("data"):
-            if targets.is_shipped(specs["data"].target):
+            if targets.is_own(specs["data"].target):
                 rules.require_batches(data.samples, devices, **_with_defaults(_values(nodes["data"]), specs["data"]))
     if data and "network" in nodes and not refusals.about("network"):
         with refusals.collected():

@@ -8,7 +8,7 @@ from snnexp.config import keys, targets
 from snnexp.config.compose import keys_of_choice
 from snnexp.config.folders import GLOBAL
 from snnexp.config.overrides import written
-from snnexp.spec import checked, parts
+from snnexp.spec import parts
 from snnexp.spec.annotations import AtMost
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument
@@ -49,12 +49,10 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
 
 def _about(key: str, found: Mapping[str, Any]) -> str:
     path, _, name = key.rpartition(".")
-    target = found.get(f"{path}._target_")
-    argument = parts.of(target).arguments.get(name) if isinstance(target, str) else None
-    if argument is not None:
-        return _told(argument)
-    other = checked.taken(keys.OTHERS[path]).get(name) if path in keys.OTHERS else None
-    return "" if other is None or other.domain is None else str(other.domain)
+    entry = keys.lookup(found.get(f"{path}._target_"), path, name)
+    if isinstance(entry, Argument):
+        return _told(entry)
+    return "" if entry is None or entry.domain is None else str(entry.domain)
 
 
 def _told(argument: Argument) -> str:

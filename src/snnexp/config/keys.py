@@ -1,6 +1,6 @@
 """The keys of a config that belong to no part, annotated as the arguments of parts are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import doc
@@ -8,7 +8,7 @@ from annotated_types import doc
 from snnexp.spec import checked, parts
 from snnexp.spec.annotations import Count, Index, Name, NonNegative, Positive, Seed, Steps
 from snnexp.spec.places import PLACES
-from snnexp.spec.reader import Spec
+from snnexp.spec.reader import Argument
 from snnexp.spec.values import Domain
 
 
@@ -61,27 +61,25 @@ OTHERS: dict[str, type] = {"": Run, "logger": Logger, "data": Data, "hydra.launc
 """By the node that they stand in."""
 
 
-def domain_in(cfg: Mapping[str, Any], key: str) -> Domain | None:
-    """What a key may be in a config, by the part that takes it; None for anything."""
-    *path, name = key.split(".")
-    node: Any = cfg
-    for word in path:
-        node = node.get(word) if isinstance(node, Mapping) else None
-    target = node.get("_target_") if isinstance(node, Mapping) else None
+def lookup(target: Any, node: str, name: str) -> Argument | checked.Taken | None:
+    """The annotation of a key: an argument of the part that ``target`` names, or a key of the node beside those."""
     argument = parts.of(target).arguments.get(name) if isinstance(target, str) else None
-    if argument is not None:
-        return argument.domain
-    other = checked.taken(OTHERS[".".join(path)]).get(name) if ".".join(path) in OTHERS else None
-    return None if other is None else other.domain
+    return argument or (checked.taken(OTHERS[node]).get(name) if node in OTHERS else None)
+
+
+def domain_in(cfg: Mapping[str, Any], key: str) -> Domain | None:
+    """The values that a key takes in a config; None for any."""
+    path, _, name = key.rpartition(".")
+    node: Any = cfg
+    for word in filter(None, path.split(".")):
+        node = node.get(word) if isinstance(node, Mapping) else None
+    found = lookup(node.get("_target_") if isinstance(node, Mapping) else None, path, name)
+    return None if found is None else found.domain
 
 
 def domains_of(key: str) -> list[Domain]:
     """What a key such as ``network.hidden`` may be, whichever of the shipped parts is chosen."""
     node, _, name = key.rpartition(".")
-    found = [spec.arguments[name].domain for spec in _shipped(node) if name in spec.arguments]
-    other = checked.taken(OTHERS[node]).get(name) if node in OTHERS else None
-    return [domain for domain in (*found, other and other.domain) if domain is not None]
-
-
-def _shipped(node: str) -> Iterable[Spec]:
-    return parts.shipped(node).values() if node in PLACES else ()
+    targets = parts.shipped(node) if node in PLACES else ()
+    found = (lookup(target, node, name) for target in (*targets, None))
+    return [each.domain for each in found if each is not None and each.domain is not None]

@@ -62,10 +62,10 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     if len(found) == 1:
         return found[0]
     # a part of a user's own may take anything that is allowed
-    return "" if found or not is_shipped(spec.target) else None
+    return "" if found or not is_own(spec.target) else None
 
 
-def is_shipped(target: str) -> bool:
+def is_own(target: str) -> bool:
     """Whether a name is within this package."""
     return _within(target, ("snnexp",))
 
@@ -115,7 +115,7 @@ def resolve(name: str, path: str) -> Any:
         ConfigError: it may not be called, or there is none.
     """
     require_target(name, path, path if path in PLACES else "")
-    return locate(name, path, ("snnexp",) if is_shipped(name) else allowed())
+    return locate(name, path, ("snnexp",) if is_own(name) else allowed())
 
 
 def locate(name: str, path: str, packages: Iterable[str]) -> Any:

@@ -2,9 +2,9 @@
 
     def __init__(self, features: Features, beta: NeuronParameter[Fraction] = 0.9, dt: Scale = 1e-3) -> None: ...
 
-``float`` is a number that is finite in 32 bits, ``int`` a whole number below 2^31, ``bool``, ``str``, ``None`` and
-``Literal`` are themselves, ``Sequence`` and ``tuple`` lists, and a class is an object that a config describes by
-``_target_``. Bounds are those of annotated-types and stand on the number, never on a union:
+``float`` is a number that is finite in 32 bits, ``int`` a whole number, ``bool``, ``str``, ``None`` and ``Literal`` are
+themselves, ``Sequence`` and ``tuple`` are lists, and a base class of parts is an object that a config describes by
+``_target_``. Bounds are those of annotated-types, on the number and not on a union that it is part of:
 ``Annotated[float, Interval(ge=0, lt=1)]``.
 """
 

@@ -19,10 +19,13 @@ def compiled(definition: Definition, allowed: Callable[[Source], bool]) -> Calla
     Raises:
         UnreadableError: it uses more, or ``allowed`` refuses its file.
     """
-    return _compiled(definition, {}, allowed)
+    function: Callable[..., Any] = _compiled(definition, {}, allowed)
+    return function
 
 
-def _compiled(definition: Definition, made: dict[str, Any], allowed: Callable[[Source], bool]) -> Callable[..., Any]:
+def _compiled(
+    definition: Definition, made: dict[ast.AST, Any], allowed: Callable[[Source], bool]
+) -> Callable[..., Any]:
     source, node = definition.source, definition.node
     assert isinstance(node, ast.FunctionDef)
     if not allowed(source):
@@ -31,24 +34,26 @@ def _compiled(definition: Definition, made: dict[str, Any], allowed: Callable[[S
     # annotations stay texts, so that they need no names
     code = compile(ast.Module([plain], []), str(source.path), "exec", __future__.annotations.compiler_flag)
     namespace: dict[str, Any] = {"__name__": source.name, "__builtins__": builtins}
-    made[definition.target] = None
-    for name in _globals(code) - {node.name}:
+    made[node] = None
+    for name in _globals(code):
         if name not in source.names and not source.stars and hasattr(builtins, name):
             continue
         found = meaning(source, name)
         if isinstance(found, Definition) and isinstance(found.node, ast.FunctionDef) and not found.node.decorator_list:
-            if found.target not in made:
+            if found.node not in made:
                 _compiled(found, made, allowed)
-            namespace[name] = lambda *given, _of=found.target, **named: made[_of](*given, **named)
+            namespace[name] = lambda *given, _of=found.node, **named: made[_of](*given, **named)
         elif isinstance(found, Object):
             namespace[name] = found.value
         elif isinstance(found, Module) and may_import(found.name):
             namespace[name] = importlib.import_module(found.name)
         else:
             raise UnreadableError(f"{definition} uses {name}")
-    exec(code, namespace)
-    made[definition.target] = namespace[node.name]
-    return made[definition.target]  # type: ignore[no-any-return]
+    # a function of the module may have the same name
+    own: dict[str, Any] = {}
+    exec(code, namespace, own)
+    made[node] = own[node.name]
+    return made[node]
 
 
 def _globals(code: CodeType) -> set[str]:
