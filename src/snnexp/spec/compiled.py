@@ -53,7 +53,7 @@ def _compiled(
     own: dict[str, Any] = {}
     exec(code, namespace, own)
     made[node] = own[node.name]
-    return made[node]
+    return made[node]  # type: ignore[no-any-return]
 
 
 def _globals(code: CodeType) -> set[str]:
