@@ -110,7 +110,8 @@ class TestSnapshot:
     def test_the_gradients_of_all_steps_add_up_to_that_of_the_bias(self, tiny_mnist: Path, neuron: str) -> None:
         parts = build(compose(["experiment=mnist_leaky", f"neuron={neuron}", *MNIST]))
         x, y = parts.data.test[list(range(10))]
-        currents, traces = zip(*parts.network.with_currents(parts.encoder(x)), strict=True)
+        found, traces = zip(*parts.network.with_currents(parts.encoder(x)), strict=True)
+        currents = [current for (current,) in found]
         by_step = torch.autograd.grad(parts.loss(traces[-1], y), currents)
         biases = [layer.synapse.bias for layer in parts.network.layers.values()]
         whole = torch.autograd.grad(parts.loss(parts.network(parts.encoder(x))[-1], y), biases)

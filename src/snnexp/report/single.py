@@ -286,13 +286,21 @@ def _shared(init: Mapping[str, Any], last: Mapping[str, Any], drawn: Picture | N
 
 
 def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
-    spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in parts(snapshot, "connections/")}
+    counted = parts(snapshot, "connections/")
+    spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in counted}
+    unknown = [str(layer) for layer in snapshot.get("layers", ()) if layer not in counted]
+    if unknown and facts.metrics.get("test/loss") is not None:
+        return [
+            Text(f"Synaptic operations in front of {', '.join(unknown)} are not known, and no energy is estimated.")
+        ]
     if not spikes or None in spikes.values():
         return []
     rows: list[list[Any]] = []
     dense = 0.0
-    for index, (layer, connections) in enumerate(parts(snapshot, "connections/").items()):
-        values = float(connections * snapshot["input_steps"]) if index == 0 else 0.0
+    for index, (layer, connections) in enumerate(counted.items()):
+        # records of earlier versions know chains alone
+        first = connections * snapshot["input_steps"] if index == 0 else 0
+        values = float(snapshot.get(f"products/{layer}", first))
         additions = float(spikes[layer] or 0)
         energy = (additions * PJ_PER_ADDITION + values * (PJ_PER_ADDITION + PJ_PER_PRODUCT)) / 1e3
         rows.append([layer, additions, values, energy])
