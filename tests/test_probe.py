@@ -139,12 +139,22 @@ class TestSnapshot:
         assert all(torch.equal(before[name], value) for name, value in parts.task.state_dict().items())
 
 
+NORMED = (
+    "network.layers=[{name: maps, synapse: [{_target_: torch.nn.Conv2d, out_channels: 2, kernel_size: 7},"
+    "{_target_: torch.nn.BatchNorm2d},{_target_: torch.nn.Dropout}]}, {name: readout}]"
+)
+
+
 @pytest.mark.slow
 class TestRuns:
     @pytest.mark.parametrize(
         "overrides",
-        [REGRESSION, ["experiment=mnist_rleaky_count", "encoder=bernoulli", *MNIST]],
-        ids=["regression", "random spikes"],
+        [
+            REGRESSION,
+            ["experiment=mnist_rleaky_count", "encoder=bernoulli", *MNIST],
+            ["network=graph", NORMED, *MNIST[:-1]],
+        ],
+        ids=["regression", "random spikes", "batch norm and dropout"],
     )
     def test_looking_changes_nothing(self, tiny_mnist: Path, overrides: list[str]) -> None:
         seen, unseen = (run(compose([*overrides, *drawing])).path for drawing in (ALWAYS, NEVER))
