@@ -31,9 +31,12 @@ class FedBack(tuple):  # type: ignore[type-arg]
     state: Any
     output: Tensor
 
+    def __new__(cls, *parts: Tensor) -> "FedBack":
+        return super().__new__(cls, parts)
+
     @classmethod
     def of(cls, state: Any, output: Tensor) -> "FedBack":
-        made = cls((*state, output))
+        made = cls(*state, output)
         made.state, made.output = state, output
         return made
 

@@ -165,7 +165,8 @@ class _Wiring:
             return self.makers["readout" if name == "readout" else "neuron"](features)
         if node["neuron"] is None:
             return Identity(features)
-        made = node["neuron"](features=features) if callable(node["neuron"]) else node["neuron"]
+        made = node["neuron"]
+        made = made(features=features) if "features" in getattr(made, "missing", ()) else made
         if not isinstance(made, Neuron):
             raise ConfigError(f"layers: neuron of {name} is a {type(made).__name__}, must be a snnexp.neurons.Neuron")
         return made
