@@ -237,6 +237,11 @@ class Network(nn.Module):
         pairs = [pair for name, layer in self._layers().items() for pair in layer.synapses(self.sources[name])]
         return [synapse for source, synapse in pairs if source == INPUT]
 
+    @property
+    def layers_known(self) -> bool:
+        """Whether :meth:`neurons` has all layers."""
+        return True
+
     def neurons(self) -> dict[str, Neuron]:
         """The neurons of each layer, by the layer's name."""
         return {name: layer.neuron for name, layer in self._layers().items()}

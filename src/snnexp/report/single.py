@@ -82,6 +82,8 @@ def report(path: Path, folder: Path) -> Path:
     built = [Section(title, _guarded(build, [], told)) for title, build in sections.items()]
     if not rows:
         told.append("There are no rows in metrics.jsonl, so there are no curves.")
+    if bool((last or init).get("hidden_unknown")):
+        told.append("The network is a module that returns its readout alone: nothing is known of layers within it.")
     if told:
         built.insert(0, Section("What is missing", [Text(sentence) for sentence in dict.fromkeys(told)]))
     headline = _guarded(lambda: _headline(facts), facts.status, told)

@@ -112,6 +112,10 @@ class Opaque(Network):
         """As of :class:`~snnexp.network.Network`; no currents are known."""
         return iter([([], trace) for trace in self(inputs)])
 
+    @property
+    def layers_known(self) -> bool:
+        return len(self.known) > 1
+
     def neurons(self) -> dict[str, Neuron]:
         return {**self.known}
 

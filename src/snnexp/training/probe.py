@@ -8,6 +8,7 @@ A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of
     connections/<layer>                            synapses that lead to it from other layers, where that is known
     products/<layer>                               products of values with weights in front of it, of a sample
     layers, dt                                     names; seconds per time step, where the neuron has seconds
+    hidden_unknown                                 whether layers within the network are not known
     neurons/<layer> [N], spikes/<layer> [T, N]     which neurons of how many, and their spikes, of the first sample
     size/<layer>
     membrane [T, K], threshold [K]                 of the readout, of the first sample
@@ -73,6 +74,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     currents, traces = zip(*task.network.with_currents(inputs), strict=True)
     loss = task.loss(traces[-1], target)
     found: dict[str, Any] = {"layers": list(neurons), "num_steps": traces[-1].num_steps}
+    found["hidden_unknown"] = not task.network.layers_known
     found |= _connections(task, inputs) | _gradients(task, loss, currents)
     for (name, neuron), trace in zip(neurons.items(), traces, strict=True):
         count = trace.membrane[0, 0].numel()
