@@ -6,7 +6,8 @@ once over ``T * B`` samples.
 
 import copy
 import itertools
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -107,7 +108,7 @@ class Network(nn.Module):
         inputs: Tensor | Events,
         states: Sequence[Any] | None = None,
         num_steps: int | None = None,
-        reduced: Container[str] = (),
+        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
         """Run the network.
 
@@ -117,7 +118,7 @@ class Network(nn.Module):
                 :class:`~snnexp.events.Events` too.
             states: one state per layer, from earlier traces; zeros without.
             num_steps: T where it is not the network's own.
-            reduced: names of layers of which only a :class:`~snnexp.neurons.Reduced` is wanted.
+            reduced: by layer, the statistics that are read of it; of one that is not named, the trace is whole.
 
         Returns:
             One trace per layer, the readout's last.
@@ -132,19 +133,19 @@ class Network(nn.Module):
         for (name, layer), state, synapse in zip(
             layers.items(), states or [None] * len(layers), [*others, None], strict=True
         ):
-            trace, current = layer.neuron.unroll(current, num_steps, state, synapse, name in reduced)
+            trace, current = layer.neuron.unroll(current, num_steps, state, synapse, reduced.get(name))
             traces.append(trace)
         return traces
 
     def _layer_by_layer(
-        self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Container[str]
+        self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Mapping[str, Sequence[str]]
     ) -> list[Any]:
         """:meth:`forward` by calls of the layers, which have hooks."""
         spikes = inputs.dense() if isinstance(inputs, Events) else inputs
         traces: list[Any] = []
         for (name, layer), state in zip(self.layers.items(), states, strict=True):
             trace: Trace = without_tuple(layer(spikes, num_steps, state))
-            traces.append(trace.reduced() if name in reduced else trace)
+            traces.append(trace.reduced(reduced[name]) if name in reduced else trace)
             spikes = trace.spikes
         return traces
 
