@@ -24,12 +24,12 @@ from snnexp.initializers import Uniform
 from snnexp.kernels import fused, fused_leaky
 from snnexp.network import MLP, Dense
 from snnexp.neurons import (
+    STATISTICS,
     Leaky,
     LeakyIntegrator,
     LeakyState,
     Neuron,
     ParametrizedLIF,
-    STATISTICS,
     Reduced,
     RLeaky,
     Trace,

@@ -11,6 +11,7 @@ from snnexp.config.compose import (
     downloads,
     require_taken,
 )
+from snnexp.config.decoding import note
 from snnexp.config.described import described
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
 from snnexp.config.made import remembering
@@ -72,6 +73,7 @@ __all__ = [
     "hydra_reading",
     "instantiate",
     "load",
+    "note",
     "offline",
     "overridden",
     "params",

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config.folders import choices
+from snnexp.config.overrides import written
 from snnexp.errors import ConfigError
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
@@ -17,8 +18,11 @@ from snnexp.spec.rules import Facts
 from snnexp.text import shown, snake
 
 AUTO, EARLIER, NONE = "auto", "earlier", "none"
-"""In the place of a decoder whose parts cannot be read before they are made: the default, as it is today or as it was in
-versions that had no decoder in a config. And the choice of no decoder."""
+"""Stand for a decoder whose parts cannot be read before they are made: the default of today, or that of versions
+whose configs had no decoder; and the choice of none."""
+DEPEND = ("loss", "readout", "data")
+"""The groups that decide which decoder is the default."""
+DECISIVE = tuple(f"{group}._target_" for group in DEPEND)
 NOTE = "snnexp_decoder"
 UNREAD = Spec("unread", takes_all=True)
 
@@ -42,8 +46,25 @@ def node(name: str | None) -> dict[str, Any] | None:
     return {"_target_": spec.target, **{key: argument.value for key, argument in spec.arguments.items()}}
 
 
+def kept(plain: Mapping[str, Any]) -> list[str]:
+    """The overrides that give a shipped decoder, whatever goes with the loss; none for another."""
+    found = plain["decoder"]
+    if found is None:
+        return [f"decoder={NONE}"]
+    if not isinstance(found, Mapping) or not parts.is_shipped(str(found["_target_"]), "decoder"):
+        return []
+    usual = node(word(plain)) or {}
+    arguments = {key: value for key, value in found.items() if value != usual.get(key)}
+    return [f"decoder={word(plain)}", *(f"decoder.{key}={written(value)}" for key, value in arguments.items())]
+
+
 def word(cfg: Mapping[str, Any], otherwise: object = None) -> str:
-    """The decoder of a config in a word, as reports show it; ``otherwise`` for one that has none, such as run.json's."""
+    """The decoder of a config in a word, as reports show it.
+
+    Args:
+        cfg: the config of a run.
+        otherwise: where the config does not name it, what run.json says.
+    """
     found = cfg.get("decoder")
     target = found.get("_target_") if isinstance(found, Mapping) else None
     if isinstance(target, str):
@@ -51,9 +72,14 @@ def word(cfg: Mapping[str, Any], otherwise: object = None) -> str:
     return rules.EARLIER.get(otherwise, otherwise) if isinstance(otherwise, str) else ""
 
 
+def meanings(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """What the measures that a config names say of themselves."""
+    return {name: spec.doc.rstrip(".") for name, spec in parts.measures(cfg).items()}
+
+
 def _default(plain: Mapping[str, Any], earlier: bool = False) -> Any:
     """As :func:`snnexp.spec.rules.default_decoder`, as far as the sources of the parts tell."""
-    nodes = (plain.get(key) for key in ("loss", "readout", "data"))
+    nodes = (plain.get(key) for key in DEPEND)
     found = (node.get("_target_") if isinstance(node, Mapping) else None for node in nodes)
     loss, readout, data = (Facts(parts.of(each) if isinstance(each, str) else UNREAD) for each in found)
     return rules.default_decoder(loss, readout, data, earlier)
@@ -65,8 +91,8 @@ Compose = Callable[[Sequence[str]], DictConfig]
 def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] = ()) -> DictConfig:
     """Compose a config whose decoder is chosen: the one that was typed, that of the recipe, or the loss's default.
 
-    That of a recipe belongs to its loss and readout: where another loss or readout is typed and no decoder, or data whose
-    targets it does not decode, the default takes its place; :func:`note` says so.
+    That of a recipe belongs to its loss and readout: where another loss or readout is typed and no decoder, or data
+    whose targets it does not decode, the default takes its place; :func:`note` says so.
 
     Args:
         overrides: what was typed.
@@ -83,7 +109,7 @@ def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] 
     another = {"loss"} if choice == AUTO else _another(overrides, cfg, compose)
     if not another:
         return cfg
-    named = {key: _named(cfg, key) for key in ("loss", "readout", "data")}
+    named = {key: _named(cfg, key) for key in DEPEND}
     name = _default(named)
     name = AUTO if name is MISSING else NONE if name is None else name
     if name == choice or (another == {"data"} and (name == NONE) == (choice == NONE)):
@@ -93,15 +119,13 @@ def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] 
         raise ConfigError(f"loss: {loss}.decoder is {shown(name)}, must be one of {', '.join(known)}")
     cfg = compose([*overrides, f"decoder={name}"])
     if choice != AUTO:
-        vars(cfg._metadata)[NOTE] = (
-            f"decoder: {name} goes with what was typed, and takes the place of the recipe's {choice}"
-        )
+        vars(cfg._metadata)[NOTE] = f"decoder: {name} goes with what was typed, and replaces the recipe's {choice}"
     return cfg
 
 
 def _another(overrides: Sequence[str], cfg: DictConfig, compose: Compose) -> set[str]:
     """The groups that a recipe's decoder depends on, of which another choice was typed."""
-    typed = {key_of(override) for override in overrides} & {"loss", "readout", "data"}
+    typed = {key_of(override) for override in overrides} & {*DEPEND}
     if not typed:
         return set()
     own = compose([override for override in overrides if key_of(override).partition(".")[0] not in typed])

@@ -73,6 +73,14 @@ def spike_statistics() -> frozenset[str]:
     return frozenset(spec.fact("name") for spec in specs if spec.fact("reads_spikes") is True)
 
 
+def measures(cfg: Mapping[str, Any]) -> dict[str, Spec]:
+    """The measures that a config names, by name."""
+    nodes = cfg.get("measure")
+    named = nodes.items() if isinstance(nodes, Mapping) else ()
+    found = ((name, node.get("_target_") if isinstance(node, Mapping) else None) for name, node in named)
+    return {str(name): of(target) for name, target in found if isinstance(target, str)}
+
+
 def places_of(spec: Spec) -> list[Place]:
     """The places where a part may stand, of those whose parts derive from a class."""
     return [place for place in PLACES.values() if place.base in spec.bases]

@@ -84,9 +84,8 @@ def require_measure(name: str, measure: Any, data: Any) -> None:
     """Refuse a measure that is not defined for the target of the data."""
     known = isinstance(measure.targets, tuple | list) and measure.targets and isinstance(data.target, str)
     if known and data.target not in measure.targets:
-        raise ConfigError(
-            f"measure.{name}: {_name(measure)} is defined for {', '.join(measure.targets)}, these data have {data.target}"
-        )
+        kinds = ", ".join(measure.targets)
+        raise ConfigError(f"measure.{name}: {_name(measure)} is defined for {kinds}, these data have {data.target}")
 
 
 DECODED = ("labels", "step_labels")

@@ -232,9 +232,9 @@ def _named(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The parts of a place that has many, by name."""
     kinds = {"regularizer": Penalty, "measure": metrics.Measure}
     found = {name: instantiate(node, f"{place}.{name}") for name, node in nodes.items()}
-    for name, part in found.items():
-        contracts.require_kind(part, kinds[place], f"{place}.{name}")
-        contracts.require_reads(part, f"{place}.{name}")
+    for name, each in found.items():
+        contracts.require_kind(each, kinds[place], f"{place}.{name}")
+        contracts.require_reads(each, f"{place}.{name}")
     return found
 
 
