@@ -127,7 +127,7 @@ def default_decoder(loss: Any, readout: Any, data: Any, earlier: bool = False) -
 def reads_spikes(part: Any) -> bool:
     """Whether a part is known to need a neuron that fires."""
     reads = part.reads if isinstance(part.reads, tuple | list) else (part.reads,)
-    return any(isinstance(read, str) and read in parts.spike_statistics() for read in reads)
+    return any(read in parts.spike_statistics() or getattr(read, "reads_spikes", False) is True for read in reads)
 
 
 def _decoders(target: str, fires: Any) -> str:
