@@ -271,7 +271,7 @@ class TestProgress:
         display.on_train_start(trainer, None)  # type: ignore[arg-type]
         for second in range(1, 31):
             now, trainer.global_step = 1000.0 + second, 50 + second
-            display.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.5), "samples": 64}, None, 0)  # type: ignore[arg-type]
+            display.on_train_batch_end(trainer, None, {"loss_alone": torch.tensor(1.5), "samples": 64}, None, 0)  # type: ignore[arg-type]
         (line,) = capsys.readouterr().out.splitlines()
         # 20 steps in 20 s, 80 more to go; two processes have 64 samples each
         assert line == "epoch 2/3  step 70/150  loss 1.5  acc 0.875  firing 0.500  128 samples/s  1:20 left"
@@ -299,7 +299,9 @@ class TestProgress:
         assert display.bar is not None
         for step in (51, 100, 149):
             trainer.global_step, trainer.current_epoch = step, step * 16
-            display.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.234e-05), "samples": 99999}, None, 0)  # type: ignore[arg-type]
+            display.on_train_batch_end(
+                trainer, None, {"loss_alone": torch.tensor(1.234e-05), "samples": 99999}, None, 0
+            )  # type: ignore[arg-type]
             text = io.StringIO()
             Console(file=text, width=width).print(display.bar.get_renderable())
             (line,) = text.getvalue().splitlines()

@@ -1,39 +1,17 @@
-"""Decoders and measures: ties, hand-counted values, and synaptic operations counted one by one."""
+"""Measures: hand-counted values, torchmetrics, sums over processes, and synaptic operations counted one by one."""
 
+from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_f1_score
 
 from snnexp import metrics
 from snnexp.data.module import OrderedBatches
-
-
-def test_spike_count() -> None:
-    """A tie goes to the lower index, silence to class 0; when the spikes came does not matter."""
-    spikes = torch.zeros(4, 4, 3)
-    spikes[:3, 0, 2] = 1
-    spikes[1, 1, 2] = spikes[3, 1, 1] = 1
-    spikes[:2, 2, 2] = spikes[2:, 2, 0] = 1
-    assert metrics.spike_count(spikes).tolist() == [2, 1, 0, 0]
-
-
-def test_ties_between_many_classes_go_to_the_lowest() -> None:
-    for classes in (2, 10, 100, 1000):
-        for first in (0, classes // 2):
-            spikes = torch.zeros(3, 5, classes)
-            spikes[:, :, first:] = 1
-            assert metrics.spike_count(spikes).tolist() == [first] * 5
-
-
-def test_max_voltage() -> None:
-    """One high moment beats a high mean."""
-    membrane = torch.full((5, 2, 3), -1.0)
-    membrane[:, 0, 0], membrane[3, 0, 2] = 0.8, 0.9
-    membrane[0, 1, 1] = -0.5
-    assert metrics.max_voltage(membrane).tolist() == [2, 1]
 
 
 def mean(pair: metrics.Sum) -> float:
@@ -73,14 +51,24 @@ def test_relative_error_leaves_out_points_that_have_none() -> None:
     assert (total, count) == (0, 0)
 
 
-def test_a_sample_is_undecided_where_classes_share_the_highest_count() -> None:
-    count = torch.tensor([[0.0, 0, 0], [2, 1, 2], [1, 2, 0], [3, 3, 3]])
-    trace = SimpleNamespace(spike_count=count, max_membrane=torch.tensor([[0.1, 0.2, 0.2], [0.3, 0.1, 0.2]]))
-    assert [*map(int, metrics.undecided(trace, "spike_count"))] == [3, 4]
-    assert [*map(int, metrics.undecided(trace, "max_voltage"))] == [1, 2]
+def of_all(shares: list[metrics.Totals]) -> dict[str, Tensor]:
+    """What the first of several processes takes, which all exchange what they have added up."""
+    others: list[list[Tensor]] = []
+    for totals in shares[1:]:
+        sent: list[Tensor] = []
+        note = lambda tensor, sent=sent: sent.append(tensor) or tensor  # noqa: E731
+        totals.take(note, lambda tensor, note=note: note(tensor).unsqueeze(0))  # type: ignore[misc]
+        others.append(sent)
+    turns = iter(range(1000))
+
+    def gather(tensor: Tensor) -> Tensor:
+        turn = next(turns)
+        return torch.stack([tensor, *(sent[turn] for sent in others)])
+
+    return shares[0].take(lambda tensor: gather(tensor).sum(0), gather)
 
 
-class TestMeans:
+class TestTotals:
     @pytest.mark.parametrize("processes", [1, 2, 3])
     @pytest.mark.parametrize("length", [1, 5, 129, 1000])
     def test_are_those_of_all_samples_however_they_are_shared(self, length: int, processes: int) -> None:
@@ -89,24 +77,13 @@ class TestMeans:
         membrane, target = torch.randn((2, 7, length, 3), generator=random).unbind(0)
         shares = []
         for rank in range(processes):
-            means = metrics.Means()
+            means = metrics.Totals({})
             for batch in OrderedBatches(length, 16, rank, processes):
                 means.add({"l1": metrics.l1(membrane[:, batch], target[:, batch])})
                 means.add({"error": metrics.relative_error(membrane[:, batch], target[:, batch])})
                 means.add({"hit": metrics.accuracy(membrane[0, batch].argmax(-1), target[0, batch].argmax(-1))})
             shares.append(means)
-        gathered: list[list[Tensor]] = []
-        for means in shares[1:]:
-            parts: list[Tensor] = []
-            means.take(lambda tensor, parts=parts: parts.append(tensor) or tensor)  # type: ignore[misc]
-            gathered.append(parts)
-        turns = iter(range(2))
-
-        def reduce(tensor: Tensor) -> Tensor:
-            turn = next(turns)
-            return tensor + sum(parts[turn] for parts in gathered)
-
-        found = shares[0].take(reduce)
+        found = of_all(shares)
         whole = (membrane - target).abs().double().mean()
         ratio = torch.linalg.vector_norm(membrane - target, dim=-1) / torch.linalg.vector_norm(target, dim=-1)
         hits = (membrane[0].argmax(-1) == target[0].argmax(-1)).double().mean()
@@ -116,21 +93,63 @@ class TestMeans:
     @pytest.mark.parametrize("batch_size", [3, 6, 18])
     def test_of_equal_losses_do_not_drift(self, batch_size: int) -> None:
         """Equal batches are rounded in one direction, and 334 of them by 3e-6 in float32."""
-        means = metrics.Means()
+        means = metrics.Totals({})
         for batch in OrderedBatches(1000, batch_size):
             means.add({"loss": metrics.counted(torch.tensor(1.9) * len(batch), len(batch))})
         assert means.take()["loss"].item() == pytest.approx(1.9, rel=1e-7)
 
     def test_begin_anew_once_they_are_taken(self) -> None:
-        means = metrics.Means()
+        means = metrics.Totals({})
         means.add({"a": metrics.counted(torch.tensor(6.0), 4)})
         assert means.take() == {"a": 1.5}
         assert means.take() == {}
 
     def test_of_nothing_are_no_numbers(self) -> None:
-        means = metrics.Means()
+        means = metrics.Totals({})
         means.add({"a": metrics.counted(torch.tensor(0.0), 0)})
         assert means.take()["a"].isnan()
+
+
+@dataclass(frozen=True)
+class Largest(metrics.Measure):
+    """The largest count of a class; merging takes the larger of two."""
+
+    def update(self, readout: Any, target: Tensor) -> metrics.State:
+        return (torch.bincount(target, minlength=3).amax(),)
+
+    def merge(self, state: metrics.State, other: metrics.State) -> metrics.State:
+        return (torch.maximum(state[0], other[0]),)
+
+    def compute(self, state: metrics.State) -> Tensor:
+        return state[0].double()
+
+
+def test_a_measure_may_merge_in_its_own_way() -> None:
+    """Over batches, over processes, and for members side by side."""
+    batches = [torch.tensor(labels) for labels in ([0, 0, 1], [2, 2, 2, 2], [1, 0])]
+    shares = [metrics.Totals({"largest": Largest()}) for _ in range(2)]
+    for share, own in zip(shares, (batches[:1], batches[1:]), strict=True):
+        for batch in own:
+            share.add({"test/largest": Largest().update(None, batch), "test/loss": metrics.counted(batch.sum(), 1)})
+    found = of_all(shares)
+    assert (found["test/largest"], found["test/loss"]) == (4, pytest.approx(10 / 3))
+    stacked = metrics.Totals({"largest": Largest()}, stacked=True)
+    for values in ([1, 5], [3, 2]):
+        stacked.add({"test/largest": (torch.tensor(values),)})
+    assert stacked.take()["test/largest"].tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 30])
+def test_macro_f1_is_that_of_torchmetrics(classes: int) -> None:
+    """In batches; of 30 classes, many do not occur."""
+    random = torch.Generator().manual_seed(classes)
+    target, scores = torch.randint(classes, (50,), generator=random), torch.rand((50, classes), generator=random)
+    totals, measure = metrics.Totals({"macro_f1": metrics.MacroF1()}), metrics.MacroF1()
+    for batch in torch.arange(50).split(7):
+        readout = SimpleNamespace(predicted=scores[batch].argmax(-1), scores=scores[batch])
+        totals.add({"val/macro_f1": measure.update(readout, target[batch])})
+    wanted = multiclass_f1_score(scores.argmax(-1), target, classes, average="macro")
+    torch.testing.assert_close(totals.take()["val/macro_f1"], wanted)
 
 
 def test_firing_rate() -> None:

@@ -313,7 +313,7 @@ def test_a_dry_run_leaves_no_trace() -> None:
     made.layers["hidden1"].eval()
     data: Any = SimpleNamespace(inputs=(5,), outputs=3, target="labels")
     before = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
-    contracts.require_results(made, CEMembrane(), data, T)
+    contracts.require_results(made, CEMembrane(), None, {}, {}, data, T)
     assert (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()) == before
     for name in ("hidden1", "hidden2"):
         assert (made.layers[name].neuron.calls.item(), made.layers[name].neuron.counted) == (0, 0)

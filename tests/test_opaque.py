@@ -1,6 +1,5 @@
 """Networks that are plain modules: what they return, what they must forget, what is known of them."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from snnexp.training import contracts
 from snnexp.training.opaque import Opaque
 
 T, B = 6, 3
-DATA: Any = SimpleNamespace(inputs=(5,), outputs=2)
 
 
 class Plain(nn.Module):
@@ -75,7 +73,7 @@ class Inside(nn.Module):
 
 
 def network(module: nn.Module, constant: bool = True) -> Opaque:
-    found = contracts.as_network(module, DATA, T, constant)
+    found = contracts.as_network(module, (5,), 2, T, constant)
     assert isinstance(found, Opaque)
     return found
 

@@ -242,6 +242,26 @@ class TestSweeps:
             expected = record(only_run(alone))["metrics"]
             assert of_point(sweep, *chosen)["metrics"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
+    def test_a_statistic_with_all_that_reads_it(self, tmp_path: Path) -> None:
+        """A loss, its own decoder, a measure and a penalty: in a stack, and as one of its members alone."""
+        late = ("loss=late_entropy", "measure=[least_recall,macro_f1]", "regularizer=late_silence")
+        numbers = ("loss.scale=0.5", "regularizer.late_silence.weight=0.1")
+        grid = ("loss.scale=0.5,1", "regularizer.late_silence.weight=0,0.1")
+        printed = snnexp(*SHORT, *late, "-m", "hydra/launcher=stacked", *grid, cwd=tmp_path).stdout
+        assert printed.count("stack of 4") == 4
+        sweep = only(tmp_path, "outputs/sweeps/adaptive/*/sweep.json").parent
+        alone = tmp_path / "alone"
+        alone.mkdir()
+        shown = snnexp(*SHORT, *late, *numbers, cwd=alone).stdout
+        assert "test/accuracy (late_votes)" in shown
+        measured = record(only_run(alone))["metrics"]
+        assert {"test/least_recall", "test/macro_f1", "test/penalty/late_silence"} <= measured.keys()
+        assert of_point(sweep, *numbers)["metrics"] == pytest.approx(measured, rel=1e-5, abs=1e-5)
+        evaluated = json.loads(snnexp("eval", str(only_run(alone)), "--json", cwd=alone).stdout)
+        assert evaluated == {name: measured[name] for name in evaluated}
+        snnexp("report", str(sweep), "--metric", "test/least_recall", cwd=tmp_path)
+        assert "best first (higher is better)" in (sweep / "report.html").read_text()
+
     def test_a_search(self, tmp_path: Path) -> None:
         search = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "neuron.rho=interval(0.8,0.99)")
         printed = snnexp(*RUN, "trainer.max_epochs=2", *search, "hydra.launcher.workers=1", cwd=tmp_path).stdout

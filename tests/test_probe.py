@@ -65,7 +65,7 @@ class TestSnapshot:
         readout = traces["readout"]
         np.testing.assert_allclose(found["membrane"], readout.membrane[:, 0].detach(), rtol=1e-4, atol=1e-6)
         assert np.array_equal(found["label"], y)
-        hits, count = metrics.accuracy(metrics.decode(readout, parts.decoder), y)
+        hits, count = metrics.accuracy(parts.decoder(readout), y)
         correct = (hits / count).item()
         assert (found["predicted"] == found["label"]).mean() == pytest.approx(correct)
         assert np.array_equal(found["images"], x)

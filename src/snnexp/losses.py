@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snnexp.neurons.statistics import Reads, names
 from snnexp.spec.annotations import Fraction, Stackable
 from snnexp.spec.checked import check_fields
 
@@ -68,10 +69,13 @@ class Loss:
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     """What it can be compared with: ``labels``, a ``trace``, or both."""
-    reads: ClassVar[str] = "membrane"
-    """What it needs of a readout: each step's ``membrane``, the ``spike_count``, or the ``max_membrane``."""
+    reads: ClassVar[Reads] = "membrane"
+    """The statistics that it needs of a readout, such as ``membrane`` or ``spike_count``: one, or several.
+
+    See :mod:`snnexp.neurons.statistics`."""
     decoder: ClassVar[str] = "spike_count"
-    """How a class is read off a readout that fires: the name of a function in ``metrics``."""
+    """The choice of ``decoder`` that goes with it where none is typed; of a readout that never fires, ``max_membrane``
+    takes the place of one that reads spikes."""
     stackable: ClassVar[bool] = False
     """Whether members of a stack may share it: :meth:`compare` can be mapped over them by ``torch.func.vmap``.
 
@@ -95,12 +99,21 @@ class Loss:
         """The loss with numbers that are handed over: it reads none of its own, so that members of a stack share it."""
         raise NotImplementedError
 
+    def compared(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What measures of a difference compare: the first statistic that it ``reads``, and the target.
+
+        A statistic without time is compared with the last step of a target ``[T, B, K]``.
+        """
+        output: Tensor = getattr(trace, names(self.reads)[0])
+        return output, target[-1] if target.ndim > output.ndim else target
+
 
 @dataclass(frozen=True)
 class CEMembrane(Loss):
-    """See :func:`ce_membrane`."""
+    """See :func:`ce_membrane`. The sum of log probabilities is highest for the class of the highest summed membrane."""
 
     stackable = True
+    decoder = "sum_membrane"
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         return ce_membrane(trace.membrane, target)
@@ -128,9 +141,10 @@ class MSECount(Loss):
 
 @dataclass(frozen=True)
 class MSEMembrane(Loss):
-    """See :func:`mse_membrane`."""
+    """See :func:`mse_membrane`. The target of the class with the highest mean membrane has the smallest error."""
 
     stackable = True
+    decoder = "mean_membrane"
     targets = ("labels", "trace")
     on_target: Stackable[float] = 1.05
     off_target: Stackable[float] = 0.2
@@ -151,7 +165,7 @@ class NLLMaxVoltage(Loss):
 
     stackable = True
     reads = "max_membrane"
-    decoder = "max_voltage"
+    decoder = "max_membrane"
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         # one step that holds the maximum of all

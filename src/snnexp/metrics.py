@@ -1,54 +1,212 @@
-"""Decoders and measures: pure functions of traces and targets.
+"""Measures: how well a readout meets its targets, summed up over batches, processes and members of a stack.
 
-Shapes: spikes and membrane ``[T, B, *N]``, labels and predictions ``[B]``. A measure returns a sum and how many values
-it is the sum of, so that batches and processes that are not of one size can be added up; :class:`Means` does.
+Shapes: spikes and membrane ``[T, B, *N]``, labels and predictions ``[B]``. A measure turns a batch into a state, a
+tuple of tensors; states are merged, and the value is computed of the last one. That of a mean is a sum and the count of
+its values, so that batches and processes that are not of one size can be added up; :class:`Totals` does.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import vmap
 
+from snnexp.neurons.statistics import Reads
+from snnexp.spec.checked import check_fields
+
+State = tuple[Tensor, ...]
+"""What a measure has added up: tensors of any shapes; of a stack, with the member axis first."""
 Sum = tuple[Tensor, Tensor]
 """A sum, and the count of its values, an integer; scalar tensors, or one value per member of a stack."""
 
 
-class Means:
-    """Means over the batches of a split, of all processes.
+@dataclass(frozen=True)
+class Measure:
+    """How well a readout meets its targets; abstract. A mean states :meth:`update` alone.
 
-    Sums are float64 where the device has it: in float32, those of many equal batches drift by more than 1e-6.
+    A readout has the statistics that the measure ``reads`` of its trace, ``num_steps``, and of a decoder ``predicted``
+    (``[B]``), ``scores`` (``[B, K]``) and ``undecided`` (``[B]``).
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+    reads: ClassVar[Reads] = ()
+    """The statistics that it needs beside what a decoder reads, see :mod:`snnexp.neurons.statistics`."""
+    targets: ClassVar[tuple[str, ...]] = ("labels", "step_labels")
+    """The kinds of target that it is defined for."""
+    higher_is_better: ClassVar[bool | None] = None
+    """Which of two values is the better one; None where neither is."""
+    stackable: ClassVar[bool] = False
+    """Whether members of a stack may share it: its methods can be mapped over them by ``torch.func.vmap``.
 
-    def add(self, values: Mapping[str, Sum]) -> None:
-        """Add the sums and counts of a batch, by name."""
-        for name, (value, count) in values.items():
-            total = value if value.device.type == "mps" else value.double()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-            self._counts[name] = self._counts[name] + count if name in self._counts else count
+    Not inherited: a class says it of what it computes itself."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        """The state of a batch."""
+        raise NotImplementedError
+
+    def merge(self, state: State, other: State) -> State:
+        """The state of two parts of a split; by default the sum of both."""
+        return tuple(one + more for one, more in zip(state, other, strict=True))
+
+    def compute(self, state: State) -> Tensor:
+        """The value, a scalar; NaN where nothing was counted."""
+        total, count = state
+        return total / count
+
+
+class Totals:
+    """What measures have added up over the batches of a split, of all processes.
+
+    Sums are float64 where the device has it: in float32, those of many equal batches drift by more than 1e-6.
+
+    Args:
+        measures: by the name behind the split; what has no measure of its own is a mean.
+        stacked: whether states are those of members of a stack.
+    """
+
+    def __init__(self, measures: Mapping[str, Measure], stacked: bool = False) -> None:
+        self._measures, self._stacked = measures, stacked
+        self._states: dict[str, State] = {}
+
+    def add(self, states: Mapping[str, State]) -> None:
+        """Merge the states of a batch, by name."""
+        for name, state in states.items():
+            wide = tuple(map(_wide, state))
+            self._states[name] = self._merge(name, self._states[name], wide) if name in self._states else wide
 
     def clear(self) -> None:
         """Begin anew."""
-        self._sums, self._counts = {}, {}
+        self._states = {}
 
-    def take(self, reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Tensor]:
-        """The means so far, by name; then begin anew. NaN where nothing was counted.
+    def take(
+        self,
+        reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor.unsqueeze(0),
+    ) -> dict[str, Tensor]:
+        """The values so far, by name; then begin anew. NaN where nothing was counted.
 
         Args:
             reduce: adds a tensor up over all processes, which must have the same names.
+            gather: stacks a tensor of all processes.
         """
-        sums, counts = self._sums, self._counts
+        states = self._states
         self.clear()
-        if not sums:
-            return {}
-        totals, numbers = (reduce(torch.stack([*parts.values()])) for parts in (sums, counts))
-        means = (totals / numbers).to(torch.get_default_dtype())
-        return dict(zip(sums, means.unbind(0), strict=True))
+        added = [name for name in states if type(self.measure(name)).merge is Measure.merge]
+        whole = dict(zip(added, _reduced([states[name] for name in added], reduce), strict=True))
+        for name in states.keys() - whole.keys():
+            first, *others = zip(*map(gather, states[name]), strict=True)
+            for other in others:
+                first = self._merge(name, first, other)
+            whole[name] = first
+        return {name: self.compute(name, whole[name]).to(torch.get_default_dtype()) for name in states}
+
+    def compute(self, name: str, state: State) -> Tensor:
+        """The value of a state."""
+        compute = self.measure(name).compute
+        return vmap(compute)(state) if self._stacked else compute(state)
+
+    def measure(self, name: str) -> Measure:
+        """What a name is the value of."""
+        return self._measures.get(name.partition("/")[2], MEAN)
+
+    def _merge(self, name: str, state: State, other: State) -> State:
+        merge = self.measure(name).merge
+        return vmap(merge)(state, other) if self._stacked else merge(state, other)
+
+
+MEAN = Measure()
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() and value.device.type != "mps" else value
+
+
+def _reduced(states: list[State], reduce: Callable[[Tensor], Tensor]) -> list[State]:
+    """States added up over all processes, by one message for each dtype."""
+    tensors = [tensor for state in states for tensor in state]
+    found: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        own = {index: tensor for index, tensor in enumerate(tensors) if tensor.dtype == dtype}
+        total = reduce(torch.cat([tensor.flatten() for tensor in own.values()]))
+        parts = torch.split(total, [tensor.numel() for tensor in own.values()])
+        found |= {index: part.view_as(own[index]) for index, part in zip(own, parts, strict=True)}
+    left = iter(found[index] for index in range(len(tensors)))
+    return [tuple(next(left) for _ in state) for state in states]
+
+
+@dataclass(frozen=True)
+class Accuracy(Measure):
+    """The fraction of labels that were met."""
+
+    stackable = True
+    higher_is_better = True
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        return accuracy(readout.predicted, target)
+
+
+@dataclass(frozen=True)
+class Undecided(Measure):
+    """The fraction of samples whose class a tie decides: several share the highest score."""
+
+    stackable = True
+    higher_is_better = False
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        return counted(readout.undecided.float().sum(), readout.undecided.numel())
+
+
+@dataclass(frozen=True)
+class MacroF1(Measure):
+    """Macro-averaged F1 score: the mean over classes of 2 TP / (2 TP + FP + FN).
+
+    Over the classes that occur as a label or as a prediction, as scikit-learn and torchmetrics average it: of others
+    there is nothing to be right or wrong about. NaN where there are no samples.
+    """
+
+    stackable = True
+    higher_is_better = True
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        """How often each class was met, and how often it was a label or a prediction, ``[K]`` each."""
+        classes = readout.scores.shape[-1]
+        predicted, labels = (F.one_hot(found.flatten(), classes) for found in (readout.predicted, target))
+        return (predicted * labels).sum(0), (predicted + labels).sum(0)
+
+    def compute(self, state: State) -> Tensor:
+        met, occurred = state
+        # 2 TP + FP + FN is the sum of both counts
+        scores = 2 * met / occurred.clamp(min=1)
+        return scores.sum() / (occurred > 0).sum()
+
+
+@dataclass(frozen=True)
+class L1(Measure):
+    """The mean absolute difference between what the loss compared and its target."""
+
+    stackable = True
+    targets = ("trace", "values")
+    higher_is_better = False
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        return l1(*readout.compared(target))
+
+
+@dataclass(frozen=True)
+class RelativeError(Measure):
+    """The mean of that difference relative to the target, see :func:`relative_error`."""
+
+    stackable = True
+    targets = ("trace", "values")
+    higher_is_better = False
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        return relative_error(*readout.compared(target))
 
 
 def counted(total: Tensor, count: int | Tensor) -> Sum:
@@ -56,50 +214,26 @@ def counted(total: Tensor, count: int | Tensor) -> Sum:
     return total, torch.as_tensor(count, device=total.device).expand(total.shape)
 
 
-def spike_count(spikes: Tensor) -> Tensor:
-    """The class ``[B]`` that fired most, argmax_k sum_t S; a tie goes to the lower index."""
-    return spikes.sum(0).argmax(-1)
-
-
-def max_voltage(membrane: Tensor) -> Tensor:
-    """The class ``[B]`` whose membrane rose highest, argmax_k max_t U."""
-    return membrane.amax(0).argmax(-1)
-
-
-def decode(trace: Any, decoder: str) -> Tensor:
-    """The class ``[B]`` that a readout's trace means, by :func:`spike_count` or :func:`max_voltage`."""
-    # one step that holds the sum, or the maximum, of all
-    if decoder == "spike_count":
-        return spike_count(trace.spike_count.unsqueeze(0))
-    return max_voltage(trace.max_membrane.unsqueeze(0))
-
-
-def undecided(trace: Any, decoder: str) -> Sum:
-    """Mean over samples: 1 where several classes share the highest count or membrane, else 0."""
-    scores = trace.spike_count if decoder == "spike_count" else trace.max_membrane
-    ties = (scores == scores.amax(-1, keepdim=True)).sum(-1) > 1
-    return counted(ties.float().sum(), len(ties))
-
-
 def accuracy(predicted: Tensor, target: Tensor) -> Sum:
     """Mean over samples: 1 where the label was met, else 0."""
-    return counted((predicted == target).float().sum(), len(target))
+    return counted((predicted == target).float().sum(), target.numel())
 
 
-def l1(membrane: Tensor, target: Tensor) -> Sum:
+def l1(output: Tensor, target: Tensor) -> Sum:
     """Mean |U - y|, in the unit of the target."""
-    error = (membrane - target).abs()
+    error = (output - target).abs()
     return counted(error.sum(), error.numel())
 
 
-def relative_error(membrane: Tensor, target: Tensor) -> Sum:
-    """Mean over t >= 1 of ||U - y|| / ||y||, with the norm over the last axis.
+def relative_error(output: Tensor, target: Tensor) -> Sum:
+    """Mean of ||U - y|| / ||y||, with the norm over the last axis; of sequences ``[T, B, K]`` over t >= 1.
 
     At t = 0 the target may be zero; a later point whose target is zero has no relative error and is left out. Where no
     point has one, the mean is NaN, and null in the records.
     """
-    error: Tensor = torch.linalg.vector_norm(membrane - target, dim=-1)[1:]
-    size: Tensor = torch.linalg.vector_norm(target, dim=-1)[1:]
+    first = 1 if output.ndim > 2 else 0
+    error: Tensor = torch.linalg.vector_norm(output - target, dim=-1)[first:]
+    size: Tensor = torch.linalg.vector_norm(target, dim=-1).expand(output.shape[:-1])[first:]
     defined = size > 0
     return counted(torch.where(defined, error / torch.where(defined, size, 1), 0).sum(), defined.sum())
 

@@ -83,8 +83,14 @@ def _brief(value: Any) -> str:
     return f"{str(value.get('_target_', '')).rpartition('.')[2]}({inner})"
 
 
-def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -> Group:
-    """The measures, with the published figure beside those that have one; below, a row for each layer."""
+def result_table(metrics: Mapping[str, float], published: Mapping[str, float], decoder: str = "") -> Group:
+    """The measures, with the published figure beside those that have one; below, a row for each layer.
+
+    Args:
+        metrics: of a run.
+        published: figures by measure.
+        decoder: in a word, how a class is read off the readout; it stands beside the accuracy.
+    """
     layers: dict[str, dict[str, float]] = {}
     table = Table(box=None, pad_edge=False)
     table.add_column("measure")
@@ -100,7 +106,8 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float]) -
             layers.setdefault(layer, {})[measure] = value
             continue
         figure = published.get(name)
-        table.add_row(name, number(value), *([("" if figure is None else number(figure))] if published else []))
+        label = f"{name} ({decoder})" if measure == "accuracy" and decoder else name
+        table.add_row(label, number(value), *([("" if figure is None else number(figure))] if published else []))
     return Group(table, *([_layer_table(layers)] if layers else []), *notes)
 
 

@@ -1,5 +1,6 @@
 """How values and texts are shown to a person."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -8,6 +9,11 @@ def shown(value: object) -> str:
     words = {None: "null", True: "true", False: "false"}
     text = line(words[value] if value is None or isinstance(value, bool) else str(value) or "''")
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def snake(name: str) -> str:
+    """The name of a class as that of a choice: ``MaxMembrane`` is ``max_membrane``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def number(value: float) -> str:

@@ -192,6 +192,8 @@ def _eval(arguments: list[str]) -> int:
     import json
 
     asked = _of_a_run("eval", arguments)
+    from snnexp.config import decoding
+    from snnexp.record.run import Run
     from snnexp.terminal import console, result_table
     from snnexp.training.evaluate import evaluate
 
@@ -199,7 +201,8 @@ def _eval(arguments: list[str]) -> int:
     if asked.json:
         print(json.dumps(measured, indent=2))
     else:
-        console().print(result_table(measured, {}))
+        decoder = decoding.word(asked.cfg, Run.open(asked.run).read().get("decoder"))
+        console().print(result_table(measured, {}, decoder))
     return 0
 
 
@@ -271,6 +274,7 @@ def _of_a_run(verb: str, arguments: list[str]) -> Any:
         changed = config.change_evaluation(saved, asked.override)
     if any(word.startswith("trainer.threads=") for word in asked.override):
         threads.require(changed)
+    asked.cfg = changed
     return asked
 
 

@@ -68,8 +68,11 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
             return 0, None
     if any(flag in SHOW for flag in flags):
         # what no config may do is refused before Hydra composes it again
-        config.composed(overrides, folders)
-        _show(flags, overrides, folders)
+        _, node = config.composed(overrides, folders)
+        decoder = node["runtime"]["choices"].get("decoder")
+        # which was chosen by the loss, if it was not typed
+        chosen = [f"decoder={decoder}"] if decoder and not any(key_of(word) == "decoder" for word in overrides) else []
+        _show(flags, [*overrides, *chosen], folders)
     elif any(flag in SWEEP for flag in flags):
         return _sweep(overrides, folders)
     else:
@@ -163,6 +166,10 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     if sweep := choices.get("sweep"):
         refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
     refusals.tell()
+    if note := config.note(cfg):
+        from snnexp import terminal
+
+        terminal.tell(note)
     # torchrun and srun start several processes with this command
     is_first = not (launchers.is_shared(checked["trainer"]) and launchers.rank())
     if sys.stdout.isatty() and is_first:

@@ -11,6 +11,7 @@ from snnexp.config.compose import (
     downloads,
     require_taken,
 )
+from snnexp.config.decoding import note
 from snnexp.config.described import described
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
 from snnexp.config.made import remembering
@@ -73,6 +74,7 @@ __all__ = [
     "instantiate",
     "load",
     "make_network",
+    "note",
     "offline",
     "overridden",
     "params",

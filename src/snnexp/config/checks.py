@@ -8,17 +8,23 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import keys, security, targets, user_parts
-from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, resolving
+from snnexp.config import decoding, keys, security, targets, user_parts
+from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
-from snnexp.spec import checked, parts, rules, values
+from snnexp.spec import checked, parts, places, rules, values
 from snnexp.spec.places import NEURON, PLACES, SYNAPSE, Place
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.spec.rules import Facts
 from snnexp.spec.source import UnreadableError
 from snnexp.text import closest, listed, shown
+
+TAKEN = (
+    *("loss", "epoch_loss", "penalty", "accuracy", "undecided", "l1", "relative_error", "seed_mean_loss"),
+    *("firing_rate", "dead", "saturated", "synops"),
+)
+"""Names of values that runs measure by themselves."""
 
 
 def check(cfg: DictConfig, together: bool = True) -> DictConfig:
@@ -32,14 +38,14 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
         ConfigError: values cannot work; one sentence for each key.
     """
     with in_one_line(), explained(), resolving():
-        if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
+        if missing := [key for key in (*KEYS, *NODES) if key not in cfg and key not in OPTIONAL]:
             hints = {key: f", {listed(choices(key))}" for key in NODES}
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
         # a recipe may be older than the places of parts
         plain = upgrade.with_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-        return OmegaConf.create(_checked(plain, written, together))
+        return OmegaConf.create(_checked(decoding.completed(plain), written, together))
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
@@ -49,12 +55,19 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
             refusals.add(f"{key}: its files set other keys, and must begin with the line # @package _global_")
         elif key not in (*KEYS, *NODES):
             refusals.add(f"{shown(key)}: unknown key, {closest(str(key), (*KEYS, *GROUPS))}")
+        elif key == "decoder" and value in (None, decoding.AUTO, decoding.EARLIER):
+            # none, or one that is decided when the parts are made
+            continue
         elif key in NODES and not isinstance(value, dict):
             hint = "must be a mapping, as a file of this group holds it" if isinstance(value, list) else None
             refusals.add(f"{key}: got {shown(value)}, {hint or listed(choices(key))}")
         else:
-            with refusals.collected():
-                targets.require_targets(value, key, key if key in PLACES else None)
+            named = {f"{key}.{name}": node for name, node in value.items()} if _holds_many(key) else {key: value}
+            for path, node in named.items():
+                with refusals.collected():
+                    if _holds_many(key):
+                        _require_name(path)
+                    targets.require_targets(node, path, key if key in PLACES else None)
     for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
             refusals.add(f"logger.{shown(key)}: unknown key, {closest(str(key), LOGGER)}")
@@ -67,20 +80,34 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
             with refusals.collected():
                 own = {key: value for key, value in node.items() if not refusals.about(f"{prefix}{key}")}
                 checked.check(about, own, prefix)
-    nodes = {key: value for key, value in plain.items() if key in PLACES and _is_part(value, key, refusals)}
-    specs = {key: parts.of(node["_target_"]) for key, node in nodes.items()}
-    for key, node in nodes.items():
-        _check_values(node, key, specs[key], refusals)
+    found = [(path, place, node) for path, place, node in places.nodes(plain) if _is_part(node, path, refusals)]
+    nodes = {path: node for path, _, node in found}
+    specs = {path: parts.of(node["_target_"]) for path, node in nodes.items()}
+    for path, node in nodes.items():
+        _check_values(node, path, specs[path], refusals)
     if together:
-        for key, node in nodes.items():
-            _check_arguments(node, key, specs[key], *_given(specs[key], PLACES[key]), refusals)
-        _check_pairs(nodes, specs, refusals)
+        for path, place, node in found:
+            _check_arguments(node, path, specs[path], *_given(specs[path], PLACES[place]), refusals)
+        _check_pairs(plain, nodes, specs, refusals)
     for key in [*refusals.sentences]:
         # what is only read from a key that is refused itself is told once
         if any(origin in refusals.sentences for origin in _origins(key, written)):
             del refusals.sentences[key]
     refusals.tell()
     return at_home(plain)
+
+
+def _holds_many(key: str) -> bool:
+    return key in PLACES and PLACES[key].many
+
+
+def _require_name(path: str) -> None:
+    """Refuse a name that cannot be that of a measured value, or that another value has."""
+    place, _, name = path.partition(".")
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise ConfigError(f"{place}.{shown(name)}: a name must be of letters, digits and _, the first a letter")
+    if place == "measure" and name in TAKEN:
+        raise ConfigError(f"{path}: every run has this measure; use another name")
 
 
 def at_home(plain: dict[str, Any]) -> dict[str, Any]:
@@ -208,8 +235,11 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
         raise
 
 
-def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: Refusals) -> None:
+def _check_pairs(
+    plain: Mapping[str, Any], nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: Refusals
+) -> None:
     """Hold parts against each other, as far as their sources tell."""
+    plain_decoder = MISSING if plain["decoder"] is not None else None
     facts = {key: Facts(spec) for key, spec in specs.items()}
     data, loss, encoder, readout = (facts.get(key) for key in ("data", "loss", "encoder", "readout"))
     if data and loss:
@@ -221,6 +251,14 @@ def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: 
     if loss and readout:
         with refusals.collected():
             rules.require_spikes(loss, readout)
+    if data and readout and (decoder := facts.get("decoder", plain_decoder)) is not MISSING:
+        with refusals.collected():
+            rules.require_decoder(decoder, readout, data)
+    for path, measure in facts.items() if data else ():
+        place, _, name = path.partition(".")
+        if place == "measure":
+            with refusals.collected():
+                rules.require_measure(name, measure, data)
     if data and not refusals.about("data") and not refusals.about("trainer"):
         devices = nodes["trainer"].get("devices", 1) if "trainer" in nodes else 1
         with refusals.collected(), located("data"):

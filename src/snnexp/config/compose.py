@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp.config import files, security, user_parts
+from snnexp.config import decoding, files, security, user_parts
 from snnexp.config.checks import check
 from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
 from snnexp.config.made import remembering
@@ -130,11 +130,7 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
     with in_one_line(), explained(overrides, folders), hydra_reading(folders):
         for override in overrides:
             files.require_own_resolvers(override, override.partition("=")[0])
-        files.Files.visits = 0
-        try:
-            cfg = hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
-        finally:
-            files.Files.visits = None
+        cfg = decoding.decided(overrides, _by_hydra, folders)
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
         is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
@@ -151,6 +147,15 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
                 require_global(f"{group}/{choice}", folders)
     return cfg, node
+
+
+def _by_hydra(overrides: Sequence[str]) -> DictConfig:
+    """A config with Hydra's own node, as Hydra composes it."""
+    files.Files.visits = 0
+    try:
+        return hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
+    finally:
+        files.Files.visits = None
 
 
 def downloads(cfg: DictConfig) -> bool:
@@ -204,7 +209,8 @@ class Composer:
         with explained(overrides):
             parsed = self._parser.parse_overrides(overrides)
         keys = [str(override.key_or_group) for override in parsed]
-        values = [override for override in parsed if is_alone(override, keys)]
+        # a part decides which decoder goes with it
+        values = [each for each in parsed if is_alone(each, keys) and not str(each.key_or_group).endswith("_target_")]
         choices = tuple(str(override.input_line) for override in parsed if override not in values)
         if choices not in self._composed:
             self._composed[choices] = composed(choices, self.folders)

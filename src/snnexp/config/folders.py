@@ -26,6 +26,9 @@ GROUPS = (
     "readout",
     "surrogate",
     "loss",
+    "decoder",
+    "regularizer",
+    "measure",
     "optimizer",
     "trainer",
     "logger",
@@ -35,6 +38,8 @@ GROUPS = (
 )
 NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
 """The groups that become a node of the config, and those whose choices only set keys of others."""
+OPTIONAL = ("decoder", "regularizer", "measure")
+"""Nodes that a config may lack: one of an earlier version, or of a folder of configs of one's own."""
 LOGGER = tuple(keys.Logger.__annotations__)
 KEYS = tuple(keys.Run.__annotations__)
 

@@ -151,7 +151,8 @@ def replacing(overrides: Sequence[str]) -> list[str]:
     That of a group stays, for an empty group would be a choice.
     """
     words: list[str] = []
-    for text in overrides:
+    # which Hydra takes in a file alone
+    for text in ("decoder=none" if word == "decoder=null" else word for word in overrides):
         override = OverridesParser.create().parse_override(text) if "_target_" in text else None
         if override is not None and is_part(override) and (empty := f"{override.key_or_group}=null") not in words[-1:]:
             words.append(empty)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import files
+from snnexp.config import decoding, files
 from snnexp.config.checks import at_home, check
 from snnexp.config.folders import GROUPS, NODES, resolving
 from snnexp.config.keys import domain_in
@@ -45,6 +45,10 @@ def overridden(cfg: DictConfig) -> list[str]:
     with resolving():
         followed = at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
     changes += [change for change in _changes(followed, now) if change[0] != "~"]
+    kept = decoding.kept(now) if any(key in decoding.DECISIVE for _, key, _ in changes) else []
+    if not any(key_of(word).partition(".")[0] == "decoder" for word in typed):
+        # a loss that was changed later would bring its own
+        typed = [*typed, *kept]
     words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={written(value)}" for sign, key, value in changes}
     return [*(word for word in typed if key_of(word) not in words), *words.values()]
 
@@ -170,7 +174,10 @@ def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] 
         f"{name}.{key}={written(value)}"
         for key, value in values.items()
         for name in NODES
-        if key in cfg[name] and cfg[name][key] == cfg[key] and f"{name}.{key}" not in given
+        if isinstance(cfg[name], DictConfig)
+        and key in cfg[name]
+        and cfg[name][key] == cfg[key]
+        and f"{name}.{key}" not in given
     ]
     changed = change(cfg, overrides)
     return change(changed, more)

@@ -32,13 +32,16 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
 
     Args:
         node: a resolved node.
-        path: where it stands.
+        path: where it stands; in its place itself, or below it where the place holds many by name.
         place: what is built from it, a key of :data:`~snnexp.spec.places.PLACES`; "" for any, None for nothing at all.
     """
     if isinstance(node, list):
         for index, value in enumerate(node):
             require_targets(value, f"{path}.{index}", place if place == "" else None)
+    is_named = place in PLACES and PLACES[place].many and path.rpartition(".")[0] == place
     if not isinstance(node, Mapping):
+        if is_named:
+            raise ConfigError(f"{path}: got {shown(node)}, must be a mapping with _target_")
         return
     for key in node:
         if not isinstance(key, str):
@@ -46,7 +49,7 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
         if key.startswith("_") and key != "_target_":
             raise ConfigError(f"{path}.{shown(key)}: unknown key, of those with an underscore only _target_")
     spec = None
-    if "_target_" in node or place == path:
+    if "_target_" in node or place == path or is_named:
         name = _text(node.get("_target_"), path)
         require_target(name, path, place)
         spec = parts.of(name)

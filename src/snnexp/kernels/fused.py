@@ -3,7 +3,6 @@
 All work on neurons as one flat axis, ``[.., B, n]``, and write into memory that they are given.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from snnexp.neurons import Neuron, Reduced, RLeaky, Trace, is_plain
+from snnexp.neurons import STATISTICS, Neuron, Reduced, RLeaky, Trace, is_plain
 from snnexp.surrogates import Surrogate
 
 CHUNK_BYTES = 1 << 19
@@ -35,11 +34,18 @@ class DeferredTrace(Trace):
     Args:
         num_steps: T.
         before: the state before the first step.
-        scan: computes the trace, or called with True what is left of it without single steps.
+        scan: computes the trace, or called with names of statistics a :class:`Reduced` of these.
     """
 
-    def __init__(self, num_steps: int, before: tuple[Tensor, ...], scan: Callable[[bool], Trace | Reduced]) -> None:
+    def __init__(
+        self,
+        num_steps: int,
+        before: tuple[Tensor, ...],
+        scan: Callable[[Sequence[str] | None], Trace | Reduced],
+    ) -> None:
         self._num_steps, self._before, self._scan = num_steps, before, scan
+        self._left: dict[str, Reduced] = {}
+        """What was computed without single steps, by the statistic that it holds."""
         self._with_gradient = torch.is_grad_enabled()
 
     def __repr__(self) -> str:
@@ -51,19 +57,23 @@ class DeferredTrace(Trace):
     def num_steps(self) -> int:
         return self._num_steps
 
+    @property
+    def samples(self) -> int:
+        return len(self._before[0])
+
     @cached_property
     def _trace(self) -> Trace:
         with torch.set_grad_enabled(self._with_gradient):
-            return self._scan(False)  # type: ignore[return-value]
+            return self._scan(None)  # type: ignore[return-value]
 
-    @cached_property
-    def _without_trace(self) -> Trace | Reduced:
-        with torch.no_grad():
-            return self._scan(True)
-
-    @property
-    def _sums(self) -> Trace | Reduced:
-        return self._trace if torch.is_grad_enabled() else self._without_trace
+    def _with(self, name: str) -> Trace | Reduced:
+        """What has a statistic: the trace where gradients are recorded, or where it was computed before."""
+        if torch.is_grad_enabled() or "_trace" in vars(self):
+            return self._trace
+        if name not in self._left:
+            with torch.no_grad():
+                self._left[name] = self._scan((name,))  # type: ignore[assignment]
+        return self._left[name]
 
     @property
     def spikes(self) -> Tensor:
@@ -75,19 +85,13 @@ class DeferredTrace(Trace):
 
     @property
     def state(self) -> Any:
-        return self._sums.state
+        return self._with(next(iter(self._left), "spike_count")).state
 
-    @property
-    def spike_count(self) -> Tensor:
-        return self._sums.spike_count
-
-    @property
-    def last_spikes(self) -> Tensor:
-        return self._sums.last_spikes
-
-    @property
-    def max_membrane(self) -> Tensor:
-        return self._sums.max_membrane
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in STATISTICS or STATISTICS[name].whole:
+            raise AttributeError(f"a trace has no {name}")
+        found: Tensor = getattr(self._with(name), name)
+        return found
 
 
 Gradients = tuple[Tensor, Tensor | None]
@@ -370,15 +374,28 @@ def feedback_of(neuron: Neuron) -> tuple[Callable[..., Feedback] | None, Tensor 
 
 
 class Reduction:
-    """Sums and maxima over time of a layer whose single steps nobody reads."""
+    """The streaming forms of statistics, of a layer whose single steps nobody reads.
 
-    def __init__(self, step: Tensor) -> None:
-        self.count = torch.zeros_like(step)
-        self.peak = torch.full_like(step, -math.inf)
+    Args:
+        names: of the statistics.
+        step: a tensor like one step, ``[B, n]``.
+        num_steps: T.
+    """
+
+    def __init__(self, names: Sequence[str], step: Tensor, num_steps: int) -> None:
+        self.num_steps, self.t = num_steps, 0
+        self.silent = torch.zeros_like(step)
+        self.states = {name: STATISTICS[name].start(step, num_steps) for name in names}
 
     def update(self, spikes: Chunk | None, membrane: Chunk) -> None:
-        """Take in a chunk."""
-        for S in spikes.steps if spikes is not None else ():
-            self.count.add_(S)
-        for U in membrane.steps:
-            torch.maximum(self.peak, U, out=self.peak)
+        """Take in a chunk; a layer that never fires has no spikes."""
+        fired = [self.silent] * len(membrane.steps) if spikes is None else spikes.steps
+        for S, U in zip(fired, membrane.steps, strict=True):
+            for name, state in self.states.items():
+                self.states[name] = STATISTICS[name].update(state, self.t, S, U)
+            self.t += 1
+
+    def values(self, neuron: Neuron) -> dict[str, Tensor]:
+        """The statistics after the last step, by name, with the axes of the neuron."""
+        finished = ((name, STATISTICS[name].finish(state, self.num_steps)) for name, state in self.states.items())
+        return {name: maps(neuron, value) for name, value in finished}

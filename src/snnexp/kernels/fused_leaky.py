@@ -12,7 +12,7 @@ that follows from it:
 Only the membrane is kept for the backward pass; spikes are computed from it again, chunk by chunk, in the cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -88,7 +88,7 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: bool = False,
+    reduced: Sequence[str] | None = None,
 ) -> tuple[Trace | Reduced, Tensor | None]:
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     dense = dense_behind(neuron, synapse)
@@ -107,8 +107,8 @@ def scan(
         *map(wide, (weight, bias, *behind)),
     )
     trace: Any
-    if reduced and not torch.is_grad_enabled() and (synapse is None or dense is not None):
-        return _sums(neuron, rule, inputs)
+    if reduced is not None and not torch.is_grad_enabled() and (synapse is None or dense is not None):
+        return _sums(neuron, rule, inputs, reduced)
     if dense is not None and streams(rule, inputs):
         after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
         trace = DeferredTrace(num_steps, state, partial(_read, neuron, rule, inputs))
@@ -116,14 +116,14 @@ def scan(
         trace, after = _trace(neuron, rule, inputs)
         if synapse is not None and dense is None:
             after = over_samples(synapse, trace.spikes)
-    return trace.reduced() if reduced else trace, after
+    return trace if reduced is None else trace.reduced(reduced), after
 
 
-def _sums(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs) -> tuple[Reduced, Tensor | None]:
-    reduction = Reduction(inputs.membrane)
+def _sums(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str]) -> tuple[Reduced, Tensor | None]:
+    reduction = Reduction(names, inputs.membrane, rule.num_steps)
     _, _, after, (U, S) = run(replace(rule, keep_membrane=False, keep_spikes=False), inputs, reduction)
-    count, fires, peak, U = (maps(neuron, x) for x in (reduction.count, S, reduction.peak, U))
-    return Reduced(rule.num_steps, count, fires, peak, _state(neuron, U, lambda: fires)), after
+    state = _state(neuron, maps(neuron, U), lambda: maps(neuron, S))
+    return Reduced(rule.num_steps, len(U), state, reduction.values(neuron)), after
 
 
 def _trace(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs) -> tuple[Trace, Tensor | None]:
@@ -139,11 +139,11 @@ def _trace(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs) -> tuple[Trace, T
     return Trace((lambda: fired(membrane)) if spikes is None else spikes, U, last), after
 
 
-def _read(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, reduced: bool) -> Trace | Reduced:
+def _read(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str] | None) -> Trace | Reduced:
     """What a layer that streamed has done, from the numbers that it had then."""
     inputs = inputs._replace(weight=None, bias=None)
-    if reduced:
-        return _sums(neuron, rule, inputs)[0]
+    if names is not None:
+        return _sums(neuron, rule, inputs, names)[0]
     return _trace(neuron, replace(rule, keep_spikes=True), inputs)[0]
 
 

@@ -13,6 +13,7 @@ The leaky integrator is the same without z. Only u is kept for the backward pass
 j[t] = (u[t] - v[t-1]) / a - (v_leak - v[t-1]).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,14 +94,14 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: bool = False,
+    reduced: Sequence[str] | None = None,
 ) -> tuple[Trace | Reduced, Tensor | None]:
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
     dense = None if lif is None else dense_behind(neuron, synapse)
     feedback = None if lif is None else lif.feedback_weight
     behind = (None, None) if dense is None else (dense.weight, dense.bias)
-    without_trace = reduced and not torch.is_grad_enabled() and (dense is not None or synapse is None)
+    without_trace = reduced is not None and not torch.is_grad_enabled() and (dense is not None or synapse is None)
     rule = Rule(
         num_steps,
         None if lif is None else surrogate_of(lif),
@@ -122,17 +123,18 @@ def scan(
         None if lif is None else row(lif, lif.v_th),
         *map(wide, (feedback, *behind)),
     )
+    trace: Any
     if without_trace:
-        reduction = Reduction(inputs.v)
-        _, z, after, last = run(rule, inputs, reduction)
-        count, fires, peak = (maps(neuron, x) for x in (reduction.count, last[0], reduction.peak))
-        trace: Any = Reduced(num_steps, count, fires, peak, _state(neuron, *last))
+        assert reduced is not None
+        reduction = Reduction(reduced, inputs.v, num_steps)
+        _, _, after, last = run(rule, inputs, reduction)
+        trace = Reduced(num_steps, len(inputs.v), _state(neuron, *last), reduction.values(neuron))
     else:
         u, z, after, i = _Scan.apply(rule, *inputs)
         trace = _trace(neuron, rule, inputs, u, z, i)
         if synapse is not None and dense is None:
             after = over_samples(synapse, trace.spikes)
-        trace = trace.reduced() if reduced else trace
+        trace = trace if reduced is None else trace.reduced(reduced)
     return trace, after
 
 

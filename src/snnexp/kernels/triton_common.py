@@ -24,6 +24,8 @@ from snnexp.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, Super
 
 MAX_RECURRENT = 128
 """Neurons of a layer whose linear feedback fits on the chip: 64 KiB of weights."""
+STREAMED = ("spike_count", "max_membrane", "last_spikes")
+"""The statistics that a kernel computes without a trace; others are computed from the trace."""
 
 
 def kernel_of(neuron: Neuron, device: torch.device, scans: Mapping[type[Neuron], Kernel]) -> Kernel | str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp.kernels.fused import flat, maps, row, wide
-from snnexp.kernels.triton_common import derivative, launch, surrogate_constants, tile, weight_gradient
+from snnexp.kernels.triton_common import STREAMED, derivative, launch, surrogate_constants, tile, weight_gradient
 from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trace, over_samples
 from snnexp.neurons.neuron import decay
 
@@ -150,7 +150,7 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: bool = False,
+    reduced: Sequence[str] | None = None,
 ) -> tuple[Any, Tensor | None]:
     """The Triton twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     recurrent = isinstance(neuron, RLeaky)
@@ -168,14 +168,15 @@ def scan(
     def state_of(U: Tensor, S: Tensor) -> Any:
         return RLeakyState(maps(neuron, U), maps(neuron, S)) if recurrent else LeakyState(maps(neuron, U))
 
-    if reduced and synapse is None and not torch.is_grad_enabled():
+    if reduced is not None and {*reduced} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
         _, _, sums, (U, S) = _run(settings, inputs, keep=False)
-        count, peak = (maps(neuron, x) for x in sums)
-        return Reduced(num_steps, count, maps(neuron, S), peak, state_of(U, S)), None
+        values = dict(zip(STREAMED, (maps(neuron, x) for x in (*sums, S)), strict=True))
+        kept = {name: values[name] for name in reduced}
+        return Reduced(num_steps, len(U), state_of(U, S), kept), None
     U, S = _Scan.apply(settings, *inputs)
     trace = Trace(maps(neuron, S), maps(neuron, U), state_of(U[-1], S[-1]))
     after = None if synapse is None else over_samples(synapse, trace.spikes)
-    return trace.reduced() if reduced else trace, after
+    return trace if reduced is None else trace.reduced(reduced), after
 
 
 def _run(settings: Any, inputs: Sequence[Any], keep: bool) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp.kernels.fused import flat, maps, row, wide
-from snnexp.kernels.triton_common import derivative, launch, surrogate_constants, tile, weight_gradient
+from snnexp.kernels.triton_common import STREAMED, derivative, launch, surrogate_constants, tile, weight_gradient
 from snnexp.neurons import (
     LeakyIntegrator,
     LeakyIntegratorState,
@@ -151,7 +151,7 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: bool = False,
+    reduced: Sequence[str] | None = None,
 ) -> tuple[Any, Tensor | None]:
     """The Triton twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
@@ -166,10 +166,11 @@ def scan(
         parts = [maps(neuron, part) for part in (z, v, i)]
         return LeakyIntegratorState(*parts[1:]) if lif is None else ParametrizedLIFState(*parts)
 
-    if reduced and synapse is None and not torch.is_grad_enabled():
+    if reduced is not None and {*reduced} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
         _, _, sums, last = _run(num_steps, inputs, keep=False)
-        count, peak = (maps(neuron, x) for x in sums)
-        return Reduced(num_steps, count, maps(neuron, last[0]), peak, state_of(*last)), None
+        values = dict(zip(STREAMED, (maps(neuron, x) for x in (*sums, last[0])), strict=True))
+        kept = {name: values[name] for name in reduced}
+        return Reduced(num_steps, len(v0), state_of(*last), kept), None
     u, z, i = _Scan.apply(num_steps, None if lif is None else lif.surrogate, *inputs)
     if lif is None:
         z = u.new_zeros(()).expand_as(u)
@@ -179,7 +180,7 @@ def scan(
         last = state_of(z[-1], (1 - fired) * u[-1] + fired * inputs[7], i)
     trace = Trace(maps(neuron, z), maps(neuron, u), last)
     after = None if synapse is None else over_samples(synapse, trace.spikes)
-    return trace.reduced() if reduced else trace, after
+    return trace if reduced is None else trace.reduced(reduced), after
 
 
 def _run(num_steps: int, inputs: Sequence[Any], keep: bool) -> Any:

@@ -5,7 +5,8 @@ once over ``T * B`` samples. Where a layer reads itself or a later one, the netw
 is that of the step before.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -103,7 +104,7 @@ class Network(nn.Module):
         inputs: Tensor | Events,
         states: Sequence[Any] | None = None,
         num_steps: int | None = None,
-        reduced: Container[str] = (),
+        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
         """Run the network.
 
@@ -113,7 +114,7 @@ class Network(nn.Module):
                 :class:`~snnexp.events.Events` too.
             states: one state per layer, from earlier traces; zeros without.
             num_steps: T where it is not the network's own.
-            reduced: names of layers of which only a :class:`~snnexp.neurons.Reduced` is wanted.
+            reduced: by layer, the statistics that are read of it; of one that is not named, the trace is whole.
 
         Returns:
             One trace per layer, the readout's last.
@@ -130,7 +131,7 @@ class Network(nn.Module):
         currents: dict[tuple[str, str], Tensor],
         states: Sequence[Any],
         num_steps: int,
-        reduced: Container[str] = (),
+        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
         """The layers one after the other, each over all steps.
 
@@ -152,7 +153,8 @@ class Network(nn.Module):
                     for source, synapse in layer.synapses(self.sources[name])
                 ]
                 behind = None if reader is None else next(layers[reader].synapses((name,)))[1]
-                trace, after = layer.neuron.unroll(total(parts), num_steps, state, behind, name in reduced and not keep)
+                wanted = None if keep else reduced.get(name)
+                trace, after = layer.neuron.unroll(total(parts), num_steps, state, behind, wanted)
                 if reader is not None and after is not None:
                     currents[name, reader] = after
             else:
@@ -161,7 +163,7 @@ class Network(nn.Module):
                 keep = True
             if keep:
                 outputs[name] = handed_on(layer.neuron, cast(Trace, trace))
-                trace = cast(Trace, trace).reduced() if name in reduced else trace
+                trace = cast(Trace, trace).reduced(reduced[name]) if name in reduced else trace
             traces.append(trace)
         return traces
 
@@ -172,7 +174,7 @@ class Network(nn.Module):
         return readers[0] if alone and _is_followed(layers[readers[0]]) else None
 
     def _step_by_step(
-        self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Container[str]
+        self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Mapping[str, Sequence[str]]
     ) -> list[Any]:
         names, sequence = list(self.layers), _dense(inputs)
         # what the input alone causes is computed at once
@@ -201,7 +203,7 @@ class Network(nn.Module):
             spikes, membrane = (torch.cat([getattr(part, kind) for part in parts]) for kind in ("spikes", "membrane"))
             state = parts[-1].state
             trace = Trace(spikes, membrane, FedBack.of(state, before[name]) if name in before else state)
-            traces.append(trace.reduced() if name in reduced else trace)
+            traces.append(trace.reduced(reduced[name]) if name in reduced else trace)
         return traces
 
     def _nothing(self, name: str, sequence: Tensor) -> Tensor:

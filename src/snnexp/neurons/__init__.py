@@ -6,9 +6,11 @@ from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorStat
 from snnexp.neurons.neuron import Kernel, Neuron, NeuronParameter, is_plain, over_samples, product, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState, Recurrence
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
+from snnexp.neurons.statistics import STATISTICS, Reads, Statistic, names, need_trace, read_spikes
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 
 __all__ = [
+    "STATISTICS",
     "CalledTrace",
     "Identity",
     "IdentityState",
@@ -23,12 +25,17 @@ __all__ = [
     "ParametrizedLIFState",
     "RLeaky",
     "RLeakyState",
+    "Reads",
     "Recurrence",
     "Reduced",
+    "Statistic",
     "Trace",
     "is_plain",
+    "names",
+    "need_trace",
     "over_samples",
     "product",
+    "read_spikes",
     "reference",
     "without_tuple",
 ]

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from snnexp import surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
+from snnexp.neurons.statistics import need_trace
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 from snnexp.spec import checked, values
 from snnexp.spec.annotations import AtMost, Features, Positive
@@ -37,7 +38,8 @@ class Kernel(Protocol):
         num_steps: T.
         state: the state before the first step.
         synapse: what the spikes go through next; the second result is what arrives behind it.
-        reduced: return a :class:`Reduced` instead of a :class:`Trace`.
+        reduced: names of statistics, none of which holds every step: return a :class:`Reduced` of these alone; None for
+            a :class:`Trace`.
     """
 
     def __call__(
@@ -47,7 +49,7 @@ class Kernel(Protocol):
         num_steps: int,
         state: Any,
         synapse: nn.Module | None = None,
-        reduced: bool = False,
+        reduced: Sequence[str] | None = None,
     ) -> tuple[Trace | Reduced, Tensor | None]: ...
 
 
@@ -57,12 +59,12 @@ def reference(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: bool = False,
+    reduced: Sequence[str] | None = None,
 ) -> tuple[Trace | Reduced, Tensor | None]:
     """The neuron's own scan, then the synapse, once for all steps."""
     trace = _trace(neuron, "scan", neuron.scan(current.unbind(0) * (num_steps // len(current)), state))
     after = None if synapse is None else over_samples(synapse, trace.spikes)
-    return trace.reduced() if reduced else trace, after
+    return trace if reduced is None else trace.reduced(reduced), after
 
 
 def _trace(neuron: "Neuron", method: str, found: Any) -> Trace:
@@ -217,17 +219,19 @@ class Neuron(nn.Module):
         num_steps: int | None = None,
         state: Any = None,
         synapse: nn.Module | None = None,
-        reduced: bool = False,
+        reduced: Sequence[str] | None = None,
     ) -> tuple[Trace | Reduced, Tensor | None]:
         """:meth:`forward` with what a network needs besides: see :class:`Kernel` for ``synapse`` and ``reduced``.
 
-        A neuron with hooks is called, and the synapse then gets the spikes that the hooks leave.
+        Where one of the statistics in ``reduced`` holds every step, the trace is whole. A neuron with hooks is called,
+        and the synapse then gets the spikes that the hooks leave.
         """
+        reduced = None if reduced is None or need_trace(reduced) else reduced
         if is_plain(self) and type(self).forward is Neuron.forward:
             return self._run(current, num_steps, state, synapse, reduced)
         trace = without_tuple(_trace(self, "forward", self(current, num_steps, state)))
         after = None if synapse is None else over_samples(synapse, trace.spikes)
-        return trace.reduced() if reduced else trace, after
+        return trace if reduced is None else trace.reduced(reduced), after
 
     def _run(
         self,
@@ -235,7 +239,7 @@ class Neuron(nn.Module):
         num_steps: int | None,
         state: Any,
         synapse: nn.Module | None = None,
-        reduced: bool = False,
+        reduced: Sequence[str] | None = None,
     ) -> tuple[Trace | Reduced, Tensor | None]:
         if current.ndim < 3 or tuple(current.shape[2:]) != self.features:
             expected = ", ".join(["T", "B", *map(str, self.features)])

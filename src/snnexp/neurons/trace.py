@@ -1,14 +1,18 @@
 """What a layer did over time, whole or without its single steps."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnexp.neurons.statistics import STATISTICS, need_trace
+
 
 class Trace:
     """What a layer did: ``spikes`` and ``membrane`` are ``[T, B, *N]``; ``state`` continues the sequence.
+
+    It has every statistic under its name, such as ``spike_count`` (:mod:`snnexp.neurons.statistics`).
 
     Args:
         spikes: the spikes, or a function that computes them once somebody reads them.
@@ -43,25 +47,21 @@ class Trace:
         return len(self.membrane)
 
     @property
-    def spike_count(self) -> Tensor:
-        """sum_t S, ``[B, *N]``."""
-        return self.spikes.sum(0)
+    def samples(self) -> int:
+        """B."""
+        return self.membrane.shape[1]
 
-    @property
-    def last_spikes(self) -> Tensor:
-        """S[T - 1], ``[B, *N]``."""
-        return self.spikes[-1]
+    def __getattr__(self, name: str) -> Tensor:
+        # what every step holds is an attribute of its own, which may be missing while an object is made
+        if name not in STATISTICS or STATISTICS[name].whole:
+            raise AttributeError(f"a trace has no {name}")
+        return STATISTICS[name].of(self)
 
-    @property
-    def max_membrane(self) -> Tensor:
-        """max_t U, ``[B, *N]``; of equal steps, one gets the gradient."""
-        if torch.is_grad_enabled() and self.membrane.requires_grad:
-            return self.membrane.max(0).values
-        # ten times as fast, and would share the gradient
-        return self.membrane.amax(0)
-
-    def reduced(self) -> "Reduced":
-        return Reduced(self.num_steps, self.spike_count, self.last_spikes, self.max_membrane, self.state)
+    def reduced(self, names: Sequence[str] = ("spike_count", "max_membrane")) -> "Trace | Reduced":
+        """These statistics alone; the trace itself where one of them holds every step."""
+        if need_trace(names):
+            return self
+        return Reduced(self.num_steps, self.samples, self.state, {name: getattr(self, name) for name in names})
 
 
 class CalledTrace(Trace, tuple):  # type: ignore[type-arg]
@@ -76,17 +76,29 @@ def without_tuple(trace: Trace) -> Trace:
     return Trace(*trace) if isinstance(trace, CalledTrace) else trace
 
 
-class Reduced(NamedTuple):
-    """What is left of a trace where nobody reads single time steps; the names are those of :class:`Trace`."""
+class Reduced:
+    """What is left of a trace where nobody reads single time steps: statistics, as attributes of their names.
 
-    num_steps: int
-    spike_count: Tensor
-    last_spikes: Tensor
-    max_membrane: Tensor
-    state: Any
+    Args:
+        num_steps: T.
+        samples: B.
+        state: what the layer's next call takes as ``state``.
+        values: the statistics, by name.
+    """
+
+    def __init__(self, num_steps: int, samples: int, state: Any, values: Mapping[str, Tensor]) -> None:
+        self.num_steps, self.samples, self.state = num_steps, samples, state
+        self.values = dict(values)
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.__dict__["values"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(f"of this trace, {', '.join(self.__dict__.get('values', ()))} is left") from None
 
     def __repr__(self) -> str:
-        return _outline(self)
+        values = "".join(f"{name}={_outline(value)}, " for name, value in self.values.items())
+        return f"Reduced(num_steps={self.num_steps}, {values}state={_outline(self.state)})"
 
 
 def _outline(value: Any) -> str:

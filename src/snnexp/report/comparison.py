@@ -14,7 +14,7 @@ from snnexp.figures.picture import Picture
 from snnexp.record.facts import Facts
 from snnexp.record.run import Run
 from snnexp.report import page, pictures, statistics
-from snnexp.report.findings import MOST_LEVELS, Comparison, Point, compared, losses, lost, require_known
+from snnexp.report.findings import MOST_LEVELS, Comparison, Point, compared, decoders, losses, lost, require_known
 from snnexp.report.groups import Group, other_differences
 from snnexp.report.page import Block, Link, Section, Table, Text, Values
 from snnexp.report.statistics import Summary, summary
@@ -162,6 +162,7 @@ def _facts(found: Comparison) -> list[tuple[str, Any]]:
     facts.append(("seeds", ", ".join(map(str, seeds)) or None if few else f"{len(seeds)}, {seeds[0]} to {seeds[-1]}"))
     by = ", by which the search chose" if found.metric == found.searched.metric else ""
     facts.append(("metric", f"{found.metric}{by}" if found.metric else None))
+    facts.append(("decoder", ", ".join(decoders(found)) or None if found.metric.endswith("accuracy") else None))
     if found.groups and found.parameters and found.higher is not None:
         best, one = found.groups[0], found.summary(found.groups[0])
         facts.append(("best mean", f"{page.cell(one.mean)} ({found.told(best)}, n = {one.n})"))
@@ -240,6 +241,8 @@ def _remarks(found: Comparison, summaries: Sequence[Summary]) -> list[str]:
         remarks.append(f"Runs of one group differ in more than the seed: {', '.join(others[:5])}{more}.")
     if found.metric.endswith("loss") and len(losses(found)) > 1:
         remarks.append("Values of different losses cannot be compared.")
+    if found.metric.endswith("accuracy") and len(decoders(found)) > 1:
+        remarks.append(f"Classes are read off the readouts in different ways: {', '.join(decoders(found))}.")
     finished = [run for run in found.runs if run.status == "finished"]
     unknown = [run.id for run in finished if any(run.path not in own.values for own in found.parameters)]
     if unknown:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from snnexp.config.decoding import word
 from snnexp.errors import ConfigError
 from snnexp.figures import style
 from snnexp.record.facts import Facts
@@ -57,8 +59,13 @@ class Comparison:
 
     @property
     def higher(self) -> bool | None:
-        known = higher_is_better(self.metric)
+        known = higher_is_better(self.metric, self._recorded("higher_is_better"))
         return self.searched.maximize if known is None and self.metric == self.searched.metric else known
+
+    def _recorded(self, entry: str) -> dict[str, Any]:
+        """An entry of run.json that is a mapping, of all runs together."""
+        found = (run.record.get(entry) for run in self.runs)
+        return {name: value for each in found if isinstance(each, dict) for name, value in each.items()}
 
     @property
     def order(self) -> str:
@@ -155,6 +162,12 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
             name = own.get("name", names_of.get(recipe, experiment if recipe is None else recipe))
             points.append(Point(row["status"] or "unknown", reason, overrides, str(name)))
     return points
+
+
+def decoders(found: Comparison) -> list[str]:
+    """In a word each, how classes are read off the readouts of the runs."""
+    kept = ((found.configs[run.path].get("decoder._target_"), run.record.get("decoder")) for run in found.runs)
+    return sorted({*filter(None, (word({"decoder": {"_target_": target}}, name) for target, name in kept))})
 
 
 def losses(found: Comparison) -> set[Level]:

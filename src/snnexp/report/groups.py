@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.config import MAY_CHANGE, flat
+from snnexp.config.decoding import completed
 from snnexp.errors import CheckpointError
 from snnexp.record.facts import Facts
 from snnexp.record.measures import main_metric
@@ -76,7 +77,7 @@ def settings(run: Facts) -> dict[str, Level]:
         content = Run(run.path).config()
     except (CheckpointError, OSError):
         return {}
-    return {str(key): level(value) for key, value in flat(content).items()}
+    return {str(key): level(value) for key, value in flat(completed(content)).items()}
 
 
 def level(value: Any) -> Level:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from snnexp import config, text
-from snnexp.config import recipes
+from snnexp.config import decoding, recipes
 from snnexp.errors import CheckpointError
 from snnexp.figures import network, style
 from snnexp.figures.picture import Picture
@@ -198,15 +198,17 @@ def _result(
     columns = ["measure", "measured", *(["published", "difference"] if shown else []), "meaning"]
     rows: list[list[Any]] = []
     layers: dict[str, dict[str, float]] = {}
+    meanings = _meanings(facts, cfg)
     for name, value in facts.metrics.items():
         split, _, rest = name.partition("/")
         measure, _, layer = rest.partition("/")
-        if layer and split == "test":
-            layers.setdefault(layer, {})[measure] = value
-        elif not layer:
+        if layer and measure in PER_LAYER:
+            if split == "test":
+                layers.setdefault(layer, {})[measure] = value
+        else:
             figure = shown.get(name)
             beside = [figure, None if figure is None else value - figure] if shown else []
-            rows.append([name, value, *beside, MEANINGS.get(measure)])
+            rows.append([name, value, *beside, meanings.get(measure)])
     blocks: list[Block] = [Table(columns, rows, "Of each split, with the last weights.", "result")]
     stated = cfg.get("published")
     known = ", ".join(name for name in stated if name in facts.metrics) if isinstance(stated, dict) else ""
@@ -223,6 +225,13 @@ def _result(
         cells = [[layer, *(values.get(name) for name in measured)] for layer, values in layers.items()]
         blocks.append(Table(["layer", *(PER_LAYER[name] for name in measured)], cells, caption, "layers"))
     return blocks
+
+
+def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:
+    """What measures mean, by name, and by which decoder a sample is assigned to a class."""
+    decoder = decoding.word(cfg, facts.record.get("decoder"))
+    by = f", by {decoder}" if decoder else ""
+    return {**decoding.meanings(cfg), **MEANINGS, "accuracy": f"{MEANINGS['accuracy']}{by}"}
 
 
 def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:

@@ -25,7 +25,8 @@ def write_best(
             ``FOLDER/<group>/NAME.yaml``, so that the command needs no other folder.
     """
     header = f"# {line(about)}\n"
-    chosen = {group: choices[group] for group in config.NODES}
+    # several of a group have no name of their own, and their nodes are written below
+    chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
     for group, choice in chosen.items():
         if any((folder / group / f"{choice}.yaml").is_file() for folder in folders):
             chosen[group] = path.stem

@@ -94,7 +94,8 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     metric = settings.metric or main_measure(cfg, "val")
     if not metric.startswith(("train/", "val/", "test/")):
         raise ConfigError(f"hydra.sweeper.metric: got {shown(metric)}, must begin with train/, val/ or test/")
-    higher = higher_is_better(metric)
+    known = {name: spec.fact("higher_is_better") for name, spec in parts.measures(cfg).items()}
+    higher = higher_is_better(metric, known)
     if settings.direction is None and higher is None:
         raise ConfigError(f"hydra.sweeper.direction: got null, {metric} needs minimize or maximize")
     direction = settings.direction or ("maximize" if higher else "minimize")

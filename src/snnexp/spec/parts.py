@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from snnexp.spec import source as sources
 from snnexp.spec.places import PLACES, Place
 from snnexp.spec.reader import Spec, read
+from snnexp.text import snake
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -56,6 +57,28 @@ def shipped(place: str) -> Mapping[str, Spec]:
                 listed = {spec.definition for spec in found.values()}
                 found |= {} if of(target).definition in listed else {target: of(target)}
     return found
+
+
+@functools.cache
+def by_choice(place: str) -> Mapping[str, Spec]:
+    """As :func:`shipped`, by the name of the choice that is named after the class, such as ``spike_count``."""
+    return {snake(spec.name): spec for spec in shipped(place).values()}
+
+
+@functools.cache
+def spike_statistics() -> frozenset[str]:
+    """The names of this package's statistics that need a neuron that fires."""
+    module = "snnexp.neurons.statistics"
+    specs = [of(f"{module}.{name}") for name in sources.load(module).names if name[0].isupper()]
+    return frozenset(spec.fact("name") for spec in specs if spec.fact("reads_spikes") is True)
+
+
+def measures(cfg: Mapping[str, Any]) -> dict[str, Spec]:
+    """The measures that a config names, by name."""
+    nodes = cfg.get("measure")
+    named = nodes.items() if isinstance(nodes, Mapping) else ()
+    found = ((name, node.get("_target_") if isinstance(node, Mapping) else None) for name, node in named)
+    return {str(name): of(target) for name, target in found if isinstance(target, str)}
 
 
 def places_of(spec: Spec) -> list[Place]:

@@ -1,6 +1,7 @@
 """The places of a config where parts are built, and what each accepts."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 
 class Place(NamedTuple):
@@ -12,6 +13,7 @@ class Place(NamedTuple):
         given: arguments that the assembly gives, and no config.
         offered: arguments that it gives where the constructor has them and the config does not set them.
         stacked: whether a part computes for all members of a stack at once.
+        many: whether the node is a mapping of names to parts.
     """
 
     module: str
@@ -19,6 +21,7 @@ class Place(NamedTuple):
     given: tuple[str, ...] = ()
     offered: tuple[str, ...] = ()
     stacked: bool = True
+    many: bool = False
 
 
 NEURON = Place("snnexp.neurons", "snnexp.neurons.neuron.Neuron", ("features",))
@@ -32,6 +35,9 @@ PLACES = {
     "readout": NEURON,
     "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
     "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
+    "decoder": Place("snnexp.decoders", "snnexp.decoders.Decoder"),
+    "regularizer": Place("snnexp.regularizers", "snnexp.regularizers.Penalty", many=True),
+    "measure": Place("snnexp.metrics", "snnexp.metrics.Measure", many=True),
     "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
     "trainer": Place("snnexp.training.assembly", stacked=False),
     "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer", stacked=False),
@@ -44,3 +50,12 @@ MODULE = "torch.nn.modules.module.Module"
 
 KINDS = {place.base for place in PLACES.values() if place.base}
 """The classes that parts derive from."""
+
+
+def nodes(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """The path, the place and the node of each part that a config names; of a place with many, of each of them."""
+    for key, node in cfg.items():
+        if key in PLACES and PLACES[key].many and isinstance(node, Mapping):
+            yield from ((f"{key}.{name}", key, each) for name, each in node.items())
+        elif key in PLACES:
+            yield key, key, node

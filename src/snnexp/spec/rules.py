@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from snnexp.errors import ConfigError
+from snnexp.spec import parts
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.text import closest, shown
 
@@ -49,11 +50,92 @@ def require_encoder(encoder: Any, data: Any) -> None:
 
 
 def require_spikes(loss: Any, readout: Any) -> None:
-    """Refuse a loss that counts the spikes of a readout that never fires."""
-    if loss.reads == "spike_count" and readout.spikes is False:
+    """Refuse a loss that reads the spikes of a readout that never fires."""
+    if readout.spikes is False and reads_spikes(loss):
         raise ConfigError(
-            f"loss: {_name(loss)} counts spikes and this readout never fires; use another loss, or readout=same"
+            f"loss: {_name(loss)} reads spikes and this readout never fires; use another loss, or readout=same"
         )
+
+
+def require_decoder(decoder: Any, readout: Any, data: Any) -> None:
+    """Refuse a decoder of another kind of target, and one that reads the spikes of a readout that never fires.
+
+    Args:
+        decoder: None for none.
+        readout: the neuron.
+        data: the data.
+    """
+    target = data.target
+    if decoder is None:
+        if target in DECODED:
+            raise ConfigError(f"decoder: got null, these data have {target}; use {_decoders(target, readout.spikes)}")
+        return
+    if isinstance(target, str) and isinstance(decoder.targets, tuple | list) and target not in decoder.targets:
+        use = _decoders(target, readout.spikes) or "decoder=null"
+        raise ConfigError(
+            f"decoder: {_name(decoder)} decodes {decoder.targets[0]}, these data have {target}; use {use}"
+        )
+    if readout.spikes is False and reads_spikes(decoder):
+        use = _decoders("labels", False)
+        raise ConfigError(f"decoder: {_name(decoder)} reads spikes and this readout never fires; use {use}")
+
+
+def require_measure(name: str, measure: Any, data: Any) -> None:
+    """Refuse a measure that is not defined for the target of the data."""
+    known = isinstance(measure.targets, tuple | list) and measure.targets and isinstance(data.target, str)
+    if known and data.target not in measure.targets:
+        kinds = ", ".join(measure.targets)
+        raise ConfigError(f"measure.{name}: {_name(measure)} is defined for {kinds}, these data have {data.target}")
+
+
+DECODED = ("labels", "step_labels")
+"""The kinds of target that a decoder's classes are compared with."""
+EARLIER = {"max_voltage": "max_membrane"}
+"""Names that losses gave to decoders in earlier versions."""
+
+
+def default_decoder(loss: Any, readout: Any, data: Any, earlier: bool = False) -> Any:
+    """The choice of decoder that goes with parts: that of the loss, or ``max_membrane`` of a readout that never fires.
+
+    Args:
+        loss: the loss.
+        readout: the neuron.
+        data: the data.
+        earlier: as versions decided that had no decoder in a config, and knew the highest membrane and spike counts.
+
+    Returns:
+        The name; None where targets are no labels, MISSING where the sources do not tell.
+    """
+    target, name = data.target, loss.decoder
+    if not isinstance(target, str):
+        return MISSING
+    if target not in DECODED:
+        return None
+    if not isinstance(name, str):
+        return MISSING
+    name = EARLIER.get(name, name)
+    if earlier and name != "max_membrane":
+        name = "spike_count"
+    known = parts.by_choice("decoder")
+    if name in known and reads_spikes(Facts(known[name])):
+        if not isinstance(readout.spikes, bool):
+            return MISSING
+        return name if readout.spikes else "max_membrane"
+    return name
+
+
+def reads_spikes(part: Any) -> bool:
+    """Whether a part is known to need a neuron that fires."""
+    reads = part.reads if isinstance(part.reads, tuple | list) else (part.reads,)
+    return any(read in parts.spike_statistics() or getattr(read, "reads_spikes", False) is True for read in reads)
+
+
+def _decoders(target: str, fires: Any) -> str:
+    """The shipped choices for a kind of target, as they are typed."""
+    found = {name: Facts(spec) for name, spec in parts.by_choice("decoder").items()}
+    fit = [name for name, facts in found.items() if target in facts.targets]
+    fit = [name for name in fit if fires is not False or not reads_spikes(found[name])]
+    return f"decoder={' or '.join(fit)}" if fit else ""
 
 
 def _name(part: Any) -> str:

@@ -1,7 +1,7 @@
 """Turn a checked config into parts that fit each other: data, encoder, network, loss, task and trainer."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,14 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import kernels, limits, metrics, terminal
-from snnexp.config import factory, instantiate, make_network, user_parts
+from snnexp.config import decoding, factory, instantiate, make_network, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
+from snnexp.decoders import Decoder
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
+from snnexp.regularizers import Penalty
 from snnexp.spec import rules
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import checked
@@ -28,7 +30,7 @@ from snnexp.spec.parts import part
 from snnexp.spec.places import PLACES
 from snnexp.training import callbacks, contracts, launchers, observers, processes
 from snnexp.training.members import Bridge
-from snnexp.training.task import Measure, Task
+from snnexp.training.task import Task
 
 
 @dataclass(repr=False)
@@ -41,8 +43,8 @@ class Parts:
     loss: Loss
     task: Task
     trainer: Trainer
-    decoder: str | None
-    """What turns a readout into a class, ``spike_count`` or ``max_voltage``; None for regression."""
+    decoder: Decoder | None
+    """How a class is read off a readout; None where targets are no labels."""
     kernel: str
     """What computes the neurons, as :func:`snnexp.kernels.use` tells it."""
 
@@ -56,6 +58,7 @@ class Parts:
             "network": f"{type(self.network).__name__}({weights} parameters)",
             "loss": repr(self.loss),
             "decoder": repr(self.decoder),
+            **({"penalties": repr(dict(self.task.penalties))} if self.task.penalties else {}),
             "kernel": repr(self.kernel),
         }
         return f"Parts({', '.join(f'{name}={shown}' for name, shown in parts.items())})"
@@ -161,6 +164,8 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     loss, encoder = instantiate(nodes["loss"], "loss"), instantiate(nodes["encoder"], "encoder")
     contracts.require_loss(loss)
     contracts.require_kind(encoder, Encoder, "encoder")
+    decoder = nodes["decoder"] if isinstance(nodes["decoder"], str) else _decoder(nodes["decoder"])
+    penalties, measures = (_named(nodes[place], place) for place in ("regularizer", "measure"))
     optimizer = instantiate(nodes["optimizer"], "optimizer")
     neuron, readout = (
         contracts.making_neurons(factory(nodes[key], key, given=PLACES[key].given), key)
@@ -174,17 +179,19 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
     contracts.require_kind(data, DataModule, "data")
-    shapes = {"inputs": data.inputs, "outputs": data.outputs}
-    arguments = {**shapes, "neuron": neuron, "readout": readout, "num_steps": cfg.num_steps}
-    made = make_network(nodes["network"], "network", **arguments)
-    network = contracts.as_network(made, data, cfg.num_steps, encoder.constant)
+    outputs = decoder.neurons(data.outputs) if isinstance(decoder, Decoder) else data.outputs
+    given = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
+    made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)
+    network = contracts.as_network(made, data.inputs, outputs, cfg.num_steps, encoder.constant)
     with located("data"):
         data.require_shareable(trainer.world_size)
-    decoder = _match(data, encoder, network, loss, cfg.num_steps)
+    decoder = _match(data, encoder, network, loss, decoder, cfg.num_steps)
+    for name, measure in measures.items():
+        rules.require_measure(name, measure, data)
     with user_parts.running("data"):
         found = check(data, cfg.num_steps)
     _require_encoded(encoder, data, found, cfg.num_steps)
-    contracts.require_results(network, loss, data, cfg.num_steps)
+    contracts.require_results(network, loss, decoder, measures, penalties, data, cfg.num_steps)
     if spikes is not None:
         data.spikes = spikes
     if data.spikes and not (data.sequences or encoder.spikes):
@@ -194,7 +201,9 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     device = trainer.strategy.root_device
     kernel = kernels.use(network, cfg.kernel, device)
     encode = _encode(encoder, network, kernel, device)
-    task = Task(network, encode, spikes_come_in, loss, _measures(decoder), optimizer)
+    with located("regularizer"):
+        measures = _shipped_measures(decoder) | measures
+        task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties)
     return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
 
 
@@ -211,20 +220,53 @@ def _encode(
     return encoder.events if summed and "events" in vars(own) else encoder
 
 
-def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss, num_steps: int) -> str | None:
-    """Refuse parts that cannot work together, and choose what decodes the readout."""
+def _decoder(node: Mapping[str, Any] | None) -> Decoder | None:
+    if node is None:
+        return None
+    decoder = instantiate(node, "decoder")
+    contracts.require_kind(decoder, Decoder, "decoder")
+    contracts.require_reads(decoder, "decoder")
+    return decoder  # type: ignore[no-any-return]
+
+
+def _named(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The parts of a place that has many, by name."""
+    kinds = {"regularizer": Penalty, "measure": metrics.Measure}
+    found = {name: instantiate(node, f"{place}.{name}") for name, node in nodes.items()}
+    for name, each in found.items():
+        contracts.require_kind(each, kinds[place], f"{place}.{name}")
+        contracts.require_reads(each, f"{place}.{name}")
+    return found
+
+
+def _match(
+    data: DataModule, encoder: Encoder, network: Network, loss: Loss, decoder: Decoder | str | None, num_steps: int
+) -> Decoder | None:
+    """Refuse parts that cannot work together; returns what decodes the readout.
+
+    Args:
+        data: the data.
+        encoder: the encoder.
+        network: the network.
+        loss: the loss.
+        decoder: its name where a config leaves it to the parts, whose sources did not tell it.
+        num_steps: T.
+    """
     readout = list(network.neurons().values())[-1]
     rules.require_target(loss, data)
     rules.require_encoder(encoder, data)
     rules.require_spikes(loss, readout)
-    if data.target == "trace":
-        return None
-    if isinstance(loss, Loss) and not loss.sees_labels(num_steps):
+    if isinstance(decoder, str):
+        name = rules.default_decoder(loss, readout, data, earlier=decoder == decoding.EARLIER)
+        contracts.require_decoder_name(name, loss)
+        decoder = _decoder(decoding.node(name))
+    rules.require_decoder(decoder, readout, data)
+    if isinstance(loss, Loss) and data.target in rules.DECODED and not loss.sees_labels(num_steps):
         raise ConfigError(
             f"loss: {type(loss).__name__} has the same target for all classes with num_steps={num_steps}, so the label "
             "makes no difference; use more steps, or other targets"
         )
-    return loss.decoder if readout.spikes else "max_voltage"
+    return decoder
 
 
 def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:
@@ -243,13 +285,7 @@ def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps
         raise ConfigError(f"encoder: gives {len(encoded)} steps, and num_steps is {num_steps}")
 
 
-def _measures(decoder: str | None) -> dict[str, Measure]:
+def _shipped_measures(decoder: Decoder | None) -> dict[str, metrics.Measure]:
     if decoder is None:
-        return {
-            "l1": lambda trace, target: metrics.l1(trace.membrane, target),
-            "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
-        }
-    return {
-        "accuracy": lambda trace, target: metrics.accuracy(metrics.decode(trace, decoder), target),
-        "undecided": lambda trace, _: metrics.undecided(trace, decoder),
-    }
+        return {"l1": metrics.L1(), "relative_error": metrics.RelativeError()}
+    return {"accuracy": metrics.Accuracy(), "undecided": metrics.Undecided()}

@@ -35,13 +35,16 @@ class LogMeans(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # one before may have been interrupted
-        cast(metrics.Means, pl_module.means).clear()
+        cast(metrics.Totals, pl_module.means).clear()
 
     on_test_start = on_validation_start
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        means = cast(metrics.Means, pl_module.means)
-        found = means.take(lambda sums: cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")))
+        means = cast(metrics.Totals, pl_module.means)
+        found = means.take(
+            lambda sums: cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")),
+            lambda state: trainer.strategy.all_gather(state).reshape(-1, *state.shape),
+        )
         for name, value in found.items():
             # equal on all processes, as Lightning is told
             pl_module.log(name, value, sync_dist=True)

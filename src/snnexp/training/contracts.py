@@ -4,7 +4,7 @@ Tests hold the parts of this package to it; what a user's parts return is looked
 the random numbers of a run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +14,18 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp.config import user_parts
 from snnexp.data import DataModule
+from snnexp.decoders import Decoder, Readout, pooled
 from snnexp.errors import ConfigError
 from snnexp.isolation import random_states, restored
 from snnexp.losses import Loss
+from snnexp.metrics import Measure
 from snnexp.network import Network
-from snnexp.neurons import Neuron, Trace
+from snnexp.neurons import STATISTICS, Neuron, Trace, names
+from snnexp.regularizers import Penalty
+from snnexp.spec import parts
 from snnexp.text import shown
 from snnexp.training.opaque import Opaque
 
-READS = ("membrane", "spike_count", "max_membrane")
-DECODERS = ("spike_count", "max_voltage")
 SAMPLES = 2
 
 
@@ -50,24 +52,41 @@ def making_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
 def require_loss(loss: Any) -> None:
     """Refuse a loss that does not say, or says wrongly, what it reads and what it fits."""
     name = type(loss).__name__
-    for attribute, options in {"targets": None, "reads": READS, "decoder": DECODERS}.items():
-        value = getattr(loss, attribute, None)
-        if value is None:
+    for attribute in ("targets", "reads", "decoder"):
+        if getattr(loss, attribute, None) is None:
             raise ConfigError(f"loss: {name} has no {attribute}; derive it from {Loss.__module__}.{Loss.__name__}")
-        if options is not None and value not in options:
-            raise ConfigError(f"loss: {name}.{attribute} is {shown(value)}, must be one of {', '.join(options)}")
+    require_reads(loss, "loss")
+    if not names(loss.reads):
+        raise ConfigError(f"loss: {name}.reads is empty, must name statistics such as {', '.join(STATISTICS)}")
 
 
-def as_network(made: Any, data: DataModule, num_steps: int, constant: bool) -> Network:
+def require_decoder_name(name: str | None, loss: Any) -> None:
+    """Refuse a loss whose default decoder, of that name, is no choice."""
+    known = parts.by_choice("decoder")
+    if name is not None and name not in known:
+        raise ConfigError(f"loss: {type(loss).__name__}.decoder is {shown(name)}, must be one of {', '.join(known)}")
+
+
+def require_reads(part: Any, key: str) -> None:
+    """Refuse a part that reads what is no statistic of a trace."""
+    try:
+        names(part.reads)
+    except ValueError as error:
+        raise ConfigError(
+            f"{key}: {type(part).__name__}.reads is {shown(error.args[0])}, must be of {', '.join(STATISTICS)}"
+        ) from error
+
+
+def as_network(made: Any, inputs: tuple[int, ...], outputs: int, num_steps: int, constant: bool) -> Network:
     """What a target has made as a network; any other module than a :class:`Network` becomes an opaque one."""
     if not isinstance(made, Network):
         require_kind(made, nn.Module, "network")
         network = Opaque(made, num_steps)
         network.constant = constant
         # an even number, of which the half is a batch too
-        example = torch.rand((1 if constant else num_steps, 2 * SAMPLES, *data.inputs), generator=torch.Generator())
+        example = torch.rand((1 if constant else num_steps, 2 * SAMPLES, *inputs), generator=torch.Generator())
         with restored(random_states()), unchanged(network), user_parts.running("network"):
-            network.look(example, data.outputs)
+            network.look(example, outputs)
         return network
     made.constant = constant
     require_network(made)
@@ -83,18 +102,60 @@ def require_network(network: Network) -> None:
         )
 
 
-def require_results(network: Network, loss: Any, data: DataModule, num_steps: int) -> None:
+def require_results(
+    network: Network,
+    loss: Any,
+    decoder: Decoder | None,
+    measures: Mapping[str, Measure],
+    penalties: Mapping[str, Penalty],
+    data: DataModule,
+    num_steps: int,
+) -> None:
     """Run two samples through parts of a user's, and refuse results of another type or shape."""
-    others: list[Any] = [loss, *(getattr(neuron, "surrogate", loss) for neuron in network.neurons().values())]
-    if not any(map(_is_foreign, [*network.modules(), *others])):
+    neurons = network.neurons()
+    others: list[Any] = [loss, decoder, *(getattr(neuron, "surrogate", loss) for neuron in neurons.values())]
+    if not any(map(_is_foreign, [*network.modules(), *others, *measures.values(), *penalties.values()])):
         return
     with restored(random_states()), unchanged(network), torch.enable_grad():
         network.eval()
-        for name, neuron in network.neurons().items():
+        for name, neuron in neurons.items():
             if _is_foreign(neuron):
                 _require_neuron(neuron, "readout" if name == "readout" else "neuron")
         inputs = torch.rand((1 if network.constant else num_steps, SAMPLES, *data.inputs))
-        _require_scalar(loss, network(inputs)[-1], data, any(weight.requires_grad for weight in network.parameters()))
+        traces = network(inputs)
+        trained = any(weight.requires_grad for weight in network.parameters())
+        with user_parts.running("decoder"):
+            readout = pooled(decoder, Declared(traces[-1], loss, "loss"))
+        _require_scalar(loss, readout, data, trained)
+        if decoder is not None and _is_foreign(decoder):
+            _require_scores(decoder, traces[-1], data)
+        for name, measure in measures.items():
+            if _is_foreign(measure):
+                _require_measure(f"measure.{name}", measure, traces[-1], decoder, loss, data)
+        fires = {name: neuron.spikes for name, neuron in neurons.items()}
+        for name, penalty in penalties.items():
+            if _is_foreign(penalty):
+                _require_penalty(f"regularizer.{name}", penalty, dict(zip(neurons, traces, strict=True)), fires)
+
+
+class Declared:
+    """A trace of which a part sees the statistics that it ``reads``: an evaluation keeps no others.
+
+    Args:
+        trace: of a network, or what else has statistics.
+        part: that reads it.
+        key: where the part stands in the config.
+        more: names that the part may read besides.
+    """
+
+    def __init__(self, trace: Any, part: Any, key: str, more: Sequence[str] = ()) -> None:
+        self._trace, self._known = trace, (*names(part.reads), *more, "num_steps", "samples")
+        self._told = f"{key}: {type(part).__name__}"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in STATISTICS and name not in self._known:
+            raise ConfigError(f"{self._told} reads {name} of a trace, and its attribute reads does not name it")
+        return getattr(self._trace, name)
 
 
 @contextmanager
@@ -132,22 +193,63 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
             )
 
 
-def _require_scalar(loss: Any, trace: Trace, data: DataModule, trained: bool) -> None:
-    labels = torch.zeros(SAMPLES, dtype=torch.int64)
-    target = labels if data.target == "labels" else torch.rand((trace.num_steps, SAMPLES, data.outputs))
+def _require_scalar(loss: Any, trace: Any, data: DataModule, trained: bool) -> None:
     with user_parts.running("loss"):
-        value = loss(trace, target)
-    name = type(loss).__name__
+        value = loss(trace, _target(data, trace.num_steps))
+    _require_gradient("loss", loss, value, trained)
+
+
+def _target(data: DataModule, num_steps: int) -> Tensor:
+    labels = torch.zeros(SAMPLES, dtype=torch.int64)
+    return labels if data.target == "labels" else torch.rand((num_steps, SAMPLES, data.outputs))
+
+
+def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
+    name = type(part).__name__
     if not isinstance(value, Tensor) or value.ndim:
         found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _a(value)
-        raise ConfigError(f"loss: {name} returned {found}, must return a scalar, such as the mean over the batch")
+        raise ConfigError(f"{key}: {name} returned {found}, must return a scalar, such as the mean over the batch")
     if trained and not value.requires_grad:
-        raise ConfigError(f"loss: {name} returned a value without a gradient, so that nothing would be learned")
+        raise ConfigError(f"{key}: {name} returned a value without a gradient, so that nothing would be learned")
+
+
+def _require_scores(decoder: Decoder, trace: Any, data: DataModule) -> None:
+    with user_parts.running("decoder"), torch.no_grad():
+        scores: Any = decoder.scores(Declared(trace, decoder, "decoder"))
+    expected = [SAMPLES, data.outputs]
+    if not isinstance(scores, Tensor) or [*scores.shape[-2:]] != expected:
+        found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else _a(scores)
+        raise ConfigError(f"decoder: {type(decoder).__name__}.scores gives {found}, must be {expected} here, [B, K]")
+
+
+def _require_measure(
+    key: str, measure: Measure, trace: Any, decoder: Decoder | None, loss: Any, data: DataModule
+) -> None:
+    more = () if decoder is None else names(decoder.reads)
+    readout = Readout(Declared(trace, measure, key, (*names(loss.reads), *more)), decoder, loss)
+    with user_parts.running(key), torch.no_grad():
+        state: Any = measure.update(readout, _target(data, trace.num_steps))
+        fits = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
+        value: Any = measure.compute(measure.merge(state, state)) if fits else state
+    name = type(measure).__name__
+    if not fits:
+        raise ConfigError(f"{key}: {name}.update returned {_a(state)}, must return a tuple of tensors")
+    if not isinstance(value, Tensor) or value.ndim:
+        raise ConfigError(f"{key}: {name}.compute must return a scalar tensor")
+
+
+def _require_penalty(key: str, penalty: Penalty, traces: Mapping[str, Any], fires: Mapping[str, bool]) -> None:
+    with user_parts.running(key):
+        layers = penalty.chosen(fires)
+        if not {*layers} <= {*traces}:
+            raise ConfigError(f"{key}: {type(penalty).__name__}.chosen gives {layers}, must be of {', '.join(traces)}")
+        value = penalty({layer: Declared(traces[layer], penalty, key) for layer in layers})
+    _require_gradient(key, penalty, value, trained=False)
 
 
 def _is_foreign(part: Any) -> bool:
     kind = type_before_parametrizations(part) if isinstance(part, nn.Module) else type(part)
-    return kind.__module__.split(".")[0] not in ("snnexp", "torch")
+    return part is not None and kind.__module__.split(".")[0] not in ("snnexp", "torch")
 
 
 def _a(part: Any) -> str:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from snnexp import config, terminal, threads
-from snnexp.config import recipes, user_parts
+from snnexp.config import decoding, recipes, user_parts
 from snnexp.errors import (
     DivergedError,
     InterruptedRunError,
@@ -319,7 +319,8 @@ def _shown(cfg: DictConfig, record: Record) -> Record:
     if curve := terminal.loss_curve(screen, run_dir.metrics()):
         screen.print(curve)
     published = recipes.published(config.plain(cfg), run_dir.overrides())
-    screen.print(terminal.result_table(record.metrics, published))
+    decoder = decoding.word(config.plain(cfg), run_dir.read().get("decoder"))
+    screen.print(terminal.result_table(record.metrics, published, decoder))
     screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
     terminal.show_command(screen, "report", "snnexp", "report", record.path)
     return record

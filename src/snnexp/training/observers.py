@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from snnexp import metrics
+from snnexp.decoders import Decoder
 from snnexp.errors import DivergedError
 from snnexp.neurons import Neuron
 from snnexp.training.members import Member, Observer
@@ -32,7 +33,7 @@ class DivergenceGuard(Observer):
         logged = at_logged_step(trainer)
         if not logged and (member.task.device.type != "cpu" or trainer.world_size > 1):
             return
-        loss = outputs["loss"].item()
+        loss = outputs["minimized"].item()
         what = None if math.isfinite(loss) else f"the loss is {loss:g}"
         if logged or what:
             what = _about_membranes(_neurons(member), outputs["traces"], what)
@@ -230,14 +231,14 @@ class TestCounts(Observer):
 
     Args:
         layers: those whose spikes somebody reads.
-        decoder: see :func:`snnexp.metrics.decode`; None where targets are no labels.
+        decoder: how a class is read off the readout; None where targets are no labels.
     """
 
     __test__ = False  # not a test of pytest's
     most_classes = 1000
     """Of more, a table of which class was taken for which is not kept."""
 
-    def __init__(self, layers: Sequence[str], decoder: str | None) -> None:
+    def __init__(self, layers: Sequence[str], decoder: Decoder | None) -> None:
         self.layers, self.decoder = layers, decoder
         self._forget()
 
@@ -255,12 +256,14 @@ class TestCounts(Observer):
             if neuron.spikes and name in self.layers:
                 count = trace.spike_count
                 self.spikes[name] = self.spikes.get(name, 0) + count.sum(0).long()
-        self.samples += len(traces[-1].last_spikes)
-        self.steps += len(traces[-1].last_spikes) * traces[-1].num_steps
-        classes = traces[-1].last_spikes.shape[-1]
-        if self.decoder is not None and classes <= self.most_classes:
-            pair = target * classes + metrics.decode(traces[-1], self.decoder)
-            counts = torch.bincount(pair, minlength=classes**2).reshape(classes, classes)
+        self.samples += traces[-1].samples
+        self.steps += traces[-1].samples * traces[-1].num_steps
+        if self.decoder is None:
+            return
+        classes = self.decoder.scores(traces[-1]).shape[-1]
+        if classes <= self.most_classes:
+            pair = target * classes + self.decoder(traces[-1])
+            counts = torch.bincount(pair.flatten(), minlength=classes**2).reshape(classes, classes)
             self.confusion = counts if self.confusion is None else self.confusion + counts
 
     def on_test_epoch_end(self, trainer: Trainer, member: Member) -> None:

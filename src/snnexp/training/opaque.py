@@ -1,7 +1,8 @@
 """A network that is a plain ``torch.nn.Module``: what is known of it is what it returns."""
 
 import inspect
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Opaque(Network):
         inputs: Tensor | Events,
         states: Sequence[Any] | None = None,
         num_steps: int | None = None,
-        reduced: Container[str] = (),
+        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
         """As of :class:`~snnexp.network.Network`; a module takes no states."""
         if states is not None and any(state is not None for state in states):
@@ -65,7 +66,7 @@ class Opaque(Network):
         self._reset()
         found = self.module(dense.expand(num_steps, *dense.shape[1:]))
         traces = {name: _trace(value) for name, value in _named(found).items()}
-        return [trace.reduced() if name in reduced else trace for name, trace in traces.items()]
+        return [trace.reduced(reduced[name]) if name in reduced else trace for name, trace in traces.items()]
 
     @torch.no_grad()
     def look(self, inputs: Tensor, outputs: int) -> None:
@@ -130,8 +131,8 @@ class Opaque(Network):
         self, traces: Sequence[Trace | Reduced], inputs: Tensor | Events | None = None
     ) -> Iterator[Delivery]:
         """As of :class:`~snnexp.network.Network`; what spikes cost is not known."""
-        for name, trace in zip(self.known, traces, strict=True):
-            yield name, trace.spike_count.unsqueeze(0), None
+        for name in self.known:
+            yield name, torch.empty(0), None
 
 
 def _resets(module: nn.Module) -> list[Callable[[], object]]:

@@ -38,6 +38,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from snnexp import metrics
 from snnexp.data import DataModule
+from snnexp.decoders import Decoder
 from snnexp.errors import InterruptedRunError
 from snnexp.events import Events
 from snnexp.figures import style
@@ -60,19 +61,19 @@ STATES = 2**24
 IMAGE_BYTES = 2**22
 
 
-def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> dict[str, Any]:
+def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) -> dict[str, Any]:
     """What ``task`` does with ``batch``; see above.
 
     Args:
         task: on the device of the batch.
         batch: inputs and targets, as the data give them.
-        decoder: see :func:`snnexp.metrics.decode`; None for regression.
+        decoder: how a class is read off the readout; None for regression.
     """
     values, target = batch
     neurons = task.network.neurons()
     inputs = task.encode(values)
     currents, traces = zip(*task.network.with_currents(inputs), strict=True)
-    loss = task.loss(traces[-1], target)
+    loss = task.compare(traces, target)
     found: dict[str, Any] = {"layers": list(neurons), "num_steps": traces[-1].num_steps}
     found["hidden_unknown"] = not task.network.layers_known
     found |= _connections(task, inputs) | _gradients(task, loss, currents)
@@ -93,7 +94,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
         found["trajectory"] = traces[-1].membrane[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
         found["target"] = target[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
     else:
-        found["label"], found["predicted"] = target, metrics.decode(traces[-1], decoder)
+        found["label"], found["predicted"] = target, decoder(traces[-1])
         found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
 
@@ -161,7 +162,7 @@ class Probe(Observer):
         self,
         run: Run,
         data: DataModule,
-        decoder: str | None,
+        decoder: Decoder | None,
         counts: TestCounts,
         seed: int,
         every_n_epochs: int,

@@ -58,7 +58,7 @@ class ProgressDisplay(Callback):
         if now - self.drawn_at < (self.plain_every_s if self.bar is None else self.live_every_s):
             return
         self.drawn_at = now
-        parts = self._parts(trainer, f"loss {number(outputs['loss'].item())}", now)
+        parts = self._parts(trainer, f"loss {number(outputs['loss_alone'].item())}", now)
         done, steps = trainer.global_step - self.first_step, self._steps(trainer)
         if done > 0:
             parts["left"] = f"{clock((steps - trainer.global_step) * (now - self.started_at) / done)} left"

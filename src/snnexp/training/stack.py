@@ -5,8 +5,8 @@ the functions of its own task, mapped over the member axis.
 """
 
 import itertools
-from collections.abc import Callable, Container, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from snnexp import kernels, metrics
+from snnexp.decoders import pooled
 from snnexp.events import Events
 from snnexp.network import Network, stack
+from snnexp.neurons import names
+from snnexp.regularizers import Penalty
 from snnexp.seeds import fold
 from snnexp.training.observers import at_logged_step
 from snnexp.training.stack_member import StackMember, settings
@@ -40,7 +43,17 @@ class Stacked(Task):
             member.task.to(device)
         network = stack([member.parts.network for member in members])
         task = first.task
-        super().__init__(network, task.encode, task.spikes_come_in, first.loss, task.measures, task.optimizer)
+        super().__init__(
+            network,
+            task.encode,
+            task.spikes_come_in,
+            first.loss,
+            task.measures,
+            task.optimizer,
+            task.decoder,
+            task.penalties,
+        )
+        self.means = metrics.Totals(task.measures, stacked=True)
         self.to(device)
         self.kernel = kernels.use(network, kernel, device, stacked=True)
         self.members = members
@@ -48,7 +61,7 @@ class Stacked(Task):
         self.encoders_agree = all(encoder == encoders[0] for encoder in encoders)
         self.place: tuple[Any, ...] = ()
         """Of the batch under way, for random numbers."""
-        self.numbers: dict[int, list[Tensor]] = {}
+        self.numbers: dict[Any, list[Tensor]] = {}
         self.parts: list[Updated] = []
         for position, member in enumerate(members):
             member.position = position
@@ -65,7 +78,13 @@ class Stacked(Task):
 
     def training_step(self, batch: Any, index: int) -> dict[str, Any]:
         outputs = super().training_step(batch, index)
-        return {**outputs, "losses": outputs["loss"].detach(), "loss": outputs["loss"].sum()}
+        minimized = outputs["loss"]
+        return {
+            **outputs,
+            "losses": outputs["loss_alone"],
+            "minimized": minimized.detach(),
+            "loss": minimized.sum(),
+        }
 
     def log(self, name: str, value: Any, *how: Any, **more: Any) -> None:
         for member, own in zip(self.members, value.unbind(0), strict=True):
@@ -80,16 +99,20 @@ class Stacked(Task):
             {"traces": [_Of(read, position) for read in reads]} for position in range(len(self.members))
         ]
         if "losses" in outputs:
-            columns = outputs["losses"].unbind(0), self._finite(outputs["losses"], traces)
-            for own, loss, finite in zip(found, *columns, strict=True):
-                own |= {"loss": loss, "samples": outputs["samples"], "finite": finite}
+            finite = self._finite(outputs["minimized"], traces)
+            columns = outputs["losses"].unbind(0), outputs["minimized"].unbind(0), finite
+            for own, loss, minimized, is_finite in zip(found, *columns, strict=True):
+                samples = outputs["samples"]
+                own |= {"loss": loss, "minimized": minimized, "samples": samples, "finite": is_finite}
         return list(zip(found, targets, strict=True))
 
-    def _step(self, batch: Any, reduced: Container[str] = ()) -> tuple[Tensor, Tensor | Events, list[Any]]:
+    def _step(
+        self, batch: Any, reduced: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | Events, list[Any]]:
         values, target, target_at = batch
         inputs = self._encoded(values)
         traces = self.network(inputs, reduced=reduced)
-        return self._losses(traces[-1], target, target_at), inputs, traces
+        return self._losses(traces[-1], target, target_at), self.penalize(traces), inputs, traces
 
     def _encoded(self, values: Tensor) -> Tensor | Events:
         """What the network takes; each member has its own random numbers, and its own numbers of the encoder."""
@@ -106,47 +129,64 @@ class Stacked(Task):
 
     def _losses(self, trace: Any, target: Tensor, target_at: int | None) -> Tensor:
         """The loss of each member, ``[M]``."""
-        part = getattr(trace, self.loss.reads)
-        if trace.num_steps not in self.numbers:
-            rows = [member.parts.loss.numbers(trace.num_steps) for member in self.members]
-            self.numbers[trace.num_steps] = [part.new_tensor(column) for column in zip(*rows, strict=True)]
-        numbers = self.numbers[trace.num_steps]
+        steps = trace.num_steps
+        numbers = self._numbers(steps, lambda member: member.parts.loss.numbers(steps))
 
-        def alone(part: Tensor, target: Tensor, *numbers: Tensor) -> Tensor:
-            seen = SimpleNamespace(**{self.loss.reads: part}, num_steps=trace.num_steps)
-            return self.loss.compare(seen, target, *numbers)
+        def alone(parts: dict[str, Tensor], target: Tensor, *numbers: Tensor) -> Tensor:
+            return self.loss.compare(pooled(self.decoder, _seen(trace, parts)), target, *numbers)
 
-        return vmap(alone, (-2, target_at, *[0] * len(numbers)))(part, target, *numbers)
+        parts = _parts(trace, names(self.loss.reads))
+        return vmap(alone, (-2, target_at, *[0] * len(numbers)))(parts, target, *numbers)
+
+    def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
+        """The penalties of each member, ``[M]``, by name."""
+        by_layer = dict(zip(self.network.neurons(), traces, strict=True))
+        return {name: self._penalties(name, penalty, by_layer) for name, penalty in self.penalties.items()}
+
+    def _penalties(self, name: str, penalty: Penalty, traces: Mapping[str, Any]) -> Tensor:
+        numbers = self._numbers(name, lambda member: member.task.penalties[name].numbers())
+
+        def alone(parts: dict[str, dict[str, Tensor]], *numbers: Tensor) -> Tensor:
+            return penalty.penalty({layer: _seen(traces[layer], each) for layer, each in parts.items()}, *numbers)
+
+        parts = {layer: _parts(traces[layer], names(penalty.reads)) for layer in self.penalized[name]}
+        return vmap(alone, (-2, *[0] * len(numbers)))(parts, *numbers)
+
+    def _numbers(self, key: Any, numbers: Callable[[StackMember], Sequence[float]]) -> list[Tensor]:
+        """The numbers of a part, each ``[M]``."""
+        if key not in self.numbers:
+            columns = zip(*map(numbers, self.members), strict=True)
+            self.numbers[key] = [torch.tensor(column, dtype=torch.float32, device=self.device) for column in columns]
+        return self.numbers[key]
 
     @torch.no_grad()
-    def _measured(self, traces: list[Any], batch: Any, split: str) -> dict[str, metrics.Sum]:
+    def _measured(self, traces: list[Any], batch: Any, split: str) -> dict[str, metrics.State]:
         _, target, target_at = batch
 
-        def alone(parts: list[Any], target: Tensor) -> dict[str, metrics.Sum]:
+        def alone(parts: list[Any], target: Tensor) -> dict[str, metrics.State]:
             return super(Stacked, self)._measured(parts, (target, target), split)
 
         return self._over_members(alone, traces, target, target_at)
 
-    def _operations(self, traces: list[Any], inputs: Tensor | Events) -> dict[str, metrics.Sum]:
+    def _operations(self, traces: list[Any], inputs: Tensor | Events) -> dict[str, metrics.State]:
         dense = inputs.dense() if isinstance(inputs, Events) else inputs
         return self._over_members(super()._operations, traces, dense, None if dense.shape[2] == 1 else 2)
 
     def _over_members(
         self,
-        function: Callable[[list[Any], Tensor], dict[str, metrics.Sum]],
+        function: Callable[[list[Any], Tensor], dict[str, metrics.State]],
         traces: Sequence[Any],
         more: Tensor,
         axis: int | None,
-    ) -> dict[str, metrics.Sum]:
+    ) -> dict[str, metrics.State]:
         """What a function of one member's traces and ``more`` gives for all of them, ``[M]`` by name."""
-        tensors = [{name: getattr(trace, name) for name in ("spike_count", "last_spikes")} for trace in traces]
-        tensors[-1]["max_membrane"] = traces[-1].max_membrane
-        if hasattr(traces[-1], "membrane"):
-            tensors[-1]["membrane"] = traces[-1].membrane
-        steps = traces[-1].num_steps
+        # what is kept of a layer in an evaluation is all that is read of it
+        tensors = [
+            _parts(trace, self.reduced[name]) for name, trace in zip(self.network.neurons(), traces, strict=True)
+        ]
 
-        def alone(tensors: Any, more: Tensor) -> dict[str, metrics.Sum]:
-            return function([SimpleNamespace(num_steps=steps, **parts) for parts in tensors], more)
+        def alone(tensors: Any, more: Tensor) -> dict[str, metrics.State]:
+            return function([_seen(*pair) for pair in zip(traces, tensors, strict=True)], more)
 
         return vmap(alone, (-2, axis))(tensors, more)
 
@@ -194,6 +234,16 @@ class Stacked(Task):
 
     def optimizer_zero_grad(self, *arguments: Any) -> None:
         """Nothing is left to clear."""
+
+
+def _parts(trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Statistics of a trace by name, the member axis last but one."""
+    return {name: getattr(trace, name) for name in names}
+
+
+def _seen(trace: Any, parts: Mapping[str, Tensor]) -> SimpleNamespace:
+    """What a part reads of one member: its share of statistics."""
+    return SimpleNamespace(num_steps=trace.num_steps, samples=trace.samples, **parts)
 
 
 class _Read:

@@ -1,6 +1,7 @@
 """The LightningModule: it drives the parts that it receives and logs what they say."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -8,14 +9,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from snnexp import metrics
+from snnexp.decoders import Decoder, Readout, pooled
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
-from snnexp.neurons import Reduced, Trace
+from snnexp.neurons import Reads, Reduced, Trace, names
 from snnexp.optimizers import grouped
-
-Measure = Callable[[Any, Tensor], metrics.Sum]
-"""How well a readout's trace meets a target, summed over a batch, and the count of what was summed."""
+from snnexp.regularizers import Penalty
 
 
 class Task(LightningModule):
@@ -28,6 +28,8 @@ class Task(LightningModule):
         loss: what is minimised.
         measures: by name, what is reported beside the loss.
         optimizer: ``optimizer(parameters, total_steps)`` as Lightning's ``configure_optimizers`` returns it.
+        decoder: how a class is read off the readout; None where targets are no labels.
+        penalties: by name, what is minimised beside the loss.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Task(LightningModule):
         encode: Callable[[Tensor], Tensor | Events],
         spikes_come_in: bool,
         loss: Loss,
-        measures: Mapping[str, Measure],
+        measures: Mapping[str, metrics.Measure],
         optimizer: Callable[..., dict[str, Any]],
+        decoder: Decoder | None = None,
+        penalties: Mapping[str, Penalty] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.network = network
@@ -46,23 +50,48 @@ class Task(LightningModule):
         self.loss = loss
         self.measures = measures
         self.optimizer = optimizer
-        layers = list(network.neurons())
-        self.means = metrics.Means()
+        self.decoder = decoder
+        self.penalties = penalties
+        self.means = metrics.Totals(measures)
         """Of the evaluation under way."""
         self.resumed: Mapping[str, Any] | None = None
         """A checkpoint, whose states the optimiser and its schedule take."""
-        # an evaluation reads single time steps of the readout at most
-        self.reduced = layers[:-1] if loss.reads == "membrane" else layers
+        fires = {name: neuron.spikes for name, neuron in network.neurons().items()}
+        self.penalized = {name: penalty.chosen(fires) for name, penalty in penalties.items()}
+        """By penalty, the layers that it reads."""
+        self.reduced = self._needed()
+        """By layer, the statistics that an evaluation keeps."""
+
+    def _needed(self) -> dict[str, tuple[str, ...]]:
+        layers = self.network.neurons()
+        readout = [*layers][-1]
+        found: dict[str, list[Reads]] = {name: [] for name in layers}
+        for name, neuron in layers.items():
+            # rates, and what arrives behind a layer
+            if neuron.spikes or name != readout:
+                found[name].append("spike_count")
+            # what fires in the last step arrives after the end
+            if neuron.feedback_synapse is not None or name in self.network.fed_back:
+                found[name].append("last_spikes")
+        found[readout] += [self.loss.reads, *(measure.reads for measure in self.measures.values())]
+        found[readout] += [] if self.decoder is None else [self.decoder.reads]
+        for name, penalty in self.penalties.items():
+            for layer in self.penalized[name]:
+                found[layer].append(penalty.reads)
+        return {name: union(reads) for name, reads in found.items()}
 
     def training_step(self, batch: Any, index: int) -> dict[str, Any]:
-        loss, _, traces = self._step(batch)
-        samples = _samples(traces)
+        loss, penalties, _, traces = self._step(batch)
+        samples = traces[-1].samples
         # reading every trace costs time, so it is done only for the steps that are logged
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             measured = self._measured(traces, batch, "train")
-            values = {"train/loss": loss.detach(), **{name: total / n for name, (total, n) in measured.items()}}
+            values = {"train/loss": loss.detach()}
+            values |= {f"train/penalty/{name}": value.detach() for name, value in penalties.items()}
+            values |= {name: self.means.compute(name, state) for name, state in measured.items()}
             self.log_dict(values, on_step=True, on_epoch=False, batch_size=samples)
-        return {"loss": loss, "samples": samples, "traces": traces}
+        minimized = sum(penalties.values(), loss)
+        return {"loss": minimized, "loss_alone": loss.detach(), "samples": samples, "traces": traces}
 
     def validation_step(self, batch: Any, index: int) -> None:
         self._evaluation_step(batch, "val")
@@ -72,6 +101,8 @@ class Task(LightningModule):
 
     def shares(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
         """What each member has of what a step gave, and its target."""
+        if "loss" in outputs:
+            outputs = {**outputs, "minimized": outputs["loss"], "loss": outputs["loss_alone"]}
         return [(outputs, batch[1])]
 
     def configure_optimizers(self) -> Any:
@@ -94,22 +125,41 @@ class Task(LightningModule):
         groups = grouped(parameters, decays, getattr(self.optimizer, "weight_decay", 0.0))
         return self.optimizer(groups, total_steps)
 
-    def _step(self, batch: Any, reduced: Container[str] = ()) -> tuple[Tensor, Tensor | Events, list[Trace | Reduced]]:
+    def compare(self, traces: Sequence[Any], target: Tensor) -> Tensor:
+        """The loss."""
+        return self.loss(pooled(self.decoder, traces[-1]), target)
+
+    def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
+        """The penalties, by name."""
+        by_layer = dict(zip(self.network.neurons(), traces, strict=True))
+        return {
+            name: penalty({layer: by_layer[layer] for layer in self.penalized[name]})
+            for name, penalty in self.penalties.items()
+        }
+
+    def _step(
+        self, batch: Any, reduced: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | Events, list[Trace | Reduced]]:
+        """The loss, the penalties by name, what was encoded, and the traces."""
         values, target = batch
         inputs = self.encode(values)
         traces = self.network(inputs, reduced=reduced)
-        return self.loss(traces[-1], target), inputs, traces
+        return self.compare(traces, target), self.penalize(traces), inputs, traces
 
     def _evaluation_step(self, batch: Any, split: str) -> list[Trace | Reduced]:
-        loss, inputs, traces = self._step(batch, reduced=self.reduced)
-        samples = _samples(traces)
-        values = {f"{split}/loss": metrics.counted(loss * samples, samples), **self._measured(traces, batch, split)}
+        loss, penalties, inputs, traces = self._step(batch, reduced=self.reduced)
+        samples = traces[-1].samples
+        values = {"loss": loss, **{f"penalty/{name}": value for name, value in penalties.items()}}
+        states: dict[str, metrics.State] = {
+            f"{split}/{name}": metrics.counted(value * samples, samples) for name, value in values.items()
+        }
+        states |= self._measured(traces, batch, split)
         if split == "test":
-            values |= self._operations(traces, inputs)
-        self.means.add(values)
+            states |= self._operations(traces, inputs)
+        self.means.add(states)
         return traces
 
-    def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, metrics.Sum]:
+    def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, metrics.State]:
         """``test/synops``, and by the layer that the spikes arrive at; without those that cannot be counted."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
         unknown: set[str] = set()
@@ -121,18 +171,20 @@ class Task(LightningModule):
                 arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
         known = {name: value for name, value in arriving.items() if name not in unknown}
         whole = {} if unknown else {"test/synops": torch.stack([*known.values()]).sum()}
-        found, samples = {**whole, **known}, _samples(traces)
+        found, samples = {**whole, **known}, traces[-1].samples
         return {name: metrics.counted(value * samples, samples) for name, value in found.items()}
 
     @torch.no_grad()
-    def _measured(self, traces: list[Trace | Reduced], batch: Any, split: str) -> dict[str, metrics.Sum]:
-        values = {f"{split}/{name}": measure(traces[-1], batch[1]) for name, measure in self.measures.items()}
+    def _measured(self, traces: list[Trace | Reduced], batch: Any, split: str) -> dict[str, metrics.State]:
+        readout = Readout(traces[-1], self.decoder, self.loss)
+        values = {f"{split}/{name}": measure.update(readout, batch[1]) for name, measure in self.measures.items()}
         for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
             if neuron.spikes:
                 rate = metrics.firing_rate(trace.spike_count) / trace.num_steps
-                values[f"{split}/firing_rate/{name}"] = metrics.counted(rate * _samples(traces), _samples(traces))
+                values[f"{split}/firing_rate/{name}"] = metrics.counted(rate * trace.samples, trace.samples)
         return values
 
 
-def _samples(traces: list[Trace | Reduced]) -> int:
-    return len(traces[-1].last_spikes)
+def union(reads: Iterable[Reads]) -> tuple[str, ...]:
+    """The names of all statistics that are read."""
+    return tuple(dict.fromkeys(name for each in reads for name in names(each)))

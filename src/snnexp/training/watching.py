@@ -4,16 +4,19 @@ import json
 
 from omegaconf import DictConfig, OmegaConf
 
+from snnexp.neurons import names, read_spikes
 from snnexp.training import observers, probe, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Observer
 from snnexp.training.start import Start
+from snnexp.training.task import union
 
 
 def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
     """What counts and checks, in training and in a test."""
-    read_by = (parts.loss.reads, parts.decoder)
-    layers = [*parts.network.neurons()][: None if "spike_count" in read_by else -1]
+    layers = [*parts.network.neurons()]
+    read = union([parts.loss.reads, *([] if parts.decoder is None else [parts.decoder.reads])])
+    layers = layers if read_spikes(read) else layers[:-1]
     watching: list[Observer] = [
         observers.ProjectParameters(),
         observers.DivergenceGuard(),
@@ -21,7 +24,12 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
         observers.QuietLayers(layers),
         observers.TestCounts(layers, parts.decoder),
     ]
-    return [*watching, *([observers.SeedMeanLoss(processes)] if parts.decoder is None else [])]
+    return [*watching, *([observers.SeedMeanLoss(processes)] if has_seed_mean_loss(parts) else [])]
+
+
+def has_seed_mean_loss(parts: Parts) -> bool:
+    """Whether a run is one of those whose mean loss the regression tutorial prints: a membrane follows a trace."""
+    return parts.data.target == "trace" and names(parts.loss.reads) == ("membrane",)
 
 
 def watching_over(start: Start) -> list[Observer]:

@@ -1,0 +1,88 @@
+"""Penalties: values by hand, gradients through every kernel, and what is logged, minimised and chosen by."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from snnexp import kernels
+from snnexp.errors import ConfigError
+from snnexp.experiment import build, compose, run
+from snnexp.network import MLP
+from snnexp.neurons import Leaky, RLeaky
+from snnexp.regularizers import TargetRate
+
+WORDS = ["network.hidden=[6,5]", "data.batch_size=8", "trainer=cpu", "logger=jsonl", "num_steps=5"]
+PENALTY = [*WORDS, "regularizer=target_rate", "regularizer.target_rate.target=0.9"]
+
+
+def test_a_target_rate_by_hand() -> None:
+    """Rates of .5, 0 and 1 with a target of .25: over all neurons of both layers."""
+    one = SimpleNamespace(spike_count=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), num_steps=4)
+    other = SimpleNamespace(spike_count=torch.tensor([[4.0], [4.0]]), num_steps=4)
+    found = TargetRate(weight=3.0, target=0.25)({"hidden1": one, "hidden2": other})
+    assert found.item() == pytest.approx(3 * (0.25**2 + 0.25**2 + 0.75**2) / 3)
+
+
+def test_layers() -> None:
+    layers = {"hidden1": True, "relu": False, "hidden2": True, "readout": True}
+    assert TargetRate().chosen(layers) == ["hidden1", "hidden2"]
+    assert TargetRate(layers=["readout"]).chosen(layers) == ["readout"]
+    for wrong in (["hidden3"], ["relu"], []):
+        with pytest.raises(ConfigError, match=r"^layers: got .*, of which there are hidden1, hidden2, readout$"):
+            TargetRate(layers=wrong).chosen(layers)
+
+
+@pytest.mark.parametrize("neuron", [Leaky, RLeaky])
+def test_gradients_reach_the_hidden_layers_through_any_kernel(neuron: Any) -> None:
+    """Under a constant current, of which the fused kernel keeps no steps, as under one that changes."""
+    for steps in (1, 7):
+        found: list[tuple[Tensor, ...]] = []
+        for kernel in ("fused", "reference"):
+            torch.manual_seed(0)
+            made = MLP((5,), 3, neuron, neuron, num_steps=7, hidden=(6, 4)).double()
+            kernels.use(made, kernel, torch.device("cpu"))
+            traces = made(2 * torch.rand((steps, 9, 5), generator=torch.Generator().manual_seed(1)).double())
+            penalty = TargetRate(target=0.5)({"hidden1": traces[0], "hidden2": traces[1]})
+            weights = [made.layers[name].synapse.weight for name in ("hidden1", "hidden2")]
+            gradients = torch.autograd.grad(penalty + traces[-1].membrane.mean(), weights)
+            found.append((penalty, *gradients))
+            assert all(gradient.any() for gradient in gradients)
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_what_is_minimised_is_the_sum_and_what_is_compared_the_loss() -> None:
+    parts = build(compose(PENALTY))
+    x, y = parts.data.train[[*range(8)]]
+    loss, penalties, _, traces = parts.task._step((x, y))
+    assert loss == parts.loss(traces[-1], y)
+    parts.task.trainer = SimpleNamespace(log_every_n_steps=10, global_step=1)  # type: ignore[assignment]
+    outputs = parts.task.training_step((x, y), 0)
+    assert outputs["loss"] == loss + penalties["target_rate"] > outputs["loss_alone"] == loss
+    assert parts.task.shares(outputs, (x, y))[0][0]["loss"] == loss
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_a_run_logs_it_by_name_and_chooses_by_the_loss(tmp_path: Path) -> None:
+    rows = {}
+    for weight in (0, 100):
+        words = [f"regularizer.target_rate.weight={weight}", f"logger.root={tmp_path / str(weight)}"]
+        more = ["data.val_size=8", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
+        done = run(compose([*PENALTY, *more, *words]))
+        rows[weight] = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
+        names = {f"{split}/penalty/target_rate" for split in ("val", "test")}
+        assert names <= done.metrics.keys()
+        assert sum("train/penalty/target_rate" in row for row in rows[weight]) == 8
+    # of the first step, before weights differ: the loss is the loss alone
+    assert rows[0][0]["train/loss"] == rows[100][0]["train/loss"]
+    assert rows[0][0]["train/penalty/target_rate"] == 0 < rows[100][0]["train/penalty/target_rate"]
+    plain = run(compose([*WORDS, *more, f"logger.root={tmp_path / 'none'}"]))
+    without = [json.loads(line) for line in (plain.path / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: value for name, value in row.items() if "penalty" not in name} for row in rows[0]]
+    assert kept == without, "a weight of 0 changes no bit"
+    assert rows[100][-1]["test/firing_rate/hidden1"] > rows[0][-1]["test/firing_rate/hidden1"], "toward 0.9"
