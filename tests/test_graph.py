@@ -128,7 +128,8 @@ class TestTime:
     def test_a_summary_has_the_sums_of_the_whole(self, layers: Any) -> None:
         made, x = graph(*layers), values(T, B, 5)
         with torch.no_grad():
-            for trace, other in zip(made(x), made(x, reduced=dict.fromkeys(made.layers, ("spike_count", "max_membrane"))), strict=True):
+            sums = dict.fromkeys(made.layers, ("spike_count", "max_membrane"))
+            for trace, other in zip(made(x), made(x, reduced=sums), strict=True):
                 torch.testing.assert_close(other.spike_count, trace.spike_count)
                 torch.testing.assert_close(other.max_membrane, trace.max_membrane)
 
