@@ -15,7 +15,7 @@ LEAVES = {"errors", "text", "seeds"}
 """What every room may import."""
 EQUATIONS = {
     *("neurons", "surrogates", "initializers", "encoders"),
-    *("losses", "metrics", "optimizers", "events"),
+    *("losses", "metrics", "optimizers", "schedules", "events"),
 }
 
 # room: the others that it may import, besides the leaves
@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "isolation": set(),
     "limits": set(),
     "spec": set(),
-    **{name: {"spec"} for name in ("surrogates", "initializers", "losses", "metrics", "optimizers")},
+    **{name: {"spec"} for name in ("surrogates", "initializers", "losses", "metrics", "optimizers", "schedules")},
     "events": set(),
     "encoders": {"spec", "events"},
     "neurons": {"spec", "surrogates", "initializers"},

@@ -27,6 +27,7 @@ GROUPS = (
     "surrogate",
     "loss",
     "optimizer",
+    "schedule",
     "trainer",
     "logger",
     "experiment",

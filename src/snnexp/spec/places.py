@@ -29,6 +29,7 @@ PLACES = {
     "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
     "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
     "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
+    "schedule": Place("snnexp.schedules", "snnexp.schedules.Schedule"),
     "trainer": Place("snnexp.training.assembly", stacked=False),
     "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer", stacked=False),
 }

@@ -16,6 +16,7 @@ from torch.func import vmap
 from snnexp import kernels, metrics
 from snnexp.events import Events
 from snnexp.network import Network, stack
+from snnexp.optimizers import Parameters, made_by
 from snnexp.seeds import fold
 from snnexp.training.observers import at_logged_step
 from snnexp.training.stack_member import StackMember, settings
@@ -40,7 +41,8 @@ class Stacked(Task):
             member.task.to(device)
         network = stack([member.parts.network for member in members])
         task = first.task
-        super().__init__(network, task.encode, task.spikes_come_in, first.loss, task.measures, task.optimizer)
+        parts = task.encode, task.spikes_come_in, first.loss, task.measures, task.optimizer, task.schedule
+        super().__init__(network, *parts)
         self.to(device)
         self.kernel = kernels.use(network, kernel, device, stacked=True)
         self.members = members
@@ -168,10 +170,11 @@ class Stacked(Task):
 
     def configure_optimizers(self) -> Any:
         """One optimiser; members of each settings have parameter groups of their own, of views of the weights."""
-        weights, total = [*self.network.parameters()], int(self.trainer.estimated_stepping_batches)
+        weights, lengths = [*self.network.parameters()], self.lengths()
         equal = itertools.groupby(self.members, key=lambda member: settings(member.start.cfg))
-        self.parts = [Updated([*members], weights, total) for _, members in equal]
-        made = self.optimizer([group for part in self.parts for group in part.groups], total)
+        self.parts = [Updated([*members], weights, lengths) for _, members in equal]
+        groups = Parameters.of_groups(group for part in self.parts for group in part.groups)
+        made = self.scheduled(made_by(self.optimizer, groups, lengths[0]), *lengths)
         at = 0
         for part in self.parts:
             at = part.take_place(made, at)

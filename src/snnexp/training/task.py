@@ -8,11 +8,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from snnexp import metrics
+from snnexp.errors import ConfigError
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Reduced, Trace
-from snnexp.optimizers import grouped
+from snnexp.optimizers import Named, Parameters, Role, made_by
+from snnexp.record.measures import higher_is_better
+from snnexp.schedules import Constant, Schedule
 
 Measure = Callable[[Any, Tensor], metrics.Sum]
 """How well a readout's trace meets a target, summed over a batch, and the count of what was summed."""
@@ -27,7 +30,8 @@ class Task(LightningModule):
         spikes_come_in: whether ``encode`` makes spikes, which cost synaptic operations.
         loss: what is minimised.
         measures: by name, what is reported beside the loss.
-        optimizer: ``optimizer(parameters, total_steps)`` as Lightning's ``configure_optimizers`` returns it.
+        optimizer: an :class:`~snnexp.optimizers.OptimizerFactory`.
+        schedule: of its learning rates; none by default.
     """
 
     def __init__(
@@ -37,7 +41,8 @@ class Task(LightningModule):
         spikes_come_in: bool,
         loss: Loss,
         measures: Mapping[str, Measure],
-        optimizer: Callable[..., dict[str, Any]],
+        optimizer: Callable[..., Any],
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -46,6 +51,7 @@ class Task(LightningModule):
         self.loss = loss
         self.measures = measures
         self.optimizer = optimizer
+        self.schedule = Constant() if schedule is None else schedule
         layers = list(network.neurons())
         self.means = metrics.Means()
         """Of the evaluation under way."""
@@ -75,24 +81,50 @@ class Task(LightningModule):
         return [(outputs, batch[1])]
 
     def configure_optimizers(self) -> Any:
-        made = self.make_optimizer([*self.parameters()], int(self.trainer.estimated_stepping_batches))
+        made = self.make_optimizer([*self.parameters()], *self.lengths())
         if self.resumed is not None:
             made["optimizer"].load_state_dict(self.resumed["optimizer_states"][0])
             if "lr_scheduler" in made:
                 made["lr_scheduler"]["scheduler"].load_state_dict(self.resumed["lr_schedulers"][0])
         return made
 
-    def make_optimizer(self, parameters: Sequence[nn.Parameter], total_steps: int) -> dict[str, Any]:
-        """The optimiser of the task's parameters, or of as many others in their place.
+    def lengths(self) -> tuple[int, int]:
+        """Steps and epochs of the whole training."""
+        return int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
 
-        Weight decay acts on synapses and feedback. A neuron parameter has a meaning and a unit of its own: pulled
-        towards zero, a decay or a threshold becomes another neuron.
+    def make_optimizer(self, parameters: Sequence[nn.Parameter], steps: int, epochs: int = 1) -> dict[str, Any]:
+        """The optimiser of the task's parameters, or of as many others in their place, and its schedule.
+
+        Args:
+            parameters: one for each of the task's.
+            steps: of the whole training.
+            epochs: of the whole training.
+
+        Raises:
+            ConfigError: the optimiser has a schedule of its own, beside that of the config.
         """
         kept = {id(parameter) for neuron in self.network.neurons().values() for parameter in neuron.constants()}
-        decays = [id(parameter) not in kept for parameter in self.parameters()]
+        named = [
+            Named(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
+            for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
+        ]
         # an optimiser of a user's says how it decays by itself
-        groups = grouped(parameters, decays, getattr(self.optimizer, "weight_decay", 0.0))
-        return self.optimizer(groups, total_steps)
+        made = made_by(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
+        return self.scheduled(made, steps, epochs)
+
+    def scheduled(self, made: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
+        """What Lightning needs of an optimiser that was made, and of the schedule of its rates."""
+        schedule = self.schedule
+        how = {"higher_is_better": bool(higher_is_better(schedule.measure))} if schedule.watches else {}  # type: ignore[attr-defined]
+        scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **how)
+        if scheduler is None:
+            return made
+        if "lr_scheduler" in made:
+            raise ConfigError(
+                f"schedule: {type(self.optimizer).__name__} has a schedule of its own; use schedule=constant"
+            )
+        watched = {"monitor": schedule.measure, "reduce_on_plateau": True} if schedule.watches else {}  # type: ignore[attr-defined]
+        return {**made, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.unit, **watched}}
 
     def _step(self, batch: Any, reduced: Container[str] = ()) -> tuple[Tensor, Tensor | Events, list[Trace | Reduced]]:
         values, target = batch
@@ -126,6 +158,10 @@ class Task(LightningModule):
                 rate = metrics.firing_rate(trace.spike_count) / trace.num_steps
                 values[f"{split}/firing_rate/{name}"] = metrics.counted(rate * _samples(traces), _samples(traces))
         return values
+
+
+def _role(name: str, is_constant: bool) -> Role:
+    return "neuron" if is_constant else "bias" if name.endswith(".bias") else "weight"
 
 
 def _samples(traces: list[Trace | Reduced]) -> int:
