@@ -181,7 +181,7 @@ class Stacked(Task):
             part.require_own_settings()
             for member in part.members:
                 member.updated = part
-        if any(not member.ended and member.start.found is not None for member in self.members):
+        if any(member.trains and member.start.found is not None for member in self.members):
             load_states(made, [part.found() for part in self.parts])
         return made
 

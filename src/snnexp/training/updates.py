@@ -104,8 +104,8 @@ class Updated:
         return groups
 
     def found(self) -> dict[str, Any]:
-        """What the checkpoints of the members say together; those that have ended may say anything."""
-        founds = (None if member.ended else member.start.found for member in self.members)
+        """What the checkpoints of the members say together; those that do not train may say anything."""
+        founds = (member.start.found if member.trains else None for member in self.members)
         contents = [None if found is None else found.content for found in founds]
         known = next((content for content in contents if content is not None), None)
         if known is None:

@@ -4,7 +4,7 @@ import json
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.training import observers, probe, saving
+from snnexp.training import observers, probe, saving, stopping
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Observer
 from snnexp.training.start import Start
@@ -21,6 +21,8 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
         observers.QuietLayers(layers),
         observers.TestCounts(layers, parts.decoder),
     ]
+    if (patience := cfg.trainer.get("early_stopping")) is not None:
+        watching.append(stopping.EarlyStopping(patience))
     return [*watching, *([observers.SeedMeanLoss(processes)] if parts.decoder is None else [])]
 
 
