@@ -1,6 +1,5 @@
 """Early stopping, and schedules that watch a measure: alone, in a stack, interrupted and resumed."""
 
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from snnexp import experiment
-from snnexp.errors import ConfigError, InterruptedRunError
+from snnexp.errors import ConfigError
 from snnexp.experiment import compose, resume, run
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.run import Run
@@ -233,7 +232,7 @@ class TestStack:
 
     def test_the_others_do_not_notice_and_interruptions_leave_no_trace(self) -> None:
         """A member ends, keeps its place, and is tested with its weights of that moment."""
-        usual, whole = self.train(self.points(), "usual"), self.train(self.points("trainer.early_stopping=1"), "whole")
+        usual, whole = self.train(self.points(), "usual"), self.train(self.points(STOPPING), "whole")
         stops = {index: Run(end.run or Path()).read().get("stopped_early") for index, end in whole.items()}
         assert stops[1] is not None
         others = [index for index, stop in stops.items() if stop is None]
@@ -241,33 +240,34 @@ class TestStack:
         for index in others:
             assert _bits(whole[index].run) == _bits(usual[index].run)
             assert whole[index].metrics == usual[index].metrics
-        alone = experiment.run(self.points("trainer.early_stopping=1")[1].cfg, (), Path("alone"))
+        alone = experiment.run(self.points(STOPPING)[1].cfg, (), Path("alone"))
         assert Run(alone.path).read()["stopped_early"] == stops[1]
         assert whole[1].metrics == pytest.approx(alone.metrics, rel=1e-3)
         assert _names(whole[1].run) == _names(alone.path)
-        for at in (stops[1]["step"] + 1, -1):
-            ends = self.interrupted(at)
-            again = self.train(self.points("trainer.early_stopping=1", ends=ends), "stack")
+        later = stops[1]["step"] + 1
+        for at, every_s in ((later, 0), (later, 1000), (-1, 0)):
+            ends = self.interrupted(at, f"logger.save_every_s={every_s}")
+            again = self.train(self.points(STOPPING, ends=ends), "stack")
             for index, end in again.items():
                 assert _bits(end.run) == _bits(whole[index].run), f"member {index}, interrupted at {at}"
                 assert end.metrics == whole[index].metrics
                 assert Run(end.run or Path()).read().get("stopped_early") == stops[index]
 
-    def interrupted(self, at: int) -> Ends:
-        """A stack that was told to stop in a step, or -1 in its test."""
+    def interrupted(self, at: int, *more: str) -> Ends:
+        """A stack that was killed in a step, or -1 in its test; those that save seldom are behind one that stopped."""
         hook, original = ("test_step", Stacked.test_step) if at < 0 else ("training_step", Stacked.training_step)
 
-        def told(self: Stacked, *arguments: Any) -> Any:
+        def die(self: Stacked, *arguments: Any) -> Any:
             if at < 0 or self.trainer.global_step == at:
-                signal.raise_signal(signal.SIGTERM)
+                raise KilledError
             return original(self, *arguments)
 
-        ends: Ends = {}
+        runs: dict[int, Path] = {}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Stacked, hook, told)
-            with pytest.raises(InterruptedRunError):
-                stacked.train(self.points("trainer.early_stopping=1"), Path("stack"), lambda *_: None, ends.__setitem__)
-        return ends
+            patch.setattr(Stacked, hook, die)
+            with pytest.raises(KilledError):
+                stacked.train(self.points(STOPPING, *more), Path("stack"), runs.__setitem__, lambda *_: None)
+        return {index: Outcome("killed", path) for index, path in runs.items()}
 
 
 def _names(path: Path | None) -> list[Any]:
