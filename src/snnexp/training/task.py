@@ -103,7 +103,7 @@ class Task(LightningModule):
         Raises:
             ConfigError: the optimiser has a schedule of its own, beside that of the config.
         """
-        kept = {id(parameter) for neuron in self.network.neurons().values() for parameter in neuron.constants()}
+        kept = {id(parameter) for neuron in self.network.equations().values() for parameter in neuron.constants()}
         named = [
             Named(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
             for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
@@ -114,16 +114,15 @@ class Task(LightningModule):
 
     def scheduled(self, made: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
         """What Lightning needs of an optimiser that was made, and of the schedule of its rates."""
-        schedule = self.schedule
-        how = {"higher_is_better": bool(higher_is_better(schedule.measure))} if schedule.watches else {}  # type: ignore[attr-defined]
-        scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **how)
+        schedule: Any = self.schedule
+        higher = {"higher_is_better": bool(higher_is_better(schedule.measure))} if schedule.watches else {}
+        scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **higher)
         if scheduler is None:
             return made
         if "lr_scheduler" in made:
-            raise ConfigError(
-                f"schedule: {type(self.optimizer).__name__} has a schedule of its own; use schedule=constant"
-            )
-        watched = {"monitor": schedule.measure, "reduce_on_plateau": True} if schedule.watches else {}  # type: ignore[attr-defined]
+            name = type(self.optimizer).__name__
+            raise ConfigError(f"schedule: {name} has a schedule of its own; use schedule=constant")
+        watched = {"monitor": schedule.measure, "reduce_on_plateau": True} if schedule.watches else {}
         return {**made, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.unit, **watched}}
 
     def _step(self, batch: Any, reduced: Container[str] = ()) -> tuple[Tensor, Tensor | Events, list[Trace | Reduced]]:
@@ -142,12 +141,18 @@ class Task(LightningModule):
         return traces
 
     def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, metrics.Sum]:
-        """``test/synops``, and by the layer that the spikes arrive at."""
+        """``test/synops``, and by the layer that the spikes arrive at; without those that cannot be counted."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
+        unknown: set[str] = set()
         for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.spikes_come_in else None):
             name = f"test/synops/{layer}"
-            arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
-        found, samples = {"test/synops": torch.stack([*arriving.values()]).sum(), **arriving}, _samples(traces)
+            if synapse is None:
+                unknown.add(name)
+            else:
+                arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
+        known = {name: value for name, value in arriving.items() if name not in unknown}
+        whole = {} if unknown else {"test/synops": torch.stack([*known.values()]).sum()}
+        found, samples = {**whole, **known}, _samples(traces)
         return {name: metrics.counted(value * samples, samples) for name, value in found.items()}
 
     @torch.no_grad()
