@@ -92,8 +92,8 @@ class Facts:
         stop = self.record.get("stopped_early")
         if not isinstance(stop, dict):
             return ""
-        epoch, step, reason = (stop.get(name) for name in ("epoch", "step", "reason"))
-        return f"stopped early after epoch {epoch}, step {step}: {line(str(reason))}"
+        epoch, step, reason = (line(str(stop.get(name))) for name in ("epoch", "step", "reason"))
+        return f"stopped early after epoch {epoch}, step {step}: {reason}"
 
     @property
     def reached(self) -> str:
