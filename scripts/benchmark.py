@@ -54,7 +54,7 @@ from snnexp.errors import DataError
 from snnexp.losses import CEMembrane, MSECount
 from snnexp.network import MLP, Network
 from snnexp.neurons import Trace, over_samples
-from snnexp.optimizers import Adam
+from snnexp.optimizers import Adam, made_by
 
 RECIPES = ("mnist_leaky", "mnist_rleaky_count", "mnist_rleaky_membrane", "mnist_rleaky_conv", "mnist_parametrized_lif")
 RECIPES += ("regression_linear", "regression_sqrt")
@@ -188,7 +188,8 @@ def in_torch(
     """
     parameters, optimizer = list(parameters), None
     if work.optimizer:
-        optimizer = tutorials_adam(parameters, work) if tutorial else work.optimizer(parameters, 1000)["optimizer"]
+        ours = made_by(work.optimizer, parameters, 1000)["optimizer"]
+        optimizer = tutorials_adam(parameters, work) if tutorial else ours
 
     def loss(index: int, trace: Callable[[Tensor], Any] = trace) -> Tensor:
         x, y = work.batches[index]

@@ -52,7 +52,19 @@ def make_run(parent: Path, score: float | None, seed: int = 0, typed: bool = Tru
     return run.path
 
 
-RECORD = ("status", "reason", "metrics", "versions", "wall_s", "kernel")
+RECORD = ("status", "reason", "stopped_early", "metrics", "versions", "wall_s", "kernel")
+
+
+STOP = {"epoch": 3, "step": 12, "reason": "val/loss did not improve"}
+
+
+def test_runs_that_stopped_early_are_said_to(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "runs", 0.5, seed, **({"stopped_early": STOP} if seed else {})) for seed in (0, 1)]
+    words = " ".join(report(runs, tmp_path).split())
+    assert "A run stopped early; the mean of a group ends where the first of its runs did." in words
+    rows = {row["seed"]: row["stopped early"] for row in table(tmp_path, "runs")}
+    assert rows == {"0": "", "1": "after epoch 3, step 12: val/loss did not improve"}
+    assert "stopped early" not in report(runs[:1], tmp_path / "one")
 
 
 def report(paths: list[Path], folder: Path, **options: Any) -> str:

@@ -33,7 +33,7 @@ MNIST_RECIPE = {
     "optimizer._target_": "snnexp.optimizers.Adam",
     "optimizer.betas": [0.9, 0.999],
     "optimizer.weight_decay": 0,
-    "optimizer.schedule": "constant",
+    "schedule._target_": "snnexp.schedules.Constant",
 }
 RECURRENT_RECIPE = MNIST_RECIPE | {
     "num_steps": 10,
@@ -82,12 +82,12 @@ REGRESSION_RECIPE = {
     "loss._target_": "snnexp.losses.MSEMembrane",
     "optimizer._target_": "snnexp.optimizers.Adam",
     "optimizer.lr": 1e-3,
-    "optimizer.schedule": "constant",
+    "schedule._target_": "snnexp.schedules.Constant",
     "trainer.max_epochs": 100,
 }
 FITTED = {
     "optimizer.lr": 5e-3,
-    "optimizer.schedule": "cosine",
+    "schedule._target_": "snnexp.schedules.Cosine",
     "trainer.max_epochs": 2500,
     "neuron.surrogate.slope": 10,
 }
@@ -146,6 +146,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 SEQUENCES = ["data=linear", "encoder=sequence", "loss=mse_membrane"]
 NEEDS = {
+    "schedule=plateau": ["data.val_size=1000"],
     "data=linear": SEQUENCES[1:],
     "data=sqrt": SEQUENCES[1:],
     "encoder=sequence": SEQUENCES,

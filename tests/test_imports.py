@@ -15,7 +15,7 @@ LEAVES = {"errors", "text", "seeds"}
 """What every room may import."""
 EQUATIONS = {
     *("neurons", "surrogates", "initializers", "encoders"),
-    *("losses", "decoders", "metrics", "regularizers", "optimizers", "events"),
+    *("losses", "decoders", "metrics", "regularizers", "optimizers", "schedules", "events"),
 }
 
 # room: the others that it may import, besides the leaves
@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "isolation": set(),
     "limits": set(),
     "spec": set(),
-    **{name: {"spec"} for name in ("surrogates", "initializers", "optimizers")},
+    **{name: {"spec"} for name in ("surrogates", "initializers", "optimizers", "schedules")},
     # what they read of a trace are statistics
     **{name: {"spec", "neurons"} for name in ("losses", "decoders", "metrics", "regularizers")},
     "events": set(),

@@ -41,6 +41,13 @@ def make(
     return path
 
 
+def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
+    stop = {"epoch": 3, "step": 12, "reason": "val/loss did not improve"}
+    row = Row(Run(make(tmp_path, 1, stopped_early=stop)).facts(), 1.8e9)
+    assert table([row]).endswith("stopped early after epoch 3, step 12: val/loss did not improve")
+    assert row.value("stopped_early.epoch") == 3
+
+
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs of all kinds, in the current folder."""

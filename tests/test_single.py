@@ -73,6 +73,13 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 class TestAFinishedRun:
+    def test_where_it_stopped_early(self, folder: Path, undrawn: None) -> None:
+        assert "stopped early" not in text(report([folder]))
+        change(folder, stopped_early={"epoch": 3, "step": 12, "reason": "val/loss did not improve"})
+        words = text(report([folder]))
+        assert "finished (stopped early after epoch 3, step 12: val/loss did not improve)" in words
+        assert "The training stopped early after epoch 3, step 12" in words
+
     @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
     def test_tells_what_differs_from_the_recipe_first_what_was_typed(self, folder: Path) -> None:

@@ -71,9 +71,9 @@ class Row:
 
     @property
     def note(self) -> str:
-        """Why a run did not finish, or how far it is; other reasons say that themselves."""
+        """Why a run did not finish, or finished early, or how far it is; other reasons say that themselves."""
         at = self.facts.reached if self.facts.status in ("running", "killed") else ""
-        return ", ".join(filter(None, (line(self.facts.reason), at)))
+        return ", ".join(filter(None, (line(self.facts.reason), at, self.facts.stopped_early)))
 
 
 COLUMNS: dict[str, Callable[[Row], Any]] = {

@@ -44,8 +44,9 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
         # a recipe may be older than the places of parts
-        plain = upgrade.with_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-        return OmegaConf.create(_checked(decoding.completed(plain), written, together))
+        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain = decoding.completed(upgrade.with_schedule(upgrade.with_targets(resolved)))
+        return OmegaConf.create(_checked(plain, written, together))
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
@@ -264,9 +265,23 @@ def _check_pairs(
         with refusals.collected(), located("data"):
             if targets.is_own(specs["data"].target):
                 rules.require_batches(data.samples, devices, **_with_defaults(_values(nodes["data"]), specs["data"]))
+    if data:
+        known = _with_defaults(_values(nodes["data"]), specs["data"])
+        for key, value, measure in _watched(nodes, facts):
+            with refusals.collected():
+                rules.require_validation(key, value, measure, known.get("val_size"))
     if data and "network" in nodes and not refusals.about("network"):
         with refusals.collected():
             _check_shapes(nodes, specs, data, refusals)
+
+
+def _watched(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> Iterator[tuple[str, Any, Any]]:
+    """Keys that ask for a measure to be watched, their values, and the measure."""
+    if "schedule" in facts and facts["schedule"].watches is True:
+        own = _with_defaults(_values(nodes["schedule"]), facts["schedule"].spec)
+        yield "schedule.measure", own.get("measure"), own.get("measure")
+    if "trainer" in nodes and nodes["trainer"].get("early_stopping") is not None:
+        yield "trainer.early_stopping", nodes["trainer"]["early_stopping"], "val/loss"
 
 
 def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Facts, refusals: Refusals) -> None:

@@ -17,8 +17,11 @@ from snnexp.config.made import remembering
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat, texts
+from snnexp.config.targets import is_own, may_be_named
 from snnexp.errors import ConfigError, Refusals
+from snnexp.record import upgrade
 from snnexp.record.names import key_of
+from snnexp.spec import parts
 from snnexp.text import shown
 
 MOST_TOLD = 20
@@ -130,7 +133,7 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
     with in_one_line(), explained(overrides, folders), hydra_reading(folders):
         for override in overrides:
             files.require_own_resolvers(override, override.partition("=")[0])
-        cfg = decoding.decided(overrides, _by_hydra, folders)
+        cfg = decoding.decided(overrides, _with_schedule, folders)
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
         is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
@@ -149,13 +152,45 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
     return cfg, node
 
 
+def _with_schedule(overrides: Sequence[str]) -> DictConfig:
+    """As Hydra composes it, where a text ``optimizer.schedule`` is the choice of ``schedule`` that it stands for."""
+    keys = [key_of(word) for word in overrides]
+    words = [word for word, key in zip(overrides, keys, strict=True) if key != upgrade.SCHEDULE]
+    if len(words) < len(overrides):
+        if "schedule" in keys:
+            raise ConfigError(f"{upgrade.SCHEDULE}: is another name of schedule; leave out one of them")
+        # keys of the choice are not there before it is made
+        cfg = _by_hydra([word for word in overrides if not key_of(word).startswith("schedule.")])
+    else:
+        cfg = _by_hydra(overrides)
+    choice = _old_schedule(cfg)
+    if choice is None:
+        return cfg if len(words) == len(overrides) else _by_hydra(overrides)
+    # what was typed comes before a text in a file
+    cfg = _by_hydra(words if "schedule" in keys else [*words, f"schedule={choice}"])
+    with open_dict(cfg):
+        cfg.optimizer.pop("schedule", None)
+    return cfg
+
+
 def _by_hydra(overrides: Sequence[str]) -> DictConfig:
-    """A config with Hydra's own node, as Hydra composes it."""
+    # an optimiser of the user's own may have such an argument
+    words = [f"++{word}" if word.startswith(f"{upgrade.SCHEDULE}=") else word for word in replacing(overrides)]
     files.Files.visits = 0
     try:
-        return hydra_compose("train", [NO_SEARCH, *replacing(overrides)], return_hydra_config=True)
+        return hydra_compose("train", [NO_SEARCH, *words], return_hydra_config=True)
     finally:
         files.Files.visits = None
+
+
+def _old_schedule(cfg: DictConfig) -> str | None:
+    """The schedule that ``optimizer.schedule`` chooses by a text, where the optimiser has no such argument itself."""
+    optimizer = OmegaConf.to_container(cfg.optimizer) if OmegaConf.is_dict(cfg.get("optimizer")) else {}
+    assert isinstance(optimizer, dict)
+    text, target = optimizer.get("schedule"), optimizer.get("_target_")
+    if not isinstance(text, str) or not isinstance(target, str) or not (is_own(target) or may_be_named(target)):
+        return None
+    return None if "schedule" in parts.of(target).arguments or parts.of(target).takes_all else text
 
 
 def downloads(cfg: DictConfig) -> bool:

@@ -30,6 +30,7 @@ GROUPS = (
     "regularizer",
     "measure",
     "optimizer",
+    "schedule",
     "trainer",
     "logger",
     "experiment",

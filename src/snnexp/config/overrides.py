@@ -16,6 +16,7 @@ from snnexp.config.folders import GROUPS, hydra_reading
 from snnexp.config.keys import domains_of
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.errors import ConfigError, Refusals
+from snnexp.record.upgrade import SCHEDULE
 from snnexp.text import shown
 
 MOST_POINTS = 10_000
@@ -30,7 +31,7 @@ def is_alone(override: Override, keys: Sequence[str]) -> bool:
     key = str(override.key_or_group)
     plain = override.get_key_element() == key and "/" not in key and "@" not in key
     mine = [other for other in keys if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")]
-    return plain and key not in GROUPS and not key.startswith("hydra") and mine == [key]
+    return plain and key not in (*GROUPS, SCHEDULE) and not key.startswith("hydra") and mine == [key]
 
 
 def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[list[str]]:

@@ -20,6 +20,7 @@ from snnexp.config.plain import flat, plain, texts
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
+from snnexp.spec import parts
 from snnexp.spec.values import Parameter
 from snnexp.text import shown
 
@@ -131,7 +132,7 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             if key in GROUPS and not isinstance(value, dict):
                 refusals.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
                 continue
-            if leaf not in _keys(cfg, parent):
+            if leaf not in _keys(cfg, parent) and key != upgrade.SCHEDULE:
                 node = OmegaConf.select(cfg, parent) if parent else cfg
                 refusals.add(unknown(key, node if isinstance(node, DictConfig) else OmegaConf.create()))
                 continue
@@ -153,7 +154,7 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
-        elif node == "optimizer" or key == "trainer.max_epochs":
+        elif node in ("optimizer", "schedule") or key == "trainer.max_epochs":
             refusals.add(f"{shown(key)}: an evaluation does not train")
     changed = cfg
     with refusals.collected():
@@ -211,7 +212,7 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         change = f"{key}: {' -> '.join(both)}"
         if key != "trainer.max_epochs":
             refusals.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
-        elif new.get("optimizer.schedule") != "constant":
+        elif parts.of(now["schedule"]["_target_"]).fact("depends_on_length") is not False:
             refusals.add(f"{change}, and the learning rates so far depend on it; start a new run")
         elif new[key] < old[key]:
             refusals.add(f"{change}, and a run cannot become shorter")

@@ -7,6 +7,8 @@ A checkpoint holds tensors, numbers and texts alone:
     format                                        see :mod:`snnexp.record.upgrade`
     epoch, batch, global_step                     epochs done, batches done in the one after, optimiser steps
     config, metrics                               the run's config, JSON; length and SHA-256 of its metrics so far
+    stopped_early                                 of a run that has stopped early: epoch, step and reason
+    finishing                                     why it is to stop after the epoch that is under way, if it is
 
 It is taken between two steps, when all that belongs to the step before is done and logged, and nothing else decides how
 the run goes on: random numbers depend on the seed and the place in the run alone.
@@ -22,7 +24,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -146,7 +149,35 @@ def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a value of a checkpoint may be: ``str``, ``float | None``, ``list[int]``, ``Tensor`` of any shape."""
+
+    annotation: Any
+
+    def difference(self, found: Any, path: str) -> str | None:
+        """What makes ``found`` another value than these."""
+        if _is(found, self.annotation):
+            return None
+        name = self.annotation.__name__ if type(self.annotation) is type else self.annotation
+        return f"{path} is {type(found).__name__} where {name} belongs"
+
+
+def _is(value: Any, annotation: Any) -> bool:
+    if isinstance(annotation, UnionType):
+        return any(_is(value, each) for each in get_args(annotation))
+    if get_origin(annotation) is list:
+        return isinstance(value, list) and all(_is(each, *get_args(annotation)) for each in value)
+    # a number may be none, or out of range
+    return type(value) is (annotation or NoneType) and difference(value, value) is None
+
+
+OPTIONAL = {"stopped_early": {"epoch": 0, "step": 0, "reason": ""}, "finishing": ""}
+"""What a checkpoint may hold beside the rest."""
+
+
 def _require_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    wanted = {**wanted, **{name: value for name, value in OPTIONAL.items() if name in found}}
     what = difference(_with_all_states(found, wanted), wanted)
     if what:
         raise CheckpointError(f"{path}: checkpoint does not fit this run: {what}")
@@ -258,6 +289,8 @@ def example(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
 
 def difference(found: Any, wanted: Any, path: str = "") -> str | None:
     """What makes ``found`` unlike ``wanted``, whatever their values: names, types, shapes, numbers that are none."""
+    if isinstance(wanted, Kind):
+        return wanted.difference(found, path)
     if isinstance(wanted, Tensor):
         if not isinstance(found, Tensor) or found.layout != torch.strided:
             return f"{path} is no tensor"

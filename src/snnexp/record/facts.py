@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from snnexp.record.names import RUN_ID, key_of
 from snnexp.record.plain import is_finite_number
+from snnexp.text import line
 
 ENDS = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
@@ -84,6 +85,15 @@ class Facts:
         changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
         known = {key_of(change): change for change in changes}
         return [*(override for override in self.overrides if key_of(override) not in known), *known.values()]
+
+    @property
+    def stopped_early(self) -> str:
+        """Where and why its training stopped early; empty where it did not."""
+        stop = self.record.get("stopped_early")
+        if not isinstance(stop, dict):
+            return ""
+        epoch, step, reason = (line(str(stop.get(name))) for name in ("epoch", "step", "reason"))
+        return f"stopped early after epoch {epoch}, step {step}: {reason}"
 
     @property
     def reached(self) -> str:

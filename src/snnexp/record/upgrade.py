@@ -30,6 +30,14 @@ STATE_KEYS = {
 """By which name the state of a callback is kept now; format 1 had the names of classes."""
 
 
+SCHEDULE = "optimizer.schedule"
+"""The key of the text that chose a schedule; typed, it means ``schedule``."""
+SCHEDULED = ("snnexp.optimizers.Adam", "snnexp.optimizers.SGD")
+"""Optimisers that had an argument ``schedule``, a text."""
+SCHEDULES = {"constant": "snnexp.schedules.Constant", "cosine": "snnexp.schedules.Cosine"}
+"""What that text is now, as the ``_target_`` of the node ``schedule``."""
+
+
 def require_known(content: Mapping[str, Any], name: object) -> None:
     """Raise :class:`CheckpointError` for a file of a newer format, or with an invalid format.
 
@@ -46,13 +54,17 @@ def require_known(content: Mapping[str, Any], name: object) -> None:
 
 def config(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run, as today's code reads it."""
-    upgraded: dict[str, Any] = with_targets(plain)
+    upgraded = with_schedule(with_targets(plain))
+    if "optimizer" in upgraded:
+        # where it has none, its optimiser decided
+        upgraded.setdefault("schedule", {"_target_": SCHEDULES["constant"]})
     trainer = upgraded.get("trainer")
     if isinstance(trainer, dict) and "limit_batches" in trainer:
         # it limited the test as well
         trainer.setdefault("limit_test_batches", trainer["limit_batches"])
     if isinstance(trainer, dict) and trainer.get("_target_") == "snnexp.training.assembly.make_trainer":
         trainer.setdefault("threads", None)
+        trainer.setdefault("early_stopping", None)
     data = upgraded.get("data")
     if isinstance(data, dict):
         # inputs of 0 and 1 counted as values
@@ -73,6 +85,22 @@ def with_targets(node: Any) -> Any:
             for key, value in node.items()
         }
     return [with_targets(value) for value in node] if isinstance(node, list) else node
+
+
+def with_schedule(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in which the schedule is a node of its own, and no text of the optimiser."""
+    optimizer = plain.get("optimizer")
+    if not isinstance(optimizer, Mapping) or optimizer.get("_target_") not in SCHEDULED:
+        return {**plain}
+    text = optimizer.get("schedule")
+    if not isinstance(text, str) or text not in SCHEDULES:
+        return {**plain}
+    rest = {key: value for key, value in optimizer.items() if key != "schedule"}
+    # behind the optimiser, as today
+    changed = {"optimizer": rest, "schedule": {"_target_": SCHEDULES[text]}}
+    nodes = [(name, node) for name, node in plain.items() if name != "schedule"]
+    parts = (changed if name == "optimizer" else {name: node} for name, node in nodes)
+    return {key: node for part in parts for key, node in part.items()}
 
 
 def _is_target(key: object, value: object) -> bool:

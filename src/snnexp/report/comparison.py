@@ -359,6 +359,7 @@ def _runs(count: int) -> str:
 
 
 def _all(found: Comparison, folder: Path) -> list[Block]:
+    stopped = any(run.stopped_early for run in found.runs)
     rows = [
         (
             _link(run, folder),
@@ -367,8 +368,10 @@ def _all(found: Comparison, folder: Path) -> list[Block]:
             run.seed,
             run.metrics.get(found.metric),
             run.duration_s,
+            *([run.stopped_early.removeprefix("stopped early ") or None] if stopped else []),
         )
         for run in found.runs
     ]
     columns = ["run", "status", *found.keys, "seed", found.metric or "metric", "duration [s]"]
+    columns += ["stopped early"] if stopped else []
     return [Table(columns, rows, f"{_runs(len(rows))} in all", name="runs", folded=len(rows) > FEW)]

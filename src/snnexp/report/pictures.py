@@ -155,6 +155,10 @@ def curves(found: Comparison) -> list[Block]:
     blocks: list[Block] = [Text(f"Not drawn: {'; '.join(unread[:5])}.")] if unread else []
     if len(losses(found)) > 1:
         blocks.append(Text("The runs have different losses, whose values cannot be compared."))
+    stopped = sum(bool(run.stopped_early) for group in groups for run in group.runs.values())
+    if stopped:
+        which = "A run" if stopped == 1 else f"{stopped} runs"
+        blocks.append(Text(f"{which} stopped early; the mean of a group ends where the first of its runs did."))
     which = _which(found, len(groups))
     for name, x in _panels([row for own in rows.values() for row in own]):
         drawn = {}

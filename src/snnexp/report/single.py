@@ -70,7 +70,7 @@ def report(path: Path, folder: Path) -> Path:
     sections = {
         "What was run": lambda: _what_was_run(facts, cfg, *changed),
         "Result": lambda: _result(facts, cfg, *changed),
-        "Training": lambda: _training(rows),
+        "Training": lambda: _training(rows, facts.stopped_early),
         "What the network does": lambda: named("trajectory", "predictions", "output_membrane", "spike_raster"),
         "Which class is taken for which": lambda: named("confusion"),
         "Neuron parameters": lambda: [*named("parameters"), *_shared(init, last, drawn.get("parameters"))],
@@ -129,6 +129,8 @@ def _facts(facts: Facts) -> list[tuple[str, Any]]:
     ended = f"{facts.status}: {facts.reason}" if facts.reason else facts.status
     if facts.reached:
         ended += f" (last logged at {facts.reached})"
+    if facts.stopped_early:
+        ended += f" ({facts.stopped_early})"
     git, versions, resumed = record.get("git"), record.get("versions"), record.get("resumed_at_step")
     lines = [
         ("run", str(facts.path)),
@@ -234,12 +236,12 @@ def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:
     return {**decoding.meanings(cfg), **MEANINGS, "accuracy": f"{MEANINGS['accuracy']}{by}"}
 
 
-def _training(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+def _training(rows: Sequence[Mapping[str, Any]], stopped_early: str) -> list[Block]:
     iteration = _curve(rows, "train/loss", "step")
     means = {"training": "train/epoch_loss", "validation": "val/loss"}
     # the rows count epochs from 0
     epochs = _there({label: _curve(rows, name, "epoch", first=1) for label, name in means.items()})
-    blocks: list[Block] = []
+    blocks: list[Block] = [Text(f"The training {stopped_early}.")] if stopped_early else []
     if len(iteration[0]) or epochs:
         data = _data({"train/loss": iteration}, "iteration") | _data(epochs, "epoch")
         caption = "The loss of training steps, and its mean over epochs."

@@ -39,6 +39,7 @@ PLACES = {
     "regularizer": Place("snnexp.regularizers", "snnexp.regularizers.Penalty", many=True),
     "measure": Place("snnexp.metrics", "snnexp.metrics.Measure", many=True),
     "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
+    "schedule": Place("snnexp.schedules", "snnexp.schedules.Schedule"),
     "trainer": Place("snnexp.training.assembly", stacked=False),
     "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer", stacked=False),
 }

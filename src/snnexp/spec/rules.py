@@ -138,6 +138,24 @@ def _decoders(target: str, fires: Any) -> str:
     return f"decoder={' or '.join(fit)}" if fit else ""
 
 
+def require_validation(key: str, value: Any, measure: Any, val_size: Any) -> None:
+    """Refuse to watch a measure of a validation split that there is not.
+
+    Args:
+        key: that asks for it.
+        value: of the key.
+        measure: that is watched.
+        val_size: of the data; MISSING where they have no such argument.
+    """
+    if isinstance(measure, str) and measure.startswith("val/") and val_size == 0 and isinstance(val_size, int):
+        raise ConfigError(no_validation(key, value))
+
+
+def no_validation(key: str, value: Any) -> str:
+    """What is wrong with a key that watches a validation split, where there is none."""
+    return f"{key}: got {shown(value)}, and there is no validation split to watch; set data.val_size"
+
+
 def _name(part: Any) -> str:
     return str(part.name) if isinstance(part, Facts) else type(part).__name__
 

@@ -22,12 +22,15 @@ from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
+from snnexp.record.measures import higher_is_better
 from snnexp.regularizers import Penalty
+from snnexp.schedules import Constant, Schedule
 from snnexp.spec import rules
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 from snnexp.spec.places import PLACES
+from snnexp.text import shown
 from snnexp.training import callbacks, contracts, launchers, observers, processes
 from snnexp.training.members import Bridge
 from snnexp.training.task import Task
@@ -76,6 +79,7 @@ def make_trainer(
     limit_batches: Count | None = None,
     limit_test_batches: Count | None = None,
     log_every_n_steps: Count = 10,
+    early_stopping: Count | None = None,
 ) -> Trainer:
     """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
 
@@ -89,6 +93,7 @@ def make_trainer(
         limit_batches: train and validate on no more batches than this per epoch.
         limit_test_batches: test on no more batches than this.
         log_every_n_steps: how often a training step is logged.
+        early_stopping: end the training after so many epochs in which ``val/loss`` did not improve, by :func:`run`.
 
     Raises:
         ConfigError: there is no such accelerator here, or not so many devices.
@@ -166,7 +171,8 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     contracts.require_kind(encoder, Encoder, "encoder")
     decoder = nodes["decoder"] if isinstance(nodes["decoder"], str) else _decoder(nodes["decoder"])
     penalties, measures = (_named(nodes[place], place) for place in ("regularizer", "measure"))
-    optimizer = instantiate(nodes["optimizer"], "optimizer")
+    optimizer, schedule = (instantiate(nodes[key], key) for key in ("optimizer", "schedule"))
+    contracts.require_kind(schedule, Schedule, "schedule")
     neuron, readout = (
         contracts.making_neurons(factory(nodes[key], key, given=PLACES[key].given), key)
         for key in ("neuron", "readout")
@@ -203,8 +209,27 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     encode = _encode(encoder, network, kernel, device)
     with located("regularizer"):
         measures = _shipped_measures(decoder) | measures
-        task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties)
+        task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties, schedule)
+    _require_measures(task, data, nodes["trainer"])
+    if not isinstance(schedule, Constant):
+        # one that has a schedule of its own is refused before anything is written
+        task.make_optimizer([*task.parameters()], 1)
     return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
+
+
+def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any]) -> None:
+    """Refuse to watch a measure that is not logged, or of which no value is better than another."""
+    logged = ["train/epoch_loss"]
+    if data.val is not None:
+        logged += [f"val/{name}" for name in ("loss", *task.measures)]
+    logged = [name for name in logged if higher_is_better(name) is not None]
+    schedule: Any = task.schedule
+    if schedule.watches and schedule.measure not in logged:
+        missing = "" if data.val is not None else "; there is no validation split"
+        options = f"must be one of {', '.join(logged)}{missing}"
+        raise ConfigError(f"schedule.measure: got {shown(schedule.measure)}, {options}")
+    if trainer.get("early_stopping") is not None and data.val is None:
+        raise ConfigError(rules.no_validation("trainer.early_stopping", trainer["early_stopping"]))
 
 
 def _encode(

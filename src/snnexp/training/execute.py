@@ -150,7 +150,7 @@ def execute(
                 raise
             if start.is_finished:
                 shown = terminal.show_path(start.run.path)
-                terminal.console().print(f"run {shown}  is already finished, nothing is left to do")
+                terminal.console().print(f"run {shown}  {start.how_it_finished}, nothing is left to do")
                 return Record(start.run.path, "finished", start.before.get("metrics", {}))
             with _recorded(start), memory_told(), signals.heeded():
                 start.begin()
@@ -191,13 +191,13 @@ def _make_ready(start: Start, signals: Signals, others: Sequence[Callback]) -> N
     trainer, logger = parts.trainer, start.cfg.logger
     member = Member(parts.task, watching_over(start))
     bridge = Bridge.of(trainer)
-    bridge.given = [member]
+    bridge.given = bridge.members = [member]
     saver = saving.Saving(bridge, logger.save_every_n_epochs, logger.save_every_s)
     start.find(member.observers)
     if start.found is not None:
         member.resume(start.found.content, trainer.global_rank)
         parts.task.resumed = start.found.content
-        saver.resume(start.found)
+        saver.resume(trainer, start.found)
     signals.checkpoints, signals.data, signals.launcher = saver, parts.data, trainer.strategy.launcher
     display = [progress.ProgressDisplay(terminal.console())] if trainer.is_global_zero else []
     random = callbacks.RandomNumbers(start.cfg.seed)
@@ -227,7 +227,7 @@ def _carry_out(start: Start, clock: Clock, signals: Signals) -> Record:
     if trainer.is_global_zero:
         (member,), saver = Bridge.of(trainer).members, signals.checkpoints
         assert saver is not None
-        succeed(start, measured, clock.wall_s(saver.spent_s, drawn_s(member.observers)), trainer)
+        succeed(start, member, measured, clock.wall_s(saver.spent_s, drawn_s(member.observers)), trainer)
     return Record(start.run.path, "finished", measured)
 
 
@@ -294,9 +294,11 @@ def _announce(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found:
         screen.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
 
 
-def succeed(start: Start, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer) -> None:
-    """Write down that a run has finished."""
-    samples = (trainer.global_step - start.step) * min(start.parts.data.batch_size, len(start.parts.data.train))
+def succeed(
+    start: Start, member: Member, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer
+) -> None:
+    """Write down that a run has finished, and where it has stopped early."""
+    samples = (member.place(trainer)[0] - start.step) * min(start.parts.data.batch_size, len(start.parts.data.train))
     start.run.close_metrics()
     start.run.update(
         status="finished",
@@ -304,6 +306,7 @@ def succeed(start: Start, measured: Mapping[str, float], wall_s: Mapping[str, fl
         metrics=dict(measured),
         wall_s=dict(wall_s),
         samples_per_s=samples / wall_s["fit"],
+        **({} if member.stopped is None else {"stopped_early": member.stopped._asdict()}),
     )
 
 
@@ -321,6 +324,8 @@ def _shown(cfg: DictConfig, record: Record) -> Record:
     published = recipes.published(config.plain(cfg), run_dir.overrides())
     decoder = decoding.word(config.plain(cfg), run_dir.read().get("decoder"))
     screen.print(terminal.result_table(record.metrics, published, decoder))
+    if early := run_dir.facts().stopped_early:
+        screen.print(early, markup=False)
     screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
     terminal.show_command(screen, "report", "snnexp", "report", record.path)
     return record

@@ -6,7 +6,7 @@ observers of every member.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -20,9 +20,14 @@ class Observer:
 
     Each is told the trainer, which all members share, and the member; ends of batches also what the step gave for the
     member, and its target. What an observer has counted so far is kept in the member's checkpoint under ``state_key``.
+    It may end the training of a member by :meth:`Member.finish`.
     """
 
-    state_key = ""
+    state_key: ClassVar[str] = ""
+    """A name of its own among the observers of a member, written by hand: checkpoints of later versions have it too."""
+    state_types: ClassVar[Mapping[str, Any]] = {}
+    """Types of entries of the state that may change, as ``{"best": float | None, "seen": list[int]}``; others are like
+    those of the example, in type and shape."""
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
         """What a checkpoint keeps, of all processes of ``trainer``; without one, an example of it."""
@@ -50,6 +55,20 @@ class Observer:
     def on_exception(self, trainer: Trainer, member: "Member", exception: BaseException) -> None: ...
 
 
+class Stop(NamedTuple):
+    """Where the training of a member ended early, and why.
+
+    Args:
+        epoch: epochs that were completed.
+        step: steps of the optimiser that were done.
+        reason: in a few words.
+    """
+
+    epoch: int
+    step: int
+    reason: str
+
+
 class Member:
     """A model as its observers know it; this one trains alone, so that Lightning logs for it.
 
@@ -59,10 +78,45 @@ class Member:
     """
 
     ended = False
+    stopped: Stop | None = None
+    """Where its training ended early; it is still to be tested."""
+    finishing: str | None = None
+    """Why its training is to end after the epoch that is under way."""
+    resting = False
+    """Whether it has stopped, and the others of its stack train on."""
 
     def __init__(self, task: Task, observers: Sequence[Observer]) -> None:
+        require_keys(observers)
         self.task, self.observers = task, [*observers]
         self._told: dict[str, list[Observer]] = {}
+
+    def finish(self, reason: str) -> None:
+        """End its training after the epoch that is under way, early, and test it with the weights that it has then.
+
+        Of several reasons the first counts; after the last epoch it has no effect. Processes of ddp agree: one is
+        enough.
+
+        Args:
+            reason: in a few words, such as ``val/loss did not improve for 5 epochs``.
+        """
+        self.finishing = self.finishing or reason
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has neither ended nor stopped."""
+        return not self.ended and self.stopped is None
+
+    def place(self, trainer: Trainer) -> tuple[int, int]:
+        """Steps and epochs that it has been trained for."""
+        return (trainer.global_step, trainer.current_epoch) if self.stopped is None else self.stopped[1::-1]
+
+    def rest(self) -> None:
+        """Keep its weights as they are, whatever becomes of its place in a stack."""
+        self.resting = True
+
+    def wake(self) -> None:
+        """Have the weights again that it had when it began to rest."""
+        self.resting = False
 
     def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
         """As ``LightningModule.log``."""
@@ -95,6 +149,8 @@ class Member:
     def resume(self, content: Mapping[str, Any], rank: int = 0) -> None:
         """Take up what a checkpoint holds of the weights and of what watches them."""
         self.task.load_state_dict(content["state_dict"])
+        self.stopped = Stop(**content["stopped_early"]) if "stopped_early" in content else None
+        self.finishing = content.get("finishing")
         for observer in self.observers:
             if state := content["callbacks"].get(observer.state_key):
                 observer.load_state_dict(state, rank)
@@ -131,6 +187,22 @@ class Member:
                     getattr(observer, hook)(*arguments)
 
 
+def require_keys(observers: Sequence[Observer]) -> None:
+    """Refuse observers whose states could not be told apart in a checkpoint.
+
+    Raises:
+        ConfigError: two have the same ``state_key``, or one that keeps a state has none.
+    """
+    known: dict[str, Observer] = {}
+    for observer in observers:
+        key, name = observer.state_key, type(observer).__name__
+        if not key and type(observer).state_dict is not Observer.state_dict:
+            raise ConfigError(f"observers: {name} keeps a state and has no state_key; give it one")
+        if key and key in known:
+            raise ConfigError(f"observers: {type(known[key]).__name__} and {name} have the same state_key {key}")
+        known[key] = observer
+
+
 class AllEndedError(Exception):
     """No member is left that trains."""
 
@@ -160,6 +232,11 @@ class Bridge(Callback):
         """The members that have not ended."""
         return [member for member in self.members if not member.ended]
 
+    @property
+    def present(self) -> list[Member]:
+        """Those of them that do not rest."""
+        return [member for member in self.living if not member.resting]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.members = self.given or [Member(cast(Task, pl_module), [observer() for observer in self.usual])]
 
@@ -170,14 +247,42 @@ class Bridge(Callback):
 
     def _tell(self, hook: str, trainer: Trainer, shares: Sequence[tuple[Any, Tensor]] | None = None) -> None:
         for position, member in enumerate(self.members):
-            if not member.ended:
+            if not (member.ended or member.resting):
                 with member.may_end():
                     member.tell(hook, trainer, member, *(() if shares is None else shares[position]))
         self.require_living()
 
     def _write(self, trainer: Trainer, step: int) -> None:
-        for member in self.living:
+        for member in self.present:
             member.write(step, trainer.current_epoch)
+
+    def settle(self, trainer: Trainer, epoch: int, step: int) -> None:
+        """Stop the members that are to finish early, after this many epochs and steps."""
+        if epoch == trainer.max_epochs:
+            return
+        for member in self.present:
+            if member.trains and member.finishing is not None:
+                member.stopped = Stop(epoch, step, member.finishing)
+        if not any(member.trains for member in self.living):
+            trainer.should_stop = True
+
+    def _heed(self, trainer: Trainer) -> None:
+        """Stop members where a callback has set ``trainer.should_stop``."""
+        batches = int(trainer.num_training_batches)
+        place = divmod(trainer.global_step, batches)[0], trainer.global_step
+        if trainer.should_stop and place[1] < batches * int(trainer.max_epochs or 1):
+            callbacks = [each for each in trainer.callbacks if getattr(each, "stopped_epoch", 0)]  # type: ignore[attr-defined]
+            reason = f"{type(callbacks[0]).__name__} stopped it" if callbacks else "a callback set trainer.should_stop"
+            for member in self.present:
+                member.stopped = member.stopped or Stop(*place, reason)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for member in self.present:
+            if member.stopped is not None:
+                member.rest()
+        if self.living and not self.present:
+            # Lightning's loop does not begin
+            trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tell("on_train_start", trainer)
@@ -192,6 +297,17 @@ class Bridge(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tell("on_train_epoch_end", trainer)
         self._write(trainer, trainer.global_step - 1)
+        for member in self.present:
+            if trainer.strategy.reduce_boolean_decision(member.finishing is not None, all=False):
+                member.finish("another process ended it")
+        self._heed(trainer)
+        self.settle(trainer, trainer.current_epoch + 1, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._heed(trainer)
+        if (stopped := next((member.stopped for member in self.present if member.stopped), None)) is not None:
+            # an epoch that was stopped in its midst counts as one to Lightning
+            trainer.fit_loop.epoch_progress.current.completed = stopped.epoch
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, trainer.global_step - 1)
@@ -200,6 +316,9 @@ class Bridge(Callback):
         self._tell("on_validation_end", trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for member in self.living:
+            if member.resting:
+                member.wake()
         self._tell("on_test_start", trainer)
 
     def on_test_batch_end(
@@ -215,11 +334,12 @@ class Bridge(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tell("on_test_epoch_end", trainer)
-        self._write(trainer, trainer.global_step)
+        for member in self.living:
+            member.write(*member.place(trainer))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tell("on_test_end", trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        for member in self.living:
+        for member in self.present:
             member.tell("on_exception", trainer, member, exception)

@@ -195,7 +195,7 @@ class Probe(Observer):
     def on_test_end(self, trainer: Trainer, member: Member) -> None:
         if self._asked(trainer):
             with self._beside(trainer):
-                test = {"step": trainer.global_step, **_test_arrays(self.counts)}
+                test = {"step": member.place(trainer)[0], **_test_arrays(self.counts)}
                 self.run.write_arrays("test", test)
                 self._draw(trainer, member, "after training", test)
 
@@ -249,7 +249,7 @@ class Probe(Observer):
             task.network.train()
             values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)
             found = snapshot(task, (values.to(device), target.to(device)), self.decoder)
-        return {"step": trainer.global_step, **found}
+        return {"step": member.place(trainer)[0], **found}
 
 
 def _first_batch(trainer: Trainer, task: Task, data: DataModule) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,8 @@ class Checkpoints(Observer):
         self.run, self.config = run, config
         self.lowest = float("inf")
         self.best = False
+        self.compared_at: int | None = None
+        """The step of the newest comparison."""
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
         return {"lowest": self.lowest}
@@ -52,8 +54,11 @@ class Checkpoints(Observer):
         if path.name != "last.ckpt":
             write_checkpoint(self.run.checkpoints / "last.ckpt", read_checkpoint(path))
 
-    def compare(self, member: Member) -> None:
-        """See whether the epoch that has just ended is the best."""
+    def compare(self, member: Member, step: int) -> None:
+        """See, once, whether the epoch that has just ended with this step is the best."""
+        if self.compared_at == step:
+            return
+        self.compared_at = step
         loss = float(member.metrics["val/loss" if "val/loss" in member.metrics else "train/epoch_loss"])
         self.best = loss < self.lowest
         self.lowest = min(loss, self.lowest)
@@ -73,6 +78,8 @@ class Checkpoints(Observer):
             "epoch": position[0],
             "batch": position[1],
             "global_step": trainer.global_step,
+            **({} if member.stopped is None else {"stopped_early": member.stopped._asdict()}),
+            **({} if member.finishing is None else {"finishing": member.finishing}),
             "metrics": {},
             # a view would be saved with all that it is a view of
             "state_dict": {
@@ -116,9 +123,12 @@ class Saving(Callback):
         self.saved_at = 0.0
         self.spent_s = 0.0
 
-    def resume(self, found: Checkpoint) -> None:
-        """Begin at the place that a checkpoint holds."""
+    def resume(self, trainer: Trainer, found: Checkpoint) -> None:
+        """Begin at the place that a checkpoint holds, from which all members were resumed."""
         self.position, self.begun = found.position, True
+        if not found.position[1]:
+            # a run that has become longer stops where it would have stopped
+            self.bridge.settle(trainer, found.position[0], found.step)
         self.saved = found.position if found.path.name == "last.ckpt" else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,20 +139,30 @@ class Saving(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.position = (trainer.current_epoch, batch_idx)
+        if trainer.fit_loop.restarting:
+            # at the end of an epoch that was resumed, Lightning would not step a schedule that watches a measure
+            trainer.fit_loop.restarting = False
+        stopped = [member for member in self.bridge.present if member.stopped is not None]
         if self.due or agreed(trainer, time.monotonic() - self.saved_at >= self.every_s):
             self.save_last(trainer)
+        elif stopped:
+            self._save(trainer, "last", stopped)
+        for member in stopped:
+            member.rest()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
-        if done % self.every_n_epochs and done != trainer.max_epochs:
-            return
         # the epoch's own row is logged after this hook, so saving waits for the next one
-        self.due = True
-        for member in self.bridge.living:
-            checkpoints_of(member).compare(member)
+        self.due = self.due or done % self.every_n_epochs == 0 or done == trainer.max_epochs
+        for member in self.bridge.present:
+            if self.due or member.stopped is not None:
+                checkpoints_of(member).compare(member, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.position = (trainer.current_epoch, 0)
+        self.position = divmod(trainer.global_step, int(trainer.num_training_batches))
+        for member in self.bridge.present:
+            if member.stopped is not None:
+                checkpoints_of(member).compare(member, trainer.global_step)
         self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
@@ -155,9 +175,9 @@ class Saving(Callback):
         self.saved, self.saved_at = self.position, time.monotonic()
         self.spent_s += time.perf_counter() - began
 
-    def _save(self, trainer: Trainer, name: str) -> None:
+    def _save(self, trainer: Trainer, name: str, members: Sequence[Member] | None = None) -> None:
         ready: list[tuple[Member, Callable[[], object]]] = []
-        for member in self.bridge.living:
+        for member in self.bridge.present if members is None else members:
             with member.may_end(), member.noting():
                 for logger in member.loggers:
                     if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:

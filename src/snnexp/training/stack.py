@@ -18,6 +18,7 @@ from snnexp.decoders import pooled
 from snnexp.events import Events
 from snnexp.network import Network, stack
 from snnexp.neurons import names
+from snnexp.optimizers import Parameters, made_by
 from snnexp.regularizers import Penalty
 from snnexp.seeds import fold
 from snnexp.training.observers import at_logged_step
@@ -52,6 +53,7 @@ class Stacked(Task):
             task.optimizer,
             task.decoder,
             task.penalties,
+            task.schedule,
         )
         self.means = metrics.Totals(task.measures, stacked=True)
         self.to(device)
@@ -208,17 +210,18 @@ class Stacked(Task):
 
     def configure_optimizers(self) -> Any:
         """One optimiser; members of each settings have parameter groups of their own, of views of the weights."""
-        weights, total = [*self.network.parameters()], int(self.trainer.estimated_stepping_batches)
+        weights, lengths = [*self.network.parameters()], self.lengths()
         equal = itertools.groupby(self.members, key=lambda member: settings(member.start.cfg))
-        self.parts = [Updated([*members], weights, total) for _, members in equal]
-        made = self.optimizer([group for part in self.parts for group in part.groups], total)
+        self.parts = [Updated([*members], weights, lengths) for _, members in equal]
+        groups = Parameters.of_groups(group for part in self.parts for group in part.groups)
+        made = self.scheduled(made_by(self.optimizer, groups, lengths[0]), *lengths)
         at = 0
         for part in self.parts:
             at = part.take_place(made, at)
             part.require_own_settings()
             for member in part.members:
                 member.updated = part
-        if any(not member.ended and member.start.found is not None for member in self.members):
+        if any(member.trains and member.start.found is not None for member in self.members):
             load_states(made, [part.found() for part in self.parts])
         return made
 

@@ -70,7 +70,7 @@ class Outcome:
 
 def settings(cfg: DictConfig) -> str:
     """Equal for members whose weights are updated in the same way; those stand side by side in a stack."""
-    return json.dumps(OmegaConf.to_container(cfg.optimizer), sort_keys=True)
+    return json.dumps([OmegaConf.to_container(node) for node in (cfg.optimizer, cfg.schedule)], sort_keys=True)
 
 
 def failure(error: BaseException, run: Path | None) -> Outcome:
@@ -128,7 +128,7 @@ class StackMember(Member):
         if self.start.is_finished:
             self.end(Outcome("finished", self.start.run.path, self.start.before.get("metrics", {})))
 
-    def resting(self) -> "StackMember":
+    def placeholder(self) -> "StackMember":
         """Its place in a stack in which it does not train."""
         other = copy.copy(self)
         other.ended = True
@@ -152,7 +152,18 @@ class StackMember(Member):
         if self.start.cfg.logger.tensorboard:
             self._loggers.append(Board(self.start.run, None if self.start.found is None else self.start.step))
 
+    def rest(self) -> None:
+        super().rest()
+        self._resting = {name: value.clone() for name, value in self.task.state_dict().items()}
+
+    def wake(self) -> None:
+        super().wake()
+        # into the memory of the stack
+        self.task.load_state_dict(self._resting)
+
     def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
+        if self.resting:
+            return
         self._logged[name] = self._metrics[name] = value
 
     @property

@@ -145,7 +145,7 @@ def _train(
                         trainer = config.instantiate(config.plain(group[0].start.cfg)["trainer"], "trainer")
                     assert trainer is not None
                     with threads.using(group[0].start.threads):
-                        seats = [member if member in group else member.resting() for member in built]
+                        seats = [member if member in group else member.placeholder() for member in built]
                         _carry_out(seats, trainer, lambda member, path: told[id(member)](path), signals, clock)
         except BaseException as error:
             for _, member in members:
@@ -161,8 +161,10 @@ def _align(members: Sequence[StackMember]) -> None:
     Whoever stands at an older step, such as one that diverged, stays there.
     """
     stopped = [member for member in members if member.start.found is not None]
-    for step in sorted({member.start.step for member in stopped}):
-        ahead = [member for member in stopped if member.start.step > step]
+    # one that has stopped early stands where it stands
+    training = [member for member in stopped if "stopped_early" not in cast(Checkpoint, member.start.found).content]
+    for step in sorted({member.start.step for member in training}):
+        ahead = [member for member in training if member.start.step > step]
         earlier = [member.start.find_earlier(member.observers, step) for member in ahead]
         if None not in earlier:
             for member, found in zip(ahead, earlier, strict=True):
@@ -179,12 +181,17 @@ def _told(error: BaseException) -> bool:
 
 
 def _same_place(members: Sequence[StackMember]) -> list[list[StackMember]]:
-    """Members that begin at the same place, with as many threads, in their order."""
+    """Members that begin at the same place, with as many threads, in their order.
+
+    One that has stopped early, and is only to be tested, joins the first others that have as many threads.
+    """
     places: dict[tuple[tuple[int, int], int], list[StackMember]] = {}
-    for member in members:
+    for member in sorted(members, key=lambda member: not member.trains):
         if not member.ended:
-            found = member.start.found
-            places.setdefault(((0, 0) if found is None else found.position, member.start.threads), []).append(member)
+            found, threads = member.start.found, member.start.threads
+            at = (0, 0) if found is None else found.position
+            others = (place for place in places if place[1] == threads and not member.trains)
+            places.setdefault(next(others, (at, threads)), []).append(member)
     return list(places.values())
 
 
@@ -199,7 +206,8 @@ def _carry_out(
     living = [member for member in members if not member.ended]
     cfg, device = living[0].start.cfg, trainer.strategy.root_device
     # where one was never saved, none has trained
-    found = living[0].start.found if all(member.start.found for member in living) else None
+    training = [member for member in living if member.trains] or living
+    found = training[0].start.found if all(member.start.found for member in training) else None
     # those that have ended see the same batches as the others, so that these are made in the same way
     for member in members:
         member.parts.data.begin = (0, 0) if found is None else found.position
@@ -220,7 +228,7 @@ def _carry_out(
     bridge.given = bridge.members = members
     saving = Saving(bridge, cfg.logger.save_every_n_epochs, cfg.logger.save_every_s)
     if found is not None:
-        saving.resume(found)
+        saving.resume(trainer, found)
     signals.checkpoints = saving
     trainer.callbacks += [saving, signals]  # type: ignore[attr-defined]
     try:
@@ -234,7 +242,7 @@ def _carry_out(
     drawn = {stage: sum(drawn_s(member.observers)[stage] for member in living) for stage in ("fit", "test")}
     wall_s = clock.wall_s(saving.spent_s, drawn, len(living))
     measured = [(member, member.measured()) for member in members if not member.ended]
-    ends = [partial(succeed, member.start, values, wall_s, trainer) for member, values in measured]
+    ends = [partial(succeed, member.start, member, values, wall_s, trainer) for member, values in measured]
     for (member, values), error in zip(measured, attempted(ends), strict=True):
         with member.may_end():
             if error is not None:

@@ -21,7 +21,7 @@ from snnexp.errors import (
     ending,
 )
 from snnexp.record import checkpoint as checkpoints
-from snnexp.record.checkpoint import Checkpoint
+from snnexp.record.checkpoint import Checkpoint, Kind
 from snnexp.record.environment import git, versions
 from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
@@ -142,12 +142,23 @@ class Start:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.before.get("status") == "finished" and self.cfg.trainer.max_epochs <= self.max_epochs
+        longer = self.cfg.trainer.max_epochs > self.max_epochs and "stopped_early" not in self.before
+        return self.before.get("status") == "finished" and not longer
+
+    @property
+    def how_it_finished(self) -> str:
+        """What is said of a run that has finished, and is to be resumed."""
+        if "stopped_early" in self.before and self.cfg.trainer.max_epochs > self.max_epochs:
+            return "is finished: it stopped early, and with more epochs it would have stopped at the same step"
+        return "is already finished"
 
     def measured_before(self) -> dict[str, float]:
         """What was measured of the last epoch by a run that was stopped after it, so that nothing is left to train."""
-        trained = self.found is not None and self.found.position[0] >= self.cfg.trainer.max_epochs
-        return self.run.validated() if trained else {}
+        if self.found is None:
+            return {}
+        trained = self.found.position[0] >= self.cfg.trainer.max_epochs
+        stopped = {"stopped_early", "finishing"} & self.found.content.keys()
+        return self.run.validated() if trained or stopped else {}
 
     @property
     def begun(self) -> bool:
@@ -249,5 +260,8 @@ def end_of(error: BaseException) -> dict[str, Any]:
 
 def example(parts: Parts, watching: Sequence[Observer]) -> dict[str, Any]:
     """What a checkpoint of a run holds that has these parts and observers."""
-    states = {observer.state_key: observer.state_dict() for observer in watching}
+    states = {
+        each.state_key: {**each.state_dict(), **{name: Kind(kind) for name, kind in each.state_types.items()}}
+        for each in watching
+    }
     return checkpoints.example(parts.task, states)

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from snnexp import metrics
 from snnexp.decoders import Decoder, Readout, pooled
+from snnexp.errors import ConfigError
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Reads, Reduced, Trace, names
-from snnexp.optimizers import grouped
+from snnexp.optimizers import Named, Parameters, Role, made_by
+from snnexp.record.measures import higher_is_better
 from snnexp.regularizers import Penalty
+from snnexp.schedules import Constant, Schedule
 
 
 class Task(LightningModule):
@@ -27,9 +30,10 @@ class Task(LightningModule):
         spikes_come_in: whether ``encode`` makes spikes, which cost synaptic operations.
         loss: what is minimised.
         measures: by name, what is reported beside the loss.
-        optimizer: ``optimizer(parameters, total_steps)`` as Lightning's ``configure_optimizers`` returns it.
+        optimizer: an :class:`~snnexp.optimizers.OptimizerFactory`.
         decoder: how a class is read off the readout; None where targets are no labels.
         penalties: by name, what is minimised beside the loss.
+        schedule: of the learning rates; none by default.
     """
 
     def __init__(
@@ -39,9 +43,10 @@ class Task(LightningModule):
         spikes_come_in: bool,
         loss: Loss,
         measures: Mapping[str, metrics.Measure],
-        optimizer: Callable[..., dict[str, Any]],
+        optimizer: Callable[..., Any],
         decoder: Decoder | None = None,
         penalties: Mapping[str, Penalty] = MappingProxyType({}),
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -52,6 +57,7 @@ class Task(LightningModule):
         self.optimizer = optimizer
         self.decoder = decoder
         self.penalties = penalties
+        self.schedule = Constant() if schedule is None else schedule
         self.means = metrics.Totals(measures)
         """Of the evaluation under way."""
         self.resumed: Mapping[str, Any] | None = None
@@ -106,24 +112,49 @@ class Task(LightningModule):
         return [(outputs, batch[1])]
 
     def configure_optimizers(self) -> Any:
-        made = self.make_optimizer([*self.parameters()], int(self.trainer.estimated_stepping_batches))
+        made = self.make_optimizer([*self.parameters()], *self.lengths())
         if self.resumed is not None:
             made["optimizer"].load_state_dict(self.resumed["optimizer_states"][0])
             if "lr_scheduler" in made:
                 made["lr_scheduler"]["scheduler"].load_state_dict(self.resumed["lr_schedulers"][0])
         return made
 
-    def make_optimizer(self, parameters: Sequence[nn.Parameter], total_steps: int) -> dict[str, Any]:
-        """The optimiser of the task's parameters, or of as many others in their place.
+    def lengths(self) -> tuple[int, int]:
+        """Steps and epochs of the whole training."""
+        return int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
 
-        Weight decay acts on synapses and feedback. A neuron parameter has a meaning and a unit of its own: pulled
-        towards zero, a decay or a threshold becomes another neuron.
+    def make_optimizer(self, parameters: Sequence[nn.Parameter], steps: int, epochs: int = 1) -> dict[str, Any]:
+        """The optimiser of the task's parameters, or of as many others in their place, and its schedule.
+
+        Args:
+            parameters: one for each of the task's.
+            steps: of the whole training.
+            epochs: of the whole training.
+
+        Raises:
+            ConfigError: the optimiser has a schedule of its own, beside that of the config.
         """
         kept = {id(parameter) for neuron in self.network.equations().values() for parameter in neuron.constants()}
-        decays = [id(parameter) not in kept for parameter in self.parameters()]
+        named = [
+            Named(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
+            for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
+        ]
         # an optimiser of a user's says how it decays by itself
-        groups = grouped(parameters, decays, getattr(self.optimizer, "weight_decay", 0.0))
-        return self.optimizer(groups, total_steps)
+        made = made_by(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
+        return self.scheduled(made, steps, epochs)
+
+    def scheduled(self, made: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
+        """What Lightning needs of an optimiser that was made, and of the schedule of its rates."""
+        schedule: Any = self.schedule
+        higher = {"higher_is_better": bool(higher_is_better(schedule.measure))} if schedule.watches else {}
+        scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **higher)
+        if scheduler is None:
+            return made
+        if "lr_scheduler" in made:
+            name = type(self.optimizer).__name__
+            raise ConfigError(f"schedule: {name} has a schedule of its own; use schedule=constant")
+        watched = {"monitor": schedule.measure, "reduce_on_plateau": True} if schedule.watches else {}
+        return {**made, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.unit, **watched}}
 
     def compare(self, traces: Sequence[Any], target: Tensor) -> Tensor:
         """The loss."""
@@ -188,3 +219,7 @@ class Task(LightningModule):
 def union(reads: Iterable[Reads]) -> tuple[str, ...]:
     """The names of all statistics that are read."""
     return tuple(dict.fromkeys(name for each in reads for name in names(each)))
+
+
+def _role(name: str, is_constant: bool) -> Role:
+    return "neuron" if is_constant else "bias" if name.endswith(".bias") else "weight"

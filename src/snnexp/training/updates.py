@@ -19,17 +19,17 @@ class Updated:
     Args:
         members: side by side in the stack.
         weights: of the stack.
-        total_steps: of the whole training, which a schedule ends with.
+        lengths: steps and epochs of the whole training.
     """
 
     optimizer: torch.optim.Optimizer
     schedule: Any
 
-    def __init__(self, members: Sequence[StackMember], weights: Sequence[Tensor], total_steps: int) -> None:
+    def __init__(self, members: Sequence[StackMember], weights: Sequence[Tensor], lengths: tuple[int, int]) -> None:
         self.members, self.weights = members, weights
         self.where = slice(members[0].position, members[-1].position + 1)
         self.views = [nn.Parameter(weight.detach()[self.where], weight.requires_grad) for weight in weights]
-        made = members[0].task.make_optimizer(self.views, total_steps)
+        made = members[0].task.make_optimizer(self.views, *lengths)
         self.groups = made["optimizer"].param_groups
         self.own_settings = _settings(self.groups, made.get("lr_scheduler", {}).get("scheduler"))
         for group in self.groups:
@@ -104,8 +104,8 @@ class Updated:
         return groups
 
     def found(self) -> dict[str, Any]:
-        """What the checkpoints of the members say together; those that have ended may say anything."""
-        founds = (None if member.ended else member.start.found for member in self.members)
+        """What the checkpoints of the members say together; those that do not train may say anything."""
+        founds = (member.start.found if member.trains else None for member in self.members)
         contents = [None if found is None else found.content for found in founds]
         known = next((content for content in contents if content is not None), None)
         if known is None:

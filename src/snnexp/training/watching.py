@@ -5,7 +5,7 @@ import json
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.neurons import names, read_spikes
-from snnexp.training import observers, probe, saving
+from snnexp.training import observers, probe, saving, stopping
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Observer
 from snnexp.training.start import Start
@@ -24,6 +24,8 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
         observers.QuietLayers(layers),
         observers.TestCounts(layers, parts.decoder),
     ]
+    if (patience := cfg.trainer.get("early_stopping")) is not None:
+        watching.append(stopping.EarlyStopping(patience))
     return [*watching, *([observers.SeedMeanLoss(processes)] if has_seed_mean_loss(parts) else [])]
 
 
