@@ -174,7 +174,10 @@ def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] 
         f"{name}.{key}={written(value)}"
         for key, value in values.items()
         for name in NODES
-        if isinstance(cfg[name], DictConfig) and key in cfg[name] and cfg[name][key] == cfg[key] and f"{name}.{key}" not in given
+        if isinstance(cfg[name], DictConfig)
+        and key in cfg[name]
+        and cfg[name][key] == cfg[key]
+        and f"{name}.{key}" not in given
     ]
     changed = change(cfg, overrides)
     return change(changed, more)
