@@ -36,10 +36,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -84,7 +85,7 @@ class Work:
     """None: forward and backward pass alone."""
     batches: list[tuple[Tensor, Tensor]]
     device: torch.device
-    reduced: Iterable[str] = ()
+    reduced: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     @property
     def layers(self) -> list[Any]:
@@ -216,7 +217,7 @@ def ours(work: Work, who: str = "ours") -> Contestant:
     fast = "auto" if work.device.type == "cuda" else "fused"
     used = kernels.use(network, fast if who == "ours" else who, work.device)
 
-    def trace(x: Tensor, reduced: Iterable[str] = ()) -> Any:
+    def trace(x: Tensor, reduced: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Any:
         inputs = work.encoder(x) if who == "reference" else work.encode(x)
         return network(inputs, reduced=reduced)[-1]
 

@@ -196,6 +196,10 @@ class TestChoice:
         cfg = compose([*words[:2], "decoder=spike_count", "decoder.ties=membrane"])
         assert cfg.decoder == {"_target_": "snnexp.decoders.SpikeCount", "ties": "membrane"}
 
+    def test_auto_is_the_default(self) -> None:
+        assert chosen("experiment=mnist_leaky", "decoder=auto") == "sum_membrane"
+        assert chosen("decoder=auto", "loss=mse_count") == "spike_count"
+
     def test_the_same_loss_is_no_other_one(self) -> None:
         assert chosen("experiment=mnist_leaky", "loss=ce_membrane", "readout=same") == "spike_count"
         assert chosen("experiment=mnist_leaky", "data=mnist_standardized") == "spike_count"
@@ -229,6 +233,7 @@ class TestChoice:
             (["decoder=each_step"], "decoder: EachStep decodes step_labels, these data have labels; use "),
             (["decoder=spike_count", "decoder.ties=highest"], "decoder.ties: got highest, must be one of"),
             (["decoder=population", "decoder.size=0"], "decoder.size: got 0, must be"),
+            (["~decoder"], "decoder: cannot be deleted; decoder=null leaves it out"),
             (["decoder=spikecount"], "decoder=spikecount: no such choice, did you mean spike_count?"),
             (
                 ["loss=mse_count", "readout=leaky_integrator"],

@@ -71,8 +71,8 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
         _, node = config.composed(overrides, folders)
         decoder = node["runtime"]["choices"].get("decoder")
         # which was chosen by the loss, if it was not typed
-        chosen = [f"decoder={decoder}"] if decoder and not any(key_of(word) == "decoder" for word in overrides) else []
-        _show(flags, [*overrides, *chosen], folders)
+        others = [word for word in overrides if key_of(word) != "decoder"]
+        _show(flags, [*others, f"decoder={decoder}"] if decoder else overrides, folders)
     elif any(flag in SWEEP for flag in flags):
         return _sweep(overrides, folders)
     else:

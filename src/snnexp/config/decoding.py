@@ -69,7 +69,7 @@ def word(cfg: Mapping[str, Any], otherwise: object = None) -> str:
     target = found.get("_target_") if isinstance(found, Mapping) else None
     if isinstance(target, str):
         return snake(target.rpartition(".")[2])
-    return rules.EARLIER.get(otherwise, otherwise) if isinstance(otherwise, str) else ""
+    return rules.RENAMED.get(otherwise, otherwise) if isinstance(otherwise, str) else ""
 
 
 def meanings(cfg: Mapping[str, Any]) -> dict[str, str]:
@@ -100,11 +100,14 @@ def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] 
         folders: more configs.
 
     Raises:
-        ConfigError: the loss names a decoder that is no choice.
+        ConfigError: the loss names a decoder that is no choice, or the decoder is deleted.
     """
+    if any(override.startswith("~decoder") and key_of(override) == "decoder" for override in overrides):
+        raise ConfigError("decoder: cannot be deleted; decoder=null leaves it out, decoder=auto is the default")
     cfg = compose(overrides)
     choice = _choices(cfg).get("decoder")
-    if "decoder" not in cfg or any(key_of(override) == "decoder" for override in overrides):
+    others = [override for override in overrides if key_of(override) != "decoder"]
+    if "decoder" not in cfg or (choice != AUTO and len(others) < len(overrides)):
         return cfg
     another = {"loss"} if choice == AUTO else _another(overrides, cfg, compose)
     if not another:
@@ -117,7 +120,7 @@ def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] 
     if name not in (known := choices("decoder", folders)):
         loss = str(named["loss"]["_target_"]).rpartition(".")[2]
         raise ConfigError(f"loss: {loss}.decoder is {shown(name)}, must be one of {', '.join(known)}")
-    cfg = compose([*overrides, f"decoder={name}"])
+    cfg = compose([*others, f"decoder={name}"])
     if choice != AUTO:
         vars(cfg._metadata)[NOTE] = f"decoder: {name} goes with what was typed, and replaces the recipe's {choice}"
     return cfg

@@ -90,7 +90,7 @@ def require_measure(name: str, measure: Any, data: Any) -> None:
 
 DECODED = ("labels", "step_labels")
 """The kinds of target that a decoder's classes are compared with."""
-EARLIER = {"max_voltage": "max_membrane"}
+RENAMED = {"max_voltage": "max_membrane"}
 """Names that losses gave to decoders in earlier versions."""
 
 
@@ -113,7 +113,7 @@ def default_decoder(loss: Any, readout: Any, data: Any, earlier: bool = False) -
         return None
     if not isinstance(name, str):
         return MISSING
-    name = EARLIER.get(name, name)
+    name = RENAMED.get(name, name)
     if earlier and name != "max_membrane":
         name = "spike_count"
     known = parts.by_choice("decoder")

@@ -22,7 +22,7 @@ from snnexp.metrics import Measure
 from snnexp.network import Network
 from snnexp.neurons import STATISTICS, Neuron, Trace, names
 from snnexp.regularizers import Penalty
-from snnexp.spec import parts
+from snnexp.spec import parts, rules
 from snnexp.text import shown
 from snnexp.training.opaque import Opaque
 
@@ -200,8 +200,12 @@ def _require_scalar(loss: Any, trace: Any, data: DataModule, trained: bool) -> N
 
 
 def _target(data: DataModule, num_steps: int) -> Tensor:
-    labels = torch.zeros(SAMPLES, dtype=torch.int64)
-    return labels if data.target == "labels" else torch.rand((num_steps, SAMPLES, data.outputs))
+    """A target of the kind that the data have."""
+    if data.target in rules.DECODED:
+        steps = () if data.target == "labels" else (num_steps,)
+        return torch.zeros((*steps, SAMPLES), dtype=torch.int64)
+    steps = (num_steps,) if data.target == "trace" else ()
+    return torch.rand((*steps, SAMPLES, data.outputs))
 
 
 def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
