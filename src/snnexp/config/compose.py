@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from snnexp.config import files, security, user_parts
 from snnexp.config.checks import check
 from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
-from snnexp.config.made import remembering
+from snnexp.config.loader import Loader
+from snnexp.config.made import keep_left_out, left_out, remembering
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat, texts
@@ -127,7 +128,7 @@ def _dots(key: str) -> Iterator[int]:
 
 
 def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
-    with in_one_line(), explained(overrides, folders), hydra_reading(folders):
+    with in_one_line(), explained(overrides, folders), hydra_reading(folders) as hydra:
         for override in overrides:
             files.require_own_resolvers(override, override.partition("=")[0])
         files.Files.visits = 0
@@ -143,6 +144,7 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
             raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]
+        keep_left_out(cfg, cast(Loader, hydra.config_loader).left_out)
         with user_parts.running("hydra"):
             security.require_shipped_hydra(node, overrides)
         # what is wrong in a run's part is told by that, and not by what was typed
@@ -198,6 +200,10 @@ class Composer:
     def node(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Hydra's own node of a point, on which its values have no influence; they need not be right."""
         return self._shared(overrides)[1][1]
+
+    def left_out(self, overrides: Sequence[str]) -> list[str]:
+        """A sentence for each file whose keys gave way in any of the points; of a key among ``overrides`` none."""
+        return left_out((cfg for cfg, _ in self._composed.values()), overrides)
 
     def _shared(self, overrides: Sequence[str]) -> tuple[list[Override], Composed]:
         overrides = quoted([*self.common, *overrides])

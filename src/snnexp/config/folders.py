@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from snnexp.config import keys
 from snnexp.config.files import Files, read
+from snnexp.config.loader import Loader
 from snnexp.errors import ConfigError
 from snnexp.isolation import HYDRA, RESOLVING, restored
 from snnexp.record.names import new_id
@@ -104,4 +105,6 @@ def hydra_reading(folders: Sequence[Path]) -> Iterator[Hydra]:
         search = create_config_search_path(str(conf_dir()))
         for folder in folders:
             search.prepend("command-line", f"file://{folder.absolute()}", "main")
-        yield Hydra.create_main_hydra2("snnexp", search)
+        hydra = Hydra(task_name="snnexp", config_loader=Loader(search, NODES))
+        GlobalHydra.instance().initialize(hydra)
+        yield hydra
