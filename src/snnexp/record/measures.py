@@ -13,6 +13,26 @@ MEANINGS = {
     "seed_mean_loss": "mean of the training losses and the final L1, not test/l1",
 }
 """Of measures, by the name behind the split."""
+BY_LAYER = ("firing_rate", "dead", "saturated", "synops")
+"""Measures that each layer has, ``<split>/<measure>/<layer>``."""
+
+
+def split_name(metric: str) -> tuple[str, str, str]:
+    """Split, measure and layer of a metric; the layer is empty where the metric is not that of a layer.
+
+    The measure alone tells, for a layer may have any name: ``test/dead/loss`` is of the layer ``loss``, and
+    ``test/mine/loss`` is the measure ``mine/loss``.
+    """
+    split, slash, name = metric.partition("/")
+    if not slash:
+        return "", metric, ""
+    measure, _, layer = name.partition("/")
+    return (split, measure, layer) if layer and measure in BY_LAYER else (split, name, "")
+
+
+def of_layers(metric: str) -> bool:
+    """Whether a metric is one of those that each layer has."""
+    return bool(split_name(metric)[2])
 
 
 def main_metric(metrics: Mapping[str, float]) -> str | None:
@@ -22,6 +42,8 @@ def main_metric(metrics: Mapping[str, float]) -> str | None:
 
 def higher_is_better(metric: str) -> bool | None:
     """Which of two values of a measure is the better one; None where neither is, as for a firing rate."""
+    if of_layers(metric):
+        return None
     name = metric.rpartition("/")[2]
     if name.endswith(("loss", "l1", "error")):
         return False
