@@ -33,12 +33,14 @@ class Any(Net):
 '''
 FILES = {
     "network/thin": "_target_: left_out_pkg.Thin\nwidth: 7\n",
+    "network/sub/thin": "_target_: left_out_pkg.Thin\n",
     "network/small": "_target_: left_out_pkg.Small\nnum_steps: ${num_steps}\nwidth: 4\n",
     "network/count": "_target_: left_out_pkg.Net\nhidden: 64\n",
     "network/any": "_target_: left_out_pkg.Any\n",
     "network/unread": "_target_: left_out_pkg.Missing\n",
     "network/broken": "_target_: left_out_pkg.Thin\nwidht: 7\n",
     "network/mlp": "_target_: left_out_pkg.Thin\n",
+    "experiment/odd": "# @package _global_\nnetwork: {1: 2, width: '???'}\n",
     # of a recipe of one's own, all that gives way
     "experiment/own": (
         "# @package _global_\ndefaults: [mnist_leaky, override /readout: leaky]\n"
@@ -75,6 +77,7 @@ def composed(*typed: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
         ("thin", True, {"_target_": "left_out_pkg.Thin", "width": 7}),
         # a file there stands before the shipped one of its name
         ("mlp", True, {"_target_": "left_out_pkg.Thin"}),
+        ("sub/thin", True, {"_target_": "left_out_pkg.Thin"}),
         # the same key, but not with such values
         ("count", True, {"_target_": "left_out_pkg.Net", "hidden": 64}),
         ("any", False, {"_target_": "left_out_pkg.Any", "hidden": [1000]}),
@@ -127,6 +130,16 @@ def test_parts_objects_and_references_of_a_recipe_give_way(folder: Path) -> None
         f"experiment=own: neuron.beta={text.shown(NORMAL)} is left out, neuron=leaky_random does not take it",
         "experiment=own: readout.beta=0.5 is left out, readout=same does not take it",
     ]
+
+
+def test_keys_of_other_types_and_values_that_are_still_to_be_typed(folder: Path) -> None:
+    cfg, _ = config.composed(typed := ["experiment=odd", "network=sub/thin"], [folder])
+    line = "experiment=odd: network.1=2 is left out, network=sub/thin does not take it"
+    assert config.left_out([cfg], typed) == [line]
+    with pytest.raises(ConfigError, match=r"^network.width: "):
+        config.check(cfg)
+    found, _ = composed(*typed, "network.width=5", folder=folder)
+    assert found["network"]["width"] == 5
 
 
 def test_an_object_that_the_choice_takes_stays(folder: Path) -> None:

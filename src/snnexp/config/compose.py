@@ -150,7 +150,7 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
         is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
-        if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs") != 1:
+        if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs", 1) != 1:
             epochs = shown(trainer.get("max_epochs"))
             raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):

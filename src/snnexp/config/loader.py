@@ -28,6 +28,8 @@ from snnexp.text import shown
 PARAMS = ("hydra", "sweeper", "params")
 """Where a file lists the keys that a sweep varies, each as a dotted key."""
 MISSING = object()
+Path = tuple[Any, ...]
+"""Of keys into a config; those of YAML need not be texts."""
 
 
 class LeftOut(NamedTuple):
@@ -100,9 +102,11 @@ class Loader(ConfigLoaderImpl):
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         loaded = super()._load_single_config(default, repo)
-        if self._nodes and isinstance(loaded.config, DictConfig):
-            plain = _plain(loaded.config)
-            if found := dict(self._giving_way(plain, self._origin(default))):
+        config, source = loaded.config, self._origin(default)
+        about = {*self._nodes, PARAMS[0]} - {source.partition("/")[0]}
+        if self._nodes and isinstance(config, DictConfig) and any(key in config for key in about):
+            plain = _plain(config)
+            if found := dict(self._giving_way(plain, source)):
                 # the repository keeps what it has read
                 loaded = copy.copy(loaded)
                 loaded.config = OmegaConf.create(_without(found, plain))
@@ -116,33 +120,41 @@ class Loader(ConfigLoaderImpl):
             path, parent = parent, self._parents[parent]
         return str(path)
 
-    def _giving_way(self, plain: Mapping[str, Any], source: str) -> Iterator[tuple[tuple[str, ...], LeftOut]]:
-        """What gives way of a file, as paths into it, among the nodes whose choices were typed."""
-        group, _, name = source.rpartition("/")
-        by = f"{group}={name}" if group else f"{name}.yaml"
+    def _giving_way(self, plain: Mapping[str, Any], source: str) -> Iterator[tuple[Path, LeftOut]]:
+        """What gives way of a file, as paths into it, to the choices that were typed."""
+        group, _, name = source.partition("/")
+        by = f"{group}={name}" if name else f"{group}.yaml"
         for node, choice in self._nodes.items():
-            typed = f"{node}={self._typed[node]}"
-            own = plain.get(node, MISSING)
-            if node == group or own is MISSING:
-                continue
-            if not isinstance(own, Mapping):
-                if own != choice:
-                    yield (node,), LeftOut(node, shown(own), by, typed)
-                continue
-            for key, value in own.items():
-                merged = _merged(choice, key, value)
-                if _takes(node, choice, key, merged):
-                    choice[key] = merged
-                else:
-                    yield (node, key), LeftOut(f"{node}.{key}", shown(value), by, typed)
-        params: Any = plain
-        for word in PARAMS:
-            params = params.get(word) if isinstance(params, Mapping) else None
-        for path, value in params.items() if isinstance(params, Mapping) else ():
-            node, _, key = str(path).partition(".")
-            choice = self._nodes.get(node)
-            if node != group and choice is not None and key and not _takes(node, choice, key.partition(".")[0]):
-                yield (*PARAMS, path), LeftOut(path, shown(value), by, f"{node}={self._typed[node]}")
+            if node != group:
+                for path, value in (*_below(node, choice, plain), *_swept(node, choice, plain)):
+                    key = ".".join(map(str, path)).removeprefix(".".join([*PARAMS, ""]))
+                    yield path, LeftOut(key, shown(value), by, f"{node}={self._typed[node]}")
+
+
+def _below(node: str, choice: Any, plain: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Of the keys of a node, those that the choice does not take; the others are merged into it."""
+    own = plain.get(node, choice)
+    if not isinstance(own, Mapping):
+        if own != choice:
+            yield (node,), own
+        return
+    for key, value in own.items() if node in plain else ():
+        merged = _merged(choice, key, value)
+        if _takes(node, choice, key, merged):
+            choice[key] = merged
+        else:
+            yield (node, key), value
+
+
+def _swept(node: str, choice: Any, plain: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Of the keys below a node that a file lets a sweep vary, those that the choice does not take."""
+    params: Any = plain
+    for word in PARAMS:
+        params = params.get(word) if isinstance(params, Mapping) else None
+    for path, value in params.items() if isinstance(params, Mapping) else ():
+        first, *rest = str(path).split(".")
+        if first == node and rest and not _takes(node, choice, rest[0]):
+            yield (*PARAMS, path), value
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -168,7 +180,7 @@ def _takes(node: str, choice: Any, key: str, value: Any = MISSING) -> bool:
         # of another part than the one that was chosen
         return False
     found = keys.lookup(target, node, key)
-    if found is None or key in PLACES[node].given:
+    if found is None or (node in PLACES and key in PLACES[node].given):
         return parts.of(target).takes_all
     return value is MISSING or _fits(value, found.domain)
 
@@ -179,8 +191,8 @@ def _is_read(target: Any) -> bool:
 
 def _fits(value: Any, domain: Domain | None) -> bool:
     """Whether a value lies in a domain, and an object in it has no argument that its part does not take."""
-    if any("${" in text for text in texts([value])):
-        # its value is not known yet
+    if any("${" in text or text == "???" for text in texts([value])):
+        # what it is going to be is not known here
         return True
     target = value.get("_target_") if isinstance(value, Mapping) else None
     made = isinstance(target, str) and targets.may_be_named(target)
@@ -197,7 +209,7 @@ def _fits(value: Any, domain: Domain | None) -> bool:
     )
 
 
-def _without(paths: Collection[Sequence[str]], plain: Mapping[str, Any], here: Sequence[str] = ()) -> dict[str, Any]:
+def _without(paths: Collection[Path], plain: Mapping[str, Any], here: Path = ()) -> dict[str, Any]:
     """A config without what stands at these paths, and without mappings that this leaves empty."""
     kept: dict[str, Any] = {}
     for key, value in plain.items():
