@@ -33,6 +33,7 @@ class Any(Net):
 '''
 FILES = {
     "network/thin": "_target_: left_out_pkg.Thin\nwidth: 7\n",
+    "network/derived": "defaults: [thin]\n_target_: left_out_pkg.Net\n",
     "network/sub/thin": "_target_: left_out_pkg.Thin\n",
     "network/small": "_target_: left_out_pkg.Small\nnum_steps: ${num_steps}\nwidth: 4\n",
     "network/count": "_target_: left_out_pkg.Net\nhidden: 64\n",
@@ -41,6 +42,7 @@ FILES = {
     "network/broken": "_target_: left_out_pkg.Thin\nwidht: 7\n",
     "network/mlp": "_target_: left_out_pkg.Thin\n",
     "experiment/odd": "# @package _global_\nnetwork: {1: 2, width: '???'}\n",
+    "experiment/low": "# @package _global_\nneuron: {beta: {low: 0.25}}\n",
     # of a recipe of one's own, all that gives way
     "experiment/own": (
         "# @package _global_\ndefaults: [mnist_leaky, override /readout: leaky]\n"
@@ -78,6 +80,8 @@ def composed(*typed: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
         # a file there stands before the shipped one of its name
         ("mlp", True, {"_target_": "left_out_pkg.Thin"}),
         ("sub/thin", True, {"_target_": "left_out_pkg.Thin"}),
+        # whose file is derived from another of the group
+        ("derived", True, {"_target_": "left_out_pkg.Net", "width": 7}),
         # the same key, but not with such values
         ("count", True, {"_target_": "left_out_pkg.Net", "hidden": 64}),
         ("any", False, {"_target_": "left_out_pkg.Any", "hidden": [1000]}),
@@ -130,6 +134,20 @@ def test_parts_objects_and_references_of_a_recipe_give_way(folder: Path) -> None
         f"experiment=own: neuron.beta={text.shown(NORMAL)} is left out, neuron=leaky_random does not take it",
         "experiment=own: readout.beta=0.5 is left out, readout=same does not take it",
     ]
+
+
+def test_the_part_itself_gives_way_to_one_that_takes_any_key(folder: Path) -> None:
+    found, lines = composed("experiment=own", "network=any", folder=folder)
+    assert found["network"] == {"_target_": "left_out_pkg.Any", "hidden": 2}
+    assert lines == ["experiment=own: network._target_=left_out_pkg.Net is left out, network=any does not take it"]
+
+
+def test_arguments_of_an_object_stay_where_the_choice_has_that_object(folder: Path) -> None:
+    found, lines = composed("experiment=low", "neuron=leaky_random", folder=folder)
+    assert (found["neuron"]["beta"]["low"], found["neuron"]["beta"]["high"], lines) == (0.25, 1.0, [])
+    found, lines = composed("experiment=low", "neuron=leaky", folder=folder)
+    assert found["neuron"]["beta"] == 0.95
+    assert lines == ["experiment=low: neuron.beta={'low': 0.25} is left out, neuron=leaky does not take it"]
 
 
 def test_keys_of_other_types_and_values_that_are_still_to_be_typed(folder: Path) -> None:

@@ -86,7 +86,6 @@ class Loader(ConfigLoaderImpl):
             each.key_or_group: str(each.input_line).partition("=")[2]
             for each in parsed
             if each.get_key_element() == each.key_or_group and each.key_or_group in self._groups
-            if not each.is_sweep_override()
         }
         return parsed, repo
 
