@@ -142,6 +142,19 @@ def test_the_part_itself_gives_way_to_one_that_takes_any_key(folder: Path) -> No
     assert lines == ["experiment=own: network._target_=left_out_pkg.Net is left out, network=any does not take it"]
 
 
+def test_a_part_that_was_typed_beside_its_choice_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["experiment=mnist_leaky", "network=module", "network._target_=left_out_pkg.Thin"]
+    line = HIDDEN.format("").replace("network= ", f"{typed[-1]} ")
+    found, lines = composed(*typed, folder=folder)
+    assert (found["network"], lines) == ({"_target_": "left_out_pkg.Thin"}, [line])
+    swept, _ = points.prepared([*typed, "+network.width=1,2"], [folder])
+    assert isinstance(swept, list)
+    assert [cfg["network"] for _, cfg in swept] == [
+        {"_target_": "left_out_pkg.Thin", "width": width} for width in (1, 2)
+    ]
+    assert capsys.readouterr().err == f"snnexp: {line}\n"
+
+
 def test_arguments_of_an_object_stay_where_the_choice_has_that_object(folder: Path) -> None:
     found, lines = composed("experiment=low", "neuron=leaky_random", folder=folder)
     assert (found["neuron"]["beta"]["low"], found["neuron"]["beta"]["high"], lines) == (0.25, 1.0, [])

@@ -75,6 +75,7 @@ class Loader(ConfigLoaderImpl):
         self.left_out: list[LeftOut] = []
         self._groups = groups
         self._typed: dict[str, str] = {}
+        self._targets: dict[str, Any] = {}
         self._nodes: dict[str, Any] = {}
         self._parents: dict[str | None, str | None] = {}
 
@@ -87,6 +88,8 @@ class Loader(ConfigLoaderImpl):
             for each in parsed
             if each.get_key_element() == each.key_or_group and each.key_or_group in self._groups
         }
+        named = {each.key_or_group: each.value() for each in parsed if not each.is_delete()}
+        self._targets = {group: named[key] for group in self._typed if (key := f"{group}._target_") in named}
         return parsed, repo
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
@@ -97,6 +100,10 @@ class Loader(ConfigLoaderImpl):
             if (group := self._origin(each).partition("/")[0]) in bare:
                 bare[group].merge_with(super()._load_single_config(each, repo).config)
         self._nodes = {group: node for group in bare if (node := _plain(bare[group]).get(group)) is not None}
+        for group, target in self._targets.items():
+            if isinstance(node := self._nodes.get(group), dict):
+                # network=module, and a part that was typed too
+                node["_target_"] = target
         return super()._compose_config_from_defaults_list(defaults, repo)
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
@@ -124,10 +131,12 @@ class Loader(ConfigLoaderImpl):
         group, _, name = source.partition("/")
         by = f"{group}={name}" if name else f"{group}.yaml"
         for node, choice in self._nodes.items():
+            key = f"{node}._target_" if node in self._targets else node
+            typed = f"{key}={self._targets.get(node, self._typed[node])}"
             if node != group:
                 for path, value in (*_below(node, choice, plain), *_swept(node, choice, plain)):
-                    key = ".".join(map(str, path)).removeprefix(".".join([*PARAMS, ""]))
-                    yield path, LeftOut(key, shown(value), by, f"{node}={self._typed[node]}")
+                    dotted = ".".join(map(str, path)).removeprefix(".".join([*PARAMS, ""]))
+                    yield path, LeftOut(dotted, shown(value), by, typed)
 
 
 def _below(node: str, choice: Any, plain: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
