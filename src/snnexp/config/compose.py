@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config import files, security, user_parts
 from snnexp.config.checks import check
-from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, keys_taken, require_global, resolving
+from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
 from snnexp.config.loader import Loader
 from snnexp.config.made import keep_left_out, left_out, remembering
 from snnexp.config.messages import explained, in_one_line, short
@@ -20,7 +20,7 @@ from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat, texts
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record.names import key_of
-from snnexp.text import closest, sentence, shown
+from snnexp.text import shown
 
 MOST_TOLD = 20
 """Refusals of one command: each takes one more composition."""
@@ -94,8 +94,6 @@ def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed
             culprit = _culprit(error, left)
             if not absent or (culprit is not None and not _is_below(culprit, absent)):
                 refusals.add(*map(str, error.args))
-            elif culprit is not None:
-                refusals.add(*_taken_by_none(culprit, folders))
             left = [override for override in left if key_of(override) != culprit]
             if culprit is None or not left or len(refusals.sentences) >= MOST_TOLD:
                 refusals.tell()
@@ -112,15 +110,6 @@ def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed
 def _is_below(key: str, absent: set[str]) -> bool:
     """Whether a key may belong to a choice that could not be made, without which it looks unknown."""
     return "." in key and (key.partition(".")[0] in absent or not absent.isdisjoint(GLOBAL))
-
-
-def _taken_by_none(key: str, folders: Sequence[Path]) -> Iterator[str]:
-    """A sentence for a key below a choice that could not be made, if no choice of its group takes it."""
-    group, name = key.split(".")[:2]
-    known = keys_taken(group, folders)
-    if known and name not in known:
-        hint = closest(name, known - {"_target_"}, f"{group}.")
-        yield sentence(f"{short(key)}: unknown key, whichever {group} is chosen; {hint}")
 
 
 def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:

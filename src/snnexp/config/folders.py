@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
@@ -18,8 +17,6 @@ from snnexp.config.loader import Loader
 from snnexp.errors import ConfigError
 from snnexp.isolation import HYDRA, RESOLVING, restored
 from snnexp.record.names import new_id
-from snnexp.spec import parts
-from snnexp.spec.places import PLACES
 
 VERSION_BASE = "1.3"
 GROUPS = (
@@ -72,37 +69,6 @@ def _files(group: str, folders: Sequence[Path]) -> dict[str, Path]:
     # of two files of a name the last one here counts
     places = [conf_dir(), *reversed(folders)]
     return {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
-
-
-def keys_taken(group: str, folders: Sequence[Path] = (), seen: Sequence[str] = ()) -> set[str] | None:
-    """The keys that the choices of a group take, all together; None where a part takes any, or cannot be read.
-
-    Args:
-        group: its name.
-        folders: as of :func:`choices`.
-        seen: groups that a file of this one's refers to it from.
-    """
-    known: set[str] = set()
-    for path in _files(group, folders).values() if group in PLACES and group not in seen else ():
-        try:
-            node = yaml.safe_load(read(path))
-        except ConfigError:
-            return None
-        defaults = node.get("defaults", []) if isinstance(node, dict) else None
-        if not isinstance(defaults, list):
-            return None
-        known |= {str(key) for key in node if key != "defaults"}
-        if "_target_" in node:
-            spec = parts.of(str(node["_target_"]))
-            if spec.takes_all:
-                return None
-            known |= {*spec.arguments} - {*PLACES[group].given}
-        for other in (key for default in defaults if isinstance(default, dict) for key in default):
-            found = keys_taken(str(other).strip("/").partition("@")[0], folders, [*seen, group])
-            if found is None:
-                return None
-            known |= found
-    return known
 
 
 def _description(path: Path) -> str:
