@@ -439,6 +439,18 @@ def test_heat_map_writes_means_and_counts_where_they_differ() -> None:
     assert drawn(figures.heat_map(means, counts, ["a", "b"], [1, 2], ("x", "y"), "z"))[0] == "0.25\nn=2"
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("test/synops/readout", "test/synops/readout [additions per sample]"),
+        ("test/dead/accuracy", "test/dead/accuracy"),
+        ("accuracy", "accuracy [fraction]"),
+    ],
+)
+def test_a_unit_is_that_of_the_measure_and_not_of_a_layer(name: str, label: str) -> None:
+    assert style.with_unit(name) == label
+
+
 def test_strips_draw_each_run_and_cut_wide_intervals() -> None:
     figure = figures.strips({"a": [1.0, 2.0], "b": [1.5]}, [(-50.0, 60.0), None], "lr", "test/l1")
     axes = figure.axes[0]

@@ -50,6 +50,31 @@ def test_a_published_figure_belongs_beside_what_computes_the_same(
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "typed", "comparable"),
+    [
+        # a part of one's own with the keys of the recipe's, under a name of its own or under that of a shipped one
+        ("network/mine", "_target_: mypkg.MLP\nnum_steps: ${num_steps}\nhidden: [1]\n", ["network=mine"], False),
+        ("network/mlp", "_target_: mypkg.MLP\nnum_steps: ${num_steps}\nhidden: [1]\n", [], False),
+        ("surrogate/atan", "_target_: mypkg.ATan\nalpha: 2.0\n", [], False),
+        ("optimizer/adam", "_target_: snnexp.optimizers.Adam\nlr: 1.0\nweight_decay: 0.1\n", [], False),
+        ("trainer/mine", "_target_: mypkg.make_trainer\nmax_epochs: 1\n", ["trainer=mine"], False),
+        # the values count, wherever they come from
+        ("network/mine", "defaults: [mlp]\n", ["network=mine"], True),
+    ],
+)
+def test_no_published_figure_beside_a_part_of_ones_own(
+    name: str, content: str, typed: list[str], comparable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
+    file = tmp_path / "conf" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    typed = ["experiment=mnist_leaky", *typed]
+    cfg, _ = config.composed(typed, [tmp_path / "conf"])
+    assert recipes.published(plain(config.check(cfg)), typed) == (FIGURE if comparable else {})
+
+
+@pytest.mark.parametrize(
     ("own", "expected"), [("", {}), ("\npublished:\n  test/accuracy: 0.5", {"test/accuracy": 0.5})]
 )
 def test_a_recipe_that_is_derived_inherits_no_figure(

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config
+from snnexp.cli.points import prepared
 from snnexp.config import check, compose
 from snnexp.errors import ConfigError
 
@@ -125,6 +126,33 @@ def test_long_deep_and_unprintable_texts(override: str, words: list[str]) -> Non
     assert [word for word in words if word not in sentence] == []
     assert sentence.isprintable()
     assert len(sentence) <= 190
+
+
+FIVE = ["neuron.bta=1", "optimizer.larate=2", "data.size=3", "foo=4", "trainer.epoks=3"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (FIVE, FIVE),
+        ([*FIVE, "loss=nothing", "encoder=other"], [*FIVE, "loss=nothing", "encoder=other"]),
+        # a choice that could not be made may have taken its keys, and a recipe may have made any choice
+        ([*FIVE, "data=nowhere", "data.path=there"], [*(word for word in FIVE if "data" not in word), "data=nowhere"]),
+        ([*FIVE, "experiment=none"], ["foo=4", "experiment=none"]),
+    ],
+)
+def test_one_refusal_names_all_unknown_keys_and_choices(typed: list[str], named: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(typed)
+    wrong = [word if word.partition("=")[0] in config.GROUPS else word.partition("=")[0] for word in named]
+    assert sorted(sentence.partition(":")[0] for sentence in caught.value.args) == sorted(wrong)
+
+
+def test_the_refusal_of_a_sweep_names_them_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepared([*FIVE, "loss=nothing", "optimizer=adam,none", "seed=0,1"])
+    named = [sentence.partition(":")[0] for sentence in caught.value.args]
+    assert sorted(named) == sorted([*(word.partition("=")[0] for word in FIVE), "loss=nothing"])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from snnexp.record import run as runs
 from snnexp.record.checksum import read_checkpoint, write_checkpoint
 from snnexp.record.environment import git
 from snnexp.record.files import write_atomically
-from snnexp.record.measures import higher_is_better, main_metric
+from snnexp.record.measures import higher_is_better, main_metric, split_name
 from snnexp.record.names import new_id
 from snnexp.record.run import Run
 
@@ -564,6 +564,24 @@ def test_the_main_metric_and_which_way_is_better() -> None:
     assert higher_is_better("test/accuracy")
     assert higher_is_better("val/accuracy")
     assert not higher_is_better("test/l1")
+    # of a layer of that name
+    assert higher_is_better("test/firing_rate/accuracy") is None
+    assert higher_is_better("val/dead/loss") is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("test/loss", ("test", "loss", "")),
+        ("test/synops", ("test", "synops", "")),
+        ("test/synops/test", ("test", "synops", "test")),
+        ("val/firing_rate/loss", ("val", "firing_rate", "loss")),
+        ("test/mine/loss", ("test", "mine/loss", "")),
+        ("loss", ("", "loss", "")),
+    ],
+)
+def test_the_measure_alone_tells_whether_a_metric_is_of_a_layer(metric: str, expected: tuple[str, str, str]) -> None:
+    assert split_name(metric) == expected
 
 
 class TestOpen:

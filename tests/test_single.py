@@ -146,6 +146,24 @@ class TestAFinishedRun:
         assert layers["readout"]["dead"] == "", "nobody reads its spikes"
 
     @pytest.mark.usefixtures("undrawn")
+    def test_a_layer_may_have_the_name_of_a_measure(self, folder: Path) -> None:
+        names = {"/hidden1": "/loss", "/hidden2": "/firing_rate", "/readout": "/test"}
+        record = (folder / "run.json").read_text()
+        for before, after in names.items():
+            record = record.replace(f'{before}"', f'{after}"')
+        metrics = json.loads(record)["metrics"]
+        change(folder, metrics=metrics | {"test/mine/score": 0.5, "val/firing_rate/accuracy": 0.25})
+        report([folder])
+        rows = {row["layer"]: row for row in table(folder, "layers")}
+        assert {*rows} == {"loss", "firing_rate", "test"}, "of the test split"
+        assert float(rows["loss"]["spikes per neuron and step"]) == metrics["test/firing_rate/loss"]
+        assert float(rows["firing_rate"]["synops"]) == metrics["test/synops/firing_rate"]
+        result = {row["measure"]: float(row["measured"]) for row in table(folder, "result")}
+        assert result["test/mine/score"] == 0.5
+        assert result["test/synops"] == metrics["test/synops"]
+        assert not any("firing_rate" in name for name in result)
+
+    @pytest.mark.usefixtures("undrawn")
     def test_draws_the_curves_that_were_logged(self, folder: Path) -> None:
         report([folder])
         logged = list(Run(folder).metrics())

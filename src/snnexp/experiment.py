@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snnexp import config
 from snnexp.cli import train as launch
 from snnexp.isolation import isolated
 from snnexp.record.find import as_json, found
@@ -30,7 +29,7 @@ from snnexp.training.execute import Record, resume, run
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "load", "resume", "run", "runs", "sweep"]
 
-compose = isolated(computing=False)(config.compose)
+compose = isolated(computing=False)(launch.compose)
 build = isolated()(assembly.build)
 
 

@@ -19,11 +19,9 @@ from rich.table import Table
 from rich.tree import Tree
 
 from snnexp.record.files import append_to
-from snnexp.record.measures import MEANINGS
+from snnexp.record.measures import BY_LAYER, MEANINGS, split_name
 from snnexp.text import number, shown
 
-BY_LAYER = {"firing_rate": "firing rate", "dead": "dead", "saturated": "saturated", "synops": "synops"}
-"""Measures ``<split>/<measure>/<layer>``, which share a row per layer, and their columns."""
 UNCOMMON = ("test/seed_mean_loss",)
 """Measures whose names other programs do not use."""
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -101,8 +99,8 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float], d
     if any(name in metrics for name in published):
         notes.append("published: what the source prints; what its code gives is in README.md, Recipes")
     for name, value in metrics.items():
-        _, measure, layer = [*name.split("/", 2), "", ""][:3]
-        if layer and measure in BY_LAYER and name not in published:
+        _, measure, layer = split_name(name)
+        if layer and name not in published:
             layers.setdefault(layer, {})[measure] = value
             continue
         figure = published.get(name)
@@ -116,7 +114,7 @@ def _layer_table(layers: Mapping[str, Mapping[str, float]]) -> Table:
     table.add_column("layer")
     columns = [measure for measure in BY_LAYER if any(measure in values for values in layers.values())]
     for measure in columns:
-        table.add_column(BY_LAYER[measure], justify="right")
+        table.add_column(measure.replace("_", " "), justify="right")
     for layer, values in layers.items():
         table.add_row(layer, *(number(values[measure]) if measure in values else "" for measure in columns))
     return table

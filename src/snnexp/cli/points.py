@@ -20,6 +20,15 @@ def own(overrides: Sequence[str]) -> list[str]:
     return [word for word in overrides if not word.lstrip("+~").startswith(("hydra/", "hydra."))]
 
 
+def tell(sentences: Iterable[str]) -> None:
+    """Warn the person, where there is something to say."""
+    for sentence in sentences:
+        # Rich takes longer to import than a refusal should
+        from snnexp import terminal
+
+        terminal.tell(sentence)
+
+
 def prepared(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[list[Point] | Asked, dict[str, Any]]":
     """Compose and check a sweep before its first point starts.
 
@@ -47,6 +56,7 @@ def prepared(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[l
     leading = _leading(nodes)
     if nodes[leading]["launcher"] != begun["launcher"]:
         node = _with_settings(composer, hydras, every[leading])
+    tell(composer.left_out(overrides))
     launcher = {key: value for key, value in node["launcher"].items() if key != "_target_"}
     return chosen, {"kind": security.kind_of(node["launcher"], "launcher"), **launcher}
 
@@ -125,7 +135,5 @@ def _leading(nodes: Sequence[Mapping[str, Any]]) -> int:
             raise ConfigError(f"hydra/{starter}: the points do not have the same; start a sweep of each")
     if 0 < len(choosing) < len(nodes):
         name = nodes[choosing[0]]["runtime"]["choices"]["hydra/launcher"]
-        from snnexp import terminal
-
-        terminal.tell(f"hydra/launcher: {name} starts all points, though not all of them choose it")
+        tell([f"hydra/launcher: {name} starts all points, though not all of them choose it"])
     return choosing[0] if choosing else 0

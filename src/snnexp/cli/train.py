@@ -23,7 +23,7 @@ from snnexp.cli.flags import (
     split,
     value_of,
 )
-from snnexp.cli.points import own, prepared
+from snnexp.cli.points import own, prepared, tell
 from snnexp.config import security
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record.find import locate
@@ -68,7 +68,8 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
             return 0, None
     if any(flag in SHOW for flag in flags):
         # what no config may do is refused before Hydra composes it again
-        _, node = config.composed(overrides, folders)
+        cfg, node = config.composed(overrides, folders)
+        tell(config.left_out([cfg], overrides))
         decoder = node["runtime"]["choices"].get("decoder")
         # which was chosen by the loss, if it was not typed
         others = [word for word in overrides if key_of(word) != "decoder"]
@@ -145,6 +146,22 @@ def _show(flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path
             reading.show_cfg("train", words, part, value_of(flags, *PACKAGE), "--resolve" in flags)
 
 
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose, resolve and check the config of one run, as ``snnexp train`` would.
+
+    Where a choice was typed, a line on stderr names the keys of a recipe that gave way to it.
+
+    Args:
+        overrides: in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
+
+    Raises:
+        ConfigError: it cannot work; the sentence names the key.
+    """
+    cfg = config.compose(overrides)
+    tell(config.left_out([cfg], overrides))
+    return cfg
+
+
 def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """Compose and check the config of one run, and show it in a terminal.
 
@@ -172,6 +189,8 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
         terminal.tell(note)
     # torchrun and srun start several processes with this command
     is_first = not (launchers.is_shared(checked["trainer"]) and launchers.rank())
+    if is_first:
+        tell(config.left_out([cfg], overrides))
     if sys.stdout.isatty() and is_first:
         _show_tree(cfg, checked, choices, overrides, folders)
     return checked

@@ -14,7 +14,7 @@ from snnexp.config.compose import (
 from snnexp.config.decoding import note
 from snnexp.config.described import described
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
-from snnexp.config.made import remembering
+from snnexp.config.made import left_out, remembering
 from snnexp.config.messages import explain, explained
 from snnexp.config.overrides import (
     MOST_POINTS,
@@ -72,6 +72,7 @@ __all__ = [
     "flat",
     "hydra_reading",
     "instantiate",
+    "left_out",
     "load",
     "make_network",
     "note",

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from snnexp.config import decoding, files, security, user_parts
 from snnexp.config.checks import check
 from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
-from snnexp.config.made import remembering
+from snnexp.config.loader import Loader
+from snnexp.config.made import keep_left_out, left_out, remembering
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat, texts
@@ -130,18 +131,19 @@ def _dots(key: str) -> Iterator[int]:
 
 
 def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
-    with in_one_line(), explained(overrides, folders), hydra_reading(folders):
+    with in_one_line(), explained(overrides, folders), hydra_reading(folders) as hydra:
         for override in overrides:
             files.require_own_resolvers(override, override.partition("=")[0])
         cfg = decoding.decided(overrides, _with_schedule, folders)
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
         is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
-        if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs") != 1:
+        if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs", 1) != 1:
             epochs = shown(trainer.get("max_epochs"))
             raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]
+        keep_left_out(cfg, cast(Loader, hydra.config_loader).left_out)
         with user_parts.running("hydra"):
             security.require_shipped_hydra(node, overrides)
         # what is wrong in a run's part is told by that, and not by what was typed
@@ -239,17 +241,25 @@ class Composer:
         """Hydra's own node of a point, on which its values have no influence; they need not be right."""
         return self._shared(overrides)[1][1]
 
+    def left_out(self, overrides: Sequence[str]) -> list[str]:
+        """A sentence for each file whose keys gave way in any of the points; of a key among ``overrides`` none."""
+        return left_out((cfg for cfg, _ in self._composed.values()), overrides)
+
     def _shared(self, overrides: Sequence[str]) -> tuple[list[Override], Composed]:
         overrides = quoted([*self.common, *overrides])
         with explained(overrides):
             parsed = self._parser.parse_overrides(overrides)
         keys = [str(override.key_or_group) for override in parsed]
-        # a part decides which decoder goes with it
-        values = [each for each in parsed if is_alone(each, keys) and not str(each.key_or_group).endswith("_target_")]
-        choices = tuple(str(override.input_line) for override in parsed if override not in values)
-        if choices not in self._composed:
-            self._composed[choices] = composed(choices, self.folders)
-        return values, self._composed[choices]
+        values = [override for override in parsed if is_alone(override, keys)]
+        chosen = tuple(str(override.input_line) for override in parsed if override not in values)
+        if chosen not in self._composed:
+            try:
+                self._composed[chosen] = composed(chosen, self.folders)
+            except ConfigError:
+                # which names what is wrong with values too
+                composed(overrides, self.folders)
+                raise
+        return values, self._composed[chosen]
 
 
 def composed_points(points: Iterable[Sequence[str]], folders: Sequence[Path] = ()) -> Iterator[DictConfig]:

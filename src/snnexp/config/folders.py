@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from snnexp.config import keys
 from snnexp.config.files import Files, read
+from snnexp.config.loader import Loader
 from snnexp.errors import ConfigError
 from snnexp.isolation import HYDRA, RESOLVING, restored
 from snnexp.record.names import new_id
@@ -67,10 +68,13 @@ def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:
         group: its name.
         folders: more configs, as of ``--config-dir``; a file there stands before one of the same name.
     """
+    return {name: _description(path) for name, path in sorted(_files(group, folders).items())}
+
+
+def _files(group: str, folders: Sequence[Path]) -> dict[str, Path]:
     # of two files of a name the last one here counts
     places = [conf_dir(), *reversed(folders)]
-    files = {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
-    return {name: _description(files[name]) for name in sorted(files)}
+    return {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
 
 
 def _description(path: Path) -> str:
@@ -110,4 +114,6 @@ def hydra_reading(folders: Sequence[Path]) -> Iterator[Hydra]:
         search = create_config_search_path(str(conf_dir()))
         for folder in folders:
             search.prepend("command-line", f"file://{folder.absolute()}", "main")
-        yield Hydra.create_main_hydra2("snnexp", search)
+        hydra = Hydra(task_name="snnexp", config_loader=Loader(search, NODES))
+        GlobalHydra.instance().initialize(hydra)
+        yield hydra

@@ -1,20 +1,21 @@
-"""How a config was made, which it remembers beside its values."""
+"""How a config was made, which it and its copies remember beside its values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from omegaconf import DictConfig
 
+from snnexp.config.loader import LeftOut, sentences
 from snnexp.config.plain import plain
 
-KEY = "snnexp_made_of"
+KEY, LEFT_OUT = "snnexp_made_of", "snnexp_left_out"
 Made = tuple[list[str], DictConfig, dict[str, Any]]
 """What was typed, the config that it composed to, not resolved, and its values when it was checked."""
 
 
 def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
-    """A checked config that knows how it was made; its copies know that too."""
-    # OmegaConf copies what it keeps beside the values
+    """A checked config that knows how it was made."""
+    keep_left_out(cfg, _left_out(unresolved))
     vars(cfg._metadata)[KEY] = ([*overrides], unresolved, plain(cfg))
     return cfg
 
@@ -22,3 +23,23 @@ def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfi
 def made_of(cfg: DictConfig) -> Made | None:
     """How a config was made; None of one from elsewhere."""
     return cast(Made | None, vars(cfg._metadata).get(KEY))
+
+
+def keep_left_out(cfg: DictConfig, found: Iterable[LeftOut]) -> None:
+    """Note the keys of files that gave way to what was typed when a config was composed."""
+    # OmegaConf copies what it keeps beside the values
+    vars(cfg._metadata)[LEFT_OUT] = [*found]
+
+
+def left_out(configs: Iterable[DictConfig], overrides: Sequence[str]) -> list[str]:
+    """A sentence for each file whose keys gave way when configs were composed; configs from elsewhere have none.
+
+    Args:
+        configs: composed ones, or one that :func:`~snnexp.config.compose` has given.
+        overrides: what was typed.
+    """
+    return sentences(dict.fromkeys(found for cfg in configs for found in _left_out(cfg)), overrides)
+
+
+def _left_out(cfg: DictConfig) -> list[LeftOut]:
+    return cast(list[LeftOut], vars(cfg._metadata).get(LEFT_OUT, []))

@@ -31,7 +31,9 @@ def is_alone(override: Override, keys: Sequence[str]) -> bool:
     key = str(override.key_or_group)
     plain = override.get_key_element() == key and "/" not in key and "@" not in key
     mine = [other for other in keys if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")]
-    return plain and key not in (*GROUPS, SCHEDULE) and not key.startswith("hydra") and mine == [key]
+    # which part is chosen decides what gives way to it, and which decoder goes with it
+    chooses = key in (*GROUPS, SCHEDULE) or key.endswith("._target_")
+    return plain and not chooses and not key.startswith("hydra") and mine == [key]
 
 
 def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[list[str]]:

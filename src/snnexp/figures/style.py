@@ -179,8 +179,9 @@ def cropped(text: object, most: int = LONGEST_LABEL) -> str:
 
 def with_unit(name: str) -> str:
     """The name of a metric or parameter as an axis has it."""
-    last = name.rpartition("/")[2]
-    unit = MEASURED_IN.get(last) or UNITS.get(name.rpartition(".")[2])
+    # behind the measure, a layer may have the name of another one
+    measure = [*name.split("/"), ""][1] or name
+    unit = MEASURED_IN.get(measure) or UNITS.get(name.rpartition(".")[2])
     return f"{cropped(name)} [{unit}]" if unit else cropped(name)
 
 

@@ -16,6 +16,26 @@ MEANINGS = {
     "seed_mean_loss": "mean of the training losses and the final L1, not test/l1",
 }
 """Of measures, by the name behind the split."""
+BY_LAYER = ("firing_rate", "dead", "saturated", "synops")
+"""Measures that each layer has, ``<split>/<measure>/<layer>``."""
+
+
+def split_name(metric: str) -> tuple[str, str, str]:
+    """Split, measure and layer of a metric; the layer is empty where the metric is not that of a layer.
+
+    The measure alone tells, for a layer may have any name: ``test/dead/loss`` is of the layer ``loss``, and
+    ``test/mine/loss`` is the measure ``mine/loss``.
+    """
+    split, slash, name = metric.partition("/")
+    if not slash:
+        return "", metric, ""
+    measure, _, layer = name.partition("/")
+    return (split, measure, layer) if layer and measure in BY_LAYER else (split, name, "")
+
+
+def of_layers(metric: str) -> bool:
+    """Whether a metric is one of those that each layer has."""
+    return bool(split_name(metric)[2])
 
 
 def main_metric(metrics: Mapping[str, float]) -> str | None:
@@ -30,6 +50,8 @@ def higher_is_better(metric: str, known: Mapping[str, Any] = MappingProxyType({}
         metric: ``<split>/<name>``.
         known: by name, what measures say of themselves, as run.json has it under ``higher_is_better``.
     """
+    if of_layers(metric):
+        return None
     name = metric.rpartition("/")[2]
     if isinstance(found := known.get(name), bool):
         return found

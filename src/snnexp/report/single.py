@@ -15,7 +15,7 @@ from snnexp.figures.picture import Picture
 from snnexp.figures.snapshots import drawers, parts
 from snnexp.figures.style import Array
 from snnexp.record.facts import Facts
-from snnexp.record.measures import MEANINGS, main_metric
+from snnexp.record.measures import BY_LAYER, MEANINGS, main_metric, split_name
 from snnexp.record.names import key_of
 from snnexp.record.origin import origin
 from snnexp.record.run import Run
@@ -33,7 +33,8 @@ ENERGY = (
     "that brings another one, without feedback."
 )
 WITHOUT_SPIKES = "without spikes"
-PER_LAYER = {"firing_rate": "spikes per neuron and step", "dead": "dead", "saturated": "saturated", "synops": "synops"}
+IN_WORDS = {"firing_rate": "spikes per neuron and step"}
+"""Measures of layers, where a table calls them otherwise."""
 Curve = tuple[Array, Array]
 """Where, and values; NaN where one was not finite."""
 
@@ -202,12 +203,10 @@ def _result(
     layers: dict[str, dict[str, float]] = {}
     meanings = _meanings(facts, cfg)
     for name, value in facts.metrics.items():
-        split, _, rest = name.partition("/")
-        measure, _, layer = rest.partition("/")
-        if layer and measure in PER_LAYER:
-            if split == "test":
-                layers.setdefault(layer, {})[measure] = value
-        else:
+        split, measure, layer = split_name(name)
+        if layer and split == "test":
+            layers.setdefault(layer, {})[measure] = value
+        elif not layer:
             figure = shown.get(name)
             beside = [figure, None if figure is None else value - figure] if shown else []
             rows.append([name, value, *beside, meanings.get(measure)])
@@ -219,13 +218,13 @@ def _result(
         reason = f"this run differs from it in {differs}" if recipe else "this run has no recipe here to compare with"
         blocks.append(Text(f"The recipe has a published figure for {known}; it is not comparable, for {reason}."))
     if layers:
-        measured = [name for name in PER_LAYER if any(name in values for values in layers.values())]
+        measured = [name for name in BY_LAYER if any(name in values for values in layers.values())]
         caption = (
             "By layer. Dead neurons fire for no sample, saturated ones in every step of all; synops are the additions "
             "that arriving spikes cause, per sample."
         )
         cells = [[layer, *(values.get(name) for name in measured)] for layer, values in layers.items()]
-        blocks.append(Table(["layer", *(PER_LAYER[name] for name in measured)], cells, caption, "layers"))
+        blocks.append(Table(["layer", *(IN_WORDS.get(name, name) for name in measured)], cells, caption, "layers"))
     return blocks
 
 

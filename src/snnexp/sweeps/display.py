@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from snnexp import text
-from snnexp.record.measures import higher_is_better, main_metric
+from snnexp.record.measures import higher_is_better, main_metric, of_layers
 from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
 from snnexp.terminal import clock, show_command, show_path
@@ -95,7 +95,7 @@ class Display:
         ledger = self.ledger
         rows, varied = ledger.rows(), ledger.varied()
         # those of single layers have no place in a line
-        names = [name for name in ledger.measures() if name.count("/") == 1 and name != "test/synops"]
+        names = [name for name in ledger.measures() if not of_layers(name) and name != "test/synops"]
         hows = {row["how"].split()[0] for row in rows if row["how"]}
         columns = [*varied, "status", *(["how"] if len(hows) > 1 or "stack" in hows else []), *names]
         columns += ["reason"] if any(row["reason"] for row in rows) else []

@@ -10,6 +10,7 @@ from typing import Any
 
 from snnexp import config
 from snnexp.errors import ConfigError, UnmeasuredError, ending
+from snnexp.record.measures import of_layers
 from snnexp.record.origin import as_recorded, folders_of
 from snnexp.search import storage
 from snnexp.search.best import write_best
@@ -304,7 +305,7 @@ class Searched:
 
 def _listed(metrics: Mapping[str, float]) -> str:
     """The measures that a point has, without those of single layers."""
-    return ", ".join(name for name in metrics if name.count("/") == 1) or "none"
+    return ", ".join(name for name in metrics if not of_layers(name)) or "none"
 
 
 UNDER_WAY = ("pending", "running", "interrupted")
