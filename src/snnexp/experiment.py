@@ -23,15 +23,15 @@ from snnexp.isolation import isolated
 from snnexp.record.find import as_json, found
 from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point
-from snnexp.training import assembly
 from snnexp.training.assembly import Parts
 from snnexp.training.evaluate import evaluate, load
 from snnexp.training.execute import Record, resume, run
+from snnexp.training.start import build_started
 
 __all__ = ["Parts", "Record", "build", "compose", "evaluate", "load", "resume", "run", "runs", "sweep"]
 
 compose = isolated(computing=False)(config.compose)
-build = isolated()(assembly.build)
+build = isolated()(build_started)
 
 
 @isolated()

@@ -13,6 +13,7 @@ from snnexp.config.compose import (
 )
 from snnexp.config.described import described
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
+from snnexp.config.initial import drawn, start_of
 from snnexp.config.made import remembering
 from snnexp.config.messages import explain, explained
 from snnexp.config.overrides import (
@@ -64,6 +65,7 @@ __all__ = [
     "conf_dir",
     "described",
     "downloads",
+    "drawn",
     "explain",
     "explained",
     "factory",
@@ -82,6 +84,7 @@ __all__ = [
     "replacing",
     "require_same",
     "require_taken",
+    "start_of",
     "trusted",
     "written",
 ]

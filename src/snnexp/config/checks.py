@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import keys, security, targets, user_parts
+from snnexp.config import initial, keys, security, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, resolving
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
@@ -32,14 +32,14 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
         ConfigError: values cannot work; one sentence for each key.
     """
     with in_one_line(), explained(), resolving():
-        if missing := [key for key in (*KEYS, *NODES) if key not in cfg]:
+        if missing := [key for key in (*KEYS, *NODES) if key not in (*cfg, "init_from")]:
             hints = {key: f", {listed(choices(key))}" for key in NODES}
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
         # a recipe may be older than the places of parts
         plain = upgrade.with_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-        return OmegaConf.create(_checked(plain, written, together))
+        return OmegaConf.create(_checked(initial.completed(plain), written, together))
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         elif key in NODES and not isinstance(value, dict):
             hint = "must be a mapping, as a file of this group holds it" if isinstance(value, list) else None
             refusals.add(f"{key}: got {shown(value)}, {hint or listed(choices(key))}")
+        elif key == "init_from":
+            initial.check(value, refusals)
         else:
             with refusals.collected():
                 targets.require_targets(value, key, key if key in PLACES else None)
@@ -80,6 +82,7 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         if any(origin in refusals.sentences for origin in _origins(key, written)):
             del refusals.sentences[key]
     refusals.tell()
+    plain["init_from"] = initial.located(plain["init_from"])
     return at_home(plain)
 
 

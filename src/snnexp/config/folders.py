@@ -36,7 +36,7 @@ GROUPS = (
 NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
 """The groups that become a node of the config, and those whose choices only set keys of others."""
 LOGGER = tuple(keys.Logger.__annotations__)
-KEYS = tuple(keys.Run.__annotations__)
+KEYS = (*keys.Run.__annotations__, "init_from")
 
 
 def conf_dir() -> Path:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import kernels, limits, metrics, terminal
-from snnexp.config import factory, instantiate, user_parts
+from snnexp.config import factory, instantiate, start_of, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
 from snnexp.encoders import Encoder
@@ -26,7 +26,7 @@ from snnexp.spec.annotations import Count
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 from snnexp.spec.places import PLACES
-from snnexp.training import callbacks, contracts, launchers, observers, processes
+from snnexp.training import callbacks, contracts, initial, launchers, observers, processes
 from snnexp.training.members import Bridge
 from snnexp.training.task import Measure, Task
 
@@ -177,6 +177,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     shapes = {"inputs": data.inputs, "outputs": data.outputs}
     network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
     contracts.require_network(network)
+    initial.freeze(network, start_of(nodes).freeze)
     with located("data"):
         data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss, cfg.num_steps)

@@ -105,13 +105,15 @@ def _connections(task: Task, inputs: Tensor | Events) -> dict[str, Any]:
 
 def _gradients(task: Task, loss: Tensor, currents: Sequence[Tensor]) -> dict[str, Tensor]:
     trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
+    # nothing before the current of a frozen layer may be trained
+    arriving = {name: x for name, x in zip(task.network.neurons(), currents, strict=True) if x.requires_grad}
     # not left in the parameters, where the optimiser would find them
-    gradients = torch.autograd.grad(loss, [*currents, *trained.values()], allow_unused=True)
+    gradients = torch.autograd.grad(loss, [*arriving.values(), *trained.values()], allow_unused=True)
     found = {f"norm/{name}": torch.linalg.vector_norm(weight) for name, weight in trained.items()}
-    for name, gradient in zip(task.network.neurons(), gradients, strict=False):
+    for name, gradient in zip(arriving, gradients, strict=False):
         if gradient is not None:
             found[f"gradient/{name}"] = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-    for name, gradient in zip(trained, gradients[len(currents) :], strict=True):
+    for name, gradient in zip(trained, gradients[len(arriving) :], strict=True):
         if gradient is not None:
             found[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
     return found
