@@ -74,10 +74,16 @@ def decode(trace: Any, decoder: str) -> Tensor:
     return max_voltage(trace.max_membrane.unsqueeze(0))
 
 
+def scores(trace: Any, decoder: str) -> Tensor:
+    """What a decoder compares of each class, ``[B, K]``: spike counts, or the highest membranes."""
+    found: Tensor = trace.spike_count if decoder == "spike_count" else trace.max_membrane
+    return found
+
+
 def undecided(trace: Any, decoder: str) -> Sum:
     """Mean over samples: 1 where several classes share the highest count or membrane, else 0."""
-    scores = trace.spike_count if decoder == "spike_count" else trace.max_membrane
-    ties = (scores == scores.amax(-1, keepdim=True)).sum(-1) > 1
+    compared = scores(trace, decoder)
+    ties = (compared == compared.amax(-1, keepdim=True)).sum(-1) > 1
     return counted(ties.float().sum(), len(ties))
 
 

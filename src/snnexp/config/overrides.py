@@ -198,9 +198,8 @@ def _quoted(override: str, parser: OverridesParser) -> str:
 
 def _text(value: str, parser: OverridesParser) -> str:
     """A value that is a text, quoted where Hydra would read a number; null stays."""
-    if not _parses(f"key={value}", parser) or not isinstance(
-        parser.parse_override(f"key={value}").value(), int | float
-    ):
+    text = f"key={value}"
+    if not _parses(text, parser) or not isinstance(parser.parse_override(text).value(), int | float):
         return value
     return str(QuotedString(value, Quote.single).with_quotes())
 
