@@ -203,7 +203,7 @@ def read_weights(
         if named.keys() != wanted.keys():
             missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *named}]
             others = [name for name in weights if name not in wanted and f"{NETWORK}{name}" not in wanted]
-            unknown = [f"unknown {shown(name)}" for name in others]
+            unknown = [f"unknown {shown(str(name).removeprefix(NETWORK))}" for name in others]
             wrong = [*missing, *unknown, f"{NETWORK} stands before some names only"][0]
             expected = listed(name.removeprefix(NETWORK) for name in wanted)
             raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {expected}")
