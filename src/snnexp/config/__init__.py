@@ -13,7 +13,7 @@ from snnexp.config.compose import (
 )
 from snnexp.config.described import described
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
-from snnexp.config.initial import drawn, start_of
+from snnexp.config.initial import completed, drawn, start_of
 from snnexp.config.made import remembering
 from snnexp.config.messages import explain, explained
 from snnexp.config.overrides import (
@@ -58,6 +58,7 @@ __all__ = [
     "check",
     "choices",
     "command",
+    "completed",
     "compose",
     "composed",
     "composed_points",

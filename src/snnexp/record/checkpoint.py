@@ -167,15 +167,23 @@ def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dic
     return {**found, "optimizer_states": filled} if filled else dict(found)
 
 
-def of_network(path: Path) -> dict[str, Tensor]:
-    """The weights of a run's own checkpoint by their names in the network, without ``network.`` in front.
+def of_network(path: Path, wanted: Mapping[str, Tensor] | None = None, foreign: bool = False) -> dict[str, Tensor]:
+    """The weights of a checkpoint by their names in the network, without ``network.`` in front.
+
+    Args:
+        path: the file.
+        wanted: the state of a network; a file that is much larger is not read.
+        foreign: it may come without a checksum, and with the names alone.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, or holds no weights.
     """
-    state = decode(read_checkpoint(path), path).get("state_dict")
+    at_most = None if wanted is None else _limit(wanted)
+    content = decode(read_checkpoint(path, at_most, foreign), path)
+    state = content.get("state_dict", content if foreign else None)
     named = {name: value for name, value in state.items() if isinstance(name, str)} if isinstance(state, dict) else {}
     found = {name.removeprefix(NETWORK): value for name, value in named.items() if name.startswith(NETWORK)}
+    found = found or (named if foreign else {})
     if not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
     return found

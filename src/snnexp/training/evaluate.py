@@ -176,7 +176,8 @@ def load(
     cfg = config.drawn(_changed(cfg, run_dir, overrides, folders))
     file = _checkpoint(run_dir, checkpoint)
     parts = build(cfg)
-    _require_fit(parts, run_dir, saved, overrides)
+    if is_typed("data", overrides):
+        _require_fit(parts, file, checkpoint not in OWN, saved)
     weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
     parts.task.load_state_dict(weights)
     return parts.network.eval(), cfg
@@ -201,7 +202,8 @@ def _measured(
         file = _checkpoint(run_dir, checkpoint)
         threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
-        _require_fit(parts, run_dir, saved, overrides)
+        if is_typed("data", overrides):
+            _require_fit(parts, file, checkpoint not in OWN, saved)
         signals.data = parts.data
         loader = parts.data.loader(split)
         watching = measuring(cfg, parts, processes)
@@ -229,25 +231,25 @@ def _changed(saved: DictConfig, run_dir: Run, overrides: Sequence[str], folders:
     return without_download(config.change_evaluation(saved, overrides, known), overrides)
 
 
-def _require_fit(parts: Parts, run_dir: Run, saved: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse other data for whose inputs or outputs the weights of a run have other shapes.
+def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig) -> None:
+    """Refuse other data for whose inputs or outputs the network has other shapes than its weights.
 
     Raises:
         ConfigError: the shapes differ.
+        CheckpointError: the checkpoint is damaged.
     """
-    own = [file for file in (run_dir.checkpoints / f"{name}.ckpt" for name in OWN) if file.is_file()]
-    if not is_typed("data", overrides) or not own:
-        return
-    trained, wanted = checkpoints.of_network(own[0]), parts.network.state_dict()
+    wanted = parts.network.state_dict()
+    trained = checkpoints.of_network(file, wanted, foreign)
     for name, value in wanted.items():
-        if name in trained and trained[name].shape != value.shape:
-            shapes = f"inputs {list(parts.data.inputs)} and {parts.data.outputs} outputs"
-            spec = parts_of(saved.data._target_)
-            before = [spec.fact("inputs"), spec.fact("outputs")]
-            told = f"whose {name} is {list(trained[name].shape)} and not {list(value.shape)}"
-            if MISSING not in before:
-                told = f"which was trained with inputs {list(before[0])} and {before[1]} outputs"
-            raise ConfigError(f"data: {shapes} do not fit the network of this run, {told}")
+        if name not in trained or trained[name].shape == value.shape:
+            continue
+        shapes = f"inputs {list(parts.data.inputs)} and {parts.data.outputs} outputs"
+        spec = parts_of(saved.data._target_)
+        before = [spec.fact("inputs"), spec.fact("outputs")]
+        told = f"whose {name} is {list(trained[name].shape)} and not {list(value.shape)}"
+        if MISSING not in before:
+            told = f"which was trained with inputs {list(before[0])} and {before[1]} outputs"
+        raise ConfigError(f"data: {shapes} do not fit the network of this run, {told}")
 
 
 def _checkpoint(run_dir: Run, name: str | Path) -> Path:

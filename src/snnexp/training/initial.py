@@ -24,25 +24,26 @@ def load_start(init: InitFrom, task: Task) -> None:
         ConfigError: ``init_from.run`` is no run, or a fixed parameter of a neuron has another value in this config.
         CheckpointError: the checkpoint is missing, damaged, or of another network.
     """
-    if init.run is None and init.ckpt in OWN:
+    file = checkpoint_of(init)
+    if file is None:
         return
     is_own = init.ckpt in OWN
-    file = _checkpoint(init)
+    if is_own:
+        try:
+            Run.open(Path(str(init.run)))
+        except ConfigError as error:
+            raise ConfigError(f"init_from.run: {error}") from error
     about = f"init_from: {file.name}{f' of {Path(str(init.run)).name}' if is_own else ''}"
-    weights = read_weights(file, task.state_dict(), foreign=not is_own, about=about)
+    weights = read_weights(checkpoint_file(file), task.state_dict(), foreign=not is_own, about=about)
     _require_constants(task.network, weights)
     task.load_state_dict(weights)
 
 
-def _checkpoint(init: InitFrom) -> Path:
-    if init.run is None or init.ckpt not in OWN:
-        file = Path(init.ckpt)
-    else:
-        try:
-            file = Run.open(Path(init.run)).checkpoints / f"{init.ckpt}.ckpt"
-        except ConfigError as error:
-            raise ConfigError(f"init_from.run: {error}") from error
-    return checkpoint_file(file)
+def checkpoint_of(init: InitFrom) -> Path | None:
+    """The file of the weights that a run starts from; None where they are drawn."""
+    if init.ckpt not in OWN:
+        return Path(init.ckpt)
+    return None if init.run is None else Run(Path(init.run)).checkpoints / f"{init.ckpt}.ckpt"
 
 
 def checkpoint_file(file: Path) -> Path:
