@@ -186,6 +186,7 @@ class TestOtherData:
             (["data=mnist", "data.std=0"], "data.std: got 0"),
             (["data=linear"], "loss: CEMembrane compares with labels"),
             (["network=conv"], "network: a choice is made when a run starts"),
+            (["init_from.freeze=[hidden1]"], "init_from.freeze: an evaluation does not train"),
         ],
     )
     def test_what_cannot_be_is_refused(self, words: list[str], sentence: str, done: Path) -> None:

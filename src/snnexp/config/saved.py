@@ -162,7 +162,7 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
-        elif node == "optimizer" or key == "trainer.max_epochs":
+        elif node in ("optimizer", "init_from") or key == "trainer.max_epochs":
             refusals.add(f"{shown(key)}: an evaluation does not train")
     changed = cfg
     with refusals.collected():
