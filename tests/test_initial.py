@@ -253,9 +253,12 @@ def test_batch_norm_in_a_frozen_layer_counts_no_more() -> None:
     freeze(network, ["hidden2"])
     assert [module.training for module in synapse] == [True, True, True]
     freeze(network, ["hidden1.synapse.1"])
-    # dropout, which keeps nothing, is as it was
     assert [module.training for module in synapse] == [True, False, True]
     assert [weight.requires_grad for weight in synapse.parameters()] == [True, True, False, False]
+    # dropout, which keeps nothing, is as it was
+    freeze(network, ["hidden1"])
+    assert [module.training for module in synapse] == [True, False, True]
+    assert not any(weight.requires_grad for weight in synapse.parameters())
 
 
 def test_a_parameter_whose_logarithm_is_kept_has_the_name_of_the_equation(tiny_mnist: Path) -> None:
