@@ -208,7 +208,7 @@ class TestFiles:
     def test_every_key_has_a_domain(self, path: Path) -> None:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         content = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
-        known = {name for each in (keys.Run, keys.Logger, keys.Data) for name in each.__annotations__}
+        known = {name for each in (keys.Run, keys.InitFrom, keys.Logger, keys.Data) for name in each.__annotations__}
         known |= {
             name for spec in [x for place in PLACES for x in parts.shipped(place).values()] for name in spec.arguments
         }

@@ -6,6 +6,8 @@ record = run(cfg)
 record = resume(record.path, ["trainer.max_epochs=2"])
 measured = evaluate(record.path, split="val")
 network, cfg = load(record.path)
+file = predict(record.path)
+weights = export(record.path)
 points = sweep(["experiment=mnist_leaky", "seed=0,1,2"])
 found = runs("outputs")
 
@@ -22,15 +24,28 @@ from snnexp.isolation import isolated
 from snnexp.record.find import as_json, found
 from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point
-from snnexp.training import assembly
 from snnexp.training.assembly import Parts
-from snnexp.training.evaluate import evaluate, load
+from snnexp.training.evaluate import evaluate, export, load, predict
 from snnexp.training.execute import Record, resume, run
+from snnexp.training.start import build_started
 
-__all__ = ["Parts", "Record", "build", "compose", "evaluate", "load", "resume", "run", "runs", "sweep"]
+__all__ = [
+    "Parts",
+    "Record",
+    "build",
+    "compose",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "resume",
+    "run",
+    "runs",
+    "sweep",
+]
 
 compose = isolated(computing=False)(launch.compose)
-build = isolated()(assembly.build)
+build = isolated()(build_started)
 
 
 @isolated()

@@ -77,7 +77,6 @@ def test_the_weights_of_a_network_can_be_measured(snnexp: Shell) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="training cannot start from weights")
 def test_training_can_start_from_a_run(snnexp: Shell) -> None:
     words = ["train", *WORDS]
     assert snnexp(*words).code == 0

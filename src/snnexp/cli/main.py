@@ -15,9 +15,13 @@ Train spiking neural networks from YAML configs.
 
   snnexp train  [OVERRIDE ...] [-m]  one run, or with -m a sweep over comma-separated values
   snnexp train --from RUN [OVERRIDE ...]  a new run with the config of an earlier one, changed
+  snnexp train init_from=RUN ...     start from the weights of a run; init_from.freeze=[hidden1] keeps some
   snnexp resume RUN [KEY=VALUE ...]  resume a run that was interrupted, or make one longer: trainer.max_epochs=20
   snnexp resume SWEEP                run what is not finished of a sweep, and only that
-  snnexp eval   RUN                  measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
+  snnexp eval   RUN [OVERRIDE ...]   measure a run again; --ckpt best|last|FILE  --split test|val|train  --json
+  snnexp eval   RUN data=OTHER       measure it on other data
+  snnexp predict RUN [OVERRIDE ...]  predictions for each sample as CSV; --ckpt  --split  --output FILE
+  snnexp export RUN --to state_dict  the weights alone, for PyTorch, as RUN/export/network.pt; --ckpt
   snnexp report PATH ...             a page about a run, or one that compares those of a sweep or folder; --out FOLDER
   snnexp runs   [DIR]                a table of runs; 'test/accuracy>0.9' status=failed  --sort KEY  --json  --csv
   snnexp list   [GROUP [CHOICE]]     what can be chosen; keys of a choice with their defaults; --config-dir DIR
@@ -181,7 +185,9 @@ def _resume(arguments: list[str]) -> int:
 
             return driver.resume(path, arguments[1:])
         arguments = [str(path), *arguments[1:]]
-    asked = _of_a_run("resume", arguments)
+    from snnexp.cli import trained
+
+    asked = trained.parsed("resume", arguments)
     from snnexp.training.execute import resume
 
     resume(asked.run, asked.override)
@@ -189,21 +195,21 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    import json
+    from snnexp.cli import trained
 
-    asked = _of_a_run("eval", arguments)
-    from snnexp.config import decoding
-    from snnexp.record.run import Run
-    from snnexp.terminal import console, result_table
-    from snnexp.training.evaluate import evaluate
+    return trained.evaluate(arguments)
 
-    measured = evaluate(asked.run, asked.ckpt, asked.split, asked.override)
-    if asked.json:
-        print(json.dumps(measured, indent=2))
-    else:
-        decoder = decoding.word(asked.cfg, Run.open(asked.run).read().get("decoder"))
-        console().print(result_table(measured, {}, decoder))
-    return 0
+
+def _predict(arguments: list[str]) -> int:
+    from snnexp.cli import trained
+
+    return trained.predict(arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    from snnexp.cli import trained
+
+    return trained.export(arguments)
 
 
 def _report(arguments: list[str]) -> int:
@@ -238,44 +244,6 @@ def _runs(arguments: list[str]) -> int:
     from snnexp.cli import runs
 
     return runs.main(arguments)
-
-
-def _of_a_run(verb: str, arguments: list[str]) -> Any:
-    """What was typed after a verb that takes a run; what is wrong with it is told before torch is imported."""
-    import argparse
-
-    from snnexp import config, threads
-    from snnexp.errors import ConfigError
-    from snnexp.record.find import locate
-    from snnexp.record.run import Run
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            # argparse takes changes of the config for required too
-            raise ConfigError(f"{verb}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
-
-    parser = Parser(prog=f"snnexp {verb}", add_help=False)
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("override", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("-h", "--help", action="help")
-    if verb == "eval":
-        parser.add_argument("--ckpt", default="last", help="last, best, init, or a file")
-        parser.add_argument("--split", default="test", choices=("test", "val", "train"))
-        parser.add_argument("--json", action="store_true", help="every digit, for programs")
-    asked = parser.parse_intermixed_args(arguments)
-    asked.run = locate(asked.run)
-    if verb == "eval":
-        asked.ckpt = os.path.expanduser(asked.ckpt)
-    saved = config.load(Run.open(asked.run).path / "config.yaml")
-    if verb == "resume":
-        changed = config.change(saved, asked.override)
-        config.require_same(saved, changed)
-    else:
-        changed = config.change_evaluation(saved, asked.override)
-    if any(word.startswith("trainer.threads=") for word in asked.override):
-        threads.require(changed)
-    asked.cfg = changed
-    return asked
 
 
 def _complete(arguments: list[str]) -> int:
@@ -347,6 +315,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "resume": _resume,
     "eval": _eval,
+    "predict": _predict,
+    "export": _export,
     "report": _report,
     "runs": _runs,
     "list": _list,

@@ -11,9 +11,10 @@ from snnexp.config.compose import (
     downloads,
     require_taken,
 )
-from snnexp.config.decoding import note
+from snnexp.config.decoding import completed, note
 from snnexp.config.described import described
 from snnexp.config.folders import GROUPS, KEYS, NODES, choices, conf_dir, hydra_reading
+from snnexp.config.initial import drawn, start_of
 from snnexp.config.made import left_out, remembering
 from snnexp.config.messages import explain, explained
 from snnexp.config.overrides import (
@@ -58,6 +59,7 @@ __all__ = [
     "check",
     "choices",
     "command",
+    "completed",
     "compose",
     "composed",
     "composed_points",
@@ -65,6 +67,7 @@ __all__ = [
     "conf_dir",
     "described",
     "downloads",
+    "drawn",
     "explain",
     "explained",
     "factory",
@@ -86,6 +89,7 @@ __all__ = [
     "replacing",
     "require_same",
     "require_taken",
+    "start_of",
     "trusted",
     "written",
 ]

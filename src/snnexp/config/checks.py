@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import decoding, keys, security, targets, user_parts
+from snnexp.config import decoding, initial, keys, security, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
@@ -62,6 +62,8 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         elif key in NODES and not isinstance(value, dict):
             hint = "must be a mapping, as a file of this group holds it" if isinstance(value, list) else None
             refusals.add(f"{key}: got {shown(value)}, {hint or listed(choices(key))}")
+        elif key == "init_from":
+            initial.check(value, refusals)
         else:
             named = {f"{key}.{name}": node for name, node in value.items()} if _holds_many(key) else {key: value}
             for path, node in named.items():
@@ -95,6 +97,7 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         if any(origin in refusals.sentences for origin in _origins(key, written)):
             del refusals.sentences[key]
     refusals.tell()
+    plain["init_from"] = initial.located(plain["init_from"])
     return at_home(plain)
 
 

@@ -110,6 +110,15 @@ def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed
     return found
 
 
+def with_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
+    """A config with these choices, of which the nodes that they make are wanted: parts need not fit each other.
+
+    Raises:
+        ConfigError: it cannot be composed, or asks for more than a config may.
+    """
+    return _composed(quoted(words), folders)[0]
+
+
 def _is_below(key: str, absent: set[str]) -> bool:
     """Whether a key may belong to a choice that could not be made, without which it looks unknown."""
     return "." in key and (key.partition(".")[0] in absent or not absent.isdisjoint(GLOBAL))

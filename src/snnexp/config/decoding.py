@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from snnexp.config import initial
 from snnexp.config.folders import choices
 from snnexp.config.overrides import written
 from snnexp.errors import ConfigError
@@ -29,7 +30,7 @@ UNREAD = Spec("unread", takes_all=True)
 
 def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved config with the nodes that those of earlier versions lack."""
-    found: dict[str, Any] = {**plain}
+    found = initial.completed(plain)
     for key in ("regularizer", "measure"):
         found.setdefault(key, {})
     if "decoder" not in found:

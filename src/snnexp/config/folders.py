@@ -40,10 +40,10 @@ GROUPS = (
 )
 NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
 """The groups that become a node of the config, and those whose choices only set keys of others."""
-OPTIONAL = ("decoder", "regularizer", "measure")
+OPTIONAL = ("decoder", "regularizer", "measure", "init_from")
 """Nodes that a config may lack: one of an earlier version, or of a folder of configs of one's own."""
 LOGGER = tuple(keys.Logger.__annotations__)
-KEYS = tuple(keys.Run.__annotations__)
+KEYS = (*keys.Run.__annotations__, "init_from")
 
 
 def conf_dir() -> Path:

@@ -1,6 +1,7 @@
 """The keys of a config that belong to no part, annotated as the arguments of parts are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import doc
@@ -20,6 +21,15 @@ class Run:
     kernel: Literal["auto", "reference", "fused", "triton"]
     name: Name
     published: Annotated[Mapping[str, float], doc("a mapping of metric names to figures")]
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """Of ``init_from``, the weights that a run starts from; a config without the node has these defaults."""
+
+    run: str | None = None
+    ckpt: str = "last"
+    freeze: Sequence[str] = ()
 
 
 class Logger:
@@ -57,8 +67,16 @@ class Launcher:
     constraint: Name | None
 
 
-OTHERS: dict[str, type] = {"": Run, "logger": Logger, "data": Data, "hydra.launcher": Launcher}
+OTHERS: dict[str, type] = {
+    "": Run,
+    "init_from": InitFrom,
+    "logger": Logger,
+    "data": Data,
+    "hydra.launcher": Launcher,
+}
 """By the node that they stand in."""
+ABBREVIATED = {"init_from": "init_from.run"}
+"""The key that a text means which is typed for a whole node."""
 
 
 def lookup(target: Any, node: str, name: str) -> Argument | checked.Taken | None:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, Quote, Quo
 from hydra.errors import HydraException
 
 from snnexp.config.folders import GROUPS, hydra_reading
-from snnexp.config.keys import domains_of
+from snnexp.config.keys import ABBREVIATED, domains_of
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record.upgrade import SCHEDULE
@@ -136,6 +136,9 @@ def _variants(override: Override) -> Iterator[str]:
 def quoted(overrides: Sequence[str]) -> list[str]:
     """Overrides as they were typed, with quotes around values that Hydra reads only then, such as ``/daten/größe``.
 
+    A text for a node that :data:`~snnexp.config.keys.ABBREVIATED` has becomes the value of the key that it means:
+    ``init_from=5193`` is ``init_from.run=5193``.
+
     Raises:
         ConfigError: one is too long to be parsed.
     """
@@ -175,6 +178,13 @@ def _quoted(override: str, parser: OverridesParser) -> str:
     if len(override) > LONGEST:
         raise ConfigError(f"{shown(override)}: {len(override)} characters, at most {LONGEST} are read")
     key, _, value = override.partition("=")
+    if key in ABBREVIATED and not value.startswith("{"):
+        key = ABBREVIATED[key]
+        override = f"{key}={value}"
+    if key in ABBREVIATED.values() and not set(value) & set("[]{}()'\"$"):
+        # the end of an id may look like a number
+        value = ",".join(_text(each, parser) for each in value.split(","))
+        override = f"{key}={value}"
     if key != key.strip() and value:
         raise ConfigError(f"{key.strip()}: no blanks around '=', as in {key.strip()}=value")
     if len(key) > LONGEST_KEY:
@@ -188,6 +198,14 @@ def _quoted(override: str, parser: OverridesParser) -> str:
         return override
     text = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
     return text if _parses(text, parser) else override
+
+
+def _text(value: str, parser: OverridesParser) -> str:
+    """A value that is a text, quoted where Hydra would read a number; null stays."""
+    text = f"key={value}"
+    if not _parses(text, parser) or not isinstance(parser.parse_override(text).value(), int | float):
+        return value
+    return str(QuotedString(value, Quote.single).with_quotes())
 
 
 def _parses(override: str, parser: OverridesParser) -> bool:

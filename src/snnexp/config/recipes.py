@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from snnexp import config
-from snnexp.config import decoding
 from snnexp.errors import SnnexpError
 from snnexp.record.names import key_of
 
@@ -37,10 +36,8 @@ def changed(cfg: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, tuple
 
     A key that one of them does not have is null there. Keys that do not decide what is computed are left out.
     """
-    here, recipe = (
-        config.flat(decoding.completed(cfg)),
-        config.flat(_composed(chosen(cfg, overrides) or "", config.conf_dir())),
-    )
+    here = config.flat(config.completed(cfg))
+    recipe = config.flat(_composed(chosen(cfg, overrides) or "", config.conf_dir()))
     both = {key: (recipe.get(key), here.get(key)) for key in {**here, **recipe}}
     return {key: pair for key, pair in both.items() if pair[0] != pair[1] and not key.startswith(config.MAY_CHANGE)}
 

@@ -2,15 +2,16 @@
 
 import copy
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from snnexp.config import decoding, files
 from snnexp.config.checks import at_home, check
+from snnexp.config.compose import with_choices
 from snnexp.config.folders import GROUPS, NODES, resolving
 from snnexp.config.keys import domain_in
 from snnexp.config.made import made_of
@@ -29,6 +30,10 @@ MAY_CHANGE = (
     *("trainer.log_every_n_steps", "trainer.threads"),
 )
 """Keys of a run that do not decide what it computes."""
+
+
+MEASURED_WITH = ("data", "decoder")
+"""Groups of which a trained network can be measured with another choice."""
 
 
 def overridden(cfg: DictConfig) -> list[str]:
@@ -143,24 +148,51 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         return changed
 
 
-def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """As :func:`change`, of a run that is measured: a change of ``num_steps`` reaches all parts that had the same.
+
+    A choice of a group of :data:`MEASURED_WITH` replaces that node; keys of it that are typed are set in the new one.
+
+    Args:
+        cfg: the run's.
+        overrides: what was typed.
+        folders: more configs, as of ``--config-dir``.
 
     Raises:
         ConfigError: as :func:`change`, or a key has no effect on an evaluation.
     """
     refusals = Refusals()
-    for key, _ in assigned(overrides):
+    typed = [*assigned(overrides)]
+    for key, _ in typed:
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
-        elif node in ("optimizer", "schedule") or key == "trainer.max_epochs":
+        elif node in ("optimizer", "schedule", "init_from") or key == "trainer.max_epochs":
             refusals.add(f"{shown(key)}: an evaluation does not train")
     changed = cfg
     with refusals.collected():
-        changed = change_all(cfg, overrides, ("num_steps",))
+        groups = {key for key, value in typed if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)}
+        own = [word for word in overrides if key_of(word).partition(".")[0] in groups]
+        others = [word for word in overrides if word not in own]
+        changed = change_all(_chosen(cfg, own, groups, folders) if own else cfg, others, ("num_steps",))
     refusals.tell()
     return changed
+
+
+def _chosen(cfg: DictConfig, words: Sequence[str], groups: Collection[str], folders: Sequence[Path]) -> DictConfig:
+    """A saved config with other choices of ``groups``, which ``words`` make and change.
+
+    What the choices take from other nodes, such as ``${num_steps}``, is that of the saved config.
+    """
+    found = with_choices(words, folders)
+    with in_one_line(), explained(words, folders), resolving():
+        for key in {*cfg, *found} - {*groups}:
+            if key in cfg:
+                OmegaConf.update(found, str(key), cfg[key], merge=False, force_add=True)
+            else:
+                with open_dict(found):
+                    del found[key]
+        return check(found)
 
 
 def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] = ("seed", "num_steps")) -> DictConfig:

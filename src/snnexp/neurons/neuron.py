@@ -315,17 +315,19 @@ class Neuron(nn.Module):
 
     @torch.no_grad()
     def project(self) -> dict[str, Tensor]:
-        """Bring learned parameters back into the domains that their start values were held to.
+        """Bring learned parameters back into the domains that their start values were held to; frozen ones stay.
 
         Returns:
             By parameter, a bool tensor that tells whether any value had left its domain.
         """
         left = {}
         for name, bounds in self.bounds.items():
+            kept = self._trained(name)
+            if not kept.requires_grad:
+                continue
             value = getattr(self, name)
             outside = bounds.left_by(value)
             inside = value.clamp(bounds.floor, bounds.ceiling)
-            kept = self._trained(name)
             # what is inside stays as it is kept: a way there and back would round it at every step
             kept.copy_(torch.where(outside, inside if kept is value else inside.log(), kept))
             left[name] = outside.any()

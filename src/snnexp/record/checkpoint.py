@@ -198,33 +198,61 @@ def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dic
     return {**found, "optimizer_states": filled} if filled else dict(found)
 
 
-def read_weights(path: Path, wanted: Mapping[str, Tensor], foreign: bool = True) -> dict[str, Tensor]:
+def of_network(path: Path, wanted: Mapping[str, Tensor] | None = None, foreign: bool = False) -> dict[str, Tensor]:
+    """The weights of a checkpoint by their names in the network, without ``network.`` in front.
+
+    Args:
+        path: the file.
+        wanted: the state of a network; a file that is much larger is not read.
+        foreign: it may come without a checksum, and with the names alone.
+
+    Raises:
+        CheckpointError: it cannot be read, is damaged, or holds no weights.
+    """
+    at_most = None if wanted is None else _limit(wanted)
+    content = decode(read_checkpoint(path, at_most, foreign), path)
+    state = content.get("state_dict", content if foreign else None)
+    named = {name: value for name, value in state.items() if isinstance(name, str)} if isinstance(state, dict) else {}
+    found = {name.removeprefix(NETWORK): value for name, value in named.items() if name.startswith(NETWORK)}
+    found = found or (named if foreign else {})
+    if not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
+    return found
+
+
+def read_weights(
+    path: Path, wanted: Mapping[str, Tensor], foreign: bool = True, about: object = None
+) -> dict[str, Tensor]:
     """The weights of a checkpoint from anywhere: ``state_dict`` of a checkpoint, or a file that holds nothing else.
 
     Args:
         path: the file.
         wanted: the state of the run's task; names may also be those of its network, without ``network.`` in front.
         foreign: it may come without a checksum.
+        about: what a sentence about weights that do not fit begins with; the path by default.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, or is of another network.
     """
+    about = path if about is None else about
     found = decode(read_checkpoint(path, at_most=_limit(wanted), foreign=foreign), path)
     weights = found.get("state_dict", found)
     if isinstance(weights, dict) and weights.keys() != wanted.keys():
-        of_network = {f"{NETWORK}{name}": value for name, value in weights.items()}
-        if of_network.keys() != wanted.keys():
-            missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *of_network}]
+        named = {f"{NETWORK}{name}": value for name, value in weights.items()}
+        if named.keys() != wanted.keys():
+            missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *named}]
             others = [name for name in weights if name not in wanted and f"{NETWORK}{name}" not in wanted]
-            unknown = [f"unknown {shown(name)}" for name in others]
+            unknown = [f"unknown {shown(str(name).removeprefix(NETWORK))}" for name in others]
             wrong = [*missing, *unknown, f"{NETWORK} stands before some names only"][0]
             expected = listed(name.removeprefix(NETWORK) for name in wanted)
-            raise CheckpointError(f"{path}: weights do not fit this run's network: {wrong}, {expected}")
-        weights = of_network
-    what = difference(weights, wanted, "state_dict")
-    if what:
-        raise CheckpointError(f"{path}: checkpoint does not fit this run's network: {what}")
-    return weights  # type: ignore[no-any-return]
+            raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {expected}")
+        weights = named
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
+    pairs = ((weights[name], wanted[name], name.removeprefix(NETWORK)) for name in wanted)
+    if misfits := [*filter(None, (difference(*pair) for pair in pairs))]:
+        raise CheckpointError(f"{about}: weights do not fit this run's network: {'; '.join(misfits)}")
+    return weights
 
 
 def decode(content: bytes, path: Path) -> dict[str, Any]:

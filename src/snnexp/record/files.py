@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,12 +84,22 @@ def write_atomically(path: Path, content: bytes, mark: str = "") -> None:
     One process writes a file at a time, so what a killed one has left is deleted by the next; where several may, each
     has a ``mark`` of its own. Nothing that is there is written to: it may be a pipe, or a link to what is elsewhere.
     """
+    with replacing(path, mark) as handle:
+        write_whole(handle, content)
+
+
+@contextmanager
+def replacing(path: Path, mark: str = "") -> Iterator[int]:
+    """A handle of a file that takes the place of ``path`` at the end of the block, as :func:`write_atomically` says.
+
+    A block that raises leaves nothing behind, and ``path`` as it was.
+    """
     temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
         temporary.unlink(missing_ok=True)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
-            write_whole(handle, content)
+            yield handle
             os.fsync(handle)
         finally:
             os.close(handle)

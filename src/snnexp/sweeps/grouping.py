@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from snnexp import config
 from snnexp.spec import parts
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
@@ -35,6 +36,8 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
 def key(cfg: DictConfig | Mapping[str, Any]) -> Hashable:
     """Equal for points that can share a stack: the config without what may differ."""
     plain = {name: value for name, value in _plain(cfg).items() if name not in ("seed", "published")}
+    # weights stand in tensors, and what is not trained of them decides what is computed
+    plain["init_from"] = list(config.start_of(plain).freeze)
     return json.dumps(_shared(plain), sort_keys=True)
 
 

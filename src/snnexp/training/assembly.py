@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import kernels, limits, metrics, terminal
-from snnexp.config import decoding, factory, instantiate, make_network, user_parts
+from snnexp.config import decoding, factory, instantiate, make_network, start_of, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
 from snnexp.decoders import Decoder
@@ -31,7 +31,7 @@ from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 from snnexp.spec.places import PLACES
 from snnexp.text import shown
-from snnexp.training import callbacks, contracts, launchers, observers, processes
+from snnexp.training import callbacks, contracts, initial, launchers, observers, processes
 from snnexp.training.members import Bridge
 from snnexp.training.task import Task
 
@@ -189,6 +189,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     given = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
     made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)
     network = contracts.as_network(made, data.inputs, outputs, cfg.num_steps, encoder.constant)
+    initial.freeze(network, start_of(nodes).freeze)
     with located("data"):
         data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss, decoder, cfg.num_steps)

@@ -1,33 +1,44 @@
-"""A trained network is measured again, or loaded."""
+"""A trained network is measured again, loaded, exported, or asked for its predictions."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from snnexp import config, terminal, threads
 from snnexp.config import user_parts
-from snnexp.errors import CheckpointError
+from snnexp.errors import ConfigError
 from snnexp.isolation import isolated
 from snnexp.limits import memory_told
 from snnexp.network import Network
 from snnexp.record import checkpoint as checkpoints
+from snnexp.record.files import replacing, write_atomically
+from snnexp.record.names import OWN
+from snnexp.record.origin import origin
 from snnexp.record.run import Run
+from snnexp.spec.parts import of as parts_of
+from snnexp.spec.reader import MISSING
 from snnexp.text import shown
 from snnexp.training import callbacks, observers, saving
-from snnexp.training.assembly import build
-from snnexp.training.members import Bridge, Member
+from snnexp.training.assembly import Parts, build
+from snnexp.training.initial import checkpoint_file
+from snnexp.training.members import Bridge, Member, Observer
+from snnexp.training.predictions import Predictions
 from snnexp.training.signals import Signals
 from snnexp.training.start import example, is_typed, limits_of, without_download
 from snnexp.training.watching import measuring
 
-OWN = ("last", "best", "init")
-"""Checkpoints of a run, by what is typed."""
-
 
 @isolated()
 def evaluate(
-    path: str | Path, checkpoint: str | Path = "last", split: str = "test", overrides: Sequence[str] = ()
+    path: str | Path,
+    checkpoint: str | Path = "last",
+    split: str = "test",
+    overrides: Sequence[str] = (),
+    folders: Sequence[Path] = (),
 ) -> dict[str, float]:
     """Measure one split with the weights of a checkpoint; nothing is written.
 
@@ -35,27 +46,164 @@ def evaluate(
         path: the run directory.
         checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
         split: ``test``, ``val`` or ``train``.
-        overrides: changes of the run's config, such as ``trainer.accelerator=cpu``.
+        overrides: changes of the run's config, such as ``trainer.accelerator=cpu``; ``data=OTHER`` measures on other
+            data.
+        folders: more configs, as of ``--config-dir``; by default those that the run was composed with.
 
     Returns:
         ``<split>/<measure>`` to value; with the last weights on the test split, the values that the run reported. (Of
         several processes, each drew random spikes of its own; one process draws others.)
 
     Raises:
-        ConfigError: it is no run directory, or the run has no such split.
+        ConfigError: it is no run directory, the run has no such split, or the network does not take such data.
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
+    return _measured(Path(path), checkpoint, split, overrides, folders)
+
+
+@isolated()
+def predict(
+    path: str | Path,
+    checkpoint: str | Path = "last",
+    split: str = "test",
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    folders: Sequence[Path] = (),
+) -> Path:
+    """Write the predictions for each sample of a split as CSV, in the order of the split.
+
+    :class:`~snnexp.training.predictions.Predictions` says which columns there are. The file is complete or not there.
+
+    Args:
+        path: the run directory.
+        checkpoint: as of :func:`evaluate`, as are ``split``, ``overrides`` and ``folders``.
+        output: a file that does not exist yet; by default the run's ``predictions.csv``, which is replaced.
+
+    Returns:
+        The file.
+
+    Raises:
+        SnnexpError: as :func:`evaluate`, or ``output`` exists.
+    """
+    run_dir = Run.open(Path(path))
+    if output is not None:
+        require_new(Path(output))
+    file = run_dir.path / "predictions.csv" if output is None else Path(output)
+
+    @contextmanager
+    def writing(parts: Parts) -> Iterator[list[Observer]]:
+        with replacing(file) as handle:
+            yield [Predictions(handle, parts.decoder)]
+
+    _measured(run_dir.path, checkpoint, split, overrides, folders, writing)
+    return file
+
+
+def require_new(output: Path) -> None:
+    """Refuse to replace a file that is not the run's own.
+
+    Raises:
+        ConfigError: it exists, or its folder does not.
+    """
+    if output.exists() or output.is_symlink():
+        raise ConfigError(f"--output: {output} exists; delete it, or choose another file")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output: {output.parent} is not a folder")
+
+
+def export(path: str | Path, checkpoint: str | Path = "last") -> Path:
+    """Write the weights of a checkpoint as ``export/network.pt``, the ``state_dict`` of the run's network.
+
+    ``load(path)[0].load_state_dict(torch.load(file, weights_only=True))`` reads it. Data are not needed.
+
+    Args:
+        path: the run directory.
+        checkpoint: as of :func:`evaluate`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: it is no run directory.
+        CheckpointError: the checkpoint is missing, damaged, or does not fit.
+    """
+    run_dir = Run.open(Path(path))
+    file = _checkpoint(run_dir, checkpoint)
+    if checkpoint in OWN:
+        weights = checkpoints.of_network(file)
+    else:
+        own = checkpoints.of_network(_checkpoint(run_dir, "init"))
+        wanted = {f"{checkpoints.NETWORK}{name}": value for name, value in own.items()}
+        found = checkpoints.read_weights(file, wanted)
+        weights = {name.removeprefix(checkpoints.NETWORK): value for name, value in found.items()}
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    target = run_dir.path / "export" / "network.pt"
+    target.parent.mkdir(exist_ok=True)
+    write_atomically(target, buffer.getvalue())
+    return target
+
+
+@isolated()
+def load(
+    path: str | Path,
+    checkpoint: str | Path = "last",
+    overrides: Sequence[str] = (),
+    folders: Sequence[Path] = (),
+) -> tuple[Network, DictConfig]:
+    """The trained network of a run, on the CPU and in evaluation mode, and a config to build with.
+
+    Its input comes from the encoder, ``network(build(cfg).encoder(x))``. The config is the run's with ``overrides``,
+    for one process on the CPU, and names no other run to start from.
+
+    Args:
+        path: the run directory.
+        checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+        overrides: changes of the run's config as in :func:`evaluate`, such as ``data.root=DIR`` on another machine.
+        folders: as of :func:`evaluate`.
+
+    Raises:
+        SnnexpError: as :func:`evaluate`.
+    """
+    run_dir = Run.open(Path(path))
+    saved = config.load(run_dir.path / "config.yaml")
+    cfg = config.remembering(saved, run_dir.overrides(), saved.copy())
+    cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy = "cpu", 1, "auto"
+    if cfg.kernel == "triton":
+        # which a CPU has not
+        cfg.kernel = "auto"
+    cfg = config.drawn(_changed(cfg, run_dir, overrides, folders))
+    file = _checkpoint(run_dir, checkpoint)
+    parts = build(cfg)
+    if is_typed("data", overrides):
+        _require_fit(parts, file, checkpoint not in OWN, saved)
+    weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
+    parts.task.load_state_dict(weights)
+    return parts.network.eval(), cfg
+
+
+def _measured(
+    path: Path,
+    checkpoint: str | Path,
+    split: str,
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+    more: Callable[[Parts], AbstractContextManager[Sequence[Observer]]] = lambda parts: nullcontext(()),
+) -> dict[str, float]:
+    """What :func:`evaluate` returns, while the observers of ``more`` watch."""
     with Signals() as signals, memory_told(), signals.heeded():
-        run_dir = Run.open(Path(path))
+        run_dir = Run.open(path)
         saved = config.load(run_dir.path / "config.yaml")
-        cfg = without_download(config.change_evaluation(saved, overrides), overrides)
+        cfg = _changed(saved, run_dir, overrides, folders)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
         if split != "test":
             cfg.trainer.limit_test_batches = limits_of(cfg)[0]
         file = _checkpoint(run_dir, checkpoint)
         threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
+        if is_typed("data", overrides):
+            _require_fit(parts, file, checkpoint not in OWN, saved)
         signals.data = parts.data
         loader = parts.data.loader(split)
         watching = measuring(cfg, parts, processes)
@@ -70,51 +218,43 @@ def evaluate(
             # what a foreign network was trained with is not known
             watching = [observer for observer in watching if not isinstance(observer, observers.SeedMeanLoss)]
         parts.task.load_state_dict(weights)
-        Bridge.of(parts.trainer).given = [Member(parts.task, watching)]
         parts.trainer.callbacks.append(callbacks.RandomNumbers(cfg.seed))  # type: ignore[attr-defined]
-        with terminal.quiet(), user_parts.running(cfg=cfg):
+        with more(parts) as others, terminal.quiet(), user_parts.running(cfg=cfg):
+            Bridge.of(parts.trainer).given = [Member(parts.task, [*watching, *others])]
             measured = parts.trainer.test(parts.task, dataloaders=loader, verbose=False)[0]
         return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}
 
 
-@isolated()
-def load(
-    path: str | Path, checkpoint: str | Path = "last", overrides: Sequence[str] = ()
-) -> tuple[Network, DictConfig]:
-    """The trained network of a run, on the CPU and in evaluation mode, and a config to build with.
+def _changed(saved: DictConfig, run_dir: Run, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """The config of a run, changed as typed."""
+    known = folders or [folder for folder in origin(run_dir.facts()).folders if folder.is_dir()]
+    return without_download(config.change_evaluation(saved, overrides, known), overrides)
 
-    Its input comes from the encoder, ``network(build(cfg).encoder(x))``. The config is the run's with ``overrides``,
-    for one process on the CPU.
 
-    Args:
-        path: the run directory.
-        checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
-        overrides: changes of the run's config as in :func:`evaluate`, such as ``data.root=DIR`` on another machine.
+def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig) -> None:
+    """Refuse other data for whose inputs or outputs the network has other shapes than its weights.
 
     Raises:
-        SnnexpError: as :func:`evaluate`.
+        ConfigError: the shapes differ.
+        CheckpointError: the checkpoint is damaged.
     """
-    run_dir = Run.open(Path(path))
-    saved = config.load(run_dir.path / "config.yaml")
-    cfg = config.remembering(saved, run_dir.overrides(), saved.copy())
-    cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy = "cpu", 1, "auto"
-    if cfg.kernel == "triton":
-        # which a CPU has not
-        cfg.kernel = "auto"
-    cfg = without_download(config.change_evaluation(cfg, overrides), overrides)
-    file = _checkpoint(run_dir, checkpoint)
-    parts = build(cfg)
-    weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
-    parts.task.load_state_dict(weights)
-    return parts.network.eval(), cfg
+    wanted = parts.network.state_dict()
+    trained = checkpoints.of_network(file, wanted, foreign)
+    for name, value in wanted.items():
+        if name not in trained or trained[name].shape == value.shape:
+            continue
+        shapes = f"inputs {list(parts.data.inputs)} and {parts.data.outputs} outputs"
+        spec = parts_of(saved.data._target_)
+        before = [spec.fact("inputs"), spec.fact("outputs")]
+        told = f"whose {name} is {list(trained[name].shape)} and not {list(value.shape)}"
+        if MISSING not in before:
+            told = f"which was trained with inputs {list(before[0])} and {before[1]} outputs"
+        raise ConfigError(f"data: {shapes} do not fit the network of this run, {told}")
 
 
 def _checkpoint(run_dir: Run, name: str | Path) -> Path:
     """The file of one of a run's own checkpoints, or of one from anywhere."""
-    file = run_dir.checkpoints / f"{name}.ckpt" if name in OWN else Path(name)
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(OWN)}, or a file")
-    return file
+    return checkpoint_file(run_dir.checkpoints / f"{name}.ckpt" if name in OWN else Path(name))
 
 
 def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:

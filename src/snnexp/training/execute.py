@@ -24,7 +24,7 @@ from snnexp.limits import memory_told
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
-from snnexp.training import callbacks, loggers, probe, processes, progress, saving
+from snnexp.training import callbacks, initial, loggers, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Bridge, Member, Observer
 from snnexp.training.processes import Others
@@ -290,6 +290,11 @@ def _announce(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found:
     screen.print(f"run {terminal.show_path(path)}")
     if found is not None:
         screen.print(f"resumed from {found.path.name}, step {found.step}")
+    init = config.start_of(cfg)
+    if found is None and (file := initial.checkpoint_of(init)) is not None:
+        screen.print(f"starts from the weights of {terminal.show_path(file)}")
+    if init.freeze:
+        screen.print(f"not trained: {', '.join(init.freeze)}")
     if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
         screen.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from snnexp import terminal
+from snnexp import config, terminal
 from snnexp.errors import ending
 from snnexp.record.run import Run
 from snnexp.training.assembly import Parts
@@ -50,7 +50,8 @@ class Point:
     def start(self, parent: Path) -> Start:
         """The run on its way, in a folder of runs."""
         if self.run is None or self.over:
-            start = Start.new(self.cfg, self.overrides, parent, kept=not self.over)
+            cfg = config.drawn(self.cfg) if self.over else self.cfg
+            start = Start.new(cfg, self.overrides, parent, kept=not self.over)
         else:
             start = Start.resumed(self.run, self.keys)
         start.watching = self.watching

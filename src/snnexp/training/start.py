@@ -27,6 +27,7 @@ from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
 from snnexp.text import line
 from snnexp.training.assembly import Parts, build
+from snnexp.training.initial import load_start
 from snnexp.training.members import Observer
 
 
@@ -105,11 +106,16 @@ class Start:
     def find(self, watching: Sequence[Observer]) -> None:
         """Look for the checkpoint to resume from, which holds the states of all that is ``watching``.
 
+        A run without one starts from the weights that ``init_from`` names.
+
         Raises:
-            CheckpointError: there are checkpoints, and none can be used.
+            ConfigError: ``init_from`` names no run.
+            CheckpointError: there are checkpoints, and none can be used; or the weights do not fit.
         """
         if not self.is_new and (found := self._look(watching)) is not None:
             self.resume_from(found)
+        else:
+            load_start(config.start_of(self.cfg), self.parts.task)
 
     def find_earlier(self, watching: Sequence[Observer], step: int) -> Checkpoint | None:
         """The checkpoint of a step; None where there is none that can be used."""
@@ -212,6 +218,17 @@ class Start:
                         log.write(error.frames)
                     error.frames = ""
         return self.run.published
+
+
+def build_started(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
+    """As :func:`snnexp.training.assembly.build`, with the weights that ``init_from`` names.
+
+    Raises:
+        SnnexpError: as there, or these weights are missing or do not fit.
+    """
+    parts = build(cfg, trainer)
+    load_start(config.start_of(cfg), parts.task)
+    return parts
 
 
 def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""``init_from``: the run whose weights another one starts from, and what of them stays as it is."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from snnexp.config.keys import InitFrom
+from snnexp.errors import ConfigError, Refusals
+from snnexp.record.find import locate
+from snnexp.record.names import OWN
+from snnexp.spec import checked
+from snnexp.text import closest, line, shown
+
+KEYS = tuple(field.name for field in fields(InitFrom))
+
+
+def start_of(cfg: Mapping[Any, Any]) -> InitFrom:
+    """What a config says; one without the node, or with null, starts from weights that are drawn."""
+    return InitFrom(**(cfg.get("init_from") or {}))
+
+
+def drawn(cfg: DictConfig) -> DictConfig:
+    """A checked config whose weights are drawn: it can be built where the run that it starts from is gone."""
+    start = {"run": None, "ckpt": InitFrom.ckpt, "freeze": [*start_of(cfg).freeze]}
+    changed = cfg.copy()
+    OmegaConf.update(changed, "init_from", start, merge=False, force_add=True)
+    return changed
+
+
+def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with every key of the node, as recipes and runs of earlier versions have none."""
+    node = plain.get("init_from")
+    given = {} if node is None else {"run": node} if isinstance(node, str) else node
+    defaults = {"run": InitFrom.run, "ckpt": InitFrom.ckpt, "freeze": [*InitFrom.freeze]}
+    return {**plain, "init_from": {**defaults, **given} if isinstance(given, Mapping) else given}
+
+
+def check(node: Any, refusals: Refusals) -> None:
+    """Collect what is wrong with the keys of the node."""
+    if not isinstance(node, Mapping):
+        refusals.add(f"init_from: got {shown(node)}, must be a run, or a mapping with {', '.join(KEYS)}")
+        return
+    for key in node:
+        if key not in KEYS:
+            refusals.add(f"init_from.{shown(key)}: unknown key, {closest(str(key), KEYS)}")
+    with refusals.collected():
+        checked.check(InitFrom, node, "init_from.")
+    if node["run"] is None and node["ckpt"] in ("best", "init"):
+        refusals.add(f"init_from.ckpt: got {node['ckpt']}, a checkpoint of a run; set init_from.run too")
+
+
+def located(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The node with absolute paths, so that a run can be started again from any working directory.
+
+    A run that is named by an absolute path is not looked for: what a run has saved is still its config after the other
+    run has been deleted.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    run, ckpt = node["run"], node["ckpt"]
+    if run is not None and not os.path.isabs(os.path.expanduser(run)):
+        try:
+            path = locate(run)
+        except ConfigError as error:
+            raise ConfigError(f"init_from.run: {error}") from error
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"init_from.run: {line(run)} is not the directory of a run, its id, or the end of its id")
+        run = path
+    found = {"run": None if run is None else _absolute(run), "ckpt": ckpt if ckpt in OWN else _absolute(ckpt)}
+    return {**node, **found}
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,268 @@
+"""Runs that start from the weights of another: what is loaded, what is frozen, and what is refused."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ends import content
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from snnexp import config
+from snnexp.config.overrides import points
+from snnexp.errors import CheckpointError, ConfigError
+from snnexp.experiment import build, compose, load, resume, run
+from snnexp.network import Network
+from snnexp.record.run import Run
+from snnexp.sweeps import grouping
+from snnexp.training import stacked
+from snnexp.training.initial import freeze
+from snnexp.training.probe import snapshot
+from snnexp.training.stacked import Outcome, Point
+
+TINY = [
+    "experiment=regression_sqrt",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=2",
+    "network.hidden=[6,5]",
+    "num_steps=8",
+    "data.num_samples=5",
+    "data.batch_size=2",
+    "logger=jsonl",
+    "logger.save_every_s=0",
+    "optimizer.weight_decay=0.1",
+]
+HIDDEN = "network.layers.hidden1."
+FROZEN = "init_from.freeze=[hidden1,hidden2.neuron,readout.synapse.bias]"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first")
+    return run(compose([*TINY, f"logger.root={folder}"])).path
+
+
+@pytest.fixture
+def first(kept: Path, tmp_path: Path) -> Path:
+    """A run to start from, found by its id."""
+    return shutil.copytree(kept, tmp_path / "outputs" / "first" / kept.name)
+
+
+def weights(path: Path, name: str = "last") -> dict[str, Tensor]:
+    return torch.load(path / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]  # type: ignore[no-any-return]
+
+
+def is_frozen(name: str) -> bool:
+    return name.startswith((HIDDEN, "network.layers.hidden2.neuron.")) or name.endswith("readout.synapse.bias")
+
+
+class KilledError(BaseException):
+    """Stands for whatever ends a process."""
+
+
+class Stop(Callback):
+    """Ends a run before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise KilledError
+
+
+def test_what_is_frozen_stays_and_the_rest_is_trained(first: Path) -> None:
+    """Weight decay acts on nothing that is frozen, nor is it in figures as trained."""
+    # outside of its domain, to which a trained one would be brought back
+    state = weights(first)
+    state[f"{HIDDEN}neuron.beta"].fill_(1.5)
+    torch.save(state, "weights.pt")
+    done = run(compose([*TINY, "seed=7", FROZEN, "init_from.ckpt=weights.pt"])).path
+    begin, end = weights(done, "init"), weights(done)
+    assert all(torch.equal(begin[name], value) for name, value in state.items())
+    learned = {f"network.{name}" for name, _ in build(compose(TINY)).network.named_parameters()}
+    assert {name for name in learned if torch.equal(begin[name], end[name])} == {*filter(is_frozen, learned)}
+    assert all(torch.equal(begin[name], end[name]) for name in state.keys() - learned)
+    parts = build(compose([*TINY, FROZEN]))
+    seen = snapshot(parts.task, parts.data.train[[0]], None)
+    assert {name.partition(".")[0] for name in seen if name.startswith("norm/")} == {"norm/hidden2", "norm/readout"}
+    assert {name for name in seen if name.startswith("gradient/")} == {"gradient/hidden2", "gradient/readout"}
+
+
+@pytest.mark.parametrize("kernel", ["fused", "reference"])
+def test_the_gradients_of_the_rest_are_the_same(first: Path, kernel: str) -> None:
+    found = []
+    for words in ([], [FROZEN]):
+        parts = build(compose([*TINY, f"init_from={first}", f"kernel={kernel}", *words]))
+        x, y = parts.data.train[[0, 1]]
+        parts.loss(parts.network(parts.encoder(x))[-1], y).backward()
+        found.append({name: weight.grad for name, weight in parts.task.named_parameters()})
+    for name, gradient in found[1].items():
+        assert gradient is None if is_frozen(name) else torch.equal(gradient, found[0][name]), name
+
+
+@pytest.mark.parametrize(
+    ("typed", "ckpt"), [(lambda path: path.name[-4:], "last"), (lambda path: f"{path}/", "best"), (str, "init")]
+)
+def test_the_run_is_named_as_for_eval_and_recorded_by_its_path(
+    first: Path, typed: Callable[[Path], str], ckpt: str
+) -> None:
+    cfg = compose([*TINY, f"init_from={typed(first)}", f"init_from.ckpt={ckpt}", "seed=7"])
+    assert cfg.init_from == {"run": str(first), "ckpt": ckpt, "freeze": []}
+    state = build(cfg).task.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in weights(first, ckpt).items())
+    # what is given to others needs no run to start from
+    first.rename("elsewhere")
+    assert config.check(cfg) == cfg
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_run_resumes_to_the_bit_without_the_first_one(first: Path, step: int, tmp_path: Path) -> None:
+    words = [*TINY, f"init_from={first.relative_to(tmp_path)}", FROZEN, "seed=7"]
+    whole = run(compose(words)).path.absolute()
+    with pytest.raises(KilledError):
+        run(compose(words), parent=tmp_path / "stopped", watching=[Stop(step)])
+    (stopped,) = (path.parent for path in (tmp_path / "stopped").glob("*/run.json"))
+    if step:
+        first.rename("gone")
+    else:
+        (stopped / "checkpoints" / "init.ckpt").unlink()
+        (stopped / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    os.chdir("/")
+    assert resume(stopped).status == "finished"
+    assert content(stopped) == content(whole)
+    network, cfg = load(stopped)
+    assert torch.equal(network.state_dict()["layers.hidden1.synapse.weight"], weights(whole)[f"{HIDDEN}synapse.weight"])
+    # the first run may be gone
+    assert build(cfg).network.layers["hidden1"].synapse.weight.requires_grad is False
+    with pytest.raises(ConfigError, match=r"^init_from\.freeze: "):
+        resume(stopped, ["init_from.freeze=[hidden1]"])
+
+
+def test_a_config_without_the_key_draws_its_weights(first: Path) -> None:
+    text = (first / "config.yaml").read_text()
+    begin, end = text.index("init_from:"), text.index("data:")
+    (first / "config.yaml").write_text(text[:begin] + text[end:])
+    assert config.load(first / "config.yaml").init_from == {"run": None, "ckpt": "last", "freeze": []}
+    assert resume(first, ["trainer.max_epochs=3"]).status == "finished"
+
+
+def parallel(words: Sequence[Sequence[str]]) -> list[Point]:
+    return [Point(compose([*TINY, *more]), [*TINY, *more]) for more in words]
+
+
+def test_a_stack_has_members_with_other_starts(first: Path, tmp_path: Path) -> None:
+    second = run(compose([*TINY, "seed=3"])).path
+    starts = [f"init_from.run={first}", f"init_from.run={second}"]
+    members = parallel([[start, FROZEN, f"seed={seed}"] for seed, start in enumerate(starts)])
+    ends: dict[int, Outcome] = {}
+    stacked.train(members, tmp_path / "stack", lambda index, path: None, ends.__setitem__)
+    assert [end.reason for end in ends.values()] == ["", ""]
+    for index, start in enumerate((first, second)):
+        path = ends[index].run
+        assert path is not None
+        begin, end, alone = weights(start), weights(path), weights(run(members[index].cfg).path)
+        assert Run(path).read()["stack"]["members"] == 2
+        for name, value in begin.items():
+            assert torch.equal(end[name], value) or not is_frozen(name), name
+            torch.testing.assert_close(end[name], alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_which_points_share_a_stack(first: Path) -> None:
+    keys = [
+        grouping.key(compose([*TINY, *words]))
+        for words in ([], [f"init_from={first}"], [f"init_from={first}", FROZEN], [FROZEN])
+    ]
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_a_sweep_over_runs_keeps_ids_that_look_like_numbers() -> None:
+    assert [*points(["init_from=5193,12e4,null,a/b"])] == [
+        ["init_from.run='5193'"],
+        ["init_from.run='12e4'"],
+        ["init_from.run=null"],
+        ["init_from.run=a/b"],
+    ]
+    assert config.composed(["init_from=0012"])[0].init_from.run == "0012"
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["init_from=nowhere"], "init_from.run: nowhere: no such directory"),
+        (["init_from=outputs/first"], "init_from.run: outputs/first is not the directory of a run"),
+        (["init_from=/nowhere"], "init_from.run: /nowhere: not the directory of a run"),
+        (["init_from.ckpt=best"], "init_from.ckpt: got best"),
+        (["init_from.freeze=hidden1"], "init_from.freeze: got hidden1, must be a list"),
+        (["init_from.freeze=[hiden1]"], "init_from.freeze: hiden1 fits no parameter, there are hidden1, hidden2, read"),
+        (["init_from.freeze=[hidden]"], "init_from.freeze: hidden fits no parameter, there are hidden1, hidden2"),
+        (
+            ["init_from.freeze=[readout.beta]"],
+            "init_from.freeze: readout.beta fits no parameter, there are hidden1.",
+        ),
+        (["init_from.freeze=[hidden1,hidden2,readout]"], "init_from.freeze: every parameter is frozen"),
+        (["init_from.run=RUN", "readout.threshold=0.5"], "init_from: readout.neuron.threshold is 1 in the weights"),
+    ],
+)
+def test_what_cannot_be_is_refused(words: list[str], key: str, first: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(compose([*TINY, *(word.replace("RUN", str(first)) for word in words)]))
+    assert str(caught.value).startswith(key)
+    assert [path.name for path in Path("outputs").iterdir()] == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["network.hidden=[6]"], "unknown layers.hidden2.synapse.weight"),
+        (["network.hidden=[6,5,4]"], "no layers.hidden3.synapse.weight"),
+        (["network.hidden=[6,4]"], r"layers.hidden2.synapse.weight is \[5, 6\].*, must be \[4, 6\].*; layers.readout"),
+        (["init_from.ckpt=nowhere.pt"], "nowhere.pt: no such checkpoint"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(words: list[str], sentence: str, first: Path) -> None:
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        run(compose([*TINY, f"init_from={first}", *words]))
+    assert caught.value.exit_code == 5
+    assert [path.name for path in Path("outputs").iterdir()] == ["first"]
+
+
+class Normalized(Network):
+    """A layer whose synapse counts what passes."""
+
+    def __init__(self, network: Network) -> None:
+        nn.Module.__init__(self)
+        self.layers = network.layers
+        self.layers["hidden1"].synapse = nn.Sequential(nn.Linear(1, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+
+
+def test_batch_norm_in_a_frozen_layer_counts_no_more() -> None:
+    network = Normalized(build(compose(TINY)).network)
+    synapse = network.layers["hidden1"].synapse
+    assert isinstance(synapse, nn.Sequential)
+    freeze(network, ["hidden2"])
+    assert [module.training for module in synapse] == [True, True, True]
+    freeze(network, ["hidden1.synapse.1"])
+    assert [module.training for module in synapse] == [True, False, True]
+    assert [weight.requires_grad for weight in synapse.parameters()] == [True, True, False, False]
+    # dropout, which keeps nothing, is as it was
+    freeze(network, ["hidden1"])
+    assert [module.training for module in synapse] == [True, False, True]
+    assert not any(weight.requires_grad for weight in synapse.parameters())
+
+
+def test_a_parameter_whose_logarithm_is_kept_has_the_name_of_the_equation(tiny_mnist: Path) -> None:
+    words = ["experiment=mnist_parametrized_lif", "network.hidden=[4]", "neuron.log_tau=true"]
+    parts = build(compose([*words, "init_from.freeze=[hidden1.neuron.tau_mem_inv]"]))
+    frozen = [name for name, weight in parts.task.named_parameters() if not weight.requires_grad]
+    assert frozen == ["network.layers.hidden1.neuron.parametrizations.tau_mem_inv.original"]
