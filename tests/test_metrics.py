@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp import metrics
-from snnexp.data.module import OrderedBatches
+from snnexp.data.batches import OrderedBatches
 
 
 def test_spike_count() -> None:

@@ -22,8 +22,8 @@ from torch.utils.data._utils import worker as torch_worker
 
 from snnexp import limits
 from snnexp.config import user_parts
+from snnexp.data.batches import OrderedBatches, ShuffledBatches
 from snnexp.errors import ConfigError, InterruptedRunError
-from snnexp.seeds import fold
 from snnexp.spec.annotations import Count, Seed, Workers
 from snnexp.spec.checked import checked
 from snnexp.text import shown
@@ -288,63 +288,3 @@ class _NotSent(ExceptionWrapper):
             return super().reraise()  # type: ignore[no-untyped-call, no-any-return]
         reason = f"{os.strerror(self.errno)}, and data workers need it; data.num_workers=0 does without"
         raise OSError(self.errno, reason, self.file)
-
-
-class ShuffledBatches(Sampler[list[int]]):
-    """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of each.
-
-    A batch that the processes cannot share equally loses its remainder, so that their gradients weigh the same.
-    ``begin`` is where a resumed run begins: an epoch, and the batches of it that are done.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        drop_last: bool,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        begin: tuple[int, int] = (0, 0),
-    ) -> None:
-        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        usable = length // batch_size * batch_size if drop_last else length
-        self.sizes = [min(batch_size, usable - start) // world * world for start in range(0, usable, batch_size)]
-        self.sizes = [size for size in self.sizes if size]
-        self.epoch, self.done = begin
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.done = self.done if epoch == self.epoch else 0
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(fold(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        for index, size in list(enumerate(self.sizes))[self.done :]:
-            start = index * self.batch_size
-            yield order[start + self.rank : start + size : self.world]
-
-
-class OrderedBatches(Sampler[list[int]]):
-    """All samples once, in order; of ``world`` processes, each takes its share of every batch.
-
-    Where the first batch has fewer samples than there are processes, each of them takes all.
-    """
-
-    def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        if min(batch_size, length) < world:
-            rank, world = 0, 1
-        self.world = world
-        """How many processes share the batches; 1 where each of them goes over all."""
-        shares = (range(start, length)[:batch_size][rank::world] for start in range(0, length, batch_size))
-        self.batches = [list(share) for share in shares if share]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
