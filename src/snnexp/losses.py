@@ -44,9 +44,14 @@ def _mse_to_counts(count: Tensor, num_steps: int, target: Tensor, correct: Numbe
 
 
 def mse_membrane(membrane: Tensor, target: Tensor, on_target: Number = 1.05, off_target: Number = 0.2) -> Tensor:
-    """mean over t of MSE(U[t], y); y is a trace, or ``on_target`` at a label's class and ``off_target`` elsewhere."""
+    """mean over t of MSE(U[t], y); y is a trace, or values for all steps, or made of labels.
+
+    Of a label, y is ``on_target`` at its class and ``off_target`` elsewhere.
+    """
     if target.ndim == membrane.ndim:
         return F.mse_loss(membrane, target)
+    if target.is_floating_point():
+        return F.mse_loss(membrane, target.expand_as(membrane))
     wanted = _per_class(target, on_target, off_target, membrane)
     return F.mse_loss(membrane, wanted.expand_as(membrane))
 
@@ -67,7 +72,7 @@ class Loss:
     """A loss with its numbers; ``loss(trace, target)`` is a scalar."""
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
-    """What it can be compared with: ``labels``, a ``trace``, or both."""
+    """What it can be compared with, of ``labels``, ``trace``, ``values`` and ``step_labels``."""
     reads: ClassVar[str] = "membrane"
     """What it needs of a readout: each step's ``membrane``, the ``spike_count``, or the ``max_membrane``."""
     decoder: ClassVar[str] = "spike_count"
@@ -131,7 +136,7 @@ class MSEMembrane(Loss):
     """See :func:`mse_membrane`."""
 
     stackable = True
-    targets = ("labels", "trace")
+    targets = ("labels", "trace", "values")
     on_target: Stackable[float] = 1.05
     off_target: Stackable[float] = 0.2
 

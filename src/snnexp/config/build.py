@@ -34,10 +34,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     own = {key: value for key, value in node.items() if key != "_target_"}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         rules.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
-    values = {
-        key: instantiate(value, f"{path}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
-        for key, value in own.items()
-    }
+    values = {key: _built(value, f"{path}.{key}") for key, value in own.items()}
 
     def make(*positional: Any, **more: Any) -> Any:
         try:
@@ -51,3 +48,10 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             return target(*positional, **values, **more)
 
     return make
+
+
+def _built(value: Any, path: str) -> Any:
+    """A value of a config, with the objects that it describes in place of their nodes."""
+    if isinstance(value, list):
+        return [_built(each, f"{path}.{index}") for index, each in enumerate(value)]
+    return instantiate(value, path) if isinstance(value, Mapping) and "_target_" in value else value

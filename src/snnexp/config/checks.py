@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config import keys, security, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, resolving
 from snnexp.config.messages import explained, in_one_line
+from snnexp.config.plain import flat
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, rules, values
@@ -37,9 +38,15 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
+        if absent := [key for key, value in flat(written).items() if value == "???"]:
+            raise ConfigError(*(f"{key}: needs a value, as in {key}={_example(key)}" for key in absent))
         # a recipe may be older than the places of parts
         plain = upgrade.with_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
         return OmegaConf.create(_checked(plain, written, together))
+
+
+def _example(key: str) -> str:
+    return "mypkg.MyClass" if key.endswith("._target_") else "..."
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
     if together:
         for key, node in nodes.items():
             _check_arguments(node, key, specs[key], PLACES[key].given, refusals)
-        _check_pairs(nodes, specs, refusals)
+        _check_pairs(nodes, specs, plain["num_steps"], refusals)
     for key in [*refusals.sentences]:
         # what is only read from a key that is refused itself is told once
         if any(origin in refusals.sentences for origin in _origins(key, written)):
@@ -115,10 +122,12 @@ def _is_part(node: Any, path: str, refusals: Refusals) -> bool:
 
 def _children(node: Mapping[str, Any], path: str, refusals: Refusals) -> Iterator[tuple[str, Any, Spec]]:
     for key, value in node.items():
-        if _is_part(value, child := f"{path}.{key}", refusals):
-            target = value["_target_"]
-            if targets.is_own(target) or targets.may_be_named(target):
-                yield child, value, parts.of(target)
+        listed = enumerate(value) if isinstance(value, list) else [("", value)]
+        for index, each in listed:
+            if _is_part(each, child := f"{path}.{key}.{index}".rstrip("."), refusals):
+                target = each["_target_"]
+                if targets.is_own(target) or targets.may_be_named(target):
+                    yield child, each, parts.of(target)
 
 
 def _check_values(node: Mapping[str, Any], path: str, spec: Spec, refusals: Refusals) -> None:
@@ -190,9 +199,9 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
         raise
 
 
-def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: Refusals) -> None:
-    """Hold parts against each other, as far as their sources tell."""
-    facts = {key: Facts(spec) for key, spec in specs.items()}
+def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], num_steps: Any, refusals: Refusals) -> None:
+    """Hold parts against each other and the length of the run, as far as their sources tell."""
+    facts = {key: Facts(spec, _with_defaults(_values(nodes[key]), spec)) for key, spec in specs.items()}
     data, loss, encoder, readout = (facts.get(key) for key in ("data", "loss", "encoder", "readout"))
     if data and loss:
         with refusals.collected():
@@ -200,6 +209,9 @@ def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: 
     if data and encoder:
         with refusals.collected():
             rules.require_encoder(encoder, data)
+    if data and not refusals.about("num_steps") and not refusals.about("data"):
+        with refusals.collected():
+            rules.require_steps(data, num_steps)
     if loss and readout:
         with refusals.collected():
             rules.require_spikes(loss, readout)
@@ -215,7 +227,7 @@ def _check_pairs(nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: 
 
 def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Facts, refusals: Refusals) -> None:
     """Hold neurons against the shapes that their network gives them."""
-    shapes = {name: value for name in ("inputs", "outputs") if (value := data.spec.fact(name)) is not MISSING}
+    shapes = {name: value for name in ("inputs", "outputs") if (value := getattr(data, name)) is not MISSING}
     known = _with_defaults(_values(nodes["network"]), specs["network"])
     found = _call(specs["network"], "shapes", "network", {**known, **shapes})
     for layer in found if isinstance(found, list) else ():

@@ -28,7 +28,7 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
     unread = []
     for key, target in found.items():
         path, _, name = key.rpartition(".")
-        if name != "_target_" or group in GLOBAL or not isinstance(target, str):
+        if name != "_target_" or group in GLOBAL or not isinstance(target, str) or target == "???":
             continue
         spec = parts.of(target)
         if spec.unread:
@@ -49,7 +49,12 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
 
 def _about(key: str, found: Mapping[str, Any]) -> str:
     path, _, name = key.rpartition(".")
-    entry = keys.lookup(found.get(f"{path}._target_"), path, name)
+    if found[key] == "???" and name == "_target_":
+        # what an argument needs is said of its object
+        node, _, argument = path.rpartition(".")
+        entry = keys.lookup(found.get(f"{node}._target_"), node, argument)
+    else:
+        entry = keys.lookup(found.get(f"{path}._target_"), path, name)
     if isinstance(entry, Argument):
         return _told(entry)
     return "" if entry is None or entry.domain is None else str(entry.domain)

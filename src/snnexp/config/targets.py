@@ -12,6 +12,7 @@ from snnexp.spec import parts
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
 from snnexp.spec.source import Source
+from snnexp.spec.values import ANY
 from snnexp.text import closest, shown
 
 RULES = ("requires", "fits", "shapes")
@@ -36,7 +37,7 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
     """
     if isinstance(node, list):
         for index, value in enumerate(node):
-            require_targets(value, f"{path}.{index}", None)
+            require_targets(value, f"{path}.{index}", place)
     if not isinstance(node, Mapping):
         return
     for key in node:
@@ -58,7 +59,10 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     if spec is None:
         return "" if place == "" else None
     argument = spec.arguments.get(key)
-    found = [parts.place_of(kind) for kind in argument.kinds] if argument is not None else []
+    kinds = () if argument is None else argument.kinds
+    if ANY in kinds:
+        return ""
+    found = [parts.place_of(kind) for kind in kinds]
     if len(found) == 1:
         return found[0]
     # a part of a user's own may take anything that is allowed

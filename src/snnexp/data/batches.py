@@ -1,11 +1,22 @@
 """Which samples make a batch: an order that depends on the seed and the epoch alone, and each process's share of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.utils.data import Sampler
 
 from snnexp.seeds import fold
+
+
+class Batch(list[int]):
+    """The samples of a batch of training, and the epoch, for samples that are drawn anew in each."""
+
+    def __init__(self, indices: Iterable[int], epoch: int) -> None:
+        super().__init__(indices)
+        self.epoch = epoch
+
+    def __reduce__(self) -> tuple[type["Batch"], tuple[list[int], int]]:
+        return Batch, ([*self], self.epoch)
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -44,7 +55,7 @@ class ShuffledBatches(Sampler[list[int]]):
         order = torch.randperm(self.length, generator=generator).tolist()
         for index, size in list(enumerate(self.sizes))[self.done :]:
             start = index * self.batch_size
-            yield order[start + self.rank : start + size : self.world]
+            yield Batch(order[start + self.rank : start + size : self.world], self.epoch)
 
 
 class OrderedBatches(Sampler[list[int]]):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from snnexp import kernels, limits, metrics, terminal
 from snnexp.config import factory, instantiate, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
+from snnexp.data.description import Target
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, located
 from snnexp.events import Events
@@ -186,7 +187,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     _require_encoded(encoder, data, found, cfg.num_steps)
     contracts.require_results(network, loss, data, cfg.num_steps)
     if spikes is not None:
-        data.spikes = spikes
+        data.description = replace(data.description, spikes=spikes)
     if data.spikes and not (data.sequences or encoder.spikes):
         raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
     # values that are 0 or 1 alone are spikes where they change over time
@@ -194,7 +195,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     device = trainer.strategy.root_device
     kernel = kernels.use(network, cfg.kernel, device)
     encode = _encode(encoder, network, kernel, device)
-    task = Task(network, encode, spikes_come_in, loss, _measures(decoder), optimizer)
+    task = Task(network, encode, spikes_come_in, loss, _measures(decoder, data.target), optimizer)
     return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
 
 
@@ -214,8 +215,9 @@ def _match(data: DataModule, encoder: Encoder, network: Network, loss: Loss, num
     readout = list(network.neurons().values())[-1]
     rules.require_target(loss, data)
     rules.require_encoder(encoder, data)
+    rules.require_steps(data, num_steps)
     rules.require_spikes(loss, readout)
-    if data.target == "trace":
+    if data.target != "labels":
         return None
     if isinstance(loss, Loss) and not loss.sees_labels(num_steps):
         raise ConfigError(
@@ -229,6 +231,7 @@ def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps
     """Refuse values that cannot be encoded, and an encoder that gives another number of steps."""
     with user_parts.running("encoder"):
         encoder.require_range(found.low, found.high)
+        data.check_range_with(encoder.require_range)
         if data.sequences or encoder.constant:
             return
         # drawing here must not move the run's stream
@@ -241,11 +244,16 @@ def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps
         raise ConfigError(f"encoder: gives {len(encoded)} steps, and num_steps is {num_steps}")
 
 
-def _measures(decoder: str | None) -> dict[str, Measure]:
+def _measures(decoder: str | None, target: Target) -> dict[str, Measure]:
+    if target == "step_labels":
+        return {}
     if decoder is None:
+        # values stand for all steps
         return {
-            "l1": lambda trace, target: metrics.l1(trace.membrane, target),
-            "relative_error": lambda trace, target: metrics.relative_error(trace.membrane, target),
+            "l1": lambda trace, target: metrics.l1(trace.membrane, target.expand_as(trace.membrane)),
+            "relative_error": lambda trace, target: metrics.relative_error(
+                trace.membrane, target.expand_as(trace.membrane)
+            ),
         }
     return {
         "accuracy": lambda trace, target: metrics.accuracy(metrics.decode(trace, decoder), target),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp.config import user_parts
-from snnexp.data import DataModule
+from snnexp.data import DataModule, Description
 from snnexp.errors import ConfigError
 from snnexp.isolation import random_states, restored
 from snnexp.losses import Loss
@@ -117,8 +117,7 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
 
 
 def _require_scalar(loss: Any, trace: Trace, data: DataModule, trained: bool) -> None:
-    labels = torch.zeros(SAMPLES, dtype=torch.int64)
-    target = labels if data.target == "labels" else torch.rand((trace.num_steps, SAMPLES, data.outputs))
+    target = _a_target(data.description, trace.num_steps)
     with user_parts.running("loss"):
         value = loss(trace, target)
     name = type(loss).__name__
@@ -127,6 +126,13 @@ def _require_scalar(loss: Any, trace: Trace, data: DataModule, trained: bool) ->
         raise ConfigError(f"loss: {name} returned {found}, must return a scalar, such as the mean over the batch")
     if trained and not value.requires_grad:
         raise ConfigError(f"loss: {name} returned a value without a gradient, so that nothing would be learned")
+
+
+def _a_target(description: Description, num_steps: int) -> Tensor:
+    """A batch of targets of the kind that is described."""
+    shape = [*description.target_shape(num_steps)]
+    shape.insert(int(description.is_timed), SAMPLES)
+    return torch.zeros(shape, dtype=torch.int64) if description.is_classified else torch.rand(shape)
 
 
 def _is_foreign(part: Any) -> bool:

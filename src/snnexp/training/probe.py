@@ -84,10 +84,13 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     for threshold in ("threshold", "v_th"):
         if hasattr(neuron, threshold):
             found["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
-    if decoder is None:
-        found["trajectory"] = traces[-1].membrane[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
-        found["target"] = target[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
-    else:
+    if decoder is None and target.is_floating_point():
+        shown = traces[-1].membrane[:STEPS, :TRAJECTORIES]
+        found["trajectory"] = shown.flatten(2)[..., 0]
+        # values stand for all steps
+        trajectory = target.expand_as(traces[-1].membrane)[:STEPS, :TRAJECTORIES]
+        found["target"] = trajectory.flatten(2)[..., 0]
+    elif decoder is not None:
         found["label"], found["predicted"] = target, metrics.decode(traces[-1], decoder)
         found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}

@@ -21,7 +21,7 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
         observers.QuietLayers(layers),
         observers.TestCounts(layers, parts.decoder),
     ]
-    return [*watching, *([observers.SeedMeanLoss(processes)] if parts.decoder is None else [])]
+    return [*watching, *([observers.SeedMeanLoss(processes)] if "l1" in parts.task.measures else [])]
 
 
 def watching_over(start: Start) -> list[Observer]:
