@@ -81,7 +81,7 @@ def from_dataset(
         ConfigError: the arguments contradict each other or the first sample.
         DataError: a sample cannot be used.
     """
-    steps = (_as_list(transform), _as_list(target_transform))
+    steps = (_as_list("transform", transform), _as_list("target_transform", target_transform))
     given = {"dataset": dataset, "val": val, "test": test}
     sources = {name: Source(name, found, *steps) for name, found in given.items() if found is not None}
     for source in sources.values():
@@ -162,11 +162,11 @@ def split(
     return {name: sorted(indices) for name, indices in found.items()}
 
 
-def _as_list(transform: Any) -> list[Any]:
+def _as_list(key: str, transform: Any) -> list[Any]:
     found = [] if transform is None else [*transform] if isinstance(transform, (list, tuple)) else [transform]
     for each in found:
         if not callable(each):
-            raise ConfigError(f"transform: got a {type(each).__name__}, must be a function of a sample")
+            raise ConfigError(f"{key}: got a {type(each).__name__}, must be a function of a sample")
     return found
 
 
@@ -225,11 +225,10 @@ def _group_ids(source: Source, name: str) -> list[Any]:
     found: Any = getattr(source.dataset, name, None)
     found = found.tolist() if hasattr(found, "tolist") else found
     ids: list[Any] | None = [*found] if isinstance(found, Sequence) else None
-    if ids is None or len(ids) != len(source):
-        has = "no such attribute" if ids is None else f"{len(ids)} ids"
-        raise ConfigError(
-            f"groups: got {name}, of which {source.name} has {has}, must be {len(source)}, one per sample"
-        )
+    if ids is None:
+        raise ConfigError(f"groups: got {name}, and {source.name} has no such attribute with one id for each sample")
+    if len(ids) != len(source):
+        raise ConfigError(f"groups: got {name}, and {source.name} has {len(ids)} of them for {len(source)} samples")
     return ids
 
 

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp.spec import parts
 from snnexp.spec.places import PLACES
-from snnexp.spec.reader import Spec
-from snnexp.spec.values import Parameter
+from snnexp.spec.reader import Argument, Spec
+from snnexp.spec.values import ANY, Parameter
 
 
 def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
@@ -67,8 +67,12 @@ def _kind(value: Any) -> str | None:
 
 
 def _specs(node: Mapping[str, Any]) -> Iterator[Spec]:
+    """The parts that compute for all members at once: not those that another part may take as any object."""
+    arguments: Mapping[str, Argument] = {}
     if isinstance(node.get("_target_"), str):
-        yield parts.of(node["_target_"])
-    for value in node.values():
-        if isinstance(value, Mapping):
+        spec = parts.of(node["_target_"])
+        arguments = spec.arguments
+        yield spec
+    for name, value in node.items():
+        if isinstance(value, Mapping) and not (name in arguments and ANY in arguments[name].kinds):
             yield from _specs(value)

@@ -174,7 +174,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     torch.manual_seed(cfg.seed)
     spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
-    contracts.require_kind(data, DataModule, "data")
+    contracts.require_data(data)
     shapes = {"inputs": data.inputs, "outputs": data.outputs}
     network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
     contracts.require_network(network)

@@ -26,10 +26,17 @@ DECODERS = ("spike_count", "max_voltage")
 SAMPLES = 2
 
 
-def require_kind(part: Any, kind: type, key: str) -> None:
+def require_kind(part: Any, kind: type, key: str, hint: str = "") -> None:
     """Refuse what a target has made that is of no use in its place."""
     if not isinstance(part, kind):
-        raise _refused(f"{key}: got {_a(part)}, must be a {kind.__module__}.{kind.__qualname__}")
+        raise _refused(f"{key}: got {_a(part)}, must be a {kind.__module__}.{kind.__qualname__}{hint}")
+
+
+def require_data(data: Any) -> None:
+    """Refuse data that are no data module, and say how a dataset becomes one."""
+    name = f"{type(data).__module__}.{type(data).__qualname__}"
+    hint = f"; data=dataset data.dataset._target_={name} makes one of it" if hasattr(data, "__getitem__") else ""
+    require_kind(data, DataModule, "data", hint)
 
 
 def making_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
