@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snnexp.data.module import OrderedBatches
+from snnexp.data.batches import OrderedBatches
 from snnexp.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from snnexp.experiment import Record, build, compose, resume, run
 from snnexp.record.checkpoint import decode

@@ -147,6 +147,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 SEQUENCES = ["data=linear", "encoder=sequence", "loss=mse_membrane"]
 NEEDS = {
     "schedule=plateau": ["data.val_size=1000"],
+    "data=dataset": ["data.dataset._target_=torch.utils.data.TensorDataset"],
     "data=linear": SEQUENCES[1:],
     "data=sqrt": SEQUENCES[1:],
     "encoder=sequence": SEQUENCES,
@@ -218,7 +219,10 @@ class TestFiles:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("group", "choice"), CHOICES)
-    def test_every_choice_composes_and_is_described(self, group: str, choice: str) -> None:
+    def test_every_choice_composes_and_is_described(
+        self, group: str, choice: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "torch.utils.data")
         cfg = compose([f"{group}={choice}", *NEEDS.get(f"{group}={choice}", [])])
         assert check(cfg) == cfg, "a checked config stays as it is"
         assert len(choices(group)[choice]) > 3

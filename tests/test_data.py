@@ -17,8 +17,8 @@ import torchvision
 from torch import Tensor
 
 from snnexp.data import MNIST, DataModule, RegressionDataset, mnist, mnist_data, regression_data
+from snnexp.data.batches import OrderedBatches, ShuffledBatches
 from snnexp.data.check import check
-from snnexp.data.module import OrderedBatches, ShuffledBatches
 from snnexp.errors import ConfigError, DataError, InterruptedRunError
 from snnexp.experiment import build, compose
 

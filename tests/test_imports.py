@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     # a saved config is upgraded, and a new one has a run's id
     "config": {"spec", "record", "isolation", "limits"},
     # code of a user's own tells of itself by config.user_parts
-    "data": EQUATIONS | {"spec", "config", "limits"},
+    "data": EQUATIONS | {"spec", "config", "limits", "isolation"},
     "figures": set(),
     "threads": {"spec", "limits"},
     "terminal": {"record"},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from snnexp import metrics
-from snnexp.data.module import OrderedBatches
+from snnexp.data.batches import OrderedBatches
 
 
 def mean(pair: metrics.Sum) -> float:

@@ -211,6 +211,53 @@ def test_an_interrupted_run_ends_like_one_left_alone(tmp_path: Path) -> None:
     assert record(run)["metrics"] == record(only_run(tmp_path / "alone"))["metrics"]
 
 
+class TestDataset:
+    """A torch Dataset of the package, each reading of which is drawn anew, without a file of its own in ``conf``."""
+
+    words = (
+        *(
+            "train",
+            "data=dataset",
+            "data.dataset._target_=adaptpkg.bumps.Bumps",
+            "+data.dataset.noise=0.1",
+            "name=bumps",
+        ),
+        *("network.hidden=[24]", "loss=mse_count", "num_steps=10", "optimizer.lr=0.02", "trainer=cpu", "logger=jsonl"),
+        *("data.batch_size=16", "data.val_fraction=0.25"),
+    )
+
+    @pytest.mark.slow
+    def test_learns_and_ends_alike_with_workers_and_after_an_interruption(self, tmp_path: Path) -> None:
+        alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+        for folder in (alone, stopped):
+            folder.mkdir()
+        snnexp(*self.words, "trainer.max_epochs=40", cwd=alone)
+        words = (*self.words, "trainer.max_epochs=40", "data.num_workers=2")
+        with commands.Command(words, stopped, environment()) as process:
+            wait_until(lambda: any(path.stat().st_size for path in stopped.glob("outputs/bumps/*/metrics.jsonl")))
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        assert process.returncode == 130, told
+        first, run = (only(folder, "outputs/bumps/*/run.json").parent for folder in (alone, stopped))
+        left = (first / "metrics.jsonl").read_bytes()
+        assert len((run / "metrics.jsonl").read_bytes()) < len(left)
+        snnexp("resume", str(run), "data.num_workers=0", cwd=stopped)
+        assert (run / "metrics.jsonl").read_bytes() == left
+        assert record(run)["metrics"] == record(first)["metrics"]
+        assert record(run)["metrics"]["test/accuracy"] > 0.6, "of three classes"
+        assert record(run)["samples"] == {"train": 53, "val": 24, "test": 19}
+
+    @pytest.mark.slow
+    def test_a_stack_gives_what_its_members_give_alone(self, tmp_path: Path) -> None:
+        words = (*self.words, "trainer.max_epochs=2", "data.scale=standard")
+        printed = snnexp(*words, "-m", "seed=0,1", "hydra/launcher=stacked", cwd=tmp_path).stdout
+        assert printed.count("stack of 2") == 2
+        sweep = only(tmp_path, "outputs/sweeps/bumps/*/sweep.json").parent
+        snnexp(*words, "seed=1", cwd=tmp_path)
+        expected = record(only(tmp_path, "outputs/bumps/*/run.json").parent)["metrics"]
+        assert of_point(sweep, "seed=1")["metrics"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
 @pytest.mark.slow
 class TestSweeps:
     def test_a_sweep(self, tmp_path: Path) -> None:

@@ -114,9 +114,20 @@ PROCESS: list[State] = [
 ]
 
 
+def cpu_random_states() -> list[State]:
+    """The generators of random numbers of a CPU: of Python, PyTorch and NumPy."""
+    import numpy as np
+    import torch
+
+    return [
+        (random.getstate, random.setstate),
+        (torch.get_rng_state, torch.set_rng_state),
+        (np.random.get_state, np.random.set_state),
+    ]
+
+
 def random_states() -> list[State]:
     """The generators of random numbers, of Python, PyTorch and NumPy."""
-    import numpy as np
     import torch
 
     def read_cuda() -> list[torch.Tensor] | None:
@@ -130,12 +141,8 @@ def random_states() -> list[State]:
         else:
             torch.cuda.set_rng_state_all(state)
 
-    return [
-        (random.getstate, random.setstate),
-        (torch.get_rng_state, torch.set_rng_state),
-        (read_cuda, put_cuda),
-        (np.random.get_state, np.random.set_state),
-    ]
+    # that of a device may begin with the CPU's
+    return [*cpu_random_states(), (read_cuda, put_cuda)]
 
 
 def _computing() -> list[State]:

@@ -45,9 +45,14 @@ def _mse_to_counts(count: Tensor, num_steps: int, target: Tensor, correct: Numbe
 
 
 def mse_membrane(membrane: Tensor, target: Tensor, on_target: Number = 1.05, off_target: Number = 0.2) -> Tensor:
-    """mean over t of MSE(U[t], y); y is a trace, or ``on_target`` at a label's class and ``off_target`` elsewhere."""
+    """mean over t of MSE(U[t], y); y is a trace, or values for all steps, or made of labels.
+
+    Of a label, y is ``on_target`` at its class and ``off_target`` elsewhere.
+    """
     if target.ndim == membrane.ndim:
         return F.mse_loss(membrane, target)
+    if target.is_floating_point():
+        return F.mse_loss(membrane, target.expand_as(membrane))
     wanted = _per_class(target, on_target, off_target, membrane)
     return F.mse_loss(membrane, wanted.expand_as(membrane))
 
@@ -68,7 +73,7 @@ class Loss:
     """A loss with its numbers; ``loss(trace, target)`` is a scalar."""
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
-    """What it can be compared with: ``labels``, a ``trace``, or both."""
+    """What it can be compared with, of ``labels``, ``trace``, ``values`` and ``step_labels``."""
     reads: ClassVar[Reads] = "membrane"
     """The statistics that it needs of a readout, such as ``membrane`` or ``spike_count``: one, or several.
 
@@ -102,10 +107,11 @@ class Loss:
     def compared(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         """What measures of a difference compare: the first statistic that it ``reads``, and the target.
 
-        A statistic without time is compared with the last step of a target ``[T, B, K]``.
+        A statistic without time is compared with the last step of a target ``[T, B, K]``, and one of every step with
+        values ``[B, K]`` that stand for all steps.
         """
         output: Tensor = getattr(trace, names(self.reads)[0])
-        return output, target[-1] if target.ndim > output.ndim else target
+        return output, target[-1] if target.ndim > output.ndim else target.expand_as(output)
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ class MSEMembrane(Loss):
 
     stackable = True
     decoder = "mean_membrane"
-    targets = ("labels", "trace")
+    targets = ("labels", "trace", "values")
     on_target: Stackable[float] = 1.05
     off_target: Stackable[float] = 0.2
 

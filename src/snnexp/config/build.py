@@ -6,7 +6,7 @@ from typing import Any
 
 from snnexp.config import targets, user_parts
 from snnexp.errors import ConfigError, located
-from snnexp.spec import checked, rules
+from snnexp.spec import checked, parts, rules
 from snnexp.spec.places import MODULE, NEURON, PLACES, SYNAPSE
 
 
@@ -45,8 +45,9 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     own = {key: value for key, value in node.items() if key != "_target_"}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         rules.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
+    arguments = parts.of(str(node["_target_"])).arguments
     values = {
-        key: instantiate(value, f"{path}.{key}") if _is_node(value) else _within(value, f"{path}.{key}")
+        key: (_within if key in arguments and arguments[key].holds_parts else _built)(value, f"{path}.{key}")
         for key, value in own.items()
     }
 
@@ -85,10 +86,6 @@ class Maker:
         return self.make(**arguments)
 
 
-def _is_node(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
-
-
 def _within(value: Any, path: str) -> Any:
     """A value with the parts that it holds: made, or a :class:`Maker` where their place gives them more."""
     if isinstance(value, list):
@@ -105,3 +102,10 @@ def _within(value: Any, path: str) -> Any:
     given = NEURON.given if NEURON.base in names else SYNAPSE
     missing = {*inspect.signature(target).parameters}.intersection(given) - {*value}
     return Maker(factory(value, path, missing), missing)
+
+
+def _built(value: Any, path: str) -> Any:
+    """A value of a config, with the objects that it describes in place of their nodes."""
+    if isinstance(value, list):
+        return [_built(each, f"{path}.{index}") for index, each in enumerate(value)]
+    return instantiate(value, path) if isinstance(value, Mapping) and "_target_" in value else value

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config import decoding, initial, keys, security, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
 from snnexp.config.messages import explained, in_one_line
+from snnexp.config.plain import flat
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, places, rules, values
@@ -43,10 +44,16 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
+        if absent := [key for key, value in flat(written).items() if value == "???"]:
+            raise ConfigError(*(f"{key}: needs a value, as in {key}={_example(key)}" for key in absent))
         # a recipe may be older than the places of parts
         resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         plain = decoding.completed(upgrade.with_schedule(upgrade.with_targets(resolved)))
         return OmegaConf.create(_checked(plain, written, together))
+
+
+def _example(key: str) -> str:
+    return "mypkg.MyClass" if key.endswith("._target_") else "..."
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
@@ -242,9 +249,9 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
 def _check_pairs(
     plain: Mapping[str, Any], nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: Refusals
 ) -> None:
-    """Hold parts against each other, as far as their sources tell."""
-    plain_decoder = MISSING if plain["decoder"] is not None else None
-    facts = {key: Facts(spec) for key, spec in specs.items()}
+    """Hold parts against each other and the length of the run, as far as their sources tell."""
+    plain_decoder, num_steps = MISSING if plain["decoder"] is not None else None, plain["num_steps"]
+    facts = {key: Facts(spec, _with_defaults(_values(nodes[key]), spec)) for key, spec in specs.items()}
     data, loss, encoder, readout = (facts.get(key) for key in ("data", "loss", "encoder", "readout"))
     if data and loss:
         with refusals.collected():
@@ -252,6 +259,9 @@ def _check_pairs(
     if data and encoder:
         with refusals.collected():
             rules.require_encoder(encoder, data)
+    if data and not refusals.about("num_steps") and not refusals.about("data"):
+        with refusals.collected():
+            rules.require_steps(data, num_steps)
     if loss and readout:
         with refusals.collected():
             rules.require_spikes(loss, readout)
@@ -289,7 +299,7 @@ def _watched(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> Iterator[t
 
 def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Facts, refusals: Refusals) -> None:
     """Hold neurons against the shapes that their network gives them."""
-    shapes = {name: value for name in ("inputs", "outputs") if (value := data.spec.fact(name)) is not MISSING}
+    shapes = {name: value for name in ("inputs", "outputs") if (value := getattr(data, name)) is not MISSING}
     known = _with_defaults(_values(nodes["network"]), specs["network"])
     found = _call(specs["network"], "shapes", "network", {**known, **shapes})
     for layer in found if isinstance(found, list) else ():

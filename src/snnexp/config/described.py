@@ -28,7 +28,7 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
     unread = []
     for key, target in found.items():
         path, _, name = key.rpartition(".")
-        if name != "_target_" or group in GLOBAL or not isinstance(target, str):
+        if name != "_target_" or group in GLOBAL or not isinstance(target, str) or target == "???":
             continue
         if target == "???":
             unread.append(f"{path}: name a part of your own by {key}=mypkg.Mine")
@@ -52,7 +52,12 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
 
 def _about(key: str, found: Mapping[str, Any]) -> str:
     path, _, name = key.rpartition(".")
-    entry = keys.lookup(found.get(f"{path}._target_"), path, name)
+    if found[key] == "???" and name == "_target_":
+        # what an argument needs is said of its object
+        node, _, argument = path.rpartition(".")
+        entry = keys.lookup(found.get(f"{node}._target_"), node, argument)
+    else:
+        entry = keys.lookup(found.get(f"{path}._target_"), path, name)
     if isinstance(entry, Argument):
         return _told(entry)
     return "" if entry is None or entry.domain is None else str(entry.domain)

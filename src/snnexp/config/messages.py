@@ -97,6 +97,8 @@ def _about_a_key(error: Exception) -> ConfigError | None:
             return None
         if key and "not in struct" in str(cause):
             parent = getattr(cause, "parent_node", None)
+            if isinstance(parent, DictConfig) and [*parent] == ["_target_"]:
+                return ConfigError(f"{short(key)}: unknown key, +{short(key)}=... passes it as an argument")
             return ConfigError(unknown(str(key), parent if isinstance(parent, DictConfig) else OmegaConf.create()))
         if key and isinstance(cause, MissingMandatoryValue):
             example = "mypkg.Mine" if str(key).endswith("._target_") else "..."

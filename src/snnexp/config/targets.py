@@ -13,6 +13,7 @@ from snnexp.spec import parts
 from snnexp.spec.places import MODULE, PLACES
 from snnexp.spec.reader import Spec
 from snnexp.spec.source import Source
+from snnexp.spec.values import ANY
 from snnexp.text import closest, shown
 
 RULES = ("requires", "fits", "shapes")
@@ -37,7 +38,7 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
     """
     if isinstance(node, list):
         for index, value in enumerate(node):
-            require_targets(value, f"{path}.{index}", place if place == "" else None)
+            require_targets(value, f"{path}.{index}", place)
     is_named = place in PLACES and PLACES[place].many and path.rpartition(".")[0] == place
     if not isinstance(node, Mapping):
         if is_named:
@@ -62,9 +63,10 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     if spec is None:
         return "" if place == "" else None
     argument = spec.arguments.get(key)
-    if argument is not None and argument.holds_parts:
+    kinds = () if argument is None else argument.kinds
+    if ANY in kinds or (argument is not None and argument.holds_parts):
         return ""
-    found = [parts.place_of(kind) for kind in argument.kinds] if argument is not None else []
+    found = [parts.place_of(kind) for kind in kinds]
     if len(found) == 1:
         return found[0]
     # a part of a user's own may take anything that is allowed

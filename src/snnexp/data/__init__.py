@@ -1,7 +1,17 @@
-"""Datasets held in memory and served as whole batches."""
+"""What comes in: samples, served as whole batches out of memory or read one by one."""
 
+from snnexp.data.dataset import from_dataset
+from snnexp.data.description import Description
 from snnexp.data.mnist import MNIST, mnist_data
 from snnexp.data.module import DataModule
 from snnexp.data.regression import RegressionDataset, regression_data
 
-__all__ = ["MNIST", "DataModule", "RegressionDataset", "mnist_data", "regression_data"]
+__all__ = [
+    "MNIST",
+    "DataModule",
+    "Description",
+    "RegressionDataset",
+    "from_dataset",
+    "mnist_data",
+    "regression_data",
+]

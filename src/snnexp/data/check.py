@@ -1,6 +1,6 @@
 """What data deliver, held against what they promise, once and before anything is written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnexp.data.batches import OrderedBatches
 from snnexp.data.mnist import MNIST
 from snnexp.data.module import DataModule, Samples
 from snnexp.errors import ConfigError, DataError
+from snnexp.text import shown
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -48,6 +50,8 @@ class Converted:
 def check(data: DataModule, num_steps: int) -> Found:
     """Hold every split against what the data module promises; other number types are converted from here on.
 
+    Of samples that check themselves when they are read, the first batch of each split is looked at.
+
     Args:
         data: the module.
         num_steps: of the run.
@@ -56,6 +60,7 @@ def check(data: DataModule, num_steps: int) -> Found:
         DataError: shapes, types or values are not those that were promised.
         ConfigError: the data have another number of steps than the run.
     """
+    _require_groups(data)
     found: list[Found] = []
     for name in ("train", "val", "test"):
         samples = getattr(data, name)
@@ -80,15 +85,13 @@ class _Split:
         pairs = [self.batch(size) for size in (2, 3)]
         inputs, targets = zip(*pairs, strict=True)
         self.require_inputs(*inputs)
-        labels = self.data.target == "labels"
-        if labels:
-            self.require_labels(*targets)
-        else:
-            two, three = targets
-            self.require_traces(two, three, [len(x) if self.data.sequences else num_steps for x in inputs])
-        wanted = (torch.get_default_dtype(), torch.int64 if labels else torch.get_default_dtype())
+        if self.data.sequences:
+            self.require_steps([len(x) for x in inputs], num_steps)
+        classified = self.data.description.is_classified
+        self.require_targets(targets, [len(x) if self.data.sequences else num_steps for x in inputs])
+        wanted = (torch.get_default_dtype(), torch.int64 if classified else torch.get_default_dtype())
         same = all((x.dtype, y.dtype) == wanted for x, y in pairs)
-        return self.samples if same else Converted(self.samples, labels)
+        return self.samples if same else Converted(self.samples, classified)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         indices = [index % len(self.samples) for index in range(size)]
@@ -108,19 +111,30 @@ class _Split:
             hint = "; time comes before the batch" if swapped else ""
             raise self.error(f"has inputs of shape {_shape(two, three)}, must be [{expected}]{hint}")
 
-    def require_labels(self, two: Tensor, three: Tensor) -> None:
-        if two.dtype not in INTEGERS:
-            raise self.error(f"has labels of {_dtype(two)}, must be whole numbers from 0 to {self.data.outputs - 1}")
-        if not (_is_batch(two, 2, 0, ()) and _is_batch(three, 3, 0, ())):
-            raise self.error(f"has labels of shape {_shape(two, three)}, must be [B], one class for each sample")
+    def require_steps(self, found: Sequence[int], num_steps: int) -> None:
+        promised = self.data.num_steps
+        if promised is None:
+            return
+        if {*found} != {promised}:
+            raise self.error(f"has sequences of {found[0]} steps, must be {promised}")
+        if promised != num_steps:
+            raise _other_steps(self.name, promised, num_steps)
 
-    def require_traces(self, two: Tensor, three: Tensor, steps: Sequence[int]) -> None:
-        if not (two.is_floating_point() or two.dtype in INTEGERS):
+    def require_targets(self, pair: Sequence[Tensor], steps: Sequence[int]) -> None:
+        two, three = pair
+        description, outputs = self.data.description, self.data.outputs
+        what = "labels" if description.is_classified else "targets"
+        if description.is_classified:
+            if two.dtype not in INTEGERS:
+                raise self.error(f"has labels of {_dtype(two)}, must be whole numbers from 0 to {outputs - 1}")
+        elif not (two.is_floating_point() or two.dtype in INTEGERS):
             raise self.error(f"has targets of {_dtype(two)}, must be numbers")
-        shape = (self.data.outputs,)
-        fits = _is_batch(two, 2, 1, shape) and _is_batch(three, 3, 1, shape)
-        if not fits or [len(two), len(three)] != [*steps]:
-            raise self.error(f"has targets of shape {_shape(two, three)}, must be [{steps[0]}, B, {self.data.outputs}]")
+        time, shape = int(description.is_timed), description.target_shape(steps[0])[description.is_timed :]
+        fits = _is_batch(two, 2, time, shape) and _is_batch(three, 3, time, shape)
+        if not fits or (time and [len(two), len(three)] != [*steps]):
+            wanted = ", ".join(map(str, [*steps[:time], "B", *shape]))
+            each = ", one class for each sample" * (description.target == "labels")
+            raise self.error(f"has {what} of shape {_shape(two, three)}, must be [{wanted}]{each}")
 
     def error(self, what: str) -> DataError:
         return DataError(f"data: the {self.name} split {what}")
@@ -132,32 +146,46 @@ def _values(name: str, samples: Samples, data: DataModule, num_steps: int) -> Fo
         # a checksum vouches for them
         low, high = samples.limits
         return Found(low, high, binary=False)
+    checks_itself = getattr(samples, "checks_itself", False)
     low, high, binary = float("inf"), float("-inf"), data.sequences
     lengths: set[int] = set()
-    for values, target in _batches(samples, data.batch_size):
+    for indices in [*OrderedBatches(len(samples), data.batch_size)][: 1 if checks_itself else None]:
+        values, target = samples[indices]
         if not (torch.isfinite(values).all() and torch.isfinite(target).all()):
             raise DataError(f"data: the {name} split has values that are NaN or infinite")
         lengths.add(len(values))
         low, high = min(low, values.min().item()), max(high, values.max().item())
         binary = binary and bool(((values == 0) | (values == 1)).all())
-        if data.target == "labels" and not 0 <= int(target.min()) <= int(target.max()) < data.outputs:
+        if data.description.is_classified and not 0 <= int(target.min()) <= int(target.max()) < data.outputs:
             raise DataError(
                 f"data: the {name} split has labels from {int(target.min())} to {int(target.max())}, "
                 f"must be from 0 to {data.outputs - 1}"
             )
     # batches of sequences may differ in length, and then num_steps is none of them
     if data.sequences and len(lengths) == 1 and lengths != {num_steps}:
-        (steps,) = lengths
-        raise ConfigError(
-            f"data: the {name} split has sequences of {steps} steps, and num_steps is {num_steps}; "
-            f"use num_steps={steps}"
-        )
-    return Found(low, high, binary and high > 0)
+        raise _other_steps(name, lengths.pop(), num_steps)
+    # what was not read may be anything
+    return Found(low, high, binary and high > 0 and not checks_itself)
 
 
-def _batches(samples: Samples, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(samples), size):
-        yield samples[list(range(start, min(start + size, len(samples))))]
+def _other_steps(name: str, steps: int, num_steps: int) -> ConfigError:
+    return ConfigError(
+        f"data: the {name} split has sequences of {steps} steps, and num_steps is {num_steps}; use num_steps={steps}"
+    )
+
+
+def _require_groups(data: DataModule) -> None:
+    """Refuse groups that do not fit the samples, or that have samples in two splits."""
+    for name, groups in (data.description.groups or {}).items():
+        samples = getattr(data, name, None)
+        if samples is None or len(groups) != len(samples):
+            count = "no" if samples is None else len(samples)
+            raise DataError(f"data: the {name} split has {len(groups)} ids of groups for {count} samples")
+    splits: dict[Hashable, str] = {}
+    for name, groups in (data.description.groups or {}).items():
+        for group in dict.fromkeys(groups):
+            if splits.setdefault(group, name) != name:
+                raise DataError(f"data: group {shown(group)} has samples in the {splits[group]} and the {name} split")
 
 
 def _is_batch(tensor: Tensor, size: int, axis: int, shape: tuple[int, ...]) -> bool:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from typing import Any, Protocol
@@ -22,8 +22,9 @@ from torch.utils.data._utils import worker as torch_worker
 
 from snnexp import limits
 from snnexp.config import user_parts
-from snnexp.errors import ConfigError, InterruptedRunError
-from snnexp.seeds import fold
+from snnexp.data.batches import OrderedBatches, ShuffledBatches
+from snnexp.data.description import Description, Target
+from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 from snnexp.spec.annotations import Count, Seed, Workers
 from snnexp.spec.checked import checked
 from snnexp.text import shown
@@ -33,7 +34,12 @@ LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 
 
 class Samples(Protocol):
-    """A dataset whose index is a list of samples and whose item is a whole batch."""
+    """A dataset whose index is a list of samples and whose item is a whole batch.
+
+    All of it is read and checked before a run begins, unless an attribute ``checks_itself`` says that each batch is
+    checked when it is read, as for samples that do not fit into memory; such samples are given an attribute
+    ``require_range``, a function that raises for a lowest and a highest value that the encoder cannot take.
+    """
 
     def __len__(self) -> int: ...
 
@@ -45,21 +51,23 @@ class Samples(Protocol):
 
 
 class DataModule(LightningDataModule):
-    """Training, validation and test samples in memory.
+    """Training, validation and test samples, and what they are.
 
     Args:
         train: training samples.
         test: test samples.
-        inputs: shape of one input, without time.
-        outputs: classes, or features of a target trace.
-        target: ``labels`` or ``trace``.
-        sequences: whether inputs have a time axis of their own, ``[T, B, *N]``.
+        inputs: as of :class:`~snnexp.data.Description`; with ``outputs``, ``target``, ``sequences`` and ``spikes`` a
+            short form of a description.
+        outputs: see ``inputs``.
+        target: see ``inputs``.
+        sequences: see ``inputs``.
         val: validation samples, if any.
         batch_size: samples per optimiser step, over all processes together.
         drop_last: leave out an epoch's last batch where it is not full.
         num_workers: processes that prepare batches; 0 is fastest for data in memory.
         seed: fixes the order of each epoch.
-        spikes: whether inputs are spikes, which cost synaptic operations; None to look whether all are 0 or 1.
+        spikes: see ``inputs``.
+        description: of the samples, in place of the short form.
 
     Raises:
         ConfigError: an argument lies outside its domain, or no full batch can be made.
@@ -70,9 +78,9 @@ class DataModule(LightningDataModule):
         self,
         train: Samples,
         test: Samples,
-        inputs: tuple[int, ...],
-        outputs: int,
-        target: str,
+        inputs: tuple[int, ...] = (),
+        outputs: int = 0,
+        target: Target = "labels",
         sequences: bool = False,
         val: Samples | None = None,
         batch_size: Count = 128,
@@ -80,8 +88,11 @@ class DataModule(LightningDataModule):
         num_workers: Workers = 0,
         seed: Seed = 0,
         spikes: bool | None = None,
+        description: Description | None = None,
     ) -> None:
         super().__init__()
+        short = (tuple(inputs), outputs, target, sequences)
+        self.description = description or Description(*short, spikes=spikes)
         limits.require_processes("num_workers", num_workers)
         limits.require_files("num_workers", num_workers)
         if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:
@@ -90,9 +101,7 @@ class DataModule(LightningDataModule):
         if drop_last and batch_size > len(train):
             raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
         self.train, self.val, self.test = train, val, test
-        self.inputs, self.outputs, self.target, self.sequences = inputs, outputs, target, sequences
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
-        self.spikes = spikes
         self.begin = (0, 0)
         """Where training begins: epochs that are done, and batches of the next one that are."""
         self.waiting_since: float | None = None
@@ -101,6 +110,30 @@ class DataModule(LightningDataModule):
         self.workers: set[multiprocessing.process.BaseProcess] = set()
         """The data workers of all loaders."""
 
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return self.description.inputs
+
+    @property
+    def outputs(self) -> int:
+        return self.description.outputs
+
+    @property
+    def target(self) -> Target:
+        return self.description.target
+
+    @property
+    def sequences(self) -> bool:
+        return self.description.sequences
+
+    @property
+    def num_steps(self) -> int | None:
+        return self.description.num_steps
+
+    @property
+    def spikes(self) -> bool | None:
+        return self.description.spikes
+
     def require_shareable(self, processes: int) -> None:
         """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
         samples = min(self.batch_size, len(self.train))
@@ -108,6 +141,12 @@ class DataModule(LightningDataModule):
             raise ConfigError(
                 f"batch_size: {samples} samples per batch cannot be shared equally by {processes} processes"
             )
+
+    def check_range_with(self, require_range: Callable[[float, float], object]) -> None:
+        """Let samples that check themselves refuse the lowest and highest value that ``require_range`` refuses."""
+        for samples in (self.train, self.val, self.test):
+            if getattr(samples, "checks_itself", False):
+                samples.require_range = require_range  # type: ignore[union-attr]
 
     def setup(self, stage: str) -> None:
         """Move the samples to the device that will use them, once and not batch by batch."""
@@ -264,7 +303,9 @@ class _Raised(ExceptionWrapper):
     def __init__(self, exc_info: Any = None, where: str = "in a data worker") -> None:
         error = sys.exc_info()[1]
         super().__init__(exc_info, where)  # type: ignore[no-untyped-call]
-        self.told = user_parts.told(error, "data") if isinstance(error, Exception) else None
+        self.told: SnnexpError | None = None
+        if isinstance(error, Exception):
+            self.told = error if isinstance(error, SnnexpError) else user_parts.told(error, "data")
 
     def reraise(self) -> None:
         if self.told is None:
@@ -288,63 +329,3 @@ class _NotSent(ExceptionWrapper):
             return super().reraise()  # type: ignore[no-untyped-call, no-any-return]
         reason = f"{os.strerror(self.errno)}, and data workers need it; data.num_workers=0 does without"
         raise OSError(self.errno, reason, self.file)
-
-
-class ShuffledBatches(Sampler[list[int]]):
-    """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of each.
-
-    A batch that the processes cannot share equally loses its remainder, so that their gradients weigh the same.
-    ``begin`` is where a resumed run begins: an epoch, and the batches of it that are done.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        drop_last: bool,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        begin: tuple[int, int] = (0, 0),
-    ) -> None:
-        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        usable = length // batch_size * batch_size if drop_last else length
-        self.sizes = [min(batch_size, usable - start) // world * world for start in range(0, usable, batch_size)]
-        self.sizes = [size for size in self.sizes if size]
-        self.epoch, self.done = begin
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.done = self.done if epoch == self.epoch else 0
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(fold(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        for index, size in list(enumerate(self.sizes))[self.done :]:
-            start = index * self.batch_size
-            yield order[start + self.rank : start + size : self.world]
-
-
-class OrderedBatches(Sampler[list[int]]):
-    """All samples once, in order; of ``world`` processes, each takes its share of every batch.
-
-    Where the first batch has fewer samples than there are processes, each of them takes all.
-    """
-
-    def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        if min(batch_size, length) < world:
-            rank, world = 0, 1
-        self.world = world
-        """How many processes share the batches; 1 where each of them goes over all."""
-        shares = (range(start, length)[:batch_size][rank::world] for start in range(0, length, batch_size))
-        self.batches = [list(share) for share in shares if share]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)

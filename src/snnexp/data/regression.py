@@ -8,7 +8,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from snnexp.data.module import DataModule
-from snnexp.spec.annotations import Count, Seed, Stackable, Workers
+from snnexp.spec.annotations import Count, Given, Seed, Stackable, Workers
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 
@@ -58,7 +58,15 @@ class RegressionDataset:
         return other
 
 
-@part(target="trace", sequences=True, inputs=(1,), outputs=1, stackable=True)
+@part(
+    target="trace",
+    sequences=True,
+    inputs=(1,),
+    outputs=1,
+    num_steps=Given("num_steps"),
+    samples=Given("num_samples"),
+    stackable=True,
+)
 @checked
 def regression_data(
     mode: Mode,

@@ -10,6 +10,8 @@ from snnexp.search.storage import parse
 from snnexp.spec import parts
 from snnexp.spec.annotations import Count, Index, Name, Positive, Seed
 from snnexp.spec.checked import check_fields
+from snnexp.spec.reader import MISSING
+from snnexp.spec.rules import Facts
 from snnexp.spec.values import COUNT
 from snnexp.text import shown
 
@@ -63,8 +65,8 @@ class Settings:
 
 def main_measure(cfg: Mapping[str, Any], split: str) -> str:
     """The measure of a split that stands for runs on these data: accuracy, L1 error, or loss."""
-    target = parts.of(cfg["data"]["_target_"]).fact("target")
-    name = {"labels": "accuracy", "trace": "l1"}.get(target, "loss")
+    target = Facts(parts.of(cfg["data"]["_target_"]), cfg["data"]).target
+    name = {"labels": "accuracy", "trace": "l1", "values": "l1"}.get(target, "loss")
     return f"{split}/{name}"
 
 
@@ -81,16 +83,18 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     """
     data = cfg["data"]
     # what other data hold is not known before they are built
-    unknown = not parts.is_shipped(data["_target_"], "data") and "val_size" not in data
-    validated = bool(data.get("val_size"))
+    keys = Facts(parts.of(data["_target_"])).validation
+    keys = ("val_size",) if keys is MISSING else keys
+    unknown = not parts.is_shipped(data["_target_"], "data") and not any(key in data for key in keys)
+    validated = any(data.get(key) for key in keys)
     if not validated and (settings.metric is None or (settings.metric.startswith("val/") and not unknown)):
-        reason = "got 0, a search needs a validation split; set it, or"
-        if "val_size" not in data:
+        reason = f"got {shown(data.get(keys[0]))}, a search needs a validation split; set it, or"
+        if keys[0] not in data:
             reason = "these data have no validation split;"
         if unknown:
             reason = "these data do not have this key, which tells of a validation split;"
         metric = main_measure(cfg, "val" if unknown else "test")
-        raise ConfigError(f"data.val_size: {reason} name the metric, such as hydra.sweeper.metric={metric}")
+        raise ConfigError(f"data.{keys[0]}: {reason} name the metric, such as hydra.sweeper.metric={metric}")
     metric = settings.metric or main_measure(cfg, "val")
     if not metric.startswith(("train/", "val/", "test/")):
         raise ConfigError(f"hydra.sweeper.metric: got {shown(metric)}, must begin with train/, val/ or test/")

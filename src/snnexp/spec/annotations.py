@@ -102,6 +102,24 @@ Nodes = Annotated[Sequence[Mapping[str, Any]], HOLDS_PARTS]
 """A list of mappings with parts in them, each described by ``_target_``; the constructor checks them."""
 Stackable = Annotated[T, STACKABLE]
 
+
+@dataclass(frozen=True)
+class _Object:
+    """Marks an argument that may be an object of any class."""
+
+
+OBJECT = _Object()
+Object = Annotated[object, OBJECT]
+"""An object of any class; in a config, a mapping whose ``_target_`` is of an allowed package."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A fact that a part takes from one of its arguments: ``@part(target=Given("kind"))``; None there says nothing."""
+
+    argument: str
+
+
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]

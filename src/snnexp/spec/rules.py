@@ -1,23 +1,43 @@
 """Checks of parts against each other. Each takes the parts themselves, or the facts read from their sources."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from snnexp.errors import ConfigError
 from snnexp.spec import parts
+from snnexp.spec.annotations import Given
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.text import closest, shown
 
+OTHER_LOSS = "use another loss, or data with labels"
+TARGETS = {
+    "labels": ("labels", "use another loss, or data with a trace"),
+    "trace": ("a trace", "use loss=mse_membrane, or data with labels"),
+    "values": ("values", "use loss=mse_membrane, or data with labels"),
+    "step_labels": ("a label for each step", OTHER_LOSS),
+}
+"""The kinds of targets: in words, and what fits them."""
+
 
 class Facts:
-    """The class attributes of a part that is only read; MISSING where the source does not tell."""
+    """The class attributes of a part that is only read; MISSING where the source does not tell.
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    Args:
+        spec: the part.
+        values: its arguments, of which some are facts (:class:`~snnexp.spec.annotations.Given`).
+    """
+
+    def __init__(self, spec: Spec, values: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.spec, self.values = spec, values
         self.name = spec.name
 
     def __getattr__(self, name: str) -> Any:
-        return self.spec.fact(name)
+        found = self.spec.fact(name)
+        if not isinstance(found, Given):
+            return found
+        value = self.values.get(found.argument)
+        return MISSING if value is None else value
 
 
 def require_arguments(path: str, name: str, keys: Collection[Any], known: Collection[str]) -> None:
@@ -35,9 +55,17 @@ def require_target(loss: Any, data: Any) -> None:
     """Refuse a loss that cannot be compared with the target of the data."""
     known = isinstance(loss.targets, tuple | list) and loss.targets and isinstance(data.target, str)
     if known and data.target not in loss.targets:
+        kind, hint = TARGETS.get(data.target, (data.target, OTHER_LOSS))
+        raise ConfigError(f"loss: {_name(loss)} compares with {loss.targets[0]}, these data have {kind}; {hint}")
+
+
+def require_steps(data: Any, num_steps: Any) -> None:
+    """Refuse sequences of another length than the run's."""
+    known = data.sequences is True and isinstance(data.num_steps, int)
+    if known and data.num_steps != num_steps:
+        steps = data.num_steps
         raise ConfigError(
-            f"loss: {_name(loss)} compares with {loss.targets[0]}, these data have a {data.target}; "
-            "use loss=mse_membrane, or data with labels"
+            f"data: these sequences have {steps} steps, and num_steps is {shown(num_steps)}; use num_steps={steps}"
         )
 
 
@@ -166,14 +194,13 @@ def require_batches(
     """Refuse sizes that the training samples do not allow.
 
     Args:
-        samples: how many there are; MISSING for ``num_samples`` of them.
+        samples: how many there are; MISSING where that is not known.
         devices: processes that share each batch.
         batch_size: samples of a batch.
         drop_last: leave out a batch that is not full.
         val_size: samples that are set aside.
         values: other arguments of the data.
     """
-    samples = values.get("num_samples", MISSING) if samples is MISSING else samples
     if samples is MISSING:
         return
     if val_size >= samples:

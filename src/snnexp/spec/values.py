@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Protocol, Union, cast, get_args, get
 
 from annotated_types import DocInfo
 
-from snnexp.spec.annotations import HOLDS_PARTS, STACKABLE, AtLeast, AtMost, Matching
+from snnexp.spec.annotations import HOLDS_PARTS, OBJECT, STACKABLE, AtLeast, AtMost, Matching
 from snnexp.spec.places import KINDS
 from snnexp.text import shown
 
@@ -78,6 +78,17 @@ class Part:
         found: str | None = getattr(self.kind, "_example", None)
         others: list[type] = self.kind.__subclasses__()
         return found or [*(other.__name__ for other in others), self.kind.__name__][0]
+
+
+@dataclass(frozen=True)
+class AnyObject:
+    """An object of any class, or the config node that describes one."""
+
+    def __contains__(self, value: object) -> bool:
+        return is_object(value)
+
+    def __str__(self) -> str:
+        return "a mapping such as {_target_: mypkg.MyClass}"
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,8 @@ def is_object(value: object) -> bool:
     return not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
 
 
+ANY = "builtins.object"
+"""The class of :class:`AnyObject`, as :func:`kinds` names it."""
 FINITE = Number()
 COUNT = Number(low=1, whole=True)
 WHOLE = Number(whole=True)
@@ -276,6 +289,10 @@ def kinds(domain: Domain | None) -> Iterator[str]:
             yield _full_name(domain.kind)
         case Parameter():
             yield _full_name(domain.part.kind)
+        case AnyObject():
+            yield ANY
+        case ListOf():
+            yield from kinds(domain.each)
         case Either():
             yield from kinds(domain.first)
             yield from kinds(domain.second)
@@ -283,7 +300,9 @@ def kinds(domain: Domain | None) -> Iterator[str]:
 
 def _bounded(inner: Domain | None, metadata: Iterable[Any]) -> Domain | None:
     for mark in metadata:
-        if isinstance(mark, Matching):
+        if mark == OBJECT:
+            inner = AnyObject()
+        elif isinstance(mark, Matching):
             inner = Text(mark.pattern, mark.name)
         elif mark == HOLDS_PARTS:
             inner = ListOf(Kind(Mapping, "a mapping"))

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp import config
 from snnexp.spec import parts
 from snnexp.spec.places import PLACES
-from snnexp.spec.reader import Spec
-from snnexp.spec.values import Parameter
+from snnexp.spec.reader import Argument, Spec
+from snnexp.spec.values import ANY, Parameter
 
 
 def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
@@ -73,9 +73,17 @@ def _kind(value: Any) -> str | None:
 
 
 def _specs(node: Any) -> Iterator[Spec]:
-    if isinstance(node, Mapping):
-        if isinstance(node.get("_target_"), str):
-            yield parts.of(node["_target_"])
-        node = [*node.values()]
-    for value in node if isinstance(node, list) else ():
-        yield from _specs(value)
+    """The parts that compute for all members at once: not those that another part may take as any object."""
+    if isinstance(node, list):
+        for value in node:
+            yield from _specs(value)
+    if not isinstance(node, Mapping):
+        return
+    arguments: Mapping[str, Argument] = {}
+    if isinstance(node.get("_target_"), str):
+        spec = parts.of(node["_target_"])
+        arguments = spec.arguments
+        yield spec
+    for name, value in node.items():
+        if not (name in arguments and ANY in arguments[name].kinds):
+            yield from _specs(value)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -184,7 +184,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     torch.manual_seed(cfg.seed)
     spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
-    contracts.require_kind(data, DataModule, "data")
+    contracts.require_data(data)
     outputs = decoder.neurons(data.outputs) if isinstance(decoder, Decoder) else data.outputs
     given = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
     made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)
@@ -200,7 +200,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     _require_encoded(encoder, data, found, cfg.num_steps)
     contracts.require_results(network, loss, decoder, measures, penalties, data, cfg.num_steps)
     if spikes is not None:
-        data.spikes = spikes
+        data.description = replace(data.description, spikes=spikes)
     if data.spikes and not (data.sequences or encoder.spikes):
         raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
     # values that are 0 or 1 alone are spikes where they change over time
@@ -281,6 +281,7 @@ def _match(
     readout = list(network.neurons().values())[-1]
     rules.require_target(loss, data)
     rules.require_encoder(encoder, data)
+    rules.require_steps(data, num_steps)
     rules.require_spikes(loss, readout)
     if isinstance(decoder, str):
         name = rules.default_decoder(loss, readout, data, earlier=decoder == decoding.EARLIER)
@@ -299,6 +300,7 @@ def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps
     """Refuse values that cannot be encoded, and an encoder that gives another number of steps."""
     with user_parts.running("encoder"):
         encoder.require_range(found.low, found.high)
+        data.check_range_with(encoder.require_range)
         if data.sequences or encoder.constant:
             return
         # drawing here must not move the run's stream

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp.config import user_parts
-from snnexp.data import DataModule
+from snnexp.data import DataModule, Description
 from snnexp.decoders import Decoder, Readout, pooled
 from snnexp.errors import ConfigError
 from snnexp.isolation import random_states, restored
@@ -22,17 +22,24 @@ from snnexp.metrics import Measure
 from snnexp.network import Network
 from snnexp.neurons import STATISTICS, Neuron, Trace, names
 from snnexp.regularizers import Penalty
-from snnexp.spec import parts, rules
+from snnexp.spec import parts
 from snnexp.text import shown
 from snnexp.training.opaque import Opaque
 
 SAMPLES = 2
 
 
-def require_kind(part: Any, kind: type, key: str) -> None:
+def require_kind(part: Any, kind: type, key: str, hint: str = "") -> None:
     """Refuse what a target has made that is of no use in its place."""
     if not isinstance(part, kind):
-        raise _refused(f"{key}: got {_a(part)}, must be a {kind.__module__}.{kind.__qualname__}")
+        raise _refused(f"{key}: got {_a(part)}, must be a {kind.__module__}.{kind.__qualname__}{hint}")
+
+
+def require_data(data: Any) -> None:
+    """Refuse data that are no data module, and say how a dataset becomes one."""
+    name = f"{type(data).__module__}.{type(data).__qualname__}"
+    hint = f"; data=dataset data.dataset._target_={name} makes one of it" if hasattr(data, "__getitem__") else ""
+    require_kind(data, DataModule, "data", hint)
 
 
 def making_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
@@ -195,17 +202,8 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
 
 def _require_scalar(loss: Any, trace: Any, data: DataModule, trained: bool) -> None:
     with user_parts.running("loss"):
-        value = loss(trace, _target(data, trace.num_steps))
+        value = loss(trace, _a_target(data.description, trace.num_steps))
     _require_gradient("loss", loss, value, trained)
-
-
-def _target(data: DataModule, num_steps: int) -> Tensor:
-    """A target of the kind that the data have."""
-    if data.target in rules.DECODED:
-        steps = () if data.target == "labels" else (num_steps,)
-        return torch.zeros((*steps, SAMPLES), dtype=torch.int64)
-    steps = (num_steps,) if data.target == "trace" else ()
-    return torch.rand((*steps, SAMPLES, data.outputs))
 
 
 def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
@@ -232,7 +230,7 @@ def _require_measure(
     more = () if decoder is None else names(decoder.reads)
     readout = Readout(Declared(trace, measure, key, (*names(loss.reads), *more)), decoder, loss)
     with user_parts.running(key), torch.no_grad():
-        state: Any = measure.update(readout, _target(data, trace.num_steps))
+        state: Any = measure.update(readout, _a_target(data.description, trace.num_steps))
         fits = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
         value: Any = measure.compute(measure.merge(state, state)) if fits else state
     name = type(measure).__name__
@@ -249,6 +247,13 @@ def _require_penalty(key: str, penalty: Penalty, traces: Mapping[str, Any], fire
             raise ConfigError(f"{key}: {type(penalty).__name__}.chosen gives {layers}, must be of {', '.join(traces)}")
         value = penalty({layer: Declared(traces[layer], penalty, key) for layer in layers})
     _require_gradient(key, penalty, value, trained=False)
+
+
+def _a_target(description: Description, num_steps: int) -> Tensor:
+    """A batch of targets of the kind that is described."""
+    shape = [*description.target_shape(num_steps)]
+    shape.insert(int(description.is_timed), SAMPLES)
+    return torch.zeros(shape, dtype=torch.int64) if description.is_classified else torch.rand(shape)
 
 
 def _is_foreign(part: Any) -> bool:

@@ -297,6 +297,9 @@ def _announce(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found:
         screen.print(f"not trained: {', '.join(init.freeze)}")
     if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
         screen.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
+    checks_itself = getattr(parts.data.train, "checks_itself", False)
+    if parts.data.spikes is None and parts.data.sequences and checks_itself and not parts.encoder.spikes:
+        screen.print("inputs are not known before they are read and count as values; data.spikes=true counts spikes")
 
 
 def succeed(

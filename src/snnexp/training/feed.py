@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from snnexp.data import DataModule
 
+PLAIN = (bool, int, float, str, type(None), torch.device)
+"""Types whose values are compared as such."""
+
 
 class Together(LightningDataModule):
     """The data of all members, in batches of :class:`Feed`.
@@ -24,7 +27,7 @@ class Together(LightningDataModule):
         self.data = data
         first = data[0]
         self.feeds = {
-            split: Feed([getattr(part, split) for part in data], first.sequences, first.target == "trace", device)
+            split: Feed([getattr(part, split) for part in data], first.sequences, first.description.is_timed, device)
             for split in ("train", "val", "test")
             if getattr(first, split) is not None
         }
@@ -66,12 +69,12 @@ class Feed:
     Args:
         samples: of each member.
         sequences: whether inputs have a time axis of their own.
-        traces: whether targets have one.
+        timed: whether targets have one.
         device: where they will be used.
     """
 
-    def __init__(self, samples: Sequence[Any], sequences: bool, traces: bool, device: torch.device) -> None:
-        self.sequences, self.traces = sequences, traces
+    def __init__(self, samples: Sequence[Any], sequences: bool, timed: bool, device: torch.device) -> None:
+        self.sequences, self.timed = sequences, timed
         self.same = all(_same(samples[0], other) for other in samples[1:])
         self.samples = [part.to(device) for part in (samples[:1] if self.same else samples)]
 
@@ -80,15 +83,15 @@ class Feed:
 
     def __getitem__(self, indices: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int | None]:
         """Inputs, targets, and which axis of the targets is the members'; None where they are the same for all."""
-        values_at, target_at = int(self.sequences), int(self.traces)
+        values_at, target_at = int(self.sequences), int(self.timed)
         if self.same and all(part == indices[0] for part in indices[1:]):
-            values, target = self.samples[0][list(indices[0])]
+            values, target = self.samples[0][indices[0]]
             return values.unsqueeze(values_at + 1), target, None
         if self.same:
             order = torch.tensor(indices).t()
             values, target = self.samples[0][order.flatten()]
             return values.unflatten(values_at, order.shape), target.unflatten(target_at, order.shape), target_at + 1
-        batches = [samples[list(part)] for samples, part in zip(self.samples, indices, strict=True)]
+        batches = [samples[part] for samples, part in zip(self.samples, indices, strict=True)]
         values, target = zip(*batches, strict=True)
         return torch.stack(values, values_at + 1), torch.stack(target, target_at + 1), target_at + 1
 
@@ -101,9 +104,15 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two datasets hold the same samples."""
-    return all(
-        (_same_memory(value, mine) or torch.equal(value, mine))
-        if isinstance(value, Tensor) and isinstance(mine, Tensor)
-        else value == mine
-        for value, mine in zip(vars(one).values(), vars(other).values(), strict=True)
+    return type(one) is type(other) and all(
+        _same_value(value, mine) for value, mine in zip(vars(one).values(), vars(other).values(), strict=True)
     )
+
+
+def _same_value(value: Any, mine: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(mine, Tensor):
+        return _same_memory(value, mine) or torch.equal(value, mine)
+    if isinstance(value, tuple | list) and type(value) is type(mine):
+        return len(value) == len(mine) and all(map(_same_value, value, mine))
+    # what is equal to what is for other classes to say, perhaps element by element
+    return value is mine or (type(value) in PLAIN and type(mine) in PLAIN and bool(value == mine))

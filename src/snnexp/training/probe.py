@@ -91,9 +91,12 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
         if hasattr(neuron, threshold):
             found["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
     if decoder is None:
-        found["trajectory"] = traces[-1].membrane[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
-        found["target"] = target[:STEPS, :TRAJECTORIES].flatten(2)[..., 0]
-    else:
+        shown = traces[-1].membrane[:STEPS, :TRAJECTORIES]
+        found["trajectory"] = shown.flatten(2)[..., 0]
+        # values stand for all steps
+        trajectory = target.expand_as(traces[-1].membrane)[:STEPS, :TRAJECTORIES]
+        found["target"] = trajectory.flatten(2)[..., 0]
+    elif target.ndim == 1:
         found["label"], found["predicted"] = target, decoder(traces[-1])
         found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}

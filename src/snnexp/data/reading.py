@@ -1,0 +1,338 @@
+"""Samples of a map-style dataset: converted, checked as they are read, and drawn by seed, epoch and index."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snnexp.config import user_parts
+from snnexp.data.batches import Batch, OrderedBatches
+from snnexp.data.description import Target
+from snnexp.data.scaling import Scaling
+from snnexp.errors import ConfigError, DataError
+from snnexp.isolation import cpu_random_states, restored
+from snnexp.seeds import fold
+
+STORED = 256
+"""Samples that are read at a time into memory."""
+
+
+class Source:
+    """A dataset, and what is applied to each of its samples.
+
+    Args:
+        name: for messages.
+        dataset: map-style, ``len(dataset)`` and ``dataset[index]``, whose samples are pairs (x, y).
+        transforms: of x, in this order.
+        target_transforms: of y.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: Any,
+        transforms: Sequence[Callable[[Any], Any]] = (),
+        target_transforms: Sequence[Callable[[Any], Any]] = (),
+    ) -> None:
+        self.name, self.dataset, self.transforms, self.target_transforms = name, dataset, transforms, target_transforms
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def raw(self, index: int) -> tuple[Any, Any]:
+        """A sample after its transforms, of any types.
+
+        Raises:
+            DataError: it is no pair.
+        """
+        found = self.dataset[index]
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise self.error(index, f"is a {type(found).__name__}, must be a pair (x, y)")
+        x, y = found
+        for transform in self.transforms:
+            x = transform(x)
+        for transform in self.target_transforms:
+            y = transform(y)
+        return x, y
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """A sample as tensors.
+
+        Raises:
+            DataError: it is no pair of tensors, arrays or numbers.
+        """
+        x, y = self.raw(index)
+        return self._tensor(index, "an input", x), self._tensor(index, "a target", y)
+
+    def error(self, index: int, what: str) -> DataError:
+        """The error for a sample."""
+        return DataError(f"data: sample {index} of {self.name} {what}")
+
+    def _tensor(self, index: int, what: str, value: Any) -> Tensor:
+        found = _as_tensor(value)
+        if found is None:
+            kind = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+            raise self.error(index, f"has {what} of type {kind}, must be a tensor, a NumPy array or a number")
+        return found
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, (np.ndarray, np.generic)):
+        # a copy: an array may be read-only, or have its bytes in another order
+        array = np.array(value, order="C")
+        if array.dtype.kind not in "biuf":
+            return None
+        value = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    elif isinstance(value, (bool, int, float)):
+        value = torch.tensor(value)
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_sparse:
+        return None
+    return value.detach()
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value is an image of the Python Imaging Library, without importing it."""
+    return any(kind.__module__.partition(".")[0] == "PIL" for kind in type(value).__mro__)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The shapes that all samples of a set have.
+
+    Args:
+        inputs: of x, with time.
+        targets: of y.
+        kind: of the target.
+        sequences: whether x begins with time.
+    """
+
+    inputs: tuple[int, ...]
+    targets: tuple[int, ...]
+    kind: Target
+    sequences: bool
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, sequences: bool, kind: Target | None) -> "Form":
+        """That of the first sample.
+
+        Args:
+            x: input.
+            y: target.
+            sequences: whether x begins with time.
+            kind: of the target; None to tell it from the number type and the axes.
+
+        Raises:
+            ConfigError: the sample is not of the kind, or the kind cannot be told.
+        """
+        if sequences and not x.ndim:
+            raise ConfigError("sequences: got true, and the first input is a number, must be [T, *N]")
+        kind = kind or _kind(x, y, sequences)
+        wanted = {"labels": 0, "values": 1, "trace": 2, "step_labels": 1}[kind]
+        form = cls(tuple(_input(x, sequences).shape), tuple(_target(y, kind).shape), kind, sequences)
+        if len(form.targets) != wanted or (form.is_classified and y.is_floating_point()):
+            vector = "[T], whole numbers" if form.is_classified else "a number or [K]"
+            need = {0: "a whole number", 1: vector, 2: "[T, K]"}[wanted]
+            raise ConfigError(f"target: got {kind}, and the first sample has {_told(y)}, must be {need}")
+        return form
+
+    def fitted(self, source: Source, index: int) -> tuple[Tensor, Tensor]:
+        """A sample of these shapes.
+
+        Raises:
+            DataError: it has others.
+        """
+        x, y = source.read(index)
+        if self.is_classified and y.is_floating_point():
+            raise source.error(index, f"has a target of {_dtype(y)}, must be whole numbers")
+        x, y = _input(x, self.sequences), _target(y, self.kind)
+        for what, found, wanted in (("an input", x, self.inputs), ("a target", y, self.targets)):
+            if tuple(found.shape) != wanted:
+                shapes = f"{list(found.shape)}, must be {list(wanted)} as that of the first sample"
+                raise source.error(index, f"has {what} of shape {shapes}")
+        return x, y
+
+    @property
+    def is_classified(self) -> bool:
+        """Whether targets are classes."""
+        return self.kind in ("labels", "step_labels")
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The axes of the batch, in inputs and in targets."""
+        return int(self.sequences), int(self.kind in ("trace", "step_labels"))
+
+
+def _kind(x: Tensor, y: Tensor, sequences: bool) -> Target:
+    """Real numbers: one or a vector is values, a matrix a trace. Whole numbers: one is a label, T are step labels."""
+    if y.is_floating_point():
+        if y.ndim <= 2:
+            return "trace" if y.ndim == 2 else "values"
+    elif y.ndim == 0 or (y.shape == (1,) and not sequences):
+        return "labels"
+    elif sequences and y.shape == x.shape[:1]:
+        return "step_labels"
+    known = "labels, trace, values or step_labels"
+    raise ConfigError(f"target: got null, and the first sample has {_told(y)}; set data.target to {known}")
+
+
+def _input(x: Tensor, sequences: bool) -> Tensor:
+    # a number is a vector of one
+    return x.unsqueeze(-1) if x.ndim == int(sequences) else x
+
+
+def _target(y: Tensor, kind: Target) -> Tensor:
+    if kind == "labels" and y.shape == (1,):
+        return y.squeeze(0)
+    return y.unsqueeze(-1) if y.ndim == {"values": 0, "trace": 1}.get(kind, -1) else y
+
+
+def _told(y: Tensor) -> str:
+    return f"a target of {_dtype(y)}, shape {list(y.shape)}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+class Indexed:
+    """Samples that are read one by one, by the process that makes the batch, and checked then.
+
+    What a sample draws from the global generators of PyTorch, NumPy and Python depends on the seed, the epoch and its
+    index alone, whichever process reads it; an evaluation draws the same each time.
+
+    Args:
+        source: the dataset.
+        indices: which of its samples.
+        form: what all have in common.
+        seed: of what samples draw.
+        outputs: classes, where targets are some; None if that is not known yet.
+    """
+
+    checks_itself = True
+
+    def __init__(
+        self, source: Source, indices: Sequence[int], form: Form, seed: int, outputs: int | None = None
+    ) -> None:
+        self.source, self.indices, self.form, self.seed, self.outputs = source, indices, form, seed, outputs
+        self.scaling: Scaling | None = None
+        self.require_range: Callable[[float, float], object] | None = None
+        """What raises where the encoder cannot take the lowest and the highest value."""
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
+        chosen = [self.indices[index] for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
+        place = ("train", indices.epoch) if isinstance(indices, Batch) else ("evaluate",)
+        with user_parts.running("data"), restored(cpu_random_states()):
+            pairs = [self._sample(index, place) for index in chosen]
+        inputs, targets = zip(*pairs, strict=True)
+        values_at, target_at = self.form.axes
+        wanted = torch.get_default_dtype()
+        values = torch.stack(inputs, values_at).to(wanted)
+        target = torch.stack(targets, target_at).to(torch.int64 if self.form.is_classified else wanted)
+        values = values if self.scaling is None else self.scaling(values)
+        self._check(chosen, values, target)
+        return values.to(self.device), target.to(self.device)
+
+    def to(self, device: torch.device) -> "Indexed":
+        """The same samples, whose batches are moved to a device."""
+        return self._with(device=device)
+
+    def scaled(self, scaling: Scaling) -> "Indexed":
+        """The same samples with scaled inputs."""
+        return self._with(scaling=scaling)
+
+    def _with(self, **changed: Any) -> "Indexed":
+        other = copy(self)
+        vars(other).update(changed)
+        return other
+
+    def _sample(self, index: int, place: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
+        seed_generators(fold(self.seed, "sample", *place, index))
+        return self.form.fitted(self.source, index)
+
+    def _check(self, indices: Sequence[int], values: Tensor, targets: Tensor) -> None:
+        """Refuse values that cannot be."""
+        for batch, axis in zip((values, targets), self.form.axes, strict=True):
+            if not torch.isfinite(batch).all():
+                wrong = (~torch.isfinite(batch)).movedim(axis, 0).reshape(len(indices), -1).any(1)
+                raise self.source.error(indices[int(wrong.int().argmax())], "has values that are NaN or infinite")
+        if self.form.is_classified:
+            low, high = int(targets.min()), int(targets.max())
+            if low < 0 or high >= (high + 1 if self.outputs is None else self.outputs):
+                label = low if low < 0 else high
+                at = (targets == label).movedim(self.form.axes[1], 0).reshape(len(indices), -1).any(1)
+                must = "0 or more" if self.outputs is None else f"from 0 to {self.outputs - 1}"
+                raise self.source.error(indices[int(at.int().argmax())], f"has the label {label}, must be {must}")
+        if self.require_range is not None:
+            self.require_range(values.min().item(), values.max().item())
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of a CPU."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+class Stored:
+    """Samples in memory.
+
+    Args:
+        inputs: ``[B, *N]``, or ``[T, B, *N]``.
+        targets: of the kind of the form.
+        axes: of the batch, in inputs and in targets.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, axes: tuple[int, int]) -> None:
+        self.inputs, self.targets, self.axes = inputs, targets, axes
+
+    @classmethod
+    def read(cls, samples: Indexed) -> "Stored":
+        """Read all samples, once and in order."""
+        axes, count, stored = samples.form.axes, len(samples), None
+        for indices in OrderedBatches(count, STORED):
+            batch = samples[indices]
+            if stored is None:
+                stored = [part.new_empty(_with_size(part, axis, count)) for part, axis in zip(batch, axes, strict=True)]
+            for whole, part, axis in zip(stored, batch, axes, strict=True):
+                whole.narrow(axis, indices[0], len(indices)).copy_(part)
+        assert stored is not None
+        return cls(stored[0], stored[1], axes)
+
+    def __len__(self) -> int:
+        return self.inputs.shape[self.axes[0]]
+
+    def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
+        inputs, targets = (
+            part[:, indices] if axis else part[indices]
+            for part, axis in zip((self.inputs, self.targets), self.axes, strict=True)
+        )
+        return inputs, targets
+
+    def to(self, device: torch.device) -> "Stored":
+        """The same samples in the memory of a device."""
+        return Stored(self.inputs.to(device), self.targets.to(device), self.axes)
+
+    def scaled(self, scaling: Scaling) -> "Stored":
+        """The same samples with scaled inputs."""
+        return Stored(scaling(self.inputs), self.targets, self.axes)
+
+
+def _with_size(tensor: Tensor, axis: int, size: int) -> list[int]:
+    shape = [*tensor.shape]
+    shape[axis] = size
+    return shape
+
+
+def inputs_of(samples: Any, size: int) -> Iterator[Tensor]:
+    """The inputs of all samples, in batches and in order."""
+    for indices in OrderedBatches(len(samples), size):
+        yield samples[indices][0]
