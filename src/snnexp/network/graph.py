@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snnexp.errors import located
 from snnexp.events import Events
-from snnexp.network.layers import Layer, arriving, counted_by, handed_on, reset_synapse, total
+from snnexp.network.layers import Layer, arriving, counted_by, handed_on, reset_synapse, resets, total
 from snnexp.neurons import Neuron, Reduced, Trace, is_plain, without_tuple
 from snnexp.spec.annotations import Steps
 from snnexp.spec.checked import checked
@@ -59,6 +59,7 @@ class Network(nn.Module):
     def __init__(self, num_steps: Steps, make_layers: Callable[[], dict[str, Layer]]) -> None:
         super().__init__()
         self.num_steps = num_steps
+        self.resets: list[Callable[[], object]] | None = None
         self.constant = True
         """Whether an input of one step stands for all ``num_steps``; a network that is fed sequences runs one step."""
         # what the constructors draw is drawn again, in an order of our own; what cannot be has numbers of its own
@@ -119,8 +120,25 @@ class Network(nn.Module):
         Returns:
             One trace per layer, the readout's last.
         """
-        num_steps = self._steps(inputs) if num_steps is None else num_steps
-        states = states or [None] * len(self.layers)
+        num_steps = self.steps(inputs) if num_steps is None else num_steps
+        self.forget()
+        return self.run(inputs, states or [None] * len(self.layers), num_steps, reduced)
+
+    def forget(self) -> None:
+        """Let modules of other libraries forget the batches before, by :func:`~snnexp.network.layers.resets`."""
+        # looked for once: a signature costs more than a step of a small network
+        self.resets = resets(self) if self.resets is None else self.resets
+        for method in self.resets:
+            method()
+
+    def run(
+        self,
+        inputs: Tensor | Events,
+        states: Sequence[Any],
+        num_steps: int,
+        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> list[Any]:
+        """As :meth:`forward`, where everything is known."""
         if self.fed_back:
             return self._step_by_step(inputs, states, num_steps, reduced)
         return self._walk({INPUT: inputs}, {}, states, num_steps, reduced)
@@ -231,7 +249,8 @@ class Network(nn.Module):
                 hook.remove()
         return zip(currents.values(), traces, strict=True)
 
-    def _steps(self, inputs: Tensor | Events) -> int:
+    def steps(self, inputs: Tensor | Events) -> int:
+        """How many steps the network runs for an input."""
         return self.num_steps if self.constant and inputs.shape[0] == 1 else inputs.shape[0]
 
     def reading_input(self) -> list[nn.Module]:

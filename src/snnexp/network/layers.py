@@ -1,5 +1,6 @@
 """A layer: synapses that turn what arrives into currents, and the neurons that receive their sum."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -12,8 +13,10 @@ from snnexp.neurons import CalledTrace, Neuron, Trace, is_plain, over_samples, p
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
-HARMLESS = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 """What in an evaluation passes spikes on as they are."""
+RESETS = ("reset", "reset_mem")
+"""Methods that let a module forget what it has seen: neurons of SpikingJelly and of snnTorch have one of them."""
 
 
 class Dense(nn.Linear):
@@ -105,12 +108,28 @@ def counted_by(synapse: nn.Module) -> nn.Linear | nn.Conv2d | None:
     In a sequence of modules these are the first ones, if none follow.
     """
     if isinstance(synapse, nn.Sequential):
-        modules = [module for module in synapse if not isinstance(module, HARMLESS)]
+        modules = [module for module in synapse if not isinstance(module, PASSING)]
+        if [type(module) for module in modules[:2]] == [nn.Flatten, nn.Linear]:
+            modules = modules[1:]
         weighted = any(weight.ndim > 1 for module in modules[1:] for weight in module.parameters())
         return counted_by(modules[0]) if modules and not weighted else None
-    if isinstance(synapse, nn.Conv2d) and synapse.padding_mode != "zeros":
-        return None
-    return synapse if isinstance(synapse, nn.Linear | nn.Conv2d) else None
+    # a subclass may compute something else
+    kind = type_before_parametrizations(synapse)
+    if kind is nn.Conv2d:
+        return cast(nn.Conv2d, synapse) if cast(nn.Conv2d, synapse).padding_mode == "zeros" else None
+    return cast(nn.Linear, synapse) if kind in (nn.Linear, Dense, StackedDense) else None
+
+
+def resets(module: nn.Module) -> list[Callable[[], object]]:
+    """Those methods of :data:`RESETS` that need no arguments, of a module and of all within it, the inner ones first."""
+    found = [getattr(each, name, None) for each in reversed([*module.modules()]) for name in RESETS]
+    methods = [method for method in found if callable(method)]
+    return [method for method in methods if not any(map(_is_required, inspect.signature(method).parameters.values()))]
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    several = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind not in several
 
 
 @torch.no_grad()

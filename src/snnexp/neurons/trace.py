@@ -35,6 +35,11 @@ class Trace:
         return f"Trace(spikes={_outline(spikes)}, membrane={_outline(self.membrane)}, state={_outline(self.state)})"
 
     @property
+    def given_spikes(self) -> Tensor | Callable[[], Tensor]:
+        """The spikes as they were given: computed, or not yet."""
+        return self._spikes
+
+    @property
     def spikes(self) -> Tensor:
         if not isinstance(self._spikes, Tensor):
             # whoever reads them first, and without gradients, must not take these from the others

@@ -4,10 +4,12 @@ Tests hold the parts of this package to it; what a user's parts return is looked
 the random numbers of a run.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -86,18 +88,70 @@ def require_reads(part: Any, key: str) -> None:
 
 def as_network(made: Any, inputs: tuple[int, ...], outputs: int, num_steps: int, constant: bool) -> Network:
     """What a target has made as a network; any other module than a :class:`Network` becomes an opaque one."""
-    if not isinstance(made, Network):
-        require_kind(made, nn.Module, "network")
-        network = Opaque(made, num_steps)
-        network.constant = constant
-        # an even number, of which the half is a batch too
-        example = torch.rand((1 if constant else num_steps, 2 * SAMPLES, *inputs), generator=torch.Generator())
-        with restored(random_states()), unchanged(network), user_parts.running("network"):
-            network.look(example, outputs)
-        return network
-    made.constant = constant
-    require_network(made)
-    return made
+    if isinstance(made, Network):
+        made.constant = constant
+        require_network(made)
+        return made
+    require_kind(made, nn.Module, "network")
+    network = Opaque(made, num_steps)
+    network.constant = constant
+    with restored(random_states()), unchanged(network), _running(network.kind):
+        known = network.look(_example(inputs, num_steps, constant), outputs)
+    network.known = known
+    return network
+
+
+def _example(inputs: tuple[int, ...], num_steps: int, constant: bool, seed: int = 0) -> Tensor:
+    """A batch of an even number of samples, of which the half is a batch too."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((1 if constant else num_steps, 2 * SAMPLES, *inputs), generator=generator)
+
+
+@contextmanager
+def _running(kind: str) -> Iterator[None]:
+    """Report what a network raises: that of a user's code as a :class:`PartError`, else as a :class:`ConfigError`."""
+    try:
+        with user_parts.running("network"):
+            yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"network: {kind} raised {type(error).__name__}: {reason}") from error
+
+
+def _kind(network: Network) -> str:
+    return network.kind if isinstance(network, Opaque) else type(network).__name__
+
+
+@torch.no_grad()
+def _require_forgetting(network: Network, inputs: tuple[int, ...], num_steps: int) -> None:
+    """Refuse a network that gives another result for the same batch after it has seen others."""
+    example, other = (_example(inputs, num_steps, network.constant, seed) for seed in (0, 1))
+    for training in (False, True):
+        with restored(random_states()), unchanged(network), _running(_kind(network)):
+            network.train(training)
+            first = _results(network, example)
+            network(other.clone())
+            network(other[:, :SAMPLES].clone())
+            weights = [weight.clone() for weight in network.parameters()]
+            again = _results(network, example)
+            if any(not torch.equal(*pair) for pair in zip(weights, network.parameters(), strict=True)):
+                raise ConfigError(
+                    f"network: reset() of {_kind(network)} changes weights, and is called before each batch"
+                )
+        if any(not torch.equal(*pair) for pair in zip(first, again, strict=True)):
+            how = "give it a method reset() that forgets all, which is called before each batch"
+            raise ConfigError(f"network: {_kind(network)} keeps state from one batch to the next; {how}")
+
+
+def _results(network: Network, example: Tensor) -> list[Tensor]:
+    """Spikes and membranes, the random numbers being the same each time."""
+    with restored(random_states()):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        traces = network(example.clone())
+    # NaN is not equal to itself
+    return [part.nan_to_num() for trace in traces for part in (trace.spikes, trace.membrane)]
 
 
 def require_network(network: Network) -> None:
@@ -129,7 +183,8 @@ def require_results(
             if _is_foreign(neuron):
                 _require_neuron(neuron, "readout" if name == "readout" else "neuron")
         inputs = torch.rand((1 if network.constant else num_steps, SAMPLES, *data.inputs))
-        traces = network(inputs)
+        with _running(_kind(network)):
+            traces = network(inputs)
         trained = any(weight.requires_grad for weight in network.parameters())
         with user_parts.running("decoder"):
             readout = pooled(decoder, Declared(traces[-1], loss, "loss"))
@@ -143,6 +198,8 @@ def require_results(
         for name, penalty in penalties.items():
             if _is_foreign(penalty):
                 _require_penalty(f"regularizer.{name}", penalty, dict(zip(neurons, traces, strict=True)), fires)
+    if any(map(_is_foreign, network.modules())):
+        _require_forgetting(network, data.inputs, num_steps)
 
 
 class Declared:

@@ -1,7 +1,6 @@
 """A network that is a plain ``torch.nn.Module``: what is known of it is what it returns."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,8 +12,6 @@ from snnexp.events import Events
 from snnexp.network.graph import Delivery, Network
 from snnexp.neurons import Neuron, Reduced, Trace
 
-RESETS = ("reset", "reset_mem")
-"""Methods that let a module forget what it has seen: SpikingJelly's and snnTorch's neurons have one of them."""
 READOUT = "readout"
 
 
@@ -36,8 +33,7 @@ class Opaque(Network):
 
     Its ``forward(x)`` receives ``[T, B, *N]``; a constant input is expanded. It returns the readout: the membrane
     ``[T, B, K]``, a pair (spikes, membrane), or a :class:`~snnexp.neurons.Trace`; or a mapping from names of layers to
-    these, the readout last, so that the inner layers are known too. What it keeps from one batch to the next is reset
-    before each: by its method ``reset()``, else by ``reset()`` or ``reset_mem()`` of the modules within it.
+    these, the readout last, so that the inner layers are known too.
 
     Args:
         module: the module.
@@ -47,67 +43,83 @@ class Opaque(Network):
     def __init__(self, module: nn.Module, num_steps: int) -> None:
         super().__init__(num_steps, dict)
         self.module = module
-        self.resets: list[Callable[[], object]] | None = None
         self.known: dict[str, Foreign] = {}
-        """The layers, once :meth:`look` has seen what the module returns."""
+        """The layers, as :meth:`look` finds them."""
 
-    def forward(
+    @property
+    def kind(self) -> str:
+        """The name of the module's class."""
+        return type(self.module).__name__
+
+    def run(
         self,
         inputs: Tensor | Events,
-        states: Sequence[Any] | None = None,
-        num_steps: int | None = None,
+        states: Sequence[Any],
+        num_steps: int,
         reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
-        """As of :class:`~snnexp.network.Network`; a module takes no states."""
-        if states is not None and any(state is not None for state in states):
+        if any(state is not None for state in states):
             raise ValueError("a module of another library takes no state: give it the whole sequence")
-        num_steps = self._steps(inputs) if num_steps is None else num_steps
-        dense = inputs.dense() if isinstance(inputs, Events) else inputs
-        self._reset()
-        found = self.module(dense.expand(num_steps, *dense.shape[1:]))
-        traces = {name: _trace(value) for name, value in _named(found).items()}
+        traces = self._traces(inputs.dense() if isinstance(inputs, Events) else inputs, num_steps)
+        if [*traces] != [*self.known]:
+            raise ConfigError(
+                f"network: {self.kind} returned {', '.join(traces)}, and at first {', '.join(self.known)}"
+            )
         return [trace.reduced(reduced[name]) if name in reduced else trace for name, trace in traces.items()]
 
+    def _traces(self, dense: Tensor, num_steps: int) -> dict[str, Trace]:
+        found = self.module(dense.expand(num_steps, *dense.shape[1:]))
+        named = {str(name): value for name, value in found.items()} if isinstance(found, Mapping) else {READOUT: found}
+        if not named or len(named) < (len(found) if isinstance(found, Mapping) else 1):
+            raise ConfigError(f"network: {self.kind} must return its layers by different names, the readout last")
+        return {name: self._trace(name, value) for name, value in named.items()}
+
+    def _trace(self, name: str, found: Any) -> Trace:
+        """What the module returned for a layer as a trace, whose state shows whether all numbers are finite."""
+        found = (found.spikes, found.membrane) if isinstance(found, Trace) else found
+        whole = (found,) if isinstance(found, Tensor) else found
+        fits = isinstance(found, Tensor) or (isinstance(found, (tuple, list)) and len(found) == 2)
+        if not fits or not all(isinstance(part, Tensor) for part in whole):
+            kind = type(found).__name__
+            need = "must be a membrane [T, B, K], (spikes, membrane) or a Trace"
+            raise ConfigError(f"network: {self.kind} returned a {kind} for {name}, {need}")
+        membrane = whole[-1]
+        shapes = {tuple(part.shape) for part in whole}
+        if membrane.ndim < 3 or len(shapes) > 1 or not all(part.is_floating_point() for part in whole):
+            told = " and ".join(f"{str(part.dtype).removeprefix('torch.')}{list(part.shape)}" for part in whole)
+            raise ConfigError(
+                f"network: {self.kind} returned {told} for {name}, must be numbers [T, B, *N] of one shape"
+            )
+        spikes = whole[0] if len(whole) == 2 else lambda: torch.zeros_like(membrane)
+        return Trace(spikes, membrane, (membrane[-1],))
+
     @torch.no_grad()
-    def look(self, inputs: Tensor, outputs: int) -> None:
-        """Learn from an example which layers there are.
+    def look(self, inputs: Tensor, outputs: int) -> dict[str, Foreign]:
+        """Which layers there are, as an example shows.
 
         Args:
-            inputs: as of :meth:`forward`, with an even number of samples.
+            inputs: as of :meth:`forward`.
             outputs: neurons that the readout must have.
 
         Raises:
-            ConfigError: the module does not return a readout, or keeps state from one batch to the next.
+            ConfigError: the module does not return a readout.
         """
-        steps, kind = self._steps(inputs), type(self.module).__name__
-        samples = inputs.shape[1]
-        self.eval()
-        state = torch.get_rng_state()
-        self._reset()
-        found = self.module(inputs.expand(steps, *inputs.shape[1:]))
-        named = _named(found)
-        for name, value in named.items():
-            trace = _trace(value, kind)
-            for part in (trace.spikes, trace.membrane):
-                if part.shape[:2] != (steps, samples) or part.ndim < 3:
-                    told = f"network: {kind} returned {list(part.shape)} for {name}"
-                    raise ConfigError(f"{told}, must be {[steps, samples]} and neurons")
-            self.known[name] = Foreign(tuple(trace.membrane.shape[2:]), not isinstance(value, Tensor))
-        last = [*self.known.values()][-1].features
+        steps, samples = self.steps(inputs), inputs.shape[1]
+        known: dict[str, Foreign] = {}
+        self.forget()
+        for name, trace in self._traces(inputs.clone(), steps).items():
+            if not name.isidentifier():
+                raise ConfigError(
+                    f"network: {self.kind} returned a layer {name!r}; use letters, digits and underscores"
+                )
+            if trace.membrane.shape[:2] != (steps, samples):
+                found = f"{list(trace.membrane.shape)} for {name}"
+                raise ConfigError(f"network: {self.kind} returned {found}, must be {[steps, samples]} and neurons")
+            known[name] = Foreign(tuple(trace.membrane.shape[2:]), isinstance(trace.given_spikes, Tensor))
+        last = [*known.values()][-1].features
         if last != (outputs,):
-            raise ConfigError(f"network: {kind} returned a readout of {list(last)} neurons, must be {[outputs]}")
-        self(inputs[:, : samples // 2])
-        torch.set_rng_state(state)
-        again = self(inputs)[-1]
-        if not torch.equal(again.membrane, _trace([*named.values()][-1]).membrane):
-            how = "give it a method reset() that forgets all, called before each batch"
-            raise ConfigError(f"network: {kind} keeps state from one batch to the next; {how}")
-
-    def _reset(self) -> None:
-        # looked for once: a signature costs more than a step of a small network
-        self.resets = _resets(self.module) if self.resets is None else self.resets
-        for method in self.resets:
-            method()
+            raise ConfigError(f"network: {self.kind} returned a readout of {list(last)} neurons, must be {[outputs]}")
+        return known
 
     def with_currents(self, inputs: Tensor | Events) -> Iterator[tuple[list[Tensor], Trace]]:
         """As of :class:`~snnexp.network.Network`; no currents are known."""
@@ -133,40 +145,3 @@ class Opaque(Network):
         """As of :class:`~snnexp.network.Network`; what spikes cost is not known."""
         for name in self.known:
             yield name, torch.empty(0), None
-
-
-def _resets(module: nn.Module) -> list[Callable[[], object]]:
-    """The methods that let a module forget the batches that it has seen: its own, else those of the modules in it."""
-    own = _methods(module)
-    return own or [method for each in module.modules() for method in _methods(each)]
-
-
-def _methods(module: nn.Module) -> list[Callable[[], object]]:
-    """Methods of :data:`RESETS` that a module has and that need no arguments."""
-    methods = [method for name in RESETS if callable(method := getattr(module, name, None))]
-    return [method for method in methods if not any(map(_is_required, inspect.signature(method).parameters.values()))]
-
-
-def _is_required(parameter: inspect.Parameter) -> bool:
-    several = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return parameter.default is parameter.empty and parameter.kind not in several
-
-
-def _named(found: Any) -> dict[str, Any]:
-    return {str(name): value for name, value in found.items()} if isinstance(found, Mapping) else {READOUT: found}
-
-
-def _trace(found: Any, kind: str = "the module") -> Trace:
-    """What a module returned for a layer as a trace; its state tells whether all is finite."""
-    if isinstance(found, Trace):
-        found = (found.spikes, found.membrane)
-    if isinstance(found, Tensor):
-        return Trace(lambda: torch.zeros_like(found), found, (found[-1],))
-    pair = isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)
-    if not pair:
-        told = type(found).__name__
-        raise ConfigError(
-            f"network: {kind} returned a {told}, must be a membrane [T, B, K], (spikes, membrane) or a Trace"
-        )
-    spikes, membrane = found
-    return Trace(spikes, membrane, (membrane[-1],))
