@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from snnexp import kernels
-from snnexp.config.build import Maker
 from snnexp.errors import ConfigError
 from snnexp.metrics import synaptic_operations
 from snnexp.network import MLP, Graph, stack
 from snnexp.neurons import Identity, Leaky, LeakyIntegrator, RLeaky
+from snnexp.spec.parts import Maker
 from snnexp.surrogates import FastSigmoid
 
 T, B = 7, 3
@@ -259,9 +259,15 @@ def test_members_of_a_stack_are_what_they_are_alone() -> None:
         ([layer("a", size=3), layer("readout", "a", "a")], "inputs of readout must be a list of different names"),
         ([layer("a", synapse=nn.Linear(4, 3)), layer("readout")], r"a synapse of a, Linear, cannot read \[5\]"),
         ([layer("readout", synapse=nn.Linear(5, 3))], r"the readout has neurons \[3\], and these data need \[2\]"),
-        ([layer("a", "b", synapse=nn.Linear(3, 4)), layer("b", "a", synapse=nn.Linear(4, 3)), layer("readout")],
+        ([layer("a", "b", synapse=nn.Linear(3, 4)), layer("b", "a", "input", size=3), layer("readout")],
          "a reads later layers alone"),
         ([], "must be a list of layers"),
+        ([layer("keys", size=3), layer("readout")], "'keys' cannot name a layer"),
+        ([layer("a", size=3), layer("b", "a", size=3), layer("readout", "a")], "nothing of b reaches the readout"),
+        ([layer("a", "b", size=3), layer("b", "a", size=3), layer("readout")], "nothing of the input reaches a"),
+        ([layer("a", synapse=5), layer("readout")], "a synapse of a is a int, must be a torch.nn.Module"),
+        ([layer("a", synapse=[]), layer("readout")], "synapse of a is empty"),
+        ([layer("a", synapse=[nn.Flatten(0)]), layer("readout")], r"Flatten, must give a tensor \[B, \*N\]"),
     ],
 )  # fmt: skip
 def test_layers_that_do_not_fit_are_refused(layers: Any, sentence: str) -> None:

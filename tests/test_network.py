@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from snnexp.data import Description
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer, Uniform
 from snnexp.losses import CEMembrane
@@ -311,7 +312,8 @@ def test_a_dry_run_leaves_no_trace() -> None:
     # a weight that is computed before each call, and cannot be copied
     prune.random_unstructured(made.layers["hidden2"].synapse, "weight", 0.5)
     made.layers["hidden1"].eval()
-    data: Any = SimpleNamespace(inputs=(5,), outputs=3, target="labels")
+    described = Description((5,), 3, "labels")
+    data: Any = SimpleNamespace(inputs=(5,), outputs=3, target="labels", description=described)
     before = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
     contracts.require_results(made, CEMembrane(), None, {}, {}, data, T)
     assert (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()) == before

@@ -1,12 +1,15 @@
 """Networks that are plain modules: what they return, what they must forget, what is known of them."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from snnexp.data import Description
 from snnexp.errors import ConfigError
+from snnexp.losses import CEMembrane
 from snnexp.neurons import Leaky, Trace
 from snnexp.training import contracts
 from snnexp.training.opaque import Opaque
@@ -33,6 +36,9 @@ class Plain(nn.Module):
             "trace": Trace(spikes, membrane, None),
             "layers": {"lif": hidden, "readout": (spikes, membrane)},
             "list": [membrane] * 3,
+            "nothing": {},
+            "counts": membrane.long(),
+            "two sizes": (spikes.repeat(1, 1, 2), membrane),
             "short": membrane[1:],
             "wide": membrane.repeat(1, 1, 2),
         }[self.how]
@@ -61,6 +67,44 @@ class Forgetting(Keeping):
         self.total = 0.0
 
 
+class ByBatchSize(Keeping):
+    """Begins anew where the batch has another size, so that only a batch of the same size shows what it keeps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.total, Tensor) and self.total.shape[1] != x.shape[1]:
+            self.total = 0.0
+        u: Tensor = self.line(x)
+        self.total = self.total + u.detach()
+        return u + self.total
+
+
+class InTraining(Keeping):
+    """Keeps what it has seen in training alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.line(x)  # type: ignore[no-any-return]
+
+
+class Redrawing(Keeping):
+    def reset(self) -> None:
+        self.total = 0.0
+        self.line.reset_parameters()
+
+
+class OwnReset(nn.Module):
+    """Its own ``reset`` knows nothing of the module in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.count = Forgetting(), 0
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)  # type: ignore[no-any-return]
+
+
 class Inside(nn.Module):
     """Its neurons know how to forget, as those of SpikingJelly and snnTorch do."""
 
@@ -74,6 +118,8 @@ class Inside(nn.Module):
 
 def network(module: nn.Module, constant: bool = True) -> Opaque:
     found = contracts.as_network(module, (5,), 2, T, constant)
+    data: Any = SimpleNamespace(inputs=(5,), outputs=2, target="labels", description=Description((5,), 2, "labels"))
+    contracts.require_results(found, CEMembrane(), None, {}, {}, data, T)
     assert isinstance(found, Opaque)
     return found
 
@@ -104,7 +150,7 @@ def test_a_constant_input_is_expanded_and_a_sequence_is_not() -> None:
     assert module.seen[-1] == (1, B, 5)
 
 
-@pytest.mark.parametrize("module", [Forgetting, Inside])
+@pytest.mark.parametrize("module", [Forgetting, Inside, OwnReset])
 def test_a_loss_does_not_depend_on_the_batch_before(module: type[nn.Module]) -> None:
     made, x = network(module()), torch.rand(1, B, 5)
     losses = []
@@ -128,7 +174,10 @@ def test_state_that_cannot_be_reset_is_refused(where: str) -> None:
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("list", r"returned a list, must be a membrane \[T, B, K\], \(spikes, membrane\) or a Trace"),
+        ("list", r"returned a list for readout, must be a membrane \[T, B, K\], \(spikes, membrane\) or a Trace"),
+        ("nothing", "must return its layers by different names"),
+        ("counts", r"returned int64\[6, 4, 2\] for readout, must be floats"),
+        ("two sizes", r"returned float32\[6, 4, 4\] and float32\[6, 4, 2\] for readout, must be .* of one shape"),
         ("short", r"returned \[5, 4, 2\] for readout, must be \[6, 4\] and neurons"),
         ("wide", r"returned a readout of \[4\] neurons, must be \[2\]"),
     ],

@@ -55,13 +55,13 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         try:
             signature.bind(*positional, **values, **more)
         except TypeError as error:
-            raise ConfigError(f"{path}: {target.__name__} is {error}") from error
+            raise _refused(f"{path}: {target.__name__} is {error}") from error
         if targets.is_module(str(node["_target_"])):
             try:
                 return target(*positional, **values, **more)
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
-                raise ConfigError(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
+                raise _refused(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
         with user_parts.constructing(path), located(path):
             if not targets.is_own(str(node["_target_"])):
                 # those of this package check by themselves, however they are called
@@ -71,23 +71,8 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-class Maker:
-    """Builds a part that lies deeper within the arguments of another, which alone knows what is missing.
-
-    Args:
-        make: the factory.
-        missing: names of arguments that the constructor has and the config does not set.
-    """
-
-    def __init__(self, make: Callable[..., Any], missing: Iterable[str]) -> None:
-        self.make, self.missing = make, frozenset(missing)
-
-    def __call__(self, **arguments: Any) -> Any:
-        return self.make(**arguments)
-
-
 def _within(value: Any, path: str) -> Any:
-    """A value with the parts that it holds: made, or a :class:`Maker` where their place gives them more."""
+    """A value with the parts that it holds: made, or a ``Maker`` where their place gives them more."""
     if isinstance(value, list):
         return [_within(each, f"{path}.{index}") for index, each in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -101,7 +86,7 @@ def _within(value: Any, path: str) -> Any:
         return instantiate(value, path)
     given = NEURON.given if NEURON.base in names else SYNAPSE
     missing = {*inspect.signature(target).parameters}.intersection(given) - {*value}
-    return Maker(factory(value, path, missing), missing)
+    return parts.Maker(factory(value, path, missing), missing)
 
 
 def _built(value: Any, path: str) -> Any:
@@ -109,3 +94,10 @@ def _built(value: Any, path: str) -> Any:
     if isinstance(value, list):
         return [_built(each, f"{path}.{index}") for index, each in enumerate(value)]
     return instantiate(value, path) if isinstance(value, Mapping) and "_target_" in value else value
+
+
+def _refused(sentence: str) -> ConfigError:
+    """Raised perhaps within the constructor of another part, whose key is not to be put in front."""
+    error = ConfigError(sentence)
+    error.located = True
+    return error

@@ -175,7 +175,7 @@ def _near(key: str, options: set[str]) -> str:
     if not options and parent == "readout":
         return "readout=same repeats the neuron; choose another readout to set it apart"
     prefix = f"{parent}." if parent else ""
-    return closest(leaf, options, prefix) if options else "nothing can be set below it"
+    return closest(leaf, options, prefix) if options else f"an argument that its file does not set is typed +{key}=..."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@
 ``fused`` runs anywhere that PyTorch does, ``triton`` on GPUs; :func:`use` hands kernels to the neurons of a network.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool
             chosen, kernel = _first(names, neuron, device)
             # Lightning takes a network back to the CPU after training
             neuron.kernel = triton_or_fused if chosen == "triton" else kernel
-            short = path.removeprefix("layers.").removeprefix("module.").removesuffix(".neuron")
+            short = re.sub(r"^(layers|module)\.", "", path).removesuffix(".neuron")
             used.setdefault(chosen, []).append(short)
     if not used and name in ("fused", "triton"):
         raise ConfigError(f"kernel: got {name}, and the network has no neurons of snnexp; use auto")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snnexp.errors import located
 from snnexp.events import Events
 from snnexp.network.layers import Layer, arriving, counted_by, handed_on, reset_synapse, resets, total
-from snnexp.neurons import Neuron, Reduced, Trace, is_plain, without_tuple
+from snnexp.neurons import Identity, Neuron, Reduced, Trace, is_plain, without_tuple
 from snnexp.spec.annotations import Steps
 from snnexp.spec.checked import checked
 
@@ -274,14 +274,18 @@ class Network(nn.Module):
     def connections(self, inputs: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...], Weighted, str]]:
         """Every synapse between layers.
 
-        Yields the layer behind it, the shape that it reads, its weights, and what it reads: ``input``, ``values`` or
-        ``spikes``.
+        Yields the layer behind it, the shape that it reads, its weights, and what it reads: ``spikes``, ``values`` of
+        every step, the ``input``, or values that are ``still`` where the input is.
         """
+        still: set[str] = set()
         for name, layer in self._layers().items():
             for source, synapse in layer.synapses(self.sources[name]):
                 neuron = None if source == INPUT else self._layers()[source].neuron
                 kind = "input" if neuron is None else "spikes" if neuron.spikes else "values"
+                kind = "still" if source in still else kind
                 yield name, tuple(inputs) if neuron is None else neuron.features, counted_by(synapse), kind
+            if isinstance(layer.neuron, Identity) and {*self.sources[name]} <= still | {INPUT}:
+                still.add(name)
 
     def deliveries(
         self, traces: Sequence[Trace | Reduced], inputs: Tensor | Events | None = None

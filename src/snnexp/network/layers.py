@@ -121,7 +121,7 @@ def counted_by(synapse: nn.Module) -> nn.Linear | nn.Conv2d | None:
 
 
 def resets(module: nn.Module) -> list[Callable[[], object]]:
-    """Those methods of :data:`RESETS` that need no arguments, of a module and of all within it, the inner ones first."""
+    """The methods of :data:`RESETS` that need no arguments, of a module and of all within it, the inner ones first."""
     found = [getattr(each, name, None) for each in reversed([*module.modules()]) for name in RESETS]
     methods = [method for method in found if callable(method)]
     return [method for method in methods if not any(map(_is_required, inspect.signature(method).parameters.values()))]
@@ -135,8 +135,8 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 @torch.no_grad()
 def reset_synapse(synapse: nn.Module, neuron: Neuron) -> None:
     """Draw the weights of a synapse anew; a module that cannot do so keeps what its constructor has drawn."""
-    if isinstance(synapse, nn.Linear | nn.Conv2d):
-        neuron.reset_synapse(synapse)
+    if type_before_parametrizations(synapse) in (nn.Linear, nn.Conv2d, Dense):
+        neuron.reset_synapse(cast(nn.Linear, synapse))
     elif callable(reset := getattr(synapse, "reset_parameters", None)):
         reset()
     elif type(synapse).__module__.startswith("torch."):

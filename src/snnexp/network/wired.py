@@ -1,6 +1,6 @@
 """A network whose layers a config wires: several inputs of a layer, skip connections, feedback, any synapse."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from snnexp.network.layers import Dense, Layer, NeuronFactory
 from snnexp.neurons import Identity, Neuron
 from snnexp.spec.annotations import Nodes, Steps
 from snnexp.spec.checked import checked
+from snnexp.spec.parts import Maker
 
 Shape = tuple[int, ...]
 
@@ -55,6 +56,11 @@ class Graph(Network):
         layers: Nodes,
     ) -> None:
         require_wiring(layers)
+        for each in layers:
+            if hasattr(nn.ModuleDict, each["name"]):
+                raise ConfigError(
+                    f"layers: {each['name']!r} cannot name a layer, torch.nn has an attribute of this name"
+                )
         makers = {"neuron": neuron, "readout": readout}
         super().__init__(num_steps, lambda: _Wiring(tuple(inputs), outputs, makers, layers).layers())
 
@@ -81,7 +87,7 @@ def require_wiring(layers: Any) -> None:
     for name in names:
         if not name.isidentifier() or name == "input" or names.count(name) > 1:
             raise ConfigError(
-                f"layers: {name!r} cannot name a layer; use letters and digits, each name once, not input"
+                f"layers: {name!r} cannot name a layer; use letters, digits and underscores, each name once, not input"
             )
     for layer, before in zip(layers, ["input", *names], strict=False):
         name, sources, synapse = layer["name"], layer.get("inputs", [before]), layer.get("synapse")
@@ -102,6 +108,29 @@ def require_wiring(layers: Any) -> None:
             raise ConfigError(f"layers: {name} needs one synapse for each of its inputs {', '.join(sources)}")
         if synapse is not None and len(sources) > 1 and not by_name:
             raise ConfigError(f"layers: {name} has several inputs, and needs a mapping from their names to synapses")
+        if synapse in ([], {}):
+            raise ConfigError(f"layers: synapse of {name} is empty")
+    reads = {
+        layer["name"]: list(layer.get("inputs", [before]))
+        for layer, before in zip(layers, ["input", *names], strict=False)
+    }
+    for name in names:
+        if "input" not in reached(reads, name):
+            raise ConfigError(f"layers: nothing of the input reaches {name}")
+        if name != "readout" and name not in reached(reads, "readout"):
+            raise ConfigError(f"layers: nothing of {name} reaches the readout")
+
+
+def reached(reads: Any, name: Any) -> Any:
+    """All that a layer depends on, by what each layer reads."""
+    found: list[Any] = []
+    left = [name]
+    while left:
+        for source in reads.get(left.pop(), []):
+            if source not in found:
+                found.append(source)
+                left.append(source)
+    return found
 
 
 class _Wiring:
@@ -166,7 +195,8 @@ class _Wiring:
         if node["neuron"] is None:
             return Identity(features)
         made = node["neuron"]
-        made = made(features=features) if "features" in getattr(made, "missing", ()) else made
+        if isinstance(made, Maker):
+            made = made(features=features) if "features" in made.missing else made()
         if not isinstance(made, Neuron):
             raise ConfigError(f"layers: neuron of {name} is a {type(made).__name__}, must be a snnexp.neurons.Neuron")
         return made
@@ -198,10 +228,12 @@ class _Wiring:
         return next(iter(shapes))
 
 
-def _made(node: nn.Module | Callable[..., nn.Module], shape: Shape, name: str) -> nn.Module:
+def _made(node: Any, shape: Shape, name: str) -> nn.Module:
     """A module of a synapse; what its constructor asks about the shape that it reads is filled in."""
     if isinstance(node, nn.Module):
         return node
+    if not isinstance(node, Maker):
+        raise ConfigError(f"layers: a synapse of {name} is a {type(node).__name__}, must be a torch.nn.Module")
     known: dict[str, Any] = {
         "inputs": shape,
         "in_features": shape[-1],
@@ -210,7 +242,7 @@ def _made(node: nn.Module | Callable[..., nn.Module], shape: Shape, name: str) -
         "num_channels": shape[0],
         "normalized_shape": shape,
     }
-    made = node(**{key: value for key, value in known.items() if key in getattr(node, "missing", ())})
+    made = node(**{key: value for key, value in known.items() if key in node.missing})
     if not isinstance(made, nn.Module):
         raise ConfigError(f"layers: a synapse of {name} is a {type(made).__name__}, must be a torch.nn.Module")
     return made
@@ -219,16 +251,23 @@ def _made(node: nn.Module | Callable[..., nn.Module], shape: Shape, name: str) -
 @torch.no_grad()
 def _behind(module: nn.Module, shape: Shape, name: str) -> Shape:
     """The shape ``[*N]`` of what comes out of a module; nothing in it changes."""
-    training, two = module.training, torch.zeros(2, *shape)
+    if 0 in shape:
+        raise ConfigError(f"layers: a synapse of {name} reads {list(shape)}, of which nothing is left")
+    training = module.training
     module.eval()
     try:
-        found = module(two)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        # a module for samples without a batch takes a batch of one size for channels
+        found, more = module(torch.zeros(2, *shape)), module(torch.zeros(3, *shape))
+    except Exception as error:
+        if not type(module).__module__.startswith("torch."):
+            raise
         reason = " ".join(str(error).split())[:160]
         kind = type(module).__name__
         raise ConfigError(f"layers: a synapse of {name}, {kind}, cannot read {list(shape)}: {reason}") from error
     finally:
         module.train(training)
-    if not isinstance(found, torch.Tensor) or found.ndim < 2 or len(found) != 2:
-        raise ConfigError(f"layers: a synapse of {name} must give a tensor [B, *N]")
+    fits = all(isinstance(each, torch.Tensor) and each.ndim > 1 for each in (found, more))
+    if not fits or (len(found), len(more)) != (2, 3) or found.shape[1:] != more.shape[1:]:
+        kind = type(module).__name__
+        raise ConfigError(f"layers: a synapse of {name}, {kind}, must give a tensor [B, *N] for {['B', *shape]}")
     return tuple(found.shape[1:])

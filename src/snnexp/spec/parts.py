@@ -1,7 +1,7 @@
 """The parts of this package, and the specification of any part by its target."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from snnexp.spec import source as sources
@@ -10,6 +10,21 @@ from snnexp.spec.reader import Spec, read
 from snnexp.text import snake
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Maker:
+    """Builds a part that lies deeper within the arguments of another, which alone knows what is missing.
+
+    Args:
+        make: the factory.
+        missing: names of arguments that the constructor has and the config does not set.
+    """
+
+    def __init__(self, make: Callable[..., Any], missing: Iterable[str]) -> None:
+        self.make, self.missing = make, frozenset(missing)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.make(**arguments)
 
 
 def part(**facts: Any) -> Callable[[Function], Function]:

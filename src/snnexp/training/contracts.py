@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from snnexp.config import user_parts
 from snnexp.data import DataModule, Description
 from snnexp.decoders import Decoder, Readout, pooled
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, SnnexpError
 from snnexp.isolation import random_states, restored
 from snnexp.losses import Loss
 from snnexp.metrics import Measure
@@ -113,7 +113,9 @@ def _running(kind: str) -> Iterator[None]:
     try:
         with user_parts.running("network"):
             yield
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as error:
+    except SnnexpError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"network: {kind} raised {type(error).__name__}: {reason}") from error
 
@@ -135,9 +137,7 @@ def _require_forgetting(network: Network, inputs: tuple[int, ...], num_steps: in
             weights = [weight.clone() for weight in network.parameters()]
             again = _results(network, example)
             if any(not torch.equal(*pair) for pair in zip(weights, network.parameters(), strict=True)):
-                raise ConfigError(
-                    f"network: reset() of {_kind(network)} changes weights, and is called before each batch"
-                )
+                raise ConfigError(f"network: reset() of {_kind(network)} changes weights before each batch")
         if any(not torch.equal(*pair) for pair in zip(first, again, strict=True)):
             how = "give it a method reset() that forgets all, which is called before each batch"
             raise ConfigError(f"network: {_kind(network)} keeps state from one batch to the next; {how}")
@@ -198,7 +198,8 @@ def require_results(
         for name, penalty in penalties.items():
             if _is_foreign(penalty):
                 _require_penalty(f"regularizer.{name}", penalty, dict(zip(neurons, traces, strict=True)), fires)
-    if any(map(_is_foreign, network.modules())):
+    # a neuron of ours has its state handed in and out
+    if any(_is_foreign(module) and not isinstance(module, Neuron) for module in network.modules()):
         _require_forgetting(network, data.inputs, num_steps)
 
 

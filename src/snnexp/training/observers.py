@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -314,7 +315,7 @@ def at_logged_step(trainer: Trainer) -> bool:
 
 def short(name: str) -> str:
     """A parameter as a person knows it: ``hidden1.neuron.beta``, with ``log_`` where its logarithm is kept."""
-    own = name.removeprefix("network.").removeprefix("layers.").removeprefix("module.")
+    own = re.sub(r"^network\.(layers|module)\.", "", name)
     layer, _, leaf = own.removesuffix(".original").rpartition(".")
     return f"{layer.removesuffix('.parametrizations')}.{'log_' if name.endswith('.original') else ''}{leaf}"
 

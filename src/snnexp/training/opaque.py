@@ -88,7 +88,7 @@ class Opaque(Network):
         if membrane.ndim < 3 or len(shapes) > 1 or not all(part.is_floating_point() for part in whole):
             told = " and ".join(f"{str(part.dtype).removeprefix('torch.')}{list(part.shape)}" for part in whole)
             raise ConfigError(
-                f"network: {self.kind} returned {told} for {name}, must be numbers [T, B, *N] of one shape"
+                f"network: {self.kind} returned {told} for {name}, must be floats [T, B, *N] of one shape"
             )
         spikes = whole[0] if len(whole) == 2 else lambda: torch.zeros_like(membrane)
         return Trace(spikes, membrane, (membrane[-1],))

@@ -113,7 +113,7 @@ def _connections(task: Task, inputs: Tensor | Events) -> dict[str, Any]:
             continue
         count = metrics.synaptic_operations(torch.ones(1, 1, *features, device=task.device), synapse)
         found[f"connections/{name}"] = found.get(f"connections/{name}", 0) + count
-        times = {"input": steps, "values": task.network.num_steps}.get(values, 0)
+        times = {"input": steps, "still": inputs.shape[0], "values": task.network.num_steps}.get(values, 0)
         found[f"products/{name}"] = found.get(f"products/{name}", 0) + count * times
     return {key: value for key, value in found.items() if key.partition("/")[2] not in unknown}
 
