@@ -7,6 +7,7 @@ from typing import Any
 from snnexp.config import targets, user_parts
 from snnexp.errors import ConfigError, located
 from snnexp.spec import checked, rules
+from snnexp.spec.places import MODULE, NEURON, PLACES, SYNAPSE
 
 
 def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
@@ -17,6 +18,16 @@ def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
         PartError: code of a part of the user's own raised another error.
     """
     return factory(node, path, given=arguments)(**arguments)
+
+
+def make_network(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
+    """As :func:`instantiate`, of a network; the constructor of any other module gets those arguments that it names."""
+    with user_parts.running(path):
+        target = targets.resolve(str(node.get("_target_")), path)
+    place = PLACES["network"]
+    given = place.given if place.base in targets.class_names(target) else ()
+    named = {*inspect.signature(target).parameters} - {*node}
+    return instantiate(node, path, **{key: each for key, each in arguments.items() if key in given or key in named})
 
 
 def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Callable[..., Any]:
@@ -35,7 +46,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         rules.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
     values = {
-        key: instantiate(value, f"{path}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
+        key: instantiate(value, f"{path}.{key}") if _is_node(value) else _within(value, f"{path}.{key}")
         for key, value in own.items()
     }
 
@@ -44,6 +55,12 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             signature.bind(*positional, **values, **more)
         except TypeError as error:
             raise ConfigError(f"{path}: {target.__name__} is {error}") from error
+        if targets.is_module(str(node["_target_"])):
+            try:
+                return target(*positional, **values, **more)
+            except (RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise ConfigError(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
         with user_parts.constructing(path), located(path):
             if not targets.is_own(str(node["_target_"])):
                 # those of this package check by themselves, however they are called
@@ -51,3 +68,40 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             return target(*positional, **values, **more)
 
     return make
+
+
+class Maker:
+    """Builds a part that lies deeper within the arguments of another, which alone knows what is missing.
+
+    Args:
+        make: the factory.
+        missing: names of arguments that the constructor has and the config does not set.
+    """
+
+    def __init__(self, make: Callable[..., Any], missing: Iterable[str]) -> None:
+        self.make, self.missing = make, frozenset(missing)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.make(**arguments)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _within(value: Any, path: str) -> Any:
+    """A value with the parts that it holds: made, or a :class:`Maker` where their place gives them more."""
+    if isinstance(value, list):
+        return [_within(each, f"{path}.{index}") for index, each in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" not in value:
+        return {key: _within(each, f"{path}.{key}") for key, each in value.items()}
+    with user_parts.running(path):
+        target = targets.resolve(str(value["_target_"]), path)
+    names = targets.class_names(target)
+    if MODULE not in names:
+        return instantiate(value, path)
+    given = NEURON.given if NEURON.base in names else SYNAPSE
+    missing = {*inspect.signature(target).parameters}.intersection(given) - {*value}
+    return Maker(factory(value, path, missing), missing)

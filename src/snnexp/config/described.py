@@ -30,6 +30,9 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
         path, _, name = key.rpartition(".")
         if name != "_target_" or group in GLOBAL or not isinstance(target, str):
             continue
+        if target == "???":
+            unread.append(f"{path}: name a part of your own by {key}=mypkg.Mine")
+            continue
         spec = parts.of(target)
         if spec.unread:
             unread.append(f"{path}: the arguments of {target} are not checked early: {spec.unread}")

@@ -11,7 +11,7 @@ from typing import Any, cast
 import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from snnexp.config import files
 from snnexp.config.folders import GLOBAL, GROUPS, choices, conf_dir, require_global
@@ -98,6 +98,9 @@ def _about_a_key(error: Exception) -> ConfigError | None:
         if key and "not in struct" in str(cause):
             parent = getattr(cause, "parent_node", None)
             return ConfigError(unknown(str(key), parent if isinstance(parent, DictConfig) else OmegaConf.create()))
+        if key and isinstance(cause, MissingMandatoryValue):
+            example = "mypkg.Mine" if str(key).endswith("._target_") else "..."
+            return ConfigError(f"{short(str(key))}: has no value, add {key}={example}")
         if key and isinstance(cause, OmegaConfBaseException):
             return ConfigError(f"{short(str(key))}: {_first_line(cause)}")
     return None

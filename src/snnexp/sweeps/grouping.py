@@ -49,10 +49,13 @@ def _shared(node: Mapping[str, Any]) -> dict[str, Any]:
     """A node with what may differ left out of it."""
     target = node.get("_target_")
     free = _free(parts.of(target)) if isinstance(target, str) else ()
-    return {
-        name: _kind(value) if name in free else _shared(value) if isinstance(value, Mapping) else value
-        for name, value in node.items()
-    }
+    return {name: _kind(value) if name in free else _of_value(value) for name, value in node.items()}
+
+
+def _of_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_of_value(each) for each in value]
+    return _shared(value) if isinstance(value, Mapping) else value
 
 
 def _free(spec: Spec) -> set[str]:
@@ -69,9 +72,10 @@ def _kind(value: Any) -> str | None:
     return "drawn" if isinstance(value, Mapping) else None
 
 
-def _specs(node: Mapping[str, Any]) -> Iterator[Spec]:
-    if isinstance(node.get("_target_"), str):
-        yield parts.of(node["_target_"])
-    for value in node.values():
-        if isinstance(value, Mapping):
-            yield from _specs(value)
+def _specs(node: Any) -> Iterator[Spec]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield parts.of(node["_target_"])
+        node = [*node.values()]
+    for value in node if isinstance(node, list) else ():
+        yield from _specs(value)
