@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from snnexp import config
+from snnexp.cli import main
 from snnexp.config.overrides import points
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.experiment import build, compose, load, resume, run
-from snnexp.network import Network
 from snnexp.record.run import Run
 from snnexp.sweeps import grouping
 from snnexp.training import stacked
@@ -37,6 +37,7 @@ TINY = [
     "logger.save_every_s=0",
     "optimizer.weight_decay=0.1",
 ]
+OUTSIDE = Path(__file__).parent / "outside"
 HIDDEN = "network.layers.hidden1."
 FROZEN = "init_from.freeze=[hidden1,hidden2.neuron,readout.synapse.bias]"
 
@@ -237,25 +238,36 @@ def test_weights_that_do_not_fit_are_named(words: list[str], sentence: str, firs
     assert [path.name for path in Path("outputs").iterdir()] == ["first"]
 
 
-class Normalized(Network):
-    """A layer whose synapse counts what passes."""
+@pytest.mark.parametrize(("network", "layer"), [("skip", "maps"), ("plain", "front")])
+def test_layers_of_other_networks_are_frozen_with_what_they_count(
+    network: str, layer: str, monkeypatch: pytest.MonkeyPatch, tiny_mnist: Path
+) -> None:
+    """Batch norm and pooling in a graph, and a plain module."""
+    monkeypatch.syspath_prepend(str(OUTSIDE))
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "adaptpkg")
+    words = ["trainer=cpu", "debug=batch", "logger=jsonl", "num_steps=3", "data.batch_size=8", "loss=nll_max_voltage"]
+    train = ["train", "--config-dir", str(OUTSIDE / "conf"), f"network={network}", *words]
+    assert main(train) == 0
+    (first,) = (path.parent for path in Path("outputs").glob("*/*/run.json"))
+    assert main([*train, "seed=5", f"init_from={first}", f"init_from.freeze=[{layer}]"]) == 0
+    (second,) = {path.parent for path in Path("outputs").glob("*/*/run.json")} - {first}
+    before, begin, end = weights(first), weights(second, "init"), weights(second)
+    assert all(torch.equal(begin[name], value) for name, value in before.items())
+    moved = {name for name, value in begin.items() if not torch.equal(end[name], value)}
+    assert moved
+    frozen = (f"network.layers.{layer}.", f"network.module.{layer}.")
+    assert any(name.startswith(frozen) for name in begin)
+    assert not any(name.startswith(frozen) for name in moved)
 
-    def __init__(self, network: Network) -> None:
-        nn.Module.__init__(self)
-        self.layers = network.layers
-        self.layers["hidden1"].synapse = nn.Sequential(nn.Linear(1, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
 
-
-def test_batch_norm_in_a_frozen_layer_counts_no_more() -> None:
-    network = Normalized(build(compose(TINY)).network)
-    synapse = network.layers["hidden1"].synapse
-    assert isinstance(synapse, nn.Sequential)
+def test_dropout_in_a_frozen_layer_stays_as_it_was() -> None:
+    network = build(compose(TINY)).network
+    synapse = nn.Sequential(nn.Linear(1, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+    cast(Any, network.layers["hidden1"]).synapse = synapse
     freeze(network, ["hidden2"])
     assert [module.training for module in synapse] == [True, True, True]
     freeze(network, ["hidden1.synapse.1"])
-    assert [module.training for module in synapse] == [True, False, True]
     assert [weight.requires_grad for weight in synapse.parameters()] == [True, True, False, False]
-    # dropout, which keeps nothing, is as it was
     freeze(network, ["hidden1"])
     assert [module.training for module in synapse] == [True, False, True]
     assert not any(weight.requires_grad for weight in synapse.parameters())

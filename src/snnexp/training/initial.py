@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from snnexp.config.keys import InitFrom
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.network import Network
+from snnexp.neurons import Neuron
 from snnexp.record.checkpoint import NETWORK, read_weights
 from snnexp.record.names import OWN
 from snnexp.record.run import Run
@@ -62,15 +63,15 @@ def _require_constants(network: Network, weights: dict[str, Tensor]) -> None:
 
     Learned parameters start from the weights, and so do numbers that were drawn for each neuron.
     """
-    paths = {module: path for path, module in network.named_modules()}
-    for layer, neuron in network.neurons().items():
+    for path, neuron in network.named_modules():
+        if not isinstance(neuron, Neuron):
+            continue
         for name, value in neuron.named_buffers():
-            path = paths[neuron]
             found = weights[f"{NETWORK}{path}.{name}"]
             if value.ndim == 0 and not torch.equal(found, value):
                 raise ConfigError(
-                    f"init_from: {layer}.neuron.{name} is {found.item():g} in the weights and {value.item():g} in this "
-                    "config, where it is not learned; set it to the same value"
+                    f"init_from: {_short(f'{path}.{name}')} is {found.item():g} in the weights and {value.item():g} in "
+                    "this config, where it is not learned; set it to the same value"
                 )
 
 
@@ -98,14 +99,15 @@ def freeze(network: Network, names: Sequence[str]) -> None:
             if _is_below(key, name):
                 parameter.requires_grad_(False)
         for path, module in network.named_modules():
-            if _is_below(path.removeprefix("layers."), name) and module._buffers:
+            if module._buffers and _is_below(path.removeprefix("layers.").removeprefix("module."), name):
                 module.train(False)
     if names and not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError("init_from.freeze: every parameter is frozen, so that nothing is left to train")
 
 
 def _short(name: str) -> str:
-    return short(f"{NETWORK}{name}").removeprefix(NETWORK)
+    # a module of one layer has no name before that of its weight
+    return short(f"{NETWORK}{name}").lstrip(".")
 
 
 def _is_below(key: str, name: str) -> bool:

@@ -121,15 +121,15 @@ def _connections(task: Task, inputs: Tensor | Events) -> dict[str, Any]:
 def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
     # not left in the parameters, where the optimiser would find them
-    # nothing before the current of a frozen layer may be trained
-    parts = [part for current in currents for part in current if part.requires_grad]
+    # where nothing that a current depends on is trained, it has no gradient
+    reached = [[part for part in current if part.requires_grad] for current in currents]
+    parts = [part for current in reached for part in current]
     gradients = torch.autograd.grad(loss, [*parts, *trained.values()], allow_unused=True)
     found = {f"norm/{name}": torch.linalg.vector_norm(weight) for name, weight in trained.items()}
     begin = 0
-    for name, current in zip(task.network.neurons(), currents, strict=True):
-        count = sum(part.requires_grad for part in current)
-        steps = [each for each in gradients[begin : begin + count] if each is not None]
-        begin += count
+    for name, current in zip(task.network.neurons(), reached, strict=True):
+        steps = [each for each in gradients[begin : begin + len(current)] if each is not None]
+        begin += len(current)
         if steps:
             whole = torch.cat([*steps])
             found[f"gradient/{name}"] = torch.linalg.vector_norm(whole.flatten(1), dim=1)
