@@ -36,7 +36,8 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{path}{key}.")
-        elif key not in ("_target_", "published"):
+        elif key not in ("_target_", "published", "decoder", "regularizer", "measure"):
+            # an empty node is chosen, not given a value
             yield f"{path}{key}"
 
 
