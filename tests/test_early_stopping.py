@@ -174,6 +174,14 @@ class TestAlone:
         with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: got 1, and there is no validation split"):
             compose([*IMAGES, STOPPING, "data.val_size=0"])
 
+    def test_it_is_measured_again_on_data_without_a_validation_split(self) -> None:
+        path = run(compose([*IMAGES, UNSTEADY, STOPPING, "schedule=plateau"])).path
+        metrics = Run(path).read()["metrics"]
+        for overrides in ([], ["data.val_size=0"]):
+            assert experiment.evaluate(path, overrides=overrides)["test/loss"] == metrics["test/loss"]
+        with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: an evaluation does not train"):
+            experiment.evaluate(path, overrides=["trainer.early_stopping=null"])
+
     def test_it_may_not_change(self, cfg: Any) -> None:
         path = killed(cfg, "training_step", 2)
         with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: 1 -> 2, and the run so far depends on it"):

@@ -150,12 +150,22 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
-        elif node in ("optimizer", "schedule") or key == "trainer.max_epochs":
+        elif node in ("optimizer", "schedule") or key in ("trainer.max_epochs", "trainer.early_stopping"):
             refusals.add(f"{shown(key)}: an evaluation does not train")
-    changed = cfg
+    changed = cfg = _without_watching(cfg)
     with refusals.collected():
         changed = change_all(cfg, overrides, ("num_steps",))
     refusals.tell()
+    return changed
+
+
+def _without_watching(cfg: DictConfig) -> DictConfig:
+    """A config of which nothing watches a measure in training: other data may have no validation split."""
+    changed = cfg.copy()
+    if parts.of(cfg.schedule["_target_"]).fact("watches") is not False:
+        changed.schedule = {"_target_": upgrade.SCHEDULES["constant"]}
+    if cfg.trainer.get("early_stopping") is not None:
+        changed.trainer.early_stopping = None
     return changed
 
 
