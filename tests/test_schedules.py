@@ -4,19 +4,23 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import ends
 import pytest
 import torch
 from torch import nn
 
-from snnexp import config, optimizers, schedules
+from snnexp import config, experiment, optimizers, schedules
 from snnexp.config import compose, composed, plain
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
 from snnexp.optimizers import Named, Parameters
 from snnexp.record import upgrade
+from snnexp.sweeps import grouping
 from snnexp.training import stacked
 from snnexp.training.stacked import Outcome, Point
+from snnexp.training.task import Task
 
 RECIPE = "experiment=regression_sqrt"
 CONSTANT, COSINE = {"_target_": "snnexp.schedules.Constant"}, {"_target_": "snnexp.schedules.Cosine"}
@@ -27,6 +31,7 @@ from typing import Any
 import torch
 
 from snnexp.optimizers import OptimizerFactory, Parameters
+from snnexp.schedules import Schedule
 from snnexp.spec.annotations import Positive, Stackable
 
 
@@ -37,6 +42,18 @@ class ByRole(OptimizerFactory):
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
         return torch.optim.Adamax(parameters.by_role(neuron={"lr": self.lr / 10}), self.lr)
+
+
+@dataclass(frozen=True)
+class Steps(Schedule):
+    stackable = True
+    unit = "epoch"
+    depends_on_length = False
+    gamma: float = 0.5
+
+    def __call__(self, optimizer: Any, total: int) -> Any:
+        assert total in (1, 3)
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file = tmp_path / "conf" / "optimizer" / f"{name.lower()}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"_target_: ownopt.{name}\nlr: 0.01\n")
+    (tmp_path / "conf" / "schedule").mkdir()
+    (tmp_path / "conf" / "schedule" / "steps.yaml").write_text("_target_: ownopt.Steps\n")
     (tmp_path / "conf" / "experiment").mkdir()
     recipe = "# @package _global_\ndefaults: [regression_sqrt]\noptimizer:\n  schedule: cosine\n"
     (tmp_path / "conf" / "experiment" / "old.yaml").write_text(recipe)
@@ -194,14 +213,41 @@ class TestAPartOfAUsersOwn:
         for lr in ("0.01", "0.02"):
             words = [*self.TINY, "optimizer=byrole", f"optimizer.lr={lr}", "schedule=cosine"]
             points.append(Point(config.check(composed(words, [folder])[0]), words))
-        ends: dict[int, Outcome] = {}
-        stacked.train(points, Path("stack"), lambda *_: None, ends.__setitem__)
+        found: dict[int, Outcome] = {}
+        stacked.train(points, Path("stack"), lambda *_: None, found.__setitem__)
         for index, lr in ((0, 0.01), (1, 0.02)):
-            path = ends[index].run
+            path = found[index].run
             assert path is not None
             content = torch.load(path / "checkpoints" / "init.ckpt", weights_only=True)
             rates = [group["lr"] for group in content["optimizer_states"][0]["param_groups"]]
             assert rates == pytest.approx([lr, lr / 10])
+
+    @pytest.mark.parametrize("step", [3, 4])
+    def test_a_schedule_of_epochs(
+        self, step: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A schedule of epochs, resumed at the end of one and within one, ends with the same bits."""
+        monkeypatch.chdir(tmp_path)
+        data = ["data.num_samples=5", "data.batch_size=2", "logger.save_every_s=0"]
+        cfg = config.check(composed([*self.TINY, *data, "schedule=steps"], [folder])[0])
+        assert grouping.obstacle(cfg) is None
+        whole = experiment.run(cfg).path
+        content = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+        assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(cfg.optimizer.lr / 8)
+        original, count = Task.training_step, iter(range(100))
+
+        def die(self: Task, *arguments: Any) -> Any:
+            if next(count) == step:
+                raise KeyboardInterrupt
+            return original(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "training_step", die)
+            with pytest.raises(KeyboardInterrupt):
+                experiment.run(cfg, parent=tmp_path / "killed")
+        (path,) = (tmp_path / "killed").iterdir()
+        experiment.resume(path)
+        assert ends.content(path) == ends.content(whole)
 
 
 def test_made_by_takes_both_protocols() -> None:
