@@ -68,6 +68,10 @@ class WarmUp(OptimizerFactory):
 """
 
 
+class KilledError(BaseException):
+    """Stands for whatever ends a process."""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of configs, and a package beside it."""
@@ -238,12 +242,12 @@ class TestAPartOfAUsersOwn:
 
         def die(self: Task, *arguments: Any) -> Any:
             if next(count) == step:
-                raise KeyboardInterrupt
+                raise KilledError
             return original(self, *arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(Task, "training_step", die)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KilledError):
                 experiment.run(cfg, parent=tmp_path / "killed")
         (path,) = (tmp_path / "killed").iterdir()
         experiment.resume(path)
