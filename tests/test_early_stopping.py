@@ -89,6 +89,7 @@ class TestPlateau:
         assert checkpoint(path)["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(rate)
         assert rate < 0.3
 
+    @pytest.mark.slow
     def test_resumed_within_an_epoch_and_at_its_end_it_ends_with_the_same_bits(self) -> None:
         cfg = compose([*IMAGES, *self.CFG])
         whole = run(cfg)
@@ -152,6 +153,7 @@ class TestAlone:
         assert "it stopped early, and with more epochs it would have stopped at the same step" in said
         assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
+    @pytest.mark.slow
     def test_killed_anywhere_it_ends_with_the_same_bits(self, cfg: Any) -> None:
         whole = run(cfg)
         stop = Run(whole.path).read()["stopped_early"]
@@ -161,6 +163,7 @@ class TestAlone:
             assert content(path) == content(whole.path), f"killed in {hook} {at}"
             assert Run(path).read()["stopped_early"] == stop
 
+    @pytest.mark.slow
     def test_a_run_that_becomes_longer_stops_where_it_would_have_stopped(self, cfg: Any) -> None:
         whole = run(cfg)
         epochs = Run(whole.path).read()["stopped_early"]["epoch"]
@@ -174,6 +177,7 @@ class TestAlone:
         with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: got 1, and there is no validation split"):
             compose([*IMAGES, STOPPING, "data.val_size=0"])
 
+    @pytest.mark.slow
     def test_it_is_measured_again_on_data_without_a_validation_split(self) -> None:
         path = run(compose([*IMAGES, UNSTEADY, STOPPING, "schedule=plateau"])).path
         metrics = Run(path).read()["metrics"]
@@ -207,6 +211,7 @@ class TestCallbacksOfLightning:
         assert Run(path).read()["metrics"] == Run(own).read()["metrics"]
         assert content(path) == content(own)
 
+    @pytest.mark.slow
     def test_a_stop_within_an_epoch_leaves_a_checkpoint_that_fits(self) -> None:
         cfg, step = compose([*IMAGES, UNSTEADY]), BATCHES + 2
         whole = run(cfg, watching=[StopAt(step)])
@@ -238,6 +243,7 @@ class TestStack:
         assert {end.status for end in ends.values()} == {"finished"}
         return ends
 
+    @pytest.mark.slow
     def test_the_others_do_not_notice_and_interruptions_leave_no_trace(self) -> None:
         """A member ends, keeps its place, and is tested with its weights of that moment."""
         usual, whole = self.train(self.points(), "usual"), self.train(self.points(STOPPING), "whole")

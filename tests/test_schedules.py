@@ -226,6 +226,7 @@ class TestAPartOfAUsersOwn:
             rates = [group["lr"] for group in content["optimizer_states"][0]["param_groups"]]
             assert rates == pytest.approx([lr, lr / 10])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("step", [3, 4])
     def test_a_schedule_of_epochs(
         self, step: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
