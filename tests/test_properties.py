@@ -1,5 +1,6 @@
 """Laws that every shipped part obeys, also one that is added later: its arguments are drawn from its annotations."""
 
+import copy
 import inspect
 import math
 import pkgutil
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
 from snnexp.neurons import Leaky, Neuron, Trace
+from snnexp.optimizers import Named, Parameters
 from snnexp.spec import parts
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument
@@ -70,7 +72,7 @@ def arguments(place: str, target: str) -> st.SearchStrategy[dict[str, Any]]:
             return st.just(T)
         return values(argument.domain)
 
-    drawn = {name: one(argument) for name, argument in spec.arguments.items() if name not in given_}
+    drawn = {name: one(argument) for name, argument in spec.arguments.items() if name not in (*given_, "measure")}
     return st.fixed_dictionaries({}, optional=drawn).map(
         lambda found: found | ({"num_steps": T} if "num_steps" in drawn else {})
     )
@@ -191,11 +193,41 @@ def test_losses(target: str, data: Any) -> None:
 def test_optimizers(target: str, data: Any) -> None:
     factory = made("optimizer", target, data.draw(arguments("optimizer", target)))
     weight = nn.Parameter(torch.full((3,), 0.5))
-    optimizer = factory([weight], 10)["optimizer"]
+    optimizer = factory(Parameters([Named("weight", "weight", weight)]))
     weight.grad = torch.tensor([1.0, 0.0, -1.0])
     optimizer.step()
     assert weight.isfinite().all()
     assert weight[0] < weight[1] < weight[2], "against the gradient"
+
+
+@targets("schedule")
+@CHECKS
+@given(data=st.data())
+def test_schedules(target: str, data: Any) -> None:
+    """Rates stay between 0 and that of the optimiser, and one that is resumed gives the same ones."""
+    found = data.draw(arguments("schedule", target))
+    schedule = made("schedule", target, found)
+
+    def rates(stopped: int | None) -> list[float]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        scheduler, seen = schedule(optimizer, 10), []
+        for step in range(10):
+            if scheduler is not None and step == stopped:
+                states = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+                optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+                scheduler = schedule(optimizer, 10)
+                optimizer.load_state_dict(states[0])
+                scheduler.load_state_dict(states[1])
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step(*[1.0 + step] if schedule.watches else [])
+        return seen
+
+    whole = rates(None)
+    # a smallest rate that is higher than that of the optimiser is none
+    assert all(0 <= rate <= max(0.5, found.get("min_lr", 0)) for rate in whole)
+    assert rates(data.draw(st.integers(0, 9))) == whole
 
 
 @targets("network")
@@ -218,7 +250,7 @@ def _smaller(value: Any) -> Any:
     return [min(each, 5) for each in value] if isinstance(value, list) else min(value, 4)
 
 
-@pytest.mark.parametrize("place", ["neuron", "surrogate", "encoder", "loss", "optimizer", "initializer"])
+@pytest.mark.parametrize("place", ["neuron", "surrogate", "encoder", "loss", "optimizer", "schedule", "initializer"])
 def test_each_law_is_about_something(place: str) -> None:
     assert parts.shipped(place)
 

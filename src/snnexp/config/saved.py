@@ -167,9 +167,9 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
-        elif node in ("optimizer", "schedule", "init_from") or key == "trainer.max_epochs":
+        elif node in ("optimizer", "schedule", "init_from") or key in ("trainer.max_epochs", "trainer.early_stopping"):
             refusals.add(f"{shown(key)}: an evaluation does not train")
-    changed = cfg
+    changed = cfg = _without_watching(cfg)
     with refusals.collected():
         groups = {key for key, value in typed if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)}
         own = [word for word in overrides if key_of(word).partition(".")[0] in groups]
@@ -193,6 +193,16 @@ def _chosen(cfg: DictConfig, words: Sequence[str], groups: Collection[str], fold
                 with open_dict(found):
                     del found[key]
         return check(found)
+
+
+def _without_watching(cfg: DictConfig) -> DictConfig:
+    """A config of which nothing watches a measure in training: other data may have no validation split."""
+    changed = cfg.copy()
+    if parts.of(cfg.schedule["_target_"]).fact("watches") is not False:
+        changed.schedule = {"_target_": upgrade.SCHEDULES["constant"]}
+    if cfg.trainer.get("early_stopping") is not None:
+        changed.trainer.early_stopping = None
+    return changed
 
 
 def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] = ("seed", "num_steps")) -> DictConfig:

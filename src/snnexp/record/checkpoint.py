@@ -139,13 +139,16 @@ def _of_run(
 
 
 def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint of one's own run, to measure with: its optimiser may be another.
+    """A checkpoint of one's own run, to measure with: its optimiser, and what watched it in training, may be another.
 
     Raises:
         CheckpointError: it is not what was written, or not like ``wanted``: names, shapes, types, finite numbers.
     """
     found = decode(read_checkpoint(path, at_most=_limit(wanted)), path)
-    _require_alike(path, {**found, "optimizer_states": wanted["optimizer_states"]}, wanted)
+    others = {name: wanted[name] for name in ("optimizer_states", "lr_schedulers")}
+    if isinstance(states := found.get("callbacks"), dict):
+        others["callbacks"] = {key: state for key, state in states.items() if key in wanted["callbacks"]}
+    _require_alike(path, {**found, **others}, wanted)
     return found
 
 

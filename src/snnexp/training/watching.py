@@ -24,8 +24,6 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
         observers.QuietLayers(layers),
         observers.TestCounts(layers, parts.decoder),
     ]
-    if (patience := cfg.trainer.get("early_stopping")) is not None:
-        watching.append(stopping.EarlyStopping(patience))
     return [*watching, *([observers.SeedMeanLoss(processes)] if has_seed_mean_loss(parts) else [])]
 
 
@@ -41,6 +39,8 @@ def watching_over(start: Start) -> list[Observer]:
     text = json.dumps(OmegaConf.to_container(cfg))
     saver = saving.Checkpoints(run_dir, text)
     watching = measuring(cfg, parts, parts.trainer.world_size)
+    if (patience := cfg.trainer.get("early_stopping")) is not None:
+        watching.append(stopping.EarlyStopping(patience))
     (counts,) = (callback for callback in watching if isinstance(callback, observers.TestCounts))
     often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
     drawing = probe.Probe(run_dir, parts.data, parts.decoder, counts, cfg.seed, *often)

@@ -1,0 +1,262 @@
+"""Schedules and optimisers: the node, the text that it replaced, and parts of a user's own."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ends
+import pytest
+import torch
+from torch import nn
+
+from snnexp import config, experiment, optimizers, schedules
+from snnexp.config import compose, composed, plain
+from snnexp.errors import ConfigError
+from snnexp.experiment import build
+from snnexp.optimizers import Named, Parameters
+from snnexp.record import upgrade
+from snnexp.sweeps import grouping
+from snnexp.training import stacked
+from snnexp.training.stacked import Outcome, Point
+from snnexp.training.task import Task
+
+RECIPE = "experiment=regression_sqrt"
+CONSTANT, COSINE = {"_target_": "snnexp.schedules.Constant"}, {"_target_": "snnexp.schedules.Cosine"}
+PART = """
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from snnexp.optimizers import OptimizerFactory, Parameters
+from snnexp.schedules import Schedule
+from snnexp.spec.annotations import Positive, Stackable
+
+
+@dataclass(frozen=True)
+class ByRole(OptimizerFactory):
+    stackable = True
+    lr: Stackable[Positive] = 1e-2
+
+    def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
+        return torch.optim.Adamax(parameters.by_role(neuron={"lr": self.lr / 10}), self.lr)
+
+
+@dataclass(frozen=True)
+class Steps(Schedule):
+    stackable = True
+    unit = "epoch"
+    depends_on_length = False
+    gamma: float = 0.5
+
+    def __call__(self, optimizer: Any, total: int) -> Any:
+        assert total in (1, 3)
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1, self.gamma)
+
+
+@dataclass(frozen=True)
+class WarmUp(OptimizerFactory):
+    lr: Positive = 1e-2
+    schedule: str = "linear"
+
+    def __call__(self, parameters: Any, total_steps: int) -> dict[str, Any]:
+        optimizer = torch.optim.Adamax(parameters, self.lr)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+"""
+
+
+class KilledError(BaseException):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of configs, and a package beside it."""
+    (tmp_path / "ownopt.py").write_text(PART)
+    for name in ("ByRole", "WarmUp"):
+        file = tmp_path / "conf" / "optimizer" / f"{name.lower()}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"_target_: ownopt.{name}\nlr: 0.01\n")
+    (tmp_path / "conf" / "schedule").mkdir()
+    (tmp_path / "conf" / "schedule" / "steps.yaml").write_text("_target_: ownopt.Steps\n")
+    (tmp_path / "conf" / "experiment").mkdir()
+    recipe = "# @package _global_\ndefaults: [regression_sqrt]\noptimizer:\n  schedule: cosine\n"
+    (tmp_path / "conf" / "experiment" / "old.yaml").write_text(recipe)
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "ownopt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ownopt", raising=False)
+    return tmp_path / "conf"
+
+
+def of(folder: Path, *overrides: str) -> dict[str, object]:
+    cfg = config.check(composed(overrides, [folder])[0])
+    found = plain(cfg)
+    return {"schedule": found["schedule"], "own": found["optimizer"].get("schedule")}
+
+
+class TestTheOldText:
+    def test_typed_it_means_the_choice(self) -> None:
+        assert plain(compose([RECIPE, "optimizer.schedule=cosine"])) == plain(compose([RECIPE, "schedule=cosine"]))
+        cfg = compose(
+            [RECIPE, "optimizer.schedule=plateau", "schedule.measure=train/epoch_loss", "schedule.patience=3"]
+        )
+        assert (cfg.schedule._target_, cfg.schedule.patience) == ("snnexp.schedules.Plateau", 3)
+
+    def test_swept_it_means_the_choices(self) -> None:
+        points = [*config.points([RECIPE, "optimizer.schedule=constant,cosine", "seed=1,2"])]
+        composer = config.Composer()
+        found = [plain(config.check(composer.point(point)[0]))["schedule"] for point in points]
+        assert found == [CONSTANT, CONSTANT, COSINE, COSINE]
+
+    def test_in_a_file_it_gives_way_to_what_was_typed(self, folder: Path) -> None:
+        assert of(folder, "experiment=old") == {"schedule": COSINE, "own": None}
+        assert of(folder, "experiment=old", "schedule=constant") == {"schedule": CONSTANT, "own": None}
+        assert of(folder, "experiment=old", "optimizer.schedule=constant") == {"schedule": CONSTANT, "own": None}
+
+    def test_an_optimiser_may_have_such_an_argument_itself(self, folder: Path) -> None:
+        found = of(folder, RECIPE, "optimizer=warmup", "optimizer.schedule=other")
+        assert found == {"schedule": CONSTANT, "own": "other"}
+
+    @pytest.mark.parametrize(
+        ("overrides", "sentence"),
+        [
+            (["optimizer.schedule=linear"], "schedule=linear: no such choice, there are constant, cosine, plateau"),
+            (["optimizer.schedule=3"], "optimizer.schedule: unknown key, Adam has no such argument"),
+            (["optimizer.schedule=cosine", "schedule=cosine"], "optimizer.schedule: is another name of schedule"),
+        ],
+    )
+    def test_what_it_cannot_be(self, overrides: Sequence[str], sentence: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            compose([RECIPE, *overrides])
+        assert str(caught.value).startswith(sentence)
+
+    @pytest.mark.parametrize(("text", "node"), [("constant", CONSTANT), ("cosine", COSINE)])
+    def test_a_saved_config_is_upgraded(self, text: str, node: dict[str, str]) -> None:
+        now = plain(compose([RECIPE, f"schedule={text}"]))
+        saved = {name: value for name, value in now.items() if name != "schedule"}
+        saved["optimizer"] = {**now["optimizer"], "schedule": text}
+        saved["trainer"] = {name: value for name, value in now["trainer"].items() if name != "early_stopping"}
+        assert upgrade.config(saved) == now
+        assert [*upgrade.config(saved)] == [*now], "in the order of today"
+
+    def test_a_run_is_trained_again_with_another(self) -> None:
+        saved = compose([RECIPE])
+        assert plain(config.change_all(saved, ["optimizer.schedule=cosine"]))["schedule"] == COSINE
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_whether_a_run_may_become_longer_is_for_the_schedule_to_say(schedule: str) -> None:
+    before, now = (plain(compose([RECIPE, f"schedule={schedule}", f"trainer.max_epochs={n}"])) for n in (4, 5))
+    if schedule == "constant":
+        config.require_same(before, now)
+        return
+    with pytest.raises(ConfigError, match=r"^trainer\.max_epochs: 4 -> 5, and the learning rates so far depend on it"):
+        config.require_same(before, now)
+
+
+def test_a_cosine() -> None:
+    """lr (1 + cos(pi step / total)) / 2."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = schedules.Cosine()(optimizer, 10)
+    assert scheduler is not None
+    for step in range(11):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * (1 + math.cos(math.pi * step / 10)), abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+class TestParameters:
+    @pytest.fixture
+    def named(self) -> list[Named]:
+        roles = (("a.weight", "weight"), ("a.bias", "bias"), ("a.neuron.beta", "neuron"), ("b.weight", "weight"))
+        return [Named(name, role, nn.Parameter(torch.zeros(1))) for name, role in roles]  # type: ignore[arg-type]
+
+    def test_groups_by_role(self, named: list[Named]) -> None:
+        weight, bias, beta, other = (each.value for each in named)
+        plain = Parameters(named)
+        assert [*map(id, plain)] == [*map(id, (weight, bias, beta, other))]
+        optimizer = torch.optim.SGD(plain.by_role(neuron={"lr": 0.1}, bias={"momentum": 0.5}), lr=1.0)
+        found = [([*map(id, group["params"])], group["lr"], group["momentum"]) for group in optimizer.param_groups]
+        assert found == [([id(weight), id(other)], 1.0, 0), ([id(bias)], 1.0, 0.5), ([id(beta)], 0.1, 0)]
+
+    def test_what_must_not_decay_does_not(self, named: list[Named]) -> None:
+        for groups in (decayed := Parameters(named, 0.1)), decayed.by_role(bias={"lr": 2.0}):
+            optimizer = torch.optim.AdamW(groups, 1.0, weight_decay=0.1)
+            decays = {id(x): group["weight_decay"] for group in optimizer.param_groups for x in group["params"]}
+            assert [decays[id(each.value)] for each in named] == [0.1, 0.1, 0.0, 0.1]
+
+    def test_a_task_names_its_parameters(self) -> None:
+        task = build(compose(["experiment=regression_sqrt", "network.hidden=[6,5]"])).task
+        seen: list[Parameters] = []
+        task.optimizer = lambda parameters: seen.append(parameters) or torch.optim.SGD(parameters, 0.1)  # type: ignore[func-returns-value]
+        task.make_optimizer([*task.parameters()], 1)
+        roles = {name.rpartition(".")[2]: role for name, role, _ in seen[0].named}
+        assert roles == {"weight": "weight", "bias": "bias", "beta": "neuron"}
+        assert all(name in dict(task.network.named_parameters()) for name, *_ in seen[0].named)
+
+
+class TestAPartOfAUsersOwn:
+    TINY = (RECIPE, "trainer=cpu", "trainer.max_epochs=3", "network.hidden=[6,5]", "num_steps=8", "logger=jsonl")
+
+    def test_with_a_schedule_of_its_own(self, folder: Path) -> None:
+        task = build(config.check(composed([*self.TINY, "optimizer=warmup"], [folder])[0])).task
+        made = task.make_optimizer([*task.parameters()], 10)
+        assert type(made["lr_scheduler"]["scheduler"]).__name__ == "LinearLR"
+        both = config.check(composed([*self.TINY, "optimizer=warmup", "schedule=cosine"], [folder])[0])
+        with pytest.raises(ConfigError, match=r"^schedule: WarmUp has a schedule of its own; use schedule=constant"):
+            build(both)
+
+    def test_rates_by_role_in_a_stack_are_those_of_runs_alone(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        points = []
+        for lr in ("0.01", "0.02"):
+            words = [*self.TINY, "optimizer=byrole", f"optimizer.lr={lr}", "schedule=cosine"]
+            points.append(Point(config.check(composed(words, [folder])[0]), words))
+        found: dict[int, Outcome] = {}
+        stacked.train(points, Path("stack"), lambda *_: None, found.__setitem__)
+        for index, lr in ((0, 0.01), (1, 0.02)):
+            path = found[index].run
+            assert path is not None
+            content = torch.load(path / "checkpoints" / "init.ckpt", weights_only=True)
+            rates = [group["lr"] for group in content["optimizer_states"][0]["param_groups"]]
+            assert rates == pytest.approx([lr, lr / 10])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("step", [3, 4])
+    def test_a_schedule_of_epochs(
+        self, step: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A schedule of epochs, resumed at the end of one and within one, ends with the same bits."""
+        monkeypatch.chdir(tmp_path)
+        data = ["data.num_samples=5", "data.batch_size=2", "logger.save_every_s=0"]
+        cfg = config.check(composed([*self.TINY, *data, "schedule=steps"], [folder])[0])
+        assert grouping.obstacle(cfg) is None
+        whole = experiment.run(cfg).path
+        content = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+        assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(cfg.optimizer.lr / 8)
+        original, count = Task.training_step, iter(range(100))
+
+        def die(self: Task, *arguments: Any) -> Any:
+            if next(count) == step:
+                raise KilledError
+            return original(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "training_step", die)
+            with pytest.raises(KilledError):
+                experiment.run(cfg, parent=tmp_path / "killed")
+        (path,) = (tmp_path / "killed").iterdir()
+        experiment.resume(path)
+        assert ends.content(path) == ends.content(whole)
+
+
+def test_made_by_takes_both_protocols() -> None:
+    parameters = Parameters([Named("w", "weight", nn.Parameter(torch.zeros(1)))])
+    assert [*optimizers.made_by(optimizers.SGD(), parameters, 5)] == ["optimizer"]
+    made = optimizers.made_by(lambda given, steps: {"optimizer": (given, steps)}, parameters, 5)
+    assert made == {"optimizer": (parameters, 5)}
