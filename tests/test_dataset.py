@@ -367,7 +367,7 @@ def bumps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 class TestConfig:
     def test_the_class_has_to_be_named(self) -> None:
-        with pytest.raises(ConfigError, match=r"^data\.dataset\._target_: needs a value, as in .*=mypkg\.MyClass$"):
+        with pytest.raises(ConfigError, match=r"^data\.dataset\._target_: has no value, add data\.dataset\._target_="):
             compose(["data=dataset"])
         rows = {key: (value, about) for key, value, about in described("data", "dataset")[0]}
         assert rows["data.dataset._target_"] == ("???", rows["data.dataset._target_"][1])
@@ -390,6 +390,9 @@ class TestConfig:
         )
         assert torch.equal(once, 2 * plain)
         assert torch.equal(twice, 5 * once)
+        # a module within a list is no layer that waits for its place in a network
+        relu = build(compose([*bumps, "data.transform=[{_target_: torch.nn.ReLU}]"])).data.test[[0]][0]
+        assert torch.equal(relu, plain.relu())
         with pytest.raises(ConfigError, match=r"^data\.transform\.1\.fcator: unknown key"):
             compose([*bumps, f"data.transform=[{one}, {other.replace('factor', 'fcator')}]"])
         with pytest.raises(ConfigError, match=r"^data\.transform\.0\._target_: os\.system is not from"):

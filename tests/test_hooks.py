@@ -246,6 +246,6 @@ def test_each_product_has_the_precision_of_its_weights(neuron: str, kernel: str)
     made = network(neuron, kernel)
     made.layers["hidden1"].neuron.recurrent.to(torch.bfloat16)
     spikes, synapse = made(x)[0].spikes, made.layers["hidden2"].synapse
-    currents = [current for current, _ in made.with_currents(x)]
+    currents = [current for (current,), _ in made.with_currents(x)]
     assert torch.equal(made(x)[1].membrane, made.layers["hidden2"].neuron(currents[1]).membrane)
     torch.testing.assert_close(currents[1], synapse(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2]))

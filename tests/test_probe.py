@@ -110,7 +110,8 @@ class TestSnapshot:
     def test_the_gradients_of_all_steps_add_up_to_that_of_the_bias(self, tiny_mnist: Path, neuron: str) -> None:
         parts = build(compose(["experiment=mnist_leaky", f"neuron={neuron}", *MNIST]))
         x, y = parts.data.test[list(range(10))]
-        currents, traces = zip(*parts.network.with_currents(parts.encoder(x)), strict=True)
+        found, traces = zip(*parts.network.with_currents(parts.encoder(x)), strict=True)
+        currents = [current for (current,) in found]
         by_step = torch.autograd.grad(parts.loss(traces[-1], y), currents)
         biases = [layer.synapse.bias for layer in parts.network.layers.values()]
         whole = torch.autograd.grad(parts.loss(parts.network(parts.encoder(x))[-1], y), biases)
@@ -138,12 +139,22 @@ class TestSnapshot:
         assert all(torch.equal(before[name], value) for name, value in parts.task.state_dict().items())
 
 
+NORMED = (
+    "network.layers=[{name: maps, synapse: [{_target_: torch.nn.Conv2d, out_channels: 2, kernel_size: 7},"
+    "{_target_: torch.nn.BatchNorm2d},{_target_: torch.nn.Dropout}]}, {name: readout}]"
+)
+
+
 @pytest.mark.slow
 class TestRuns:
     @pytest.mark.parametrize(
         "overrides",
-        [REGRESSION, ["experiment=mnist_rleaky_count", "encoder=bernoulli", *MNIST]],
-        ids=["regression", "random spikes"],
+        [
+            REGRESSION,
+            ["experiment=mnist_rleaky_count", "encoder=bernoulli", *MNIST],
+            ["network=graph", NORMED, *MNIST[:-1]],
+        ],
+        ids=["regression", "random spikes", "batch norm and dropout"],
     )
     def test_looking_changes_nothing(self, tiny_mnist: Path, overrides: list[str]) -> None:
         seen, unseen = (run(compose([*overrides, *drawing])).path for drawing in (ALWAYS, NEVER))

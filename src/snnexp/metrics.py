@@ -127,8 +127,10 @@ def synaptic_operations(spikes: Tensor, synapse: nn.Linear | nn.Conv2d | int) ->
     """
     batch = spikes.shape[1]
     if isinstance(synapse, nn.Conv2d):
-        # a kernel of ones counts, for each output position, the spikes it sees
-        ones = torch.ones((1, *synapse.weight.shape[1:]), device=spikes.device, dtype=spikes.dtype)
-        seen = F.conv2d(spikes.flatten(0, 1), ones, stride=synapse.stride, padding=synapse.padding)
-        return seen.sum() * synapse.out_channels / batch
+        # a kernel of ones counts, for each output position and group of channels, the spikes it sees
+        groups = synapse.groups
+        ones = torch.ones((groups, *synapse.weight.shape[1:]), device=spikes.device, dtype=spikes.dtype)
+        shape = (synapse.stride, synapse.padding, synapse.dilation, groups)
+        seen = F.conv2d(spikes.flatten(0, 1), ones, None, *shape)  # type: ignore[arg-type]
+        return seen.sum() * (synapse.out_channels // groups) / batch
     return spikes.sum() * (synapse.out_features if isinstance(synapse, nn.Linear) else synapse) / batch

@@ -1,6 +1,6 @@
 """What was asked for: a config is composed, checked, saved and read again."""
 
-from snnexp.config.build import factory, instantiate
+from snnexp.config.build import factory, instantiate, make_network
 from snnexp.config.checks import check
 from snnexp.config.compose import (
     NO_SEARCH,
@@ -72,6 +72,7 @@ __all__ = [
     "hydra_reading",
     "instantiate",
     "load",
+    "make_network",
     "offline",
     "overridden",
     "params",

@@ -6,7 +6,9 @@ from typing import Any
 
 from snnexp.config import targets, user_parts
 from snnexp.errors import ConfigError, located
-from snnexp.spec import checked, rules
+from snnexp.spec import checked, parts, rules
+from snnexp.spec.places import MODULE, NEURON, PLACES, SYNAPSE
+from snnexp.spec.values import ANY
 
 
 def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
@@ -19,13 +21,24 @@ def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
     return factory(node, path, given=arguments)(**arguments)
 
 
-def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Callable[..., Any]:
+def make_network(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
+    """As :func:`instantiate`, of a network; the constructor of any other module gets those arguments that it names."""
+    with user_parts.running(path):
+        target = targets.resolve(str(node.get("_target_")), path)
+    place = PLACES["network"]
+    given = place.given if place.base in targets.class_names(target) else ()
+    named = {*inspect.signature(target).parameters} - {*node}
+    return instantiate(node, path, **{key: each for key, each in arguments.items() if key in given or key in named})
+
+
+def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = (), whole: bool = False) -> Callable[..., Any]:
     """A function that builds the object of a node each time it is called, with what is still missing.
 
     Args:
         node: a mapping with ``_target_``.
         path: where the node stands in the config, for messages.
         given: names of the arguments that the caller will pass.
+        whole: whether nothing is missing to the parts within it, however deep they lie.
     """
     with user_parts.running(path):
         target = targets.resolve(str(node.get("_target_")), path)
@@ -34,13 +47,21 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     own = {key: value for key, value in node.items() if key != "_target_"}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         rules.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
-    values = {key: _built(value, f"{path}.{key}") for key, value in own.items()}
+    arguments = parts.of(str(node["_target_"])).arguments
+    objects = {key for key, argument in arguments.items() if ANY in argument.kinds}
+    values = {key: _made(value, f"{path}.{key}", whole or key in objects) for key, value in own.items()}
 
     def make(*positional: Any, **more: Any) -> Any:
         try:
             signature.bind(*positional, **values, **more)
         except TypeError as error:
             raise ConfigError(f"{path}: {target.__name__} is {error}") from error
+        if targets.is_module(str(node["_target_"])):
+            try:
+                return target(*positional, **values, **more)
+            except (RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise ConfigError(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
         with user_parts.constructing(path), located(path):
             if not targets.is_own(str(node["_target_"])):
                 # those of this package check by themselves, however they are called
@@ -50,8 +71,51 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-def _built(value: Any, path: str) -> Any:
-    """A value of a config, with the objects that it describes in place of their nodes."""
+class Maker:
+    """Builds a part that lies deeper within the arguments of another, which alone knows what is missing.
+
+    Args:
+        make: the factory.
+        missing: names of arguments that the constructor has and the config does not set.
+    """
+
+    def __init__(self, make: Callable[..., Any], missing: Iterable[str]) -> None:
+        self.make, self.missing = make, frozenset(missing)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.make(**arguments)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _made(value: Any, path: str, whole: bool) -> Any:
+    """The value of an argument with the parts that it holds."""
+    if _is_node(value):
+        return factory(value, path, whole=whole)()
+    if not whole:
+        return _within(value, path)
     if isinstance(value, list):
-        return [_built(each, f"{path}.{index}") for index, each in enumerate(value)]
-    return instantiate(value, path) if isinstance(value, Mapping) and "_target_" in value else value
+        return [_made(each, f"{path}.{index}", whole) for index, each in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {key: _made(each, f"{path}.{key}", whole) for key, each in value.items()}
+    return value
+
+
+def _within(value: Any, path: str) -> Any:
+    """A value with the parts that it holds: made, or a :class:`Maker` where their place gives them more."""
+    if isinstance(value, list):
+        return [_within(each, f"{path}.{index}") for index, each in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" not in value:
+        return {key: _within(each, f"{path}.{key}") for key, each in value.items()}
+    with user_parts.running(path):
+        target = targets.resolve(str(value["_target_"]), path)
+    names = targets.class_names(target)
+    if MODULE not in names:
+        return instantiate(value, path)
+    given = NEURON.given if NEURON.base in names else SYNAPSE
+    missing = {*inspect.signature(target).parameters}.intersection(given) - {*value}
+    return Maker(factory(value, path, missing), missing)

@@ -11,11 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config import keys, security, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, choices, resolving
 from snnexp.config.messages import explained, in_one_line
-from snnexp.config.plain import flat
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, rules, values
-from snnexp.spec.places import PLACES
+from snnexp.spec.places import NEURON, PLACES, SYNAPSE, Place
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.spec.rules import Facts
 from snnexp.spec.source import UnreadableError
@@ -38,15 +37,9 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
-        if absent := [key for key, value in flat(written).items() if value == "???"]:
-            raise ConfigError(*(f"{key}: needs a value, as in {key}={_example(key)}" for key in absent))
         # a recipe may be older than the places of parts
         plain = upgrade.with_targets(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
         return OmegaConf.create(_checked(plain, written, together))
-
-
-def _example(key: str) -> str:
-    return "mypkg.MyClass" if key.endswith("._target_") else "..."
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
@@ -80,7 +73,7 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         _check_values(node, key, specs[key], refusals)
     if together:
         for key, node in nodes.items():
-            _check_arguments(node, key, specs[key], PLACES[key].given, refusals)
+            _check_arguments(node, key, specs[key], *_given(specs[key], PLACES[key]), refusals)
         _check_pairs(nodes, specs, plain["num_steps"], refusals)
     for key in [*refusals.sentences]:
         # what is only read from a key that is refused itself is told once
@@ -120,14 +113,16 @@ def _is_part(node: Any, path: str, refusals: Refusals) -> bool:
     return named and path not in refusals.sentences and f"{path}._target_" not in refusals.sentences
 
 
-def _children(node: Mapping[str, Any], path: str, refusals: Refusals) -> Iterator[tuple[str, Any, Spec]]:
-    for key, value in node.items():
-        listed = enumerate(value) if isinstance(value, list) else [("", value)]
-        for index, each in listed:
-            if _is_part(each, child := f"{path}.{key}.{index}".rstrip("."), refusals):
-                target = each["_target_"]
-                if targets.is_own(target) or targets.may_be_named(target):
-                    yield child, each, parts.of(target)
+def _children(node: Any, path: str, refusals: Refusals) -> Iterator[tuple[str, Any, Spec]]:
+    """The parts within a node, without those within these."""
+    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+        child = f"{path}.{key}"
+        if _is_part(value, child, refusals):
+            target = value["_target_"]
+            if targets.is_own(target) or targets.may_be_named(target):
+                yield child, value, parts.of(target)
+        elif isinstance(value, Mapping | list):
+            yield from _children(value, child, refusals)
 
 
 def _check_values(node: Mapping[str, Any], path: str, spec: Spec, refusals: Refusals) -> None:
@@ -147,7 +142,14 @@ def _values(node: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in ("_target_", *keys.Data.__annotations__)}
 
 
-def _check_arguments(node: Mapping[str, Any], path: str, spec: Spec, given: Sequence[str], refusals: Refusals) -> None:
+def _check_arguments(
+    node: Mapping[str, Any],
+    path: str,
+    spec: Spec,
+    given: Sequence[str],
+    offered: Sequence[str],
+    refusals: Refusals,
+) -> None:
     """Refuse what a part does not take, what it lacks, and values that do not fit each other."""
     own = _values(node)
     known = [name for name in spec.arguments if name not in given]
@@ -155,7 +157,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, spec: Spec, given: Sequ
         with refusals.collected():
             rules.require_arguments(path, spec.name, own, known)
     for name in known:
-        if spec.arguments[name].required and name not in own:
+        if spec.arguments[name].required and name not in own and name not in offered:
             refusals.add(f"{path}: {spec.name} is missing a required argument: '{name}'")
     if not refusals.about(path):
         whole = _with_defaults(own, spec)
@@ -166,7 +168,14 @@ def _check_arguments(node: Mapping[str, Any], path: str, spec: Spec, given: Sequ
         with refusals.collected():
             _call(spec, "requires", path, whole)
     for child, value, its in _children(node, path, refusals):
-        _check_arguments(value, child, its, (), refusals)
+        _check_arguments(value, child, its, (), (*NEURON.given, *SYNAPSE), refusals)
+
+
+def _given(spec: Spec, place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The arguments that a place gives a part, and those that it offers: to another kind of module, all of them."""
+    if place is PLACES["network"] and place.base not in spec.bases:
+        return (), (*place.given, *place.offered)
+    return place.given, place.offered
 
 
 def _with_defaults(own: Mapping[str, Any], spec: Spec) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from snnexp.config import files
 from snnexp.config.folders import GLOBAL, GROUPS, choices, conf_dir, require_global
@@ -100,6 +100,9 @@ def _about_a_key(error: Exception) -> ConfigError | None:
             if isinstance(parent, DictConfig) and [*parent] == ["_target_"]:
                 return ConfigError(f"{short(key)}: unknown key, +{short(key)}=... passes it as an argument")
             return ConfigError(unknown(str(key), parent if isinstance(parent, DictConfig) else OmegaConf.create()))
+        if key and isinstance(cause, MissingMandatoryValue):
+            example = "mypkg.Mine" if str(key).endswith("._target_") else "..."
+            return ConfigError(f"{short(str(key))}: has no value, add {key}={example}")
         if key and isinstance(cause, OmegaConfBaseException):
             return ConfigError(f"{short(str(key))}: {_first_line(cause)}")
     return None

@@ -3,13 +3,14 @@
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from snnexp.errors import ConfigError
 from snnexp.spec import parts
-from snnexp.spec.places import PLACES
+from snnexp.spec.places import MODULE, PLACES
 from snnexp.spec.reader import Spec
 from snnexp.spec.source import Source
 from snnexp.spec.values import ANY
@@ -37,7 +38,7 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
     """
     if isinstance(node, list):
         for index, value in enumerate(node):
-            require_targets(value, f"{path}.{index}", place)
+            require_targets(value, f"{path}.{index}", place if place == "" else None)
     if not isinstance(node, Mapping):
         return
     for key in node:
@@ -59,10 +60,9 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     if spec is None:
         return "" if place == "" else None
     argument = spec.arguments.get(key)
-    kinds = () if argument is None else argument.kinds
-    if ANY in kinds:
+    if argument is not None and (argument.holds_parts or ANY in argument.kinds):
         return ""
-    found = [parts.place_of(kind) for kind in kinds]
+    found = [parts.place_of(kind) for kind in argument.kinds] if argument is not None else []
     if len(found) == 1:
         return found[0]
     # a part of a user's own may take anything that is allowed
@@ -79,6 +79,11 @@ def may_be_named(target: str) -> bool:
     return all(word.isidentifier() for word in target.split(".")) and _within(target, allowed())
 
 
+def is_module(target: str) -> bool:
+    """Whether a name is that of a layer of PyTorch, such as ``torch.nn.Conv2d``: nothing else is called by it."""
+    return re.fullmatch(r"torch\.nn\.[A-Z]\w*", target) is not None
+
+
 def may_be_read(source: Source) -> bool:
     """Whether functions of a file may be called while a config is checked."""
     return _within(source.name, ("snnexp", *allowed()))
@@ -92,7 +97,7 @@ def _text(name: object, path: str) -> str:
 
 def require_target(name: str, path: str, place: str | None) -> None:
     """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
-    if may_be_named(name):
+    if may_be_named(name) or (place == "" and is_module(name)):
         return
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):
@@ -119,7 +124,22 @@ def resolve(name: str, path: str) -> Any:
         ConfigError: it may not be called, or there is none.
     """
     require_target(name, path, path if path in PLACES else "")
+    if is_module(name) and not may_be_named(name):
+        return _layer(name, path)
     return locate(name, path, ("snnexp",) if is_own(name) else allowed())
+
+
+def _layer(name: str, path: str) -> Any:
+    """A layer of PyTorch."""
+    found = locate(name, path, ("torch.nn",))
+    if MODULE not in class_names(found) or not found.__module__.startswith("torch.nn.modules."):
+        raise ConfigError(f"{path}._target_: {shown(name)} is no layer")
+    return found
+
+
+def class_names(kind: Any) -> list[str]:
+    """The names of a class and of all that it derives from, ``module.name``; none of a function."""
+    return [f"{base.__module__}.{base.__qualname__}" for base in getattr(kind, "__mro__", ())]
 
 
 def locate(name: str, path: str, packages: Iterable[str]) -> Any:

@@ -28,7 +28,8 @@ def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool
         stacked: whether it is a stack, which Triton's kernels do not know.
 
     Returns:
-        The kernel's name, or where neurons differ, names with layers: ``fused (conv1), triton (readout)``.
+        The kernel's name, or where neurons differ, names with layers: ``fused (conv1), triton (readout)``; ``none``
+        where there are no neurons of this package.
 
     Raises:
         ConfigError: one of the neurons has no such kernel there.
@@ -42,10 +43,13 @@ def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool
             chosen, kernel = _first(names, neuron, device)
             # Lightning takes a network back to the CPU after training
             neuron.kernel = triton_or_fused if chosen == "triton" else kernel
-            used.setdefault(chosen, []).append(path.removeprefix("layers.").removesuffix(".neuron"))
+            short = path.removeprefix("layers.").removeprefix("module.").removesuffix(".neuron")
+            used.setdefault(chosen, []).append(short)
+    if not used and name in ("fused", "triton"):
+        raise ConfigError(f"kernel: got {name}, and the network has no neurons of snnexp; use auto")
     if len(used) == 1:
         return next(iter(used))
-    return ", ".join(f"{kernel} ({' '.join(paths)})" for kernel, paths in used.items())
+    return "none" if not used else ", ".join(f"{kernel} ({' '.join(paths)})" for kernel, paths in used.items())
 
 
 def _first(names: list[str], neuron: Neuron, device: torch.device) -> tuple[str, Kernel]:

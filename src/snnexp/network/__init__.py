@@ -1,5 +1,19 @@
-"""How parts are wired: layers of a synapse and a neuron, unrolled in time."""
+"""How parts are wired: layers of synapses and neurons, unrolled in time."""
 
-from snnexp.network.graph import MLP, Conv, Dense, Layer, Network, NeuronFactory, StackedDense, stack
+from snnexp.network.chains import MLP, Conv
+from snnexp.network.graph import Network
+from snnexp.network.layers import Dense, Layer, NeuronFactory, StackedDense
+from snnexp.network.stacking import stack
+from snnexp.network.wired import Graph
 
-__all__ = ["MLP", "Conv", "Dense", "Layer", "Network", "NeuronFactory", "StackedDense", "stack"]
+__all__ = [
+    "MLP",
+    "Conv",
+    "Dense",
+    "Graph",
+    "Layer",
+    "Network",
+    "NeuronFactory",
+    "StackedDense",
+    "stack",
+]

@@ -1,73 +1,48 @@
-"""Networks: layers of a synapse and a neuron, unrolled in time; one trace per layer comes back.
+"""Networks: layers with named inputs, unrolled in time; one trace per layer comes back.
 
 A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T steps; one that sees ``[T, B, *N]`` runs
-once over ``T * B`` samples.
+once over ``T * B`` samples. Where a layer reads itself or a later one, the network runs step by step, and what it reads
+is that of the step before.
 """
 
-import copy
-import itertools
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from snnexp.errors import ConfigError, located
+from snnexp.errors import located
 from snnexp.events import Events
-from snnexp.neurons import (
-    CalledTrace,
-    Neuron,
-    Recurrence,
-    Reduced,
-    Trace,
-    is_plain,
-    over_samples,
-    product,
-    without_tuple,
-)
-from snnexp.spec.annotations import Count, Steps
+from snnexp.network.layers import Layer, arriving, counted_by, handed_on, reset_synapse, total
+from snnexp.neurons import Neuron, Reduced, Trace, is_plain, without_tuple
+from snnexp.spec.annotations import Steps
 from snnexp.spec.checked import checked
 
-NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
-"""Makes a neuron layer of given features."""
+INPUT = "input"
+"""The name of the network's input among the inputs of a layer."""
+Weighted = nn.Linear | nn.Conv2d | None
+"""By what the operations of a synapse are counted; None where they cannot be."""
+Delivery = tuple[str, Tensor, Weighted | int]
 
 
-class Dense(nn.Linear):
-    """All to all: the neuron axes of the input are flattened, ``[*, N...]`` to ``[*, out_features]``."""
+class FedBack(tuple):  # type: ignore[type-arg]
+    """The state of a layer that earlier ones read: that of its neurons, and what it last handed on."""
 
-    all_to_all = True
+    state: Any
+    output: Tensor
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs.flatten(1))
+    def __new__(cls, *parts: Tensor) -> "FedBack":
+        return super().__new__(cls, parts)
 
-
-class StackedDense(Dense):
-    """Dense synapses side by side, weight ``[M, out, in]`` and bias ``[M, out]``: ``[*, M, N...]`` to ``[*, M, out]``.
-
-    ``[*, 1, N...]`` is one input for all members.
-    """
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return product(inputs.flatten(2), self.weight, self.bias)
-
-
-class Layer(nn.Module):
-    """A synapse, then a neuron."""
-
-    def __init__(self, synapse: Dense | nn.Conv2d, neuron: Neuron) -> None:
-        super().__init__()
-        self.synapse = synapse
-        self.neuron = neuron
-
-    def forward(self, inputs: Tensor, num_steps: int | None = None, state: Any = None) -> Trace:
-        """What a network computes of a layer that has hooks: inputs ``[T, B, *N]``, as of :meth:`Network.forward`."""
-        trace: Any = self.neuron.unroll(over_samples(self.synapse, inputs), num_steps, state)[0]
-        return trace if is_plain(self) else CalledTrace(*trace)
+    @classmethod
+    def of(cls, state: Any, output: Tensor) -> "FedBack":
+        made = cls(*state, output)
+        made.state, made.output = state, output
+        return made
 
 
 class Network(nn.Module):
-    """A chain of layers; abstract.
+    """A graph of layers; abstract. By default each layer reads the one before it.
 
     Args:
         num_steps: T where the input does not change over time.
@@ -85,22 +60,43 @@ class Network(nn.Module):
         self.num_steps = num_steps
         self.constant = True
         """Whether an input of one step stands for all ``num_steps``; a network that is fed sequences runs one step."""
-        # what the constructors draw is drawn again, in an order of our own
+        # what the constructors draw is drawn again, in an order of our own; what cannot be has numbers of its own
         with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
             self.layers = nn.ModuleDict(make_layers())
+        names = list(self.layers)
+        self.sources = {
+            name: layer.inputs or (before,)
+            for before, (name, layer) in zip([INPUT, *names], self._layers().items(), strict=False)
+        }
+        """What each layer reads, by its name."""
+        reached = {INPUT}
+        self.fed_back: list[str] = []
+        """Layers that themselves or earlier ones read."""
+        for name in names:
+            self.fed_back += [each for each in self.sources[name] if each not in reached and each not in self.fed_back]
+            reached.add(name)
+        self.readers = {
+            name: [other for other, sources in self.sources.items() for source in sources if source == name]
+            for name in names
+        }
+        """Which layers read it."""
         self.reset_parameters()
 
+    def _layers(self) -> dict[str, Layer]:
+        return dict(self.layers.items())  # type: ignore[arg-type]
+
     def reset_parameters(self) -> None:
-        """Draw all start values anew, layer by layer: the neuron's parameters, the synapse, the feedback.
+        """Draw all start values anew, layer by layer: the neuron's parameters, the synapses, the feedback.
 
         This is the order of the tutorials of snnTorch and Norse, so that a seed gives the start that their code gives.
         """
-        for name, layer in self.layers.items():
-            neuron: Neuron = layer.neuron  # type: ignore[assignment]
+        for name, layer in self._layers().items():
             with located("readout" if name == "readout" else "neuron"):
-                neuron.reset_parameters()
-            neuron.reset_synapse(layer.synapse)  # type: ignore[arg-type]
-            neuron.reset_feedback()
+                layer.neuron.reset_parameters()
+            for _, synapse in layer.synapses(self.sources[name]):
+                reset_synapse(synapse, layer.neuron)
+            layer.neuron.reset_feedback()
 
     def forward(
         self,
@@ -123,242 +119,179 @@ class Network(nn.Module):
             One trace per layer, the readout's last.
         """
         num_steps = self._steps(inputs) if num_steps is None else num_steps
-        layers: dict[str, Any] = dict(self.layers.items())
-        if not all(is_plain(layer) and type(layer).forward is Layer.forward for layer in layers.values()):
-            return self._layer_by_layer(inputs, states or [None] * len(layers), num_steps, reduced)
-        first, *others = (layer.synapse for layer in layers.values())
-        current: Tensor | None = _arriving(inputs, first)
+        states = states or [None] * len(self.layers)
+        if self.fed_back:
+            return self._step_by_step(inputs, states, num_steps, reduced)
+        return self._walk({INPUT: inputs}, {}, states, num_steps, reduced)
+
+    def _walk(
+        self,
+        outputs: dict[str, Any],
+        currents: dict[tuple[str, str], Tensor],
+        states: Sequence[Any],
+        num_steps: int,
+        reduced: Container[str] = (),
+    ) -> list[Any]:
+        """The layers one after the other, each over all steps.
+
+        Args:
+            outputs: what layers read that is there already; what each layer hands on is added.
+            currents: what is there already of them, by source and layer.
+            states: one for each layer.
+            num_steps: T.
+            reduced: as of :meth:`forward`.
+        """
         traces: list[Any] = []
-        for (name, layer), state, synapse in zip(
-            layers.items(), states or [None] * len(layers), [*others, None], strict=True
-        ):
-            trace, current = layer.neuron.unroll(current, num_steps, state, synapse, name in reduced)
+        layers = self._layers()
+        for (name, layer), state in zip(layers.items(), states, strict=True):
+            reader = self._only_reader(name, layers)
+            keep = reader is None and bool(self.readers[name])
+            if _is_followed(layer):
+                parts = [
+                    currents.pop((source, name)) if (source, name) in currents else arriving(outputs[source], synapse)
+                    for source, synapse in layer.synapses(self.sources[name])
+                ]
+                behind = None if reader is None else next(layers[reader].synapses((name,)))[1]
+                trace, after = layer.neuron.unroll(total(parts), num_steps, state, behind, name in reduced and not keep)
+                if reader is not None and after is not None:
+                    currents[name, reader] = after
+            else:
+                several = [_dense(outputs[source]) for source in self.sources[name]]
+                trace = without_tuple(layer(several if len(several) > 1 else several[0], num_steps, state))
+                keep = True
+            if keep:
+                outputs[name] = handed_on(layer.neuron, cast(Trace, trace))
+                trace = cast(Trace, trace).reduced() if name in reduced else trace
             traces.append(trace)
         return traces
 
-    def _layer_by_layer(
+    def _only_reader(self, name: str, layers: Mapping[str, Layer]) -> str | None:
+        """The layer whose current is computed along with the spikes of this one: nothing else reads them."""
+        readers = self.readers[name]
+        alone = len(readers) == 1 and name not in self.fed_back and layers[name].neuron.spikes
+        return readers[0] if alone and _is_followed(layers[readers[0]]) else None
+
+    def _step_by_step(
         self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Container[str]
     ) -> list[Any]:
-        """:meth:`forward` by calls of the layers, which have hooks."""
-        spikes = inputs.dense() if isinstance(inputs, Events) else inputs
-        traces: list[Any] = []
-        for (name, layer), state in zip(self.layers.items(), states, strict=True):
-            trace: Trace = without_tuple(layer(spikes, num_steps, state))
+        names, sequence = list(self.layers), _dense(inputs)
+        # what the input alone causes is computed at once
+        direct = {
+            (INPUT, name): arriving(sequence, synapse)
+            for name, layer in self._layers().items()
+            for source, synapse in layer.synapses(self.sources[name])
+            if source == INPUT and _is_followed(layer)
+        }
+        before = {
+            name: state.output if isinstance(state, FedBack) else self._nothing(name, sequence)
+            for name, state in zip(names, states, strict=True)
+            if name in self.fed_back
+        }
+        now = [state.state if isinstance(state, FedBack) else state for state in states]
+        steps: list[list[Any]] = []
+        for t in range(num_steps):
+            outputs = {INPUT: sequence[t : t + 1] if len(sequence) > 1 else sequence}
+            outputs |= {name: output.unsqueeze(0) for name, output in before.items()}
+            currents = {key: c[t : t + 1] if len(c) > 1 else c for key, c in direct.items()}
+            steps.append(self._walk(outputs, currents, now, 1))
+            now = [trace.state for trace in steps[-1]]
+            before = {name: outputs[name][-1] for name in self.fed_back}
+        traces = []
+        for name, parts in zip(names, zip(*steps, strict=True), strict=True):
+            spikes, membrane = (torch.cat([getattr(part, kind) for part in parts]) for kind in ("spikes", "membrane"))
+            state = parts[-1].state
+            trace = Trace(spikes, membrane, FedBack.of(state, before[name]) if name in before else state)
             traces.append(trace.reduced() if name in reduced else trace)
-            spikes = trace.spikes
         return traces
 
-    def with_currents(self, inputs: Tensor | Events) -> Iterator[tuple[Tensor, Trace]]:
-        """What :meth:`forward` computes, layer by layer, with the current of each layer ``[T, B, *N]``.
+    def _nothing(self, name: str, sequence: Tensor) -> Tensor:
+        """What a layer handed on before the first step: ``[B, *N]`` of zeros."""
+        dtype = sequence.dtype if sequence.is_floating_point() and sequence.dtype.itemsize >= 4 else torch.float32
+        return sequence.new_zeros((sequence.shape[1], *self._layers()[name].neuron.features), dtype=dtype)
+
+    def with_currents(self, inputs: Tensor | Events) -> Iterator[tuple[list[Tensor], Trace]]:
+        """What :meth:`forward` computes, layer by layer, with the currents of each layer, ``[T, B, *N]`` in parts.
 
         Each step of a current is a value of its own, so that a gradient tells what every step of every layer adds.
         """
-        currents: list[Tensor] = []
+        currents: dict[nn.Module, list[Tensor]] = {neuron: [] for neuron in self.neurons().values()}
 
         def expand(neuron: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             current, num_steps, *others = arguments
-            currents.append(current.expand(num_steps, *current.shape[1:]).contiguous())
-            return (currents[-1], num_steps, *others)
+            currents[neuron].append(current.expand(num_steps, *current.shape[1:]).contiguous())
+            return (currents[neuron][-1], num_steps, *others)
 
-        hooks = [neuron.register_forward_pre_hook(expand) for neuron in self.neurons().values()]
+        hooks = [neuron.register_forward_pre_hook(expand) for neuron in currents]
         try:
             traces = self(inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        return zip(currents, traces, strict=True)
+        return zip(currents.values(), traces, strict=True)
 
     def _steps(self, inputs: Tensor | Events) -> int:
         return self.num_steps if self.constant and inputs.shape[0] == 1 else inputs.shape[0]
 
+    def reading_input(self) -> list[nn.Module]:
+        """The synapses that the input goes through."""
+        pairs = [pair for name, layer in self._layers().items() for pair in layer.synapses(self.sources[name])]
+        return [synapse for source, synapse in pairs if source == INPUT]
+
+    @property
+    def layers_known(self) -> bool:
+        """Whether :meth:`neurons` has all layers."""
+        return True
+
     def neurons(self) -> dict[str, Neuron]:
-        """The neuron of each layer, by the layer's name."""
-        return {name: layer.neuron for name, layer in self.layers.items()}  # type: ignore[misc]
+        """The neurons of each layer, by the layer's name."""
+        return {name: layer.neuron for name, layer in self._layers().items()}
+
+    def equations(self) -> dict[str, Neuron]:
+        """The neurons of this package within the network, by the name that parameters of theirs are shown with."""
+        return self.neurons()
+
+    def connections(self, inputs: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...], Weighted, str]]:
+        """Every synapse between layers.
+
+        Yields the layer behind it, the shape that it reads, its weights, and what it reads: ``input``, ``values`` or
+        ``spikes``.
+        """
+        for name, layer in self._layers().items():
+            for source, synapse in layer.synapses(self.sources[name]):
+                neuron = None if source == INPUT else self._layers()[source].neuron
+                kind = "input" if neuron is None else "spikes" if neuron.spikes else "values"
+                yield name, tuple(inputs) if neuron is None else neuron.features, counted_by(synapse), kind
 
     def deliveries(
         self, traces: Sequence[Trace | Reduced], inputs: Tensor | Events | None = None
-    ) -> Iterator[tuple[str, Tensor, nn.Linear | nn.Conv2d | int]]:
+    ) -> Iterator[Delivery]:
         """How many spikes arrive where, between layers and from a layer to itself.
 
         Yields the layer that they arrive at, spikes ``[.., B, *N]``, those of layers summed over time, and the synapse
-        or its fan-out. ``inputs`` are counted too where they are given, that is where they are spikes.
+        or its fan-out; None for a synapse whose operations cannot be counted. ``inputs`` are counted too where they are
+        given, that is where they are spikes. What neurons that never fire hand on are values, and no spikes.
         """
-        layers: dict[str, Any] = dict(self.layers.items())
-        names = list(layers)
-        if inputs is not None:
-            yield names[0], inputs.dense() if isinstance(inputs, Events) else inputs, layers[names[0]].synapse
-        for trace, following in zip(traces, names[1:], strict=False):
-            yield following, trace.spike_count.unsqueeze(0), layers[following].synapse
-        for trace, (name, layer) in zip(traces, layers.items(), strict=True):
+        found = dict(zip(self.layers, traces, strict=True))
+        reached = {INPUT}
+        for name, layer in self._layers().items():
+            for source, synapse in layer.synapses(self.sources[name]):
+                if source == INPUT and inputs is not None:
+                    yield name, _dense(inputs), counted_by(synapse)
+                elif source != INPUT and self._layers()[source].neuron.spikes:
+                    trace = found[source]
+                    # what fires in the last step arrives after the end, where it arrives a step later
+                    count = trace.spike_count if source in reached else trace.spike_count - trace.last_spikes
+                    yield name, count.unsqueeze(0), counted_by(synapse)
+            reached.add(name)
+        for (name, layer), trace in zip(self._layers().items(), traces, strict=True):
             if layer.neuron.feedback_synapse is not None:
-                # what fires in the last step arrives after the end
                 yield name, (trace.spike_count - trace.last_spikes).unsqueeze(0), layer.neuron.feedback_synapse
 
 
-def _arriving(inputs: Tensor | Events, synapse: Dense | nn.Conv2d) -> Tensor:
-    if not isinstance(inputs, Events):
-        return over_samples(synapse, inputs)
-    # what a subclass or a hook computes, only a call knows
-    if type_before_parametrizations(synapse) in (Dense, StackedDense) and is_plain(synapse):
-        return inputs.through(cast(Dense, synapse))
-    return over_samples(synapse, inputs.dense())
+def _is_followed(layer: Layer) -> bool:
+    """Whether a call of a layer does what its parts do one after the other; else it is called."""
+    return is_plain(layer) and type(layer).forward is Layer.forward
 
 
-def stack(networks: Sequence[Network]) -> Network:
-    """One network of M that differ in numbers alone: each parameter is theirs, with the member axis first.
-
-    The member axis is the first neuron axis, so that features are ``(M, n)`` and sequences ``[T, B, M, n]``; the input
-    may be ``[T, B, 1, *N]``, the same for all. Only dense synapses can be stacked.
-    """
-    made = copy.deepcopy(networks[0])
-    states = [network.state_dict() for network in networks]
-    modules = dict(made.named_modules())
-    for key in states[0]:
-        path, _, name = key.rpartition(".")
-        values = torch.stack([state[key] for state in states])
-        # one value for the layer of a member
-        values = values.unsqueeze(1) if values.ndim == 1 else values
-        owner = modules[path]
-        if name in owner._parameters:
-            owner._parameters[name] = nn.Parameter(values, owner._parameters[name].requires_grad)
-        else:
-            owner._buffers[name] = values
-    for path, module in modules.items():
-        # one without autapses multiplies for members as it is
-        if isinstance(module, nn.Linear) and not isinstance(module, Recurrence):
-            # weights are in place, and how they are multiplied is the class's alone
-            module.__class__ = StackedDense
-        if isinstance(module, Neuron):
-            module.take_place_of([cast(Neuron, network.get_submodule(path)) for network in networks])
-    return made
-
-
-class MLP(Network):
-    """A multilayer network of dense synapses, inputs - hidden[0] - ... - outputs.
-
-    Args:
-        inputs: shape of one input, flattened.
-        outputs: neurons of the readout.
-        neuron: makes the hidden layers.
-        readout: makes the last layer.
-        num_steps: T where the input does not change over time.
-        hidden: sizes of the hidden layers; none gives a single layer.
-    """
-
-    stackable = True
-
-    @checked
-    def __init__(
-        self,
-        inputs: tuple[int, ...],
-        outputs: int,
-        neuron: NeuronFactory,
-        readout: NeuronFactory,
-        num_steps: Steps,
-        hidden: Sequence[Count] = (128,),
-    ) -> None:
-        super().__init__(num_steps, lambda: _dense_layers(inputs, hidden, outputs, neuron, readout))
-
-    @staticmethod
-    def shapes(inputs: tuple[int, ...], outputs: int, hidden: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
-        """Of each layer in order: the node that makes its neurons, and their axes."""
-        return [*(("neuron", (size,)) for size in hidden), ("readout", (outputs,))]
-
-
-class Conv(Network):
-    """A convolutional network: strided convolutions, then dense layers.
-
-    Args:
-        inputs: shape ``(C, H, W)`` of one input.
-        outputs: neurons of the readout.
-        neuron: makes the layers before the readout.
-        readout: makes the last layer.
-        num_steps: T where the input does not change over time.
-        channels: channels of the convolutions.
-        kernel_size: side of each kernel.
-        stride: stride of each convolution, which takes the place of pooling.
-        hidden: sizes of dense layers between the convolutions and the readout.
-
-    Raises:
-        ConfigError: the input is no map, or is too small for that many convolutions.
-    """
-
-    @checked
-    def __init__(
-        self,
-        inputs: tuple[int, ...],
-        outputs: int,
-        neuron: NeuronFactory,
-        readout: NeuronFactory,
-        num_steps: Steps,
-        channels: Sequence[Count] = (8, 16),
-        kernel_size: Count = 5,
-        stride: Count = 2,
-        hidden: Sequence[Count] = (),
-    ) -> None:
-        maps = [inputs, *_convolved(inputs, channels, kernel_size, stride)]
-
-        def make_layers() -> dict[str, Layer]:
-            convolutions = _conv_layers(maps, kernel_size, stride, neuron)
-            return convolutions | _dense_layers(maps[-1], hidden, outputs, neuron, readout)
-
-        super().__init__(num_steps, make_layers)
-
-    @staticmethod
-    def shapes(
-        inputs: tuple[int, ...],
-        outputs: int,
-        channels: Sequence[int],
-        kernel_size: int,
-        stride: int,
-        hidden: Sequence[int],
-    ) -> list[tuple[str, tuple[int, ...]]]:
-        """As of :meth:`MLP.shapes`."""
-        maps = [("neuron", shape) for shape in _convolved(inputs, channels, kernel_size, stride)]
-        return [*maps, *(("neuron", (size,)) for size in hidden), ("readout", (outputs,))]
-
-
-def _convolved(
-    inputs: tuple[int, ...], channels: Sequence[int], kernel_size: int, stride: int
-) -> list[tuple[int, ...]]:
-    """The maps ``(C, H, W)`` behind each convolution.
-
-    Raises:
-        ConfigError: the input is no map, or nothing of it is left.
-    """
-    if len(inputs) != 3:
-        raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
-    maps = [tuple(inputs)]
-    for index, out_channels in enumerate(channels, start=1):
-        side = [(length - kernel_size) // stride + 1 for length in maps[-1][1:]]
-        if min(side) < 1:
-            raise ConfigError(
-                f"channels: nothing of the image is left for convolution {index}; use fewer channels, a smaller "
-                "kernel_size or stride"
-            )
-        maps.append((out_channels, *side))
-    return maps[1:]
-
-
-def _conv_layers(
-    maps: Sequence[tuple[int, ...]], kernel_size: int, stride: int, neuron: NeuronFactory
-) -> dict[str, Layer]:
-    layers = {}
-    for index, (before, after) in enumerate(itertools.pairwise(maps), start=1):
-        layer_neuron = neuron(after)
-        convolution = nn.Conv2d(before[0], after[0], kernel_size, stride, bias=layer_neuron.synapse_bias)
-        layers[f"conv{index}"] = Layer(convolution, layer_neuron)
-    return layers
-
-
-def _dense_layers(
-    inputs: tuple[int, ...], hidden: Sequence[int], outputs: int, neuron: NeuronFactory, readout: NeuronFactory
-) -> dict[str, Layer]:
-    layers = {}
-    fan_in = torch.Size(inputs).numel()
-    names = [*(f"hidden{index}" for index in range(1, len(hidden) + 1)), "readout"]
-    for name, size in zip(names, [*hidden, outputs], strict=True):
-        layer_neuron = (readout if name == "readout" else neuron)(size)
-        layers[name] = Layer(Dense(fan_in, size, bias=layer_neuron.synapse_bias), layer_neuron)
-        fan_in = size
-    return layers
+def _dense(inputs: Tensor | Events) -> Tensor:
+    return inputs.dense() if isinstance(inputs, Events) else inputs

@@ -1,5 +1,6 @@
 """Spiking neuron layers: currents in, a :class:`Trace` of spikes and membranes out, state explicit in and out."""
 
+from snnexp.neurons.identity import Identity, IdentityState
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
 from snnexp.neurons.neuron import Kernel, Neuron, NeuronParameter, is_plain, over_samples, product, reference
@@ -9,6 +10,8 @@ from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 
 __all__ = [
     "CalledTrace",
+    "Identity",
+    "IdentityState",
     "Kernel",
     "Leaky",
     "LeakyIntegrator",

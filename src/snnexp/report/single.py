@@ -82,6 +82,8 @@ def report(path: Path, folder: Path) -> Path:
     built = [Section(title, _guarded(build, [], told)) for title, build in sections.items()]
     if not rows:
         told.append("There are no rows in metrics.jsonl, so there are no curves.")
+    if bool((last or init).get("hidden_unknown")):
+        told.append("The network is a module that returns its readout alone: nothing is known of layers within it.")
     if told:
         built.insert(0, Section("What is missing", [Text(sentence) for sentence in dict.fromkeys(told)]))
     headline = _guarded(lambda: _headline(facts), facts.status, told)
@@ -286,13 +288,21 @@ def _shared(init: Mapping[str, Any], last: Mapping[str, Any], drawn: Picture | N
 
 
 def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
-    spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in parts(snapshot, "connections/")}
+    counted = parts(snapshot, "connections/")
+    spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in counted}
+    unknown = [str(layer) for layer in snapshot.get("layers", ()) if layer not in counted]
+    if unknown and facts.metrics.get("test/loss") is not None:
+        return [
+            Text(f"Synaptic operations in front of {', '.join(unknown)} are not known, and no energy is estimated.")
+        ]
     if not spikes or None in spikes.values():
         return []
     rows: list[list[Any]] = []
     dense = 0.0
-    for index, (layer, connections) in enumerate(parts(snapshot, "connections/").items()):
-        values = float(connections * snapshot["input_steps"]) if index == 0 else 0.0
+    for index, (layer, connections) in enumerate(counted.items()):
+        # records of earlier versions know chains alone
+        first = connections * snapshot["input_steps"] if index == 0 else 0
+        values = float(snapshot.get(f"products/{layer}", first))
         additions = float(spikes[layer] or 0)
         energy = (additions * PJ_PER_ADDITION + values * (PJ_PER_ADDITION + PJ_PER_PRODUCT)) / 1e3
         rows.append([layer, additions, values, energy])

@@ -90,6 +90,16 @@ class _Stackable:
 
 
 STACKABLE = _Stackable()
+
+
+@dataclass(frozen=True)
+class _HoldsParts:
+    """Marks an argument with parts somewhere within it."""
+
+
+HOLDS_PARTS = _HoldsParts()
+Nodes = Annotated[Sequence[Mapping[str, Any]], HOLDS_PARTS]
+"""A list of mappings with parts in them, each described by ``_target_``; the constructor checks them."""
 Stackable = Annotated[T, STACKABLE]
 
 

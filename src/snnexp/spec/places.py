@@ -10,12 +10,14 @@ class Place(NamedTuple):
         module: that lists the shipped ones.
         base: the class that they derive from; "" for functions that are marked by :func:`snnexp.spec.parts.part`.
         given: arguments that the assembly gives, and no config.
+        offered: arguments that it gives where the constructor has them and the config does not set them.
         stacked: whether a part computes for all members of a stack at once.
     """
 
     module: str
     base: str = ""
     given: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
     stacked: bool = True
 
 
@@ -23,7 +25,9 @@ NEURON = Place("snnexp.neurons", "snnexp.neurons.neuron.Neuron", ("features",))
 PLACES = {
     "data": Place("snnexp.data"),
     "encoder": Place("snnexp.encoders", "snnexp.encoders.Encoder"),
-    "network": Place("snnexp.network", "snnexp.network.graph.Network", ("inputs", "outputs", "neuron", "readout")),
+    "network": Place(
+        "snnexp.network", "snnexp.network.graph.Network", ("inputs", "outputs", "neuron", "readout"), ("num_steps",)
+    ),
     "neuron": NEURON,
     "readout": NEURON,
     "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
@@ -33,6 +37,10 @@ PLACES = {
     "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer", stacked=False),
 }
 """By key; an initializer takes the place of a neuron's parameter."""
+
+SYNAPSE = ("inputs", "in_features", "in_channels", "num_features", "num_channels", "normalized_shape")
+"""What a network offers to the constructor of a synapse: the shape that it reads, and sizes by the names of PyTorch."""
+MODULE = "torch.nn.modules.module.Module"
 
 KINDS = {place.base for place in PLACES.values() if place.base}
 """The classes that parts derive from."""

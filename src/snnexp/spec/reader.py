@@ -39,6 +39,7 @@ class Argument:
         stackable: whether members of a stack may differ in it.
         relations: bounds by other arguments.
         kinds: the classes of objects that it takes, ``module.name``.
+        holds_parts: whether there may be parts somewhere within it.
         doc: its description in the docstring.
     """
 
@@ -49,6 +50,7 @@ class Argument:
     stackable: bool = False
     relations: tuple[AtMost | AtLeast, ...] = ()
     kinds: tuple[str, ...] = ()
+    holds_parts: bool = False
     doc: str = ""
 
     @property
@@ -379,9 +381,17 @@ def _argument(
         domain = values.domain(kind)
     except (UnreadableError, SyntaxError, TypeError, ValueError, IndexError):
         return bare
-    kinds = tuple(values.kinds(domain))
-    stackable, relations = values.is_stackable(kind), tuple(values.relations(kind))
-    return Argument(name, values.or_default(domain, value), written, value, stackable, relations, kinds, doc)
+    return Argument(
+        name,
+        values.or_default(domain, value),
+        written,
+        value,
+        values.is_stackable(kind),
+        tuple(values.relations(kind)),
+        tuple(values.kinds(domain)),
+        values.holds_parts(kind),
+        doc,
+    )
 
 
 def _documented(doc: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Protocol, Union, cast, get_args, get
 
 from annotated_types import DocInfo
 
-from snnexp.spec.annotations import OBJECT, STACKABLE, AtLeast, AtMost, Matching
+from snnexp.spec.annotations import HOLDS_PARTS, OBJECT, STACKABLE, AtLeast, AtMost, Matching
 from snnexp.spec.places import KINDS
 from snnexp.text import shown
 
@@ -304,6 +304,8 @@ def _bounded(inner: Domain | None, metadata: Iterable[Any]) -> Domain | None:
             inner = AnyObject()
         elif isinstance(mark, Matching):
             inner = Text(mark.pattern, mark.name)
+        elif mark == HOLDS_PARTS:
+            inner = ListOf(Kind(Mapping, "a mapping"))
         elif isinstance(mark, DocInfo) and isinstance(inner, MappingOf):
             inner = replace(inner, name=mark.documentation)
         elif isinstance(inner, Number):
@@ -345,6 +347,11 @@ def _parts(annotation: Any) -> Iterator[Any]:
 def is_stackable(annotation: Any) -> bool:
     """Whether members of a stack may differ in an argument: it may be a tensor, or is marked."""
     return any(part == STACKABLE or _is_tensor(part) for part in _parts(annotation))
+
+
+def holds_parts(annotation: Any) -> bool:
+    """Whether there may be parts somewhere within an argument."""
+    return any(part == HOLDS_PARTS for part in _parts(annotation))
 
 
 def takes_tensors(annotation: Any) -> bool:

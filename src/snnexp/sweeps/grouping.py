@@ -46,10 +46,13 @@ def _shared(node: Mapping[str, Any]) -> dict[str, Any]:
     """A node with what may differ left out of it."""
     target = node.get("_target_")
     free = _free(parts.of(target)) if isinstance(target, str) else ()
-    return {
-        name: _kind(value) if name in free else _shared(value) if isinstance(value, Mapping) else value
-        for name, value in node.items()
-    }
+    return {name: _kind(value) if name in free else _of_value(value) for name, value in node.items()}
+
+
+def _of_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_of_value(each) for each in value]
+    return _shared(value) if isinstance(value, Mapping) else value
 
 
 def _free(spec: Spec) -> set[str]:
@@ -66,13 +69,14 @@ def _kind(value: Any) -> str | None:
     return "drawn" if isinstance(value, Mapping) else None
 
 
-def _specs(node: Mapping[str, Any]) -> Iterator[Spec]:
+def _specs(node: Any) -> Iterator[Spec]:
     """The parts that compute for all members at once: not those that another part may take as any object."""
-    arguments: Mapping[str, Argument] = {}
-    if isinstance(node.get("_target_"), str):
-        spec = parts.of(node["_target_"])
-        arguments = spec.arguments
-        yield spec
-    for name, value in node.items():
-        if isinstance(value, Mapping) and not (name in arguments and ANY in arguments[name].kinds):
-            yield from _specs(value)
+    if isinstance(node, Mapping):
+        arguments: Mapping[str, Argument] = {}
+        if isinstance(node.get("_target_"), str):
+            spec = parts.of(node["_target_"])
+            arguments = spec.arguments
+            yield spec
+        node = [value for name, value in node.items() if not (name in arguments and ANY in arguments[name].kinds)]
+    for value in node if isinstance(node, list) else ():
+        yield from _specs(value)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import kernels, limits, metrics, terminal
-from snnexp.config import factory, instantiate, user_parts
+from snnexp.config import factory, instantiate, make_network, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
 from snnexp.data.description import Target
@@ -176,14 +176,14 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     data = instantiate(nodes["data"], "data")
     contracts.require_data(data)
     shapes = {"inputs": data.inputs, "outputs": data.outputs}
-    network = instantiate(nodes["network"], "network", **shapes, neuron=neuron, readout=readout)
-    contracts.require_network(network)
+    arguments = {**shapes, "neuron": neuron, "readout": readout, "num_steps": cfg.num_steps}
+    made = make_network(nodes["network"], "network", **arguments)
+    network = contracts.as_network(made, data, cfg.num_steps, encoder.constant)
     with located("data"):
         data.require_shareable(trainer.world_size)
     decoder = _match(data, encoder, network, loss, cfg.num_steps)
     with user_parts.running("data"):
         found = check(data, cfg.num_steps)
-    network.constant = encoder.constant
     _require_encoded(encoder, data, found, cfg.num_steps)
     contracts.require_results(network, loss, data, cfg.num_steps)
     if spikes is not None:
@@ -203,8 +203,10 @@ def _encode(
     encoder: Encoder, network: Network, kernel: str, device: torch.device
 ) -> Callable[[Tensor], Tensor | Events]:
     """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
-    first = next(iter(network.layers.values())).synapse
-    summed = type(first) is Dense and device.type == "cpu" and kernel != "reference"
+    first = network.reading_input()
+    summed = (
+        first and all(type(synapse) is Dense for synapse in first) and device.type == "cpu" and kernel != "reference"
+    )
     # a subclass that encodes otherwise has events of its own, or none
     own = next(kind for kind in type(encoder).__mro__ if "__call__" in vars(kind))
     return encoder.events if summed and "events" in vars(own) else encoder

@@ -20,6 +20,7 @@ from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Neuron, Trace
 from snnexp.text import shown
+from snnexp.training.opaque import Opaque
 
 READS = ("membrane", "spike_count", "max_membrane")
 DECODERS = ("spike_count", "max_voltage")
@@ -64,13 +65,28 @@ def require_loss(loss: Any) -> None:
             raise ConfigError(f"loss: {name}.{attribute} is {shown(value)}, must be one of {', '.join(options)}")
 
 
-def require_network(network: Any) -> None:
+def as_network(made: Any, data: DataModule, num_steps: int, constant: bool) -> Network:
+    """What a target has made as a network; any other module than a :class:`Network` becomes an opaque one."""
+    if not isinstance(made, Network):
+        require_kind(made, nn.Module, "network")
+        network = Opaque(made, num_steps)
+        network.constant = constant
+        # an even number, of which the half is a batch too
+        example = torch.rand((1 if constant else num_steps, 2 * SAMPLES, *data.inputs), generator=torch.Generator())
+        with restored(random_states()), unchanged(network), user_parts.running("network"):
+            network.look(example, data.outputs)
+        return network
+    made.constant = constant
+    require_network(made)
+    return made
+
+
+def require_network(network: Network) -> None:
     """Refuse a network whose layers are not the ones that everything but its ``forward`` goes through."""
-    require_kind(network, Network, "network")
     if type(network).forward is not Network.forward or "forward" in vars(network):
         raise ConfigError(
             f"network: {type(network).__name__} has a forward of its own, and figures, synaptic operations and stacks "
-            "assume that layers run in sequence; put what it computes into layers, synapses or neurons"
+            "assume that its layers are all that is computed; derive it from torch.nn.Module instead of Network"
         )
 
 
@@ -79,7 +95,7 @@ def require_results(network: Network, loss: Any, data: DataModule, num_steps: in
     others: list[Any] = [loss, *(getattr(neuron, "surrogate", loss) for neuron in network.neurons().values())]
     if not any(map(_is_foreign, [*network.modules(), *others])):
         return
-    with restored(random_states()), _unchanged(network), torch.enable_grad():
+    with restored(random_states()), unchanged(network), torch.enable_grad():
         network.eval()
         for name, neuron in network.neurons().items():
             if _is_foreign(neuron):
@@ -89,7 +105,7 @@ def require_results(network: Network, loss: Any, data: DataModule, num_steps: in
 
 
 @contextmanager
-def _unchanged(network: Network) -> Iterator[None]:
+def unchanged(network: Network) -> Iterator[None]:
     """Restore modes, buffers and attributes such as counters; not every module of a user's could be copied."""
     attributes = [(vars(module), {**vars(module), "_buffers": {**module._buffers}}) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]

@@ -149,7 +149,7 @@ class ProjectParameters(Observer):
         self.told = state_dict["told"]
 
     def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
-        for name, neuron in _neurons(member).items():
+        for name, neuron in member.task.network.equations().items():
             for parameter, left in neuron.project().items():
                 # accumulated on the device and read once per epoch: reading waits for the device
                 key = f"{name}.{parameter}"
@@ -311,7 +311,8 @@ def at_logged_step(trainer: Trainer) -> bool:
 
 def short(name: str) -> str:
     """A parameter as a person knows it: ``hidden1.neuron.beta``, with ``log_`` where its logarithm is kept."""
-    layer, _, leaf = name.removeprefix("network.layers.").removesuffix(".original").rpartition(".")
+    own = name.removeprefix("network.").removeprefix("layers.").removeprefix("module.")
+    layer, _, leaf = own.removesuffix(".original").rpartition(".")
     return f"{layer.removesuffix('.parametrizations')}.{'log_' if name.endswith('.original') else ''}{leaf}"
 
 

@@ -5,8 +5,10 @@ A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of
     step                                           after how many steps of training
     num_steps                                      of which the first are shown
     input_steps                                    how many steps bring values; 0 where spikes come in
-    connections/<layer>                            synapses that lead to it from the layer before
+    connections/<layer>                            synapses that lead to it from other layers, where that is known
+    products/<layer>                               products of values with weights in front of it, of a sample
     layers, dt                                     names; seconds per time step, where the neuron has seconds
+    hidden_unknown                                 whether layers within the network are not known
     neurons/<layer> [N], spikes/<layer> [T, N]     which neurons of how many, and their spikes, of the first sample
     size/<layer>
     membrane [T, K], threshold [K]                 of the readout, of the first sample
@@ -40,8 +42,10 @@ from snnexp.errors import InterruptedRunError
 from snnexp.events import Events
 from snnexp.figures import style
 from snnexp.figures.snapshots import live_pictures
+from snnexp.isolation import random_states, restored
 from snnexp.record.run import Run
 from snnexp.seeds import fold
+from snnexp.training.contracts import unchanged
 from snnexp.training.members import Member, Observer
 from snnexp.training.observers import TestCounts, short
 from snnexp.training.task import Task
@@ -70,6 +74,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
     currents, traces = zip(*task.network.with_currents(inputs), strict=True)
     loss = task.loss(traces[-1], target)
     found: dict[str, Any] = {"layers": list(neurons), "num_steps": traces[-1].num_steps}
+    found["hidden_unknown"] = not task.network.layers_known
     found |= _connections(task, inputs) | _gradients(task, loss, currents)
     for (name, neuron), trace in zip(neurons.items(), traces, strict=True):
         count = trace.membrane[0, 0].numel()
@@ -97,24 +102,35 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: str | None) -> d
 
 
 def _connections(task: Task, inputs: Tensor | Events) -> dict[str, Any]:
-    found: dict[str, Any] = {"input_steps": 0 if task.spikes_come_in else inputs.shape[0]}
-    arriving: Sequence[int] = inputs.shape[2:]
-    for name, layer in task.network.layers.items():
-        ones = torch.ones(1, 1, *arriving, device=task.device)
-        found[f"connections/{name}"] = metrics.synaptic_operations(ones, layer.synapse)  # type: ignore[arg-type]
-        arriving = layer.neuron.features  # type: ignore[union-attr, assignment]
-    return found
+    """How many synapses lead to each layer, and how many products of values they compute of a sample."""
+    steps = 0 if task.spikes_come_in else inputs.shape[0]
+    found: dict[str, Any] = {"input_steps": steps}
+    unknown: set[str] = set()
+    for name, features, synapse, values in task.network.connections(inputs.shape[2:]):
+        if synapse is None:
+            unknown.add(name)
+            continue
+        count = metrics.synaptic_operations(torch.ones(1, 1, *features, device=task.device), synapse)
+        found[f"connections/{name}"] = found.get(f"connections/{name}", 0) + count
+        times = {"input": steps, "values": task.network.num_steps}.get(values, 0)
+        found[f"products/{name}"] = found.get(f"products/{name}", 0) + count * times
+    return {key: value for key, value in found.items() if key.partition("/")[2] not in unknown}
 
 
-def _gradients(task: Task, loss: Tensor, currents: Sequence[Tensor]) -> dict[str, Tensor]:
+def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
     # not left in the parameters, where the optimiser would find them
-    gradients = torch.autograd.grad(loss, [*currents, *trained.values()], allow_unused=True)
+    parts = [part for current in currents for part in current]
+    gradients = torch.autograd.grad(loss, [*parts, *trained.values()], allow_unused=True)
     found = {f"norm/{name}": torch.linalg.vector_norm(weight) for name, weight in trained.items()}
-    for name, gradient in zip(task.network.neurons(), gradients, strict=False):
-        if gradient is not None:
-            found[f"gradient/{name}"] = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-    for name, gradient in zip(trained, gradients[len(currents) :], strict=True):
+    begin = 0
+    for name, current in zip(task.network.neurons(), currents, strict=True):
+        steps = [each for each in gradients[begin : begin + len(current)] if each is not None]
+        begin += len(current)
+        if steps:
+            whole = torch.cat([*steps])
+            found[f"gradient/{name}"] = torch.linalg.vector_norm(whole.flatten(1), dim=1)
+    for name, gradient in zip(trained, gradients[len(parts) :], strict=True):
         if gradient is not None:
             found[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
     return found
@@ -223,13 +239,16 @@ class Probe(Observer):
     def _snapshot(self, trainer: Trainer, member: Member) -> dict[str, Any]:
         task, device = member.task, member.task.device
         with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            restored(random_states()),
+            unchanged(task.network),
             # a test makes tensors that can have no gradient
             torch.inference_mode(False),
             torch.enable_grad(),
             trainer.strategy.precision_plugin.forward_context(),
         ):
             torch.manual_seed(fold(self.seed, "probe"))
+            # the loss is that of training, also after a test
+            task.network.train()
             values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)
             found = snapshot(task, (values.to(device), target.to(device)), self.decoder)
         return {"step": trainer.global_step, **found}

@@ -83,7 +83,8 @@ def _parts(order: Sequence[int], cfg: DictConfig) -> list[Sequence[int]]:
     most = len(order)
     if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         # beyond the cache, a step of all members costs more than their steps one by one
-        step = 4 * cfg.data.batch_size * max([*cfg.network.hidden, 1])
+        sizes = [layer.get("size") or 1 for layer in cfg.network.get("layers", ())]
+        step = 4 * cfg.data.batch_size * max([*cfg.network.get("hidden", ()), *sizes, 1])
         most = max(1, CHUNK_BYTES // 2 // step)
     count = -(-len(order) // most)
     ends = [len(order) * index // count for index in range(count + 1)]

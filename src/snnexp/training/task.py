@@ -88,7 +88,7 @@ class Task(LightningModule):
         Weight decay acts on synapses and feedback. A neuron parameter has a meaning and a unit of its own: pulled
         towards zero, a decay or a threshold becomes another neuron.
         """
-        kept = {id(parameter) for neuron in self.network.neurons().values() for parameter in neuron.constants()}
+        kept = {id(parameter) for neuron in self.network.equations().values() for parameter in neuron.constants()}
         decays = [id(parameter) not in kept for parameter in self.parameters()]
         # an optimiser of a user's says how it decays by itself
         groups = grouped(parameters, decays, getattr(self.optimizer, "weight_decay", 0.0))
@@ -110,12 +110,18 @@ class Task(LightningModule):
         return traces
 
     def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, metrics.Sum]:
-        """``test/synops``, and by the layer that the spikes arrive at."""
+        """``test/synops``, and by the layer that the spikes arrive at; without those that cannot be counted."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
+        unknown: set[str] = set()
         for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.spikes_come_in else None):
             name = f"test/synops/{layer}"
-            arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
-        found, samples = {"test/synops": torch.stack([*arriving.values()]).sum(), **arriving}, _samples(traces)
+            if synapse is None:
+                unknown.add(name)
+            else:
+                arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
+        known = {name: value for name, value in arriving.items() if name not in unknown}
+        whole = {} if unknown else {"test/synops": torch.stack([*known.values()]).sum()}
+        found, samples = {**whole, **known}, _samples(traces)
         return {name: metrics.counted(value * samples, samples) for name, value in found.items()}
 
     @torch.no_grad()

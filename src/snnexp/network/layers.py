@@ -1,0 +1,125 @@
+"""A layer: synapses that turn what arrives into currents, and the neurons that receive their sum."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from snnexp.events import Events
+from snnexp.neurons import CalledTrace, Neuron, Trace, is_plain, over_samples, product
+
+NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
+"""Makes a neuron layer of given features."""
+HARMLESS = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+"""What in an evaluation passes spikes on as they are."""
+
+
+class Dense(nn.Linear):
+    """All to all: the neuron axes of the input are flattened, ``[*, N...]`` to ``[*, out_features]``."""
+
+    all_to_all = True
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.flatten(1))
+
+
+class StackedDense(Dense):
+    """Dense synapses side by side, weight ``[M, out, in]`` and bias ``[M, out]``: ``[*, M, N...]`` to ``[*, M, out]``.
+
+    ``[*, 1, N...]`` is one input for all members.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return product(inputs.flatten(2), self.weight, self.bias)
+
+
+class Layer(nn.Module):
+    """Synapses, whose currents add up, then neurons.
+
+    Args:
+        synapse: a module from ``[B, *N]`` to ``[B, *M]``; one for each of several inputs.
+        neuron: receives the sum of the currents.
+        inputs: names of the layers that are read, ``input`` for the network's input; by default the layer before.
+    """
+
+    def __init__(
+        self, synapse: nn.Module | Mapping[str, nn.Module], neuron: Neuron, inputs: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        self.inputs = tuple(inputs)
+        self.synapse = synapse if isinstance(synapse, nn.Module) else nn.ModuleDict(dict(synapse))
+        self.neuron = neuron
+
+    def synapses(self, sources: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+        """The synapse behind each source."""
+        if isinstance(self.synapse, nn.ModuleDict):
+            yield from ((source, self.synapse[source]) for source in sources)
+        else:
+            yield from ((source, self.synapse) for source in sources)
+
+    def forward(self, inputs: Tensor | Sequence[Tensor], num_steps: int | None = None, state: Any = None) -> Trace:
+        """What a network computes of a layer that has hooks.
+
+        Args:
+            inputs: ``[T, B, *N]`` or ``[1, B, *N]``, as of the network; one for each of the layer's inputs.
+            num_steps: T.
+            state: of an earlier trace.
+        """
+        several = [inputs] if isinstance(inputs, Tensor) else inputs
+        modules = [*self.synapse.values()] if isinstance(self.synapse, nn.ModuleDict) else [self.synapse]
+        parts = [over_samples(module, part) for module, part in zip(modules, several, strict=True)]
+        trace: Any = self.neuron.unroll(total(parts), num_steps, state)[0]
+        return trace if is_plain(self) else CalledTrace(*trace)
+
+
+def total(currents: Sequence[Tensor]) -> Tensor:
+    """The sum of currents; one of a single step stands for all steps."""
+    found = currents[0]
+    for current in currents[1:]:
+        found = found + current
+    return found
+
+
+def arriving(inputs: Tensor | Events, synapse: nn.Module) -> Tensor:
+    """The current that ``inputs``, ``[T, B, *N]``, cause behind a synapse."""
+    if not isinstance(inputs, Events):
+        # steps that repeat the same memory are one
+        still = len(inputs) > 1 and inputs.stride(0) == 0
+        return over_samples(synapse, inputs[:1] if still else inputs)
+    # what a subclass or a hook computes, only a call knows
+    if type_before_parametrizations(synapse) in (Dense, StackedDense) and is_plain(synapse):
+        return inputs.through(cast(Dense, synapse))
+    return over_samples(synapse, inputs.dense())
+
+
+def handed_on(neuron: Neuron, trace: Trace) -> Tensor:
+    """What the next layers get: spikes, or the membrane of neurons that never fire."""
+    return trace.spikes if neuron.spikes else trace.membrane
+
+
+def counted_by(synapse: nn.Module) -> nn.Linear | nn.Conv2d | None:
+    """The weights that spikes meet in a synapse, by which its operations are counted; None where that is not known.
+
+    In a sequence of modules these are the first ones, if none follow.
+    """
+    if isinstance(synapse, nn.Sequential):
+        modules = [module for module in synapse if not isinstance(module, HARMLESS)]
+        weighted = any(weight.ndim > 1 for module in modules[1:] for weight in module.parameters())
+        return counted_by(modules[0]) if modules and not weighted else None
+    if isinstance(synapse, nn.Conv2d) and synapse.padding_mode != "zeros":
+        return None
+    return synapse if isinstance(synapse, nn.Linear | nn.Conv2d) else None
+
+
+@torch.no_grad()
+def reset_synapse(synapse: nn.Module, neuron: Neuron) -> None:
+    """Draw the weights of a synapse anew; a module that cannot do so keeps what its constructor has drawn."""
+    if isinstance(synapse, nn.Linear | nn.Conv2d):
+        neuron.reset_synapse(synapse)
+    elif callable(reset := getattr(synapse, "reset_parameters", None)):
+        reset()
+    elif type(synapse).__module__.startswith("torch."):
+        for module in synapse.children():
+            reset_synapse(module, neuron)
