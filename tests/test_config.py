@@ -151,6 +151,7 @@ NEEDS = {
     "data=linear": SEQUENCES[1:],
     "data=sqrt": SEQUENCES[1:],
     "encoder=sequence": SEQUENCES,
+    "network=module": ["network._target_=torch.nn.Sequential"],
     "neuron=rleaky_conv": ["network=conv", "readout=leaky"],
 }
 """Choices that need others beside them."""
@@ -222,7 +223,7 @@ class TestFiles:
     def test_every_choice_composes_and_is_described(
         self, group: str, choice: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "torch.utils.data")
+        monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "torch")
         cfg = compose([f"{group}={choice}", *NEEDS.get(f"{group}={choice}", [])])
         assert check(cfg) == cfg, "a checked config stays as it is"
         assert len(choices(group)[choice]) > 3

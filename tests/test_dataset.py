@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from snnexp.config import check as check_config
-from snnexp.config import compose, composed, described
+from snnexp.config import compose, composed, described, targets
 from snnexp.data import DataModule, Description, from_dataset
 from snnexp.data.check import check
 from snnexp.data.dataset import split
@@ -367,7 +367,7 @@ def bumps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 class TestConfig:
     def test_the_class_has_to_be_named(self) -> None:
-        with pytest.raises(ConfigError, match=r"^data\.dataset\._target_: needs a value, as in .*=mypkg\.MyClass$"):
+        with pytest.raises(ConfigError, match=r"^data\.dataset\._target_: has no value, add data\.dataset\._target_="):
             compose(["data=dataset"])
         rows = {key: (value, about) for key, value, about in described("data", "dataset")[0]}
         assert rows["data.dataset._target_"] == ("???", rows["data.dataset._target_"][1])
@@ -390,10 +390,19 @@ class TestConfig:
         )
         assert torch.equal(once, 2 * plain)
         assert torch.equal(twice, 5 * once)
+        # a module within a list is no layer that waits for its place in a network
+        relu = build(compose([*bumps, "data.transform=[{_target_: torch.nn.ReLU}]"])).data.test[[0]][0]
+        assert torch.equal(relu, plain.relu())
         with pytest.raises(ConfigError, match=r"^data\.transform\.1\.fcator: unknown key"):
             compose([*bumps, f"data.transform=[{one}, {other.replace('factor', 'fcator')}]"])
         with pytest.raises(ConfigError, match=r"^data\.transform\.0\._target_: os\.system is not from"):
             compose([*bumps, "data.transform=[{_target_: os.system}]"])
+
+    def test_a_list_may_hold_what_its_argument_may(self, bumps: list[str]) -> None:
+        listed = [{"_target_": "snnexp.surrogates.ATan"}]
+        targets.require_targets({"_target_": "adaptpkg.bumps.Scaled", "factor": listed}, "data.transform", "")
+        with pytest.raises(ConfigError, match=r"^network\.hidden\.0\._target_: nothing is built here"):
+            targets.require_targets({"_target_": "snnexp.network.MLP", "hidden": listed}, "network", "network")
 
     @pytest.mark.parametrize("at", [0, 30])
     def test_an_error_of_its_code_is_the_users(self, bumps: list[str], at: int) -> None:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config import decoding, initial, keys, security, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
 from snnexp.config.messages import explained, in_one_line
-from snnexp.config.plain import flat
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, places, rules, values
@@ -44,16 +43,10 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
-        if absent := [key for key, value in flat(written).items() if value == "???"]:
-            raise ConfigError(*(f"{key}: needs a value, as in {key}={_example(key)}" for key in absent))
         # a recipe may be older than the places of parts
         resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         plain = decoding.completed(upgrade.with_schedule(upgrade.with_targets(resolved)))
         return OmegaConf.create(_checked(plain, written, together))
-
-
-def _example(key: str) -> str:
-    return "mypkg.MyClass" if key.endswith("._target_") else "..."
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
     unread = []
     for key, target in found.items():
         path, _, name = key.rpartition(".")
-        if name != "_target_" or group in GLOBAL or not isinstance(target, str) or target == "???":
+        if name != "_target_" or group in GLOBAL or not isinstance(target, str):
             continue
         if target == "???":
             unread.append(f"{path}: name a part of your own by {key}=mypkg.Mine")

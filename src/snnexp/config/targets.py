@@ -63,10 +63,9 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     if spec is None:
         return "" if place == "" else None
     argument = spec.arguments.get(key)
-    kinds = () if argument is None else argument.kinds
-    if ANY in kinds or (argument is not None and argument.holds_parts):
+    if argument is not None and (argument.holds_parts or ANY in argument.kinds):
         return ""
-    found = [parts.place_of(kind) for kind in kinds]
+    found = [parts.place_of(kind) for kind in argument.kinds] if argument is not None else []
     if len(found) == 1:
         return found[0]
     # a part of a user's own may take anything that is allowed

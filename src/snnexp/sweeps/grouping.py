@@ -74,16 +74,12 @@ def _kind(value: Any) -> str | None:
 
 def _specs(node: Any) -> Iterator[Spec]:
     """The parts that compute for all members at once: not those that another part may take as any object."""
-    if isinstance(node, list):
-        for value in node:
-            yield from _specs(value)
-    if not isinstance(node, Mapping):
-        return
-    arguments: Mapping[str, Argument] = {}
-    if isinstance(node.get("_target_"), str):
-        spec = parts.of(node["_target_"])
-        arguments = spec.arguments
-        yield spec
-    for name, value in node.items():
-        if not (name in arguments and ANY in arguments[name].kinds):
-            yield from _specs(value)
+    if isinstance(node, Mapping):
+        arguments: Mapping[str, Argument] = {}
+        if isinstance(node.get("_target_"), str):
+            spec = parts.of(node["_target_"])
+            arguments = spec.arguments
+            yield spec
+        node = [value for name, value in node.items() if not (name in arguments and ANY in arguments[name].kinds)]
+    for value in node if isinstance(node, list) else ():
+        yield from _specs(value)
