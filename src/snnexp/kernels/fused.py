@@ -6,7 +6,7 @@ All work on neurons as one flat axis, ``[.., B, n]``, and write into memory that
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,8 +90,7 @@ class DeferredTrace(Trace):
     def __getattr__(self, name: str) -> Tensor:
         if name not in STATISTICS or STATISTICS[name].whole:
             raise AttributeError(f"a trace has no {name}")
-        found: Tensor = getattr(self._with(name), name)
-        return found
+        return cast(Tensor, getattr(self._with(name), name))
 
 
 Gradients = tuple[Tensor, Tensor | None]

@@ -39,6 +39,8 @@ from snnexp.text import line, listed, shown
 LOG = logging.getLogger(__name__)
 NETWORK = "network."
 """In front of the names of a network's weights, in the state of its task."""
+MODULE = f"{NETWORK}module."
+"""In front of those of a plain module that is the network."""
 NEWEST_FIRST = ("last", "previous", "best")
 MAX_PICKLE_BYTES = 2**20
 """Of what describes the tensors: a few hundred bytes each."""
@@ -241,7 +243,9 @@ def read_weights(
     found = decode(read_checkpoint(path, at_most=_limit(wanted), foreign=foreign), path)
     weights = found.get("state_dict", found)
     if isinstance(weights, dict) and weights.keys() != wanted.keys():
-        named = {f"{NETWORK}{name}": value for name, value in weights.items()}
+        # those of a plain module stand one place deeper
+        ways = [{f"{before}{name}": value for name, value in weights.items()} for before in (NETWORK, MODULE)]
+        named = next((way for way in ways if way.keys() == wanted.keys()), ways[0])
         if named.keys() != wanted.keys():
             missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *named}]
             others = [name for name in weights if name not in wanted and f"{NETWORK}{name}" not in wanted]

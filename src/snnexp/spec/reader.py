@@ -381,17 +381,8 @@ def _argument(
         domain = values.domain(kind)
     except (UnreadableError, SyntaxError, TypeError, ValueError, IndexError):
         return bare
-    return Argument(
-        name,
-        values.or_default(domain, value),
-        written,
-        value,
-        values.is_stackable(kind),
-        tuple(values.relations(kind)),
-        tuple(values.kinds(domain)),
-        values.holds_parts(kind),
-        doc,
-    )
+    marks = values.is_stackable(kind), tuple(values.relations(kind)), tuple(values.kinds(domain))
+    return Argument(name, values.or_default(domain, value), written, value, *marks, values.holds_parts(kind), doc)
 
 
 def _documented(doc: str) -> dict[str, str]:

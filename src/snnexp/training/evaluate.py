@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from snnexp import config, terminal, threads
 from snnexp.config import user_parts
 from snnexp.errors import ConfigError
 from snnexp.isolation import isolated
 from snnexp.limits import memory_told
-from snnexp.network import Network
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.files import replacing, write_atomically
 from snnexp.record.names import OWN
@@ -26,6 +26,7 @@ from snnexp.training import callbacks, observers, saving
 from snnexp.training.assembly import Parts, build
 from snnexp.training.initial import checkpoint_file
 from snnexp.training.members import Bridge, Member, Observer
+from snnexp.training.opaque import Opaque
 from snnexp.training.predictions import Predictions
 from snnexp.training.signals import Signals
 from snnexp.training.start import example, is_typed, limits_of, without_download
@@ -113,7 +114,7 @@ def require_new(output: Path) -> None:
 
 
 def export(path: str | Path, checkpoint: str | Path = "last") -> Path:
-    """Write the weights of a checkpoint as ``export/network.pt``, the ``state_dict`` of the run's network.
+    """Write the weights of a checkpoint as ``export/network.pt``: the ``state_dict`` of what :func:`load` returns.
 
     ``load(path)[0].load_state_dict(torch.load(file, weights_only=True))`` reads it. Data are not needed.
 
@@ -137,6 +138,9 @@ def export(path: str | Path, checkpoint: str | Path = "last") -> Path:
         wanted = {f"{checkpoints.NETWORK}{name}": value for name, value in own.items()}
         found = checkpoints.read_weights(file, wanted)
         weights = {name.removeprefix(checkpoints.NETWORK): value for name, value in found.items()}
+    module = checkpoints.MODULE.removeprefix(checkpoints.NETWORK)
+    if all(name.startswith(module) for name in weights):
+        weights = {name.removeprefix(module): value for name, value in weights.items()}
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     target = run_dir.path / "export" / "network.pt"
@@ -151,10 +155,11 @@ def load(
     checkpoint: str | Path = "last",
     overrides: Sequence[str] = (),
     folders: Sequence[Path] = (),
-) -> tuple[Network, DictConfig]:
+) -> tuple[nn.Module, DictConfig]:
     """The trained network of a run, on the CPU and in evaluation mode, and a config to build with.
 
-    Its input comes from the encoder, ``network(build(cfg).encoder(x))``. The config is the run's with ``overrides``,
+    Its input comes from the encoder, ``network(build(cfg).encoder(x))``; a plain module is returned as it is, and takes
+    ``[T, B, *N]``. The config is the run's with ``overrides``,
     for one process on the CPU, and names no other run to start from.
 
     Args:
@@ -180,7 +185,8 @@ def load(
         _require_fit(parts, file, checkpoint not in OWN, saved)
     weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
     parts.task.load_state_dict(weights)
-    return parts.network.eval(), cfg
+    network = parts.network.eval()
+    return network.module if isinstance(network, Opaque) else network, cfg
 
 
 def _measured(
