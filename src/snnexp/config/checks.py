@@ -246,6 +246,9 @@ def _check_pairs(
     plain_decoder, num_steps = MISSING if plain["decoder"] is not None else None, plain["num_steps"]
     facts = {key: Facts(spec, _with_defaults(_values(nodes[key]), spec)) for key, spec in specs.items()}
     data, loss, encoder, readout = (facts.get(key) for key in ("data", "loss", "encoder", "readout"))
+    if "network" in nodes and not rules.takes_neurons(nodes["network"], "readout"):
+        # another one, which its constructor knows
+        readout = None
     if data and loss:
         with refusals.collected():
             rules.require_target(loss, data)

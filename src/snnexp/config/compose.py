@@ -22,7 +22,7 @@ from snnexp.config.targets import is_own, may_be_named
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
-from snnexp.spec import parts
+from snnexp.spec import parts, rules
 from snnexp.text import shown
 
 MOST_TOLD = 20
@@ -211,10 +211,16 @@ def downloads(cfg: DictConfig) -> bool:
 
 
 def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
-    """Refuse a surrogate that was typed where no neuron of a composed config takes one."""
-    typed = any(key_of(override).partition(".")[0] == "surrogate" for override in overrides)
-    if typed and not any("${surrogate" in text for text in texts(OmegaConf.to_container(cfg, resolve=False))):
+    """Refuse a surrogate, a neuron or a readout that was typed where nothing of a composed config takes one."""
+    typed = {key_of(override).partition(".")[0] for override in overrides}
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    if "surrogate" in typed and not any("${surrogate" in text for text in texts(plain)):
         raise ConfigError("surrogate: no neuron of this config takes one")
+    network = plain.get("network")
+    for key in ("neuron", "readout"):
+        if key in typed and isinstance(network, Mapping) and not rules.takes_neurons(network, key):
+            name = str(network["_target_"]).rpartition(".")[2]
+            raise ConfigError(f"{key}: no layer of this network takes it, {name} has neurons of its own")
 
 
 class Composer:

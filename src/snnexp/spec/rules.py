@@ -7,6 +7,7 @@ from typing import Any
 from snnexp.errors import ConfigError
 from snnexp.spec import parts
 from snnexp.spec.annotations import Given
+from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.text import closest, shown
 
@@ -83,6 +84,23 @@ def require_spikes(loss: Any, readout: Any) -> None:
         raise ConfigError(
             f"loss: {_name(loss)} reads spikes and this readout never fires; use another loss, or readout=same"
         )
+
+
+def takes_neurons(network: Mapping[str, Any], key: str) -> bool:
+    """Whether a network may have neurons that the node ``neuron`` or ``readout`` of a config describes.
+
+    Args:
+        network: its node.
+        key: ``neuron`` or ``readout``.
+    """
+    spec = parts.of(str(network.get("_target_")))
+    if PLACES["network"].base not in spec.bases:
+        return spec.takes_all or key in spec.arguments
+    layers = network.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, Mapping) for layer in layers):
+        return True
+    # a layer may name neurons of its own
+    return any("neuron" not in layer for layer in (layers[-1:] if key == "readout" else layers[:-1]))
 
 
 def require_decoder(decoder: Any, readout: Any, data: Any) -> None:
