@@ -13,7 +13,7 @@ from snnexp.text import closest, shown
 
 OTHER_LOSS = "use another loss, or data with labels"
 TARGETS = {
-    "labels": ("labels", "use another loss, or data with a trace"),
+    "labels": ("labels", "use another loss, or other data"),
     "trace": ("a trace", "use loss=mse_membrane, or data with labels"),
     "values": ("values", "use loss=mse_membrane, or data with labels"),
     "step_labels": ("a label for each step", OTHER_LOSS),
