@@ -22,7 +22,6 @@ from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Dense, Network
-from snnexp.record.measures import higher_is_better
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
 from snnexp.spec import rules
@@ -223,7 +222,7 @@ def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any]) 
     logged = ["train/epoch_loss"]
     if data.val is not None:
         logged += [f"val/{name}" for name in ("loss", *task.measures)]
-    logged = [name for name in logged if higher_is_better(name) is not None]
+    logged = [name for name in logged if task.higher_is_better(name) is not None]
     schedule: Any = task.schedule
     if schedule.watches and schedule.measure not in logged:
         missing = "" if data.val is not None else "; there is no validation split"

@@ -143,10 +143,14 @@ class Task(LightningModule):
         made = made_by(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
         return self.scheduled(made, steps, epochs)
 
+    def higher_is_better(self, metric: str) -> bool | None:
+        """As of :mod:`snnexp.record.measures`, which knows what the measures say of themselves."""
+        return higher_is_better(metric, {name: measure.higher_is_better for name, measure in self.measures.items()})
+
     def scheduled(self, made: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
         """What Lightning needs of an optimiser that was made, and of the schedule of its rates."""
         schedule: Any = self.schedule
-        higher = {"higher_is_better": bool(higher_is_better(schedule.measure))} if schedule.watches else {}
+        higher = {"higher_is_better": bool(self.higher_is_better(schedule.measure))} if schedule.watches else {}
         scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **higher)
         if scheduler is None:
             return made
