@@ -87,11 +87,8 @@ class DeferredTrace(Trace):
     def state(self) -> Any:
         return self._with(next(iter(self._left), "spike_count")).state
 
-    def __getattr__(self, name: str) -> Tensor:
-        if name not in STATISTICS or STATISTICS[name].whole:
-            raise AttributeError(f"a trace has no {name}")
-        found: Tensor = getattr(self._with(name), name)
-        return found
+    def _statistic(self, name: str) -> Tensor:
+        return getattr(self._with(name), name)  # type: ignore[no-any-return]
 
 
 Gradients = tuple[Tensor, Tensor | None]
