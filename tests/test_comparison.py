@@ -52,7 +52,7 @@ def make_run(parent: Path, score: float | None, seed: int = 0, typed: bool = Tru
     return run.path
 
 
-RECORD = ("status", "reason", "stopped_early", "metrics", "versions", "wall_s", "kernel")
+RECORD = ("status", "reason", "stopped_early", "metrics", "versions", "wall_s", "kernel", "decoder", "higher_is_better")
 
 
 STOP = {"epoch": 3, "step": 12, "reason": "val/loss did not improve"}
@@ -80,6 +80,26 @@ def told(page: str) -> str:
     """The words of a page, without its figures."""
     words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(words).split())
+
+
+def test_a_measure_of_ones_own_says_which_value_is_better(tmp_path: Path) -> None:
+    """As run.json has it, for its code may be gone."""
+    for known, order in (({"mine": True}, "best first (higher is better)"), ({}, "lowest first")):
+        folder = tmp_path / str(len(known))
+        runs = [
+            make_run(folder, score, seed, metrics={"test/mine": score}, higher_is_better=known)
+            for seed, score in enumerate((0.5, 0.7))
+        ]
+        found = findings.compare(runs, "test/mine")
+        assert found.order == order
+
+
+def test_decoders_are_told_beside_accuracies(tmp_path: Path) -> None:
+    names = {0: "spike_count", 1: "max_voltage"}
+    runs = [make_run(tmp_path / "runs", 0.5, seed, decoder=name) for seed, name in names.items()]
+    words = told(report(runs, tmp_path))
+    assert "decoder max_membrane, spike_count" in words
+    assert "Classes are read off the readouts in different ways: max_membrane, spike_count." in words
 
 
 SCORES = {0.001: [0.80, 0.84, 0.85], 0.01: [0.90, 0.91, 0.95]}

@@ -191,6 +191,11 @@ class TestResultTable:
         ]
         assert lines[-1][0] == "published:", "whose figures these are"
 
+    def test_the_decoder_stands_beside_an_accuracy(self) -> None:
+        lines = [line.split() for line in shown(result_table(MEASURED, {}, "spike_count"))]
+        assert lines[1:3] == [["test/loss", "0.5"], ["test/accuracy", "(spike_count)", "0.875"]]
+        assert not any("spike_count" in line for line in shown(result_table({"test/l1": 0.5}, {}, "spike_count")))
+
     def test_a_value_stands_below_the_name_of_its_column(self) -> None:
         lines = shown(result_table(MEASURED, {}))
         head, hidden, readout = lines[-3:]

@@ -241,6 +241,12 @@ class TestSettings:
         with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.direction: "):
             objective(Settings(metric=metric, direction=direction), cfg)
 
+    def test_a_chosen_measure_says_which_value_is_better(self) -> None:
+        cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky", "measure=macro_f1"]))
+        assert objective(Settings(metric="test/macro_f1"), cfg) == ("test/macro_f1", "maximize")
+        with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.direction: got minimize, a higher test/macro_f1 is "):
+            objective(Settings(metric="test/macro_f1", direction="minimize"), cfg)
+
     def test_a_measure_is_read_from_the_record_of_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text('{"metrics": {"test/accuracy": 0.5}}')
         rows = [{"step": 0, "val/accuracy": 0.1}, {"step": 1, "val/accuracy": 0.7}, {"step": 1, "train/loss": 1.0}]

@@ -127,6 +127,20 @@ class TestAFinishedRun:
         assert "mean of the training losses and the final L1, not test/l1" in read
 
     @pytest.mark.usefixtures("undrawn")
+    def test_tells_the_decoder_beside_the_accuracy_and_a_penalty_among_the_measures(self, folder: Path) -> None:
+        values = {"test/accuracy": 0.5, "test/penalty/target_rate": 0.25, "val/penalty/target_rate": 0.5}
+        change(folder, metrics={**values, "test/firing_rate/hidden1": 0.1, "val/firing_rate/hidden1": 0.2})
+        cfg = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg | {"decoder": {"_target_": "mine.LateVotes"}}))
+        assert "fraction of samples that are assigned to their class, by late_votes" in text(report([folder]))
+        assert {row["measure"] for row in table(folder, "result")} == values.keys()
+        assert [row["layer"] for row in table(folder, "layers")] == ["hidden1"]
+        del cfg["decoder"]
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+        change(folder, decoder="max_voltage")
+        assert "assigned to their class, by max_membrane" in text(report([folder])), "of an earlier version"
+
+    @pytest.mark.usefixtures("undrawn")
     def test_tells_the_published_figure_beside_the_measured_one(self, folder: Path) -> None:
         measured = json.loads((folder / "run.json").read_text())["metrics"]
         same = OmegaConf.to_yaml(compose(["experiment=regression_sqrt", "seed=3"]))

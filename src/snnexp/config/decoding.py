@@ -9,7 +9,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config import initial
 from snnexp.config.folders import choices
-from snnexp.config.overrides import written
 from snnexp.errors import ConfigError
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
@@ -45,18 +44,6 @@ def node(name: str | None) -> dict[str, Any] | None:
         return None
     spec = parts.by_choice("decoder")[name]
     return {"_target_": spec.target, **{key: argument.value for key, argument in spec.arguments.items()}}
-
-
-def kept(plain: Mapping[str, Any]) -> list[str]:
-    """The overrides that give a shipped decoder, whatever goes with the loss; none for another."""
-    found = plain["decoder"]
-    if found is None:
-        return [f"decoder={NONE}"]
-    if not isinstance(found, Mapping) or not parts.is_shipped(str(found["_target_"]), "decoder"):
-        return []
-    usual = node(word(plain)) or {}
-    arguments = {key: value for key, value in found.items() if value != usual.get(key)}
-    return [f"decoder={word(plain)}", *(f"decoder.{key}={written(value)}" for key, value in arguments.items())]
 
 
 def word(cfg: Mapping[str, Any], otherwise: object = None) -> str:

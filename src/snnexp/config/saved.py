@@ -51,12 +51,24 @@ def overridden(cfg: DictConfig) -> list[str]:
     with resolving():
         followed = at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
     changes += [change for change in _changes(followed, now) if change[0] != "~"]
-    kept = decoding.kept(now) if any(key in decoding.DECISIVE for _, key, _ in changes) else []
+    kept = _decoder(now) if any(key in decoding.DECISIVE for _, key, _ in changes) else []
     if not any(key_of(word).partition(".")[0] == "decoder" for word in typed):
         # a loss that was changed later would bring its own
         typed = [*typed, *kept]
     words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={written(value)}" for sign, key, value in changes}
     return [*(word for word in typed if key_of(word) not in words), *words.values()]
+
+
+def _decoder(plain: Mapping[str, Any]) -> list[str]:
+    """The overrides that give a shipped decoder, whatever goes with the loss; none for another."""
+    found = plain["decoder"]
+    if found is None:
+        return [f"decoder={decoding.NONE}"]
+    if not isinstance(found, Mapping) or not parts.is_shipped(str(found["_target_"]), "decoder"):
+        return []
+    usual = decoding.node(decoding.word(plain)) or {}
+    arguments = {key: value for key, value in found.items() if value != usual.get(key)}
+    return [f"decoder={decoding.word(plain)}", *(f"decoder.{key}={written(value)}" for key, value in arguments.items())]
 
 
 def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str], value: Any) -> None:

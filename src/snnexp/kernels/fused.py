@@ -6,7 +6,7 @@ All work on neurons as one flat axis, ``[.., B, n]``, and write into memory that
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,10 +87,8 @@ class DeferredTrace(Trace):
     def state(self) -> Any:
         return self._with(next(iter(self._left), "spike_count")).state
 
-    def __getattr__(self, name: str) -> Tensor:
-        if name not in STATISTICS or STATISTICS[name].whole:
-            raise AttributeError(f"a trace has no {name}")
-        return cast(Tensor, getattr(self._with(name), name))
+    def _statistic(self, name: str) -> Tensor:
+        return getattr(self._with(name), name)  # type: ignore[no-any-return]
 
 
 Gradients = tuple[Tensor, Tensor | None]

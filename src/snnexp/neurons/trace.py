@@ -60,6 +60,9 @@ class Trace:
         # what every step holds is an attribute of its own, which may be missing while an object is made
         if name not in STATISTICS or STATISTICS[name].whole:
             raise AttributeError(f"a trace has no {name}")
+        return self._statistic(name)
+
+    def _statistic(self, name: str) -> Tensor:
         return STATISTICS[name].of(self)
 
     def reduced(self, names: Sequence[str] = ("spike_count", "max_membrane")) -> "Trace | Reduced":
