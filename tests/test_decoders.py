@@ -180,7 +180,8 @@ class TestChoice:
             ("ce_membrane", "same", "sum_membrane"),
             ("ce_membrane", "leaky", "sum_membrane"),
             ("ce_membrane", "leaky_integrator", "sum_membrane"),
-            ("mse_membrane", "same", "mean_membrane"),
+            ("mse_membrane", "same", "spike_count"),
+            ("mse_membrane", "leaky_integrator", "max_membrane"),
             ("mse_count", "same", "spike_count"),
             ("nll_max_voltage", "leaky_integrator", "max_membrane"),
         ],
@@ -209,11 +210,11 @@ class TestChoice:
         assert compose([*words]).decoder is None
         assert compose([*words, "decoder=null"]).decoder is None
         assert compose(["experiment=mnist_rleaky_membrane", *words[:2]]).decoder is None
-        assert chosen("experiment=regression_sqrt", "data=mnist", "encoder=constant") == "mean_membrane"
+        assert chosen("experiment=regression_sqrt", "data=mnist", "encoder=constant") == "spike_count"
 
     def test_one_line_says_that_a_recipes_gives_way(self) -> None:
-        cfg, _ = config.composed(["experiment=mnist_leaky", "loss=mse_membrane"])
-        line = "decoder: mean_membrane goes with what was typed, and replaces the recipe's spike_count"
+        cfg, _ = config.composed(["experiment=mnist_leaky", "loss=nll_max_voltage"])
+        line = "decoder: max_membrane goes with what was typed, and replaces the recipe's spike_count"
         assert config.note(cfg) == line
         for words in (["experiment=mnist_leaky"], ["experiment=mnist_leaky", "loss=mse_count"], ["loss=mse_membrane"]):
             assert config.note(config.composed(words)[0]) is None

@@ -147,10 +147,9 @@ class MSECount(Loss):
 
 @dataclass(frozen=True)
 class MSEMembrane(Loss):
-    """See :func:`mse_membrane`. The target of the class with the highest mean membrane has the smallest error."""
+    """See :func:`mse_membrane`. The class of a label fires: its target lies above the usual threshold of 1."""
 
     stackable = True
-    decoder = "mean_membrane"
     targets = ("labels", "trace", "values")
     on_target: Stackable[float] = 1.05
     off_target: Stackable[float] = 0.2
