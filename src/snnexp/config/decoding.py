@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config import initial
@@ -108,6 +108,12 @@ def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] 
     if name not in (known := choices("decoder", folders)):
         loss = str(named["loss"]["_target_"]).rpartition(".")[2]
         raise ConfigError(f"loss: {loss}.decoder is {shown(name)}, must be one of {', '.join(known)}")
+    if choice == AUTO and not any((folder / "decoder" / f"{name}.yaml").is_file() for folder in folders):
+        # what the file of a shipped choice holds, without a second composition
+        with open_dict(cfg):
+            cfg.decoder = name if name == AUTO else node(None if name == NONE else name)
+            cfg.hydra.runtime.choices.decoder = name
+        return cfg
     cfg = compose([*others, f"decoder={name}"])
     if choice != AUTO:
         vars(cfg._metadata)[NOTE] = f"decoder: {name} goes with what was typed, and replaces the recipe's {choice}"
