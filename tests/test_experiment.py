@@ -9,6 +9,7 @@ import torch
 
 from snnexp import metrics
 from snnexp.config import choices
+from snnexp.decoders import SpikeCount
 from snnexp.errors import ConfigError
 from snnexp.experiment import build, compose, run
 from snnexp.record.run import Run
@@ -128,7 +129,7 @@ def test_measures_are_those_of_the_last_weights(tiny_mnist: Path) -> None:
     x, y = parts.data.test[list(range(20))]
     with torch.no_grad():
         traces = parts.network(parts.encoder(x))
-    hits, count = metrics.accuracy(metrics.spike_count(traces[-1].spikes), y)
+    hits, count = metrics.accuracy(SpikeCount()(traces[-1]), y)
     assert record.metrics["test/accuracy"] == pytest.approx(hits / count)
     assert record.metrics["test/firing_rate/hidden1"] == pytest.approx(traces[0].spikes.mean().item())
     assert record.metrics["test/loss"] == pytest.approx(parts.loss(traces[-1], y).item(), rel=1e-5)

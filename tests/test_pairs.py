@@ -22,7 +22,7 @@ PAIRS = [
     (REGRESSION, "loss=mse_count", "loss: MSECount compares with labels"),
     (REGRESSION, "encoder=constant", "encoder: Constant does not fit these data; use encoder=sequence"),
     (DENSE, "encoder=sequence", "encoder: Sequence does not fit these data; use encoder=constant"),
-    (LIF, "loss=mse_count", "loss: MSECount counts spikes and this readout never fires"),
+    (LIF, "loss=mse_count", "loss: MSECount reads spikes and this readout never fires"),
     (CONV, "neuron.kernel_size=2", "neuron.kernel_size: got 2, conv2d feedback needs an odd"),
     (CONV, "neuron.kernel_size=null", "neuron.kernel_size: got null, conv2d feedback needs an odd"),
     (CONV, "neuron.feedback=linear", "neuron.feedback: linear feedback needs a flat layer"),

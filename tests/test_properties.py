@@ -174,6 +174,7 @@ def test_losses(target: str, data: Any) -> None:
     membrane = torch.randn((T, B, N), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     trace = Trace((membrane > 0).double() + 0 * membrane, membrane, ())
     goals = {"labels": torch.tensor([0, 2, 1]), "trace": torch.zeros((T, B, N), dtype=torch.float64)}
+    goals["values"] = torch.zeros((B, N), dtype=torch.float64)
     for kind in loss.targets:
         value = loss(trace, goals[kind])
         assert value.shape == ()
@@ -184,7 +185,7 @@ def test_losses(target: str, data: Any) -> None:
         # a mean over samples: their order makes no difference
         turned = [2, 0, 1]
         again = Trace(trace.spikes[:, turned], membrane[:, turned], ())
-        same(loss(again, goals[kind][turned] if kind == "labels" else goals[kind]), value)
+        same(loss(again, goals[kind] if kind == "trace" else goals[kind][turned]), value)
 
 
 @targets("optimizer")
@@ -237,9 +238,13 @@ def test_networks(target: str, data: Any) -> None:
     found = {name: value for name, value in data.draw(arguments("network", target)).items() if name != "num_steps"}
     small = {name: _smaller(value) for name, value in found.items()}
     shape = data.draw(st.sampled_from([(12, 9), (2, 12, 9)]))
+    spec = parts.shipped("network")[target]
+    if "layers" in spec.arguments:
+        sizes = data.draw(st.lists(st.integers(1, 4), max_size=3))
+        small["layers"] = [{"name": f"layer{index}", "size": size} for index, size in enumerate(sizes)]
+        small["layers"].append({"name": "readout"})
     network = made("network", target, small, inputs=shape, outputs=N, neuron=Leaky, readout=Leaky, num_steps=T)
     traces = network(torch.rand(T, B, *shape))
-    spec = parts.shipped("network")[target]
     known = {name: argument.value for name, argument in spec.arguments.items()} | small
     rule = pkgutil.resolve_name(target).shapes
     shapes = rule(shape, N, **{name: known[name] for name in [*inspect.signature(rule).parameters][2:]})

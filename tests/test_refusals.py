@@ -24,7 +24,8 @@ FINE = {
     **dict.fromkeys(("draw_every_n_epochs", "draw_every_s"), "0"),
     **dict.fromkeys(("beta", "threshold", "correct_rate", "incorrect_rate", "high"), "0"),
     **dict.fromkeys(("mean", "V", "v_th", "v_leak", "v_reset", "low", "on_target", "off_target"), "-1 0"),
-    **dict.fromkeys(("limit_batches", "limit_test_batches", "data.spikes", "threads", "init_from.run"), "null"),
+    **dict.fromkeys(("limit_batches", "limit_test_batches", "data.spikes", "threads"), "null"),
+    **dict.fromkeys(("early_stopping", "init_from.run"), "null"),
     "sample_seed": "0 null",
     # linear feedback has no kernel
     "readout.kernel_size": "null",

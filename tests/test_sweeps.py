@@ -510,7 +510,7 @@ class TestCommand:
         assert content(resumed) == content(single)
 
     def test_a_terminal_shows_one_live_table(self, tmp_path: Path) -> None:
-        lines = in_a_terminal(tmp_path, *RUN, "-m", "seed=0,1", "trainer.max_epochs=100", "hydra.launcher.workers=1")
+        lines = in_a_terminal(tmp_path, *RUN, "-m", "seed=0,1", "trainer.max_epochs=300", "hydra.launcher.workers=1")
         text = " ".join(" ".join(lines).split())
         assert re.search(r"1/2 points done 1 running best test/l1 0\.\d+ \(seed=\d\) 0:\d\d left", text)
         assert re.search(r"point \d seed=\d process step \d+, epoch \d+", text)

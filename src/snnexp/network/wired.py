@@ -65,6 +65,15 @@ class Graph(Network):
         super().__init__(num_steps, lambda: _Wiring(tuple(inputs), outputs, makers, layers).layers())
 
     @staticmethod
+    def shapes(inputs: tuple[int, ...], outputs: int, layers: Any) -> list[tuple[str, tuple[int, ...]]] | None:
+        """As of :meth:`MLP.shapes`, without the node for neurons of a layer's own; None where a synapse decides."""
+        if any(layer.get("synapse") is not None for layer in layers):
+            return None
+        last = len(layers) - 1
+        nodes = ["" if "neuron" in layer else "readout" if at == last else "neuron" for at, layer in enumerate(layers)]
+        return [(node, (layer.get("size") or outputs,)) for node, layer in zip(nodes, layers, strict=True)]
+
+    @staticmethod
     def requires(layers: Any) -> None:
         """Refuse layers whose names or keys do not fit each other."""
         require_wiring(layers)

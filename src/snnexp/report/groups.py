@@ -77,7 +77,8 @@ def settings(run: Facts) -> dict[str, Level]:
         content = Run(run.path).config()
     except (CheckpointError, OSError):
         return {}
-    return {str(key): level(value) for key, value in flat(completed(content)).items()}
+    # an empty one is that of a run whose config is lost
+    return {str(key): level(value) for key, value in flat(completed(content)).items()} if content else {}
 
 
 def level(value: Any) -> Level:

@@ -4,10 +4,10 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from snnexp import config, terminal, threads
 from snnexp.config import user_parts
@@ -155,7 +155,7 @@ def load(
     checkpoint: str | Path = "last",
     overrides: Sequence[str] = (),
     folders: Sequence[Path] = (),
-) -> tuple[nn.Module, DictConfig]:
+) -> tuple[Any, DictConfig]:
     """The trained network of a run, on the CPU and in evaluation mode, and a config to build with.
 
     Its input comes from the encoder, ``network(build(cfg).encoder(x))``; a plain module is returned as it is, and takes
