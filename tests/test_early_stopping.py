@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from snnexp import experiment
 from snnexp.errors import ConfigError
-from snnexp.experiment import compose, resume, run
+from snnexp.experiment import build, compose, resume, run
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.run import Run
 from snnexp.sweeps import grouping
@@ -109,8 +109,8 @@ class TestPlateau:
                 "schedule.measure: got val/los, must be one of train/epoch_loss, val/loss",
             ),
             (
-                ["schedule.measure=val/undecided"],
-                "schedule.measure: got val/undecided, must be one of ",
+                ["schedule.measure=val/firing_rate/hidden1"],
+                "schedule.measure: got val/firing_rate/hidden1, must be one of ",
             ),
         ],
     )
@@ -119,6 +119,13 @@ class TestPlateau:
             run(compose([*IMAGES, *self.CFG, *overrides]))
         assert str(caught.value).startswith(sentence)
         assert not Path("outputs").exists()
+
+    @pytest.mark.parametrize(("measure", "mode"), [("macro_f1", "max"), ("loss", "min"), ("undecided", "min")])
+    def test_a_measure_says_whether_higher_is_better(self, measure: str, mode: str) -> None:
+        words = [*IMAGES, *self.CFG, "measure=macro_f1", f"schedule.measure=val/{measure}"]
+        task = build(compose(words)).task
+        made = task.make_optimizer([*task.parameters()], 1)
+        assert made["lr_scheduler"]["scheduler"].mode == mode
 
     def test_it_is_not_stacked(self) -> None:
         obstacle = grouping.obstacle(compose([*IMAGES, *self.CFG]))
