@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from snnexp.neurons.statistics import Reads
+from snnexp.neurons.statistics import Reads, names
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import check_fields
 from snnexp.text import snake
@@ -47,8 +47,9 @@ class Decoder:
         return self.scores(trace).argmax(-1)
 
     def scores(self, trace: Any) -> Tensor:
-        """How much speaks for each class, ``[B, K]``; ``trace`` has the statistics that the decoder ``reads``."""
-        raise NotImplementedError
+        """How much speaks for each class, ``[B, K]``: by default the first statistic that the decoder ``reads``."""
+        found: Tensor = getattr(trace, names(self.reads)[0])
+        return found
 
     def undecided(self, trace: Any) -> Tensor:
         """Whether several classes share the highest score, ``[B]`` bool."""
@@ -98,10 +99,6 @@ class MeanMembrane(Decoder):
     stackable = True
     reads = "mean_membrane"
 
-    def scores(self, trace: Any) -> Tensor:
-        mean: Tensor = trace.mean_membrane
-        return mean
-
 
 @dataclass(frozen=True)
 class SumMembrane(Decoder):
@@ -113,10 +110,6 @@ class SumMembrane(Decoder):
     stackable = True
     reads = "sum_membrane"
 
-    def scores(self, trace: Any) -> Tensor:
-        total: Tensor = trace.sum_membrane
-        return total
-
 
 @dataclass(frozen=True)
 class LastMembrane(Decoder):
@@ -125,10 +118,6 @@ class LastMembrane(Decoder):
     stackable = True
     reads = "last_membrane"
 
-    def scores(self, trace: Any) -> Tensor:
-        last: Tensor = trace.last_membrane
-        return last
-
 
 @dataclass(frozen=True)
 class MaxMembrane(Decoder):
@@ -136,10 +125,6 @@ class MaxMembrane(Decoder):
 
     stackable = True
     reads = "max_membrane"
-
-    def scores(self, trace: Any) -> Tensor:
-        highest: Tensor = trace.max_membrane
-        return highest
 
 
 @dataclass(frozen=True)
@@ -201,10 +186,6 @@ class EachStep(Decoder):
     stackable = True
     reads = "membrane"
     targets = ("step_labels",)
-
-    def scores(self, trace: Any) -> Tensor:
-        membrane: Tensor = trace.membrane
-        return membrane
 
 
 class Readout:
