@@ -162,10 +162,11 @@ class Network(nn.Module):
         """
         traces: list[Any] = []
         layers = self._layers()
+        followed = {name: _is_followed(layer) for name, layer in layers.items()}
         for (name, layer), state in zip(layers.items(), states, strict=True):
-            reader = self._only_reader(name, layers)
+            reader = self._only_reader(name, layers, followed)
             keep = reader is None and bool(self.readers[name])
-            if _is_followed(layer):
+            if followed[name]:
                 parts = [
                     currents.pop((source, name)) if (source, name) in currents else arriving(outputs[source], synapse)
                     for source, synapse in layer.synapses(self.sources[name])
@@ -185,11 +186,11 @@ class Network(nn.Module):
             traces.append(trace)
         return traces
 
-    def _only_reader(self, name: str, layers: Mapping[str, Layer]) -> str | None:
+    def _only_reader(self, name: str, layers: Mapping[str, Layer], followed: Mapping[str, bool]) -> str | None:
         """The layer whose current is computed along with the spikes of this one: nothing else reads them."""
         readers = self.readers[name]
         alone = len(readers) == 1 and name not in self.fed_back and layers[name].neuron.spikes
-        return readers[0] if alone and _is_followed(layers[readers[0]]) else None
+        return readers[0] if alone and followed[readers[0]] else None
 
     def _step_by_step(
         self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Mapping[str, Sequence[str]]
