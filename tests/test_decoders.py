@@ -218,6 +218,17 @@ class TestChoice:
         assert compose(["experiment=mnist_rleaky_membrane", *words[:2]]).decoder is None
         assert chosen("experiment=regression_sqrt", "data=mnist", "encoder=constant") == "spike_count"
 
+    def test_what_was_changed_later_is_recorded_as_words_that_compose_to_it(self) -> None:
+        cfg = compose(["experiment=mnist_leaky"])
+        cfg.loss = {"_target_": "snnexp.losses.NLLMaxVoltage"}
+        cfg.decoder = {"_target_": "snnexp.decoders.Population", "size": 10}
+        again = compose(config.overridden(cfg))
+        assert (again.loss, again.decoder) == (cfg.loss, cfg.decoder)
+
+    @pytest.mark.parametrize("group", ["measure", "regularizer"])
+    def test_null_is_no_part_of_a_group_of_names(self, group: str) -> None:
+        assert compose([f"{group}=null"])[group] == compose([f"{group}=none"])[group] == {}
+
     def test_one_line_says_that_a_recipes_gives_way(self) -> None:
         cfg, _ = config.composed(["experiment=mnist_leaky", "loss=nll_max_voltage"])
         line = "decoder: max_membrane goes with what was typed, and replaces the recipe's spike_count"

@@ -133,6 +133,7 @@ def test_parts_objects_and_references_of_a_recipe_give_way(folder: Path) -> None
         "network=conv does not take them",
         f"experiment=own: neuron.beta={text.shown(NORMAL)} is left out, neuron=leaky_random does not take it",
         "experiment=own: readout.beta=0.5 is left out, readout=same does not take it",
+        "decoder: sum_membrane goes with what was typed, and replaces the recipe's spike_count",
     ]
 
 

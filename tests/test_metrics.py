@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from snnexp import metrics
 from snnexp.data.batches import OrderedBatches
+from snnexp.record.measures import higher_is_better
 
 
 def mean(pair: metrics.Sum) -> float:
@@ -189,3 +190,9 @@ def test_synaptic_operations_of_a_convolution(kernel_size: int, stride: int, pad
 @pytest.mark.parametrize("synapse", [nn.Linear(7, 5), nn.Conv2d(4, 5, 3)], ids=["linear", "conv2d"])
 def test_silence_costs_nothing(synapse: nn.Linear | nn.Conv2d) -> None:
     assert metrics.synaptic_operations(torch.zeros(3, 2, 4, 6, 7), synapse) == 0
+
+
+def test_a_penalty_is_better_the_lower_it_is_whatever_its_name() -> None:
+    assert higher_is_better("val/penalty/accuracy", {"accuracy": True}) is False
+    assert higher_is_better("val/penalty/target_rate") is False
+    assert higher_is_better("val/accuracy") is True

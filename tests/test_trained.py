@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor
 
 from snnexp.cli import main
+from snnexp.decoders import Decoder, EachStep, SpikeCount
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError
 from snnexp.experiment import build, compose, evaluate, export, load, predict, run
+from snnexp.losses import Loss, MSEMembrane
+from snnexp.neurons import Trace
 from snnexp.training import predictions
+from snnexp.training.predictions import Predictions
 
 PARTS = Path(__file__).parent / "behaviour" / "parts"
 IMAGES = [
@@ -193,3 +198,48 @@ class TestOtherData:
         with pytest.raises(ConfigError) as caught:
             evaluate(done, overrides=words)
         assert [str(each).startswith(sentence) for each in caught.value.args[:1]] == [True], caught.value.args
+
+
+@dataclass(frozen=True)
+class LastStep(Loss):
+    """A loss that reads the last step alone."""
+
+    targets = ("values", "trace")
+    reads = "last_membrane"
+
+
+class TestRows:
+    """What a row of predictions holds, for each kind of target."""
+
+    T, B, K = 3, 2, 2
+
+    def rows(self, path: Path, decoder: Decoder | None, loss: Loss, target: Tensor) -> list[dict[str, float]]:
+        membrane = torch.arange(12.0).view(self.T, self.B, self.K)
+        outputs = {"traces": [Trace((membrane > 5).float(), membrane, None)]}
+        handle = os.open(path, os.O_CREAT | os.O_WRONLY)
+        predictions = Predictions(handle, decoder, loss)
+        for _ in range(2):
+            predictions.on_test_batch_end(None, None, outputs, target)  # type: ignore[arg-type]
+        os.close(handle)
+        with path.open() as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    def test_values_stand_beside_every_step(self, tmp_path: Path) -> None:
+        found = self.rows(tmp_path / "a.csv", None, MSEMembrane(), torch.tensor([[0.5, 1.5], [2.5, 3.5]]))
+        assert list(found[0]) == ["index", "step", "target_0", "target_1", "output_0", "output_1"]
+        assert [(row["index"], row["step"]) for row in found] == [(b, t) for b in range(4) for t in range(3)]
+        assert [*found[4].values()] == [1, 1, 2.5, 3.5, 6, 7]
+
+    def test_a_loss_of_the_last_step_has_a_row_for_each_sample(self, tmp_path: Path) -> None:
+        found = self.rows(tmp_path / "a.csv", None, LastStep(), torch.tensor([[0.5, 1.5], [2.5, 3.5]]))
+        assert [[*row.values()] for row in found[:2]] == [[0, 0.5, 1.5, 8, 9], [1, 2.5, 3.5, 10, 11]]
+        assert len(found) == 4
+
+    def test_labels_of_each_step(self, tmp_path: Path) -> None:
+        found = self.rows(tmp_path / "a.csv", EachStep(), LastStep(), torch.tensor([[0, 1], [1, 0], [1, 1]]))
+        assert list(found[0]) == ["index", "step", "target", "predicted", "score_0", "score_1"]
+        assert [*found[5].values()] == [1, 2, 1, 1, 10, 11]
+
+    def test_a_label(self, tmp_path: Path) -> None:
+        found = self.rows(tmp_path / "a.csv", SpikeCount(), MSEMembrane(), torch.tensor([1, 0]))
+        assert [[*row.values()] for row in found[2:]] == [[2, 1, 0, 1, 1], [3, 0, 0, 2, 2]]

@@ -86,9 +86,8 @@ class TargetRate(Penalty):
         found = super().chosen(layers) if self.layers is None else self.layers
         if not found or not {*found} <= {*known}:
             names = ", ".join(known) or "none"
-            raise ConfigError(
-                f"layers: got {shown(self.layers)}, must name layers that fire, of which there are {names}"
-            )
+            got = "no hidden layer fires" if self.layers is None else f"got {shown(self.layers)}"
+            raise ConfigError(f"layers: {got}, must name layers that fire, of which there are {names}")
         return found
 
     def numbers(self) -> tuple[float, ...]:

@@ -100,22 +100,16 @@ def _checked(points: Iterable[list[str]], composer: config.Composer) -> tuple[li
     """The points with their configs, and Hydra's own nodes."""
     found: list[Point] = []
     nodes: list[dict[str, Any]] = []
-    notes: dict[str | None, None] = {}
     refusals = Refusals()
     for tried, point in enumerate(points, 1):
         with refusals.collected():
             cfg, node = composer.point(point)
             nodes.append(node)
-            notes[config.note(cfg)] = None
             found.append((point, config.plain(config.check(cfg))))
         if len(nodes) < tried:
             # it could not be composed, and the others would take as long
             break
     refusals.tell()
-    for note in filter(None, notes):
-        from snnexp import terminal
-
-        terminal.tell(note)
     return found, nodes
 
 

@@ -123,6 +123,9 @@ def earlier(
     if needs := [flag for flag in flags if flag in (*SWEEP, *INFO_FLAGS)]:
         raise ConfigError(f"{FROM}: the config of this run cannot be composed again, which {needs[0]} needs")
     changed = config.change_all(saved, typed)
+    if not any(key.partition(".")[0] == "decoder" for key in map(key_of, overrides)):
+        # composed anew, the loss may have another
+        overrides += config.decoder_of(config.plain(changed))
     return folders, overrides, changed if "data.download" in keys else config.offline(changed)
 
 
@@ -183,10 +186,6 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     if sweep := choices.get("sweep"):
         refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
     refusals.tell()
-    if note := config.note(cfg):
-        from snnexp import terminal
-
-        terminal.tell(note)
     # torchrun and srun start several processes with this command
     is_first = not (launchers.is_shared(checked["trainer"]) and launchers.rank())
     if is_first:

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig
 
+from snnexp.config import decoding
 from snnexp.config.loader import LeftOut, sentences
 from snnexp.config.plain import plain
 
@@ -16,6 +17,7 @@ Made = tuple[list[str], DictConfig, dict[str, Any]]
 def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
     """A checked config that knows how it was made."""
     keep_left_out(cfg, _left_out(unresolved))
+    vars(cfg._metadata)[decoding.NOTE] = decoding.note(unresolved)
     vars(cfg._metadata)[KEY] = ([*overrides], unresolved, plain(cfg))
     return cfg
 
@@ -32,13 +34,17 @@ def keep_left_out(cfg: DictConfig, found: Iterable[LeftOut]) -> None:
 
 
 def left_out(configs: Iterable[DictConfig], overrides: Sequence[str]) -> list[str]:
-    """A sentence for each file whose keys gave way when configs were composed; configs from elsewhere have none.
+    """A sentence for each key of a file, or decoder of a recipe, that gave way when configs were composed.
+
+    Configs from elsewhere have none.
 
     Args:
         configs: composed ones, or one that :func:`~snnexp.config.compose` has given.
         overrides: what was typed.
     """
-    return sentences(dict.fromkeys(found for cfg in configs for found in _left_out(cfg)), overrides)
+    known = [*configs]
+    notes = dict.fromkeys(note for cfg in known if (note := decoding.note(cfg)))
+    return [*sentences(dict.fromkeys(found for cfg in known for found in _left_out(cfg)), overrides), *notes]
 
 
 def _left_out(cfg: DictConfig) -> list[LeftOut]:

@@ -17,6 +17,7 @@ from snnexp.config.keys import ABBREVIATED, domains_of
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record.upgrade import SCHEDULE
+from snnexp.spec.places import PLACES
 from snnexp.text import shown
 
 MOST_POINTS = 10_000
@@ -158,7 +159,8 @@ def replacing(overrides: Sequence[str]) -> list[str]:
     """
     words: list[str] = []
     # which Hydra takes in a file alone
-    for text in ("decoder=none" if word == "decoder=null" else word for word in overrides):
+    nothing = {f"{group}=null": f"{group}=none" for group in ("decoder", *(key for key in PLACES if PLACES[key].many))}
+    for text in (nothing.get(word, word) for word in overrides):
         override = OverridesParser.create().parse_override(text) if "_target_" in text else None
         if override is not None and is_part(override) and (empty := f"{override.key_or_group}=null") not in words[-1:]:
             words.append(empty)

@@ -51,15 +51,19 @@ def overridden(cfg: DictConfig) -> list[str]:
     with resolving():
         followed = at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
     changes += [change for change in _changes(followed, now) if change[0] != "~"]
-    kept = _decoder(now) if any(key in decoding.DECISIVE for _, key, _ in changes) else []
-    if not any(key_of(word).partition(".")[0] == "decoder" for word in typed):
+    if any(key in decoding.DECISIVE for _, key, _ in changes) and (kept := decoder_of(now)):
         # a loss that was changed later would bring its own
-        typed = [*typed, *kept]
+        changes = [change for change in changes if not _is_of_decoder(change[1])]
+        typed = [*(word for word in typed if not _is_of_decoder(key_of(word))), *kept]
     words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={written(value)}" for sign, key, value in changes}
     return [*(word for word in typed if key_of(word) not in words), *words.values()]
 
 
-def _decoder(plain: Mapping[str, Any]) -> list[str]:
+def _is_of_decoder(key: str) -> bool:
+    return key.partition(".")[0] == "decoder"
+
+
+def decoder_of(plain: Mapping[str, Any]) -> list[str]:
     """The overrides that give a shipped decoder, whatever goes with the loss; none for another."""
     found = plain["decoder"]
     if found is None:

@@ -50,8 +50,11 @@ def higher_is_better(metric: str, known: Mapping[str, Any] = MappingProxyType({}
         metric: ``<split>/<name>``.
         known: by name, what measures say of themselves, as run.json has it under ``higher_is_better``.
     """
-    if of_layers(metric):
+    _, measure, layer = split_name(metric)
+    if layer:
         return None
+    if measure.partition("/")[0] == "penalty":
+        return False
     name = metric.rpartition("/")[2]
     if isinstance(found := known.get(name), bool):
         return found

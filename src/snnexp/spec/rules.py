@@ -82,7 +82,7 @@ def require_spikes(loss: Any, readout: Any) -> None:
     """Refuse a loss that reads the spikes of a readout that never fires."""
     if readout.spikes is False and reads_spikes(loss):
         raise ConfigError(
-            f"loss: {_name(loss)} reads spikes and this readout never fires; use another loss, or readout=same"
+            f"loss: {_name(loss)} reads spikes and this readout never fires; use another loss, or a readout that fires"
         )
 
 

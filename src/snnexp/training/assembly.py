@@ -207,9 +207,8 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     device = trainer.strategy.root_device
     kernel = kernels.use(network, cfg.kernel, device)
     encode = _encode(encoder, network, kernel, device)
-    with located("regularizer"):
-        measures = _shipped_measures(decoder) | measures
-        task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties, schedule)
+    measures = _shipped_measures(decoder) | measures
+    task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties, schedule)
     _require_measures(task, data, nodes["trainer"])
     if not isinstance(schedule, Constant):
         # one that has a schedule of its own is refused before anything is written

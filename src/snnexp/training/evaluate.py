@@ -95,7 +95,7 @@ def predict(
     @contextmanager
     def writing(parts: Parts) -> Iterator[list[Observer]]:
         with replacing(file) as handle:
-            yield [Predictions(handle, parts.decoder)]
+            yield [Predictions(handle, parts.decoder, parts.loss)]
 
     _measured(run_dir.path, checkpoint, split, overrides, folders, writing)
     return file
@@ -181,8 +181,7 @@ def load(
     cfg = config.drawn(_changed(cfg, run_dir, overrides, folders))
     file = _checkpoint(run_dir, checkpoint)
     parts = build(cfg)
-    if is_typed("data", overrides):
-        _require_fit(parts, file, checkpoint not in OWN, saved)
+    _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
     weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
     parts.task.load_state_dict(weights)
     network = parts.network.eval()
@@ -208,8 +207,7 @@ def _measured(
         file = _checkpoint(run_dir, checkpoint)
         threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
-        if is_typed("data", overrides):
-            _require_fit(parts, file, checkpoint not in OWN, saved)
+        _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
         signals.data = parts.data
         loader = parts.data.loader(split)
         watching = measuring(cfg, parts, processes)
@@ -237,18 +235,24 @@ def _changed(saved: DictConfig, run_dir: Run, overrides: Sequence[str], folders:
     return without_download(config.change_evaluation(saved, overrides, known), overrides)
 
 
-def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig) -> None:
-    """Refuse other data for whose inputs or outputs the network has other shapes than its weights.
+def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse other data, or another decoder, for which the network has other shapes than its weights.
 
     Raises:
         ConfigError: the shapes differ.
         CheckpointError: the checkpoint is damaged.
     """
+    key = next((key for key in ("data", "decoder") if any(word.startswith(key) for word in overrides)), None)
+    if key is None:
+        return
     wanted = parts.network.state_dict()
     trained = checkpoints.of_network(file, wanted, foreign)
     for name, value in wanted.items():
         if name not in trained or trained[name].shape == value.shape:
             continue
+        if key == "decoder":
+            told = f"{list(value.shape)} where the network of this run has {list(trained[name].shape)}"
+            raise ConfigError(f"decoder: needs another readout, {name} would be {told}")
         shapes = f"inputs {list(parts.data.inputs)} and {parts.data.outputs} outputs"
         spec = parts_of(saved.data._target_)
         before = [spec.fact("inputs"), spec.fact("outputs")]

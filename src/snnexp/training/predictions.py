@@ -1,14 +1,14 @@
 """Predictions of a trained network as CSV."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp.decoders import Decoder
+from snnexp.losses import Loss
 from snnexp.record.files import write_whole
 from snnexp.training.members import Member, Observer
 
@@ -17,63 +17,50 @@ class Predictions(Observer):
     """Write what the readout says of each sample, batch by batch, in the order of the split.
 
     Labels: one row per sample, ``index,target,predicted,score_0,...``, with the score of each class that the decoder
-    compares. Regression: one row per sample and time step, ``index,step,target_0,...,output_0,...``, in the unit of
-    the target. Numbers have as many digits as tell one float32 from another.
+    compares. Regression: ``index,target_0,...,output_0,...``, what the loss compares, in the unit of the target. Where
+    these are of each time step, there is a row for each, and a column ``step`` after ``index``. Numbers have as many
+    digits as tell one float32 from another.
 
     Args:
         handle: of the file.
         decoder: how a class is read off the readout; None for regression.
+        loss: what the network was trained by.
     """
 
-    def __init__(self, handle: int, decoder: Decoder | None) -> None:
-        self.handle, self.decoder = handle, decoder
+    def __init__(self, handle: int, decoder: Decoder | None, loss: Loss) -> None:
+        self.handle, self.decoder, self.loss = handle, decoder, loss
         self.samples = 0
         """That were written."""
 
     def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
         trace = outputs["traces"][-1]
         if self.decoder is None:
-            names, rows = _of_steps(trace.membrane, target)
+            output, wanted = self.loss.compared(trace, target)
+            columns, is_timed = {"target_": wanted, "output_": output}, output.ndim > 2
         else:
-            names, rows = _of_classes(*predicted(trace, self.decoder), target)
-        lines = [] if self.samples else [",".join(names)]
-        before = self.samples
-        for sample, row in rows:
-            lines.append(",".join([str(before + sample), *row]))
-            self.samples = before + sample + 1
+            scores = self.decoder.scores(trace)
+            columns = {"target": target, "predicted": self.decoder(trace), "score_": scores}
+            is_timed = scores.ndim > 2
+        arrays = {name: _array(value if is_timed else value.unsqueeze(0)) for name, value in columns.items()}
+        steps, samples = next(iter(arrays.values())).shape[:2]
+        lines = [] if self.samples else [",".join(["index", *(["step"] if is_timed else []), *_names(arrays)])]
+        for sample in range(samples):
+            for step in range(steps):
+                place = [self.samples + sample, *([step] if is_timed else [])]
+                row = (str(value) for array in arrays.values() for value in array[step, sample].ravel())
+                lines.append(",".join([*map(str, place), *row]))
+        self.samples += samples
         write_whole(self.handle, "".join(f"{line}\n" for line in lines).encode())
 
 
-def predicted(trace: Any, decoder: Decoder) -> tuple[Tensor, Tensor]:
-    """The class ``[B]`` that a readout's trace means, and the scores ``[B, K]`` that were compared."""
-    return decoder(trace), decoder.scores(trace)
-
-
-Rows = Iterator[tuple[int, list[str]]]
-"""The number of a sample within its batch, and the rest of a row."""
-
-
-def _of_classes(classes: Tensor, scores: Tensor, target: Tensor) -> tuple[list[str], Rows]:
-    names = ["index", "target", "predicted", *(f"score_{k}" for k in range(scores.shape[-1]))]
-    columns = zip(target.tolist(), classes.tolist(), _array(scores), strict=True)
-    return names, ((sample, [str(y), str(k), *_texts(row)]) for sample, (y, k, row) in enumerate(columns))
-
-
-def _of_steps(output: Tensor, target: Tensor) -> tuple[list[str], Rows]:
-    """``output`` and ``target`` are ``[T, B, K]``."""
-    wanted, found = _array(target), _array(output)
-    numbers = range(found.shape[-1])
-    names = ["index", "step", *(f"target_{k}" for k in numbers), *(f"output_{k}" for k in numbers)]
-    steps, samples = found.shape[:2]
-    places = ((sample, step) for sample in range(samples) for step in range(steps))
-    rows = ((s, [str(t), *_texts(wanted[t, s].ravel()), *_texts(found[t, s].ravel())]) for s, t in places)
-    return names, rows
+def _names(arrays: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+    """The names of columns: a name that ends with ``_`` is that of several numbers."""
+    for name, array in arrays.items():
+        count = array[0, 0].size
+        yield from (f"{name}{k}" for k in range(count)) if name.endswith("_") else (name,)
 
 
 def _array(values: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = values.detach().float().cpu().numpy()
+    # NumPy has no bfloat16
+    array: NDArray[Any] = (values.float() if values.is_floating_point() else values).detach().cpu().numpy()
     return array
-
-
-def _texts(row: Iterable[np.float32]) -> list[str]:
-    return [str(value) for value in row]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnexp import metrics
 from snnexp.decoders import Decoder, Readout, pooled
-from snnexp.errors import ConfigError
+from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
@@ -63,7 +63,10 @@ class Task(LightningModule):
         self.resumed: Mapping[str, Any] | None = None
         """A checkpoint, whose states the optimiser and its schedule take."""
         fires = {name: neuron.spikes for name, neuron in network.neurons().items()}
-        self.penalized = {name: penalty.chosen(fires) for name, penalty in penalties.items()}
+        self.penalized: dict[str, Sequence[str]] = {}
+        for name, penalty in penalties.items():
+            with located(f"regularizer.{name}"):
+                self.penalized[name] = penalty.chosen(fires)
         """By penalty, the layers that it reads."""
         self.reduced = self._needed()
         """By layer, the statistics that an evaluation keeps."""
