@@ -77,7 +77,8 @@ def own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def only_run(cwd: Path) -> Path | None:
     """The run of a sweep of one point, once there is one."""
-    found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/runs/*/run.json")]
+    # a directory has another name until it is whole
+    found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/runs/[!.]*/run.json")]
     assert len(found) <= 1, "no point runs twice"
     return found[0] if found else None
 
