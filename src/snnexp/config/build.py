@@ -30,14 +30,13 @@ def make_network(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
     return instantiate(node, path, **{key: each for key, each in arguments.items() if key in given or key in named})
 
 
-def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = (), whole: bool = False) -> Callable[..., Any]:
+def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Callable[..., Any]:
     """A function that builds the object of a node each time it is called, with what is still missing.
 
     Args:
         node: a mapping with ``_target_``.
         path: where the node stands in the config, for messages.
         given: names of the arguments that the caller will pass.
-        whole: whether nothing is missing to the parts within it, however deep they lie.
     """
     with user_parts.running(path):
         target = targets.resolve(str(node.get("_target_")), path)
