@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from snnexp.config import check, choices, compose, composed, instantiate
 from snnexp.data import mnist_data, regression_data
+from snnexp.data.prepare import prepared
 from snnexp.errors import ConfigError
 from snnexp.neurons import Leaky, Neuron, ParametrizedLIF
 from snnexp.neurons.neuron import NeuronParameter
@@ -29,7 +31,16 @@ High = Annotated[float, AtLeast("2 * low", "mV")]
 UpToTwo = Annotated[float, Interval(ge=0, le=2)]
 SHIPPED = [(place, target) for place in PLACES for target in parts.shipped(place)]
 ARGUMENTS = [(place, target, name) for place, target in SHIPPED for name in parts.shipped(place)[target].arguments]
+PASSED_ON = inspect.signature(prepared).parameters
 GIVEN = {(place, name) for place in PLACES for name in PLACES[place].given}
+
+
+def parameters_of(real: Any, names: Iterable[str]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, and those named ones of the function that it passes ``**options`` on to."""
+    own = dict(inspect.signature(real).parameters)
+    if own.pop("options", None) is None:
+        return own
+    return {**own, **{name: each for name, each in PASSED_ON.items() if name in names and name not in own}}
 
 
 class TestShipped:
@@ -37,7 +48,7 @@ class TestShipped:
     def test_is_read_as_python_sees_it(self, place: str, target: str) -> None:
         spec, real = parts.shipped(place)[target], pkgutil.resolve_name(target)
         assert (spec.unread, spec.takes_all) == ("", False)
-        parameters = inspect.signature(real).parameters
+        parameters = parameters_of(real, spec.arguments)
         assert [*spec.arguments] == [*parameters]
         required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
         assert [name for name, argument in spec.arguments.items() if argument.required] == required
@@ -52,11 +63,12 @@ class TestShipped:
         argument, real = parts.shipped(place)[target].arguments[name], pkgutil.resolve_name(target)
         assert argument.domain is not None
         function = real.__init__ if inspect.isclass(real) and issubclass(real, torch.nn.Module) else real
+        function = function if name in inspect.signature(real).parameters else prepared
         assert str(checked.taken(function)[name].domain) == str(argument.domain), "the constructor checks the same"
         if not argument.required:
             annotated = values.domain(get_type_hints(function, include_extras=True)[name])
             assert annotated is not None
-            assert inspect.signature(real).parameters[name].default in annotated
+            assert parameters_of(real, [name])[name].default in annotated
 
     def test_are_all_that_a_config_names(self) -> None:
         for group in PLACES.keys() - {"initializer"}:

@@ -26,6 +26,14 @@ def cores() -> int:
     return found
 
 
+def memory() -> int:
+    """The bytes of memory of this machine, of which a container or ``ulimit`` may allow fewer."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, _soft(resource.RLIMIT_AS) or found)
+
+
 def require_processes(key: str, count: int) -> None:
     """Raise :class:`ConfigError` where this machine should not run as many processes."""
     most, why = max(FEWEST, PER_CORE * cores()), f"a machine of {cores()} cores"

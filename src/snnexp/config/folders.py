@@ -74,7 +74,8 @@ def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:
 def _files(group: str, folders: Sequence[Path]) -> dict[str, Path]:
     # of two files of a name the last one here counts
     places = [conf_dir(), *reversed(folders)]
-    return {path.stem: path for place in places for path in (place / group).glob("*.yaml")}
+    # one that begins with an underscore is a part of others
+    return {path.stem: path for place in places for path in (place / group).glob("[!_]*.yaml")}
 
 
 def _description(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from snnexp.data.dataset import from_dataset
 from snnexp.data.description import Description
+from snnexp.data.digits import digits_data
 from snnexp.data.mnist import MNIST, mnist_data
 from snnexp.data.module import DataModule
 from snnexp.data.regression import RegressionDataset, regression_data
@@ -11,6 +12,7 @@ __all__ = [
     "DataModule",
     "Description",
     "RegressionDataset",
+    "digits_data",
     "from_dataset",
     "mnist_data",
     "regression_data",

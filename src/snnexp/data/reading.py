@@ -1,7 +1,8 @@
 """Samples of a map-style dataset: converted, checked as they are read, and drawn by seed, epoch and index."""
 
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -25,24 +26,62 @@ STORED = 256
 class Source:
     """A dataset, and what is applied to each of its samples.
 
+    A dataset may have a method ``take(indices)`` that gives inputs and targets of several samples, ``[B, ...]``; it is
+    called where nothing is applied. Names of classes are in its attribute ``classes``, and all labels in
+    ``targets``, as in the datasets of torchvision.
+
     Args:
         name: for messages.
         dataset: map-style, ``len(dataset)`` and ``dataset[index]``, whose samples are pairs (x, y).
-        transforms: of x, in this order.
-        target_transforms: of y.
+        groups: one id per sample of what samples have in common; None without groups.
+        key: equal for sources whose samples are the same and are not drawn; None where that is not known.
     """
 
     def __init__(
-        self,
-        name: str,
-        dataset: Any,
-        transforms: Sequence[Callable[[Any], Any]] = (),
-        target_transforms: Sequence[Callable[[Any], Any]] = (),
+        self, name: str, dataset: Any, groups: Sequence[Any] | None = None, key: Hashable | None = None
     ) -> None:
-        self.name, self.dataset, self.transforms, self.target_transforms = name, dataset, transforms, target_transforms
+        self.name, self.dataset, self.groups, self.key = name, dataset, groups, key
+        self.transforms: Sequence[Callable[[Any], Any]] = ()
+        self.target_transforms: Sequence[Callable[[Any], Any]] = ()
+
+    def transformed(
+        self, transforms: Sequence[Callable[[Any], Any]], target_transforms: Sequence[Callable[[Any], Any]]
+    ) -> "Source":
+        """The same source, with functions that are applied to x and to y, in this order."""
+        if not (transforms or target_transforms):
+            return self
+        other = Source(self.name, self.dataset, self.groups)
+        other.transforms, other.target_transforms = transforms, target_transforms
+        return other
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of classes; None where there are none."""
+        found = getattr(self.dataset, "classes", None)
+        if not isinstance(found, (list, tuple)) or not found or not all(isinstance(name, str) for name in found):
+            return None
+        return list(found)
+
+    def labels(self) -> np.ndarray[Any, Any] | None:
+        """The labels of all samples, where they are known without reading these."""
+        found = getattr(self.dataset, "targets", None)
+        if found is None or self.target_transforms:
+            return None
+        labels = np.asarray(found)
+        return labels if labels.shape[:1] == (len(self),) and labels.dtype.kind in "iu" else None
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether several samples are read at a time."""
+        return hasattr(self.dataset, "take") and not (self.transforms or self.target_transforms)
+
+    def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Several samples as tensors, ``[B, ...]``."""
+        x, y = self.dataset.take(indices)
+        return self._tensor(indices[0], "an input", x), self._tensor(indices[0], "a target", y)
 
     def raw(self, index: int) -> tuple[Any, Any]:
         """A sample after its transforms, of any types.
@@ -79,6 +118,34 @@ class Source:
             kind = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
             raise self.error(index, f"has {what} of type {kind}, must be a tensor, a NumPy array or a number")
         return found
+
+
+class ArrayDataset:
+    """The samples of two arrays, one by one or several at a time.
+
+    Args:
+        x: inputs, ``[N, ...]``, perhaps read from the disk.
+        y: targets, ``[N, ...]``.
+        classes: the names of labels.
+    """
+
+    def __init__(self, x: Any, y: np.ndarray[Any, Any], classes: Sequence[str] | None = None) -> None:
+        self.x, self.y, self.classes = x, y, classes
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def targets(self) -> np.ndarray[Any, Any]:
+        """All targets."""
+        return self.y
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.x[[index]][0], self.y[index]
+
+    def take(self, indices: Sequence[int]) -> tuple[Any, Any]:
+        """Several samples, ``[B, ...]``."""
+        return self.x[indices], self.y[indices]
 
 
 def _as_tensor(value: Any) -> Tensor | None:
@@ -162,6 +229,11 @@ class Form:
         return self.kind in ("labels", "step_labels")
 
     @property
+    def bytes(self) -> int:
+        """What a sample takes in memory."""
+        return torch.get_default_dtype().itemsize * (math.prod(self.inputs) + math.prod(self.targets))
+
+    @property
     def axes(self) -> tuple[int, int]:
         """The axes of the batch, in inputs and in targets."""
         return int(self.sequences), int(self.kind in ("trace", "step_labels"))
@@ -231,12 +303,9 @@ class Indexed:
         chosen = [self.indices[index] for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
         place = ("train", indices.epoch) if isinstance(indices, Batch) else ("evaluate",)
         with user_parts.running("data"), restored(cpu_random_states()):
-            pairs = [self._sample(index, place) for index in chosen]
-        inputs, targets = zip(*pairs, strict=True)
-        values_at, target_at = self.form.axes
+            values, target = self._several(chosen) if self.source.takes_several else self._each(chosen, place)
         wanted = torch.get_default_dtype()
-        values = torch.stack(inputs, values_at).to(wanted)
-        target = torch.stack(targets, target_at).to(torch.int64 if self.form.is_classified else wanted)
+        values, target = values.to(wanted), target.to(torch.int64 if self.form.is_classified else wanted)
         values = values if self.scaling is None else self.scaling(values)
         self._check(chosen, values, target)
         return values.to(self.device), target.to(self.device)
@@ -253,6 +322,18 @@ class Indexed:
         other = copy(self)
         vars(other).update(changed)
         return other
+
+    def _each(self, indices: Sequence[int], place: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
+        inputs, targets = zip(*(self._sample(index, place) for index in indices), strict=True)
+        values_at, target_at = self.form.axes
+        return torch.stack(inputs, values_at), torch.stack(targets, target_at)
+
+    def _several(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        values, target = self.source.take(indices)
+        values_at, target_at = self.form.axes
+        count = len(indices)
+        values, target = values.reshape(count, *self.form.inputs), target.reshape(count, *self.form.targets)
+        return values.movedim(0, values_at), target.movedim(0, target_at)
 
     def _sample(self, index: int, place: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
         seed_generators(fold(self.seed, "sample", *place, index))

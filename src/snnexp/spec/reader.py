@@ -150,7 +150,7 @@ def _spec(target: str, found: Definition) -> Spec:
     first = doc.partition("\n")[0]
     if isinstance(found.node, ast.FunctionDef):
         facts = _marked(found)
-        arguments, takes_all = _of_function(found, found.node, 0, doc)
+        arguments, takes_all = _of_callable(found)
         return Spec(target, arguments, takes_all, doc=first, facts=facts, definition=found.target)
     classes = mro(found)
     try:
@@ -338,21 +338,47 @@ def _of_function(found: Definition, node: ast.FunctionDef, skip: int, doc: str) 
     return arguments, node.args.kwarg is not None
 
 
+def _of_callable(found: Definition) -> tuple[dict[str, Argument], bool]:
+    """The arguments of a function, with those of another function that it passes its ``**kwargs`` on to."""
+    assert isinstance(found.node, ast.FunctionDef)
+    arguments, takes_all = _of_function(found, found.node, 0, ast.get_docstring(found.node) or "")
+    call = _passing_on(found.node) if takes_all else None
+    if call is None:
+        return arguments, takes_all
+    other = sources.resolve(found.source, call.func)
+    if not isinstance(other, Definition) or not isinstance(other.node, ast.FunctionDef):
+        return arguments, True
+    _marked(other)
+    others, takes_all = _of_callable(other)
+    return {**arguments, **_left(others, call)}, takes_all
+
+
 def _forwarded(
     node: ast.FunctionDef, classes: Sequence[Class], own: dict[str, Argument]
 ) -> tuple[dict[str, Argument], bool]:
     """The arguments of a constructor with ``**kwargs``: those of the next one too, where they are only passed on."""
+    call = _passing_on(node)
+    if call is None or ast.unparse(call.func) != "super().__init__":
+        return own, True
+    others, takes_all = _constructor(classes)
+    return {**_left(others, call), **own}, takes_all
+
+
+def _passing_on(node: ast.FunctionDef) -> ast.Call | None:
+    """The call to which a function passes its ``**kwargs`` on, where it does nothing else with them."""
     assert node.args.kwarg is not None
-    name = node.args.kwarg.arg
-    used = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each.id == name]
+    used = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each.id == node.args.kwarg.arg]
     for call in (each for each in ast.walk(node) if isinstance(each, ast.Call)):
         passed = any(word.arg is None and word.value in used for word in call.keywords)
-        plain = len(used) == 1 and not any(isinstance(each, ast.Starred) for each in call.args)
-        if passed and plain and ast.unparse(call.func) == "super().__init__":
-            arguments, takes_all = _constructor(classes)
-            taken = [*arguments][: len(call.args)] + [word.arg for word in call.keywords if word.arg]
-            return {**{key: each for key, each in arguments.items() if key not in taken}, **own}, takes_all
-    return own, True
+        if passed and len(used) == 1 and not any(isinstance(each, ast.Starred) for each in call.args):
+            return call
+    return None
+
+
+def _left(arguments: Mapping[str, Argument], call: ast.Call) -> dict[str, Argument]:
+    """The arguments that a call does not give."""
+    given = [*arguments][: len(call.args)] + [word.arg for word in call.keywords if word.arg]
+    return {name: each for name, each in arguments.items() if name not in given}
 
 
 def _argument(

@@ -1,0 +1,43 @@
+"""Digits: 1,797 handwritten digits, 8 x 8 pixels of 17 levels.
+
+The test set of Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998; UCI repository,
+https://doi.org/10.24432/C50P49, CC BY 4.0) as scikit-learn 1.9 has it. The file holds ``inputs`` ``[1797, 8, 8]``,
+from 0 to 16, and ``labels`` ``[1797]``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snnexp.data.module import DataModule
+from snnexp.data.prepare import prepared
+from snnexp.data.reading import ArrayDataset, Source
+from snnexp.spec.checked import checked
+from snnexp.spec.parts import part
+
+FILE = Path(__file__).with_name("digits.npz")
+LEVELS = 16
+
+
+@part(
+    target="labels",
+    sequences=False,
+    inputs=(1, 8, 8),
+    outputs=10,
+    validation=("val_fraction",),
+    stackable=True,
+)
+@checked
+def digits_data(**options: Any) -> DataModule:
+    """The data module of the digits, pixels from 0 to 1.
+
+    Args:
+        options: as of :func:`~snnexp.data.prepare.prepared`.
+    """
+    with np.load(FILE) as found:
+        images, labels = found["inputs"], found["labels"].astype(np.int64)
+    pixels = images[:, None].astype(np.float32) / LEVELS
+    classes = [str(digit) for digit in range(10)]
+    sources = {"train": Source("digits", ArrayDataset(pixels, labels, classes), key="digits")}
+    return prepared(sources, target="labels", sequences=False, outputs=len(classes), **options)

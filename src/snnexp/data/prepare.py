@@ -1,0 +1,228 @@
+"""Data of any origin made ready for a run: their kind is told, they are split, scaled, and held in memory or not."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Interval
+
+from snnexp import limits
+from snnexp.config import user_parts
+from snnexp.data import scaling
+from snnexp.data.description import Description, Target
+from snnexp.data.module import DataModule
+from snnexp.data.reading import Form, Indexed, Source, Stored, inputs_of, is_image, seed_generators
+from snnexp.data.splits import split
+from snnexp.errors import ConfigError, DataError
+from snnexp.isolation import cpu_random_states, restored
+from snnexp.spec.annotations import AtMost, BelowOne, Count, Object, Seed, Stackable, Workers
+from snnexp.spec.checked import checked
+
+TEST_FRACTION = 0.2
+"""Where nothing else is said."""
+MEMORY_SHARE = 0.5
+"""Of the machine's memory: samples that take more are read when they are needed."""
+TO_TENSOR = "'data.transform={_target_: torchvision.transforms.ToTensor}'"
+_latest: dict[Hashable, dict[str, Any]] = {}
+"""The samples in memory that were made last, which members of a stack and points of a sweep share."""
+
+
+@checked
+def prepared(
+    sources: Mapping[str, Source],
+    val_fraction: BelowOne | None = None,
+    test_fraction: Annotated[float, Interval(ge=0, lt=1), AtMost("1 - val_fraction")] | None = None,
+    split_seed: Seed = 0,
+    sequences: bool | None = None,
+    target: Target | None = None,
+    outputs: Count | None = None,
+    transform: Object | Sequence[Object] | None = None,
+    target_transform: Object | Sequence[Object] | None = None,
+    scale: scaling.Method | None = None,
+    in_memory: bool | None = None,
+    batch_size: Count = 128,
+    drop_last: bool = False,
+    num_workers: Workers = 0,
+    seed: Stackable[Seed] = 0,
+) -> DataModule:
+    """The data module of samples of any origin.
+
+    Args:
+        sources: by split: ``train``, and perhaps ``val`` and ``test``; splits by fraction are taken from ``train``.
+        val_fraction: of the samples, set aside for validation; null for none.
+        test_fraction: of the samples, set aside for the test; null for 0.2, or for none beside data.test.
+        split_seed: draws the splits, whatever the seed of the run.
+        sequences: whether inputs begin with time, ``[T, *N]``; null where they have two axes or four.
+        target: what a sample is compared with; null to tell it from the first: a whole number is a label, and one for
+            each step are step_labels; a real number or a vector is values; a matrix is a trace.
+        outputs: how many classes; null for those that are named, or for the highest label plus one.
+        transform: applied to x, one or a list.
+        target_transform: applied to y, one or a list.
+        scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it.
+        in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
+            where they take less than half of the memory.
+        batch_size: samples of an optimiser step.
+        drop_last: leave out an epoch's last batch where it is not full.
+        num_workers: processes that read samples.
+        seed: of the order of batches, and of what samples draw.
+
+    Raises:
+        ConfigError: the arguments contradict each other or the samples.
+        DataError: a sample cannot be used.
+    """
+    steps = (_as_list("transform", transform), _as_list("target_transform", target_transform))
+    sources = {name: source.transformed(*steps) for name, source in sources.items()}
+    for source in sources.values():
+        with user_parts.running("data"):
+            length = len(source)
+        if not length:
+            raise DataError(f"data: {source.name} has no samples")
+    form = _form(sources["train"], sequences, target, seed)
+    fractions = _fractions(sources, val_fraction, test_fraction)
+    places = _places(sources, fractions, split_seed)
+    known = _outputs(sources, form, outputs)
+    if in_memory is None:
+        in_memory = sum(map(len, sources.values())) * form.bytes < MEMORY_SHARE * limits.memory()
+
+    def make() -> dict[str, Any]:
+        samples: dict[str, Any] = {
+            name: Indexed(sources[origin], indices, form, seed, known) for name, (origin, indices) in places.items()
+        }
+        if in_memory:
+            samples = {name: Stored.read(each) for name, each in samples.items()}
+        if scale is not None:
+            fitted = scaling.fit(scale, inputs_of(samples["train"], batch_size), form.axes[0] + 1)
+            samples = {name: each.scaled(fitted) for name, each in samples.items()}
+        return samples
+
+    keys = [source.key for source in sources.values()]
+    # what depends on the seed is drawn by each run
+    shared = (
+        None if None in keys or not in_memory else (*keys, tuple(fractions.items()), split_seed, form, known, scale)
+    )
+    samples = _shared(shared, make)
+    if known is None:
+        known = _counted(samples)
+    description = Description(
+        inputs=form.inputs[int(form.sequences) :],
+        outputs=known,
+        target=form.kind,
+        sequences=form.sequences,
+        num_steps=form.inputs[0] if form.sequences else None,
+        classes=sources["train"].classes if form.is_classified else None,
+        groups=_groups(sources, places),
+    )
+    return DataModule(
+        samples["train"],
+        samples["test"],
+        val=samples.get("val"),
+        description=description,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def _as_list(key: str, transform: Any) -> list[Any]:
+    found = [] if transform is None else [*transform] if isinstance(transform, (list, tuple)) else [transform]
+    for each in found:
+        if not callable(each):
+            raise ConfigError(f"{key}: got a {type(each).__name__}, must be a function of a sample")
+    return found
+
+
+Places = Mapping[str, tuple[str, list[int]]]
+"""By split: the source that its samples are of, and their indices there."""
+
+
+def _shared(key: Hashable, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives, or what it gave last for an equal key; None is equal to none."""
+    if key is None:
+        return make()
+    if key not in _latest:
+        _latest.clear()
+        _latest[key] = make()
+    return dict(_latest[key])
+
+
+def _fractions(
+    sources: Mapping[str, Source], val_fraction: float | None, test_fraction: float | None
+) -> dict[str, float]:
+    """By split, the test first, which then stays the same whatever is set aside for validation."""
+    if test_fraction is None and "test" not in sources:
+        test_fraction = TEST_FRACTION
+    fractions = {"test": test_fraction, "val": val_fraction}
+    for name, fraction in fractions.items():
+        if fraction and name in sources:
+            raise ConfigError(f"{name}_fraction: got {fraction:g} beside data.{name}; give one of them")
+    if not test_fraction and "test" not in sources:
+        raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
+    return {name: fraction for name, fraction in fractions.items() if fraction}
+
+
+def _places(sources: Mapping[str, Source], fractions: Mapping[str, float], seed: int) -> Places:
+    whole = sources["train"]
+    places = {name: ("train", indices) for name, indices in split(len(whole), fractions, seed, whole.groups).items()}
+    return places | {name: (name, [*range(len(each))]) for name, each in sources.items() if name != "train"}
+
+
+def _groups(sources: Mapping[str, Source], places: Places) -> dict[str, list[Any]] | None:
+    if sources["train"].groups is None:
+        return None
+    for source in sources.values():
+        if source.groups is None:
+            raise ConfigError(f"groups: the samples of data.{source.name} have none, and the others do")
+    ids = {name: source.groups or () for name, source in sources.items()}
+    return {name: [ids[origin][index] for index in indices] for name, (origin, indices) in places.items()}
+
+
+def _form(source: Source, sequences: bool | None, target: Target | None, seed: int) -> Form:
+    """What the first sample has, which is the same each time that it is read."""
+    with user_parts.running("data"), restored(cpu_random_states()):
+        seed_generators(seed)
+        x, _ = source.raw(0)
+        if is_image(x):
+            raise ConfigError(f"transform: the inputs are images of PIL, must be tensors; use {TO_TENSOR}")
+        seed_generators(seed)
+        first = source.read(0)
+        # what a dataset draws from a generator of its own depends on what was read before
+        source.read(len(source) - 1)
+        seed_generators(seed)
+        again = source.read(0)
+    if not all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(first, again, strict=True)):
+        raise source.error(
+            0, "is not the same when it is read twice; draw from the global generators of torch, NumPy or random"
+        )
+    if sequences is None:
+        sequences = first[0].ndim in (2, 4)
+    return Form.of(*first, sequences=sequences, kind=target)
+
+
+def _outputs(sources: Mapping[str, Source], form: Form, outputs: int | None) -> int | None:
+    """How many features a target has, or how many classes there are, as far as that is known before samples are read.
+
+    Raises:
+        ConfigError: that contradicts what was given.
+    """
+    if not form.is_classified:
+        if outputs not in (None, form.targets[-1]):
+            raise ConfigError(f"outputs: got {outputs}, and targets have {form.targets[-1]} features")
+        return form.targets[-1]
+    names = sources["train"].classes
+    if names and outputs not in (None, len(names)):
+        raise ConfigError(f"outputs: got {outputs}, and the dataset has names of {len(names)} classes")
+    labels = [found for source in sources.values() if (found := source.labels()) is not None]
+    counted = 1 + max(int(each.max()) for each in labels) if len(labels) == len(sources) else None
+    return outputs or (len(names) if names else counted)
+
+
+def _counted(samples: Mapping[str, Any]) -> int:
+    """The number of classes of samples in memory, or of those whose targets are."""
+    stored = [each for each in samples.values() if isinstance(each, Stored)]
+    if not stored:
+        raise ConfigError(
+            "outputs: the number of classes is not known before all samples are read; "
+            "set it, give the dataset a list of names as its attribute classes, or use data.in_memory=true"
+        )
+    return max(int(each.targets.max()) for each in stored) + 1
