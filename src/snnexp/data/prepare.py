@@ -81,6 +81,8 @@ def prepared(
     fractions = _fractions(sources, val_fraction, test_fraction)
     places = _places(sources, fractions, split_seed)
     known = _outputs(sources, form, outputs)
+    if form.kind == "labels":
+        _require_classes(sources["train"], places["train"][1])
     if in_memory is None:
         in_memory = sum(map(len, sources.values())) * form.bytes < MEMORY_SHARE * limits.memory()
 
@@ -212,9 +214,26 @@ def _outputs(sources: Mapping[str, Source], form: Form, outputs: int | None) -> 
     names = sources["train"].classes
     if names and outputs not in (None, len(names)):
         raise ConfigError(f"outputs: got {outputs}, and the dataset has names of {len(names)} classes")
-    labels = [found for source in sources.values() if (found := source.labels()) is not None]
-    counted = 1 + max(int(each.max()) for each in labels) if len(labels) == len(sources) else None
-    return outputs or (len(names) if names else counted)
+    outputs = outputs or (len(names) if names else None)
+    labels = {name: found for name, source in sources.items() if (found := source.labels()) is not None}
+    for name, each in labels.items():
+        sources[name].require_labels(torch.from_numpy(each), range(len(each)), outputs)
+    if len(labels) < len(sources) or outputs is not None:
+        return outputs
+    highest, count = max(int(each.max()) for each in labels.values()), sum(map(len, sources.values()))
+    if highest >= max(count, 2):
+        told = f"labels go up to {highest} for {count} samples"
+        raise ConfigError(f"target: {told}; use data.target=values, or set data.outputs")
+    return highest + 1
+
+
+def _require_classes(source: Source, indices: Sequence[int]) -> None:
+    """Refuse a training split of a single class, where labels are known before samples are read."""
+    labels = source.labels()
+    found = set() if labels is None else {*labels[indices].tolist()}
+    if len(found) == 1:
+        count = f"all {len(indices)} training samples have" if len(indices) > 1 else "the only training sample has"
+        raise DataError(f"data: {count} the label {found.pop()}; there must be two classes or more")
 
 
 def _counted(samples: Mapping[str, Any]) -> int:

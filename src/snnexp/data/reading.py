@@ -108,6 +108,15 @@ class Source:
         x, y = self.raw(index)
         return self._tensor(index, "an input", x), self._tensor(index, "a target", y)
 
+    def require_labels(self, labels: Tensor, indices: Sequence[int], outputs: int | None) -> None:
+        """Refuse labels of samples, ``[B]`` or ``[B, T]``, that are negative or not less than the number of classes."""
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= (high + 1 if outputs is None else outputs):
+            label = low if low < 0 else high
+            at = (labels == label).reshape(len(indices), -1).any(1)
+            must = "0 or more" if outputs is None else f"from 0 to {outputs - 1}"
+            raise self.error(indices[int(at.int().argmax())], f"has the label {label}, must be {must}")
+
     def error(self, index: int, what: str) -> DataError:
         """The error for a sample."""
         return DataError(f"data: sample {index} of {self.name} {what}")
@@ -346,12 +355,7 @@ class Indexed:
                 wrong = (~torch.isfinite(batch)).movedim(axis, 0).reshape(len(indices), -1).any(1)
                 raise self.source.error(indices[int(wrong.int().argmax())], "has values that are NaN or infinite")
         if self.form.is_classified:
-            low, high = int(targets.min()), int(targets.max())
-            if low < 0 or high >= (high + 1 if self.outputs is None else self.outputs):
-                label = low if low < 0 else high
-                at = (targets == label).movedim(self.form.axes[1], 0).reshape(len(indices), -1).any(1)
-                must = "0 or more" if self.outputs is None else f"from 0 to {self.outputs - 1}"
-                raise self.source.error(indices[int(at.int().argmax())], f"has the label {label}, must be {must}")
+            self.source.require_labels(targets.movedim(self.form.axes[1], 0), indices, self.outputs)
         if self.require_range is not None:
             self.require_range(values.min().item(), values.max().item())
 
