@@ -1,5 +1,6 @@
 """What comes in: samples, served as whole batches out of memory or read one by one."""
 
+from snnexp.data.arrays import arrays_data
 from snnexp.data.dataset import from_dataset
 from snnexp.data.description import Description
 from snnexp.data.digits import digits_data
@@ -12,6 +13,7 @@ __all__ = [
     "DataModule",
     "Description",
     "RegressionDataset",
+    "arrays_data",
     "digits_data",
     "from_dataset",
     "mnist_data",

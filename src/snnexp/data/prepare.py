@@ -217,7 +217,7 @@ def _outputs(sources: Mapping[str, Source], form: Form, outputs: int | None) -> 
     outputs = outputs or (len(names) if names else None)
     labels = {name: found for name, source in sources.items() if (found := source.labels()) is not None}
     for name, each in labels.items():
-        sources[name].require_labels(torch.from_numpy(each), range(len(each)), outputs)
+        sources[name].require_labels(torch.tensor(each), range(len(each)), outputs)
     if len(labels) < len(sources) or outputs is not None:
         return outputs
     highest, count = max(int(each.max()) for each in labels.values()), sum(map(len, sources.values()))

@@ -1,0 +1,279 @@
+"""Arrays in files of other programs, npz, pt, mat and h5, and in folders of npy files. Nothing is unpickled.
+
+Of large files parts are read. PyTorch is imported for its own files alone.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from snnexp.errors import ConfigError, DataError
+from snnexp.text import closest, line, shown
+
+NDArray = np.ndarray[Any, Any]
+KINDS = "biufUS"
+"""Of number types: numbers and text."""
+ENDS = (".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5")
+OTHERS = {
+    ".csv": "use data=csv",
+    ".npy": "it holds one array, give the folder of inputs.npy and labels.npy",
+    ".pkl": "a pickle may run code and is not read; save its arrays as npz",
+    ".pickle": "a pickle may run code and is not read; save its arrays as npz",
+}
+
+
+class Array:
+    """An array of a file, which is read when it is asked for.
+
+    Args:
+        shape: its shape.
+        dtype: its number type.
+        open_: what gives the array, or what reads parts of it from the disk.
+        mapped: whether parts are read from the disk.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, open_: Callable[[], Any], mapped: bool) -> None:
+        self.shape, self.dtype, self.mapped = tuple(shape), np.dtype(dtype), mapped
+        self._open = open_
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: Any) -> NDArray:
+        """Samples by a list of indices of the first axis."""
+        return np.asarray(self._open()[indices])
+
+    def load(self) -> NDArray:
+        """All of it."""
+        return np.asarray(self._open()[...])
+
+    @classmethod
+    def of(cls, array: NDArray) -> "Array":
+        """An array that is in memory, or a memory map."""
+        return cls(array.shape, array.dtype, lambda: array, True)
+
+
+def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
+    """The arrays of a file by name, or those of the npy files in a folder by their names.
+
+    Args:
+        path: the file or the folder.
+        key: that names it in a config, for messages.
+
+    Raises:
+        ConfigError: its name has another end, or a package that reads it is not installed.
+        DataError: it is missing or damaged.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix.lower() not in ENDS:
+        *others, last = ENDS
+        hint = OTHERS.get(path.suffix.lower())
+        why = f"; {hint}" if hint else ""
+        raise ConfigError(f"{key}: got {shown(path.name)}, must end in {', '.join(others)} or {last}{why}")
+    _require_file(path)
+    with _read(path):
+        if path.suffix.lower() == ".npz":
+            return _npz(path)
+        if path.suffix.lower() in (".pt", ".pth"):
+            return _pt(path)
+        if path.suffix.lower() == ".mat" and not path.read_bytes()[:128].startswith(b"MATLAB 7.3"):
+            return _mat(path)
+        return _h5(path, key, path.suffix.lower() == ".mat")
+
+
+def take(found: Mapping[str, Array], path: Path, key: str, name: str) -> Array:
+    """The array of a name.
+
+    Args:
+        found: the arrays of the file.
+        path: the file.
+        key: that names the array in a config.
+        name: its name.
+
+    Raises:
+        DataError: there is none, or it holds neither numbers nor text.
+    """
+    if name not in found:
+        has = ", ".join(map(_told, found.items())) or "nothing"
+        hint = f"set data.{key} to one of its arrays: {has}" if any(found) else f"it has one without a name: {has}"
+        raise DataError(f"data: {path.name} has no array {shown(name)}; {hint}")
+    array = found[name]
+    if array.dtype.kind not in KINDS:
+        what = "Python objects" if array.dtype.kind == "O" else f"{array.dtype}"
+        raise DataError(f"data: {path} has {what} in {shown(name)}, must be numbers or text")
+    return array
+
+
+def _told(item: tuple[str, Array]) -> str:
+    name, array = item
+    return f"{name} {[*array.shape]} {array.dtype}".strip()
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        near = (
+            [each.name for each in path.parent.glob("*") if each.suffix == path.suffix] if path.parent.is_dir() else []
+        )
+        hint = f"; {closest(path.name, near)}" if near else ""
+        raise DataError(f"data: there is no file {path}{hint}")
+    if not path.stat().st_size:
+        raise DataError(f"data: {path} is empty, 0 bytes")
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """What libraries raise about a file, in a sentence."""
+    try:
+        yield
+    except (ConfigError, DataError, MemoryError):
+        raise
+    except PermissionError as error:
+        raise DataError(f"data: {path} cannot be read: {os.strerror(error.errno or 0)}") from error
+    except Exception as error:
+        reason = line(str(error)).partition(". ")[0] or type(error).__name__
+        raise DataError(f"data: {path} is damaged or no {path.suffix[1:]} file: {reason[:120]}") from error
+
+
+def signature(path: Path) -> tuple[Any, ...]:
+    """Equal for a file, or a folder of npy files, that has not changed."""
+    parts = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    status = [(str(part), part.stat()) for part in parts]
+    return tuple((name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for name, each in status)
+
+
+def _folder(path: Path) -> dict[str, Array]:
+    found = {}
+    for file in sorted(path.glob("*.npy")):
+        _require_file(file)
+        with _read(file):
+            found[file.stem] = Array.of(np.load(file, mmap_mode="r", allow_pickle=False))
+    if not found:
+        raise DataError(f"data: the folder {path} has no npy files; for a folder of images use data=folder")
+    return found
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename.endswith(".npy"):
+                found[member.filename.removesuffix(".npy")] = _member(path, archive, member)
+    return found
+
+
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(file)
+        header = file.tell()
+    name = member.filename.removesuffix(".npy")
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if dtype.hasobject or member.compress_type != zipfile.ZIP_STORED or not size:
+        return Array(shape, dtype, partial(_loaded, path, name), False)
+    if header + size != member.file_size:
+        raise DataError(f"data: {path} is damaged: {shown(name)} has {member.file_size - header} bytes and not {size}")
+    with path.open("rb") as file:
+        # the local header of the member, whose name and extra field have other lengths than in the directory
+        file.seek(member.header_offset + 26)
+        lengths = np.frombuffer(file.read(4), "<u2")
+    offset = member.header_offset + 30 + int(lengths.sum()) + header
+    return Array.of(np.memmap(path, dtype, "r", offset, shape, "F" if is_fortran else "C"))
+
+
+def _loaded(path: Path, name: str) -> NDArray:
+    with _read(path), np.load(path, allow_pickle=False) as found:
+        array: NDArray = found[name]
+        return array
+
+
+def _pt(path: Path) -> dict[str, Array]:
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        if "weights_only" not in str(error) and "Weights only" not in str(error):
+            raise
+        raise DataError(f"data: {path} holds more than tensors, which may run code and is not read") from error
+    tensors = content if isinstance(content, dict) else {"": content}
+    if not all(isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in tensors.items()):
+        raise DataError(f"data: {path} must hold a tensor, or a mapping of names to tensors")
+    # NumPy has no bfloat16
+    plain = {name: each.float() if each.dtype == torch.bfloat16 else each for name, each in tensors.items()}
+    return {name: Array.of(each.detach().numpy()) for name, each in plain.items()}
+
+
+def _mat(path: Path) -> dict[str, Array]:
+    from scipy import io
+
+    kinds = {"double": "f8", "single": "f4", "logical": "?", "char": "U1", "cell": "O", "struct": "O", "sparse": "O"}
+
+    def load(name: str) -> Any:
+        with _read(path):
+            return io.loadmat(path, variable_names=[name])[name]
+
+    return {
+        name: Array(shape, kinds.get(kind, kind), partial(load, name), False)
+        for name, shape, kind in io.whosmat(path)
+        if not name.startswith("__")
+    }
+
+
+class _InHDF5:
+    """A dataset of an HDF5 file, opened by each process for itself."""
+
+    def __init__(self, path: Path, name: str, reversed_: bool) -> None:
+        self.path, self.name, self.reversed = path, name, reversed_
+        self.opened: tuple[int, Any] | None = None
+
+    def __call__(self) -> "_InHDF5":
+        return self
+
+    def __reduce__(self) -> Any:
+        return _InHDF5, (self.path, self.name, self.reversed)
+
+    def __getitem__(self, indices: Any) -> NDArray:
+        import h5py
+
+        if self.opened is None or self.opened[0] != os.getpid():
+            self.opened = os.getpid(), h5py.File(self.path, "r")
+        dataset = self.opened[1][self.name]
+        if h5py.check_string_dtype(dataset.dtype):
+            dataset = dataset.asstr()
+        if indices is ... or self.reversed:
+            whole = np.asarray(dataset[...])
+            whole = whole.astype(str) if whole.dtype.kind == "O" else whole
+            # MATLAB keeps the first axis last
+            return whole.T[indices] if self.reversed else whole
+        # HDF5 reads in rising order, each once
+        order, back = np.unique(np.asarray(indices), return_inverse=True)
+        found: NDArray = np.asarray(dataset[order])[back]
+        return found.astype(str) if found.dtype.kind == "O" else found
+
+
+def _h5(path: Path, key: str, is_matlab: bool) -> dict[str, Array]:
+    try:
+        import h5py
+    except ImportError as error:
+        need = "is a file of HDF5, which h5py reads; pip install 'snnexp[events]'"
+        raise ConfigError(f"{key}: {shown(path.name)} {need}") from error
+    found: dict[str, Array] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            dtype = "U1" if h5py.check_string_dtype(item.dtype) else item.dtype
+            shape = item.shape[::-1] if is_matlab else item.shape
+            found[name] = Array(shape, dtype, _InHDF5(path, name, is_matlab), not is_matlab)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return found

@@ -1,0 +1,112 @@
+"""Arrays in files as data: what is told of them, how they are split, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from snnexp.data import DataModule, arrays_data
+from snnexp.errors import ConfigError, DataError
+
+RANDOM = np.random.default_rng(0)
+
+
+def saved(folder: Path, name: str = "all.npz", **arrays: Any) -> str:
+    path = folder / name
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def whole(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
+    samples: Any = getattr(data, split)
+    x, y = samples[[*range(len(samples))]]
+    return x, y
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("x", "y", "inputs", "steps", "target", "outputs"),
+        [
+            ((4,), np.arange(20) % 3, (4,), None, "labels", 3),
+            ((), np.arange(20) % 3, (1,), None, "labels", 3),
+            ((5, 4), np.arange(20) % 3, (4,), 5, "labels", 3),
+            ((1, 6, 7), np.arange(20) % 3, (1, 6, 7), None, "labels", 3),
+            ((5, 1, 6, 7), np.arange(20) % 3, (1, 6, 7), 5, "labels", 3),
+            ((4,), np.eye(3)[np.arange(20) % 3], (4,), None, "labels", 3),
+            ((4,), np.eye(3, dtype=np.uint8)[np.arange(20) % 3], (4,), None, "labels", 3),
+            ((4,), np.arange(20) % 2 == 0, (4,), None, "labels", 2),
+            ((4,), np.array(["b", "a"] * 10), (4,), None, "labels", 2),
+            ((4,), np.array([b"b", b"a"] * 10), (4,), None, "labels", 2),
+            ((4,), RANDOM.normal(size=20), (4,), None, "values", 1),
+            ((4,), RANDOM.normal(size=(20, 2)), (4,), None, "values", 2),
+            ((5, 4), RANDOM.normal(size=(20, 5, 2)), (4,), 5, "trace", 2),
+            ((5, 4), RANDOM.integers(0, 3, (20, 5)), (4,), 5, "step_labels", 3),
+            ((5, 4), np.eye(6)[np.arange(100).reshape(20, 5) % 6], (4,), 5, "step_labels", 6),
+            # labels at each step, of which one is 1, are no one-hot vectors
+            ((5, 4), np.eye(5, dtype=int)[np.arange(20) % 5], (4,), 5, "step_labels", 2),
+        ],
+    )
+    def test_are_told_from_axes_and_number_types(
+        self, tmp_path: Path, x: Any, y: Any, inputs: Any, steps: Any, target: str, outputs: int
+    ) -> None:
+        data = arrays_data(saved(tmp_path, inputs=RANDOM.normal(size=(20, *x)), labels=y))
+        found = (data.inputs, data.num_steps, data.target, data.outputs, data.sequences)
+        assert found == (inputs, steps, target, outputs, steps is not None)
+
+    def test_values_are_those_of_the_file(self, tmp_path: Path) -> None:
+        x, y = RANDOM.normal(size=(20, 5, 4)), np.arange(20) % 3
+        data = arrays_data(saved(tmp_path, signals=x, classes=np.eye(3)[y]), x="signals", y="classes")
+        order = torch.cat([whole(data, split)[0][0, :, 0] for split in ("train", "test")])
+        assert sorted(order.tolist()) == sorted(x[:, 0, 0].astype(np.float32).tolist())
+        for split in ("train", "test"):
+            values, labels = whole(data, split)
+            for sample, label in zip(values.unbind(1), labels.tolist(), strict=True):
+                index = int(np.abs(x[:, 0, 0] - sample[0, 0].item()).argmin())
+                assert torch.equal(sample, torch.tensor(x[index], dtype=torch.float32))
+                assert label == y[index]
+
+    def test_text_is_named_in_the_order_of_the_alphabet_over_all_files(self, tmp_path: Path) -> None:
+        train = saved(tmp_path, "train.npz", inputs=RANDOM.normal(size=(4, 2)), labels=["cat", "ant", "cat", "ant"])
+        test = saved(tmp_path, "test.npz", inputs=RANDOM.normal(size=(2, 2)), labels=["bee", "cat"])
+        data = arrays_data(train=train, test=test)
+        assert data.description.classes == ["ant", "bee", "cat"]
+        assert whole(data, "train")[1].tolist() == [2, 0, 2, 0]
+        assert whole(data, "test")[1].tolist() == [1, 2]
+
+    def test_mapped_and_in_memory_are_equal(self, tmp_path: Path) -> None:
+        file = saved(tmp_path, inputs=RANDOM.integers(0, 255, (50, 3, 4), dtype=np.uint8), labels=np.arange(50) % 5)
+        held, read = (arrays_data(file, in_memory=each, scale="standard", batch_size=8) for each in (True, False))
+        for a, b in zip(held.train_dataloader(), read.train_dataloader(), strict=True):
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arrays", "settings", "words"),
+        [
+            ({"labels": np.arange(20.0)}, {}, r"^target: got null, .* whole numbers from 0 to 19 stored as float64"),
+            ({"labels": np.arange(20) * 100}, {}, r"^target: labels go up to 1900 for 20 samples; use data.target=val"),
+            (
+                {"labels": np.arange(20) % 3},
+                {"outputs": 2},
+                r"sample 2 of all.npz has the label 2, .* 0 to 1",
+            ),
+            ({"labels": np.arange(20) % 3 - 1}, {}, r"sample 0 of all.npz has the label -1, must be 0 or more"),
+            ({"labels": np.full(20, 3)}, {}, r"all 16 training samples have the label 3"),
+            ({"labels": np.arange(19)}, {}, r"inputs \[20, 4\] and 19 labels"),
+            ({"labels": np.arange(20) % 3, "groups": np.arange(4)}, {}, r"inputs \[20, 4\] and 4 groups"),
+        ],
+    )
+    def test_contradictions_are_told(self, tmp_path: Path, arrays: Any, settings: Any, words: str) -> None:
+        with pytest.raises((ConfigError, DataError), match=words):
+            arrays_data(saved(tmp_path, inputs=np.zeros((20, 4)), **arrays), **settings)
+
+    def test_one_file_or_several(self) -> None:
+        with pytest.raises(ConfigError, match=r"^path: .*neither is set"):
+            arrays_data()
+        with pytest.raises(ConfigError, match=r"^path: .*both are set"):
+            arrays_data("a.npz", train="b.npz")
