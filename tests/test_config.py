@@ -144,6 +144,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "published": {"test/accuracy": 0.9594},
     },
 }
+RECIPES["digits_leaky"] = {
+    key: value for key, value in RECIPES["mnist_leaky"].items() if not key.startswith("data.")
+} | {
+    "data._target_": "snnexp.data.digits_data",
+    "data.batch_size": 32,
+    "network.hidden": [100],
+    "optimizer.lr": 5e-3,
+    "trainer.max_epochs": 10,
+    "published": {},
+}
 SEQUENCES = ["data=linear", "encoder=sequence", "loss=mse_membrane"]
 NEEDS = {
     "schedule=plateau": ["data.val_size=1000"],

@@ -426,7 +426,10 @@ class TestConfig:
         [
             (["data.target=values"], "loss: CEMembrane compares with labels, these data have values; use loss=mse_mem"),
             (["data.target=step_labels"], "loss: CEMembrane compares with labels, these data have a label for each"),
-            (["data.sequences=true"], "encoder: Constant does not fit these data; use encoder=sequence"),
+            (
+                ["data.sequences=true", "encoder=constant"],
+                "encoder: Constant does not fit these data; use encoder=sequence",
+            ),
             (["data.val_fraction=0.5", "data.test_fraction=0.6"], r"data\.test_fraction: got 0\.6, must be at most"),
         ],
     )

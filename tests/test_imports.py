@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "seeds": set(),
     "isolation": set(),
     "limits": set(),
+    "files": set(),
     "spec": set(),
     **{name: {"spec"} for name in ("surrogates", "initializers", "optimizers", "schedules")},
     # what they read of a trace are statistics
@@ -37,9 +38,9 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"neurons", "surrogates"},
     "record": set(),
     # a saved config is upgraded, and a new one has a run's id
-    "config": {"spec", "record", "isolation", "limits"},
+    "config": {"spec", "record", "isolation", "limits", "files"},
     # code of a user's own tells of itself by config.user_parts
-    "data": EQUATIONS | {"spec", "config", "limits", "isolation"},
+    "data": EQUATIONS | {"spec", "config", "limits", "isolation", "files"},
     "figures": set(),
     "threads": {"spec", "limits"},
     "terminal": {"record"},

@@ -4,7 +4,7 @@ They hold no parameters and pass no gradient into data.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class Encoder:
 
     spikes: ClassVar[bool] = False
     """Whether what comes out is spikes, which cost synaptic operations, or currents, which do not."""
-    takes_sequences: ClassVar[bool] = False
-    """Whether it takes ``[T, B, *N]`` instead of ``[B, *N]``."""
+    takes_sequences: ClassVar[bool | Literal["both"]] = False
+    """Whether it takes ``[T, B, *N]`` instead of ``[B, *N]``, or both."""
     constant: ClassVar[bool] = False
     """Whether what comes out is one step that stands for all."""
     draws: ClassVar[bool] = False
@@ -37,6 +37,10 @@ class Encoder:
 
     def __call__(self, values: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def fitting(self, sequences: bool) -> "Encoder":
+        """The encoder of data that are sequences, or are constant in time."""
+        return self
 
     def require_range(self, low: float, high: float) -> None:
         """Raise :class:`ConfigError` unless values from ``low`` to ``high`` can be encoded."""
@@ -66,6 +70,20 @@ class Constant(Encoder):
 
     def __call__(self, values: Tensor) -> Tensor:
         return values.detach().unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class Direct(Encoder):
+    """Inputs are currents: a constant one is the same at every step (``Constant``), a sequence passes (``Sequence``)."""
+
+    stackable = True
+    takes_sequences = "both"
+
+    def fitting(self, sequences: bool) -> Encoder:
+        return Sequence() if sequences else Constant()
+
+    def __call__(self, values: Tensor) -> Tensor:
+        raise ConfigError("encoder: Direct stands for Constant or Sequence, as its method fitting gives them")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,10 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
         decoder = node["runtime"]["choices"].get("decoder")
         # which was chosen by the loss, if it was not typed
         others = [word for word in overrides if key_of(word) != "decoder"]
-        _show(flags, [*others, f"decoder={decoder}"] if decoder else overrides, folders)
+        words = [*others, f"decoder={decoder}"] if decoder else [*overrides]
+        if (decided := config.with_steps(cfg)) is not cfg:
+            words.append(f"num_steps={decided.num_steps}")
+        _show(flags, words, folders)
     elif any(flag in SWEEP for flag in flags):
         return _sweep(overrides, folders)
     else:

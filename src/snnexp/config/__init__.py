@@ -43,6 +43,7 @@ from snnexp.config.saved import (
     require_same,
     trusted,
 )
+from snnexp.config.steps import with_steps
 
 __all__ = [
     "GROUPS",
@@ -93,5 +94,6 @@ __all__ = [
     "require_taken",
     "start_of",
     "trusted",
+    "with_steps",
     "written",
 ]

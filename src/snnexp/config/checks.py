@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import decoding, initial, keys, security, targets, user_parts
+from snnexp.config import decoding, initial, keys, security, steps, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
@@ -43,6 +43,7 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
+        cfg = steps.with_steps(cfg)
         # a recipe may be older than the places of parts
         resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         plain = decoding.completed(upgrade.with_schedule(upgrade.with_targets(resolved)))

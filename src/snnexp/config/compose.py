@@ -18,6 +18,7 @@ from snnexp.config.made import keep_left_out, left_out, remembering
 from snnexp.config.messages import explained, in_one_line, short
 from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat, texts
+from snnexp.config.steps import with_steps
 from snnexp.config.targets import is_own, may_be_named
 from snnexp.errors import ConfigError, Refusals
 from snnexp.record import upgrade
@@ -70,7 +71,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     with refusals.collected():
         require_taken(overrides, cfg)
     refusals.tell()
-    return remembering(checked, overrides, cfg)
+    return remembering(checked, overrides, with_steps(cfg))
 
 
 def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:

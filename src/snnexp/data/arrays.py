@@ -12,7 +12,7 @@ from snnexp.data.module import DataModule
 from snnexp.data.prepare import prepared
 from snnexp.data.reading import ArrayDataset, Source
 from snnexp.errors import ConfigError, DataError
-from snnexp.spec.annotations import Given
+from snnexp.spec.annotations import Given, InFile
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 
@@ -25,6 +25,7 @@ SPLIT, GROUPS = "split", "groups"
     target=Given("target"),
     sequences=Given("sequences"),
     outputs=Given("outputs"),
+    num_steps=InFile(("path", "train"), "x", "sequences"),
     validation=("val_fraction", "val"),
     stackable=True,
 )

@@ -120,6 +120,21 @@ class Given:
     argument: str
 
 
+@dataclass(frozen=True)
+class InFile:
+    """The length of sequences ``[N, T, *M]`` in a file of arrays, which a part takes its fact ``num_steps`` from.
+
+    Args:
+        files: the arguments of the part that may name the file, of which the first that does counts.
+        array: the argument that names the array.
+        sequences: the argument that tells whether these are sequences; null where three axes or five are.
+    """
+
+    files: tuple[str, ...]
+    array: str
+    sequences: str
+
+
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]

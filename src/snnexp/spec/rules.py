@@ -6,7 +6,7 @@ from typing import Any
 
 from snnexp.errors import ConfigError
 from snnexp.spec import parts
-from snnexp.spec.annotations import Given
+from snnexp.spec.annotations import Given, InFile
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import MISSING, Spec
 from snnexp.text import closest, shown
@@ -35,6 +35,9 @@ class Facts:
 
     def __getattr__(self, name: str) -> Any:
         found = self.spec.fact(name)
+        if isinstance(found, InFile):
+            # which is known when it is read
+            return MISSING
         if not isinstance(found, Given):
             return found
         value = self.values.get(found.argument)

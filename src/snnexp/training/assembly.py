@@ -184,6 +184,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
     contracts.require_data(data)
+    encoder = encoder.fitting(data.sequences)
     outputs = decoder.neurons(data.outputs) if isinstance(decoder, Decoder) else data.outputs
     given = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
     made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)

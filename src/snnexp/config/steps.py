@@ -1,0 +1,61 @@
+"""The number of time steps of a run whose config leaves it to the data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from snnexp.errors import SnnexpError
+from snnexp.spec import parts
+from snnexp.spec.annotations import InFile
+from snnexp.spec.rules import Facts
+
+AUTO = "auto"
+DEFAULT = 25
+"""Of inputs that do not change over time, and of sequences whose length the data do not tell before they are read."""
+
+
+def with_steps(cfg: DictConfig) -> DictConfig:
+    """A composed config with a number in place of ``num_steps=auto``."""
+    if OmegaConf.is_interpolation(cfg, "num_steps") or cfg.get("num_steps") != AUTO:
+        return cfg
+    try:
+        data = OmegaConf.to_container(cfg.data, resolve=True)
+    except OmegaConfBaseException:
+        # what is wrong with it is told where values are checked
+        data = None
+    found = cfg.copy()
+    OmegaConf.update(found, "num_steps", (of_data(data) if isinstance(data, dict) else None) or DEFAULT, merge=False)
+    return found
+
+
+def of_data(node: Mapping[Any, Any]) -> int | None:
+    """The steps of the sequences that a data part describes, as far as its source and its file tell."""
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        return None
+    spec = parts.of(target)
+    fact = spec.fact("num_steps")
+    values = {name: argument.value for name, argument in spec.arguments.items()} | {**node}
+    found = _in_file(fact, values) if isinstance(fact, InFile) else Facts(spec, values).num_steps
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _in_file(fact: InFile, values: Mapping[str, Any]) -> int | None:
+    name, sequences = values.get(fact.array), values.get(fact.sequences)
+    path = next((file for key in fact.files if isinstance(file := values.get(key), str)), None)
+    if path is None or not isinstance(name, str):
+        return None
+    # NumPy is imported by those alone who need it
+    from snnexp import files
+
+    try:
+        array = files.open_arrays(Path(path).expanduser()).get(name)
+    except (SnnexpError, OSError):
+        # what is wrong with the file is told when it is read
+        return None
+    shape = () if array is None else array.shape
+    timed = sequences is True or (sequences is None and len(shape) in (3, 5))
+    return shape[1] if timed and len(shape) > 1 else None
