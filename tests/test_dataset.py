@@ -16,7 +16,7 @@ from snnexp.config import check as check_config
 from snnexp.config import compose, composed, described, targets
 from snnexp.data import DataModule, Description, from_dataset
 from snnexp.data.check import check
-from snnexp.data.dataset import split
+from snnexp.data.splits import split
 from snnexp.errors import ConfigError, DataError, PartError
 from snnexp.experiment import build
 from snnexp.losses import MSEMembrane

@@ -1,7 +1,6 @@
 """Any map-style dataset of PyTorch's as the data of a run."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Annotated, Any
 
 import torch
@@ -13,6 +12,7 @@ from snnexp.data import scaling
 from snnexp.data.description import Description, Target
 from snnexp.data.module import DataModule
 from snnexp.data.reading import Form, Indexed, Source, Stored, inputs_of, is_image, seed_generators
+from snnexp.data.splits import split
 from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Given, Object, Seed, Stackable, Workers
@@ -126,40 +126,6 @@ def from_dataset(
         num_workers=num_workers,
         seed=seed,
     )
-
-
-def split(
-    length: int, fractions: Mapping[str, float], seed: int, groups: Sequence[Any] | None = None
-) -> dict[str, list[int]]:
-    """The indices of each split by name, in order; what is left is ``train``.
-
-    Args:
-        length: samples.
-        fractions: of all samples, by split.
-        seed: of the draw.
-        groups: one id per sample; a split takes whole groups until it has its fraction.
-
-    Raises:
-        ConfigError: a split would have no samples.
-    """
-    units: dict[Any, list[int]] = {}
-    for index in range(length):
-        units.setdefault(index if groups is None else groups[index], []).append(index)
-    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
-    members = [*units.values()]
-    left = iter([members[place] for place in order])
-    found: dict[str, list[int]] = {}
-    for name, fraction in fractions.items():
-        wanted, found[name] = round(fraction * length), []
-        if not wanted:
-            raise ConfigError(f"{name}_fraction: got {fraction:g}, which is none of the {length} samples")
-        while len(found[name]) < wanted and (unit := next(left, None)) is not None:
-            found[name] += unit
-    found["train"] = [*chain.from_iterable(left)]
-    if not found["train"]:
-        *_, key = fractions
-        raise ConfigError(f"{key}_fraction: got {fractions[key]:g}, which leaves none of {length} samples to train on")
-    return {name: sorted(indices) for name, indices in found.items()}
 
 
 def _as_list(key: str, transform: Any) -> list[Any]:
