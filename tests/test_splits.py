@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from snnexp.data import splits
@@ -33,8 +33,7 @@ class TestStratified:
         self, labels: list[int], test: float, val: float, seed: int
     ) -> None:
         length, fractions = len(labels), {"test": test, "val": val}
-        if not all(round(fraction * length) for fraction in fractions.values()):
-            return
+        assume(all(round(fraction * length) for fraction in fractions.values()))
         found = splits.split(length, fractions, seed, labels=labels)
         assert is_partition(found, length)
         left = Counter(labels)
@@ -76,8 +75,7 @@ class TestGroups:
     @CHECKS
     def test_stay_whole_and_fill_the_fraction(self, groups: list[int], seed: int) -> None:
         sizes, wanted = Counter(groups), round(0.2 * len(groups))
-        if len(groups) - max(sizes.values()) < wanted:
-            return
+        assume(len(groups) - max(sizes.values()) >= wanted)
         found = splits.split(len(groups), {"test": 0.2}, seed, groups)
         assert is_partition(found, len(groups))
         assert not {groups[index] for index in found["test"]} & {groups[index] for index in found["train"]}
@@ -123,12 +121,17 @@ class TestFolds:
     @CHECKS
     def test_keep_groups_whole(self, groups: list[int], folds: int, seed: int) -> None:
         sizes = Counter(groups)
-        if len(sizes) < folds:
-            return
+        assume(len(sizes) >= folds)
         tests = dealt(len(groups), folds, seed, groups=groups)
         ids = [{groups[index] for index in part} for part in tests]
         assert sum(map(len, ids)) == len(sizes), "no group is in two parts"
         assert spread([len(part) for part in tests]) <= max(sizes.values())
+
+    @given(seed=SEEDS)
+    @CHECKS
+    def test_deal_the_largest_groups_first(self, seed: int) -> None:
+        tests = dealt(8, 2, seed, groups="aaaabbcc")
+        assert [len(part) for part in tests] == [4, 4]
 
     def test_are_drawn_by_the_seed(self) -> None:
         groups = [index // 2 for index in range(40)]

@@ -224,6 +224,16 @@ class Indexed:
         """What raises where the encoder cannot take the lowest and the highest value."""
         self.device = torch.device("cpu")
 
+    @property
+    def targets(self) -> Tensor | None:
+        """The labels of all samples, where a dataset of torchvision's kind has them; None to read each sample."""
+        dataset = self.source.dataset
+        known = getattr(dataset, "targets", None)
+        changed = bool(self.source.target_transforms) or getattr(dataset, "target_transform", known) is not None
+        if self.form.kind != "labels" or changed or not isinstance(known, (list, Tensor)):
+            return None
+        return torch.as_tensor(known)[list(self.indices)]
+
     def __len__(self) -> int:
         return len(self.indices)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from snnexp.errors import ConfigError
 from snnexp.text import shown
@@ -110,7 +111,7 @@ def given(words: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def class_counts(labels: Sequence[int], outputs: int) -> list[int]:
+def class_counts(labels: Sequence[int] | Tensor, outputs: int) -> list[int]:
     """How many samples each class has."""
     counts: list[int] = np.bincount(np.asarray(labels, dtype=np.int64), minlength=outputs).tolist()
     return counts
