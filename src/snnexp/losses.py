@@ -123,8 +123,8 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Weighted(Loss):
-    """A loss that averages over samples, each with the weight of its class.
+class Weighted:
+    """What losses have in common that average over samples, each with the weight of its class.
 
     The weights of the targets of a batch are divided by their sum, as in :func:`torch.nn.functional.cross_entropy`.
 
@@ -135,12 +135,8 @@ class Weighted(Loss):
 
     class_weights: Literal["balanced"] | Sequence[NonNegative] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.class_weights, Sequence) and not any(self.class_weights):
-            raise ConfigError("class_weights: got none above 0, must have one")
-
     def numbers(self, num_steps: int) -> tuple[float | Sequence[float], ...]:
+        """See :meth:`Loss.numbers`."""
         if self.class_weights == "balanced":
             raise ConfigError("class_weights: got balanced, and the samples of each class are not counted yet")
         return () if self.class_weights is None else (self.class_weights,)
@@ -161,7 +157,7 @@ def _as_weights(numbers: Sequence[Any], like: Tensor) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class CEMembrane(Weighted):
+class CEMembrane(Weighted, Loss):
     """See :func:`ce_membrane`. The sum of log probabilities is highest for the class of the highest summed membrane."""
 
     stackable = True
@@ -211,7 +207,7 @@ class MSEMembrane(Loss):
 
 
 @dataclass(frozen=True)
-class NLLMaxVoltage(Weighted):
+class NLLMaxVoltage(Weighted, Loss):
     """See :func:`nll_max_voltage`."""
 
     stackable = True

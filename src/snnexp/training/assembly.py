@@ -299,7 +299,7 @@ def _weighed(loss: Loss, data: DataModule) -> Loss:
     """The loss with a weight for each class of the data, where it has weights.
 
     Raises:
-        ConfigError: there are not as many weights as classes, or a class without training samples has none.
+        ConfigError: there are not as many weights as classes, all are 0, or a class has no training samples.
     """
     if not isinstance(loss, Weighted) or loss.class_weights is None:
         return loss
@@ -310,6 +310,8 @@ def _weighed(loss: Loss, data: DataModule) -> Loss:
             return loss.balanced(counts)
         if (length := len(loss.class_weights)) != data.outputs:
             raise ConfigError(f"class_weights: got {length} of them, must be {data.outputs}, one for each class")
+        if not any(loss.class_weights):
+            raise ConfigError("class_weights: got 0 for all classes, must be more for one")
     return loss
 
 
