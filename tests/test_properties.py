@@ -170,7 +170,11 @@ def test_encoders(target: str, data: Any) -> None:
 @CHECKS
 @given(data=st.data())
 def test_losses(target: str, data: Any) -> None:
-    loss = made("loss", target, data.draw(arguments("loss", target)))
+    drawn = data.draw(arguments("loss", target))
+    if "class_weights" in drawn:
+        # counted by a run, or one for each class; of a batch, some are above 0
+        drawn["class_weights"] = data.draw(st.lists(st.floats(0.01, LIMIT), min_size=N, max_size=N) | st.none())
+    loss = made("loss", target, drawn)
     membrane = torch.randn((T, B, N), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     trace = Trace((membrane > 0).double() + 0 * membrane, membrane, ())
     goals = {"labels": torch.tensor([0, 2, 1]), "trace": torch.zeros((T, B, N), dtype=torch.float64)}

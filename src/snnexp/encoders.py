@@ -74,7 +74,7 @@ class Constant(Encoder):
 
 @dataclass(frozen=True)
 class Direct(Encoder):
-    """Inputs are currents: a constant one is the same at every step (``Constant``), a sequence passes (``Sequence``)."""
+    """Inputs are currents: constant ones at every step, as ``Constant``, and sequences as they are, as ``Sequence``."""
 
     stackable = True
     takes_sequences = "both"

@@ -5,26 +5,31 @@ A loss object holds the numbers of its function and picks what it needs from a :
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snnexp.errors import ConfigError
 from snnexp.neurons.statistics import Reads, names
-from snnexp.spec.annotations import Fraction, Stackable
+from snnexp.spec.annotations import Fraction, NonNegative, Stackable
 from snnexp.spec.checked import check_fields
 
 Number = float | Tensor
 """A number of a loss; a scalar tensor where each member of a stack has its own."""
 
 
-def ce_membrane(membrane: Tensor, target: Tensor) -> Tensor:
-    """sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5)."""
+def ce_membrane(membrane: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5).
+
+    With ``class_weights`` ``[K]``, the average is one with the weights of the classes of the targets.
+    """
     num_steps = membrane.shape[0]
     # with the classes before the batch, a softmax over few of them is many times faster
-    return num_steps * F.cross_entropy(membrane.transpose(1, 2), target.expand(num_steps, -1))
+    return num_steps * F.cross_entropy(membrane.transpose(1, 2), target.expand(num_steps, -1), class_weights)
 
 
 def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorrect_rate: float = 0.2) -> Tensor:
@@ -57,9 +62,12 @@ def mse_membrane(membrane: Tensor, target: Tensor, on_target: Number = 1.05, off
     return F.mse_loss(membrane, wanted.expand_as(membrane))
 
 
-def nll_max_voltage(membrane: Tensor, target: Tensor) -> Tensor:
-    """NLL(log_softmax(max_t U), y) (Pehle, "Parameter learning in Spiking Neural Networks", Norse)."""
-    return F.cross_entropy(membrane.max(0).values, target)
+def nll_max_voltage(membrane: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """NLL(log_softmax(max_t U), y) (Pehle, "Parameter learning in Spiking Neural Networks", Norse).
+
+    ``class_weights`` are as of :func:`ce_membrane`.
+    """
+    return F.cross_entropy(membrane.max(0).values, target, class_weights)
 
 
 def _per_class(target: Tensor, correct: Number, incorrect: Number, like: Tensor) -> Tensor:
@@ -92,15 +100,15 @@ class Loss:
     def __call__(self, trace: Any, target: Tensor) -> Tensor:
         return self.compare(trace, target, *self.numbers(trace.num_steps))
 
-    def numbers(self, num_steps: int) -> tuple[float, ...]:
-        """The numbers that :meth:`compare` takes for a sequence of ``num_steps`` steps."""
+    def numbers(self, num_steps: int) -> tuple[float | Sequence[float], ...]:
+        """The numbers, or lists of them, that :meth:`compare` takes for a sequence of ``num_steps`` steps."""
         return ()
 
     def sees_labels(self, num_steps: int) -> bool:
         """Whether the label makes a difference after ``num_steps`` steps."""
         return True
 
-    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
         """The loss with numbers that are handed over: it reads none of its own, so that members of a stack share it."""
         raise NotImplementedError
 
@@ -115,14 +123,48 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class CEMembrane(Loss):
+class Weighted:
+    """What losses have in common that average over samples, each with the weight of its class.
+
+    The weights of the targets of a batch are divided by their sum, as in :func:`torch.nn.functional.cross_entropy`.
+
+    Args:
+        class_weights: one for each class; ``balanced`` for n / (K n_c), where n_c of the n training samples have the
+            class; None to weigh all samples the same.
+    """
+
+    class_weights: Literal["balanced"] | Sequence[NonNegative] | None = None
+
+    def numbers(self, num_steps: int) -> tuple[float | Sequence[float], ...]:
+        """See :meth:`Loss.numbers`."""
+        if self.class_weights == "balanced":
+            raise ConfigError("class_weights: got balanced, and the samples of each class are not counted yet")
+        return () if self.class_weights is None else (self.class_weights,)
+
+    def balanced(self, counts: Sequence[int]) -> Self:
+        """The loss with weights for classes of so many training samples.
+
+        Raises:
+            ConfigError: a class has no training sample.
+        """
+        if 0 in counts:
+            raise ConfigError(f"class_weights: got balanced, and class {counts.index(0)} has no training sample")
+        return replace(self, class_weights=[sum(counts) / (len(counts) * count) for count in counts])
+
+
+def _as_weights(numbers: Sequence[Any], like: Tensor) -> Tensor | None:
+    return torch.as_tensor(numbers[0], dtype=like.dtype, device=like.device) if numbers else None
+
+
+@dataclass(frozen=True)
+class CEMembrane(Weighted, Loss):
     """See :func:`ce_membrane`. The sum of log probabilities is highest for the class of the highest summed membrane."""
 
     stackable = True
     decoder = "sum_membrane"
 
-    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
-        return ce_membrane(trace.membrane, target)
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        return ce_membrane(trace.membrane, target, _as_weights(numbers, trace.membrane))
 
 
 @dataclass(frozen=True)
@@ -165,13 +207,14 @@ class MSEMembrane(Loss):
 
 
 @dataclass(frozen=True)
-class NLLMaxVoltage(Loss):
+class NLLMaxVoltage(Weighted, Loss):
     """See :func:`nll_max_voltage`."""
 
     stackable = True
     reads = "max_membrane"
     decoder = "max_membrane"
 
-    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
         # one step that holds the maximum of all
-        return nll_max_voltage(trace.max_membrane.unsqueeze(0), target)
+        maximum = trace.max_membrane.unsqueeze(0)
+        return nll_max_voltage(maximum, target, _as_weights(numbers, maximum))

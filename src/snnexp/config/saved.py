@@ -3,6 +3,7 @@
 import copy
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,8 +56,15 @@ def overridden(cfg: DictConfig) -> list[str]:
         # a loss that was changed later would bring its own
         changes = [change for change in changes if not _is_of_decoder(change[1])]
         typed = [*(word for word in typed if not _is_of_decoder(key_of(word))), *kept]
-    words = {key: f"{sign}{key}" if sign == "~" else f"{sign}{key}={written(value)}" for sign, key, value in changes}
-    return [*(word for word in typed if key_of(word) not in words), *words.values()]
+    words = {key: _words(sign, key, value) for sign, key, value in changes}
+    return [*(word for word in typed if key_of(word) not in words), *chain.from_iterable(words.values())]
+
+
+def _words(sign: str, key: str, value: Any) -> list[str]:
+    if sign != "~":
+        return [f"{sign}{key}={written(value)}"]
+    # Hydra takes a key that is null for one that is not there
+    return [*([f"{key}=0"] if value is None else []), f"~{key}"]
 
 
 def _is_of_decoder(key: str) -> bool:
@@ -86,11 +94,11 @@ def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str],
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """What differs, as the sign of an override, its key, and the value."""
+    """What differs, as the sign of an override, its key, and the value; of what is gone, the one before."""
     for name in {**before, **now}:
         key = f"{prefix}{name}"
         if name not in now:
-            yield "~", key, None
+            yield "~", key, before[name]
         elif name not in before:
             yield "+", key, now[name]
         elif isinstance(before[name], Mapping) and isinstance(now[name], Mapping):

@@ -105,7 +105,7 @@ class _Read:
         steps = self.x.shape[1] if timed and len(self.x.shape) > 1 else None
         y = _numbers(self.y, names) if names is not None else _as_labels(self.y, target, steps, self.name)
         x = self.x if self.x.mapped else self.x.load()
-        return Source(self.name, ArrayDataset(x, y, names), self.groups, self.key)
+        return Source(self.name, ArrayDataset(x, y, names), self.groups, self.split, self.key)
 
 
 def _names(targets: Sequence[Array]) -> list[str] | None:

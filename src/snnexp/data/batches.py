@@ -1,8 +1,9 @@
 """Which samples make a batch: an order that depends on the seed and the epoch alone, and each process's share of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from snnexp.seeds import fold
@@ -23,7 +24,8 @@ class ShuffledBatches(Sampler[list[int]]):
     """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of each.
 
     A batch that the processes cannot share equally loses its remainder, so that their gradients weigh the same.
-    ``begin`` is where a resumed run begins: an epoch, and the batches of it that are done.
+    ``begin`` is where a resumed run begins: an epoch, and the batches of it that are done. With ``weights``, one per
+    sample, an epoch has as many samples, drawn with replacement in proportion to them.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class ShuffledBatches(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         begin: tuple[int, int] = (0, 0),
+        weights: Sequence[float] | Tensor | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         usable = length // batch_size * batch_size if drop_last else length
         self.sizes = [min(batch_size, usable - start) // world * world for start in range(0, usable, batch_size)]
         self.sizes = [size for size in self.sizes if size]
         self.epoch, self.done = begin
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -51,11 +55,18 @@ class ShuffledBatches(Sampler[list[int]]):
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(fold(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
+        order = self._order(torch.Generator().manual_seed(fold(self.seed, self.epoch))).tolist()
         for index, size in list(enumerate(self.sizes))[self.done :]:
             start = index * self.batch_size
             yield Batch(order[start + self.rank : start + size : self.world], self.epoch)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        if self.weights is None:
+            return torch.randperm(self.length, generator=generator)
+        # torch.multinomial takes 2**24 samples at most
+        ends = self.weights.cumsum(0)
+        drawn = torch.rand(self.length, dtype=torch.float64, generator=generator) * ends[-1]
+        return torch.searchsorted(ends, drawn, right=True)
 
 
 class OrderedBatches(Sampler[list[int]]):

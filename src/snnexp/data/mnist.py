@@ -57,6 +57,11 @@ class MNIST:
         """The lowest and the highest value of a pixel, which the checksum vouches for."""
         return (0 - self.mean) / self.std, (1 - self.mean) / self.std
 
+    @property
+    def targets(self) -> Tensor:
+        """The labels of all images."""
+        return self.labels
+
     def __len__(self) -> int:
         return len(self.labels)
 

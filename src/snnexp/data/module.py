@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from multiprocessing.queues import Queue
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -24,11 +25,13 @@ from snnexp import limits
 from snnexp.config import user_parts
 from snnexp.data.batches import OrderedBatches, ShuffledBatches
 from snnexp.data.description import Description, Target
+from snnexp.data.splits import class_counts
 from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 from snnexp.spec.annotations import Count, Seed, Workers
 from snnexp.spec.checked import checked
 from snnexp.text import shown
 
+Sampling = Literal["shuffled", "balanced"]
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """Data workers hand over batches through a socket in a folder there, and the path of a socket has 107 bytes at most."""
 
@@ -39,6 +42,7 @@ class Samples(Protocol):
     All of it is read and checked before a run begins, unless an attribute ``checks_itself`` says that each batch is
     checked when it is read, as for samples that do not fit into memory; such samples are given an attribute
     ``require_range``, a function that raises for a lowest and a highest value that the encoder cannot take.
+    Where labels are counted, samples are read for them once, unless an attribute ``targets`` has them all.
     """
 
     def __len__(self) -> int: ...
@@ -68,6 +72,8 @@ class DataModule(LightningDataModule):
         seed: fixes the order of each epoch.
         spikes: see ``inputs``.
         description: of the samples, in place of the short form.
+        sampling: what an epoch goes over: all samples, ``shuffled``; or as many, drawn with replacement so that each
+            class is drawn equally often on average, ``balanced``.
 
     Raises:
         ConfigError: an argument lies outside its domain, or no full batch can be made.
@@ -89,6 +95,7 @@ class DataModule(LightningDataModule):
         seed: Seed = 0,
         spikes: bool | None = None,
         description: Description | None = None,
+        sampling: Sampling = "shuffled",
     ) -> None:
         super().__init__()
         short = (tuple(inputs), outputs, target, sequences)
@@ -100,7 +107,9 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"num_workers: {most}; shorten it, or set num_workers=0")
         if drop_last and batch_size > len(train):
             raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
-        self.train, self.val, self.test = train, val, test
+        if sampling == "balanced" and self.target != "labels":
+            raise ConfigError(f"sampling: got balanced, and the targets are no labels, but {self.target}")
+        self.train, self.val, self.test, self.sampling = train, val, test, sampling
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
         self.begin = (0, 0)
         """Where training begins: epochs that are done, and batches of the next one that are."""
@@ -134,6 +143,19 @@ class DataModule(LightningDataModule):
     def spikes(self) -> bool | None:
         return self.description.spikes
 
+    @cached_property
+    def _labels(self) -> Tensor:
+        """``[N]``, those of all training samples."""
+        known = getattr(self.train, "targets", None)
+        if known is None:
+            batches = OrderedBatches(len(self.train), self.batch_size)
+            known = torch.cat([self.train[indices][1].cpu() for indices in batches])
+        return known.to("cpu", torch.int64)
+
+    def class_counts(self) -> list[int] | None:
+        """How many training samples each class has; None where targets are no labels."""
+        return class_counts(self._labels, self.outputs) if self.target == "labels" else None
+
     def require_shareable(self, processes: int) -> None:
         """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
         samples = min(self.batch_size, len(self.train))
@@ -157,7 +179,10 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._rank()
-        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, rank, world, self.begin)
+        weights = self._weights() if self.sampling == "balanced" else None
+        batches = ShuffledBatches(
+            len(self.train), self.batch_size, self.drop_last, self.seed, rank, world, self.begin, weights
+        )
         return self._loader(self.train, batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -228,6 +253,10 @@ class DataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_begin_worker if self.num_workers else None,
         )
+
+    def _weights(self) -> Tensor:
+        """Of each training sample: one over the samples of its class."""
+        return 1 / torch.bincount(self._labels)[self._labels].double()
 
     def _in_order(self, samples: Samples) -> "Sampler[list[int]]":
         return OrderedBatches(len(samples), self.batch_size, *self._rank())

@@ -1,22 +1,23 @@
 """Data of any origin made ready for a run: their kind is told, they are split, scaled, and held in memory or not."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 from snnexp import limits
 from snnexp.config import user_parts
-from snnexp.data import scaling
+from snnexp.data import scaling, splits
 from snnexp.data.description import Description, Target
-from snnexp.data.module import DataModule
+from snnexp.data.module import DataModule, Sampling
 from snnexp.data.reading import Form, Indexed, Source, Stored, inputs_of, is_image, seed_generators
-from snnexp.data.splits import split
 from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
-from snnexp.spec.annotations import AtMost, BelowOne, Count, Object, Seed, Stackable, Workers
+from snnexp.spec.annotations import AtMost, BelowOne, Count, Index, Object, Seed, Stackable, Workers
 from snnexp.spec.checked import checked
+from snnexp.text import shown
 
 TEST_FRACTION = 0.2
 """Where nothing else is said."""
@@ -32,6 +33,9 @@ def prepared(
     sources: Mapping[str, Source],
     val_fraction: BelowOne | None = None,
     test_fraction: Annotated[float, Interval(ge=0, lt=1), AtMost("1 - val_fraction")] | None = None,
+    stratify: bool = False,
+    fold: Index | None = None,
+    folds: Annotated[int, Ge(2)] = 5,
     split_seed: Seed = 0,
     sequences: bool | None = None,
     target: Target | None = None,
@@ -40,6 +44,7 @@ def prepared(
     target_transform: Object | Sequence[Object] | None = None,
     scale: scaling.Method | None = None,
     in_memory: bool | None = None,
+    sampling: Sampling = "shuffled",
     batch_size: Count = 128,
     drop_last: bool = False,
     num_workers: Workers = 0,
@@ -51,6 +56,9 @@ def prepared(
         sources: by split: ``train``, and perhaps ``val`` and ``test``; splits by fraction are taken from ``train``.
         val_fraction: of the samples, set aside for validation; null for none.
         test_fraction: of the samples, set aside for the test; null for 0.2, or for none beside data.test.
+        stratify: whether each split by fraction or fold has each class in proportion.
+        fold: of a cross-validation, the part that is the test split, from 0; null for none.
+        folds: how many parts there are.
         split_seed: draws the splits, whatever the seed of the run.
         sequences: whether inputs begin with time, ``[T, *N]``; null where they have two axes or four.
         target: what a sample is compared with; null to tell it from the first: a whole number is a label, and one for
@@ -61,6 +69,7 @@ def prepared(
         scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it.
         in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
             where they take less than half of the memory.
+        sampling: ``shuffled``, or ``balanced``: drawn with replacement, each class equally often on average.
         batch_size: samples of an optimiser step.
         drop_last: leave out an epoch's last batch where it is not full.
         num_workers: processes that read samples.
@@ -78,9 +87,9 @@ def prepared(
         if not length:
             raise DataError(f"data: {source.name} has no samples")
     form = _form(sources["train"], sequences, target, seed)
-    fractions = _fractions(sources, val_fraction, test_fraction)
-    places = _places(sources, fractions, split_seed)
     known = _outputs(sources, form, outputs)
+    splitting = _Splitting(val_fraction, test_fraction, stratify, fold, folds, split_seed)
+    places = splitting.places(sources, form)
     if form.kind == "labels":
         _require_classes(sources["train"], places["train"][1])
     if in_memory is None:
@@ -99,9 +108,7 @@ def prepared(
 
     keys = [source.key for source in sources.values()]
     # what depends on the seed is drawn by each run
-    shared = (
-        None if None in keys or not in_memory else (*keys, tuple(fractions.items()), split_seed, form, known, scale)
-    )
+    shared = None if None in keys or not in_memory else (*keys, splitting, form, known, scale)
     samples = _shared(shared, make)
     if known is None:
         known = _counted(samples)
@@ -123,6 +130,7 @@ def prepared(
         drop_last=drop_last,
         num_workers=num_workers,
         seed=seed,
+        sampling=sampling,
     )
 
 
@@ -148,25 +156,61 @@ def _shared(key: Hashable, make: Callable[[], dict[str, Any]]) -> dict[str, Any]
     return dict(_latest[key])
 
 
-def _fractions(
-    sources: Mapping[str, Source], val_fraction: float | None, test_fraction: float | None
-) -> dict[str, float]:
-    """By split, the test first, which then stays the same whatever is set aside for validation."""
-    if test_fraction is None and "test" not in sources:
-        test_fraction = TEST_FRACTION
-    fractions = {"test": test_fraction, "val": val_fraction}
-    for name, fraction in fractions.items():
-        if fraction and name in sources:
-            raise ConfigError(f"{name}_fraction: got {fraction:g} beside data.{name}; give one of them")
-    if not test_fraction and "test" not in sources:
-        raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
-    return {name: fraction for name, fraction in fractions.items() if fraction}
+@dataclass(frozen=True)
+class _Splitting:
+    """How samples are split; the fields are arguments of :func:`prepared`."""
 
+    val_fraction: float | None
+    test_fraction: float | None
+    stratify: bool
+    fold: int | None
+    folds: int
+    seed: int
 
-def _places(sources: Mapping[str, Source], fractions: Mapping[str, float], seed: int) -> Places:
-    whole = sources["train"]
-    places = {name: ("train", indices) for name, indices in split(len(whole), fractions, seed, whole.groups).items()}
-    return places | {name: (name, [*range(len(each))]) for name, each in sources.items() if name != "train"}
+    def places(self, sources: Mapping[str, Source], form: Form) -> Places:
+        whole = sources["train"]
+        own = self._given(sources) if whole.split is not None else self._drawn(sources, form)
+        places = {name: ("train", indices) for name, indices in own.items()}
+        return places | {name: (name, [*range(len(each))]) for name, each in sources.items() if name != "train"}
+
+    def _given(self, sources: Mapping[str, Source]) -> dict[str, list[int]]:
+        """The splits that the samples name."""
+        asked: dict[str, Any] = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
+        asked |= {"fold": self.fold, "stratify": self.stratify or None}
+        asked |= {name: source.name for name, source in sources.items() if name != "train"}
+        for key, value in asked.items():
+            if value is not None:
+                told = f"and {sources['train'].name} says itself which sample is in which split"
+                raise ConfigError(f"{key}: got {shown(value)}, {told}")
+        return splits.given(sources["train"].split or ())
+
+    def _drawn(self, sources: Mapping[str, Source], form: Form) -> dict[str, list[int]]:
+        whole, labels = sources["train"], None
+        if self.stratify:
+            if form.kind != "labels":
+                raise ConfigError(f"stratify: got true, and the targets are no labels, but {form.kind}")
+            found = whole.labels()
+            labels = [int(whole.read(index)[1]) for index in range(len(whole))] if found is None else found.tolist()
+        if self.fold is None:
+            return splits.split(len(whole), self._fractions(sources), self.seed, whole.groups, labels)
+        for key, value in (("test_fraction", self.test_fraction), ("test", "test" in sources or None)):
+            if value is not None:
+                raise ConfigError(f"fold: got {self.fold} beside data.{key}; the fold is the test split")
+        val_fraction = None if "val" in sources else self.val_fraction
+        return splits.fold(len(whole), self.fold, self.folds, val_fraction or None, self.seed, whole.groups, labels)
+
+    def _fractions(self, sources: Mapping[str, Source]) -> dict[str, float]:
+        """By split, the test first, which then stays the same whatever is set aside for validation."""
+        test_fraction = self.test_fraction
+        if test_fraction is None and "test" not in sources:
+            test_fraction = TEST_FRACTION
+        fractions = {"test": test_fraction, "val": self.val_fraction}
+        for name, fraction in fractions.items():
+            if fraction and name in sources:
+                raise ConfigError(f"{name}_fraction: got {fraction:g} beside data.{name}; give one of them")
+        if not test_fraction and "test" not in sources:
+            raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
+        return {name: fraction for name, fraction in fractions.items() if fraction}
 
 
 def _groups(sources: Mapping[str, Source], places: Places) -> dict[str, list[Any]] | None:

@@ -34,13 +34,19 @@ class Source:
         name: for messages.
         dataset: map-style, ``len(dataset)`` and ``dataset[index]``, whose samples are pairs (x, y).
         groups: one id per sample of what samples have in common; None without groups.
+        split: the split of each sample, ``train``, ``val`` or ``test``; None where they do not say.
         key: equal for sources whose samples are the same and are not drawn; None where that is not known.
     """
 
     def __init__(
-        self, name: str, dataset: Any, groups: Sequence[Any] | None = None, key: Hashable | None = None
+        self,
+        name: str,
+        dataset: Any,
+        groups: Sequence[Any] | None = None,
+        split: Sequence[str] | None = None,
+        key: Hashable | None = None,
     ) -> None:
-        self.name, self.dataset, self.groups, self.key = name, dataset, groups, key
+        self.name, self.dataset, self.groups, self.split, self.key = name, dataset, groups, split, key
         self.transforms: Sequence[Callable[[Any], Any]] = ()
         self.target_transforms: Sequence[Callable[[Any], Any]] = ()
 
@@ -50,7 +56,7 @@ class Source:
         """The same source, with functions that are applied to x and to y, in this order."""
         if not (transforms or target_transforms):
             return self
-        other = Source(self.name, self.dataset, self.groups)
+        other = Source(self.name, self.dataset, self.groups, self.split)
         other.transforms, other.target_transforms = transforms, target_transforms
         return other
 
@@ -66,9 +72,11 @@ class Source:
         return list(found)
 
     def labels(self) -> np.ndarray[Any, Any] | None:
-        """The labels of all samples, where they are known without reading these."""
+        """The labels of all samples, ``[N]`` or ``[N, T]``, where they are known without reading these."""
         found = getattr(self.dataset, "targets", None)
-        if found is None or self.target_transforms:
+        # that of another class than torchvision's may be anything
+        changed = self.target_transforms or getattr(self.dataset, "target_transform", found) is not None
+        if found is None or changed:
             return None
         labels = np.asarray(found)
         return labels if labels.shape[:1] == (len(self),) and labels.dtype.kind in "iu" else None
@@ -137,6 +145,8 @@ class ArrayDataset:
         y: targets, ``[N, ...]``.
         classes: the names of labels.
     """
+
+    target_transform = None
 
     def __init__(self, x: Any, y: np.ndarray[Any, Any], classes: Sequence[str] | None = None) -> None:
         self.x, self.y, self.classes = x, y, classes
@@ -304,6 +314,12 @@ class Indexed:
         self.require_range: Callable[[float, float], object] | None = None
         """What raises where the encoder cannot take the lowest and the highest value."""
         self.device = torch.device("cpu")
+
+    @property
+    def targets(self) -> Tensor | None:
+        """The labels of all samples, where they are known without reading these."""
+        known = self.source.labels() if self.form.kind == "labels" else None
+        return None if known is None else torch.tensor(known[list(self.indices)])
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -20,7 +20,7 @@ from snnexp.decoders import Decoder
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, located
 from snnexp.events import Events
-from snnexp.losses import Loss
+from snnexp.losses import Loss, Weighted
 from snnexp.network import Dense, Network
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
@@ -197,6 +197,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
         rules.require_measure(name, measure, data)
     with user_parts.running("data"):
         found = check(data, cfg.num_steps)
+        loss = _weighed(loss, data)
     _require_encoded(encoder, data, found, cfg.num_steps)
     contracts.require_results(network, loss, decoder, measures, penalties, data, cfg.num_steps)
     if spikes is not None:
@@ -293,6 +294,26 @@ def _match(
             "makes no difference; use more steps, or other targets"
         )
     return decoder
+
+
+def _weighed(loss: Loss, data: DataModule) -> Loss:
+    """The loss with a weight for each class of the data, where it has weights.
+
+    Raises:
+        ConfigError: there are not as many weights as classes, all are 0, or a class has no training samples.
+    """
+    if not isinstance(loss, Weighted) or loss.class_weights is None:
+        return loss
+    with located("loss"):
+        if loss.class_weights == "balanced":
+            counts = data.class_counts()
+            assert counts is not None
+            return loss.balanced(counts)
+        if (length := len(loss.class_weights)) != data.outputs:
+            raise ConfigError(f"class_weights: got {length} of them, must be {data.outputs}, one for each class")
+        if not any(loss.class_weights):
+            raise ConfigError("class_weights: got 0 for all classes, must be more for one")
+    return loss
 
 
 def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:

@@ -215,6 +215,8 @@ def _measured(
             found = checkpoints.read(file, example(parts, [*watching, saving.Checkpoints(run_dir, "")]))
             weights = found["state_dict"]
             for observer in watching:
+                if isinstance(observer, observers.ClassWeights):
+                    observer.load_state_dict(found["callbacks"][observer.state_key])
                 if isinstance(observer, observers.SeedMeanLoss):
                     observer.sums = found["callbacks"][observer.state_key]["sums"].mean(0)
         else:

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from snnexp import metrics
 from snnexp.decoders import Decoder
 from snnexp.errors import DivergedError
+from snnexp.losses import Weighted
 from snnexp.neurons import Neuron
 from snnexp.training.members import Member, Observer
+from snnexp.training.task import Task
 
 LOG = logging.getLogger(__name__)
 ADVICE = "a lower optimizer.lr may help"
@@ -223,6 +226,21 @@ class SeedMeanLoss(MeanLoss):
         l1 = member.metrics["test/l1"]
         mean = (self.sums[0] + l1.to(self.sums.device)) / (self.sums[1] + 1)
         member.log("test/seed_mean_loss", mean, sync_dist=True)
+
+
+class ClassWeights(Observer):
+    """Keeps the class weights of a loss, which are those of the run's training split whatever it is measured on."""
+
+    state_key = "class_weights"
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        return {"weights": torch.tensor(cast(Weighted, self.task.loss).class_weights, dtype=torch.float64)}
+
+    def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
+        self.task.loss = replace(cast(Any, self.task.loss), class_weights=state_dict["weights"].tolist())
 
 
 class TestCounts(Observer):

@@ -132,7 +132,7 @@ class Stacked(Task):
     def _losses(self, trace: Any, target: Tensor, target_at: int | None) -> Tensor:
         """The loss of each member, ``[M]``."""
         steps = trace.num_steps
-        numbers = self._numbers(steps, lambda member: member.parts.loss.numbers(steps))
+        numbers = self._numbers(steps, lambda member: member.task.loss.numbers(steps))
 
         def alone(parts: dict[str, Tensor], target: Tensor, *numbers: Tensor) -> Tensor:
             return self.loss.compare(pooled(self.decoder, _seen(trace, parts)), target, *numbers)
@@ -154,8 +154,8 @@ class Stacked(Task):
         parts = {layer: _parts(traces[layer], names(penalty.reads)) for layer in self.penalized[name]}
         return vmap(alone, (-2, *[0] * len(numbers)))(parts, *numbers)
 
-    def _numbers(self, key: Any, numbers: Callable[[StackMember], Sequence[float]]) -> list[Tensor]:
-        """The numbers of a part, each ``[M]``."""
+    def _numbers(self, key: Any, numbers: Callable[[StackMember], Sequence[Any]]) -> list[Tensor]:
+        """The numbers of a part, each ``[M]``, and lists of them, each ``[M, *]``."""
         if key not in self.numbers:
             columns = zip(*map(numbers, self.members), strict=True)
             self.numbers[key] = [torch.tensor(column, dtype=torch.float32, device=self.device) for column in columns]

@@ -4,6 +4,7 @@ import json
 
 from omegaconf import DictConfig, OmegaConf
 
+from snnexp.losses import Weighted
 from snnexp.neurons import names, read_spikes
 from snnexp.training import observers, probe, saving, stopping
 from snnexp.training.assembly import Parts
@@ -24,6 +25,8 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
         observers.QuietLayers(layers),
         observers.TestCounts(layers, parts.decoder),
     ]
+    if isinstance(parts.loss, Weighted) and cfg.loss.get("class_weights") == "balanced":
+        watching.append(observers.ClassWeights(parts.task))
     return [*watching, *([observers.SeedMeanLoss(processes)] if has_seed_mean_loss(parts) else [])]
 
 
