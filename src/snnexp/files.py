@@ -78,7 +78,7 @@ def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
         hint = OTHERS.get(path.suffix.lower())
         why = f"; {hint}" if hint else ""
         raise ConfigError(f"{key}: got {shown(path.name)}, must end in {', '.join(others)} or {last}{why}")
-    _require_file(path)
+    require_file(path)
     with _read(path):
         if path.suffix.lower() == ".npz":
             return _npz(path)
@@ -117,7 +117,12 @@ def _told(item: tuple[str, Array]) -> str:
     return f"{name} {[*array.shape]} {array.dtype}".strip()
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Refuse a file that is missing or empty.
+
+    Raises:
+        DataError: it is.
+    """
     if not path.exists():
         near = (
             [each.name for each in path.parent.glob("*") if each.suffix == path.suffix] if path.parent.is_dir() else []
@@ -152,7 +157,7 @@ def signature(path: Path) -> tuple[Any, ...]:
 def _folder(path: Path) -> dict[str, Array]:
     found = {}
     for file in sorted(path.glob("*.npy")):
-        _require_file(file)
+        require_file(file)
         with _read(file):
             found[file.stem] = Array.of(np.load(file, mmap_mode="r", allow_pickle=False))
     if not found:

@@ -7,6 +7,7 @@ from snnexp.data.digits import digits_data
 from snnexp.data.mnist import MNIST, mnist_data
 from snnexp.data.module import DataModule
 from snnexp.data.regression import RegressionDataset, regression_data
+from snnexp.data.tables import csv_data
 
 __all__ = [
     "MNIST",
@@ -14,6 +15,7 @@ __all__ = [
     "Description",
     "RegressionDataset",
     "arrays_data",
+    "csv_data",
     "digits_data",
     "from_dataset",
     "mnist_data",

@@ -9,7 +9,7 @@ import numpy as np
 from snnexp import files
 from snnexp.data.description import Target
 from snnexp.data.module import DataModule
-from snnexp.data.prepare import prepared
+from snnexp.data.prepare import files_of, prepared
 from snnexp.data.reading import ArrayDataset, Source
 from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Given, InFile
@@ -67,12 +67,8 @@ def arrays_data(
         ConfigError: the arguments contradict each other or the arrays.
         DataError: a file is missing or damaged, lacks an array, or holds what cannot be used.
     """
-    if (path is None) == (train is None):
-        got = "neither is set" if path is None else "both are set"
-        raise ConfigError(f"path: must be the file of all samples, or data.train that of the training samples; {got}")
-    key, first = ("path", path) if train is None else ("train", train)
-    named = {"train": (key, first), "val": ("val", val), "test": ("test", test)}
-    found = {split: _Read(key, Path(file), x, y, groups) for split, (key, file) in named.items() if file is not None}
+    named = files_of(path, train, val, test)
+    found = {split: _Read(key, Path(file), x, y, groups) for split, (key, file) in named.items()}
     names = _names([each.y for each in found.values()])
     sources = {split: each.source(target, sequences, names) for split, each in found.items()}
     return prepared(sources, target=target, sequences=sequences, **options)

@@ -134,6 +134,23 @@ def prepared(
     )
 
 
+def files_of(path: str | None, train: str | None, val: str | None, test: str | None) -> dict[str, tuple[str, str]]:
+    """By split, the key that names its file, and the file; ``train`` is that of all samples where ``path`` is set.
+
+    Raises:
+        ConfigError: both are set, or neither is.
+    """
+    if (path is None) == (train is None):
+        got = "neither is set" if path is None else "both are set"
+        raise ConfigError(f"path: must be the file of all samples, or data.train that of the training samples; {got}")
+    found = {
+        "train": ("path", path) if train is None else ("train", train),
+        "val": ("val", val),
+        "test": ("test", test),
+    }
+    return {split: (key, file) for split, (key, file) in found.items() if file is not None}
+
+
 def _as_list(key: str, transform: Any) -> list[Any]:
     found = [] if transform is None else [*transform] if isinstance(transform, (list, tuple)) else [transform]
     for each in found:

@@ -350,7 +350,7 @@ def _of_callable(found: Definition) -> tuple[dict[str, Argument], bool]:
         return arguments, True
     _marked(other)
     others, takes_all = _of_callable(other)
-    return {**arguments, **_left(others, call)}, takes_all
+    return arguments | {name: each for name, each in _left(others, call).items() if name not in arguments}, takes_all
 
 
 def _forwarded(
