@@ -41,8 +41,9 @@ def from_dataset(
         test: the test samples, in place of a fraction.
         groups: an attribute of the dataset with one id per sample; samples of a group stay in one split.
         sequences: whether x begins with time; null where it has two axes or four.
-        in_memory: as of :func:`~snnexp.data.prepare.prepared`, as are the ``options``.
-        options: how samples are split, prepared and put into batches.
+        in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
+            to read all where they take less than half of the memory.
+        options: as of :func:`~snnexp.data.prepare.prepared`.
 
     Raises:
         ConfigError: the arguments contradict each other or the first sample.

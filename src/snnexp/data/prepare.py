@@ -68,8 +68,9 @@ def prepared(
         target_transform: applied to y, one or a list.
         scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it.
         in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
-            where they take less than half of the memory.
-        sampling: ``shuffled``, or ``balanced``: drawn with replacement, each class equally often on average.
+            to read all where they take less than half of the memory.
+        sampling: shuffled for each sample once in an epoch; balanced to draw samples with replacement, of each class
+            equally often on average.
         batch_size: samples of an optimiser step.
         drop_last: leave out an epoch's last batch where it is not full.
         num_workers: processes that read samples.

@@ -71,9 +71,9 @@ def csv_data(
         stride: rows from one window to the next.
         val_fraction: of the samples, set aside for validation; null for none.
         test_fraction: of the samples, set aside for the test; null for 0.2, or for none beside data.test.
-        fold: as of :func:`~snnexp.data.prepare.prepared`, as are ``stratify`` and the ``options``.
-        stratify: see ``fold``.
-        options: see ``fold``.
+        fold: of a cross-validation, the part that is the test split, from 0; null for none.
+        stratify: whether each split by fraction or fold has each class in proportion.
+        options: as of :func:`~snnexp.data.prepare.prepared`.
 
     Raises:
         ConfigError: the arguments contradict each other or the columns.
@@ -97,6 +97,7 @@ def csv_data(
         sources,
         sequences=window is not None,
         target="values" if names is None else "labels",
+        outputs=None,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         fold=fold,
