@@ -53,9 +53,8 @@ def cases(root: str, folder: Path) -> dict[str, Callable[[int], None]]:
     """The epochs to time, by name."""
     digits = datasets.MNIST(root, train=True)
     images, labels = digits.data[:, None], digits.targets
-    # 0.2 of the file is the test split by default
     file = folder / "digits.npz"
-    np.savez(file, inputs=images.numpy(), labels=labels.numpy(), split=np.repeat("train", len(labels)))
+    np.savez(file, inputs=images.numpy(), labels=labels.numpy())
     test = folder / "test.npz"
     np.savez(test, inputs=images[:BATCH].numpy(), labels=labels[:BATCH].numpy())
     common: dict[str, Any] = {"batch_size": BATCH, "drop_last": True}

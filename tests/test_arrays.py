@@ -97,6 +97,7 @@ class TestRefusals:
             ),
             ({"labels": np.arange(20) % 3 - 1}, {}, r"sample 0 of all.npz has the label -1, must be 0 or more"),
             ({"labels": np.full(20, 3)}, {}, r"all 16 training samples have the label 3"),
+            ({"labels": np.arange(20) % 2, "lengths": np.arange(20)}, {}, r"sequences differ in length"),
             ({"labels": np.arange(19)}, {}, r"inputs \[20, 4\] and 19 labels"),
             ({"labels": np.arange(20) % 3, "groups": np.arange(4)}, {}, r"inputs \[20, 4\] and 4 groups"),
         ],
@@ -104,6 +105,18 @@ class TestRefusals:
     def test_contradictions_are_told(self, tmp_path: Path, arrays: Any, settings: Any, words: str) -> None:
         with pytest.raises((ConfigError, DataError), match=words):
             arrays_data(saved(tmp_path, inputs=np.zeros((20, 4)), **arrays), **settings)
+
+    def test_splits_of_the_file_are_not_drawn_again(self, tmp_path: Path) -> None:
+        arrays: dict[str, Any] = {"inputs": np.arange(20.0), "labels": np.arange(20) % 2}
+        file = saved(tmp_path, **arrays, split=["train", "Valid", "train", "test"] * 5)
+        data = arrays_data(file)
+        found = {split: sorted(whole(data, split)[0].flatten().tolist()) for split in ("train", "val", "test")}
+        assert found == {"train": [*range(0, 20, 2)], "val": [*range(1, 20, 4)], "test": [*range(3, 20, 4)]}
+        for settings in ({"test_fraction": 0.5}, {"fold": 0}, {"stratify": True}, {"test": file}):
+            with pytest.raises(ConfigError, match=r"^\w+: got .*, and all.npz says itself which sample"):
+                arrays_data(file, **settings)
+        with pytest.raises(ConfigError, match=r"^split: got dev, must be train, val or test"):
+            arrays_data(saved(tmp_path, **arrays, split=["train", "dev", "test", "test"] * 5))
 
     def test_one_file_or_several(self) -> None:
         with pytest.raises(ConfigError, match=r"^path: .*neither is set"):

@@ -17,7 +17,7 @@ from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 
 Array = np.ndarray[Any, Any]
-SPLIT, GROUPS = "split", "groups"
+SPLIT, GROUPS, LENGTHS = "split", "groups", "lengths"
 """What a file has these arrays for is told by their names."""
 
 
@@ -87,6 +87,9 @@ class _Read:
         if self.y.ndim == 2 and 1 in self.y.shape and len(self.x.shape) and self.y.size == self.x.shape[0]:
             # a vector is a row or a column in a file of MATLAB
             self.y = self.y.reshape(-1)
+        if LENGTHS in found and len(np.unique(found[LENGTHS].load())) > 1:
+            told = f"{self.name} says by its array lengths that sequences differ in length, and here all steps count"
+            raise DataError(f"data: {told}; cut them to one length, or leave the array out")
         named = {GROUPS: groups or GROUPS, SPLIT: SPLIT}
         known = {what: name for what, name in named.items() if name in found or (what == GROUPS and groups)}
         ids = {what: files.take(found, self.path, what, name).load().ravel().tolist() for what, name in known.items()}
