@@ -107,7 +107,7 @@ class TestRefusals:
             arrays_data(saved(tmp_path, inputs=np.zeros((20, 4)), **arrays), **settings)
 
     def test_splits_of_the_file_are_not_drawn_again(self, tmp_path: Path) -> None:
-        arrays: dict[str, Any] = {"inputs": np.arange(20.0), "labels": np.arange(20) % 2}
+        arrays: dict[str, Any] = {"inputs": np.arange(20.0), "labels": np.arange(20) // 2 % 2}
         file = saved(tmp_path, **arrays, split=["train", "Valid", "train", "test"] * 5)
         data = arrays_data(file)
         found = {split: sorted(whole(data, split)[0].flatten().tolist()) for split in ("train", "val", "test")}
