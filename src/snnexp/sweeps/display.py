@@ -115,19 +115,21 @@ class Display:
             show_command(self.terminal, "report", "snnexp", "report", ledger.path)
 
     def _tell_seeds(self) -> None:
-        """The main measure over the seeds of each setting, where one has several, and the best of a list."""
+        """The main measure over the seeds and folds of each setting, where one has several, and the best of a list."""
         best = best_of(self.ledger.points, self.metric, self.higher)
         if best is None or len(self.ledger.points) == 1:
             return
         name = self.metric or main_metric(best.metrics) or ""
-        others = [key for key in self.ledger.varied() if key != "seed"]
+        varied = self.ledger.varied()
+        others = [key for key in varied if key not in REPEATS]
+        heading = " and ".join(name for key, name in REPEATS.items() if key in varied)
         found: dict[tuple[str, ...], list[float]] = {}
         for point in self.ledger.points:
             if point.status == "finished" and name in point.metrics:
                 typed = dict(pairs(point.overrides))
                 found.setdefault(tuple(typed.get(key, "") for key in others), []).append(point.metrics[name])
-        if "seed" in self.ledger.varied() and any(len(values) > 1 for values in found.values()):
-            table = Table(*others, "seeds", f"mean {name}", "deviation", box=None, pad_edge=False)
+        if heading and any(len(values) > 1 for values in found.values()):
+            table = Table(*others, heading, f"mean {name}", "deviation", box=None, pad_edge=False)
             for setting, values in found.items():
                 deviation = number(statistics.stdev(values)) if len(values) > 1 else ""
                 table.add_row(*map(_cell, setting), str(len(values)), number(statistics.mean(values)), deviation)
@@ -169,6 +171,8 @@ class Display:
         return Group(bar, "  ".join(self._words()), table)
 
 
+REPEATS = {"seed": "seeds", "data.fold": "folds"}
+"""Keys over which a setting is repeated, and what their values are called."""
 TOLD = ("failed", "diverged", "interrupted", "timeout", "pruned")
 
 
