@@ -3,8 +3,8 @@
     python scripts/reproduce.py [RECIPE ...]
 
 MNIST is read from $SNNEXP_DATA_DIR. Exits with 1 where a figure misses its bound. The peers' figures on MNIST were
-measured with snnTorch 1.0.0 and Norse 1.1.0 in the tutorials' own loops; those of the regression recipes are measured
-here, on the same draws, by snntorch_regression.py.
+measured with snnTorch 1.0.0 and Norse 1.1.0 in the tutorials' own loops; those of the regression recipes and of the digits
+are measured here, from the same draws, by snntorch_regression.py and snntorch_digits.py. A mean has its 95 % interval.
 """
 
 import json
@@ -15,6 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy import stats
+from snntorch_digits import train as train_digits
 from snntorch_regression import train as train_snntorch
 
 
@@ -43,6 +45,13 @@ FIT = [
 ]
 
 
+def interval(values: list[float]) -> float:
+    """Half the width of the 95 % interval of a mean, by Student's t; 0 of a single value."""
+    if len(values) < 2:
+        return 0.0
+    return float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
 def sweep(recipe: str, seeds: range) -> list[dict[str, float]]:
     """The final metrics of ``snnexp train -m experiment=RECIPE seed=...``, in the order of the seeds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +68,10 @@ def main(wanted: list[str]) -> int:
         if not wanted or recipe in wanted:
             peer = statistics.mean(train_snntorch(mode, seed)[0] for seed in range(10))
             bounds.append(Bound(recipe, range(10), "test/l1", "mean", peer, f"snnTorch {peer:.4g}, same draws"))
+    if not wanted or "digits_leaky" in wanted:
+        peers = [train_digits(seed) for seed in range(10)]
+        told = f"snnTorch {statistics.mean(peers):.4f} +- {interval(peers):.4f}, same split, batches and weights"
+        bounds.append(Bound("digits_leaky", range(10), "test/accuracy", "mean", None, told))
     chosen = [bound for bound in bounds if not wanted or bound.recipe in wanted]
     measured = {key: sweep(*key) for key in dict.fromkeys((bound.recipe, bound.seeds) for bound in chosen)}
     missed = 0
@@ -70,10 +83,11 @@ def main(wanted: list[str]) -> int:
         met = bound.limit is None or (value >= bound.limit if higher_is_better else value <= bound.limit)
         missed += not met
         over = f"{bound.statistic} of {len(values)} seeds"
+        width = f" +- {interval(values):.4f}" if bound.statistic == "mean" and len(values) > 1 else ""
         limit = "" if bound.limit is None else f"{bound.limit:.4g}"
         verdict = "" if met else "  MISSED"
         print(f"{bound.recipe:<24}{bound.measure:<22}{over:<20}{value:>10.4g}{limit:>10}  {bound.peer}{verdict}")
-        print(f"{'':<24}{' '.join(f'{value:.4g}' for value in values)}")
+        print(f"{'':<24}{' '.join(f'{value:.4g}' for value in values)}{width}")
     return 1 if missed else 0
 
 

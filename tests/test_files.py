@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy import io
 
+from snnexp.data import arrays_data
 from snnexp.errors import ConfigError, DataError
 from snnexp.files import open_arrays, take
 
@@ -71,6 +72,13 @@ class TestArrays:
             WRITERS[name](tmp_path / name)
             assert all(array.mapped for array in open_arrays(tmp_path / name).values())
 
+    @pytest.mark.parametrize("kind", ["u2", "u4", "u8", ">i8", ">u2", "i1"])
+    def test_labels_may_be_of_any_integer_type(self, tmp_path: Path, kind: str) -> None:
+        np.savez(tmp_path / "a.npz", inputs=X.astype(">f4"), labels=Y.astype(kind))
+        data = arrays_data(str(tmp_path / "a.npz"))
+        labels = torch.cat([samples[[*range(len(samples))]][1] for samples in (data.train, data.test)])
+        assert sorted(labels.tolist()) == sorted(Y.tolist())
+
     def test_text_and_groups_of_hdf5(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["deep/names"] = ["b", "a", "b"]
@@ -125,6 +133,19 @@ class TestRefusals:
             open_arrays(tmp_path / "a.txt", "train")
         with pytest.raises(DataError, match="has no npy files; for a folder of images use data=folder"):
             open_arrays(tmp_path)
-        np.savez(path, x=X + 1j)
+
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            (X + 1j, "has complex128 in x, must be numbers or text"),
+            (X.astype(np.longdouble), "has float128 in x"),
+            (np.array(3), "has a single value in x, must be one for each sample"),
+        ],
+    )
+    def test_what_is_no_array_of_numbers_is_told(self, tmp_path: Path, values: Any, words: str) -> None:
+        np.savez(tmp_path / "a.npz", x=values)
+        io.savemat(tmp_path / "a.mat", {"x": X + 1j})
+        with pytest.raises(DataError, match=words):
+            take(open_arrays(tmp_path / "a.npz"), tmp_path / "a.npz", "x", "x")
         with pytest.raises(DataError, match="has complex128 in x, must be numbers or text"):
-            take(open_arrays(path), path, "x", "x")
+            take(open_arrays(tmp_path / "a.mat"), tmp_path / "a.mat", "x", "x").load()

@@ -3,6 +3,7 @@
 Of large files parts are read. PyTorch is imported for its own files alone.
 """
 
+import functools
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +16,13 @@ import numpy as np
 from numpy.lib import format as npy
 
 from snnexp.errors import ConfigError, DataError
-from snnexp.text import closest, line, shown
+from snnexp.text import closest, shown
 
 NDArray = np.ndarray[Any, Any]
 KINDS = "biufUS"
 """Of number types: numbers and text."""
+LARGEST = 8
+"""Bytes of a number that PyTorch has a type for."""
 ENDS = (".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5")
 OTHERS = {
     ".csv": "use data=csv",
@@ -48,16 +51,20 @@ class Array:
 
     def __getitem__(self, indices: Any) -> NDArray:
         """Samples by a list of indices of the first axis."""
-        return np.asarray(self._open()[indices])
+        return _native(np.asarray(self._open()[indices]))
 
     def load(self) -> NDArray:
         """All of it."""
-        return np.asarray(self._open()[...])
+        return _native(np.asarray(self._open()[...]))
 
     @classmethod
     def of(cls, array: NDArray) -> "Array":
         """An array that is in memory, or a memory map."""
         return cls(array.shape, array.dtype, lambda: array, True)
+
+
+def _native(array: NDArray) -> NDArray:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
@@ -84,7 +91,7 @@ def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
             return _npz(path)
         if path.suffix.lower() in (".pt", ".pth"):
             return _pt(path)
-        if path.suffix.lower() == ".mat" and not path.read_bytes()[:128].startswith(b"MATLAB 7.3"):
+        if path.suffix.lower() == ".mat" and not _begins(path, b"MATLAB 7.3"):
             return _mat(path)
         return _h5(path, key, path.suffix.lower() == ".mat")
 
@@ -106,7 +113,9 @@ def take(found: Mapping[str, Array], path: Path, key: str, name: str) -> Array:
         hint = f"set data.{key} to one of its arrays: {has}" if any(found) else f"it has one without a name: {has}"
         raise DataError(f"data: {path.name} has no array {shown(name)}; {hint}")
     array = found[name]
-    if array.dtype.kind not in KINDS:
+    if not array.shape:
+        raise DataError(f"data: {path.name} has a single value in {shown(name)}, must be one for each sample")
+    if array.dtype.kind not in KINDS or (array.dtype.kind == "f" and array.dtype.itemsize > LARGEST):
         what = "Python objects" if array.dtype.kind == "O" else f"{array.dtype}"
         raise DataError(f"data: {path} has {what} in {shown(name)}, must be numbers or text")
     return array
@@ -143,8 +152,12 @@ def _read(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"data: {path} cannot be read: {os.strerror(error.errno or 0)}") from error
     except Exception as error:
-        reason = line(str(error)).partition(". ")[0] or type(error).__name__
-        raise DataError(f"data: {path} is damaged or no {path.suffix[1:]} file: {reason[:120]}") from error
+        raise DataError(f"data: {path} is damaged, or is no {path.suffix[1:]} file") from error
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def signature(path: Path) -> tuple[Any, ...]:
@@ -210,21 +223,37 @@ def _pt(path: Path) -> dict[str, Array]:
             raise
         raise DataError(f"data: {path} holds more than tensors, which may run code and is not read") from error
     tensors = content if isinstance(content, dict) else {"": content}
-    if not all(isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in tensors.items()):
+    dense = {
+        name: each.detach()
+        for name, each in tensors.items()
+        if isinstance(name, str) and isinstance(each, torch.Tensor) and each.layout == torch.strided
+    }
+    if not dense:
         raise DataError(f"data: {path} must hold a tensor, or a mapping of names to tensors")
-    # NumPy has no bfloat16
-    plain = {name: each.float() if each.dtype == torch.bfloat16 else each for name, each in tensors.items()}
-    return {name: Array.of(each.detach().numpy()) for name, each in plain.items()}
+    # NumPy has none of the short types of PyTorch but float16
+    short = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+    plain = {name: each.float() if each.dtype in short else each for name, each in dense.items()}
+    return {name: Array.of(each.numpy()) for name, each in plain.items()}
 
 
 def _mat(path: Path) -> dict[str, Array]:
     from scipy import io
 
-    kinds = {"double": "f8", "single": "f4", "logical": "?", "char": "U1", "cell": "O", "struct": "O", "sparse": "O"}
+    kinds = {
+        "double": "f8",
+        "single": "f4",
+        "logical": "?",
+        "char": "U1",
+        **dict.fromkeys(("cell", "struct", "sparse"), "O"),
+    }
 
-    def load(name: str) -> Any:
+    @functools.cache
+    def load(name: str) -> NDArray:
         with _read(path):
-            return io.loadmat(path, variable_names=[name])[name]
+            array: NDArray = io.loadmat(path, variable_names=[name])[name]
+        if array.dtype.kind not in KINDS:
+            raise DataError(f"data: {path.name} has {array.dtype} in {shown(name)}, must be numbers or text")
+        return array
 
     return {
         name: Array(shape, kinds.get(kind, kind), partial(load, name), False)
@@ -274,7 +303,10 @@ def _h5(path: Path, key: str, is_matlab: bool) -> dict[str, Array]:
     found: dict[str, Array] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
+        # MATLAB keeps the elements of cells there, and text as numbers
+        if isinstance(item, h5py.Dataset) and not name.startswith("#refs#"):
+            if item.attrs.get("MATLAB_class") == b"char":
+                return
             dtype = "U1" if h5py.check_string_dtype(item.dtype) else item.dtype
             shape = item.shape[::-1] if is_matlab else item.shape
             found[name] = Array(shape, dtype, _InHDF5(path, name, is_matlab), not is_matlab)

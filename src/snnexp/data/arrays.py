@@ -146,7 +146,7 @@ def _as_labels(y: Array, target: Target | None, steps: int | None, name: str) ->
             low, high = int(y.min()), int(y.max())
             told = f"the targets in {name} are whole numbers from {low} to {high} stored as {y.dtype}"
             raise ConfigError(f"target: got null, and {told}; use data.target=labels or data.target=values")
-    return y.astype(np.int64) if y.dtype.kind == "b" else y
+    return y.astype(np.int64) if y.dtype.kind in "biu" else y
 
 
 def _is_binary(y: Array) -> bool:

@@ -118,6 +118,8 @@ class Source:
 
     def require_labels(self, labels: Tensor, indices: Sequence[int], outputs: int | None) -> None:
         """Refuse labels of samples, ``[B]`` or ``[B, T]``, that are negative or not less than the number of classes."""
+        # PyTorch does not compare the unsigned types
+        labels = labels.to(torch.int64)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= (high + 1 if outputs is None else outputs):
             label = low if low < 0 else high
