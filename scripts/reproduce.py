@@ -3,8 +3,9 @@
     python scripts/reproduce.py [RECIPE ...]
 
 MNIST is read from $SNNEXP_DATA_DIR. Exits with 1 where a figure misses its bound. The peers' figures on MNIST were
-measured with snnTorch 1.0.0 and Norse 1.1.0 in the tutorials' own loops; those of the regression recipes and of the digits
-are measured here, from the same draws, by snntorch_regression.py and snntorch_digits.py. A mean has its 95 % interval.
+measured with snnTorch 1.0.0 and Norse 1.1.0 in the tutorials' own loops; those of the regression recipes and of the
+digits are measured here, from the same draws, by snntorch_regression.py and snntorch_digits.py. A mean has its 95 %
+interval.
 """
 
 import json
