@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from snnexp.config import compose
 from snnexp.data import DataModule, arrays_data
 from snnexp.errors import ConfigError, DataError
+from snnexp.experiment import build
 
 RANDOM = np.random.default_rng(0)
 
@@ -117,6 +119,28 @@ class TestRefusals:
                 arrays_data(file, **settings)
         with pytest.raises(ConfigError, match=r"^split: got dev, must be train, val or test"):
             arrays_data(saved(tmp_path, **arrays, split=["train", "dev", "test", "test"] * 5))
+
+    def test_files_of_other_shapes_are_told(self, tmp_path: Path) -> None:
+        labels = np.arange(20) % 2
+        train = saved(tmp_path, "train.npz", inputs=np.zeros((20, 10, 3)), labels=labels)
+        for shape in ((20, 6, 3), (20, 10, 4), (20, 30)):
+            test = saved(tmp_path, "test.npz", inputs=np.zeros(shape), labels=labels)
+            with pytest.raises(DataError, match=r"test.npz has inputs of shape \[.*\], must be \[10, 3\]"):
+                arrays_data(train=train, test=test)
+        one = saved(tmp_path, "train.npz", inputs=np.zeros((20, 3)), labels=labels / 4)
+        other = saved(tmp_path, "test.npz", inputs=np.zeros((20, 3)), labels=RANDOM.normal(size=(20, 2)))
+        with pytest.raises(DataError, match=r"test.npz has targets of shape \[2\], must be \[1\]"):
+            arrays_data(train=one, test=other)
+
+    def test_a_validation_split_may_be_in_the_file(self, tmp_path: Path) -> None:
+        arrays: dict[str, Any] = {"inputs": np.zeros((8, 3)), "labels": np.arange(8) // 4}
+        words = ["data=arrays", f"data.path={saved(tmp_path, **arrays, split=['train', 'val', 'train', 'test'] * 2)}"]
+        assert build(compose([*words, "trainer.early_stopping=2"])).data.val is not None
+        plain = ["data=arrays", f"data.path={saved(tmp_path, 'plain.npz', **arrays)}", "trainer.early_stopping=2"]
+        with pytest.raises(ConfigError, match=r"^trainer.early_stopping: .* set data.val_fraction"):
+            build(compose(plain))
+        with pytest.raises(ConfigError, match=r"^trainer.early_stopping: .* set data.val_fraction"):
+            compose(["data=digits", "trainer.early_stopping=2"])
 
     def test_one_file_or_several(self) -> None:
         with pytest.raises(ConfigError, match=r"^path: .*neither is set"):

@@ -118,6 +118,14 @@ def test_a_stack_is_as_single_runs(source: str) -> None:
         assert point["metrics"]["test/loss"] == pytest.approx(alone.metrics["test/loss"], rel=1e-4)
 
 
+def test_sequences_are_drawn(capfd: pytest.CaptureFixture[str]) -> None:
+    path = run(compose([*words("sequences"), "logger=tensorboard", "trainer.max_epochs=1"])).path
+    assert "no figures" not in capfd.readouterr().err
+    figures = {file.stem for file in (path / "figures").glob("*.png")}
+    assert "spike_raster" in figures
+    assert "predictions" not in figures
+
+
 def test_each_sample_is_tested_in_one_fold() -> None:
     still = [*words("still"), "data.scale=null", "data.folds=4"]
     tests = [build(compose([*still, f"data.fold={fold}"])).data.test for fold in range(4)]

@@ -279,7 +279,7 @@ def _check_pairs(
         known = _with_defaults(_values(nodes["data"]), specs["data"])
         for key, value, measure in _watched(nodes, facts):
             with refusals.collected():
-                rules.require_validation(key, value, measure, known.get("val_size"))
+                rules.require_validation(key, value, measure, data, known)
     if data and "network" in nodes and not refusals.about("network"):
         with refusals.collected():
             _check_shapes(nodes, specs, data, refusals)

@@ -27,6 +27,7 @@ SPLIT, GROUPS, LENGTHS = "split", "groups", "lengths"
     outputs=Given("outputs"),
     num_steps=InFile(("path", "train"), "x", "sequences"),
     validation=("val_fraction", "val"),
+    splits_in_file=True,
     stackable=True,
 )
 @checked

@@ -357,10 +357,16 @@ class Indexed:
 
     def _several(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         values, target = self.source.take(indices)
+        for what, found, wanted in (("inputs", values, self.form.inputs), ("targets", target, self.form.targets)):
+            # a number is a vector of one
+            if tuple(found.shape[1:]) not in (wanted, wanted[:-1] if wanted[-1:] == (1,) else wanted):
+                shapes = f"{[*found.shape[1:]]}, must be {[*wanted]}"
+                raise DataError(
+                    f"data: {self.source.name} has {what} of shape {shapes} as those of the training samples"
+                )
         values_at, target_at = self.form.axes
-        count = len(indices)
-        values, target = values.reshape(count, *self.form.inputs), target.reshape(count, *self.form.targets)
-        return values.movedim(0, values_at), target.movedim(0, target_at)
+        values = values.reshape(len(indices), *self.form.inputs)
+        return values.movedim(0, values_at), target.reshape(len(indices), *self.form.targets).movedim(0, target_at)
 
     def _sample(self, index: int, place: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
         seed_generators(fold(self.seed, "sample", *place, index))

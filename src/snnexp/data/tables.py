@@ -25,7 +25,7 @@ MOST_CLASSES = 20
 """Of whole numbers: with more, that are also more than half of the rows, nothing says that they are classes."""
 
 
-@part(num_steps=Given("window"), validation=("val_fraction", "val"), stackable=True)
+@part(num_steps=Given("window"), validation=("val_fraction", "val", "split"), stackable=True)
 @checked
 def csv_data(
     path: str | None = None,

@@ -7,10 +7,9 @@ from typing import Any, Literal
 from snnexp.errors import ConfigError, located
 from snnexp.record.measures import higher_is_better
 from snnexp.search.storage import parse
-from snnexp.spec import parts
+from snnexp.spec import parts, rules
 from snnexp.spec.annotations import Count, Index, Name, Positive, Seed
 from snnexp.spec.checked import check_fields
-from snnexp.spec.reader import MISSING
 from snnexp.spec.rules import Facts
 from snnexp.spec.values import COUNT
 from snnexp.text import shown
@@ -83,15 +82,16 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     """
     data = cfg["data"]
     # what other data hold is not known before they are built
-    keys = Facts(parts.of(data["_target_"])).validation
-    keys = ("val_size",) if keys is MISSING else keys
+    facts = Facts(parts.of(data["_target_"]))
+    keys = rules.validation_keys(facts)
     unknown = not parts.is_shipped(data["_target_"], "data") and not any(key in data for key in keys)
+    unknown = unknown or facts.splits_in_file is True
     validated = any(data.get(key) for key in keys)
     if not validated and (settings.metric is None or (settings.metric.startswith("val/") and not unknown)):
         reason = f"got {shown(data.get(keys[0]))}, a search needs a validation split; set it, or"
         if keys[0] not in data:
             reason = "these data have no validation split;"
-        if unknown:
+        if unknown and keys[0] not in data:
             reason = "these data do not have this key, which tells of a validation split;"
         metric = main_measure(cfg, "val" if unknown else "test")
         raise ConfigError(f"data.{keys[0]}: {reason} name the metric, such as hydra.sweeper.metric={metric}")

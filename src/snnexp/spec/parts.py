@@ -32,7 +32,9 @@ def part(**facts: Any) -> Callable[[Function], Function]:
 
     Args:
         facts: of data, ``target`` (``labels`` or ``trace``), ``sequences``, ``inputs``, ``outputs`` and ``samples``, as
-            of :class:`snnexp.data.DataModule`, and ``stackable``; what depends on arguments is left out.
+            of :class:`snnexp.data.DataModule`, and ``stackable``; what depends on arguments is left out. ``validation``
+            names the arguments that make a validation split, the usual first; with ``splits_in_file``, one may also be
+            in the file.
     """
 
     def marked(function: Function) -> Function:

@@ -187,22 +187,31 @@ def _decoders(target: str, fires: Any) -> str:
     return f"decoder={' or '.join(fit)}" if fit else ""
 
 
-def require_validation(key: str, value: Any, measure: Any, val_size: Any) -> None:
+def validation_keys(data: Any) -> tuple[str, ...]:
+    """The arguments of a data part that set samples aside for validation, the usual first."""
+    keys: Any = getattr(data, "validation", MISSING)
+    return ("val_size",) if keys is MISSING else tuple(keys)
+
+
+def require_validation(key: str, value: Any, measure: Any, data: Any, given: Mapping[str, Any]) -> None:
     """Refuse to watch a measure of a validation split that there is not.
 
     Args:
         key: that asks for it.
         value: of the key.
         measure: that is watched.
-        val_size: of the data; MISSING where they have no such argument.
+        data: the data.
+        given: the arguments of the data.
     """
-    if isinstance(measure, str) and measure.startswith("val/") and val_size == 0 and isinstance(val_size, int):
-        raise ConfigError(no_validation(key, value))
+    keys = validation_keys(data)
+    there = any(given.get(each, MISSING) for each in keys) or data.splits_in_file is True
+    if isinstance(measure, str) and measure.startswith("val/") and not there:
+        raise ConfigError(no_validation(key, value, keys[0]))
 
 
-def no_validation(key: str, value: Any) -> str:
-    """What is wrong with a key that watches a validation split, where there is none."""
-    return f"{key}: got {shown(value)}, and there is no validation split to watch; set data.val_size"
+def no_validation(key: str, value: Any, use: str) -> str:
+    """What is wrong with a key that watches a validation split, where there is none; ``use`` makes one."""
+    return f"{key}: got {shown(value)}, and there is no validation split to watch; set data.{use}"
 
 
 def _name(part: Any) -> str:

@@ -24,11 +24,12 @@ from snnexp.losses import Loss, Weighted
 from snnexp.network import Dense, Network
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
-from snnexp.spec import rules
+from snnexp.spec import parts, rules
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 from snnexp.spec.places import PLACES
+from snnexp.spec.reader import Spec
 from snnexp.text import shown
 from snnexp.training import callbacks, contracts, initial, launchers, observers, processes
 from snnexp.training.members import Bridge
@@ -211,14 +212,14 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     encode = _encode(encoder, network, kernel, device)
     measures = _shipped_measures(decoder) | measures
     task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties, schedule)
-    _require_measures(task, data, nodes["trainer"])
+    _require_measures(task, data, nodes["trainer"], parts.of(nodes["data"]["_target_"]))
     if not isinstance(schedule, Constant):
         # one that has a schedule of its own is refused before anything is written
         task.make_optimizer([*task.parameters()], 1)
     return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
 
 
-def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any]) -> None:
+def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any], spec: Spec) -> None:
     """Refuse to watch a measure that is not logged, or of which no value is better than another."""
     logged = ["train/epoch_loss"]
     if data.val is not None:
@@ -229,8 +230,10 @@ def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any]) 
         missing = "" if data.val is not None else "; there is no validation split"
         options = f"must be one of {', '.join(logged)}{missing}"
         raise ConfigError(f"schedule.measure: got {shown(schedule.measure)}, {options}")
-    if trainer.get("early_stopping") is not None and data.val is None:
-        raise ConfigError(rules.no_validation("trainer.early_stopping", trainer["early_stopping"]))
+    patience = trainer.get("early_stopping")
+    if patience is not None and data.val is None:
+        key, *_ = rules.validation_keys(rules.Facts(spec))
+        raise ConfigError(rules.no_validation("trainer.early_stopping", patience, key))
 
 
 def _encode(

@@ -98,7 +98,9 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
         found["target"] = trajectory.flatten(2)[..., 0]
     elif target.ndim == 1:
         found["label"], found["predicted"] = target, decoder(traces[-1])
-        found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
+        # sequences are no images
+        if values.ndim < len(inputs.shape):
+            found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
 
 
