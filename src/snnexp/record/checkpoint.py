@@ -154,6 +154,18 @@ def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def states(path: Path) -> dict[str, Any]:
+    """What the observers of a run kept in one of its own checkpoints, by their keys.
+
+    Raises:
+        CheckpointError: it is not what was written.
+    """
+    found = decode(read_checkpoint(path), path).get("callbacks")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: checkpoint holds no states of observers")
+    return found
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a value of a checkpoint may be: ``str``, ``float | None``, ``list[int]``, ``Tensor`` of any shape."""
@@ -179,10 +191,16 @@ def _is(value: Any, annotation: Any) -> bool:
 
 OPTIONAL = {"stopped_early": {"epoch": 0, "step": 0, "reason": ""}, "finishing": ""}
 """What a checkpoint may hold beside the rest."""
+LATER = ("scaling",)
+"""Keys of states that older checkpoints of a run do not hold."""
 
 
 def _require_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     wanted = {**wanted, **{name: value for name, value in OPTIONAL.items() if name in found}}
+    if isinstance(kept := found.get("callbacks"), dict):
+        missing = [key for key in LATER if key not in kept]
+        states = {key: state for key, state in wanted["callbacks"].items() if key not in missing}
+        wanted["callbacks"] = states
     what = difference(_with_all_states(found, wanted), wanted)
     if what:
         raise CheckpointError(f"{path}: checkpoint does not fit this run: {what}")
