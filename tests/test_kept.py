@@ -1,6 +1,9 @@
 """What a run has fitted on its training split is kept with it, and other data are measured with that."""
 
 import csv
+import shutil
+from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from snnexp.data import arrays_data
 from snnexp.errors import ConfigError, DataError
-from snnexp.experiment import build, compose, evaluate, load, predict, resume, run
+from snnexp.experiment import Record, build, compose, evaluate, load, predict, resume, run
 from snnexp.record.checkpoint import decode, read_checkpoint
 from snnexp.record.checksum import write_checkpoint
 from snnexp.training.stacked import Point
@@ -31,6 +34,20 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write("own", mean=0, deviation=1)
     write("other", mean=3, deviation=5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    with chdir(tmp_path_factory.mktemp("trained")):
+        write("own", mean=0, deviation=1)
+        record = run(compose(SCALED))
+        return replace(record, path=record.path.absolute())
+
+
+@pytest.fixture
+def done(trained: Record) -> Path:
+    """A copy, to be changed."""
+    return Path(shutil.copytree(trained.path, "done"))
 
 
 def write(name: str, mean: float, deviation: float, features: int = 4, classes: int = 3) -> None:
@@ -74,8 +91,7 @@ class TestScaling:
         loss = torch.nn.functional.cross_entropy(trace.membrane.amax(0), arrays_data("other.npz").test[[*range(8)]][1])
         assert evaluate(done, overrides=OTHER)["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
-    def test_every_checkpoint_holds_it_and_weights_from_elsewhere_use_it(self) -> None:
-        done = run(compose(SCALED)).path
+    def test_every_checkpoint_holds_it_and_weights_from_elsewhere_use_it(self, done: Path) -> None:
         for name in ("init", "last", "best"):
             for found, wanted in zip(states(done, name)["scaling"].values(), numbers(), strict=True):
                 assert found.dtype == torch.float64
@@ -83,13 +99,12 @@ class TestScaling:
         torch.save(load(done)[0].state_dict(), "weights.pt")
         assert evaluate(done, "weights.pt", overrides=OTHER) == evaluate(done, overrides=OTHER)
 
-    def test_its_own_data_give_what_the_run_reported(self) -> None:
-        record = run(compose(SCALED))
-        assert evaluate(record.path)["test/loss"] == record.metrics["test/loss"]
+    def test_its_own_data_give_what_the_run_reported(self, trained: Record) -> None:
+        assert evaluate(trained.path)["test/loss"] == trained.metrics["test/loss"]
         assert "scaling" not in states(run(compose(PLAIN)).path, "last")
 
-    def test_the_config_of_a_loaded_network_scales_by_it(self) -> None:
-        _, cfg = load(run(compose(SCALED)).path, overrides=OTHER)
+    def test_the_config_of_a_loaded_network_scales_by_it(self, done: Path) -> None:
+        _, cfg = load(done, overrides=OTHER)
         shift, scale = numbers()
         found: Any = build(cfg).data.test
         torch.testing.assert_close(found.inputs, ((inputs("other.npz", "test") - shift) / scale).float())
@@ -101,29 +116,32 @@ class TestScaling:
         for end in ends.values():
             torch.testing.assert_close(states(end.run, "last")["scaling"]["shift"], numbers()[0])
 
-    def test_an_older_run_is_measured_on_its_own_data_alone(self) -> None:
-        record = run(compose(SCALED))
-        for file in (record.path / "checkpoints").glob("*.ckpt"):
+    def test_given_numbers_do_as_fitted_ones(self, trained: Record) -> None:
+        shift, scale = numbers()
+        given = f"data.scale={{shift: {shift.tolist()}, scale: {scale.tolist()}}}"
+        record = run(compose([*PLAIN, given]))
+        assert record.metrics == pytest.approx(trained.metrics, rel=1e-5)
+        assert evaluate(record.path, overrides=OTHER) == pytest.approx(evaluate(trained.path, overrides=OTHER))
+
+    def test_an_older_run_is_measured_on_its_own_data_alone(self, trained: Record, done: Path) -> None:
+        for file in (done / "checkpoints").glob("*.ckpt"):
             content = torch.load(file, weights_only=True)
             del content["callbacks"]["scaling"]
             torch.save(content, "older.pt")
             write_checkpoint(file, Path("older.pt").read_bytes())
-        assert evaluate(record.path, overrides=["data.batch_size=4"])["test/loss"] == pytest.approx(
-            record.metrics["test/loss"]
-        )
+        measured = evaluate(done, overrides=["data.batch_size=4"])
+        assert measured["test/loss"] == pytest.approx(trained.metrics["test/loss"])
         with pytest.raises(ConfigError, match=r"^data: .*last\.ckpt is older than .*; train again$"):
-            evaluate(record.path, overrides=OTHER)
-        resume(record.path, ["trainer.max_epochs=2"])
-        assert "scaling" in states(record.path, "last")
+            evaluate(done, overrides=OTHER)
+        resume(done, ["trainer.max_epochs=2"])
+        assert "scaling" in states(done, "last")
 
-    def test_a_run_is_not_resumed_with_other_samples(self) -> None:
-        done = run(compose(SCALED)).path
+    def test_a_run_is_not_resumed_with_other_samples(self, done: Path) -> None:
         write("own", mean=1, deviation=1)
         with pytest.raises(DataError, match=r"^data: the training samples are not those that this run was trained"):
             resume(done, ["trainer.max_epochs=2"])
 
-    def test_data_that_cannot_be_scaled_by_it_are_refused(self) -> None:
-        done = run(compose(SCALED)).path
+    def test_data_that_cannot_be_scaled_by_it_are_refused(self, done: Path) -> None:
         write("wide", mean=0, deviation=1, features=5)
         with pytest.raises(
             ConfigError, match=r"^data\.scale: got 4 numbers for shift, and the inputs have 5 features$"
@@ -147,8 +165,7 @@ class TestScaling:
 
 
 class TestSplits:
-    def test_those_of_the_run_are_measured(self) -> None:
-        done = run(compose(SCALED)).path
+    def test_those_of_the_run_are_measured(self, done: Path) -> None:
         words = ["split_seed=1", "val_fraction=0.1", "test_fraction=0.5", "stratify=true", "fold=0", "scale=minmax"]
         with pytest.raises(ConfigError) as caught:
             evaluate(done, overrides=[f"data.{word}" for word in words])

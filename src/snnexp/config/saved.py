@@ -197,7 +197,7 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
         elif node in ("optimizer", "schedule", "init_from") or key in ("trainer.max_epochs", "trainer.early_stopping"):
             refusals.add(f"{shown(key)}: an evaluation does not train")
-        elif key == "data.scale":
+        elif f"{key}.".startswith("data.scale."):
             refusals.add(f"{key}: inputs are scaled as those that the run was trained with; train a run with another")
     refusals.add(*_other_splits(cfg, dict(typed)))
     changed = cfg = _without_watching(cfg)

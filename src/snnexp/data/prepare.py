@@ -67,7 +67,7 @@ def prepared(
         transform: applied to x, one or a list.
         target_transform: applied to y, one or a list.
         scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it;
-            or (x - shift) / scale by given numbers, ``{shift: [...], scale: [...]}``.
+            or by given numbers, (x - shift) / scale.
         in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
             to read all where they take less than half of the memory.
         sampling: shuffled for each sample once in an epoch; balanced to draw samples with replacement, of each class

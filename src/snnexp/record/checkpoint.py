@@ -3,7 +3,7 @@
 A checkpoint holds tensors, numbers and texts alone:
 
     state_dict, optimizer_states, lr_schedulers   as PyTorch has them
-    callbacks                                     what observers have counted so far
+    callbacks                                     what observers have counted, and what was fitted
     format                                        see :mod:`snnexp.record.upgrade`
     epoch, batch, global_step                     epochs done, batches done in the one after, optimiser steps
     config, metrics                               the run's config, JSON; length and SHA-256 of its metrics so far
@@ -198,9 +198,8 @@ LATER = ("scaling",)
 def _require_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     wanted = {**wanted, **{name: value for name, value in OPTIONAL.items() if name in found}}
     if isinstance(kept := found.get("callbacks"), dict):
-        missing = [key for key in LATER if key not in kept]
-        states = {key: state for key, state in wanted["callbacks"].items() if key not in missing}
-        wanted["callbacks"] = states
+        expected = wanted["callbacks"].items()
+        wanted["callbacks"] = {key: state for key, state in expected if key in kept or key not in LATER}
     what = difference(_with_all_states(found, wanted), wanted)
     if what:
         raise CheckpointError(f"{path}: checkpoint does not fit this run: {what}")
