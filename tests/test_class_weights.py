@@ -114,11 +114,12 @@ class TestRun:
     def test_an_evaluation_on_other_samples_has_the_weights_of_the_run(self, tmp_path: Path) -> None:
         done = run(compose(BALANCED), [*BALANCED], tmp_path)
         weights = build(compose(BALANCED)).loss.class_weights  # type: ignore[attr-defined]
-        found = evaluate(done.path, overrides=["data.split_seed=1"])["test/loss"]
-        assert build(compose([*BALANCED, "data.split_seed=1"])).loss.class_weights != weights  # type: ignore[attr-defined]
-        typed = ["data.split_seed=1", f"loss.class_weights={weights}"]
+        other = ["data.dataset.count=70"]
+        found = evaluate(done.path, overrides=other)["test/loss"]
+        assert build(compose([*BALANCED, *other])).loss.class_weights != weights  # type: ignore[attr-defined]
+        typed = [*other, f"loss.class_weights={weights}"]
         assert found == evaluate(done.path, overrides=typed)["test/loss"]
-        assert found != evaluate(done.path, overrides=["data.split_seed=1", "loss.class_weights=null"])["test/loss"]
+        assert found != evaluate(done.path, overrides=[*other, "loss.class_weights=null"])["test/loss"]
 
     def test_a_checkpoint_without_weights_has_no_key_more(self, tmp_path: Path) -> None:
         typed = [*BUMPS, "loss=ce_membrane"]

@@ -35,6 +35,10 @@ MAY_CHANGE = (
 
 MEASURED_WITH = ("data", "decoder")
 """Groups of which a trained network can be measured with another choice."""
+SPLITTING = ("split_seed", "val_fraction", "test_fraction", "stratify", "fold", "folds")
+"""Keys of data that say which samples a run was trained with."""
+SOURCES = ("data", "data._target_", "data.path", "data.train", "data.dataset")
+"""Keys that name other samples."""
 
 
 def overridden(cfg: DictConfig) -> list[str]:
@@ -193,6 +197,9 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
         elif node in ("optimizer", "schedule", "init_from") or key in ("trainer.max_epochs", "trainer.early_stopping"):
             refusals.add(f"{shown(key)}: an evaluation does not train")
+        elif f"{key}.".startswith("data.scale."):
+            refusals.add(f"{key}: inputs are scaled as those that the run was trained with; train a run with another")
+    refusals.add(*_other_splits(cfg, dict(typed)))
     changed = cfg = _without_watching(cfg)
     with refusals.collected():
         groups = {key for key, value in typed if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)}
@@ -201,6 +208,19 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
         changed = change_all(_chosen(cfg, own, groups, folders) if own else cfg, others, ("num_steps",))
     refusals.tell()
     return changed
+
+
+def _other_splits(cfg: DictConfig, typed: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences about other splits of the run's own samples, which would have training samples in the test split."""
+    if any(key in SOURCES or key.startswith("data.dataset.") for key in typed):
+        return
+    for name in SPLITTING:
+        key, split = f"data.{name}", name.removesuffix("_fraction")
+        # samples of a split of their own take the place of a fraction
+        if split != name and f"data.{split}" in typed:
+            continue
+        if key in typed and typed[key] != OmegaConf.select(cfg, key):
+            yield f"{key}: the run was trained with the splits that it has; use them, or other data"
 
 
 def _chosen(cfg: DictConfig, words: Sequence[str], groups: Collection[str], folders: Sequence[Path]) -> DictConfig:

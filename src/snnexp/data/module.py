@@ -25,6 +25,7 @@ from snnexp import limits
 from snnexp.config import user_parts
 from snnexp.data.batches import OrderedBatches, ShuffledBatches
 from snnexp.data.description import Description, Target
+from snnexp.data.scaling import Scaling
 from snnexp.data.splits import class_counts
 from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 from snnexp.spec.annotations import Count, Seed, Workers
@@ -74,6 +75,7 @@ class DataModule(LightningDataModule):
         description: of the samples, in place of the short form.
         sampling: what an epoch goes over: all samples, ``shuffled``; or as many, drawn with replacement so that each
             class is drawn equally often on average, ``balanced``.
+        scaling: of the inputs, fitted on the training split; a run keeps it for other data.
 
     Raises:
         ConfigError: an argument lies outside its domain, or no full batch can be made.
@@ -96,6 +98,7 @@ class DataModule(LightningDataModule):
         spikes: bool | None = None,
         description: Description | None = None,
         sampling: Sampling = "shuffled",
+        scaling: Scaling | None = None,
     ) -> None:
         super().__init__()
         short = (tuple(inputs), outputs, target, sequences)
@@ -110,6 +113,7 @@ class DataModule(LightningDataModule):
         if sampling == "balanced" and self.target != "labels":
             raise ConfigError(f"sampling: got balanced, and the targets are no labels, but {self.target}")
         self.train, self.val, self.test, self.sampling = train, val, test, sampling
+        self.scaling = scaling
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
         self.begin = (0, 0)
         """Where training begins: epochs that are done, and batches of the next one that are."""

@@ -24,7 +24,7 @@ TEST_FRACTION = 0.2
 MEMORY_SHARE = 0.5
 """Of the machine's memory: samples that take more are read when they are needed."""
 TO_TENSOR = "'data.transform={_target_: torchvision.transforms.ToTensor}'"
-_latest: dict[Hashable, dict[str, Any]] = {}
+_latest: dict[Hashable, "_Made"] = {}
 """The samples in memory that were made last, which members of a stack and points of a sweep share."""
 
 
@@ -42,7 +42,7 @@ def prepared(
     outputs: Count | None = None,
     transform: Object | Sequence[Object] | None = None,
     target_transform: Object | Sequence[Object] | None = None,
-    scale: scaling.Method | None = None,
+    scale: scaling.Method | scaling.Numbers | None = None,
     in_memory: bool | None = None,
     sampling: Sampling = "shuffled",
     batch_size: Count = 128,
@@ -66,7 +66,8 @@ def prepared(
         outputs: how many classes; null for those that are named, or for the highest label plus one.
         transform: applied to x, one or a list.
         target_transform: applied to y, one or a list.
-        scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it.
+        scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it;
+            or by given numbers, (x - shift) / scale.
         in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
             to read all where they take less than half of the memory.
         sampling: shuffled for each sample once in an epoch; balanced to draw samples with replacement, of each class
@@ -96,21 +97,25 @@ def prepared(
     if in_memory is None:
         in_memory = sum(map(len, sources.values())) * form.bytes < MEMORY_SHARE * limits.memory()
 
-    def make() -> dict[str, Any]:
+    given = scaling.Scaling.of(scale, form.features) if isinstance(scale, Mapping) else None
+
+    def make() -> _Made:
         samples: dict[str, Any] = {
             name: Indexed(sources[origin], indices, form, seed, known) for name, (origin, indices) in places.items()
         }
         if in_memory:
             samples = {name: Stored.read(each) for name, each in samples.items()}
-        if scale is not None:
+        fitted = given
+        if isinstance(scale, str):
             fitted = scaling.fit(scale, inputs_of(samples["train"], batch_size), form.axes[0] + 1)
+        if fitted is not None:
             samples = {name: each.scaled(fitted) for name, each in samples.items()}
-        return samples
+        return samples, fitted
 
     keys = [source.key for source in sources.values()]
     # what depends on the seed is drawn by each run
-    shared = None if None in keys or not in_memory else (*keys, splitting, form, known, scale)
-    samples = _shared(shared, make)
+    shared = None if None in keys or not in_memory else (*keys, splitting, form, known, given or scale)
+    samples, fitted = _shared(shared, make)
     if known is None:
         known = _counted(samples)
     description = Description(
@@ -132,6 +137,7 @@ def prepared(
         num_workers=num_workers,
         seed=seed,
         sampling=sampling,
+        scaling=fitted,
     )
 
 
@@ -164,14 +170,19 @@ Places = Mapping[str, tuple[str, list[int]]]
 """By split: the source that its samples are of, and their indices there."""
 
 
-def _shared(key: Hashable, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+_Made = tuple[dict[str, Any], scaling.Scaling | None]
+"""Samples by split, and what their inputs were scaled by."""
+
+
+def _shared(key: Hashable, make: Callable[[], _Made]) -> _Made:
     """What ``make`` gives, or what it gave last for an equal key; None is equal to none."""
     if key is None:
         return make()
     if key not in _latest:
         _latest.clear()
         _latest[key] = make()
-    return dict(_latest[key])
+    samples, fitted = _latest[key]
+    return dict(samples), fitted
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,11 @@ class Form:
         return self.kind in ("labels", "step_labels")
 
     @property
+    def features(self) -> int:
+        """Of a vector, or channels of a map."""
+        return self.inputs[int(self.sequences)]
+
+    @property
     def bytes(self) -> int:
         """What a sample takes in memory."""
         return torch.get_default_dtype().itemsize * (math.prod(self.inputs) + math.prod(self.targets))
@@ -333,7 +338,7 @@ class Indexed:
             values, target = self._several(chosen) if self.source.takes_several else self._each(chosen, place)
         wanted = torch.get_default_dtype()
         values, target = values.to(wanted), target.to(torch.int64 if self.form.is_classified else wanted)
-        values = values if self.scaling is None else self.scaling(values)
+        values = values if self.scaling is None else self.scaling(values, self.form.axes[0] + 1)
         self._check(chosen, values, target)
         return values.to(self.device), target.to(self.device)
 
@@ -432,7 +437,7 @@ class Stored:
 
     def scaled(self, scaling: Scaling) -> "Stored":
         """The same samples with scaled inputs."""
-        return Stored(scaling(self.inputs), self.targets, self.axes)
+        return Stored(scaling(self.inputs, self.axes[0] + 1), self.targets, self.axes)
 
 
 def _with_size(tensor: Tensor, axis: int, size: int) -> list[int]:

@@ -1,13 +1,20 @@
 """Scale inputs by what the training split holds."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from annotated_types import doc
 from torch import Tensor
 
+from snnexp.errors import ConfigError
+
 Method = Literal["standard", "minmax"]
+ROUNDING = 1e-5
+"""A relative error that comes from the order of a sum."""
+Numbers = Annotated[Mapping[str, Sequence[float]], doc("a mapping {shift: [...], scale: [...]}")]
 
 
 @dataclass(frozen=True)
@@ -15,19 +22,51 @@ class Scaling:
     """(x - shift) / scale, for each feature of a vector or each channel of a map.
 
     Args:
-        shift: ``[F]``, on the CPU.
-        scale: ``[F]``.
-        axis: of the features in a batch.
+        shift: a number for each feature.
+        scale: as many.
     """
 
-    shift: Tensor
-    scale: Tensor
-    axis: int
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """Scaled values of a batch."""
-        shape = [-1] + [1] * (values.ndim - self.axis - 1)
-        shift, scale = (part.to(values).reshape(shape) for part in (self.shift, self.scale))
+    @classmethod
+    def of(cls, numbers: Mapping[str, Sequence[float]], features: int) -> "Scaling":
+        """A scaling by given numbers.
+
+        Raises:
+            ConfigError: they are not one shift and one scale for each feature, or a scale is 0.
+        """
+        if numbers.keys() != {"shift", "scale"}:
+            raise ConfigError(f"scale: got {', '.join(numbers) or 'nothing'}, must be a mapping of shift and scale")
+        for name, each in numbers.items():
+            if len(each) != features:
+                raise ConfigError(f"scale: got {len(each)} numbers for {name}, and the inputs have {features} features")
+        if 0 in numbers["scale"]:
+            raise ConfigError("scale: got a scale of 0, must be another number")
+        return cls(tuple(numbers["shift"]), tuple(numbers["scale"]))
+
+    @property
+    def numbers(self) -> dict[str, tuple[float, ...]]:
+        """What :meth:`of` takes."""
+        return asdict(self)
+
+    def is_close(self, other: "Scaling | None") -> bool:
+        """Whether another is the same up to rounding, by which two machines may differ."""
+        if other is None or len(other.shift) != len(self.shift):
+            return False
+        # a shift is small or large beside the scale, whatever its own size
+        shifts = np.subtract(self.shift, other.shift) / self.scale
+        return bool(np.allclose(shifts, 0, atol=ROUNDING)) and np.allclose(self.scale, other.scale, rtol=ROUNDING)
+
+    def __call__(self, values: Tensor, axis: int) -> Tensor:
+        """Scaled values of a batch.
+
+        Args:
+            values: of the batch.
+            axis: of the features.
+        """
+        shape = [-1] + [1] * (values.ndim - axis - 1)
+        shift, scale = (values.new_tensor(part).reshape(shape) for part in (self.shift, self.scale))
         return (values - shift) / scale
 
 
@@ -43,7 +82,7 @@ def fit(method: Method, batches: Iterable[Tensor], axis: int) -> Scaling:
     """
     fitted: Callable[[Iterable[Tensor]], tuple[Tensor, Tensor]] = _standard if method == "standard" else _minmax
     shift, scale = fitted(batch.movedim(axis, 0).flatten(1).double() for batch in batches)
-    return Scaling(shift, torch.where(scale > 0, scale, 1), axis)
+    return Scaling(tuple(shift.tolist()), tuple(torch.where(scale > 0, scale, 1).tolist()))
 
 
 def _standard(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 A checkpoint holds tensors, numbers and texts alone:
 
     state_dict, optimizer_states, lr_schedulers   as PyTorch has them
-    callbacks                                     what observers have counted so far
+    callbacks                                     what observers have counted, and what was fitted
     format                                        see :mod:`snnexp.record.upgrade`
     epoch, batch, global_step                     epochs done, batches done in the one after, optimiser steps
     config, metrics                               the run's config, JSON; length and SHA-256 of its metrics so far
@@ -154,6 +154,18 @@ def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def states(path: Path) -> dict[str, Any]:
+    """What the observers of a run kept in one of its own checkpoints, by their keys.
+
+    Raises:
+        CheckpointError: it is not what was written.
+    """
+    found = decode(read_checkpoint(path), path).get("callbacks")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: checkpoint holds no states of observers")
+    return found
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a value of a checkpoint may be: ``str``, ``float | None``, ``list[int]``, ``Tensor`` of any shape."""
@@ -179,10 +191,15 @@ def _is(value: Any, annotation: Any) -> bool:
 
 OPTIONAL = {"stopped_early": {"epoch": 0, "step": 0, "reason": ""}, "finishing": ""}
 """What a checkpoint may hold beside the rest."""
+LATER = ("scaling",)
+"""Keys of states that older checkpoints of a run do not hold."""
 
 
 def _require_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     wanted = {**wanted, **{name: value for name, value in OPTIONAL.items() if name in found}}
+    if isinstance(kept := found.get("callbacks"), dict):
+        expected = wanted["callbacks"].items()
+        wanted["callbacks"] = {key: state for key, state in expected if key in kept or key not in LATER}
     what = difference(_with_all_states(found, wanted), wanted)
     if what:
         raise CheckpointError(f"{path}: checkpoint does not fit this run: {what}")

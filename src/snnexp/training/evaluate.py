@@ -25,6 +25,7 @@ from snnexp.text import shown
 from snnexp.training import callbacks, observers, saving
 from snnexp.training.assembly import Parts, build
 from snnexp.training.initial import checkpoint_file
+from snnexp.training.kept import with_kept
 from snnexp.training.members import Bridge, Member, Observer
 from snnexp.training.opaque import Opaque
 from snnexp.training.predictions import Predictions
@@ -178,8 +179,8 @@ def load(
     if cfg.kernel == "triton":
         # which a CPU has not
         cfg.kernel = "auto"
-    cfg = config.drawn(_changed(cfg, run_dir, overrides, folders))
     file = _checkpoint(run_dir, checkpoint)
+    cfg = config.drawn(_with_kept(_changed(cfg, run_dir, overrides, folders), saved, run_dir, checkpoint, overrides))
     parts = build(cfg)
     _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
     weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
@@ -205,6 +206,7 @@ def _measured(
         if split != "test":
             cfg.trainer.limit_test_batches = limits_of(cfg)[0]
         file = _checkpoint(run_dir, checkpoint)
+        cfg = _with_kept(cfg, saved, run_dir, checkpoint, overrides)
         threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
         _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
@@ -215,7 +217,8 @@ def _measured(
             found = checkpoints.read(file, example(parts, [*watching, saving.Checkpoints(run_dir, "")]))
             weights = found["state_dict"]
             for observer in watching:
-                if isinstance(observer, observers.ClassWeights):
+                if isinstance(observer, observers.InputScaling) and observer.state_key in found["callbacks"]:
+                    # a part of a user's own may have fitted another one
                     observer.load_state_dict(found["callbacks"][observer.state_key])
                 if isinstance(observer, observers.SeedMeanLoss):
                     observer.sums = found["callbacks"][observer.state_key]["sums"].mean(0)
@@ -235,6 +238,13 @@ def _changed(saved: DictConfig, run_dir: Run, overrides: Sequence[str], folders:
     """The config of a run, changed as typed."""
     known = folders or [folder for folder in origin(run_dir.facts()).folders if folder.is_dir()]
     return without_download(config.change_evaluation(saved, overrides, known), overrides)
+
+
+def _with_kept(
+    cfg: DictConfig, saved: DictConfig, run_dir: Run, checkpoint: str | Path, overrides: Sequence[str]
+) -> DictConfig:
+    """As :func:`snnexp.training.kept.with_kept`, whatever weights are measured."""
+    return with_kept(cfg, saved, _checkpoint(run_dir, checkpoint if checkpoint in OWN else "init"), overrides)
 
 
 def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, overrides: Sequence[str]) -> None:

@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from snnexp import metrics
+from snnexp.data.scaling import Scaling
 from snnexp.decoders import Decoder
-from snnexp.errors import DivergedError
+from snnexp.errors import DataError, DivergedError
 from snnexp.losses import Weighted
 from snnexp.neurons import Neuron
 from snnexp.training.members import Member, Observer
@@ -241,6 +242,29 @@ class ClassWeights(Observer):
 
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
         self.task.loss = replace(cast(Any, self.task.loss), class_weights=state_dict["weights"].tolist())
+
+
+class InputScaling(Observer):
+    """Keeps what inputs are scaled by, which is fitted on the run's training split whatever it is measured on."""
+
+    state_key = "scaling"
+
+    def __init__(self, scaling: Scaling) -> None:
+        self.scaling = scaling
+
+    def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
+        return {name: torch.tensor(each, dtype=torch.float64) for name, each in self.scaling.numbers.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
+        """Refuse a scaling of other training samples.
+
+        Raises:
+            DataError: it is another one.
+        """
+        if not self.scaling.is_close(Scaling(**{name: tuple(each.tolist()) for name, each in state_dict.items()})):
+            raise DataError(
+                "data: the training samples are not those that this run was trained with, their scaling is another one"
+            )
 
 
 class TestCounts(Observer):

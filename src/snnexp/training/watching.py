@@ -27,6 +27,8 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
     ]
     if isinstance(parts.loss, Weighted) and cfg.loss.get("class_weights") == "balanced":
         watching.append(observers.ClassWeights(parts.task))
+    if parts.data.scaling is not None:
+        watching.append(observers.InputScaling(parts.data.scaling))
     return [*watching, *([observers.SeedMeanLoss(processes)] if has_seed_mean_loss(parts) else [])]
 
 

@@ -1,0 +1,204 @@
+"""What a run has fitted on its training split is kept with it, and other data are measured with that."""
+
+import csv
+import shutil
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from snnexp.data import arrays_data
+from snnexp.errors import ConfigError, DataError
+from snnexp.experiment import Record, build, compose, evaluate, load, predict, resume, run
+from snnexp.record.checkpoint import decode, read_checkpoint
+from snnexp.record.checksum import write_checkpoint
+from snnexp.training.stacked import Point
+from snnexp.training.stacked import train as train_stacked
+
+OUTSIDE = Path(__file__).parent / "outside"
+PLAIN = [
+    *["data=arrays", "data.path=own.npz", "data.batch_size=8", "network.hidden=[6]", "num_steps=4", "trainer=cpu"],
+    *["trainer.max_epochs=1", "logger=jsonl", "loss=nll_max_voltage"],
+]
+SCALED = [*PLAIN, "data.scale=standard"]
+OTHER = ["data.path=other.npz"]
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("own", mean=0, deviation=1)
+    write("other", mean=3, deviation=5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    with chdir(tmp_path_factory.mktemp("trained")):
+        write("own", mean=0, deviation=1)
+        record = run(compose(SCALED))
+        return replace(record, path=record.path.absolute())
+
+
+@pytest.fixture
+def done(trained: Record) -> Path:
+    """A copy, to be changed."""
+    return Path(shutil.copytree(trained.path, "done"))
+
+
+def write(name: str, mean: float, deviation: float, features: int = 4, classes: int = 3) -> None:
+    generator = np.random.default_rng(len(name))
+    x = generator.normal(mean, deviation, (40, features)) * np.arange(1, features + 1)
+    np.savez(f"{name}.npz", inputs=x.astype(np.float32), labels=np.arange(40) % classes)
+
+
+def inputs(file: str, split: str) -> Tensor:
+    samples: Any = getattr(arrays_data(file), split)
+    found: Tensor = samples.inputs
+    return found
+
+
+def numbers(method: str = "standard") -> tuple[Tensor, Tensor]:
+    """Shift and scale of the run's training split."""
+    x = inputs("own.npz", "train").double()
+    if method == "standard":
+        return x.mean(0), x.std(0, correction=0)
+    return x.amin(0), x.amax(0) - x.amin(0)
+
+
+def states(path: Path, name: str) -> Any:
+    file = path / "checkpoints" / f"{name}.ckpt"
+    return decode(read_checkpoint(file), file)["callbacks"]
+
+
+class TestScaling:
+    @pytest.mark.parametrize(("method", "in_memory"), [("standard", "true"), ("minmax", "false")])
+    def test_other_data_are_scaled_as_the_training_split_of_the_run(self, method: str, in_memory: str) -> None:
+        done = run(compose([*PLAIN, f"data.scale={method}", f"data.in_memory={in_memory}"])).path
+        shift, scale = numbers(method)
+        network, cfg = load(done)
+        with torch.no_grad():
+            x = (inputs("other.npz", "test") - shift) / scale
+            trace = network(build(cfg).encoder(x.float()))[-1]
+        with predict(done, overrides=OTHER).open(newline="") as file:
+            rows = [*csv.DictReader(file)]
+        scores = torch.tensor([[float(row[f"score_{k}"]) for k in range(3)] for row in rows])
+        torch.testing.assert_close(scores, trace.membrane.amax(0))
+        loss = torch.nn.functional.cross_entropy(trace.membrane.amax(0), arrays_data("other.npz").test[[*range(8)]][1])
+        assert evaluate(done, overrides=OTHER)["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+    def test_every_checkpoint_holds_it_and_weights_from_elsewhere_use_it(self, done: Path) -> None:
+        for name in ("init", "last", "best"):
+            for found, wanted in zip(states(done, name)["scaling"].values(), numbers(), strict=True):
+                assert found.dtype == torch.float64
+                torch.testing.assert_close(found, wanted)
+        torch.save(load(done)[0].state_dict(), "weights.pt")
+        assert evaluate(done, "weights.pt", overrides=OTHER) == evaluate(done, overrides=OTHER)
+
+    def test_its_own_data_give_what_the_run_reported(self, trained: Record) -> None:
+        assert evaluate(trained.path)["test/loss"] == trained.metrics["test/loss"]
+        assert "scaling" not in states(run(compose(PLAIN)).path, "last")
+
+    def test_the_config_of_a_loaded_network_scales_by_it(self, done: Path) -> None:
+        _, cfg = load(done, overrides=OTHER)
+        shift, scale = numbers()
+        found: Any = build(cfg).data.test
+        torch.testing.assert_close(found.inputs, ((inputs("other.npz", "test") - shift) / scale).float())
+
+    def test_members_of_a_stack_keep_it(self, tmp_path: Path) -> None:
+        points = [Point(compose(words), words) for words in ([*SCALED, f"seed={seed}"] for seed in (0, 1))]
+        ends: dict[int, Any] = {}
+        train_stacked(points, tmp_path / "stack", lambda *_: None, ends.__setitem__)
+        for end in ends.values():
+            torch.testing.assert_close(states(end.run, "last")["scaling"]["shift"], numbers()[0])
+
+    def test_given_numbers_do_as_fitted_ones(self, trained: Record) -> None:
+        shift, scale = numbers()
+        given = f"data.scale={{shift: {shift.tolist()}, scale: {scale.tolist()}}}"
+        record = run(compose([*PLAIN, given]))
+        assert record.metrics == pytest.approx(trained.metrics, rel=1e-5)
+        assert evaluate(record.path, overrides=OTHER) == pytest.approx(evaluate(trained.path, overrides=OTHER))
+
+    def test_an_older_run_is_measured_on_its_own_data_alone(self, trained: Record, done: Path) -> None:
+        for file in (done / "checkpoints").glob("*.ckpt"):
+            content = torch.load(file, weights_only=True)
+            del content["callbacks"]["scaling"]
+            torch.save(content, "older.pt")
+            write_checkpoint(file, Path("older.pt").read_bytes())
+        measured = evaluate(done, overrides=["data.batch_size=4"])
+        assert measured["test/loss"] == pytest.approx(trained.metrics["test/loss"])
+        with pytest.raises(ConfigError, match=r"^data: .*last\.ckpt is older than .*; train again$"):
+            evaluate(done, overrides=OTHER)
+        resume(done, ["trainer.max_epochs=2"])
+        assert "scaling" in states(done, "last")
+
+    def test_a_run_is_not_resumed_with_other_samples(self, done: Path) -> None:
+        write("own", mean=1, deviation=1)
+        with pytest.raises(DataError, match=r"^data: the training samples are not those that this run was trained"):
+            resume(done, ["trainer.max_epochs=2"])
+
+    def test_data_that_cannot_be_scaled_by_it_are_refused(self, done: Path) -> None:
+        write("wide", mean=0, deviation=1, features=5)
+        with pytest.raises(
+            ConfigError, match=r"^data\.scale: got 4 numbers for shift, and the inputs have 5 features$"
+        ):
+            evaluate(done, overrides=["data.path=wide.npz"])
+        with pytest.raises(ConfigError, match=r"^data: the inputs of this run are scaled, and mnist_data has no "):
+            evaluate(done, overrides=["data=mnist"])
+
+    @pytest.mark.parametrize(
+        ("given", "sentence"),
+        [
+            ({"shift": [0.0] * 4}, "must be a mapping of shift and scale"),
+            ({"shift": [0.0] * 4, "scale": [1.0] * 3}, "got 3 numbers for scale, and the inputs have 4 features"),
+            ({"shift": [0.0] * 4, "scale": [1.0, 0.0, 1.0, 1.0]}, "got a scale of 0"),
+            ({"shift": "0123", "scale": [1.0] * 4}, r"must be one of standard, minmax, or a mapping \{shift"),
+        ],
+    )
+    def test_numbers_that_cannot_be_are_refused(self, given: Any, sentence: str) -> None:
+        with pytest.raises(ConfigError, match=f"^scale: .*{sentence}"):
+            arrays_data("own.npz", scale=given)
+
+
+class TestSplits:
+    def test_those_of_the_run_are_measured(self, done: Path) -> None:
+        words = ["split_seed=1", "val_fraction=0.1", "test_fraction=0.5", "stratify=true", "fold=0", "scale=minmax"]
+        with pytest.raises(ConfigError) as caught:
+            evaluate(done, overrides=[f"data.{word}" for word in words])
+        found = [sentence.partition(": ") for sentence in caught.value.args]
+        assert {key for key, _, _ in found} == {f"data.{word.partition('=')[0]}" for word in words}
+        assert {told for _, _, told in found} == {
+            "the run was trained with the splits that it has; use them, or other data",
+            "inputs are scaled as those that the run was trained with; train a run with another",
+        }
+
+    def test_other_data_may_be_split_otherwise(self) -> None:
+        done = run(compose(PLAIN)).path
+        rows = [
+            predict(done, overrides=words, output=f"{len(words)}.csv") for words in (OTHER, [*OTHER, "data.fold=1"])
+        ]
+        assert rows[0].read_bytes() != rows[1].read_bytes()
+        words = ["data.test=other.npz", "data.test_fraction=0", "data.split_seed=0"]
+        assert len(predict(done, overrides=words).read_text().splitlines()) == 41
+
+    def test_another_dataset_is_typed_with_its_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(str(OUTSIDE))
+        monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "adaptpkg")
+        typed = ["data=dataset", "data.dataset._target_=adaptpkg.bumps.Bumps", *PLAIN[2:]]
+        done = run(compose(typed)).path
+        words = ["data.dataset={_target_: adaptpkg.bumps.Bumps, count: 50}", "data.split_seed=3"]
+        assert len(predict(done, overrides=words).read_text().splitlines()) == 11
+
+
+class TestClassWeights:
+    def test_other_data_need_not_have_all_classes(self) -> None:
+        done = run(compose([*PLAIN, "loss.class_weights=balanced"])).path
+        write("other", mean=0, deviation=1, classes=2)
+        weights = states(done, "last")["class_weights"]["weights"].tolist()
+        words = [*OTHER, "data.outputs=3"]
+        found = evaluate(done, overrides=words)["test/loss"]
+        assert found == evaluate(done, overrides=[*words, f"loss.class_weights={weights}"])["test/loss"]
