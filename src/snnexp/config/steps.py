@@ -45,17 +45,20 @@ def of_data(node: Mapping[Any, Any]) -> int | None:
 
 def _in_file(fact: InFile, values: Mapping[str, Any]) -> int | None:
     name, sequences = values.get(fact.array), values.get(fact.sequences)
-    path = next((file for key in fact.files if isinstance(file := values.get(key), str)), None)
+    path = next((values[key] for key in fact.files if isinstance(values.get(key), str)), None)
     if path is None or not isinstance(name, str):
         return None
     # NumPy is imported by those alone who need it
     from snnexp import files
 
+    file: Path | None = Path(path).expanduser()
     try:
-        array = files.open_arrays(Path(path).expanduser()).get(name)
+        if fact.per_sample:
+            file = min(Path(path).expanduser().rglob("*.npz"), default=None)
+        array = None if file is None else files.open_arrays(file).get(name)
     except (SnnexpError, OSError):
         # what is wrong with the file is told when it is read
         return None
-    shape = () if array is None else array.shape
+    shape = () if array is None else ((0,) if fact.per_sample else ()) + array.shape
     timed = sequences is True or (sequences is None and len(shape) in (3, 5))
     return shape[1] if timed and len(shape) > 1 else None

@@ -4,6 +4,7 @@ from snnexp.data.arrays import arrays_data
 from snnexp.data.dataset import from_dataset
 from snnexp.data.description import Description
 from snnexp.data.digits import digits_data
+from snnexp.data.folders import folder_data
 from snnexp.data.mnist import MNIST, mnist_data
 from snnexp.data.module import DataModule
 from snnexp.data.regression import RegressionDataset, regression_data
@@ -17,6 +18,7 @@ __all__ = [
     "arrays_data",
     "csv_data",
     "digits_data",
+    "folder_data",
     "from_dataset",
     "mnist_data",
     "regression_data",

@@ -128,11 +128,13 @@ class InFile:
         files: the arguments of the part that may name the file, of which the first that does counts.
         array: the argument that names the array.
         sequences: the argument that tells whether these are sequences; null where three axes or five are.
+        per_sample: whether it is a folder of npz files with a sample ``[T, *M]`` each.
     """
 
     files: tuple[str, ...]
     array: str
     sequences: str
+    per_sample: bool = False
 
 
 Positive = Annotated[float, Gt(0)]
