@@ -69,7 +69,7 @@ class TestImages:
         with pytest.raises(DataError, match=r"has \d x 6 pixels, and the first image 4 x 6; use data.size"):
             folder_data(str(tmp_path))
         assert folder_data(str(tmp_path), size=8).inputs == (1, 8, 8)
-        assert folder_data(str(tmp_path), size=[3, 2], channels=3).inputs == (3, 3, 2)
+        assert folder_data(str(tmp_path), size=[3, 2], grey=False).inputs == (3, 3, 2)
 
 
 class TestArrays:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def folder_data(
     val: str | None = None,
     test: str | None = None,
     size: Count | Sequence[Count] | None = None,
-    channels: Literal[1, 3] | None = None,
+    grey: bool | None = None,
     x: str = "inputs",
     y: str = "labels",
     target: Target | None = None,
@@ -61,7 +61,7 @@ def folder_data(
         val: the folder of the validation samples.
         test: the folder of the test samples.
         size: of images, height and width, or one number for both; null for images of one size.
-        channels: 1 for grey images, 3 for colours; null as the first image has it.
+        grey: whether images have one channel and not three; null as the first image has it.
         x: the name of the inputs in npz files.
         y: the name of the target.
         target: what targets are; null to tell it from their number type and axes.
@@ -82,8 +82,8 @@ def folder_data(
         folders = inside
     classes = _classes(folders["train"])
     found = {split: _Files(folder, classes) for split, folder in folders.items()}
-    read = found["train"].reader(size, channels, x, y)
-    sources = {split: each.source(read, (str(size), channels, x, y)) for split, each in found.items()}
+    read = found["train"].reader(size, grey, x, y)
+    sources = {split: each.source(read, (str(size), grey, x, y)) for split, each in found.items()}
     return prepared(sources, target=target, sequences=sequences, **options)
 
 
@@ -147,13 +147,13 @@ class _Files:
             path for path in folder.rglob("*") if path.suffix.lower() in known and not path.name.startswith(".")
         )
 
-    def reader(self, size: int | Sequence[int] | None, channels: int | None, x: str, y: str) -> "Callable[[Path], Any]":
+    def reader(self, size: int | Sequence[int] | None, grey: bool | None, x: str, y: str) -> "Callable[[Path], Any]":
         """What reads a file: as the first of the training split is."""
         if not self.are_images:
             return _Npz(x, None if self.classes else y)
         with _opened(self.paths[0]) as image:
             wanted = (image.height, image.width)
-            found = channels or (1 if image.mode in GREY else 3)
+            found = image.mode in GREY if grey is None else grey
         return _Images(found, wanted, (size, size) if isinstance(size, int) else size)
 
     def source(self, read: "Callable[[Path], Any]", settings: tuple[Any, ...]) -> Source:
@@ -204,17 +204,17 @@ class _Images:
     """Reads images as ``[C, H, W]`` from 0 to 1.
 
     Args:
-        channels: C.
+        grey: whether C is 1, else 3.
         first: height and width of the first image, and of all where these are not resized.
         size: to resize to, or None.
     """
 
-    def __init__(self, channels: int, first: tuple[int, int], size: Sequence[int] | None) -> None:
-        self.channels, self.first, self.size = channels, first, size
+    def __init__(self, grey: bool, first: tuple[int, int], size: Sequence[int] | None) -> None:
+        self.mode, self.first, self.size = "L" if grey else "RGB", first, size
 
     def __call__(self, path: Path) -> Tensor:
         with _opened(path) as image:
-            pixels: Tensor = functional.pil_to_tensor(image.convert("L" if self.channels == 1 else "RGB"))
+            pixels: Tensor = functional.pil_to_tensor(image.convert(self.mode))
         if self.size is not None:
             pixels = functional.resize(pixels, [*self.size], antialias=True)
         elif pixels.shape[1:] != self.first:
