@@ -87,6 +87,11 @@ def is_module(target: str) -> bool:
     return re.fullmatch(r"torch\.nn\.[A-Z]\w*", target) is not None
 
 
+def is_transform(target: str) -> bool:
+    """Whether a name is that of a transform of torchvision, such as ``torchvision.transforms.v2.RandomCrop``."""
+    return re.fullmatch(r"torchvision\.transforms\.(v2\.)?(?!Lambda$)[A-Z]\w*", target) is not None
+
+
 def may_be_read(source: Source) -> bool:
     """Whether functions of a file may be called while a config is checked."""
     return _within(source.name, ("snnexp", *allowed()))
@@ -100,7 +105,7 @@ def _text(name: object, path: str) -> str:
 
 def require_target(name: str, path: str, place: str | None) -> None:
     """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
-    if may_be_named(name) or (place == "" and is_module(name)):
+    if may_be_named(name) or (place == "" and (is_module(name) or is_transform(name))):
         return
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):
@@ -129,6 +134,8 @@ def resolve(name: str, path: str) -> Any:
     require_target(name, path, path if path in PLACES else "")
     if is_module(name) and not may_be_named(name):
         return _layer(name, path)
+    if is_transform(name) and not may_be_named(name):
+        return _transform(name, path)
     return locate(name, path, ("snnexp",) if is_own(name) else allowed())
 
 
@@ -137,6 +144,15 @@ def _layer(name: str, path: str) -> Any:
     found = locate(name, path, ("torch.nn",))
     if MODULE not in class_names(found) or not found.__module__.startswith("torch.nn.modules."):
         raise ConfigError(f"{path}._target_: {shown(name)} is no layer")
+    return found
+
+
+def _transform(name: str, path: str) -> Any:
+    """A transform of torchvision."""
+    found = locate(name, path, ("torchvision.transforms",))
+    # an enumeration, such as InterpolationMode, is none
+    if not any("__call__" in vars(base) for base in getattr(found, "__mro__", ())):
+        raise ConfigError(f"{path}._target_: {shown(name)} is no transform")
     return found
 
 

@@ -9,6 +9,7 @@ from snnexp.data.mnist import MNIST, mnist_data
 from snnexp.data.module import DataModule
 from snnexp.data.regression import RegressionDataset, regression_data
 from snnexp.data.tables import csv_data
+from snnexp.data.vision import torchvision_data
 
 __all__ = [
     "MNIST",
@@ -22,4 +23,5 @@ __all__ = [
     "from_dataset",
     "mnist_data",
     "regression_data",
+    "torchvision_data",
 ]

@@ -18,6 +18,7 @@ from snnexp.data.scaling import Scaling
 from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.seeds import fold
+from snnexp.text import line
 
 STORED = 256
 """Samples that are read at a time into memory."""
@@ -102,10 +103,21 @@ class Source:
             raise self.error(index, f"is a {type(found).__name__}, must be a pair (x, y)")
         x, y = found
         for transform in self.transforms:
-            x = transform(x)
+            x = self._applied(index, transform, x)
         for transform in self.target_transforms:
-            y = transform(y)
+            y = self._applied(index, transform, y)
         return x, y
+
+    def _applied(self, index: int, transform: Callable[[Any], Any], value: Any) -> Any:
+        try:
+            return transform(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            # an error of a user's own function is told with its place
+            if not type(transform).__module__.startswith("torchvision."):
+                raise
+            raise self.error(
+                index, f"cannot be transformed by {type(transform).__name__}: {line(str(error))}"
+            ) from error
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """A sample as tensors.
@@ -162,7 +174,9 @@ class ArrayDataset:
         return self.y
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.x[[index]][0], self.y[index]
+        x, y = self.take([index])
+        # transforms of torchvision leave arrays of NumPy as they are
+        return _as_tensor(x[0]), y[0]
 
     def take(self, indices: Sequence[int]) -> tuple[Any, Any]:
         """Several samples, ``[B, ...]``."""

@@ -1,0 +1,165 @@
+"""The image classification sets of torchvision as the data of a run."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms.v2 import functional
+
+from snnexp.data.module import DataModule
+from snnexp.data.prepare import prepared
+from snnexp.data.reading import ArrayDataset, Source
+from snnexp.errors import ConfigError, DataError
+from snnexp.spec.annotations import Object
+from snnexp.spec.checked import checked
+from snnexp.spec.parts import part
+from snnexp.text import closest, line, shown
+
+Splits = Mapping[str, Mapping[str, Any]]
+
+
+def _words(*, val: str | None = None, train: str = "train", test: str = "test") -> Splits:
+    words = {"train": train, "val": val, "test": test}
+    return {split: {"split": word} for split, word in words.items() if word is not None}
+
+
+FLAG: Splits = {"train": {"train": True}, "test": {"train": False}}
+WHOLE: Splits = {"train": {}}
+"""A set without splits of its own."""
+SETS: dict[str, Splits] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), FLAG),
+    **dict.fromkeys(("FER2013", "Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _words()),
+    **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _words(val="val")),
+    "Country211": _words(val="valid"),
+    "OxfordIIITPet": _words(train="trainval"),
+    **dict.fromkeys(("ImageNet", "Imagenette"), _words(test="val")),
+    "Places365": _words(train="train-standard", test="val"),
+    **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), WHOLE),
+}
+"""By name, the arguments that ask for each split."""
+
+
+@part(target="labels", sequences=False, validation=("val_fraction",), splits_in_file=True, stackable=True)
+@checked
+def torchvision_data(
+    root: str,
+    name: str | None = None,
+    variant: str | None = None,
+    download: bool = False,
+    transform: Object | Sequence[Object] | None = None,
+    **options: Any,
+) -> DataModule:
+    """The data module of a set of torchvision: images ``[C, H, W]`` from 0 to 1, and the splits of the set.
+
+    A set without splits of its own is split by fractions. torchvision verifies published checksums where it has them.
+
+    Args:
+        root: the folder above that of the set.
+        name: of the set, such as FashionMNIST, KMNIST or CIFAR10.
+        variant: of EMNIST, such as letters or balanced.
+        download: let torchvision fetch what is missing.
+        transform: applied to images of the Python Imaging Library, one or a list; null to make tensors of them.
+        options: as of :func:`~snnexp.data.prepare.prepared`.
+
+    Raises:
+        ConfigError: there is no such set.
+        DataError: its files are missing or damaged.
+    """
+    if name not in SETS:
+        raise ConfigError(f"name: got {shown(name)}, {closest(str(name), sorted(SETS))}")
+    if (name == "EMNIST") != (variant is not None):
+        known = ", ".join(datasets.EMNIST.splits)
+        must = f"must be one of {known}" if name == "EMNIST" else "must be null, only EMNIST has variants"
+        raise ConfigError(f"variant: got {shown(variant)}, {must}")
+    more = {} if variant is None else {"split": variant}
+    folder = Path(root).expanduser().absolute()
+    sources = {}
+    for split, arguments in SETS[name].items():
+        found = _set(name, folder, {**arguments, **more}, download)
+        key = (name, str(folder), folder.stat().st_mtime_ns, variant, split)
+        dataset = found if transform is not None else _pixels(found)
+        sources[split] = Source(f"{name} {split}", dataset, key=key)
+    return prepared(sources, target="labels", sequences=False, transform=transform, **options)
+
+
+def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"name: {name} needs the package {error.name}") from error
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = line(str(error)).partition(". ")[0].removesuffix(".") or type(error).__name__
+        if download:
+            raise DataError(f"data: {name} could not be downloaded into {root}: {reason}") from error
+        hint = "set data.root to the folder above it, or pass data.download=true"
+        raise DataError(f"data: {name} cannot be read below {root}: {reason}; {hint}") from error
+
+
+def image_tensor(image: Any) -> Tensor:
+    """An image of the Python Imaging Library as ``[C, H, W]`` from 0 to 1."""
+    pixels: Tensor = functional.pil_to_tensor(image)
+    return pixels.to(torch.get_default_dtype()) / 255
+
+
+def _pixels(dataset: Any) -> Any:
+    """The same samples with tensors for images; those of a set in memory several at a time."""
+    whole = _Images(dataset)
+    pixels = _in_memory(dataset)
+    labels = whole.targets
+    if pixels is None or labels is None or not all(torch.equal(whole[at][0], pixels[[at]][0]) for at in (0, -1)):
+        return whole
+    return ArrayDataset(pixels, labels, whole.classes)
+
+
+class _Images:
+    """The samples of a set, with tensors for images."""
+
+    target_transform = None
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.classes = getattr(dataset, "classes", None)
+        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        known = np.asarray(found) if found is not None else np.zeros(())
+        self.targets = known.astype(np.int64) if known.shape == (len(dataset),) and known.dtype.kind in "iu" else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index if index >= 0 else len(self) + index]
+        return image_tensor(image), int(label)
+
+
+class _Pixels:
+    """Images of 8 bits in memory, ``pixels[indices]`` is ``[B, C, H, W]`` from 0 to 1."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __getitem__(self, indices: Sequence[int]) -> Tensor:
+        return self.images[indices].to(torch.get_default_dtype()) / 255
+
+
+def _in_memory(dataset: Any) -> _Pixels | None:
+    """The images that a set holds in memory, where these are of 8 bits."""
+    data = getattr(dataset, "data", None)
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data) if data.dtype == np.uint8 else None
+    if (
+        not isinstance(data, Tensor)
+        or data.dtype != torch.uint8
+        or data.ndim not in (3, 4)
+        or len(data) != len(dataset)
+    ):
+        return None
+    if data.ndim == 3:
+        return _Pixels(data.unsqueeze(1))
+    return _Pixels(data if data.shape[1] in (1, 3) else data.permute(0, 3, 1, 2))

@@ -1,0 +1,149 @@
+"""Sets of torchvision, from generated files in their format, and transforms that a config names."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from snnexp.config import compose
+from snnexp.data import torchvision_data
+from snnexp.data.vision import SETS
+from snnexp.errors import ConfigError, DataError
+from snnexp.experiment import build
+
+RANDOM = np.random.default_rng(0)
+
+
+def idx(path: Path, values: np.ndarray[Any, Any]) -> None:
+    header = [0, 0, 8, values.ndim, *(byte for size in values.shape for byte in size.to_bytes(4, "big"))]
+    path.write_bytes(bytes(header) + values.tobytes())
+
+
+def mnist_like(root: Path, name: str) -> dict[str, tuple[Any, Any]]:
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    found = {}
+    for split, prefix, count in (("train", "train", 40), ("test", "t10k", 20)):
+        images, labels = RANDOM.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        idx(folder / f"{prefix}-images-idx3-ubyte", images)
+        idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+        found[split] = images, labels
+    return found
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray[Any, Any]:
+    """CIFAR-10 with 4 images in each of its files, whose checksums are taken for the published ones."""
+    folder = tmp_path / datasets.CIFAR10.base_folder
+    folder.mkdir()
+    images = RANDOM.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
+    lists: dict[str, list[Any]] = {"train_list": [], "test_list": []}
+    names = [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]
+    for index, name in enumerate(names):
+        part = slice(4 * index, 4 * index + 4)
+        content = pickle.dumps({"data": images[part].reshape(4, -1), "labels": [*range(4)]})
+        (folder / name).write_bytes(content)
+        entry = [name, hashlib.md5(content).hexdigest()]
+        lists["test_list" if name == "test_batch" else "train_list"].append(entry)
+    content = pickle.dumps({"label_names": [f"class{index}" for index in range(10)]})
+    (folder / "batches.meta").write_bytes(content)
+    for name, entries in lists.items():
+        monkeypatch.setattr(datasets.CIFAR10, name, entries)
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": hashlib.md5(content).hexdigest()}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    return images
+
+
+class TestSets:
+    def test_are_all_in_torchvision_with_these_arguments(self) -> None:
+        for name, splits in SETS.items():
+            code = getattr(datasets, name).__init__.__code__
+            known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            for arguments in splits.values():
+                # of EMNIST and QMNIST, train is passed on
+                assert {*arguments} <= {*known, *(["train"] if name in ("EMNIST", "QMNIST") else [])}
+
+    @pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST"])
+    def test_have_images_from_0_to_1(self, tmp_path: Path, name: str) -> None:
+        known = mnist_like(tmp_path, name)
+        data = torchvision_data(str(tmp_path), name)
+        assert (data.inputs, data.outputs, data.target) == ((1, 28, 28), 10, "labels")
+        assert data.description.classes == getattr(datasets, name).classes
+        for split, samples in (("train", data.train), ("test", data.test)):
+            images, labels = known[split]
+            x, y = samples[[*range(len(labels))]]
+            assert torch.equal(x, torch.tensor(images)[:, None] / 255)
+            assert y.tolist() == labels.tolist()
+
+    def test_may_be_read_image_by_image(self, tmp_path: Path) -> None:
+        mnist_like(tmp_path, "KMNIST")
+        steps = [{"_target_": "torchvision.transforms.ToTensor"}]
+        words = ["data=torchvision", "data.name=KMNIST", f"data.root={tmp_path}", "data.val_fraction=0.25"]
+        whole = build(compose([*words, "data.in_memory=true"])).data
+        alone = build(compose([*words, "data.in_memory=false", f"data.transform={steps}".replace("'", "")])).data
+        for one, other in zip(whole.train_dataloader(), alone.train_dataloader(), strict=True):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
+
+    def test_have_colours(self, tmp_path: Path, cifar: np.ndarray[Any, Any]) -> None:
+        data = torchvision_data(str(tmp_path), "CIFAR10")
+        assert data.inputs == (3, 32, 32)
+        assert torch.equal(data.test[[0, 1, 2, 3]][0], torch.tensor(cifar[20:]) / 255)
+
+    def test_damaged_and_missing_ones_are_told(self, tmp_path: Path, cifar: np.ndarray[Any, Any]) -> None:
+        file = tmp_path / datasets.CIFAR10.base_folder / "data_batch_1"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        for name in ("CIFAR10", "FashionMNIST"):
+            with pytest.raises(DataError, match=rf"^data: {name} cannot be read below /.*data.download=true$"):
+                torchvision_data(str(tmp_path), name)
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"name": "FashonMNIST"}, r"^name: got FashonMNIST, did you mean FashionMNIST"),
+            ({}, r"^name: got null, "),
+            ({"name": "EMNIST"}, r"^variant: got null, must be one of byclass"),
+            ({"name": "KMNIST", "variant": "letters"}, r"^variant: got letters, must be null"),
+        ],
+    )
+    def test_what_there_is_not_is_refused(self, tmp_path: Path, settings: Any, words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            torchvision_data(str(tmp_path), **settings)
+
+
+class TestTransforms:
+    WORDS = ("data=digits", "num_steps=3", "data.batch_size=8")
+
+    def test_are_named_without_leave(self) -> None:
+        crop = "data.transform=[{_target_: torchvision.transforms.v2.CenterCrop, size: 6}]"
+        assert build(compose([*self.WORDS, crop])).data.inputs == (1, 6, 6)
+        pad = "{_target_: torchvision.transforms.Pad, padding: 1}"
+        several = f"data.transform={{_target_: torchvision.transforms.Compose, transforms: [{pad}, {pad}]}}"
+        assert build(compose([*self.WORDS, several])).data.inputs == (1, 12, 12)
+
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "torchvision.transforms.Lambda",
+            "torchvision.transforms.v2.Lambda",
+            "torchvision.transforms.functional.crop",
+            "torchvision.transforms.transforms.torch",
+            "torchvision.datasets.MNIST",
+            "torchvision.io.read_file",
+            "torchvision.transforms.InterpolationMode",
+        ],
+    )
+    def test_nothing_else_of_torchvision_is(self, target: str) -> None:
+        with pytest.raises(ConfigError, match=r"^data.transform._target_: "):
+            build(compose([*self.WORDS, f"data.transform={{_target_: {target}}}"]))
+
+    def test_mistakes_are_told(self) -> None:
+        with pytest.raises(ConfigError, match=r"^data.transform.sice: .*CenterCrop has no such argument"):
+            build(compose([*self.WORDS, "data.transform={_target_: torchvision.transforms.CenterCrop, sice: 3}"]))
+        with pytest.raises(DataError, match=r"^data: sample 0 of digits cannot be transformed by ToTensor: "):
+            build(compose([*self.WORDS, "data.transform={_target_: torchvision.transforms.ToTensor}"]))
