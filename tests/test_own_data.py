@@ -59,6 +59,10 @@ SOURCES = {
         *("data=csv", "data.path=table.csv", "data.target=height", "data.drop=[kind]", "data.window=4"),
         "loss=mse_membrane",
     ],
+    "augmented": [
+        *("data=arrays", "data.path=images.npz", "data.scale=standard", "network=conv", "network.channels=[3]"),
+        *("num_steps=4", "data.augment={_target_: torchvision.transforms.v2.RandomHorizontalFlip}"),
+    ],
     "digits": ["data=digits", "num_steps=3", "trainer.limit_batches=4", "trainer.limit_test_batches=2"],
 }
 
@@ -70,7 +74,10 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def words(source: str) -> list[str]:
-    return [*SOURCES[source], *(word for word in TINY if source != "images" or not word.startswith("network."))]
+    return [
+        *SOURCES[source],
+        *(word for word in TINY if "network=conv" not in SOURCES[source] or not word.startswith("network.")),
+    ]
 
 
 @pytest.fixture

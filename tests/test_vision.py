@@ -15,6 +15,7 @@ from snnexp.data import torchvision_data
 from snnexp.data.vision import SETS
 from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import build
+from snnexp.training.feed import Together
 
 RANDOM = np.random.default_rng(0)
 
@@ -145,5 +146,60 @@ class TestTransforms:
     def test_mistakes_are_told(self) -> None:
         with pytest.raises(ConfigError, match=r"^data.transform.sice: .*CenterCrop has no such argument"):
             build(compose([*self.WORDS, "data.transform={_target_: torchvision.transforms.CenterCrop, sice: 3}"]))
-        with pytest.raises(DataError, match=r"^data: sample 0 of digits cannot be transformed by ToTensor: "):
+        with pytest.raises(ConfigError, match=r"^data.transform: ToTensor cannot take these inputs: "):
             build(compose([*self.WORDS, "data.transform={_target_: torchvision.transforms.ToTensor}"]))
+
+
+class TestAugment:
+    SHIFT = "data.augment={_target_: torchvision.transforms.v2.RandomAffine, degrees: 20, translate: [0.1, 0.1]}"
+    WORDS = ("data=digits", "num_steps=3", "data.batch_size=64", "data.val_fraction=0.1", "data.scale=standard", SHIFT)
+
+    def batches(self, *words: str, epoch: int = 0, skip: int = 0) -> list[torch.Tensor]:
+        data = build(compose([*self.WORDS, *words])).data
+        data.begin = (epoch, skip)
+        loader: Any = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        try:
+            return [x for x, _ in loader]
+        finally:
+            data.end_workers()
+
+    def test_changes_training_samples_anew_in_each_epoch_and_by_the_seed(self) -> None:
+        first = self.batches()
+        plain = self.batches("data.augment=null")
+        assert all(map(torch.equal, first, self.batches()))
+        for other in (plain, self.batches(epoch=1), self.batches("data.seed=1")):
+            assert not any(map(torch.equal, first, other))
+        data, still = (build(compose([*self.WORDS, *words])).data for words in ([], ["data.augment=null"]))
+        for one, other in ((data.val, still.val), (data.test, still.test), (data.train, still.train)):
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one[[0, 1, 2]][0], other[[0, 1, 2]][0])
+
+    def test_is_the_same_however_samples_are_read(self) -> None:
+        wanted = self.batches("data.in_memory=true", epoch=2)
+        assert all(map(torch.equal, wanted, self.batches("data.in_memory=false", epoch=2)))
+        assert all(map(torch.equal, wanted, self.batches("data.num_workers=2", epoch=2)))
+        resumed = self.batches(epoch=2, skip=5)
+        assert len(resumed) == len(wanted) - 5
+        assert all(map(torch.equal, wanted[5:], resumed))
+
+    def test_a_sample_that_is_drawn_twice_is_changed_twice(self) -> None:
+        words = ["data.sampling=balanced", "data.scale=null"]
+        changed = [tuple(x.flatten().tolist()) for batch in self.batches(*words) for x in batch]
+        plain = [tuple(x.flatten().tolist()) for batch in self.batches(*words, "data.augment=null") for x in batch]
+        assert len({*plain}) < 0.8 * len(plain)
+        assert len({*changed}) > 0.95 * len(changed)
+
+    def test_members_of_a_stack_are_as_alone(self) -> None:
+        alone = [self.batches(f"data.seed={seed}")[0] for seed in (0, 1)]
+        members = [build(compose([*self.WORDS, f"data.seed={seed}"])).data for seed in (0, 1)]
+        loader: Any = Together(members, torch.device("cpu")).train_dataloader()
+        loader.sampler.set_epoch(0)
+        batch = next(iter(loader))[0]
+        assert torch.equal(batch, torch.stack(alone, 1))
+
+    def test_keeps_the_shape(self) -> None:
+        crop = "data.augment={_target_: torchvision.transforms.v2.RandomCrop, size: 6}"
+        with pytest.raises(ConfigError, match=r"^data.augment: makes \[1, 6, 6\] of inputs of shape \[1, 8, 8\]"):
+            build(compose([*self.WORDS, crop]))

@@ -10,14 +10,20 @@ from snnexp.seeds import fold
 
 
 class Batch(list[int]):
-    """The samples of a batch of training, and the epoch, for samples that are drawn anew in each."""
+    """The samples of a batch of training, and where in training they are, for what is drawn anew each time.
 
-    def __init__(self, indices: Iterable[int], epoch: int) -> None:
+    Args:
+        indices: of the samples.
+        epoch: its number.
+        places: of the samples in the order of the epoch.
+    """
+
+    def __init__(self, indices: Iterable[int], epoch: int, places: Sequence[int]) -> None:
         super().__init__(indices)
-        self.epoch = epoch
+        self.epoch, self.places = epoch, places
 
-    def __reduce__(self) -> tuple[type["Batch"], tuple[list[int], int]]:
-        return Batch, ([*self], self.epoch)
+    def __reduce__(self) -> tuple[type["Batch"], tuple[list[int], int, Sequence[int]]]:
+        return Batch, ([*self], self.epoch, self.places)
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -58,7 +64,8 @@ class ShuffledBatches(Sampler[list[int]]):
         order = self._order(torch.Generator().manual_seed(fold(self.seed, self.epoch))).tolist()
         for index, size in list(enumerate(self.sizes))[self.done :]:
             start = index * self.batch_size
-            yield Batch(order[start + self.rank : start + size : self.world], self.epoch)
+            places = range(start + self.rank, start + size, self.world)
+            yield Batch([order[place] for place in places], self.epoch, places)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         if self.weights is None:

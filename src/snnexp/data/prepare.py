@@ -12,7 +12,7 @@ from snnexp.config import user_parts
 from snnexp.data import scaling, splits
 from snnexp.data.description import Description, Target
 from snnexp.data.module import DataModule, Sampling
-from snnexp.data.reading import Form, Indexed, Source, Stored, inputs_of, is_image, seed_generators
+from snnexp.data.reading import Augmented, Form, Indexed, Source, Stored, inputs_of, is_image, seed_generators
 from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Index, Object, Seed, Stackable, Workers
@@ -42,6 +42,7 @@ def prepared(
     outputs: Count | None = None,
     transform: Object | Sequence[Object] | None = None,
     target_transform: Object | Sequence[Object] | None = None,
+    augment: Object | Sequence[Object] | None = None,
     scale: scaling.Method | scaling.Numbers | None = None,
     in_memory: bool | None = None,
     sampling: Sampling = "shuffled",
@@ -66,6 +67,7 @@ def prepared(
         outputs: how many classes; null for those that are named, or for the highest label plus one.
         transform: applied to x, one or a list.
         target_transform: applied to y, one or a list.
+        augment: applied to x of training samples, one or a list that keeps its shape, drawn anew in each epoch.
         scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it;
             or by given numbers, (x - shift) / scale.
         in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
@@ -82,6 +84,7 @@ def prepared(
         DataError: a sample cannot be used.
     """
     steps = (_as_list("transform", transform), _as_list("target_transform", target_transform))
+    changes = _as_list("augment", augment)
     sources = {name: source.transformed(*steps) for name, source in sources.items()}
     for source in sources.values():
         with user_parts.running("data"):
@@ -109,15 +112,19 @@ def prepared(
         if isinstance(scale, str):
             fitted = scaling.fit(scale, inputs_of(samples["train"], batch_size), form.axes[0] + 1)
         if fitted is not None:
-            samples = {name: each.scaled(fitted) for name, each in samples.items()}
+            # what is augmented is scaled after that
+            still = {"train"} if changes else set()
+            samples = {name: each if name in still else each.scaled(fitted) for name, each in samples.items()}
         return samples, fitted
 
     keys = [source.key for source in sources.values()]
     # what depends on the seed is drawn by each run
-    shared = None if None in keys or not in_memory else (*keys, splitting, form, known, given or scale)
+    shared = None if None in keys or not in_memory else (*keys, splitting, form, known, given or scale, bool(changes))
     samples, fitted = _shared(shared, make)
     if known is None:
         known = _counted(samples)
+    if changes:
+        samples["train"] = Augmented(samples["train"], changes, form, seed, fitted)
     description = Description(
         inputs=form.inputs[int(form.sequences) :],
         outputs=known,

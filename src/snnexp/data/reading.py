@@ -103,21 +103,10 @@ class Source:
             raise self.error(index, f"is a {type(found).__name__}, must be a pair (x, y)")
         x, y = found
         for transform in self.transforms:
-            x = self._applied(index, transform, x)
+            x = transformed(transform, x, "transform")
         for transform in self.target_transforms:
-            y = self._applied(index, transform, y)
+            y = transformed(transform, y, "target_transform")
         return x, y
-
-    def _applied(self, index: int, transform: Callable[[Any], Any], value: Any) -> Any:
-        try:
-            return transform(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            # an error of a user's own function is told with its place
-            if not type(transform).__module__.startswith("torchvision."):
-                raise
-            raise self.error(
-                index, f"cannot be transformed by {type(transform).__name__}: {line(str(error))}"
-            ) from error
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """A sample as tensors.
@@ -401,6 +390,91 @@ class Indexed:
             self.source.require_labels(targets.movedim(self.form.axes[1], 0), indices, self.outputs)
         if self.require_range is not None:
             self.require_range(values.min().item(), values.max().item())
+
+
+class Augmented:
+    """Training samples that are changed at random, anew in each epoch; whoever else reads them sees them as they are.
+
+    What is drawn depends on the seed, the epoch and the place of the sample in its order alone.
+
+    Args:
+        samples: not scaled.
+        transforms: of the inputs of a sample, in this order.
+        form: of the samples.
+        seed: of what is drawn.
+        scaling: of the changed inputs.
+    """
+
+    checks_itself = True
+
+    def __init__(
+        self,
+        samples: "Indexed | Stored",
+        transforms: Sequence[Callable[[Any], Any]],
+        form: Form,
+        seed: int,
+        scaling: Scaling | None,
+    ) -> None:
+        self.samples, self.transforms, self.form, self.seed, self.scaling = samples, transforms, form, seed, scaling
+        self.require_range: Callable[[float, float], object] | None = None
+        """What raises where the encoder cannot take the lowest and the highest value."""
+        self.device = torch.device("cpu")
+        # what cannot be is refused before a run begins
+        with user_parts.running("data"), restored(cpu_random_states()):
+            self._changed(samples[[0]][0].select(form.axes[0], 0), seed)
+
+    @property
+    def targets(self) -> Tensor | None:
+        """As of the samples."""
+        return self.samples.targets
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
+        values, target = self.samples[indices]
+        axis, _ = self.form.axes
+        if isinstance(indices, Batch):
+            with user_parts.running("data"), restored(cpu_random_states()):
+                seeds = [fold(self.seed, "augment", indices.epoch, place) for place in indices.places]
+                changed = map(self._changed, values.unbind(axis), seeds)
+                values = torch.stack([*changed], axis).to(values.dtype)
+        values = values if self.scaling is None else self.scaling(values, axis + 1)
+        if not torch.isfinite(values).all():
+            raise DataError("data: the training samples have values that are NaN or infinite after data.augment")
+        if self.require_range is not None:
+            self.require_range(values.min().item(), values.max().item())
+        return values.to(self.device), target.to(self.device)
+
+    def to(self, device: torch.device) -> "Augmented":
+        """The same samples, whose batches are moved to a device."""
+        other = copy(self)
+        other.device = device
+        return other
+
+    def _changed(self, x: Tensor, seed: int) -> Tensor:
+        seed_generators(seed)
+        found: Any = x
+        for transform in self.transforms:
+            found = transformed(transform, found, "augment")
+        if not isinstance(found, Tensor) or found.shape != x.shape:
+            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"augment: makes {got} of inputs of shape {list(x.shape)}, must keep their shape")
+        return found
+
+
+def transformed(transform: Callable[[Any], Any], value: Any, key: str) -> Any:
+    """What a transform makes of a value.
+
+    Raises:
+        ConfigError: a transform of torchvision cannot take the value; that of a user's own raises what it raises.
+    """
+    try:
+        return transform(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not type(transform).__module__.startswith("torchvision."):
+            raise
+        raise ConfigError(f"{key}: {type(transform).__name__} cannot take these inputs: {line(str(error))}") from error
 
 
 def seed_generators(seed: int) -> None:
