@@ -17,7 +17,7 @@ from snnexp.cli.points import prepared
 from snnexp.config import check, compose
 from snnexp.errors import ConfigError
 
-RECIPES = ("mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regression_sqrt")
+RECIPES = ("mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regression_sqrt", "digits_leaky")
 BAD = ("nan", "inf", "-inf", "-1", "0", "null", "'${nothing}'", "???")
 FINE = {
     **dict.fromkeys(("seed", "val_size", "num_workers", "weight_decay", "save_every_s"), "0"),
@@ -26,7 +26,9 @@ FINE = {
     **dict.fromkeys(("mean", "V", "v_th", "v_leak", "v_reset", "low", "on_target", "off_target"), "-1 0"),
     **dict.fromkeys(("limit_batches", "limit_test_batches", "data.spikes", "threads"), "null"),
     **dict.fromkeys(("early_stopping", "init_from.run"), "null"),
-    "sample_seed": "0 null",
+    **dict.fromkeys(("class_weights", "transform", "target_transform", "augment", "scale", "in_memory"), "null"),
+    **dict.fromkeys(("val_fraction", "test_fraction", "fold", "sample_seed"), "0 null"),
+    "split_seed": "0",
     # linear feedback has no kernel
     "readout.kernel_size": "null",
 }

@@ -73,17 +73,14 @@ class Constant(Encoder):
 
 
 @dataclass(frozen=True)
-class Direct(Encoder):
+class Direct(Constant):
     """Inputs are currents: constant ones at every step, as ``Constant``, and sequences as they are, as ``Sequence``."""
 
     stackable = True
     takes_sequences = "both"
 
     def fitting(self, sequences: bool) -> Encoder:
-        return Sequence() if sequences else Constant()
-
-    def __call__(self, values: Tensor) -> Tensor:
-        raise ConfigError("encoder: Direct stands for Constant or Sequence, as its method fitting gives them")
+        return Sequence() if sequences else self
 
 
 @dataclass(frozen=True)

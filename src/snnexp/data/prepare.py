@@ -110,7 +110,7 @@ def prepared(
             samples = {name: Stored.read(each) for name, each in samples.items()}
         fitted = given
         if isinstance(scale, str):
-            fitted = scaling.fit(scale, inputs_of(samples["train"], batch_size), form.axes[0] + 1)
+            fitted = scaling.fit(scale, inputs_of(samples["train"]), form.axes[0] + 1)
         if fitted is not None:
             # what is augmented is scaled after that
             still = {"train"} if changes else set()
@@ -222,31 +222,40 @@ class _Splitting:
 
     def _drawn(self, sources: Mapping[str, Source], form: Form) -> dict[str, list[int]]:
         whole, labels = sources["train"], None
+        if self.val_fraction and "val" in sources:
+            raise ConfigError(f"val_fraction: got {self.val_fraction:g} beside data.val; give one of them")
         if self.stratify:
             if form.kind != "labels":
                 raise ConfigError(f"stratify: got true, and the targets are no labels, but {form.kind}")
-            found = whole.labels()
-            labels = [int(whole.read(index)[1]) for index in range(len(whole))] if found is None else found.tolist()
+            labels = _all_labels(whole)
         if self.fold is None:
             return splits.split(len(whole), self._fractions(sources), self.seed, whole.groups, labels)
         for key, value in (("test_fraction", self.test_fraction), ("test", "test" in sources or None)):
             if value is not None:
                 raise ConfigError(f"fold: got {self.fold} beside data.{key}; the fold is the test split")
-        val_fraction = None if "val" in sources else self.val_fraction
-        return splits.fold(len(whole), self.fold, self.folds, val_fraction or None, self.seed, whole.groups, labels)
+        return splits.fold(
+            len(whole), self.fold, self.folds, self.val_fraction or None, self.seed, whole.groups, labels
+        )
 
     def _fractions(self, sources: Mapping[str, Source]) -> dict[str, float]:
         """By split, the test first, which then stays the same whatever is set aside for validation."""
         test_fraction = self.test_fraction
         if test_fraction is None and "test" not in sources:
             test_fraction = TEST_FRACTION
-        fractions = {"test": test_fraction, "val": self.val_fraction}
-        for name, fraction in fractions.items():
-            if fraction and name in sources:
-                raise ConfigError(f"{name}_fraction: got {fraction:g} beside data.{name}; give one of them")
+        if test_fraction and "test" in sources:
+            raise ConfigError(f"test_fraction: got {test_fraction:g} beside data.test; give one of them")
         if not test_fraction and "test" not in sources:
             raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
+        fractions = {"test": test_fraction, "val": self.val_fraction}
         return {name: fraction for name, fraction in fractions.items() if fraction}
+
+
+def _all_labels(source: Source) -> list[int]:
+    known = source.labels()
+    if known is not None:
+        return known.tolist()  # type: ignore[no-any-return]
+    with user_parts.running("data"), restored(cpu_random_states()):
+        return [int(source.read(index)[1]) for index in range(len(source))]
 
 
 def _groups(sources: Mapping[str, Source], places: Places) -> dict[str, list[Any]] | None:

@@ -534,7 +534,7 @@ def _with_size(tensor: Tensor, axis: int, size: int) -> list[int]:
     return shape
 
 
-def inputs_of(samples: Any, size: int) -> Iterator[Tensor]:
+def inputs_of(samples: Any) -> Iterator[Tensor]:
     """The inputs of all samples, in batches and in order."""
-    for indices in OrderedBatches(len(samples), size):
+    for indices in OrderedBatches(len(samples), STORED):
         yield samples[indices][0]
