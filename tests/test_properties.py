@@ -157,13 +157,15 @@ def test_surrogates(target: str, data: Any) -> None:
 @given(data=st.data())
 def test_encoders(target: str, data: Any) -> None:
     encoder = made("encoder", target, data.draw(arguments("encoder", target)))
-    values = torch.rand((T, B, N) if encoder.takes_sequences else (B, N), generator=torch.Generator().manual_seed(0))
+    sequences = data.draw(st.booleans()) if encoder.takes_sequences == "both" else encoder.takes_sequences
+    encoder = encoder.fitting(sequences)
+    values = torch.rand((T, B, N) if sequences else (B, N), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     encoded = encoder(values)
     assert encoded.shape == ((1 if encoder.constant else T), B, N)
     assert not encoder.spikes or set(encoded.unique().tolist()) <= {0.0, 1.0}
     if not encoder.draws:
-        same(encoder(values[:, :1] if encoder.takes_sequences else values[:1]), encoded[:, :1])
+        same(encoder(values[:, :1] if sequences else values[:1]), encoded[:, :1])
 
 
 @targets("loss")
