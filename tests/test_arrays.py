@@ -132,6 +132,14 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"test.npz has targets of shape \[2\], must be \[1\]"):
             arrays_data(train=one, test=other)
 
+    def test_runs_that_split_otherwise_share_no_samples(self, tmp_path: Path) -> None:
+        ids = {"by_four": np.arange(20) // 4, "by_five": np.arange(20) % 5}
+        file = saved(tmp_path, inputs=np.arange(20.0), labels=np.arange(20) // 2 % 2, **ids)
+        for name, groups in ids.items():
+            data = arrays_data(file, groups=name)
+            found = [{*groups[whole(data, split)[0].flatten().long()].tolist()} for split in ("train", "test")]
+            assert not found[0] & found[1], name
+
     def test_a_validation_split_may_be_in_the_file(self, tmp_path: Path) -> None:
         arrays: dict[str, Any] = {"inputs": np.zeros((8, 3)), "labels": np.arange(8) // 4}
         words = ["data=arrays", f"data.path={saved(tmp_path, **arrays, split=['train', 'val', 'train', 'test'] * 2)}"]

@@ -93,8 +93,7 @@ def prepared(
             raise DataError(f"data: {source.name} has no samples")
     form = _form(sources["train"], sequences, target, seed)
     known = _outputs(sources, form, outputs)
-    splitting = _Splitting(val_fraction, test_fraction, stratify, fold, folds, split_seed)
-    places = splitting.places(sources, form)
+    places = _Splitting(val_fraction, test_fraction, stratify, fold, folds, split_seed).places(sources, form)
     if form.kind == "labels":
         _require_classes(sources["train"], places["train"][1])
     if in_memory is None:
@@ -117,10 +116,11 @@ def prepared(
             samples = {name: each if name in still else each.scaled(fitted) for name, each in samples.items()}
         return samples, fitted
 
-    keys = [source.key for source in sources.values()]
-    # what depends on the seed is drawn by each run
-    shared = None if None in keys or not in_memory else (*keys, splitting, form, known, given or scale, bool(changes))
-    samples, fitted = _shared(shared, make)
+    keys = tuple(source.key for source in sources.values())
+    chosen = tuple((name, origin, tuple(indices)) for name, (origin, indices) in places.items())
+    settings = (form, known, given or scale, bool(changes), torch.get_default_dtype())
+    # samples that are drawn, or read anew, are each run's own
+    samples, fitted = _shared(None if None in keys or not in_memory else (keys, chosen, settings), make)
     if known is None:
         known = _counted(samples)
     if changes:
