@@ -202,3 +202,31 @@ class TestClassWeights:
         words = [*OTHER, "data.outputs=3"]
         found = evaluate(done, overrides=words)["test/loss"]
         assert found == evaluate(done, overrides=[*words, f"loss.class_weights={weights}"])["test/loss"]
+
+
+class TestNames:
+    """Of classes and features: a network knows them by their order alone."""
+
+    def table(self, name: str, header: list[str], classes: str) -> None:
+        rows = [[index / 30, -index, classes[index % len(classes)]] for index in range(30)]
+        with open(name, "w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    def test_of_other_data_must_be_the_same(self) -> None:
+        self.table("own.csv", ["width", "height", "kind"], "ab")
+        words = [word for word in PLAIN if not word.startswith(("data=", "data.path"))]
+        path = run(compose(["data=csv", "data.path=own.csv", "data.target=kind", *words])).path
+        for name, header, classes, told in (
+            ("other.csv", ["width", "height", "kind"], "bc", r"^data: the classes are b, c, .* trained with a, b"),
+            (
+                "turned.csv",
+                ["height", "width", "kind"],
+                "ab",
+                r"^data: the features are height, width, .* width, height",
+            ),
+        ):
+            self.table(name, header, classes)
+            with pytest.raises(ConfigError, match=told):
+                evaluate(path, overrides=[f"data.path={name}"])
+        self.table("same.csv", ["width", "height", "kind"], "ba")
+        assert "test/accuracy" in evaluate(path, overrides=["data.path=same.csv"])

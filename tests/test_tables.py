@@ -148,3 +148,16 @@ def test_large_tables_are_exact(tmp_path: Path) -> None:
     data = csv_data(file, target="c", test_fraction=0.5)
     x = torch.cat([whole(data, split)[0] for split in ("train", "test")])
     assert sorted(x.tolist()) == sorted(numbers[:, :2].astype(np.float32).tolist())
+
+
+class TestOtherFiles:
+    def test_have_the_features_of_the_training_file_in_any_order(self, tmp_path: Path) -> None:
+        def columns(name: str, *order: int) -> str:
+            return write(tmp_path, [[row[at] for at in order] for row in [HEADER, *ROWS]], name)
+
+        train = columns("train.csv", 0, 1, 3, 4)
+        data = csv_data(train=train, test=columns("test.csv", 4, 3, 2, 1, 0), target="loss")
+        assert data.description.features == ["id", "width", "kind"]
+        assert torch.equal(whole(data, "test")[0], whole(data, "train")[0])
+        with pytest.raises(DataError, match=r"less.csv has no column kind, and the training samples have"):
+            csv_data(train=train, test=columns("less.csv", 0, 1, 4), target="loss")

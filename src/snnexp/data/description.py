@@ -28,6 +28,7 @@ class Description:
         num_steps: T, where all sequences have the same; None for constant inputs, and where it is not known.
         spikes: whether inputs are spikes, which cost synaptic operations; None to look whether all are 0 or 1.
         classes: their names, where they have some.
+        features: the names of inputs, where they have some.
         groups: by split, one id per sample of what samples have in common, such as a patient; None without groups.
 
     Raises:
@@ -41,6 +42,7 @@ class Description:
     num_steps: Steps | None = None
     spikes: bool | None = None
     classes: Sequence[str] | None = None
+    features: Sequence[str] | None = None
     groups: Mapping[str, Sequence[Any]] | None = None
 
     def __post_init__(self) -> None:

@@ -132,6 +132,7 @@ def prepared(
         sequences=form.sequences,
         num_steps=form.inputs[0] if form.sequences else None,
         classes=sources["train"].classes if form.is_classified else None,
+        features=getattr(sources["train"].dataset, "features", None),
         groups=_groups(sources, places),
     )
     return DataModule(

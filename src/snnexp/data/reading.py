@@ -147,12 +147,19 @@ class ArrayDataset:
         x: inputs, ``[N, ...]``, perhaps read from the disk.
         y: targets, ``[N, ...]``.
         classes: the names of labels.
+        features: the names of inputs.
     """
 
     target_transform = None
 
-    def __init__(self, x: Any, y: np.ndarray[Any, Any], classes: Sequence[str] | None = None) -> None:
-        self.x, self.y, self.classes = x, y, classes
+    def __init__(
+        self,
+        x: Any,
+        y: np.ndarray[Any, Any],
+        classes: Sequence[str] | None = None,
+        features: Sequence[str] | None = None,
+    ) -> None:
+        self.x, self.y, self.classes, self.features = x, y, classes, features
 
     def __len__(self) -> int:
         return len(self.y)

@@ -81,7 +81,9 @@ def csv_data(
     """
     named = files_of(path, train, val, test)
     columns = _Columns(delimiter, target, drop, groups, split)
-    tables = {name: columns.read(key, file) for name, (key, file) in named.items()}
+    (first, (_, file)), *others = named.items()
+    tables = {first: columns.read(file)}
+    tables |= {name: columns.read(file, tables[first].features) for name, (_, file) in others}
     names = _classes({each.name: each.y for each in tables.values()}, classify)
     if window is None:
         sources = {name: each.source(names) for name, each in tables.items()}
@@ -111,6 +113,7 @@ class _Table:
     """The used columns of a file: features ``[N, F]``, targets ``[N]`` or ``[N, K]``, ids and words."""
 
     name: str
+    features: Sequence[str]
     x: Array
     y: Array
     groups: list[Any] | None
@@ -119,9 +122,8 @@ class _Table:
 
     def source(self, names: Sequence[str] | None) -> Source:
         """A sample for each row."""
-        return Source(
-            self.name, ArrayDataset(self.x, _numbers(self.y, names), names), self.groups, self.split, self.key
-        )
+        dataset = ArrayDataset(self.x, _numbers(self.y, names), names, self.features)
+        return Source(self.name, dataset, self.groups, self.split, self.key)
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,12 @@ class _Columns:
     groups: str | None
     split: str | None
 
-    def read(self, key: str, file: str) -> _Table:
+    def read(self, file: str, features: Sequence[str] | None = None) -> _Table:
         """The table in a file.
+
+        Args:
+            file: its path.
+            features: the columns that are features, in this order; None for all that are left.
 
         Raises:
             ConfigError: there is no such column, or one that is left holds text.
@@ -155,11 +161,15 @@ class _Columns:
             if name not in found.header:
                 raise ConfigError(f"{what}: {path.name} has no column {shown(name)}, {closest(name, found.header)}")
         left_out = {*targets, *self.drop, self.groups, self.split}
-        x = found.numbers([name for name in found.header if name not in left_out])
+        if features is None:
+            features = [name for name in found.header if name not in left_out]
+        elif missing := [name for name in features if name not in found.header]:
+            raise DataError(f"data: {path.name} has no column {shown(missing[0])}, and the training samples have")
+        x = found.numbers(features)
         y = found.values(targets[0]) if len(targets) == 1 else found.numbers(targets, "target")
         ids = {what: None if name is None else found.values(name).tolist() for what, name in others.items()}
         words = (self.delimiter, tuple(targets), tuple(self.drop), self.groups, self.split)
-        return _Table(path.name, x, y, ids["groups"], ids["split"], (files.signature(path), *words))
+        return _Table(path.name, features, x, y, ids["groups"], ids["split"], (files.signature(path), *words))
 
 
 class _Rows:
@@ -327,5 +337,5 @@ class _Series:
         with_target = names is None and self.horizon > 0
         rows = np.column_stack([table.x, table.y]) if with_target else table.x
         y = _numbers(table.y, names)[starts + behind]
-        key = (table.key, begin, end, self)
-        return Source(table.name, ArrayDataset(_Windows(rows, starts, self.window), y, names), key=key)
+        dataset = ArrayDataset(_Windows(rows, starts, self.window), y, names, table.features)
+        return Source(table.name, dataset, key=(table.key, begin, end, self))

@@ -30,7 +30,7 @@ from snnexp.training.members import Bridge, Member, Observer
 from snnexp.training.opaque import Opaque
 from snnexp.training.predictions import Predictions
 from snnexp.training.signals import Signals
-from snnexp.training.start import example, is_typed, limits_of, without_download
+from snnexp.training.start import example, is_typed, limits_of, names, without_download
 from snnexp.training.watching import measuring
 
 
@@ -210,6 +210,7 @@ def _measured(
         threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
         _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
+        _require_names(parts, run_dir)
         signals.data = parts.data
         loader = parts.data.loader(split)
         watching = measuring(cfg, parts, processes)
@@ -245,6 +246,20 @@ def _with_kept(
 ) -> DictConfig:
     """As :func:`snnexp.training.kept.with_kept`, whatever weights are measured."""
     return with_kept(cfg, saved, _checkpoint(run_dir, checkpoint if checkpoint in OWN else "init"), overrides)
+
+
+def _require_names(parts: Parts, run_dir: Run) -> None:
+    """Refuse other data whose classes or features have other names, or another order, than those of the run.
+
+    Raises:
+        ConfigError: they have.
+    """
+    trained, now = run_dir.read(), names(parts.data.description)
+    for what in ("classes", "features"):
+        before = trained.get(what)
+        if before is not None and what in now and now[what] != before:
+            lists = [shown(", ".join(map(str, each))) for each in (now[what], before)]
+            raise ConfigError(f"data: the {what} are {lists[0]}, and the run was trained with {lists[1]}")
 
 
 def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, overrides: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config, terminal, threads
+from snnexp.data import Description
 from snnexp.errors import (
     CheckpointError,
     ConfigError,
@@ -247,9 +248,16 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "decoder": None if parts.decoder is None else parts.decoder.word,
         "higher_is_better": {name: measure.higher_is_better for name, measure in parts.task.measures.items()},
         "samples": parts.data.counts(*limits_of(cfg), parts.trainer.world_size),
+        **names(parts.data.description),
         "wall_s": {},
         "samples_per_s": None,
     }
+
+
+def names(description: Description) -> dict[str, list[str]]:
+    """The names of classes and of features, where they have some."""
+    found = {"classes": description.classes, "features": description.features}
+    return {what: [*each] for what, each in found.items() if each is not None}
 
 
 def limits_of(cfg: DictConfig) -> tuple[int | None, int | None]:
