@@ -36,5 +36,6 @@ def test_wheel_brings_its_configs(tmp_path: Path) -> None:
     assert conf.strip() == str(purelib / "snnexp" / "conf")
     assert (purelib / "snnexp" / "py.typed").exists(), "the annotations of a package are read only where it is"
     assert "regression_sqrt" in run(snnexp, "list", "experiment")
-    run(snnexp, "train", "experiment=regression_sqrt", "debug=batch")
-    assert list(tmp_path.glob("outputs/regression_sqrt/*/run.json"))
+    # its data are a file of the package
+    run(snnexp, "train", "experiment=digits_leaky", "debug=batch")
+    assert list(tmp_path.glob("outputs/digits_leaky/*/run.json"))
