@@ -103,12 +103,30 @@ class TestSets:
             with pytest.raises(DataError, match=rf"^data: {name} cannot be read below /.*data.download=true$"):
                 torchvision_data(str(tmp_path), name)
 
+    def test_files_of_another_format_are_told(self, tmp_path: Path) -> None:
+        mnist_like(tmp_path, "KMNIST")
+        file = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
+        file.write_bytes(b"x" * file.stat().st_size)
+        with pytest.raises(DataError, match=r"^data: KMNIST cannot be read below "):
+            torchvision_data(str(tmp_path), "KMNIST")
+
+    def test_a_label_for_each_image_is_needed(self, tmp_path: Path) -> None:
+        mnist_like(tmp_path, "KMNIST")
+        idx(tmp_path / "KMNIST" / "raw" / "train-labels-idx1-ubyte", np.zeros(30, dtype=np.uint8))
+        with pytest.raises(DataError, match=r"^data: KMNIST below .* has 40 images and 30 labels"):
+            torchvision_data(str(tmp_path), "KMNIST")
+
+    def test_no_download_is_offered_where_there_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"; set data.root to the folder above it$"):
+            torchvision_data(str(tmp_path), "FER2013")
+
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
             ({"name": "FashonMNIST"}, r"^name: got FashonMNIST, did you mean FashionMNIST"),
             ({}, r"^name: got null, "),
             ({"name": "EMNIST"}, r"^variant: got null, must be one of byclass"),
+            ({"name": "FER2013", "download": True}, r"^download: got true, must be false"),
             ({"name": "KMNIST", "variant": "letters"}, r"^variant: got letters, must be null"),
         ],
     )

@@ -42,6 +42,8 @@ SETS: dict[str, Splits] = {
     **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), WHOLE),
 }
 """By name, the arguments that ask for each split."""
+NOT_OFFERED = ("FER2013", "ImageNet", "StanfordCars")
+"""Sets that torchvision does not download."""
 
 
 @part(target="labels", sequences=False, validation=("val_fraction",), splits_in_file=True, stackable=True)
@@ -67,7 +69,7 @@ def torchvision_data(
         options: as of :func:`~snnexp.data.prepare.prepared`.
 
     Raises:
-        ConfigError: there is no such set.
+        ConfigError: there is no such set, or torchvision does not download it.
         DataError: its files are missing or damaged.
     """
     if name not in SETS:
@@ -76,6 +78,8 @@ def torchvision_data(
         known = ", ".join(datasets.EMNIST.splits)
         must = f"must be one of {known}" if name == "EMNIST" else "must be null, only EMNIST has variants"
         raise ConfigError(f"variant: got {shown(variant)}, {must}")
+    if download and name in NOT_OFFERED:
+        raise ConfigError(f"download: got true, must be false, torchvision does not download {name}")
     more = {} if variant is None else {"split": variant}
     folder = Path(root).expanduser().absolute()
     sources = {}
@@ -91,15 +95,21 @@ def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
+            found = getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
     except ModuleNotFoundError as error:
         raise ConfigError(f"name: {name} needs the package {error.name}") from error
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, AssertionError) as error:
         reason = line(str(error)).partition(". ")[0].removesuffix(".") or type(error).__name__
         if download:
             raise DataError(f"data: {name} could not be downloaded into {root}: {reason}") from error
-        hint = "set data.root to the folder above it, or pass data.download=true"
+        hint = "set data.root to the folder above it"
+        if name not in NOT_OFFERED:
+            hint += ", or pass data.download=true"
         raise DataError(f"data: {name} cannot be read below {root}: {reason}; {hint}") from error
+    labels = getattr(found, "targets", getattr(found, "labels", None))
+    if labels is not None and len(labels) != len(found):
+        raise DataError(f"data: {name} below {root} has {len(found)} images and {len(labels)} labels in a split")
+    return found
 
 
 def image_tensor(image: Any) -> Tensor:
