@@ -116,7 +116,7 @@ def test_killed_and_resumed_to_the_bit_and_measured_again(source: str, killed: C
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["still", "sequences", "windows"])
+@pytest.mark.parametrize("source", ["sequences", "augmented"])
 def test_a_stack_is_as_single_runs(source: str) -> None:
     points = sweep([*words(source), "seed=0,1", "hydra/launcher=stacked"])
     for seed, point in enumerate(points):

@@ -64,14 +64,14 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
-    cfg, refusals = composed(overrides)[0], Refusals()
+    cfg, refusals = with_steps(composed(overrides)[0]), Refusals()
     checked = cfg
     with refusals.collected():
         checked = check(cfg)
     with refusals.collected():
         require_taken(overrides, cfg)
     refusals.tell()
-    return remembering(checked, overrides, with_steps(cfg))
+    return remembering(checked, overrides, cfg)
 
 
 def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
