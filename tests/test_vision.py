@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ class TestSets:
             assert torch.equal(x, torch.tensor(images)[:, None] / 255)
             assert y.tolist() == labels.tolist()
 
+    def test_that_have_changed_are_read_again(self, tmp_path: Path) -> None:
+        mnist_like(tmp_path, "KMNIST")
+        before = torchvision_data(str(tmp_path), "KMNIST").test[[0]][0]
+        shutil.rmtree(tmp_path / "KMNIST")
+        mnist_like(tmp_path, "KMNIST")
+        assert not torch.equal(torchvision_data(str(tmp_path), "KMNIST").test[[0]][0], before)
+
     def test_may_be_read_image_by_image(self, tmp_path: Path) -> None:
         mnist_like(tmp_path, "KMNIST")
         steps = [{"_target_": "torchvision.transforms.ToTensor"}]
@@ -118,7 +126,7 @@ class TestSets:
 
     def test_no_download_is_offered_where_there_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"; set data.root to the folder above it$"):
-            torchvision_data(str(tmp_path), "FER2013")
+            torchvision_data(str(tmp_path), "StanfordCars")
 
     @pytest.mark.parametrize(
         ("settings", "words"),
@@ -126,7 +134,7 @@ class TestSets:
             ({"name": "FashonMNIST"}, r"^name: got FashonMNIST, did you mean FashionMNIST"),
             ({}, r"^name: got null, "),
             ({"name": "EMNIST"}, r"^variant: got null, must be one of byclass"),
-            ({"name": "FER2013", "download": True}, r"^download: got true, must be false"),
+            ({"name": "StanfordCars", "download": True}, r"^download: got true, must be false"),
             ({"name": "KMNIST", "variant": "letters"}, r"^variant: got letters, must be null"),
         ],
     )

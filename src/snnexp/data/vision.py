@@ -33,7 +33,7 @@ WHOLE: Splits = {"train": {}}
 """A set without splits of its own."""
 SETS: dict[str, Splits] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), FLAG),
-    **dict.fromkeys(("FER2013", "Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _words()),
+    **dict.fromkeys(("Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _words()),
     **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _words(val="val")),
     "Country211": _words(val="valid"),
     "OxfordIIITPet": _words(train="trainval"),
@@ -42,7 +42,7 @@ SETS: dict[str, Splits] = {
     **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), WHOLE),
 }
 """By name, the arguments that ask for each split."""
-NOT_OFFERED = ("FER2013", "ImageNet", "StanfordCars")
+NOT_OFFERED = ("ImageNet", "StanfordCars")
 """Sets that torchvision does not download."""
 
 
@@ -85,9 +85,9 @@ def torchvision_data(
     sources = {}
     for split, arguments in SETS[name].items():
         found = _set(name, folder, {**arguments, **more}, download)
-        key = (name, str(folder), folder.stat().st_mtime_ns, variant, split)
         dataset = found if transform is not None else _pixels(found)
-        sources[split] = Source(f"{name} {split}", dataset, key=key)
+        signature = _signature(found, folder)
+        sources[split] = Source(f"{name} {split}", dataset, key=signature and (name, variant, split, signature))
     return prepared(sources, target="labels", sequences=False, transform=transform, **options)
 
 
@@ -99,7 +99,7 @@ def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) ->
     except ModuleNotFoundError as error:
         raise ConfigError(f"name: {name} needs the package {error.name}") from error
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, AssertionError) as error:
-        reason = line(str(error)).partition(". ")[0].removesuffix(".") or type(error).__name__
+        reason = line(str(error)).partition(". ")[0].removesuffix(".") or "its files have another format"
         if download:
             raise DataError(f"data: {name} could not be downloaded into {root}: {reason}") from error
         hint = "set data.root to the folder above it"
@@ -110,6 +110,16 @@ def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) ->
     if labels is not None and len(labels) != len(found):
         raise DataError(f"data: {name} below {root} has {len(found)} images and {len(labels)} labels in a split")
     return found
+
+
+def _signature(dataset: Any, root: Path) -> tuple[Any, ...] | None:
+    """Equal for the files of a set that have not changed; None where it does not say which folder they are in."""
+    inside = getattr(dataset, "base_folder", None)
+    folder = getattr(dataset, "raw_folder", inside and root / inside)
+    if folder is None:
+        return None
+    status = [(str(path), path.stat()) for path in sorted(Path(folder).rglob("*"))]
+    return tuple((path, each.st_ino, each.st_size, each.st_mtime_ns) for path, each in status)
 
 
 def image_tensor(image: Any) -> Tensor:
