@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from snnexp.config import check, compose, composed, composed_points
+from snnexp.config import check, compose, composed, composed_points, with_steps
 from snnexp.errors import ConfigError
 
+NOWHERE = {"_target_": "snnexp.data.arrays_data", "path": "a\0b.npz"}
 ARRAYS = ["data=arrays", "encoder=sequence"]
 
 
@@ -41,6 +42,8 @@ class TestAuto:
         assert compose([*ARRAYS, "data.path=missing.npz"]).num_steps == 25
         (tmp_path / "broken.npz").write_text("no archive")
         assert compose([*ARRAYS, f"data.path={tmp_path}/broken.npz"]).num_steps == 25
+        assert compose(["data=folder", f"data.path={tmp_path}/missing"]).num_steps == 25
+        assert with_steps(OmegaConf.create({"num_steps": "auto", "data": NOWHERE})).num_steps == 25
 
     def test_each_point_of_a_sweep_has_its_own(self, file: str, tmp_path: Path) -> None:
         np.savez(tmp_path / "short.npz", inputs=np.zeros((6, 7, 3)), labels=np.arange(6) % 2)

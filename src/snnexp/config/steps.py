@@ -51,14 +51,22 @@ def _in_file(fact: InFile, values: Mapping[str, Any]) -> int | None:
     # NumPy is imported by those alone who need it
     from snnexp import files
 
-    file: Path | None = Path(path).expanduser()
     try:
-        if fact.per_sample:
-            file = min(Path(path).expanduser().rglob("*.npz"), default=None)
+        file: Path | None = Path(path).expanduser()
+        if fact.per_sample and file is not None:
+            file = _first(file)
         array = None if file is None else files.open_arrays(file).get(name)
-    except (SnnexpError, OSError):
+    except (SnnexpError, OSError, ValueError):
         # what is wrong with the file is told when it is read
         return None
     shape = () if array is None else ((0,) if fact.per_sample else ()) + array.shape
     timed = sequences is True or (sequences is None and len(shape) in (3, 5))
     return shape[1] if timed and len(shape) > 1 else None
+
+
+def _first(folder: Path) -> Path | None:
+    """The first npz file of a folder, or of the first folder in it, and so on: there may be very many."""
+    found = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    file = next((each for each in found if each.suffix == ".npz"), None)
+    inside = next((each for each in found if each.is_dir()), None)
+    return file or (None if inside is None else _first(inside))
