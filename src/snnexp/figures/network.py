@@ -142,7 +142,8 @@ def predictions(images: Array, predicted: Array, label: Array, across: int = 9) 
     """Images ``[S, H, W]`` with what they were taken for; where that is wrong, with what they are."""
     down = -(-len(images) // across)
     H, W = images.shape[1:]
-    gap = max(2, H // 3)
+    # room for a line of text, which is as high as it is whatever the size of the images
+    gap = -(-3 * (W + 2) // 10)
     mosaic = np.full((down * (H + gap), across * (W + 2)), np.nan)
     height = WIDTH * mosaic.shape[0] / mosaic.shape[1]
     figure, grid = placed(1, 1, height, left=0, right=0, above=0, below=0)
