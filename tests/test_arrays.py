@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from snnexp import limits
 from snnexp.config import compose
 from snnexp.data import DataModule, arrays_data
+from snnexp.data.reading import Indexed, Stored
 from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import build
 
@@ -84,6 +86,14 @@ class TestKinds:
         for a, b in zip(held.train_dataloader(), read.train_dataloader(), strict=True):
             assert torch.equal(a[0], b[0])
             assert torch.equal(a[1], b[1])
+
+    def test_those_that_take_most_of_the_memory_are_mapped(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = saved(tmp_path, inputs=RANDOM.normal(size=(50, 3)), labels=np.arange(50) % 5)
+        for memory, kind in ((50 * 16 * 2 + 1, Stored), (50 * 16 * 2, Indexed)):
+            monkeypatch.setattr(limits, "memory", lambda memory=memory: memory)
+            assert type(arrays_data(file).train) is kind
 
 
 class TestRefusals:
