@@ -171,10 +171,8 @@ class TestSplits:
             evaluate(done, overrides=[f"data.{word}" for word in words])
         found = [sentence.partition(": ") for sentence in caught.value.args]
         assert {key for key, _, _ in found} == {f"data.{word.partition('=')[0]}" for word in words}
-        assert {told for _, _, told in found} == {
-            "the run was trained with the splits that it has; use them, or other data",
-            "inputs are scaled as those that the run was trained with; train a run with another",
-        }
+        scaled = "inputs are scaled as those that the run was trained with; train a run with another"
+        assert all(told == scaled or told.endswith("keep it, or measure other data") for _, _, told in found)
 
     def test_other_data_may_be_split_otherwise(self) -> None:
         done = run(compose(PLAIN)).path
@@ -230,3 +228,20 @@ class TestNames:
                 evaluate(path, overrides=[f"data.path={name}"])
         self.table("same.csv", ["width", "height", "kind"], "ba")
         assert "test/accuracy" in evaluate(path, overrides=["data.path=same.csv"])
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["data.split_seed=9"],
+        ["data.path=own.npz", "data.split_seed=9"],
+        ["data.path=./own.npz", "data.split_seed=9"],
+        # which puts the other keys back
+        ["data=arrays", "data.path=own.npz"],
+    ],
+)
+def test_the_same_samples_are_not_split_anew(typed: list[str]) -> None:
+    path = run(compose([*PLAIN, "data.split_seed=5"])).path
+    with pytest.raises(ConfigError, match=r"^data.split_seed: got [09], and the run was trained with 5"):
+        evaluate(path, overrides=typed)
+    assert evaluate(path, overrides=["data=arrays", "data.path=own.npz", "data.split_seed=5"]) == evaluate(path)

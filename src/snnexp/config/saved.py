@@ -1,6 +1,7 @@
 """Configs of runs: read again, changed where that is allowed, and told as what was typed."""
 
 import copy
+import os
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -37,8 +38,8 @@ MEASURED_WITH = ("data", "decoder")
 """Groups of which a trained network can be measured with another choice."""
 SPLITTING = ("split_seed", "val_fraction", "test_fraction", "stratify", "fold", "folds")
 """Keys of data that say which samples a run was trained with."""
-SOURCES = ("data", "data._target_", "data.path", "data.train", "data.dataset")
-"""Keys that name other samples."""
+SOURCES = ("_target_", "dataset", "path", "train", "root", "name", "variant")
+"""Keys of data that say which samples are split."""
 
 
 def overridden(cfg: DictConfig) -> list[str]:
@@ -199,28 +200,33 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
             refusals.add(f"{shown(key)}: an evaluation does not train")
         elif f"{key}.".startswith("data.scale."):
             refusals.add(f"{key}: inputs are scaled as those that the run was trained with; train a run with another")
-    refusals.add(*_other_splits(cfg, dict(typed)))
     changed = cfg = _without_watching(cfg)
     with refusals.collected():
         groups = {key for key, value in typed if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)}
         own = [word for word in overrides if key_of(word).partition(".")[0] in groups]
         others = [word for word in overrides if word not in own]
         changed = change_all(_chosen(cfg, own, groups, folders) if own else cfg, others, ("num_steps",))
+    refusals.add(*_other_splits(cfg.data, changed.data))
     refusals.tell()
     return changed
 
 
-def _other_splits(cfg: DictConfig, typed: Mapping[str, Any]) -> Iterator[str]:
+def _other_splits(trained: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about other splits of the run's own samples, which would have training samples in the test split."""
-    if any(key in SOURCES or key.startswith("data.dataset.") for key in typed):
+    if any(_source(trained.get(key)) != _source(now.get(key)) for key in SOURCES):
         return
-    for name in SPLITTING:
-        key, split = f"data.{name}", name.removesuffix("_fraction")
+    for key in SPLITTING:
+        split = key.removesuffix("_fraction")
         # samples of a split of their own take the place of a fraction
-        if split != name and f"data.{split}" in typed:
-            continue
-        if key in typed and typed[key] != OmegaConf.select(cfg, key):
-            yield f"{key}: the run was trained with the splits that it has; use them, or other data"
+        replaced = split != key and trained.get(split) != now.get(split)
+        if trained.get(key) != now.get(key) and not replaced:
+            before, after = shown(trained.get(key)), shown(now.get(key))
+            yield f"data.{key}: got {after}, and the run was trained with {before}; keep it, or measure other data"
+
+
+def _source(value: Any) -> Any:
+    """A file is the same however its path is written."""
+    return os.path.realpath(os.path.expanduser(value)) if isinstance(value, str) else value
 
 
 def _chosen(cfg: DictConfig, words: Sequence[str], groups: Collection[str], folders: Sequence[Path]) -> DictConfig:
