@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import functional
 
 from snnexp import files
 from snnexp.data.description import Target
@@ -21,6 +18,9 @@ from snnexp.spec.annotations import Count, Given, InFile
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 from snnexp.text import closest, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 GREY = ("1", "L", "LA")
 DEEP = ("I", "F")
@@ -142,6 +142,9 @@ class _Files:
             raise DataError(f"data: the images in {folder} must be in a folder for each class")
 
     def _samples(self, folder: Path) -> list[Path]:
+        # which takes a while, here as below
+        from torchvision.datasets.folder import IMG_EXTENSIONS
+
         known = (*IMG_EXTENSIONS, ".npz")
         return sorted(
             path for path in folder.rglob("*") if path.suffix.lower() in known and not path.name.startswith(".")
@@ -189,7 +192,9 @@ class FileDataset:
         return found if self.targets is None else (found, int(self.targets[index]))
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path) -> "Image.Image":
+    from PIL import Image, UnidentifiedImageError
+
     try:
         image = Image.open(path)
         image.load()
@@ -213,6 +218,8 @@ class _Images:
         self.mode, self.first, self.size = "L" if grey else "RGB", first, size
 
     def __call__(self, path: Path) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
         with _opened(path) as image:
             pixels: Tensor = functional.pil_to_tensor(image.convert(self.mode))
         if self.size is not None:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms.v2 import functional
 
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import prepared
@@ -74,6 +72,9 @@ def torchvision_data(
     """
     if name not in SETS:
         raise ConfigError(f"name: got {shown(name)}, {closest(str(name), sorted(SETS))}")
+    # which takes a while, here as below
+    from torchvision import datasets
+
     if (name == "EMNIST") != (variant is not None):
         known = ", ".join(datasets.EMNIST.splits)
         must = f"must be one of {known}" if name == "EMNIST" else "must be null, only EMNIST has variants"
@@ -92,6 +93,8 @@ def torchvision_data(
 
 
 def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) -> Any:
+    from torchvision import datasets
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -124,6 +127,8 @@ def _signature(dataset: Any, root: Path) -> tuple[Any, ...] | None:
 
 def image_tensor(image: Any) -> Tensor:
     """An image of the Python Imaging Library as ``[C, H, W]`` from 0 to 1."""
+    from torchvision.transforms.v2 import functional
+
     pixels: Tensor = functional.pil_to_tensor(image)
     return pixels.to(torch.get_default_dtype()) / 255
 
