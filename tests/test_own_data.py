@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from ends import content
+from test_folders import picture
+from test_vision import mnist_like
 
 from snnexp.cli import main
 from snnexp.experiment import build, compose, evaluate, predict, resume, run, sweep
@@ -39,6 +41,9 @@ def files(folder: Path) -> None:
     np.savez(folder / "trace.npz", inputs=sequences, labels=RANDOM.normal(size=(40, 7, 2)))
     np.savez(folder / "images.npz", inputs=RANDOM.integers(0, 256, (40, 1, 9, 9), dtype=np.uint8), labels=LABELS)
     table(folder / "table.csv")
+    mnist_like(folder, "KMNIST")
+    for index in range(40):
+        picture(folder / "photos" / ["cat", "dog"][index % 2] / f"{index}.png", (9, 9, 3))
 
 
 SOURCES = {
@@ -63,6 +68,15 @@ SOURCES = {
         *("data=arrays", "data.path=images.npz", "data.scale=standard", "network=conv", "network.channels=[3]"),
         *("num_steps=4", "data.augment={_target_: torchvision.transforms.v2.RandomHorizontalFlip}"),
     ],
+    "folder": [
+        *("data=folder", "data.path=photos", "data.scale=standard", "network=conv", "network.channels=[3]"),
+        "num_steps=4",
+    ],
+    "torchvision": ["data=torchvision", "data.name=KMNIST", "data.root=.", "data.stratify=true", "num_steps=3"],
+    "dataset": [
+        *("data=dataset", "data.dataset._target_=adaptpkg.bumps.Bumps", "+data.dataset.count=40", "num_steps=5"),
+        *("data.scale=minmax", "data.num_workers=2"),
+    ],
     "digits": ["data=digits", "num_steps=3", "trainer.limit_batches=4", "trainer.limit_test_batches=2"],
 }
 
@@ -70,6 +84,8 @@ SOURCES = {
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "outside"))
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "adaptpkg")
     files(tmp_path)
 
 
