@@ -174,6 +174,23 @@ class TestSplits:
         scaled = "inputs are scaled as those that the run was trained with; train a run with another"
         assert all(told == scaled or told.endswith("keep it, or measure other data") for _, _, told in found)
 
+    def test_nothing_that_was_trained_on_is_tested(self) -> None:
+        np.savez("ids.npz", **np.load("own.npz"), subject=np.arange(40) // 4)
+        drawn = run(compose([*PLAIN, "data.path=ids.npz"])).path
+        with pytest.raises(ConfigError, match=r"^data.groups: got subject, and the run was trained with null"):
+            evaluate(drawn, overrides=["data.groups=subject"])
+        given = run(compose([*PLAIN, "data.path=null", "data.train=own.npz", "data.test=other.npz"])).path
+        for more in ([], ["data.test_fraction=0.5"]):
+            with pytest.raises(ConfigError, match=r"^data.test: got null, and the run was trained with other.npz"):
+                evaluate(given, overrides=["data.test=null", *more])
+
+    @pytest.mark.parametrize("split", ["val", "train"])
+    def test_a_file_for_the_test_leaves_the_other_splits_of_the_run(self, split: str) -> None:
+        path = run(compose([*PLAIN, "data.val_fraction=0.3"])).path
+        with pytest.raises(ConfigError, match=rf"^split: got {split}, .* leave out data.test"):
+            evaluate(path, split=split, overrides=["data.test=other.npz"])
+        assert evaluate(path, split=split, overrides=["data.val=null"]) == evaluate(path, split=split)
+
     def test_other_data_may_be_split_otherwise(self) -> None:
         done = run(compose(PLAIN)).path
         rows = [

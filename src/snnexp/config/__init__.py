@@ -41,6 +41,7 @@ from snnexp.config.saved import (
     offline,
     overridden,
     require_same,
+    require_split,
     trusted,
 )
 from snnexp.config.steps import with_steps
@@ -91,6 +92,7 @@ __all__ = [
     "remembering",
     "replacing",
     "require_same",
+    "require_split",
     "require_taken",
     "start_of",
     "trusted",

@@ -36,7 +36,7 @@ MAY_CHANGE = (
 
 MEASURED_WITH = ("data", "decoder")
 """Groups of which a trained network can be measured with another choice."""
-SPLITTING = ("split_seed", "val_fraction", "test_fraction", "stratify", "fold", "folds")
+SPLITTING = ("split_seed", "val_fraction", "test_fraction", "stratify", "fold", "folds", "groups", "split")
 """Keys of data that say which samples a run was trained with."""
 SOURCES = ("_target_", "dataset", "path", "train", "root", "name", "variant")
 """Keys of data that say which samples are split."""
@@ -213,8 +213,12 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
 
 def _other_splits(trained: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about other splits of the run's own samples, which would have training samples in the test split."""
-    if any(_source(trained.get(key)) != _source(now.get(key)) for key in SOURCES):
+    if not _same_samples(trained, now):
         return
+    for name in ("val", "test"):
+        if trained.get(name) is not None and now.get(name) is None and _is_drawn(name, now):
+            told = f"got null, and the run was trained with {shown(trained[name])}"
+            yield f"data.{name}: {told}; keep it, or measure other data"
     for key in SPLITTING:
         split = key.removesuffix("_fraction")
         # samples of a split of their own take the place of a fraction
@@ -222,6 +226,37 @@ def _other_splits(trained: Mapping[str, Any], now: Mapping[str, Any]) -> Iterato
         if trained.get(key) != now.get(key) and not replaced:
             before, after = shown(trained.get(key)), shown(now.get(key))
             yield f"data.{key}: got {after}, and the run was trained with {before}; keep it, or measure other data"
+
+
+def _is_drawn(name: str, data: Mapping[str, Any]) -> bool:
+    """Whether a split without samples of its own is taken from the training samples."""
+    return name == "test" or bool(data.get(f"{name}_fraction"))
+
+
+def require_split(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to measure a split of the run's own samples that others have become part of.
+
+    Where a file takes the place of a split by fraction, the other splits are drawn without that.
+
+    Args:
+        split: that is measured.
+        trained: the data of the run.
+        now: those of the evaluation.
+
+    Raises:
+        ConfigError: it is such a split.
+    """
+    if (now.get(split) is not None and split != "train") or not _same_samples(trained, now):
+        return
+    for name in ("val", "test"):
+        if name != split and trained.get(name) is None and now.get(name) is not None:
+            told = f"which would have samples of the {name} split of the run; leave out data.{name}"
+            raise ConfigError(f"split: got {split}, {told}")
+
+
+def _same_samples(trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether samples are split that the run was trained with."""
+    return all(_source(trained.get(key)) == _source(now.get(key)) for key in SOURCES)
 
 
 def _source(value: Any) -> Any:

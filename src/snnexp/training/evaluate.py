@@ -202,6 +202,7 @@ def _measured(
         run_dir = Run.open(path)
         saved = config.load(run_dir.path / "config.yaml")
         cfg = _changed(saved, run_dir, overrides, folders)
+        config.require_split(split, saved.data, cfg.data)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
         if split != "test":
             cfg.trainer.limit_test_batches = limits_of(cfg)[0]
