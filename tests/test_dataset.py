@@ -174,6 +174,15 @@ class TestSamples:
         assert len({*dataset.read}) < 40
 
 
+@pytest.mark.parametrize("columns", [1, 8])
+def test_targets_of_another_shape_than_those_of_samples_are_not_labels(columns: int) -> None:
+    targets = torch.arange(40).reshape(-1, 1) % 2 + 100 * torch.arange(columns)
+    made = Made(lambda index: (torch.rand(4), targets[index, 0]), targets=targets, target_transform=None)
+    data = from_dataset(made, outputs=2)
+    assert sum(data.class_counts() or ()) == len(data.train)
+    assert from_dataset(made, outputs=2, stratify=True, test_fraction=0.5).class_counts() == [10, 10]
+
+
 class TestDraws:
     """What samples draw is a function of seed, epoch and index."""
 

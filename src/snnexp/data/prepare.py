@@ -305,7 +305,8 @@ def _outputs(sources: Mapping[str, Source], form: Form, outputs: int | None) -> 
     if names and outputs not in (None, len(names)):
         raise ConfigError(f"outputs: got {outputs}, and the dataset has names of {len(names)} classes")
     outputs = outputs or (len(names) if names else None)
-    labels = {name: found for name, source in sources.items() if (found := source.labels()) is not None}
+    axes = 1 + len(form.targets)
+    labels = {name: found for name, source in sources.items() if (found := source.labels(axes)) is not None}
     for name, each in labels.items():
         sources[name].require_labels(torch.tensor(each), range(len(each)), outputs)
     if len(labels) < len(sources) or outputs is not None:

@@ -72,15 +72,16 @@ class Source:
             return None
         return list(found)
 
-    def labels(self) -> np.ndarray[Any, Any] | None:
-        """The labels of all samples, ``[N]`` or ``[N, T]``, where they are known without reading these."""
+    def labels(self, axes: int = 1) -> np.ndarray[Any, Any] | None:
+        """The labels of all samples, ``[N]``, or ``[N, T]`` with two axes, where these need not be read for it."""
         found = getattr(self.dataset, "targets", None)
         # that of another class than torchvision's may be anything
         changed = self.target_transforms or getattr(self.dataset, "target_transform", found) is not None
         if found is None or changed:
             return None
         labels = np.asarray(found)
-        return labels if labels.shape[:1] == (len(self),) and labels.dtype.kind in "iu" else None
+        fits = labels.ndim == axes and len(labels) == len(self) and labels.dtype.kind in "iu"
+        return labels if fits else None
 
     @property
     def takes_several(self) -> bool:
