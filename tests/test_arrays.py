@@ -129,6 +129,10 @@ class TestRefusals:
                 arrays_data(file, **settings)
         with pytest.raises(ConfigError, match=r"^split: got dev, must be train, val or test"):
             arrays_data(saved(tmp_path, **arrays, split=["train", "dev", "test", "test"] * 5))
+        with pytest.raises(ConfigError, match=r"^split: got 0, 1, must be train, val or test"):
+            arrays_data(saved(tmp_path, **arrays, split=np.arange(20) % 2))
+        data = arrays_data(saved(tmp_path, **arrays, split=np.array(["train", "test"] * 10, dtype="S")))
+        assert (len(data.train), len(data.test)) == (10, 10)
 
     def test_files_of_other_shapes_are_told(self, tmp_path: Path) -> None:
         labels = np.arange(20) % 2

@@ -102,6 +102,12 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"pictures/bee has no images and no npz files"):
             folder_data(str(tmp_path / "pictures"))
 
+    def test_of_images_that_are_too_large(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        images(tmp_path)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(DataError, match=r"ant/0.png cannot be read as an image: .*30 pixels"):
+            folder_data(str(tmp_path))
+
     def test_of_files_that_are_none(self, tmp_path: Path) -> None:
         images(tmp_path)
         (tmp_path / "cat" / "3.png").write_bytes(b"no image")

@@ -137,9 +137,31 @@ class TestRefusals:
             csv_data(str(path), target="b", classify=False)
         with pytest.raises(DataError, match="there is no file /"):
             csv_data(str(tmp_path / "other.csv"), target="b")
+        with pytest.raises(DataError, match=r"there is no file /.*~nobody-here/other.csv"):
+            csv_data("~nobody-here/other.csv", target="b")
         path.write_bytes(b"a,b\n\xff,2\n")
         with pytest.raises(DataError, match="cannot be read as CSV"):
             csv_data(str(path), target="b")
+
+
+@pytest.mark.parametrize(
+    ("fractions", "sentence"),
+    [
+        ({"test_fraction": 0.01}, "test_fraction: got 0.01, which is none of the 30 rows"),
+        ({"val_fraction": 0.01}, "val_fraction: got 0.01, which is none of the 30 rows"),
+        ({"val_fraction": 0.8}, "val_fraction: got 0.8, which leaves none of 30 rows to train on"),
+        ({"val_fraction": 0.9}, "val_fraction: got 0.9, which leaves none of 30 rows to train on"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction: got 0.5, which leaves none of 30 rows"),
+    ],
+)
+def test_no_split_of_a_time_series_is_empty(file: str, fractions: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{sentence}"):
+        csv_data(file, target="loss", drop=["name"], window=2, **fractions)
+
+
+def test_words_of_splits_are_text(file: str) -> None:
+    with pytest.raises(ConfigError, match=r"^split: got 0.0, 1.0, 2.0, must be train, val or test"):
+        csv_data(file, target="loss", drop=["name"], split="kind")
 
 
 def test_large_tables_are_exact(tmp_path: Path) -> None:

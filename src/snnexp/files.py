@@ -160,6 +160,11 @@ def _begins(path: Path, mark: bytes) -> bool:
         return file.read(len(mark)) == mark
 
 
+def absolute(path: str | Path) -> Path:
+    """A path from the root; a home that is not known stays as it is typed."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
 def signature(path: Path) -> tuple[Any, ...]:
     """Equal for a file, or a folder of npy files, that has not changed."""
     parts = sorted(path.glob("*.npy")) if path.is_dir() else [path]

@@ -52,7 +52,7 @@ def _in_file(fact: InFile, values: Mapping[str, Any]) -> int | None:
     from snnexp import files
 
     try:
-        file: Path | None = Path(path).expanduser()
+        file: Path | None = files.absolute(path)
         if fact.per_sample and file is not None:
             file = _first(file)
         array = None if file is None else files.open_arrays(file).get(name)

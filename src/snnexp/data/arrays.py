@@ -79,7 +79,7 @@ class _Read:
     """The arrays of a file."""
 
     def __init__(self, key: str, path: Path, x: str, y: str, groups: str | None) -> None:
-        self.path = path.expanduser().absolute()
+        self.path = files.absolute(path)
         found = files.open_arrays(self.path, key)
         self.name = self.path.name
         self.key = (files.signature(self.path), x, y)
@@ -93,7 +93,7 @@ class _Read:
             raise DataError(f"data: {told}; cut them to one length, or leave the array out")
         named = {GROUPS: groups or GROUPS, SPLIT: SPLIT}
         known = {what: name for what, name in named.items() if name in found or (what == GROUPS and groups)}
-        ids = {what: files.take(found, self.path, what, name).load().ravel().tolist() for what, name in known.items()}
+        ids = {what: _ids(files.take(found, self.path, what, name).load()) for what, name in known.items()}
         self.groups, self.split = ids.get(GROUPS), ids.get(SPLIT)
         for name, count in ((y, len(self.y)), *((known[what], len(each)) for what, each in ids.items())):
             if not self.x.shape or count != self.x.shape[0]:
@@ -113,6 +113,11 @@ def _names(targets: Sequence[Array]) -> list[str] | None:
     if not any(each.dtype.kind in "US" for each in targets):
         return None
     return sorted({name for each in targets for name in _text(each).ravel().tolist()})
+
+
+def _ids(array: Array) -> list[Any]:
+    ids: list[Any] = (_text(array) if array.dtype.kind == "S" else array).ravel().tolist()
+    return ids
 
 
 def _text(labels: Array) -> Array:

@@ -17,7 +17,7 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Count, Given, InFile
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
-from snnexp.text import closest, shown
+from snnexp.text import closest, line, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,7 +88,7 @@ def folder_data(
 
 
 def _folder(path: Path) -> Path:
-    path = path.expanduser().absolute()
+    path = files.absolute(path)
     if not path.is_dir():
         near = [each.name for each in _folders(path.parent)] if path.parent.is_dir() else []
         hint = f"; {closest(path.name, near)}" if near else ""
@@ -198,6 +198,8 @@ def _opened(path: Path) -> "Image.Image":
     try:
         image = Image.open(path)
         image.load()
+    except Image.DecompressionBombError as error:
+        raise DataError(f"data: {path} cannot be read as an image: {line(str(error))}") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise DataError(f"data: {path} cannot be read as an image") from error
     if image.mode.startswith(DEEP):

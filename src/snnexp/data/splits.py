@@ -90,7 +90,7 @@ def fold(
     return {"test": sorted(test)} | {name: [rest[place] for place in places] for name, places in found.items()}
 
 
-def given(words: Sequence[str]) -> dict[str, list[int]]:
+def given(words: Sequence[Any]) -> dict[str, list[int]]:
     """The indices of each split by name, in order, where each sample says its own.
 
     Args:
@@ -101,9 +101,10 @@ def given(words: Sequence[str]) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for index, word in enumerate(words):
-        found.setdefault(WORDS.get(word.lower(), ""), []).append(index)
+        # a column or an array may hold numbers
+        found.setdefault(WORDS.get(str(word).lower(), ""), []).append(index)
     if "" in found:
-        others = sorted({words[index] for index in found[""]})
+        others = sorted({str(words[index]) for index in found[""]})
         raise ConfigError(f"split: got {shown(', '.join(others))}, must be train, val or test for each sample")
     for name in ("train", "test"):
         if name not in found:

@@ -149,7 +149,7 @@ class _Columns:
         """
         if len(self.delimiter) != 1:
             raise ConfigError(f"delimiter: got {shown(self.delimiter)}, must be one character")
-        path = Path(file).expanduser().absolute()
+        path = files.absolute(file)
         files.require_file(path)
         found = _Rows(path, self.delimiter)
         targets = [self.target] if isinstance(self.target, str) else [*(self.target or ())]
@@ -318,6 +318,13 @@ class _Series:
         whole = tables["train"]
         count = len(whole.x)
         ends = [round(count * left) for left in (1 - sum(fractions.values()), 1 - fractions["test"], 1)]
+        for (name, fraction), begin, end in zip(fractions.items(), ends, ends[1:], strict=False):
+            if fraction and begin == end:
+                raise ConfigError(f"{name}_fraction: got {fraction:g}, which is none of the {count} rows")
+        if ends[0] < 1:
+            name = "val" if fractions["val"] else "test"
+            told = f"got {fractions[name]:g}, which leaves none of {count} rows to train on"
+            raise ConfigError(f"{name}_fraction: {told}")
         found = {
             name: self._windows(whole, begin, end, names)
             for name, begin, end in zip(("train", "val", "test"), (0, *ends), ends, strict=False)

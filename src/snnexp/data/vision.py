@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnexp import files
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import prepared
 from snnexp.data.reading import ArrayDataset, Source
@@ -82,7 +83,7 @@ def torchvision_data(
     if download and name in NOT_OFFERED:
         raise ConfigError(f"download: got true, must be false, torchvision does not download {name}")
     more = {} if variant is None else {"split": variant}
-    folder = Path(root).expanduser().absolute()
+    folder = files.absolute(root)
     sources = {}
     for split, arguments in SETS[name].items():
         found = _set(name, folder, {**arguments, **more}, download)
