@@ -42,6 +42,7 @@ class TestImages:
     def test_are_channels_from_0_to_1_with_the_class_of_their_folder(self, tmp_path: Path) -> None:
         pixels = images(tmp_path / "all")
         (tmp_path / "all" / "cat" / "._0.png").write_text("of another system")
+        picture(tmp_path / "all" / "cat" / ".thumbnails" / "0.png")
         data = folder_data(str(tmp_path / "all"), stratify=True)
         assert (data.inputs, data.outputs, data.description.classes) == ((3, 6, 5), 2, ["ant", "cat"])
         known = {tuple((each / np.float32(255)).flatten()[:4]): name for name, each in pixels.items()}

@@ -135,6 +135,9 @@ class TestRefusals:
         path.write_text(content)
         with pytest.raises(DataError, match=words):
             csv_data(str(path), target="b", classify=False)
+        path.write_text("a,b\n1,inf\n" + "2,1\n" * 9)
+        with pytest.raises(DataError, match="NaN or infinite"):
+            csv_data(str(path), target="b")
         with pytest.raises(DataError, match="there is no file /"):
             csv_data(str(tmp_path / "other.csv"), target="b")
         with pytest.raises(DataError, match=r"there is no file /.*~nobody-here/other.csv"):

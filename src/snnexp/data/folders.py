@@ -147,7 +147,9 @@ class _Files:
 
         known = (*IMG_EXTENSIONS, ".npz")
         return sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in known and not path.name.startswith(".")
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in known and not any(name.startswith(".") for name in path.relative_to(folder).parts)
         )
 
     def reader(self, size: int | Sequence[int] | None, grey: bool | None, x: str, y: str) -> "Callable[[Path], Any]":

@@ -257,7 +257,8 @@ def _classes(targets: Mapping[str, Array], classify: bool | None) -> list[str] |
     if text:
         return sorted({label for each in targets.values() for label in each.tolist()})
     numbers = np.concatenate([each.ravel() for each in targets.values()])
-    whole = all(each.ndim == 1 for each in targets.values()) and bool((numbers == np.floor(numbers)).all())
+    finite = bool(np.isfinite(numbers).all())
+    whole = finite and all(each.ndim == 1 for each in targets.values()) and bool((numbers == np.floor(numbers)).all())
     if classify and not whole:
         raise ConfigError("classify: got true, and the target is no single column of whole numbers or text")
     if not whole or classify is False:
