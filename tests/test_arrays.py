@@ -49,8 +49,7 @@ class TestKinds:
             ((5, 4), RANDOM.normal(size=(20, 5, 2)), (4,), 5, "trace", 2),
             ((5, 4), RANDOM.integers(0, 3, (20, 5)), (4,), 5, "step_labels", 3),
             ((5, 4), np.eye(6)[np.arange(100).reshape(20, 5) % 6], (4,), 5, "step_labels", 6),
-            # labels at each step, of which one is 1, are no one-hot vectors
-            ((5, 4), np.eye(5, dtype=int)[np.arange(20) % 5], (4,), 5, "step_labels", 2),
+            ((5, 4), np.arange(100).reshape(20, 5) % 7 // 6, (4,), 5, "step_labels", 2),
         ],
     )
     def test_are_told_from_axes_and_number_types(
@@ -117,6 +116,14 @@ class TestRefusals:
     def test_contradictions_are_told(self, tmp_path: Path, arrays: Any, settings: Any, words: str) -> None:
         with pytest.raises((ConfigError, DataError), match=words):
             arrays_data(saved(tmp_path, inputs=np.zeros((20, 4)), **arrays), **settings)
+
+    def test_as_many_classes_as_steps_are_labels_or_one_hot(self, tmp_path: Path) -> None:
+        classes = np.eye(5, dtype=int)[np.arange(20) % 5]
+        file = saved(tmp_path, inputs=np.zeros((20, 5, 4)), labels=classes)
+        with pytest.raises(ConfigError, match=r"^target: got null, .* use data.target=labels or step_labels"):
+            arrays_data(file)
+        found = [arrays_data(file, target="labels"), arrays_data(file, target="step_labels")]
+        assert [(data.target, data.outputs) for data in found] == [("labels", 5), ("step_labels", 2)]
 
     def test_splits_of_the_file_are_not_drawn_again(self, tmp_path: Path) -> None:
         arrays: dict[str, Any] = {"inputs": np.arange(20.0), "labels": np.arange(20) // 2 % 2}

@@ -121,6 +121,22 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"has images and npz files"):
             folder_data(str(tmp_path))
 
+    def test_of_what_would_be_lost_without_a_word(self, tmp_path: Path) -> None:
+        for index in range(5):
+            picture(tmp_path / "a" / f"{index}.png", (6, 5))
+            picture(tmp_path / "b" / f"{index}.png")
+        with pytest.raises(DataError, match=r"b/\d.png has colours, and the first image is grey; use data.grey"):
+            folder_data(str(tmp_path))
+        assert [folder_data(str(tmp_path), grey=grey).inputs[0] for grey in (True, False)] == [1, 3]
+        link = tmp_path / "b" / "9.png"
+        link.symlink_to(tmp_path / "nowhere.png")
+        with pytest.raises(DataError, match=r"b/9.png cannot be read: No such file"):
+            folder_data(str(tmp_path), grey=True)
+        link.unlink()
+        picture(tmp_path / "0.png")
+        with pytest.raises(DataError, match=r"/0.png is beside the folders of classes"):
+            folder_data(str(tmp_path), grey=True)
+
     def test_of_other_classes_and_sizes(self, tmp_path: Path) -> None:
         images(tmp_path / "train")
         images(tmp_path / "test", 1, ("bee",))

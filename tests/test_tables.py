@@ -58,6 +58,33 @@ class TestRows:
         x, y = whole(data, "train")
         assert y.tolist() == [[0, 2, 1][int(value) % 3] for value in x[:, 0]]
 
+    @pytest.mark.parametrize(
+        ("labels", "names"),
+        [
+            (["1_0", "10"], ["10", "1_0"]),
+            (["1.0", "0.0"], ["0", "1"]),
+            (["a 1", '"b"'], ["a 1", "b"]),
+        ],
+    )
+    def test_fields_are_read_as_they_are_written(self, tmp_path: Path, labels: list[str], names: list[str]) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text(
+            "x, y \n" + "".join(f"{index}, {labels[index % 2]}\n" for index in range(20)).replace(', "', ',"')
+        )
+        data = csv_data(str(path), target="y")
+        assert data.description.classes == names
+        x, y = whole(data, "train")
+        wanted = [labels[int(value) % 2].strip('"').removesuffix(".0") for value in x[:, 0]]
+        assert [names[label] for label in y] == wanted
+
+    def test_files_of_one_name_are_two(self, tmp_path: Path) -> None:
+        for folder, kinds in (("a", "xy"), ("b", "yz")):
+            (tmp_path / folder).mkdir()
+            write(tmp_path / folder, [["v", "kind"], *([index, kinds[index % 2]] for index in range(8))])
+        data = csv_data(train=f"{tmp_path}/a/table.csv", test=f"{tmp_path}/b/table.csv", target="kind")
+        assert data.description.classes == ["x", "y", "z"]
+        assert [whole(data, split)[1][:2].tolist() for split in ("train", "test")] == [[0, 1], [1, 2]]
+
     def test_groups_and_splits_are_columns(self, tmp_path: Path) -> None:
         words = ["train", "train", "val", "test"]
         rows = [[index, index % 2, f"p{index // 4}", words[index % 4]] for index in range(24)]
@@ -87,6 +114,18 @@ class TestWindows:
             assert torch.equal(x, torch.stack([steps / 8, -steps / 4], -1))
             assert torch.equal(y[:, 0], -(first + 5) / 4)
 
+    def test_a_series_may_be_its_target_alone(self, tmp_path: Path) -> None:
+        file = write(tmp_path, [["y"], *([index / 2] for index in range(40))])
+        data = csv_data(file, target="y", window=4)
+        x, y = whole(data, "train")
+        assert (data.inputs, data.description.features) == ((1,), ["y"])
+        assert torch.equal(y, x[-1] + 0.5)
+
+    def test_a_target_that_is_dropped_is_no_feature(self, file: str) -> None:
+        words: dict[str, Any] = {"target": "loss", "window": 3}
+        assert csv_data(file, drop=["name"], **words).description.features == ["id", "width", "kind", "loss"]
+        assert csv_data(file, drop=["name", "loss"], **words).description.features == ["id", "width", "kind"]
+
     def test_neither_classes_nor_a_target_of_the_same_row_are_features(self, file: str) -> None:
         assert csv_data(file, target="kind", drop=["name"], window=3).inputs == (3,)
         data = csv_data(file, target="loss", drop=["name", "id", "kind"], window=3, horizon=0, stride=2)
@@ -108,7 +147,8 @@ class TestRefusals:
             ({"target": "loss", "drop": ["name"], "classify": True}, r"^classify: got true"),
             ({"target": "name", "classify": False}, r"^classify: got false, and the target in table.csv is text"),
             ({"target": "loss", "drop": ["name", "id", "width", "kind"]}, r"^drop: leaves no feature"),
-            ({"target": "loss", "drop": ["name"], "delimiter": ";"}, r"^target: .* no column loss"),
+            ({"target": "loss", "drop": ["name"], "delimiter": ";"}, r"^target: .* use 'data.delimiter=\",\"'"),
+            ({"target": ["loss", "loss"]}, r"^target: got loss, loss, must name each column once"),
             ({"target": "loss", "drop": ["name"], "window": 40}, r"24 rows of table.csv make no sample, .* need 41"),
             ({"target": "loss", "drop": ["name"], "window": 4, "fold": 0}, r"^fold: got 0, and splits of a time"),
         ],
@@ -122,6 +162,7 @@ class TestRefusals:
         [
             ("", "is empty, 0 bytes"),
             ("a,b\n", "has a header and no rows"),
+            ("\n\n", "has no row, must have one with the names of its columns"),
             ("1,2\n3,4\n", "the first row of bad.csv holds numbers"),
             ("a,b\n1,2\n3\n", "sample 1 of bad.csv has 1 fields, and the header 2"),
             ("a,b\n1,2\n,4\nNA,5\n", "2 of 3 fields in column a of bad.csv are missing, the first in sample 1"),
@@ -137,6 +178,11 @@ class TestRefusals:
             csv_data(str(path), target="b", classify=False)
         path.write_text("a,b\n1,inf\n" + "2,1\n" * 9)
         with pytest.raises(DataError, match="NaN or infinite"):
+            csv_data(str(path), target="b")
+        with pytest.raises(DataError, match="is a folder, must be a file"):
+            csv_data(str(tmp_path), target="b")
+        path.write_text("".join(["a,b\n", *(f"{i},{2**53 + i % 3}\n" for i in range(60))]))
+        with pytest.raises(ConfigError, match=r"^classify: .* 2\^53 or more"):
             csv_data(str(path), target="b")
         with pytest.raises(DataError, match="there is no file /"):
             csv_data(str(tmp_path / "other.csv"), target="b")

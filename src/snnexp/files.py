@@ -138,6 +138,8 @@ def require_file(path: Path) -> None:
         )
         hint = f"; {closest(path.name, near)}" if near else ""
         raise DataError(f"data: there is no file {path}{hint}")
+    if path.is_dir():
+        raise DataError(f"data: {path} is a folder, must be a file")
     if not path.stat().st_size:
         raise DataError(f"data: {path} is empty, 0 bytes")
 

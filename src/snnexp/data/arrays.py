@@ -137,12 +137,16 @@ def _as_labels(y: Array, target: Target | None, steps: int | None, name: str) ->
     """
     if target in ("values", "trace") or y.dtype.kind not in "biuf":
         return y
+    # a class for each step, or a one-hot vector of as many classes as there are steps
     by_step = y.ndim == 2 and y.dtype.kind in "biu" and y.shape[1] == steps
-    if not by_step and y.ndim >= 2 and y.shape[-1] > 1 and _is_binary(y):
+    if y.ndim >= 2 and y.shape[-1] > 1 and _is_binary(y) and not (by_step and target == "step_labels"):
         count = y.sum(-1)
         if (count == 1).all():
+            if by_step and target is None:
+                told = f"{[*y.shape]} in {name} are one-hot vectors or a label for each step"
+                raise ConfigError(f"target: got null, and targets {told}; use data.target=labels or step_labels")
             return np.asarray(y.argmax(-1))
-        if y.dtype.kind != "f" and (count <= 1).all():
+        if y.dtype.kind != "f" and (count <= 1).all() and not by_step:
             told = f"{int((count == 0).sum())} of {count.size} one-hot vectors in {name} are all 0"
             raise DataError(f"data: {told}; each must have a class")
     if y.dtype.kind == "f" and y.size and (y == np.floor(y)).all():

@@ -131,6 +131,9 @@ class _Files:
                 raise DataError(f"data: the folder {folder / name} has no images and no npz files")
             self.paths += paths
             self.targets += [label] * len(paths)
+        beside = [path for path in self._samples(folder) if path.parent == folder] if classes else []
+        if beside:
+            raise DataError(f"data: {beside[0]} is beside the folders of classes, must be in one of them")
         if not classes:
             self.paths = self._samples(folder)
         if not self.paths:
@@ -159,11 +162,14 @@ class _Files:
         with _opened(self.paths[0]) as image:
             wanted = (image.height, image.width)
             found = image.mode in GREY if grey is None else grey
-        return _Images(found, wanted, (size, size) if isinstance(size, int) else size)
+        return _Images(found, grey is None, wanted, (size, size) if isinstance(size, int) else size)
 
     def source(self, read: "Callable[[Path], Any]", settings: tuple[Any, ...]) -> Source:
         dataset = FileDataset(self.paths, self.targets, self.classes, read)
-        status = [path.stat() for path in self.paths]
+        try:
+            status = [path.stat() for path in self.paths]
+        except OSError as error:
+            raise DataError(f"data: {error.filename} cannot be read: {error.strerror}") from error
         key = tuple((str(path), each.st_size, each.st_mtime_ns) for path, each in zip(self.paths, status, strict=True))
         return Source(self.folder.name, dataset, key=(key, settings))
 
@@ -214,17 +220,21 @@ class _Images:
 
     Args:
         grey: whether C is 1, else 3.
+        alike: whether all images must be grey where the first is.
         first: height and width of the first image, and of all where these are not resized.
         size: to resize to, or None.
     """
 
-    def __init__(self, grey: bool, first: tuple[int, int], size: Sequence[int] | None) -> None:
+    def __init__(self, grey: bool, alike: bool, first: tuple[int, int], size: Sequence[int] | None) -> None:
         self.mode, self.first, self.size = "L" if grey else "RGB", first, size
+        self.alike = alike and grey
 
     def __call__(self, path: Path) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         with _opened(path) as image:
+            if self.alike and image.mode not in GREY:
+                raise DataError(f"data: {path} has colours, and the first image is grey; use data.grey=true or false")
             pixels: Tensor = functional.pil_to_tensor(image.convert(self.mode))
         if self.size is not None:
             pixels = functional.resize(pixels, [*self.size], antialias=True)

@@ -1,7 +1,9 @@
 """Tables in CSV files as the data of a run: a sample for each row, or for each window of a time series."""
 
 import csv
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +23,8 @@ from snnexp.text import closest, line, shown
 
 Array = np.ndarray[Any, Any]
 MISSING = ("", "na", "n/a", "nan", "null", "none")
+EXACT = 2**53
+"""The least whole number that stands for another one too, as a float of 64 bits."""
 MOST_CLASSES = 20
 """Of whole numbers: with more, that are also more than half of the rows, nothing says that they are classes."""
 
@@ -81,19 +85,19 @@ def csv_data(
     """
     named = files_of(path, train, val, test)
     columns = _Columns(delimiter, target, drop, groups, split)
-    (first, (_, file)), *others = named.items()
-    tables = {first: columns.read(file)}
-    tables |= {name: columns.read(file, tables[first].features) for name, (_, file) in others}
-    names = _classes({each.name: each.y for each in tables.values()}, classify)
+    tables = {name: columns.read(file) for name, (_, file) in named.items()}
+    names = _classes([*tables.values()], classify)
+    # a target in the last row of its own window would be told by the window
+    features = columns.features(tables["train"].rows, window is not None and horizon > 0 and names is None)
     if window is None:
-        sources = {name: each.source(names) for name, each in tables.items()}
+        sources = {name: each.source(features, names) for name, each in tables.items()}
     else:
         asked = {"fold": fold, "stratify": stratify or None, "groups": groups, "split": split}
         for key, value in asked.items():
             if value is not None:
                 raise ConfigError(f"{key}: got {shown(value)}, and splits of a time series are in its order")
-        series = _Series(window, horizon, stride)
-        sources = series.sources(tables, names, val_fraction, test_fraction)
+        series = _Series(window, horizon, stride, features, names)
+        sources = series.sources(tables, val_fraction, test_fraction)
         val_fraction = test_fraction = None
     return prepared(
         sources,
@@ -108,70 +112,6 @@ def csv_data(
     )
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The used columns of a file: features ``[N, F]``, targets ``[N]`` or ``[N, K]``, ids and words."""
-
-    name: str
-    features: Sequence[str]
-    x: Array
-    y: Array
-    groups: list[Any] | None
-    split: list[Any] | None
-    key: Hashable
-
-    def source(self, names: Sequence[str] | None) -> Source:
-        """A sample for each row."""
-        dataset = ArrayDataset(self.x, _numbers(self.y, names), names, self.features)
-        return Source(self.name, dataset, self.groups, self.split, self.key)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Which columns of a file are what."""
-
-    delimiter: str
-    target: str | Sequence[str] | None
-    drop: Sequence[str]
-    groups: str | None
-    split: str | None
-
-    def read(self, file: str, features: Sequence[str] | None = None) -> _Table:
-        """The table in a file.
-
-        Args:
-            file: its path.
-            features: the columns that are features, in this order; None for all that are left.
-
-        Raises:
-            ConfigError: there is no such column, or one that is left holds text.
-            DataError: the file is missing or damaged, or a field is missing.
-        """
-        if len(self.delimiter) != 1:
-            raise ConfigError(f"delimiter: got {shown(self.delimiter)}, must be one character")
-        path = files.absolute(file)
-        files.require_file(path)
-        found = _Rows(path, self.delimiter)
-        targets = [self.target] if isinstance(self.target, str) else [*(self.target or ())]
-        if not targets:
-            raise ConfigError(f"target: must name a column of {path.name}: {', '.join(found.header)}")
-        others = {"groups": self.groups, "split": self.split}
-        named = [("target", name) for name in targets] + [("drop", name) for name in self.drop]
-        for what, name in [*named, *((what, name) for what, name in others.items() if name is not None)]:
-            if name not in found.header:
-                raise ConfigError(f"{what}: {path.name} has no column {shown(name)}, {closest(name, found.header)}")
-        left_out = {*targets, *self.drop, self.groups, self.split}
-        if features is None:
-            features = [name for name in found.header if name not in left_out]
-        elif missing := [name for name in features if name not in found.header]:
-            raise DataError(f"data: {path.name} has no column {shown(missing[0])}, and the training samples have")
-        x = found.numbers(features)
-        y = found.values(targets[0]) if len(targets) == 1 else found.numbers(targets, "target")
-        ids = {what: None if name is None else found.values(name).tolist() for what, name in others.items()}
-        words = (self.delimiter, tuple(targets), tuple(self.drop), self.groups, self.split)
-        return _Table(path.name, features, x, y, ids["groups"], ids["split"], (files.signature(path), *words))
-
-
 class _Rows:
     """The fields of a CSV file by column.
 
@@ -184,23 +124,60 @@ class _Rows:
     """
 
     def __init__(self, path: Path, delimiter: str) -> None:
-        self.path = path
+        self.path, self.delimiter = path, delimiter
+        self.matrix: Array | None = None
+        """``[N, columns]``, where all fields are numbers."""
+        self.text: Mapping[str, Sequence[str]] = {}
+        """Of any other file, the fields by column."""
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                self.header, *rows = [row for row in csv.reader(file, delimiter=delimiter, strict=True) if row]
-        except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+            self._read()
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"data: {path} cannot be read as CSV: {line(str(error))}") from error
-        if all(_is_number(name) for name in self.header):
-            raise DataError(f"data: the first row of {path.name} holds numbers, must be the names of its columns")
-        if len({*self.header}) < len(self.header):
-            raise DataError(f"data: {path.name} has two columns of the same name")
+
+    def _read(self) -> None:
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+            self.header = [name.strip() for name in next(filter(None, reader), [])]
+            self._require_header()
+            with warnings.catch_warnings(), suppress(ValueError):
+                # that there are no rows
+                warnings.simplefilter("ignore")
+                found = np.loadtxt(file, delimiter=self.delimiter, comments=None, quotechar='"', ndmin=2)
+                if found.shape[1] == len(self.header):
+                    self.matrix = found
+                    return
+        # which tells what is wrong, or reads text
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            _, *rows = filter(None, csv.reader(file, delimiter=self.delimiter, strict=True))
         for index, row in enumerate(rows):
             if len(row) != len(self.header):
-                told = f"sample {index} of {path.name} has {len(row)} fields, and the header {len(self.header)}"
+                told = f"sample {index} of {self.path.name} has {len(row)} fields, and the header {len(self.header)}"
                 raise DataError(f"data: {told}")
         if not rows:
-            raise DataError(f"data: {path.name} has a header and no rows")
-        self.columns = dict(zip(self.header, zip(*rows, strict=True), strict=True))
+            raise DataError(f"data: {self.path.name} has a header and no rows")
+        self.text = dict(zip(self.header, zip(*rows, strict=True), strict=True))
+
+    def _require_header(self) -> None:
+        if not self.header:
+            raise DataError(f"data: {self.path.name} has no row, must have one with the names of its columns")
+        if all(map(_is_number, self.header)):
+            raise DataError(f"data: the first row of {self.path.name} holds numbers, must be the names of its columns")
+        if len({*self.header}) < len(self.header):
+            raise DataError(f"data: {self.path.name} has two columns of the same name")
+
+    def require(self, key: str, name: str) -> None:
+        """Refuse a name that is no column's.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if name in self.header:
+            return
+        hint = closest(name, self.header)
+        other = next((each for each in ",;\t|" if len(self.header) == 1 and each in self.header[0]), None)
+        if other is not None:
+            hint = f"its fields are not separated by {shown(self.delimiter)}; use 'data.delimiter=\"{other}\"'"
+        raise ConfigError(f"{key}: {self.path.name} has no column {shown(name)}, {hint}")
 
     def values(self, name: str) -> Array:
         """A column as numbers, or as text where a field is no number.
@@ -208,15 +185,19 @@ class _Rows:
         Raises:
             DataError: a field is missing.
         """
-        fields = self.columns[name]
-        missing = [index for index, field in enumerate(fields) if field.strip().lower() in MISSING]
+        if self.matrix is not None:
+            column: Array = self.matrix[:, self.header.index(name)]
+            missing = np.flatnonzero(np.isnan(column)).tolist()
+        else:
+            fields = [field.strip() for field in self.text[name]]
+            missing = [index for index, field in enumerate(fields) if field.lower() in MISSING]
+            # Python reads 1_0 as 10
+            is_text = any("_" in field or not _is_number(field) for field in fields)
+            column = np.array(fields) if is_text or missing else np.array(fields, dtype=np.float64)
         if missing:
-            some = f"{len(missing)} of {len(fields)} fields in column {shown(name)} of {self.path.name} are missing"
+            some = f"{len(missing)} of {len(column)} fields in column {shown(name)} of {self.path.name} are missing"
             raise DataError(f"data: {some}, the first in sample {missing[0]}; fill them, or use data.drop")
-        try:
-            return np.array(fields, dtype=np.float64)
-        except ValueError:
-            return np.array([field.strip() for field in fields])
+        return column
 
     def numbers(self, names: Sequence[str], key: str = "drop") -> Array:
         """Columns of numbers, ``[N, F]``.
@@ -231,10 +212,83 @@ class _Rows:
             columns = ", ".join(map(shown, text))
             raise ConfigError(f"{key}: {self.path.name} has text in {columns}, must be numbers{hint}")
         if not found:
-            raise ConfigError(
-                f"drop: leaves no feature of {self.path.name}, whose columns are {', '.join(self.header)}"
-            )
+            raise ConfigError(f"drop: leaves no feature of {self.path.name}, which has {', '.join(self.header)}")
         return np.stack([*found.values()], 1)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What a file holds: its rows, targets ``[N]`` or ``[N, K]``, ids and words."""
+
+    rows: _Rows
+    y: Array
+    groups: list[Any] | None
+    split: list[Any] | None
+    key: Hashable
+
+    @property
+    def name(self) -> str:
+        return self.rows.path.name
+
+    def x(self, features: Sequence[str]) -> Array:
+        """The features, ``[N, F]``.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        if missing := [name for name in features if name not in self.rows.header]:
+            raise DataError(f"data: {self.name} has no column {shown(missing[0])}, and the training samples have")
+        return self.rows.numbers(features)
+
+    def source(self, features: Sequence[str], names: Sequence[str] | None) -> Source:
+        """A sample for each row."""
+        dataset = ArrayDataset(self.x(features), _numbers(self.y, names), names, features)
+        return Source(self.name, dataset, self.groups, self.split, self.key)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a file are what."""
+
+    delimiter: str
+    target: str | Sequence[str] | None
+    drop: Sequence[str]
+    groups: str | None
+    split: str | None
+
+    @property
+    def targets(self) -> list[str]:
+        return [self.target] if isinstance(self.target, str) else [*(self.target or ())]
+
+    def read(self, file: str) -> _Table:
+        """The table in a file.
+
+        Raises:
+            ConfigError: there is no such column.
+            DataError: the file is missing or damaged, or a field is missing.
+        """
+        if len(self.delimiter) != 1:
+            raise ConfigError(f"delimiter: got {shown(self.delimiter)}, must be one character")
+        path = files.absolute(file)
+        files.require_file(path)
+        found, targets = _Rows(path, self.delimiter), self.targets
+        if not targets:
+            raise ConfigError(f"target: must name a column of {path.name}: {', '.join(found.header)}")
+        if len({*targets}) < len(targets):
+            raise ConfigError(f"target: got {shown(', '.join(targets))}, must name each column once")
+        others = {what: name for what, name in (("groups", self.groups), ("split", self.split)) if name is not None}
+        named = [*(("target", name) for name in targets), *(("drop", name) for name in self.drop), *others.items()]
+        for what, name in named:
+            found.require(what, name)
+        y = found.values(targets[0]) if len(targets) == 1 else found.numbers(targets, "target")
+        ids = {what: found.values(name).tolist() for what, name in others.items()}
+        words = (self.delimiter, tuple(targets), tuple(self.drop), self.groups, self.split)
+        return _Table(found, y, ids.get("groups"), ids.get("split"), (files.signature(path), *words))
+
+    def features(self, rows: _Rows, with_target: bool) -> list[str]:
+        """The columns that are features, in the order of the file."""
+        left_out = {*self.drop, self.groups, self.split, *(() if with_target else self.targets)}
+        return [name for name in rows.header if name not in left_out]
 
 
 def _is_number(text: str) -> bool:
@@ -245,25 +299,26 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _classes(targets: Mapping[str, Array], classify: bool | None) -> list[str] | None:
+def _classes(tables: Sequence[_Table], classify: bool | None) -> list[str] | None:
     """The names of the classes of all files; None where targets are values.
 
     Raises:
         ConfigError: that is not clear, or cannot be.
     """
-    text = [name for name, each in targets.items() if each.dtype.kind == "U"]
-    if text and (classify is False or len(text) < len(targets)):
+    text = [each.name for each in tables if each.y.dtype.kind == "U"]
+    if text and (classify is False or len(text) < len(tables)):
         raise ConfigError(f"classify: got {shown(classify)}, and the target in {text[0]} is text")
     if text:
-        return sorted({label for each in targets.values() for label in each.tolist()})
-    numbers = np.concatenate([each.ravel() for each in targets.values()])
-    finite = bool(np.isfinite(numbers).all())
-    whole = finite and all(each.ndim == 1 for each in targets.values()) and bool((numbers == np.floor(numbers)).all())
+        return sorted({label for each in tables for label in each.y.tolist()})
+    numbers = np.concatenate([each.y.ravel() for each in tables])
+    whole = tables[0].y.ndim == 1 and bool((np.isfinite(numbers) & (numbers == np.floor(numbers))).all())
     if classify and not whole:
         raise ConfigError("classify: got true, and the target is no single column of whole numbers or text")
     if not whole or classify is False:
         return None
     found = np.unique(numbers)
+    if abs(found).max() >= EXACT:
+        raise ConfigError("classify: the target has whole numbers of 2^53 or more, must be smaller, or text")
     if classify is None and len(found) > max(MOST_CLASSES, len(numbers) / 2):
         told = f"{len(found)} different whole numbers in {len(numbers)} rows"
         raise ConfigError(f"classify: the target has {told}; use data.classify=false for values, or true")
@@ -298,15 +353,15 @@ class _Windows:
 
 @dataclass(frozen=True)
 class _Series:
-    """How windows are cut out of a time series; the fields are arguments of :func:`csv_data`."""
+    """How windows are cut out of a time series: by arguments of :func:`csv_data`, features, and names of classes."""
 
     window: int
     horizon: int
     stride: int
+    features: Sequence[str]
+    names: Sequence[str] | None
 
-    def sources(
-        self, tables: Mapping[str, _Table], names: Sequence[str] | None, val: float | None, test: float | None
-    ) -> dict[str, Source]:
+    def sources(self, tables: Mapping[str, _Table], val: float | None, test: float | None) -> dict[str, Source]:
         """A sample for each window; those of splits by fraction are in the order of time."""
         if test is None and "test" not in tables:
             test = TEST_FRACTION
@@ -317,7 +372,7 @@ class _Series:
         if not fractions["test"] and "test" not in tables:
             raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
         whole = tables["train"]
-        count = len(whole.x)
+        count = len(whole.y)
         ends = [round(count * left) for left in (1 - sum(fractions.values()), 1 - fractions["test"], 1)]
         for (name, fraction), begin, end in zip(fractions.items(), ends, ends[1:], strict=False):
             if fraction and begin == end:
@@ -327,23 +382,22 @@ class _Series:
             told = f"got {fractions[name]:g}, which leaves none of {count} rows to train on"
             raise ConfigError(f"{name}_fraction: {told}")
         found = {
-            name: self._windows(whole, begin, end, names)
+            name: self._windows(whole, begin, end)
             for name, begin, end in zip(("train", "val", "test"), (0, *ends), ends, strict=False)
             if begin < end
         }
         others = {name: each for name, each in tables.items() if name != "train"}
-        return found | {name: self._windows(each, 0, len(each.x), names) for name, each in others.items()}
+        return found | {name: self._windows(each, 0, len(each.y)) for name, each in others.items()}
 
-    def _windows(self, table: _Table, begin: int, end: int, names: Sequence[str] | None) -> Source:
+    def _windows(self, table: _Table, begin: int, end: int) -> Source:
         # the last row that a window reads is that of its target
         behind = self.window - 1 + self.horizon
         starts = np.arange(begin, end - behind, self.stride)
         if not len(starts):
             need = f"a window of {self.window} and a horizon of {self.horizon} need {behind + 1}"
             raise DataError(f"data: {end - begin} rows of {table.name} make no sample, {need}")
-        # a target in the last row of its own window would be told by the window
-        with_target = names is None and self.horizon > 0
-        rows = np.column_stack([table.x, table.y]) if with_target else table.x
-        y = _numbers(table.y, names)[starts + behind]
-        dataset = ArrayDataset(_Windows(rows, starts, self.window), y, names, table.features)
-        return Source(table.name, dataset, key=(table.key, begin, end, self))
+        y = _numbers(table.y, self.names)[starts + behind]
+        rows = _Windows(table.x(self.features), starts, self.window)
+        how = (self.window, self.horizon, self.stride)
+        dataset = ArrayDataset(rows, y, self.names, self.features)
+        return Source(table.name, dataset, key=(table.key, begin, end, how))
