@@ -10,7 +10,7 @@ from snnexp import files
 from snnexp.data.description import Target
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import files_of, prepared
-from snnexp.data.reading import ArrayDataset, Source
+from snnexp.data.sources import ArrayDataset, Source
 from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Given, InFile
 from snnexp.spec.checked import checked

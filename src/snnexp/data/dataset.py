@@ -7,7 +7,7 @@ from torch.utils.data import IterableDataset
 
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import prepared
-from snnexp.data.reading import Source
+from snnexp.data.sources import Source
 from snnexp.errors import ConfigError
 from snnexp.spec.annotations import Given, Object
 from snnexp.spec.checked import checked

@@ -12,7 +12,7 @@ import numpy as np
 
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import prepared
-from snnexp.data.reading import ArrayDataset, Source
+from snnexp.data.sources import ArrayDataset, Source
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 

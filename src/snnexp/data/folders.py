@@ -12,7 +12,7 @@ from snnexp import files
 from snnexp.data.description import Target
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import files_of, prepared
-from snnexp.data.reading import Source
+from snnexp.data.sources import Source
 from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Count, Given, InFile
 from snnexp.spec.checked import checked

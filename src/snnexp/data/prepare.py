@@ -12,7 +12,8 @@ from snnexp.config import user_parts
 from snnexp.data import scaling, splits
 from snnexp.data.description import Description, Target
 from snnexp.data.module import DataModule, Sampling
-from snnexp.data.reading import Augmented, Form, Indexed, Source, Stored, inputs_of, is_image, seed_generators
+from snnexp.data.reading import Augmented, Form, Indexed, Stored, inputs_of, seed_generators
+from snnexp.data.sources import Source, is_image
 from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Index, Object, Seed, Stackable, Workers

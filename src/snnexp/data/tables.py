@@ -14,7 +14,7 @@ from annotated_types import Interval
 from snnexp import files
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import TEST_FRACTION, files_of, prepared
-from snnexp.data.reading import ArrayDataset, Source
+from snnexp.data.sources import ArrayDataset, Source
 from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Given, Index
 from snnexp.spec.checked import checked

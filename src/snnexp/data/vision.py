@@ -12,7 +12,7 @@ from torch import Tensor
 from snnexp import files
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import prepared
-from snnexp.data.reading import ArrayDataset, Source
+from snnexp.data.sources import ArrayDataset, Source
 from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Object
 from snnexp.spec.checked import checked
