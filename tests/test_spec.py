@@ -23,8 +23,9 @@ from snnexp.neurons import Leaky, Neuron, ParametrizedLIF
 from snnexp.neurons.neuron import NeuronParameter
 from snnexp.spec import checked, parts, values
 from snnexp.spec.annotations import AtLeast, AtMost, Count, Fraction, Stackable
+from snnexp.spec.classes import MISSING
 from snnexp.spec.places import PLACES
-from snnexp.spec.reader import MISSING, Spec, read
+from snnexp.spec.reader import Spec, read
 from snnexp.spec.source import UnreadableError
 
 High = Annotated[float, AtLeast("2 * low", "mV")]

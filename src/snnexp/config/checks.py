@@ -14,8 +14,9 @@ from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, places, rules, values
+from snnexp.spec.classes import MISSING
 from snnexp.spec.places import NEURON, PLACES, SYNAPSE, Place
-from snnexp.spec.reader import MISSING, Spec
+from snnexp.spec.reader import Spec
 from snnexp.spec.rules import Facts
 from snnexp.spec.source import UnreadableError
 from snnexp.text import closest, listed, shown

@@ -13,7 +13,8 @@ from snnexp.errors import ConfigError
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
 from snnexp.spec import parts, rules
-from snnexp.spec.reader import MISSING, Spec
+from snnexp.spec.classes import MISSING
+from snnexp.spec.reader import Spec
 from snnexp.spec.rules import Facts
 from snnexp.text import shown, snake
 

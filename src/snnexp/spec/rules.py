@@ -7,8 +7,9 @@ from typing import Any
 from snnexp.errors import ConfigError
 from snnexp.spec import parts
 from snnexp.spec.annotations import Given, InFile
+from snnexp.spec.classes import MISSING
 from snnexp.spec.places import PLACES
-from snnexp.spec.reader import MISSING, Spec
+from snnexp.spec.reader import Spec
 from snnexp.text import closest, shown
 
 OTHER_LOSS = "use another loss, or data with labels"

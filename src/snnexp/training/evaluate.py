@@ -19,8 +19,8 @@ from snnexp.record.files import replacing, write_atomically
 from snnexp.record.names import OWN
 from snnexp.record.origin import origin
 from snnexp.record.run import Run
+from snnexp.spec.classes import MISSING
 from snnexp.spec.parts import of as parts_of
-from snnexp.spec.reader import MISSING
 from snnexp.text import shown
 from snnexp.training import callbacks, observers, saving
 from snnexp.training.assembly import Parts, build

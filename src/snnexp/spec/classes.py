@@ -1,0 +1,78 @@
+"""Classes as their source defines them: the order of their bases, and what their bodies assign."""
+
+import ast
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Generic, Protocol
+
+from snnexp.spec import source as sources
+from snnexp.spec.source import Definition, Object, Outside, UnreadableError
+
+MISSING = object()
+"""The value of what is not there, or is known only when it runs."""
+Class = Definition | Outside
+PLAIN_BASES = (object, Generic, Protocol)
+
+
+def mro(found: Definition, below: tuple[Definition, ...] = ()) -> tuple[Class, ...]:
+    """A class and its bases, in Python's order; what is not read ends each line of inheritance.
+
+    Raises:
+        UnreadableError: a base is not known.
+    """
+    assert isinstance(found.node, ast.ClassDef)
+    if found in below:
+        raise UnreadableError(f"{found} derives from itself")
+    lines: list[list[Class]] = []
+    for node in found.node.bases:
+        # Generic[T] and the like
+        base = sources.resolve(found.source, node.value if isinstance(node, ast.Subscript) else node)
+        if isinstance(base, Definition) and isinstance(base.node, ast.ClassDef):
+            lines.append([*mro(base, (*below, found))])
+        elif isinstance(base, Outside):
+            lines.append([base])
+        elif not (isinstance(base, Object) and base.value in PLAIN_BASES):
+            raise UnreadableError(f"a base of {found} is not read")
+    return (found, *_merged([*lines, [line[0] for line in lines]]))
+
+
+def _merged(lines: list[list[Class]]) -> Iterator[Class]:
+    while lines := [line for line in lines if line]:
+        for line in lines:
+            if not any(line[0] in other[1:] for other in lines):
+                first = line[0]
+                break
+        else:
+            raise UnreadableError("the bases have no order")
+        yield first
+        lines = [line[1:] if line[0] == first else line for line in lines]
+
+
+def attribute(found: Definition, name: str) -> Any:
+    """What the body of a class assigns to a name; None where it does not, MISSING where it may be something else."""
+    assert isinstance(found.node, ast.ClassDef)
+    assigned = [node for node in found.node.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    plain = [value for node in assigned for bound, value in sources.bindings(node) if bound == name]
+    bare = [node for node in assigned if isinstance(node, ast.AnnAssign) and node.value is None]
+    count = sum(name in sources.stored(node) for node in found.node.body if node not in bare) + _named(found)[name]
+    if not count:
+        return None
+    if count > 1 or not plain:
+        return MISSING
+    try:
+        return sources.evaluate(found.source, plain[0])
+    except UnreadableError:
+        return MISSING
+
+
+@functools.lru_cache(maxsize=256)
+def _named(found: Definition) -> Counter[str]:
+    """How often the code of a class sets an attribute of each name, or has its name as a text, as setattr needs it."""
+    names: Counter[str] = Counter()
+    for node in ast.walk(found.node):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names[node.attr] += 1
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names[node.value] += 1
+    return names
