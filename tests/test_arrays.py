@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from samples import whole
 
 from snnexp import limits
 from snnexp.config import compose
-from snnexp.data import DataModule, arrays_data
+from snnexp.data import arrays_data
 from snnexp.data.reading import Indexed, Stored
 from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import build
@@ -22,12 +22,6 @@ def saved(folder: Path, name: str = "all.npz", **arrays: Any) -> str:
     path = folder / name
     np.savez(path, **arrays)
     return str(path)
-
-
-def whole(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
-    samples: Any = getattr(data, split)
-    x, y = samples[[*range(len(samples))]]
-    return x, y
 
 
 class TestKinds:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import whole
 
 from snnexp.config import compose
-from snnexp.data import DataModule, folder_data
+from snnexp.data import folder_data
 from snnexp.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
@@ -30,12 +31,6 @@ def images(root: Path, count: int = 5, classes: tuple[str, ...] = ("cat", "ant")
 def sample(path: Path, **arrays: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **arrays)
-
-
-def whole(data: DataModule, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    samples: Any = getattr(data, split)
-    x, y = samples[[*range(len(samples))]]
-    return x, y
 
 
 class TestImages:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from samples import whole
 
-from snnexp.data import DataModule, csv_data
+from snnexp.data import csv_data
 from snnexp.errors import ConfigError, DataError
 
 ROWS = [[index, index / 8, ["cat", "ant"][index % 2], index % 3, -index / 4] for index in range(30)]
@@ -26,12 +26,6 @@ def write(folder: Path, rows: Any, name: str = "table.csv", **dialect: Any) -> s
     with path.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out, **dialect).writerows(rows)
     return str(path)
-
-
-def whole(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
-    samples: Any = getattr(data, split)
-    x, y = samples[[*range(len(samples))]]
-    return x, y
 
 
 class TestRows:

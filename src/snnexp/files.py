@@ -46,9 +46,6 @@ class Array:
         self.shape, self.dtype, self.mapped = tuple(shape), np.dtype(dtype), mapped
         self._open = open_
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __getitem__(self, indices: Any) -> NDArray:
         """Samples by a list of indices of the first axis."""
         return _native(np.asarray(self._open()[indices]))

@@ -1,0 +1,14 @@
+"""What tests of data read of a data module."""
+
+from typing import Any
+
+from torch import Tensor
+
+from snnexp.data import DataModule
+
+
+def whole(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of all samples of a split."""
+    samples: Any = getattr(data, split)
+    x, y = samples[[*range(len(samples))]]
+    return x, y
