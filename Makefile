@@ -1,8 +1,8 @@
 # Needs Python 3.11 to 3.13 and make; everything else goes into .venv
 PYTHON ?= python3
 BIN := .venv/bin
-# whole files go to the two processes, in the order of the folders: the slow ones come first, so that both end together
-SUITE := -n 2 --dist loadfile --no-loadscope-reorder
+# whole files go to three processes, which wait often, in the order of the folders: the slow ones come first
+SUITE := -n 3 --dist loadfile --no-loadscope-reorder
 # also for what builds a package; pip before 25.3 knows the first name alone, later ones read the second there
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
