@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from snnexp.errors import ConfigError
 from snnexp.experiment import build, compose, evaluate, run
-from snnexp.losses import CEMembrane, NLLMaxVoltage, Weighted
+from snnexp.losses import CEMembrane, CrossEntropy, NLLMaxVoltage
 from snnexp.neurons import Trace
 from snnexp.record.checkpoint import decode, read_checkpoint
 from snnexp.training.stacked import Point
@@ -97,7 +97,7 @@ class TestRun:
         counts = parts.data.class_counts()
         assert counts is not None
         assert len({*counts}) > 1, "else all weights are 1"
-        assert isinstance(parts.loss, Weighted)
+        assert isinstance(parts.loss, CrossEntropy)
         assert parts.loss.class_weights == [32 / (3 * count) for count in counts]
 
     @pytest.mark.parametrize(

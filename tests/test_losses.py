@@ -1,14 +1,20 @@
-"""Losses: values and gradients that can be worked out on paper."""
+"""Losses: values and gradients that can be worked out on paper, and those of PyTorch and snnTorch."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import snntorch.functional as SF
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vmap
 
 from snnexp import losses
+from snnexp.decoders import Population
 from snnexp.errors import ConfigError
-from snnexp.neurons import Trace
+from snnexp.neurons import Identity, Trace
 
 
 def spikes_with_counts(counts: list[list[int]], num_steps: int) -> Tensor:
@@ -151,3 +157,182 @@ def test_objects_take_what_they_need_from_a_trace() -> None:
 def test_refuses(kind: type[losses.Loss], key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: "):
         kind(**{key: value})
+
+
+T, B, K = 7, 5, 4
+LABELS = torch.tensor([0, 3, 1, 1, 2])
+
+
+@pytest.fixture
+def trace() -> Trace:
+    random = torch.Generator().manual_seed(1)
+    spikes = torch.rand(T, B, K, generator=random).round()
+    # one neuron never fires, and one fires in the last step alone
+    spikes[:, 0, 0] = 0
+    spikes[:-1, 1, 3], spikes[-1, 1, 3] = 0, 1
+    membrane = torch.randn(T, B, K, generator=random)
+    return Trace(spikes.requires_grad_(), membrane.requires_grad_(), None)
+
+
+def require_equal(loss: Tensor, expected: Tensor, variable: Tensor) -> None:
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient(loss, variable), gradient(expected, variable))
+
+
+@pytest.mark.parametrize(
+    ("loss", "peer", "reads"),
+    [
+        (losses.CERate(), SF.ce_rate_loss(), "spikes"),
+        (losses.CECount(), SF.ce_count_loss(), "spikes"),
+        (losses.NLLMaxVoltage(), SF.ce_max_membrane_loss(), "membrane"),
+        # with its default of -1, snnTorch 1.0.0 gives all classes the target 0
+        (losses.MSETemporal(), SF.mse_temporal_loss(on_target=0, off_target=T - 1), "spikes"),
+        (losses.MSETemporal(1, 5, 2), SF.mse_temporal_loss(on_target=1, off_target=5, tolerance=2), "spikes"),
+        (losses.MSETemporal(-7, -2), SF.mse_temporal_loss(on_target=-7, off_target=-2), "spikes"),
+    ],
+)
+def test_is_that_of_snntorch(loss: losses.Loss, peer: Any, reads: str, trace: Trace) -> None:
+    variable = getattr(trace, reads)
+    require_equal(loss(trace, LABELS), peer(variable, LABELS).squeeze(), variable)
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits"),
+    [
+        (losses.CEMeanMembrane, lambda membrane: membrane.mean(0)),
+        (losses.CESumMembrane, lambda membrane: membrane.sum(0)),
+        (losses.CELastMembrane, lambda membrane: membrane[-1]),
+        (losses.NLLMaxVoltage, lambda membrane: membrane.amax(0)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("weights", "smoothing"), [(None, 0.0), ([1.0, 2.0, 0.5, 3.0], 0.0), ([1.0, 2.0, 0.5, 3.0], 0.2)]
+)
+def test_is_the_cross_entropy_of_a_statistic(
+    kind: Callable[..., losses.Loss],
+    logits: Callable[[Tensor], Tensor],
+    weights: list[float] | None,
+    smoothing: float,
+    trace: Trace,
+) -> None:
+    given = None if weights is None else torch.tensor(weights)
+    expected = F.cross_entropy(logits(trace.membrane), LABELS, given, label_smoothing=smoothing)
+    require_equal(kind(weights, smoothing)(trace, LABELS), expected, trace.membrane)
+
+
+def test_a_label_for_each_step_is_a_sample_for_each_step(trace: Trace) -> None:
+    target = torch.arange(T * B).reshape(T, B) % K
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    expected = F.cross_entropy(trace.membrane.flatten(0, 1), target.flatten(), weights, label_smoothing=0.1)
+    require_equal(losses.CEEachStep(weights.tolist(), 0.1)(trace, target), expected, trace.membrane)
+
+
+def test_label_smoothing_by_hand() -> None:
+    """Of two classes with p = 3/4 and 1/4, smoothed by .2: .9 of one surprise and .1 of the other."""
+    membrane = torch.tensor([[[3.0, 1.0]]]).log()
+    loss = losses.CELastMembrane(None, 0.2)(Trace(membrane, membrane, None), torch.tensor([0]))
+    torch.testing.assert_close(loss.item(), 0.9 * math.log(4 / 3) + 0.1 * math.log(4))
+
+
+@pytest.mark.parametrize("kind", [losses.CEMeanMembrane, losses.CESumMembrane])
+def test_a_linear_readout_is_a_linear_layer_on_the_spikes(kind: Callable[..., losses.Loss], trace: Trace) -> None:
+    layer = nn.Linear(K, 3)
+    readout = Identity(3)(layer(trace.spikes))
+    whole = trace.spikes.mean(0) if kind is losses.CEMeanMembrane else trace.spikes.sum(0)
+    bias = layer.bias if kind is losses.CEMeanMembrane else T * layer.bias
+    expected = F.cross_entropy(whole @ layer.weight.T + bias, LABELS % 3)
+    require_equal(kind()(readout, LABELS % 3), expected, layer.weight)
+
+
+class TestPopulation:
+    """Two neurons for each of two classes; their mean here, their sum in snnTorch."""
+
+    def test_counts(self, trace: Trace) -> None:
+        peer = SF.ce_count_loss(population_code=True, num_classes=2)
+        require_equal(self.loss(losses.CECount(scale=2.0), trace), peer(trace.spikes, LABELS % 2), trace.spikes)
+
+    def test_squares_of_counts_are_a_square_of_the_size_less(self, trace: Trace) -> None:
+        peer = SF.mse_count_loss(1.0, 0.0, population_code=True, num_classes=2)
+        loss = 4 * self.loss(losses.MSECount(1.0, 0.0), trace)
+        require_equal(loss, peer(trace.spikes, LABELS % 2), trace.spikes)
+
+    @staticmethod
+    def loss(loss: losses.Loss, trace: Trace) -> Tensor:
+        return loss(Population(2).pooled(trace), LABELS % 2)
+
+
+class TestMSELast:
+    def test_compares_the_last_step_with_that_of_the_target(self, trace: Trace) -> None:
+        target = torch.randn(T, B, K)
+        expected = F.mse_loss(trace.membrane[-1], target[-1])
+        require_equal(losses.MSELast()(trace, target), expected, trace.membrane)
+        assert losses.MSELast()(trace, target[-1]) == expected
+        output, wanted = losses.MSELast().compared(trace, target)
+        assert F.mse_loss(output, wanted) == expected
+
+    def test_labels(self, trace: Trace) -> None:
+        expected = F.mse_loss(trace.membrane[-1], F.one_hot(LABELS, K).float() * 3 - 1)
+        require_equal(losses.MSELast(2.0, -1.0)(trace, LABELS), expected, trace.membrane)
+
+
+class TestMSETemporal:
+    def test_a_time_that_is_met_costs_nothing_and_pulls_nowhere(self, trace: Trace) -> None:
+        """Tolerance 7 of 7 steps is met by any time."""
+        loss = losses.MSETemporal(tolerance=T)(trace, LABELS)
+        assert loss == 0
+        assert gradient(loss, trace.spikes).abs().max() == 0
+
+    def test_by_hand(self) -> None:
+        """The label fires at step 2 where 0 is wanted, the other one never, which is step 3 of 0 to 3, as wanted."""
+        spikes = torch.zeros(4, 1, 2)
+        spikes[2, 0, 0] = spikes[3, 0, 0] = 1
+        loss = losses.MSETemporal()(Trace(spikes, spikes, None), torch.tensor([0]))
+        torch.testing.assert_close(loss.item(), (2 / 4) ** 2 / 2)
+
+    @pytest.mark.parametrize(("key", "value"), [("on_target", T), ("off_target", -T - 1)])
+    def test_a_step_that_there_is_not(self, key: str, value: int, trace: Trace) -> None:
+        with pytest.raises(ConfigError, match=rf"{key}: got {value}, must be a step from -7 to 6"):
+            losses.MSETemporal(**{key: value})(trace, LABELS)
+
+
+class TestBCE:
+    def test_is_that_of_pytorch(self, trace: Trace) -> None:
+        loss, peer = losses.BCE(2.5), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.5))
+        mean, values, steps = trace.membrane.mean(0), torch.rand(B, K), torch.rand(T, B, K)
+        one_hot = F.one_hot(LABELS, K).float()
+        require_equal(loss(trace, LABELS), peer(mean, one_hot), trace.membrane)
+        require_equal(loss(trace, values), peer(trace.membrane.mean(0), values), trace.membrane)
+        require_equal(loss(trace, steps), peer(trace.membrane, steps), trace.membrane)
+
+    def test_measures_compare_probabilities(self) -> None:
+        """A membrane of log 3 is a probability of 3/4."""
+        membrane = torch.full((2, 1, 1), math.log(3))
+        output, _ = losses.BCE().compared(Trace(membrane, membrane, None), torch.zeros(1, 1))
+        torch.testing.assert_close(output, torch.tensor([[0.75]]))
+
+    @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 7.0)])
+    def test_targets_that_are_no_probabilities(self, low: float, high: float) -> None:
+        with pytest.raises(ConfigError, match="BCE compares with targets from 0 to 1, these data have"):
+            losses.BCE().require_range(low, high)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.CERate(),
+        losses.CECount(None, 0.1, 2.0),
+        losses.CEMeanMembrane(),
+        losses.CESumMembrane(),
+        losses.CELastMembrane(),
+        losses.MSELast(),
+        losses.MSETemporal(),
+        losses.BCE(),
+    ],
+)
+def test_members_of_a_stack_have_what_each_has_alone(loss: losses.Loss) -> None:
+    assert type(loss).stackable
+    spikes, membrane = torch.rand(3, T, B, K).round(), torch.randn(3, T, B, K)
+    numbers = loss.numbers(T)
+    found = vmap(lambda s, u: loss.compare(Trace(s, u, None), LABELS, *numbers))(spikes, membrane)
+    alone = [loss(Trace(s, u, None), LABELS) for s, u in zip(spikes, membrane, strict=True)]
+    torch.testing.assert_close(found, torch.stack(alone))

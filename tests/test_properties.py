@@ -176,11 +176,14 @@ def test_losses(target: str, data: Any) -> None:
     if "class_weights" in drawn:
         # counted by a run, or one for each class; of a batch, some are above 0
         drawn["class_weights"] = data.draw(st.lists(st.floats(0.01, LIMIT), min_size=N, max_size=N) | st.none())
+    # steps of the sequence
+    drawn |= {name: data.draw(st.integers(-T, T - 1)) for name in ("on_target", "off_target") if _is_step(target, name)}
     loss = made("loss", target, drawn)
     membrane = torch.randn((T, B, N), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     trace = Trace((membrane > 0).double() + 0 * membrane, membrane, ())
     goals = {"labels": torch.tensor([0, 2, 1]), "trace": torch.zeros((T, B, N), dtype=torch.float64)}
     goals["values"] = torch.zeros((B, N), dtype=torch.float64)
+    goals["step_labels"] = torch.arange(T * B).reshape(T, B) % N
     for kind in loss.targets:
         value = loss(trace, goals[kind])
         assert value.shape == ()
@@ -191,7 +194,13 @@ def test_losses(target: str, data: Any) -> None:
         # a mean over samples: their order makes no difference
         turned = [2, 0, 1]
         again = Trace(trace.spikes[:, turned], membrane[:, turned], ())
-        same(loss(again, goals[kind] if kind == "trace" else goals[kind][turned]), value)
+        goal = goals[kind]
+        same(loss(again, goal[:, turned] if kind in ("trace", "step_labels") else goal[turned]), value)
+
+
+def _is_step(target: str, name: str) -> bool:
+    domain = parts.shipped("loss")[target].arguments.get(name, Argument(name)).domain
+    return isinstance(domain, Number) and domain.whole
 
 
 @targets("optimizer")

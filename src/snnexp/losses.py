@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snnexp.errors import ConfigError
 from snnexp.neurons.statistics import Reads, names
-from snnexp.spec.annotations import Fraction, NonNegative, Stackable
+from snnexp.spec.annotations import Fraction, Index, NonNegative, Positive, Stackable
 from snnexp.spec.checked import check_fields
 
 Number = float | Tensor
@@ -108,8 +108,19 @@ class Loss:
         """Whether the label makes a difference after ``num_steps`` steps."""
         return True
 
+    def require_range(self, low: float, high: float) -> None:
+        """Refuse targets that the loss cannot compare with.
+
+        Args:
+            low: the lowest target.
+            high: the highest.
+
+        Raises:
+            ConfigError: one of them is out of range.
+        """
+
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
-        """The loss with numbers that are handed over: it reads none of its own, so that members of a stack share it."""
+        """The loss with numbers that are handed over; members of a stack share what it reads of its own."""
         raise NotImplementedError
 
     def compared(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,17 +134,21 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """What losses have in common that average over samples, each with the weight of its class.
+class CrossEntropy:
+    """What losses by cross-entropy have in common: -log softmax(x)_y of logits x, ``[B, K]``, and a label y.
 
-    The weights of the targets of a batch are divided by their sum, as in :func:`torch.nn.functional.cross_entropy`.
+    The logits are the first statistic that the loss ``reads``. The mean over samples weighs each one by the class of
+    its label, and divides by the sum of these weights, as :func:`torch.nn.functional.cross_entropy` does.
 
     Args:
         class_weights: one for each class; ``balanced`` for n / (K n_c), where n_c of the n training samples have the
             class; None to weigh all samples the same.
+        label_smoothing: e, for targets of 1 - e + e / K at the label and e / K elsewhere.
     """
 
+    reads: ClassVar[Reads]
     class_weights: Literal["balanced"] | Sequence[NonNegative] | None = None
+    label_smoothing: Fraction = 0.0
 
     def numbers(self, num_steps: int) -> tuple[float | Sequence[float], ...]:
         """See :meth:`Loss.numbers`."""
@@ -151,20 +166,108 @@ class Weighted:
             raise ConfigError(f"class_weights: got balanced, and class {counts.index(0)} has no training sample")
         return replace(self, class_weights=[sum(counts) / (len(counts) * count) for count in counts])
 
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        logits: Tensor = getattr(trace, names(self.reads)[0])
+        return self.cross_entropy(logits, target, *numbers)
 
-def _as_weights(numbers: Sequence[Any], like: Tensor) -> Tensor | None:
-    return torch.as_tensor(numbers[0], dtype=like.dtype, device=like.device) if numbers else None
+    def cross_entropy(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:
+        """That of logits ``[B, K, ...]`` and labels ``[B, ...]``."""
+        weights = torch.as_tensor(numbers[0], dtype=logits.dtype, device=logits.device) if numbers else None
+        return F.cross_entropy(logits, target, weights, label_smoothing=self.label_smoothing)
+
+    def of_steps(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:
+        """The mean over steps of logits ``[T, B, K]``, with labels ``[B]`` or ``[T, B]``."""
+        # with the classes before the batch, a softmax over few of them is many times faster
+        return self.cross_entropy(logits.transpose(1, 2), target.expand(len(logits), -1), *numbers)
 
 
 @dataclass(frozen=True)
-class CEMembrane(Weighted, Loss):
+class CEMembrane(CrossEntropy, Loss):
     """See :func:`ce_membrane`. The sum of log probabilities is highest for the class of the highest summed membrane."""
 
     stackable = True
     decoder = "sum_membrane"
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
-        return ce_membrane(trace.membrane, target, _as_weights(numbers, trace.membrane))
+        num_steps: int = trace.num_steps
+        return num_steps * self.of_steps(trace.membrane, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CEEachStep(CrossEntropy, Loss):
+    """mean over t of CE(U[t], y[t]); a label for each step."""
+
+    stackable = True
+    targets = ("step_labels",)
+    decoder = "each_step"
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        return self.of_steps(trace.membrane, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CERate(CrossEntropy, Loss):
+    """mean over t of CE(S[t], y): the correct class shall fire at all steps (``ce_rate_loss`` of snnTorch)."""
+
+    stackable = True
+    reads = "spikes"
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        return self.of_steps(trace.spikes, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CECount(CrossEntropy, Loss):
+    """CE(scale sum_t S, y) (``ce_count_loss`` of snnTorch, with scale 1).
+
+    Args:
+        class_weights: as of :class:`CrossEntropy`.
+        label_smoothing: as of :class:`CrossEntropy`.
+        scale: of the counts. A population of n neurons per class has its mean count; n makes it the sum.
+    """
+
+    stackable = True
+    reads = "spike_count"
+    scale: Positive = 1.0
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        return self.cross_entropy(self.scale * trace.spike_count, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CEMeanMembrane(CrossEntropy, Loss):
+    """CE((1 / T) sum_t U, y). Of a ``linear`` readout it is that of a linear layer on the mean spikes."""
+
+    stackable = True
+    reads = "mean_membrane"
+    decoder = "mean_membrane"
+
+
+@dataclass(frozen=True)
+class CESumMembrane(CrossEntropy, Loss):
+    """CE(sum_t U, y). Of a ``linear`` readout it is that of a linear layer on the spike counts, with T biases."""
+
+    stackable = True
+    reads = "sum_membrane"
+    decoder = "sum_membrane"
+
+
+@dataclass(frozen=True)
+class CELastMembrane(CrossEntropy, Loss):
+    """CE(U[T - 1], y)."""
+
+    stackable = True
+    reads = "last_membrane"
+    decoder = "last_membrane"
+
+
+@dataclass(frozen=True)
+class NLLMaxVoltage(CrossEntropy, Loss):
+    """See :func:`nll_max_voltage`; ``ce_max_membrane_loss`` of snnTorch."""
+
+    stackable = True
+    reads = "max_membrane"
+    decoder = "max_membrane"
 
 
 @dataclass(frozen=True)
@@ -207,14 +310,92 @@ class MSEMembrane(Loss):
 
 
 @dataclass(frozen=True)
-class NLLMaxVoltage(Weighted, Loss):
-    """See :func:`nll_max_voltage`."""
+class MSELast(MSEMembrane):
+    """MSE(U[T - 1], y); y is the last step of a trace, or values, or made of labels as in :func:`mse_membrane`."""
 
     stackable = True
-    reads = "max_membrane"
-    decoder = "max_membrane"
+    reads = "last_membrane"
+    decoder = "last_membrane"
 
-    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
-        # one step that holds the maximum of all
-        maximum = trace.max_membrane.unsqueeze(0)
-        return nll_max_voltage(maximum, target, _as_weights(numbers, maximum))
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+        last = trace.last_membrane
+        return mse_membrane(last.unsqueeze(0), target[-1:] if target.ndim > last.ndim else target, *numbers)
+
+
+@dataclass(frozen=True)
+class MSETemporal(Loss):
+    """mean of ((t_k - y_k) / T)^2; neuron k first fires at step t_k, or never, and then t_k = T - 1.
+
+    A label gives the times y_k. The derivative of t_k by the spike S_k[t_k] is taken for -1, and is 0 for all other
+    spikes, as in ``mse_temporal_loss`` of snnTorch.
+
+    Args:
+        on_target: y_k of the class of the label, a step; -1 is the last one.
+        off_target: y_k of all others.
+        tolerance: times that are less than so many steps from their target count as met.
+    """
+
+    stackable = True
+    reads = "spikes"
+    decoder = "first_spike"
+    on_target: int = 0
+    off_target: int = -1
+    tolerance: Index = 0
+
+    def numbers(self, num_steps: int) -> tuple[float, ...]:
+        for name, step in (("on_target", self.on_target), ("off_target", self.off_target)):
+            if not -num_steps <= step < num_steps:
+                raise ConfigError(f"{name}: got {step}, must be a step from {-num_steps} to {num_steps - 1}")
+        return self.on_target % num_steps, self.off_target % num_steps
+
+    def sees_labels(self, num_steps: int) -> bool:
+        correct, incorrect = self.numbers(num_steps)
+        return correct != incorrect
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+        last = trace.num_steps - 1
+        first = torch.where(trace.first_spike > last, last, trace.first_spike)
+        at = trace.spikes.gather(0, first.long().unsqueeze(0)).squeeze(0)
+        # the time, with a derivative of -1 by the spike
+        time = first - (at - at.detach())
+        wanted = _per_class(target, numbers[0], numbers[1], time)
+        met = (first - wanted).abs() < self.tolerance
+        loss: Tensor = F.mse_loss(torch.where(met, wanted, time), wanted) / trace.num_steps**2
+        return loss
+
+
+@dataclass(frozen=True)
+class BCE(Loss):
+    """-[w y log p + (1 - y) log(1 - p)], the mean over outputs, with p = sigmoid(x): one decision for each output.
+
+    x is the mean membrane over time, or with a trace the membrane of each step. y is 0 or 1, or a probability; a label
+    gives 1 for its class and 0 for all others. Measures of a difference compare p with y.
+
+    Args:
+        pos_weight: w, of what is 1 (``pos_weight`` of :class:`torch.nn.BCEWithLogitsLoss`).
+    """
+
+    stackable = True
+    targets = ("labels", "values", "trace")
+    decoder = "mean_membrane"
+    pos_weight: Stackable[Positive] = 1.0
+
+    def numbers(self, num_steps: int) -> tuple[float, ...]:
+        return (self.pos_weight,)
+
+    def require_range(self, low: float, high: float) -> None:
+        if low < 0 or high > 1:
+            raise ConfigError(f"BCE compares with targets from 0 to 1, these data have {low:g} to {high:g}")
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+        logits, wanted = self._logits(trace, target)
+        weight = torch.as_tensor(numbers[0], dtype=logits.dtype, device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight)
+
+    def compared(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits, wanted = self._logits(trace, target)
+        return logits.sigmoid(), wanted
+
+    def _logits(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = trace.membrane if target.ndim == trace.membrane.ndim else trace.mean_membrane
+        return logits, target if target.is_floating_point() else F.one_hot(target, logits.shape[-1]).to(logits.dtype)

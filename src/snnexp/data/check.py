@@ -19,11 +19,27 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 @dataclass
 class Found:
-    """What the inputs of all splits have in common: the lowest and the highest value, and whether all are 0 or 1."""
+    """What the samples of all splits have in common.
+
+    Args:
+        low: the lowest input.
+        high: the highest input.
+        targets: the lowest and the highest target.
+        binary: whether all inputs are 0 or 1.
+    """
 
     low: float
     high: float
+    targets: tuple[float, float]
     binary: bool
+
+    @classmethod
+    def of(cls, parts: Sequence["Found"]) -> "Found":
+        """That of several splits together."""
+        low, high = min(part.low for part in parts), max(part.high for part in parts)
+        targets = [part.targets for part in parts]
+        whole = min(lowest for lowest, _ in targets), max(highest for _, highest in targets)
+        return cls(low, high, whole, all(part.binary for part in parts))
 
 
 class Converted:
@@ -68,7 +84,7 @@ def check(data: DataModule, num_steps: int) -> Found:
             converted = _Split(name, samples, data).check(num_steps)
             setattr(data, name, converted)
             found.append(_values(name, converted, data, num_steps))
-    return Found(min(part.low for part in found), max(part.high for part in found), all(part.binary for part in found))
+    return Found.of(found)
 
 
 @dataclass
@@ -145,9 +161,10 @@ def _values(name: str, samples: Samples, data: DataModule, num_steps: int) -> Fo
     if isinstance(samples, MNIST):
         # a checksum vouches for them
         low, high = samples.limits
-        return Found(low, high, binary=False)
+        return Found(low, high, (0, data.outputs - 1), binary=False)
     checks_itself = getattr(samples, "checks_itself", False)
     low, high, binary = float("inf"), float("-inf"), data.sequences
+    lowest, highest = low, high
     lengths: set[int] = set()
     for indices in [*OrderedBatches(len(samples), data.batch_size)][: 1 if checks_itself else None]:
         values, target = samples[indices]
@@ -155,6 +172,7 @@ def _values(name: str, samples: Samples, data: DataModule, num_steps: int) -> Fo
             raise DataError(f"data: the {name} split has values that are NaN or infinite")
         lengths.add(len(values))
         low, high = min(low, values.min().item()), max(high, values.max().item())
+        lowest, highest = min(lowest, target.min().item()), max(highest, target.max().item())
         binary = binary and bool(((values == 0) | (values == 1)).all())
         if data.description.is_classified and not 0 <= int(target.min()) <= int(target.max()) < data.outputs:
             raise DataError(
@@ -165,7 +183,7 @@ def _values(name: str, samples: Samples, data: DataModule, num_steps: int) -> Fo
     if data.sequences and len(lengths) == 1 and lengths != {num_steps}:
         raise _other_steps(name, lengths.pop(), num_steps)
     # what was not read may be anything
-    return Found(low, high, binary and high > 0 and not checks_itself)
+    return Found(low, high, (lowest, highest), binary and high > 0 and not checks_itself)
 
 
 def _other_steps(name: str, steps: int, num_steps: int) -> ConfigError:

@@ -149,16 +149,16 @@ class DataModule(LightningDataModule):
 
     @cached_property
     def _labels(self) -> Tensor:
-        """``[N]``, those of all training samples."""
+        """Those of all training samples, ``[N]``, or of all their steps."""
         known = getattr(self.train, "targets", None)
         if known is None:
             batches = OrderedBatches(len(self.train), self.batch_size)
-            known = torch.cat([self.train[indices][1].cpu() for indices in batches])
+            known = torch.cat([self.train[indices][1].cpu().flatten() for indices in batches])
         return known.to("cpu", torch.int64)
 
     def class_counts(self) -> list[int] | None:
-        """How many training samples each class has; None where targets are no labels."""
-        return class_counts(self._labels, self.outputs) if self.target == "labels" else None
+        """How many training samples, or steps of them, each class has; None where targets are no labels."""
+        return class_counts(self._labels, self.outputs) if self.description.is_classified else None
 
     def require_shareable(self, processes: int) -> None:
         """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""

@@ -20,7 +20,7 @@ from snnexp.decoders import Decoder
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, located
 from snnexp.events import Events
-from snnexp.losses import Loss, Weighted
+from snnexp.losses import CrossEntropy, Loss
 from snnexp.network import Dense, Network
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
@@ -199,6 +199,9 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     with user_parts.running("data"):
         found = check(data, cfg.num_steps)
         loss = _weighed(loss, data)
+    if isinstance(loss, Loss) and data.target not in rules.DECODED:
+        with located("loss"):
+            loss.require_range(*found.targets)
     _require_encoded(encoder, data, found, cfg.num_steps)
     contracts.require_results(network, loss, decoder, measures, penalties, data, cfg.num_steps)
     if spikes is not None:
@@ -305,7 +308,7 @@ def _weighed(loss: Loss, data: DataModule) -> Loss:
     Raises:
         ConfigError: there are not as many weights as classes, all are 0, or a class has no training samples.
     """
-    if not isinstance(loss, Weighted) or loss.class_weights is None:
+    if not isinstance(loss, CrossEntropy) or loss.class_weights is None:
         return loss
     with located("loss"):
         if loss.class_weights == "balanced":

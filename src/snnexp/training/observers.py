@@ -16,7 +16,7 @@ from snnexp import metrics
 from snnexp.data.scaling import Scaling
 from snnexp.decoders import Decoder
 from snnexp.errors import DataError, DivergedError
-from snnexp.losses import Weighted
+from snnexp.losses import CrossEntropy
 from snnexp.neurons import Neuron
 from snnexp.training.members import Member, Observer
 from snnexp.training.task import Task
@@ -238,7 +238,7 @@ class ClassWeights(Observer):
         self.task = task
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
-        return {"weights": torch.tensor(cast(Weighted, self.task.loss).class_weights, dtype=torch.float64)}
+        return {"weights": torch.tensor(cast(CrossEntropy, self.task.loss).class_weights, dtype=torch.float64)}
 
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
         self.task.loss = replace(cast(Any, self.task.loss), class_weights=state_dict["weights"].tolist())

@@ -4,7 +4,7 @@ import json
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.losses import Weighted
+from snnexp.losses import CrossEntropy
 from snnexp.neurons import names, read_spikes
 from snnexp.training import observers, probe, saving, stopping
 from snnexp.training.assembly import Parts
@@ -25,7 +25,7 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
         observers.QuietLayers(layers),
         observers.TestCounts(layers, parts.decoder),
     ]
-    if isinstance(parts.loss, Weighted) and cfg.loss.get("class_weights") == "balanced":
+    if isinstance(parts.loss, CrossEntropy) and cfg.loss.get("class_weights") == "balanced":
         watching.append(observers.ClassWeights(parts.task))
     if parts.data.scaling is not None:
         watching.append(observers.InputScaling(parts.data.scaling))
