@@ -111,6 +111,19 @@ class TestRefusals:
         with pytest.raises((ConfigError, DataError), match=words):
             arrays_data(saved(tmp_path, inputs=np.zeros((20, 4)), **arrays), **settings)
 
+    def test_vectors_that_are_all_0_have_the_class_that_is_given(self, tmp_path: Path) -> None:
+        labels = np.arange(20 * 6).reshape(20, 6) % 3
+        vectors = np.eye(3, dtype=np.uint8)[labels]
+        vectors[:, 4] = 0
+        file = saved(tmp_path, inputs=np.zeros((20, 6, 2)), labels=vectors)
+        with pytest.raises(DataError, match=r"20 of 120 one-hot vectors .* are all 0; .*data\.unlabeled=CLASS"):
+            arrays_data(file)
+        data = arrays_data(file, unlabeled=3)
+        assert (data.target, data.outputs) == ("step_labels", 4)
+        labels[:, 4] = 3
+        found = torch.cat([whole(data, split)[1] for split in ("train", "test")], 1)
+        assert sorted(found.T.tolist()) == sorted(labels.tolist())
+
     def test_as_many_classes_as_steps_are_labels_or_one_hot(self, tmp_path: Path) -> None:
         classes = np.eye(5, dtype=int)[np.arange(20) % 5]
         file = saved(tmp_path, inputs=np.zeros((20, 5, 4)), labels=classes)

@@ -12,7 +12,7 @@ from snnexp.data.module import DataModule
 from snnexp.data.prepare import files_of, prepared
 from snnexp.data.sources import ArrayDataset, Source
 from snnexp.errors import ConfigError, DataError
-from snnexp.spec.annotations import Given, InFile
+from snnexp.spec.annotations import Given, Index, InFile
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 
@@ -41,6 +41,7 @@ def arrays_data(
     groups: str | None = None,
     target: Target | None = None,
     sequences: bool | None = None,
+    unlabeled: Index | None = None,
     **options: Any,
 ) -> DataModule:
     """The data module of arrays in files, npz, pt (tensors), mat or h5, or in a folder of npy files.
@@ -62,6 +63,7 @@ def arrays_data(
         groups: the name of the ids of groups; null for ``groups``, where a file has that.
         target: what targets are; null to tell it from their number type and axes.
         sequences: whether inputs have a time axis behind that of the samples; null to tell it from their axes.
+        unlabeled: the class of one-hot vectors that are all 0; null to refuse them.
         options: as of :func:`~snnexp.data.prepare.prepared`.
 
     Raises:
@@ -69,7 +71,7 @@ def arrays_data(
         DataError: a file is missing or damaged, lacks an array, or holds what cannot be used.
     """
     named = files_of(path, train, val, test)
-    found = {split: _Read(key, Path(file), x, y, groups) for split, (key, file) in named.items()}
+    found = {split: _Read(key, Path(file), x, y, groups, unlabeled) for split, (key, file) in named.items()}
     names = _names([each.y for each in found.values()])
     sources = {split: each.source(target, sequences, names) for split, each in found.items()}
     return prepared(sources, target=target, sequences=sequences, **options)
@@ -78,11 +80,12 @@ def arrays_data(
 class _Read:
     """The arrays of a file."""
 
-    def __init__(self, key: str, path: Path, x: str, y: str, groups: str | None) -> None:
+    def __init__(self, key: str, path: Path, x: str, y: str, groups: str | None, unlabeled: int | None) -> None:
         self.path = files.absolute(path)
         found = files.open_arrays(self.path, key)
         self.name = self.path.name
-        self.key = (files.signature(self.path), x, y)
+        self.key = (files.signature(self.path), x, y, unlabeled)
+        self.unlabeled = unlabeled
         self.x = files.take(found, self.path, "x", x)
         self.y = np.asarray(files.take(found, self.path, "y", y).load())
         if self.y.ndim == 2 and 1 in self.y.shape and len(self.x.shape) and self.y.size == self.x.shape[0]:
@@ -103,7 +106,10 @@ class _Read:
         """The samples, with targets as numbers."""
         timed = len(self.x.shape) in (3, 5) if sequences is None else sequences
         steps = self.x.shape[1] if timed and len(self.x.shape) > 1 else None
-        y = _numbers(self.y, names) if names is not None else _as_labels(self.y, target, steps, self.name)
+        if names is not None:
+            y = _numbers(self.y, names)
+        else:
+            y = _as_labels(self.y, target, steps, self.unlabeled, self.name)
         x = self.x if self.x.mapped else self.x.load()
         return Source(self.name, ArrayDataset(x, y, names), self.groups, self.split, self.key)
 
@@ -129,7 +135,7 @@ def _numbers(labels: Array, names: Sequence[str]) -> Array:
     return np.asarray(np.searchsorted(np.asarray(names), _text(labels)))
 
 
-def _as_labels(y: Array, target: Target | None, steps: int | None, name: str) -> Array:
+def _as_labels(y: Array, target: Target | None, steps: int | None, unlabeled: int | None, name: str) -> Array:
     """Targets, of which one-hot vectors and whole numbers that were declared as labels are made labels.
 
     Raises:
@@ -147,8 +153,10 @@ def _as_labels(y: Array, target: Target | None, steps: int | None, name: str) ->
                 raise ConfigError(f"target: got null, and targets {told}; use data.target=labels or step_labels")
             return np.asarray(y.argmax(-1))
         if y.dtype.kind != "f" and (count <= 1).all() and not by_step:
+            if unlabeled is not None:
+                return np.where(count == 0, unlabeled, y.argmax(-1))
             told = f"{int((count == 0).sum())} of {count.size} one-hot vectors in {name} are all 0"
-            raise DataError(f"data: {told}; each must have a class")
+            raise DataError(f"data: {told}; each must have a class, and data.unlabeled=CLASS gives them one")
     if y.dtype.kind == "f" and y.size and (y == np.floor(y)).all():
         if target is not None:
             return y.astype(np.int64)
