@@ -153,8 +153,8 @@ class DataModule(LightningDataModule):
         known = getattr(self.train, "targets", None)
         if known is None:
             batches = OrderedBatches(len(self.train), self.batch_size)
-            known = torch.cat([self.train[indices][1].cpu().flatten() for indices in batches])
-        return known.to("cpu", torch.int64)
+            known = torch.cat([self.train[indices][1].flatten().cpu() for indices in batches])
+        return known.to("cpu", torch.int64).flatten()
 
     def class_counts(self) -> list[int] | None:
         """How many training samples, or steps of them, each class has; None where targets are no labels."""
