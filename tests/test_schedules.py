@@ -1,8 +1,9 @@
 """Schedules and optimisers: the node, the text that it replaced, and parts of a user's own."""
 
 import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from snnexp.training.stacked import Outcome, Point
 from snnexp.training.task import Task
 
 RECIPE = "experiment=regression_sqrt"
-CONSTANT, COSINE = {"_target_": "snnexp.schedules.Constant"}, {"_target_": "snnexp.schedules.Cosine"}
+CONSTANT = {"_target_": "snnexp.schedules.Constant"}
+COSINE = {"_target_": "snnexp.schedules.Cosine", "unit": "step", "T_max": None, "eta_min": 0.0}
 PART = """
 from dataclasses import dataclass
 from typing import Any
@@ -123,8 +125,11 @@ class TestTheOldText:
     @pytest.mark.parametrize(
         ("overrides", "sentence"),
         [
-            (["optimizer.schedule=linear"], "schedule=linear: no such choice, there are constant, cosine, plateau"),
-            (["optimizer.schedule=3"], "optimizer.schedule: unknown key, Adam has no such argument"),
+            (
+                ["optimizer.schedule=sawtooth"],
+                "schedule=sawtooth: no such choice, there are constant, cosine, exponential",
+            ),
+            (["optimizer.schedule=3"], "optimizer.schedule: unknown key, L2Adam has no such argument"),
             (["optimizer.schedule=cosine", "schedule=cosine"], "optimizer.schedule: is another name of schedule"),
         ],
     )
@@ -139,12 +144,13 @@ class TestTheOldText:
         saved = {name: value for name, value in now.items() if name != "schedule"}
         saved["optimizer"] = {**now["optimizer"], "schedule": text}
         saved["trainer"] = {name: value for name, value in now["trainer"].items() if name != "early_stopping"}
-        assert upgrade.config(saved) == now
+        assert upgrade.config(saved) == {**now, "schedule": {"_target_": node["_target_"]}}
         assert [*upgrade.config(saved)] == [*now], "in the order of today"
 
     def test_a_run_is_trained_again_with_another(self) -> None:
         saved = compose([RECIPE])
-        assert plain(config.change_all(saved, ["optimizer.schedule=cosine"]))["schedule"] == COSINE
+        changed = plain(config.change_all(saved, ["optimizer.schedule=cosine"]))["schedule"]
+        assert changed == {"_target_": COSINE["_target_"]}
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -157,15 +163,59 @@ def test_whether_a_run_may_become_longer_is_for_the_schedule_to_say(schedule: st
         config.require_same(before, now)
 
 
-def test_a_cosine() -> None:
-    """lr (1 + cos(pi step / total)) / 2."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    scheduler = schedules.Cosine()(optimizer, 10)
+LR, TOTAL = 0.5, 10
+
+
+def cosine(part: float) -> float:
+    return (1 + math.cos(math.pi * part)) / 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (schedules.Cosine(), lambda t: LR * cosine(t / TOTAL)),
+        (schedules.Cosine(T_max=4, eta_min=0.1), lambda t: 0.1 + (LR - 0.1) * cosine(t / 4)),
+        (schedules.Linear(), lambda t: LR * (1 - t / TOTAL)),
+        (schedules.Linear(end_factor=0.2, length=5), lambda t: LR * (1 - 0.8 * min(t, 5) / 5)),
+        (schedules.Step(step_size=3, gamma=0.5), lambda t: LR * 0.5 ** (t // 3)),
+        (schedules.Exponential(gamma=0.9), lambda t: LR * 0.9**t),
+        (schedules.WarmUp(length=4), lambda t: LR * min(t + 1, 4) / 4),
+        (schedules.WarmUp(length=1), lambda t: LR),
+        (schedules.WarmUp(length=4, then="cosine"), lambda t: LR * ((t + 1) / 4 if t < 4 else cosine((t - 4) / 6))),
+        (schedules.WarmUp(length=4, then="linear"), lambda t: LR * ((t + 1) / 4 if t < 4 else 1 - (t - 4) / 6)),
+        (schedules.WarmUp(length=20), lambda t: LR * (t + 1) / 20),
+        (
+            schedules.OneCycle(pct_start=0.5, div_factor=10, final_div_factor=5),
+            # up in the first 5 of 10 steps, of which the last has the number 9
+            lambda t: LR * (0.1 + 0.9 * (1 - cosine(t / 4)) if t <= 4 else 0.02 + 0.98 * cosine((t - 4) / 5)),
+        ),
+    ],
+)
+def test_a_curve(schedule: schedules.Schedule, expected: Callable[[int], float]) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR, momentum=0.9)
+    scheduler = schedule(optimizer, TOTAL)
     assert scheduler is not None
-    for step in range(11):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * (1 + math.cos(math.pi * step / 10)), abs=1e-12)
+    for step in range(TOTAL):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected(step), abs=1e-12)
         optimizer.step()
         scheduler.step()
+
+
+def test_one_cycle_moves_the_first_beta_against_the_rate() -> None:
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=LR)
+    scheduler = schedules.OneCycle(pct_start=0.5)(optimizer, TOTAL)
+    assert scheduler is not None
+    betas = []
+    for _ in range(TOTAL):
+        betas.append(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        scheduler.step()
+    assert betas[0] == pytest.approx(0.95)
+    assert min(betas) == betas[4] == pytest.approx(0.85)
+    with pytest.raises(
+        ConfigError, match=r"^schedule: OneCycle refuses this optimizer: optimizer must support momentum"
+    ):
+        schedules.OneCycle()(torch.optim.Adagrad([nn.Parameter(torch.zeros(1))]), TOTAL)
 
 
 class TestParameters:
@@ -253,6 +303,63 @@ class TestAPartOfAUsersOwn:
         (path,) = (tmp_path / "killed").iterdir()
         experiment.resume(path)
         assert ends.content(path) == ends.content(whole)
+
+
+EACH = [
+    "optimizer=adam schedule=one_cycle optimizer.neuron_lr=0.01",
+    "optimizer=adamw schedule=warmup schedule.length=3 schedule.then=cosine",
+    "optimizer=adamax schedule=linear optimizer.weight_decay=0.1",
+    "optimizer=sgd optimizer.lr=1e-3 optimizer.nesterov=true schedule=step schedule.step_size=1",
+    "optimizer=rmsprop schedule=exponential optimizer.momentum=0.5 optimizer.neuron_lr=0.001",
+    "optimizer=torch optimizer._target_=torch.optim.NAdam schedule=cosine schedule.unit=epoch schedule.T_max=2",
+    "optimizer=adam schedule=plateau schedule.measure=train/epoch_loss schedule.patience=0 schedule.threshold=0.5",
+]
+ALONE = {"one_cycle", "warmup", "plateau", "torch"}
+"""Choices whose points do not share a stack."""
+SMALL = [RECIPE, "trainer=cpu", "trainer.max_epochs=3", "network.hidden=[6,5]", "num_steps=8", "logger=jsonl"]
+SMALL += ["data.num_samples=5", "data.batch_size=2"]
+
+
+@pytest.mark.parametrize("words", EACH)
+def test_each_resumes_to_the_bit(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed within an epoch, then resumed."""
+    monkeypatch.chdir(tmp_path)
+    cfg = compose([*SMALL, "logger.save_every_s=0", *words.split()])
+    whole = experiment.run(cfg).path
+    original, count = Task.training_step, iter(range(100))
+
+    def die(self: Task, *arguments: Any) -> Any:
+        if next(count) == 4:
+            raise KilledError
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "training_step", die)
+        with pytest.raises(KilledError):
+            experiment.run(cfg, parent=tmp_path / "killed")
+    (path,) = (tmp_path / "killed").iterdir()
+    experiment.resume(path)
+    assert ends.content(path) == ends.content(whole)
+
+
+@pytest.mark.parametrize(
+    "words", [words for words in EACH if not {"one_cycle", "warmup", "plateau", "torch"} & {*re.split("[ =]", words)}]
+)
+def test_each_in_a_stack_is_what_it_is_alone(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = [[*SMALL, *words.split(), f"optimizer.lr={lr}"] for lr in ("0.001", "0.002")]
+    points = [Point(compose(overrides), overrides) for overrides in typed]
+    found: dict[int, Outcome] = {}
+    stacked.train(points, Path("stack"), lambda *_: None, found.__setitem__)
+    for index, overrides in enumerate(typed):
+        path = found[index].run
+        assert path is not None
+        alone = experiment.run(compose(overrides), parent=tmp_path / "alone").path
+        contents = [torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (path, alone)]
+        one, other = (content["state_dict"] for content in contents)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        rates = [[group["lr"] for group in content["optimizer_states"][0]["param_groups"]] for content in contents]
+        assert rates[0] == pytest.approx(rates[1])
 
 
 def test_made_by_takes_both_protocols() -> None:

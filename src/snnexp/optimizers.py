@@ -1,13 +1,14 @@
 """Optimisers, and the parameters that they update."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from snnexp.errors import ConfigError
 from snnexp.spec.annotations import BelowOne, NonNegative, Positive, Stackable
 from snnexp.spec.checked import check_fields
 
@@ -99,37 +100,170 @@ class OptimizerFactory:
         raise NotImplementedError
 
 
+def by_rate(parameters: Parameters, neuron_lr: float | None) -> list[Any]:
+    """Parameters in groups, those of neurons with a learning rate of their own where there is one."""
+    return parameters if neuron_lr is None else parameters.by_role(neuron={"lr": neuron_lr})
+
+
 @dataclass(frozen=True)
-class Adam(OptimizerFactory):
-    """Adam (Kingma and Ba, 2015), with decoupled weight decay where there is one (Loshchilov and Hutter, 2019)."""
+class L2Adam(OptimizerFactory):
+    """Adam (Kingma and Ba, 2015); :class:`torch.optim.Adam`.
+
+    Args:
+        lr: learning rate.
+        betas: decay of the means of the gradient and of its square.
+        eps: added to the square root of the latter.
+        weight_decay: an L2 penalty: the gradient of a weight w has ``weight_decay`` w added.
+        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+    """
 
     stackable = True
     lr: Stackable[Positive] = 1e-3
     betas: Stackable[tuple[BelowOne, BelowOne]] = (0.9, 0.999)
+    eps: Positive = 1e-8
     weight_decay: Stackable[NonNegative] = 0.0
+    neuron_lr: Positive | None = None
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            # whole numbers, as of [0,0], are no floats to PyTorch
-            parameters,
-            self.lr,
-            (float(self.betas[0]), float(self.betas[1])),
-            weight_decay=self.weight_decay,
-            fused=True,
+        groups = by_rate(parameters, self.neuron_lr)
+        return torch.optim.Adam(
+            groups, self.lr, _floats(self.betas), self.eps, weight_decay=self.weight_decay, fused=True
         )
 
 
 @dataclass(frozen=True)
+class AdamW(OptimizerFactory):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019); :class:`torch.optim.AdamW`.
+
+    Args:
+        lr: learning rate.
+        betas: as of :class:`L2Adam`.
+        eps: as of :class:`L2Adam`.
+        weight_decay: a weight w becomes w (1 - lr ``weight_decay``) in each step.
+        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+    """
+
+    stackable = True
+    lr: Stackable[Positive] = 1e-3
+    betas: Stackable[tuple[BelowOne, BelowOne]] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: Stackable[NonNegative] = 0.01
+    neuron_lr: Positive | None = None
+
+    def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
+        groups = by_rate(parameters, self.neuron_lr)
+        return torch.optim.AdamW(
+            groups, self.lr, _floats(self.betas), self.eps, weight_decay=self.weight_decay, fused=True
+        )
+
+
+@dataclass(frozen=True)
+class Adam(AdamW):
+    """:class:`AdamW` without weight decay by default, the meaning of ``optimizer=adam`` in earlier configs."""
+
+    stackable = True
+    weight_decay: Stackable[NonNegative] = 0.0
+
+
+@dataclass(frozen=True)
+class Adamax(OptimizerFactory):
+    """Adam with the maximum norm (Kingma and Ba, 2015); :class:`torch.optim.Adamax`.
+
+    Args:
+        lr: learning rate.
+        betas: as of :class:`L2Adam`.
+        eps: added to the maximum norm.
+        weight_decay: an L2 penalty, as of :class:`L2Adam`.
+        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+    """
+
+    stackable = True
+    lr: Stackable[Positive] = 2e-3
+    betas: Stackable[tuple[BelowOne, BelowOne]] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: Stackable[NonNegative] = 0.0
+    neuron_lr: Positive | None = None
+
+    def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
+        groups = by_rate(parameters, self.neuron_lr)
+        return torch.optim.Adamax(groups, self.lr, _floats(self.betas), self.eps, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
 class SGD(OptimizerFactory):
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum; :class:`torch.optim.SGD`.
+
+    Args:
+        lr: learning rate.
+        momentum: the part of the step before that is added.
+        weight_decay: an L2 penalty, as of :class:`L2Adam`.
+        nesterov: whether momentum is that of Nesterov, which must then be above 0.
+        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+    """
 
     stackable = True
     lr: Stackable[Positive] = 0.1
     momentum: Stackable[BelowOne] = 0.9
     weight_decay: Stackable[NonNegative] = 0.0
+    nesterov: bool = False
+    neuron_lr: Positive | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov: got true, and momentum is 0, must be more")
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        groups, decay = by_rate(parameters, self.neuron_lr), self.weight_decay
+        return torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=decay, nesterov=self.nesterov)
+
+
+@dataclass(frozen=True)
+class RMSprop(OptimizerFactory):
+    """Gradients divided by the root of their mean square (Hinton, 2012); :class:`torch.optim.RMSprop`.
+
+    Args:
+        lr: learning rate.
+        alpha: decay of the mean square.
+        eps: added to its root.
+        momentum: the part of the step before that is added.
+        weight_decay: an L2 penalty, as of :class:`L2Adam`.
+        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+    """
+
+    stackable = True
+    lr: Stackable[Positive] = 0.01
+    alpha: Stackable[BelowOne] = 0.99
+    eps: Positive = 1e-8
+    momentum: Stackable[BelowOne] = 0.0
+    weight_decay: Stackable[NonNegative] = 0.0
+    neuron_lr: Positive | None = None
+
+    def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
+        groups = by_rate(parameters, self.neuron_lr)
+        return torch.optim.RMSprop(
+            groups, self.lr, self.alpha, self.eps, weight_decay=self.weight_decay, momentum=self.momentum
+        )
+
+
+class OfPyTorch:
+    """An optimiser that a config names by its class in ``torch.optim``.
+
+    Args:
+        make: calls the class with parameters, or groups of them.
+        weight_decay: what the config sets.
+    """
+
+    def __init__(self, make: Callable[[Any], torch.optim.Optimizer], weight_decay: float) -> None:
+        self.make, self.weight_decay = make, weight_decay
+
+    def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
+        return self.make(parameters)
+
+
+def _floats(pair: tuple[float, float]) -> tuple[float, float]:
+    # whole numbers, as of [0,0], are no floats to PyTorch
+    return float(pair[0]), float(pair[1])
 
 
 def made_by(factory: Any, parameters: Sequence[Any], total_steps: int) -> dict[str, Any]:

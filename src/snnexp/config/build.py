@@ -56,7 +56,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             signature.bind(*positional, **values, **more)
         except TypeError as error:
             raise _refused(f"{path}: {target.__name__} is {error}") from error
-        if targets.is_module(str(node["_target_"])) or targets.is_transform(str(node["_target_"])):
+        if targets.is_of_library(str(node["_target_"])):
             try:
                 return target(*positional, **values, **more)
             except (RuntimeError, TypeError, ValueError) as error:

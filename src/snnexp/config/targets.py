@@ -92,6 +92,16 @@ def is_transform(target: str) -> bool:
     return re.fullmatch(r"torchvision\.transforms\.(v2\.)?(?!Lambda$)[A-Z]\w*", target) is not None
 
 
+def is_optimizer(target: str) -> bool:
+    """Whether a name is that of an optimiser of PyTorch, such as ``torch.optim.NAdam``."""
+    return re.fullmatch(r"torch\.optim\.(?!Optimizer$|LBFGS$|SparseAdam$)[A-Z]\w*", target) is not None
+
+
+def is_of_library(target: str) -> bool:
+    """Whether a name is one of those of PyTorch and torchvision."""
+    return is_module(target) or is_transform(target) or is_optimizer(target)
+
+
 def may_be_read(source: Source) -> bool:
     """Whether functions of a file may be called while a config is checked."""
     return _within(source.name, ("snnexp", *allowed()))
@@ -105,7 +115,8 @@ def _text(name: object, path: str) -> str:
 
 def require_target(name: str, path: str, place: str | None) -> None:
     """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
-    if may_be_named(name) or (place == "" and (is_module(name) or is_transform(name))):
+    known = (place == "" and (is_module(name) or is_transform(name))) or (place == "optimizer" and is_optimizer(name))
+    if known or may_be_named(name):
         return
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):
@@ -136,6 +147,8 @@ def resolve(name: str, path: str) -> Any:
         return _layer(name, path)
     if is_transform(name) and not may_be_named(name):
         return _transform(name, path)
+    if is_optimizer(name) and not may_be_named(name):
+        return locate(name, path, ("torch.optim",))
     return locate(name, path, ("snnexp",) if is_own(name) else allowed())
 
 

@@ -32,8 +32,8 @@ STATE_KEYS = {
 
 SCHEDULE = "optimizer.schedule"
 """The key of the text that chose a schedule; typed, it means ``schedule``."""
-SCHEDULED = ("snnexp.optimizers.Adam", "snnexp.optimizers.SGD")
-"""Optimisers that had an argument ``schedule``, a text."""
+SCHEDULED = ("snnexp.optimizers.Adam", "snnexp.optimizers.L2Adam", "snnexp.optimizers.SGD")
+"""Optimisers that had an argument ``schedule``, a text, and the one that ``adam`` is today."""
 SCHEDULES = {"constant": "snnexp.schedules.Constant", "cosine": "snnexp.schedules.Cosine"}
 """What that text is now, as the ``_target_`` of the node ``schedule``."""
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import kernels, limits, metrics, terminal
-from snnexp.config import decoding, factory, instantiate, make_network, start_of, user_parts
+from snnexp.config import decoding, factory, instantiate, make_network, start_of, targets, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
 from snnexp.decoders import Decoder
@@ -22,6 +22,7 @@ from snnexp.errors import ConfigError, located
 from snnexp.events import Events
 from snnexp.losses import CrossEntropy, Loss
 from snnexp.network import Dense, Network
+from snnexp.optimizers import OfPyTorch
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
 from snnexp.spec import parts, rules
@@ -171,7 +172,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     contracts.require_kind(encoder, Encoder, "encoder")
     decoder = nodes["decoder"] if isinstance(nodes["decoder"], str) else _decoder(nodes["decoder"])
     penalties, measures = (_named(nodes[place], place) for place in ("regularizer", "measure"))
-    optimizer, schedule = (instantiate(nodes[key], key) for key in ("optimizer", "schedule"))
+    optimizer, schedule = _optimizer(nodes["optimizer"]), instantiate(nodes["schedule"], "schedule")
     contracts.require_kind(schedule, Schedule, "schedule")
     neuron, readout = (
         contracts.making_neurons(factory(nodes[key], key, given=PLACES[key].given), key)
@@ -250,6 +251,14 @@ def _encode(
     # a subclass that encodes otherwise has events of its own, or none
     own = next(kind for kind in type(encoder).__mro__ if "__call__" in vars(kind))
     return encoder.events if summed and "events" in vars(own) else encoder
+
+
+def _optimizer(node: Mapping[str, Any]) -> Callable[..., Any]:
+    """What makes the optimiser of parameters."""
+    if targets.is_optimizer(node["_target_"]):
+        return OfPyTorch(factory(node, "optimizer", given=("params",)), node.get("weight_decay", 0.0))
+    made: Callable[..., Any] = instantiate(node, "optimizer")
+    return made
 
 
 def _decoder(node: Mapping[str, Any] | None) -> Decoder | None:
