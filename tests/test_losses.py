@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.func import vmap
 from snnexp import losses
 from snnexp.decoders import Population
 from snnexp.errors import ConfigError
-from snnexp.neurons import Identity, Trace
+from snnexp.neurons import Identity, Trace, names
 
 
 def spikes_with_counts(counts: list[list[int]], num_steps: int) -> Tensor:
@@ -333,6 +334,13 @@ def test_members_of_a_stack_have_what_each_has_alone(loss: losses.Loss) -> None:
     assert type(loss).stackable
     spikes, membrane = torch.rand(3, T, B, K).round(), torch.randn(3, T, B, K)
     numbers = loss.numbers(T)
-    found = vmap(lambda s, u: loss.compare(Trace(s, u, None), LABELS, *numbers))(spikes, membrane)
-    alone = [loss(Trace(s, u, None), LABELS) for s, u in zip(spikes, membrane, strict=True)]
-    torch.testing.assert_close(found, torch.stack(alone))
+
+    def alone(spikes: Tensor, membrane: Tensor) -> Tensor:
+        trace = Trace(spikes, membrane, None)
+        # of a member of a stack, what the loss reads is all there is
+        read = {name: getattr(trace, name) for name in names(loss.reads)}
+        return loss.compare(SimpleNamespace(num_steps=T, samples=B, **read), LABELS, *numbers)
+
+    found = vmap(alone)(spikes, membrane)
+    expected = [loss(Trace(s, u, None), LABELS) for s, u in zip(spikes, membrane, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))

@@ -312,9 +312,11 @@ EACH = [
     "optimizer=sgd optimizer.lr=1e-3 optimizer.nesterov=true schedule=step schedule.step_size=1",
     "optimizer=rmsprop schedule=exponential optimizer.momentum=0.5 optimizer.neuron_lr=0.001",
     "optimizer=torch optimizer._target_=torch.optim.NAdam schedule=cosine schedule.unit=epoch schedule.T_max=2",
+    "optimizer=sgd optimizer.lr=1e-3 trainer.gradient_clip=0.01 trainer.accumulate=2 data.num_samples=9",
+    "optimizer=adamax trainer.gradient_clip=0.001",
     "optimizer=adam schedule=plateau schedule.measure=train/epoch_loss schedule.patience=0 schedule.threshold=0.5",
 ]
-ALONE = {"one_cycle", "warmup", "plateau", "torch"}
+ALONE = {"one_cycle", "warmup", "plateau", "torch", "trainer.accumulate"}
 """Choices whose points do not share a stack."""
 SMALL = [RECIPE, "trainer=cpu", "trainer.max_epochs=3", "network.hidden=[6,5]", "num_steps=8", "logger=jsonl"]
 SMALL += ["data.num_samples=5", "data.batch_size=2"]
@@ -360,6 +362,35 @@ def test_each_in_a_stack_is_what_it_is_alone(words: str, tmp_path: Path, monkeyp
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
         rates = [[group["lr"] for group in content["optimizer_states"][0]["param_groups"]] for content in contents]
         assert rates[0] == pytest.approx(rates[1])
+
+
+@pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (1, 0.05), (3, None), (3, 0.05)])
+def test_a_run_is_the_loop_of_pytorch(
+    accumulate: int, clip: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 2 of 9 samples: with 3 of them in a step, the second step has 3 samples."""
+    monkeypatch.chdir(tmp_path)
+    words = [*SMALL, "data.num_samples=9", "kernel=reference", f"trainer.accumulate={accumulate}"]
+    cfg = compose([*words, f"trainer.gradient_clip={'null' if clip is None else clip}"])
+    record = experiment.run(cfg)
+    found = torch.load(record.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    parts = build(cfg)
+    task, network = parts.task, parts.network
+    optimizer = torch.optim.Adam(network.parameters(), cfg.optimizer.lr)
+    batches = parts.data.train_dataloader()
+    assert len(batches) == math.ceil(9 / 2 / accumulate)
+    for epoch in range(cfg.trainer.max_epochs):
+        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        for values, target in batches:
+            optimizer.zero_grad()
+            parts.loss(network(parts.encoder(values))[-1], target).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), clip)
+            optimizer.step()
+            for neuron in network.neurons().values():
+                neuron.project()
+    torch.testing.assert_close(found, {name: each.detach() for name, each in task.state_dict().items()})
 
 
 def test_made_by_takes_both_protocols() -> None:

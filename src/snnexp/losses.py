@@ -336,7 +336,7 @@ class MSETemporal(Loss):
     """
 
     stackable = True
-    reads = "spikes"
+    reads = ("spikes", "first_spike")
     decoder = "first_spike"
     on_target: int = 0
     off_target: int = -1
@@ -377,6 +377,7 @@ class BCE(Loss):
 
     stackable = True
     targets = ("labels", "values", "trace")
+    reads = ("membrane", "mean_membrane")
     decoder = "mean_membrane"
     pos_weight: Stackable[Positive] = 1.0
 

@@ -102,7 +102,15 @@ class OptimizerFactory:
 
 def by_rate(parameters: Parameters, neuron_lr: float | None) -> list[Any]:
     """Parameters in groups, those of neurons with a learning rate of their own where there is one."""
-    return parameters if neuron_lr is None else parameters.by_role(neuron={"lr": neuron_lr})
+    return parameters if neuron_lr is None else parameters.by_role(neuron={"lr": neuron_lr, "name": "neuron"})
+
+
+def rates(groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The learning rates of an optimiser: ``lr``, and ``lr/neuron`` of parameters that have one of their own."""
+    found: dict[str, float] = {}
+    for group in groups:
+        found.setdefault(f"lr/{group['name']}" if "name" in group else "lr", float(group["lr"]))
+    return found
 
 
 @dataclass(frozen=True)

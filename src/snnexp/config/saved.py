@@ -34,6 +34,13 @@ MAY_CHANGE = (
 """Keys of a run that do not decide what it computes."""
 
 
+ONLY_TRAINING = (
+    "trainer.accumulate",
+    "trainer.early_stopping",
+    "trainer.gradient_clip",
+    "trainer.max_epochs",
+)
+"""Keys of the trainer that make no difference to an evaluation."""
 MEASURED_WITH = ("data", "decoder")
 """Groups of which a trained network can be measured with another choice."""
 SPLITTING = ("split_seed", "val_fraction", "test_fraction", "stratify", "fold", "folds", "groups", "split")
@@ -196,7 +203,7 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
             refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
-        elif node in ("optimizer", "schedule", "init_from") or key in ("trainer.max_epochs", "trainer.early_stopping"):
+        elif node in ("optimizer", "schedule", "init_from") or key in ONLY_TRAINING:
             refusals.add(f"{shown(key)}: an evaluation does not train")
         elif f"{key}.".startswith("data.scale."):
             refusals.add(f"{key}: inputs are scaled as those that the run was trained with; train a run with another")

@@ -115,6 +115,8 @@ class DataModule(LightningDataModule):
         self.train, self.val, self.test, self.sampling = train, val, test, sampling
         self.scaling = scaling
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
+        self.accumulate = 1
+        """Batches of an optimiser step, which come as one."""
         self.begin = (0, 0)
         """Where training begins: epochs that are done, and batches of the next one that are."""
         self.waiting_since: float | None = None
@@ -146,6 +148,11 @@ class DataModule(LightningDataModule):
     @property
     def spikes(self) -> bool | None:
         return self.description.spikes
+
+    @property
+    def step_size(self) -> int:
+        """Samples of an optimiser step."""
+        return self.batch_size * self.accumulate
 
     @cached_property
     def _labels(self) -> Tensor:
@@ -185,7 +192,7 @@ class DataModule(LightningDataModule):
         rank, world = self._rank()
         weights = self._weights() if self.sampling == "balanced" else None
         batches = ShuffledBatches(
-            len(self.train), self.batch_size, self.drop_last, self.seed, rank, world, self.begin, weights
+            len(self.train), self.step_size, self.drop_last, self.seed, rank, world, self.begin, weights
         )
         return self._loader(self.train, batches)
 
@@ -212,11 +219,11 @@ class DataModule(LightningDataModule):
         """How many samples an epoch of training, a validation and a test go over, by split.
 
         Args:
-            limit: batches of training and of validation; None for all.
+            limit: optimiser steps, and batches of validation; None for all.
             test_limit: batches of the test; None for all.
             processes: that share each batch.
         """
-        batches = ShuffledBatches(len(self.train), self.batch_size, self.drop_last, self.seed, 0, processes)
+        batches = ShuffledBatches(len(self.train), self.step_size, self.drop_last, self.seed, 0, processes)
         found = {"train": sum(batches.sizes[:limit])}
         for split, samples, most in (("val", self.val, limit), ("test", self.test, test_limit)):
             if samples is not None:

@@ -65,6 +65,8 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(trainer, dict) and trainer.get("_target_") == "snnexp.training.assembly.make_trainer":
         trainer.setdefault("threads", None)
         trainer.setdefault("early_stopping", None)
+        trainer.setdefault("gradient_clip", None)
+        trainer.setdefault("accumulate", 1)
     data = upgraded.get("data")
     if isinstance(data, dict):
         # inputs of 0 and 1 counted as values

@@ -26,6 +26,8 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
     trainer = plain["trainer"]
     if trainer["strategy"] == "ddp" or trainer["devices"] != 1:
         return "it trains on several devices"
+    if trainer.get("accumulate", 1) > 1:
+        return "its steps are several batches"
     if plain["kernel"] == "triton":
         return "kernel=triton knows no stacks"
     if plain["data"].get("num_workers"):

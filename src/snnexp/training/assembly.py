@@ -26,13 +26,14 @@ from snnexp.optimizers import OfPyTorch
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
 from snnexp.spec import parts, rules
-from snnexp.spec.annotations import Count
+from snnexp.spec.annotations import Count, Positive
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
 from snnexp.text import shown
 from snnexp.training import callbacks, contracts, initial, launchers, observers, processes
+from snnexp.training.accumulation import Accumulation
 from snnexp.training.members import Bridge
 from snnexp.training.task import Task
 
@@ -81,6 +82,8 @@ def make_trainer(
     limit_test_batches: Count | None = None,
     log_every_n_steps: Count = 10,
     early_stopping: Count | None = None,
+    gradient_clip: Positive | None = None,
+    accumulate: Count = 1,
 ) -> Trainer:
     """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
 
@@ -91,10 +94,13 @@ def make_trainer(
         precision: ``32-true``, or ``bf16-mixed`` for matrix products in bfloat16; neurons and losses stay in float32.
         threads: of each process, set by :func:`run`; None for OMP_NUM_THREADS where it is set, else one.
         max_epochs: passes over the training data.
-        limit_batches: train and validate on no more batches than this per epoch.
+        limit_batches: train on no more optimiser steps, and validate on no more batches, than this per epoch.
         limit_test_batches: test on no more batches than this.
         log_every_n_steps: how often a training step is logged.
         early_stopping: end the training after so many epochs in which ``val/loss`` did not improve, by :func:`run`.
+        gradient_clip: the largest norm of all gradients together; larger ones are scaled down to it. None for any norm.
+        accumulate: batches of an optimiser step. Their gradients are added up, each weighed by its samples, so that the
+            step is one of ``accumulate`` times as many samples.
 
     Raises:
         ConfigError: there is no such accelerator here, or not so many devices.
@@ -119,6 +125,7 @@ def make_trainer(
                 limit_val_batches=limit_batches,
                 limit_test_batches=limit_test_batches,
                 log_every_n_steps=log_every_n_steps,
+                gradient_clip_val=gradient_clip,
                 deterministic=True,
                 use_distributed_sampler=False,
                 num_sanity_val_steps=0,
@@ -181,6 +188,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
     contracts.require_kind(trainer, Trainer, "trainer")
     processes.require_known(trainer)
+    accumulate = nodes["trainer"].get("accumulate", 1)
     # one stream of random numbers for data and weights, in this order
     torch.manual_seed(cfg.seed)
     spikes = nodes["data"].pop("spikes", None)
@@ -194,6 +202,9 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     initial.freeze(network, start_of(nodes).freeze)
     with located("data"):
         data.require_shareable(trainer.world_size)
+    if accumulate > 1 and trainer.world_size > 1:
+        told = f"got {accumulate} with {trainer.world_size} processes, which share each batch"
+        raise ConfigError(f"trainer.accumulate: {told}; use 1, and more processes or smaller batches")
     decoder = _match(data, encoder, network, loss, decoder, cfg.num_steps)
     for name, measure in measures.items():
         rules.require_measure(name, measure, data)
@@ -215,7 +226,10 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     kernel = kernels.use(network, cfg.kernel, device)
     encode = _encode(encoder, network, kernel, device)
     measures = _shipped_measures(decoder) | measures
+    data.accumulate = accumulate
     task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties, schedule)
+    if accumulate > 1:
+        task.accumulation = Accumulation(data.batch_size, int(data.sequences), int(data.description.is_timed))
     _require_measures(task, data, nodes["trainer"], parts.of(nodes["data"]["_target_"]))
     if not isinstance(schedule, Constant):
         # one that has a schedule of its own is refused before anything is written

@@ -306,7 +306,7 @@ def succeed(
     start: Start, member: Member, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer
 ) -> None:
     """Write down that a run has finished, and where it has stopped early."""
-    samples = (member.place(trainer)[0] - start.step) * min(start.parts.data.batch_size, len(start.parts.data.train))
+    samples = (member.place(trainer)[0] - start.step) * min(start.parts.data.step_size, len(start.parts.data.train))
     start.run.close_metrics()
     start.run.update(
         status="finished",

@@ -20,6 +20,7 @@ from snnexp.network import Network, stack
 from snnexp.neurons import names
 from snnexp.optimizers import Parameters, made_by
 from snnexp.regularizers import Penalty
+from snnexp.schedules import Constant
 from snnexp.seeds import fold
 from snnexp.training.observers import at_logged_step
 from snnexp.training.stack_member import StackMember, settings
@@ -87,6 +88,12 @@ class Stacked(Task):
             "minimized": minimized.detach(),
             "loss": minimized.sum(),
         }
+
+    def rates(self) -> dict[str, Tensor]:
+        """Those of each member, ``[M]``."""
+        found = [member.updated.rates() for member in self.members]
+        several = len(found[0]) > 1 or not isinstance(self.schedule, Constant)
+        return {name: torch.tensor([own[name] for own in found]) for name in found[0]} if several else {}
 
     def log(self, name: str, value: Any, *how: Any, **more: Any) -> None:
         for member, own in zip(self.members, value.unbind(0), strict=True):
@@ -224,6 +231,19 @@ class Stacked(Task):
         if any(member.trains and member.start.found is not None for member in self.members):
             load_states(made, [part.found() for part in self.parts])
         return made
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Scale the gradients of each member down to the largest norm that one may have alone."""
+        if gradient_clip_val is None:
+            return
+        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients])
+        # as torch.nn.utils.clip_grad_norm_ does
+        factors = (gradient_clip_val / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+        for each in gradients:
+            each.mul_(factors.view(-1, *[1] * (each.ndim - 1)))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for part in self.parts:

@@ -83,6 +83,9 @@ def failure(error: BaseException, run: Path | None) -> Outcome:
 class Updated(Protocol):
     """What updates the weights of a member, perhaps with those of others."""
 
+    def rates(self) -> dict[str, float]:
+        """As of :func:`snnexp.optimizers.rates`."""
+
     def kept(self, member: "StackMember") -> dict[Any, dict[str, Any]]:
         """As :meth:`Member.kept`."""
 

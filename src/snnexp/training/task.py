@@ -15,10 +15,11 @@ from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
 from snnexp.neurons import Reads, Reduced, Trace, names
-from snnexp.optimizers import Named, Parameters, Role, made_by
+from snnexp.optimizers import Named, Parameters, Role, made_by, rates
 from snnexp.record.measures import higher_is_better
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
+from snnexp.training.accumulation import Accumulation
 
 
 class Task(LightningModule):
@@ -60,6 +61,8 @@ class Task(LightningModule):
         self.schedule = Constant() if schedule is None else schedule
         self.means = metrics.Totals(measures)
         """Of the evaluation under way."""
+        self.accumulation: Accumulation | None = None
+        """How a step is split into batches; None where it is one."""
         self.resumed: Mapping[str, Any] | None = None
         """A checkpoint, whose states the optimiser and its schedule take."""
         fires = {name: neuron.spikes for name, neuron in network.neurons().items()}
@@ -90,23 +93,65 @@ class Task(LightningModule):
         return {name: union(reads) for name, reads in found.items()}
 
     def training_step(self, batch: Any, index: int) -> dict[str, Any]:
+        if self.accumulation is not None:
+            return self._accumulated(batch, self.accumulation)
         loss, penalties, _, traces = self._step(batch)
         samples = traces[-1].samples
         # reading every trace costs time, so it is done only for the steps that are logged
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._is_logged():
             measured = self._measured(traces, batch, "train")
-            values = {"train/loss": loss.detach()}
-            values |= {f"train/penalty/{name}": value.detach() for name, value in penalties.items()}
-            values |= {name: self.means.compute(name, state) for name, state in measured.items()}
-            self.log_dict(values, on_step=True, on_epoch=False, batch_size=samples)
+            self._log_step(loss, penalties, {name: self.means.compute(name, each) for name, each in measured.items()})
         minimized = sum(penalties.values(), loss)
         return {"loss": minimized, "loss_alone": loss.detach(), "samples": samples, "traces": traces}
+
+    def _accumulated(self, step: Any, accumulation: Accumulation) -> dict[str, Any]:
+        """As :meth:`training_step`, of several batches, of which the traces are those of the last."""
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        totals: dict[str, Tensor] = {}
+        measured = metrics.Totals(self.measures)
+        batches = [*accumulation.batches(step)]
+        for index, (batch, share) in enumerate(batches):
+            loss, penalties, _, traces = self._step(batch)
+            minimized = share * sum(penalties.values(), loss)
+            for name, value in {"": loss, **penalties}.items():
+                totals[name] = totals.get(name, 0) + share * value.detach()
+            if self._is_logged():
+                measured.add(self._measured(traces, batch, "train"))
+            # that of the last batch is Lightning's to go back through
+            if index + 1 < len(batches):
+                minimized.backward()  # type: ignore[no-untyped-call]
+        loss, samples = totals.pop(""), step[0].shape[accumulation.values_at]
+        if self._is_logged():
+            self._log_step(loss, totals, measured.take())
+        return {"loss": minimized, "loss_alone": loss, "samples": samples, "traces": traces}
+
+    def _is_logged(self) -> bool:
+        """Whether the step under way is one of those that are logged."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined, no-any-return]
+
+    def _log_step(self, loss: Tensor, penalties: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> None:
+        values = {"train/loss": loss.detach()}
+        values |= {f"train/penalty/{name}": value.detach() for name, value in penalties.items()}
+        values |= measured
+        values |= {f"train/{name}": rate for name, rate in self.rates().items()}
+        self.log_dict(values, on_step=True, on_epoch=False)
+
+    def optimizer_zero_grad(self, *arguments: Any) -> None:
+        # between the last batch and those before it, there is nothing to clear
+        if self.accumulation is None:
+            super().optimizer_zero_grad(*arguments)
 
     def validation_step(self, batch: Any, index: int) -> None:
         self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Any, index: int) -> dict[str, Any]:
         return {"traces": self._evaluation_step(batch, "test")}
+
+    def rates(self) -> dict[str, Tensor]:
+        """The learning rates of this step, where there are several in a training."""
+        found = rates(self.optimizers().param_groups)  # type: ignore[union-attr]
+        several = len(found) > 1 or not isinstance(self.schedule, Constant)
+        return {name: torch.tensor(rate) for name, rate in found.items()} if several else {}
 
     def shares(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
         """What each member has of what a step gave, and its target."""

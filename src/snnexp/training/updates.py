@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
+from snnexp.optimizers import rates
 from snnexp.training.stack_member import StackMember
 
 OF_GROUPS = ("base_lrs", "_last_lr")
@@ -66,6 +67,10 @@ class Updated:
         for view in self.views:
             yield view.detach()
             yield from (x for x in self.optimizer.state.get(view, {}).values() if isinstance(x, Tensor) and x.ndim)
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the members."""
+        return rates(self.optimizer.param_groups[self.at])
 
     def kept(self, member: StackMember) -> dict[Any, dict[str, Any]]:
         """What the optimiser keeps for each parameter of a member's task."""
