@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 from snnexp.errors import located
 from snnexp.events import Events
-from snnexp.network.layers import Layer, arriving, counted_by, handed_on, reset_synapse, resets, total
+from snnexp.initializers import Initializer
+from snnexp.network.layers import (
+    Init,
+    Layer,
+    arriving,
+    counted_by,
+    handed_on,
+    initialize,
+    reset_synapse,
+    resets,
+    total,
+)
 from snnexp.neurons import Identity, Neuron, Reduced, Trace, is_plain, without_tuple
 from snnexp.spec.annotations import Steps
 from snnexp.spec.checked import checked
@@ -48,17 +59,25 @@ class Network(nn.Module):
     Args:
         num_steps: T where the input does not change over time.
         make_layers: makes the layers by name, in order; the last is the readout.
+        init: how weights of synapses are drawn; None where the model of the neurons says it.
     """
 
     stackable: ClassVar[bool] = False
     """Whether its layers can be stacked: its synapses are dense.
 
     Not inherited: a class says it of what it computes itself."""
+    unstackable: ClassVar[tuple[str, ...]] = ()
+    """Arguments that must have their defaults for that."""
 
     @checked
-    def __init__(self, num_steps: Steps, make_layers: Callable[[], dict[str, Layer]]) -> None:
+    def __init__(
+        self,
+        num_steps: Steps,
+        make_layers: Callable[[], dict[str, Layer]],
+        init: Init | Initializer | None = None,
+    ) -> None:
         super().__init__()
-        self.num_steps = num_steps
+        self.num_steps, self.init = num_steps, init
         self.resets: list[Callable[[], object]] | None = None
         self.constant = True
         """Whether an input of one step stands for all ``num_steps``; a network that is fed sequences runs one step."""
@@ -98,6 +117,8 @@ class Network(nn.Module):
                 layer.neuron.reset_parameters()
             for _, synapse in layer.synapses(self.sources[name]):
                 reset_synapse(synapse, layer.neuron)
+                if self.init is not None:
+                    initialize(synapse, self.init)
             layer.neuron.reset_feedback()
 
     def forward(

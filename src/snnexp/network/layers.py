@@ -2,17 +2,20 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from snnexp.events import Events
+from snnexp.initializers import Initializer
 from snnexp.neurons import CalledTrace, Neuron, Trace, is_plain, over_samples, product
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
+Init = Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"]
+"""Names of :mod:`torch.nn.init`, with its own defaults."""
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 """What in an evaluation passes spikes on as they are."""
 RESETS = ("reset", "reset_mem")
@@ -142,3 +145,14 @@ def reset_synapse(synapse: nn.Module, neuron: Neuron) -> None:
     elif type(synapse).__module__.startswith("torch."):
         for module in synapse.children():
             reset_synapse(module, neuron)
+
+
+@torch.no_grad()
+def initialize(synapse: nn.Module, init: Init | Initializer) -> None:
+    """Draw the weights of all linear layers and convolutions of a synapse; their biases stay."""
+    for module in synapse.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(init, str):
+                getattr(nn.init, f"{init}_")(module.weight)
+            else:
+                module.weight.copy_(init(tuple(module.weight.shape)))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config
 from snnexp.spec import parts
+from snnexp.spec.classes import MISSING
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument, Spec
 from snnexp.spec.values import ANY, Parameter
@@ -23,6 +24,10 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
     for spec in _specs(plain):
         if parts.is_stacked(spec) and spec.own("stackable") is not True:
             return f"{spec.target} is not stackable"
+    network = parts.of(plain["network"]["_target_"])
+    for name in () if network.own("unstackable") is MISSING else network.own("unstackable"):
+        if plain["network"].get(name, network.arguments[name].value) != network.arguments[name].value:
+            return f"network.{name} cannot be stacked"
     trainer = plain["trainer"]
     if trainer["strategy"] == "ddp" or trainer["devices"] != 1:
         return "it trains on several devices"

@@ -199,6 +199,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     given = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
     made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)
     network = contracts.as_network(made, data.inputs, outputs, cfg.num_steps, encoder.constant)
+    contracts.require_shareable(network, trainer.world_size)
     initial.freeze(network, start_of(nodes).freeze)
     with located("data"):
         data.require_shareable(trainer.world_size)

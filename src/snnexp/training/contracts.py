@@ -28,6 +28,7 @@ from snnexp.spec import parts
 from snnexp.text import shown
 from snnexp.training.opaque import Opaque
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 SAMPLES = 2
 
 
@@ -56,6 +57,14 @@ def making_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
         return neuron  # type: ignore[no-any-return]
 
     return checked
+
+
+def require_shareable(network: Network, processes: int) -> None:
+    """Refuse batch norm where processes share each batch: each would normalise its own share."""
+    names = [name for name, module in network.named_modules() if type(module) in BATCH_NORMS]
+    if processes > 1 and names:
+        told = f"{names[0].removeprefix('layers.')} is batch norm, and {processes} processes share each batch"
+        raise ConfigError(f"network: {told}; use network.norm=layer, or one process")
 
 
 def require_loss(loss: Any) -> None:
