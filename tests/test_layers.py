@@ -131,7 +131,7 @@ def unrolled(cells: Sequence[Any], synapses: Sequence[nn.Module], inputs: Tensor
     for x in inputs:
         for index, (cell, synapse) in enumerate(zip(cells, synapses, strict=True)):
             spikes, states[index] = cell(synapse(x), states[index])
-            x = spikes
+            x = spikes.to(inputs.dtype)
         found.append(states[-1])
     return torch.stack(found)
 
