@@ -37,7 +37,7 @@ PLACES = {
     "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
     "decoder": Place("snnexp.decoders", "snnexp.decoders.Decoder"),
     "regularizer": Place("snnexp.regularizers", "snnexp.regularizers.Penalty", many=True),
-    "measure": Place("snnexp.metrics", "snnexp.metrics.Measure", many=True),
+    "measure": Place("snnexp.metrics", "snnexp.metrics.measure.Measure", many=True),
     "optimizer": Place("snnexp.optimizers", "snnexp.optimizers.OptimizerFactory"),
     "schedule": Place("snnexp.schedules", "snnexp.schedules.Schedule"),
     "trainer": Place("snnexp.training.assembly", stacked=False),

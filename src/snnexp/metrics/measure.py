@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vmap
 
 from snnexp.neurons.statistics import Reads
@@ -139,132 +138,6 @@ def _reduced(states: list[State], reduce: Callable[[Tensor], Tensor]) -> list[St
     return [tuple(next(left) for _ in state) for state in states]
 
 
-@dataclass(frozen=True)
-class Accuracy(Measure):
-    """The fraction of labels that were met."""
-
-    stackable = True
-    higher_is_better = True
-
-    def update(self, readout: Any, target: Tensor) -> State:
-        return accuracy(readout.predicted, target)
-
-
-@dataclass(frozen=True)
-class Undecided(Measure):
-    """The fraction of samples whose class a tie decides: several share the highest score."""
-
-    stackable = True
-    higher_is_better = False
-
-    def update(self, readout: Any, target: Tensor) -> State:
-        return counted(readout.undecided.float().sum(), readout.undecided.numel())
-
-
-@dataclass(frozen=True)
-class MacroF1(Measure):
-    """Macro-averaged F1 score: the mean over classes of 2 TP / (2 TP + FP + FN).
-
-    Over the classes that occur as a label or as a prediction, as scikit-learn and torchmetrics average it: of others
-    there is nothing to be right or wrong about. NaN where there are no samples.
-    """
-
-    stackable = True
-    higher_is_better = True
-
-    def update(self, readout: Any, target: Tensor) -> State:
-        """How often each class was met, and how often it was a label or a prediction, ``[K]`` each."""
-        classes = readout.scores.shape[-1]
-        predicted, labels = (F.one_hot(found.flatten(), classes) for found in (readout.predicted, target))
-        return (predicted * labels).sum(0), (predicted + labels).sum(0)
-
-    def compute(self, state: State) -> Tensor:
-        met, occurred = state
-        # 2 TP + FP + FN is the sum of both counts
-        scores = 2 * met / occurred.clamp(min=1)
-        return scores.sum() / (occurred > 0).sum()
-
-
-@dataclass(frozen=True)
-class L1(Measure):
-    """The mean absolute difference between what the loss compared and its target."""
-
-    stackable = True
-    targets = ("trace", "values")
-    higher_is_better = False
-
-    def update(self, readout: Any, target: Tensor) -> State:
-        return l1(*readout.compared(target))
-
-
-@dataclass(frozen=True)
-class RelativeError(Measure):
-    """The mean of that difference relative to the target, see :func:`relative_error`."""
-
-    stackable = True
-    targets = ("trace", "values")
-    higher_is_better = False
-
-    def update(self, readout: Any, target: Tensor) -> State:
-        return relative_error(*readout.compared(target))
-
-
 def counted(total: Tensor, count: int | Tensor) -> Sum:
     """A sum of ``count`` values, or several sums of as many."""
     return total, torch.as_tensor(count, device=total.device).expand(total.shape)
-
-
-def accuracy(predicted: Tensor, target: Tensor) -> Sum:
-    """Mean over samples: 1 where the label was met, else 0."""
-    return counted((predicted == target).float().sum(), target.numel())
-
-
-def l1(output: Tensor, target: Tensor) -> Sum:
-    """Mean |U - y|, in the unit of the target."""
-    error = (output - target).abs()
-    return counted(error.sum(), error.numel())
-
-
-def relative_error(output: Tensor, target: Tensor) -> Sum:
-    """Mean of ||U - y|| / ||y||, with the norm over the last axis; of sequences ``[T, B, K]`` over t >= 1.
-
-    At t = 0 the target may be zero; a later point whose target is zero has no relative error and is left out. Where no
-    point has one, the mean is NaN, and null in the records.
-    """
-    first = 1 if output.ndim > 2 else 0
-    error: Tensor = torch.linalg.vector_norm(output - target, dim=-1)[first:]
-    size: Tensor = torch.linalg.vector_norm(target, dim=-1).expand(output.shape[:-1])[first:]
-    defined = size > 0
-    return counted(torch.where(defined, error / torch.where(defined, size, 1), 0).sum(), defined.sum())
-
-
-def firing_rate(spikes: Tensor) -> Tensor:
-    """Spikes per neuron and time step, 0 to 1."""
-    return spikes.mean()
-
-
-def dead(count: Tensor) -> Tensor:
-    """The fraction of neurons that never fired, 0 to 1; ``count`` has each neuron's spikes."""
-    return (count == 0).float().mean()
-
-
-def saturated(count: Tensor, most: int) -> Tensor:
-    """The fraction of neurons that fired in every step, 0 to 1; ``most`` is how many steps there were."""
-    return (count == most).float().mean()
-
-
-def synaptic_operations(spikes: Tensor, synapse: nn.Linear | nn.Conv2d | int) -> Tensor:
-    """The additions that ``spikes`` cause behind a synapse, per sample: each spike costs one per connection it reaches.
-
-    A spike reaches each output of an ``nn.Linear``, each kernel position that covers it in an ``nn.Conv2d``, or as many
-    neurons as an int says.
-    """
-    batch = spikes.shape[1]
-    if isinstance(synapse, nn.Conv2d):
-        # a kernel of ones counts, for each output position and group of channels, the spikes it sees
-        groups = synapse.groups
-        ones = torch.ones((groups, *synapse.weight.shape[1:]), device=spikes.device, dtype=spikes.dtype)
-        shape = (synapse.stride, synapse.padding, synapse.dilation, groups)
-        seen = F.conv2d(spikes.flatten(0, 1), ones, None, *shape)  # type: ignore[arg-type]
-        return seen.sum() * (synapse.out_channels // groups) / batch
-    return spikes.sum() * (synapse.out_features if isinstance(synapse, nn.Linear) else synapse) / batch
