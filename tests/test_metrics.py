@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_f1_score
+from torchmetrics.functional import mean_squared_error, r2_score
+from torchmetrics.functional.classification import (
+    multiclass_auroc,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
 
 from snnexp import metrics
 from snnexp.data.batches import OrderedBatches
+from snnexp.errors import ConfigError
+from snnexp.experiment import build, compose
 from snnexp.record.measures import higher_is_better
 
 
@@ -140,17 +148,101 @@ def test_a_measure_may_merge_in_its_own_way() -> None:
     assert stacked.take()["test/largest"].tolist() == [3, 5]
 
 
+def in_batches(measure: metrics.Measure, scores: Tensor, target: Tensor) -> Tensor:
+    """The value of all samples, in batches of 7."""
+    totals = metrics.Totals({"own": measure})
+    for batch in torch.arange(len(target)).split(7):
+        readout = SimpleNamespace(predicted=scores[batch].argmax(-1), scores=scores[batch])
+        totals.add({"val/own": measure.update(readout, target[batch])})
+    return totals.take()["val/own"]
+
+
 @pytest.mark.parametrize("classes", [2, 3, 30])
-def test_macro_f1_is_that_of_torchmetrics(classes: int) -> None:
-    """In batches; of 30 classes, many do not occur."""
+@pytest.mark.parametrize(
+    ("measure", "peer"),
+    [
+        (metrics.MacroF1(), multiclass_f1_score),
+        (metrics.MacroPrecision(), multiclass_precision),
+        (metrics.MacroRecall(), multiclass_recall),
+    ],
+)
+def test_measures_of_classes_are_those_of_torchmetrics(measure: metrics.Measure, peer: Any, classes: int) -> None:
+    """Of 30 classes, many do not occur."""
     random = torch.Generator().manual_seed(classes)
     target, scores = torch.randint(classes, (50,), generator=random), torch.rand((50, classes), generator=random)
-    totals, measure = metrics.Totals({"macro_f1": metrics.MacroF1()}), metrics.MacroF1()
-    for batch in torch.arange(50).split(7):
-        readout = SimpleNamespace(predicted=scores[batch].argmax(-1), scores=scores[batch])
-        totals.add({"val/macro_f1": measure.update(readout, target[batch])})
-    wanted = multiclass_f1_score(scores.argmax(-1), target, classes, average="macro")
-    torch.testing.assert_close(totals.take()["val/macro_f1"], wanted)
+    wanted = peer(scores.argmax(-1), target, classes, average="macro")
+    torch.testing.assert_close(in_batches(measure, scores, target), wanted)
+    assert in_batches(measure, scores, target).dtype == torch.float32
+
+
+def test_balanced_accuracy_leaves_out_classes_without_labels() -> None:
+    """Class 0 is met 2 of 3 times, class 1 in 1 of 1, class 2 is predicted once and never a label."""
+    scores = torch.eye(3)[torch.tensor([0, 0, 2, 1])]
+    found = in_batches(metrics.BalancedAccuracy(), scores, torch.tensor([0, 0, 0, 1]))
+    torch.testing.assert_close(found, torch.tensor((2 / 3 + 1) / 2))
+
+
+class TestRocAuc:
+    @pytest.mark.parametrize("classes", [2, 4])
+    def test_is_that_of_torchmetrics(self, classes: int) -> None:
+        random = torch.Generator().manual_seed(classes)
+        target = torch.arange(50) % classes
+        # whole numbers, so that many are equal
+        scores = torch.randint(4, (50, classes), generator=random).float()
+        wanted = multiclass_auroc(scores.softmax(-1), target, classes, average="macro", thresholds=None)
+        torch.testing.assert_close(in_batches(metrics.RocAuc(), scores, target), wanted)
+
+    def test_by_hand(self) -> None:
+        """Of two samples of each class, 3 of 4 pairs are in order."""
+        scores = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0], [0.0, 4.0]])
+        assert in_batches(metrics.RocAuc(), scores, torch.tensor([0, 0, 1, 1])) == 0.75
+
+    def test_a_class_without_samples_has_none(self) -> None:
+        assert in_batches(metrics.RocAuc(), torch.rand(4, 3), torch.tensor([0, 0, 1, 1])).isnan()
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_processes_that_share_samples_are_refused(self) -> None:
+        words = [
+            "data=digits",
+            "measure=roc_auc",
+            "trainer=ddp",
+            "trainer.accelerator=cpu",
+            "network.hidden=[4]",
+            "num_steps=2",
+        ]
+        with pytest.raises(ConfigError, match=r"^measure\.roc_auc: RocAuc needs all samples in one process"):
+            build(compose(words))
+
+
+def test_latency_is_the_first_spike_of_any_neuron() -> None:
+    """The first sample fires at step 2, the second at 0, the third never."""
+    first = torch.tensor([[5.0, 2.0], [0.0, 4.0], [5.0, 5.0]])
+    total, count = metrics.Latency().update(SimpleNamespace(first_spike=first, num_steps=5), torch.zeros(3))
+    assert (total, count) == (2, 2)
+
+
+class TestValues:
+    @pytest.mark.parametrize("shape", [(50, 1), (50, 3), (4, 50, 2)])
+    def test_are_those_of_torchmetrics(self, shape: tuple[int, ...]) -> None:
+        random = torch.Generator().manual_seed(0)
+        target = 1000 + torch.rand(shape, generator=random)
+        output = target + 0.1 * torch.randn(shape, generator=random)
+        for measure, wanted in (
+            # in float32, that of torchmetrics is off by a tenth
+            (metrics.R2(), r2_score(output.double().flatten(0, -2), target.double().flatten(0, -2))),
+            (metrics.RMSE(), mean_squared_error(output, target, squared=False)),
+        ):
+            totals = metrics.Totals({"own": measure})
+            for batch in torch.arange(50).split(7):
+                pair = output[..., batch, :], target[..., batch, :]
+                readout = SimpleNamespace(compared=lambda target, pair=pair: pair)
+                totals.add({"test/own": measure.update(readout, pair[1])})
+            torch.testing.assert_close(totals.take()["test/own"], wanted.float())
+
+    def test_targets_that_are_all_the_same_have_no_r2(self) -> None:
+        output, target = torch.rand(9, 1), torch.full((9, 1), 0.3)
+        readout = SimpleNamespace(compared=lambda target: (output, target))
+        assert metrics.R2().compute(metrics.R2().update(readout, target)).isnan()
 
 
 def test_firing_rate() -> None:

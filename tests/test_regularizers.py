@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import snntorch.functional
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from snnexp.errors import ConfigError
 from snnexp.experiment import build, compose, run
 from snnexp.network import MLP
 from snnexp.neurons import Leaky, RLeaky
-from snnexp.regularizers import TargetRate
+from snnexp.regularizers import L1, Band, Penalty, TargetRate
 
 WORDS = ["network.hidden=[6,5]", "data.batch_size=8", "trainer=cpu", "logger=jsonl", "num_steps=5"]
 PENALTY = [*WORDS, "regularizer=target_rate", "regularizer.target_rate.target=0.9"]
@@ -26,6 +27,43 @@ def test_a_target_rate_by_hand() -> None:
     other = SimpleNamespace(spike_count=torch.tensor([[4.0], [4.0]]), num_steps=4)
     found = TargetRate(weight=3.0, target=0.25)({"hidden1": one, "hidden2": other})
     assert found.item() == pytest.approx(3 * (0.25**2 + 0.25**2 + 0.75**2) / 3)
+
+
+def test_spikes_of_all_layers_are_counted_per_sample() -> None:
+    """4 and 4 spikes of the first sample, 0 and 2 of the second."""
+    one = SimpleNamespace(spike_count=torch.tensor([[3.0, 1.0], [0.0, 0.0]]), num_steps=4)
+    maps = SimpleNamespace(spike_count=torch.tensor([[[[4.0]]], [[[2.0]]]]), num_steps=4)
+    assert L1(weight=0.5)({"conv1": maps, "hidden1": one}).item() == pytest.approx(0.5 * (8 + 2) / 2)
+    peer = snntorch.functional.reg.l1_rate_sparsity(0.5)
+    spikes = (torch.rand(4, 6, 5) > 0.5).float()
+    trace = SimpleNamespace(spike_count=spikes.sum(0), num_steps=4)
+    torch.testing.assert_close(6 * L1(weight=0.5)({"hidden1": trace}), peer(spikes))
+
+
+def test_a_band_by_hand() -> None:
+    """Rates of .5, 0 and 1, and a band from .25 to .75: the first costs nothing, the others .25^2 each."""
+    one = SimpleNamespace(spike_count=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), num_steps=4)
+    other = SimpleNamespace(spike_count=torch.tensor([[4.0], [4.0]]), num_steps=4)
+    found = Band(3.0, 0.25, 0.75)({"hidden1": one, "hidden2": other})
+    assert found.item() == pytest.approx(3 * 2 * 0.25**2 / 3)
+    with pytest.raises(ConfigError, match=r"upper: got 0\.1, must be at least lower"):
+        Band(lower=0.2, upper=0.1)
+
+
+@pytest.mark.parametrize("penalty", [L1(2.0), Band(2.0, 0.3, 0.4), TargetRate(2.0, 0.3)])
+def test_gradients_by_finite_differences(penalty: Penalty) -> None:
+    counts = (4 * torch.rand(5, 3, dtype=torch.float64)).requires_grad_()
+
+    def value(counts: Tensor) -> Tensor:
+        return penalty({"hidden1": SimpleNamespace(spike_count=counts, num_steps=4)})
+
+    assert torch.autograd.gradcheck(value, counts)
+
+
+def test_several_at_once() -> None:
+    cfg = compose([*WORDS, "data=digits", "regularizer=[l1,band]", "regularizer.l1.weight=0.1"])
+    parts = build(cfg)
+    assert {name: type(each) for name, each in parts.task.penalties.items()} == {"l1": L1, "band": Band}
 
 
 def test_layers() -> None:

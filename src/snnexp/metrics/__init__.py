@@ -1,17 +1,34 @@
 """Measures: how well a readout meets its targets, and what layers do."""
 
-from snnexp.metrics.classes import Accuracy, MacroF1, Undecided, accuracy
+from snnexp.metrics.classes import (
+    Accuracy,
+    BalancedAccuracy,
+    Latency,
+    MacroF1,
+    MacroPrecision,
+    MacroRecall,
+    RocAuc,
+    Undecided,
+    accuracy,
+)
 from snnexp.metrics.layers import dead, firing_rate, saturated, synaptic_operations
 from snnexp.metrics.measure import MEAN, Measure, State, Sum, Totals, counted
-from snnexp.metrics.values import L1, RelativeError, l1, relative_error
+from snnexp.metrics.values import L1, R2, RMSE, RelativeError, l1, relative_error
 
 __all__ = [
     "L1",
     "MEAN",
+    "R2",
+    "RMSE",
     "Accuracy",
+    "BalancedAccuracy",
+    "Latency",
     "MacroF1",
+    "MacroPrecision",
+    "MacroRecall",
     "Measure",
     "RelativeError",
+    "RocAuc",
     "State",
     "Sum",
     "Totals",

@@ -36,6 +36,8 @@ class Measure:
     """The kinds of target that it is defined for."""
     higher_is_better: ClassVar[bool | None] = None
     """Which of two values is the better one; None where neither is."""
+    needs_whole_split: ClassVar[bool] = False
+    """Whether its state is not of one size, so that processes that share a split cannot put theirs together."""
     stackable: ClassVar[bool] = False
     """Whether members of a stack may share it: its methods can be mapped over them by ``torch.func.vmap``.
 

@@ -33,6 +33,49 @@ class RelativeError(Measure):
         return relative_error(*readout.compared(target))
 
 
+@dataclass(frozen=True)
+class RMSE(Measure):
+    """The root of the mean squared difference between what the loss compared and its target."""
+
+    stackable = True
+    targets = ("trace", "values")
+    higher_is_better = False
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        output, wanted = readout.compared(target)
+        return counted((output - wanted).square().sum(), output.numel())
+
+    def compute(self, state: State) -> Tensor:
+        return super().compute(state).sqrt()
+
+
+@dataclass(frozen=True)
+class R2(Measure):
+    """1 - sum (U - y)^2 / sum (y - mean of y)^2, the coefficient of determination; the mean over outputs.
+
+    Of a trace, each step is a sample. NaN where the targets of an output are all the same.
+    """
+
+    stackable = True
+    targets = ("trace", "values")
+    higher_is_better = True
+
+    def update(self, readout: Any, target: Tensor) -> State:
+        """For each output: samples, sum and sum of squares of the target, and sum of squared errors."""
+        output, wanted = (each.flatten(0, -2) for each in readout.compared(target))
+        # the square of a mean is a small part of a sum of squares
+        wanted = wanted if wanted.device.type == "mps" else wanted.double()
+        count = torch.full(wanted.shape[1:], len(wanted), dtype=wanted.dtype, device=wanted.device)
+        return count, wanted.sum(0), wanted.square().sum(0), (output - wanted).square().sum(0)
+
+    def compute(self, state: State) -> Tensor:
+        count, total, squares, errors = state
+        spread = squares - total.square() / count
+        # rounding leaves a rest where all are the same
+        constant = spread <= 1e-12 * squares
+        return (1 - errors / torch.where(constant, torch.nan, spread)).mean()
+
+
 def l1(output: Tensor, target: Tensor) -> Sum:
     """Mean |U - y|, in the unit of the target."""
     error = (output - target).abs()

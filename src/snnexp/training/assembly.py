@@ -209,6 +209,9 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     decoder = _match(data, encoder, network, loss, decoder, cfg.num_steps)
     for name, measure in measures.items():
         rules.require_measure(name, measure, data)
+        if measure.needs_whole_split and trainer.world_size > 1:
+            told = f"{type(measure).__name__} needs all samples in one process, and {trainer.world_size} share them"
+            raise ConfigError(f"measure.{name}: {told}")
     with user_parts.running("data"):
         found = check(data, cfg.num_steps)
         loss = _weighed(loss, data)
