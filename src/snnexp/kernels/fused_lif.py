@@ -9,7 +9,7 @@ spikes, and delta, gj, gv, gi those of u, j, v and i with all that follows from 
     dI[t] = gj[t],  da = sum delta[t] (u[t] - v[t-1]) / a,  dc = - sum gi[t] j[t],
     dv_th = - sum gz[t] sigma'[t],  dv_leak = sum a delta[t],  dv_reset = sum z[t] gv[t]
 
-The leaky integrator is the same without z. Only u is kept for the backward pass: z and v follow from it, and
+Where gradients flow through the reset, as in ``LIF``, gz[t] += (v_reset - u[t]) gv[t] comes first. The leaky integrator is the same without z. Only u is kept for the backward pass: z and v follow from it, and
 j[t] = (u[t] - v[t-1]) / a - (v_leak - v[t-1]).
 """
 
@@ -40,6 +40,7 @@ from snnexp.kernels.fused import (
     wide,
 )
 from snnexp.neurons import (
+    LIF,
     LeakyIntegrator,
     LeakyIntegratorState,
     ParametrizedLIF,
@@ -50,7 +51,7 @@ from snnexp.neurons import (
 )
 from snnexp.surrogates import Surrogate, spike
 
-NEURONS = (ParametrizedLIF, LeakyIntegrator)
+NEURONS = (ParametrizedLIF, LIF, LeakyIntegrator)
 """The neurons whose equation :func:`scan` computes."""
 
 
@@ -67,6 +68,8 @@ class Rule:
     """of products with the weight behind the layer"""
     keep_membrane: bool
     keep_spikes: bool
+    reset_gradient: bool = False
+    """whether gradients flow through the spike that resets the membrane"""
 
 
 class Inputs(NamedTuple):
@@ -109,6 +112,7 @@ def scan(
         product_dtype(current, behind[0]),
         keep_membrane=not without_trace,
         keep_spikes=lif is not None and dense is None and not without_trace,
+        reset_gradient=lif is not None and lif.reset_gradient,
     )
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
@@ -154,7 +158,7 @@ def _trace(
         return spike(u - inputs.v_th, surrogate)
 
     last = fired(u[-1]) if z is None else z[-1]
-    reset = last.detach()
+    reset = last if rule.reset_gradient else last.detach()
     v = (1 - reset) * u[-1] + reset * inputs.v_reset
     spikes = (lambda: maps(neuron, fired(u))) if z is None else maps(neuron, z)
     return Trace(spikes, maps(neuron, u), _state(neuron, last, v, i))
@@ -263,6 +267,8 @@ class _Scan(torch.autograd.Function):
                 if rule.surrogate is not None:
                     if feedback is not None and gv is not None:
                         feedback.add_transposed(gi, d_t)
+                    if rule.reset_gradient and gv is not None:
+                        d_t.addcmul_(gv, v_reset - u[t])
                     d_t.div_(x[t])
                     if needs.v_th:
                         g_v_th.sub_(d_t)

@@ -3,6 +3,7 @@
 from snnexp.neurons.identity import Identity, IdentityState
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
+from snnexp.neurons.lif import LIF
 from snnexp.neurons.neuron import Kernel, Neuron, NeuronParameter, is_plain, over_samples, product, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState, Recurrence
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
@@ -10,6 +11,7 @@ from snnexp.neurons.statistics import STATISTICS, Reads, Statistic, names, need_
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 
 __all__ = [
+    "LIF",
     "STATISTICS",
     "CalledTrace",
     "Identity",

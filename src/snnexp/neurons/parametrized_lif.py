@@ -14,7 +14,7 @@ Source: Pehle and Pedersen, Norse (2021), ``LIFRecurrentCell``; Pehle, "Paramete
 
 from collections.abc import Sequence
 from math import prod, sqrt
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,8 @@ class ParametrizedLIF(Neuron):
 
     stackable = True
     synapse_bias = False
+    reset_gradient: ClassVar[bool] = False
+    """Whether gradients flow through the spike that resets the membrane."""
     tau_mem_inv: Tensor
     tau_syn_inv: Tensor
     v_th: Tensor
@@ -151,7 +153,7 @@ class ParametrizedLIF(Neuron):
                 j = j + (rec(z) if W_rec is None else product(in_precision(z, W_rec), W_rec))
             u = v + decay_mem * ((self.v_leak - v) + j)
             z = spike(u - self.v_th, self.surrogate)
-            fired = z.detach()
+            fired = z if self.reset_gradient else z.detach()
             v = (1 - fired) * u + fired * self.v_reset
             i = j - decay_syn * j
             spikes.append(z)
