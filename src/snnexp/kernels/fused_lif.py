@@ -9,7 +9,8 @@ spikes, and delta, gj, gv, gi those of u, j, v and i with all that follows from 
     dI[t] = gj[t],  da = sum delta[t] (u[t] - v[t-1]) / a,  dc = - sum gi[t] j[t],
     dv_th = - sum gz[t] sigma'[t],  dv_leak = sum a delta[t],  dv_reset = sum z[t] gv[t]
 
-Where gradients flow through the reset, as in ``LIF``, gz[t] += (v_reset - u[t]) gv[t] comes first. The leaky integrator is the same without z. Only u is kept for the backward pass: z and v follow from it, and
+Where gradients flow through the reset, as in ``LIF``, gz[t] += (v_reset - u[t]) gv[t] comes first. The leaky
+integrator is the same without z. Only u is kept for the backward pass: z and v follow from it, and
 j[t] = (u[t] - v[t-1]) / a - (v_leak - v[t-1]).
 """
 

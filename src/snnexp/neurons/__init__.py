@@ -7,7 +7,9 @@ from snnexp.neurons.lif import LIF
 from snnexp.neurons.neuron import Kernel, Neuron, NeuronParameter, is_plain, over_samples, product, reference
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState, Recurrence
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
+from snnexp.neurons.rsynaptic import RSynaptic, RSynapticState
 from snnexp.neurons.statistics import STATISTICS, Reads, Statistic, names, need_trace, read_spikes
+from snnexp.neurons.synaptic import Synaptic, SynapticState
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 
 __all__ = [
@@ -27,10 +29,14 @@ __all__ = [
     "ParametrizedLIFState",
     "RLeaky",
     "RLeakyState",
+    "RSynaptic",
+    "RSynapticState",
     "Reads",
     "Recurrence",
     "Reduced",
     "Statistic",
+    "Synaptic",
+    "SynapticState",
     "Trace",
     "is_plain",
     "names",

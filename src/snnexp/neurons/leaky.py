@@ -12,18 +12,17 @@ as computed by snnTorch's ``Leaky``. The recorded membrane is U[t], before the r
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snnexp.neurons.neuron import Neuron, NeuronParameter, decay
+from snnexp.neurons.reset import Reset
 from snnexp.neurons.trace import Trace
 from snnexp.spec.annotations import Features, Fraction, NonNegative
 from snnexp.spec.checked import checked
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
-
-Reset = Literal["subtract", "zero", "none"]
 
 
 class LeakyState(NamedTuple):

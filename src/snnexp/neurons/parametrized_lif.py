@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from snnexp.errors import ConfigError
 from snnexp.initializers import Normal
+from snnexp.neurons.feedback import require_flat
 from snnexp.neurons.neuron import Neuron, NeuronParameter, Rate, in_precision, is_plain, product
 from snnexp.neurons.trace import Trace
 from snnexp.spec.annotations import Features, Scale
@@ -115,9 +115,7 @@ class ParametrizedLIF(Neuron):
     @staticmethod
     def fits(features: tuple[int, ...], recurrent: bool) -> None:
         """Refuse all-to-all recurrence on a map."""
-        if recurrent and len(features) != 1:
-            what = f"these neurons form a map {list(features)}; use false"
-            raise ConfigError(f"recurrent: a recurrent layer is flat, {what}")
+        require_flat(features, recurrent)
 
     def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:
         nn.init.normal_(synapse.weight, std=sqrt(2 / prod(self.features)))

@@ -14,20 +14,19 @@ Gradients flow through the feedback, and the bias b acts from the first step on.
 Source: Eshraghian et al., Proc. IEEE 111(9), 2023, as computed by snnTorch's ``RLeaky``.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snnexp.errors import ConfigError
-from snnexp.neurons.leaky import Reset
-from snnexp.neurons.neuron import Neuron, NeuronParameter, decay, in_precision
+from snnexp.neurons.feedback import Feedback, FeedbackNeuron
+from snnexp.neurons.neuron import NeuronParameter, decay
+from snnexp.neurons.reset import RESETS, Reset
 from snnexp.neurons.trace import Trace
 from snnexp.spec.annotations import Count, Features, Fraction, NonNegative
 from snnexp.spec.checked import checked
 from snnexp.surrogates import ATan, Surrogate, heaviside, spike
-from snnexp.text import shown
 
 
 class RLeakyState(NamedTuple):
@@ -37,7 +36,7 @@ class RLeakyState(NamedTuple):
     spikes: Tensor
 
 
-class RLeaky(Neuron):
+class RLeaky(FeedbackNeuron):
     """Recurrent leaky integrate-and-fire layer; the module's docstring has the equation.
 
     Args:
@@ -58,10 +57,8 @@ class RLeaky(Neuron):
     """
 
     stackable = True
-    weights = ("V",)
     beta: Tensor
     threshold: Tensor
-    V: Tensor
 
     @checked
     def __init__(
@@ -69,7 +66,7 @@ class RLeaky(Neuron):
         features: Features,
         beta: NeuronParameter[Fraction] = 0.9,
         threshold: NeuronParameter[NonNegative] = 1.0,
-        feedback: Literal["linear", "one_to_one", "conv2d"] = "linear",
+        feedback: Feedback = "linear",
         kernel_size: Count | None = None,
         V: NeuronParameter[float] = 1.0,
         learn_recurrent: bool = True,
@@ -82,74 +79,22 @@ class RLeaky(Neuron):
         self.fits(self.features, feedback, kernel_size)
         self.add_parameter("beta", beta, learn=learn_beta)
         self.add_parameter("threshold", threshold, learn=learn_threshold)
-        self.recurrent: nn.Linear | nn.Conv2d | None = None
-        if feedback == "one_to_one":
-            self.add_parameter("V", V, learn=learn_recurrent)
-        else:
-            self.recurrent = _synapse(self.features, kernel_size if feedback == "conv2d" else None)
-            self.recurrent.requires_grad_(learn_recurrent)
+        self.add_feedback(feedback, kernel_size, V, learn_recurrent)
         self.reset = reset
-        self.update = {"subtract": _subtract, "zero": _zero, "none": _none}[reset]
+        self.update = RESETS[reset]
         self.surrogate = surrogate
-
-    @staticmethod
-    def fits(features: tuple[int, ...], feedback: str, kernel_size: int | None) -> None:
-        """Refuse a feedback that the shape of the layer does not allow."""
-        if feedback == "linear" and len(features) != 1:
-            raise ConfigError(
-                f"feedback: linear feedback needs a flat layer, these neurons form a map {list(features)}; "
-                "use conv2d or one_to_one"
-            )
-        if feedback == "conv2d" and len(features) != 3:
-            raise ConfigError(
-                f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; "
-                "use linear or one_to_one"
-            )
-        if feedback == "conv2d" and (kernel_size is None or kernel_size % 2 == 0):
-            raise ConfigError(f"kernel_size: got {shown(kernel_size)}, conv2d feedback needs an odd whole number")
-
-    def reset_feedback(self) -> None:
-        if self.recurrent is not None:
-            self.recurrent.reset_parameters()
-
-    @property
-    def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int:
-        return 1 if self.recurrent is None else self.recurrent
 
     def zero_state(self, current: Tensor) -> RLeakyState:
         return RLeakyState(torch.zeros_like(current), torch.zeros_like(current))
 
     def scan(self, current: Sequence[Tensor], state: RLeakyState) -> Trace:
         beta, theta = decay(self.beta), self.threshold
-        recurrent = self.recurrent
-        rec: Callable[[Tensor], Tensor] = lambda S: self.V * S  # noqa: E731
-        if recurrent is not None:
-            weight = recurrent.weight
-            rec = lambda S: recurrent(in_precision(S, weight))  # noqa: E731
         U, S = state
         spikes, membrane = [], []
         for I in current:
             R = heaviside(U.detach() - theta.detach())
-            U = self.update(beta * U + I + rec(S), R, theta)
+            U = self.update(beta * U + I + self.fed_back(S), R, theta)
             S = spike(U - theta, self.surrogate)
             spikes.append(S)
             membrane.append(U)
         return Trace(torch.stack(spikes), torch.stack(membrane), RLeakyState(U, S))
-
-
-def _synapse(features: tuple[int, ...], kernel_size: int | None) -> nn.Linear | nn.Conv2d:
-    if kernel_size is None:
-        return nn.Linear(features[0], features[0])
-    return nn.Conv2d(features[0], features[0], kernel_size, padding=kernel_size // 2)
-
-
-def _subtract(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
-    return base - R * theta
-
-
-def _zero(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
-    return (1 - R) * base
-
-
-def _none(base: Tensor, R: Tensor, theta: Tensor) -> Tensor:
-    return base

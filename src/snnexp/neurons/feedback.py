@@ -1,0 +1,87 @@
+"""Feedback of a layer's spikes into the layer itself.
+
+linear      W S + b          all to all
+one_to_one  V S              each neuron to itself
+conv2d      conv(S, W) + b   neighbours on a map, padded to keep its size
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from snnexp.errors import ConfigError
+from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision
+from snnexp.text import shown
+
+Feedback = Literal["linear", "one_to_one", "conv2d"]
+
+
+class FeedbackNeuron(Neuron):
+    """A layer of neurons whose spikes feed back into it; abstract.
+
+    A subclass calls :meth:`add_feedback` in its constructor and :meth:`fed_back` in its scan.
+    """
+
+    weights = ("V",)
+    V: Tensor
+    recurrent: nn.Linear | nn.Conv2d | None
+
+    @staticmethod
+    def fits(features: tuple[int, ...], feedback: str, kernel_size: int | None) -> None:
+        """Refuse a feedback that the shape of the layer does not allow."""
+        if feedback == "linear" and len(features) != 1:
+            raise ConfigError(
+                f"feedback: linear feedback needs a flat layer, these neurons form a map {list(features)}; "
+                "use conv2d or one_to_one"
+            )
+        if feedback == "conv2d" and len(features) != 3:
+            raise ConfigError(
+                f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; "
+                "use linear or one_to_one"
+            )
+        if feedback == "conv2d" and (kernel_size is None or kernel_size % 2 == 0):
+            raise ConfigError(f"kernel_size: got {shown(kernel_size)}, conv2d feedback needs an odd whole number")
+
+    def add_feedback(self, feedback: Feedback, kernel_size: int | None, V: NeuronParameter[float], learn: bool) -> None:
+        """Make the synapse within the layer, or keep the weight of each neuron to itself.
+
+        Args:
+            feedback: ``linear`` (an ``nn.Linear``), ``conv2d`` (an ``nn.Conv2d``) or ``one_to_one`` (``V``).
+            kernel_size: side of the conv2d feedback's kernel, odd.
+            V: weight of one_to_one feedback.
+            learn: train the feedback.
+        """
+        self.recurrent = None
+        if feedback == "one_to_one":
+            self.add_parameter("V", V, learn=learn)
+        else:
+            self.recurrent = _synapse(self.features, kernel_size if feedback == "conv2d" else None)
+            self.recurrent.requires_grad_(learn)
+
+    def fed_back(self, S: Tensor) -> Tensor:
+        """What spikes ``[B, *N]`` of the step before bring to each neuron."""
+        if self.recurrent is None:
+            return self.V * S
+        current: Tensor = self.recurrent(in_precision(S, self.recurrent.weight))
+        return current
+
+    def reset_feedback(self) -> None:
+        if self.recurrent is not None:
+            self.recurrent.reset_parameters()
+
+    @property
+    def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int:
+        return 1 if self.recurrent is None else self.recurrent
+
+
+def require_flat(features: tuple[int, ...], recurrent: bool) -> None:
+    """Refuse all-to-all recurrence on a map."""
+    if recurrent and len(features) != 1:
+        what = f"these neurons form a map {list(features)}; use false"
+        raise ConfigError(f"recurrent: a recurrent layer is flat, {what}")
+
+
+def _synapse(features: tuple[int, ...], kernel_size: int | None) -> nn.Linear | nn.Conv2d:
+    if kernel_size is None:
+        return nn.Linear(features[0], features[0])
+    return nn.Conv2d(features[0], features[0], kernel_size, padding=kernel_size // 2)

@@ -1,0 +1,109 @@
+"""Leaky integrate-and-fire neuron of second order whose spikes feed back into its own layer.
+
+    R[t] = H(U[t-1] - theta)                     reset by the previous membrane; no gradient flows through R
+    J[t] = alpha J[t-1] + I[t] + rec(S[t-1])
+    base = beta U[t-1] + J[t]
+    subtract:  U[t] = base - R[t] theta      zero:  U[t] = (1 - R[t]) base      none:  U[t] = base
+    S[t] = H(U[t] - theta)                       backward: dS/dU = surrogate(U - theta)
+
+    rec:  linear      W S + b          all to all
+          one_to_one  V S              each neuron to itself
+          conv2d      conv(S, W) + b   neighbours on a map, padded to keep its size
+
+U membrane, J synaptic current, S spike, I input current, alpha and beta decays per step of J and U (clamped to [0, 1]),
+theta threshold; all dimensionless. Gradients flow through the feedback, and the bias b acts from the first step on.
+Source: Eshraghian et al., Proc. IEEE 111(9), 2023, as computed by snnTorch's ``RSynaptic``.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnexp.neurons.feedback import Feedback, FeedbackNeuron
+from snnexp.neurons.neuron import NeuronParameter, decay
+from snnexp.neurons.reset import RESETS, Reset
+from snnexp.neurons.trace import Trace
+from snnexp.spec.annotations import Count, Features, Fraction, NonNegative
+from snnexp.spec.checked import checked
+from snnexp.surrogates import ATan, Surrogate, heaviside, spike
+
+
+class RSynapticState(NamedTuple):
+    """Membrane, synaptic current and spikes, each ``[B, *N]``, after the last step."""
+
+    membrane: Tensor
+    synaptic: Tensor
+    spikes: Tensor
+
+
+class RSynaptic(FeedbackNeuron):
+    """Recurrent leaky integrate-and-fire layer of second order; the module's docstring has the equation.
+
+    Args:
+        features: neuron axes, an int or a tuple.
+        alpha: decay per step of the synaptic current, in [0, 1].
+        beta: decay per step of the membrane, in [0, 1].
+        threshold: membrane above which a neuron fires.
+        feedback: ``linear`` (an ``nn.Linear``), ``conv2d`` (an ``nn.Conv2d``) or ``one_to_one`` (``V``).
+        kernel_size: side of the conv2d feedback's kernel, odd.
+        V: weight of one_to_one feedback.
+        learn_recurrent: train the feedback.
+        learn_alpha: train the decay of the synaptic current.
+        learn_beta: train the decay of the membrane.
+        learn_threshold: train the threshold.
+        reset: what a spike does to the membrane at the next step: ``subtract``, ``zero`` or ``none``.
+        surrogate: derivative of the spike.
+
+    Raises:
+        ConfigError: an argument lies outside its domain, or the feedback does not fit the features.
+    """
+
+    stackable = True
+    alpha: Tensor
+    beta: Tensor
+    threshold: Tensor
+
+    @checked
+    def __init__(
+        self,
+        features: Features,
+        alpha: NeuronParameter[Fraction] = 0.9,
+        beta: NeuronParameter[Fraction] = 0.8,
+        threshold: NeuronParameter[NonNegative] = 1.0,
+        feedback: Feedback = "linear",
+        kernel_size: Count | None = None,
+        V: NeuronParameter[float] = 1.0,
+        learn_recurrent: bool = True,
+        learn_alpha: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset: Reset = "subtract",
+        surrogate: Surrogate = ATan(),
+    ) -> None:
+        super().__init__(features)
+        self.fits(self.features, feedback, kernel_size)
+        self.add_parameter("alpha", alpha, learn=learn_alpha)
+        self.add_parameter("beta", beta, learn=learn_beta)
+        self.add_parameter("threshold", threshold, learn=learn_threshold)
+        self.add_feedback(feedback, kernel_size, V, learn_recurrent)
+        self.reset = reset
+        self.update = RESETS[reset]
+        self.surrogate = surrogate
+
+    def zero_state(self, current: Tensor) -> RSynapticState:
+        return RSynapticState(*(torch.zeros_like(current) for _ in range(3)))
+
+    def scan(self, current: Sequence[Tensor], state: RSynapticState) -> Trace:
+        alpha, beta, theta = decay(self.alpha), decay(self.beta), self.threshold
+        U, J, S = state
+        spikes, membrane = [], []
+        for I in current:
+            R = heaviside(U.detach() - theta.detach())
+            J = alpha * J + I + self.fed_back(S)
+            U = self.update(beta * U + J, R, theta)
+            S = spike(U - theta, self.surrogate)
+            spikes.append(S)
+            membrane.append(U)
+        return Trace(torch.stack(spikes), torch.stack(membrane), RSynapticState(U, J, S))
