@@ -168,6 +168,49 @@ class Bernoulli(Encoder):
 
 
 @dataclass(frozen=True)
+class Rate(Bernoulli):
+    """Rate code with a gain: at each step, a value x in [0, 1] fires with probability min(1, gain x).
+
+    Source: snnTorch's ``spikegen.rate``.
+    """
+
+    stackable = True
+    gain: Scale = 1.0
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor) -> Tensor:
+        require_unit_interval(values)
+        return super().__call__((self.gain * values).clamp(max=1))
+
+
+@dataclass(frozen=True)
+class Delta(Encoder):
+    """Change code of sequences ``[T, B, *N]``: a feature fires where it rises by a threshold within a step.
+
+    s[t] = 1 where x[t] - x[t-1] >= threshold, else 0, with x[-1] = 0
+
+    With ``off_spikes``, s[t] = -1 where x[t] - x[t-1] <= -threshold. With ``padding``, x[-1] = x[0], so that nothing
+    fires in the first step. Source: snnTorch's ``spikegen.delta``.
+    """
+
+    stackable = True
+    spikes = True
+    takes_sequences = True
+    threshold: Positive = 0.1
+    padding: bool = False
+    off_spikes: bool = False
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor) -> Tensor:
+        before = values[:1] if self.padding else torch.zeros_like(values[:1])
+        change = values.diff(dim=0, prepend=before)
+        rises = change >= self.threshold
+        if not self.off_spikes:
+            return rises.to(values.dtype)
+        return rises.to(values.dtype) - (change <= -self.threshold).to(values.dtype)
+
+
+@dataclass(frozen=True)
 class Latency(Encoder):
     """Time code: a value x in (0, 1] fires once, at step round((T - 1) (1 - x)); larger fires earlier, zero never."""
 

@@ -323,7 +323,8 @@ class Network(nn.Module):
         for name, layer in self._layers().items():
             for source, synapse in layer.synapses(self.sources[name]):
                 if source == INPUT and inputs is not None:
-                    yield name, _dense(inputs), counted_by(synapse)
+                    # a spike of -1 costs what one of 1 does
+                    yield name, _dense(inputs).abs(), counted_by(synapse)
                 elif source != INPUT and self._layers()[source].neuron.spikes:
                     trace = found[source]
                     # what fires in the last step arrives after the end, where it arrives a step later

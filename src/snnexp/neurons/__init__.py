@@ -1,5 +1,6 @@
 """Spiking neuron layers: currents in, a :class:`Trace` of spikes and membranes out, state explicit in and out."""
 
+from snnexp.neurons.alif import ALIF, ALIFState
 from snnexp.neurons.identity import Identity, IdentityState
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
@@ -13,8 +14,10 @@ from snnexp.neurons.synaptic import Synaptic, SynapticState
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 
 __all__ = [
+    "ALIF",
     "LIF",
     "STATISTICS",
+    "ALIFState",
     "CalledTrace",
     "Identity",
     "IdentityState",

@@ -17,7 +17,7 @@ from snnexp.initializers import Initializer
 from snnexp.neurons.statistics import need_trace
 from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
 from snnexp.spec import checked, values
-from snnexp.spec.annotations import AtMost, Features, Positive
+from snnexp.spec.annotations import AtLeast, AtMost, Features, Positive
 from snnexp.surrogates import Surrogate
 
 T = TypeVar("T")
@@ -25,6 +25,8 @@ NeuronParameter: TypeAlias = T | Tensor | Initializer
 """A number, one for each neuron, or what draws them; ``NeuronParameter[Fraction]`` bounds the numbers."""
 Rate = Annotated[Positive, AtMost("1 / dt")]
 """An inverse time constant, 1/s: in one step, no more can leak than all there is."""
+Duration = Annotated[Positive, AtLeast("dt")]
+"""A time constant, in the unit of dt: no shorter than a step."""
 ROUNDING = 1 + 1e-6
 """A bound counts as met by what exceeds it in the last digits of float32."""
 
@@ -153,16 +155,16 @@ class Bounds(NamedTuple):
     ceiling: float
 
     @classmethod
-    def of(cls, number: values.Number, at_most: float) -> "Bounds | None":
+    def of(cls, number: values.Number, at_most: float, at_least: float) -> "Bounds | None":
         """The bounds of a domain that training could leave; None where it has no ends.
 
         A value that must be positive is brought back to a thousandth of the most that it may be.
         """
-        low = torch.finfo(torch.float32).tiny if number.open_low else number.low
+        low = max(torch.finfo(torch.float32).tiny if number.open_low else number.low, at_least / ROUNDING)
         if math.isinf(low) and math.isinf(min(number.high, at_most)):
             return None
         floor = 1e-3 * at_most if number.open_low and math.isfinite(at_most) else low
-        return cls(low, min(number.high, at_most * ROUNDING), floor, min(number.high, at_most))
+        return cls(low, min(number.high, at_most * ROUNDING), max(floor, at_least), min(number.high, at_most))
 
     def left_by(self, value: Tensor) -> Tensor:
         """Where a value is out of bounds."""
@@ -191,7 +193,7 @@ class Neuron(nn.Module):
 
     def __init__(self, features: Features) -> None:
         super().__init__()
-        self.starts: dict[str, tuple[Initializer, float]] = {}
+        self.starts: dict[str, tuple[Initializer, float, float]] = {}
         self.bounds: dict[str, Bounds] = {}
         """Of learned parameters, where training may not take them everywhere."""
         self.parameter_names: list[str] = []
@@ -272,8 +274,8 @@ class Neuron(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the parameters that have an initializer anew, in the order in which they were added."""
         with torch.no_grad():
-            for name, (initializer, at_most) in self.starts.items():
-                self.assign(name, self._start(name, initializer, at_most))
+            for name, (initializer, *ends) in self.starts.items():
+                self.assign(name, self._start(name, initializer, *ends))
 
     def assign(self, name: str, value: Tensor) -> None:
         """Set a parameter in place, also one that is kept in another form, such as its logarithm."""
@@ -334,19 +336,25 @@ class Neuron(nn.Module):
         return left
 
     def add_parameter(
-        self, name: str, value: NeuronParameter[float], *, learn: bool = False, at_most: float = math.inf
+        self,
+        name: str,
+        value: NeuronParameter[float],
+        *,
+        learn: bool = False,
+        at_most: float = math.inf,
+        at_least: float = -math.inf,
     ) -> None:
         """Draw or take a start value, hold it against the annotation of the argument of that name, and keep it.
 
         Raises:
             ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
         """
-        start = self._start(name, value, at_most)
+        start = self._start(name, value, at_most, at_least)
         self.parameter_names.append(name)
-        if learn and (bounds := Bounds.of(self._number(name), at_most)) is not None:
+        if learn and (bounds := Bounds.of(self._number(name), at_most, at_least)) is not None:
             self.bounds[name] = bounds
         if isinstance(value, Initializer):
-            self.starts[name] = (value, at_most)
+            self.starts[name] = (value, at_most, at_least)
         if learn:
             self.register_parameter(name, nn.Parameter(start))
         else:
@@ -356,7 +364,7 @@ class Neuron(nn.Module):
         """The numbers that a parameter may be."""
         return checked.number(type(self), name)
 
-    def _start(self, name: str, value: NeuronParameter[float], at_most: float) -> Tensor:
+    def _start(self, name: str, value: NeuronParameter[float], at_most: float, at_least: float) -> Tensor:
         if not isinstance(value, (int, float, Tensor, Initializer)):
             raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()
@@ -367,6 +375,8 @@ class Neuron(nn.Module):
                 raise ConfigError(f"{name}: a start value is {x:g}, must be {number}")
             if x > at_most * ROUNDING:
                 raise ConfigError(f"{name}: a start value is {x:g}, must be at most {at_most:g}")
+            if x * ROUNDING < at_least:
+                raise ConfigError(f"{name}: a start value is {x:g}, must be at least {at_least:g}")
         try:
             fits = start.expand(self.features).shape == self.features
         except RuntimeError:
