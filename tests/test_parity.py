@@ -16,10 +16,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snnexp import encoders, losses
+from snnexp import encoders, kernels, losses
 from snnexp.initializers import Uniform
 from snnexp.network import MLP
-from snnexp.neurons import Leaky, LeakyIntegrator, LeakyIntegratorState, ParametrizedLIF, ParametrizedLIFState, RLeaky
+from snnexp.neurons import (
+    LIF,
+    Leaky,
+    LeakyIntegrator,
+    LeakyIntegratorState,
+    ParametrizedLIF,
+    ParametrizedLIFState,
+    RLeaky,
+    RSynaptic,
+    Synaptic,
+)
 from snnexp.surrogates import ATan, FastSigmoid, SuperSpike
 
 RESETS = ["subtract", "zero", "none"]
@@ -28,11 +38,13 @@ DECAYS = ["tau_mem_inv", "tau_syn_inv"]
 LEVELS = ["v_th", "v_leak", "v_reset"]
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+few = settings(deterministic, max_examples=8)
 
 
 @pytest.fixture(scope="module")
 def snn() -> ModuleType:
     pytest.importorskip("snntorch.functional")
+    pytest.importorskip("snntorch.spikegen")
     return pytest.importorskip("snntorch")
 
 
@@ -193,6 +205,90 @@ def test_rleaky(snn: ModuleType, reset: str, feedback: str, case: Case, kernel_s
     assert_same_gradients((wS * S + wU * U).sum(), (wS * S_peer + wU * U_peer).sum(), variables)
 
 
+@pytest.mark.parametrize("reset", RESETS)
+@few
+@given(case=cases)
+def test_synaptic(snn: ModuleType, reset: str, case: Case) -> None:
+    T, B, N, *_ = case
+    x, linear = case.normal(T, B, 5).requires_grad_(), nn.Linear(5, N)
+    alpha, beta = case.parameter(-0.2, 1.2, N), case.parameter(-0.2, 1.2, N)
+    theta = case.parameter(0.2, 1.2, N)
+    learned = {"learn_alpha": True, "learn_beta": True, "learn_threshold": True}
+    mine = Synaptic(N, alpha.clamp(0, 1), beta.clamp(0, 1), theta, **learned, reset=reset)
+    mine.alpha.data.copy_(alpha)
+    mine.beta.data.copy_(beta)
+    other = snn.Synaptic(alpha.clone(), beta.clone(), theta.clone(), **learned, reset_mechanism=reset)
+
+    J, U = torch.zeros(B, N), torch.zeros(B, N)
+    spikes, membrane = [], []
+    for x_t in x:
+        S, J, U = other(linear(x_t), J, U)
+        spikes.append(S)
+        membrane.append(U)
+    S_peer, U_peer = torch.stack(spikes), torch.stack(membrane)
+
+    S, U, state = mine(linear(x))
+    assert_same_spikes(S, S_peer, U, theta)
+    torch.testing.assert_close(U, U_peer, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(state.synaptic, J, atol=1e-5, rtol=1e-5)
+    wS, wU = case.normal(*S.shape), case.normal(*S.shape)
+    variables = {name: (getattr(mine, name), getattr(other, name)) for name in ("alpha", "beta", "threshold")}
+    variables |= {"x": (x, x), "weight": (linear.weight, linear.weight), "bias": (linear.bias, linear.bias)}
+    assert_same_gradients((wS * S + wU * U).sum(), (wS * S_peer + wU * U_peer).sum(), variables)
+
+
+@pytest.mark.parametrize("feedback", ["linear", "one_to_one", "conv2d"])
+@pytest.mark.parametrize("reset", RESETS)
+@few
+@given(case=cases)
+def test_rsynaptic(snn: ModuleType, reset: str, feedback: str, case: Case) -> None:
+    # decays below 1, so that feedback of second order does not grow beyond what float32 can compare
+    T, B, N, *_ = case
+    features = (2, N, 3) if feedback == "conv2d" else (N,)
+    x = case.normal(T, B, *features).requires_grad_()
+    alpha, beta = case.parameter(-0.2, 0.8, *features), case.parameter(-0.2, 0.8, *features)
+    theta, V = case.parameter(0.2, 1.2, *features), case.parameter(-1, 1, *features)
+    wiring = {
+        "linear": {"linear_features": N},
+        "one_to_one": {"all_to_all": False, "V": V.clone()},
+        "conv2d": {"conv2d_channels": 2, "kernel_size": 3},
+    }[feedback]
+    learned = {"learn_alpha": True, "learn_beta": True, "learn_threshold": True}
+    kernel_size = 3 if feedback == "conv2d" else None
+    mine = RSynaptic(
+        features, alpha.clamp(0, 1), beta.clamp(0, 1), theta, feedback, kernel_size, V, **learned, reset=reset
+    )
+    mine.alpha.data.copy_(alpha)
+    mine.beta.data.copy_(beta)
+    other = snn.RSynaptic(
+        alpha.clone(), beta.clone(), threshold=theta.clone(), **learned, reset_mechanism=reset, **wiring
+    )
+    variables = {name: (getattr(mine, name), getattr(other, name)) for name in ("alpha", "beta", "threshold")}
+    if mine.recurrent is None:
+        variables["V"] = (mine.V, other.V)
+    else:
+        mine.recurrent.load_state_dict(other.recurrent.state_dict())
+        for name, value in other.recurrent.named_parameters():
+            variables[f"recurrent.{name}"] = (mine.recurrent.get_parameter(name), value)
+
+    S, J, U = (torch.zeros(B, *features) for _ in range(3))
+    spikes, membrane = [], []
+    for I in x:
+        S, J, U = other(I, S, J, U)
+        spikes.append(S)
+        membrane.append(U)
+    S_peer, U_peer = torch.stack(spikes), torch.stack(membrane)
+
+    S, U, state = mine(x)
+    assert_same_spikes(S, S_peer, U, theta)
+    assert_same_membranes(U, U_peer)
+    assert_same_membranes(state.synaptic, J)
+    assert torch.equal(state.spikes, S_peer[-1])
+    wS, wU = case.normal(*S.shape), case.normal(*S.shape)
+    mine_sum, other_sum = (wS * S + wU * U).sum(), (wS * S_peer + wU * U_peer).sum()
+    assert_same_gradients(mine_sum, other_sum, variables | {"x": (x, x)})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recurrent", [True, False])
 @deterministic
@@ -262,6 +358,50 @@ def test_feed_forward_lif(norse: ModuleType, case: Case) -> None:
     assert_same_membranes(last.i, state.i)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 100.0])
+@pytest.mark.parametrize("kernel", ["reference", "fused"])
+@few
+@given(case=cases)
+def test_lif(norse: ModuleType, kernel: str, alpha: float, case: Case) -> None:
+    """Norse 1.1.0 computes with an alpha of 1 whatever it is told; with its formula in that place, with any other.
+
+    In float64, since float32 leaves little of sums through many resets.
+    """
+    from norse.torch.functional import superspike
+
+    T, B, N, *_ = case
+    tau = {name: case.parameter(50, 950, N) for name in DECAYS}
+    level = {"v_th": case.parameter(0.2, 0.8, N), "v_leak": case.parameter(-0.3, 0.3, N)}
+    level["v_reset"] = case.parameter(-0.5, 0.1, N)
+    x, linear = case.normal(T, B, 5).double().requires_grad_(), nn.Linear(5, N).double()
+    p = norse.LIFParameters(**{name: nn.Parameter(value.double()) for name, value in (tau | level).items()})
+    learn = [*DECAYS, *LEVELS]
+    mine = LIF(N, **tau, **level, learn=learn, surrogate=SuperSpike(alpha)).double()
+    kernels.use(mine, kernel, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        if alpha != 1:
+            scaled = staticmethod(lambda ctx, g: (g / (alpha * ctx.saved_tensors[0].abs() + 1).square(), None))
+            patch.setattr(superspike.SuperSpike, "backward", scaled)
+        other = norse.LIFCell(p._replace(alpha=torch.tensor(alpha)))
+        # the cell takes copies
+        other.p = p
+        state, spikes = norse.LIFFeedForwardState(*torch.zeros(2, B, N).double()), []
+        for x_t in x:
+            z_t, state = other(linear(x_t), state)
+            spikes.append(z_t)
+        z_peer = torch.stack(spikes)
+
+        z, u, last = mine(linear(x))
+        assert_same_spikes(z, z_peer, u, level["v_th"])
+        assert_same_membranes(last.v, state.v)
+        assert_same_membranes(last.i, state.i)
+        variables = {name: (getattr(mine, name), getattr(p, name)) for name in learn}
+        variables |= {"x": (x, x), "weight": (linear.weight, linear.weight), "bias": (linear.bias, linear.bias)}
+        wz, wv = case.normal(*z.shape), case.normal(B, N)
+        ours, peers = (wz * z).sum() + (wv * last.v).sum(), (wz * z_peer).sum() + (wv * state.v).sum()
+        assert_same_gradients(ours, peers, variables)
+
+
 @deterministic
 @given(case=cases)
 def test_leaky_integrator(norse: ModuleType, case: Case) -> None:
@@ -293,6 +433,34 @@ def test_constant_current_lif(norse: ModuleType, case: Case, tau_mem_inv: float,
     p = norse.LIFParameters(tau_mem_inv=torch.tensor(tau_mem_inv), v_th=torch.tensor(v_th))
     expected = norse.ConstantCurrentLIFEncoder(case.T, p)(values)
     assert torch.equal(encoders.ConstantCurrentLIF(case.T, tau_mem_inv, v_th)(values), expected)
+
+
+@few
+@given(case=cases, padding=st.booleans(), off_spikes=st.booleans(), threshold=st.sampled_from([0.1, 0.5, 1.0]))
+def test_delta(snn: ModuleType, case: Case, padding: bool, off_spikes: bool, threshold: float) -> None:
+    # tenths meet the threshold often
+    values = case.normal(case.T, case.B, case.N).mul(10).round().div(10)
+    expected = snn.spikegen.delta(values, threshold, padding, off_spikes)
+    assert torch.equal(encoders.Delta(threshold, padding, off_spikes)(values), expected)
+
+
+@few
+@given(case=cases, gain=st.sampled_from([0.25, 1.0, 3.0]))
+def test_rate(snn: ModuleType, case: Case, gain: float) -> None:
+    values = case.uniform(0, 1, case.B, case.N)
+    torch.manual_seed(case.T)
+    expected = snn.spikegen.rate(values, case.T, gain)
+    torch.manual_seed(case.T)
+    assert torch.equal(encoders.Rate(case.T, gain)(values), expected)
+
+
+@few
+@given(case=cases)
+def test_latency(snn: ModuleType, case: Case) -> None:
+    """Of 8-bit values; snnTorch's code is linear and normalised, and values below its threshold do not fire."""
+    values, T = case.uniform(0, 255, case.B, case.N).round() / 255, case.T + 1
+    options = {"linear": True, "normalize": True, "clip": True, "threshold": 1e-6}
+    assert torch.equal(encoders.Latency(T)(values), snn.spikegen.latency(values, T, **options))
 
 
 # rates whose product with a number of steps is exact, so that snnTorch's int(T * rate) has nothing to round wrongly
