@@ -30,7 +30,7 @@ MNIST_RECIPE = {
     "data.mean": 0,
     "data.std": 1,
     "data.batch_size": 128,
-    "optimizer._target_": "snnexp.optimizers.Adam",
+    "optimizer._target_": "snnexp.optimizers.L2Adam",
     "optimizer.betas": [0.9, 0.999],
     "optimizer.weight_decay": 0,
     "schedule._target_": "snnexp.schedules.Constant",
@@ -80,7 +80,7 @@ REGRESSION_RECIPE = {
     "neuron.surrogate._target_": "snnexp.surrogates.FastSigmoid",
     "neuron.surrogate.slope": 25,
     "loss._target_": "snnexp.losses.MSEMembrane",
-    "optimizer._target_": "snnexp.optimizers.Adam",
+    "optimizer._target_": "snnexp.optimizers.L2Adam",
     "optimizer.lr": 1e-3,
     "schedule._target_": "snnexp.schedules.Constant",
     "trainer.max_epochs": 100,
@@ -157,6 +157,8 @@ RECIPES["digits_leaky"] = {
 SEQUENCES = ["data=linear", "encoder=sequence", "loss=mse_membrane"]
 NEEDS = {
     "schedule=plateau": ["data.val_size=1000"],
+    "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
+    "encoder=delta": SEQUENCES,
     "data=dataset": ["data.dataset._target_=torch.utils.data.TensorDataset"],
     "decoder=none": SEQUENCES,
     "data=linear": SEQUENCES[1:],

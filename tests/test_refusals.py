@@ -25,7 +25,11 @@ FINE = {
     **dict.fromkeys(("beta", "threshold", "correct_rate", "incorrect_rate", "high"), "0"),
     **dict.fromkeys(("mean", "V", "v_th", "v_leak", "v_reset", "low", "on_target", "off_target"), "-1 0"),
     **dict.fromkeys(("limit_batches", "limit_test_batches", "data.spikes", "threads"), "null"),
-    **dict.fromkeys(("early_stopping", "init_from.run"), "null"),
+    **dict.fromkeys(
+        ("early_stopping", "init_from.run", "gradient_clip", "neuron_lr", "norm", "pool", "bias", "init"), "null"
+    ),
+    **dict.fromkeys(("T_max", "length", "unlabeled"), "null"),
+    **dict.fromkeys(("label_smoothing", "dropout", "padding", "eta_min"), "0"),
     **dict.fromkeys(("class_weights", "transform", "target_transform", "augment", "scale", "in_memory"), "null"),
     **dict.fromkeys(("val_fraction", "test_fraction", "fold", "sample_seed"), "0 null"),
     "split_seed": "0",
@@ -39,7 +43,7 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{path}{key}.")
-        elif key not in ("_target_", "published", "decoder", "regularizer", "measure"):
+        elif key not in ("_target_", "published", "decoder", "regularizer", "measure", "also"):
             # an empty node is chosen, not given a value
             yield f"{path}{key}"
 

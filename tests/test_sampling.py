@@ -101,7 +101,8 @@ class Pairs(Dataset[Any]):
 class TestCounts:
     def test_are_those_of_the_training_samples(self) -> None:
         assert module().class_counts() == [80, 5, 15, 0]
-        assert module(target="step_labels", sampling="shuffled").class_counts() is None
+        assert module(target="step_labels", sampling="shuffled").class_counts() == [80, 5, 15, 0]
+        assert module(target="values", sampling="shuffled").class_counts() is None
 
     def test_samples_of_another_number_type_are_counted(self) -> None:
         data = module(train=stored(LABELS.int()))

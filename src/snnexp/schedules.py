@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -19,10 +19,12 @@ from torch.optim.lr_scheduler import (
 )
 
 from snnexp.errors import ConfigError
-from snnexp.spec.annotations import Count, Fraction, Index, NonNegative, Positive
+from snnexp.spec.annotations import Count, Fraction, Index, NonNegative
 from snnexp.spec.checked import check_fields
 
 Unit = Literal["step", "epoch"]
+Factor = Annotated[float, Interval(gt=0, le=1)]
+AtLeastOne = Annotated[float, Ge(1)]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Step(_Curve):
     depends_on_length = False
     unit: Unit = "epoch"  # type: ignore[misc]
     step_size: Count = 10
-    gamma: Positive = 0.1
+    gamma: Factor = 0.1
 
     def __call__(self, optimizer: Optimizer, total: int) -> LRScheduler | None:
         return StepLR(optimizer, self.step_size, self.gamma)
@@ -140,7 +142,7 @@ class Exponential(_Curve):
     stackable = True
     depends_on_length = False
     unit: Unit = "epoch"  # type: ignore[misc]
-    gamma: Positive = 0.95
+    gamma: Factor = 0.95
 
     def __call__(self, optimizer: Optimizer, total: int) -> LRScheduler | None:
         return ExponentialLR(optimizer, self.gamma)
@@ -161,8 +163,8 @@ class OneCycle(_Curve):
     """
 
     pct_start: Annotated[float, Interval(gt=0, lt=1)] = 0.3
-    div_factor: Positive = 25.0
-    final_div_factor: Positive = 1e4
+    div_factor: AtLeastOne = 25.0
+    final_div_factor: AtLeastOne = 1e4
     cycle_momentum: bool = True
 
     def __call__(self, optimizer: Optimizer, total: int) -> LRScheduler | None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from snnexp.config import decoding, initial, keys, security, steps, targets, user_parts
+from snnexp.config import decoding, initial, keys, loggers, security, steps, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
 from snnexp.config.messages import explained, in_one_line
 from snnexp.errors import ConfigError, Refusals, located
@@ -68,11 +68,16 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
             initial.check(value, refusals)
         else:
             named = {f"{key}.{name}": node for name, node in value.items()} if _holds_many(key) else {key: value}
+            if key == "logger":
+                # has loggers of its own, which are checked below
+                named = {key: {name: node for name, node in value.items() if name != "also"}}
             for path, node in named.items():
                 with refusals.collected():
                     if _holds_many(key):
                         _require_name(path)
                     targets.require_targets(node, path, key if key in PLACES else None)
+    if isinstance(plain["logger"], dict):
+        loggers.check(plain["logger"].get("also"), refusals)
     for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
             refusals.add(f"logger.{shown(key)}: unknown key, {closest(str(key), LOGGER)}")

@@ -37,6 +37,8 @@ class Logger:
 
     root: str
     tensorboard: bool
+    csv: bool
+    also: Annotated[Mapping[str, Any], doc("loggers of Lightning by name, each a mapping with _target_")]
     save_every_n_epochs: Count
     save_every_s: NonNegative
     draw_every_n_epochs: Index

@@ -97,9 +97,14 @@ def is_optimizer(target: str) -> bool:
     return re.fullmatch(r"torch\.optim\.(?!Optimizer$|LBFGS$|SparseAdam$)[A-Z]\w*", target) is not None
 
 
+def is_logger(target: str) -> bool:
+    """Whether a name is that of a logger of Lightning, such as ``lightning.pytorch.loggers.WandbLogger``."""
+    return re.fullmatch(r"lightning\.pytorch\.loggers\.[A-Z]\w*", target) is not None
+
+
 def is_of_library(target: str) -> bool:
-    """Whether a name is one of those of PyTorch and torchvision."""
-    return is_module(target) or is_transform(target) or is_optimizer(target)
+    """Whether a name is one of those of PyTorch, torchvision and Lightning."""
+    return is_module(target) or is_transform(target) or is_optimizer(target) or is_logger(target)
 
 
 def may_be_read(source: Source) -> bool:
@@ -115,8 +120,8 @@ def _text(name: object, path: str) -> str:
 
 def require_target(name: str, path: str, place: str | None) -> None:
     """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
-    known = (place == "" and (is_module(name) or is_transform(name))) or (place == "optimizer" and is_optimizer(name))
-    if known or may_be_named(name):
+    anywhere = place == "" and (is_module(name) or is_transform(name) or is_logger(name))
+    if anywhere or (place == "optimizer" and is_optimizer(name)) or may_be_named(name):
         return
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):
@@ -149,6 +154,8 @@ def resolve(name: str, path: str) -> Any:
         return _transform(name, path)
     if is_optimizer(name) and not may_be_named(name):
         return locate(name, path, ("torch.optim",))
+    if is_logger(name) and not may_be_named(name):
+        return locate(name, path, ("lightning.pytorch.loggers",))
     return locate(name, path, ("snnexp",) if is_own(name) else allowed())
 
 

@@ -76,6 +76,8 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
         # nothing was drawn
         for key in ("draw_every_n_epochs", "draw_every_s"):
             logger.setdefault(key, 0)
+        logger.setdefault("csv", False)
+        logger.setdefault("also", {})
     return upgraded
 
 

@@ -272,13 +272,16 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
         _announce(terminal.console(), cfg, parts, run_dir.path, found)
-    board = loggers.Board(run_dir, None if found is None else found.step)
-    trainer.loggers = [loggers.RunLogger(run_dir), *([board] if cfg.logger.tensorboard else [])]
     with terminal.quiet(run_dir.path / "train.log" if main else None):
-        measured = {**start.measured_before(), **fit_and_test(trainer, parts.task, parts.data, found, clock)}
-        if cfg.logger.tensorboard and main:
-            board.log_hyperparams(recipes.hyperparameters(config.plain(cfg), run_dir.overrides()), measured)
-            board.finalize("success")
+        trainer.loggers = loggers.loggers_of(run_dir, cfg, None if found is None else found.step, main)
+        try:
+            measured = {**start.measured_before(), **fit_and_test(trainer, parts.task, parts.data, found, clock)}
+            if main:
+                typed = recipes.hyperparameters(config.plain(cfg), run_dir.overrides())
+                loggers.tell_result(trainer.loggers, typed, measured)
+        finally:
+            if main:
+                loggers.close(trainer.loggers)
     return measured
 
 

@@ -1,13 +1,25 @@
-"""Where logged values go: metrics.jsonl, and TensorBoard."""
+"""Where logged values go: metrics.jsonl, TensorBoard, and loggers of Lightning that a config names."""
 
+import inspect
+import logging
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
 
+from snnexp import config
+from snnexp.config import factory, targets
+from snnexp.isolation import cpu_random_states, restored
 from snnexp.record.run import Run
+from snnexp.text import line
+
+LOG = logging.getLogger(__name__)
+SECRETS = ("api_key", "apikey", "credential", "password", "secret", "token")
+"""What the name of a key has whose value no tracker gets."""
 
 
 class RunLogger(Logger):
@@ -52,3 +64,119 @@ class Board(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+
+class Tracker(Logger):
+    """A logger of Lightning's beside the run's own; one that fails is left out from then on, and the run continues.
+
+    Random numbers that it draws are not those of the run.
+
+    Args:
+        name: below ``logger.also``.
+        node: of the config.
+        run: the directory, which its files go to unless the node says otherwise; its id is the name of the tracked run.
+    """
+
+    def __init__(self, name: str, node: Mapping[str, Any], run: Run) -> None:
+        super().__init__()
+        self.key, self.run = f"logger.also.{name}", run
+        self.logger: Logger | None = None
+        with self._attempted():
+            kind = targets.resolve(str(node["_target_"]), self.key)
+            offered = {"save_dir": str(run.path), **dict.fromkeys(("name", "run_name", "id"), run.path.name)}
+            taken = inspect.signature(kind).parameters
+            own = {key: value for key, value in offered.items() if key in taken and key not in node}
+            self.logger = factory(node, self.key, given=own)(**own)
+
+    @property
+    def name(self) -> str:
+        return self.key
+
+    @property
+    def version(self) -> str:
+        return self.run.path.name
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self._attempted():
+            if self.logger is not None:
+                self.logger.log_metrics(dict(metrics), step)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        with self._attempted():
+            if self.logger is not None:
+                self.logger.log_hyperparams(params)
+
+    def save(self) -> None:
+        with self._attempted():
+            if self.logger is not None:
+                self.logger.save()
+
+    def finalize(self, status: str) -> None:
+        with self._attempted():
+            if self.logger is not None:
+                self.logger.finalize(status)
+
+    def close(self) -> None:
+        """End the tracked run, where that has to be done, as with Weights & Biases."""
+        with self._attempted():
+            finish = getattr(getattr(self.logger, "experiment", None), "finish", None)
+            if callable(finish):
+                finish()
+        self.logger = None
+
+    @contextmanager
+    def _attempted(self) -> Iterator[None]:
+        with restored(cpu_random_states()):
+            try:
+                yield
+            except Exception as error:
+                self.logger = None
+                LOG.warning("%s failed and is left out: %s: %s", self.key, type(error).__name__, line(str(error)))
+
+
+def loggers_of(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = True) -> list[Any]:
+    """What a run is logged to, its own metrics.jsonl first.
+
+    Args:
+        run: its directory.
+        cfg: its config.
+        purge_step: where it is resumed; None at its start.
+        main: whether this is the first process of the run, the only one with trackers.
+    """
+    found: list[Any] = [RunLogger(run)]
+    if cfg.logger.tensorboard:
+        found.append(Board(run, purge_step))
+    plain = config.plain(cfg)
+    for name, node in plain["logger"].get("also", {}).items() if main else ():
+        tracker = Tracker(name, node, run)
+        tracker.log_hyperparams(hyperparameters(plain))
+        found.append(tracker)
+    return found
+
+
+def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What trackers get of a config: all but its loggers, and keys whose names are those of secrets."""
+
+    def public(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {
+                key: public(value) for key, value in node.items() if not any(word in key.lower() for word in SECRETS)
+            }
+        return [public(each) for each in node] if isinstance(node, list) else node
+
+    return public({key: value for key, value in plain.items() if key != "logger"})  # type: ignore[no-any-return]
+
+
+def tell_result(loggers: Sequence[Any], typed: Mapping[str, Any], measured: Mapping[str, float]) -> None:
+    """Put a finished run into the table of TensorBoard: what was typed, and what it has measured."""
+    for board in loggers:
+        if isinstance(board, Board):
+            board.log_hyperparams(dict(typed), dict(measured))
+
+
+def close(loggers: Sequence[Any]) -> None:
+    """End all that a run is logged to but its own metrics.jsonl."""
+    for logger in loggers[1:]:
+        logger.finalize("success")
+        if isinstance(logger, Tracker):
+            logger.close()

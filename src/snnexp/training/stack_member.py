@@ -17,7 +17,7 @@ from snnexp import config, terminal
 from snnexp.errors import ending
 from snnexp.record.run import Run
 from snnexp.training.assembly import Parts
-from snnexp.training.loggers import Board, RunLogger
+from snnexp.training.loggers import close, loggers_of
 from snnexp.training.members import Member, Observer
 from snnexp.training.saving import checkpoints_of
 from snnexp.training.start import Start
@@ -152,9 +152,8 @@ class StackMember(Member):
             checkpoints_of(self).become_last(self.start.found.path)
         self._log_file = terminal.LogFile(self.start.run.path / "train.log", encoding="utf-8")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        self._loggers = [RunLogger(self.start.run)]
-        if self.start.cfg.logger.tensorboard:
-            self._loggers.append(Board(self.start.run, None if self.start.found is None else self.start.step))
+        purge = None if self.start.found is None else self.start.step
+        self._loggers = loggers_of(self.start.run, self.start.cfg, purge)
 
     def rest(self) -> None:
         super().rest()
@@ -226,8 +225,7 @@ class StackMember(Member):
         """Let go of the run directory, and tell."""
         self.ended = True
         try:
-            for logger in self.loggers[1:]:
-                logger.finalize("success")
+            close(self.loggers)
             if self._log_file is not None:
                 self._log_file.close()
             if self.opened is not None:

@@ -25,6 +25,7 @@ from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.environment import git, versions
 from snnexp.training.execute import Clock, drawn_s, execute, fit_and_test, succeed
 from snnexp.training.feed import Together
+from snnexp.training.loggers import tell_result
 from snnexp.training.members import AllEndedError, Bridge
 from snnexp.training.saving import Saving, attempted
 from snnexp.training.signals import Signals
@@ -247,7 +248,6 @@ def _carry_out(
         with member.may_end():
             if error is not None:
                 raise error
-            for board in member.loggers[1:]:
-                typed = recipes.hyperparameters(config.plain(member.start.cfg), member.point.overrides)
-                board.log_hyperparams(typed, values)
+            typed = recipes.hyperparameters(config.plain(member.start.cfg), member.point.overrides)
+            tell_result(member.loggers, typed, values)
             member.end(Outcome("finished", member.start.run.path, values))
