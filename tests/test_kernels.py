@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snnexp import kernels
+from snnexp import kernels, neurons
 from snnexp.errors import ConfigError
 from snnexp.initializers import Uniform
 from snnexp.kernels import fused, fused_leaky
@@ -74,13 +74,14 @@ NEURONS: dict[str, Callable[[int, str, Surrogate], Neuron]] = {
     "lif-feedforward": lambda N, _, s: ParametrizedLIF((N, 2, 3), False, **LIF, learn=ALL, surrogate=s),
     "lif-log-tau": lambda N, _, s: ParametrizedLIF(N, **LIF, learn=ALL, log_tau=True, surrogate=s),
     "leaky-integrator": lambda N, _, __: learning_integrator(N),
+    "lif-reset-gradient": lambda N, _, s: neurons.LIF((N, 2, 3), **LIF, learn=ALL, surrogate=s),
 }
 PAIRS = [
     (kernel, name)
     for kernel in ("fused", "triton")
     for name in NEURONS
-    # conv2d feedback has no Triton form, and Triton is not there for every system
-    if kernel != "triton" or (name != "rleaky-conv2d" and find_spec("triton"))
+    # these have no Triton form, and Triton is not there for every system
+    if kernel != "triton" or (name not in ("rleaky-conv2d", "lif-reset-gradient") and find_spec("triton"))
 ]
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=25)

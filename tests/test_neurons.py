@@ -14,11 +14,24 @@ from snnexp import kernels
 from snnexp.errors import ConfigError
 from snnexp.initializers import Constant, LogNormal, Normal, Uniform
 from snnexp.network import Dense
-from snnexp.neurons import Leaky, LeakyIntegrator, LeakyState, Neuron, ParametrizedLIF, RLeaky, Trace, over_samples
+from snnexp.neurons import (
+    ALIF,
+    LIF,
+    Leaky,
+    LeakyIntegrator,
+    LeakyState,
+    Neuron,
+    ParametrizedLIF,
+    RLeaky,
+    RSynaptic,
+    Synaptic,
+    Trace,
+    over_samples,
+)
 from snnexp.surrogates import ATan, FastSigmoid, SuperSpike
 
 RESETS = ["subtract", "zero", "none"]
-LIF = {"tau_mem_inv": 300.0, "tau_syn_inv": 400.0, "v_th": 0.4, "v_leak": 0.1, "v_reset": -0.2}
+LEVELS = {"tau_mem_inv": 300.0, "tau_syn_inv": 400.0, "v_th": 0.4, "v_leak": 0.1, "v_reset": -0.2}
 
 # every neuron, flat or on a map, with the features that it gets; weights are drawn where a model has some
 NEURONS: dict[str, Callable[[], Neuron]] = {
@@ -27,19 +40,27 @@ NEURONS: dict[str, Callable[[], Neuron]] = {
     "leaky-map": lambda: Leaky((2, 3, 2), Uniform(0.2, 0.9), Uniform(0.5, 1), learn_beta=True, learn_threshold=True),
     "rleaky-one-to-one": lambda: RLeaky((2, 2), feedback="one_to_one", V=Uniform(-1, 1)),
     "rleaky-conv2d": lambda: RLeaky((2, 3, 2), feedback="conv2d", kernel_size=3, reset="zero"),
-    "lif-recurrent": lambda: ParametrizedLIF(4, **LIF),
-    "lif-map": lambda: ParametrizedLIF((2, 3), recurrent=False, **LIF),
-    "lif-log-tau": lambda: ParametrizedLIF(4, log_tau=True, **LIF),
+    "lif-recurrent": lambda: ParametrizedLIF(4, **LEVELS),
+    "lif-map": lambda: ParametrizedLIF((2, 3), recurrent=False, **LEVELS),
+    "lif-log-tau": lambda: ParametrizedLIF(4, log_tau=True, **LEVELS),
     "leaky-integrator": lambda: LeakyIntegrator((2, 3), tau_mem_inv=300.0, tau_syn_inv=400.0, v_leak=0.1),
+    "lif-plain": lambda: LIF((2, 3), **LEVELS, learn=["tau_mem_inv", "v_th"]),
+    "synaptic-zero": lambda: Synaptic((2, 3), Uniform(0.2, 0.9), 0.7, learn_alpha=True, learn_beta=True, reset="zero"),
+    "rsynaptic-linear": lambda: RSynaptic(4, learn_threshold=True),
+    "rsynaptic-conv2d": lambda: RSynaptic((2, 3, 2), feedback="conv2d", kernel_size=3, reset="none"),
+    "alif-map": lambda: ALIF((2, 3), tau_m=Uniform(2, 5), tau_adp=20.0, b_j0=0.1, learn=["tau_m", "beta_adp"]),
+    "alif-recurrent": lambda: ALIF(4, recurrent=True, tau_m=3.0),
 }
 
 
-# conv2d feedback has no Triton form
+ON_REFERENCE_ALONE = ("synaptic", "rsynaptic", "alif")
+# nor has conv2d feedback, or a gradient through the reset, a Triton form
 EACH_ON_EACH = [
     (name, kernel)
     for name in NEURONS
     for kernel in ("reference", "fused", "triton")
-    if kernel != "triton" or ("conv2d" not in name and find_spec("triton"))
+    if kernel == "reference" or not name.startswith(ON_REFERENCE_ALONE)
+    if kernel != "triton" or ("conv2d" not in name and name != "lif-plain" and find_spec("triton"))
 ]
 
 
@@ -144,6 +165,9 @@ class TestParameters:
             ("threshold", "V"): RLeaky(3, feedback="one_to_one", learn_threshold=True),
             ("tau_mem_inv", "v_th", "recurrent.weight"): ParametrizedLIF(3),
             ("v_leak", "tau_syn_inv"): ParametrizedLIF((3, 2), recurrent=False, learn=["v_leak", "tau_syn_inv"]),
+            ("alpha", "beta", "threshold"): Synaptic(3, learn_alpha=True, learn_beta=True, learn_threshold=True),
+            ("alpha", "recurrent.weight", "recurrent.bias"): RSynaptic(3, learn_alpha=True),
+            ("tau_m", "tau_adp", "recurrent.weight", "recurrent.bias"): ALIF(3, recurrent=True),
             (): Leaky(3),
         }
         for names, neuron in learned.items():
@@ -621,7 +645,7 @@ class TestParametrizedLIF:
         """Same trace; by the chain rule d/d log(tau) = tau d/d tau; and no step can make tau negative."""
         tau = torch.tensor([100.0, 250.0, 600.0])
         plain, log = (
-            ParametrizedLIF(3, False, **{**LIF, name: tau}, learn=[name], log_tau=flag).double()
+            ParametrizedLIF(3, False, **{**LEVELS, name: tau}, learn=[name], log_tau=flag).double()
             for flag in (False, True)
         )
         current = 2 * torch.rand(20, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
