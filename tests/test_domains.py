@@ -85,7 +85,7 @@ def test_only_flags_take_a_truth_value(place: str, target: str, name: str) -> No
         ("neuron.feedback", ["linear", "one_to_one", "conv2d"], [None, "all"]),
         ("neuron.kernel_size", [1, 3, None], [0, -1, 3.0]),
         ("neuron.tau_mem_inv", [100.0], [0, -1]),
-        ("neuron.learn", [[], ["v_th", "tau_mem_inv"]], ["v_th", ["beta"], None]),
+        ("neuron.learn", [[]], ["v_th", ["beta"], None]),
         ("neuron.dt", [1e-3], [0, -1e-3]),
         ("initializer.std", [0.1], [0, -1]),
         ("network.hidden", [[], [10, 20]], [10, [0], [1.5]]),

@@ -6,13 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from snnexp.encoders import Bernoulli, Constant, ConstantCurrentLIF, Encoder, Latency, Sequence
+from snnexp.encoders import Bernoulli, Constant, ConstantCurrentLIF, Delta, Encoder, Latency, Rate, Sequence
 from snnexp.errors import ConfigError
+from snnexp.network import MLP
+from snnexp.neurons import Leaky
 
 
 @pytest.mark.parametrize(
     ("encoder", "steps"),
-    [(Sequence(), None), (Constant(), 1), (ConstantCurrentLIF(7), 7), (Bernoulli(7), 7), (Latency(7), 7)],
+    [
+        (Sequence(), None),
+        (Constant(), 1),
+        (ConstantCurrentLIF(7), 7),
+        (Bernoulli(7), 7),
+        (Rate(7, 2.0), 7),
+        (Latency(7), 7),
+        (Delta(), None),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -101,6 +111,54 @@ class TestBernoulli:
         assert not torch.equal(runs[0], runs[2])
 
 
+class TestRate:
+    @pytest.mark.parametrize("gain", [0.5, 1.0, 2.5])
+    def test_fires_with_the_probability_of_its_value_times_the_gain(self, gain: float) -> None:
+        torch.manual_seed(0)
+        T, copies = 200, 100
+        values = torch.tensor([0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
+        spikes = Rate(T, gain)(values.expand(copies, 6))
+        p = torch.tensor([min(1.0, gain * x) for x in values.tolist()])
+        error = (spikes.mean((0, 1)) - p).abs()
+        assert (error <= 5 * (p * (1 - p) / (T * copies)).sqrt()).all()
+
+    @pytest.mark.parametrize("gain", [0.0, -1.0, math.nan])
+    def test_refuses(self, gain: float) -> None:
+        with pytest.raises(ConfigError, match=r"^gain: "):
+            Rate(3, gain)
+
+
+class TestDelta:
+    def test_by_hand(self) -> None:
+        """Quarters are exact in binary: a change of the threshold fires."""
+        values = torch.tensor([0.25, 0.5, 0.5, 1.0, 0.75, 0.0]).view(-1, 1, 1)
+        spikes = {
+            (False, False): [1, 1, 0, 1, 0, 0],
+            (True, False): [0, 1, 0, 1, 0, 0],
+            (False, True): [1, 1, 0, 1, -1, -1],
+            (True, True): [0, 1, 0, 1, -1, -1],
+        }
+        for (padding, off_spikes), expected in spikes.items():
+            assert Delta(0.25, padding, off_spikes)(values).flatten().tolist() == expected
+
+    def test_off_spikes_are_the_rises_of_the_negative(self) -> None:
+        values = torch.randn(9, 2, 3)
+        signed = Delta(0.5, padding=True, off_spikes=True)(values)
+        assert torch.equal(signed, Delta(0.5, padding=True)(values) - Delta(0.5, padding=True)(-values))
+        assert signed.min() == -1
+
+    def test_a_spike_of_minus_one_costs_what_one_of_one_does(self) -> None:
+        network = MLP((3,), 2, Leaky, Leaky, num_steps=9, hidden=[4])
+        inputs = Delta(0.5, off_spikes=True)(torch.randn(9, 2, 3))
+        _, arriving, _ = next(network.deliveries(network(inputs), inputs))
+        assert arriving.sum() == inputs.count_nonzero()
+
+    @pytest.mark.parametrize(("key", "value"), [("threshold", 0.0), ("threshold", -1), ("off_spikes", 1)])
+    def test_refuses(self, key: str, value: object) -> None:
+        with pytest.raises(ConfigError, match=f"^{key}: "):
+            Delta(**{key: value})
+
+
 class TestLatency:
     def test_times(self) -> None:
         """T = 11: a value x fires at step 10 (1 - x), zero never."""
@@ -119,7 +177,7 @@ class TestLatency:
         assert Latency(1)(torch.tensor([0.0, 0.2, 1.0])).tolist() == [[0, 1, 1]]
 
 
-@pytest.mark.parametrize("encoder", [Bernoulli(3), Latency(3)], ids=str)
+@pytest.mark.parametrize("encoder", [Bernoulli(3), Rate(3, 0.5), Latency(3)], ids=str)
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
 def test_values_outside_the_unit_interval_are_refused(encoder: Encoder, value: float) -> None:
     values: Tensor = torch.tensor([[0.5, value]])
@@ -127,7 +185,7 @@ def test_values_outside_the_unit_interval_are_refused(encoder: Encoder, value: f
         encoder(values)
 
 
-@pytest.mark.parametrize("kind", [Bernoulli, Latency])
+@pytest.mark.parametrize("kind", [Bernoulli, Rate, Latency])
 @pytest.mark.parametrize("num_steps", [0, -1, 1.0, True, None])
 def test_num_steps_are_counted(kind: type[Encoder], num_steps: object) -> None:
     with pytest.raises(ConfigError, match=r"^num_steps: "):

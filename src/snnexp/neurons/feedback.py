@@ -16,7 +16,7 @@ from snnexp.text import shown
 Feedback = Literal["linear", "one_to_one", "conv2d"]
 
 
-class FeedbackNeuron(Neuron):
+class _FeedbackNeuron(Neuron):
     """A layer of neurons whose spikes feed back into it; abstract.
 
     A subclass calls :meth:`add_feedback` in its constructor and :meth:`fed_back` in its scan.

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnexp.neurons.feedback import Feedback, FeedbackNeuron
+from snnexp.neurons.feedback import Feedback, _FeedbackNeuron
 from snnexp.neurons.neuron import NeuronParameter, decay
 from snnexp.neurons.reset import RESETS, Reset
 from snnexp.neurons.trace import Trace
@@ -36,7 +36,7 @@ class RLeakyState(NamedTuple):
     spikes: Tensor
 
 
-class RLeaky(FeedbackNeuron):
+class RLeaky(_FeedbackNeuron):
     """Recurrent leaky integrate-and-fire layer; the module's docstring has the equation.
 
     Args:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnexp.neurons.feedback import Feedback, FeedbackNeuron
+from snnexp.neurons.feedback import Feedback, _FeedbackNeuron
 from snnexp.neurons.neuron import NeuronParameter, decay
 from snnexp.neurons.reset import RESETS, Reset
 from snnexp.neurons.trace import Trace
@@ -38,7 +38,7 @@ class RSynapticState(NamedTuple):
     spikes: Tensor
 
 
-class RSynaptic(FeedbackNeuron):
+class RSynaptic(_FeedbackNeuron):
     """Recurrent leaky integrate-and-fire layer of second order; the module's docstring has the equation.
 
     Args:
