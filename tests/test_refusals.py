@@ -93,7 +93,8 @@ def test_bad_values_of_every_key_are_refused_in_one_line_that_names_it() -> None
 
 @pytest.mark.slow
 def test_the_short_way_says_what_composing_says() -> None:
-    for recipe, override, _ in list(bad())[::40]:
+    cases = [case for case in bad() if case[2] != "readout"]
+    for recipe, override, _ in cases[::40]:
         with pytest.raises(ConfigError) as caught:
             compose([f"experiment={recipe}", override])
         assert str(caught.value) == refusal(recipe, override)
