@@ -1,6 +1,7 @@
 """Norms, pooling, padding, dropout, biases and start weights of chains, beside PyTorch, snnTorch and SpikingJelly."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from snnexp.network.layers import Dense
 from snnexp.neurons import Leaky
 from snnexp.surrogates import ATan
 from snnexp.sweeps import grouping
+from snnexp.training.start import Start
 from snnexp.training.task import Task
 
 T, B = 4, 3
@@ -99,12 +101,11 @@ class TestWhatIsBuilt:
     )
     def test_shapes_are_known_before_it_is_built(self, options: Any, first: Any, second: Any) -> None:
         given = {"kernel_size": 3, "stride": 1, "hidden": (), "channels": (2, 3)} | options
-        shapes = {name: value for name, value in given.items() if name != "norm"}
         if 0 in second:
             with pytest.raises(ConfigError, match=r"nothing of the image is left for convolution 2; .* or no pool"):
-                Conv.shapes((1, 8, 7), 5, **shapes)
+                Conv.shapes((1, 8, 7), 5, **given)
             return
-        told = Conv.shapes((1, 8, 7), 5, **shapes)
+        told = Conv.shapes((1, 8, 7), 5, **given)
         assert told == [("neuron", (2, *first)), ("neuron", (3, *second)), ("readout", (5,))]
         network = conv((1, 8, 7), **options)
         traces = network(torch.rand(T, B, 1, 8, 7))
@@ -124,7 +125,7 @@ class TestPooling:
             assert (found["conv2"] is not None) == known
 
 
-def unrolled(cells: Sequence[Any], synapses: Sequence[nn.Module], inputs: Tensor, after: Any = None) -> Tensor:
+def unrolled(cells: Sequence[Any], synapses: Sequence[nn.Module], inputs: Tensor) -> Tensor:
     """Membranes of the last layer of snnTorch's neurons, step by step."""
     states = [cell.init_leaky() for cell in cells]
     found = []
@@ -173,18 +174,23 @@ def test_a_layer_of_spikingjelly() -> None:
     peer = nn.Sequential(
         layer.Conv2d(1, 2, 3, padding=1),
         layer.BatchNorm2d(2),
-        neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(alpha=2.0)),
+        neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(alpha=2.0), detach_reset=True),
         layer.MaxPool2d(2, 2),
         layer.Conv2d(2, 3, 3, padding=1),
         layer.BatchNorm2d(3),
-        neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(alpha=2.0)),
+        neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(alpha=2.0), detach_reset=True),
     ).double()
     functional.set_step_mode(peer, "m")
     for ours, theirs in ((one[0], peer[0]), (two[1], peer[4])):  # type: ignore[index]
         theirs.load_state_dict(ours.state_dict())  # type: ignore[operator, union-attr]
     inputs = 3 * torch.rand(T, B, 1, 8, 8, dtype=torch.float64)
-    spikes = network(inputs)[1].spikes
-    torch.testing.assert_close(spikes, peer(inputs))
+    spikes, expected = network(inputs)[1].spikes, peer(inputs)
+    torch.testing.assert_close(spikes, expected)
+    wanted = torch.rand_like(spikes)
+    ours = torch.autograd.grad(F.mse_loss(spikes, wanted), [one[0].weight, two[1].weight, one[1].weight, two[2].bias])  # type: ignore[index, union-attr]
+    theirs = torch.autograd.grad(F.mse_loss(expected, wanted), [peer[0].weight, peer[4].weight, peer[1].weight, peer[5].bias])
+    torch.testing.assert_close(ours, theirs)
+    assert all(gradient.abs().max() > 0 for gradient in ours)
     torch.testing.assert_close(one[1].running_var, peer[1].running_var)  # type: ignore[index, union-attr]
 
 
@@ -210,6 +216,23 @@ class TestBatchNorm:
         with pytest.raises(ConfigError, match=r"^network: hidden1\.synapse\.1 is batch norm, and 2 processes share"):
             build(compose(words))
         build(compose([*words, "network.norm=layer"]))
+
+    @pytest.mark.parametrize(
+        ("words", "refused"),
+        [
+            (["data.batch_size=1"], True),
+            # 1438 training samples are 3 such batches and 1 sample
+            (["data.batch_size=479", "trainer.limit_batches=4"], True),
+            (["data.batch_size=479", "trainer.limit_batches=3"], False),
+            (["data.batch_size=1", "encoder=bernoulli"], False),
+            (["data.batch_size=1", *CONV, "network.hidden=[]"], False),
+        ],
+    )
+    def test_one_sample_has_no_variance(self, words: list[str], refused: bool) -> None:
+        start = Start.new(compose([*SMALL, "network.norm=batch", *words]), words)
+        with pytest.raises(ConfigError, match="leaves a batch of 1 sample") if refused else nullcontext():
+            state = start.build().network.state_dict()
+            assert all(not tracked for name, tracked in state.items() if name.endswith("num_batches_tracked"))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +262,8 @@ def test_a_run_resumes_to_the_bit(words: list[str], tmp_path: Path, monkeypatch:
     assert ends.content(path) == ends.content(whole.path)
     tested = {name: value for name, value in whole.metrics.items() if name.startswith("test/")}
     assert experiment.evaluate(path) == tested
+    state: Any = experiment.load(path).state_dict()
+    assert state["layers.hidden1.synapse.2.num_batches_tracked" if words[0] in CONV else "layers.hidden1.synapse.1.num_batches_tracked"] == 6
 
 
 class TestInit:

@@ -215,6 +215,11 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"split: got {shown(split)}, these data have {there}")
         return self._loader(samples, self._in_order(samples))
 
+    def smallest_batch(self, limit: int | None) -> int:
+        """Samples of the smallest batch of an epoch of training with so many optimiser steps; None for all steps."""
+        steps = ShuffledBatches(len(self.train), self.step_size, self.drop_last, self.seed).sizes[:limit]
+        return min(samples % self.batch_size or self.batch_size for samples in steps)
+
     def counts(self, limit: int | None, test_limit: int | None, processes: int = 1) -> dict[str, int]:
         """How many samples an epoch of training, a validation and a test go over, by split.
 

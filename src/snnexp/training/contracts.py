@@ -61,10 +61,36 @@ def making_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
 
 def require_shareable(network: Network, processes: int) -> None:
     """Refuse batch norm where processes share each batch: each would normalise its own share."""
-    names = [name for name, module in network.named_modules() if type(module) in BATCH_NORMS]
+    names = _batch_norms(network)
     if processes > 1 and names:
         told = f"{names[0].removeprefix('layers.')} is batch norm, and {processes} processes share each batch"
         raise ConfigError(f"network: {told}; use network.norm=layer, or one process")
+
+
+@torch.no_grad()
+def require_several(network: Network, data: DataModule, num_steps: int, limit: int | None) -> None:
+    """Refuse training batches of one sample where a batch norm would get a single value of each channel.
+
+    Args:
+        network: whose modules are in the modes of the training.
+        data: the run's.
+        num_steps: T.
+        limit: optimiser steps of an epoch; None for all.
+    """
+    if not _batch_norms(network) or data.smallest_batch(limit) > 1:
+        return
+    with restored(random_states()), unchanged(network):
+        try:
+            network(_example(data.inputs, num_steps, network.constant)[:, :1])
+        except ValueError as error:
+            raise ConfigError(
+                f"data.batch_size: got {data.batch_size}, which leaves a batch of 1 sample, and batch norm needs more; "
+                "use another, or layer norm"
+            ) from error
+
+
+def _batch_norms(network: Network) -> list[str]:
+    return [name for name, module in network.named_modules() if type(module) in BATCH_NORMS]
 
 
 def require_loss(loss: Any) -> None:

@@ -27,6 +27,7 @@ from snnexp.record.environment import git, versions
 from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
 from snnexp.text import line
+from snnexp.training import contracts
 from snnexp.training.assembly import Parts, build
 from snnexp.training.initial import load_start
 from snnexp.training.members import Observer
@@ -100,8 +101,14 @@ class Start:
         return threads.number(self.cfg, self.before.get("threads"))
 
     def build(self, trainer: Trainer | None = None) -> Parts:
-        """Make the parts; ``trainer`` as of :func:`snnexp.training.assembly.build`."""
+        """Make the parts; ``trainer`` and errors as of :func:`snnexp.training.assembly.build`.
+
+        Raises:
+            ConfigError: also where a batch of the training is too small for batch norm.
+        """
         self.parts = build(self.cfg, trainer)
+        limit, _ = limits_of(self.cfg)
+        contracts.require_several(self.parts.network, self.parts.data, self.cfg.num_steps, limit)
         return self.parts
 
     def find(self, watching: Sequence[Observer]) -> None:
