@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 import pkgutil
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -53,8 +53,14 @@ def values(domain: Domain | None) -> st.SearchStrategy[Any]:
         case Part():
             place = parts.place_of(f"{domain.kind.__module__}.{domain.kind.__qualname__}")
             assert place is not None
-            return st.sampled_from([*parts.shipped(place)]).map(lambda target: pkgutil.resolve_name(target)())
+            return st.sampled_from([*parts.shipped(place)]).map(partial(_plain, place))
     raise AssertionError(f"no values are drawn for {domain}")
+
+
+def _plain(place: str, target: str) -> Any:
+    """The part with its defaults."""
+    required = {name: 0.5 for name, argument in parts.shipped(place)[target].arguments.items() if argument.required}
+    return pkgutil.resolve_name(target)(**required)
 
 
 def _ordinary(x: float) -> bool:
@@ -271,7 +277,9 @@ def test_networks(target: str, data: Any) -> None:
 
 
 def _smaller(value: Any) -> Any:
-    return [min(each, 5) for each in value] if isinstance(value, list) else min(value, 4)
+    if isinstance(value, list):
+        return [min(each, 5) for each in value]
+    return min(value, 4) if isinstance(value, int) else value
 
 
 @pytest.mark.parametrize("place", ["neuron", "surrogate", "encoder", "loss", "optimizer", "schedule", "initializer"])
