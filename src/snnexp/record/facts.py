@@ -96,6 +96,22 @@ class Facts:
         return f"stopped early after epoch {epoch}, step {step}: {reason}"
 
     @property
+    def classes(self) -> list[str]:
+        """The names of classes, where the data have some."""
+        found = self.record.get("classes")
+        return [line(str(name)) for name in found] if isinstance(found, list) else []
+
+    @property
+    def one_class(self) -> str:
+        """That the accuracy is the share of the one class that all samples of the test are assigned to, if it is."""
+        found, accuracy = self.record.get("only_class"), self.metrics.get("test/accuracy")
+        if not isinstance(found, int) or accuracy is None:
+            return ""
+        name = self.classes[found] if 0 <= found < len(self.classes) else found
+        told = f"test/accuracy {accuracy:.4f} is the share of class {name}"
+        return f"{told}: the network assigns all samples of the test split to it"
+
+    @property
     def reached(self) -> str:
         """How far it came, as far as is known."""
         return f"step {self.progress['step']}, epoch {self.progress['epoch'] + 1}" if self.progress else ""

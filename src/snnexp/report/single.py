@@ -32,6 +32,8 @@ ENERGY = (
     "was measured. “Without spikes” is a network of the same layers that multiplies each input, once for each step "
     "that brings another one, without feedback."
 )
+MOST_CLASSES = 20
+"""Rows of a table of classes that is not folded."""
 WITHOUT_SPIKES = "without spikes"
 IN_WORDS = {"firing_rate": "spikes per neuron and step"}
 """Measures of layers, where a table calls them otherwise."""
@@ -73,7 +75,7 @@ def report(path: Path, folder: Path) -> Path:
         "Result": lambda: _result(facts, cfg, *changed),
         "Training": lambda: _training(rows, facts.stopped_early),
         "What the network does": lambda: named("trajectory", "predictions", "output_membrane", "spike_raster"),
-        "Which class is taken for which": lambda: named("confusion"),
+        "Which class is taken for which": lambda: [*named("confusion"), *_by_class(facts, test)],
         "Neuron parameters": lambda: [*named("parameters"), *_shared(init, last, drawn.get("parameters"))],
         "Spikes and operations": lambda: [*named("firing_rates"), *_operations(facts, last)],
         "Gradients": lambda: [*named("gradient_norms"), *_norms(init, last)],
@@ -211,6 +213,7 @@ def _result(
             beside = [figure, None if figure is None else value - figure] if shown else []
             rows.append([name, value, *beside, meanings.get(measure)])
     blocks: list[Block] = [Table(columns, rows, "Of each split, with the last weights.", "result")]
+    blocks += [Text(f"{facts.one_class}.")] if facts.one_class else []
     stated = cfg.get("published")
     known = ", ".join(name for name in stated if name in facts.metrics) if isinstance(stated, dict) else ""
     if known and (others or not recipe):
@@ -226,6 +229,29 @@ def _result(
         cells = [[layer, *(values.get(name) for name in measured)] for layer, values in layers.items()]
         blocks.append(Table(["layer", *(IN_WORDS.get(name, name) for name in measured)], cells, caption, "layers"))
     return blocks
+
+
+def _by_class(facts: Facts, test: Mapping[str, Any]) -> list[Block]:
+    """Precision, recall and F1 score of each class, with its samples; None where there is nothing to divide by."""
+    if "confusion" not in test:
+        return []
+    counts = test["confusion"]
+    met, labels, predicted = np.diagonal(counts), counts.sum(1), counts.sum(0)
+    names = facts.classes if len(facts.classes) == len(counts) else [None] * len(counts)
+    rows = [
+        [k, name, _quotient(hits, taken), _quotient(hits, own), _quotient(2 * hits, taken + own), int(own)]
+        for k, (name, hits, taken, own) in enumerate(zip(names, met, predicted, labels, strict=True))
+    ]
+    columns = ["class", "name", "precision", "recall", "F1 score", "samples"]
+    caption = (
+        "By class, over all samples of the test split: how many of those that are taken for it are of it (precision), "
+        "and how many of its own are taken for it (recall)."
+    )
+    return [Table(columns, rows, caption, "classes", folded=len(rows) > MOST_CLASSES)]
+
+
+def _quotient(part: Any, whole: Any) -> float | None:
+    return float(part / whole) if whole else None
 
 
 def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:

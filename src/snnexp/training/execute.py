@@ -24,7 +24,7 @@ from snnexp.limits import memory_told
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
-from snnexp.training import callbacks, initial, loggers, probe, processes, progress, saving
+from snnexp.training import callbacks, initial, loggers, observers, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Bridge, Member, Observer
 from snnexp.training.processes import Others
@@ -308,8 +308,9 @@ def _announce(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found:
 def succeed(
     start: Start, member: Member, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer
 ) -> None:
-    """Write down that a run has finished, and where it has stopped early."""
+    """Write down that a run has finished, where it has stopped early, and whether it knows a single class."""
     samples = (member.place(trainer)[0] - start.step) * min(start.parts.data.step_size, len(start.parts.data.train))
+    (counts,) = (observer for observer in member.observers if isinstance(observer, observers.TestCounts))
     start.run.close_metrics()
     start.run.update(
         status="finished",
@@ -318,6 +319,7 @@ def succeed(
         wall_s=dict(wall_s),
         samples_per_s=samples / wall_s["fit"],
         **({} if member.stopped is None else {"stopped_early": member.stopped._asdict()}),
+        **({} if (only := counts.only_class) is None else {"only_class": only}),
     )
 
 
@@ -335,8 +337,9 @@ def _shown(cfg: DictConfig, record: Record) -> Record:
     published = recipes.published(config.plain(cfg), run_dir.overrides())
     decoder = decoding.word(config.plain(cfg), run_dir.read().get("decoder"))
     screen.print(terminal.result_table(record.metrics, published, decoder))
-    if early := run_dir.facts().stopped_early:
-        screen.print(early, markup=False)
+    facts = run_dir.facts()
+    for sentence in filter(None, (facts.one_class, facts.stopped_early)):
+        screen.print(sentence, markup=False)
     screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
     terminal.show_command(screen, "report", "snnexp", "report", record.path)
     return record

@@ -290,6 +290,14 @@ class TestCounts(Observer):
         self.samples = self.steps = 0
         self.confusion: Tensor | None = None
 
+    @property
+    def only_class(self) -> int | None:
+        """The class that all samples were assigned to; None where there are several, or which were is not kept."""
+        if self.confusion is None:
+            return None
+        predicted = self.confusion.sum(0).nonzero().flatten().tolist()
+        return predicted[0] if len(predicted) == 1 else None
+
     def on_test_start(self, trainer: Trainer, member: Member) -> None:
         self._forget()
 

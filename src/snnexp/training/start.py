@@ -201,7 +201,7 @@ class Start:
             if name in self.before and self.before[name] != now[name]:
                 change = f"{name}: {self.before[name]} -> {now[name]}"
                 terminal.tell(f"{change}, so the run may end in other digits than one that was not interrupted")
-        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack")}
+        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack", "only_class")}
         self._rewound = True
         self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
         write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())

@@ -1,0 +1,75 @@
+"""What a run tells of its test split: a single class, a table of classes, predictions."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snnexp.experiment import compose, resume, run
+from snnexp.figures import style
+from snnexp.record.run import Run
+from snnexp.report import report
+
+IMAGES = [
+    *("experiment=mnist_leaky", "trainer=cpu", "trainer.max_epochs=1", "network.hidden=[7]", "num_steps=5"),
+    *("data.batch_size=8", "optimizer.lr=2e-3", "logger=jsonl"),
+]
+SEVERAL = ["loss=nll_max_voltage", "network.hidden=[100]", "optimizer.lr=1e-2"]
+"""Of a network that assigns its samples to several classes."""
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rendered, which takes most of the time."""
+    monkeypatch.setattr(style, "png", lambda figure: b"\x89PNG")
+    monkeypatch.setattr(style, "svg", lambda figure: "<svg>\n <defs></defs></svg>")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_mnist: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def test_one_class_for_all_samples_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A readout that never fires has no votes, and the lowest class wins; membranes differ."""
+    silent = run(compose([*IMAGES, "neuron.threshold=1e6"]))
+    sentence = (
+        f"test/accuracy {silent.metrics['test/accuracy']:.4f} is the share of class 0: "
+        "the network assigns all samples of the test split to it"
+    )
+    assert f"\n{sentence}\n" in capsys.readouterr().out
+    assert Run(silent.path).read()["only_class"] == 0
+    several = run(compose([*IMAGES, *SEVERAL]))
+    assert "is the share of class" not in capsys.readouterr().out
+    assert "only_class" not in Run(several.path).read()
+
+
+def test_a_run_that_goes_on_forgets_it() -> None:
+    several = run(compose([*IMAGES, *SEVERAL]))
+    Run(several.path).update(only_class=7)
+    resume(several.path, ["trainer.max_epochs=2"])
+    assert "only_class" not in Run(several.path).read()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_tells_it_and_has_a_table_of_classes() -> None:
+    """Precision, recall and F1 by hand, of the confusion matrix; of a class that is never predicted no precision."""
+    done = run(compose([*IMAGES, "logger.draw_every_n_epochs=1"]))
+    counts = np.zeros((10, 10), dtype=int)
+    counts[:2, :2] = [[3, 1], [2, 4]]
+    counts[2, 0] = 5
+    test = {**Run(done.path).arrays("test"), "confusion": counts}
+    Run(done.path).write_arrays("test", test)
+    Run(done.path).update(classes=[f"digit {k}" for k in range(10)], only_class=3)
+    assert "is the share of class digit 3: the network" in report([done.path]).read_text()
+    found = rows(done.path / "figures" / "classes.csv")
+    assert [*found[0]] == ["class", "name", "precision", "recall", "F1 score", "samples"]
+    assert [*found[0].values()] == ["0", "digit 0", str(3 / 10), str(3 / 4), str(6 / 14), "4"]
+    assert [*found[2].values()] == ["2", "digit 2", "", "0.0", "0.0", "5"]
+    assert [*found[3].values()] == ["3", "digit 3", "", "", "", "0"]
