@@ -15,7 +15,7 @@ IMAGES = [
     *("experiment=mnist_leaky", "trainer=cpu", "trainer.max_epochs=1", "network.hidden=[7]", "num_steps=5"),
     *("data.batch_size=8", "optimizer.lr=2e-3", "logger=jsonl"),
 ]
-SEVERAL = ["loss=nll_max_voltage", "network.hidden=[100]", "optimizer.lr=1e-2"]
+SEVERAL = ["loss=nll_max_voltage", "network.hidden=[100]", "optimizer.lr=1e-6"]
 """Of a network that assigns its samples to several classes."""
 
 
