@@ -18,8 +18,6 @@ from torchmetrics.functional.classification import (
 
 from snnexp import metrics
 from snnexp.data.batches import OrderedBatches
-from snnexp.errors import ConfigError
-from snnexp.experiment import build, compose
 from snnexp.record.measures import higher_is_better
 
 
@@ -66,15 +64,15 @@ def of_all(shares: list[metrics.Totals]) -> dict[str, Tensor]:
     for totals in shares[1:]:
         sent: list[Tensor] = []
         note = lambda tensor, sent=sent: sent.append(tensor) or tensor  # noqa: E731
-        totals.take(note, lambda tensor, note=note: note(tensor).unsqueeze(0))  # type: ignore[misc]
+        totals.take(note, lambda tensor, note=note: [note(tensor)])  # type: ignore[misc]
         others.append(sent)
     turns = iter(range(1000))
 
-    def gather(tensor: Tensor) -> Tensor:
+    def gather(tensor: Tensor) -> list[Tensor]:
         turn = next(turns)
-        return torch.stack([tensor, *(sent[turn] for sent in others)])
+        return [tensor, *(sent[turn] for sent in others)]
 
-    return shares[0].take(lambda tensor: gather(tensor).sum(0), gather)
+    return shares[0].take(lambda tensor: torch.stack(gather(tensor)).sum(0), gather)
 
 
 class TestTotals:
@@ -200,18 +198,13 @@ class TestRocAuc:
     def test_a_class_without_samples_has_none(self) -> None:
         assert in_batches(metrics.RocAuc(), torch.rand(4, 3), torch.tensor([0, 0, 1, 1])).isnan()
 
-    @pytest.mark.usefixtures("tiny_mnist")
-    def test_processes_that_share_samples_are_refused(self) -> None:
-        words = [
-            "data=digits",
-            "measure=roc_auc",
-            "trainer=ddp",
-            "trainer.accelerator=cpu",
-            "network.hidden=[4]",
-            "num_steps=2",
-        ]
-        with pytest.raises(ConfigError, match=r"^measure\.roc_auc: RocAuc needs all samples in one process"):
-            build(compose(words))
+    def test_processes_have_shares_of_their_own_sizes(self) -> None:
+        random = torch.Generator().manual_seed(0)
+        scores, target = torch.rand((20, 3), generator=random), torch.arange(20) % 3
+        shares = [metrics.Totals({"own": metrics.RocAuc()}) for _ in range(2)]
+        for share, part in zip(shares, (slice(0, 13), slice(13, 20)), strict=True):
+            share.add({"val/own": metrics.RocAuc().update(SimpleNamespace(scores=scores[part]), target[part])})
+        torch.testing.assert_close(of_all(shares)["val/own"], in_batches(metrics.RocAuc(), scores, target))
 
 
 def test_latency_is_the_first_spike_of_any_neuron() -> None:

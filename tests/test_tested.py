@@ -6,14 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snnexp.experiment import compose, resume, run
+from snnexp.errors import ConfigError
+from snnexp.experiment import compose, predict, resume, run
 from snnexp.figures import style
 from snnexp.record.run import Run
 from snnexp.report import report
+from snnexp.training.stacked import Outcome, Point, train
 
 IMAGES = [
     *("experiment=mnist_leaky", "trainer=cpu", "trainer.max_epochs=1", "network.hidden=[7]", "num_steps=5"),
     *("data.batch_size=8", "optimizer.lr=2e-3", "logger=jsonl"),
+]
+TRACE = [
+    *("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "network.hidden=[4]", "num_steps=8"),
+    *("data.num_samples=5", "data.batch_size=2", "logger=jsonl"),
 ]
 SEVERAL = ["loss=nll_max_voltage", "network.hidden=[100]", "optimizer.lr=1e-6"]
 """Of a network that assigns its samples to several classes."""
@@ -73,3 +79,31 @@ def test_a_report_tells_it_and_has_a_table_of_classes() -> None:
     assert [*found[0].values()] == ["0", "digit 0", str(3 / 10), str(3 / 4), str(6 / 14), "4"]
     assert [*found[2].values()] == ["2", "digit 2", "", "0.0", "0.0", "5"]
     assert [*found[3].values()] == ["3", "digit 3", "", "", "", "0"]
+
+
+@pytest.mark.parametrize("words", [IMAGES, TRACE], ids=["labels", "trace"])
+def test_a_run_leaves_its_predictions(words: list[str]) -> None:
+    """Those of snnexp predict, which replaces the file; of a run alone, without its last test, and in a stack."""
+    words = [*words, "logger.predictions=true"]
+    done = run(compose(words)).path
+    own = (done / "predictions.csv").read_bytes()
+    (done / "predictions.csv").unlink()
+    assert predict(done).read_bytes() == own
+    Run(done).update(status="interrupted")
+    (done / "predictions.csv").unlink()
+    resume(done)
+    assert (done / "predictions.csv").read_bytes() == own
+    ends: dict[int, Outcome] = {}
+    points = [Point(compose([*words, f"seed={seed}"]), []) for seed in (0, 1)]
+    train(points, Path("runs"), lambda *_: None, ends.__setitem__)
+    found = [rows((end.run or Path()) / "predictions.csv") for _, end in sorted(ends.items())]
+    assert [row["index"] for row in found[0]] == [row["index"] for row in rows(done / "predictions.csv")]
+    last = [*found[0][0]][-1]
+    values = [[float(row[last]) for row in each] for each in (found[0], rows(done / "predictions.csv"))]
+    assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-5)
+    assert found[0] != found[1]
+
+
+def test_predictions_of_several_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^logger\.predictions: got true, .*; use snnexp predict RUN$"):
+        compose([*IMAGES, "logger.predictions=true", "trainer=ddp", "trainer.devices=2"])

@@ -275,12 +275,14 @@ def _check_pairs(
         place, _, name = path.partition(".")
         if place == "measure":
             with refusals.collected():
-                rules.require_measure(name, measure, data)
+                rules.require_measure(name, measure, data, readout)
+    devices = nodes["trainer"].get("devices", 1) if "trainer" in nodes else 1
     if data and not refusals.about("data") and not refusals.about("trainer"):
-        devices = nodes["trainer"].get("devices", 1) if "trainer" in nodes else 1
         with refusals.collected(), located("data"):
             if targets.is_own(specs["data"].target):
                 rules.require_batches(data.samples, devices, **_with_defaults(_values(nodes["data"]), specs["data"]))
+    if isinstance(plain["logger"], dict) and plain["logger"].get("predictions") and devices != 1:
+        refusals.add("logger.predictions: got true, and a run on several devices writes none; use snnexp predict RUN")
     if data:
         known = _with_defaults(_values(nodes["data"]), specs["data"])
         for key, value, measure in _watched(nodes, facts):

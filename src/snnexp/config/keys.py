@@ -43,6 +43,7 @@ class Logger:
     save_every_s: NonNegative
     draw_every_n_epochs: Index
     draw_every_s: NonNegative
+    predictions: bool
 
 
 class Data:

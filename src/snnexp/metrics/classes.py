@@ -120,10 +120,9 @@ class RocAuc(Measure):
 
     That of a class is the probability that a sample of it has a higher probability than one of another class, ties
     count half; the probabilities are the softmax of the decoder's scores. NaN where a class has no samples, or all.
-    The scores of all samples of a split are kept, by one process.
+    The scores of all samples of a split are kept.
     """
 
-    needs_whole_split = True
     higher_is_better = True
 
     def update(self, readout: Any, target: Tensor) -> State:

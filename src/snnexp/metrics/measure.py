@@ -5,7 +5,7 @@ tuple of tensors; states are merged, and the value is computed of the last one. 
 its values, so that batches and processes that are not of one size can be added up; :class:`Totals` does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,8 +36,6 @@ class Measure:
     """The kinds of target that it is defined for."""
     higher_is_better: ClassVar[bool | None] = None
     """Which of two values is the better one; None where neither is."""
-    needs_whole_split: ClassVar[bool] = False
-    """Whether its state is not of one size, so that processes that share a split cannot put theirs together."""
     stackable: ClassVar[bool] = False
     """Whether members of a stack may share it: its methods can be mapped over them by ``torch.func.vmap``.
 
@@ -87,13 +85,13 @@ class Totals:
     def take(
         self,
         reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor.unsqueeze(0),
+        gather: Callable[[Tensor], Sequence[Tensor]] = lambda tensor: [tensor],
     ) -> dict[str, Tensor]:
         """The values so far, by name; then begin anew. NaN where nothing was counted.
 
         Args:
             reduce: adds a tensor up over all processes, which must have the same names.
-            gather: stacks a tensor of all processes.
+            gather: a tensor of each process, which may differ in size.
         """
         states = self._states
         self.clear()

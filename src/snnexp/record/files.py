@@ -78,7 +78,7 @@ def require_own(part: Path) -> None:
         raise CheckpointError(f"{part}: neither a plain file nor a folder; delete it")
 
 
-def write_atomically(path: Path, content: bytes, mark: str = "") -> None:
+def write_atomically(path: Path, content: bytes | bytearray, mark: str = "") -> None:
     """Write beside the target, flush to the disk, then replace: a reader sees the old file or the new one.
 
     One process writes a file at a time, so what a killed one has left is deleted by the next; where several may, each
@@ -110,7 +110,7 @@ def replacing(path: Path, mark: str = "") -> Iterator[int]:
     sync(path.parent)
 
 
-def write_whole(handle: int, content: bytes) -> None:
+def write_whole(handle: int, content: bytes | bytearray) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(handle, rest) :]

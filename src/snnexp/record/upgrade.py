@@ -78,6 +78,7 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
             logger.setdefault(key, 0)
         logger.setdefault("csv", False)
         logger.setdefault("also", {})
+        logger.setdefault("predictions", False)
     return upgraded
 
 

@@ -130,8 +130,19 @@ def require_decoder(decoder: Any, readout: Any, data: Any) -> None:
         raise ConfigError(f"decoder: {_name(decoder)} reads spikes and this readout never fires; use {use}")
 
 
-def require_measure(name: str, measure: Any, data: Any) -> None:
-    """Refuse a measure that is not defined for the target of the data."""
+def require_measure(name: str, measure: Any, data: Any, readout: Any) -> None:
+    """Refuse a measure that is not defined for the target of the data, or reads spikes of a readout that never fires.
+
+    Args:
+        name: of the measure.
+        measure: the measure.
+        data: the data.
+        readout: the neuron; None where only the network knows it.
+    """
+    if readout is not None and readout.spikes is False and reads_spikes(measure):
+        raise ConfigError(
+            f"measure.{name}: {_name(measure)} reads spikes and this readout never fires; use a readout that fires"
+        )
     known = isinstance(measure.targets, tuple | list) and measure.targets and isinstance(data.target, str)
     if known and data.target not in measure.targets:
         kinds = ", ".join(measure.targets)

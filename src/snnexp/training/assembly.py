@@ -208,10 +208,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
         raise ConfigError(f"trainer.accumulate: {told}; use 1, and more processes or smaller batches")
     decoder = _match(data, encoder, network, loss, decoder, cfg.num_steps)
     for name, measure in measures.items():
-        rules.require_measure(name, measure, data)
-        if measure.needs_whole_split and trainer.world_size > 1:
-            told = f"{type(measure).__name__} needs all samples in one process, and {trainer.world_size} share them"
-            raise ConfigError(f"measure.{name}: {told}")
+        rules.require_measure(name, measure, data, [*network.neurons().values()][-1])
     with user_parts.running("data"):
         found = check(data, cfg.num_steps)
         loss = _weighed(loss, data)

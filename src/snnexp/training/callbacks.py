@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from snnexp import metrics
 from snnexp.seeds import fold
@@ -43,7 +44,7 @@ class LogMeans(Callback):
         means = cast(metrics.Totals, pl_module.means)
         found = means.take(
             lambda sums: cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")),
-            lambda state: trainer.strategy.all_gather(state).reshape(-1, *state.shape),
+            lambda state: [state] if trainer.world_size == 1 else gather_all_tensors(state),
         )
         for name, value in found.items():
             # equal on all processes, as Lightning is told

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from snnexp.decoders import Decoder
 from snnexp.losses import Loss
-from snnexp.record.files import write_whole
+from snnexp.record.files import write_atomically, write_whole
+from snnexp.record.run import Run
 from snnexp.training.members import Member, Observer
 
 
-class Predictions(Observer):
-    """Write what the readout says of each sample, batch by batch, in the order of the split.
+class Rows:
+    """What the readout says of each sample as lines of CSV, batch by batch, in the order of the split.
 
     Labels: one row per sample, ``index,target,predicted,score_0,...``, with the score of each class that the decoder
     compares. Regression: ``index,target_0,...,output_0,...``, what the loss compares, in the unit of the target. Where
@@ -22,17 +23,17 @@ class Predictions(Observer):
     digits as tell one float32 from another.
 
     Args:
-        handle: of the file.
         decoder: how a class is read off the readout; None for regression.
         loss: what the network was trained by.
     """
 
-    def __init__(self, handle: int, decoder: Decoder | None, loss: Loss) -> None:
-        self.handle, self.decoder, self.loss = handle, decoder, loss
+    def __init__(self, decoder: Decoder | None, loss: Loss) -> None:
+        self.decoder, self.loss = decoder, loss
         self.samples = 0
-        """That were written."""
+        """That were told of."""
 
-    def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+    def of(self, outputs: Any, target: Tensor) -> bytes:
+        """The rows of the next batch, the names of columns before the first."""
         trace = outputs["traces"][-1]
         if self.decoder is None:
             output, wanted = self.loss.compared(trace, target)
@@ -50,7 +51,43 @@ class Predictions(Observer):
                 row = (str(value) for array in arrays.values() for value in array[step, sample].ravel())
                 lines.append(",".join([*map(str, place), *row]))
         self.samples += samples
-        write_whole(self.handle, "".join(f"{line}\n" for line in lines).encode())
+        return "".join(f"{line}\n" for line in lines).encode()
+
+
+class Predictions(Observer):
+    """Write the :class:`Rows` of each batch.
+
+    Args:
+        handle: of the file.
+        decoder: as of :class:`Rows`, as is ``loss``.
+    """
+
+    def __init__(self, handle: int, decoder: Decoder | None, loss: Loss) -> None:
+        self.handle, self.rows = handle, Rows(decoder, loss)
+
+    def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        write_whole(self.handle, self.rows.of(outputs, target))
+
+
+class PredictionsOfRun(Observer):
+    """Write the :class:`Rows` of a run's test as its ``predictions.csv``, which is complete or not there.
+
+    Args:
+        run: where to.
+        decoder: as of :class:`Rows`, as is ``loss``.
+    """
+
+    def __init__(self, run: Run, decoder: Decoder | None, loss: Loss) -> None:
+        self.run, self.decoder, self.loss = run, decoder, loss
+
+    def on_test_start(self, trainer: Trainer, member: Member) -> None:
+        self.rows, self.written = Rows(self.decoder, self.loss), bytearray()
+
+    def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
+        self.written += self.rows.of(outputs, target)
+
+    def on_test_end(self, trainer: Trainer, member: Member) -> None:
+        write_atomically(self.run.path / "predictions.csv", self.written)
 
 
 def _names(arrays: Mapping[str, NDArray[Any]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snnexp.losses import CrossEntropy
 from snnexp.neurons import names, read_spikes
-from snnexp.training import observers, probe, saving, stopping
+from snnexp.training import observers, predictions, probe, saving, stopping
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Observer
 from snnexp.training.start import Start
@@ -50,5 +50,7 @@ def watching_over(start: Start) -> list[Observer]:
     often = (logger.get("draw_every_n_epochs", 0), logger.get("draw_every_s", 0))
     drawing = probe.Probe(run_dir, parts.data, parts.decoder, counts, cfg.seed, *often)
     histograms = observers.ParameterHistograms(logger.save_every_n_epochs)
+    if logger.get("predictions", False):
+        watching.append(predictions.PredictionsOfRun(run_dir, parts.decoder, parts.loss))
     # what saves comes after what counts
     return [*watching, histograms, saver, drawing, *start.watching]
