@@ -1,15 +1,20 @@
-"""What a run tells of its test split: a single class, a table of classes, predictions."""
+"""What a run tells of its test split: a single class, a table of classes, predictions, and rows of every epoch."""
 
 import csv
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
 
-from snnexp.errors import ConfigError
-from snnexp.experiment import compose, predict, resume, run
+from snnexp.errors import ConfigError, InterruptedRunError
+from snnexp.experiment import build, compose, predict, resume, run
 from snnexp.figures import style
-from snnexp.record.run import Run
+from snnexp.record.run import EPOCH, Run
 from snnexp.report import report
 from snnexp.training.stacked import Outcome, Point, train
 
@@ -107,3 +112,74 @@ def test_a_run_leaves_its_predictions(words: list[str]) -> None:
 def test_predictions_of_several_devices_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^logger\.predictions: got true, .*; use snnexp predict RUN$"):
         compose([*IMAGES, "logger.predictions=true", "trainer=ddp", "trainer.devices=2"])
+
+
+class TestEveryEpoch:
+    """Rows of the test split while training, and all else as it was without them."""
+
+    WORDS = ("trainer.max_epochs=3", "data.val_size=8", "encoder=bernoulli", "trainer.log_every_n_steps=2")
+    OFTEN = "logger.test_every_epoch=true"
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        return [*Run(path).metrics()]
+
+    def test_logs_it_and_changes_nothing_else(self) -> None:
+        words = [*IMAGES, *self.WORDS, "trainer.limit_test_batches=2"]
+        plain, often = (run(compose([*words, *more])) for more in ([], [self.OFTEN]))
+        assert often.metrics == plain.metrics
+        every = [row for row in self.rows(often.path) if EPOCH in row]
+        assert [row["test/accuracy"] is not None for row in every] == [True] * 3
+        last = every[-1]
+        assert {name: last[name] for name in ("test/loss", "test/accuracy", "test/synops", "test/undecided")} == {
+            name: often.metrics[name] for name in ("test/loss", "test/accuracy", "test/synops", "test/undecided")
+        }
+        assert every[0]["test/loss"] != last["test/loss"]
+        others = [
+            {name: value for name, value in row.items() if EPOCH not in row or not name.startswith("test/")}
+            for row in self.rows(often.path)
+        ]
+        assert others == self.rows(plain.path)
+        assert same_weights(plain.path, often.path)
+
+    @pytest.mark.parametrize("step", [4, 6])
+    def test_a_run_that_was_stopped_goes_on_to_the_bit(self, step: int) -> None:
+        words = [*IMAGES, *self.WORDS, self.OFTEN, "logger.save_every_s=0"]
+        whole = run(compose(words))
+        with pytest.raises(InterruptedRunError):
+            run(compose(words), watching=[StopAt(step)])
+        (stopped,) = {*whole.path.parent.iterdir()} - {whole.path}
+        assert resume(stopped).metrics == whole.metrics
+        assert self.rows(stopped) == self.rows(whole.path)
+        assert same_weights(whole.path, stopped)
+
+    def test_in_a_stack(self) -> None:
+        words = [*IMAGES, *self.WORDS, self.OFTEN]
+        ends: dict[int, Outcome] = {}
+        points = [Point(compose([*words, f"seed={seed}"]), []) for seed in (0, 1)]
+        train(points, Path("runs"), lambda *_: None, ends.__setitem__)
+        for seed, end in ends.items():
+            alone = run(compose([*words, f"seed={seed}"]))
+            pairs = zip(self.rows(end.run or Path()), self.rows(alone.path), strict=True)
+            assert all(one == pytest.approx(other, rel=1e-4, abs=1e-6) for one, other in pairs)
+
+    def test_nothing_is_chosen_by_it(self) -> None:
+        with pytest.raises(ConfigError, match=r"^schedule\.measure: got test/loss, must be one of train/epoch_loss"):
+            build(compose([*IMAGES, self.OFTEN, "schedule=plateau", "schedule.measure=test/loss"]))
+
+
+class StopAt(Callback):
+    """A signal after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (
+        torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (one, other)
+    )
+    return all(torch.equal(first[name], second[name]) for name in first)

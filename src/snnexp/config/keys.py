@@ -44,6 +44,7 @@ class Logger:
     draw_every_n_epochs: Index
     draw_every_s: NonNegative
     predictions: bool
+    test_every_epoch: bool
 
 
 class Data:

@@ -48,6 +48,8 @@ from snnexp.record.names import new_id
 from snnexp.record.plain import finite, plain_json, plain_yaml
 from snnexp.text import shown
 
+EPOCH = "train/epoch_loss"
+"""What the row of an epoch holds, and no other."""
 MAX_METRICS_BYTES, MAX_ROW_BYTES = 2**30, 2**20
 
 
@@ -259,8 +261,8 @@ class Run:
         try:
             # behind the last line break is nothing, or a row that was torn
             lines = plain_file(self.path / "metrics.jsonl", last=2**16).split(b"\n")[:-1]
-            # the row of the test counts the steps that are done
-            rows = (row for row in map(json.loads, reversed(lines)) if "test/loss" not in row)
+            # the row of the last test counts the steps that are done
+            rows = (row for row in map(json.loads, reversed(lines)) if "test/loss" not in row or EPOCH in row)
             row: dict[str, Any] = next(rows, {})
             return {name: int(row[name]) for name in ("step", "epoch")}
         except (OSError, CheckpointError, LookupError, TypeError, ValueError, RecursionError):

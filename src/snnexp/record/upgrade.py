@@ -76,9 +76,9 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
         # nothing was drawn
         for key in ("draw_every_n_epochs", "draw_every_s"):
             logger.setdefault(key, 0)
-        logger.setdefault("csv", False)
+        for key in ("csv", "predictions", "test_every_epoch"):
+            logger.setdefault(key, False)
         logger.setdefault("also", {})
-        logger.setdefault("predictions", False)
     return upgraded
 
 

@@ -18,7 +18,7 @@ from snnexp.record.facts import Facts
 from snnexp.record.measures import BY_LAYER, MEANINGS, main_metric, split_name
 from snnexp.record.names import key_of
 from snnexp.record.origin import origin
-from snnexp.record.run import Run
+from snnexp.record.run import EPOCH, Run
 from snnexp.report import page
 from snnexp.report.page import Block, Section, Table, Text
 from snnexp.report.statistics import is_number
@@ -263,7 +263,9 @@ def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:
 
 def _training(rows: Sequence[Mapping[str, Any]], stopped_early: str) -> list[Block]:
     iteration = _curve(rows, "train/loss", "step")
-    means = {"training": "train/epoch_loss", "validation": "val/loss"}
+    means = {"training": EPOCH, "validation": "val/loss", "test": "test/loss"}
+    # the last test, which has a row of its own, is no point of a curve
+    rows = [row for row in rows if "test/loss" not in row or EPOCH in row]
     # the rows count epochs from 0
     epochs = _there({label: _curve(rows, name, "epoch", first=1) for label, name in means.items()})
     blocks: list[Block] = [Text(f"The training {stopped_early}.")] if stopped_early else []
@@ -271,9 +273,9 @@ def _training(rows: Sequence[Mapping[str, Any]], stopped_early: str) -> list[Blo
         data = _data({"train/loss": iteration}, "iteration") | _data(epochs, "epoch")
         caption = "The loss of training steps, and its mean over epochs."
         blocks.append(Picture("loss", network.loss_curves(iteration, epochs), caption, data))
-    accuracy = _there({split: _curve(rows, f"{split}/accuracy", "step") for split in ("train", "val")})
+    accuracy = _there({split: _curve(rows, f"{split}/accuracy", "step") for split in ("train", "val", "test")})
     if accuracy:
-        caption = "Accuracy on the batch of a training step, and on the validation split where there is one."
+        caption = "Accuracy on the batch of a training step, and on other splits where they were measured."
         drawn = network.activity({"accuracy": accuracy})
         blocks.append(Picture("accuracy", drawn, caption, _data(accuracy, "iteration")))
     panels = {}

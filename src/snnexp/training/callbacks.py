@@ -1,5 +1,6 @@
 """Callbacks of Lightning's that a model needs, whatever watches it: random numbers, and means of a split."""
 
+import itertools
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from snnexp import metrics
+from snnexp.isolation import random_states, restored
 from snnexp.seeds import fold
 
 
@@ -51,3 +53,42 @@ class LogMeans(Callback):
             pl_module.log(name, value, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
+
+
+class TestEveryEpoch(Callback):
+    """After each epoch of training, log what the test split measures, as rows that nothing is chosen by.
+
+    It comes before what writes the row of an epoch. Random numbers and modes are restored afterwards.
+
+    Args:
+        batches: of the test at most; None for all.
+        random: seeds each batch of an evaluation; None where the task does so itself.
+    """
+
+    __test__ = False  # not a test of pytest's
+
+    def __init__(self, batches: int | None, random: RandomNumbers | None = None) -> None:
+        self.batches, self.random = batches, random
+
+    @classmethod
+    def join(cls, trainer: Trainer, batches: int | None, random: RandomNumbers | None = None) -> None:
+        """Put one among the callbacks of a trainer, behind its :class:`LogMeans`; arguments as of the class."""
+        place = [type(each) for each in trainer.callbacks].index(LogMeans) + 1  # type: ignore[attr-defined]
+        trainer.callbacks.insert(place, cls(batches, random))  # type: ignore[attr-defined]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loader = cast(Any, trainer).datamodule.test_dataloader()
+        modes = {module: module.training for module in pl_module.modules()}
+        (means,) = (each for each in trainer.callbacks if isinstance(each, LogMeans))  # type: ignore[attr-defined]
+        with restored(random_states()), torch.no_grad(), trainer.precision_plugin.forward_context():
+            pl_module.eval()
+            means.on_test_start(trainer, pl_module)
+            for index, batch in enumerate(itertools.islice(loader, self.batches)):
+                own = trainer.strategy.batch_to_device(batch)
+                if self.random is not None:
+                    self.random.on_test_batch_start(trainer, pl_module, own, index)
+                pl_module.on_test_batch_start(own, index)
+                pl_module.test_step(own, index)
+            means.on_test_epoch_end(trainer, pl_module)
+        for module, mode in modes.items():
+            module.training = mode

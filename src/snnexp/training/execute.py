@@ -201,6 +201,8 @@ def _make_ready(start: Start, signals: Signals, others: Sequence[Callback]) -> N
     signals.checkpoints, signals.data, signals.launcher = saver, parts.data, trainer.strategy.launcher
     display = [progress.ProgressDisplay(terminal.console())] if trainer.is_global_zero else []
     random = callbacks.RandomNumbers(start.cfg.seed)
+    if logger.get("test_every_epoch", False):
+        callbacks.TestEveryEpoch.join(trainer, start.cfg.trainer.get("limit_test_batches"), random)
     # what stops comes last
     trainer.callbacks += [random, *display, saver, *others, signals]  # type: ignore[attr-defined]
 

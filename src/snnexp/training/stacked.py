@@ -23,6 +23,7 @@ from snnexp.kernels.fused import CHUNK_BYTES
 from snnexp.limits import memory_told
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.environment import git, versions
+from snnexp.training import callbacks
 from snnexp.training.execute import Clock, drawn_s, execute, fit_and_test, succeed
 from snnexp.training.feed import Together
 from snnexp.training.loggers import tell_result
@@ -231,6 +232,8 @@ def _carry_out(
     if found is not None:
         saving.resume(trainer, found)
     signals.checkpoints = saving
+    if cfg.logger.get("test_every_epoch", False):
+        callbacks.TestEveryEpoch.join(trainer, cfg.trainer.get("limit_test_batches"))
     trainer.callbacks += [saving, signals]  # type: ignore[attr-defined]
     try:
         bridge.require_living()
