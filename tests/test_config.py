@@ -165,6 +165,7 @@ NEEDS = {
     "data=linear": SEQUENCES[1:],
     "data=sqrt": SEQUENCES[1:],
     "encoder=sequence": SEQUENCES,
+    **{f"measure={name}": SEQUENCES for name in ("mae", "r2", "rmse")},
     "network=module": ["network._target_=torch.nn.Sequential"],
     "neuron=rleaky_conv": ["network=conv", "readout=leaky"],
 }
