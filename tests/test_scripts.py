@@ -1,0 +1,342 @@
+"""Training loops as public scripts write them in snnTorch, Norse, SpikingJelly and PyTorch, beside ``snnexp train``.
+
+Start weights, batches and random numbers are those of the run; the losses of all steps must then be equal, and so must
+what the script's own decoder says of the test samples. Networks are small: among millions of membranes, one is so near
+to its threshold that rounding decides whether it fires.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import snntorch as snn
+import snntorch.functional as SF
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from snntorch import surrogate, utils
+from torch import Tensor, nn
+
+from snnexp.experiment import compose, run
+from snnexp.record.run import Run
+
+
+class Batch(NamedTuple):
+    """A batch as it comes in, and the random state in which it does."""
+
+    x: Tensor
+    y: Tensor
+    random: Tensor
+
+
+class Ours(Callback):
+    """A run of what is typed, with its start weights and batches.
+
+    Args:
+        words: what is typed.
+    """
+
+    def __init__(self, *words: str) -> None:
+        self.train: list[list[Batch]] = []
+        self.val: list[list[Batch]] = []
+        self.test: list[Batch] = []
+        own = ["trainer=cpu", "logger=jsonl", "trainer.log_every_n_steps=1"]
+        record = run(compose([*words, *own]), watching=[self])
+        self.metrics = record.metrics
+        self.losses = [row["train/loss"] for row in Run(record.path).metrics() if "train/loss" in row]
+
+    def on_train_start(self, trainer: Any, task: Any) -> None:
+        state = task.network.state_dict()
+        self.start = {name.removeprefix("layers."): value.clone() for name, value in state.items()}
+
+    def on_train_epoch_start(self, *arguments: Any) -> None:
+        self.train.append([])
+        self.val.append([])
+
+    def on_train_batch_start(self, trainer: Any, task: Any, batch: Any, *index: int) -> None:
+        self.train[-1].append(Batch(*batch, torch.get_rng_state()))
+
+    def on_validation_batch_start(self, trainer: Any, task: Any, batch: Any, *index: int) -> None:
+        self.val[-1].append(Batch(*batch, torch.get_rng_state()))
+
+    def on_test_batch_start(self, trainer: Any, task: Any, batch: Any, *index: int) -> None:
+        self.test.append(Batch(*batch, torch.get_rng_state()))
+
+    def give(self, modules: Mapping[str, nn.Module]) -> None:
+        """Copy the start weights into modules of a script, by their names here."""
+        for name, module in modules.items():
+            for key, parameter in module.named_parameters():
+                parameter.data.copy_(self.start[f"{name}.{key}"])
+
+    def trained(
+        self,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        after_epoch: Callable[[Sequence[Batch]], object] = lambda val: None,
+        clip: float | None = None,
+    ) -> list[float]:
+        """The losses of a script's training."""
+        losses = []
+        for epoch, val in zip(self.train, self.val, strict=True):
+            for x, y, random in epoch:
+                torch.set_rng_state(random)
+                loss = loss_of(x, y)
+                optimizer.zero_grad()
+                loss.backward()
+                if clip is not None:
+                    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+                    assert nn.utils.clip_grad_norm_(weights, clip) > clip
+                optimizer.step()
+                losses.append(loss.item())
+            after_epoch(val)
+        assert min(losses) < losses[0]
+        return losses
+
+    @torch.no_grad()
+    def accuracy(self, predict: Callable[[Tensor], Tensor]) -> float:
+        """The fraction of test labels that a script finds; some are found, and some are not."""
+        right = []
+        for x, y, random in self.test:
+            torch.set_rng_state(random)
+            right.append((predict(x) == y).flatten())
+        found = torch.cat(right).float().mean().item()
+        assert 0 < found < 1
+        return found
+
+
+def close(values: float | Sequence[float]) -> Any:
+    return pytest.approx(values, rel=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def clouds(classes: int, *shape: int, samples: int = 48, spread: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Samples around a centre for each class, between 0 and 1, and their labels."""
+    random = torch.Generator().manual_seed(0)
+    y = torch.arange(samples) % classes
+    centres = torch.rand(classes, *shape, generator=random)
+    return (centres[y] + spread * torch.randn(samples, *shape, generator=random)).clamp(0, 1), y
+
+
+def save(**splits: tuple[Tensor, Tensor]) -> list[str]:
+    """Write a file for each split; returns what is typed to read them."""
+    for name, (x, y) in splits.items():
+        np.savez(f"{name}.npz", inputs=x.numpy(), labels=y.numpy())
+    return ["data=arrays", *(f"data.{name}={name}.npz" for name in splits), "data.batch_size=8"]
+
+
+def halves(samples: tuple[Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Two of three samples for the training, and the third for the test."""
+    x, y = samples
+    cut = len(y) * 2 // 3
+    return {"train": (x[:cut], y[:cut]), "test": (x[cut:], y[cut:])}
+
+
+def unroll(x: Tensor, num_steps: int, *layers: nn.Module) -> tuple[Tensor, Tensor]:
+    """The loop of snnTorch's Tutorial 5: spikes and membranes of the last layer for an input at all steps."""
+    states = {layer: layer.reset_mem() for layer in layers if isinstance(layer, snn.Leaky)}
+    spikes, membrane = [], []
+    for _ in range(num_steps):
+        signal = x
+        for layer in layers:
+            if layer in states:
+                signal, states[layer] = layer(signal, states[layer])
+            else:
+                signal = layer(signal)
+        spikes.append(signal)
+        membrane.append(states[layers[-1]])
+    return torch.stack(spikes), torch.stack(membrane)
+
+
+def weights(*modules: nn.Module) -> list[nn.Parameter]:
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def test_mnist_mlp(tiny_mnist: Path) -> None:
+    """snnTorch, Tutorial 5: the sum over steps of the cross-entropy of the membrane, decoded by spike counts."""
+    ours = Ours("experiment=mnist_leaky", "network.hidden=[32]", "data.batch_size=8", "trainer.max_epochs=2")
+    fc1, lif1, fc2, lif2 = nn.Linear(784, 32), snn.Leaky(beta=0.95), nn.Linear(32, 10), snn.Leaky(beta=0.95)
+    ours.give({"hidden1.synapse": fc1, "readout.synapse": fc2})
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return unroll(x.flatten(1), 25, fc1, lif1, fc2, lif2)
+
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        _, membrane = forward(x)
+        loss = torch.zeros(1)
+        for step in range(25):
+            loss += nn.CrossEntropyLoss()(membrane[step], y)
+        return loss
+
+    adam = torch.optim.Adam(weights(fc1, fc2), lr=5e-4, betas=(0.9, 0.999))
+    assert ours.losses == close(ours.trained(loss_of, adam))
+    assert ours.metrics["test/accuracy"] == close(ours.accuracy(lambda x: forward(x)[0].sum(0).max(1)[1]))
+
+
+def test_regression_from_csv() -> None:
+    """snnTorch: columns scaled to [0, 1] as in training; the squared error is summed over steps, ours is the mean."""
+    random = np.random.default_rng(0)
+    columns = [f"x{index}" for index in range(21)]
+    for name, rows in (("train", 40), ("test", 16)):
+        x = random.normal(size=(rows, 21)) * np.logspace(-2, 3, 21)
+        table = np.column_stack([x, np.tanh(x[:, 0] * 100) + 0.1 * random.normal(size=rows)])
+        np.savetxt(f"{name}.csv", table, delimiter=",", header=",".join([*columns, "y"]), comments="")
+    words = ["data=csv", "data.train=train.csv", "data.test=test.csv", "data.target=y", "data.scale=minmax"]
+    words += ["data.batch_size=8", "network.hidden=[30]", "num_steps=25", "loss=mse_membrane", "trainer.max_epochs=2"]
+    ours = Ours(*words, "neuron.beta=0.9")
+
+    x, y = np.split(np.loadtxt("train.csv", delimiter=",", skiprows=1), [21], axis=1)
+    low, high = x.min(0), x.max(0)
+    scaled = torch.tensor((x - low) / (high - low), dtype=torch.float32)
+    values = torch.tensor(y, dtype=torch.float32)
+    fc1, lif1, fc2, lif2 = nn.Linear(21, 30), snn.Leaky(beta=0.9), nn.Linear(30, 1), snn.Leaky(beta=0.9)
+    ours.give({"hidden1.synapse": fc1, "readout.synapse": fc2})
+
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        rows = [int((values == value).nonzero()[0, 0]) for value in y]
+        torch.testing.assert_close(x, scaled[rows])
+        _, membrane = unroll(scaled[rows], 25, fc1, lif1, fc2, lif2)
+        return sum((nn.MSELoss()(step, y) for step in membrane), torch.zeros(()))
+
+    # Adam takes the same steps, but for its eps, whatever factor its gradients have
+    adam = torch.optim.Adam(weights(fc1, fc2), lr=1e-3)
+    assert [25 * loss for loss in ours.losses] == close(ours.trained(loss_of, adam))
+
+    x, y = np.split(np.loadtxt("test.csv", delimiter=",", skiprows=1), [21], axis=1)
+    with torch.no_grad():
+        scaled = torch.tensor((x - low) / (high - low), dtype=torch.float32)
+        _, membrane = unroll(scaled, 25, fc1, lif1, fc2, lif2)
+    errors = membrane - torch.tensor(y)
+    assert ours.metrics["test/l1"] == close(errors.abs().mean().item())
+    assert ours.metrics["test/loss"] == close(errors.square().mean().item())
+
+
+def test_population_code() -> None:
+    """snnTorch, population tutorial: counts of all neurons of a class, where ours are the mean over them."""
+    x, y = clouds(2, 12)
+    files = save(**halves((4 * x, y)))
+    population = ["decoder=population", "decoder.size=5", "loss=mse_count", "loss.correct_rate=1"]
+    words = [*population, "loss.incorrect_rate=0", "surrogate=fast_sigmoid", "neuron.beta=0.9", "optimizer.lr=2e-3"]
+    ours = Ours(*files, *words, "num_steps=1", "network.hidden=[40]", "trainer.max_epochs=3")
+    own = {"beta": 0.9, "spike_grad": surrogate.fast_sigmoid(slope=25), "init_hidden": True}
+    net = nn.Sequential(nn.Linear(12, 40), snn.Leaky(**own), nn.Linear(40, 10), snn.Leaky(**own, output=True))
+    ours.give({"hidden1.synapse": net[0], "readout.synapse": net[2]})
+
+    def forward(x: Tensor) -> Tensor:
+        utils.reset(net)
+        return torch.stack([net(x)[0]])
+
+    coded = {"population_code": True, "num_classes": 2}
+    loss = SF.mse_count_loss(correct_rate=1.0, incorrect_rate=0.0, **coded)
+    adam = torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.9, 0.999))
+    theirs = ours.trained(lambda x, y: loss(forward(x), y), adam)
+    assert [5**2 * each for each in ours.losses] == close(theirs)
+    with torch.no_grad():
+        right = [SF.accuracy_rate(forward(x), y, **coded) * len(y) for x, y, _ in ours.test]
+    assert ours.metrics["test/accuracy"] == close(sum(right) / 16)
+
+
+def test_linear_layer_on_mean_spikes() -> None:
+    """snnTorch's RLeaky and a linear layer of PyTorch on the mean spikes of a sequence, Adamax, clipped gradients."""
+    random = torch.Generator().manual_seed(1)
+    rates, y = clouds(4, 1, 14)
+    files = save(**halves((torch.bernoulli(0.5 * rates.expand(-1, 20, -1), generator=random), y)))
+    words = ["neuron=rleaky", "neuron.beta=0.8", "readout=linear", "loss=ce_mean_membrane", "optimizer=adamax"]
+    ours = Ours(*files, *words, "trainer.gradient_clip=0.1", "network.hidden=[24]", "trainer.max_epochs=3")
+    fc1, lif, fc2 = nn.Linear(14, 24), snn.RLeaky(beta=0.8, linear_features=24), nn.Linear(24, 4)
+    ours.give({"hidden1.synapse": fc1, "hidden1.neuron": lif, "readout.synapse": fc2})
+
+    def forward(x: Tensor) -> Tensor:
+        spk, mem = lif.init_rleaky()
+        recorded = []
+        for step in range(20):
+            spk, mem = lif(fc1(x[step]), spk, mem)
+            recorded.append(spk)
+        return fc2(torch.stack(recorded).mean(0))
+
+    adamax = torch.optim.Adamax(weights(fc1, lif, fc2), lr=2e-3)
+    assert ours.losses == close(ours.trained(lambda x, y: F.cross_entropy(forward(x), y), adamax, clip=0.1))
+    assert ours.metrics["test/accuracy"] == close(ours.accuracy(lambda x: forward(x).argmax(1)))
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "step"])
+def test_convolution_with_a_schedule(schedule: str) -> None:
+    """snnTorch, Tutorial 6, with maps that are pooled before they arrive; its losses ce_rate and ce_count."""
+    x, y = clouds(3, 1, 6, 6, samples=64)
+    x = 4 * x
+    files = save(train=(x[:32], y[:32]), val=(x[32:48], y[32:48]), test=(x[48:], y[48:]))
+    synapse = "{_target_:torch.nn.Conv2d,out_channels:4,kernel_size:3},{_target_:torch.nn.MaxPool2d,kernel_size:2}"
+    layers = f"{{name:maps,synapse:[{synapse}]}},{{name:readout}}"
+    words = ["network=graph", f"network.layers=[{layers}]", "num_steps=8", "neuron.beta=0.5"]
+    words += {
+        "plateau": ["loss=ce_rate", "schedule=plateau", "schedule.patience=0", "schedule.factor=0.5"],
+        "step": ["loss=ce_count", "schedule=step", "schedule.step_size=2", "schedule.gamma=0.1"],
+    }[schedule]
+    ours = Ours(*files, *words, "optimizer.lr=0.02", "trainer.max_epochs=5")
+    conv, fc = nn.Conv2d(1, 4, 3), nn.Linear(16, 3)
+    lif1, lif2 = snn.Leaky(beta=0.5), snn.Leaky(beta=0.5)
+    ours.give({"maps.synapse.0": conv, "readout.synapse": fc})
+
+    def forward(x: Tensor) -> Tensor:
+        return unroll(x, 8, conv, nn.MaxPool2d(2), lif1, nn.Flatten(), fc, lif2)[0]
+
+    adam = torch.optim.Adam(weights(conv, fc), lr=0.02)
+    if schedule == "plateau":
+        loss = SF.ce_rate_loss()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, patience=0, factor=0.5)
+
+        @torch.no_grad()
+        def after_epoch(val: Sequence[Batch]) -> None:
+            plateau.step(sum(loss(forward(x), y) for x, y, _ in val) / len(val))
+    else:
+        loss = SF.ce_count_loss()
+        step = torch.optim.lr_scheduler.StepLR(adam, 2, 0.1)
+
+        def after_epoch(val: Sequence[Batch]) -> None:
+            step.step()
+
+    assert ours.losses == close(ours.trained(lambda x, y: loss(forward(x), y), adam, after_epoch))
+    assert adam.param_groups[0]["lr"] < 0.02
+    assert ours.metrics["test/accuracy"] == close(ours.accuracy(lambda x: forward(x).sum(0).max(1)[1]))
+
+
+def test_label_for_each_step() -> None:
+    """snnTorch's RLeaky, a membrane that is never reset, decays that learn at a rate of their own, StepLR."""
+    random = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (24, 6), generator=random).repeat_interleave(4, 1)
+    x = F.one_hot(y, 3).float() @ torch.rand(3, 10, generator=random) + 0.6 * torch.randn(24, 24, 10, generator=random)
+    files = save(**halves((x, y)))
+    words = ["neuron=rleaky", "neuron.beta=0.7", "neuron.learn_beta=true", "readout.learn_beta=true"]
+    words += ["readout=leaky", "readout.beta=0.6", "loss=ce_each_step", "schedule=step", "schedule.step_size=1"]
+    words += ["schedule.gamma=0.5", "optimizer.lr=0.01", "optimizer.neuron_lr=0.1", "trainer.max_epochs=3"]
+    ours = Ours(*files, *words, "network.hidden=[16]")
+    fc1, lif = nn.Linear(10, 16), snn.RLeaky(beta=0.7, linear_features=16, learn_beta=True)
+    fc2, li = nn.Linear(16, 3), snn.Leaky(beta=0.6, reset_mechanism="none", learn_beta=True)
+    ours.give({"hidden1.synapse": fc1, "hidden1.neuron": lif, "readout.synapse": fc2, "readout.neuron": li})
+
+    def forward(x: Tensor) -> Tensor:
+        (spk, mem), out = lif.init_rleaky(), li.init_leaky()
+        recorded = []
+        for step in range(24):
+            spk, mem = lif(fc1(x[step]), spk, mem)
+            _, out = li(fc2(spk), out)
+            recorded.append(out)
+        return torch.stack(recorded)
+
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        loss = torch.zeros(())
+        for output, label in zip(forward(x), y, strict=True):
+            loss = loss + F.nll_loss(F.log_softmax(output, dim=1), label)
+        return loss / 24
+
+    decays = [lif.beta, li.beta]
+    base = weights(fc1, lif.recurrent, fc2)
+    adam = torch.optim.Adam([{"params": base}, {"params": decays, "lr": 0.1}], lr=0.01)
+    step = torch.optim.lr_scheduler.StepLR(adam, step_size=1, gamma=0.5)
+    assert ours.losses == close(ours.trained(loss_of, adam, lambda val: step.step()))
+    assert ours.metrics["test/accuracy"] == close(ours.accuracy(lambda x: forward(x).argmax(2)))
