@@ -538,3 +538,16 @@ def test_a_defect_of_a_check_is_not_told_as_a_mistake(kind: type[Exception], mon
     assert not isinstance(caught.value, ConfigError)
     with pytest.raises(kind, match="ours"):
         cli.main(["train", "experiment=regression_sqrt"])
+
+
+class TestWhatTakesNeurons:
+    LAST = "network.layers=[{name: readout}]"
+
+    def test_a_readout_that_is_the_same_takes_the_neuron(self) -> None:
+        cfg = compose(["network=graph", self.LAST, "neuron.beta=0.5"])
+        assert cfg.readout.beta == 0.5
+
+    @pytest.mark.parametrize("word", ["readout=leaky", "network.layers=[{name: readout, neuron: null}]"])
+    def test_a_neuron_that_no_layer_takes_is_refused(self, word: str) -> None:
+        with pytest.raises(ConfigError, match="^neuron: no layer of this network takes it, Graph has neurons"):
+            compose(["network=graph", self.LAST, word, "neuron.beta=0.5"])

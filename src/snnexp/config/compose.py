@@ -219,7 +219,9 @@ def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
         raise ConfigError("surrogate: no neuron of this config takes one")
     network = plain.get("network")
     for key in ("neuron", "readout"):
-        if key in typed and isinstance(network, Mapping) and not rules.takes_neurons(network, key):
+        # readout=same takes the neuron too
+        takers = {key, "readout"} if plain.get("readout") == f"${{{key}}}" else {key}
+        if key in typed and isinstance(network, Mapping) and not any(rules.takes_neurons(network, at) for at in takers):
             name = str(network["_target_"]).rpartition(".")[2]
             raise ConfigError(f"{key}: no layer of this network takes it, {name} has neurons of its own")
 
