@@ -460,15 +460,9 @@ def test_poisson_code_in_norse() -> None:
     """
     from norse.torch import LIFCell
 
-    words = [
-        "neuron=lif",
-        "surrogate=super_spike",
-        "surrogate.alpha=1",
-        "encoder=bernoulli",
-        "loss=ce_count",
-        "num_steps=25",
-    ]
-    ours = Ours(*save(**halves(clouds(4, 80))), *words, "network.hidden=[32]", "trainer.max_epochs=3")
+    words = ["neuron=lif", "surrogate=super_spike", "surrogate.alpha=1", "encoder=bernoulli", "loss=ce_count"]
+    words += ["num_steps=25", "network.init=kaiming_normal", "network.hidden=[32]", "trainer.max_epochs=3"]
+    ours = Ours(*save(**halves(clouds(4, 80))), *words)
     fc1, lif1, fc2, lif2 = nn.Linear(80, 32), LIFCell(), nn.Linear(32, 4), LIFCell()
     ours.give({"hidden1.synapse": fc1, "readout.synapse": fc2})
 
