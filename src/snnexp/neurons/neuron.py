@@ -364,7 +364,7 @@ class Neuron(nn.Module):
         """The numbers that a parameter may be."""
         return checked.number(type(self), name)
 
-    def _start(self, name: str, value: NeuronParameter[float], at_most: float, at_least: float) -> Tensor:
+    def _start(self, name: str, value: NeuronParameter[float], at_most: float, at_least: float = -math.inf) -> Tensor:
         if not isinstance(value, (int, float, Tensor, Initializer)):
             raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()
