@@ -4,6 +4,7 @@ Arrays are NumPy's, time first: spikes and membranes ``[T, N]`` of one sample. W
 mapping from a title (``before training``) to what is drawn under it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], 
 @styled()
 def output_membrane(
     columns: Mapping[str, tuple[Array, Array | None, Array | None]],
-    chosen: int | None = None,
+    chosen: Sequence[int] = (),
     name: str = "",
     time: str = STEP,
 ) -> Figure:
@@ -90,14 +91,14 @@ def output_membrane(
 
     Args:
         columns: title to membrane ``[T, K]``, spikes ``[T, K]`` and thresholds ``[K]``; None for a readout without.
-        chosen: the output that stands out, that of the sample's class; all do without.
-        name: what it is called.
+        chosen: the outputs that stand out, those of the sample's class; all do without.
+        name: what they are called.
         time: what a step is.
     """
     figure, grid = placed(1, len(columns), 2.7, above=0.4, below=0.85, across=0.15, sharex=True, sharey=True)
     for axes, (title, (membrane, spikes, threshold)) in zip(grid[0], columns.items(), strict=True):
         K = membrane.shape[1]
-        front = list(range(K)) if chosen is None else [chosen]
+        front = [*chosen] or [*range(K)]
         back = [k for k in range(K) if k not in front]
         axes.plot(membrane[:, back], color=GREY, linewidth=0.8, alpha=0.7)
         axes.plot(membrane[:, front], color=BLUE, linewidth=1.6)
@@ -105,7 +106,7 @@ def output_membrane(
             for height in np.unique(threshold[front]):
                 axes.axhline(height, color=ORANGE, linestyle="--", linewidth=1)
         if spikes is not None:
-            # above all membranes: how often the chosen output and all others fire
+            # above all membranes: how often the chosen outputs and all others fire
             for height, which, colour in ((1.07, back, GREY), (1.02, front, BLUE)):
                 step = np.nonzero(spikes[:, which])[0]
                 above = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
@@ -114,8 +115,8 @@ def output_membrane(
         axes.set_xlabel(time)
         whole_steps(axes, len(membrane))
     grid[0, 0].set_ylabel("membrane (dimensionless)")
-    entries = [Line2D([], [], color=BLUE, label=name if chosen is not None else "output")]
-    entries += [Line2D([], [], color=GREY, label="other outputs")] if chosen is not None and K > 1 else []
+    entries = [Line2D([], [], color=BLUE, label=name if chosen else "output")]
+    entries += [Line2D([], [], color=GREY, label="other outputs")] if 0 < len(chosen) < K else []
     entries += [Line2D([], [], color=ORANGE, linestyle="--", label="threshold")] if threshold is not None else []
     entries += [Line2D([], [], color=INK, linestyle="none", marker="|", label="spike")] if spikes is not None else []
     figure.legend(handles=entries, loc="lower center", ncols=2)
@@ -124,14 +125,17 @@ def output_membrane(
 
 @styled()
 def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP) -> Figure:
-    """Output membranes beside the trajectories that they shall follow; ``[T, S]`` of S samples, a panel each."""
+    """Output membranes beside their targets; ``[T, S]`` of S samples, a panel each."""
     figure, grid = placed(1, target.shape[1], 2.6, below=0.7, across=0.15, sharex=True, sharey=True)
     for sample, axes in enumerate(grid[0]):
         for (title, membrane), colour in zip(columns.items(), before_and_after(columns), strict=True):
             axes.plot(membrane[:, sample], color=colour, label=title)
         axes.plot(target[:, sample], color=ORANGE, linestyle="--", label="target")
-        axes.set(xlabel=time, title=f"sample {sample + 1}" if target.shape[1] > 1 else "")
+        axes.set_title(f"sample {sample + 1}" if target.shape[1] > 1 else "")
         whole_steps(axes, len(target))
+    # for all panels, of which each is narrower than these words
+    center, bottom = (grid[0, 0].get_position().x0 + grid[0, -1].get_position().x1) / 2, 0.36 / figure.get_figheight()
+    figure.text(center, bottom, time, ha="center", va="center")
     grid[0, 0].set_ylabel("membrane (dimensionless)")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3)
     return figure
@@ -142,8 +146,8 @@ def predictions(images: Array, predicted: Array, label: Array, across: int = 9) 
     """Images ``[S, H, W]`` with what they were taken for; where that is wrong, with what they are."""
     down = -(-len(images) // across)
     H, W = images.shape[1:]
-    # room for a line of text, which is as high as it is whatever the size of the images
-    gap = -(-3 * (W + 2) // 10)
+    # room for a line of text, 0.17 inches whatever the size of the images
+    gap = math.ceil(0.17 / WIDTH * across * (W + 2))
     mosaic = np.full((down * (H + gap), across * (W + 2)), np.nan)
     height = WIDTH * mosaic.shape[0] / mosaic.shape[1]
     figure, grid = placed(1, 1, height, left=0, right=0, above=0, below=0)
@@ -155,7 +159,8 @@ def predictions(images: Array, predicted: Array, label: Array, across: int = 9) 
         right = predicted[index] == label[index]
         text = f"{predicted[index]}" if right else f"{predicted[index]}, is {label[index]}"
         look = {"color": INK} if right else {"color": ORANGE, "weight": "bold"}
-        axes.text(x + W / 2, y - 1, text, ha="center", va="bottom", size=8, **look)
+        place: dict[str, Any] = {"xytext": (0, 1.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(text, (x + W / 2 - 0.5, y - 0.5), size=8, **place, **look)
     axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     return figure
@@ -274,17 +279,25 @@ def loss_curves(iteration: tuple[Array, Array], epochs: Mapping[str, tuple[Array
 
 @styled()
 def activity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
-    """Fractions over the course of training: label of a panel to layer to iterations and values."""
-    figure, grid = subplots(1, len(panels), height=2.5, sharex=True)
-    layers = list(dict.fromkeys(layer for curves in panels.values() for layer in curves))
-    for axes, (label, curves) in zip(grid[0], panels.items(), strict=True):
-        for layer, colour in zip(layers, cycle(layers), strict=True):
-            if layer in curves:
-                axes.plot(*curves[layer], color=colour, label=layer, linewidth=1)
-        axes.set(xlabel="iteration", ylabel=label)
-        axes.set_ylim(bottom=0)
+    """Values over the course of training: label of a panel to curve, such as a layer, to iterations and values."""
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = subplots(down, across, height=0.5 + 2 * down, sharex=True)
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for index, (axes, (label, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+        for name, colour in zip(names, cycle(names), strict=True):
+            if name in curves:
+                axes.plot(*curves[name], color=colour, linewidth=1)
+        last = index + across >= len(panels)
+        axes.set(xlabel="iteration" if last else "", ylabel=label)
+        axes.tick_params(labelbottom=last)
+        if all(np.nanmin(values) >= 0 for _, values in curves.values()):
+            axes.set_ylim(bottom=0)
         dot(axes)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(names, cycle(names), strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -306,7 +319,8 @@ def bars(values: Mapping[str, float], label: str, colours: Sequence[str] = (BLUE
     figure, grid = subplots(1, 1, height=0.7 + 0.3 * len(values))
     axes = grid[0, 0]
     drawn = axes.barh(list(values), list(values.values()), color=list(colours), height=0.65)
-    axes.bar_label(drawn, [f" {value:,.3g}" if value < 1000 else f" {value:,.0f}" for value in values.values()], size=8)
+    told = [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values.values()]
+    axes.bar_label(drawn, told, size=8, padding=3)
     axes.set_xlabel(label)
     axes.invert_yaxis()
     axes.margins(x=0.15)

@@ -101,11 +101,12 @@ def _raster(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
 def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
     newest = [*columns.values()][-1]
     readout = str(newest["layers"][-1])
-    chosen, name = None, ""
+    chosen: list[int] = []
+    name = ""
     if "label" in newest:
-        label = int(newest["label"][0])
-        shown = list(newest[f"neurons/{readout}"])
-        chosen, name = (shown.index(label), f"output of its class, {label}") if label in shown else (None, "")
+        label, population = int(newest["label"][0]), int(newest.get("population", 1))
+        chosen = np.flatnonzero(newest[f"neurons/{readout}"] // population == label).tolist()
+        name = f"{'outputs' if population > 1 else 'output'} of its class, {label}" if chosen else ""
     drawn = {
         title: (snapshot["membrane"], snapshot.get(f"spikes/{readout}"), snapshot.get("threshold"))
         for title, snapshot in columns.items()
@@ -119,7 +120,10 @@ def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
     )
     caption = "Membranes of the readout, for one sample" + (f" of class {label}." if name else ".")
     many = len({*newest["threshold"].tolist()}) if "threshold" in newest else 0
-    caption += f" The outputs have {many} thresholds, of which that is drawn." if name and many > 1 else ""
+    if name and many > 1:
+        caption += (
+            f" The outputs have {many} thresholds, of which {'that is' if len(chosen) == 1 else 'those are'} drawn."
+        )
     caption += _some_steps(newest)
     return Picture("output_membrane", network.output_membrane(drawn, chosen, name, time), caption, data)
 
@@ -134,7 +138,7 @@ def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
     data = {
         f"{title}: sample {s + 1}": values[:, s] for title, values in curves.items() for s in range(values.shape[1])
     }
-    caption = f"The membrane of the readout beside the trajectory that it shall follow.{_some_steps(newest)}"
+    caption = f"The membrane of the readout beside its target.{_some_steps(newest)}"
     size = int(newest.get(f"size/{newest['layers'][-1]}", 1))
     caption += f" The first of {size} outputs." if size > 1 else ""
     return Picture("trajectory", network.trajectory(drawn, target, time), caption, _by_step(data))
@@ -159,13 +163,17 @@ def _confusion(snapshot: Snapshot, test: Snapshot) -> Picture | None:
     if "confusion" in test:
         counts, what = test["confusion"], "the test split"
     elif "label" in snapshot:
-        K = int(snapshot[f"size/{snapshot['layers'][-1]}"])
+        K = int(snapshot[f"size/{snapshot['layers'][-1]}"]) // int(snapshot.get("population", 1))
         counts, what = np.zeros((K, K), dtype=int), "the probe batch"
         np.add.at(counts, (snapshot["label"], snapshot["predicted"]), 1)
     else:
         return None
     data = {"true class": range(len(counts))} | {f"taken for {k}": counts[:, k] for k in range(len(counts))}
-    caption = f"Which class was taken for which, over all samples of {what} ({int(counts.sum()):,})."
+    labels, samples = int(counts.sum()), int(test["samples"]) if "confusion" in test else 0
+    all_of_them = f"all samples of {what} ({labels:,})"
+    if samples and labels != samples:
+        all_of_them = f"all labels of {what} ({labels:,} of {samples:,} samples)"
+    caption = f"Which class was taken for which, over {all_of_them}."
     return Picture("confusion", network.confusion(counts), caption, data)
 
 

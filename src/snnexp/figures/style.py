@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f2f6fa", "#56b4e9", "#0072b2", "#00304d"])
 """From few to many: lightness alone tells them in order."""
-UNITS = {"tau_mem_inv": "1/s", "tau_syn_inv": "1/s"}
+UNITS = {"tau_mem_inv": "1/s", "tau_syn_inv": "1/s", "tau_m": "ms", "tau_adp": "ms"}
 """Of neuron parameters; all others are dimensionless."""
 STEP = "time step"
 WIDTH = 4.6

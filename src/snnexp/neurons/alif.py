@@ -58,6 +58,7 @@ class ALIF(Neuron):
     """
 
     stackable = True
+    time_unit_s = 1e-3
     tau_m: Tensor
     tau_adp: Tensor
     b_j0: Tensor

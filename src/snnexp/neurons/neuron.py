@@ -186,6 +186,8 @@ class Neuron(nn.Module):
     """Whether members of a stack may share it: :meth:`scan` computes neuron by neuron, and broadcasts ``[M, n]``.
 
     Not inherited: a class says it of what it computes itself."""
+    time_unit_s: ClassVar[float] = 1.0
+    """The unit of ``dt``, where this neuron has one, in seconds."""
     weights: ClassVar[tuple[str, ...]] = ()
     """Parameters that are weights of the feedback."""
     kernel: Kernel = staticmethod(reference)

@@ -64,8 +64,12 @@ class Table:
     @property
     def wide(self) -> bool:
         """Whether half a page is too narrow for it."""
-        shown = [column for column, known in zip(self.columns, self.known, strict=True) if known]
-        return len(shown) > 6 or sum(map(len, shown)) > 48
+        shown = [index for index, known in enumerate(self.known) if known]
+        names = [self.columns[index] for index in shown]
+        words = [[word for row in self.rows for word in cell(row[index]).split()] for index in shown]
+        # which are not broken
+        longest = sum(max(map(len, each), default=0) for each in words)
+        return len(shown) > 6 or sum(map(len, names)) > 48 or longest > 64
 
     @property
     def long(self) -> bool:

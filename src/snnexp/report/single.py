@@ -13,15 +13,13 @@ from snnexp.errors import CheckpointError
 from snnexp.figures import network, style
 from snnexp.figures.picture import Picture
 from snnexp.figures.snapshots import drawers, parts
-from snnexp.figures.style import Array
 from snnexp.record.facts import Facts
 from snnexp.record.measures import BY_LAYER, MEANINGS, main_metric, split_name
 from snnexp.record.names import key_of
 from snnexp.record.origin import origin
-from snnexp.record.run import EPOCH, Run
-from snnexp.report import page
+from snnexp.record.run import Run
+from snnexp.report import curves, page
 from snnexp.report.page import Block, Section, Table, Text
-from snnexp.report.statistics import is_number
 
 PJ_PER_ADDITION, PJ_PER_PRODUCT = 0.9, 3.7
 """Picojoules of an addition and a multiplication of 32-bit floating-point numbers in 45 nm (Horowitz, ISSCC 2014)."""
@@ -37,8 +35,6 @@ MOST_CLASSES = 20
 WITHOUT_SPIKES = "without spikes"
 IN_WORDS = {"firing_rate": "spikes per neuron and step"}
 """Measures of layers, where a table calls them otherwise."""
-Curve = tuple[Array, Array]
-"""Where, and values; NaN where one was not finite."""
 
 
 def report(path: Path, folder: Path) -> Path:
@@ -73,7 +69,7 @@ def report(path: Path, folder: Path) -> Path:
     sections = {
         "What was run": lambda: _what_was_run(facts, cfg, *changed),
         "Result": lambda: _result(facts, cfg, *changed),
-        "Training": lambda: _training(rows, facts.stopped_early),
+        "Training": lambda: curves.training(rows, cfg, facts.stopped_early),
         "What the network does": lambda: named("trajectory", "predictions", "output_membrane", "spike_raster"),
         "Which class is taken for which": lambda: [*named("confusion"), *_by_class(facts, test)],
         "Neuron parameters": lambda: [*named("parameters"), *_shared(init, last, drawn.get("parameters"))],
@@ -211,7 +207,7 @@ def _result(
         elif not layer:
             figure = shown.get(name)
             beside = [figure, None if figure is None else value - figure] if shown else []
-            rows.append([name, value, *beside, meanings.get(measure)])
+            rows.append([name, value, *beside, meanings.get(measure) or meanings.get(measure.partition("/")[0])])
     blocks: list[Block] = [Table(columns, rows, "Of each split, with the last weights.", "result")]
     blocks += [Text(f"{facts.one_class}.")] if facts.one_class else []
     stated = cfg.get("published")
@@ -258,58 +254,10 @@ def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:
     """What measures mean, by name, and by which decoder a sample is assigned to a class."""
     decoder = decoding.word(cfg, facts.record.get("decoder"))
     by = f", by {decoder}" if decoder else ""
-    return {**decoding.meanings(cfg), **MEANINGS, "accuracy": f"{MEANINGS['accuracy']}{by}"}
-
-
-def _training(rows: Sequence[Mapping[str, Any]], stopped_early: str) -> list[Block]:
-    iteration = _curve(rows, "train/loss", "step")
-    means = {"training": EPOCH, "validation": "val/loss", "test": "test/loss"}
-    # the last test, which has a row of its own, is no point of a curve
-    rows = [row for row in rows if "test/loss" not in row or EPOCH in row]
-    # the rows count epochs from 0
-    epochs = _there({label: _curve(rows, name, "epoch", first=1) for label, name in means.items()})
-    blocks: list[Block] = [Text(f"The training {stopped_early}.")] if stopped_early else []
-    if len(iteration[0]) or epochs:
-        data = _data({"train/loss": iteration}, "iteration") | _data(epochs, "epoch")
-        caption = "The loss of training steps, and its mean over epochs."
-        blocks.append(Picture("loss", network.loss_curves(iteration, epochs), caption, data))
-    accuracy = _there({split: _curve(rows, f"{split}/accuracy", "step") for split in ("train", "val", "test")})
-    if accuracy:
-        caption = "Accuracy on the batch of a training step, and on other splits where they were measured."
-        drawn = network.activity({"accuracy": accuracy})
-        blocks.append(Picture("accuracy", drawn, caption, _data(accuracy, "iteration")))
-    panels = {}
-    for measure, label in (("firing_rate", "spikes per neuron and step"), ("dead", "fraction of dead neurons")):
-        names = [
-            key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith(f"train/{measure}/")
-        ]
-        panels[label] = _there({name.rpartition("/")[2]: _curve(rows, name, "step") for name in names})
-    panels = {label: curves for label, curves in panels.items() if curves}
-    if panels:
-        caption = "How much the layers fire on the batch of a training step; dead neurons fire for none of its samples."
-        data = {}
-        for label, curves in panels.items():
-            data |= _data({f"{label}, {layer}": curve for layer, curve in curves.items()}, "iteration")
-        blocks.append(Picture("activity", network.activity(panels), caption, data))
-    return blocks
-
-
-def _curve(rows: Sequence[Mapping[str, Any]], name: str, over: str, first: int = 0) -> Curve:
-    found = [(row[over] + first, row[name]) for row in rows if name in row and isinstance(row.get(over), int)]
-    values = [value if is_number(value) else np.nan for _, value in found]
-    return np.array([where for where, _ in found], dtype=int), np.array(values, dtype=float)
-
-
-def _there(curves: Mapping[str, Curve]) -> dict[str, Curve]:
-    """Those that have a point."""
-    return {name: curve for name, curve in curves.items() if np.isfinite(curve[1]).any()}
-
-
-def _data(curves: Mapping[str, Curve], over: str) -> dict[str, Array]:
-    columns: dict[str, Array] = {}
-    for name, (where, values) in curves.items():
-        columns |= {f"{over} ({name})": where, name: values}
-    return columns
+    known = {**decoding.meanings(cfg), **MEANINGS, "accuracy": f"{MEANINGS['accuracy']}{by}"}
+    # which has a label for each of them
+    of_steps = {name: known[name].replace("samples", "steps of samples") for name in ("accuracy", "undecided")}
+    return {**known, **of_steps} if decoder == "each_step" else known
 
 
 def _shared(init: Mapping[str, Any], last: Mapping[str, Any], drawn: Picture | None) -> list[Block]:

@@ -14,6 +14,7 @@ A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of
     membrane [T, K], threshold [K]                 of the readout, of the first sample
     trajectory [T, S], target [T, S]               regression: output and target of S samples
     images [S, ...], label [B], predicted [B]      classification
+    population                                     outputs of each class, where it has several
     gradient/<layer> [T]                           || dL / dI[t] || over batch and neurons, I the layer's current
     gradient_norm/<name>, norm/<name>              || dL / dw || and || w || of each trained parameter
     parameter/<layer>/<name> [N]                   beta, threshold, tau_mem_inv, ...
@@ -85,7 +86,8 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
             found[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
         for parameter in neuron.parameter_names:
             found[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
-        found |= {"dt": neuron.dt} if hasattr(neuron, "dt") else {}
+        if (step := getattr(neuron, "dt", None)) is not None:
+            found["dt"] = step * neuron.time_unit_s
     found["membrane"] = traces[-1].membrane[:STEPS, 0].flatten(1)[:, chosen]
     for threshold in ("threshold", "v_th"):
         if hasattr(neuron, threshold):
@@ -98,6 +100,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
         found["target"] = trajectory.flatten(2)[..., 0]
     elif target.ndim == 1:
         found["label"], found["predicted"] = target, decoder(traces[-1])
+        found |= {"population": population} if (population := decoder.neurons(1)) > 1 else {}
         # sequences are no images
         if values.ndim < len(inputs.shape):
             found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
