@@ -80,7 +80,7 @@ class TestOneRun:
 
     def test_membrane_of_the_class_stands_out_of_the_others(self) -> None:
         threshold = np.array([1.0, 2.0, 3.0, 4.0])
-        figure = network.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], threshold)}, 2, "class 2")
+        figure = network.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], threshold)}, [2], "class 2")
         lines = [line for line in figure.axes[0].lines if len(line.get_ydata()) == 20]
         chosen = [line for line in lines if line.get_color() == style.BLUE and line.get_linestyle() == "-"]
         assert np.array_equal(chosen[0].get_ydata(), MEMBRANE[:, 2])
@@ -175,7 +175,7 @@ class TestOneRun:
 
 DRAWN = {
     "raster": lambda: network.spike_raster({"now": {"hidden": (SPIKES, np.arange(12), 12)}}),
-    "membrane": lambda: network.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], np.ones(4))}, 0, "class 0"),
+    "membrane": lambda: network.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], np.ones(4))}, [0], "class 0"),
     "trajectory": lambda: network.trajectory({"now": MEMBRANE}, MEMBRANE),
     "confusion": lambda: network.confusion(np.eye(3, dtype=int)),
     "distributions": lambda: network.distributions({"now": {"h beta": MEMBRANE[:, 0]}}),

@@ -126,16 +126,16 @@ def output_membrane(
 @styled()
 def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP) -> Figure:
     """Output membranes beside their targets; ``[T, S]`` of S samples, a panel each."""
-    figure, grid = placed(1, target.shape[1], 2.6, below=0.7, across=0.15, sharex=True, sharey=True)
+    # wider than a panel in one line
+    time = time.replace(" (", "\n(")
+    below = 0.85 if "\n" in time else 0.7
+    figure, grid = placed(1, target.shape[1], 1.9 + below, below=below, across=0.15, sharex=True, sharey=True)
     for sample, axes in enumerate(grid[0]):
         for (title, membrane), colour in zip(columns.items(), before_and_after(columns), strict=True):
             axes.plot(membrane[:, sample], color=colour, label=title)
         axes.plot(target[:, sample], color=ORANGE, linestyle="--", label="target")
-        axes.set_title(f"sample {sample + 1}" if target.shape[1] > 1 else "")
+        axes.set(xlabel=time, title=f"sample {sample + 1}" if target.shape[1] > 1 else "")
         whole_steps(axes, len(target))
-    # for all panels, of which each is narrower than these words
-    center, bottom = (grid[0, 0].get_position().x0 + grid[0, -1].get_position().x1) / 2, 0.36 / figure.get_figheight()
-    figure.text(center, bottom, time, ha="center", va="center")
     grid[0, 0].set_ylabel("membrane (dimensionless)")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3)
     return figure

@@ -121,9 +121,8 @@ def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
     caption = "Membranes of the readout, for one sample" + (f" of class {label}." if name else ".")
     many = len({*newest["threshold"].tolist()}) if "threshold" in newest else 0
     if name and many > 1:
-        caption += (
-            f" The outputs have {many} thresholds, of which {'that is' if len(chosen) == 1 else 'those are'} drawn."
-        )
+        drawn_are = "that is" if len(chosen) == 1 else "those are"
+        caption += f" The outputs have {many} thresholds, of which {drawn_are} drawn."
     caption += _some_steps(newest)
     return Picture("output_membrane", network.output_membrane(drawn, chosen, name, time), caption, data)
 
