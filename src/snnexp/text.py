@@ -7,6 +7,8 @@ from collections.abc import Iterable
 def shown(value: object) -> str:
     """``value`` as a config file would write it, short enough for one line and without control characters."""
     words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, list):
+        value = f"[{', '.join(map(shown, value))}]"
     text = line(words[value] if value is None or isinstance(value, bool) else str(value) or "''")
     return text if len(text) <= 40 else text[:37] + "..."
 

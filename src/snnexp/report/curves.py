@@ -37,39 +37,28 @@ def training(rows: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any], stopped_
         data = _data({"train/loss": iteration}, "iteration") | _data(epochs, "epoch")
         caption = "The loss of training steps, and its mean over epochs."
         blocks.append(Picture("loss", network.loss_curves(iteration, epochs), caption, data))
-    accuracy = _there({split: _curve(rows, f"{split}/accuracy", "step") for split in SPLITS})
+    where = "on the batch of a training step, and on other splits where they were measured."
+    accuracy = _there(_by_split(rows, "accuracy"))
     if accuracy:
-        caption = "Accuracy on the batch of a training step, and on other splits where they were measured."
         drawn = network.activity({"accuracy": accuracy})
-        blocks.append(Picture("accuracy", drawn, caption, _data(accuracy, "iteration")))
-    measures = {
-        style.cropped(name): {split: _curve(rows, f"{split}/{name}", "step") for split in SPLITS}
-        for name in parts.measures(cfg)
-    }
-    penalties = {"penalty": _below(rows, "train/penalty/")}
-    rates = {"learning rate": {"all parameters": _curve(rows, "train/lr", "step")}}
-    if neurons := _below(rows, "train/lr/"):
-        rates = {"learning rate": {"weights": _curve(rows, "train/lr", "step"), **neurons}}
+        blocks.append(Picture("accuracy", drawn, f"Accuracy {where}", _data(accuracy, "iteration")))
+    measures = {style.cropped(name): _by_split(rows, name) for name in parts.measures(cfg)}
+    blocks += _panels("measures", measures, f"Measures {where}")
+    penalties = {style.cropped(name): _by_split(rows, f"penalty/{name}") for name in _below(rows, "train/penalty/")}
+    blocks += _panels("penalties", penalties, f"What is minimized beside the loss, {where}")
+    rate, own = _curve(rows, "train/lr", "step"), _below(rows, "train/lr/")
+    rates = {"weights": rate, **own} if own else {"all parameters": rate}
+    blocks += _panels("learning_rate", {"learning rate": rates}, "The learning rate of training steps.")
     firing = {
-        label: _below(rows, f"train/{measure}/")
-        for measure, label in (("firing_rate", "spikes per neuron and step"), ("dead", "fraction of dead neurons"))
+        "spikes per neuron and step": _below(rows, "train/firing_rate/"),
+        "fraction of dead neurons": _below(rows, "train/dead/"),
     }
-    for name, panels, caption in (
-        (
-            "measures",
-            measures,
-            "Measures on the batch of a training step, and on other splits where they were measured.",
-        ),
-        ("penalties", penalties, "What is minimized beside the loss, on the batch of a training step."),
-        ("learning_rate", rates, "The learning rate of training steps."),
-        (
-            "activity",
-            firing,
-            "How much the layers fire on the batch of a training step; dead neurons fire for none of its samples.",
-        ),
-    ):
-        blocks += _panels(name, panels, caption)
-    return blocks
+    caption = "How much the layers fire on the batch of a training step; dead neurons fire for none of its samples."
+    return [*blocks, *_panels("activity", firing, caption)]
+
+
+def _by_split(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Curve]:
+    return {split: _curve(rows, f"{split}/{measure}", "step") for split in SPLITS}
 
 
 def _below(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Curve]:
