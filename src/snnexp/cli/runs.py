@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from snnexp.cli.deletion import delete
 from snnexp.cli.rows import COLUMNS, MISSING, Row, holds, ordered
 from snnexp.cli.table import as_csv, table
 from snnexp.errors import ConfigError
@@ -17,7 +18,10 @@ from snnexp.record.facts import ENDS
 from snnexp.record.find import OUTPUTS, as_json, found, locate
 from snnexp.text import closest, line, shown
 
-USAGE = "snnexp runs [DIR] [CONDITION ...] [--sort KEY] [--reverse] [--limit N] [--metric NAME] [--json | --csv]"
+USAGE = (
+    "snnexp runs [DIR] [CONDITION ...] [--sort KEY] [--reverse] [--limit N] [--metric NAME] "
+    "[--json | --csv | --delete [--yes]]"
+)
 HELP = """\
 A table of all runs below DIR (default: outputs), the newest last. DIR may be a sweep or a single run too.
 
@@ -26,7 +30,8 @@ A KEY is a column, a measure, an entry of run.json or a key of config.yaml; a ti
 
   snnexp runs status=failed
   snnexp runs outputs 'test/accuracy>0.95' experiment=mnist_leaky neuron.beta=0.8 'age<2h'
-  snnexp runs outputs/sweeps/mnist_leaky/20261122-002755-5193 --sort test/accuracy --limit 5"""
+  snnexp runs outputs/sweeps/mnist_leaky/20261122-002755-5193 --sort test/accuracy --limit 5
+  snnexp runs status=failed 'age>7d' --delete"""
 CONDITION = re.compile(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 STATUSES = ("running", "killed", "damaged", *ENDS)
 
@@ -62,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         watched = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if watched else None
         text = table(chosen, width, (sys.stdout.encoding or "").lower().startswith("utf"), rows)
+        text = delete([row.facts.path for row in chosen], text, asked.yes) if asked.delete else text
     # a terminal or file that takes ASCII alone gets the rest escaped
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
@@ -85,7 +91,11 @@ def _asked(arguments: Sequence[str]) -> argparse.Namespace:
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--json", action="store_true", help="everything known, for programs")
     style.add_argument("--csv", action="store_true", help="the same, one line per run")
+    style.add_argument("--delete", action="store_true", help="delete the runs of the table, after a question")
+    parser.add_argument("--yes", action="store_true", help="delete without a question")
     asked = parser.parse_intermixed_args(arguments)
+    if asked.yes and not asked.delete:
+        parser.error("--yes: needs --delete")
     if asked.metric == "metric":
         asked.metric = None
     if asked.limit is not None and asked.limit < 1:

@@ -38,6 +38,7 @@ class Logger:
     root: str
     tensorboard: bool
     csv: bool
+    keep: Literal["all", "best", "last", "none"]
     also: Annotated[Mapping[str, Any], doc("loggers of Lightning by name, each a mapping with _target_")]
     save_every_n_epochs: Count
     save_every_s: NonNegative

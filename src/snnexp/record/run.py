@@ -15,8 +15,10 @@ to it; only metrics.jsonl grows, and a checkpoint says how much of it belongs to
 that runs can be listed quickly.
 """
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -331,6 +333,24 @@ class Run:
         if self.probe.is_symlink():
             raise CheckpointError(f"{self.probe}: a link, and a run directory may not lead elsewhere")
         return read_arrays(path)
+
+    def write_csv(self) -> None:
+        """Write the rows of metrics.jsonl as metrics.csv, with a column for each value that any of them has."""
+        rows = [*self.metrics()]
+        text = io.StringIO()
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(text, [*names], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path / "metrics.csv", text.getvalue().encode())
+
+    def keep_checkpoints(self, which: str) -> None:
+        """Remove all checkpoints but ``best`` or ``last``; ``none`` of them stays, or ``all``."""
+        if which == "all":
+            return
+        for path in sorted(self.checkpoints.glob("*.ckpt*")):
+            if path.name.partition(".")[0] != which:
+                path.unlink()
 
     def metrics_so_far(self) -> dict[str, Any]:
         """Length and SHA-256 of the rows that this process knows of, once they are on the disk."""

@@ -79,6 +79,7 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("csv", "predictions", "test_every_epoch"):
             logger.setdefault(key, False)
         logger.setdefault("also", {})
+        logger.setdefault("keep", "all")
     return upgraded
 
 

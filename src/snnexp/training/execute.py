@@ -323,6 +323,9 @@ def succeed(
         **({} if member.stopped is None else {"stopped_early": member.stopped._asdict()}),
         **({} if (only := counts.only_class) is None else {"only_class": only}),
     )
+    if start.cfg.logger.get("csv", False):
+        start.run.write_csv()
+    start.run.keep_checkpoints(start.cfg.logger.get("keep", "all"))
 
 
 def drawn_s(observers: Sequence[Observer]) -> dict[str, float]:

@@ -1,0 +1,187 @@
+"""Where a run is logged: metrics.csv, loggers of Lightning beside its own, which checkpoints stay; and runs deleted."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ends
+import pytest
+
+from snnexp.cli import runs as listing
+from snnexp.errors import ConfigError, InUseError
+from snnexp.experiment import compose, evaluate, resume, run
+from snnexp.record.run import Run
+from snnexp.training.loggers import hyperparameters
+from snnexp.training.stacked import Outcome, Point
+from snnexp.training.stacked import train as train_stacked
+
+SMALL = ["data=digits", "num_steps=3", "network.hidden=[4]", "trainer=cpu", "trainer.limit_batches=2"]
+SMALL += ["trainer.limit_test_batches=1", "data.batch_size=16", "trainer.log_every_n_steps=1"]
+TRACKER = """
+import random
+
+import torch
+from lightning.pytorch.loggers import Logger
+
+SEEN = []
+
+
+class Remembering(Logger):
+    def __init__(self, save_dir, run_name, fails=""):
+        super().__init__()
+        self.save_dir, self.run_name, self.fails = save_dir, run_name, fails
+        self._call("init", run_name)
+
+    name = version = "own"
+
+    def _call(self, what, value):
+        torch.rand(3), random.random()
+        if what == self.fails:
+            raise OSError("the server is gone")
+        SEEN.append((self.run_name, what, value))
+
+    def log_metrics(self, metrics, step=None):
+        self._call("metrics", (step, metrics))
+
+    def log_hyperparams(self, params):
+        self._call("params", params)
+
+    def finalize(self, status):
+        self._call("end", status)
+"""
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a logger of a user's own was told."""
+    (tmp_path / "owntracker.py").write_text(TRACKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "owntracker", raising=False)
+    monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "owntracker")
+    monkeypatch.chdir(tmp_path)
+    import owntracker  # type: ignore[import-not-found]
+
+    return owntracker.SEEN
+
+
+def tracked(*more: str) -> list[str]:
+    arguments = ", ".join(["_target_: owntracker.Remembering", *more])
+    return [*SMALL, "logger=jsonl", f"+logger.also.mine={{{arguments}}}"]
+
+
+def test_a_csv_has_the_rows_of_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = run(compose([*SMALL, "logger=csv", "data.val_fraction=0.1"])).path
+    with (path / "metrics.csv").open(newline="") as file:
+        found = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    assert found == [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert not (path / "tensorboard").exists()
+
+
+class TestTracker:
+    def test_is_told_the_config_and_all_rows_and_changes_nothing(self, seen: Any) -> None:
+        record = run(compose(tracked()))
+        name = record.path.name
+        assert {each[0] for each in seen} == {name}
+        kinds = [what for _, what, _ in seen]
+        assert (kinds[:2], kinds[-1]) == (["init", "params"], "end")
+        rows = {step: set(values) for _, what, (step, values) in [each for each in seen if each[1] == "metrics"]}
+        assert {"train/loss", "test/accuracy"} <= set.union(*rows.values())
+        plain = run(compose([*SMALL, "logger=jsonl"]))
+        assert ends.metrics(record.path) == ends.metrics(plain.path)
+
+    @pytest.mark.parametrize("fails", ["init", "params", "metrics", "end"])
+    def test_one_that_fails_is_left_out_and_the_run_finishes(self, fails: str, seen: Any) -> None:
+        record = run(compose(tracked(f"fails: {fails}")))
+        assert record.status == "finished"
+        log = (record.path / "train.log").read_text()
+        assert log.count("logger.also.mine failed and is left out: OSError: the server is gone") == 1
+
+    def test_members_of_a_stack_have_their_own(self, seen: Any) -> None:
+        words = [[*tracked(), f"seed={seed}"] for seed in (1, 2)]
+        found: dict[int, Outcome] = {}
+        train_stacked([Point(compose(each), each) for each in words], Path("stack"), lambda *_: None, found.__setitem__)
+        names = {str(outcome.run and outcome.run.name) for outcome in found.values()}
+        assert {each[0] for each in seen} == names
+        assert all([what for name, what, _ in seen if name == each][-1] == "end" for each in names)
+
+    def test_secrets_and_loggers_are_no_hyperparameters(self) -> None:
+        plain = {"logger": {"root": "x"}, "data": {"api_key": "a", "nested": [{"Token": 1, "size": 2}]}, "seed": 3}
+        assert hyperparameters(plain) == {"data": {"nested": [{"size": 2}]}, "seed": 3}
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["logger=wandb"], "logger.also.wandb: WandbLogger needs the package wandb; pip install 'snnexp[wandb]'"),
+            (["logger=mlflow"], "logger.also.mlflow: MLFlowLogger needs the package mlflow; "),
+            (["+logger.also.x=3"], "logger.also.x: got 3, must be a mapping with _target_"),
+            (
+                ["+logger.also.x={_target_: torch.nn.Linear}"],
+                "logger.also.x._target_: got torch.nn.Linear, must be a class of lightning.pytorch.loggers",
+            ),
+        ],
+    )
+    def test_what_is_no_logger_here(self, words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("snnexp.config.loggers.find_spec", lambda package: None)
+        with pytest.raises(ConfigError) as caught:
+            compose([*SMALL, *words])
+        assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(("keep", "left"), [("best", {"best"}), ("last", {"last"}), ("none", set())])
+def test_checkpoints_that_stay(keep: str, left: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = run(compose([*SMALL, "logger=jsonl", f"logger.keep={keep}"]))
+    found = {path.name.removesuffix(".sha256").removesuffix(".ckpt") for path in Run(record.path).checkpoints.iterdir()}
+    assert found == left
+    if keep == "last":
+        assert evaluate(record.path).keys() <= record.metrics.keys()
+        assert resume(record.path, ["trainer.max_epochs=2"]).status == "finished"
+
+
+class TestDelete:
+    @pytest.fixture
+    def paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        monkeypatch.chdir(tmp_path)
+        return [run(compose([*SMALL, "logger=jsonl", f"seed={seed}"])).path for seed in (1, 2)]
+
+    def test_those_of_the_table_go_and_others_stay(self, paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+        assert listing.main(["outputs", "seed=2", "--delete", "--yes"]) == 0
+        assert capsys.readouterr().out.startswith("deleted 1 run, ")
+        assert [path.exists() for path in paths] == [True, False]
+        assert [entry.name for entry in paths[0].parent.iterdir()] == [paths[0].name]
+
+    def test_nobody_can_be_asked(self, paths: list[Path]) -> None:
+        with pytest.raises(ConfigError, match=r"^--delete: there is no terminal to ask on; add --yes"):
+            listing.main(["outputs", "--delete"])
+        assert all(path.exists() for path in paths)
+
+    def test_one_in_use_keeps_all(self, paths: list[Path]) -> None:
+        held = Run.open(paths[1])
+        held.lock()
+        with pytest.raises(InUseError, match="in use"):
+            listing.main(["outputs", "--delete", "--yes"])
+        held.close()
+        assert all(path.exists() for path in paths)
+
+    def test_a_point_of_a_sweep_is_refused(self, paths: list[Path]) -> None:
+        sweep = Path("outputs/sweeps/custom/20261122-002755-5193")
+        (sweep / "runs").mkdir(parents=True)
+        (sweep / "sweep.json").write_text("{}")
+        point = paths[0].rename(sweep / "runs" / paths[0].name)
+        with pytest.raises(ConfigError, match="a point of a sweep, which would train it again"):
+            listing.main([str(point), "--delete", "--yes"])
+        assert point.exists()
+
+    def test_a_link_is_not_followed(self, paths: list[Path], tmp_path: Path) -> None:
+        outside = tmp_path / "outside.txt"
+        outside.write_text("mine")
+        (paths[0] / "link").symlink_to(outside)
+        words = [sys.executable, "-m", "snnexp.cli", "runs", str(paths[0]), "--delete", "--yes"]
+        ended = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ))
+        assert (ended.returncode, outside.read_text()) == (5, "mine")
+        assert "link" in ended.stderr
