@@ -384,21 +384,27 @@ def test_lif_fc_mnist(tiny_mnist: Path) -> None:
     assert ours.metrics["test/accuracy"] == close(ours.accuracy(lambda x: rate(x).argmax(1)))
 
 
+@pytest.mark.parametrize("decay_input", [True, False])
 @pytest.mark.parametrize("detach_reset", [True, False])
-def test_gradient_through_the_reset(detach_reset: bool) -> None:
-    """Unless it is told to detach it, SpikingJelly learns from what a reset takes away, and ours never does.
+def test_lif_node(detach_reset: bool, decay_input: bool) -> None:
+    """SpikingJelly's LIFNode; a current of X / tau and a threshold of 1 are here one of X and a threshold of tau.
 
-    With U = 2 H, dU[t] / dU[t-1] is (1 - S[t-1]) / 2, and there less U[t-1] g(U[t-1] - 2) / 2, g the surrogate.
+    Unless it is told to detach the reset, SpikingJelly learns from what that takes away, and ours never does: of
+    dU[t] / dU[t-1] = beta (1 - S[t-1]) - beta U[t-1] g(U[t-1] - theta), g the surrogate, ours has the first part alone.
     """
+    tau = 4.0
+    theta = tau if decay_input else 1.0
     random = torch.Generator().manual_seed(0)
-    current = (2 * torch.rand(12, 3, 4, generator=random)).requires_grad_()
+    current = (theta * torch.rand(12, 3, 4, generator=random)).requires_grad_()
     weight = torch.randn(12, 3, 4, generator=random)
-    node = neuron.LIFNode(2.0, surrogate_function=SJ.ATan(), detach_reset=detach_reset)
+    node = neuron.LIFNode(tau, decay_input, surrogate_function=SJ.ATan(2.0), detach_reset=detach_reset)
     theirs = torch.stack([node(step) for step in current])
-    trace = Leaky(4, beta=0.5, threshold=2.0, reset="zero", surrogate=ATan(1.0))(current)
+    atan = ATan(2 / theta)
+    trace = Leaky(4, beta=1 - 1 / tau, threshold=theta, reset="zero", surrogate=atan)(current)
     assert torch.equal(trace.spikes, theirs)
-    slope = ATan(1.0)(trace.membrane - 2).detach()
-    kept = (1 - theirs - (0 if detach_reset else trace.membrane * slope)).detach() / 2
+    assert 0 < theirs.mean() < 1
+    slope = atan(trace.membrane - theta).detach()
+    kept = (1 - 1 / tau) * (1 - theirs - (0 if detach_reset else trace.membrane * slope)).detach()
     expected = [slope[-1] * weight[-1]]
     for step in range(10, -1, -1):
         expected.insert(0, slope[step] * weight[step] + kept[step] * expected[0])
