@@ -11,7 +11,6 @@ from snnexp.figures.style import Array
 from snnexp.record.run import EPOCH
 from snnexp.report.page import Block, Text
 from snnexp.report.statistics import is_number
-from snnexp.spec import parts
 
 SPLITS = ("train", "val", "test")
 Curve = tuple[Array, Array]
@@ -42,7 +41,7 @@ def training(rows: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any], stopped_
     if accuracy:
         drawn = network.activity({"accuracy": accuracy})
         blocks.append(Picture("accuracy", drawn, f"Accuracy {where}", _data(accuracy, "iteration")))
-    measures = {style.cropped(name): _by_split(rows, name) for name in parts.measures(cfg)}
+    measures = {style.cropped(name): _by_split(rows, name) for name in cfg.get("measure") or ()}
     blocks += _panels("measures", measures, f"Measures {where}")
     penalties = {style.cropped(name): _by_split(rows, f"penalty/{name}") for name in _below(rows, "train/penalty/")}
     blocks += _panels("penalties", penalties, f"What is minimized beside the loss, {where}")
