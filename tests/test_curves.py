@@ -80,6 +80,17 @@ class TestCurves:
         assert [axes.get_xlabel() for axes in shown] == ["", "iteration", "iteration"], "the lowest of each column"
         assert [label.get_text() for label in figure.legends[0].get_texts()] == ["x", "y"]
 
+    def test_a_point_between_gaps_is_a_dot(self) -> None:
+        """As of a loss of the last step, and of a measure that needs all classes in a batch."""
+        gaps = np.array([1.0, np.nan, 2.0, np.nan, 3.0, 4.0])
+        last = np.array([0.0, 0.0, 5.0])
+        (measured,) = network.activity({"roc_auc": {"train": (np.arange(6), gaps)}}).axes[0].lines
+        (gradient,) = network.gradient_norms({"now": {"readout": last}}).axes[0].lines
+        assert (measured.get_marker(), measured.get_markevery()) == ("o", [0, 2])
+        assert (gradient.get_marker(), gradient.get_markevery()) == ("o", [2])
+        (whole,) = network.activity({"accuracy": {"train": (np.arange(6), np.ones(6))}}).axes[0].lines
+        assert whole.get_marker() == "None"
+
 
 class TestSpace:
     @pytest.mark.parametrize("side", [8, 28])

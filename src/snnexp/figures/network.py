@@ -241,6 +241,7 @@ def gradient_norms(columns: Mapping[str, Mapping[str, Array]], time: str = STEP)
                 axes.plot(np.where(norm > 0, norm, np.nan), color=colour, label=layer)
         axes.set(xlabel=time, title=title, yscale="log")
         whole_steps(axes, max(map(len, column.values()), default=0))
+        dot(axes)
     grid[0, 0].set_ylabel("‖∂L/∂I[t]‖")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -143,10 +143,12 @@ def whole_steps(axes: Axes, count: int) -> None:
 
 
 def dot(axes: Axes) -> None:
-    """Make lines of one point visible."""
+    """Make points visible that no line leads to, for those beside them are not finite."""
     for curve in axes.lines:
-        if len(np.atleast_1d(curve.get_xdata())) == 1:
-            curve.set(marker="o", markersize=3)
+        known = np.isfinite(np.asarray(curve.get_ydata(), dtype=float))
+        alone = known & ~np.insert(known[:-1], 0, False) & ~np.append(known[1:], False)
+        if alone.any():
+            curve.set(marker="o", markersize=3, markevery=np.flatnonzero(alone).tolist())
 
 
 def before_and_after(columns: Iterable[str]) -> list[str]:
