@@ -80,10 +80,13 @@ def test_a_report_tells_it_and_has_a_table_of_classes() -> None:
     Run(done.path).update(classes=[f"digit {k}" for k in range(10)], only_class=3)
     assert "is the share of class digit 3: the network" in report([done.path]).read_text()
     found = rows(done.path / "figures" / "classes.csv")
-    assert [*found[0]] == ["class", "name", "precision", "recall", "F1 score", "samples"]
+    assert [*found[0]] == ["class", "name", "precision", "recall", "F1 score", "labels"]
     assert [*found[0].values()] == ["0", "digit 0", str(3 / 10), str(3 / 4), str(6 / 14), "4"]
     assert [*found[2].values()] == ["2", "digit 2", "", "0.0", "0.0", "5"]
     assert [*found[3].values()] == ["3", "digit 3", "", "", "", "0"]
+    Run(done.path).update(classes=[str(k) for k in range(10)])
+    assert "<th>name</th>" not in report([done.path]).read_text()
+    assert {row["name"] for row in rows(done.path / "figures" / "classes.csv")} == {""}, "which a number says already"
 
 
 @pytest.mark.parametrize("words", [IMAGES, TRACE], ids=["labels", "trace"])

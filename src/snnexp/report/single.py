@@ -233,15 +233,17 @@ def _by_class(facts: Facts, test: Mapping[str, Any]) -> list[Block]:
         return []
     counts = test["confusion"]
     met, labels, predicted = np.diagonal(counts), counts.sum(1), counts.sum(0)
-    names = facts.classes if len(facts.classes) == len(counts) else [None] * len(counts)
+    numbers = [str(k) for k in range(len(counts))]
+    named = len(facts.classes) == len(counts) and facts.classes != numbers
+    names = facts.classes if named else [None] * len(counts)
     rows = [
         [k, name, _quotient(hits, taken), _quotient(hits, own), _quotient(2 * hits, taken + own), int(own)]
         for k, (name, hits, taken, own) in enumerate(zip(names, met, predicted, labels, strict=True))
     ]
-    columns = ["class", "name", "precision", "recall", "F1 score", "samples"]
+    columns = ["class", "name", "precision", "recall", "F1 score", "labels"]
     caption = (
-        "By class, over all samples of the test split: how many of those that are taken for it are of it (precision), "
-        "and how many of its own are taken for it (recall)."
+        "By class, over the test split: how many of those that are taken for it are of it (precision), and how many of "
+        "its own are taken for it (recall)."
     )
     return [Table(columns, rows, caption, "classes", folded=len(rows) > MOST_CLASSES)]
 
