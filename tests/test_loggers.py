@@ -1,6 +1,7 @@
 """Where a run is logged: metrics.csv, loggers of Lightning beside its own, which checkpoints stay; and runs deleted."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -160,6 +161,16 @@ class TestDelete:
         with pytest.raises(ConfigError, match=r"^--delete: there is no terminal to ask on; add --yes"):
             listing.main(["outputs", "--delete"])
         assert all(path.exists() for path in paths)
+
+    @pytest.mark.parametrize(("typed", "stay"), [("", True), ("n\n", True), ("y\n", False)])
+    def test_a_question_that_ends_without_an_answer_is_a_no(
+        self, typed: str, stay: bool, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, terminal in (("stdin", io.StringIO(typed)), ("stdout", io.StringIO())):
+            monkeypatch.setattr(terminal, "isatty", lambda: True)
+            monkeypatch.setattr(sys, name, terminal)
+        assert listing.main(["outputs", "--delete"]) == 0
+        assert [path.exists() for path in paths] == [stay, stay]
 
     def test_one_in_use_keeps_all(self, paths: list[Path]) -> None:
         held = Run.open(paths[1])

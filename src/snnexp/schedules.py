@@ -181,6 +181,10 @@ class OneCycle(_Curve):
             )
         except ValueError as error:
             raise ConfigError(f"schedule: {type(self).__name__} refuses this optimizer: {error}") from error
+        except ZeroDivisionError as error:
+            # the rise is one of pct_start total - 1
+            told = f"got {self.pct_start} of {total} {self.unit}s, a single one, in which no rate can rise"
+            raise ConfigError(f"schedule.pct_start: {told}; use another") from error
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def delete(folders: Sequence[Path], shown: str, confirmed: bool) -> str:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise ConfigError("--delete: there is no terminal to ask on; add --yes to delete without a question")
         print(shown)
-        if input(f"delete {told}? [y/N] ").strip().lower() not in ("y", "yes"):
+        print(f"delete {told}? [y/N] ", end="", flush=True)
+        # nothing where the input has ended
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return "nothing deleted"
     for run in runs:
         run.lock()
