@@ -290,6 +290,19 @@ class TestMSETemporal:
         loss = losses.MSETemporal()(Trace(spikes, spikes, None), torch.tensor([0]))
         torch.testing.assert_close(loss.item(), (2 / 4) ** 2 / 2)
 
+    def test_the_time_of_a_population_is_the_mean_of_its_neurons(self) -> None:
+        """Of T = 4: times 0 and 3 of the label, mean 1.5 where 0 is wanted; 1 and never, mean 2 where 3 is wanted."""
+        spikes = torch.zeros(4, 1, 4)
+        spikes[0, 0, 0] = spikes[3, 0, 1] = spikes[1, 0, 2] = 1
+        spikes.requires_grad_()
+        loss = losses.MSETemporal()(Population(size=2).pooled(Trace(spikes, spikes, None)), torch.tensor([0]))
+        torch.testing.assert_close(loss.item(), (1.5**2 + 1**2) / 2 / 4**2)
+        wanted = torch.zeros(4, 1, 4)
+        # -1 / 2 by the spike of each, of the derivative of the loss by the mean
+        wanted[0, 0, 0] = wanted[3, 0, 1] = -1.5 / 4**2 / 2
+        wanted[1, 0, 2] = wanted[3, 0, 3] = 1 / 4**2 / 2
+        torch.testing.assert_close(torch.autograd.grad(loss, spikes)[0], wanted)
+
     @pytest.mark.parametrize(("key", "value"), [("on_target", T), ("off_target", -T - 1)])
     def test_a_step_that_there_is_not(self, key: str, value: int, trace: Trace) -> None:
         with pytest.raises(ConfigError, match=rf"{key}: got {value}, must be a step from -7 to 6"):

@@ -53,6 +53,7 @@ def test_values_by_hand() -> None:
         "spike_count": [2, 0],
         "last_spikes": [1, 0],
         "first_spike": [1, 3],
+        "spike_time": [1, 2],
         "mean_membrane": [2.5 / 3, -3.5 / 3],
         "sum_membrane": [2.5, -3.5],
         "last_membrane": [0.0, 0.5],

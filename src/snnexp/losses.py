@@ -336,7 +336,7 @@ class MSETemporal(Loss):
     """
 
     stackable = True
-    reads = ("spikes", "first_spike")
+    reads = "spike_time"
     decoder = "first_spike"
     on_target: int = 0
     off_target: int = -1
@@ -353,13 +353,9 @@ class MSETemporal(Loss):
         return correct != incorrect
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
-        last = trace.num_steps - 1
-        first = torch.where(trace.first_spike > last, last, trace.first_spike)
-        at = trace.spikes.gather(0, first.long().unsqueeze(0)).squeeze(0)
-        # the time, with a derivative of -1 by the spike
-        time = first - (at - at.detach())
+        time: Tensor = trace.spike_time
         wanted = _per_class(target, numbers[0], numbers[1], time)
-        met = (first - wanted).abs() < self.tolerance
+        met = (time.detach() - wanted).abs() < self.tolerance
         loss: Tensor = F.mse_loss(torch.where(met, wanted, time), wanted) / trace.num_steps**2
         return loss
 

@@ -8,6 +8,7 @@ keeps what is read and nothing else. Both compute neuron by neuron, and a trace 
     spike_count      sum_t S                   [B, *N]
     last_spikes      S[T - 1]                  [B, *N]
     first_spike      min t with S[t] > 0       [B, *N]     T where the neuron never fires; has no gradient
+    spike_time       min(first_spike, T - 1)   [B, *N]     the derivative by S[spike_time] is -1
     mean_membrane    (1 / T) sum_t U           [B, *N]
     sum_membrane     sum_t U                   [B, *N]
     last_membrane    U[T - 1]                  [B, *N]
@@ -170,6 +171,20 @@ class FirstSpike(Statistic):
 
     def finish(self, state: Tensor, num_steps: int) -> Tensor:
         return state
+
+
+class SpikeTime(FirstSpike):
+    """The first step that fires, from 0; T - 1 where there is none. Its derivative by the spike of that step is -1."""
+
+    name = "spike_time"
+
+    def of(self, trace: Any) -> Tensor:
+        first = super().of(trace).clamp(max=len(trace.spikes) - 1)
+        at: Tensor = trace.spikes.gather(0, first.long().unsqueeze(0)).squeeze(0)
+        return first - (at - at.detach())
+
+    def finish(self, state: Tensor, num_steps: int) -> Tensor:
+        return state.clamp(max=num_steps - 1)
 
 
 class SumMembrane(Statistic):
