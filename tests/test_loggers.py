@@ -112,14 +112,25 @@ class TestTracker:
         assert all([what for name, what, _ in seen if name == each][-1] == "end" for each in names)
 
     def test_secrets_and_loggers_are_no_hyperparameters(self) -> None:
-        plain = {"logger": {"root": "x"}, "data": {"api_key": "a", "nested": [{"Token": 1, "size": 2}]}, "seed": 3}
+        plain = {
+            "logger": {"root": "x"},
+            "data": {"api_key": "a", "url": "sql://me:pw@x", "nested": [{"Token": 1, "size": 2}]},
+            "seed": 3,
+        }
         assert hyperparameters(plain) == {"data": {"nested": [{"size": 2}]}, "seed": 3}
 
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
-            (["logger=wandb"], "logger.also.wandb: WandbLogger needs the package wandb; pip install 'snnexp[wandb]'"),
-            (["logger=mlflow"], "logger.also.mlflow: MLFlowLogger needs the package mlflow; "),
+            (["logger=wandb"], "logger=wandb: needs the package wandb; pip install 'snnexp[wandb]'"),
+            (
+                ["+logger.also.x={_target_: lightning.pytorch.loggers.MLFlowLogger}"],
+                "logger.also.x: needs the package mlflow; ",
+            ),
+            (
+                ["+logger.also.x={_target_: lightning.pytorch.loggers.CSVLogger, api_key: abc}"],
+                "logger.also.x: has a password or key, which config.yaml would show",
+            ),
             (["+logger.also.x=3"], "logger.also.x: got 3, must be a mapping with _target_"),
             (
                 ["+logger.also.x={_target_: torch.nn.Linear}"],

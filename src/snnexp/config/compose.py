@@ -1,6 +1,6 @@
 """Compose the config of a run, and of each point of a sweep, with Hydra's compose API."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp.config import decoding, files, security, user_parts
+from snnexp.config import decoding, files, loggers, security, user_parts
 from snnexp.config.checks import check
 from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
 from snnexp.config.loader import Loader
@@ -211,12 +211,17 @@ def downloads(cfg: DictConfig) -> bool:
         return bool(OmegaConf.select(cfg, "data.download"))
 
 
-def require_taken(overrides: Iterable[str], cfg: DictConfig) -> None:
-    """Refuse a surrogate, a neuron or a readout that was typed where nothing of a composed config takes one."""
+def require_taken(overrides: Collection[str], cfg: DictConfig) -> None:
+    """Refuse a surrogate, a neuron or a readout that was typed where nothing of a composed config takes one.
+
+    And loggers whose packages are not installed.
+    """
     typed = {key_of(override).partition(".")[0] for override in overrides}
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     if "surrogate" in typed and not any("${surrogate" in text for text in texts(plain)):
         raise ConfigError("surrogate: no neuron of this config takes one")
+    if isinstance(logger := plain.get("logger"), Mapping):
+        loggers.require_packages(logger.get("also"), overrides)
     network = plain.get("network")
     for key in ("neuron", "readout"):
         # readout=same takes the neuron too

@@ -1,6 +1,7 @@
 """Loggers of Lightning that a config names below ``logger.also``, beside the run's own."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,23 +19,57 @@ PACKAGES = {
 """What they need, by class."""
 EXTRAS = ("mlflow", "wandb")
 """Those that an extra of this package installs."""
+SECRET = re.compile(r"(^|_)(passw(or)?d|tokens?|secrets?|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
+WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 
 def check(nodes: Any, refusals: Refusals) -> None:
-    """Refuse nodes that are no loggers, and those whose package is not installed."""
+    """Refuse nodes that are no loggers, and secrets, which config.yaml would show."""
     if not isinstance(nodes, Mapping):
         return
     for name, node in nodes.items():
         with refusals.collected():
             path = f"{PLACE}.{shown(name)}"
-            if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            target = node.get("_target_") if isinstance(node, Mapping) else None
+            if not isinstance(target, str):
                 raise ConfigError(f"{path}: got {shown(node)}, must be a mapping with _target_")
-            target = node["_target_"]
             if not (targets.is_logger(target) or targets.may_be_named(target)):
                 raise ConfigError(f"{path}._target_: got {shown(target)}, must be a class of lightning.pytorch.loggers")
             targets.require_targets(node, path, "")
-            kind = target.rpartition(".")[2]
-            package = PACKAGES.get(kind) if targets.is_logger(target) else None
-            if package is not None and find_spec(package) is None:
-                install = f"'snnexp[{package}]'" if package in EXTRAS else package
-                raise ConfigError(f"{path}: {kind} needs the package {package}; pip install {install}")
+            if without_secrets(node) != node:
+                raise ConfigError(
+                    f"{path}: has a password or key, which config.yaml would show; set its variable instead"
+                )
+
+
+def require_packages(also: Any, typed: Collection[str]) -> None:
+    """Refuse loggers whose package is not installed.
+
+    Args:
+        also: the node of a config.
+        typed: overrides; of a choice among them that has brought a logger, the sentence tells.
+
+    Raises:
+        ConfigError: packages are missing; a sentence for each.
+    """
+    refusals = Refusals()
+    for name, node in also.items() if isinstance(also, Mapping) else ():
+        target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
+        package = PACKAGES.get(target.rpartition(".")[2]) if targets.is_logger(target) else None
+        if package is not None and find_spec(package) is None:
+            key = f"logger={name}" if f"logger={name}" in typed else f"{PLACE}.{name}"
+            install = f"'snnexp[{package}]'" if package in EXTRAS else package
+            refusals.add(f"{key}: needs the package {package}; pip install {install}")
+    refusals.tell()
+
+
+def without_secrets(node: Any) -> Any:
+    """A copy without keys that are named like secrets, and without addresses that have a password."""
+    if isinstance(node, Mapping):
+        return {key: without_secrets(value) for key, value in node.items() if not _is_secret(str(key), value)}
+    return [without_secrets(each) for each in node if not _is_secret("", each)] if isinstance(node, list) else node
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    address = isinstance(value, str) and WITH_PASSWORD.search(value) is not None
+    return value is not None and (address or SECRET.search(key) is not None)

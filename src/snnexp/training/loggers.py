@@ -13,13 +13,12 @@ from omegaconf import DictConfig
 
 from snnexp import config
 from snnexp.config import factory, targets
+from snnexp.config.loggers import without_secrets
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.record.run import Run
 from snnexp.text import line
 
 LOG = logging.getLogger(__name__)
-SECRETS = ("api_key", "apikey", "credential", "password", "secret", "token")
-"""What the name of a key has whose value no tracker gets."""
 
 
 class RunLogger(Logger):
@@ -155,16 +154,9 @@ def loggers_of(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = T
 
 
 def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What trackers get of a config: all but its loggers, and keys whose names are those of secrets."""
-
-    def public(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {
-                key: public(value) for key, value in node.items() if not any(word in key.lower() for word in SECRETS)
-            }
-        return [public(each) for each in node] if isinstance(node, list) else node
-
-    return public({key: value for key, value in plain.items() if key != "logger"})  # type: ignore[no-any-return]
+    """What trackers get of a config: all but its loggers and secrets."""
+    found: dict[str, Any] = without_secrets({key: value for key, value in plain.items() if key != "logger"})
+    return found
 
 
 def tell_result(loggers: Sequence[Any], typed: Mapping[str, Any], measured: Mapping[str, float]) -> None:
