@@ -132,6 +132,8 @@ class TestTracker:
                 "logger.also.x: has a password or key, which config.yaml would show",
             ),
             (["+logger.also.x=3"], "logger.also.x: got 3, must be a mapping with _target_"),
+            (["logger.also=3"], "logger.also: got 3, must be a mapping of names to loggers"),
+            (["logger.also=null"], "logger.also: got null, must be a mapping of names to loggers"),
             (
                 ["+logger.also.x={_target_: torch.nn.Linear}"],
                 "logger.also.x._target_: got torch.nn.Linear, must be a class of lightning.pytorch.loggers",
@@ -143,6 +145,22 @@ class TestTracker:
         with pytest.raises(ConfigError) as caught:
             compose([*SMALL, *words])
         assert str(caught.value).startswith(sentence)
+
+    @pytest.mark.parametrize(
+        ("node", "sentence"),
+        [
+            ("_target_: lightning.pytorch.loggers.CVSLogger", "logger.also.x._target_: there is no "),
+            ("_target_: lightning.pytorch.loggers.CSVLogger, prefx: a", "logger.also.x.prefx: unknown key"),
+        ],
+    )
+    def test_a_mistake_is_told_before_the_run(
+        self, node: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError) as caught:
+            run(compose([*SMALL, f"+logger.also.x={{{node}}}"]))
+        assert str(caught.value).startswith(sentence)
+        assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("keep", "left"), [("best", {"best"}), ("last", {"last"}), ("none", set())])

@@ -77,7 +77,7 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
                         _require_name(path)
                     targets.require_targets(node, path, key if key in PLACES else None)
     if isinstance(plain["logger"], dict):
-        loggers.check(plain["logger"].get("also"), refusals)
+        loggers.check(plain["logger"].get("also", {}), refusals)
     for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
             refusals.add(f"logger.{shown(key)}: unknown key, {closest(str(key), LOGGER)}")

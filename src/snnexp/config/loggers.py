@@ -26,6 +26,7 @@ WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 def check(nodes: Any, refusals: Refusals) -> None:
     """Refuse nodes that are no loggers, and secrets, which config.yaml would show."""
     if not isinstance(nodes, Mapping):
+        refusals.add(f"{PLACE}: got {shown(nodes)}, must be a mapping of names to loggers")
         return
     for name, node in nodes.items():
         with refusals.collected():

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,11 +81,9 @@ class Tracker(Logger):
         self.key, self.run = f"logger.also.{name}", run
         self.logger: Logger | None = None
         with self._attempted():
-            kind = targets.resolve(str(node["_target_"]), self.key)
             offered = {"save_dir": str(run.path), **dict.fromkeys(("name", "run_name", "id"), run.path.name)}
-            taken = inspect.signature(kind).parameters
-            own = {key: value for key, value in offered.items() if key in taken and key not in node}
-            self.logger = factory(node, self.key, given=own)(**own)
+            make, given = _maker(self.key, node)
+            self.logger = make(**{name: offered[name] for name in given})
 
     @property
     def name(self) -> str:
@@ -131,6 +129,27 @@ class Tracker(Logger):
             except Exception as error:
                 self.logger = None
                 LOG.warning("%s failed and is left out: %s: %s", self.key, type(error).__name__, line(str(error)))
+
+
+def require(also: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse loggers that there are not, and arguments that they do not take.
+
+    Args:
+        also: the nodes of a config, by name.
+
+    Raises:
+        ConfigError: there is such a mistake.
+        PartError: a module of the user's own cannot be imported.
+    """
+    for name, node in also.items():
+        _maker(f"logger.also.{name}", node)
+
+
+def _maker(key: str, node: Mapping[str, Any]) -> tuple[Callable[..., Logger], list[str]]:
+    """What makes a logger, and the names of the arguments that the run has to give it."""
+    taken = inspect.signature(targets.resolve(str(node["_target_"]), key)).parameters
+    given = [name for name in ("save_dir", "name", "run_name", "id") if name in taken and name not in node]
+    return factory(node, key, given=given), given
 
 
 def loggers_of(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = True) -> list[Any]:

@@ -27,7 +27,7 @@ from snnexp.record.environment import git, versions
 from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
 from snnexp.text import line
-from snnexp.training import contracts
+from snnexp.training import contracts, loggers
 from snnexp.training.assembly import Parts, build
 from snnexp.training.initial import load_start
 from snnexp.training.members import Observer
@@ -104,8 +104,9 @@ class Start:
         """Make the parts; ``trainer`` and errors as of :func:`snnexp.training.assembly.build`.
 
         Raises:
-            ConfigError: also where a batch of the training is too small for batch norm.
+            ConfigError: also where a batch of the training is too small for batch norm, or there is no such logger.
         """
+        loggers.require(config.plain(self.cfg)["logger"].get("also", {}))
         self.parts = build(self.cfg, trainer)
         limit, _ = limits_of(self.cfg)
         contracts.require_several(self.parts.network, self.parts.data, self.cfg.num_steps, limit)
