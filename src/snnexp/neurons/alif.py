@@ -110,10 +110,11 @@ class ALIF(Neuron):
     def scan(self, current: Sequence[Tensor], state: ALIFState) -> Trace:
         alpha, rho = torch.exp(-self.dt / self.tau_m), torch.exp(-self.dt / self.tau_adp)
         rec = self.recurrent
+        weight = None if rec is None else rec.weight
         U, S, b = state
         spikes, membrane = [], []
         for I in current:
-            fed = I if rec is None else I + rec(in_precision(S, rec.weight))
+            fed = I if rec is None or weight is None else I + rec(in_precision(S, weight))
             b = rho * b + (1 - rho) * S
             theta = self.b_j0 + self.beta_adp * b
             U = alpha * U + (1 - alpha) * self.R_m * fed - theta * S * self.dt

@@ -5,6 +5,7 @@ one_to_one  V S              each neuron to itself
 conv2d      conv(S, W) + b   neighbours on a map, padded to keep its size
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ Feedback = Literal["linear", "one_to_one", "conv2d"]
 class _FeedbackNeuron(Neuron):
     """A layer of neurons whose spikes feed back into it; abstract.
 
-    A subclass calls :meth:`add_feedback` in its constructor and :meth:`fed_back` in its scan.
+    A subclass calls :meth:`add_feedback` in its constructor and :meth:`fed_back` once in its scan.
     """
 
     weights = ("V",)
@@ -58,12 +59,14 @@ class _FeedbackNeuron(Neuron):
             self.recurrent = _synapse(self.features, kernel_size if feedback == "conv2d" else None)
             self.recurrent.requires_grad_(learn)
 
-    def fed_back(self, S: Tensor) -> Tensor:
-        """What spikes ``[B, *N]`` of the step before bring to each neuron."""
-        if self.recurrent is None:
-            return self.V * S
-        current: Tensor = self.recurrent(in_precision(S, self.recurrent.weight))
-        return current
+    def fed_back(self) -> Callable[[Tensor], Tensor]:
+        """What makes of spikes ``[B, *N]`` of the step before the current that they bring to each neuron."""
+        recurrent = self.recurrent
+        if recurrent is None:
+            return lambda S: self.V * S
+        # read once, since a parametrization computes it each time
+        weight = recurrent.weight
+        return lambda S: recurrent(in_precision(S, weight))
 
     def reset_feedback(self) -> None:
         if self.recurrent is not None:

@@ -88,12 +88,12 @@ class RLeaky(_FeedbackNeuron):
         return RLeakyState(torch.zeros_like(current), torch.zeros_like(current))
 
     def scan(self, current: Sequence[Tensor], state: RLeakyState) -> Trace:
-        beta, theta = decay(self.beta), self.threshold
+        beta, theta, rec = decay(self.beta), self.threshold, self.fed_back()
         U, S = state
         spikes, membrane = [], []
         for I in current:
             R = heaviside(U.detach() - theta.detach())
-            U = self.update(beta * U + I + self.fed_back(S), R, theta)
+            U = self.update(beta * U + I + rec(S), R, theta)
             S = spike(U - theta, self.surrogate)
             spikes.append(S)
             membrane.append(U)

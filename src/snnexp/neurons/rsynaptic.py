@@ -97,11 +97,12 @@ class RSynaptic(_FeedbackNeuron):
 
     def scan(self, current: Sequence[Tensor], state: RSynapticState) -> Trace:
         alpha, beta, theta = decay(self.alpha), decay(self.beta), self.threshold
+        rec = self.fed_back()
         U, J, S = state
         spikes, membrane = [], []
         for I in current:
             R = heaviside(U.detach() - theta.detach())
-            J = alpha * J + I + self.fed_back(S)
+            J = alpha * J + I + rec(S)
             U = self.update(beta * U + J, R, theta)
             S = spike(U - theta, self.surrogate)
             spikes.append(S)
