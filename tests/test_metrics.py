@@ -187,13 +187,28 @@ class TestRocAuc:
         target = torch.arange(50) % classes
         # whole numbers, so that many are equal
         scores = torch.randint(4, (50, classes), generator=random).float()
-        wanted = multiclass_auroc(scores.softmax(-1), target, classes, average="macro", thresholds=None)
+        # equal probabilities, that differ in the last digit with the order of the classes
+        equal = scores.double().softmax(-1).round(decimals=9)
+        wanted = multiclass_auroc(equal, target, classes, average="macro", thresholds=None)
         torch.testing.assert_close(in_batches(metrics.RocAuc(), scores, target), wanted)
 
     def test_by_hand(self) -> None:
         """Of two samples of each class, 3 of 4 pairs are in order."""
         scores = torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0], [0.0, 4.0]])
         assert in_batches(metrics.RocAuc(), scores, torch.tensor([0, 0, 1, 1])) == 0.75
+
+    @pytest.mark.parametrize("scale", [2**-10, 2**10])
+    def test_of_two_classes_the_unit_of_scores_makes_no_difference(self, scale: float) -> None:
+        """Also where a probability is 1 in floating point."""
+        random = torch.Generator().manual_seed(0)
+        scores, target = torch.randint(9, (50, 2), generator=random).float(), torch.arange(50) % 2
+        wanted = in_batches(metrics.RocAuc(), scores, target)
+        assert in_batches(metrics.RocAuc(), scale * scores, target) == wanted
+
+    def test_classes_that_are_out_of_the_question(self) -> None:
+        """Of the decoder that lets the membrane decide ties, all other scores are -inf."""
+        scores = torch.tensor([[1.0, -torch.inf, -torch.inf], [-torch.inf, 2, -torch.inf], [0, -torch.inf, 1]])
+        assert in_batches(metrics.RocAuc(), scores, torch.tensor([0, 1, 2])) == 1
 
     def test_a_class_without_samples_has_none(self) -> None:
         assert in_batches(metrics.RocAuc(), torch.rand(4, 3), torch.tensor([0, 0, 1, 1])).isnan()

@@ -622,6 +622,9 @@ def test_a_sweep_ends_with_means_over_seeds_and_the_best(tmp_path: Path) -> None
     without = told(["x=1"], ["x=2"])
     assert "mean test/l1" not in without
     assert "best test/l1 0" in without
+    folds = told(["data.fold=0"], ["data.fold=1"], ["data.fold=2"])
+    assert "mean test/l1" in folds
+    assert "best" not in folds
 
 
 def test_the_best_point_is_the_one_with_the_best_measure() -> None:

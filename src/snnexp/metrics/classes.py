@@ -1,5 +1,6 @@
 """Measures of classes: how often labels are met."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,22 +120,23 @@ class RocAuc(Measure):
     """Area under the ROC curve of each class against all others, averaged over classes.
 
     That of a class is the probability that a sample of it has a higher probability than one of another class, ties
-    count half; the probabilities are the softmax of the decoder's scores. NaN where a class has no samples, or all.
-    The scores of all samples of a split are kept.
+    count half; the probabilities are the softmax of the decoder's scores. They are compared as log(p / (1 - p)), for a
+    p near 1 is 1 in floating point. NaN where a class has no samples, or all. The scores of all samples of a split are
+    kept.
     """
 
     higher_is_better = True
 
     def update(self, readout: Any, target: Tensor) -> State:
-        """Probabilities ``[N, K]`` and labels ``[N]``."""
-        return readout.scores.flatten(0, -2).softmax(-1), target.flatten()
+        """Scores ``[N, K]`` and labels ``[N]``."""
+        return readout.scores.flatten(0, -2), target.flatten()
 
     def merge(self, state: State, other: State) -> State:
         return tuple(torch.cat(pair) for pair in zip(state, other, strict=True))
 
     def compute(self, state: State) -> Tensor:
         scores, labels = state
-        return torch.stack([_area(column, labels == k) for k, column in enumerate(scores.unbind(-1))]).mean()
+        return torch.stack([_area(column, labels == k) for k, column in enumerate(_log_odds(scores))]).mean()
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,15 @@ def _one_hot(readout: Any, target: Tensor) -> tuple[Tensor, Tensor]:
 def _counts(readout: Any, target: Tensor) -> State:
     predicted, labels = _one_hot(readout, target)
     return (predicted * labels).sum(0), predicted.sum(0), labels.sum(0)
+
+
+def _log_odds(scores: Tensor) -> Iterator[Tensor]:
+    """log(p / (1 - p)) of each class, ``[N]``, with p = softmax(scores)."""
+    scores = scores - scores.amax(-1, keepdim=True)
+    for k, own in enumerate(scores.unbind(-1)):
+        others = torch.cat([scores[:, :k], scores[:, k + 1 :]], -1)
+        # added up in the order of size, so that equal probabilities stay equal
+        yield own - others.sort(-1).values.logsumexp(-1)
 
 
 def _area(scores: Tensor, positive: Tensor) -> Tensor:

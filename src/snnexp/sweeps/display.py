@@ -134,7 +134,8 @@ class Display:
                 deviation = number(statistics.stdev(values)) if len(values) > 1 else ""
                 table.add_row(*map(_cell, setting), str(len(values)), number(statistics.mean(values)), deviation)
             self.terminal.print(table)
-        if self.ledger.search is None:
+        # the samples of one fold are no better choice than those of another
+        if self.ledger.search is None and (others or "data.fold" not in varied):
             self.terminal.print(f"best {name} {number(best.metrics[name])}  {escape(self._name(best))}")
 
     def _name(self, point: Point) -> str:
