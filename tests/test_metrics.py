@@ -287,6 +287,15 @@ def test_synaptic_operations_of_a_convolution(kernel_size: int, stride: int, pad
     assert metrics.synaptic_operations(spikes, conv) == count_one_by_one(spikes, conv) / 2
 
 
+@pytest.mark.parametrize("synapse", [nn.Linear(3, 7), nn.Conv2d(2, 4, 3, padding=1), 1])
+def test_a_negative_spike_costs_as_much(synapse: nn.Linear | nn.Conv2d | int) -> None:
+    """That a value fell, as the delta code says it."""
+    spikes = torch.ones(2, 1, 2, 3, 3)
+    signed = spikes.clone()
+    signed[1] = -1
+    assert metrics.synaptic_operations(signed, synapse) == metrics.synaptic_operations(spikes, synapse) > 0
+
+
 @pytest.mark.parametrize("synapse", [nn.Linear(7, 5), nn.Conv2d(4, 5, 3)], ids=["linear", "conv2d"])
 def test_silence_costs_nothing(synapse: nn.Linear | nn.Conv2d) -> None:
     assert metrics.synaptic_operations(torch.zeros(3, 2, 4, 6, 7), synapse) == 0

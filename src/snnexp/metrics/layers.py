@@ -24,9 +24,9 @@ def synaptic_operations(spikes: Tensor, synapse: nn.Linear | nn.Conv2d | int) ->
     """The additions that ``spikes`` cause behind a synapse, per sample: each spike costs one per connection it reaches.
 
     A spike reaches each output of an ``nn.Linear``, each kernel position that covers it in an ``nn.Conv2d``, or as many
-    neurons as an int says.
+    neurons as an int says. One of -1, as of :class:`~snnexp.encoders.Delta`, costs as much as one of 1.
     """
-    batch = spikes.shape[1]
+    batch, spikes = spikes.shape[1], spikes.abs()
     if isinstance(synapse, nn.Conv2d):
         # a kernel of ones counts, for each output position and group of channels, the spikes it sees
         groups = synapse.groups
