@@ -11,6 +11,7 @@ from snnexp.experiment import compose
 from snnexp.sweeps import grouping
 
 COUNT = ["experiment=mnist_rleaky_count"]
+CSV = "lightning.pytorch.loggers.CSVLogger"
 NORM = "{_target_: snnexp.initializers.Normal, mean: %s, std: 0.1}"
 
 
@@ -21,6 +22,8 @@ NORM = "{_target_: snnexp.initializers.Normal, mean: %s, std: 0.1}"
         ([*COUNT, "trainer=ddp", "trainer.accelerator=cpu"], "it trains on several devices"),
         ([*COUNT, "kernel=triton"], "kernel=triton knows no stacks"),
         ([*COUNT, "data.num_workers=1"], "its batches come from data workers"),
+        # a second WandbLogger in a process would go on with the run of the first
+        ([*COUNT, f"+logger.also.own={{_target_: {CSV}}}"], f"{CSV} is not stackable"),
         (COUNT, None),
         (["experiment=regression_linear"], None),
         ([*COUNT, "trainer.precision=bf16-mixed"], None),

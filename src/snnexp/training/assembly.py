@@ -100,7 +100,7 @@ def make_trainer(
         early_stopping: end the training after so many epochs in which ``val/loss`` did not improve, by :func:`run`.
         gradient_clip: the largest norm of all gradients together; larger ones are scaled down to it. None for any norm.
         accumulate: batches of an optimiser step. Their gradients are added up, each weighed by its samples, so that the
-            step is one of ``accumulate`` times as many samples.
+            step is one of ``accumulate`` times as many samples, where what is minimised is a mean over samples.
 
     Raises:
         ConfigError: there is no such accelerator here, or not so many devices.
