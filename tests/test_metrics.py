@@ -18,6 +18,8 @@ from torchmetrics.functional.classification import (
 
 from snnexp import metrics
 from snnexp.data.batches import OrderedBatches
+from snnexp.decoders import Population, Readout
+from snnexp.neurons import Trace
 from snnexp.record.measures import higher_is_better
 
 
@@ -220,6 +222,14 @@ class TestRocAuc:
         for share, part in zip(shares, (slice(0, 13), slice(13, 20)), strict=True):
             share.add({"val/own": metrics.RocAuc().update(SimpleNamespace(scores=scores[part]), target[part])})
         torch.testing.assert_close(of_all(shares)["val/own"], in_batches(metrics.RocAuc(), scores, target))
+
+
+def test_latency_of_a_population_is_that_of_any_neuron_too() -> None:
+    """Two neurons of each of two classes: one fires in step 1, the others later or never."""
+    spikes = torch.zeros(5, 1, 4)
+    spikes[1, 0, 3] = spikes[4, 0, 0] = 1
+    readout = Readout(Trace(spikes, spikes, None), Population(size=2), None)
+    assert mean(metrics.Latency().update(readout, torch.zeros(1))) == 1  # type: ignore[arg-type]
 
 
 def test_latency_is_the_first_spike_of_any_neuron() -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from snnexp.neurons.statistics import Reads, names
+from snnexp.neurons.statistics import STATISTICS, Reads, names
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import check_fields
 from snnexp.text import snake
@@ -144,8 +144,8 @@ class Population(Decoder):
     """The class whose neurons fired most on average; class k has the neurons k size to (k + 1) size - 1.
 
     The readout has ``size`` neurons for each class. The loss, the measures and the scores see each statistic averaged
-    over the neurons of a class, so that a loss of K classes trains a population as it trains K neurons. A tie goes to
-    the lowest class.
+    over the neurons of a class, and as ``first_spike`` that of any of them, so that a loss of K classes trains a
+    population as it trains K neurons. A tie goes to the lowest class.
 
     Args:
         size: neurons of each class.
@@ -167,7 +167,7 @@ class Population(Decoder):
 
 
 class Pooled:
-    """A readout's trace whose statistics are averaged over the neurons of each class."""
+    """A readout's trace whose statistics are those of classes: means over their neurons, or their first spike."""
 
     def __init__(self, trace: Any, size: int) -> None:
         self._trace, self._size = trace, size
@@ -176,7 +176,7 @@ class Pooled:
         value = getattr(self._trace, name)
         if not isinstance(value, Tensor):
             return value
-        return torch.unflatten(value, -1, (-1, self._size)).mean(-1)
+        return STATISTICS[name].pooled(torch.unflatten(value, -1, (-1, self._size)))
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,10 @@ class Statistic:
         """The value after the last step."""
         return self.of(_Steps(*map(torch.stack, state)))
 
+    def pooled(self, value: Tensor) -> Tensor:
+        """What several neurons, the last axis, have together: their mean."""
+        return value.mean(-1)
+
 
 class _Steps:
     """The steps of a trace."""
@@ -172,6 +176,10 @@ class FirstSpike(Statistic):
     def finish(self, state: Tensor, num_steps: int) -> Tensor:
         return state
 
+    def pooled(self, value: Tensor) -> Tensor:
+        """The first step in which any of them fires."""
+        return value.amin(-1)
+
 
 class SpikeTime(FirstSpike):
     """The first step that fires, from 0; T - 1 where there is none. Its derivative by the spike of that step is -1."""
@@ -185,6 +193,9 @@ class SpikeTime(FirstSpike):
 
     def finish(self, state: Tensor, num_steps: int) -> Tensor:
         return state.clamp(max=num_steps - 1)
+
+    def pooled(self, value: Tensor) -> Tensor:
+        return value.mean(-1)
 
 
 class SumMembrane(Statistic):
