@@ -15,6 +15,7 @@ from torch.func import vmap
 from snnexp import losses
 from snnexp.decoders import Population
 from snnexp.errors import ConfigError
+from snnexp.experiment import build, compose
 from snnexp.neurons import Identity, Trace, names
 
 
@@ -308,6 +309,10 @@ class TestMSETemporal:
         with pytest.raises(ConfigError, match=rf"{key}: got {value}, must be a step from -7 to 6"):
             losses.MSETemporal(**{key: value})(trace, LABELS)
 
+    def test_the_sentence_begins_with_the_key_of_the_config(self) -> None:
+        with pytest.raises(ConfigError, match=r"^loss\.on_target: got 9, must be a step from -4 to 3"):
+            build(compose(["data=digits", "num_steps=4", "loss=mse_temporal", "loss.on_target=9"]))
+
 
 class TestBCE:
     def test_is_that_of_pytorch(self, trace: Trace) -> None:
@@ -326,7 +331,7 @@ class TestBCE:
 
     @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 7.0)])
     def test_targets_that_are_no_probabilities(self, low: float, high: float) -> None:
-        with pytest.raises(ConfigError, match="BCE compares with targets from 0 to 1, these data have"):
+        with pytest.raises(ConfigError, match=r"^loss: BCE compares with targets from 0 to 1, these data have"):
             losses.BCE().require_range(low, high)
 
 

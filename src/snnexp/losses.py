@@ -382,7 +382,7 @@ class BCE(Loss):
 
     def require_range(self, low: float, high: float) -> None:
         if low < 0 or high > 1:
-            raise ConfigError(f"BCE compares with targets from 0 to 1, these data have {low:g} to {high:g}")
+            raise ConfigError(f"loss: BCE compares with targets from 0 to 1, these data have {low:g} to {high:g}")
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         logits, wanted = self._logits(trace, target)

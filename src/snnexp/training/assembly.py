@@ -213,8 +213,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
         found = check(data, cfg.num_steps)
         loss = _weighed(loss, data)
     if isinstance(loss, Loss) and data.target not in rules.DECODED:
-        with located("loss"):
-            loss.require_range(*found.targets)
+        loss.require_range(*found.targets)
     _require_encoded(encoder, data, found, cfg.num_steps)
     contracts.require_results(network, loss, decoder, measures, penalties, data, cfg.num_steps)
     if spikes is not None:
@@ -318,7 +317,9 @@ def _match(
         contracts.require_decoder_name(name, loss)
         decoder = _decoder(decoding.node(name))
     rules.require_decoder(decoder, readout, data)
-    if isinstance(loss, Loss) and data.target in rules.DECODED and not loss.sees_labels(num_steps):
+    with located("loss"):
+        sees_labels = not isinstance(loss, Loss) or data.target not in rules.DECODED or loss.sees_labels(num_steps)
+    if not sees_labels:
         raise ConfigError(
             f"loss: {type(loss).__name__} has the same target for all classes with num_steps={num_steps}, so the label "
             "makes no difference; use more steps, or other targets"
