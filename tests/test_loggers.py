@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from snnexp.cli import runs as listing
-from snnexp.errors import ConfigError, InUseError
+from snnexp.errors import ConfigError, DivergedError, InUseError
 from snnexp.experiment import compose, evaluate, resume, run
 from snnexp.record.run import Run
 from snnexp.training.loggers import hyperparameters
 from snnexp.training.stacked import Outcome, Point
 from snnexp.training.stacked import train as train_stacked
+from snnexp.training.task import Task
 
 SMALL = ["data=digits", "num_steps=3", "network.hidden=[4]", "trainer=cpu", "trainer.limit_batches=2"]
 SMALL += ["trainer.limit_test_batches=1", "data.batch_size=16", "trainer.log_every_n_steps=1"]
@@ -102,6 +103,15 @@ class TestTracker:
         log = (record.path / "train.log").read_text()
         (told,) = [line for line in log.splitlines() if "logger.also.mine failed and is left out: " in line]
         assert "OSError: the server is gone" in told
+
+    def test_is_told_that_a_run_failed(self, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def diverge(*_: Any) -> None:
+            raise DivergedError("the loss is nan")
+
+        monkeypatch.setattr(Task, "training_step", diverge)
+        with pytest.raises(DivergedError):
+            run(compose(tracked()))
+        assert [value for _, what, value in seen if what == "end"][-1] == "failed"
 
     def test_members_of_a_stack_have_their_own(self, seen: Any) -> None:
         words = [[*tracked(), f"seed={seed}"] for seed in (1, 2)]
@@ -200,6 +210,17 @@ class TestDelete:
             monkeypatch.setattr(sys, name, terminal)
         assert listing.main(["outputs", "--delete"]) == 0
         assert [path.exists() for path in paths] == [stay, stay]
+
+    def test_one_that_comes_into_use_meanwhile_keeps_all(
+        self, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held = Run.open(paths[1])
+        held.lock()
+        monkeypatch.setattr(Run, "in_use", lambda run: False)
+        with pytest.raises(InUseError, match="in use"):
+            listing.main(["outputs", "--delete", "--yes"])
+        held.close()
+        assert all(path.exists() for path in paths)
 
     def test_one_in_use_keeps_all(self, paths: list[Path]) -> None:
         held = Run.open(paths[1])

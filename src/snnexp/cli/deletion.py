@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from snnexp.errors import ConfigError, InUseError
@@ -42,13 +43,13 @@ def delete(folders: Sequence[Path], shown: str, confirmed: bool) -> str:
         # nothing where the input has ended
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return "nothing deleted"
-    for run in runs:
-        run.lock()
-        # a name that no command looks into: what is left of it after an interruption is no run
-        hidden = run.path.with_name(f".{run.path.name}.deleted")
-        try:
+    with ExitStack() as locked:
+        for run in runs:
+            run.lock()
+            locked.callback(run.close)
+        for run in runs:
+            # a name that no command looks into: what is left of it after an interruption is no run
+            hidden = run.path.with_name(f".{run.path.name}.deleted")
             run.path.rename(hidden)
-        finally:
-            run.close()
-        shutil.rmtree(hidden)
+            shutil.rmtree(hidden)
     return f"deleted {told}"

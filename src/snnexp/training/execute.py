@@ -281,9 +281,10 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
             if main:
                 typed = recipes.hyperparameters(config.plain(cfg), run_dir.overrides())
                 loggers.tell_result(trainer.loggers, typed, measured)
-        finally:
-            if main:
-                loggers.close(trainer.loggers)
+        except BaseException:
+            loggers.close(trainer.loggers, "failed")
+            raise
+        loggers.close(trainer.loggers, "success")
     return measured
 
 
@@ -314,6 +315,8 @@ def succeed(
     samples = (member.place(trainer)[0] - start.step) * min(start.parts.data.step_size, len(start.parts.data.train))
     (counts,) = (observer for observer in member.observers if isinstance(observer, observers.TestCounts))
     start.run.close_metrics()
+    if start.cfg.logger.get("csv", False):
+        start.run.write_csv()
     start.run.update(
         status="finished",
         exit_code=0,
@@ -323,8 +326,6 @@ def succeed(
         **({} if member.stopped is None else {"stopped_early": member.stopped._asdict()}),
         **({} if (only := counts.only_class) is None else {"only_class": only}),
     )
-    if start.cfg.logger.get("csv", False):
-        start.run.write_csv()
     start.run.keep_checkpoints(start.cfg.logger.get("keep", "all"))
 
 

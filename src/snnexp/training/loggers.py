@@ -5,7 +5,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -185,9 +185,9 @@ def tell_result(loggers: Sequence[Any], typed: Mapping[str, Any], measured: Mapp
             board.log_hyperparams(dict(typed), dict(measured))
 
 
-def close(loggers: Sequence[Any]) -> None:
+def close(loggers: Sequence[Any], status: Literal["success", "failed"]) -> None:
     """End all that a run is logged to but its own metrics.jsonl."""
     for logger in loggers[1:]:
-        logger.finalize("success")
+        logger.finalize(status)
         if isinstance(logger, Tracker):
             logger.close()

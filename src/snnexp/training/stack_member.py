@@ -225,7 +225,7 @@ class StackMember(Member):
         """Let go of the run directory, and tell."""
         self.ended = True
         try:
-            close(self.loggers)
+            close(self.loggers, "success" if outcome.status == "finished" else "failed")
             if self._log_file is not None:
                 self._log_file.close()
             if self.opened is not None:
