@@ -262,6 +262,13 @@ class TestValues:
         readout = SimpleNamespace(compared=lambda target: (output, target))
         assert metrics.R2().compute(metrics.R2().update(readout, target)).isnan()
 
+    def test_targets_far_from_zero_have_one(self) -> None:
+        """Of 1e6 - .5 and 1e6 + .5 in turn, each missed by .1."""
+        target = 1e6 + (torch.arange(1000) % 2 - 0.5).unsqueeze(1)
+        readout = SimpleNamespace(compared=lambda target: (target.double() + 0.1, target))
+        found = metrics.R2().compute(metrics.R2().update(readout, target))
+        assert found.item() == pytest.approx(1 - 0.1**2 / 0.5**2)
+
 
 def test_firing_rate() -> None:
     spikes = torch.zeros(10, 2, 3)

@@ -72,7 +72,7 @@ class R2(Measure):
         count, total, squares, errors = state
         spread = squares - total.square() / count
         # rounding leaves a rest where all are the same
-        constant = spread <= 1e-12 * squares
+        constant = spread <= 1e-14 * squares
         return (1 - errors / torch.where(constant, torch.nan, spread)).mean()
 
 
