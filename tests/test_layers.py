@@ -10,6 +10,7 @@ import pytest
 import snntorch
 import torch
 import torch.nn.functional as F
+from kills import killed_and_resumed
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from snnexp.neurons import Leaky
 from snnexp.surrogates import ATan
 from snnexp.sweeps import grouping
 from snnexp.training.start import Start
-from snnexp.training.task import Task
 
 T, B = 4, 3
 SMALL = [
@@ -38,10 +38,6 @@ SMALL = [
     "network.hidden=[6]",
 ]
 CONV = ["network=conv", "network.channels=[2,3]", "network.kernel_size=3", "network.stride=1", "network.padding=same"]
-
-
-class KilledError(BaseException):
-    """Stands for whatever ends a process."""
 
 
 def leaky(features: Any) -> Leaky:
@@ -248,19 +244,7 @@ def test_a_run_resumes_to_the_bit(words: list[str], tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     cfg = compose([*SMALL, *words, "logger.save_every_s=0"])
     whole = experiment.run(cfg)
-    original, count = Task.training_step, iter(range(100))
-
-    def die(self: Task, *arguments: Any) -> Any:
-        if next(count) == 4:
-            raise KilledError
-        return original(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Task, "training_step", die)
-        with pytest.raises(KilledError):
-            experiment.run(cfg, parent=tmp_path / "killed")
-    (path,) = (tmp_path / "killed").iterdir()
-    experiment.resume(path)
+    path = killed_and_resumed(cfg, 4, tmp_path / "killed")
     assert ends.content(path) == ends.content(whole.path)
     tested = {name: value for name, value in whole.metrics.items() if name.startswith("test/")}
     assert experiment.evaluate(path) == tested

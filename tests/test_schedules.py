@@ -5,11 +5,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import ends
 import pytest
 import torch
+from kills import killed_and_resumed
 from torch import nn
 
 from snnexp import config, experiment, optimizers, schedules
@@ -21,7 +21,6 @@ from snnexp.record import upgrade
 from snnexp.sweeps import grouping
 from snnexp.training import stacked
 from snnexp.training.stacked import Outcome, Point
-from snnexp.training.task import Task
 
 RECIPE = "experiment=regression_sqrt"
 CONSTANT = {"_target_": "snnexp.schedules.Constant"}
@@ -68,10 +67,6 @@ class WarmUp(OptimizerFactory):
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 """
-
-
-class KilledError(BaseException):
-    """Stands for whatever ends a process."""
 
 
 @pytest.fixture
@@ -295,19 +290,7 @@ class TestAPartOfAUsersOwn:
         whole = experiment.run(cfg).path
         content = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
         assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(cfg.optimizer.lr / 8)
-        original, count = Task.training_step, iter(range(100))
-
-        def die(self: Task, *arguments: Any) -> Any:
-            if next(count) == step:
-                raise KilledError
-            return original(self, *arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Task, "training_step", die)
-            with pytest.raises(KilledError):
-                experiment.run(cfg, parent=tmp_path / "killed")
-        (path,) = (tmp_path / "killed").iterdir()
-        experiment.resume(path)
+        path = killed_and_resumed(cfg, step, tmp_path / "killed")
         assert ends.content(path) == ends.content(whole)
 
 
@@ -334,19 +317,7 @@ def test_each_resumes_to_the_bit(words: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     cfg = compose([*SMALL, "logger.save_every_s=0", *words.split()])
     whole = experiment.run(cfg).path
-    original, count = Task.training_step, iter(range(100))
-
-    def die(self: Task, *arguments: Any) -> Any:
-        if next(count) == 4:
-            raise KilledError
-        return original(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Task, "training_step", die)
-        with pytest.raises(KilledError):
-            experiment.run(cfg, parent=tmp_path / "killed")
-    (path,) = (tmp_path / "killed").iterdir()
-    experiment.resume(path)
+    path = killed_and_resumed(cfg, 4, tmp_path / "killed")
     assert ends.content(path) == ends.content(whole)
 
 

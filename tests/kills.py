@@ -1,0 +1,32 @@
+"""Runs that are killed between two steps, then resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from snnexp import experiment
+from snnexp.training.task import Task
+
+
+class KilledError(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def killed_and_resumed(cfg: DictConfig, step: int, parent: Path) -> Path:
+    """The directory of a run below ``parent`` that was killed before a training step, counted from 0, and resumed."""
+    original, count = Task.training_step, iter(range(100))
+
+    def die(self: Task, *arguments: Any) -> Any:
+        if next(count) == step:
+            raise KilledError
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Task, "training_step", die)
+        with pytest.raises(KilledError):
+            experiment.run(cfg, parent=parent)
+    (path,) = parent.iterdir()
+    experiment.resume(path)
+    return path
