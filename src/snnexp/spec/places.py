@@ -34,7 +34,7 @@ PLACES = {
     "neuron": NEURON,
     "readout": NEURON,
     "surrogate": Place("snnexp.surrogates", "snnexp.surrogates.Surrogate"),
-    "loss": Place("snnexp.losses", "snnexp.losses.Loss"),
+    "loss": Place("snnexp.losses", "snnexp.losses.loss.Loss"),
     "decoder": Place("snnexp.decoders", "snnexp.decoders.Decoder"),
     "regularizer": Place("snnexp.regularizers", "snnexp.regularizers.Penalty", many=True),
     "measure": Place("snnexp.metrics", "snnexp.metrics.measure.Measure", many=True),

@@ -1,0 +1,207 @@
+"""Losses by cross-entropy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snnexp.errors import ConfigError
+from snnexp.losses.loss import Loss, Number
+from snnexp.neurons.statistics import Reads, names
+from snnexp.spec.annotations import Fraction, NonNegative, Positive, Stackable
+
+
+def ce_membrane(membrane: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5).
+
+    With ``class_weights`` ``[K]``, the average is one with the weights of the classes of the targets.
+    """
+    num_steps = membrane.shape[0]
+    # with the classes before the batch, a softmax over few of them is many times faster
+    return num_steps * F.cross_entropy(membrane.transpose(1, 2), target.expand(num_steps, -1), class_weights)
+
+
+def nll_max_voltage(membrane: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """NLL(log_softmax(max_t U), y) (Pehle, "Parameter learning in Spiking Neural Networks", Norse).
+
+    ``class_weights`` are as of :func:`ce_membrane`.
+    """
+    return F.cross_entropy(membrane.max(0).values, target, class_weights)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """What losses by cross-entropy have in common: -log softmax(x)_y of logits x, ``[B, K]``, and a label y.
+
+    The logits are the first statistic that the loss ``reads``. The mean over samples weighs each one by the class of
+    its label, and divides by the sum of these weights, as :func:`torch.nn.functional.cross_entropy` does.
+
+    Args:
+        class_weights: one for each class; ``balanced`` for n / (K n_c), where n_c of the n training samples have the
+            class; None to weigh all samples the same.
+        label_smoothing: e, for targets of 1 - e + e / K at the label and e / K elsewhere.
+    """
+
+    reads: ClassVar[Reads]
+    class_weights: Literal["balanced"] | Sequence[NonNegative] | None = None
+    label_smoothing: Fraction = 0.0
+
+    def numbers(self, num_steps: int) -> tuple[float | Sequence[float], ...]:
+        """See :meth:`Loss.numbers`."""
+        if self.class_weights == "balanced":
+            raise ConfigError("class_weights: got balanced, and the samples of each class are not counted yet")
+        return () if self.class_weights is None else (self.class_weights,)
+
+    def balanced(self, counts: Sequence[int]) -> Self:
+        """The loss with weights for classes of so many training samples.
+
+        Raises:
+            ConfigError: a class has no training sample.
+        """
+        if 0 in counts:
+            raise ConfigError(f"class_weights: got balanced, and class {counts.index(0)} has no training sample")
+        return replace(self, class_weights=[sum(counts) / (len(counts) * count) for count in counts])
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        logits: Tensor = getattr(trace, names(self.reads)[0])
+        return self.cross_entropy(logits, target, *numbers)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:
+        """That of logits ``[B, K, ...]`` and labels ``[B, ...]``."""
+        weights = torch.as_tensor(numbers[0], dtype=logits.dtype, device=logits.device) if numbers else None
+        return F.cross_entropy(logits, target, weights, label_smoothing=self.label_smoothing)
+
+    def of_steps(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:
+        """The mean over steps of logits ``[T, B, K]``, with labels ``[B]`` or ``[T, B]``."""
+        # with the classes before the batch, a softmax over few of them is many times faster
+        return self.cross_entropy(logits.transpose(1, 2), target.expand(len(logits), -1), *numbers)
+
+
+@dataclass(frozen=True)
+class CEMembrane(CrossEntropy, Loss):
+    """See :func:`ce_membrane`. The sum of log probabilities is highest for the class of the highest summed membrane."""
+
+    stackable = True
+    decoder = "sum_membrane"
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        num_steps: int = trace.num_steps
+        return num_steps * self.of_steps(trace.membrane, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CEEachStep(CrossEntropy, Loss):
+    """mean over t of CE(U[t], y[t]); a label for each step."""
+
+    stackable = True
+    targets = ("step_labels",)
+    decoder = "each_step"
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        return self.of_steps(trace.membrane, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CERate(CrossEntropy, Loss):
+    """mean over t of CE(S[t], y): the correct class shall fire at all steps (``ce_rate_loss`` of snnTorch)."""
+
+    stackable = True
+    reads = "spikes"
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        return self.of_steps(trace.spikes, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CECount(CrossEntropy, Loss):
+    """CE(scale sum_t S, y) (``ce_count_loss`` of snnTorch, with scale 1).
+
+    Args:
+        class_weights: as of :class:`CrossEntropy`.
+        label_smoothing: as of :class:`CrossEntropy`.
+        scale: of the counts. A population of n neurons per class has its mean count; n makes it the sum.
+    """
+
+    stackable = True
+    reads = "spike_count"
+    scale: Positive = 1.0
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
+        return self.cross_entropy(self.scale * trace.spike_count, target, *numbers)
+
+
+@dataclass(frozen=True)
+class CEMeanMembrane(CrossEntropy, Loss):
+    """CE((1 / T) sum_t U, y). Of a ``linear`` readout it is that of a linear layer on the mean spikes."""
+
+    stackable = True
+    reads = "mean_membrane"
+    decoder = "mean_membrane"
+
+
+@dataclass(frozen=True)
+class CESumMembrane(CrossEntropy, Loss):
+    """CE(sum_t U, y). Of a ``linear`` readout it is that of a linear layer on the spike counts, with T biases."""
+
+    stackable = True
+    reads = "sum_membrane"
+    decoder = "sum_membrane"
+
+
+@dataclass(frozen=True)
+class CELastMembrane(CrossEntropy, Loss):
+    """CE(U[T - 1], y)."""
+
+    stackable = True
+    reads = "last_membrane"
+    decoder = "last_membrane"
+
+
+@dataclass(frozen=True)
+class NLLMaxVoltage(CrossEntropy, Loss):
+    """See :func:`nll_max_voltage`; ``ce_max_membrane_loss`` of snnTorch."""
+
+    stackable = True
+    reads = "max_membrane"
+    decoder = "max_membrane"
+
+
+@dataclass(frozen=True)
+class BCE(Loss):
+    """-[w y log p + (1 - y) log(1 - p)], the mean over outputs, with p = sigmoid(x): one decision for each output.
+
+    x is the mean membrane over time, or with a trace the membrane of each step. y is 0 or 1, or a probability; a label
+    gives 1 for its class and 0 for all others. Measures of a difference compare p with y.
+
+    Args:
+        pos_weight: w, of what is 1 (``pos_weight`` of :class:`torch.nn.BCEWithLogitsLoss`).
+    """
+
+    stackable = True
+    targets = ("labels", "values", "trace")
+    reads = ("membrane", "mean_membrane")
+    decoder = "mean_membrane"
+    pos_weight: Stackable[Positive] = 1.0
+
+    def numbers(self, num_steps: int) -> tuple[float, ...]:
+        return (self.pos_weight,)
+
+    def require_range(self, low: float, high: float) -> None:
+        if low < 0 or high > 1:
+            raise ConfigError(f"loss: BCE compares with targets from 0 to 1, these data have {low:g} to {high:g}")
+
+    def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
+        logits, wanted = self._logits(trace, target)
+        weight = torch.as_tensor(numbers[0], dtype=logits.dtype, device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight)
+
+    def compared(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits, wanted = self._logits(trace, target)
+        return logits.sigmoid(), wanted
+
+    def _logits(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = trace.membrane if target.ndim == trace.membrane.ndim else trace.mean_membrane
+        return logits, target if target.is_floating_point() else F.one_hot(target, logits.shape[-1]).to(logits.dtype)
