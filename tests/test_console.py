@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from snnexp.terminal import _letter, clock, config_tree, console, curve, loss_curve, result_table
-from snnexp.text import number
+from snnexp.text import format_number
 from snnexp.training.progress import ProgressDisplay, fitting
 
 ROWS: list[dict[str, Any]] = [
@@ -326,6 +326,6 @@ def test_a_stream_without_unicode_ends_no_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_numbers_have_four_digits() -> None:
-    assert [number(value) for value in (0.123456, 12345.6, 1e9, 0.0, math.pi * 1e-9)] == [
+    assert [format_number(value) for value in (0.123456, 12345.6, 1e9, 0.0, math.pi * 1e-9)] == [
         *("0.1235", "12,346", "1e+09", "0", "3.142e-09")
     ]

@@ -12,7 +12,7 @@ from snnexp.spec import parts
 from snnexp.spec.checked import check
 from snnexp.spec.places import PLACES
 from snnexp.spec.values import Domain, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Part, Text, refusal
-from snnexp.text import closest, line, shown
+from snnexp.text import format_value, one_line, suggest
 
 GIVEN = {(place, name) for place, here in PLACES.items() for name in here.given}
 ARGUMENTS = [
@@ -153,12 +153,12 @@ def test_refusal_is_a_value_error_with_exit_code_2() -> None:
 
 
 def test_shown_is_short_and_as_a_config_file_has_it() -> None:
-    assert [shown(value) for value in (None, True, False, "", 0.5)] == ["null", "true", "false", "''", "0.5"]
-    assert len(shown("x" * 1000)) == 40
-    assert shown("a\x1b[2Jb\0\udc80") == "a\\x1b[2Jb\\x00\\udc80"
-    assert line("a\n b\t\rc") == "a b c"
+    assert [format_value(value) for value in (None, True, False, "", 0.5)] == ["null", "true", "false", "''", "0.5"]
+    assert len(format_value("x" * 1000)) == 40
+    assert format_value("a\x1b[2Jb\0\udc80") == "a\\x1b[2Jb\\x00\\udc80"
+    assert one_line("a\n b\t\rc") == "a b c"
 
 
 def test_closest_hints_at_the_key_that_was_meant() -> None:
-    assert closest("treshold", ["beta", "threshold"]) == "did you mean threshold?"
-    assert closest("xyzzy", ["b", "a"]) == "there are a, b"
+    assert suggest("treshold", ["beta", "threshold"]) == "did you mean threshold?"
+    assert suggest("xyzzy", ["b", "a"]) == "there are a, b"

@@ -9,7 +9,7 @@ import yaml
 
 from snnexp import cli, config, text
 from snnexp.cli import points, train
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.experiment import compose
 
 PACKAGE = '''
@@ -131,7 +131,7 @@ def test_parts_objects_and_references_of_a_recipe_give_way(folder: Path) -> None
     assert lines == [
         "experiment=own: network._target_=left_out_pkg.Net, network.hidden=2 are left out, "
         "network=conv does not take them",
-        f"experiment=own: neuron.beta={text.shown(NORMAL)} is left out, neuron=leaky_random does not take it",
+        f"experiment=own: neuron.beta={text.format_value(NORMAL)} is left out, neuron=leaky_random does not take it",
         "experiment=own: readout.beta=0.5 is left out, readout=same does not take it",
         "decoder: sum_membrane goes with what was typed, and replaces the recipe's spike_count",
     ]
@@ -246,7 +246,7 @@ def test_no_shipped_recipe_stands_in_the_way_of_a_shipped_choice() -> None:
             # several groups at once, for pairs that do not fit are another matter
             typed = [f"{group}={names[index % len(names)]}" for group, names in choices.items()]
             cfg, _ = config.composed([f"experiment={recipe}", *typed])
-            refusals = Refusals()
-            with refusals.collected():
+            errors = ConfigErrors()
+            with errors.collect():
                 config.check(cfg)
-            assert not [said for said in refusals.sentences.values() if "unknown key" in said], typed
+            assert not [said for said in errors.messages.values() if "unknown key" in said], typed

@@ -27,13 +27,13 @@ def test_an_error_tells_which_limit_was_met(
     monkeypatch: pytest.MonkeyPatch, error: Exception, begins: str | None
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
-    said = limits.met(error)
+    said = limits.describe_limit(error)
     assert said is None if begins is None else said is not None and said.startswith(begins)
 
 
 def test_memory_without_a_limit_is_not_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert limits.met(MemoryError()) is None
+    assert limits.describe_limit(MemoryError()) is None
 
 
 def test_the_processes_of_ddp_are_bounded_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

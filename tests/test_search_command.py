@@ -170,7 +170,7 @@ def test_an_interrupted_search_goes_on_to_a_best_point_that_can_be_run_again(tmp
     assert [trial.state for trial in found] == [ENDS[point["status"]] for point in after]
     value, best = min((trial.value, trial.number) for trial in found if trial.state == TrialState.COMPLETE)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("best test/l1 ")]
-    assert line.split()[2] == f"{text.number(value)}:"
+    assert line.split()[2] == f"{text.format_number(value)}:"
     again = tmp_path / "again"
     again.mkdir()
     command = line.partition(": snnexp ")[2].split()

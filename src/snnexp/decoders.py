@@ -23,7 +23,7 @@ from torch import Tensor
 from snnexp.neurons.statistics import STATISTICS, Reads, names
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import check_fields
-from snnexp.text import snake
+from snnexp.text import snake_case
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Decoder:
     @property
     def word(self) -> str:
         """The name that reports show."""
-        return snake(type(self).__name__)
+        return snake_case(type(self).__name__)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What can end a run early, and the exit code that the command line gives it."""
+"""Exceptions of snnexp, with the exit code of the command line for each."""
 
 import errno
 import signal
@@ -7,22 +7,22 @@ from contextlib import contextmanager
 
 
 class SnnexpError(Exception):
-    """A sentence for the person at the keyboard; the command line prints it without a traceback."""
+    """An error for the user; the command line prints its message without a traceback."""
 
     exit_code = 1
     status = "failed"
-    """What run.json says of a run that this ended."""
+    """The status in run.json of a run that ended with this error."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
 
 
 class ConfigError(SnnexpError, ValueError):
-    """Values that cannot work: one sentence per argument, which reads ``key: what was given, what would do``."""
+    """Invalid values: each argument is one message, ``key: got VALUE, must be ...``."""
 
     exit_code = 2
-    located = False
-    """Whether the key has been completed to its place in the config."""
+    has_path = False
+    """Whether the keys already have their full path in the config, see :func:`key_prefix`."""
 
 
 class DivergedError(SnnexpError):
@@ -33,13 +33,13 @@ class DivergedError(SnnexpError):
 
 
 class DataError(SnnexpError):
-    """Data are missing or damaged."""
+    """Data are missing or corrupt."""
 
     exit_code = 4
 
 
 class CheckpointError(SnnexpError):
-    """A checkpoint is missing or is not the file that was written."""
+    """A checkpoint is missing, corrupt or not trusted."""
 
     exit_code = 5
 
@@ -51,27 +51,27 @@ class InUseError(SnnexpError):
 
 
 class LostProcessError(SnnexpError):
-    """Another process of the run has ended, and without it the run cannot go on."""
+    """Another process of the same distributed run has died."""
 
 
 class UnmeasuredError(SnnexpError):
-    """The points of a search lack the metric that it compares them by."""
+    """The points of a search lack the metric that the search optimizes."""
 
     exit_code = 7
 
 
 class PartError(SnnexpError):
-    """Code of a part of the user's own raised an error; ``frames`` is its traceback."""
+    """The user's own code raised an error; ``frames`` is its traceback."""
 
     exit_code = 8
 
-    def __init__(self, sentence: str, frames: str = "") -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, frames: str = "") -> None:
+        super().__init__(message)
         self.frames = frames
 
 
 class InterruptedRunError(SnnexpError):
-    """A signal asked the run to stop; the exit code is 128 + the signal's number, as shells have it."""
+    """A signal stopped the run; the exit code is 128 + signal number, as in a shell."""
 
     status = "interrupted"
 
@@ -81,85 +81,85 @@ class InterruptedRunError(SnnexpError):
 
 
 class PrunedError(SnnexpError):
-    """A search has given the run up, for others do better; it can be resumed."""
+    """A search pruned the run; it can be resumed."""
 
     exit_code = 0
     status = "interrupted"
 
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-"""What the disk says when it has no more room, or is none."""
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+"""Error numbers of a disk that is full, over quota, read-only or faulty."""
 
 
-def about_disk(error: OSError) -> str:
-    """A sentence for what the disk has refused."""
+def describe_disk_error(error: OSError) -> str:
+    """Return a one-line message for an I/O error."""
     return f"{error.filename or 'disk'}: {error.strerror}"
 
 
-def is_about_memory(error: BaseException) -> bool:
-    """Whether there was not enough memory; PyTorch has no class of its own for that of a CPU."""
-    words = ("can't allocate memory", "Storage size calculation overflowed")
-    full = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return full or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an out-of-memory error; on a CPU, PyTorch raises a plain RuntimeError."""
+    phrases = ("can't allocate memory", "Storage size calculation overflowed")
+    on_cpu = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
+    return on_cpu or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def is_about_worker(error: BaseException) -> bool:
-    """Whether a data worker died: PyTorch raises that wherever the process is, also in code of a user's part."""
+def is_worker_failure(error: BaseException) -> bool:
+    """Return True if a data loader worker died; PyTorch raises this at any point of the main process."""
     return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
-def ending(error: BaseException) -> tuple[str, str, int]:
-    """Status, reason and exit code of a run among others that ``error`` has ended."""
+def describe_failure(error: BaseException) -> tuple[str, str, int]:
+    """Return status, reason and exit code of a point of a sweep that failed with ``error``."""
     if isinstance(error, SnnexpError):
         return error.status, str(error.args[0] if error.args else ""), error.exit_code
-    if isinstance(error, OSError) and error.errno in DISK:
-        return "failed", about_disk(error), 74
-    told = " ".join(str(error).split())
-    return "failed", f"{type(error).__name__}: {told}".rstrip(": "), 1
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+        return "failed", describe_disk_error(error), 74
+    message = " ".join(str(error).split())
+    return "failed", f"{type(error).__name__}: {message}".rstrip(": "), 1
 
 
-def ending_signals() -> list[signal.Signals]:
-    """The signals that ask a process to end, without those that its parent ignores, as ``nohup`` and ``cmd &`` do."""
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return [number for number in asking if signal.getsignal(number) is not signal.SIG_IGN]
+def termination_signals() -> list[signal.Signals]:
+    """Return the termination signals that are not ignored, as ``nohup`` and ``cmd &`` make a process do."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
-def located(path: str) -> Iterator[None]:
-    """Put ``path`` in front of the key of a :class:`ConfigError` that passes, once."""
+def key_prefix(path: str) -> Iterator[None]:
+    """Prepend ``path`` to the keys of a :class:`ConfigError` raised in the block, unless they have their full path."""
     try:
         yield
     except ConfigError as error:
-        if not error.located:
-            error.args = tuple(f"{path}.{sentence}" for sentence in error.args)
-            error.located = True
+        if not error.has_path:
+            error.args = tuple(f"{path}.{message}" for message in error.args)
+            error.has_path = True
         raise
 
 
-class Refusals:
-    """Collects what is wrong in several places of a config: one sentence for each key, the first."""
+class ConfigErrors:
+    """Collects the errors of a config: the first message for each key."""
 
     def __init__(self) -> None:
-        self.sentences: dict[str, str] = {}
+        self.messages: dict[str, str] = {}
 
     @contextmanager
-    def collected(self) -> Iterator[None]:
-        """Keep the sentences of a :class:`ConfigError` instead of passing it on."""
+    def collect(self) -> Iterator[None]:
+        """Catch a :class:`ConfigError` of the block and keep its messages."""
         try:
             yield
         except ConfigError as error:
             self.add(*map(str, error.args))
 
-    def add(self, *sentences: str) -> None:
-        """Keep sentences about keys that none is about yet."""
-        for sentence in sentences:
-            self.sentences.setdefault(sentence.partition(": ")[0], sentence)
+    def add(self, *messages: str) -> None:
+        """Add messages, ``key: ...``, for keys that have none yet."""
+        for message in messages:
+            self.messages.setdefault(message.partition(": ")[0], message)
 
-    def about(self, path: str) -> bool:
-        """Whether a key at or below ``path`` has been refused."""
-        return any(f"{key}.".startswith(f"{path}.") for key in self.sentences)
+    def covers(self, path: str) -> bool:
+        """Return True if a key at or below ``path`` has an error."""
+        return any(f"{key}.".startswith(f"{path}.") for key in self.messages)
 
-    def tell(self) -> None:
-        """Raise one :class:`ConfigError` with all sentences, if there are any."""
-        if self.sentences:
-            raise ConfigError(*self.sentences.values())
+    def raise_if_any(self) -> None:
+        """Raise one :class:`ConfigError` with all messages, if any."""
+        if self.messages:
+            raise ConfigError(*self.messages.values())

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from snnexp.errors import ConfigError, DataError
-from snnexp.text import closest, shown
+from snnexp.text import format_value, suggest
 
 NDArray = np.ndarray[Any, Any]
 KINDS = "biufUS"
@@ -81,7 +81,7 @@ def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
         *others, last = ENDS
         hint = OTHERS.get(path.suffix.lower())
         why = f"; {hint}" if hint else ""
-        raise ConfigError(f"{key}: got {shown(path.name)}, must end in {', '.join(others)} or {last}{why}")
+        raise ConfigError(f"{key}: got {format_value(path.name)}, must end in {', '.join(others)} or {last}{why}")
     require_file(path)
     with _read(path):
         if path.suffix.lower() == ".npz":
@@ -108,13 +108,13 @@ def take(found: Mapping[str, Array], path: Path, key: str, name: str) -> Array:
     if name not in found:
         has = ", ".join(map(_told, found.items())) or "nothing"
         hint = f"set data.{key} to one of its arrays: {has}" if any(found) else f"it has one without a name: {has}"
-        raise DataError(f"data: {path.name} has no array {shown(name)}; {hint}")
+        raise DataError(f"data: {path.name} has no array {format_value(name)}; {hint}")
     array = found[name]
     if not array.shape:
-        raise DataError(f"data: {path.name} has a single value in {shown(name)}, must be one for each sample")
+        raise DataError(f"data: {path.name} has a single value in {format_value(name)}, must be one for each sample")
     if array.dtype.kind not in KINDS or (array.dtype.kind == "f" and array.dtype.itemsize > LARGEST):
         what = "Python objects" if array.dtype.kind == "O" else f"{array.dtype}"
-        raise DataError(f"data: {path} has {what} in {shown(name)}, must be numbers or text")
+        raise DataError(f"data: {path} has {what} in {format_value(name)}, must be numbers or text")
     return array
 
 
@@ -133,7 +133,7 @@ def require_file(path: Path) -> None:
         near = (
             [each.name for each in path.parent.glob("*") if each.suffix == path.suffix] if path.parent.is_dir() else []
         )
-        hint = f"; {closest(path.name, near)}" if near else ""
+        hint = f"; {suggest(path.name, near)}" if near else ""
         raise DataError(f"data: there is no file {path}{hint}")
     if path.is_dir():
         raise DataError(f"data: {path} is a folder, must be a file")
@@ -202,7 +202,9 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ar
     if dtype.hasobject or member.compress_type != zipfile.ZIP_STORED or not size:
         return Array(shape, dtype, partial(_loaded, path, name), False)
     if header + size != member.file_size:
-        raise DataError(f"data: {path} is damaged: {shown(name)} has {member.file_size - header} bytes and not {size}")
+        raise DataError(
+            f"data: {path} is damaged: {format_value(name)} has {member.file_size - header} bytes and not {size}"
+        )
     with path.open("rb") as file:
         # the local header of the member, whose name and extra field have other lengths than in the directory
         file.seek(member.header_offset + 26)
@@ -256,7 +258,7 @@ def _mat(path: Path) -> dict[str, Array]:
         with _read(path):
             array: NDArray = io.loadmat(path, variable_names=[name])[name]
         if array.dtype.kind not in KINDS:
-            raise DataError(f"data: {path.name} has {array.dtype} in {shown(name)}, must be numbers or text")
+            raise DataError(f"data: {path.name} has {array.dtype} in {format_value(name)}, must be numbers or text")
         return array
 
     return {
@@ -303,7 +305,7 @@ def _h5(path: Path, key: str, is_matlab: bool) -> dict[str, Array]:
         import h5py
     except ImportError as error:
         need = "is a file of HDF5, which h5py reads; pip install 'snnexp[events]'"
-        raise ConfigError(f"{key}: {shown(path.name)} {need}") from error
+        raise ConfigError(f"{key}: {format_value(path.name)} {need}") from error
     found: dict[str, Array] = {}
 
     def visit(name: str, item: Any) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from snnexp.errors import ConfigError, DataError, is_about_memory, is_about_worker
-from snnexp.text import line
+from snnexp.errors import ConfigError, DataError, is_out_of_memory, is_worker_failure
+from snnexp.text import one_line
 
 PER_CORE = 16
 """More processes per core than this only compete for it."""
@@ -53,12 +53,12 @@ def require_files(key: str, workers: int) -> None:
         )
 
 
-def has_short_files() -> bool:
+def has_file_size_limit() -> bool:
     """Whether the files that this process writes may only have some length."""
     return _soft(resource.RLIMIT_FSIZE) is not None
 
 
-def met(error: BaseException) -> str | None:
+def describe_limit(error: BaseException) -> str | None:
     """A sentence about the limit of this process that an error tells of; None where it tells of none."""
     text, number = str(error), getattr(error, "errno", None)
     # the whole machine's is another limit
@@ -74,16 +74,16 @@ def met(error: BaseException) -> str | None:
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
+def out_of_memory_as_config_error() -> Iterator[None]:
     """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        if is_about_worker(error):
-            raise DataError(f"data.num_workers: {line(str(error))}") from error
-        if is_about_memory(error):
+        if is_worker_failure(error):
+            raise DataError(f"data.num_workers: {one_line(str(error))}") from error
+        if is_out_of_memory(error):
             raise ConfigError("network: does not fit into memory with this data.batch_size and num_steps") from error
-        if limit := met(error):
+        if limit := describe_limit(error):
             raise ConfigError(limit) from error
         raise
 

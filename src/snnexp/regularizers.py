@@ -14,7 +14,7 @@ from snnexp.errors import ConfigError
 from snnexp.neurons.statistics import Reads
 from snnexp.spec.annotations import AtLeast, Fraction, NonNegative, Stackable
 from snnexp.spec.checked import check_fields
-from snnexp.text import shown
+from snnexp.text import format_value
 
 Number = float | Tensor
 """A number of a penalty; a scalar tensor where each member of a stack has its own."""
@@ -74,7 +74,7 @@ class _OfLayers(Penalty):
         found = super().chosen(layers) if self.layers is None else self.layers
         if not found or not {*found} <= {*known}:
             names = ", ".join(known) or "none"
-            got = "no hidden layer fires" if self.layers is None else f"got {shown(self.layers)}"
+            got = "no hidden layer fires" if self.layers is None else f"got {format_value(self.layers)}"
             raise ConfigError(f"layers: {got}, must name layers that fire, of which there are {names}")
         return found
 

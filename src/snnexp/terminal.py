@@ -20,7 +20,7 @@ from rich.tree import Tree
 
 from snnexp.record.files import append_to
 from snnexp.record.measures import BY_LAYER, MEANINGS, split_name
-from snnexp.text import number, shown
+from snnexp.text import format_number, format_value
 
 UNCOMMON = ("test/seed_mean_loss",)
 """Measures whose names other programs do not use."""
@@ -76,7 +76,7 @@ def config_tree(
 def _brief(value: Any) -> str:
     """A value in one word; of a part its class and arguments."""
     if not isinstance(value, Mapping):
-        return shown(value)
+        return format_value(value)
     inner = ", ".join(f"{key}={_brief(entry)}" for key, entry in value.items() if key != "_target_")
     return f"{str(value.get('_target_', '')).rpartition('.')[2]}({inner})"
 
@@ -105,7 +105,9 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float], d
             continue
         figure = published.get(name)
         label = f"{name} ({decoder})" if measure == "accuracy" and decoder else name
-        table.add_row(label, number(value), *([("" if figure is None else number(figure))] if published else []))
+        table.add_row(
+            label, format_number(value), *([("" if figure is None else format_number(figure))] if published else [])
+        )
     return Group(table, *([_layer_table(layers)] if layers else []), *notes)
 
 
@@ -116,7 +118,7 @@ def _layer_table(layers: Mapping[str, Mapping[str, float]]) -> Table:
     for measure in columns:
         table.add_column(measure.replace("_", " "), justify="right")
     for layer, values in layers.items():
-        table.add_row(layer, *(number(values[measure]) if measure in values else "" for measure in columns))
+        table.add_row(layer, *(format_number(values[measure]) if measure in values else "" for measure in columns))
     return table
 
 
@@ -175,7 +177,9 @@ def curve(
     span = top - bottom or 1.0
     ys = [round((top - y) / span * (down - 1)) if top > bottom else down // 2 for y in heights]
     dots = {(x, y) for x, here in enumerate(ys) for y in _between(ys[max(0, x - 1)], here)}
-    marks = {0: number(high), height - 1: number(low)} if top > bottom else {height // 2: number(high)}
+    marks = (
+        {0: format_number(high), height - 1: format_number(low)} if top > bottom else {height // 2: format_number(high)}
+    )
     margin = max(map(len, marks.values()))
     lines = []
     for row in range(height):

@@ -13,7 +13,7 @@ from typing import Any
 from snnexp import limits
 from snnexp.errors import ConfigError
 from snnexp.spec.values import COUNT
-from snnexp.text import shown
+from snnexp.text import format_value
 
 VARIABLE = "OMP_NUM_THREADS"
 BOTH = (VARIABLE, "MKL_NUM_THREADS")
@@ -29,7 +29,7 @@ def variable() -> int | None:
     if not text:
         return None
     if not (text.isdecimal() and int(text) in COUNT):
-        raise ConfigError(f"{VARIABLE}: got {shown(text)}, must be {COUNT}")
+        raise ConfigError(f"{VARIABLE}: got {format_value(text)}, must be {COUNT}")
     return int(text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snnexp.errors import ConfigError, InUseError
 from snnexp.record.run import Run
-from snnexp.text import line
+from snnexp.text import one_line
 
 
 def delete(folders: Sequence[Path], shown: str, confirmed: bool) -> str:
@@ -28,7 +28,7 @@ def delete(folders: Sequence[Path], shown: str, confirmed: bool) -> str:
     """
     runs = [Run.open(folder) for folder in folders]
     for run in runs:
-        name = line(str(run.path))
+        name = one_line(str(run.path))
         if (run.path.parents[1] / "sweep.json").is_file():
             raise ConfigError(f"{name}: a point of a sweep, which would train it again; delete the folder of the sweep")
         if run.in_use():

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snnexp import config, text
-from snnexp.errors import Refusals
-from snnexp.text import closest
+from snnexp.errors import ConfigErrors
+from snnexp.text import suggest
 
 CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
@@ -35,7 +35,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     flags: list[str] = []
     overrides: list[str] = []
-    refusals = Refusals()
+    errors = ConfigErrors()
     rest = iter(arguments)
     for word in rest:
         if not word.startswith("-"):
@@ -46,43 +46,43 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             # argparse takes none that looks like a flag
             misses = not value or (value.startswith("-") and "=" not in word)
             if flag == FROM and FROM in flags:
-                refusals.add(f"{FROM}: given twice, takes one run")
+                errors.add(f"{FROM}: given twice, takes one run")
             if misses or (flag in CFG_FLAGS and value not in CFG):
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
-                refusals.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
+                errors.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
             if flag in DIR_FLAGS and not misses:
                 value = os.path.expanduser(value)
                 if Path(value).resolve() in map(Path.resolve, folders_of(flags)):
-                    refusals.add(f"{flag}: given twice, with {text.shown(value)}")
+                    errors.add(f"{flag}: given twice, with {text.format_value(value)}")
                 elif not Path(value).is_dir():
-                    refusals.add(f"{flag}: {text.shown(value)} is not a folder")
+                    errors.add(f"{flag}: {text.format_value(value)} is not a folder")
                 elif not any((Path(value) / group).is_dir() for group in (*config.GROUPS, "hydra")):
-                    refusals.add(f"{flag}: {text.shown(value)} has no folder of a group, such as neuron/")
+                    errors.add(f"{flag}: {text.format_value(value)} has no folder of a group, such as neuron/")
                 elif (Path(value) / "train.yaml").is_file():
-                    refusals.add(f"{flag}: {text.shown(value)} has a train.yaml, set SNNEXP_CONF to use it")
+                    errors.add(f"{flag}: {text.format_value(value)} has a train.yaml, set SNNEXP_CONF to use it")
             flags += [flag, "" if misses else value]
         elif word.partition("=")[0] in INFO_FLAGS:
             flag, _, value = word.partition("=")
             # Hydra would take the next word for it
             flags += [flag, value or "all"]
             if flags[-1] not in INFO:
-                refusals.add(f"{flag}: got {value}, {closest(value, INFO)}")
+                errors.add(f"{flag}: got {value}, {suggest(value, INFO)}")
         elif word in PLAIN:
             flags.append(word)
         elif word.partition("=")[0] in OTHER_CONF:
-            refusals.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
+            errors.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
         else:
             key = word.lstrip("-")
-            hint = closest(word, [*VALUED, *INFO_FLAGS, *PLAIN])
+            hint = suggest(word, [*VALUED, *INFO_FLAGS, *PLAIN])
             if "=" in word or key in (*config.KEYS, *config.GROUPS):
                 hint = f"did you mean {key if '=' in key else f'{key}=VALUE'}?"
-            refusals.add(f"{word}: no such flag, {hint}")
+            errors.add(f"{word}: no such flag, {hint}")
     commands = [names[0] for names in COMMANDS if any(flag in names for flag in flags)]
     if len(commands) > 1:
-        refusals.add(f"{' '.join(commands)}: only one of them can be given")
+        errors.add(f"{' '.join(commands)}: only one of them can be given")
     if "--resolve" in flags and not any(flag in CFG_FLAGS for flag in flags):
-        refusals.add("--resolve: belongs to --cfg")
-    refusals.tell()
+        errors.add("--resolve: belongs to --cfg")
+    errors.raise_if_any()
     return flags, overrides
 
 

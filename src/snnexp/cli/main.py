@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complete(arguments)
     verb = VERBS.get(arguments[0])
     if verb is None:
-        from snnexp.text import closest
+        from snnexp.text import suggest
 
-        return _refuse(f"{arguments[0]}: no such command, {closest(arguments[0], VERBS)}; see snnexp --help")
+        return _refuse(f"{arguments[0]}: no such command, {suggest(arguments[0], VERBS)}; see snnexp --help")
     from snnexp import limits
-    from snnexp.errors import DISK, SnnexpError, about_disk
+    from snnexp.errors import DISK_ERRNOS, SnnexpError, describe_disk_error
 
     # read when torch is imported; under ddp it warns once per process about gradients that are not missing this time
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse("the current folder is gone; change to another one", 74)
     if (mask := _umask()) & 0o700:
         return _refuse(f"umask: {mask:03o} removes the owner's permissions from new files; run `umask 022`")
-    if limits.has_short_files():
+    if limits.has_file_size_limit():
         # could leave a truncated .pyc
         sys.dont_write_bytecode = True
     try:
@@ -89,13 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(getattr(error, "frames", ""))
         return _refuse(error.args, error.exit_code)
     except (ImportError, MemoryError, OSError) as error:
-        if limit := limits.met(error):
+        if limit := limits.describe_limit(error):
             return _refuse(limit)
         if not isinstance(error, OSError):
             raise
-        if error.filename is None and error.errno not in DISK:
+        if error.filename is None and error.errno not in DISK_ERRNOS:
             raise
-        return _refuse(about_disk(error), 74)
+        return _refuse(describe_disk_error(error), 74)
 
 
 def _umask() -> int:
@@ -142,7 +142,7 @@ def _ending_at_once_on_signals() -> Iterator[None]:
     import signal
     import threading
 
-    from snnexp.errors import ending_signals
+    from snnexp.errors import termination_signals
 
     def end(number: int, frame: object) -> None:
         with suppress(OSError):
@@ -150,7 +150,7 @@ def _ending_at_once_on_signals() -> Iterator[None]:
         os._exit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, end) for number in ending_signals() if main}
+    before = {number: signal.signal(number, end) for number in termination_signals() if main}
     try:
         yield
     finally:
@@ -159,10 +159,10 @@ def _ending_at_once_on_signals() -> Iterator[None]:
 
 
 def _refuse(said: str | Sequence[str], code: int = 2) -> int:
-    from snnexp.text import sentence
+    from snnexp.text import truncate
 
     for text in [said] if isinstance(said, str) else said:
-        print(f"snnexp: {sentence(text)}", file=sys.stderr)
+        print(f"snnexp: {truncate(text)}", file=sys.stderr)
     return code
 
 
@@ -270,7 +270,7 @@ def _list(arguments: list[str]) -> int:
     from snnexp import config
     from snnexp.cli.flags import DIR_FLAGS, folders_of, split
     from snnexp.errors import ConfigError
-    from snnexp.text import closest
+    from snnexp.text import suggest
 
     others = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in DIR_FLAGS]
     flags, words = split([word for word in arguments if word not in others])
@@ -278,7 +278,7 @@ def _list(arguments: list[str]) -> int:
     if others or len(words) > 2:
         raise ConfigError(f"list: got {' '.join(arguments)}, takes a group, one of its choices, and --config-dir DIR")
     if words and words[0] not in config.GROUPS:
-        raise ConfigError(f"{words[0]}: no such group, {closest(words[0], config.GROUPS)}")
+        raise ConfigError(f"{words[0]}: no such group, {suggest(words[0], config.GROUPS)}")
     if len(words) == 2:
         return _list_keys(words[0], words[1], folders)
     for group in words or config.GROUPS:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from snnexp import config
 from snnexp.config import security
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, ConfigErrors
 
 if TYPE_CHECKING:
     from snnexp.sweeps.sources import Asked
@@ -100,16 +100,16 @@ def _checked(points: Iterable[list[str]], composer: config.Composer) -> tuple[li
     """The points with their configs, and Hydra's own nodes."""
     found: list[Point] = []
     nodes: list[dict[str, Any]] = []
-    refusals = Refusals()
+    errors = ConfigErrors()
     for tried, point in enumerate(points, 1):
-        with refusals.collected():
+        with errors.collect():
             cfg, node = composer.point(point)
             nodes.append(node)
             found.append((point, config.plain(config.check(cfg))))
         if len(nodes) < tried:
             # it could not be composed, and the others would take as long
             break
-    refusals.tell()
+    errors.raise_if_any()
     return found, nodes
 
 

@@ -10,7 +10,7 @@ from snnexp.errors import CheckpointError, ConfigError
 from snnexp.record.facts import Facts
 from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
-from snnexp.text import line, shown
+from snnexp.text import format_value, one_line
 
 TIME = re.compile(r"([\d.]+) ?(s|min|h|d)")
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -37,7 +37,7 @@ class Row:
         try:
             return Run(self.facts.path).config()
         except (CheckpointError, OSError) as error:
-            print(f"snnexp: {line(str(error))}", file=sys.stderr)
+            print(f"snnexp: {one_line(str(error))}", file=sys.stderr)
             return {}
 
     def value(self, key: str) -> Any:
@@ -67,13 +67,13 @@ class Row:
     def overridden(self) -> list[str]:
         """What was typed beside the experiment that the run is named after, and when it was resumed."""
         known = f"experiment={self.facts.experiment}"
-        return [line(override) for override in self.facts.typed if override != known]
+        return [one_line(override) for override in self.facts.typed if override != known]
 
     @property
     def note(self) -> str:
         """Why a run did not finish, or finished early, or how far it is; other reasons say that themselves."""
         at = self.facts.reached if self.facts.status in ("running", "killed") else ""
-        return ", ".join(filter(None, (line(self.facts.reason), at, self.facts.stopped_early)))
+        return ", ".join(filter(None, (one_line(self.facts.reason), at, self.facts.stopped_early)))
 
 
 COLUMNS: dict[str, Callable[[Row], Any]] = {
@@ -124,7 +124,7 @@ def holds(value: Any, operator: str, text: str, key: str) -> bool:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         other = _number(text)
         if other is None:
-            raise ConfigError(f"{key}: got {shown(text)}, must be a number")
+            raise ConfigError(f"{key}: got {format_value(text)}, must be a number")
         return _compare(value, operator, other)
     return isinstance(value, str) and _compare(value, operator, text)
 

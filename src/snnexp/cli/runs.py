@@ -16,7 +16,7 @@ from snnexp.cli.table import as_csv, table
 from snnexp.errors import ConfigError
 from snnexp.record.facts import ENDS
 from snnexp.record.find import OUTPUTS, as_json, found, locate
-from snnexp.text import closest, line, shown
+from snnexp.text import format_value, one_line, suggest
 
 USAGE = (
     "snnexp runs [DIR] [CONDITION ...] [--sort KEY] [--reverse] [--limit N] [--metric NAME] "
@@ -114,7 +114,7 @@ def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
         if match is None:
             raise ConfigError(f"{word}: no condition, one reads KEY=VALUE, KEY!=VALUE, 'KEY>VALUE' or 'KEY<VALUE'")
         if match[1] == "status" and match[2] in ("=", "!=") and match[3] not in STATUSES:
-            raise ConfigError(f"status: got {shown(match[3])}, {closest(match[3], STATUSES)}")
+            raise ConfigError(f"status: got {format_value(match[3])}, {suggest(match[3], STATUSES)}")
         conditions.append((match[1], match[2], match[3]))
     return folder, conditions
 
@@ -122,8 +122,8 @@ def _split(words: Sequence[str]) -> tuple[Path, list[tuple[str, str, str]]]:
 def _meant(rows: Sequence[Row], key: str, operator: str, text: str) -> str:
     """A hint for a value that no run has, where it looks like one that runs have."""
     values = {str(value) for row in rows if (value := row.value(key)) is not MISSING}
-    hint = closest(text, values)
-    return f"; {key}={line(text)}: {hint}" if operator == "=" and text not in values and "did you" in hint else ""
+    hint = suggest(text, values)
+    return f"; {key}={one_line(text)}: {hint}" if operator == "=" and text not in values and "did you" in hint else ""
 
 
 def _look_up(rows: Sequence[Row], key: str) -> None:
@@ -137,4 +137,4 @@ def _look_up(rows: Sequence[Row], key: str) -> None:
             row.look_up(key)
     if rows and unknown():
         known = {*COLUMNS, *(other for row in rows for other in row.other_keys())}
-        raise ConfigError(f"{key}: no run has such a column, measure or key, {closest(key, known)}")
+        raise ConfigError(f"{key}: no run has such a column, measure or key, {suggest(key, known)}")

@@ -14,7 +14,7 @@ from rich.text import Text
 from snnexp.cli.rows import MISSING, UNITS, Row
 from snnexp.record.facts import Facts
 from snnexp.record.find import as_json
-from snnexp.text import line, shown
+from snnexp.text import format_value, one_line
 
 STYLES = {
     "running": "cyan",
@@ -38,7 +38,7 @@ def as_csv(runs: Sequence[Facts]) -> str:
     for facts in runs:
         flat = as_json(facts) | {"overrides": " ".join(facts.overrides)}
         flat |= flat.pop("metrics") | (flat.pop("progress") or {})
-        writer.writerow({name: line(value) if isinstance(value, str) else value for name, value in flat.items()})
+        writer.writerow({name: one_line(value) if isinstance(value, str) else value for name, value in flat.items()})
     return text.getvalue().removesuffix("\n")
 
 
@@ -58,7 +58,7 @@ def table(
     """
     metrics = {row.metric for row in rows if row.metric}
     alone = len(metrics) == 1
-    told, paths = [row.overridden for row in rows], [line(str(row.facts.path)) for row in rows]
+    told, paths = [row.overridden for row in rows], [one_line(str(row.facts.path)) for row in rows]
     if width is not None:
         # what many have in common comes last, to be cropped first
         times = Counter(override for overridden in told for override in overridden)
@@ -66,12 +66,12 @@ def table(
     ids = {row.facts.id for row in known or rows}
     # a command takes the end of an id, if no other one ends so: its digits, these and the time, or the date too
     letters = next((count for count in (4, 11) if len({name[-count:] for name in ids}) == len(ids)), 20)
-    ends = [line(row.facts.id[-letters:]) for row in rows]
+    ends = [one_line(row.facts.id[-letters:]) for row in rows]
     where = ("path", paths) if width is None or width >= WIDE else ("id", ends)
     columns = {
         "status": [row.facts.status for row in rows],
         "age": [_time(row.value("age")) for row in rows],
-        "experiment": [line(row.facts.experiment) for row in rows],
+        "experiment": [one_line(row.facts.experiment) for row in rows],
         _short(*metrics) if alone else "metric": [_measure(row, alone) for row in rows],
         "duration": [_time(row.value("duration")) for row in rows],
         where[0]: where[1],
@@ -123,12 +123,12 @@ def _measure(row: Row, alone: bool) -> str:
     if value is MISSING:
         return ""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    text = f"{value:.4g}" if number else shown(value)
+    text = f"{value:.4g}" if number else format_value(value)
     return text if alone else f"{_short(row.metric or '')} {text}"
 
 
 def _short(metric: str) -> str:
-    return line(metric).removeprefix("test/")
+    return one_line(metric).removeprefix("test/")
 
 
 def _time(seconds: Any) -> str:

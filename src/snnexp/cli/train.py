@@ -25,7 +25,7 @@ from snnexp.cli.flags import (
 )
 from snnexp.cli.points import own, prepared, tell
 from snnexp.config import security
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record.find import locate
 from snnexp.record.names import key_of, new_id
 from snnexp.record.origin import as_recorded, origin
@@ -176,19 +176,19 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """
     cfg, node = config.composed(overrides, folders)
     choices = node["runtime"]["choices"]
-    refusals, checked = Refusals(), cfg
-    with refusals.collected():
+    errors, checked = ConfigErrors(), cfg
+    with errors.collect():
         checked = config.check(cfg)
         threads.require(checked)
-    with refusals.collected():
+    with errors.collect():
         config.require_taken(overrides, cfg)
     for starter in security.STARTERS:
         begins = (f"hydra/{starter}", f"hydra.{starter}")
         if any(override.lstrip("+~").startswith(begins) for override in overrides):
-            refusals.add(f"hydra/{starter}: belongs to a sweep, which takes -m")
+            errors.add(f"hydra/{starter}: belongs to a sweep, which takes -m")
     if sweep := choices.get("sweep"):
-        refusals.add(f"sweep: {sweep} is a sweep, which takes -m")
-    refusals.tell()
+        errors.add(f"sweep: {sweep} is a sweep, which takes -m")
+    errors.raise_if_any()
     # torchrun and srun start several processes with this command
     is_first = not (launchers.is_shared(checked["trainer"]) and launchers.rank())
     if is_first:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from snnexp.config import targets, user_parts
-from snnexp.errors import ConfigError, located
+from snnexp.errors import ConfigError, key_prefix
 from snnexp.spec import checked, parts, rules
 from snnexp.spec.places import MODULE, NEURON, PLACES, SYNAPSE
 
@@ -62,7 +62,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise _refused(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
-        with user_parts.constructing(path), located(path):
+        with user_parts.constructing(path), key_prefix(path):
             if not targets.is_own(str(node["_target_"])):
                 # those of this package check by themselves, however they are called
                 checked.check(checked.constructor(target) if inspect.isclass(target) else target, values)
@@ -103,5 +103,5 @@ def _built(value: Any, path: str) -> Any:
 def _refused(sentence: str) -> ConfigError:
     """Raised perhaps within the constructor of another part, whose key is not to be put in front."""
     error = ConfigError(sentence)
-    error.located = True
+    error.has_path = True
     return error

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config import decoding, initial, keys, loggers, security, steps, targets, user_parts
 from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
 from snnexp.config.messages import explained, in_one_line
-from snnexp.errors import ConfigError, Refusals, located
+from snnexp.errors import ConfigError, ConfigErrors, key_prefix
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, places, rules, values
 from snnexp.spec.classes import MISSING
@@ -19,7 +19,7 @@ from snnexp.spec.places import NEURON, PLACES, SYNAPSE, Place
 from snnexp.spec.reader import Spec
 from snnexp.spec.rules import Facts
 from snnexp.spec.source import UnreadableError
-from snnexp.text import closest, listed, shown
+from snnexp.text import format_value, list_options, suggest
 
 TAKEN = (
     *("loss", "epoch_loss", "penalty", "accuracy", "undecided", "l1", "relative_error", "seed_mean_loss"),
@@ -40,7 +40,7 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
     """
     with in_one_line(), explained(), resolving():
         if missing := [key for key in (*KEYS, *NODES) if key not in cfg and key not in OPTIONAL]:
-            hints = {key: f", {listed(choices(key))}" for key in NODES}
+            hints = {key: f", {list_options(choices(key))}" for key in NODES}
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
@@ -52,58 +52,58 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
 
 
 def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) -> dict[str, Any]:
-    refusals = Refusals()
+    errors = ConfigErrors()
     for key, value in plain.items():
         if key in GLOBAL:
-            refusals.add(f"{key}: its files set other keys, and must begin with the line # @package _global_")
+            errors.add(f"{key}: its files set other keys, and must begin with the line # @package _global_")
         elif key not in (*KEYS, *NODES):
-            refusals.add(f"{shown(key)}: unknown key, {closest(str(key), (*KEYS, *GROUPS))}")
+            errors.add(f"{format_value(key)}: unknown key, {suggest(str(key), (*KEYS, *GROUPS))}")
         elif key == "decoder" and value in (None, decoding.AUTO, decoding.EARLIER):
             # none, or one that is decided when the parts are made
             continue
         elif key in NODES and not isinstance(value, dict):
             hint = "must be a mapping, as a file of this group holds it" if isinstance(value, list) else None
-            refusals.add(f"{key}: got {shown(value)}, {hint or listed(choices(key))}")
+            errors.add(f"{key}: got {format_value(value)}, {hint or list_options(choices(key))}")
         elif key == "init_from":
-            initial.check(value, refusals)
+            initial.check(value, errors)
         else:
             named = {f"{key}.{name}": node for name, node in value.items()} if _holds_many(key) else {key: value}
             if key == "logger":
                 # has loggers of its own, which are checked below
                 named = {key: {name: node for name, node in value.items() if name != "also"}}
             for path, node in named.items():
-                with refusals.collected():
+                with errors.collect():
                     if _holds_many(key):
                         _require_name(path)
                     targets.require_targets(node, path, key if key in PLACES else None)
     if isinstance(plain["logger"], dict):
-        loggers.check(plain["logger"].get("also", {}), refusals)
+        loggers.check(plain["logger"].get("also", {}), errors)
     for key in plain["logger"] if isinstance(plain["logger"], dict) else ():
         if key not in LOGGER:
-            refusals.add(f"logger.{shown(key)}: unknown key, {closest(str(key), LOGGER)}")
+            errors.add(f"logger.{format_value(key)}: unknown key, {suggest(str(key), LOGGER)}")
     for about, node, prefix in (
         (keys.Run, plain, ""),
         (keys.Logger, plain["logger"], "logger."),
         (keys.Data, plain["data"], "data."),
     ):
         if isinstance(node, Mapping):
-            with refusals.collected():
-                own = {key: value for key, value in node.items() if not refusals.about(f"{prefix}{key}")}
+            with errors.collect():
+                own = {key: value for key, value in node.items() if not errors.covers(f"{prefix}{key}")}
                 checked.check(about, own, prefix)
-    found = [(path, place, node) for path, place, node in places.nodes(plain) if _is_part(node, path, refusals)]
+    found = [(path, place, node) for path, place, node in places.nodes(plain) if _is_part(node, path, errors)]
     nodes = {path: node for path, _, node in found}
     specs = {path: parts.of(node["_target_"]) for path, node in nodes.items()}
     for path, node in nodes.items():
-        _check_values(node, path, specs[path], refusals)
+        _check_values(node, path, specs[path], errors)
     if together:
         for path, place, node in found:
-            _check_arguments(node, path, specs[path], *_given(specs[path], PLACES[place]), refusals)
-        _check_pairs(plain, nodes, specs, refusals)
-    for key in [*refusals.sentences]:
+            _check_arguments(node, path, specs[path], *_given(specs[path], PLACES[place]), errors)
+        _check_pairs(plain, nodes, specs, errors)
+    for key in [*errors.messages]:
         # what is only read from a key that is refused itself is told once
-        if any(origin in refusals.sentences for origin in _origins(key, written)):
-            del refusals.sentences[key]
-    refusals.tell()
+        if any(origin in errors.messages for origin in _origins(key, written)):
+            del errors.messages[key]
+    errors.raise_if_any()
     plain["init_from"] = initial.located(plain["init_from"])
     return at_home(plain)
 
@@ -116,7 +116,7 @@ def _require_name(path: str) -> None:
     """Refuse a name that cannot be that of a measured value, or that another value has."""
     place, _, name = path.partition(".")
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-        raise ConfigError(f"{place}.{shown(name)}: a name must be of letters, digits and _, the first a letter")
+        raise ConfigError(f"{place}.{format_value(name)}: a name must be of letters, digits and _, the first a letter")
     if place == "measure" and name in TAKEN:
         raise ConfigError(f"{path}: every run has this measure; use another name")
 
@@ -146,33 +146,33 @@ def _is_made(value: Any) -> bool:
     return isinstance(value, Mapping) and targets.may_be_named(str(value.get("_target_")))
 
 
-def _is_part(node: Any, path: str, refusals: Refusals) -> bool:
+def _is_part(node: Any, path: str, errors: ConfigErrors) -> bool:
     named = isinstance(node, Mapping) and isinstance(node.get("_target_"), str)
-    return named and path not in refusals.sentences and f"{path}._target_" not in refusals.sentences
+    return named and path not in errors.messages and f"{path}._target_" not in errors.messages
 
 
-def _children(node: Any, path: str, refusals: Refusals) -> Iterator[tuple[str, Any, Spec]]:
+def _children(node: Any, path: str, errors: ConfigErrors) -> Iterator[tuple[str, Any, Spec]]:
     """The parts within a node, without those within these."""
     for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
         child = f"{path}.{key}"
-        if _is_part(value, child, refusals):
+        if _is_part(value, child, errors):
             target = value["_target_"]
             if targets.is_own(target) or targets.may_be_named(target):
                 yield child, value, parts.of(target)
         elif isinstance(value, Mapping | list):
-            yield from _children(value, child, refusals)
+            yield from _children(value, child, errors)
 
 
-def _check_values(node: Mapping[str, Any], path: str, spec: Spec, refusals: Refusals) -> None:
+def _check_values(node: Mapping[str, Any], path: str, spec: Spec, errors: ConfigErrors) -> None:
     """Hold each value against what its part takes."""
     for name, value in node.items():
         domain = spec.arguments[name].domain if name in spec.arguments else None
         if _is_made(value) or domain is None or value in domain:
             continue
-        if not refusals.about(f"{path}.{name}"):
-            refusals.add(values.refusal(f"{path}.{name}", value, domain))
-    for child, value, its in _children(node, path, refusals):
-        _check_values(value, child, its, refusals)
+        if not errors.covers(f"{path}.{name}"):
+            errors.add(values.refusal(f"{path}.{name}", value, domain))
+    for child, value, its in _children(node, path, errors):
+        _check_values(value, child, its, errors)
 
 
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,27 +186,27 @@ def _check_arguments(
     spec: Spec,
     given: Sequence[str],
     offered: Sequence[str],
-    refusals: Refusals,
+    errors: ConfigErrors,
 ) -> None:
     """Refuse what a part does not take, what it lacks, and values that do not fit each other."""
     own = _values(node)
     known = [name for name in spec.arguments if name not in given]
     if not spec.takes_all:
-        with refusals.collected():
+        with errors.collect():
             rules.require_arguments(path, spec.name, own, known)
     for name in known:
         if spec.arguments[name].required and name not in own and name not in offered:
-            refusals.add(f"{path}: {spec.name} is missing a required argument: '{name}'")
-    if not refusals.about(path):
+            errors.add(f"{path}: {spec.name} is missing a required argument: '{name}'")
+    if not errors.covers(path):
         whole = _with_defaults(own, spec)
         for argument in spec.arguments.values():
             for relation in argument.relations:
                 if sentence := checked.violation(argument.name, relation, argument.domain, whole):
-                    refusals.add(f"{path}.{sentence}")
-        with refusals.collected():
+                    errors.add(f"{path}.{sentence}")
+        with errors.collect():
             _call(spec, "requires", path, whole)
-    for child, value, its in _children(node, path, refusals):
-        _check_arguments(value, child, its, (), (*NEURON.given, *SYNAPSE), refusals)
+    for child, value, its in _children(node, path, errors):
+        _check_arguments(value, child, its, (), (*NEURON.given, *SYNAPSE), errors)
 
 
 def _given(spec: Spec, place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -237,7 +237,7 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
     given = [known[each.name] for each in first]
     named = {each.name: known[each.name] for each in wanted if each.name in known and each not in first}
     try:
-        with user_parts.constructing(path), located(path):
+        with user_parts.constructing(path), key_prefix(path):
             return rule(*given, **named)
     except ConfigError as error:
         # what is described by a mapping is no number yet
@@ -247,7 +247,7 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
 
 
 def _check_pairs(
-    plain: Mapping[str, Any], nodes: Mapping[str, Any], specs: Mapping[str, Spec], refusals: Refusals
+    plain: Mapping[str, Any], nodes: Mapping[str, Any], specs: Mapping[str, Spec], errors: ConfigErrors
 ) -> None:
     """Hold parts against each other and the length of the run, as far as their sources tell."""
     plain_decoder, num_steps = MISSING if plain["decoder"] is not None else None, plain["num_steps"]
@@ -257,40 +257,40 @@ def _check_pairs(
         # another one, which its constructor knows
         readout = None
     if data and loss:
-        with refusals.collected():
+        with errors.collect():
             rules.require_target(loss, data)
     if data and encoder:
-        with refusals.collected():
+        with errors.collect():
             rules.require_encoder(encoder, data)
-    if data and not refusals.about("num_steps") and not refusals.about("data"):
-        with refusals.collected():
+    if data and not errors.covers("num_steps") and not errors.covers("data"):
+        with errors.collect():
             rules.require_steps(data, num_steps)
     if loss and readout:
-        with refusals.collected():
+        with errors.collect():
             rules.require_spikes(loss, readout)
     if data and readout and (decoder := facts.get("decoder", plain_decoder)) is not MISSING:
-        with refusals.collected():
+        with errors.collect():
             rules.require_decoder(decoder, readout, data)
     for path, measure in facts.items() if data else ():
         place, _, name = path.partition(".")
         if place == "measure":
-            with refusals.collected():
+            with errors.collect():
                 rules.require_measure(name, measure, data, readout)
     devices = nodes["trainer"].get("devices", 1) if "trainer" in nodes else 1
-    if data and not refusals.about("data") and not refusals.about("trainer"):
-        with refusals.collected(), located("data"):
+    if data and not errors.covers("data") and not errors.covers("trainer"):
+        with errors.collect(), key_prefix("data"):
             if targets.is_own(specs["data"].target):
                 rules.require_batches(data.samples, devices, **_with_defaults(_values(nodes["data"]), specs["data"]))
     if isinstance(plain["logger"], dict) and plain["logger"].get("predictions") and devices != 1:
-        refusals.add("logger.predictions: got true, and a run on several devices writes none; use snnexp predict RUN")
+        errors.add("logger.predictions: got true, and a run on several devices writes none; use snnexp predict RUN")
     if data:
         known = _with_defaults(_values(nodes["data"]), specs["data"])
         for key, value, measure in _watched(nodes, facts):
-            with refusals.collected():
+            with errors.collect():
                 rules.require_validation(key, value, measure, data, known)
-    if data and "network" in nodes and not refusals.about("network"):
-        with refusals.collected():
-            _check_shapes(nodes, specs, data, refusals)
+    if data and "network" in nodes and not errors.covers("network"):
+        with errors.collect():
+            _check_shapes(nodes, specs, data, errors)
 
 
 def _watched(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> Iterator[tuple[str, Any, Any]]:
@@ -302,14 +302,14 @@ def _watched(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> Iterator[t
         yield "trainer.early_stopping", nodes["trainer"]["early_stopping"], "val/loss"
 
 
-def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Facts, refusals: Refusals) -> None:
+def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Facts, errors: ConfigErrors) -> None:
     """Hold neurons against the shapes that their network gives them."""
     shapes = {name: value for name in ("inputs", "outputs") if (value := getattr(data, name)) is not MISSING}
     known = _with_defaults(_values(nodes["network"]), specs["network"])
     found = _call(specs["network"], "shapes", "network", {**known, **shapes})
     for layer in found if isinstance(found, list) else ():
         place, features = layer if isinstance(layer, tuple) and len(layer) == 2 else (None, ())
-        if place in ("neuron", "readout") and isinstance(features, tuple) and not refusals.about(place):
+        if place in ("neuron", "readout") and isinstance(features, tuple) and not errors.covers(place):
             own = _with_defaults(_values(nodes[place]), specs[place])
-            with refusals.collected():
+            with errors.collect():
                 _call(specs[place], "fits", place, {**own, "features": features})

@@ -20,11 +20,11 @@ from snnexp.config.overrides import is_alone, is_part, quoted, replacing
 from snnexp.config.plain import flat, texts
 from snnexp.config.steps import with_steps
 from snnexp.config.targets import is_own, may_be_named
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
 from snnexp.spec import parts, rules
-from snnexp.text import shown
+from snnexp.text import format_value
 
 MOST_TOLD = 20
 """Refusals of one command: each takes one more composition."""
@@ -64,13 +64,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
-    cfg, refusals = with_steps(composed(overrides)[0]), Refusals()
+    cfg, errors = with_steps(composed(overrides)[0]), ConfigErrors()
     checked = cfg
-    with refusals.collected():
+    with errors.collect():
         checked = check(cfg)
-    with refusals.collected():
+    with errors.collect():
         require_taken(overrides, cfg)
-    refusals.tell()
+    errors.raise_if_any()
     return remembering(checked, overrides, cfg)
 
 
@@ -88,7 +88,7 @@ def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed
         ConfigError: it cannot be composed, or asks for more than a config may. Each override that is refused is told,
             and what is wrong with the values of the others.
     """
-    left, refusals = quoted(overrides), Refusals()
+    left, errors = quoted(overrides), ConfigErrors()
     absent: set[str] = set()
     while True:
         try:
@@ -97,17 +97,17 @@ def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed
         except ConfigError as error:
             culprit = _culprit(error, left)
             if not absent or (culprit is not None and not _is_below(culprit, absent)):
-                refusals.add(*map(str, error.args))
+                errors.add(*map(str, error.args))
             left = [override for override in left if key_of(override) != culprit]
-            if culprit is None or not left or len(refusals.sentences) >= MOST_TOLD:
-                refusals.tell()
+            if culprit is None or not left or len(errors.messages) >= MOST_TOLD:
+                errors.raise_if_any()
             absent |= {*GROUPS} & {culprit}
-    if refusals.sentences:
-        with refusals.collected():
+    if errors.messages:
+        with errors.collect():
             check(found[0], together=not absent)
-        with refusals.collected():
+        with errors.collect():
             require_taken(left, found[0])
-        refusals.tell()
+        errors.raise_if_any()
     return found
 
 
@@ -130,7 +130,7 @@ def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
     told = str(error.args[0])
     for override in overrides:
         key = key_of(override)
-        names = (short(key), override, shown(override), *(key[:dot] for dot in _dots(key)))
+        names = (short(key), override, format_value(override), *(key[:dot] for dot in _dots(key)))
         if told.startswith(tuple(f"{name}:" for name in names)):
             return key
     return None
@@ -149,7 +149,7 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
         node = whole["hydra"]
         is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
         if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs", 1) != 1:
-            epochs = shown(trainer.get("max_epochs"))
+            epochs = format_value(trainer.get("max_epochs"))
             raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]

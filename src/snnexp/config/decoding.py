@@ -16,7 +16,7 @@ from snnexp.spec import parts, rules
 from snnexp.spec.classes import MISSING
 from snnexp.spec.reader import Spec
 from snnexp.spec.rules import Facts
-from snnexp.text import shown, snake
+from snnexp.text import format_value, snake_case
 
 AUTO, EARLIER, NONE = "auto", "earlier", "none"
 """Stand for a decoder whose parts cannot be read before they are made: the default of today, or that of versions
@@ -57,7 +57,7 @@ def word(cfg: Mapping[str, Any], otherwise: object = None) -> str:
     found = cfg.get("decoder")
     target = found.get("_target_") if isinstance(found, Mapping) else None
     if isinstance(target, str):
-        return snake(target.rpartition(".")[2])
+        return snake_case(target.rpartition(".")[2])
     return rules.RENAMED.get(otherwise, otherwise) if isinstance(otherwise, str) else ""
 
 
@@ -108,7 +108,7 @@ def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] 
         return cfg
     if name not in (known := choices("decoder", folders)):
         loss = str(named["loss"]["_target_"]).rpartition(".")[2]
-        raise ConfigError(f"loss: {loss}.decoder is {shown(name)}, must be one of {', '.join(known)}")
+        raise ConfigError(f"loss: {loss}.decoder is {format_value(name)}, must be one of {', '.join(known)}")
     if choice == AUTO and not any((folder / "decoder" / f"{name}.yaml").is_file() for folder in folders):
         # what the file of a shipped choice holds, without a second composition
         with open_dict(cfg):

@@ -14,7 +14,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from snnexp.errors import ConfigError
-from snnexp.text import shown
+from snnexp.text import format_value
 
 OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 """Numbers that YAML 1.1 reads to the base 8 or 60."""
@@ -137,5 +137,5 @@ def require_own_resolvers(text: str, place: str) -> None:
     for match in RESOLVER.finditer(text):
         name, argument = match[1].strip(), match[2].strip()
         if name not in RESOLVERS and not (name == "oc.env" and OWN_VARIABLE.fullmatch(argument)):
-            called = shown(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{argument}")
+            called = format_value(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{argument}")
             raise ConfigError(f"{place}: {called} is not resolved, only ${{key}} and ${{oc.env:SNNEXP_...}} are")

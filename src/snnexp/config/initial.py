@@ -9,11 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config.keys import InitFrom
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record.find import locate
 from snnexp.record.names import OWN
 from snnexp.spec import checked
-from snnexp.text import closest, line, shown
+from snnexp.text import format_value, one_line, suggest
 
 KEYS = tuple(field.name for field in fields(InitFrom))
 
@@ -39,18 +39,18 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "init_from": {**defaults, **given} if isinstance(given, Mapping) else given}
 
 
-def check(node: Any, refusals: Refusals) -> None:
+def check(node: Any, errors: ConfigErrors) -> None:
     """Collect what is wrong with the keys of the node."""
     if not isinstance(node, Mapping):
-        refusals.add(f"init_from: got {shown(node)}, must be a run, or a mapping with {', '.join(KEYS)}")
+        errors.add(f"init_from: got {format_value(node)}, must be a run, or a mapping with {', '.join(KEYS)}")
         return
     for key in node:
         if key not in KEYS:
-            refusals.add(f"init_from.{shown(key)}: unknown key, {closest(str(key), KEYS)}")
-    with refusals.collected():
+            errors.add(f"init_from.{format_value(key)}: unknown key, {suggest(str(key), KEYS)}")
+    with errors.collect():
         checked.check(InitFrom, node, "init_from.")
     if node["run"] is None and node["ckpt"] in ("best", "init"):
-        refusals.add(f"init_from.ckpt: got {node['ckpt']}, a checkpoint of a run; set init_from.run too")
+        errors.add(f"init_from.ckpt: got {node['ckpt']}, a checkpoint of a run; set init_from.run too")
 
 
 def located(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,9 @@ def located(node: Mapping[str, Any]) -> dict[str, Any]:
         except ConfigError as error:
             raise ConfigError(f"init_from.run: {error}") from error
         if not (path / "config.yaml").is_file():
-            raise ConfigError(f"init_from.run: {line(run)} is not the directory of a run, its id, or the end of its id")
+            raise ConfigError(
+                f"init_from.run: {one_line(run)} is not the directory of a run, its id, or the end of its id"
+            )
         run = path
     found = {"run": None if run is None else _absolute(run), "ckpt": ckpt if ckpt in OWN else _absolute(ckpt)}
     return {**node, **found}

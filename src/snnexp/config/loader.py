@@ -23,7 +23,7 @@ from snnexp.record.names import key_of
 from snnexp.spec import parts
 from snnexp.spec.places import PLACES
 from snnexp.spec.values import Domain
-from snnexp.text import shown
+from snnexp.text import format_value
 
 PARAMS = ("hydra", "sweeper", "params")
 """Where a file lists the keys that a sweep varies, each as a dotted key."""
@@ -136,7 +136,7 @@ class Loader(ConfigLoaderImpl):
             if node != group:
                 for path, value in (*_below(node, choice, plain), *_swept(node, choice, plain)):
                     dotted = ".".join(map(str, path)).removeprefix(".".join([*PARAMS, ""]))
-                    yield path, LeftOut(dotted, shown(value), by, typed)
+                    yield path, LeftOut(dotted, format_value(value), by, typed)
 
 
 def _below(node: str, choice: Any, plain: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:

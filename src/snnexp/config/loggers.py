@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from snnexp.config import targets
-from snnexp.errors import ConfigError, Refusals
-from snnexp.text import shown
+from snnexp.errors import ConfigError, ConfigErrors
+from snnexp.text import format_value
 
 PLACE = "logger.also"
 PACKAGES = {
@@ -23,19 +23,21 @@ SECRET = re.compile(r"(^|_)(passw(or)?d|tokens?|secrets?|credentials?|(api|acces
 WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 
-def check(nodes: Any, refusals: Refusals) -> None:
+def check(nodes: Any, errors: ConfigErrors) -> None:
     """Refuse nodes that are no loggers, and secrets, which config.yaml would show."""
     if not isinstance(nodes, Mapping):
-        refusals.add(f"{PLACE}: got {shown(nodes)}, must be a mapping of names to loggers")
+        errors.add(f"{PLACE}: got {format_value(nodes)}, must be a mapping of names to loggers")
         return
     for name, node in nodes.items():
-        with refusals.collected():
-            path = f"{PLACE}.{shown(name)}"
+        with errors.collect():
+            path = f"{PLACE}.{format_value(name)}"
             target = node.get("_target_") if isinstance(node, Mapping) else None
             if not isinstance(target, str):
-                raise ConfigError(f"{path}: got {shown(node)}, must be a mapping with _target_")
+                raise ConfigError(f"{path}: got {format_value(node)}, must be a mapping with _target_")
             if not (targets.is_logger(target) or targets.may_be_named(target)):
-                raise ConfigError(f"{path}._target_: got {shown(target)}, must be a class of lightning.pytorch.loggers")
+                raise ConfigError(
+                    f"{path}._target_: got {format_value(target)}, must be a class of lightning.pytorch.loggers"
+                )
             targets.require_targets(node, path, "")
             if without_secrets(node) != node:
                 raise ConfigError(
@@ -53,15 +55,15 @@ def require_packages(also: Any, typed: Collection[str]) -> None:
     Raises:
         ConfigError: packages are missing; a sentence for each.
     """
-    refusals = Refusals()
+    errors = ConfigErrors()
     for name, node in also.items() if isinstance(also, Mapping) else ():
         target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
         package = PACKAGES.get(target.rpartition(".")[2]) if targets.is_logger(target) else None
         if package is not None and find_spec(package) is None:
             key = f"logger={name}" if f"logger={name}" in typed else f"{PLACE}.{name}"
             install = f"'snnexp[{package}]'" if package in EXTRAS else package
-            refusals.add(f"{key}: needs the package {package}; pip install {install}")
-    refusals.tell()
+            errors.add(f"{key}: needs the package {package}; pip install {install}")
+    errors.raise_if_any()
 
 
 def without_secrets(node: Any) -> Any:

@@ -17,7 +17,7 @@ from snnexp.config import files
 from snnexp.config.folders import GLOBAL, GROUPS, choices, conf_dir, require_global
 from snnexp.config.plain import flat
 from snnexp.errors import ConfigError, SnnexpError
-from snnexp.text import closest, listed, sentence, shown
+from snnexp.text import format_value, list_options, suggest, truncate
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
@@ -29,7 +29,7 @@ def explained(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> It
     try:
         yield
     except RecursionError as error:
-        raise ConfigError(f"{shown(' '.join(overrides))}: nested too deeply") from error
+        raise ConfigError(f"{format_value(' '.join(overrides))}: nested too deeply") from error
     except Exception as error:
         if isinstance(error, SnnexpError) or not _is_hydras(error):
             raise
@@ -49,7 +49,7 @@ def in_one_line() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        error.args = tuple(sentence(str(said)) for said in error.args)
+        error.args = tuple(truncate(str(said)) for said in error.args)
         raise
 
 
@@ -71,11 +71,11 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[P
         return found
     # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
     reason = _first_line(error.__cause__ or error)
-    return ConfigError(f"{shown(' '.join(overrides))}: {reason}" if overrides else reason)
+    return ConfigError(f"{format_value(' '.join(overrides))}: {reason}" if overrides else reason)
 
 
 def _no_override(word: str, folders: Sequence[Path]) -> ConfigError:
-    text = f"{shown(word.strip() or repr(word))}: not key=value or group=choice"
+    text = f"{format_value(word.strip() or repr(word))}: not key=value or group=choice"
     if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
         return ConfigError(f"{text}, brackets do not match; a list with blanks needs quotes: 'key=[1, 2]'")
     if "=" in word:
@@ -83,7 +83,7 @@ def _no_override(word: str, folders: Sequence[Path]) -> ConfigError:
     if group := next((group for group in GROUPS if word in choices(group, folders)), None):
         return ConfigError(f"{text}, did you mean {group}={word}?")
     if word in GROUPS:
-        return ConfigError(f"{text}, {listed(choices(word, folders))}")
+        return ConfigError(f"{text}, {list_options(choices(word, folders))}")
     if os.path.exists(word):
         return ConfigError(f"{text}; --from RUN repeats a run, snnexp resume RUN continues it")
     return ConfigError(f"{text}, did you mean {word.replace(':', '=', 1)}?" if ":" in word else text)
@@ -127,7 +127,7 @@ def _about_a_choice(error: Exception, overrides: Sequence[str], folders: Sequenc
     if match := re.search(r"Could not find '(hydra/[^'/]+|[^'/]+)/([^']*)'", text):
         return _no_choice(match[1], match[2], folders)
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
-        return ConfigError(f"{match[1]}: no such group, {closest(match[1].split('@')[0], GROUPS)}")
+        return ConfigError(f"{match[1]}: no such group, {suggest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         key = match[1].partition("=")[0]
         return ConfigError(f"{key}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
@@ -149,10 +149,10 @@ def short(key: str) -> str:
 def _no_choice(group: str, choice: str, folders: Sequence[Path]) -> ConfigError:
     known = choices(group, folders)
     if choice in ("", "null"):
-        return ConfigError(f"{group}: every run needs one, {listed(known)}")
+        return ConfigError(f"{group}: every run needs one, {list_options(known)}")
     if any((place / group / f"{choice}.yml").is_file() for place in (*folders, conf_dir())):
         return ConfigError(f"{group}={choice}: the name of its file must end with .yaml, not .yml")
-    return ConfigError(f"{group}={choice}: no such choice, {closest(Path(choice).name, known)}")
+    return ConfigError(f"{group}={choice}: no such choice, {suggest(Path(choice).name, known)}")
 
 
 def _elsewhere(cfg: DictConfig, key: str) -> str | None:
@@ -175,7 +175,7 @@ def _near(key: str, options: set[str]) -> str:
     if not options and parent == "readout":
         return "readout=same repeats the neuron; choose another readout to set it apart"
     prefix = f"{parent}." if parent else ""
-    return closest(leaf, options, prefix) if options else f"an argument that its file does not set is typed +{key}=..."
+    return suggest(leaf, options, prefix) if options else f"an argument that its file does not set is typed +{key}=..."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,10 +15,10 @@ from hydra.errors import HydraException
 from snnexp.config.folders import GROUPS, hydra_reading
 from snnexp.config.keys import ABBREVIATED, domains_of
 from snnexp.config.messages import explained, in_one_line, short
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record.upgrade import SCHEDULE
 from snnexp.spec.places import PLACES
-from snnexp.text import shown
+from snnexp.text import format_value
 
 MOST_POINTS = 10_000
 LONGEST = 4096
@@ -178,7 +178,7 @@ def is_part(override: Override) -> bool:
 
 def _quoted(override: str, parser: OverridesParser) -> str:
     if len(override) > LONGEST:
-        raise ConfigError(f"{shown(override)}: {len(override)} characters, at most {LONGEST} are read")
+        raise ConfigError(f"{format_value(override)}: {len(override)} characters, at most {LONGEST} are read")
     key, _, value = override.partition("=")
     if key in ABBREVIATED and not value.startswith("{"):
         key = ABBREVIATED[key]
@@ -224,14 +224,14 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     Raises:
         ConfigError: one is something else.
     """
-    overrides, refusals = quoted(overrides), Refusals()
+    overrides, errors = quoted(overrides), ConfigErrors()
     parsed: list[Override] = []
     with in_one_line():
         for text in overrides:
-            with refusals.collected(), explained([text]):
+            with errors.collect(), explained([text]):
                 (override,) = OverridesParser.create().parse_overrides([text])
                 if override.get_key_element() != override.key_or_group or override.is_sweep_override():
                     raise ConfigError(f"{text}: only key=value overrides are accepted here")
                 parsed.append(override)
-        refusals.tell()
+        errors.raise_if_any()
     yield from ((override.key_or_group, override.value()) for override in parsed)

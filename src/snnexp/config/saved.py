@@ -20,12 +20,12 @@ from snnexp.config.made import made_of
 from snnexp.config.messages import explained, in_one_line, unknown
 from snnexp.config.overrides import assigned, written
 from snnexp.config.plain import flat, plain, texts
-from snnexp.errors import ConfigError, Refusals
+from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
 from snnexp.spec import parts
 from snnexp.spec.values import Parameter
-from snnexp.text import shown
+from snnexp.text import format_value
 
 MAY_CHANGE = (
     *("logger.", "published.", "data.root", "data.download", "data.num_workers"),
@@ -166,21 +166,21 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
     """
-    changed, refusals = cfg.copy(), Refusals()
+    changed, errors = cfg.copy(), ConfigErrors()
     with in_one_line(), explained(overrides):
         for key, value in assigned(overrides):
             parent, _, leaf = key.rpartition(".")
             if key in GROUPS and not isinstance(value, dict):
-                refusals.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
+                errors.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
                 continue
             if leaf not in _keys(cfg, parent) and key != upgrade.SCHEDULE:
                 node = OmegaConf.select(cfg, parent) if parent else cfg
-                refusals.add(unknown(key, node if isinstance(node, DictConfig) else OmegaConf.create()))
+                errors.add(unknown(key, node if isinstance(node, DictConfig) else OmegaConf.create()))
                 continue
             OmegaConf.update(changed, key, value, merge=False)
-        with refusals.collected():
+        with errors.collect():
             changed = check(changed)
-        refusals.tell()
+        errors.raise_if_any()
         return changed
 
 
@@ -197,24 +197,24 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
     Raises:
         ConfigError: as :func:`change`, or a key has no effect on an evaluation.
     """
-    refusals = Refusals()
+    errors = ConfigErrors()
     typed = [*assigned(overrides)]
     for key, _ in typed:
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
-            refusals.add(f"{shown(key)}: the checkpoint holds its values; train a run with others")
+            errors.add(f"{format_value(key)}: the checkpoint holds its values; train a run with others")
         elif node in ("optimizer", "schedule", "init_from") or key in ONLY_TRAINING:
-            refusals.add(f"{shown(key)}: an evaluation does not train")
+            errors.add(f"{format_value(key)}: an evaluation does not train")
         elif f"{key}.".startswith("data.scale."):
-            refusals.add(f"{key}: inputs are scaled as those that the run was trained with; train a run with another")
+            errors.add(f"{key}: inputs are scaled as those that the run was trained with; train a run with another")
     changed = cfg = _without_watching(cfg)
-    with refusals.collected():
+    with errors.collect():
         groups = {key for key, value in typed if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)}
         own = [word for word in overrides if key_of(word).partition(".")[0] in groups]
         others = [word for word in overrides if word not in own]
         changed = change_all(_chosen(cfg, own, groups, folders) if own else cfg, others, ("num_steps",))
-    refusals.add(*_other_splits(cfg.data, changed.data))
-    refusals.tell()
+    errors.add(*_other_splits(cfg.data, changed.data))
+    errors.raise_if_any()
     return changed
 
 
@@ -224,14 +224,14 @@ def _other_splits(trained: Mapping[str, Any], now: Mapping[str, Any]) -> Iterato
         return
     for name in ("val", "test"):
         if trained.get(name) is not None and now.get(name) is None and _is_drawn(name, now):
-            told = f"got null, and the run was trained with {shown(trained[name])}"
+            told = f"got null, and the run was trained with {format_value(trained[name])}"
             yield f"data.{name}: {told}; keep it, or measure other data"
     for key in SPLITTING:
         split = key.removesuffix("_fraction")
         # samples of a split of their own take the place of a fraction
         replaced = split != key and trained.get(split) != now.get(split)
         if trained.get(key) != now.get(key) and not replaced:
-            before, after = shown(trained.get(key)), shown(now.get(key))
+            before, after = format_value(trained.get(key)), format_value(now.get(key))
             yield f"data.{key}: got {after}, and the run was trained with {before}; keep it, or measure other data"
 
 
@@ -338,19 +338,19 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a key differs that decides what is computed, ``key: old -> new``.
     """
-    old, new, refusals = flat(before), flat(now), Refusals()
+    old, new, errors = flat(before), flat(now), ConfigErrors()
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
             continue
-        both = [shown(config[key]) if key in config else "nothing" for config in (old, new)]
+        both = [format_value(config[key]) if key in config else "nothing" for config in (old, new)]
         change = f"{key}: {' -> '.join(both)}"
         if key != "trainer.max_epochs":
-            refusals.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
+            errors.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
         elif parts.of(now["schedule"]["_target_"]).fact("depends_on_length") is not False:
-            refusals.add(f"{change}, and the learning rates so far depend on it; start a new run")
+            errors.add(f"{change}, and the learning rates so far depend on it; start a new run")
         elif new[key] < old[key]:
-            refusals.add(f"{change}, and a run cannot become shorter")
-    refusals.tell()
+            errors.add(f"{change}, and a run cannot become shorter")
+    errors.raise_if_any()
 
 
 def command(overrides: Sequence[str], node: Mapping[str, Any], folders: Iterable[str | Path] = ()) -> str:

@@ -13,7 +13,7 @@ from snnexp.config.files import MAX_DEPTH, MAX_NODES, require_own_resolvers
 from snnexp.errors import ConfigError
 from snnexp.record import upgrade
 from snnexp.spec import checked, values
-from snnexp.text import shown
+from snnexp.text import format_value
 
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
 HYDRA: dict[str, Any] = {
@@ -119,7 +119,7 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
     for key in STARTERS:
         starter = node.get(key)
         if not isinstance(starter, Mapping):
-            raise ConfigError(f"hydra.{key}: got {shown(starter)}, every sweep needs one, such as basic")
+            raise ConfigError(f"hydra.{key}: got {format_value(starter)}, every sweep needs one, such as basic")
         kind_of(starter, key)
         _require_plain({name: value for name, value in starter.items() if name != "_target_"}, f"hydra.{key}")
         if key == "launcher":
@@ -129,11 +129,11 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
         raise ConfigError(f"{STORAGE[:-1]}: only the command line names a database, a config file may not")
     batch = values.Either(values.COUNT, values.NULL)
     if sweeper.get("max_batch_size") not in batch:
-        size = shown(sweeper["max_batch_size"])
+        size = format_value(sweeper["max_batch_size"])
         raise ConfigError(f"hydra.sweeper.max_batch_size: got {size}, must be {batch}")
     for name in sweeper.get("params") or {}:
         if "hydra" in str(name):
-            raise ConfigError(f"hydra.sweeper.params.{shown(name)}: Hydra's own settings are no part of a sweep")
+            raise ConfigError(f"hydra.sweeper.params.{format_value(name)}: Hydra's own settings are no part of a sweep")
 
 
 def kind_of(starter: Mapping[str, Any], key: str) -> str:
@@ -156,6 +156,6 @@ def kind_of(starter: Mapping[str, Any], key: str) -> str:
 def _require_plain(node: Any, path: str) -> None:
     for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
         if str(key).startswith("_"):
-            raise ConfigError(f"{path}.{shown(key)}: a key that begins with an underscore has no meaning here")
+            raise ConfigError(f"{path}.{format_value(key)}: a key that begins with an underscore has no meaning here")
         if isinstance(value, (Mapping, list)):
-            _require_plain(value, f"{path}.{shown(key)}")
+            _require_plain(value, f"{path}.{format_value(key)}")

@@ -14,7 +14,7 @@ from snnexp.spec.places import MODULE, PLACES
 from snnexp.spec.reader import Spec
 from snnexp.spec.source import Source
 from snnexp.spec.values import ANY
-from snnexp.text import closest, shown
+from snnexp.text import format_value, suggest
 
 RULES = ("requires", "fits", "shapes")
 """Static methods that a check calls."""
@@ -42,20 +42,20 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
     is_named = place in PLACES and PLACES[place].many and path.rpartition(".")[0] == place
     if not isinstance(node, Mapping):
         if is_named:
-            raise ConfigError(f"{path}: got {shown(node)}, must be a mapping with _target_")
+            raise ConfigError(f"{path}: got {format_value(node)}, must be a mapping with _target_")
         return
     for key in node:
         if not isinstance(key, str):
-            raise ConfigError(f"{path}.{shown(key)}: a key must be a text")
+            raise ConfigError(f"{path}.{format_value(key)}: a key must be a text")
         if key.startswith("_") and key != "_target_":
-            raise ConfigError(f"{path}.{shown(key)}: unknown key, of those with an underscore only _target_")
+            raise ConfigError(f"{path}.{format_value(key)}: unknown key, of those with an underscore only _target_")
     spec = None
     if "_target_" in node or place == path or is_named:
         name = _text(node.get("_target_"), path)
         require_target(name, path, place)
         spec = parts.of(name)
     for key, value in node.items():
-        require_targets(value, f"{path}.{shown(key)}", _place(spec, key, place))
+        require_targets(value, f"{path}.{format_value(key)}", _place(spec, key, place))
 
 
 def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
@@ -114,7 +114,7 @@ def may_be_read(source: Source) -> bool:
 
 def _text(name: object, path: str) -> str:
     if not isinstance(name, str):
-        raise ConfigError(f"{path}._target_: got {shown(name)}, must be a name such as snnexp.neurons.Leaky")
+        raise ConfigError(f"{path}._target_: got {format_value(name)}, must be a name such as snnexp.neurons.Leaky")
     return name
 
 
@@ -126,14 +126,14 @@ def require_target(name: str, path: str, place: str | None) -> None:
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):
         return
-    told = shown(name)
+    told = format_value(name)
     if not _within(name, ("snnexp",)):
         packages = ", ".join(("snnexp", *allowed()))
         raise ConfigError(f"{path}._target_: {told} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
     if not places:
         raise ConfigError(f"{path}._target_: nothing is built here, got {told}")
     names = [target.rpartition(".")[2] for each in places for target in parts.shipped(each)]
-    hint = closest(told.rpartition(".")[2], names)
+    hint = suggest(told.rpartition(".")[2], names)
     raise ConfigError(f"{path}._target_: {told} cannot stand here, {hint}")
 
 
@@ -163,7 +163,7 @@ def _layer(name: str, path: str) -> Any:
     """A layer of PyTorch."""
     found = locate(name, path, ("torch.nn",))
     if MODULE not in class_names(found) or not found.__module__.startswith("torch.nn.modules."):
-        raise ConfigError(f"{path}._target_: {shown(name)} is no layer")
+        raise ConfigError(f"{path}._target_: {format_value(name)} is no layer")
     return found
 
 
@@ -172,7 +172,7 @@ def _transform(name: str, path: str) -> Any:
     found = locate(name, path, ("torchvision.transforms",))
     # an enumeration, such as InterpolationMode, is none
     if not any("__call__" in vars(base) for base in getattr(found, "__mro__", ())):
-        raise ConfigError(f"{path}._target_: {shown(name)} is no transform")
+        raise ConfigError(f"{path}._target_: {format_value(name)} is no transform")
     return found
 
 
@@ -189,7 +189,7 @@ def locate(name: str, path: str, packages: Iterable[str]) -> Any:
         Exception: whatever a module raises while it is imported.
     """
     packages = tuple(packages)
-    told = shown(name)
+    told = format_value(name)
     refusal = f"{path}._target_: {told} is not from {', '.join(packages) or 'snnexp'}"
     if not _within(name, packages):
         raise ConfigError(f"{refusal}; SNNEXP_ALLOW_TARGETS can allow its package")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from snnexp import limits, text
 from snnexp.config import targets
-from snnexp.errors import DISK, ConfigError, PartError, SnnexpError, is_about_memory, is_about_worker
+from snnexp.errors import DISK_ERRNOS, ConfigError, PartError, SnnexpError, is_out_of_memory, is_worker_failure
 
 LONGEST = 180
 """Maximum length of a message; its location is never truncated."""
@@ -34,9 +34,14 @@ def told(error: Exception, key: str | None = None, cfg: Mapping[str, Any] | None
         key: the part, where it is known.
         cfg: a config, whose targets tell the part where ``key`` does not.
     """
-    if isinstance(error, SnnexpError) or is_about_memory(error) or is_about_worker(error) or limits.met(error):
+    if (
+        isinstance(error, SnnexpError)
+        or is_out_of_memory(error)
+        or is_worker_failure(error)
+        or limits.describe_limit(error)
+    ):
         return None
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
         return None
     place = _place(error)
     if place is None:
@@ -70,12 +75,12 @@ def constructing(key: str) -> Iterator[None]:
             if place is None:
                 raise
             refused = ConfigError(_fitting(key, str(error) or type(error).__name__, place))
-            refused.located = True
+            refused.has_path = True
             raise refused from error
 
 
 def _fitting(start: str, message: str, place: Place) -> str:
-    message = text.line(message)
+    message = text.one_line(message)
     room = max(20, LONGEST - len(start) - len(place.line))
     message = message if len(message) <= room else f"{message[: room - 3]}..."
     return f"{start}: {message} ({place.line})" if message else f"{start} ({place.line})"

@@ -12,7 +12,7 @@ from snnexp.data.batches import OrderedBatches
 from snnexp.data.mnist import MNIST
 from snnexp.data.module import DataModule, Samples
 from snnexp.errors import ConfigError, DataError
-from snnexp.text import shown
+from snnexp.text import format_value
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -203,7 +203,9 @@ def _require_groups(data: DataModule) -> None:
     for name, groups in (data.description.groups or {}).items():
         for group in dict.fromkeys(groups):
             if splits.setdefault(group, name) != name:
-                raise DataError(f"data: group {shown(group)} has samples in the {splits[group]} and the {name} split")
+                raise DataError(
+                    f"data: group {format_value(group)} has samples in the {splits[group]} and the {name} split"
+                )
 
 
 def _is_batch(tensor: Tensor, size: int, axis: int, shape: tuple[int, ...]) -> bool:

@@ -17,7 +17,7 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Count, Given, InFile
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
-from snnexp.text import closest, line, shown
+from snnexp.text import format_value, one_line, suggest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +78,7 @@ def folder_data(
     folders = {split: _folder(Path(name)) for split, (_, name) in given.items()}
     if (inside := _inside(folders["train"])) and train is None:
         if len(folders) > 1:
-            raise ConfigError(f"path: {shown(path)} has folders for its splits, and others are given")
+            raise ConfigError(f"path: {format_value(path)} has folders for its splits, and others are given")
         folders = inside
     classes = _classes(folders["train"])
     found = {split: _Files(folder, classes) for split, folder in folders.items()}
@@ -91,7 +91,7 @@ def _folder(path: Path) -> Path:
     path = files.absolute(path)
     if not path.is_dir():
         near = [each.name for each in _folders(path.parent)] if path.parent.is_dir() else []
-        hint = f"; {closest(path.name, near)}" if near else ""
+        hint = f"; {suggest(path.name, near)}" if near else ""
         what = "is no folder" if path.exists() else "is not there"
         raise DataError(f"data: the folder {path} {what}{hint}")
     return path
@@ -122,7 +122,9 @@ class _Files:
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self.folder, self.classes = folder, [*classes]
         if classes and (others := [name for name in _classes(folder) if name not in classes]):
-            raise DataError(f"data: {folder} has a class {shown(others[0])}, and the training split has none of it")
+            raise DataError(
+                f"data: {folder} has a class {format_value(others[0])}, and the training split has none of it"
+            )
         self.paths: list[Path] = []
         self.targets: list[int] = []
         for label, name in enumerate(classes):
@@ -207,7 +209,7 @@ def _opened(path: Path) -> "Image.Image":
         image = Image.open(path)
         image.load()
     except Image.DecompressionBombError as error:
-        raise DataError(f"data: {path} cannot be read as an image: {line(str(error))}") from error
+        raise DataError(f"data: {path} cannot be read as an image: {one_line(str(error))}") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise DataError(f"data: {path} cannot be read as an image") from error
     if image.mode.startswith(DEEP):

@@ -30,7 +30,7 @@ from snnexp.data.splits import class_counts
 from snnexp.errors import ConfigError, InterruptedRunError, SnnexpError
 from snnexp.spec.annotations import Count, Seed, Workers
 from snnexp.spec.checked import checked
-from snnexp.text import shown
+from snnexp.text import format_value
 
 Sampling = Literal["shuffled", "balanced"]
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
@@ -212,7 +212,7 @@ class DataModule(LightningDataModule):
         samples = splits.get(split)
         if samples is None:
             there = ", ".join(name for name, samples in splits.items() if samples is not None)
-            raise ConfigError(f"split: got {shown(split)}, these data have {there}")
+            raise ConfigError(f"split: got {format_value(split)}, these data have {there}")
         return self._loader(samples, self._in_order(samples))
 
     def smallest_batch(self, limit: int | None) -> int:

@@ -18,7 +18,7 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Index, Object, Seed, Stackable, Workers
 from snnexp.spec.checked import checked
-from snnexp.text import shown
+from snnexp.text import format_value
 
 TEST_FRACTION = 0.2
 """Where nothing else is said."""
@@ -219,7 +219,7 @@ class _Splitting:
         for key, value in asked.items():
             if value is not None:
                 told = f"and {sources['train'].name} says itself which sample is in which split"
-                raise ConfigError(f"{key}: got {shown(value)}, {told}")
+                raise ConfigError(f"{key}: got {format_value(value)}, {told}")
         return splits.given(sources["train"].split or ())
 
     def _drawn(self, sources: Mapping[str, Source], form: Form) -> dict[str, list[int]]:

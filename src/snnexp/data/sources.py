@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snnexp.errors import ConfigError, DataError
-from snnexp.text import line
+from snnexp.text import one_line
 
 
 class Source:
@@ -197,4 +197,6 @@ def transformed(transform: Callable[[Any], Any], value: Any, key: str) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         if not type(transform).__module__.startswith("torchvision."):
             raise
-        raise ConfigError(f"{key}: {type(transform).__name__} cannot take these inputs: {line(str(error))}") from error
+        raise ConfigError(
+            f"{key}: {type(transform).__name__} cannot take these inputs: {one_line(str(error))}"
+        ) from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snnexp.errors import ConfigError
-from snnexp.text import shown
+from snnexp.text import format_value
 
 WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The split that a word stands for."""
@@ -105,7 +105,7 @@ def given(words: Sequence[Any]) -> dict[str, list[int]]:
         found.setdefault(WORDS.get(str(word).lower(), ""), []).append(index)
     if "" in found:
         others = sorted({str(words[index]) for index in found[""]})
-        raise ConfigError(f"split: got {shown(', '.join(others))}, must be train, val or test for each sample")
+        raise ConfigError(f"split: got {format_value(', '.join(others))}, must be train, val or test for each sample")
     for name in ("train", "test"):
         if name not in found:
             raise ConfigError(f"split: none of the {len(words)} samples is in the {name} split, and every run needs it")

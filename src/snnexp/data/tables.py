@@ -19,7 +19,7 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Given, Index
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
-from snnexp.text import closest, line, shown
+from snnexp.text import format_value, one_line, suggest
 
 Array = np.ndarray[Any, Any]
 MISSING = ("", "na", "n/a", "nan", "null", "none")
@@ -95,7 +95,7 @@ def csv_data(
         asked = {"fold": fold, "stratify": stratify or None, "groups": groups, "split": split}
         for key, value in asked.items():
             if value is not None:
-                raise ConfigError(f"{key}: got {shown(value)}, and splits of a time series are in its order")
+                raise ConfigError(f"{key}: got {format_value(value)}, and splits of a time series are in its order")
         series = _Series(window, horizon, stride, features, names)
         sources = series.sources(tables, val_fraction, test_fraction)
         val_fraction = test_fraction = None
@@ -132,7 +132,7 @@ class _Rows:
         try:
             self._read()
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"data: {path} cannot be read as CSV: {line(str(error))}") from error
+            raise DataError(f"data: {path} cannot be read as CSV: {one_line(str(error))}") from error
 
     def _read(self) -> None:
         with self.path.open(encoding="utf-8-sig", newline="") as file:
@@ -173,11 +173,11 @@ class _Rows:
         """
         if name in self.header:
             return
-        hint = closest(name, self.header)
+        hint = suggest(name, self.header)
         other = next((each for each in ",;\t|" if len(self.header) == 1 and each in self.header[0]), None)
         if other is not None:
-            hint = f"its fields are not separated by {shown(self.delimiter)}; use 'data.delimiter=\"{other}\"'"
-        raise ConfigError(f"{key}: {self.path.name} has no column {shown(name)}, {hint}")
+            hint = f"its fields are not separated by {format_value(self.delimiter)}; use 'data.delimiter=\"{other}\"'"
+        raise ConfigError(f"{key}: {self.path.name} has no column {format_value(name)}, {hint}")
 
     def values(self, name: str) -> Array:
         """A column as numbers, or as text where a field is no number.
@@ -195,7 +195,9 @@ class _Rows:
             is_text = any("_" in field or not _is_number(field) for field in fields)
             column = np.array(fields) if is_text or missing else np.array(fields, dtype=np.float64)
         if missing:
-            some = f"{len(missing)} of {len(column)} fields in column {shown(name)} of {self.path.name} are missing"
+            some = (
+                f"{len(missing)} of {len(column)} fields in column {format_value(name)} of {self.path.name} are missing"
+            )
             raise DataError(f"data: {some}, the first in sample {missing[0]}; fill them, or use data.drop")
         return column
 
@@ -209,7 +211,7 @@ class _Rows:
         text = [name for name, each in found.items() if each.dtype.kind == "U"]
         if text:
             hint = f"; leave them out by 'data.drop=[{','.join(text)}]'" if key == "drop" else ""
-            columns = ", ".join(map(shown, text))
+            columns = ", ".join(map(format_value, text))
             raise ConfigError(f"{key}: {self.path.name} has text in {columns}, must be numbers{hint}")
         if not found:
             raise ConfigError(f"drop: leaves no feature of {self.path.name}, which has {', '.join(self.header)}")
@@ -237,7 +239,9 @@ class _Table:
             DataError: there is no such column.
         """
         if missing := [name for name in features if name not in self.rows.header]:
-            raise DataError(f"data: {self.name} has no column {shown(missing[0])}, and the training samples have")
+            raise DataError(
+                f"data: {self.name} has no column {format_value(missing[0])}, and the training samples have"
+            )
         return self.rows.numbers(features)
 
     def source(self, features: Sequence[str], names: Sequence[str] | None) -> Source:
@@ -268,14 +272,14 @@ class _Columns:
             DataError: the file is missing or damaged, or a field is missing.
         """
         if len(self.delimiter) != 1:
-            raise ConfigError(f"delimiter: got {shown(self.delimiter)}, must be one character")
+            raise ConfigError(f"delimiter: got {format_value(self.delimiter)}, must be one character")
         path = files.absolute(file)
         files.require_file(path)
         found, targets = _Rows(path, self.delimiter), self.targets
         if not targets:
             raise ConfigError(f"target: must name a column of {path.name}: {', '.join(found.header)}")
         if len({*targets}) < len(targets):
-            raise ConfigError(f"target: got {shown(', '.join(targets))}, must name each column once")
+            raise ConfigError(f"target: got {format_value(', '.join(targets))}, must name each column once")
         others = {what: name for what, name in (("groups", self.groups), ("split", self.split)) if name is not None}
         named = [*(("target", name) for name in targets), *(("drop", name) for name in self.drop), *others.items()]
         for what, name in named:
@@ -307,7 +311,7 @@ def _classes(tables: Sequence[_Table], classify: bool | None) -> list[str] | Non
     """
     text = [each.name for each in tables if each.y.dtype.kind == "U"]
     if text and (classify is False or len(text) < len(tables)):
-        raise ConfigError(f"classify: got {shown(classify)}, and the target in {text[0]} is text")
+        raise ConfigError(f"classify: got {format_value(classify)}, and the target in {text[0]} is text")
     if text:
         return sorted({label for each in tables for label in each.y.tolist()})
     numbers = np.concatenate([each.y.ravel() for each in tables])

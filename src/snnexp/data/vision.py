@@ -17,7 +17,7 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Object
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
-from snnexp.text import closest, line, shown
+from snnexp.text import format_value, one_line, suggest
 
 Splits = Mapping[str, Mapping[str, Any]]
 
@@ -72,14 +72,14 @@ def torchvision_data(
         DataError: its files are missing or damaged.
     """
     if name not in SETS:
-        raise ConfigError(f"name: got {shown(name)}, {closest(str(name), sorted(SETS))}")
+        raise ConfigError(f"name: got {format_value(name)}, {suggest(str(name), sorted(SETS))}")
     # which takes a while, here as below
     from torchvision import datasets
 
     if (name == "EMNIST") != (variant is not None):
         known = ", ".join(datasets.EMNIST.splits)
         must = f"must be one of {known}" if name == "EMNIST" else "must be null, only EMNIST has variants"
-        raise ConfigError(f"variant: got {shown(variant)}, {must}")
+        raise ConfigError(f"variant: got {format_value(variant)}, {must}")
     if download and name in NOT_OFFERED:
         raise ConfigError(f"download: got true, must be false, torchvision does not download {name}")
     more = {} if variant is None else {"split": variant}
@@ -103,7 +103,7 @@ def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) ->
     except ModuleNotFoundError as error:
         raise ConfigError(f"name: {name} needs the package {error.name}") from error
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, AssertionError) as error:
-        reason = line(str(error)).partition(". ")[0].removesuffix(".") or "its files have another format"
+        reason = one_line(str(error)).partition(". ")[0].removesuffix(".") or "its files have another format"
         if download:
             raise DataError(f"data: {name} could not be downloaded into {root}: {reason}") from error
         hint = "set data.root to the folder above it"

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from snnexp.text import line
+from snnexp.text import one_line
 
 Array = NDArray[Any]
 INK, GREY = "#1c1c1e", "#6b6b70"
@@ -100,7 +100,7 @@ def _settle(figure: Figure) -> None:
 
 def _printable(text: str) -> str:
     lines = text.split("\n")
-    return text if all(map(str.isprintable, lines)) else "\n".join(map(line, lines))
+    return text if all(map(str.isprintable, lines)) else "\n".join(map(one_line, lines))
 
 
 def subplots(rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, Any]:

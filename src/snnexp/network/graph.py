@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from snnexp.errors import located
+from snnexp.errors import key_prefix
 from snnexp.events import Events
 from snnexp.initializers import Initializer
 from snnexp.network.layers import (
@@ -113,7 +113,7 @@ class Network(nn.Module):
         This is the order of the tutorials of snnTorch and Norse, so that a seed gives the start that their code gives.
         """
         for name, layer in self._layers().items():
-            with located("readout" if name == "readout" else "neuron"):
+            with key_prefix("readout" if name == "readout" else "neuron"):
                 layer.neuron.reset_parameters()
             for _, synapse in layer.synapses(self.sources[name]):
                 reset_synapse(synapse, layer.neuron)

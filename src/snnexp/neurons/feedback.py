@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
 from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision
-from snnexp.text import shown
+from snnexp.text import format_value
 
 Feedback = Literal["linear", "one_to_one", "conv2d"]
 
@@ -41,7 +41,9 @@ class _FeedbackNeuron(Neuron):
                 "use linear or one_to_one"
             )
         if feedback == "conv2d" and (kernel_size is None or kernel_size % 2 == 0):
-            raise ConfigError(f"kernel_size: got {shown(kernel_size)}, conv2d feedback needs an odd whole number")
+            raise ConfigError(
+                f"kernel_size: got {format_value(kernel_size)}, conv2d feedback needs an odd whole number"
+            )
 
     def add_feedback(self, feedback: Feedback, kernel_size: int | None, V: NeuronParameter[float], learn: bool) -> None:
         """Make the synapse within the layer, or keep the weight of each neuron to itself.

@@ -34,7 +34,7 @@ from snnexp.errors import CheckpointError, SnnexpError
 from snnexp.record import upgrade
 from snnexp.record.checksum import read_checkpoint
 from snnexp.record.run import Run
-from snnexp.text import line, listed, shown
+from snnexp.text import format_value, list_options, one_line
 
 LOG = logging.getLogger(__name__)
 NETWORK = "network."
@@ -87,20 +87,20 @@ def find(
     folder = run.checkpoints
     if step is not None:
         return _of_step(step, run, wanted, batches, require_same)
-    refusals: list[CheckpointError] = []
+    errors: list[CheckpointError] = []
     paths = [path for path in (folder / f"{name}.ckpt" for name in NEWEST_FIRST) if path.exists()]
     # to begin anew is right for a run that was not saved yet, and too much where something is damaged
     for path in paths or [path for path in [folder / "init.ckpt"] if path.exists()]:
         try:
             found = _of_run(path, run, wanted, batches, require_same)
         except CheckpointError as error:
-            refusals.append(error)
+            errors.append(error)
         else:
-            for refusal in refusals:
-                LOG.warning("%s; going on from %s, step %d", line(str(refusal)), path.name, found.step)
+            for earlier in errors:
+                LOG.warning("%s; going on from %s, step %d", one_line(str(earlier)), path.name, found.step)
             return found
-    if refusals:
-        raise refusals[0]
+    if errors:
+        raise errors[0]
     if not (run.path / "metrics.jsonl").stat().st_size:
         return None
     raise CheckpointError(f"{folder}: no checkpoint is left")
@@ -266,9 +266,9 @@ def read_weights(
         if named.keys() != wanted.keys():
             missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *named}]
             others = [name for name in weights if name not in wanted and f"{NETWORK}{name}" not in wanted]
-            unknown = [f"unknown {shown(str(name).removeprefix(NETWORK))}" for name in others]
+            unknown = [f"unknown {format_value(str(name).removeprefix(NETWORK))}" for name in others]
             wrong = [*missing, *unknown, f"{NETWORK} stands before some names only"][0]
-            expected = listed(name.removeprefix(NETWORK) for name in wanted)
+            expected = list_options(name.removeprefix(NETWORK) for name in wanted)
             raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {expected}")
         weights = named
     if not isinstance(weights, dict):
@@ -352,7 +352,7 @@ def difference(found: Any, wanted: Any, path: str = "") -> str | None:
     if isinstance(wanted, Mapping):
         if not isinstance(found, dict) or found.keys() != wanted.keys():
             names = found.keys() ^ wanted.keys() if isinstance(found, dict) else []
-            other = sorted(shown(name) for name in names)[:1]
+            other = sorted(format_value(name) for name in names)[:1]
             return f"{path or 'it'} has other names{''.join(f', {name}' for name in other)}"
         pairs = [(found[key], wanted[key], f"{path}.{key}".lstrip(".")) for key in wanted]
     elif isinstance(wanted, (list, tuple)):

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from snnexp.text import line
+from snnexp.text import one_line
 
 GIT_S = 10
 """How long git may take."""
@@ -34,7 +34,7 @@ def git() -> dict[str, Any] | None:
         except (OSError, subprocess.TimeoutExpired) as error:
             return None if isinstance(error, FileNotFoundError) else {"reason": f"git: {error}"}
         if done.returncode:
-            reason = line(done.stderr.decode(errors="replace"))
+            reason = one_line(done.stderr.decode(errors="replace"))
             return None if "not a git repository" in reason else {"reason": reason}
         answers.append(done.stdout.decode(errors="replace").strip())
     commit, changes = answers

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from snnexp.record.names import RUN_ID, key_of
 from snnexp.record.plain import is_finite_number
-from snnexp.text import line
+from snnexp.text import one_line
 
 ENDS = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
@@ -92,14 +92,14 @@ class Facts:
         stop = self.record.get("stopped_early")
         if not isinstance(stop, dict):
             return ""
-        epoch, step, reason = (line(str(stop.get(name))) for name in ("epoch", "step", "reason"))
+        epoch, step, reason = (one_line(str(stop.get(name))) for name in ("epoch", "step", "reason"))
         return f"stopped early after epoch {epoch}, step {step}: {reason}"
 
     @property
     def classes(self) -> list[str]:
         """The names of classes, where the data have some."""
         found = self.record.get("classes")
-        return [line(str(name)) for name in found] if isinstance(found, list) else []
+        return [one_line(str(name)) for name in found] if isinstance(found, list) else []
 
     @property
     def one_class(self) -> str:

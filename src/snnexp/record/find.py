@@ -10,7 +10,7 @@ from snnexp.errors import ConfigError
 from snnexp.record.facts import Facts
 from snnexp.record.names import RUN_ID
 from snnexp.record.run import Run
-from snnexp.text import closest, line, listed
+from snnexp.text import list_options, one_line, suggest
 
 OUTPUTS = "outputs"
 """The folder of runs, where ``logger.root`` names no other one."""
@@ -40,7 +40,7 @@ def find(folder: Path) -> Iterator[Path]:
             # a run that has just been renamed or removed
             continue
         except OSError as error:
-            print(f"snnexp: {line(str(here))}: {error.strerror}", file=sys.stderr)
+            print(f"snnexp: {one_line(str(here))}: {error.strerror}", file=sys.stderr)
             continue
         # other folders may have a config.yaml too
         if "run.json" in entries or ("config.yaml" in entries and RUN_ID.fullmatch(here.name)):
@@ -88,10 +88,10 @@ def locate(typed: str) -> Path:
     if len(ending) == 1:
         return ending[0]
     if ending:
-        raise ConfigError(f"{line(typed)}: {len(ending)} ids end with it, {listed(map(str, ending))}")
+        raise ConfigError(f"{one_line(typed)}: {len(ending)} ids end with it, {list_options(map(str, ending))}")
     ids = [one.name for one in found]
-    hint = closest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
-    raise ConfigError(f"{line(typed)}: no such directory, and no id of a run or sweep ends with it; {hint}")
+    hint = suggest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
+    raise ConfigError(f"{one_line(typed)}: no such directory, and no id of a run or sweep ends with it; {hint}")
 
 
 def _directories(folder: Path) -> Iterator[Path]:

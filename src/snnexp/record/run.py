@@ -48,7 +48,7 @@ from snnexp.record.files import (
 from snnexp.record.lock import Lock
 from snnexp.record.names import new_id
 from snnexp.record.plain import finite, plain_json, plain_yaml
-from snnexp.text import shown
+from snnexp.text import format_value
 
 EPOCH = "train/epoch_loss"
 """What the row of an epoch holds, and no other."""
@@ -231,7 +231,7 @@ class Run:
                 record = self.read()
                 status = "killed" if record.get("status") == "running" else record.get("status")
             if status not in ("running", "killed", *ENDS):
-                raise CheckpointError(f"{self.path / 'run.json'}: damaged, no status is {shown(status)}")
+                raise CheckpointError(f"{self.path / 'run.json'}: damaged, no status is {format_value(status)}")
             reason = "its process is gone" if status == "killed" else str(record.get("reason") or "")
         except (CheckpointError, OSError) as error:
             status, reason = "damaged", self._damage(error)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from snnexp.errors import CheckpointError
-from snnexp.text import shown
+from snnexp.text import format_value
 
 FORMAT = 2
 TARGETS = {
@@ -47,7 +47,7 @@ def require_known(content: Mapping[str, Any], name: object) -> None:
     """
     found = content.get("format", 1)
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise CheckpointError(f"{name}: damaged, its format is {shown(found)}")
+        raise CheckpointError(f"{name}: damaged, its format is {format_value(found)}")
     if found > FORMAT:
         raise CheckpointError(f"{name}: format {found} is of a newer snnexp, this one reads up to {FORMAT}; update it")
 

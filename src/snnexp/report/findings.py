@@ -26,7 +26,7 @@ from snnexp.report.groups import (
     varied,
 )
 from snnexp.report.statistics import Summary, summary
-from snnexp.text import closest, shown
+from snnexp.text import format_value, suggest
 
 MOST_LEVELS = 10
 """Values of a parameter that are named one by one."""
@@ -119,7 +119,7 @@ def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequenc
 def require_known(metric: str | None, runs: Sequence[Facts]) -> None:
     known = sorted({name for run in runs if run.status == "finished" for name in run.metrics})
     if metric is not None and metric not in known:
-        raise ConfigError(f"--metric: no finished run has {shown(metric)}, {closest(metric, known)}")
+        raise ConfigError(f"--metric: no finished run has {format_value(metric)}, {suggest(metric, known)}")
 
 
 def compared(runs: Sequence[Facts], points: Sequence[Point], metric: str | None) -> Comparison:

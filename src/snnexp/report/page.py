@@ -16,7 +16,7 @@ from typing import Any
 from snnexp.figures import style
 from snnexp.figures.picture import Picture
 from snnexp.record.files import write_atomically, write_figure
-from snnexp.text import number
+from snnexp.text import format_number
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def cell(value: Any) -> str:
     """A value as a person reads it: four significant digits, a dash for what is not known."""
     if value is None:
         return "–"  # noqa: RUF001
-    return number(value) if isinstance(value, float) else str(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _on_white(svg: str) -> str:

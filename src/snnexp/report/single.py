@@ -166,13 +166,15 @@ def _changed(
     """
     choice = recipes.chosen(cfg, facts.overrides)
     if choice is None:
-        told.append(f"There is no recipe {text.shown(recipes.asked(cfg, facts.overrides))} here to compare with.")
+        told.append(
+            f"There is no recipe {text.format_value(recipes.asked(cfg, facts.overrides))} here to compare with."
+        )
         return "", []
     typed = {key_of(override) for override in facts.typed}
     changed = recipes.changed(cfg, facts.overrides) if cfg else {}
     rows = []
     for key in sorted(changed, key=lambda key: key not in typed):
-        before, now = (None if value is None else text.shown(value) for value in changed[key])
+        before, now = (None if value is None else text.format_value(value) for value in changed[key])
         rows.append((key, before, now))
     return f"experiment={choice}" if choice else "the defaults", rows
 
@@ -341,5 +343,5 @@ def _time(facts: Facts) -> list[Block]:
 
 
 def _whole(cfg: Mapping[str, Any]) -> list[Block]:
-    rows = [[key, text.shown(value)] for key, value in config.flat(cfg).items()]
+    rows = [[key, text.format_value(value)] for key, value in config.flat(cfg).items()]
     return [Table(["key", "value"], rows, f"{len(rows)} keys", "config", folded=True)] if rows else []

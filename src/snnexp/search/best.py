@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from snnexp import config
 from snnexp.record.files import write_atomically
-from snnexp.text import line
+from snnexp.text import one_line
 
 
 def write_best(
@@ -24,7 +24,7 @@ def write_best(
         folders: more configs that it was composed with. What was chosen from there is written as
             ``FOLDER/<group>/NAME.yaml``, so that the command needs no other folder.
     """
-    header = f"# {line(about)}\n"
+    header = f"# {one_line(about)}\n"
     # several of a group have no name of their own, and their nodes are written below
     chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
     for group, choice in chosen.items():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from snnexp.errors import ConfigError, located
+from snnexp.errors import ConfigError, key_prefix
 from snnexp.record.measures import higher_is_better
 from snnexp.search.storage import parse
 from snnexp.spec import parts, rules
@@ -12,7 +12,7 @@ from snnexp.spec.annotations import Count, Index, Name, Positive, Seed
 from snnexp.spec.checked import check_fields
 from snnexp.spec.rules import Facts
 from snnexp.spec.values import COUNT
-from snnexp.text import shown
+from snnexp.text import format_value
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
     grace_s: Positive = 120.0
 
     def __post_init__(self) -> None:
-        with located("hydra.sweeper"):
+        with key_prefix("hydra.sweeper"):
             check_fields(self)
         if self.n_trials is None and self.sampler != "grid":
             raise ConfigError(f"hydra.sweeper.n_trials: got null, must be {COUNT}; only a grid ends by itself")
@@ -88,7 +88,7 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     unknown = unknown or facts.splits_in_file is True
     validated = any(data.get(key) for key in keys)
     if not validated and (settings.metric is None or (settings.metric.startswith("val/") and not unknown)):
-        reason = f"got {shown(data.get(keys[0]))}, a search needs a validation split; set it, or"
+        reason = f"got {format_value(data.get(keys[0]))}, a search needs a validation split; set it, or"
         if keys[0] not in data:
             reason = "these data have no validation split;"
         if unknown and keys[0] not in data:
@@ -97,7 +97,7 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
         raise ConfigError(f"data.{keys[0]}: {reason} name the metric, such as hydra.sweeper.metric={metric}")
     metric = settings.metric or main_measure(cfg, "val")
     if not metric.startswith(("train/", "val/", "test/")):
-        raise ConfigError(f"hydra.sweeper.metric: got {shown(metric)}, must begin with train/, val/ or test/")
+        raise ConfigError(f"hydra.sweeper.metric: got {format_value(metric)}, must begin with train/, val/ or test/")
     known = {name: spec.fact("higher_is_better") for name, spec in parts.measures(cfg).items()}
     higher = higher_is_better(metric, known)
     if settings.direction is None and higher is None:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from snnexp.errors import ConfigError
-from snnexp.text import line
+from snnexp.text import one_line
 
 KEY = "hydra.sweeper.storage"
 WAIT_S = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}}
@@ -121,7 +121,7 @@ def reached(url: str) -> Iterator[None]:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
         told = cause.orig if isinstance(cause, DBAPIError) else cause
-        reason = line(str(told or error).strip().partition("\n")[0])
+        reason = one_line(str(told or error).strip().partition("\n")[0])
         if password := parse(url).password:
             reason = reason.replace(str(password), "***")
         raise ConfigError(f"{KEY}: {shown(url)} cannot be used: {reason}") from error

@@ -32,7 +32,7 @@ from snnexp.search.settings import Settings
 from snnexp.search.space import Space, cells, suggested, typed
 from snnexp.search.storage import close, open_storage, reached
 from snnexp.seeds import fold
-from snnexp.text import shown
+from snnexp.text import format_value
 
 MAY_DIFFER = (*config.MAY_CHANGE, "trainer=", "kernel=")
 """What processes that share a study may each have otherwise."""
@@ -183,7 +183,7 @@ class Search:
         if status == "interrupted":
             return
         if status == "finished" and (value is None or not math.isfinite(value)):
-            status, reason = "failed", f"its {self.metric} is {shown(value)}"
+            status, reason = "failed", f"its {self.metric} is {format_value(value)}"
         # of a study that is not the one it was, nothing is known
         with reached(self.url), suppress(UpdateFinishedTrialError, KeyError):
             identity = self._identity(number) if identity is None else identity
@@ -301,5 +301,5 @@ def _difference(before: Any, now: Any) -> str:
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         return f"other values of {', '.join(keys)}"
     if isinstance(before, list):
-        return shown(" ".join(sorted({*before} ^ {*now})))
-    return shown(before)
+        return format_value(" ".join(sorted({*before} ^ {*now})))
+    return format_value(before)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from snnexp.spec import source as sources
 from snnexp.spec.places import PLACES, Place
 from snnexp.spec.reader import Spec, read
-from snnexp.text import snake
+from snnexp.text import snake_case
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -79,7 +79,7 @@ def shipped(place: str) -> Mapping[str, Spec]:
 @functools.cache
 def by_choice(place: str) -> Mapping[str, Spec]:
     """As :func:`shipped`, by the name of the choice that is named after the class, such as ``spike_count``."""
-    return {snake(spec.name): spec for spec in shipped(place).values()}
+    return {snake_case(spec.name): spec for spec in shipped(place).values()}
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from snnexp.spec.annotations import Given, InFile
 from snnexp.spec.classes import MISSING
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
-from snnexp.text import closest, shown
+from snnexp.text import format_value, suggest
 
 OTHER_LOSS = "use another loss, or data with labels"
 TARGETS = {
@@ -48,7 +48,7 @@ class Facts:
 def require_arguments(path: str, name: str, keys: Collection[Any], known: Collection[str]) -> None:
     """Refuse those of ``keys`` that ``name``, which is built at ``path``, does not take."""
     unknown = [
-        f"{path}.{shown(key)}: unknown key, {name} has no such argument, {closest(str(key), known)}"
+        f"{path}.{format_value(key)}: unknown key, {name} has no such argument, {suggest(str(key), known)}"
         for key in keys
         if key not in known
     ]
@@ -68,10 +68,8 @@ def require_steps(data: Any, num_steps: Any) -> None:
     """Refuse sequences of another length than the run's."""
     known = data.sequences is True and isinstance(data.num_steps, int)
     if known and data.num_steps != num_steps:
-        steps = data.num_steps
-        raise ConfigError(
-            f"data: these sequences have {steps} steps, and num_steps is {shown(num_steps)}; use num_steps={steps}"
-        )
+        steps, given = data.num_steps, format_value(num_steps)
+        raise ConfigError(f"data: these sequences have {steps} steps, and num_steps is {given}; use num_steps={steps}")
 
 
 def require_encoder(encoder: Any, data: Any) -> None:
@@ -223,7 +221,7 @@ def require_validation(key: str, value: Any, measure: Any, data: Any, given: Map
 
 def no_validation(key: str, value: Any, use: str) -> str:
     """What is wrong with a key that watches a validation split, where there is none; ``use`` makes one."""
-    return f"{key}: got {shown(value)}, and there is no validation split to watch; set data.{use}"
+    return f"{key}: got {format_value(value)}, and there is no validation split to watch; set data.{use}"
 
 
 def _name(part: Any) -> str:

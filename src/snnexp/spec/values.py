@@ -12,7 +12,7 @@ from annotated_types import DocInfo
 
 from snnexp.spec.annotations import HOLDS_PARTS, OBJECT, STACKABLE, AtLeast, AtMost, Matching
 from snnexp.spec.places import KINDS
-from snnexp.text import shown
+from snnexp.text import format_value
 
 FLOAT32_MAX = 3.4028234663852886e38
 WHOLE_MAX = 2**31 - 1
@@ -271,7 +271,7 @@ class Only:
         return type(value) is type(self.value) and value == self.value
 
     def __str__(self) -> str:
-        return shown(self.value)
+        return format_value(self.value)
 
 
 def or_default(inner: Domain | None, default: object) -> Domain | None:
@@ -366,7 +366,7 @@ def relations(annotation: Any) -> list[AtMost | AtLeast]:
 
 def refusal(name: str, value: object, domain: Domain) -> str:
     """The sentence for a value that lies outside the domain of its key."""
-    return f"{name}: got {_kind(value)}{shown(value)}, must be {domain}"
+    return f"{name}: got {_kind(value)}{format_value(value)}, must be {domain}"
 
 
 def _kind(value: object) -> str:

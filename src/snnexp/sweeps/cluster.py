@@ -23,7 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from snnexp.errors import ConfigError
 from snnexp.record.run import Run
 from snnexp.sweeps.slots import Job
-from snnexp.text import line
+from snnexp.text import one_line
 from snnexp.threads import BOTH
 
 STORAGE = "SNNEXP_SEARCH_STORAGE"
@@ -111,7 +111,7 @@ class ClusterJob:
                 # which holds what the error says too
                 job = self.executor.submit(carry_out, task, told, self.threads)
         except (FailedSubmissionError, FailedJobError) as error:
-            reason = line(str(error)) or "sbatch does not say why"
+            reason = one_line(str(error)) or "sbatch does not say why"
             raise ConfigError(f"hydra/launcher=slurm: a job was refused: {reason}") from error
         for link in self.executor.folder.glob(".submission_file_*"):
             # a sweep with links in it is not resumed

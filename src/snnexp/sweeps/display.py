@@ -16,7 +16,7 @@ from snnexp.record.measures import higher_is_better, main_metric, of_layers
 from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
 from snnexp.terminal import clock, show_command, show_path
-from snnexp.text import number
+from snnexp.text import format_number
 
 MOST_LINES = 8
 """Points under way that are listed one by one."""
@@ -67,13 +67,13 @@ class Display:
 
     def note(self, point: Point, what: str) -> None:
         """A line about a point."""
-        line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {text.line(what)}"
+        line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {text.one_line(what)}"
         self.terminal.print(escape(line.rstrip()))
 
     def _value(self, point: Point) -> str:
         name = self.metric or main_metric(point.metrics)
         found = point.status == "finished" and name in point.metrics
-        return f"{name} {number(point.metrics[name])}" if found and name else ""
+        return f"{name} {format_number(point.metrics[name])}" if found and name else ""
 
     def refresh(self) -> None:
         """Show how things stand, where it is time to."""
@@ -131,12 +131,12 @@ class Display:
         if heading and any(len(values) > 1 for values in found.values()):
             table = Table(*others, heading, f"mean {name}", "deviation", box=None, pad_edge=False)
             for setting, values in found.items():
-                deviation = number(statistics.stdev(values)) if len(values) > 1 else ""
-                table.add_row(*map(_cell, setting), str(len(values)), number(statistics.mean(values)), deviation)
+                deviation = format_number(statistics.stdev(values)) if len(values) > 1 else ""
+                table.add_row(*map(_cell, setting), str(len(values)), format_number(statistics.mean(values)), deviation)
             self.terminal.print(table)
         # the samples of one fold are no better choice than those of another
         if self.ledger.search is None and (others or "data.fold" not in varied):
-            self.terminal.print(f"best {name} {number(best.metrics[name])}  {escape(self._name(best))}")
+            self.terminal.print(f"best {name} {format_number(best.metrics[name])}  {escape(self._name(best))}")
 
     def _name(self, point: Point) -> str:
         return shown(point, self.ledger.varied())
@@ -150,7 +150,7 @@ class Display:
         words += [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state in TOLD]
         if (best := best_of(points, self.metric, self.higher)) is not None:
             name = self.metric or main_metric(best.metrics) or ""
-            words.append(f"best {name} {number(best.metrics[name])} ({escape(self._name(best))})")
+            words.append(f"best {name} {format_number(best.metrics[name])} ({escape(self._name(best))})")
         if self.ended_here and ended < total:
             left = (time.monotonic() - self.began) / self.ended_here * (total - ended)
             words.append(f"{clock(left)} left")
@@ -190,7 +190,7 @@ def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = N
 
 def _cell(value: str | float | None) -> str:
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     # what a search has drawn has more digits than anybody reads; summary.csv has them all
     long = re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value or "")
-    return number(float(value or 0)) if long else escape(value or "")
+    return format_number(float(value or 0)) if long else escape(value or "")

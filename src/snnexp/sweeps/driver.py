@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from snnexp import config, limits, text, threads
 from snnexp.config.keys import Launcher
-from snnexp.errors import ConfigError, Refusals, SnnexpError, located
+from snnexp.errors import ConfigError, ConfigErrors, SnnexpError, key_prefix
 from snnexp.search.storage import KEY, parse
 from snnexp.spec import checked
 from snnexp.sweeps import display
@@ -20,7 +20,7 @@ from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
 from snnexp.sweeps.slots import Job, Slot, Worker
 from snnexp.sweeps.sources import UNDER_WAY, Asked, Listed, Searched, single
 from snnexp.terminal import console, show_path, tell
-from snnexp.text import closest, shown
+from snnexp.text import format_value, suggest
 
 GIGABYTE = 10**9
 LOCAL = ("workers", "threads", "gpus", "timeout_s", "memory_gb")
@@ -133,7 +133,7 @@ def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], di
     nodes: dict[str, dict[str, Any]] = {"launcher": {}, "sweeper": {}}
     keys: list[str] = []
     known = ["launcher", *(["sweeper"] if searched else [])]
-    refusals = Refusals()
+    errors = ConfigErrors()
     for key, value in config.assigned(changes):
         words = key.split(".")
         if key.startswith(config.MAY_CHANGE):
@@ -141,11 +141,11 @@ def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], di
         elif len(words) == 3 and words[0] == "hydra" and words[1] in known and words[2] != "kind":
             nodes[words[1]][words[2]] = value
         else:
-            refusals.add(
-                f"{shown(key)}: a sweep is resumed as it was started; hydra.launcher.KEY and keys that decide "
+            errors.add(
+                f"{format_value(key)}: a sweep is resumed as it was started; hydra.launcher.KEY and keys that decide "
                 "nothing, such as data.root, may change"
             )
-    refusals.tell()
+    errors.raise_if_any()
     return nodes["launcher"], nodes["sweeper"], keys
 
 
@@ -211,7 +211,7 @@ def _tell_best(source: Searched, view: display.Display) -> None:
     if best is not None:
         command, value = best
         # whole, so that it can be copied
-        said = f"best {source.metric} {text.number(value)}: {escape(command)}"
+        said = f"best {source.metric} {text.format_number(value)}: {escape(command)}"
         view.terminal.print(said, soft_wrap=True)
 
 
@@ -224,13 +224,13 @@ def _code(ledger: Ledger, engine: Engine) -> int:
 
 def check(launcher: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for a setting of a launcher that cannot work."""
-    with located("hydra.launcher"):
+    with key_prefix("hydra.launcher"):
         kind = launcher.get("kind")
         known = SETTINGS[kind] if isinstance(kind, str) and kind in SETTINGS else ()
         for name in launcher.keys() - {"kind"}:
             if name not in known:
-                hint = closest(str(name), known, "hydra.launcher.")
-                raise ConfigError(f"{shown(name)}: unknown key, {hint}")
+                hint = suggest(str(name), known, "hydra.launcher.")
+                raise ConfigError(f"{format_value(name)}: unknown key, {hint}")
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:
             raise ConfigError(f"{missing[0]}: every launcher needs one")

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from snnexp.errors import InterruptedRunError, SnnexpError, ending_signals
+from snnexp.errors import InterruptedRunError, SnnexpError, termination_signals
 from snnexp.record.run import Run
 from snnexp.sweeps.display import Display
 from snnexp.sweeps.ledger import Ledger, Point
@@ -284,7 +284,7 @@ class Engine:
 
         # Python lets only the main thread handle signals; elsewhere whoever started the thread does
         main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, told) for number in ending_signals() if main}
+        before = {number: signal.signal(number, told) for number in termination_signals() if main}
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ from snnexp.record.names import RUN_ID, new_id
 from snnexp.record.origin import as_recorded, folders_of
 from snnexp.record.plain import plain_json
 from snnexp.record.run import Run
-from snnexp.text import line
+from snnexp.text import one_line
 
 FILE, CONFIGS, SUMMARY, RUNS = "sweep.json", "configs.jsonl", "summary.csv", "runs"
 ENDS = ("finished", "failed", "diverged", "interrupted", "timeout", "pruned")
@@ -334,7 +334,7 @@ def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 def shown(point: Point, varied: Sequence[str]) -> str:
     """A point by what sets it apart."""
     values = dict(pairs(point.overrides))
-    return " ".join(f"{key}={line(values[key])}" for key in varied if key in values) or "the only point"
+    return " ".join(f"{key}={one_line(values[key])}" for key in varied if key in values) or "the only point"
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

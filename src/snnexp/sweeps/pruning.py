@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from snnexp.errors import ConfigError, PrunedError
 from snnexp.record.measures import higher_is_better
 from snnexp.search.storage import open_storage, reached
-from snnexp.text import number
+from snnexp.text import format_number
 from snnexp.training.members import Member, Observer
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Pruning(Observer):
             return
         value = member.metrics.get(self.metric)
         if value is not None and self._is_worse(done, float(value)):
-            what = f"{self.metric} {number(float(value))}"
+            what = f"{self.metric} {format_number(float(value))}"
             raise PrunedError(f"pruned after epoch {done}: {what} is worse than the median of the other points")
 
     def _is_worse(self, epoch: int, value: float) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from snnexp import config
-from snnexp.errors import ConfigError, UnmeasuredError, ending
+from snnexp.errors import ConfigError, UnmeasuredError, describe_failure
 from snnexp.record.measures import of_layers
 from snnexp.record.origin import as_recorded, folders_of
 from snnexp.search import storage
@@ -220,7 +220,7 @@ class Searched:
             return self.ledger.add(overrides, self.asked.compose(overrides), number)
         except ConfigError as error:
             point = self.ledger.add(overrides, {}, number)
-            point.status, point.reason, point.exit_code = ending(error)
+            point.status, point.reason, point.exit_code = describe_failure(error)
             return point
 
     def ended(self, point: Point) -> None:

@@ -146,9 +146,9 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
 
 def _end(error: BaseException) -> dict[str, Any]:
     """How a point ended that ``error`` has ended."""
-    from snnexp.errors import PartError, ending
+    from snnexp.errors import PartError, describe_failure
 
-    status, reason, code = ending(error)
+    status, reason, code = describe_failure(error)
     if isinstance(error, PartError):
         # frames is empty if the run's train.log has it
         sys.stderr.write(error.frames)

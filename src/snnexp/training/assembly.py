@@ -18,7 +18,7 @@ from snnexp.data import DataModule
 from snnexp.data.check import Found, check
 from snnexp.decoders import Decoder
 from snnexp.encoders import Encoder
-from snnexp.errors import ConfigError, located
+from snnexp.errors import ConfigError, key_prefix
 from snnexp.events import Events
 from snnexp.losses import CrossEntropy, Loss
 from snnexp.network import Dense, Network
@@ -31,7 +31,7 @@ from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Spec
-from snnexp.text import shown
+from snnexp.text import format_value
 from snnexp.training import callbacks, contracts, initial, launchers, observers, processes
 from snnexp.training.accumulation import Accumulation
 from snnexp.training.members import Bridge
@@ -201,7 +201,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     network = contracts.as_network(made, data.inputs, outputs, cfg.num_steps, encoder.constant)
     contracts.require_shareable(network, trainer.world_size)
     initial.freeze(network, start_of(nodes).freeze)
-    with located("data"):
+    with key_prefix("data"):
         data.require_shareable(trainer.world_size)
     if accumulate > 1 and trainer.world_size > 1:
         told = f"got {accumulate} with {trainer.world_size} processes, which share each batch"
@@ -247,7 +247,7 @@ def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any], 
     if schedule.watches and schedule.measure not in logged:
         missing = "" if data.val is not None else "; there is no validation split"
         options = f"must be one of {', '.join(logged)}{missing}"
-        raise ConfigError(f"schedule.measure: got {shown(schedule.measure)}, {options}")
+        raise ConfigError(f"schedule.measure: got {format_value(schedule.measure)}, {options}")
     patience = trainer.get("early_stopping")
     if patience is not None and data.val is None:
         key, *_ = rules.validation_keys(rules.Facts(spec))
@@ -317,7 +317,7 @@ def _match(
         contracts.require_decoder_name(name, loss)
         decoder = _decoder(decoding.node(name))
     rules.require_decoder(decoder, readout, data)
-    with located("loss"):
+    with key_prefix("loss"):
         sees_labels = not isinstance(loss, Loss) or data.target not in rules.DECODED or loss.sees_labels(num_steps)
     if not sees_labels:
         raise ConfigError(
@@ -335,7 +335,7 @@ def _weighed(loss: Loss, data: DataModule) -> Loss:
     """
     if not isinstance(loss, CrossEntropy) or loss.class_weights is None:
         return loss
-    with located("loss"):
+    with key_prefix("loss"):
         if loss.class_weights == "balanced":
             counts = data.class_counts()
             assert counts is not None

@@ -25,7 +25,7 @@ from snnexp.network import Network
 from snnexp.neurons import STATISTICS, Neuron, Trace, names
 from snnexp.regularizers import Penalty
 from snnexp.spec import parts
-from snnexp.text import shown
+from snnexp.text import format_value
 from snnexp.training.opaque import Opaque
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -108,7 +108,9 @@ def require_decoder_name(name: str | None, loss: Any) -> None:
     """Refuse a loss whose default decoder, of that name, is no choice."""
     known = parts.by_choice("decoder")
     if name is not None and name not in known:
-        raise ConfigError(f"loss: {type(loss).__name__}.decoder is {shown(name)}, must be one of {', '.join(known)}")
+        raise ConfigError(
+            f"loss: {type(loss).__name__}.decoder is {format_value(name)}, must be one of {', '.join(known)}"
+        )
 
 
 def require_reads(part: Any, key: str) -> None:
@@ -117,7 +119,7 @@ def require_reads(part: Any, key: str) -> None:
         names(part.reads)
     except ValueError as error:
         raise ConfigError(
-            f"{key}: {type(part).__name__}.reads is {shown(error.args[0])}, must be of {', '.join(STATISTICS)}"
+            f"{key}: {type(part).__name__}.reads is {format_value(error.args[0])}, must be of {', '.join(STATISTICS)}"
         ) from error
 
 
@@ -362,5 +364,5 @@ def _a(part: Any) -> str:
 def _refused(sentence: str) -> ConfigError:
     """Raised within the constructor of the network, which is not what the sentence is about."""
     error = ConfigError(sentence)
-    error.located = True
+    error.has_path = True
     return error

@@ -13,7 +13,7 @@ from snnexp import config, terminal, threads
 from snnexp.config import user_parts
 from snnexp.errors import ConfigError
 from snnexp.isolation import isolated
-from snnexp.limits import memory_told
+from snnexp.limits import out_of_memory_as_config_error
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.files import replacing, write_atomically
 from snnexp.record.names import OWN
@@ -21,7 +21,7 @@ from snnexp.record.origin import origin
 from snnexp.record.run import Run
 from snnexp.spec.classes import MISSING
 from snnexp.spec.parts import of as parts_of
-from snnexp.text import shown
+from snnexp.text import format_value
 from snnexp.training import callbacks, observers, saving
 from snnexp.training.assembly import Parts, build
 from snnexp.training.initial import checkpoint_file
@@ -198,7 +198,7 @@ def _measured(
     more: Callable[[Parts], AbstractContextManager[Sequence[Observer]]] = lambda parts: nullcontext(()),
 ) -> dict[str, float]:
     """What :func:`evaluate` returns, while the observers of ``more`` watch."""
-    with Signals() as signals, memory_told(), signals.heeded():
+    with Signals() as signals, out_of_memory_as_config_error(), signals.heeded():
         run_dir = Run.open(path)
         saved = config.load(run_dir.path / "config.yaml")
         cfg = _changed(saved, run_dir, overrides, folders)
@@ -259,7 +259,7 @@ def _require_names(parts: Parts, run_dir: Run) -> None:
     for what in ("classes", "features"):
         before = trained.get(what)
         if before is not None and what in now and now[what] != before:
-            lists = [shown(", ".join(map(str, each))) for each in (now[what], before)]
+            lists = [format_value(", ".join(map(str, each))) for each in (now[what], before)]
             raise ConfigError(f"data: the {what} are {lists[0]}, and the run was trained with {lists[1]}")
 
 
@@ -303,5 +303,5 @@ def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:
     recorded = run_dir.facts().record.get("threads")
     found = threads.number(cfg, recorded)
     if recorded is not None and recorded != found:
-        terminal.tell(f"threads: {shown(recorded)} -> {found}, so the last digits may differ")
+        terminal.tell(f"threads: {format_value(recorded)} -> {found}, so the last digits may differ")
     return found

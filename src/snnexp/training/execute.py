@@ -17,10 +17,10 @@ from snnexp.errors import (
     DivergedError,
     InterruptedRunError,
     SnnexpError,
-    is_about_worker,
+    is_worker_failure,
 )
 from snnexp.isolation import isolated
-from snnexp.limits import memory_told
+from snnexp.limits import out_of_memory_as_config_error
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.measures import main_metric
 from snnexp.record.run import Run
@@ -135,13 +135,13 @@ def execute(
     Raises:
         SnnexpError: as :func:`run`.
     """
-    with Signals() as signals, Others() as others, memory_told(), signals.heeded():
+    with Signals() as signals, Others() as others, out_of_memory_as_config_error(), signals.heeded():
         clock = Clock()
         if (path := others.awaited(start.read())) is not None:
             return _follow(path, signals, watching)
         try:
             try:
-                with memory_told(), signals.heeded():
+                with out_of_memory_as_config_error(), signals.heeded():
                     start.open()
                     _make_ready(start, signals, watching)
             except SnnexpError as error:
@@ -152,7 +152,7 @@ def execute(
                 shown = terminal.show_path(start.run.path)
                 terminal.console().print(f"run {shown}  {start.how_it_finished}, nothing is left to do")
                 return Record(start.run.path, "finished", start.before.get("metrics", {}))
-            with _recorded(start), memory_told(), signals.heeded():
+            with _recorded(start), out_of_memory_as_config_error(), signals.heeded():
                 start.begin()
                 signals.run = start.run
                 begun(start.run.path)
@@ -170,7 +170,7 @@ def follow(path: Path, first: int) -> None:
         path: the run directory, where the first one has written the config.
         first: the number of that process, without which this one ends.
     """
-    with Signals() as signals, memory_told(), signals.heeded():
+    with Signals() as signals, out_of_memory_as_config_error(), signals.heeded():
         signals.parent = first
         _follow(path, signals, ())
 
@@ -180,7 +180,7 @@ def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Recor
     # which the first process has locked
     start.read()
     _make_ready(start, signals, watching)
-    with _recorded(start), memory_told(), signals.heeded():
+    with _recorded(start), out_of_memory_as_config_error(), signals.heeded():
         return _carry_out(start, Clock(), signals)
 
 
@@ -214,7 +214,7 @@ def _carry_out(start: Start, clock: Clock, signals: Signals) -> Record:
             measured = _train_and_test(start, clock)
     except RuntimeError as error:
         # a signal to the whole group may find a data worker that does not ignore it yet
-        if is_about_worker(error):
+        if is_worker_failure(error):
             signals.stop_if_told()
         # where workers could not be started, Lightning stumbles over it, and then tells only that
         if isinstance(error.__context__, OSError) and error.__cause__ is None:

@@ -13,7 +13,7 @@ from snnexp.neurons import Neuron
 from snnexp.record.checkpoint import NETWORK, read_weights
 from snnexp.record.names import OWN
 from snnexp.record.run import Run
-from snnexp.text import listed, shown
+from snnexp.text import format_value, list_options
 from snnexp.training.observers import short
 from snnexp.training.task import Task
 
@@ -94,7 +94,7 @@ def freeze(network: Network, names: Sequence[str]) -> None:
         if not any(_is_below(key, name) for key in parameters):
             # the layers first, then all that is in them
             known = {key.partition(".")[0] for key in parameters} if "." not in name else {*parameters}
-            raise ConfigError(f"init_from.freeze: {shown(name)} fits no parameter, {listed(known)}")
+            raise ConfigError(f"init_from.freeze: {format_value(name)} fits no parameter, {list_options(known)}")
         for key, parameter in parameters.items():
             if _is_below(key, name):
                 parameter.requires_grad_(False)

@@ -16,7 +16,7 @@ from snnexp.config import factory, targets
 from snnexp.config.loggers import without_secrets
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.record.run import Run
-from snnexp.text import line
+from snnexp.text import one_line
 
 LOG = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Tracker(Logger):
                 yield
             except Exception as error:
                 self.logger = None
-                LOG.warning("%s failed and is left out: %s: %s", self.key, type(error).__name__, line(str(error)))
+                LOG.warning("%s failed and is left out: %s: %s", self.key, type(error).__name__, one_line(str(error)))
 
 
 def require(also: Mapping[str, Mapping[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from snnexp.errors import ConfigError, InterruptedRunError, LostProcessError, ending
+from snnexp.errors import ConfigError, InterruptedRunError, LostProcessError, describe_failure
 from snnexp.record.run import Run
 from snnexp.training import launchers
 
@@ -228,7 +228,7 @@ class Others:
     def __exit__(self, kind: object, error: BaseException | None, frames: object) -> None:
         if self.store is None:
             return
-        self.store.set(self.key, str(0 if error is None else ending(error)[2]))
+        self.store.set(self.key, str(0 if error is None else describe_failure(error)[2]))
         # the store may end with this process
         end = time.monotonic() + FAREWELL_S
         while self.store.add(_heard_by(self.key), 0) < self.count and time.monotonic() < end:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from snnexp.terminal import clock
-from snnexp.text import number
+from snnexp.text import format_number
 
 SHOWN = {
     "train/accuracy": "acc",
@@ -58,7 +58,7 @@ class ProgressDisplay(Callback):
         if now - self.drawn_at < (self.plain_every_s if self.bar is None else self.live_every_s):
             return
         self.drawn_at = now
-        parts = self._parts(trainer, f"loss {number(outputs['loss_alone'].item())}", now)
+        parts = self._parts(trainer, f"loss {format_number(outputs['loss_alone'].item())}", now)
         done, steps = trainer.global_step - self.first_step, self._steps(trainer)
         if done > 0:
             parts["left"] = f"{clock((steps - trainer.global_step) * (now - self.started_at) / done)} left"
@@ -79,7 +79,7 @@ class ProgressDisplay(Callback):
         parts = {
             "epoch": f"epoch {trainer.current_epoch}/{trainer.max_epochs}",
             "step": step,
-            **self._parts(trainer, f"mean loss {number(loss)}", now),
+            **self._parts(trainer, f"mean loss {format_number(loss)}", now),
         }
         parts["seconds"] = f"{now - self.started_at:.0f} s"
         self.terminal.print(fitting(parts, self.terminal.width if self.terminal.is_terminal else None))

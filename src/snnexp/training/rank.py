@@ -5,15 +5,15 @@ import signal
 import sys
 from pathlib import Path
 
-from snnexp.errors import ConfigError, SnnexpError, ending_signals
+from snnexp.errors import ConfigError, SnnexpError, termination_signals
 from snnexp.record.run import Run
-from snnexp.text import sentence
+from snnexp.text import truncate
 
 
 def main(folder: Path) -> int:
     """Train and test with the first process, which has locked the run and tells of it; returns the exit code."""
     first = os.getppid()
-    for number in ending_signals():
+    for number in termination_signals():
         # until there is something to save
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -23,7 +23,7 @@ def main(folder: Path) -> int:
 
         execute.follow(folder, first)
     except SnnexpError as error:
-        said = "".join(f"snnexp: {sentence(text)}\n" for text in error.args)
+        said = "".join(f"snnexp: {truncate(text)}\n" for text in error.args)
         sys.stderr.write(getattr(error, "frames", "") + said)
         return error.exit_code
     return 0

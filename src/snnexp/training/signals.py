@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from snnexp.data.module import DataModule
-from snnexp.errors import InterruptedRunError, LostProcessError, PartError, SnnexpError, ending_signals
+from snnexp.errors import InterruptedRunError, LostProcessError, PartError, SnnexpError, termination_signals
 from snnexp.record.run import Run
 from snnexp.training.saving import Saving, agreed
 
@@ -53,7 +53,7 @@ class Signals(Callback):
     def __enter__(self) -> "Signals":
         # Python lets only the main thread handle signals; elsewhere whoever started the thread does
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._handle) for number in ending_signals()}
+            self.previous = {number: signal.signal(number, self._handle) for number in termination_signals()}
             self.reminded = signal.signal(self.reminder, self._remind)
             self.source, self.sink = os.pipe()
             os.set_blocking(self.sink, False)
@@ -250,7 +250,7 @@ _entered: list[Signals] = []
 def _before_fork() -> None:
     # one that a child got before its handlers are its own would be lost
     for signals in _entered:
-        signals.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
+        signals.mask = signal.pthread_sigmask(signal.SIG_BLOCK, termination_signals())
 
 
 def _after_fork() -> None:

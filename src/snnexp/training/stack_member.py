@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import config, terminal
-from snnexp.errors import ending
+from snnexp.errors import describe_failure
 from snnexp.record.run import Run
 from snnexp.training.assembly import Parts
 from snnexp.training.loggers import close, loggers_of
@@ -76,7 +76,7 @@ def settings(cfg: DictConfig) -> str:
 
 def failure(error: BaseException, run: Path | None) -> Outcome:
     """The end of a member that ``error`` has ended."""
-    status, reason, code = ending(error)
+    status, reason, code = describe_failure(error)
     return Outcome(status, run, {}, reason, code)
 
 

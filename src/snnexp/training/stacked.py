@@ -18,9 +18,9 @@ from omegaconf import DictConfig
 
 from snnexp import config, terminal, threads
 from snnexp.config import recipes
-from snnexp.errors import DISK, InterruptedRunError, SnnexpError
+from snnexp.errors import DISK_ERRNOS, InterruptedRunError, SnnexpError
 from snnexp.kernels.fused import CHUNK_BYTES
-from snnexp.limits import memory_told
+from snnexp.limits import out_of_memory_as_config_error
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.environment import git, versions
 from snnexp.training import callbacks
@@ -109,7 +109,7 @@ def _alone(
     try:
         record = execute(point.start(parent), note)
     except (SnnexpError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRNOS:
             raise
         ended(index, failure(error, made[-1] if made else None))
         if isinstance(error, InterruptedRunError):
@@ -130,7 +130,7 @@ def _train(
     with Signals() as signals, terminal.quiet():
         clock = Clock()
         try:
-            with memory_told(), signals.heeded():
+            with out_of_memory_as_config_error(), signals.heeded():
                 trainer: Trainer | None = None
                 for _, member in members:
                     with member.may_end(), signals.heeded():
@@ -179,7 +179,7 @@ def _align(members: Sequence[StackMember]) -> None:
 
 def _told(error: BaseException) -> bool:
     """Whether an error is a person's to mend, and was told as the end of each member."""
-    return isinstance(error, SnnexpError) or (isinstance(error, OSError) and error.errno in DISK)
+    return isinstance(error, SnnexpError) or (isinstance(error, OSError) and error.errno in DISK_ERRNOS)
 
 
 def _same_place(members: Sequence[StackMember]) -> list[list[StackMember]]:

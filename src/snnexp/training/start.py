@@ -19,14 +19,14 @@ from snnexp.errors import (
     DataError,
     InterruptedRunError,
     PartError,
-    ending,
+    describe_failure,
 )
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.checkpoint import Checkpoint, Kind
 from snnexp.record.environment import git, versions
 from snnexp.record.files import append_to, write_atomically
 from snnexp.record.run import Run
-from snnexp.text import line
+from snnexp.text import one_line
 from snnexp.training import contracts, loggers
 from snnexp.training.assembly import Parts, build
 from snnexp.training.initial import load_start
@@ -287,8 +287,8 @@ def end_of(error: BaseException) -> dict[str, Any]:
     """What run.json says of a run that ``error`` has ended."""
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedRunError(signal.SIGINT)
-    status, reason, code = ending(error)
-    return {"status": status, "exit_code": 74 if isinstance(error, OSError) else code, "reason": line(reason)}
+    status, reason, code = describe_failure(error)
+    return {"status": status, "exit_code": 74 if isinstance(error, OSError) else code, "reason": one_line(reason)}
 
 
 def example(parts: Parts, watching: Sequence[Observer]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnexp import metrics
 from snnexp.decoders import Decoder, Readout, pooled
-from snnexp.errors import ConfigError, located
+from snnexp.errors import ConfigError, key_prefix
 from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
@@ -68,7 +68,7 @@ class Task(LightningModule):
         fires = {name: neuron.spikes for name, neuron in network.neurons().items()}
         self.penalized: dict[str, Sequence[str]] = {}
         for name, penalty in penalties.items():
-            with located(f"regularizer.{name}"):
+            with key_prefix(f"regularizer.{name}"):
                 self.penalized[name] = penalty.chosen(fires)
         """By penalty, the layers that it reads."""
         self.reduced = self._needed()
