@@ -54,8 +54,8 @@ from snnexp import encoders, kernels, neurons, surrogates
 from snnexp.errors import DataError
 from snnexp.losses import CEMembrane, MSECount
 from snnexp.network import MLP, Network
-from snnexp.neurons import Trace, over_samples
-from snnexp.optimizers import Adam, made_by
+from snnexp.neurons import Trace, time_distributed
+from snnexp.optimizers import Adam, build_optimizer
 
 RECIPES = ("mnist_leaky", "mnist_rleaky_count", "mnist_rleaky_membrane", "mnist_rleaky_conv", "mnist_parametrized_lif")
 RECIPES += ("regression_linear", "regression_sqrt")
@@ -85,7 +85,7 @@ class Work:
     """None: forward and backward pass alone."""
     batches: list[tuple[Tensor, Tensor]]
     device: torch.device
-    reduced: Mapping[str, Sequence[str]] = MappingProxyType({})
+    statistics: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     @property
     def layers(self) -> list[Any]:
@@ -143,7 +143,7 @@ def recipe(name: str, device: torch.device) -> Work:
     batches = [(x.to(device), y.to(device)) for x, y in batches]
     network = parts.network.to(device)
     encode = task.encode if device.type == "cpu" else parts.encoder
-    return Work(name, network, parts.encoder, encode, parts.loss, task.optimizer, batches, device, task.reduced)
+    return Work(name, network, parts.encoder, encode, parts.loss, task.optimizer, batches, device, task.statistics)
 
 
 def random_digits(count: int) -> tuple[Tensor, Tensor]:
@@ -189,7 +189,7 @@ def in_torch(
     """
     parameters, optimizer = list(parameters), None
     if work.optimizer:
-        ours = made_by(work.optimizer, parameters, 1000)["optimizer"]
+        ours = build_optimizer(work.optimizer, parameters, 1000)["optimizer"]
         optimizer = tutorials_adam(parameters, work) if tutorial else ours
 
     def loss(index: int, trace: Callable[[Tensor], Any] = trace) -> Tensor:
@@ -217,11 +217,11 @@ def ours(work: Work, who: str = "ours") -> Contestant:
     fast = "auto" if work.device.type == "cuda" else "fused"
     used = kernels.use(network, fast if who == "ours" else who, work.device)
 
-    def trace(x: Tensor, reduced: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Any:
+    def trace(x: Tensor, statistics: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Any:
         inputs = work.encoder(x) if who == "reference" else work.encode(x)
-        return network(inputs, reduced=reduced)[-1]
+        return network(inputs, statistics=statistics)[-1]
 
-    weight, evaluated = next(network.parameters()), functools.partial(trace, reduced=work.reduced)
+    weight, evaluated = next(network.parameters()), functools.partial(trace, statistics=work.statistics)
     return in_torch(who, work, trace, network.parameters(), weight, evaluated=evaluated, note=f"kernel {used}")
 
 
@@ -345,7 +345,7 @@ def in_spikingjelly(work: Work) -> Contestant:
         spikes = None
         for synapse, peer in zip(synapses, peers, strict=True):
             peer.reset()
-            current = over_samples(synapse, work.encoder(x) if spikes is None else spikes)
+            current = time_distributed(synapse, work.encoder(x) if spikes is None else spikes)
             spikes = peer(current.expand(work.network.num_steps, -1, -1))
         return Trace(spikes, peers[-1].v_seq, None)
 
@@ -467,7 +467,7 @@ def floor(work: Work) -> Contestant:
     def trace(x: Tensor) -> Trace:
         S = None
         for layer in layers:
-            S = over_samples(layer.synapse, work.encoder(x) if S is None else S)
+            S = time_distributed(layer.synapse, work.encoder(x) if S is None else S)
             S = S.expand(T, *S.shape[1:])
             if feedback := feedback_of(layer.neuron):
                 steps = [S[0]]

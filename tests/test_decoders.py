@@ -24,7 +24,7 @@ from snnexp.decoders import (
 )
 from snnexp.errors import ConfigError
 from snnexp.experiment import build, compose
-from snnexp.neurons import Trace, names
+from snnexp.neurons import Trace, statistic_names
 from snnexp.spec import parts
 
 RECIPES = {
@@ -136,7 +136,7 @@ class TestPopulation:
     @pytest.mark.parametrize("loss", [losses.CEMembrane(), losses.MSECount(), losses.NLLMaxVoltage()])
     def test_the_loss_sees_each_statistic_averaged(self, loss: losses.Loss) -> None:
         trace, target = random_trace(6), torch.arange(40) % 3
-        averaged = {name: getattr(trace, name) for name in names(loss.reads)}
+        averaged = {name: getattr(trace, name) for name in statistic_names(loss.reads)}
         averaged = {name: (value[..., ::2] + value[..., 1::2]) / 2 for name, value in averaged.items()}
         wanted = loss(SimpleNamespace(num_steps=7, **averaged), target)
         torch.testing.assert_close(loss(Population(2).pooled(trace), target), wanted)
@@ -302,7 +302,7 @@ class TestChoice:
 def test_a_decoder_reads_what_it_says_also_for_members_side_by_side() -> None:
     trace = random_trace()
     for decoder in (SpikeCount(), MeanMembrane(), SumMembrane(), LastMembrane(), MaxMembrane(), FirstSpike()):
-        read = {name: getattr(trace, name) for name in names(decoder.reads)}
+        read = {name: getattr(trace, name) for name in statistic_names(decoder.reads)}
         assert torch.equal(decoder(SimpleNamespace(**read)), decoder(trace))
         scores = torch.func.vmap(lambda parts, decoder=decoder: decoder.scores(SimpleNamespace(**parts)))
         stacked = {name: torch.stack([value, value]) for name, value in read.items()}

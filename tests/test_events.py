@@ -8,16 +8,16 @@ from torch import Tensor
 
 from snnexp import kernels
 from snnexp.encoders import ConstantCurrentLIF
-from snnexp.events import Events
 from snnexp.network import MLP, Dense
 from snnexp.neurons import LeakyIntegrator, ParametrizedLIF
+from snnexp.sparse import SparseSpikes
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
 
-def events_of(spikes: Tensor) -> Events:
+def events_of(spikes: Tensor) -> SparseSpikes:
     row, column = spikes.flatten(2).flatten(0, 1).nonzero(as_tuple=True)
-    return Events(spikes.shape, row, column)
+    return SparseSpikes(spikes.shape, row, column)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -29,7 +29,7 @@ def test_a_sum_over_events_is_the_product(bias: bool, density: float) -> None:
     synapse = Dense(8, 6, bias=bias).double()
     events = events_of(spikes)
     assert torch.equal(events.dense(), spikes.float())
-    currents = [events.through(synapse), synapse(spikes.flatten(0, 1)).unflatten(0, (5, 3))]
+    currents = [events.linear(synapse), synapse(spikes.flatten(0, 1)).unflatten(0, (5, 3))]
     torch.testing.assert_close(*currents)
     weights = torch.randn(5, 3, 6, generator=random, dtype=torch.float64)
     gradients = [torch.autograd.grad((current * weights).sum(), list(synapse.parameters())) for current in currents]
@@ -59,7 +59,7 @@ def test_the_encoder_leaves_out_only_what_never_fires(
         v = (1 - z) * u + z * v_reset
         expected.append(z)
     assert torch.equal(encoder(x), torch.stack(expected))
-    assert torch.equal(encoder.events(x).dense(), torch.stack(expected))
+    assert torch.equal(encoder.sparse(x).dense(), torch.stack(expected))
 
 
 def test_a_network_takes_either() -> None:
@@ -70,7 +70,7 @@ def test_a_network_takes_either() -> None:
     encoder = ConstantCurrentLIF(20)
     x = 3 * torch.rand(6, 1, 4, 5)
     results = []
-    for inputs in (encoder(x).double(), encoder.events(x)):
+    for inputs in (encoder(x).double(), encoder.sparse(x)):
         traces = network(inputs)
         gradients = torch.autograd.grad(
             traces[-1].membrane.square().sum(), list(network.parameters()), allow_unused=True

@@ -129,7 +129,7 @@ class TestTime:
         made, x = graph(*layers), values(T, B, 5)
         with torch.no_grad():
             sums = dict.fromkeys(made.layers, ("spike_count", "max_membrane"))
-            for trace, other in zip(made(x), made(x, reduced=sums), strict=True):
+            for trace, other in zip(made(x), made(x, statistics=sums), strict=True):
                 torch.testing.assert_close(other.spike_count, trace.spike_count)
                 torch.testing.assert_close(other.max_membrane, trace.max_membrane)
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from snnexp import kernels
-from snnexp.events import Events
 from snnexp.network import MLP, Network, stack
 from snnexp.neurons import Leaky, LeakyIntegrator, Neuron, ParametrizedLIF, RLeaky, Trace
+from snnexp.sparse import SparseSpikes
 
 NEURONS: dict[str, Callable[[Any], Neuron]] = {
     "leaky": lambda features: Leaky(features, 0.8, 0.5, learn_beta=True, learn_threshold=True),
@@ -40,10 +40,10 @@ def network(neuron: str, kernel: str) -> Network:
     return made
 
 
-def computed(made: Network, reduced: Sequence[str] = ()) -> list[Tensor]:
+def computed(made: Network, statistics: Sequence[str] = ()) -> list[Tensor]:
     """Traces, and the gradients of a scalar of them."""
     traces = made(
-        torch.rand((1, 2, 5), generator=torch.Generator().manual_seed(1)), reduced=dict.fromkeys(reduced, SUMS)
+        torch.rand((1, 2, 5), generator=torch.Generator().manual_seed(1)), statistics=dict.fromkeys(statistics, SUMS)
     )
     trained = [weight for weight in made.parameters() if weight.requires_grad]
     scalar = traces[-1].max_membrane.square().sum() + sum(trace.spike_count.square().sum() for trace in traces)
@@ -67,7 +67,7 @@ def test_a_hook_is_called_and_changes_nothing(neuron: str, place: str, kind: str
     made = network(neuron, kernel)
     called: list[object] = []
     hook = KINDS[kind](made.get_submodule(place), lambda *arguments: called.append(arguments))
-    found = computed(made, reduced=("hidden1", "hidden2"))
+    found = computed(made, statistics=("hidden1", "hidden2"))
     # of the synapse within, each step; that no gradient reaches what comes after the last one
     steps = 7 if "recurrent" in place else 1
     assert steps - ("backward" in kind and steps > 1) <= len(called) <= steps
@@ -86,8 +86,8 @@ def test_spikes_that_a_hook_silences_arrive_nowhere(neuron: str, kernel: str) ->
     made.layers["hidden2"].neuron.register_forward_hook(silent)
     x = torch.rand(1, 2, 5)
     assert not made(x)[-1].membrane.any()
-    for reduced in ({}, {"hidden2": SUMS}):
-        assert not made(x, reduced=reduced)[1].spike_count.any()
+    for statistics in ({}, {"hidden2": SUMS}):
+        assert not made(x, statistics=statistics)[1].spike_count.any()
     assert not [trace for _, trace in made.with_currents(x)][-1].membrane.any()
 
 
@@ -202,7 +202,7 @@ def test_a_hook_at_the_input_sees_a_list_of_spikes_as_a_tensor(place: str) -> No
     made.constant = False
     spikes = torch.rand(7, 2, 5).round()
     row, column = spikes.flatten(0, 1).nonzero(as_tuple=True)
-    events = Events(spikes.shape, row, column)
+    events = SparseSpikes(spikes.shape, row, column)
     expected = made(events)[-1].membrane
     seen: list[Tensor] = []
     made.get_submodule(place).register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))

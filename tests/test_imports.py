@@ -15,7 +15,7 @@ LEAVES = {"errors", "text", "seeds"}
 """What every room may import."""
 EQUATIONS = {
     *("neurons", "surrogates", "initializers", "encoders"),
-    *("losses", "decoders", "metrics", "regularizers", "optimizers", "schedules", "events"),
+    *("losses", "decoders", "metrics", "regularizers", "optimizers", "schedules", "sparse"),
 }
 
 # room: the others that it may import, besides the leaves
@@ -31,8 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     **{name: {"spec"} for name in ("surrogates", "initializers", "optimizers", "schedules")},
     # what they read of a trace are statistics
     **{name: {"spec", "neurons"} for name in ("losses", "decoders", "metrics", "regularizers")},
-    "events": set(),
-    "encoders": {"spec", "events"},
+    "sparse": set(),
+    "encoders": {"spec", "sparse"},
     "neurons": {"spec", "surrogates", "initializers"},
     "network": EQUATIONS | {"spec"},
     "kernels": {"neurons", "surrogates"},
@@ -121,7 +121,7 @@ def test_there_are_no_cycles_between_rooms_nor_between_files() -> None:
         files[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
     TopologicalSorter(parts).prepare()
     TopologicalSorter(files).prepare()
-    assert files["snnexp.network.graph"] >= {"snnexp.neurons", "snnexp.spec.checked"}, "the graph was read"
+    assert files["snnexp.network.network"] >= {"snnexp.neurons", "snnexp.spec.checked"}, "the graph was read"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

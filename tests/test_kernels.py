@@ -30,7 +30,7 @@ from snnexp.neurons import (
     LeakyState,
     Neuron,
     ParametrizedLIF,
-    Reduced,
+    ReducedTrace,
     RLeaky,
     Trace,
     reference,
@@ -184,7 +184,7 @@ def test_a_membrane_exactly_at_its_threshold_does_not_fire(kernel: str, reset: s
     assert torch.equal(trace.spikes, expected.spikes)
 
 
-SUMS = [name for name, statistic in STATISTICS.items() if not statistic.whole]
+SUMS = [name for name, statistic in STATISTICS.items() if not statistic.per_step]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 200, 1 << 19])
@@ -201,8 +201,8 @@ def test_sums_without_a_trace_are_those_of_the_trace(
     with torch.no_grad():
         for behind in (None, synapse):
             full, arrived = neuron.unroll(current, synapse=behind)
-            less, arrived_too = neuron.unroll(current, synapse=behind, reduced=SUMS)
-            assert isinstance(less, Reduced)
+            less, arrived_too = neuron.unroll(current, synapse=behind, statistics=SUMS)
+            assert isinstance(less, ReducedTrace)
             for statistic in SUMS:
                 torch.testing.assert_close(getattr(less, statistic), getattr(full, statistic), rtol=1e-12, atol=1e-12)
             assert less.values.keys() == {*SUMS}
@@ -212,7 +212,7 @@ def test_sums_without_a_trace_are_those_of_the_trace(
             assert less.num_steps == full.num_steps == 9
             assert behind is None or torch.equal(arrived, arrived_too)
     # where gradients are asked for, sums have them
-    less, _ = neuron.unroll(current.requires_grad_(), reduced=SUMS)
+    less, _ = neuron.unroll(current.requires_grad_(), statistics=SUMS)
     assert torch.autograd.grad(less.max_membrane.sum(), current)[0].any()
 
 
@@ -246,7 +246,7 @@ class TestStream:
             weights = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             gradients = torch.autograd.grad((arrived * weights).sum(), [current, *synapse.parameters()])
             results.append((arrived, gradients))
-            assert isinstance(trace, fused.DeferredTrace) == (kernel is fused_leaky.scan)
+            assert isinstance(trace, fused.LazyTrace) == (kernel is fused_leaky.scan)
         torch.testing.assert_close(*results)
 
     def test_what_is_kept_does_not_grow_with_time(self, reset: str) -> None:
@@ -341,8 +341,8 @@ def test_a_synapse_that_computes_something_else_is_called() -> None:
         expected = neuron.unroll(current, 9, synapse=synapse)[1]
         kernels.use(neuron, "fused", CPU)
         with torch.no_grad():
-            for reduced in (None, SUMS):
-                torch.testing.assert_close(neuron.unroll(current, 9, None, synapse, reduced)[1], expected)
+            for statistics in (None, SUMS):
+                torch.testing.assert_close(neuron.unroll(current, 9, None, synapse, statistics)[1], expected)
         torch.testing.assert_close(neuron.unroll(current, 9, synapse=synapse)[1], expected)
 
 

@@ -16,7 +16,7 @@ from snnexp import losses
 from snnexp.decoders import Population
 from snnexp.errors import ConfigError
 from snnexp.experiment import build, compose
-from snnexp.neurons import Identity, Trace, names
+from snnexp.neurons import Identity, Trace, statistic_names
 
 
 def spikes_with_counts(counts: list[list[int]], num_steps: int) -> Tensor:
@@ -356,7 +356,7 @@ def test_members_of_a_stack_have_what_each_has_alone(loss: losses.Loss) -> None:
     def alone(spikes: Tensor, membrane: Tensor) -> Tensor:
         trace = Trace(spikes, membrane, None)
         # of a member of a stack, what the loss reads is all there is
-        read = {name: getattr(trace, name) for name in names(loss.reads)}
+        read = {name: getattr(trace, name) for name in statistic_names(loss.reads)}
         return loss.compare(SimpleNamespace(num_steps=T, samples=B, **read), LABELS, *numbers)
 
     found = vmap(alone)(spikes, membrane)

@@ -26,7 +26,7 @@ from snnexp.neurons import (
     RSynaptic,
     Synaptic,
     Trace,
-    over_samples,
+    time_distributed,
 )
 from snnexp.surrogates import ATan, FastSigmoid, SuperSpike
 
@@ -708,7 +708,7 @@ def test_state_is_float32_under_autocast(kind: type[Neuron]) -> None:
     synapse, neuron = Dense(3, 4), kind(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for steps_given in (1, 6):
-            spikes, membrane, state = neuron(over_samples(synapse, torch.ones(steps_given, 2, 3)), num_steps=6)
+            spikes, membrane, state = neuron(time_distributed(synapse, torch.ones(steps_given, 2, 3)), num_steps=6)
             assert {part.dtype for part in (spikes, membrane, *state)} == {torch.float32}
 
 

@@ -139,7 +139,7 @@ def test_layers_that_it_names_are_known() -> None:
     made = network(Plain("layers"))
     assert {name: neuron.features for name, neuron in made.neurons().items()} == {"lif": (4,), "readout": (2,)}
     assert [trace.spikes.shape for trace in made(torch.rand(1, B, 5))] == [(T, B, 4), (T, B, 2)]
-    assert list(made.equations()) == ["lif"], "neurons of ours within it are projected"
+    assert list(made.native_neurons()) == ["lif"], "neurons of ours within it are projected"
 
 
 def test_a_constant_input_is_expanded_and_a_sequence_is_not() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
 from snnexp.neurons import Leaky, Neuron, Trace
-from snnexp.optimizers import Named, Parameters
+from snnexp.optimizers import NamedParameter, Parameters
 from snnexp.spec import parts
 from snnexp.spec.places import PLACES
 from snnexp.spec.reader import Argument
@@ -164,7 +164,7 @@ def test_surrogates(target: str, data: Any) -> None:
 def test_encoders(target: str, data: Any) -> None:
     encoder = made("encoder", target, data.draw(arguments("encoder", target)))
     sequences = data.draw(st.booleans()) if encoder.takes_sequences == "both" else encoder.takes_sequences
-    encoder = encoder.fitting(sequences)
+    encoder = encoder.for_data(sequences)
     values = torch.rand((T, B, N) if sequences else (B, N), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     encoded = encoder(values)
@@ -219,7 +219,7 @@ def test_optimizers(target: str, data: Any) -> None:
     drawn = {name: value for name, value in drawn.items() if name not in ("weight_decay", "eps")}
     factory = made("optimizer", target, drawn)
     weight = nn.Parameter(torch.full((3,), 0.5))
-    optimizer = factory(Parameters([Named("weight", "weight", weight)]))
+    optimizer = factory(Parameters([NamedParameter("weight", "weight", weight)]))
     weight.grad = torch.tensor([1.0, 0.0, -1.0])
     optimizer.step()
     assert weight.isfinite().all()

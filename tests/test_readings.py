@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snnexp import kernels
 from snnexp.experiment import build, compose
-from snnexp.neurons import STATISTICS, Leaky, LeakyIntegrator, Reduced, Statistic, Trace, names
+from snnexp.neurons import STATISTICS, Leaky, LeakyIntegrator, ReducedTrace, Statistic, Trace, statistic_names
 
 
 class Late(Statistic):
@@ -61,14 +61,14 @@ def test_values_by_hand() -> None:
     }
     for name, values in wanted.items():
         torch.testing.assert_close(getattr(trace, name), torch.tensor([values], dtype=torch.float32), msg=name)
-    assert wanted.keys() == {name for name, each in STATISTICS.items() if not each.whole} - {"late_of_a_test"}
+    assert wanted.keys() == {name for name, each in STATISTICS.items() if not each.per_step} - {"late_of_a_test"}
 
 
 def test_a_trace_that_is_read_step_by_step_stays_whole() -> None:
     trace = random_trace(5)
     assert trace.reduced(["spike_count", "membrane"]) is trace
     less = trace.reduced(["last_membrane"])
-    assert isinstance(less, Reduced)
+    assert isinstance(less, ReducedTrace)
     with pytest.raises(AttributeError, match="of this trace, last_membrane is left"):
         less.spike_count  # noqa: B018
     with pytest.raises(AttributeError, match="a trace has no spike_cuont"):
@@ -82,15 +82,15 @@ def test_a_statistic_of_ones_own_is_kept_by_any_kernel(kind: Any, kernel: str) -
     kernels.use(neuron, kernel, torch.device("cpu"))
     current = torch.rand((9, 3, 5), generator=torch.Generator().manual_seed(0)) * 2
     with torch.no_grad():
-        less, _ = neuron.unroll(current, reduced=["late_of_a_test"])
+        less, _ = neuron.unroll(current, statistics=["late_of_a_test"])
         torch.testing.assert_close(less.late_of_a_test, neuron(current).late_of_a_test)
 
 
 def test_names() -> None:
-    assert names(("membrane", Late, "membrane")) == ("membrane", "late_of_a_test")
-    assert names(()) == ()
+    assert statistic_names(("membrane", Late, "membrane")) == ("membrane", "late_of_a_test")
+    assert statistic_names(()) == ()
     with pytest.raises(ValueError, match=r"^spike_cuont$"):
-        names("spike_cuont")
+        statistic_names("spike_cuont")
 
 
 @pytest.mark.parametrize("name", ["spike_count", "no name", "_private", 3])
@@ -115,10 +115,10 @@ def test_a_name_is_a_name_and_is_taken_once(name: object) -> None:
 )
 def test_an_evaluation_keeps_the_union_of_what_is_read(words: list[str], hidden: set[str], readout: set[str]) -> None:
     parts = build(compose([*words, "trainer=cpu", "network.hidden=[4]", "data.batch_size=8"]))
-    assert {name: {*kept} for name, kept in parts.task.reduced.items()} == {"hidden1": hidden, "readout": readout}
+    assert {name: {*kept} for name, kept in parts.task.statistics.items()} == {"hidden1": hidden, "readout": readout}
     with torch.no_grad():
         x, y = parts.data.test[[0, 1]]
-        _, _, _, traces = parts.task._step((x, y), parts.task.reduced)
+        _, _, _, traces = parts.task._step((x, y), parts.task.statistics)
     whole = "membrane" in readout
-    assert [isinstance(trace, Reduced) for trace in traces] == [True, not whole]
+    assert [isinstance(trace, ReducedTrace) for trace in traces] == [True, not whole]
     assert traces[0].values.keys() == hidden

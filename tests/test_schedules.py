@@ -16,7 +16,7 @@ from snnexp import config, experiment, optimizers, schedules
 from snnexp.config import compose, composed, plain
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
-from snnexp.optimizers import Named, Parameters
+from snnexp.optimizers import NamedParameter, Parameters
 from snnexp.record import upgrade
 from snnexp.sweeps import grouping
 from snnexp.training import stacked
@@ -221,11 +221,11 @@ def test_one_cycle_needs_time_to_rise() -> None:
 
 class TestParameters:
     @pytest.fixture
-    def named(self) -> list[Named]:
+    def named(self) -> list[NamedParameter]:
         roles = (("a.weight", "weight"), ("a.bias", "bias"), ("a.neuron.beta", "neuron"), ("b.weight", "weight"))
-        return [Named(name, role, nn.Parameter(torch.zeros(1))) for name, role in roles]  # type: ignore[arg-type]
+        return [NamedParameter(name, role, nn.Parameter(torch.zeros(1))) for name, role in roles]  # type: ignore[arg-type]
 
-    def test_groups_by_role(self, named: list[Named]) -> None:
+    def test_groups_by_role(self, named: list[NamedParameter]) -> None:
         weight, bias, beta, other = (each.value for each in named)
         plain = Parameters(named)
         assert [*map(id, plain)] == [*map(id, (weight, bias, beta, other))]
@@ -233,7 +233,7 @@ class TestParameters:
         found = [([*map(id, group["params"])], group["lr"], group["momentum"]) for group in optimizer.param_groups]
         assert found == [([id(weight), id(other)], 1.0, 0), ([id(bias)], 1.0, 0.5), ([id(beta)], 0.1, 0)]
 
-    def test_what_must_not_decay_does_not(self, named: list[Named]) -> None:
+    def test_what_must_not_decay_does_not(self, named: list[NamedParameter]) -> None:
         for groups in (decayed := Parameters(named, 0.1)), decayed.by_role(bias={"lr": 2.0}):
             optimizer = torch.optim.AdamW(groups, 1.0, weight_decay=0.1)
             decays = {id(x): group["weight_decay"] for group in optimizer.param_groups for x in group["params"]}
@@ -370,8 +370,8 @@ def test_a_run_is_the_loop_of_pytorch(
     torch.testing.assert_close(found, {name: each.detach() for name, each in task.state_dict().items()})
 
 
-def test_made_by_takes_both_protocols() -> None:
-    parameters = Parameters([Named("w", "weight", nn.Parameter(torch.zeros(1)))])
-    assert [*optimizers.made_by(optimizers.SGD(), parameters, 5)] == ["optimizer"]
-    made = optimizers.made_by(lambda given, steps: {"optimizer": (given, steps)}, parameters, 5)
+def test_build_optimizer_takes_both_protocols() -> None:
+    parameters = Parameters([NamedParameter("w", "weight", nn.Parameter(torch.zeros(1)))])
+    assert [*optimizers.build_optimizer(optimizers.SGD(), parameters, 5)] == ["optimizer"]
+    made = optimizers.build_optimizer(lambda given, steps: {"optimizer": (given, steps)}, parameters, 5)
     assert made == {"optimizer": (parameters, 5)}

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from snnexp.neurons.statistics import STATISTICS, Reads, names
+from snnexp.neurons.statistics import STATISTICS, Reads, statistic_names
 from snnexp.spec.annotations import Count
 from snnexp.spec.checked import check_fields
 from snnexp.text import snake_case
@@ -48,7 +48,7 @@ class Decoder:
 
     def scores(self, trace: Any) -> Tensor:
         """How much speaks for each class, ``[B, K]``: by default the first statistic that the decoder ``reads``."""
-        found: Tensor = getattr(trace, names(self.reads)[0])
+        found: Tensor = getattr(trace, statistic_names(self.reads)[0])
         return found
 
     def undecided(self, trace: Any) -> Tensor:
@@ -66,7 +66,7 @@ class Decoder:
         return trace
 
     @property
-    def word(self) -> str:
+    def display_name(self) -> str:
         """The name that reports show."""
         return snake_case(type(self).__name__)
 

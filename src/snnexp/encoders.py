@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snnexp.errors import ConfigError
-from snnexp.events import Events
+from snnexp.sparse import SparseSpikes
 from snnexp.spec.annotations import AtMost, Positive, Scale, Steps
 from snnexp.spec.checked import check_fields
 
@@ -38,14 +38,14 @@ class Encoder:
     def __call__(self, values: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def fitting(self, sequences: bool) -> "Encoder":
+    def for_data(self, sequences: bool) -> "Encoder":
         """The encoder of data that are sequences, or are constant in time."""
         return self
 
     def require_range(self, low: float, high: float) -> None:
         """Raise :class:`ConfigError` unless values from ``low`` to ``high`` can be encoded."""
 
-    def events(self, values: Tensor) -> Events:
+    def sparse(self, values: Tensor) -> SparseSpikes:
         """The same spikes as a list; a class may have it beside its ``__call__``, where spikes are few."""
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class Direct(Constant):
     stackable = True
     takes_sequences = "both"
 
-    def fitting(self, sequences: bool) -> Encoder:
+    def for_data(self, sequences: bool) -> Encoder:
         return Sequence() if sequences else self
 
 
@@ -117,7 +117,7 @@ class ConstantCurrentLIF(Encoder):
             )
 
     @torch.no_grad()
-    def events(self, values: Tensor) -> Events:
+    def sparse(self, values: Tensor) -> SparseSpikes:
         """The same spikes as a list."""
         shape, neurons = torch.Size((self.num_steps, *values.shape)), values[0].numel()
         able = self._able(values).flatten().nonzero().squeeze(1)
@@ -125,7 +125,7 @@ class ConstantCurrentLIF(Encoder):
         # 32 bits are half the memory of what is read for each spike
         sample, neuron = (able // neurons).int(), (able % neurons).int()
         row = step.int().mul_(len(values)).add_(sample.index_select(0, which))
-        return Events(shape, row, neuron.index_select(0, which))
+        return SparseSpikes(shape, row, neuron.index_select(0, which))
 
     def _able(self, values: Tensor) -> Tensor:
         """False where a value can never fire: v starts at 0 and is drawn towards v_leak + x, below the threshold."""

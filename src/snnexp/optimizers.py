@@ -15,7 +15,7 @@ from snnexp.spec.checked import check_fields
 Role = Literal["weight", "bias", "neuron"]
 
 
-class Named(NamedTuple):
+class NamedParameter(NamedTuple):
     """A parameter that is trained.
 
     Args:
@@ -41,9 +41,9 @@ class Parameters(list[Any]):
         weight_decay: of the optimiser; without any, all parameters are one group.
     """
 
-    def __init__(self, named: Iterable[Named], weight_decay: float = 0.0) -> None:
-        self.named: tuple[Named, ...] = tuple(named)
-        self.are_final = False
+    def __init__(self, named: Iterable[NamedParameter], weight_decay: float = 0.0) -> None:
+        self.named: tuple[NamedParameter, ...] = tuple(named)
+        self._final = False
         """Whether settings of all groups are known, as in a stack, whose members have chosen them."""
         parts = [[each.value for each in self.named if (each.role == "neuron") is kept] for kept in (False, True)]
         if weight_decay and parts[1]:
@@ -52,11 +52,11 @@ class Parameters(list[Any]):
             super().__init__(each.value for each in self.named)
 
     @classmethod
-    def of_groups(cls, groups: Iterable[dict[str, Any]]) -> "Parameters":
+    def from_groups(cls, groups: Iterable[dict[str, Any]]) -> "Parameters":
         """Groups whose settings are known; :meth:`by_role` leaves them as they are."""
         made = cls(())
         made.extend(groups)
-        made.are_final = True
+        made._final = True
         return made
 
     def by_role(self, **settings: Mapping[str, Any]) -> list[Any]:
@@ -65,7 +65,7 @@ class Parameters(list[Any]):
         Args:
             settings: of a role, numbers for its group; parameters of other roles stay as they are.
         """
-        if self.are_final:
+        if self._final:
             return [*self]
         roles = {id(each.value): each.role for each in self.named}
         groups: dict[tuple[int, Any], dict[str, Any]] = {}
@@ -100,12 +100,12 @@ class OptimizerFactory:
         raise NotImplementedError
 
 
-def by_rate(parameters: Parameters, neuron_lr: float | None) -> list[Any]:
+def _with_neuron_lr(parameters: Parameters, neuron_lr: float | None) -> list[Any]:
     """Parameters in groups, those of neurons with a learning rate of their own where there is one."""
     return parameters if neuron_lr is None else parameters.by_role(neuron={"lr": neuron_lr, "name": "neuron"})
 
 
-def rates(groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def learning_rates(groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The learning rates of an optimiser: ``lr``, and ``lr/neuron`` of parameters that have one of their own."""
     found: dict[str, float] = {}
     for group in groups:
@@ -133,7 +133,7 @@ class L2Adam(OptimizerFactory):
     neuron_lr: Positive | None = None
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        groups = by_rate(parameters, self.neuron_lr)
+        groups = _with_neuron_lr(parameters, self.neuron_lr)
         return torch.optim.Adam(
             groups, self.lr, _floats(self.betas), self.eps, weight_decay=self.weight_decay, fused=True
         )
@@ -159,7 +159,7 @@ class AdamW(OptimizerFactory):
     neuron_lr: Positive | None = None
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        groups = by_rate(parameters, self.neuron_lr)
+        groups = _with_neuron_lr(parameters, self.neuron_lr)
         return torch.optim.AdamW(
             groups, self.lr, _floats(self.betas), self.eps, weight_decay=self.weight_decay, fused=True
         )
@@ -193,7 +193,7 @@ class Adamax(OptimizerFactory):
     neuron_lr: Positive | None = None
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        groups = by_rate(parameters, self.neuron_lr)
+        groups = _with_neuron_lr(parameters, self.neuron_lr)
         return torch.optim.Adamax(groups, self.lr, _floats(self.betas), self.eps, weight_decay=self.weight_decay)
 
 
@@ -222,7 +222,7 @@ class SGD(OptimizerFactory):
             raise ConfigError("nesterov: got true, and momentum is 0, must be more")
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        groups, decay = by_rate(parameters, self.neuron_lr), self.weight_decay
+        groups, decay = _with_neuron_lr(parameters, self.neuron_lr), self.weight_decay
         return torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=decay, nesterov=self.nesterov)
 
 
@@ -248,13 +248,13 @@ class RMSprop(OptimizerFactory):
     neuron_lr: Positive | None = None
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        groups = by_rate(parameters, self.neuron_lr)
+        groups = _with_neuron_lr(parameters, self.neuron_lr)
         return torch.optim.RMSprop(
             groups, self.lr, self.alpha, self.eps, weight_decay=self.weight_decay, momentum=self.momentum
         )
 
 
-class OfPyTorch:
+class TorchOptimizer:
     """An optimiser that a config names by its class in ``torch.optim``.
 
     Args:
@@ -274,7 +274,7 @@ def _floats(pair: tuple[float, float]) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
-def made_by(factory: Any, parameters: Sequence[Any], total_steps: int) -> dict[str, Any]:
+def build_optimizer(factory: Any, parameters: Sequence[Any], total_steps: int) -> dict[str, Any]:
     """What a factory makes, as Lightning takes it: ``{"optimizer": ...}``, and perhaps a schedule of its own.
 
     Args:

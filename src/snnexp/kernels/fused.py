@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from snnexp.neurons import STATISTICS, Neuron, Reduced, RLeaky, Trace, is_plain
+from snnexp.neurons import STATISTICS, Neuron, ReducedTrace, RLeaky, Trace, is_plain
 from snnexp.surrogates import Surrogate
 
 CHUNK_BYTES = 1 << 19
 """What one buffer of a chunk of steps may hold: several of them fit a core's cache."""
-NARROW = 32
+MAX_NARROW = 32
 """Up to so many outputs, W S^T is faster than S W^T."""
 
 
@@ -28,23 +28,23 @@ def chunks(num_steps: int, step: Tensor) -> list[tuple[int, int]]:
     return [(start, min(start + length, num_steps)) for start in range(0, num_steps, length)]
 
 
-class DeferredTrace(Trace):
+class LazyTrace(Trace):
     """A trace that is computed when it is read.
 
     Args:
         num_steps: T.
         before: the state before the first step.
-        scan: computes the trace, or called with names of statistics a :class:`Reduced` of these.
+        scan: computes the trace, or called with names of statistics a :class:`ReducedTrace` of these.
     """
 
     def __init__(
         self,
         num_steps: int,
         before: tuple[Tensor, ...],
-        scan: Callable[[Sequence[str] | None], Trace | Reduced],
+        scan: Callable[[Sequence[str] | None], Trace | ReducedTrace],
     ) -> None:
         self._num_steps, self._before, self._scan = num_steps, before, scan
-        self._left: dict[str, Reduced] = {}
+        self._left: dict[str, ReducedTrace] = {}
         """What was computed without single steps, by the statistic that it holds."""
         self._with_gradient = torch.is_grad_enabled()
 
@@ -66,7 +66,7 @@ class DeferredTrace(Trace):
         with torch.set_grad_enabled(self._with_gradient):
             return self._scan(None)  # type: ignore[return-value]
 
-    def _with(self, name: str) -> Trace | Reduced:
+    def _with(self, name: str) -> Trace | ReducedTrace:
         """What has a statistic: the trace where gradients are recorded, or where it was computed before."""
         if torch.is_grad_enabled() or "_trace" in vars(self):
             return self._trace
@@ -118,35 +118,35 @@ def in_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chunk]:
 
 
 def surrogate_of(neuron: Any) -> Surrogate:
-    """A neuron's surrogate, its numbers as :func:`row` has them where members of a stack have their own."""
+    """A neuron's surrogate, its numbers as :func:`per_neuron` has them where members of a stack have their own."""
     surrogate: Surrogate = neuron.surrogate
-    rows = {name: row(neuron, value) for name, value in vars(surrogate).items() if isinstance(value, Tensor)}
+    rows = {name: per_neuron(neuron, value) for name, value in vars(surrogate).items() if isinstance(value, Tensor)}
     return replace(surrogate, **rows) if rows else surrogate
 
 
-def row(neuron: Neuron, parameter: Tensor) -> Tensor:
+def per_neuron(neuron: Neuron, parameter: Tensor) -> Tensor:
     """A parameter as one value per neuron, ``[n]``: a copy, which stays as it is when the optimiser moves on."""
     # a view of a single value would have stride 0, for which ATen has no fast loops
-    value: Tensor = wide(parameter)
+    value: Tensor = at_least_float32(parameter)
     return value.expand(neuron.features).flatten().clone(memory_format=torch.contiguous_format)
 
 
-def wide(parameter: Any) -> Any:
+def at_least_float32(parameter: Any) -> Any:
     """A parameter, or None, in float32, in which gradients are summed, where it is kept in less."""
     return parameter if parameter is None or parameter.dtype.itemsize >= 4 else parameter.float()
 
 
-def flat(sequence: Tensor) -> Tensor:
+def flatten_features(sequence: Tensor) -> Tensor:
     """``[T, B, *N]`` as ``[T, B, n]``."""
     return sequence if sequence.ndim == 3 else sequence.flatten(2)
 
 
-def maps(neuron: Neuron, sequence: Tensor) -> Tensor:
+def unflatten_features(neuron: Neuron, sequence: Tensor) -> Tensor:
     """``[.., n]`` as ``[.., *N]``."""
     return sequence if len(neuron.features) == 1 else sequence.reshape((*sequence.shape[:-1], *neuron.features))
 
 
-def steps_like(sequence: Tensor, num_steps: int) -> Tensor:
+def empty_steps(sequence: Tensor, num_steps: int) -> Tensor:
     """Memory for ``num_steps`` steps, laid out as those of ``sequence`` are."""
     # of steps that repeat memory, such as those of an expanded batch, the copy does not
     like = torch.empty_like(sequence[0], device="meta")
@@ -161,7 +161,7 @@ def before(sequence: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
     return torch.cat([first.unsqueeze(0), sequence[: stop - 1]])
 
 
-def dense_behind(neuron: Neuron, synapse: nn.Module | None) -> nn.Linear | None:
+def fusable_linear(neuron: Neuron, synapse: nn.Module | None) -> nn.Linear | None:
     """The synapse where it is S W^T + b and nothing else, and may be computed without a call of the module."""
     if synapse is None or not is_plain(synapse):
         return None
@@ -198,12 +198,12 @@ def accumulate(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype) -> None:
         out.add_(torch.mm(a.to(dtype), b.to(dtype)))
 
 
-class Projection:
+class NextLinear:
     """The dense synapse behind a layer: the spikes of a chunk go through it while they are in the cache."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight, self.bias, self.dtype = weight, bias, dtype
-        self.narrow = len(weight) <= NARROW
+        self.narrow = len(weight) <= MAX_NARROW
 
     def prepare_forward(self, num_steps: int, batch: int) -> None:
         """Take memory for what arrives behind the synapse; few outputs lie before the batch."""
@@ -220,7 +220,7 @@ class Projection:
             out = self.out[start:stop].view(-1, len(self.weight))
             multiply(spikes.whole.flatten(0, 1), self.weight.t(), out, self.dtype, self.bias)
 
-    def arrived(self) -> Tensor:
+    def output(self) -> Tensor:
         """What arrived in all steps, ``[T, B, M]``."""
         if not self.narrow:
             return self.out
@@ -229,7 +229,7 @@ class Projection:
         return self.out.transpose(1, 2)
 
     def prepare_backward(self, gradient: Tensor) -> None:
-        """Take the gradient of :meth:`arrived`."""
+        """Take the gradient of :meth:`output`."""
         self.arrived_gradient, self.arrived_steps = gradient, gradient.unbind(0)
         self.weight_gradient = torch.zeros_like(self.weight)
 
@@ -326,7 +326,7 @@ class OneToOne:
 
 
 class Conv2d:
-    """Feedback conv(S, W) + b within a layer of maps, padded to keep their size."""
+    """Feedback conv(S, W) + b within a layer of feature maps, padded to keep their size."""
 
     def __init__(
         self, side: tuple[int, ...], weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype
@@ -366,11 +366,11 @@ def feedback_of(neuron: Neuron) -> tuple[Callable[..., Feedback] | None, Tensor 
     if isinstance(neuron.recurrent, nn.Conv2d):
         return partial(Conv2d, neuron.features), neuron.recurrent.weight, neuron.recurrent.bias
     if neuron.recurrent is None:
-        return OneToOne, row(neuron, neuron.V), None
+        return OneToOne, per_neuron(neuron, neuron.V), None
     return dense_feedback(neuron.recurrent.weight), neuron.recurrent.weight, neuron.recurrent.bias
 
 
-class Reduction:
+class StreamingStatistics:
     """The streaming forms of statistics, of a layer whose single steps nobody reads.
 
     Args:
@@ -395,4 +395,4 @@ class Reduction:
     def values(self, neuron: Neuron) -> dict[str, Tensor]:
         """The statistics after the last step, by name, with the axes of the neuron."""
         finished = ((name, STATISTICS[name].finish(state, self.num_steps)) for name, state in self.states.items())
-        return {name: maps(neuron, value) for name, value in finished}
+        return {name: unflatten_features(neuron, value) for name, value in finished}

@@ -22,24 +22,24 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snnexp.kernels.fused import (
-    DeferredTrace,
     Feedback,
-    Projection,
-    Reduction,
+    LazyTrace,
+    NextLinear,
+    StreamingStatistics,
+    at_least_float32,
     before,
     chunks,
-    dense_behind,
+    empty_steps,
     feedback_of,
-    flat,
+    flatten_features,
+    fusable_linear,
     in_chunks,
-    maps,
+    per_neuron,
     product_dtype,
-    row,
-    steps_like,
     surrogate_of,
-    wide,
+    unflatten_features,
 )
-from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trace, over_samples
+from snnexp.neurons import Leaky, LeakyState, ReducedTrace, RLeaky, RLeakyState, Trace, time_distributed
 from snnexp.neurons.neuron import decay
 from snnexp.surrogates import Surrogate, spike
 
@@ -88,10 +88,10 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: Sequence[str] | None = None,
-) -> tuple[Trace | Reduced, Tensor | None]:
+    statistics: Sequence[str] | None = None,
+) -> tuple[Trace | ReducedTrace, Tensor | None]:
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
-    dense = dense_behind(neuron, synapse)
+    dense = fusable_linear(neuron, synapse)
     feedback, weight, bias = feedback_of(neuron)
     surrogate = surrogate_of(neuron)
     behind = (None, None) if dense is None else (dense.weight, dense.bias)
@@ -99,47 +99,49 @@ def scan(
     rule = Rule(num_steps, neuron.reset, surrogate, feedback, *dtypes, True, dense is None)
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
-        flat(current if dense is None else current.contiguous()),
+        flatten_features(current if dense is None else current.contiguous()),
         state.membrane.flatten(1),
         state.spikes.flatten(1) if isinstance(state, RLeakyState) else None,
-        row(neuron, decay(neuron.beta)),
-        row(neuron, neuron.threshold),
-        *map(wide, (weight, bias, *behind)),
+        per_neuron(neuron, decay(neuron.beta)),
+        per_neuron(neuron, neuron.threshold),
+        *map(at_least_float32, (weight, bias, *behind)),
     )
     trace: Any
-    if reduced is not None and not torch.is_grad_enabled() and (synapse is None or dense is not None):
-        return _sums(neuron, rule, inputs, reduced)
+    if statistics is not None and not torch.is_grad_enabled() and (synapse is None or dense is not None):
+        return _sums(neuron, rule, inputs, statistics)
     if dense is not None and streams(rule, inputs):
         after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
-        trace = DeferredTrace(num_steps, state, partial(_read, neuron, rule, inputs))
+        trace = LazyTrace(num_steps, state, partial(_read, neuron, rule, inputs))
     else:
         trace, after = _trace(neuron, rule, inputs)
         if synapse is not None and dense is None:
-            after = over_samples(synapse, trace.spikes)
-    return trace if reduced is None else trace.reduced(reduced), after
+            after = time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), after
 
 
-def _sums(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str]) -> tuple[Reduced, Tensor | None]:
-    reduction = Reduction(names, inputs.membrane, rule.num_steps)
+def _sums(
+    neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str]
+) -> tuple[ReducedTrace, Tensor | None]:
+    reduction = StreamingStatistics(names, inputs.membrane, rule.num_steps)
     _, _, after, (U, S) = run(replace(rule, keep_membrane=False, keep_spikes=False), inputs, reduction)
-    state = _state(neuron, maps(neuron, U), lambda: maps(neuron, S))
-    return Reduced(rule.num_steps, len(U), state, reduction.values(neuron)), after
+    state = _state(neuron, unflatten_features(neuron, U), lambda: unflatten_features(neuron, S))
+    return ReducedTrace(rule.num_steps, len(U), state, reduction.values(neuron)), after
 
 
 def _trace(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs) -> tuple[Trace, Tensor | None]:
     membrane, spikes, after = _Scan.apply(rule, *inputs)
 
     def fired(U: Tensor) -> Tensor:
-        return maps(neuron, spike(U - inputs.theta, rule.surrogate))
+        return unflatten_features(neuron, spike(U - inputs.theta, rule.surrogate))
 
     if spikes is not None:
-        spikes = maps(neuron, spikes)
-    U = maps(neuron, membrane)
+        spikes = unflatten_features(neuron, spikes)
+    U = unflatten_features(neuron, membrane)
     last = _state(neuron, U[-1], lambda: fired(membrane[-1]) if spikes is None else spikes[-1])
     return Trace((lambda: fired(membrane)) if spikes is None else spikes, U, last), after
 
 
-def _read(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str] | None) -> Trace | Reduced:
+def _read(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str] | None) -> Trace | ReducedTrace:
     """What a layer that streamed has done, from the numbers that it had then."""
     inputs = inputs._replace(weight=None, bias=None)
     if names is not None:
@@ -152,15 +154,15 @@ def _state(neuron: Leaky | RLeaky, U: Tensor, S: Callable[[], Tensor]) -> LeakyS
 
 
 def run(
-    rule: Rule, inputs: Inputs, reduction: Reduction | None = None
+    rule: Rule, inputs: Inputs, reduction: StreamingStatistics | None = None
 ) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor]]:
     """The forward loop: membranes and spikes where they are kept, what arrives behind the synapse, the last step."""
     I, U, S, beta, theta, *feedback_weights, weight, bias = inputs
     ranges = chunks(rule.num_steps, U)
-    membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
-    spikes = steps_like(I, rule.num_steps if rule.keep_spikes else ranges[0][1])
+    membranes = empty_steps(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
+    spikes = empty_steps(I, rule.num_steps if rule.keep_spikes else ranges[0][1])
     feedback = rule.feedback(*feedback_weights, U, rule.feedback_dtype) if rule.feedback else None
-    behind = None if weight is None else Projection(weight, bias, rule.dtype)
+    behind = None if weight is None else NextLinear(weight, bias, rule.dtype)
     if behind is not None:
         behind.prepare_forward(rule.num_steps, len(U))
     kept = torch.empty_like(U) if rule.reset == "zero" else None
@@ -187,7 +189,7 @@ def run(
             behind.forward(Sc, start, stop)
         if reduction is not None:
             reduction.update(Sc, Uc)
-    after = None if behind is None else behind.arrived()
+    after = None if behind is None else behind.output()
     return membranes, spikes if rule.keep_spikes else None, after, (U, S)
 
 
@@ -208,16 +210,16 @@ class _Scan(torch.autograd.Function):
         membranes, U, S, beta, theta, *feedback_weights, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
         feedback = rule.feedback(*feedback_weights, U, rule.feedback_dtype) if rule.feedback else None
-        behind = None if g_after is None else Projection(weight, bias, rule.dtype)
+        behind = None if g_after is None else NextLinear(weight, bias, rule.dtype)
         if behind is not None:
             behind.prepare_backward(g_after)
         subtract, zero = rule.reset == "subtract", rule.reset == "zero"
         ranges = chunks(rule.num_steps, U)
         U_chunks = in_chunks(membranes, ranges)
-        distance, fired, fired_before = (steps_like(membranes, ranges[0][1]) for _ in range(3))
+        distance, fired, fired_before = (empty_steps(membranes, ranges[0][1]) for _ in range(3))
         # a constant current gets the sum over all steps, so two chunks of memory that take turns are enough
         g_current = torch.zeros_like(U) if ctx.constant else torch.empty_like(membranes)
-        turns = [steps_like(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else [g_current]
+        turns = [empty_steps(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else [g_current]
         g_chunks = [in_chunks(memory, ranges) for memory in turns]
         x_chunks, S_chunks = in_chunks(distance, ranges), in_chunks(fired, ranges)
         g_beta, g_theta = torch.zeros_like(beta), torch.zeros_like(theta)
@@ -328,7 +330,7 @@ class _Stream(torch.autograd.Function):
     def backward(ctx: Any, g_after: Tensor) -> Any:
         rule: Rule = ctx.rule
         (current,), U, _, beta, theta, _, _, weight, bias = ctx.saved_tensors
-        behind = Projection(weight, bias, rule.dtype)
+        behind = NextLinear(weight, bias, rule.dtype)
         behind.prepare_backward(g_after)
         total, R = torch.zeros_like(U), torch.gt(U, theta, out=torch.empty_like(U))
         U, x, gS = U.clone(), torch.empty_like(U), torch.empty_like(U)

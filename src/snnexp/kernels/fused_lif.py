@@ -25,20 +25,20 @@ from torch.autograd.function import once_differentiable
 from snnexp.kernels.fused import (
     Blocks,
     Linear,
-    Projection,
-    Reduction,
+    NextLinear,
+    StreamingStatistics,
+    at_least_float32,
     before,
     chunks,
-    dense_behind,
     dense_feedback,
-    flat,
+    empty_steps,
+    flatten_features,
+    fusable_linear,
     in_chunks,
-    maps,
+    per_neuron,
     product_dtype,
-    row,
-    steps_like,
     surrogate_of,
-    wide,
+    unflatten_features,
 )
 from snnexp.neurons import (
     LIF,
@@ -46,9 +46,9 @@ from snnexp.neurons import (
     LeakyIntegratorState,
     ParametrizedLIF,
     ParametrizedLIFState,
-    Reduced,
+    ReducedTrace,
     Trace,
-    over_samples,
+    time_distributed,
 )
 from snnexp.surrogates import Surrogate, spike
 
@@ -98,14 +98,14 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: Sequence[str] | None = None,
-) -> tuple[Trace | Reduced, Tensor | None]:
+    statistics: Sequence[str] | None = None,
+) -> tuple[Trace | ReducedTrace, Tensor | None]:
     """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
-    dense = None if lif is None else dense_behind(neuron, synapse)
+    dense = None if lif is None else fusable_linear(neuron, synapse)
     feedback = None if lif is None else lif.feedback_weight
     behind = (None, None) if dense is None else (dense.weight, dense.bias)
-    without_trace = reduced is not None and not torch.is_grad_enabled() and (dense is not None or synapse is None)
+    without_trace = statistics is not None and not torch.is_grad_enabled() and (dense is not None or synapse is None)
     rule = Rule(
         num_steps,
         None if lif is None else surrogate_of(lif),
@@ -117,34 +117,34 @@ def scan(
     )
     inputs = Inputs(
         # products write into chunks of steps as one matrix, which needs them sample by sample
-        flat(current if dense is None else current.contiguous()),
+        flatten_features(current if dense is None else current.contiguous()),
         state.z.flatten(1) if lif is not None else None,
         state.v.flatten(1),
         state.i.flatten(1),
-        row(neuron, neuron.dt * neuron.tau_mem_inv),
-        row(neuron, neuron.dt * neuron.tau_syn_inv),
-        row(neuron, neuron.v_leak),
-        None if lif is None else row(lif, lif.v_reset),
-        None if lif is None else row(lif, lif.v_th),
-        *map(wide, (feedback, *behind)),
+        per_neuron(neuron, neuron.dt * neuron.tau_mem_inv),
+        per_neuron(neuron, neuron.dt * neuron.tau_syn_inv),
+        per_neuron(neuron, neuron.v_leak),
+        None if lif is None else per_neuron(lif, lif.v_reset),
+        None if lif is None else per_neuron(lif, lif.v_th),
+        *map(at_least_float32, (feedback, *behind)),
     )
     trace: Any
     if without_trace:
-        assert reduced is not None
-        reduction = Reduction(reduced, inputs.v, num_steps)
+        assert statistics is not None
+        reduction = StreamingStatistics(statistics, inputs.v, num_steps)
         _, _, after, last = run(rule, inputs, reduction)
-        trace = Reduced(num_steps, len(inputs.v), _state(neuron, *last), reduction.values(neuron))
+        trace = ReducedTrace(num_steps, len(inputs.v), _state(neuron, *last), reduction.values(neuron))
     else:
         u, z, after, i = _Scan.apply(rule, *inputs)
         trace = _trace(neuron, rule, inputs, u, z, i)
         if synapse is not None and dense is None:
-            after = over_samples(synapse, trace.spikes)
-        trace = trace if reduced is None else trace.reduced(reduced)
+            after = time_distributed(synapse, trace.spikes)
+        trace = trace if statistics is None else trace.reduced(statistics)
     return trace, after
 
 
 def _state(neuron: ParametrizedLIF | LeakyIntegrator, z: Tensor, v: Tensor, i: Tensor) -> Any:
-    parts = [maps(neuron, part) for part in (z, v, i)]
+    parts = [unflatten_features(neuron, part) for part in (z, v, i)]
     return ParametrizedLIFState(*parts) if isinstance(neuron, ParametrizedLIF) else LeakyIntegratorState(*parts[1:])
 
 
@@ -153,7 +153,8 @@ def _trace(
 ) -> Trace:
     if rule.surrogate is None:
         silent = u.new_zeros(()).expand_as(u)
-        return Trace(maps(neuron, silent), maps(neuron, u), _state(neuron, silent[-1], u[-1], i))
+        state = _state(neuron, silent[-1], u[-1], i)
+        return Trace(unflatten_features(neuron, silent), unflatten_features(neuron, u), state)
 
     def fired(u: Tensor, surrogate: Surrogate = rule.surrogate) -> Tensor:
         return spike(u - inputs.v_th, surrogate)
@@ -161,8 +162,8 @@ def _trace(
     last = fired(u[-1]) if z is None else z[-1]
     reset = last if rule.reset_gradient else last.detach()
     v = (1 - reset) * u[-1] + reset * inputs.v_reset
-    spikes = (lambda: maps(neuron, fired(u))) if z is None else maps(neuron, z)
-    return Trace(spikes, maps(neuron, u), _state(neuron, last, v, i))
+    spikes = (lambda: unflatten_features(neuron, fired(u))) if z is None else unflatten_features(neuron, z)
+    return Trace(spikes, unflatten_features(neuron, u), _state(neuron, last, v, i))
 
 
 def _feedback(rule: Rule, weight: Tensor | None, like: Tensor) -> Linear | Blocks | None:
@@ -170,16 +171,16 @@ def _feedback(rule: Rule, weight: Tensor | None, like: Tensor) -> Linear | Block
 
 
 def run(
-    rule: Rule, inputs: Inputs, reduction: Reduction | None = None
+    rule: Rule, inputs: Inputs, reduction: StreamingStatistics | None = None
 ) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor, Tensor]]:
     """The forward loop: u and z where they are kept, what arrives behind the synapse, and z, v, i at the end."""
     I, z, v, i, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = inputs
     spiking = rule.surrogate is not None
     ranges = chunks(rule.num_steps, v)
-    membranes = steps_like(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
-    spikes = steps_like(I, rule.num_steps if rule.keep_spikes else ranges[0][1]) if spiking else None
+    membranes = empty_steps(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
+    spikes = empty_steps(I, rule.num_steps if rule.keep_spikes else ranges[0][1]) if spiking else None
     feedback = _feedback(rule, feedback_weight, v)
-    behind = None if weight is None else Projection(weight, bias, rule.dtype)
+    behind = None if weight is None else NextLinear(weight, bias, rule.dtype)
     if behind is not None:
         behind.prepare_forward(rule.num_steps, len(v))
     z = torch.zeros_like(v) if z is None else z
@@ -207,7 +208,7 @@ def run(
             behind.forward(zc, start, start + len(zc.steps))
         if reduction is not None:
             reduction.update(zc, uc)
-    after = None if behind is None else behind.arrived()
+    after = None if behind is None else behind.output()
     return membranes, spikes if rule.keep_spikes else None, after, (z, v, i)
 
 
@@ -228,13 +229,13 @@ class _Scan(torch.autograd.Function):
         membranes, z, v, _, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
         feedback = _feedback(rule, feedback_weight, v)
-        behind = None if g_after is None else Projection(weight, bias, rule.dtype)
+        behind = None if g_after is None else NextLinear(weight, bias, rule.dtype)
         if behind is not None:
             behind.prepare_backward(g_after)
         ranges = chunks(rule.num_steps, v)
-        distance, fired, kept, delta, v_before, fired_before = (steps_like(membranes, ranges[0][1]) for _ in range(6))
+        distance, fired, kept, delta, v_before, fired_before = (empty_steps(membranes, ranges[0][1]) for _ in range(6))
         # a constant current gets the sum over all steps, so two chunks of memory that take turns are enough
-        turns = [steps_like(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else []
+        turns = [empty_steps(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else []
         g_current = torch.zeros_like(v) if ctx.constant else torch.empty_like(membranes)
         sums = {name: torch.zeros_like(a) for name in ("a", "c", "v_leak", "v_reset", "v_th")}
         keep_v, keep_i, g_v_th = 1 - a, 1 - c, torch.zeros_like(v)

@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from snnexp.kernels.fused import flat, maps, row, wide
+from snnexp.kernels.fused import at_least_float32, flatten_features, per_neuron, unflatten_features
 from snnexp.kernels.triton_common import STREAMED, derivative, launch, surrogate_constants, tile, weight_gradient
-from snnexp.neurons import Leaky, LeakyState, Reduced, RLeaky, RLeakyState, Trace, over_samples
+from snnexp.neurons import Leaky, LeakyState, ReducedTrace, RLeaky, RLeakyState, Trace, time_distributed
 from snnexp.neurons.neuron import decay
 
 NEURONS = (Leaky, RLeaky)
@@ -150,33 +150,41 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: Sequence[str] | None = None,
+    statistics: Sequence[str] | None = None,
 ) -> tuple[Any, Tensor | None]:
     """The Triton twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     recurrent = isinstance(neuron, RLeaky)
     kind, V, bias = NO_FEEDBACK, None, None
     if isinstance(neuron, RLeaky) and neuron.recurrent is None:
-        kind, V = ONE_TO_ONE, row(neuron, neuron.V)
+        kind, V = ONE_TO_ONE, per_neuron(neuron, neuron.V)
     elif isinstance(neuron, RLeaky):
         synapse_within: Any = neuron.recurrent
-        kind, V, bias = LINEAR, wide(synapse_within.weight).contiguous(), wide(synapse_within.bias)
+        kind, V, bias = (
+            LINEAR,
+            at_least_float32(synapse_within.weight).contiguous(),
+            at_least_float32(synapse_within.bias),
+        )
     settings = (num_steps, RESETS[neuron.reset], kind, neuron.surrogate)
     first = [part.flatten(1).contiguous() for part in state]
-    inputs = (flat(current).contiguous(), *first[:2], *[None] * (2 - len(first)))
-    inputs += (row(neuron, decay(neuron.beta)), row(neuron, neuron.threshold), V, bias)
+    inputs = (flatten_features(current).contiguous(), *first[:2], *[None] * (2 - len(first)))
+    inputs += (per_neuron(neuron, decay(neuron.beta)), per_neuron(neuron, neuron.threshold), V, bias)
 
     def state_of(U: Tensor, S: Tensor) -> Any:
-        return RLeakyState(maps(neuron, U), maps(neuron, S)) if recurrent else LeakyState(maps(neuron, U))
+        return (
+            RLeakyState(unflatten_features(neuron, U), unflatten_features(neuron, S))
+            if recurrent
+            else LeakyState(unflatten_features(neuron, U))
+        )
 
-    if reduced is not None and {*reduced} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
+    if statistics is not None and {*statistics} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
         _, _, sums, (U, S) = _run(settings, inputs, keep=False)
-        values = dict(zip(STREAMED, (maps(neuron, x) for x in (*sums, S)), strict=True))
-        kept = {name: values[name] for name in reduced}
-        return Reduced(num_steps, len(U), state_of(U, S), kept), None
+        values = dict(zip(STREAMED, (unflatten_features(neuron, x) for x in (*sums, S)), strict=True))
+        kept = {name: values[name] for name in statistics}
+        return ReducedTrace(num_steps, len(U), state_of(U, S), kept), None
     U, S = _Scan.apply(settings, *inputs)
-    trace = Trace(maps(neuron, S), maps(neuron, U), state_of(U[-1], S[-1]))
-    after = None if synapse is None else over_samples(synapse, trace.spikes)
-    return trace if reduced is None else trace.reduced(reduced), after
+    trace = Trace(unflatten_features(neuron, S), unflatten_features(neuron, U), state_of(U[-1], S[-1]))
+    after = None if synapse is None else time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), after
 
 
 def _run(settings: Any, inputs: Sequence[Any], keep: bool) -> Any:

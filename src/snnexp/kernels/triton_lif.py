@@ -12,16 +12,16 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from snnexp.kernels.fused import flat, maps, row, wide
+from snnexp.kernels.fused import at_least_float32, flatten_features, per_neuron, unflatten_features
 from snnexp.kernels.triton_common import STREAMED, derivative, launch, surrogate_constants, tile, weight_gradient
 from snnexp.neurons import (
     LeakyIntegrator,
     LeakyIntegratorState,
     ParametrizedLIF,
     ParametrizedLIFState,
-    Reduced,
+    ReducedTrace,
     Trace,
-    over_samples,
+    time_distributed,
 )
 from snnexp.surrogates import Surrogate
 
@@ -151,26 +151,26 @@ def scan(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: Sequence[str] | None = None,
+    statistics: Sequence[str] | None = None,
 ) -> tuple[Any, Tensor | None]:
     """The Triton twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
     z0, v0, i0 = (part.flatten(1).contiguous() for part in ((state.v, *state) if lif is None else state))
-    decays = (row(neuron, neuron.dt * rate) for rate in (neuron.tau_mem_inv, neuron.tau_syn_inv))
+    decays = (per_neuron(neuron, neuron.dt * rate) for rate in (neuron.tau_mem_inv, neuron.tau_syn_inv))
     levels: tuple[Any, ...] = (None, None, None)
     if lif is not None:
-        levels = (row(lif, lif.v_reset), row(lif, lif.v_th), wide(lif.feedback_weight))
-    inputs = (flat(current).contiguous(), z0, v0, i0, *decays, row(neuron, neuron.v_leak), *levels)
+        levels = (per_neuron(lif, lif.v_reset), per_neuron(lif, lif.v_th), at_least_float32(lif.feedback_weight))
+    inputs = (flatten_features(current).contiguous(), z0, v0, i0, *decays, per_neuron(neuron, neuron.v_leak), *levels)
 
     def state_of(z: Tensor, v: Tensor, i: Tensor) -> Any:
-        parts = [maps(neuron, part) for part in (z, v, i)]
+        parts = [unflatten_features(neuron, part) for part in (z, v, i)]
         return LeakyIntegratorState(*parts[1:]) if lif is None else ParametrizedLIFState(*parts)
 
-    if reduced is not None and {*reduced} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
+    if statistics is not None and {*statistics} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
         _, _, sums, last = _run(num_steps, inputs, keep=False)
-        values = dict(zip(STREAMED, (maps(neuron, x) for x in (*sums, last[0])), strict=True))
-        kept = {name: values[name] for name in reduced}
-        return Reduced(num_steps, len(v0), state_of(*last), kept), None
+        values = dict(zip(STREAMED, (unflatten_features(neuron, x) for x in (*sums, last[0])), strict=True))
+        kept = {name: values[name] for name in statistics}
+        return ReducedTrace(num_steps, len(v0), state_of(*last), kept), None
     u, z, i = _Scan.apply(num_steps, None if lif is None else lif.surrogate, *inputs)
     if lif is None:
         z = u.new_zeros(()).expand_as(u)
@@ -178,9 +178,9 @@ def scan(
     else:
         fired = z[-1].detach()
         last = state_of(z[-1], (1 - fired) * u[-1] + fired * inputs[7], i)
-    trace = Trace(maps(neuron, z), maps(neuron, u), last)
-    after = None if synapse is None else over_samples(synapse, trace.spikes)
-    return trace if reduced is None else trace.reduced(reduced), after
+    trace = Trace(unflatten_features(neuron, z), unflatten_features(neuron, u), last)
+    after = None if synapse is None else time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), after
 
 
 def _run(num_steps: int, inputs: Sequence[Any], keep: bool) -> Any:

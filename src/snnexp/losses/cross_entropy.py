@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snnexp.errors import ConfigError
 from snnexp.losses.loss import Loss, Number
-from snnexp.neurons.statistics import Reads, names
+from snnexp.neurons.statistics import Reads, statistic_names
 from snnexp.spec.annotations import Fraction, NonNegative, Positive, Stackable
 
 
@@ -66,7 +66,7 @@ class CrossEntropy:
         return replace(self, class_weights=[sum(counts) / (len(counts) * count) for count in counts])
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
-        logits: Tensor = getattr(trace, names(self.reads)[0])
+        logits: Tensor = getattr(trace, statistic_names(self.reads)[0])
         return self.cross_entropy(logits, target, *numbers)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from snnexp.neurons.statistics import Reads, names
+from snnexp.neurons.statistics import Reads, statistic_names
 from snnexp.spec.checked import check_fields
 
 Number = float | Tensor
@@ -66,5 +66,5 @@ class Loss:
         A statistic without time is compared with the last step of a target ``[T, B, K]``, and one of every step with
         values ``[B, K]`` that stand for all steps.
         """
-        output: Tensor = getattr(trace, names(self.reads)[0])
+        output: Tensor = getattr(trace, statistic_names(self.reads)[0])
         return output, target[-1] if target.ndim > output.ndim else target.expand_as(output)

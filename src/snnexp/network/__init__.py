@@ -1,10 +1,10 @@
 """How parts are wired: layers of synapses and neurons, unrolled in time."""
 
 from snnexp.network.chains import MLP, Conv
-from snnexp.network.graph import Network
+from snnexp.network.graph import Graph
 from snnexp.network.layers import Dense, Layer, NeuronFactory, StackedDense
+from snnexp.network.network import Network
 from snnexp.network.stacking import stack
-from snnexp.network.wired import Graph
 
 __all__ = [
     "MLP",

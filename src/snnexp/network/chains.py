@@ -9,8 +9,8 @@ from torch import nn
 
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
-from snnexp.network.graph import Network
 from snnexp.network.layers import Dense, Init, Layer, NeuronFactory
+from snnexp.network.network import Network
 from snnexp.neurons import Neuron
 from snnexp.spec.annotations import BelowOne, Count, Index, Steps
 from snnexp.spec.checked import checked

@@ -1,345 +1,282 @@
-"""Networks: layers with named inputs, unrolled in time; one trace per layer comes back.
+"""A network whose layers a config wires: several inputs of a layer, skip connections, feedback, any synapse."""
 
-A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T steps; one that sees ``[T, B, *N]`` runs
-once over ``T * B`` samples. Where a layer reads itself or a later one, the network runs step by step, and what it reads
-is that of the step before.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from snnexp.errors import key_prefix
-from snnexp.events import Events
-from snnexp.initializers import Initializer
-from snnexp.network.layers import (
-    Init,
-    Layer,
-    arriving,
-    counted_by,
-    handed_on,
-    initialize,
-    reset_synapse,
-    resets,
-    total,
-)
-from snnexp.neurons import Identity, Neuron, Reduced, Trace, is_plain, without_tuple
-from snnexp.spec.annotations import Steps
+from snnexp.errors import ConfigError
+from snnexp.network.layers import Dense, Layer, NeuronFactory
+from snnexp.network.network import INPUT, Network
+from snnexp.neurons import Identity, Neuron
+from snnexp.spec.annotations import Nodes, Steps
 from snnexp.spec.checked import checked
+from snnexp.spec.parts import Maker
 
-INPUT = "input"
-"""The name of the network's input among the inputs of a layer."""
-Weighted = nn.Linear | nn.Conv2d | None
-"""By what the operations of a synapse are counted; None where they cannot be."""
-Delivery = tuple[str, Tensor, Weighted | int]
+Shape = tuple[int, ...]
 
 
-class FedBack(tuple):  # type: ignore[type-arg]
-    """The state of a layer that earlier ones read: that of its neurons, and what it last handed on."""
+class Graph(Network):
+    """Layers with named inputs. Each is a mapping:
 
-    state: Any
-    output: Tensor
-
-    def __new__(cls, *parts: Tensor) -> "FedBack":
-        return super().__new__(cls, parts)
-
-    @classmethod
-    def of(cls, state: Any, output: Tensor) -> "FedBack":
-        made = cls(*state, output)
-        made.state, made.output = state, output
-        return made
-
-
-class Network(nn.Module):
-    """A graph of layers; abstract. By default each layer reads the one before it.
+    ==========  ========================================================================================================
+    name        of the layer; the last one is ``readout``
+    inputs      names of the layers that it reads, ``input`` for the network's input; by default the layer before. The
+                currents of several inputs add up. A layer that is not before this one is read one step later.
+    size        neurons of a layer with dense synapses; the readout has as many as the data have outputs
+    synapse     a ``torch.nn.Module`` by ``_target_``, a list of them that follow each other, or for several inputs a
+                mapping from their names to these; dense without. ``in_channels``, ``in_features`` and ``num_features``
+                are filled in.
+    neuron      neurons of another kind than the network's, by ``_target_``; null for none: the currents are handed on
+    ==========  ========================================================================================================
 
     Args:
+        inputs: shape of one input.
+        outputs: neurons of the readout.
+        neuron: makes the layers before the readout.
+        readout: makes the last layer.
         num_steps: T where the input does not change over time.
-        make_layers: makes the layers by name, in order; the last is the readout.
-        init: how weights of synapses are drawn; None where the model of the neurons says it.
+        layers: the layers, in the order in which they are computed.
+
+    Raises:
+        ConfigError: layers do not fit each other.
     """
 
-    stackable: ClassVar[bool] = False
-    """Whether its layers can be stacked: its synapses are dense.
-
-    Not inherited: a class says it of what it computes itself."""
-    unstackable: ClassVar[tuple[str, ...]] = ()
-    """Arguments that must have their defaults for that."""
+    stackable = True
 
     @checked
     def __init__(
         self,
+        inputs: tuple[int, ...],
+        outputs: int,
+        neuron: NeuronFactory,
+        readout: NeuronFactory,
         num_steps: Steps,
-        make_layers: Callable[[], dict[str, Layer]],
-        init: Init | Initializer | None = None,
+        layers: Nodes,
     ) -> None:
-        super().__init__()
-        self.num_steps, self.init = num_steps, init
-        self.resets: list[Callable[[], object]] | None = None
-        self.constant = True
-        """Whether an input of one step stands for all ``num_steps``; a network that is fed sequences runs one step."""
-        # what the constructors draw is drawn again, in an order of our own; what cannot be has numbers of its own
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
-            self.layers = nn.ModuleDict(make_layers())
-        names = list(self.layers)
+        require_wiring(layers)
+        for each in layers:
+            if hasattr(nn.ModuleDict, each["name"]):
+                raise ConfigError(
+                    f"layers: {each['name']!r} cannot name a layer, torch.nn has an attribute of this name"
+                )
+        makers = {"neuron": neuron, "readout": readout}
+        super().__init__(num_steps, lambda: _Wiring(tuple(inputs), outputs, makers, layers).layers())
+
+    @staticmethod
+    def shapes(inputs: tuple[int, ...], outputs: int, layers: Any) -> list[tuple[str, tuple[int, ...]]] | None:
+        """As of :meth:`MLP.shapes`, without the node for neurons of a layer's own; None where a synapse decides."""
+        if any(layer.get("synapse") is not None for layer in layers):
+            return None
+        last = len(layers) - 1
+        nodes = ["" if "neuron" in layer else "readout" if at == last else "neuron" for at, layer in enumerate(layers)]
+        return [(node, (layer.get("size") or outputs,)) for node, layer in zip(nodes, layers, strict=True)]
+
+    @staticmethod
+    def requires(layers: Any) -> None:
+        """Refuse layers whose names or keys do not fit each other."""
+        require_wiring(layers)
+
+
+def require_wiring(layers: Any) -> None:
+    """Raise :class:`ConfigError` for layers whose names or keys do not fit each other."""
+    if not isinstance(layers, (list, tuple)) or not layers:
+        raise ConfigError("layers: must be a list of layers, the last named readout")
+    names = []
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, dict) or not isinstance(layer.get("name"), str):
+            raise ConfigError(f"layers: number {index + 1} must be a mapping with a name")
+        names.append(layer["name"])
+        known = ("name", "inputs", "size", "synapse", "neuron")
+        if wrong := [str(key) for key in layer if key not in known]:
+            raise ConfigError(f"layers: {layer['name']} has an unknown key {wrong[0]}; use one of {', '.join(known)}")
+    if names[-1] != "readout":
+        raise ConfigError(f"layers: the last layer is {names[-1]}, must be named readout")
+    for name in names:
+        if not name.isidentifier() or name == "input" or names.count(name) > 1:
+            raise ConfigError(
+                f"layers: {name!r} cannot name a layer; use letters, digits and underscores, each name once, not input"
+            )
+    for layer, before in zip(layers, ["input", *names], strict=False):
+        name, sources, synapse = layer["name"], layer.get("inputs", [before]), layer.get("synapse")
+        if not isinstance(sources, (list, tuple)) or not sources or len({*map(str, sources)}) < len(sources):
+            raise ConfigError(f"layers: inputs of {name} must be a list of different names")
+        for source in sources:
+            if source != "input" and source not in names:
+                raise ConfigError(f"layers: {name} reads {source}, the choice is input, {', '.join(names)}")
+        size = layer.get("size")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ConfigError(f"layers: size of {name} must be a whole number of at least 1")
+        if size is not None and synapse is not None:
+            raise ConfigError(f"layers: {name} has a size and a synapse, whose outputs are its neurons; leave out one")
+        if size is None and synapse is None and name != "readout":
+            raise ConfigError(f"layers: {name} needs a size or a synapse")
+        by_name = isinstance(synapse, dict) and "_target_" not in synapse
+        if by_name and set(synapse) != set(sources):
+            raise ConfigError(f"layers: {name} needs one synapse for each of its inputs {', '.join(sources)}")
+        if synapse is not None and len(sources) > 1 and not by_name:
+            raise ConfigError(f"layers: {name} has several inputs, and needs a mapping from their names to synapses")
+        if synapse in ([], {}):
+            raise ConfigError(f"layers: synapse of {name} is empty")
+    reads = {
+        layer["name"]: list(layer.get("inputs", [before]))
+        for layer, before in zip(layers, ["input", *names], strict=False)
+    }
+    for name in names:
+        if "input" not in reached(reads, name):
+            raise ConfigError(f"layers: nothing of the input reaches {name}")
+        if name != "readout" and name not in reached(reads, "readout"):
+            raise ConfigError(f"layers: nothing of {name} reaches the readout")
+
+
+def reached(reads: Any, name: Any) -> Any:
+    """All that a layer depends on, by what each layer reads."""
+    found: list[Any] = []
+    left = [name]
+    while left:
+        for source in reads.get(left.pop(), []):
+            if source not in found:
+                found.append(source)
+                left.append(source)
+    return found
+
+
+class _Wiring:
+    """Builds the layers of a graph, as far as possible in their order: a synapse needs the shape that it reads."""
+
+    def __init__(
+        self,
+        inputs: Shape,
+        outputs: int,
+        makers: Mapping[str, NeuronFactory],
+        nodes: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.outputs, self.makers, self.nodes = outputs, makers, {node["name"]: node for node in nodes}
+        self.shapes: dict[str, Shape] = {INPUT: inputs}
+        names = [*self.nodes]
         self.sources = {
-            name: layer.inputs or (before,)
-            for before, (name, layer) in zip([INPUT, *names], self._layers().items(), strict=False)
+            name: tuple(self.nodes[name].get("inputs") or (before,))
+            for before, name in zip([INPUT, *names], names, strict=False)
         }
-        """What each layer reads, by its name."""
-        reached = {INPUT}
-        self.fed_back: list[str] = []
-        """Layers that themselves or earlier ones read."""
-        for name in names:
-            self.fed_back += [each for each in self.sources[name] if each not in reached and each not in self.fed_back]
-            reached.add(name)
-        self.readers = {
-            name: [other for other, sources in self.sources.items() for source in sources if source == name]
-            for name in names
-        }
-        """Which layers read it."""
-        self.reset_parameters()
 
-    def _layers(self) -> dict[str, Layer]:
-        return dict(self.layers.items())  # type: ignore[arg-type]
-
-    def reset_parameters(self) -> None:
-        """Draw all start values anew, layer by layer: the neuron's parameters, the synapses, the feedback.
-
-        This is the order of the tutorials of snnTorch and Norse, so that a seed gives the start that their code gives.
-        """
-        for name, layer in self._layers().items():
-            with key_prefix("readout" if name == "readout" else "neuron"):
-                layer.neuron.reset_parameters()
-            for _, synapse in layer.synapses(self.sources[name]):
-                reset_synapse(synapse, layer.neuron)
-                if self.init is not None:
-                    initialize(synapse, self.init)
-            layer.neuron.reset_feedback()
-
-    def forward(
-        self,
-        inputs: Tensor | Events,
-        states: Sequence[Any] | None = None,
-        num_steps: int | None = None,
-        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    ) -> list[Any]:
-        """Run the network.
-
-        Args:
-            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps where
-                the network is ``constant``; one that begins with a dense synapse takes
-                :class:`~snnexp.events.Events` too.
-            states: one state per layer, from earlier traces; zeros without.
-            num_steps: T where it is not the network's own.
-            reduced: by layer, the statistics that are read of it; of one that is not named, the trace is whole.
-
-        Returns:
-            One trace per layer, the readout's last.
-        """
-        num_steps = self.steps(inputs) if num_steps is None else num_steps
-        self.forget()
-        return self.run(inputs, states or [None] * len(self.layers), num_steps, reduced)
-
-    def forget(self) -> None:
-        """Let modules of other libraries forget the batches before, by :func:`~snnexp.network.layers.resets`."""
-        # looked for once: a signature costs more than a step of a small network
-        self.resets = resets(self) if self.resets is None else self.resets
-        for method in self.resets:
-            method()
-
-    def run(
-        self,
-        inputs: Tensor | Events,
-        states: Sequence[Any],
-        num_steps: int,
-        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    ) -> list[Any]:
-        """As :meth:`forward`, where everything is known."""
-        if self.fed_back:
-            return self._step_by_step(inputs, states, num_steps, reduced)
-        return self._walk({INPUT: inputs}, {}, states, num_steps, reduced)
-
-    def _walk(
-        self,
-        outputs: dict[str, Any],
-        currents: dict[tuple[str, str], Tensor],
-        states: Sequence[Any],
-        num_steps: int,
-        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    ) -> list[Any]:
-        """The layers one after the other, each over all steps.
-
-        Args:
-            outputs: what layers read that is there already; what each layer hands on is added.
-            currents: what is there already of them, by source and layer.
-            states: one for each layer.
-            num_steps: T.
-            reduced: as of :meth:`forward`.
-        """
-        traces: list[Any] = []
-        layers = self._layers()
-        followed = {name: _is_followed(layer) for name, layer in layers.items()}
-        for (name, layer), state in zip(layers.items(), states, strict=True):
-            reader = self._only_reader(name, layers, followed)
-            keep = reader is None and bool(self.readers[name])
-            if followed[name]:
-                parts = [
-                    currents.pop((source, name)) if (source, name) in currents else arriving(outputs[source], synapse)
-                    for source, synapse in layer.synapses(self.sources[name])
-                ]
-                behind = None if reader is None else next(layers[reader].synapses((name,)))[1]
-                wanted = None if keep else reduced.get(name)
-                trace, after = layer.neuron.unroll(total(parts), num_steps, state, behind, wanted)
-                if reader is not None and after is not None:
-                    currents[name, reader] = after
+    def layers(self) -> dict[str, Layer]:
+        """All layers, by name."""
+        neurons: dict[str, Neuron] = {}
+        synapses: dict[tuple[str, str], nn.Module] = {}
+        for name in self.nodes:
+            there = [source for source in self.sources[name] if source in self.shapes]
+            if (size := self._size(name)) is None:
+                if not there:
+                    raise ConfigError(f"layers: {name} reads later layers alone, and needs a size")
+                for source in there:
+                    synapses[name, source] = self._module(name, source)
+                self.shapes[name] = self._features(name, there, synapses)
             else:
-                several = [_dense(outputs[source]) for source in self.sources[name]]
-                trace = without_tuple(layer(several if len(several) > 1 else several[0], num_steps, state))
-                keep = True
-            if keep:
-                outputs[name] = handed_on(layer.neuron, cast(Trace, trace))
-                trace = cast(Trace, trace).reduced(reduced[name]) if name in reduced else trace
-            traces.append(trace)
-        return traces
+                self.shapes[name] = (size,)
+            neurons[name] = self._neuron(name)
+        for name, sources in self.sources.items():
+            for index, source in enumerate(sources):
+                if (name, source) not in synapses:
+                    bias = neurons[name].synapse_bias and index == 0
+                    synapses[name, source] = self._dense_or_module(name, source, bias)
+            self._features(name, sources, synapses)
+        made = {}
+        for name, sources in self.sources.items():
+            several = {source: synapses[name, source] for source in sources}
+            made[name] = Layer(several if len(several) > 1 else several[sources[0]], neurons[name], sources)
+        return made
 
-    def _only_reader(self, name: str, layers: Mapping[str, Layer], followed: Mapping[str, bool]) -> str | None:
-        """The layer whose current is computed along with the spikes of this one: nothing else reads them."""
-        readers = self.readers[name]
-        alone = len(readers) == 1 and name not in self.fed_back and layers[name].neuron.spikes
-        return readers[0] if alone and followed[readers[0]] else None
+    def _size(self, name: str) -> int | None:
+        """The neurons of a layer with dense synapses; None where its synapse says how many there are."""
+        node = self.nodes[name]
+        if node.get("synapse") is not None:
+            return None
+        return int(node["size"]) if node.get("size") is not None else self.outputs
 
-    def _step_by_step(
-        self, inputs: Tensor | Events, states: Sequence[Any], num_steps: int, reduced: Mapping[str, Sequence[str]]
-    ) -> list[Any]:
-        names, sequence = list(self.layers), _dense(inputs)
-        # what the input alone causes is computed at once
-        direct = {
-            (INPUT, name): arriving(sequence, synapse)
-            for name, layer in self._layers().items()
-            for source, synapse in layer.synapses(self.sources[name])
-            if source == INPUT and _is_followed(layer)
-        }
-        before = {
-            name: state.output if isinstance(state, FedBack) else self._nothing(name, sequence)
-            for name, state in zip(names, states, strict=True)
-            if name in self.fed_back
-        }
-        now = [state.state if isinstance(state, FedBack) else state for state in states]
-        steps: list[list[Any]] = []
-        for t in range(num_steps):
-            outputs = {INPUT: sequence[t : t + 1] if len(sequence) > 1 else sequence}
-            outputs |= {name: output.unsqueeze(0) for name, output in before.items()}
-            currents = {key: c[t : t + 1] if len(c) > 1 else c for key, c in direct.items()}
-            steps.append(self._walk(outputs, currents, now, 1))
-            now = [trace.state for trace in steps[-1]]
-            before = {name: outputs[name][-1] for name in self.fed_back}
-        traces = []
-        for name, parts in zip(names, zip(*steps, strict=True), strict=True):
-            spikes, membrane = (torch.cat([getattr(part, kind) for part in parts]) for kind in ("spikes", "membrane"))
-            state = parts[-1].state
-            trace = Trace(spikes, membrane, FedBack.of(state, before[name]) if name in before else state)
-            traces.append(trace.reduced(reduced[name]) if name in reduced else trace)
-        return traces
+    def _neuron(self, name: str) -> Neuron:
+        node, shape = self.nodes[name], self.shapes[name]
+        if name == "readout" and shape != (self.outputs,):
+            raise ConfigError(f"layers: the readout has neurons {list(shape)}, and these data need {[self.outputs]}")
+        features = shape[0] if len(shape) == 1 else shape
+        if "neuron" not in node:
+            return self.makers["readout" if name == "readout" else "neuron"](features)
+        if node["neuron"] is None:
+            return Identity(features)
+        made = node["neuron"]
+        if isinstance(made, Maker):
+            made = made(features=features) if "features" in made.missing else made()
+        if not isinstance(made, Neuron):
+            raise ConfigError(f"layers: neuron of {name} is a {type(made).__name__}, must be a snnexp.neurons.Neuron")
+        return made
 
-    def _nothing(self, name: str, sequence: Tensor) -> Tensor:
-        """What a layer handed on before the first step: ``[B, *N]`` of zeros."""
-        dtype = sequence.dtype if sequence.is_floating_point() and sequence.dtype.itemsize >= 4 else torch.float32
-        return sequence.new_zeros((sequence.shape[1], *self._layers()[name].neuron.features), dtype=dtype)
+    def _dense_or_module(self, name: str, source: str, bias: bool) -> nn.Module:
+        if self._size(name) is None:
+            return self._module(name, source)
+        return Dense(torch.Size(self.shapes[source]).numel(), self.shapes[name][0], bias=bias)
 
-    def with_currents(self, inputs: Tensor | Events) -> Iterator[tuple[list[Tensor], Trace]]:
-        """What :meth:`forward` computes, layer by layer, with the currents of each layer, ``[T, B, *N]`` in parts.
+    def _module(self, name: str, source: str) -> nn.Module:
+        """The synapse of a layer behind a source."""
+        node = self.nodes[name]["synapse"]
+        node = node[source] if isinstance(node, Mapping) else node
+        if not isinstance(node, (list, tuple)):
+            return _made(node, self.shapes[source], name)
+        shape, modules = self.shapes[source], []
+        for each in node:
+            modules.append(_made(each, shape, name))
+            shape = _behind(modules[-1], shape, name)
+        return nn.Sequential(*modules)
 
-        Each step of a current is a value of its own, so that a gradient tells what every step of every layer adds.
-        """
-        currents: dict[nn.Module, list[Tensor]] = {neuron: [] for neuron in self.neurons().values()}
-
-        def expand(neuron: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            current, num_steps, *others = arguments
-            currents[neuron].append(current.expand(num_steps, *current.shape[1:]).contiguous())
-            return (currents[neuron][-1], num_steps, *others)
-
-        hooks = [neuron.register_forward_pre_hook(expand) for neuron in currents]
-        try:
-            traces = self(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return zip(currents.values(), traces, strict=True)
-
-    def steps(self, inputs: Tensor | Events) -> int:
-        """How many steps the network runs for an input."""
-        return self.num_steps if self.constant and inputs.shape[0] == 1 else inputs.shape[0]
-
-    def reading_input(self) -> list[nn.Module]:
-        """The synapses that the input goes through."""
-        pairs = [pair for name, layer in self._layers().items() for pair in layer.synapses(self.sources[name])]
-        return [synapse for source, synapse in pairs if source == INPUT]
-
-    @property
-    def layers_known(self) -> bool:
-        """Whether :meth:`neurons` has all layers."""
-        return True
-
-    def neurons(self) -> dict[str, Neuron]:
-        """The neurons of each layer, by the layer's name."""
-        return {name: layer.neuron for name, layer in self._layers().items()}
-
-    def equations(self) -> dict[str, Neuron]:
-        """The neurons of this package within the network, by the name that parameters of theirs are shown with."""
-        return self.neurons()
-
-    def connections(self, inputs: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...], Weighted, str]]:
-        """Every synapse between layers.
-
-        Yields the layer behind it, the shape that it reads, its weights, and what it reads: ``spikes``, ``values`` of
-        every step, the ``input``, or values that are ``still`` where the input is.
-        """
-        still: set[str] = set()
-        for name, layer in self._layers().items():
-            for source, synapse in layer.synapses(self.sources[name]):
-                neuron = None if source == INPUT else self._layers()[source].neuron
-                kind = "input" if neuron is None else "spikes" if neuron.spikes else "values"
-                kind = "still" if source in still else kind
-                yield name, tuple(inputs) if neuron is None else neuron.features, counted_by(synapse), kind
-            if isinstance(layer.neuron, Identity) and {*self.sources[name]} <= still | {INPUT}:
-                still.add(name)
-
-    def deliveries(
-        self, traces: Sequence[Trace | Reduced], inputs: Tensor | Events | None = None
-    ) -> Iterator[Delivery]:
-        """How many spikes arrive where, between layers and from a layer to itself.
-
-        Yields the layer that they arrive at, spikes ``[.., B, *N]``, those of layers summed over time, and the synapse
-        or its fan-out; None for a synapse whose operations cannot be counted. ``inputs`` are counted too where they are
-        given, that is where they are spikes. What neurons that never fire hand on are values, and no spikes.
-        """
-        found = dict(zip(self.layers, traces, strict=True))
-        reached = {INPUT}
-        for name, layer in self._layers().items():
-            for source, synapse in layer.synapses(self.sources[name]):
-                if source == INPUT and inputs is not None:
-                    # a spike of -1 costs what one of 1 does
-                    yield name, _dense(inputs).abs(), counted_by(synapse)
-                elif source != INPUT and self._layers()[source].neuron.spikes:
-                    trace = found[source]
-                    # what fires in the last step arrives after the end, where it arrives a step later
-                    count = trace.spike_count if source in reached else trace.spike_count - trace.last_spikes
-                    yield name, count.unsqueeze(0), counted_by(synapse)
-            reached.add(name)
-        for (name, layer), trace in zip(self._layers().items(), traces, strict=True):
-            if layer.neuron.feedback_synapse is not None:
-                yield name, (trace.spike_count - trace.last_spikes).unsqueeze(0), layer.neuron.feedback_synapse
+    def _features(self, name: str, sources: Sequence[str], synapses: Mapping[tuple[str, str], nn.Module]) -> Shape:
+        """The shape of a layer, on which all synapses agree."""
+        found = {source: _behind(synapses[name, source], self.shapes[source], name) for source in sources}
+        shapes = {*found.values()} | {self.shapes[each] for each in [name] if each in self.shapes}
+        if len(shapes) > 1:
+            shown = ", ".join(f"{list(shape)} from {source}" for source, shape in found.items())
+            raise ConfigError(f"layers: currents of {name} have different shapes: {shown}")
+        return next(iter(shapes))
 
 
-def _is_followed(layer: Layer) -> bool:
-    """Whether a call of a layer does what its parts do one after the other; else it is called."""
-    return is_plain(layer) and type(layer).forward is Layer.forward
+def _made(node: Any, shape: Shape, name: str) -> nn.Module:
+    """A module of a synapse; what its constructor asks about the shape that it reads is filled in."""
+    if isinstance(node, nn.Module):
+        return node
+    if not isinstance(node, Maker):
+        raise ConfigError(f"layers: a synapse of {name} is a {type(node).__name__}, must be a torch.nn.Module")
+    known: dict[str, Any] = {
+        "inputs": shape,
+        "in_features": shape[-1],
+        "in_channels": shape[0],
+        "num_features": shape[0],
+        "num_channels": shape[0],
+        "normalized_shape": shape,
+    }
+    made = node(**{key: value for key, value in known.items() if key in node.missing})
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"layers: a synapse of {name} is a {type(made).__name__}, must be a torch.nn.Module")
+    return made
 
 
-def _dense(inputs: Tensor | Events) -> Tensor:
-    return inputs.dense() if isinstance(inputs, Events) else inputs
+@torch.no_grad()
+def _behind(module: nn.Module, shape: Shape, name: str) -> Shape:
+    """The shape ``[*N]`` of what comes out of a module; nothing in it changes."""
+    if 0 in shape:
+        raise ConfigError(f"layers: a synapse of {name} reads {list(shape)}, of which nothing is left")
+    training = module.training
+    module.eval()
+    try:
+        # a module for samples without a batch takes a batch of one size for channels
+        found, more = module(torch.zeros(2, *shape)), module(torch.zeros(3, *shape))
+    except Exception as error:
+        if not type(module).__module__.startswith("torch."):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        kind = type(module).__name__
+        raise ConfigError(f"layers: a synapse of {name}, {kind}, cannot read {list(shape)}: {reason}") from error
+    finally:
+        module.train(training)
+    fits = all(isinstance(each, torch.Tensor) and each.ndim > 1 for each in (found, more))
+    if not fits or (len(found), len(more)) != (2, 3) or found.shape[1:] != more.shape[1:]:
+        kind = type(module).__name__
+        raise ConfigError(f"layers: a synapse of {name}, {kind}, must give a tensor [B, *N] for {['B', *shape]}")
+    return tuple(found.shape[1:])

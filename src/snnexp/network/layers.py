@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from snnexp.events import Events
 from snnexp.initializers import Initializer
-from snnexp.neurons import CalledTrace, Neuron, Trace, is_plain, over_samples, product
+from snnexp.neurons import Neuron, Trace, TupleTrace, is_plain, stacked_linear, time_distributed
+from snnexp.sparse import SparseSpikes
 
 NeuronFactory = Callable[[int | tuple[int, ...]], Neuron]
 """Makes a neuron layer of given features."""
@@ -38,7 +38,7 @@ class StackedDense(Dense):
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return product(inputs.flatten(2), self.weight, self.bias)
+        return stacked_linear(inputs.flatten(2), self.weight, self.bias)
 
 
 class Layer(nn.Module):
@@ -75,12 +75,12 @@ class Layer(nn.Module):
         """
         several = [inputs] if isinstance(inputs, Tensor) else inputs
         modules = [*self.synapse.values()] if isinstance(self.synapse, nn.ModuleDict) else [self.synapse]
-        parts = [over_samples(module, part) for module, part in zip(modules, several, strict=True)]
-        trace: Any = self.neuron.unroll(total(parts), num_steps, state)[0]
-        return trace if is_plain(self) else CalledTrace(*trace)
+        parts = [time_distributed(module, part) for module, part in zip(modules, several, strict=True)]
+        trace: Any = self.neuron.unroll(sum_currents(parts), num_steps, state)[0]
+        return trace if is_plain(self) else TupleTrace(*trace)
 
 
-def total(currents: Sequence[Tensor]) -> Tensor:
+def sum_currents(currents: Sequence[Tensor]) -> Tensor:
     """The sum of currents; one of a single step stands for all steps."""
     found = currents[0]
     for current in currents[1:]:
@@ -88,24 +88,24 @@ def total(currents: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def arriving(inputs: Tensor | Events, synapse: nn.Module) -> Tensor:
+def synaptic_current(inputs: Tensor | SparseSpikes, synapse: nn.Module) -> Tensor:
     """The current that ``inputs``, ``[T, B, *N]``, cause behind a synapse."""
-    if not isinstance(inputs, Events):
+    if not isinstance(inputs, SparseSpikes):
         # steps that repeat the same memory are one
         still = len(inputs) > 1 and inputs.stride(0) == 0
-        return over_samples(synapse, inputs[:1] if still else inputs)
+        return time_distributed(synapse, inputs[:1] if still else inputs)
     # what a subclass or a hook computes, only a call knows
     if type_before_parametrizations(synapse) in (Dense, StackedDense) and is_plain(synapse):
-        return inputs.through(cast(Dense, synapse))
-    return over_samples(synapse, inputs.dense())
+        return inputs.linear(cast(Dense, synapse))
+    return time_distributed(synapse, inputs.dense())
 
 
-def handed_on(neuron: Neuron, trace: Trace) -> Tensor:
+def layer_output(neuron: Neuron, trace: Trace) -> Tensor:
     """What the next layers get: spikes, or the membrane of neurons that never fire."""
     return trace.spikes if neuron.spikes else trace.membrane
 
 
-def counted_by(synapse: nn.Module) -> nn.Linear | nn.Conv2d | None:
+def synops_layer(synapse: nn.Module) -> nn.Linear | nn.Conv2d | None:
     """The weights that spikes meet in a synapse, by which its operations are counted; None where that is not known.
 
     In a sequence of modules these are the first ones, if none follow.
@@ -115,7 +115,7 @@ def counted_by(synapse: nn.Module) -> nn.Linear | nn.Conv2d | None:
         if [type(module) for module in modules[:2]] == [nn.Flatten, nn.Linear]:
             modules = modules[1:]
         weighted = any(weight.ndim > 1 for module in modules[1:] for weight in module.parameters())
-        return counted_by(modules[0]) if modules and not weighted else None
+        return synops_layer(modules[0]) if modules and not weighted else None
     # a subclass may compute something else
     kind = type_before_parametrizations(synapse)
     if kind is nn.Conv2d:
@@ -123,7 +123,7 @@ def counted_by(synapse: nn.Module) -> nn.Linear | nn.Conv2d | None:
     return cast(nn.Linear, synapse) if kind in (nn.Linear, Dense, StackedDense) else None
 
 
-def resets(module: nn.Module) -> list[Callable[[], object]]:
+def reset_methods(module: nn.Module) -> list[Callable[[], object]]:
     """The methods of :data:`RESETS` that need no arguments, of a module and of all within it, the inner ones first."""
     found = [getattr(each, name, None) for each in reversed([*module.modules()]) for name in RESETS]
     methods = [method for method in found if callable(method)]

@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from snnexp.network.graph import Network
 from snnexp.network.layers import StackedDense
+from snnexp.network.network import Network
 from snnexp.neurons import Neuron, Recurrence
 
 
@@ -37,5 +37,5 @@ def stack(networks: Sequence[Network]) -> Network:
             # weights are in place, and how they are multiplied is the class's alone
             module.__class__ = StackedDense
         if isinstance(module, Neuron):
-            module.take_place_of([cast(Neuron, network.get_submodule(path)) for network in networks])
+            module.stack_members([cast(Neuron, network.get_submodule(path)) for network in networks])
     return made

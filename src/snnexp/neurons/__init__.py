@@ -5,20 +5,19 @@ from snnexp.neurons.identity import Identity, IdentityState
 from snnexp.neurons.leaky import Leaky, LeakyState
 from snnexp.neurons.leaky_integrator import LeakyIntegrator, LeakyIntegratorState
 from snnexp.neurons.lif import LIF
-from snnexp.neurons.neuron import Kernel, Neuron, NeuronParameter, is_plain, over_samples, product, reference
+from snnexp.neurons.neuron import Kernel, Neuron, NeuronParameter, is_plain, reference, stacked_linear, time_distributed
 from snnexp.neurons.parametrized_lif import ParametrizedLIF, ParametrizedLIFState, Recurrence
 from snnexp.neurons.rleaky import RLeaky, RLeakyState
 from snnexp.neurons.rsynaptic import RSynaptic, RSynapticState
-from snnexp.neurons.statistics import STATISTICS, Reads, Statistic, names, need_trace, read_spikes
+from snnexp.neurons.statistics import STATISTICS, Reads, Statistic, need_spikes, need_trace, statistic_names
 from snnexp.neurons.synaptic import Synaptic, SynapticState
-from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
+from snnexp.neurons.trace import ReducedTrace, Trace, TupleTrace, as_trace
 
 __all__ = [
     "ALIF",
     "LIF",
     "STATISTICS",
     "ALIFState",
-    "CalledTrace",
     "Identity",
     "IdentityState",
     "Kernel",
@@ -36,17 +35,18 @@ __all__ = [
     "RSynapticState",
     "Reads",
     "Recurrence",
-    "Reduced",
+    "ReducedTrace",
     "Statistic",
     "Synaptic",
     "SynapticState",
     "Trace",
+    "TupleTrace",
+    "as_trace",
     "is_plain",
-    "names",
+    "need_spikes",
     "need_trace",
-    "over_samples",
-    "product",
-    "read_spikes",
     "reference",
-    "without_tuple",
+    "stacked_linear",
+    "statistic_names",
+    "time_distributed",
 ]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from snnexp.initializers import LogNormal
 from snnexp.neurons.feedback import require_flat
-from snnexp.neurons.neuron import Duration, Neuron, NeuronParameter, in_precision
+from snnexp.neurons.neuron import Duration, Neuron, NeuronParameter, match_precision
 from snnexp.neurons.trace import Trace
 from snnexp.spec.annotations import Features, NonNegative, Scale
 from snnexp.spec.checked import checked
@@ -114,7 +114,7 @@ class ALIF(Neuron):
         U, S, b = state
         spikes, membrane = [], []
         for I in current:
-            fed = I if rec is None or weight is None else I + rec(in_precision(S, weight))
+            fed = I if rec is None or weight is None else I + rec(match_precision(S, weight))
             b = rho * b + (1 - rho) * S
             theta = self.b_j0 + self.beta_adp * b
             U = alpha * U + (1 - alpha) * self.R_m * fed - theta * S * self.dt

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
-from snnexp.neurons.neuron import Neuron, NeuronParameter, in_precision
+from snnexp.neurons.neuron import Neuron, NeuronParameter, match_precision
 from snnexp.text import format_value
 
 Feedback = Literal["linear", "one_to_one", "conv2d"]
@@ -20,7 +20,7 @@ Feedback = Literal["linear", "one_to_one", "conv2d"]
 class _FeedbackNeuron(Neuron):
     """A layer of neurons whose spikes feed back into it; abstract.
 
-    A subclass calls :meth:`add_feedback` in its constructor and :meth:`fed_back` once in its scan.
+    A subclass calls :meth:`add_feedback` in its constructor and :meth:`feedback_function` once in its scan.
     """
 
     weights = ("V",)
@@ -61,14 +61,14 @@ class _FeedbackNeuron(Neuron):
             self.recurrent = _synapse(self.features, kernel_size if feedback == "conv2d" else None)
             self.recurrent.requires_grad_(learn)
 
-    def fed_back(self) -> Callable[[Tensor], Tensor]:
+    def feedback_function(self) -> Callable[[Tensor], Tensor]:
         """What makes of spikes ``[B, *N]`` of the step before the current that they bring to each neuron."""
         recurrent = self.recurrent
         if recurrent is None:
             return lambda S: self.V * S
         # read once, since a parametrization computes it each time
         weight = recurrent.weight
-        return lambda S: recurrent(in_precision(S, weight))
+        return lambda S: recurrent(match_precision(S, weight))
 
     def reset_feedback(self) -> None:
         if self.recurrent is not None:

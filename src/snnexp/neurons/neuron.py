@@ -15,7 +15,7 @@ from snnexp import surrogates
 from snnexp.errors import ConfigError
 from snnexp.initializers import Initializer
 from snnexp.neurons.statistics import need_trace
-from snnexp.neurons.trace import CalledTrace, Reduced, Trace, without_tuple
+from snnexp.neurons.trace import ReducedTrace, Trace, TupleTrace, as_trace
 from snnexp.spec import checked, values
 from snnexp.spec.annotations import AtLeast, AtMost, Features, Positive
 from snnexp.surrogates import Surrogate
@@ -40,8 +40,8 @@ class Kernel(Protocol):
         num_steps: T.
         state: the state before the first step.
         synapse: what the spikes go through next; the second result is what arrives behind it.
-        reduced: names of statistics, none of which holds every step: return a :class:`Reduced` of these alone; None for
-            a :class:`Trace`.
+        statistics: names of statistics to return in a :class:`ReducedTrace`, none of which needs every step; None for a
+            :class:`Trace`.
     """
 
     def __call__(
@@ -51,8 +51,8 @@ class Kernel(Protocol):
         num_steps: int,
         state: Any,
         synapse: nn.Module | None = None,
-        reduced: Sequence[str] | None = None,
-    ) -> tuple[Trace | Reduced, Tensor | None]: ...
+        statistics: Sequence[str] | None = None,
+    ) -> tuple[Trace | ReducedTrace, Tensor | None]: ...
 
 
 def reference(
@@ -61,12 +61,12 @@ def reference(
     num_steps: int,
     state: Any,
     synapse: nn.Module | None = None,
-    reduced: Sequence[str] | None = None,
-) -> tuple[Trace | Reduced, Tensor | None]:
+    statistics: Sequence[str] | None = None,
+) -> tuple[Trace | ReducedTrace, Tensor | None]:
     """The neuron's own scan, then the synapse, once for all steps."""
     trace = _trace(neuron, "scan", neuron.scan(current.unbind(0) * (num_steps // len(current)), state))
-    after = None if synapse is None else over_samples(synapse, trace.spikes)
-    return trace if reduced is None else trace.reduced(reduced), after
+    after = None if synapse is None else time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), after
 
 
 def _trace(neuron: "Neuron", method: str, found: Any) -> Trace:
@@ -82,18 +82,18 @@ def is_plain(module: nn.Module) -> bool:
     return not (hooks or "forward" in vars(module) or _has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
-def over_samples(synapse: nn.Module, sequence: Tensor) -> Tensor:
+def time_distributed(synapse: nn.Module, sequence: Tensor) -> Tensor:
     """Run a synapse once over the ``T * B`` samples of ``[T, B, *N]``."""
     weight = next(synapse.parameters(), sequence)
-    return synapse(in_precision(sequence.flatten(0, 1), weight)).unflatten(0, sequence.shape[:2])  # type: ignore[no-any-return]
+    return synapse(match_precision(sequence.flatten(0, 1), weight)).unflatten(0, sequence.shape[:2])  # type: ignore[no-any-return]
 
 
-def in_precision(spikes: Tensor, weight: Tensor) -> Tensor:
+def match_precision(spikes: Tensor, weight: Tensor) -> Tensor:
     """Spikes, which are float32 at least, for a product with weights of a lower precision."""
     return spikes.to(weight.dtype) if weight.dtype.itemsize < 4 else spikes
 
 
-def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def stacked_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b for ``[B, in]``; with weights of M members ``[M, out, in]`` each takes its own of ``[B, M, in]``.
 
     ``[B, 1, in]`` is one input for all members, and a single product of it with all their weights.
@@ -108,10 +108,10 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         # which casts for PyTorch's own functions alone
         dtype = torch.get_autocast_dtype(kind)
         inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _MemberProduct.apply(inputs, weight, bias)  # type: ignore[no-any-return]
+    return _StackedLinear.apply(inputs, weight, bias)  # type: ignore[no-any-return]
 
 
-class _MemberProduct(torch.autograd.Function):
+class _StackedLinear(torch.autograd.Function):
     """The product of each member; the gradient of the weights comes in their own layout, so that it is not copied."""
 
     @staticmethod
@@ -166,7 +166,7 @@ class Bounds(NamedTuple):
         floor = 1e-3 * at_most if number.open_low and math.isfinite(at_most) else low
         return cls(low, min(number.high, at_most * ROUNDING), max(floor, at_least), min(number.high, at_most))
 
-    def left_by(self, value: Tensor) -> Tensor:
+    def violated_by(self, value: Tensor) -> Tensor:
         """Where a value is out of bounds."""
         return (value < self.low) | (value > self.high)
 
@@ -195,7 +195,7 @@ class Neuron(nn.Module):
 
     def __init__(self, features: Features) -> None:
         super().__init__()
-        self.starts: dict[str, tuple[Initializer, float, float]] = {}
+        self.initializers: dict[str, tuple[Initializer, float, float]] = {}
         self.bounds: dict[str, Bounds] = {}
         """Of learned parameters, where training may not take them everywhere."""
         self.parameter_names: list[str] = []
@@ -215,7 +215,7 @@ class Neuron(nn.Module):
             ValueError: the shapes do not fit.
         """
         trace: Any = self._run(current, num_steps, state)[0]
-        return trace if is_plain(self) else CalledTrace(*trace)
+        return trace if is_plain(self) else TupleTrace(*trace)
 
     def unroll(
         self,
@@ -223,19 +223,19 @@ class Neuron(nn.Module):
         num_steps: int | None = None,
         state: Any = None,
         synapse: nn.Module | None = None,
-        reduced: Sequence[str] | None = None,
-    ) -> tuple[Trace | Reduced, Tensor | None]:
-        """:meth:`forward` with what a network needs besides: see :class:`Kernel` for ``synapse`` and ``reduced``.
+        statistics: Sequence[str] | None = None,
+    ) -> tuple[Trace | ReducedTrace, Tensor | None]:
+        """:meth:`forward` with what a network needs besides: see :class:`Kernel` for ``synapse`` and ``statistics``.
 
-        Where one of the statistics in ``reduced`` holds every step, the trace is whole. A neuron with hooks is called,
-        and the synapse then gets the spikes that the hooks leave.
+        If one of ``statistics`` needs every step, the full trace is returned. A neuron with hooks is called, and the
+        synapse then gets the spikes that the hooks return.
         """
-        reduced = None if reduced is None or need_trace(reduced) else reduced
+        statistics = None if statistics is None or need_trace(statistics) else statistics
         if is_plain(self) and type(self).forward is Neuron.forward:
-            return self._run(current, num_steps, state, synapse, reduced)
-        trace = without_tuple(_trace(self, "forward", self(current, num_steps, state)))
-        after = None if synapse is None else over_samples(synapse, trace.spikes)
-        return trace if reduced is None else trace.reduced(reduced), after
+            return self._run(current, num_steps, state, synapse, statistics)
+        trace = as_trace(_trace(self, "forward", self(current, num_steps, state)))
+        after = None if synapse is None else time_distributed(synapse, trace.spikes)
+        return trace if statistics is None else trace.reduced(statistics), after
 
     def _run(
         self,
@@ -243,8 +243,8 @@ class Neuron(nn.Module):
         num_steps: int | None,
         state: Any,
         synapse: nn.Module | None = None,
-        reduced: Sequence[str] | None = None,
-    ) -> tuple[Trace | Reduced, Tensor | None]:
+        statistics: Sequence[str] | None = None,
+    ) -> tuple[Trace | ReducedTrace, Tensor | None]:
         if current.ndim < 3 or tuple(current.shape[2:]) != self.features:
             expected = ", ".join(["T", "B", *map(str, self.features)])
             raise ValueError(f"current has shape {list(current.shape)}, must be [{expected}]")
@@ -263,7 +263,7 @@ class Neuron(nn.Module):
         # the other kernels call no module within the neuron, and torch.compile cannot trace their gradients
         slow = torch.compiler.is_compiling() or not all(map(is_plain, self.children()))
         kernel = reference if slow else self.kernel
-        return kernel(self, current, num_steps, state, synapse, reduced)
+        return kernel(self, current, num_steps, state, synapse, statistics)
 
     def zero_state(self, current: Tensor) -> Any:
         """The state before the first step, for a current ``[B, *N]``."""
@@ -276,8 +276,8 @@ class Neuron(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the parameters that have an initializer anew, in the order in which they were added."""
         with torch.no_grad():
-            for name, (initializer, *ends) in self.starts.items():
-                self.assign(name, self._start(name, initializer, *ends))
+            for name, (initializer, *ends) in self.initializers.items():
+                self.assign(name, self._initial_value(name, initializer, *ends))
 
     def assign(self, name: str, value: Tensor) -> None:
         """Set a parameter in place, also one that is kept in another form, such as its logarithm."""
@@ -298,7 +298,7 @@ class Neuron(nn.Module):
         """The synapse, or the fan-out of a spike, within the layer; None without feedback."""
         return None
 
-    def constants(self) -> Iterator[nn.Parameter]:
+    def equation_parameters(self) -> Iterator[nn.Parameter]:
         """The learned parameters of the equation, without the weights of the feedback."""
         trained = (self._trained(name) for name in self.parameter_names if name not in self.weights)
         yield from (value for value in trained if isinstance(value, nn.Parameter))
@@ -310,7 +310,7 @@ class Neuron(nn.Module):
         )
         return cast(Tensor, getattr(self, name) if parametrizations is None else parametrizations[name].original)
 
-    def take_place_of(self, members: Sequence["Neuron"]) -> None:
+    def stack_members(self, members: Sequence["Neuron"]) -> None:
         """Be M layers side by side: their axis is the first neuron axis. Parameters are not touched here."""
         self.features = (len(members), *self.features)
         if isinstance(getattr(self, "surrogate", None), Surrogate):
@@ -330,7 +330,7 @@ class Neuron(nn.Module):
             if not kept.requires_grad:
                 continue
             value = getattr(self, name)
-            outside = bounds.left_by(value)
+            outside = bounds.violated_by(value)
             inside = value.clamp(bounds.floor, bounds.ceiling)
             # what is inside stays as it is kept: a way there and back would round it at every step
             kept.copy_(torch.where(outside, inside if kept is value else inside.log(), kept))
@@ -351,12 +351,12 @@ class Neuron(nn.Module):
         Raises:
             ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
         """
-        start = self._start(name, value, at_most, at_least)
+        start = self._initial_value(name, value, at_most, at_least)
         self.parameter_names.append(name)
         if learn and (bounds := Bounds.of(self._number(name), at_most, at_least)) is not None:
             self.bounds[name] = bounds
         if isinstance(value, Initializer):
-            self.starts[name] = (value, at_most, at_least)
+            self.initializers[name] = (value, at_most, at_least)
         if learn:
             self.register_parameter(name, nn.Parameter(start))
         else:
@@ -366,7 +366,9 @@ class Neuron(nn.Module):
         """The numbers that a parameter may be."""
         return checked.number(type(self), name)
 
-    def _start(self, name: str, value: NeuronParameter[float], at_most: float, at_least: float = -math.inf) -> Tensor:
+    def _initial_value(
+        self, name: str, value: NeuronParameter[float], at_most: float, at_least: float = -math.inf
+    ) -> Tensor:
         if not isinstance(value, (int, float, Tensor, Initializer)):
             raise ConfigError(f"{name}: got a {type(value).__name__}, must be a number, a tensor or an initializer")
         start = value(self.features) if isinstance(value, Initializer) else torch.as_tensor(value).detach().clone()

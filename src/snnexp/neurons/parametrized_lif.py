@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from snnexp.initializers import Normal
 from snnexp.neurons.feedback import require_flat
-from snnexp.neurons.neuron import Neuron, NeuronParameter, Rate, in_precision, is_plain, product
+from snnexp.neurons.neuron import Neuron, NeuronParameter, Rate, is_plain, match_precision, stacked_linear
 from snnexp.neurons.trace import Trace
 from snnexp.spec.annotations import Features, Scale
 from snnexp.spec.checked import checked
@@ -48,7 +48,7 @@ class Recurrence(nn.Linear):
 
     def forward(self, z: Tensor) -> Tensor:
         weight = self.weight
-        return product(in_precision(z, weight), weight * self.no_autapses)
+        return stacked_linear(match_precision(z, weight), weight * self.no_autapses)
 
 
 class ParametrizedLIF(Neuron):
@@ -148,7 +148,7 @@ class ParametrizedLIF(Neuron):
         for I in current:
             j = i + I
             if rec is not None:
-                j = j + (rec(z) if W_rec is None else product(in_precision(z, W_rec), W_rec))
+                j = j + (rec(z) if W_rec is None else stacked_linear(match_precision(z, W_rec), W_rec))
             u = v + decay_mem * ((self.v_leak - v) + j)
             z = spike(u - self.v_th, self.surrogate)
             fired = z if self.reset_gradient else z.detach()

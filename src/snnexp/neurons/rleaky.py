@@ -88,7 +88,7 @@ class RLeaky(_FeedbackNeuron):
         return RLeakyState(torch.zeros_like(current), torch.zeros_like(current))
 
     def scan(self, current: Sequence[Tensor], state: RLeakyState) -> Trace:
-        beta, theta, rec = decay(self.beta), self.threshold, self.fed_back()
+        beta, theta, rec = decay(self.beta), self.threshold, self.feedback_function()
         U, S = state
         spikes, membrane = [], []
         for I in current:

@@ -97,7 +97,7 @@ class RSynaptic(_FeedbackNeuron):
 
     def scan(self, current: Sequence[Tensor], state: RSynapticState) -> Trace:
         alpha, beta, theta = decay(self.alpha), decay(self.beta), self.threshold
-        rec = self.fed_back()
+        rec = self.feedback_function()
         U, J, S = state
         spikes, membrane = [], []
         for I in current:

@@ -38,7 +38,7 @@ class Statistic:
     """How a trace has it, and what ``reads`` of a loss may say; letters, digits and ``_``."""
     reads_spikes: ClassVar[bool] = False
     """Whether it needs a neuron that fires."""
-    whole: ClassVar[bool] = False
+    per_step: ClassVar[bool] = False
     """Whether it holds every step, so that a kernel gives the trace itself."""
 
     def __init_subclass__(cls) -> None:
@@ -89,7 +89,7 @@ Reads: TypeAlias = str | type[Statistic] | tuple[str | type[Statistic], ...]
 """What a part reads of a trace: a statistic, by name or class, or several."""
 
 
-def names(reads: Reads) -> tuple[str, ...]:
+def statistic_names(reads: Reads) -> tuple[str, ...]:
     """The names of statistics.
 
     Raises:
@@ -106,14 +106,14 @@ def _name(read: Any) -> str:
     return name
 
 
-def read_spikes(read: Iterable[str]) -> bool:
+def need_spikes(read: Iterable[str]) -> bool:
     """Whether any of these statistics needs a neuron that fires."""
     return any(STATISTICS[name].reads_spikes for name in read)
 
 
 def need_trace(read: Iterable[str]) -> bool:
     """Whether any of these statistics holds every step."""
-    return any(STATISTICS[name].whole for name in read)
+    return any(STATISTICS[name].per_step for name in read)
 
 
 class SpikeCount(Statistic):
@@ -275,7 +275,7 @@ class Membrane(Statistic):
     """U, of every step."""
 
     name = "membrane"
-    whole = True
+    per_step = True
 
     def of(self, trace: Any) -> Tensor:
         membrane: Tensor = trace.membrane
@@ -287,7 +287,7 @@ class Spikes(Statistic):
 
     name = "spikes"
     reads_spikes = True
-    whole = True
+    per_step = True
 
     def of(self, trace: Any) -> Tensor:
         spikes: Tensor = trace.spikes

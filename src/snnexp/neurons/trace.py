@@ -58,33 +58,33 @@ class Trace:
 
     def __getattr__(self, name: str) -> Tensor:
         # what every step holds is an attribute of its own, which may be missing while an object is made
-        if name not in STATISTICS or STATISTICS[name].whole:
+        if name not in STATISTICS or STATISTICS[name].per_step:
             raise AttributeError(f"a trace has no {name}")
         return self._statistic(name)
 
     def _statistic(self, name: str) -> Tensor:
         return STATISTICS[name].of(self)
 
-    def reduced(self, names: Sequence[str] = ("spike_count", "max_membrane")) -> "Trace | Reduced":
+    def reduced(self, names: Sequence[str] = ("spike_count", "max_membrane")) -> "Trace | ReducedTrace":
         """These statistics alone; the trace itself where one of them holds every step."""
         if need_trace(names):
             return self
-        return Reduced(self.num_steps, self.samples, self.state, {name: getattr(self, name) for name in names})
+        return ReducedTrace(self.num_steps, self.samples, self.state, {name: getattr(self, name) for name in names})
 
 
-class CalledTrace(Trace, tuple):  # type: ignore[type-arg]
+class TupleTrace(Trace, tuple):  # type: ignore[type-arg]
     """A trace that is also the tuple (spikes, membrane, state): backward hooks find no tensors in other objects."""
 
-    def __new__(cls, spikes: Tensor, membrane: Tensor, state: Any) -> "CalledTrace":
+    def __new__(cls, spikes: Tensor, membrane: Tensor, state: Any) -> "TupleTrace":
         return tuple.__new__(cls, (spikes, membrane, state))
 
 
-def without_tuple(trace: Trace) -> Trace:
-    """A trace for after the hooks: whatever looks for tensors in tuples would find those of a :class:`CalledTrace`."""
-    return Trace(*trace) if isinstance(trace, CalledTrace) else trace
+def as_trace(trace: Trace) -> Trace:
+    """A trace for after the hooks: whatever looks for tensors in tuples would find those of a :class:`TupleTrace`."""
+    return Trace(*trace) if isinstance(trace, TupleTrace) else trace
 
 
-class Reduced:
+class ReducedTrace:
     """What is left of a trace where nobody reads single time steps: statistics, as attributes of their names.
 
     Args:
@@ -106,7 +106,7 @@ class Reduced:
 
     def __repr__(self) -> str:
         values = "".join(f"{name}={_outline(value)}, " for name, value in self.values.items())
-        return f"Reduced(num_steps={self.num_steps}, {values}state={_outline(self.state)})"
+        return f"ReducedTrace(num_steps={self.num_steps}, {values}state={_outline(self.state)})"
 
 
 def _outline(value: Any) -> str:

@@ -29,7 +29,7 @@ PLACES = {
     "data": Place("snnexp.data"),
     "encoder": Place("snnexp.encoders", "snnexp.encoders.Encoder"),
     "network": Place(
-        "snnexp.network", "snnexp.network.graph.Network", ("inputs", "outputs", "neuron", "readout"), ("num_steps",)
+        "snnexp.network", "snnexp.network.network.Network", ("inputs", "outputs", "neuron", "readout"), ("num_steps",)
     ),
     "neuron": NEURON,
     "readout": NEURON,

@@ -19,12 +19,12 @@ from snnexp.data.check import Found, check
 from snnexp.decoders import Decoder
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, key_prefix
-from snnexp.events import Events
 from snnexp.losses import CrossEntropy, Loss
 from snnexp.network import Dense, Network
-from snnexp.optimizers import OfPyTorch
+from snnexp.optimizers import TorchOptimizer
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
+from snnexp.sparse import SparseSpikes
 from snnexp.spec import parts, rules
 from snnexp.spec.annotations import Count, Positive
 from snnexp.spec.checked import checked
@@ -194,7 +194,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
     contracts.require_data(data)
-    encoder = encoder.fitting(data.sequences)
+    encoder = encoder.for_data(data.sequences)
     outputs = decoder.neurons(data.outputs) if isinstance(decoder, Decoder) else data.outputs
     given = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
     made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)
@@ -256,21 +256,21 @@ def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any], 
 
 def _encode(
     encoder: Encoder, network: Network, kernel: str, device: torch.device
-) -> Callable[[Tensor], Tensor | Events]:
+) -> Callable[[Tensor], Tensor | SparseSpikes]:
     """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
-    first = network.reading_input()
+    first = network.input_synapses()
     summed = (
         first and all(type(synapse) is Dense for synapse in first) and device.type == "cpu" and kernel != "reference"
     )
     # a subclass that encodes otherwise has events of its own, or none
     own = next(kind for kind in type(encoder).__mro__ if "__call__" in vars(kind))
-    return encoder.events if summed and "events" in vars(own) else encoder
+    return encoder.sparse if summed and "sparse" in vars(own) else encoder
 
 
 def _optimizer(node: Mapping[str, Any]) -> Callable[..., Any]:
     """What makes the optimiser of parameters."""
     if targets.is_optimizer(node["_target_"]):
-        return OfPyTorch(factory(node, "optimizer", given=("params",)), node.get("weight_decay", 0.0))
+        return TorchOptimizer(factory(node, "optimizer", given=("params",)), node.get("weight_decay", 0.0))
     made: Callable[..., Any] = instantiate(node, "optimizer")
     return made
 

@@ -22,7 +22,7 @@ from snnexp.isolation import random_states, restored
 from snnexp.losses import Loss
 from snnexp.metrics import Measure
 from snnexp.network import Network
-from snnexp.neurons import STATISTICS, Neuron, Trace, names
+from snnexp.neurons import STATISTICS, Neuron, Trace, statistic_names
 from snnexp.regularizers import Penalty
 from snnexp.spec import parts
 from snnexp.text import format_value
@@ -100,7 +100,7 @@ def require_loss(loss: Any) -> None:
         if getattr(loss, attribute, None) is None:
             raise ConfigError(f"loss: {name} has no {attribute}; derive it from {Loss.__module__}.{Loss.__name__}")
     require_reads(loss, "loss")
-    if not names(loss.reads):
+    if not statistic_names(loss.reads):
         raise ConfigError(f"loss: {name}.reads is empty, must name statistics such as {', '.join(STATISTICS)}")
 
 
@@ -116,7 +116,7 @@ def require_decoder_name(name: str | None, loss: Any) -> None:
 def require_reads(part: Any, key: str) -> None:
     """Refuse a part that reads what is no statistic of a trace."""
     try:
-        names(part.reads)
+        statistic_names(part.reads)
     except ValueError as error:
         raise ConfigError(
             f"{key}: {type(part).__name__}.reads is {format_value(error.args[0])}, must be of {', '.join(STATISTICS)}"
@@ -251,7 +251,7 @@ class Declared:
     """
 
     def __init__(self, trace: Any, part: Any, key: str, more: Sequence[str] = ()) -> None:
-        self._trace, self._known = trace, (*names(part.reads), *more, "num_steps", "samples")
+        self._trace, self._known = trace, (*statistic_names(part.reads), *more, "num_steps", "samples")
         self._told = f"{key}: {type(part).__name__}"
 
     def __getattr__(self, name: str) -> Any:
@@ -322,8 +322,8 @@ def _require_scores(decoder: Decoder, trace: Any, data: DataModule) -> None:
 def _require_measure(
     key: str, measure: Measure, trace: Any, decoder: Decoder | None, loss: Any, data: DataModule
 ) -> None:
-    more = () if decoder is None else names(decoder.reads)
-    readout = Readout(Declared(trace, measure, key, (*names(loss.reads), *more)), decoder, loss)
+    more = () if decoder is None else statistic_names(decoder.reads)
+    readout = Readout(Declared(trace, measure, key, (*statistic_names(loss.reads), *more)), decoder, loss)
     with user_parts.running(key), torch.no_grad():
         state: Any = measure.update(readout, _a_target(data.description, trace.num_steps))
         fits = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)

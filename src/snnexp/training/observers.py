@@ -155,7 +155,7 @@ class ProjectParameters(Observer):
         self.told = state_dict["told"]
 
     def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
-        for name, neuron in member.task.network.equations().items():
+        for name, neuron in member.task.network.native_neurons().items():
             for parameter, left in neuron.project().items():
                 # accumulated on the device and read once per epoch: reading waits for the device
                 key = f"{name}.{parameter}"

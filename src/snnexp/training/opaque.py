@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
-from snnexp.events import Events
-from snnexp.network.graph import Delivery, Network
-from snnexp.neurons import Neuron, Reduced, Trace
+from snnexp.network.network import Delivery, Network
+from snnexp.neurons import Neuron, ReducedTrace, Trace
+from snnexp.sparse import SparseSpikes
 
 READOUT = "readout"
 
@@ -53,19 +53,19 @@ class Opaque(Network):
 
     def run(
         self,
-        inputs: Tensor | Events,
+        inputs: Tensor | SparseSpikes,
         states: Sequence[Any],
         num_steps: int,
-        reduced: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        statistics: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
         if any(state is not None for state in states):
             raise ValueError("a module of another library takes no state: give it the whole sequence")
-        traces = self._traces(inputs.dense() if isinstance(inputs, Events) else inputs, num_steps)
+        traces = self._traces(inputs.dense() if isinstance(inputs, SparseSpikes) else inputs, num_steps)
         if [*traces] != [*self.known]:
             raise ConfigError(
                 f"network: {self.kind} returned {', '.join(traces)}, and at first {', '.join(self.known)}"
             )
-        return [trace.reduced(reduced[name]) if name in reduced else trace for name, trace in traces.items()]
+        return [trace.reduced(statistics[name]) if name in statistics else trace for name, trace in traces.items()]
 
     def _traces(self, dense: Tensor, num_steps: int) -> dict[str, Trace]:
         found = self.module(dense.expand(num_steps, *dense.shape[1:]))
@@ -106,7 +106,7 @@ class Opaque(Network):
         """
         steps, samples = self.steps(inputs), inputs.shape[1]
         known: dict[str, Foreign] = {}
-        self.forget()
+        self.reset_states()
         for name, trace in self._traces(inputs.clone(), steps).items():
             if not name.isidentifier():
                 raise ConfigError(
@@ -121,7 +121,7 @@ class Opaque(Network):
             raise ConfigError(f"network: {self.kind} returned a readout of {list(last)} neurons, must be {[outputs]}")
         return known
 
-    def with_currents(self, inputs: Tensor | Events) -> Iterator[tuple[list[Tensor], Trace]]:
+    def with_currents(self, inputs: Tensor | SparseSpikes) -> Iterator[tuple[list[Tensor], Trace]]:
         """As of :class:`~snnexp.network.Network`; no currents are known."""
         return iter([([], trace) for trace in self(inputs)])
 
@@ -132,7 +132,7 @@ class Opaque(Network):
     def neurons(self) -> dict[str, Neuron]:
         return {**self.known}
 
-    def equations(self) -> dict[str, Neuron]:
+    def native_neurons(self) -> dict[str, Neuron]:
         return {path: module for path, module in self.module.named_modules() if isinstance(module, Neuron)}
 
     def connections(self, inputs: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...], None, str]]:
@@ -140,7 +140,7 @@ class Opaque(Network):
         return ((name, neuron.features, None, "") for name, neuron in self.known.items())
 
     def deliveries(
-        self, traces: Sequence[Trace | Reduced], inputs: Tensor | Events | None = None
+        self, traces: Sequence[Trace | ReducedTrace], inputs: Tensor | SparseSpikes | None = None
     ) -> Iterator[Delivery]:
         """As of :class:`~snnexp.network.Network`; what spikes cost is not known."""
         for name in self.known:

@@ -41,12 +41,12 @@ from snnexp import metrics
 from snnexp.data import DataModule
 from snnexp.decoders import Decoder
 from snnexp.errors import InterruptedRunError
-from snnexp.events import Events
 from snnexp.figures import style
 from snnexp.figures.snapshots import live_pictures
 from snnexp.isolation import random_states, restored
 from snnexp.record.run import Run
 from snnexp.seeds import fold
+from snnexp.sparse import SparseSpikes
 from snnexp.training.contracts import unchanged
 from snnexp.training.members import Member, Observer
 from snnexp.training.observers import TestCounts, short
@@ -107,7 +107,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
 
 
-def _connections(task: Task, inputs: Tensor | Events) -> dict[str, Any]:
+def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
     """How many synapses lead to each layer, and how many products of values they compute of a sample."""
     steps = 0 if task.spikes_come_in else inputs.shape[0]
     found: dict[str, Any] = {"input_steps": steps}

@@ -15,13 +15,13 @@ from torch.func import vmap
 
 from snnexp import kernels, metrics
 from snnexp.decoders import pooled
-from snnexp.events import Events
 from snnexp.network import Network, stack
-from snnexp.neurons import names
-from snnexp.optimizers import Parameters, made_by
+from snnexp.neurons import statistic_names
+from snnexp.optimizers import Parameters, build_optimizer
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant
 from snnexp.seeds import fold
+from snnexp.sparse import SparseSpikes
 from snnexp.training.observers import at_logged_step
 from snnexp.training.stack_member import StackMember, settings
 from snnexp.training.task import Task
@@ -116,14 +116,14 @@ class Stacked(Task):
         return list(zip(found, targets, strict=True))
 
     def _step(
-        self, batch: Any, reduced: Mapping[str, Sequence[str]] = MappingProxyType({})
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | Events, list[Any]]:
+        self, batch: Any, statistics: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | SparseSpikes, list[Any]]:
         values, target, target_at = batch
         inputs = self._encoded(values)
-        traces = self.network(inputs, reduced=reduced)
+        traces = self.network(inputs, statistics=statistics)
         return self._losses(traces[-1], target, target_at), self.penalize(traces), inputs, traces
 
-    def _encoded(self, values: Tensor) -> Tensor | Events:
+    def _encoded(self, values: Tensor) -> Tensor | SparseSpikes:
         """What the network takes; each member has its own random numbers, and its own numbers of the encoder."""
         first = self.members[0].parts
         if not first.encoder.draws and self.encoders_agree:
@@ -144,7 +144,7 @@ class Stacked(Task):
         def alone(parts: dict[str, Tensor], target: Tensor, *numbers: Tensor) -> Tensor:
             return self.loss.compare(pooled(self.decoder, _seen(trace, parts)), target, *numbers)
 
-        parts = _parts(trace, names(self.loss.reads))
+        parts = _parts(trace, statistic_names(self.loss.reads))
         return vmap(alone, (-2, target_at, *[0] * len(numbers)))(parts, target, *numbers)
 
     def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ class Stacked(Task):
         def alone(parts: dict[str, dict[str, Tensor]], *numbers: Tensor) -> Tensor:
             return penalty.penalty({layer: _seen(traces[layer], each) for layer, each in parts.items()}, *numbers)
 
-        parts = {layer: _parts(traces[layer], names(penalty.reads)) for layer in self.penalized[name]}
+        parts = {layer: _parts(traces[layer], statistic_names(penalty.reads)) for layer in self.penalized[name]}
         return vmap(alone, (-2, *[0] * len(numbers)))(parts, *numbers)
 
     def _numbers(self, key: Any, numbers: Callable[[StackMember], Sequence[Any]]) -> list[Tensor]:
@@ -177,8 +177,8 @@ class Stacked(Task):
 
         return self._over_members(alone, traces, target, target_at)
 
-    def _operations(self, traces: list[Any], inputs: Tensor | Events) -> dict[str, metrics.State]:
-        dense = inputs.dense() if isinstance(inputs, Events) else inputs
+    def _operations(self, traces: list[Any], inputs: Tensor | SparseSpikes) -> dict[str, metrics.State]:
+        dense = inputs.dense() if isinstance(inputs, SparseSpikes) else inputs
         return self._over_members(super()._operations, traces, dense, None if dense.shape[2] == 1 else 2)
 
     def _over_members(
@@ -191,7 +191,7 @@ class Stacked(Task):
         """What a function of one member's traces and ``more`` gives for all of them, ``[M]`` by name."""
         # what is kept of a layer in an evaluation is all that is read of it
         tensors = [
-            _parts(trace, self.reduced[name]) for name, trace in zip(self.network.neurons(), traces, strict=True)
+            _parts(trace, self.statistics[name]) for name, trace in zip(self.network.neurons(), traces, strict=True)
         ]
 
         def alone(tensors: Any, more: Tensor) -> dict[str, metrics.State]:
@@ -220,8 +220,8 @@ class Stacked(Task):
         weights, lengths = [*self.network.parameters()], self.lengths()
         equal = itertools.groupby(self.members, key=lambda member: settings(member.start.cfg))
         self.parts = [Updated([*members], weights, lengths) for _, members in equal]
-        groups = Parameters.of_groups(group for part in self.parts for group in part.groups)
-        made = self.scheduled(made_by(self.optimizer, groups, lengths[0]), *lengths)
+        groups = Parameters.from_groups(group for part in self.parts for group in part.groups)
+        made = self.scheduled(build_optimizer(self.optimizer, groups, lengths[0]), *lengths)
         at = 0
         for part in self.parts:
             at = part.take_place(made, at)

@@ -253,7 +253,7 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "kernel": parts.kernel,
         "input_spikes": parts.task.spikes_come_in,
         "inputs": "dense" if parts.task.encode is parts.encoder else "events",
-        "decoder": None if parts.decoder is None else parts.decoder.word,
+        "decoder": None if parts.decoder is None else parts.decoder.display_name,
         "higher_is_better": {name: measure.higher_is_better for name, measure in parts.task.measures.items()},
         "samples": parts.data.counts(*limits_of(cfg), parts.trainer.world_size),
         **names(parts.data.description),

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from snnexp import metrics
 from snnexp.decoders import Decoder, Readout, pooled
 from snnexp.errors import ConfigError, key_prefix
-from snnexp.events import Events
 from snnexp.losses import Loss
 from snnexp.network import Network
-from snnexp.neurons import Reads, Reduced, Trace, names
-from snnexp.optimizers import Named, Parameters, Role, made_by, rates
+from snnexp.neurons import Reads, ReducedTrace, Trace, statistic_names
+from snnexp.optimizers import NamedParameter, Parameters, Role, build_optimizer, learning_rates
 from snnexp.record.measures import higher_is_better
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant, Schedule
+from snnexp.sparse import SparseSpikes
 from snnexp.training.accumulation import Accumulation
 
 
@@ -40,7 +40,7 @@ class Task(LightningModule):
     def __init__(
         self,
         network: Network,
-        encode: Callable[[Tensor], Tensor | Events],
+        encode: Callable[[Tensor], Tensor | SparseSpikes],
         spikes_come_in: bool,
         loss: Loss,
         measures: Mapping[str, metrics.Measure],
@@ -71,7 +71,7 @@ class Task(LightningModule):
             with key_prefix(f"regularizer.{name}"):
                 self.penalized[name] = penalty.chosen(fires)
         """By penalty, the layers that it reads."""
-        self.reduced = self._needed()
+        self.statistics = self._needed()
         """By layer, the statistics that an evaluation keeps."""
 
     def _needed(self) -> dict[str, tuple[str, ...]]:
@@ -83,7 +83,7 @@ class Task(LightningModule):
             if neuron.spikes or name != readout:
                 found[name].append("spike_count")
             # what fires in the last step arrives after the end
-            if neuron.feedback_synapse is not None or name in self.network.fed_back:
+            if neuron.feedback_synapse is not None or name in self.network.feedback_layers:
                 found[name].append("last_spikes")
         found[readout] += [self.loss.reads, *(measure.reads for measure in self.measures.values())]
         found[readout] += [] if self.decoder is None else [self.decoder.reads]
@@ -149,7 +149,7 @@ class Task(LightningModule):
 
     def rates(self) -> dict[str, Tensor]:
         """The learning rates of this step, where there are several in a training."""
-        found = rates(self.optimizers().param_groups)  # type: ignore[union-attr]
+        found = learning_rates(self.optimizers().param_groups)  # type: ignore[union-attr]
         several = len(found) > 1 or not isinstance(self.schedule, Constant)
         return {name: torch.tensor(rate) for name, rate in found.items()} if several else {}
 
@@ -182,13 +182,17 @@ class Task(LightningModule):
         Raises:
             ConfigError: the optimiser has a schedule of its own, beside that of the config.
         """
-        kept = {id(parameter) for neuron in self.network.equations().values() for parameter in neuron.constants()}
+        kept = {
+            id(parameter)
+            for neuron in self.network.native_neurons().values()
+            for parameter in neuron.equation_parameters()
+        }
         named = [
-            Named(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
+            NamedParameter(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
             for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
         ]
         # an optimiser of a user's says how it decays by itself
-        made = made_by(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
+        made = build_optimizer(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
         return self.scheduled(made, steps, epochs)
 
     def higher_is_better(self, metric: str) -> bool | None:
@@ -221,16 +225,16 @@ class Task(LightningModule):
         }
 
     def _step(
-        self, batch: Any, reduced: Mapping[str, Sequence[str]] = MappingProxyType({})
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | Events, list[Trace | Reduced]]:
+        self, batch: Any, statistics: Mapping[str, Sequence[str]] = MappingProxyType({})
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | SparseSpikes, list[Trace | ReducedTrace]]:
         """The loss, the penalties by name, what was encoded, and the traces."""
         values, target = batch
         inputs = self.encode(values)
-        traces = self.network(inputs, reduced=reduced)
+        traces = self.network(inputs, statistics=statistics)
         return self.compare(traces, target), self.penalize(traces), inputs, traces
 
-    def _evaluation_step(self, batch: Any, split: str) -> list[Trace | Reduced]:
-        loss, penalties, inputs, traces = self._step(batch, reduced=self.reduced)
+    def _evaluation_step(self, batch: Any, split: str) -> list[Trace | ReducedTrace]:
+        loss, penalties, inputs, traces = self._step(batch, statistics=self.statistics)
         samples = traces[-1].samples
         values = {"loss": loss, **{f"penalty/{name}": value for name, value in penalties.items()}}
         states: dict[str, metrics.State] = {
@@ -242,7 +246,9 @@ class Task(LightningModule):
         self.means.add(states)
         return traces
 
-    def _operations(self, traces: list[Trace | Reduced], inputs: Tensor | Events) -> dict[str, metrics.State]:
+    def _operations(
+        self, traces: list[Trace | ReducedTrace], inputs: Tensor | SparseSpikes
+    ) -> dict[str, metrics.State]:
         """``test/synops``, and by the layer that the spikes arrive at; without those that cannot be counted."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
         unknown: set[str] = set()
@@ -258,7 +264,7 @@ class Task(LightningModule):
         return {name: metrics.counted(value * samples, samples) for name, value in found.items()}
 
     @torch.no_grad()
-    def _measured(self, traces: list[Trace | Reduced], batch: Any, split: str) -> dict[str, metrics.State]:
+    def _measured(self, traces: list[Trace | ReducedTrace], batch: Any, split: str) -> dict[str, metrics.State]:
         readout = Readout(traces[-1], self.decoder, self.loss)
         values = {f"{split}/{name}": measure.update(readout, batch[1]) for name, measure in self.measures.items()}
         for (name, neuron), trace in zip(self.network.neurons().items(), traces, strict=True):
@@ -270,7 +276,7 @@ class Task(LightningModule):
 
 def union(reads: Iterable[Reads]) -> tuple[str, ...]:
     """The names of all statistics that are read."""
-    return tuple(dict.fromkeys(name for each in reads for name in names(each)))
+    return tuple(dict.fromkeys(name for each in reads for name in statistic_names(each)))
 
 
 def _role(name: str, is_constant: bool) -> Role:

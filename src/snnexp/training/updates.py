@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.errors import ConfigError
-from snnexp.optimizers import rates
+from snnexp.optimizers import learning_rates
 from snnexp.training.stack_member import StackMember
 
 OF_GROUPS = ("base_lrs", "_last_lr")
@@ -70,7 +70,7 @@ class Updated:
 
     def rates(self) -> dict[str, float]:
         """The learning rates of the members."""
-        return rates(self.optimizer.param_groups[self.at])
+        return learning_rates(self.optimizer.param_groups[self.at])
 
     def kept(self, member: StackMember) -> dict[Any, dict[str, Any]]:
         """What the optimiser keeps for each parameter of a member's task."""

@@ -5,7 +5,7 @@ import json
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.losses import CrossEntropy
-from snnexp.neurons import names, read_spikes
+from snnexp.neurons import need_spikes, statistic_names
 from snnexp.training import observers, predictions, probe, saving, stopping
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Observer
@@ -17,7 +17,7 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
     """What counts and checks, in training and in a test."""
     layers = [*parts.network.neurons()]
     read = union([parts.loss.reads, *([] if parts.decoder is None else [parts.decoder.reads])])
-    layers = layers if read_spikes(read) else layers[:-1]
+    layers = layers if need_spikes(read) else layers[:-1]
     watching: list[Observer] = [
         observers.ProjectParameters(),
         observers.DivergenceGuard(),
@@ -34,7 +34,7 @@ def measuring(cfg: DictConfig, parts: Parts, processes: int) -> list[Observer]:
 
 def has_seed_mean_loss(parts: Parts) -> bool:
     """Whether a run is one of those whose mean loss the regression tutorial prints: a membrane follows a trace."""
-    return parts.data.target == "trace" and names(parts.loss.reads) == ("membrane",)
+    return parts.data.target == "trace" and statistic_names(parts.loss.reads) == ("membrane",)
 
 
 def watching_over(start: Start) -> list[Observer]:

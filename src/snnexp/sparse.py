@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
-class Events:
+class SparseSpikes:
     """The spikes of a sequence ``[T, B, *N]``.
 
     Args:
@@ -24,7 +24,7 @@ class Events:
     row: Tensor
     column: Tensor
 
-    def through(self, synapse: nn.Linear) -> Tensor:
+    def linear(self, synapse: nn.Linear) -> Tensor:
         """S W^T + b, ``[T, B, M]``: the sum of the weights of the neurons that fire.
 
         Weights of K members ``[K, M, N]`` give ``[T, B, K, M]``, each of its own spikes ``[T, B, K, *N]``, or all of
@@ -38,12 +38,12 @@ class Events:
         current = current.reshape(*self.shape[:2], *weight.shape[:-1])
         return current if synapse.bias is None else current + synapse.bias
 
-    def _by_member(self) -> "Events":
+    def _by_member(self) -> "SparseSpikes":
         """Spikes ``[T, B, K, *N]`` with a row for each member of each sample."""
         steps, batch, members, *features = self.shape
         # ascending still: spikes of a row are ordered by their column, members first
         row = self.row * members + self.column // math.prod(features)
-        return Events(torch.Size((steps, batch * members, members, *features)), row, self.column)
+        return SparseSpikes(torch.Size((steps, batch * members, members, *features)), row, self.column)
 
     def dense(self) -> Tensor:
         """The same as zeros and ones, ``[T, B, *N]``."""
@@ -51,11 +51,11 @@ class Events:
         spikes.view(self._rows, -1)[self.row.long(), self.column.long()] = 1
         return spikes
 
-    def sums(self, weights: Tensor) -> Tensor:
+    def sum_weights(self, weights: Tensor) -> Tensor:
         """For each step and sample, the sum of the ``weights`` ``[N, M]`` of the neurons that fire: ``[T B, M]``."""
         return _sums(weights, self.row, self.column, self._rows)
 
-    def sums_by_neuron(self, values: Tensor) -> Tensor:
+    def sum_by_neuron(self, values: Tensor) -> Tensor:
         """For each neuron, the sum of the ``values`` ``[T B, M]`` of where it fires: ``[N, M]``."""
         neuron, order = self.column.sort(stable=True)
         return _sums(values, neuron, self.row.index_select(0, order), self.shape[2:].numel())
@@ -74,11 +74,11 @@ def _sums(values: Tensor, group: Tensor, member: Tensor, groups: int) -> Tensor:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, events: Events, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, events: SparseSpikes, weight: Tensor) -> Tensor:
         ctx.events = events
-        return events.sums(weight.t().contiguous())
+        return events.sum_weights(weight.t().contiguous())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.events.sums_by_neuron(gradient.contiguous()).t()
+        return None, ctx.events.sum_by_neuron(gradient.contiguous()).t()
