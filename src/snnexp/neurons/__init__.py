@@ -1,4 +1,4 @@
-"""Spiking neuron layers: currents in, a :class:`Trace` of spikes and membranes out, state explicit in and out."""
+"""Spiking neuron layers: they map input currents and a state to a :class:`Trace` of spikes and membranes."""
 
 from snnexp.neurons.alif import ALIF, ALIFState
 from snnexp.neurons.identity import Identity, IdentityState

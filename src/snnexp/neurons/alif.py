@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire neuron with a threshold that rises with each spike and falls back.
+"""Adaptive leaky integrate-and-fire neuron: each spike raises the threshold, which then decays.
 
     alpha = exp(-dt / tau_m),  rho = exp(-dt / tau_adp)
     b[t] = rho b[t-1] + (1 - rho) S[t-1]
@@ -6,10 +6,10 @@
     U[t] = alpha U[t-1] + (1 - alpha) R_m (I[t] + rec(S[t-1])) - theta[t] S[t-1] dt
     S[t] = H(U[t] - theta[t])                    backward: dS/dU = surrogate(U - theta)
 
-U membrane, S spike, I input current, b adaptation, theta threshold, b_j0 the threshold of a neuron that has not fired,
-beta_adp how far adaptation lifts it, R_m membrane resistance: all dimensionless; tau_m and tau_adp in ms, as dt, whose
-value is a factor of the reset. rec(S) = W S + c in a recurrent layer, else 0. Gradients flow through S in all three
-places. U, S and b start at 0, where the authors' code has b start at b_j0. The recorded membrane is U[t].
+U membrane, S spike, I input current, b adaptation, theta threshold, b_j0 baseline threshold, beta_adp strength of the
+adaptation, R_m membrane resistance: all dimensionless; tau_m, tau_adp and dt in ms (the reset is scaled by dt).
+rec(S) = W S + c in a recurrent layer, else 0. Gradients flow through all three occurrences of S. U, S and b start at 0;
+the authors' code initializes b to b_j0. The recorded membrane is U[t].
 Source: Yin, Corradi and Bohte, "Accurate and efficient time-domain classification with adaptive spiking recurrent
 neural networks", Nature Machine Intelligence 3, 2021, as computed by ``mem_update_adp`` in the authors' repository
 byin-cwi/Efficient-spiking-networks on GitHub.
@@ -31,7 +31,7 @@ from snnexp.surrogates import ATan, Surrogate, spike
 
 
 class ALIFState(NamedTuple):
-    """Membrane U, spikes S and adaptation b, each ``[B, *N]``, after the last step."""
+    """Membrane U, spikes S and adaptation b after the last step, each ``[B, *N]``."""
 
     membrane: Tensor
     spikes: Tensor
@@ -39,22 +39,22 @@ class ALIFState(NamedTuple):
 
 
 class ALIF(Neuron):
-    """Adaptive leaky integrate-and-fire layer; the module's docstring has the equation.
+    """Adaptive leaky integrate-and-fire layer; see the module docstring for the equation.
 
     Args:
-        features: neuron axes, an int or a tuple; a recurrent layer is flat.
+        features: neuron axes, an int or a tuple; an int if ``recurrent``.
         recurrent: feed spikes back through ``recurrent``, an ``nn.Linear``.
         tau_m: time constant of the membrane, ms; at least dt.
         tau_adp: time constant of the adaptation, ms; at least dt.
-        b_j0: threshold of a neuron that has not fired.
-        beta_adp: how far adaptation lifts the threshold.
+        b_j0: baseline threshold.
+        beta_adp: strength of the threshold adaptation.
         R_m: membrane resistance.
         learn: names of the parameters to train.
         dt: time step, ms.
-        surrogate: derivative of the spike.
+        surrogate: surrogate derivative of the spike.
 
     Raises:
-        ConfigError: an argument lies outside its domain, or the features of a recurrent layer form a map.
+        ConfigError: an argument is out of range, or a recurrent layer has more than one neuron axis.
     """
 
     stackable = True
@@ -93,7 +93,7 @@ class ALIF(Neuron):
 
     @staticmethod
     def fits(features: tuple[int, ...], recurrent: bool) -> None:
-        """Refuse all-to-all recurrence on a map."""
+        """Raise :class:`ConfigError` for a recurrent layer with several neuron axes."""
         require_flat(features, recurrent)
 
     def reset_feedback(self) -> None:
@@ -114,10 +114,10 @@ class ALIF(Neuron):
         U, S, b = state
         spikes, membrane = [], []
         for I in current:
-            fed = I if rec is None or weight is None else I + rec(match_precision(S, weight))
+            total_current = I if rec is None or weight is None else I + rec(match_precision(S, weight))
             b = rho * b + (1 - rho) * S
             theta = self.b_j0 + self.beta_adp * b
-            U = alpha * U + (1 - alpha) * self.R_m * fed - theta * S * self.dt
+            U = alpha * U + (1 - alpha) * self.R_m * total_current - theta * S * self.dt
             S = spike(U - theta, self.surrogate)
             spikes.append(S)
             membrane.append(U)

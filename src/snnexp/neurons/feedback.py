@@ -1,8 +1,8 @@
-"""Feedback of a layer's spikes into the layer itself.
+"""Recurrent feedback: the spikes of a layer as input of the same layer.
 
 linear      W S + b          all to all
 one_to_one  V S              each neuron to itself
-conv2d      conv(S, W) + b   neighbours on a map, padded to keep its size
+conv2d      conv(S, W) + b   neighbors on a feature map, padded to keep its size
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Feedback = Literal["linear", "one_to_one", "conv2d"]
 
 
 class _FeedbackNeuron(Neuron):
-    """A layer of neurons whose spikes feed back into it; abstract.
+    """Abstract base class of neurons with feedback.
 
     A subclass calls :meth:`add_feedback` in its constructor and :meth:`feedback_function` once in its scan.
     """
@@ -29,7 +29,7 @@ class _FeedbackNeuron(Neuron):
 
     @staticmethod
     def fits(features: tuple[int, ...], feedback: str, kernel_size: int | None) -> None:
-        """Refuse a feedback that the shape of the layer does not allow."""
+        """Raise :class:`ConfigError` if the feedback does not support the shape of the layer."""
         if feedback == "linear" and len(features) != 1:
             raise ConfigError(
                 f"feedback: linear feedback needs a flat layer, these neurons form a map {list(features)}; "
@@ -46,11 +46,11 @@ class _FeedbackNeuron(Neuron):
             )
 
     def add_feedback(self, feedback: Feedback, kernel_size: int | None, V: NeuronParameter[float], learn: bool) -> None:
-        """Make the synapse within the layer, or keep the weight of each neuron to itself.
+        """Create the feedback synapse, or the parameter V of one_to_one feedback.
 
         Args:
             feedback: ``linear`` (an ``nn.Linear``), ``conv2d`` (an ``nn.Conv2d``) or ``one_to_one`` (``V``).
-            kernel_size: side of the conv2d feedback's kernel, odd.
+            kernel_size: side of the convolution kernel of conv2d feedback, odd.
             V: weight of one_to_one feedback.
             learn: train the feedback.
         """
@@ -62,11 +62,11 @@ class _FeedbackNeuron(Neuron):
             self.recurrent.requires_grad_(learn)
 
     def feedback_function(self) -> Callable[[Tensor], Tensor]:
-        """What makes of spikes ``[B, *N]`` of the step before the current that they bring to each neuron."""
+        """Return the function that maps the previous spikes, ``[B, *N]``, to the feedback current, ``[B, *N]``."""
         recurrent = self.recurrent
         if recurrent is None:
             return lambda S: self.V * S
-        # read once, since a parametrization computes it each time
+        # read once: a parametrization recomputes the weight at each access
         weight = recurrent.weight
         return lambda S: recurrent(match_precision(S, weight))
 
@@ -80,7 +80,7 @@ class _FeedbackNeuron(Neuron):
 
 
 def require_flat(features: tuple[int, ...], recurrent: bool) -> None:
-    """Refuse all-to-all recurrence on a map."""
+    """Raise :class:`ConfigError` for a recurrent layer with several neuron axes."""
     if recurrent and len(features) != 1:
         what = f"these neurons form a map {list(features)}; use false"
         raise ConfigError(f"recurrent: a recurrent layer is flat, {what}")

@@ -1,4 +1,4 @@
-"""No neuron: U[t] = I[t]. A layer of it hands on the currents of its synapses, as an artificial network would."""
+"""Identity neuron: U[t] = I[t]. The layer passes the currents of its synapses on, as in an artificial network."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from snnexp.spec.checked import checked
 
 
 class IdentityState(NamedTuple):
-    """The last current ``[B, *N]``, which no later step needs."""
+    """The last current, ``[B, *N]``; it has no effect on later steps."""
 
     membrane: Tensor
 
 
 class Identity(Neuron):
-    """A layer without neurons, U[t] = I[t]; it never spikes.
+    """Non-spiking layer without dynamics, U[t] = I[t].
 
     Args:
         features: axes of the current, an int or a tuple.
@@ -36,7 +36,7 @@ class Identity(Neuron):
         return IdentityState(torch.zeros_like(current))
 
     def scan(self, current: Sequence[Tensor], state: IdentityState) -> Trace:
-        # a current that does not change is not copied, and the next synapse sees that it does not
-        still = all(each is current[0] for each in current)
-        membrane = current[0].expand(len(current), *current[0].shape) if still else torch.stack([*current])
+        # a constant current is expanded instead of copied, so that the next synapse can detect it
+        is_constant = all(step is current[0] for step in current)
+        membrane = current[0].expand(len(current), *current[0].shape) if is_constant else torch.stack([*current])
         return Trace(torch.zeros_like(current[0]).expand_as(membrane), membrane, IdentityState(current[-1]))

@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire neuron of first order.
+"""First-order leaky integrate-and-fire neuron.
 
     R[t] = H(U[t-1] - theta)                     reset by the previous membrane; no gradient flows through R
     subtract:  U[t] = beta U[t-1] + I[t] - R[t] theta
@@ -8,7 +8,7 @@
 
 U membrane, S spike, I input current, beta decay per step (clamped to [0, 1]), theta threshold; all dimensionless.
 Source: Eshraghian et al., "Training Spiking Neural Networks Using Lessons From Deep Learning", Proc. IEEE 111(9), 2023,
-as computed by snnTorch's ``Leaky``. The recorded membrane is U[t], before the reset that it causes.
+as computed by snnTorch's ``Leaky``. The recorded membrane is U[t], before reset.
 """
 
 from collections.abc import Sequence
@@ -26,25 +26,25 @@ from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
 class LeakyState(NamedTuple):
-    """The membrane ``[B, *N]`` after the last step."""
+    """Membrane after the last step, ``[B, *N]``."""
 
     membrane: Tensor
 
 
 class Leaky(Neuron):
-    """Leaky integrate-and-fire layer; the module's docstring has the equation.
+    """Leaky integrate-and-fire layer; see the module docstring for the equation.
 
     Args:
         features: neuron axes, an int or a tuple.
         beta: decay per step, in [0, 1].
-        threshold: membrane above which a neuron fires.
+        threshold: membrane above which the neuron fires.
         learn_beta: train the decay.
         learn_threshold: train the threshold.
-        reset: what a spike does to the membrane at the next step: ``subtract``, ``zero`` or ``none``.
-        surrogate: derivative of the spike.
+        reset: effect of a spike on the membrane of the next step: ``subtract``, ``zero`` or ``none``.
+        surrogate: surrogate derivative of the spike.
 
     Raises:
-        ConfigError: an argument lies outside its domain.
+        ConfigError: an argument is out of range.
     """
 
     stackable = True

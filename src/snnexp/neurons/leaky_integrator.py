@@ -1,10 +1,10 @@
-"""Leaky integrator: the parametrized LIF neuron without spike and reset, used as a readout.
+"""Leaky integrator, used as a readout: the parametrized LIF neuron without spikes and reset.
 
     j[t] = i[t-1] + I[t]
     v[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + j[t])
     i[t] = j[t] - dt tau_syn_inv j[t]
 
-v membrane, i synaptic current, I the synapse's output (which has no bias): all dimensionless; dt in s, tau_mem_inv and
+v membrane, i synaptic current, I input current (of a synapse without bias): all dimensionless; dt in s, tau_mem_inv and
 tau_syn_inv in 1/s. Source: Pehle and Pedersen, Norse (2021), ``LICell``.
 """
 
@@ -21,24 +21,24 @@ from snnexp.spec.checked import checked
 
 
 class LeakyIntegratorState(NamedTuple):
-    """Membrane v and synaptic current i, each ``[B, *N]``, after the last step."""
+    """Membrane v and synaptic current i after the last step, each ``[B, *N]``."""
 
     v: Tensor
     i: Tensor
 
 
 class LeakyIntegrator(Neuron):
-    """Leaky integrator layer; the module's docstring has the equation. It never spikes.
+    """Non-spiking leaky integrator layer; see the module docstring for the equation.
 
     Args:
         features: neuron axes, an int or a tuple.
         tau_mem_inv: inverse membrane time constant, 1/s; 0 < dt tau_mem_inv <= 1.
         tau_syn_inv: inverse synaptic time constant, 1/s; 0 < dt tau_syn_inv <= 1.
-        v_leak: membrane towards which the leak draws.
+        v_leak: resting membrane.
         dt: time step, s.
 
     Raises:
-        ConfigError: an argument lies outside its domain.
+        ConfigError: an argument is out of range.
     """
 
     stackable = True

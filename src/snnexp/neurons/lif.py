@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire neuron of second order behind a plain linear layer or convolution with a bias.
+"""Second-order leaky integrate-and-fire neuron, for a linear or convolutional synapse with bias.
 
     j[t] = i[t-1] + I[t]
     u[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + j[t])
@@ -6,9 +6,9 @@
     v[t] = (1 - z[t]) u[t] + z[t] v_reset        gradients flow through z here
     i[t] = j[t] - dt tau_syn_inv j[t]
 
-u, v membrane before and after reset, i synaptic current, z spike, I the synapse's output: all dimensionless; dt in s,
-tau_mem_inv and tau_syn_inv in 1/s. v and i start at 0. The synapse in front has the start weights and the bias of
-PyTorch. The recorded membrane is u. Source: Pehle and Pedersen, Norse (2021), ``LIFCell``.
+u, v membrane before and after reset, i synaptic current, z spike, I input current: all dimensionless; dt in s,
+tau_mem_inv and tau_syn_inv in 1/s. v and i start at 0. The input synapse has PyTorch's default initialization and a
+bias. The recorded membrane is u. Source: Pehle and Pedersen, Norse (2021), ``LIFCell``.
 """
 
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ from snnexp.surrogates import SuperSpike, Surrogate
 
 
 class LIF(ParametrizedLIF):
-    """Leaky integrate-and-fire layer of second order; the module's docstring has the equation.
+    """Second-order leaky integrate-and-fire layer; see the module docstring for the equation.
 
     Args:
         features: neuron axes, an int or a tuple.
         tau_mem_inv: inverse membrane time constant, 1/s; 0 < dt tau_mem_inv <= 1.
         tau_syn_inv: inverse synaptic time constant, 1/s; 0 < dt tau_syn_inv <= 1.
         v_th: threshold.
-        v_leak: membrane towards which the leak draws.
+        v_leak: resting membrane.
         v_reset: membrane after a spike.
         learn: names of the parameters to train.
-        log_tau: train log(tau_mem_inv) and log(tau_syn_inv), which are well scaled and always positive.
+        log_tau: train log(tau_mem_inv) and log(tau_syn_inv), so that both stay positive.
         dt: time step, s.
-        surrogate: derivative of the spike.
+        surrogate: surrogate derivative of the spike.
 
     Raises:
-        ConfigError: an argument lies outside its domain.
+        ConfigError: an argument is out of range.
     """
 
     stackable = True

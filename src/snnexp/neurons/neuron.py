@@ -1,4 +1,4 @@
-"""What every neuron layer shares: shapes, parameters, and the step from a current to a trace."""
+"""Base class of neuron layers: shapes, parameters, and the computation of a trace from a current."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,24 +22,24 @@ from snnexp.surrogates import Surrogate
 
 T = TypeVar("T")
 NeuronParameter: TypeAlias = T | Tensor | Initializer
-"""A number, one for each neuron, or what draws them; ``NeuronParameter[Fraction]`` bounds the numbers."""
+"""A number, a tensor with one value per neuron, or an initializer; ``NeuronParameter[Fraction]`` bounds the values."""
 Rate = Annotated[Positive, AtMost("1 / dt")]
-"""An inverse time constant, 1/s: in one step, no more can leak than all there is."""
+"""An inverse time constant in 1/s, at most 1 / dt."""
 Duration = Annotated[Positive, AtLeast("dt")]
-"""A time constant, in the unit of dt: no shorter than a step."""
+"""A time constant in the unit of dt, at least dt."""
 ROUNDING = 1 + 1e-6
-"""A bound counts as met by what exceeds it in the last digits of float32."""
+"""Relative tolerance of bounds, for float32 rounding."""
 
 
 class Kernel(Protocol):
-    """How a neuron's equation is computed; :func:`reference` is the plain way, ``snnexp.kernels`` has faster ones.
+    """An implementation of a neuron's equation: :func:`reference`, or a faster one of ``snnexp.kernels``.
 
     Args:
         neuron: the layer.
-        current: ``[T, B, *N]``, or ``[1, B, *N]`` for one that stands for all steps.
+        current: ``[T, B, *N]``, or ``[1, B, *N]`` if it is constant over time.
         num_steps: T.
         state: the state before the first step.
-        synapse: what the spikes go through next; the second result is what arrives behind it.
+        synapse: applied to the spikes; the second return value is its output, None without a synapse.
         statistics: names of statistics to return in a :class:`ReducedTrace`, none of which needs every step; None for a
             :class:`Trace`.
     """
@@ -63,56 +63,56 @@ def reference(
     synapse: nn.Module | None = None,
     statistics: Sequence[str] | None = None,
 ) -> tuple[Trace | ReducedTrace, Tensor | None]:
-    """The neuron's own scan, then the synapse, once for all steps."""
-    trace = _trace(neuron, "scan", neuron.scan(current.unbind(0) * (num_steps // len(current)), state))
-    after = None if synapse is None else time_distributed(synapse, trace.spikes)
-    return trace if statistics is None else trace.reduced(statistics), after
+    """Run the neuron's own scan, then the synapse once for all steps."""
+    trace = _require_trace(neuron, "scan", neuron.scan(current.unbind(0) * (num_steps // len(current)), state))
+    output = None if synapse is None else time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), output
 
 
-def _trace(neuron: "Neuron", method: str, found: Any) -> Trace:
-    if not isinstance(found, Trace):
-        what = f"{type(neuron).__name__}.{method} returned a {type(found).__name__}"
+def _require_trace(neuron: "Neuron", method: str, result: Any) -> Trace:
+    if not isinstance(result, Trace):
+        what = f"{type(neuron).__name__}.{method} returned a {type(result).__name__}"
         raise TypeError(f"{what}, must return a snnexp.neurons.Trace")
-    return found
+    return result
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a call of a module is the ``forward`` of its class alone; else the module must be called."""
+    """Return True if a call of the module only runs the ``forward`` of its class: no hooks, no patched ``forward``."""
     hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
     return not (hooks or "forward" in vars(module) or _has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def time_distributed(synapse: nn.Module, sequence: Tensor) -> Tensor:
-    """Run a synapse once over the ``T * B`` samples of ``[T, B, *N]``."""
+    """Apply a synapse to all steps of ``[T, B, *N]`` at once, as one batch of ``T * B`` samples."""
     weight = next(synapse.parameters(), sequence)
     return synapse(match_precision(sequence.flatten(0, 1), weight)).unflatten(0, sequence.shape[:2])  # type: ignore[no-any-return]
 
 
 def match_precision(spikes: Tensor, weight: Tensor) -> Tensor:
-    """Spikes, which are float32 at least, for a product with weights of a lower precision."""
+    """Return spikes in the dtype of the weight if its precision is below float32."""
     return spikes.to(weight.dtype) if weight.dtype.itemsize < 4 else spikes
 
 
 def stacked_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b for ``[B, in]``; with weights of M members ``[M, out, in]`` each takes its own of ``[B, M, in]``.
+    """Return x W^T + b for inputs ``[B, in]``, or for stacked weights ``[M, out, in]`` and inputs ``[B, M, in]``.
 
-    ``[B, 1, in]`` is one input for all members, and a single product of it with all their weights.
+    Inputs ``[B, 1, in]`` are shared by all members and multiplied with all their weights at once.
     """
     if weight.ndim == 2:
         return F.linear(inputs, weight, bias)
     if inputs.shape[1] == 1:
         bias = None if bias is None else bias.flatten()
         return F.linear(inputs.squeeze(1), weight.flatten(0, 1), bias).view(-1, *weight.shape[:2])
-    kind = inputs.device.type
-    if torch.is_autocast_enabled(kind):
-        # which casts for PyTorch's own functions alone
-        dtype = torch.get_autocast_dtype(kind)
+    device_type = inputs.device.type
+    if torch.is_autocast_enabled(device_type):
+        # autocast does not apply to custom autograd functions
+        dtype = torch.get_autocast_dtype(device_type)
         inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _StackedLinear.apply(inputs, weight, bias)  # type: ignore[no-any-return]
 
 
 class _StackedLinear(torch.autograd.Function):
-    """The product of each member; the gradient of the weights comes in their own layout, so that it is not copied."""
+    """Batched matrix product whose weight gradient has the memory layout of the weights, which avoids a copy."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -130,7 +130,7 @@ class _StackedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             g_x = torch.bmm(g, weight).transpose(0, 1)
         if ctx.needs_input_grad[1]:
-            # a result of few columns takes many times as long as one of few rows
+            # bmm is many times slower for a result with few columns than for one with few rows
             _, rows, columns = weight.shape
             if rows <= columns:
                 g_w = torch.bmm(g.transpose(1, 2), x)
@@ -142,12 +142,12 @@ class _StackedLinear(torch.autograd.Function):
 
 
 def decay(beta: Tensor) -> Tensor:
-    """beta clamped to [0, 1]; the gradient is that of beta there, ends included, and zero elsewhere."""
+    """Return beta clamped to [0, 1]; the gradient is 1 within the closed interval and 0 outside."""
     return torch.where((beta < 0) | (beta > 1), beta.detach().clamp(0, 1), beta)
 
 
 class Bounds(NamedTuple):
-    """Where a learned parameter may be, and to what it is brought back."""
+    """Allowed range [low, high] of a learned parameter, and the values floor and ceiling to which it is clamped."""
 
     low: float
     high: float
@@ -156,9 +156,9 @@ class Bounds(NamedTuple):
 
     @classmethod
     def of(cls, number: values.Number, at_most: float, at_least: float) -> "Bounds | None":
-        """The bounds of a domain that training could leave; None where it has no ends.
+        """Return the bounds of a domain, or None if it is unbounded.
 
-        A value that must be positive is brought back to a thousandth of the most that it may be.
+        The floor of a parameter that must be positive and has an upper bound is a thousandth of that bound.
         """
         low = max(torch.finfo(torch.float32).tiny if number.open_low else number.low, at_least / ROUNDING)
         if math.isinf(low) and math.isinf(min(number.high, at_most)):
@@ -167,37 +167,37 @@ class Bounds(NamedTuple):
         return cls(low, min(number.high, at_most * ROUNDING), max(floor, at_least), min(number.high, at_most))
 
     def violated_by(self, value: Tensor) -> Tensor:
-        """Where a value is out of bounds."""
+        """Return a mask of the elements that are out of bounds."""
         return (value < self.low) | (value > self.high)
 
 
 class Neuron(nn.Module):
-    """A layer of neurons; abstract. A neuron states its equation in :meth:`scan`, one loop over time.
+    """Abstract base class of neuron layers. A subclass implements its equation in :meth:`scan`, a loop over time.
 
     Args:
         features: the neuron axes ``*N``, an int for a flat layer or a tuple such as ``(C, H, W)``.
     """
 
     spikes: ClassVar[bool] = True
-    """Whether this neuron ever fires."""
+    """Whether the neuron emits spikes."""
     synapse_bias: ClassVar[bool] = True
-    """Whether the synapse in front of this neuron has a bias."""
+    """Whether the input synapse has a bias by default."""
     stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: :meth:`scan` computes neuron by neuron, and broadcasts ``[M, n]``.
+    """Whether it can be stacked: :meth:`scan` is elementwise over neurons and broadcasts parameters ``[M, n]``.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
     time_unit_s: ClassVar[float] = 1.0
-    """The unit of ``dt``, where this neuron has one, in seconds."""
+    """Unit of ``dt`` in seconds, if the neuron has a ``dt``."""
     weights: ClassVar[tuple[str, ...]] = ()
-    """Parameters that are weights of the feedback."""
+    """Names of parameters that are feedback weights."""
     kernel: Kernel = staticmethod(reference)
-    """What computes the equation; an instance may be given another."""
+    """The implementation of the equation; can be replaced on an instance."""
 
     def __init__(self, features: Features) -> None:
         super().__init__()
         self.initializers: dict[str, tuple[Initializer, float, float]] = {}
         self.bounds: dict[str, Bounds] = {}
-        """Of learned parameters, where training may not take them everywhere."""
+        """Bounds of learned parameters, by name; unbounded parameters have no entry."""
         self.parameter_names: list[str] = []
         self.features = (features,) if isinstance(features, int) else tuple(features)
         if not self.features or any(size not in values.COUNT for size in self.features):
@@ -207,12 +207,12 @@ class Neuron(nn.Module):
         """Run the neurons over time.
 
         Args:
-            current: ``[T, B, *N]``, or ``[1, B, *N]`` with ``num_steps`` for a current that does not change.
-            num_steps: T; needed only where the time axis of ``current`` has length 1 and stands for more.
-            state: the ``state`` of an earlier trace; zeros without one.
+            current: ``[T, B, *N]``, or ``[1, B, *N]`` with ``num_steps`` for a constant current.
+            num_steps: T; required only for a constant current.
+            state: the ``state`` of an earlier trace; zeros by default.
 
         Raises:
-            ValueError: the shapes do not fit.
+            ValueError: a shape is wrong.
         """
         trace: Any = self._run(current, num_steps, state)[0]
         return trace if is_plain(self) else TupleTrace(*trace)
@@ -225,7 +225,7 @@ class Neuron(nn.Module):
         synapse: nn.Module | None = None,
         statistics: Sequence[str] | None = None,
     ) -> tuple[Trace | ReducedTrace, Tensor | None]:
-        """:meth:`forward` with what a network needs besides: see :class:`Kernel` for ``synapse`` and ``statistics``.
+        """Run :meth:`forward` with the further arguments of :class:`Kernel`, ``synapse`` and ``statistics``.
 
         If one of ``statistics`` needs every step, the full trace is returned. A neuron with hooks is called, and the
         synapse then gets the spikes that the hooks return.
@@ -233,9 +233,9 @@ class Neuron(nn.Module):
         statistics = None if statistics is None or need_trace(statistics) else statistics
         if is_plain(self) and type(self).forward is Neuron.forward:
             return self._run(current, num_steps, state, synapse, statistics)
-        trace = as_trace(_trace(self, "forward", self(current, num_steps, state)))
-        after = None if synapse is None else time_distributed(synapse, trace.spikes)
-        return trace if statistics is None else trace.reduced(statistics), after
+        trace = as_trace(_require_trace(self, "forward", self(current, num_steps, state)))
+        output = None if synapse is None else time_distributed(synapse, trace.spikes)
+        return trace if statistics is None else trace.reduced(statistics), output
 
     def _run(
         self,
@@ -254,64 +254,67 @@ class Neuron(nn.Module):
             raise ValueError(f"current has {length} time steps, num_steps is {num_steps}")
         if not num_steps:
             raise ValueError("current has no time steps; at least one is needed")
-        # a synapse may run in lower precision, a state may not: in bfloat16 a decay of .999 is 1
+        # a synapse may run in lower precision, the state may not: in bfloat16, a decay of .999 rounds to 1
         current = current.float() if current.dtype.itemsize < 4 else current
         state = self.zero_state(current[0]) if state is None else state
         if any(part.shape != current.shape[1:] for part in state):
             shapes = [list(part.shape) for part in state]
             raise ValueError(f"state has shapes {shapes}, must be {list(current.shape[1:])} as the current is")
-        # the other kernels call no module within the neuron, and torch.compile cannot trace their gradients
-        slow = torch.compiler.is_compiling() or not all(map(is_plain, self.children()))
-        kernel = reference if slow else self.kernel
+        # other kernels do not call submodules of the neuron, and torch.compile cannot trace their custom gradients
+        use_reference = torch.compiler.is_compiling() or not all(map(is_plain, self.children()))
+        kernel = reference if use_reference else self.kernel
         return kernel(self, current, num_steps, state, synapse, statistics)
 
     def zero_state(self, current: Tensor) -> Any:
-        """The state before the first step, for a current ``[B, *N]``."""
+        """Return the state before the first step, for a current ``[B, *N]``."""
         raise NotImplementedError
 
     def scan(self, current: Sequence[Tensor], state: Any) -> Trace:
-        """The equation, one step after the other; ``current`` holds T tensors ``[B, *N]``."""
+        """Compute the equation step by step; ``current`` has T tensors ``[B, *N]``."""
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Draw the parameters that have an initializer anew, in the order in which they were added."""
+        """Draw the parameters that have an initializer again, in the order of their creation."""
         with torch.no_grad():
-            for name, (initializer, *ends) in self.initializers.items():
-                self.assign(name, self._initial_value(name, initializer, *ends))
+            for name, (initializer, *limits) in self.initializers.items():
+                self.assign(name, self._initial_value(name, initializer, *limits))
 
     def assign(self, name: str, value: Tensor) -> None:
-        """Set a parameter in place, also one that is kept in another form, such as its logarithm."""
+        """Set a parameter in place, through its parametrization if it has one."""
         if parametrize.is_parametrized(self, name):
             setattr(self, name, value)
         else:
             getattr(self, name).copy_(value)
 
     def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:
-        """Draw the weights of the synapse in front: PyTorch's own, unless a neuron's model has others."""
+        """Initialize the weights of the input synapse, by default as PyTorch does."""
         synapse.reset_parameters()
 
     def reset_feedback(self) -> None:
-        """Draw the weights of the synapse within the layer, where there is one."""
+        """Initialize the weights of the feedback synapse, if any."""
 
     @property
     def feedback_synapse(self) -> nn.Linear | nn.Conv2d | int | None:
-        """The synapse, or the fan-out of a spike, within the layer; None without feedback."""
+        """The feedback synapse, or its fan-out per spike; None without feedback."""
         return None
 
     def equation_parameters(self) -> Iterator[nn.Parameter]:
-        """The learned parameters of the equation, without the weights of the feedback."""
-        trained = (self._trained(name) for name in self.parameter_names if name not in self.weights)
-        yield from (value for value in trained if isinstance(value, nn.Parameter))
+        """Yield the learned parameters of the equation, without feedback weights."""
+        stored = (self._stored(name) for name in self.parameter_names if name not in self.weights)
+        yield from (value for value in stored if isinstance(value, nn.Parameter))
 
-    def _trained(self, name: str) -> Tensor:
-        """What is kept and trained for a parameter: itself, or its logarithm."""
+    def _stored(self, name: str) -> Tensor:
+        """Return the tensor that is stored and trained for a parameter: itself, or its logarithm."""
         parametrizations = (
             cast(nn.ModuleDict, self.parametrizations) if parametrize.is_parametrized(self, name) else None
         )
         return cast(Tensor, getattr(self, name) if parametrizations is None else parametrizations[name].original)
 
     def stack_members(self, members: Sequence["Neuron"]) -> None:
-        """Be M layers side by side: their axis is the first neuron axis. Parameters are not touched here."""
+        """Turn this layer into a stack of M layers, with the member axis as first neuron axis.
+
+        Parameters are not changed.
+        """
         self.features = (len(members), *self.features)
         if isinstance(getattr(self, "surrogate", None), Surrogate):
             like = next(iter(self.state_dict().values()))
@@ -319,23 +322,23 @@ class Neuron(nn.Module):
 
     @torch.no_grad()
     def project(self) -> dict[str, Tensor]:
-        """Bring learned parameters back into the domains that their start values were held to; frozen ones stay.
+        """Clamp learned parameters to their bounds in place; frozen parameters are not changed.
 
         Returns:
-            By parameter, a bool tensor that tells whether any value had left its domain.
+            By parameter, a bool tensor: whether any value was out of bounds.
         """
-        left = {}
+        clamped = {}
         for name, bounds in self.bounds.items():
-            kept = self._trained(name)
-            if not kept.requires_grad:
+            stored = self._stored(name)
+            if not stored.requires_grad:
                 continue
             value = getattr(self, name)
             outside = bounds.violated_by(value)
             inside = value.clamp(bounds.floor, bounds.ceiling)
-            # what is inside stays as it is kept: a way there and back would round it at every step
-            kept.copy_(torch.where(outside, inside if kept is value else inside.log(), kept))
-            left[name] = outside.any()
-        return left
+            # values in bounds are not written: exp and log would round them at every step
+            stored.copy_(torch.where(outside, inside if stored is value else inside.log(), stored))
+            clamped[name] = outside.any()
+        return clamped
 
     def add_parameter(
         self,
@@ -346,10 +349,12 @@ class Neuron(nn.Module):
         at_most: float = math.inf,
         at_least: float = -math.inf,
     ) -> None:
-        """Draw or take a start value, hold it against the annotation of the argument of that name, and keep it.
+        """Register an initial value, given or drawn, as parameter or buffer ``name``.
+
+        It is validated against the annotation of the constructor argument of that name.
 
         Raises:
-            ConfigError: the value, or one that was drawn, lies outside its domain or does not fit ``features``.
+            ConfigError: a value is out of range, or its shape does not fit ``features``.
         """
         start = self._initial_value(name, value, at_most, at_least)
         self.parameter_names.append(name)
@@ -363,7 +368,7 @@ class Neuron(nn.Module):
             self.register_buffer(name, start)
 
     def _number(self, name: str) -> values.Number:
-        """The numbers that a parameter may be."""
+        """Return the domain of a parameter."""
         return checked.number(type(self), name)
 
     def _initial_value(

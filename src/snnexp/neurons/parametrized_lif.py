@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire neuron of second order, with time constants and thresholds that can be learned.
+"""Second-order leaky integrate-and-fire neuron with learnable time constants and thresholds.
 
     j[t] = i[t-1] + I[t] + W_rec z[t-1]
     u[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + j[t])
@@ -6,9 +6,9 @@
     v[t] = (1 - z[t]) u[t] + z[t] v_reset        no gradient flows through z here
     i[t] = j[t] - dt tau_syn_inv j[t]
 
-u, v membrane before and after reset, i synaptic current, z spike, I the synapse's output (which has no bias): all
-dimensionless; dt in s, tau_mem_inv and tau_syn_inv in 1/s. No autapses: the diagonal of W_rec is zero and stays zero.
-Weights start as randn sqrt(2 / N). The recorded membrane is u, so that threshold crossings can be seen in it.
+u, v membrane before and after reset, i synaptic current, z spike, I input current (of a synapse without bias): all
+dimensionless; dt in s, tau_mem_inv and tau_syn_inv in 1/s. There are no autapses: the diagonal of W_rec stays zero.
+Weights are initialized as randn sqrt(2 / N). The recorded membrane is u, which shows the threshold crossings.
 Source: Pehle and Pedersen, Norse (2021), ``LIFRecurrentCell``; Pehle, "Parameter learning in Spiking Neural Networks".
 """
 
@@ -30,7 +30,7 @@ from snnexp.surrogates import SuperSpike, Surrogate, spike
 
 
 class ParametrizedLIFState(NamedTuple):
-    """Spikes z, membrane v after reset and synaptic current i, each ``[B, *N]``, after the last step."""
+    """Spikes z, membrane v after reset and synaptic current i after the last step, each ``[B, *N]``."""
 
     z: Tensor
     v: Tensor
@@ -38,7 +38,7 @@ class ParametrizedLIFState(NamedTuple):
 
 
 class Recurrence(nn.Linear):
-    """W z with W ``[n, n]``, but for its diagonal."""
+    """W z with W ``[n, n]``, whose diagonal is masked."""
 
     no_autapses: Tensor
 
@@ -52,29 +52,29 @@ class Recurrence(nn.Linear):
 
 
 class ParametrizedLIF(Neuron):
-    """Parametrized leaky integrate-and-fire layer; the module's docstring has the equation.
+    """Parametrized leaky integrate-and-fire layer; see the module docstring for the equation.
 
     Args:
-        features: neuron axes, an int or a tuple; a recurrent layer is flat.
+        features: neuron axes, an int or a tuple; an int if ``recurrent``.
         recurrent: feed spikes back through ``recurrent``, an ``nn.Linear`` without bias.
         tau_mem_inv: inverse membrane time constant, 1/s; 0 < dt tau_mem_inv <= 1.
         tau_syn_inv: inverse synaptic time constant, 1/s; 0 < dt tau_syn_inv <= 1.
         v_th: threshold.
-        v_leak: membrane towards which the leak draws.
+        v_leak: resting membrane.
         v_reset: membrane after a spike.
         learn: names of the parameters to train.
-        log_tau: train log(tau_mem_inv) and log(tau_syn_inv), which are well scaled and always positive.
+        log_tau: train log(tau_mem_inv) and log(tau_syn_inv), so that both stay positive.
         dt: time step, s.
-        surrogate: derivative of the spike.
+        surrogate: surrogate derivative of the spike.
 
     Raises:
-        ConfigError: an argument lies outside its domain, or the features of a recurrent layer form a map.
+        ConfigError: an argument is out of range, or a recurrent layer has more than one neuron axis.
     """
 
     stackable = True
     synapse_bias = False
     reset_gradient: ClassVar[bool] = False
-    """Whether gradients flow through the spike that resets the membrane."""
+    """Whether gradients flow through the reset."""
     tau_mem_inv: Tensor
     tau_syn_inv: Tensor
     v_th: Tensor
@@ -114,7 +114,7 @@ class ParametrizedLIF(Neuron):
 
     @staticmethod
     def fits(features: tuple[int, ...], recurrent: bool) -> None:
-        """Refuse all-to-all recurrence on a map."""
+        """Raise :class:`ConfigError` for a recurrent layer with several neuron axes."""
         require_flat(features, recurrent)
 
     def reset_synapse(self, synapse: nn.Linear | nn.Conv2d) -> None:
@@ -128,7 +128,7 @@ class ParametrizedLIF(Neuron):
 
     @property
     def feedback_weight(self) -> Tensor | None:
-        """W_rec without autapses; None in a layer that is not recurrent."""
+        """W_rec without autapses; None if the layer is not recurrent."""
         return None if self.recurrent is None else self.recurrent.weight * self.recurrent.no_autapses
 
     @property
@@ -141,7 +141,7 @@ class ParametrizedLIF(Neuron):
     def scan(self, current: Sequence[Tensor], state: ParametrizedLIFState) -> Trace:
         decay_mem, decay_syn = self.dt * self.tau_mem_inv, self.dt * self.tau_syn_inv
         rec = self.recurrent
-        # once for all steps, unless hooks must see each call
+        # computed once for all steps, unless hooks must see each call
         W_rec = self.feedback_weight if rec is not None and is_plain(rec) else None
         z, v, i = state
         spikes, membrane = [], []
@@ -160,7 +160,7 @@ class ParametrizedLIF(Neuron):
 
 
 class _Exp(nn.Module):
-    """A positive value, kept and trained as its logarithm."""
+    """Parametrization of a positive value by its logarithm."""
 
     def forward(self, log: Tensor) -> Tensor:
         return log.exp()

@@ -1,8 +1,8 @@
-"""Resets that a spike causes one step later, on all that the membrane is then: its decayed value and what arrives.
+"""Reset rules, applied one step after a spike to the decayed membrane plus the input current, ``base``.
 
     subtract:  U = base - R theta      zero:  U = (1 - R) base      none:  U = base
 
-R is 1 where the membrane of the step before lay above the threshold theta.
+R is 1 where the membrane of the previous step exceeded the threshold theta.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,4 +30,4 @@ RESETS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "zero": _zero,
     "none": _none,
 }
-"""By name: U of base, R and theta."""
+"""Reset functions by name; each maps base, R and theta to U."""

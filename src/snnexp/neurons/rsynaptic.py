@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire neuron of second order whose spikes feed back into its own layer.
+"""Second-order recurrent leaky integrate-and-fire neuron: its spikes feed back into the same layer.
 
     R[t] = H(U[t-1] - theta)                     reset by the previous membrane; no gradient flows through R
     J[t] = alpha J[t-1] + I[t] + rec(S[t-1])
@@ -8,10 +8,10 @@
 
     rec:  linear      W S + b          all to all
           one_to_one  V S              each neuron to itself
-          conv2d      conv(S, W) + b   neighbours on a map, padded to keep its size
+          conv2d      conv(S, W) + b   neighbors on a feature map, padded to keep its size
 
 U membrane, J synaptic current, S spike, I input current, alpha and beta decays per step of J and U (clamped to [0, 1]),
-theta threshold; all dimensionless. Gradients flow through the feedback, and the bias b acts from the first step on.
+theta threshold; all dimensionless. Gradients flow through the feedback; its bias b is added from the first step.
 Source: Eshraghian et al., Proc. IEEE 111(9), 2023, as computed by snnTorch's ``RSynaptic``.
 """
 
@@ -31,7 +31,7 @@ from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
 class RSynapticState(NamedTuple):
-    """Membrane, synaptic current and spikes, each ``[B, *N]``, after the last step."""
+    """Membrane, synaptic current and spikes after the last step, each ``[B, *N]``."""
 
     membrane: Tensor
     synaptic: Tensor
@@ -39,25 +39,25 @@ class RSynapticState(NamedTuple):
 
 
 class RSynaptic(_FeedbackNeuron):
-    """Recurrent leaky integrate-and-fire layer of second order; the module's docstring has the equation.
+    """Second-order recurrent leaky integrate-and-fire layer; see the module docstring for the equation.
 
     Args:
         features: neuron axes, an int or a tuple.
         alpha: decay per step of the synaptic current, in [0, 1].
         beta: decay per step of the membrane, in [0, 1].
-        threshold: membrane above which a neuron fires.
+        threshold: membrane above which the neuron fires.
         feedback: ``linear`` (an ``nn.Linear``), ``conv2d`` (an ``nn.Conv2d``) or ``one_to_one`` (``V``).
-        kernel_size: side of the conv2d feedback's kernel, odd.
+        kernel_size: side of the convolution kernel of conv2d feedback, odd.
         V: weight of one_to_one feedback.
         learn_recurrent: train the feedback.
         learn_alpha: train the decay of the synaptic current.
         learn_beta: train the decay of the membrane.
         learn_threshold: train the threshold.
-        reset: what a spike does to the membrane at the next step: ``subtract``, ``zero`` or ``none``.
-        surrogate: derivative of the spike.
+        reset: effect of a spike on the membrane of the next step: ``subtract``, ``zero`` or ``none``.
+        surrogate: surrogate derivative of the spike.
 
     Raises:
-        ConfigError: an argument lies outside its domain, or the feedback does not fit the features.
+        ConfigError: an argument is out of range, or the feedback does not support the features.
     """
 
     stackable = True

@@ -1,18 +1,18 @@
-"""Statistics of a trace: what is left of a layer's steps for losses, decoders, measures and penalties to read.
+"""Statistics of a trace over time, read by losses, decoders, metrics and penalties.
 
-Each has a closed form on a whole trace and a streaming form that sees one step after the other, so that an evaluation
-keeps what is read and nothing else. Both compute neuron by neuron, and a trace has each under its name:
+Each has a closed form for a full trace and a streaming form that is updated step by step, so that an evaluation stores
+only the statistics that are read. Both are computed per neuron. A trace has each as an attribute:
 ``trace.spike_count``.
 
     name             value                     shape
     spike_count      sum_t S                   [B, *N]
     last_spikes      S[T - 1]                  [B, *N]
-    first_spike      min t with S[t] > 0       [B, *N]     T where the neuron never fires; has no gradient
-    spike_time       min(first_spike, T - 1)   [B, *N]     the derivative by S[spike_time] is -1
+    first_spike      min t with S[t] > 0       [B, *N]     T if the neuron never fires; has no gradient
+    spike_time       min(first_spike, T - 1)   [B, *N]     derivative with respect to S[spike_time]: -1
     mean_membrane    (1 / T) sum_t U           [B, *N]
     sum_membrane     sum_t U                   [B, *N]
     last_membrane    U[T - 1]                  [B, *N]
-    max_membrane     max_t U                   [B, *N]     of equal steps, one gets the gradient
+    max_membrane     max_t U                   [B, *N]     ties: one step gets the gradient
     membrane         U                         [T, B, *N]
     spikes           S                         [T, B, *N]
 """
@@ -25,27 +25,27 @@ import torch
 from torch import Tensor
 
 STATISTICS: "dict[str, Statistic]" = {}
-"""By name, those of this module and of every class that was derived from :class:`Statistic` since."""
+"""All statistics by name: every subclass of :class:`Statistic` registers itself here."""
 
 
 class Statistic:
-    """What is read of a trace; abstract. A class that is derived from it is known by its ``name``.
+    """Abstract base class of statistics; a subclass is registered under its ``name``.
 
-    :meth:`of` alone is enough: the other methods keep the steps, and give them to it at the end.
+    Only :meth:`of` is required: by default, the streaming form stores all steps and calls it at the end.
     """
 
     name: ClassVar[str]
-    """How a trace has it, and what ``reads`` of a loss may say; letters, digits and ``_``."""
+    """Attribute name on traces, also used in ``reads`` of a part; letters, digits and ``_``."""
     reads_spikes: ClassVar[bool] = False
-    """Whether it needs a neuron that fires."""
+    """Whether it requires a spiking neuron."""
     per_step: ClassVar[bool] = False
-    """Whether it holds every step, so that a kernel gives the trace itself."""
+    """Whether it has a value for every step, which requires a full trace."""
 
     def __init_subclass__(cls) -> None:
-        """Let traces know the statistic.
+        """Register the statistic.
 
         Raises:
-            TypeError: it has no name, or another class has the same.
+            TypeError: the name is missing, invalid, or used by another class.
         """
         name = vars(cls).get("name")
         if not (isinstance(name, str) and name.isidentifier() and not name.startswith("_")):
@@ -56,47 +56,47 @@ class Statistic:
         STATISTICS[name] = cls()
 
     def of(self, trace: Any) -> Tensor:
-        """The closed form, of ``trace.spikes`` and ``trace.membrane`` ``[T, B, *N]``."""
+        """Compute the closed form from ``trace.spikes`` and ``trace.membrane``, ``[T, B, *N]``."""
         raise NotImplementedError
 
     def start(self, step: Tensor, num_steps: int) -> Any:
-        """The streaming form before the first of T steps; ``step`` is a tensor like one, ``[B, *N]``."""
+        """Return the initial state of the streaming form; ``step`` is an example tensor of one step, ``[B, *N]``."""
         return ([], [])
 
     def update(self, state: Any, t: int, spikes: Tensor, membrane: Tensor) -> Any:
-        """``state`` after step t, whose tensors ``[B, *N]`` may be overwritten later; may work in place."""
+        """Return the state after step t, also in place; later steps may overwrite ``spikes`` and ``membrane``."""
         state[0].append(spikes.clone())
         state[1].append(membrane.clone())
         return state
 
     def finish(self, state: Any, num_steps: int) -> Tensor:
-        """The value after the last step."""
+        """Return the value after the last step."""
         return self.of(_Steps(*map(torch.stack, state)))
 
     def pooled(self, value: Tensor) -> Tensor:
-        """What several neurons, the last axis, have together: their mean."""
+        """Pool a value over neurons, the last axis; by default the mean."""
         return value.mean(-1)
 
 
 class _Steps:
-    """The steps of a trace."""
+    """The steps that the default streaming form has stored, with the attributes of a trace."""
 
     def __init__(self, spikes: Tensor, membrane: Tensor) -> None:
         self.spikes, self.membrane = spikes, membrane
 
 
 Reads: TypeAlias = str | type[Statistic] | tuple[str | type[Statistic], ...]
-"""What a part reads of a trace: a statistic, by name or class, or several."""
+"""Statistics that a part reads: one, by name or class, or a tuple of several."""
 
 
 def statistic_names(reads: Reads) -> tuple[str, ...]:
-    """The names of statistics.
+    """Return the names of statistics, without duplicates.
 
     Raises:
-        ValueError: there is no statistic of a name; the error holds what was found.
+        ValueError: a statistic is unknown; its argument is the unknown name.
     """
-    found = tuple(_name(each) for each in (reads if isinstance(reads, tuple) else (reads,)))
-    return tuple(dict.fromkeys(found))
+    all_names = tuple(_name(each) for each in (reads if isinstance(reads, tuple) else (reads,)))
+    return tuple(dict.fromkeys(all_names))
 
 
 def _name(read: Any) -> str:
@@ -107,12 +107,12 @@ def _name(read: Any) -> str:
 
 
 def need_spikes(read: Iterable[str]) -> bool:
-    """Whether any of these statistics needs a neuron that fires."""
+    """Return True if any of these statistics requires a spiking neuron."""
     return any(STATISTICS[name].reads_spikes for name in read)
 
 
 def need_trace(read: Iterable[str]) -> bool:
-    """Whether any of these statistics holds every step."""
+    """Return True if any of these statistics requires a full trace."""
     return any(STATISTICS[name].per_step for name in read)
 
 
@@ -157,7 +157,7 @@ class LastSpikes(Statistic):
 
 
 class FirstSpike(Statistic):
-    """The first step that fires, from 0; T where there is none."""
+    """The first step with a spike, counted from 0; T if there is none."""
 
     name = "first_spike"
     reads_spikes = True
@@ -177,12 +177,12 @@ class FirstSpike(Statistic):
         return state
 
     def pooled(self, value: Tensor) -> Tensor:
-        """The first step in which any of them fires."""
+        """Return the first step in which any of the neurons fires."""
         return value.amin(-1)
 
 
 class SpikeTime(FirstSpike):
-    """The first step that fires, from 0; T - 1 where there is none. Its derivative by the spike of that step is -1."""
+    """The first step with a spike, counted from 0, or T - 1; its derivative with respect to that spike is -1."""
 
     name = "spike_time"
 
@@ -258,7 +258,7 @@ class MaxMembrane(Statistic):
         membrane: Tensor = trace.membrane
         if torch.is_grad_enabled() and membrane.requires_grad:
             return membrane.max(0).values
-        # ten times as fast, and would share the gradient
+        # ten times as fast, but amax would split the gradient among ties
         return membrane.amax(0)
 
     def start(self, step: Tensor, num_steps: int) -> Tensor:
@@ -272,7 +272,7 @@ class MaxMembrane(Statistic):
 
 
 class Membrane(Statistic):
-    """U, of every step."""
+    """U at every step."""
 
     name = "membrane"
     per_step = True
@@ -283,7 +283,7 @@ class Membrane(Statistic):
 
 
 class Spikes(Statistic):
-    """S, of every step."""
+    """S at every step."""
 
     name = "spikes"
     reads_spikes = True

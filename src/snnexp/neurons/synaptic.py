@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire neuron of second order: the current of a synapse decays too.
+"""Second-order leaky integrate-and-fire neuron: membrane and synaptic current decay.
 
     R[t] = H(U[t-1] - theta)                     reset by the previous membrane; no gradient flows through R
     J[t] = alpha J[t-1] + I[t]
@@ -7,7 +7,7 @@
     S[t] = H(U[t] - theta)                       backward: dS/dU = surrogate(U - theta)
 
 U membrane, J synaptic current, S spike, I input current, alpha and beta decays per step of J and U (clamped to [0, 1]),
-theta threshold; all dimensionless. The recorded membrane is U[t], before the reset that it causes.
+theta threshold; all dimensionless. The recorded membrane is U[t], before reset.
 Source: Eshraghian et al., Proc. IEEE 111(9), 2023, as computed by snnTorch's ``Synaptic``.
 """
 
@@ -26,28 +26,28 @@ from snnexp.surrogates import ATan, Surrogate, heaviside, spike
 
 
 class SynapticState(NamedTuple):
-    """Membrane and synaptic current, each ``[B, *N]``, after the last step."""
+    """Membrane and synaptic current after the last step, each ``[B, *N]``."""
 
     membrane: Tensor
     synaptic: Tensor
 
 
 class Synaptic(Neuron):
-    """Leaky integrate-and-fire layer of second order; the module's docstring has the equation.
+    """Second-order leaky integrate-and-fire layer; see the module docstring for the equation.
 
     Args:
         features: neuron axes, an int or a tuple.
         alpha: decay per step of the synaptic current, in [0, 1].
         beta: decay per step of the membrane, in [0, 1].
-        threshold: membrane above which a neuron fires.
+        threshold: membrane above which the neuron fires.
         learn_alpha: train the decay of the synaptic current.
         learn_beta: train the decay of the membrane.
         learn_threshold: train the threshold.
-        reset: what a spike does to the membrane at the next step: ``subtract``, ``zero`` or ``none``.
-        surrogate: derivative of the spike.
+        reset: effect of a spike on the membrane of the next step: ``subtract``, ``zero`` or ``none``.
+        surrogate: surrogate derivative of the spike.
 
     Raises:
-        ConfigError: an argument lies outside its domain.
+        ConfigError: an argument is out of range.
     """
 
     stackable = True

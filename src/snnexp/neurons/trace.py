@@ -1,4 +1,4 @@
-"""What a layer did over time, whole or without its single steps."""
+"""Traces: the activity of a layer over time, in full or reduced to statistics."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from snnexp.neurons.statistics import STATISTICS, need_trace
 
 
 class Trace:
-    """What a layer did: ``spikes`` and ``membrane`` are ``[T, B, *N]``; ``state`` continues the sequence.
+    """Activity of a layer: ``spikes`` and ``membrane``, ``[T, B, *N]``, and ``state`` to continue the sequence.
 
-    It has every statistic under its name, such as ``spike_count`` (:mod:`snnexp.neurons.statistics`).
+    Every statistic is an attribute, such as ``spike_count`` (:mod:`snnexp.neurons.statistics`).
 
     Args:
-        spikes: the spikes, or a function that computes them once somebody reads them.
+        spikes: the spikes, or a function that computes them on first access.
         membrane: the membrane before reset.
-        state: what the layer's next call takes as ``state``.
+        state: the ``state`` argument of the layer's next call.
     """
 
     def __init__(self, spikes: Tensor | Callable[[], Tensor], membrane: Tensor, state: Any) -> None:
@@ -30,19 +30,19 @@ class Trace:
         return iter((self.spikes, self.membrane, self.state))
 
     def __repr__(self) -> str:
-        # spikes that nobody has read yet are not computed for this
+        # do not compute lazy spikes only to print them
         spikes = self._spikes if isinstance(self._spikes, Tensor) else self.membrane
         return f"Trace(spikes={_outline(spikes)}, membrane={_outline(self.membrane)}, state={_outline(self.state)})"
 
     @property
     def given_spikes(self) -> Tensor | Callable[[], Tensor]:
-        """The spikes as they were given: computed, or not yet."""
+        """The spikes, or the function that computes them if they were not accessed yet."""
         return self._spikes
 
     @property
     def spikes(self) -> Tensor:
         if not isinstance(self._spikes, Tensor):
-            # whoever reads them first, and without gradients, must not take these from the others
+            # a first access without gradients must not detach the spikes for later ones
             with torch.set_grad_enabled(self._with_gradient):
                 self._spikes = self._spikes()
         return self._spikes
@@ -57,7 +57,7 @@ class Trace:
         return self.membrane.shape[1]
 
     def __getattr__(self, name: str) -> Tensor:
-        # what every step holds is an attribute of its own, which may be missing while an object is made
+        # spikes and membrane are regular attributes, which may be missing during construction
         if name not in STATISTICS or STATISTICS[name].per_step:
             raise AttributeError(f"a trace has no {name}")
         return self._statistic(name)
@@ -66,31 +66,31 @@ class Trace:
         return STATISTICS[name].of(self)
 
     def reduced(self, names: Sequence[str] = ("spike_count", "max_membrane")) -> "Trace | ReducedTrace":
-        """These statistics alone; the trace itself where one of them holds every step."""
+        """Return only these statistics, or the trace itself if one of them needs every step."""
         if need_trace(names):
             return self
         return ReducedTrace(self.num_steps, self.samples, self.state, {name: getattr(self, name) for name in names})
 
 
 class TupleTrace(Trace, tuple):  # type: ignore[type-arg]
-    """A trace that is also the tuple (spikes, membrane, state): backward hooks find no tensors in other objects."""
+    """A trace that is also a tuple (spikes, membrane, state), in which backward hooks find the tensors."""
 
     def __new__(cls, spikes: Tensor, membrane: Tensor, state: Any) -> "TupleTrace":
         return tuple.__new__(cls, (spikes, membrane, state))
 
 
 def as_trace(trace: Trace) -> Trace:
-    """A trace for after the hooks: whatever looks for tensors in tuples would find those of a :class:`TupleTrace`."""
+    """Return a plain trace, in which code that searches tuples for tensors finds none."""
     return Trace(*trace) if isinstance(trace, TupleTrace) else trace
 
 
 class ReducedTrace:
-    """What is left of a trace where nobody reads single time steps: statistics, as attributes of their names.
+    """A trace reduced to statistics, which are attributes by name.
 
     Args:
         num_steps: T.
         samples: B.
-        state: what the layer's next call takes as ``state``.
+        state: the ``state`` argument of the layer's next call.
         values: the statistics, by name.
     """
 
@@ -102,7 +102,8 @@ class ReducedTrace:
         try:
             return self.__dict__["values"][name]  # type: ignore[no-any-return]
         except KeyError:
-            raise AttributeError(f"of this trace, {', '.join(self.__dict__.get('values', ()))} is left") from None
+            known = ", ".join(self.__dict__.get("values", ()))
+            raise AttributeError(f"a reduced trace has no {name}, only {known}") from None
 
     def __repr__(self) -> str:
         values = "".join(f"{name}={_outline(value)}, " for name, value in self.values.items())
@@ -110,7 +111,7 @@ class ReducedTrace:
 
 
 def _outline(value: Any) -> str:
-    """A tensor by type and shape, ``float32[25, 128, 10]``; also within tuples, by their names."""
+    """Format a tensor as dtype and shape, ``float32[25, 128, 10]``, also inside tuples."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, tuple):
