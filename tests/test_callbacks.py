@@ -23,8 +23,8 @@ from snnexp.experiment import Record, build, compose, resume, run
 from snnexp.record.checkpoint import decode
 from snnexp.record.checksum import read_checkpoint, write_checkpoint
 from snnexp.training.members import Member
-from snnexp.training.observers import ProjectParameters, SeedMeanLoss
-from snnexp.training.saving import Checkpoints
+from snnexp.training.observers import ProjectParameters, TutorialMeanLoss
+from snnexp.training.saving import MemberCheckpoints
 from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
@@ -206,13 +206,13 @@ class TestCheckpoints:
 
     def test_last_is_written_every_few_epochs_and_at_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         written: list[tuple[str, int]] = []
-        save = Checkpoints.write
+        save = MemberCheckpoints.write
 
-        def watch(self: Checkpoints, name: str, content: dict[str, Any]) -> None:
+        def watch(self: MemberCheckpoints, name: str, content: dict[str, Any]) -> None:
             written.append((name, content["global_step"]))
             save(self, name, content)
 
-        monkeypatch.setattr(Checkpoints, "write", watch)
+        monkeypatch.setattr(MemberCheckpoints, "write", watch)
         train("trainer.max_epochs=5", "logger.save_every_n_epochs=2")
         assert written == [("init", 0), ("last", 2), ("last", 4), ("last", 5)]
 
@@ -273,7 +273,7 @@ class TestSeedMeanLoss:
         assert record.metrics["test/seed_mean_loss"] == pytest.approx(mean, rel=1e-5)
 
     def test_survives_a_checkpoint(self) -> None:
-        before, after, never = SeedMeanLoss(), SeedMeanLoss(), SeedMeanLoss()
+        before, after, never = TutorialMeanLoss(), TutorialMeanLoss(), TutorialMeanLoss()
         for value in (1.0, 2.5):
             before.on_train_batch_end(None, None, {"loss": torch.tensor(value)}, None)
         trainer = build(compose(TINY)).trainer

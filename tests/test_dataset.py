@@ -24,7 +24,7 @@ from snnexp.neurons import Trace
 from snnexp.search.settings import Settings, objective
 from snnexp.spec import parts, rules
 from snnexp.sweeps import grouping
-from snnexp.training.feed import Feed
+from snnexp.training.stacked_data import StackedDataset
 
 OUTSIDE = Path(__file__).parent / "outside"
 BUMPS = ["data=dataset", "data.dataset._target_=adaptpkg.bumps.Bumps", "network.hidden=[4]", "trainer=cpu"]
@@ -360,7 +360,7 @@ class TestProtocol:
                 return self
 
         members = [Own(torch.rand(shape)), Own(torch.rand(shape))]
-        feed = Feed(members, True, description.is_timed, torch.device("cpu"))
+        feed = StackedDataset(members, True, description.is_timed, torch.device("cpu"))
         _, found, at = feed[[0, 1, 2], [3, 2, 1]]
         assert at == axis + 1
         for member, own, order in zip(members, found.unbind(at), ([0, 1, 2], [3, 2, 1]), strict=True):

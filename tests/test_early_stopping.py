@@ -18,10 +18,10 @@ from snnexp.record import checkpoint as checkpoints
 from snnexp.record.run import Run
 from snnexp.sweeps import grouping
 from snnexp.training import stacked
+from snnexp.training.early_stopping import EarlyStopping
 from snnexp.training.members import Member, Observer
 from snnexp.training.stack import Stacked
 from snnexp.training.stacked import Outcome, Point
-from snnexp.training.stopping import EarlyStopping
 from snnexp.training.task import Task
 
 IMAGES = [

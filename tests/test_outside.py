@@ -20,7 +20,7 @@ CONF = ("--config-dir", str(OUTSIDE / "conf"))
 RUN = ("train", *CONF, "experiment=adaptive", "logger=jsonl")
 SHORT = (*RUN, "trainer.max_epochs=3")
 OF_NEURONS = {"neuron.rho": (0.85, 0.95), "neuron.beta": (0.9, 1.8), "seed": (0, 1)}
-OF_OTHERS = {
+GROUP_VARIABLES = {
     "optimizer.lr": (0.005, 0.01),
     "loss.scale": (5, 10),
     "encoder.keep": (0.8, 0.9),
@@ -269,7 +269,7 @@ class TestSweeps:
         snnexp("report", str(sweep), cwd=tmp_path)
         assert "surrogate.width" in (sweep / "report.html").read_text()
 
-    @pytest.mark.parametrize("numbers", [OF_NEURONS, OF_OTHERS], ids=["neurons", "others"])
+    @pytest.mark.parametrize("numbers", [OF_NEURONS, GROUP_VARIABLES], ids=["neurons", "others"])
     def test_a_stack_gives_what_its_members_give_alone(
         self, tmp_path: Path, numbers: dict[str, tuple[float, float]]
     ) -> None:

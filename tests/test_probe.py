@@ -19,7 +19,7 @@ from snnexp.neurons import Leaky
 from snnexp.record.run import Run
 from snnexp.training import probe
 from snnexp.training.members import Bridge, Member
-from snnexp.training.observers import TestCounts
+from snnexp.training.observers import EvaluationCounts
 from snnexp.training.signals import Signals
 from snnexp.training.task import Task
 
@@ -299,7 +299,7 @@ class TestTestCounts:
 
     def test_begin_anew_with_each_test(self, tiny_mnist: Path) -> None:
         parts = build(compose(["experiment=mnist_rleaky_count", *MNIST]))
-        counts = TestCounts(["hidden1", "readout"], parts.decoder)
+        counts = EvaluationCounts(["hidden1", "readout"], parts.decoder)
         Bridge.of(parts.trainer).given = [Member(parts.task, [counts])]
         for _ in range(2):
             with terminal.quiet():

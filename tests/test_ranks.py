@@ -74,7 +74,7 @@ def test_a_point_trains_on_several_processes(tmp_path: Path, alone: pytest.Monke
     assert (found["status"], found["device"]) == ("finished", "2 x cpu")
 
 
-def by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
+def run_by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
     """Exit code and errors of each of two tasks."""
     with ExitStack() as stack:
         places = ({**os.environ, **STEP, "SLURM_PROCID": place, "LOCAL_RANK": place} for place in "01")
@@ -85,19 +85,19 @@ def by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 def test_tasks_of_a_step_train_one_run_and_resume_it(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
-    assert [code for code, _ in by_srun(tmp_path, "train", *TINY)] == [0, 0]
+    assert [code for code, _ in run_by_srun(tmp_path, "train", *TINY)] == [0, 0]
     run = only_run(tmp_path)
     assert record(run)["device"] == "2 x cpu"
-    assert [code for code, _ in by_srun(tmp_path, "resume", str(run), "trainer.max_epochs=3")] == [0, 0]
+    assert [code for code, _ in run_by_srun(tmp_path, "resume", str(run), "trainer.max_epochs=3")] == [0, 0]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if "train/epoch_loss" in row] == [0, 1, 2]
     # whom the first task leaves without a word would wait
-    assert by_srun(tmp_path, "resume", str(run)) == [(0, ""), (0, "")]
+    assert run_by_srun(tmp_path, "resume", str(run)) == [(0, ""), (0, "")]
 
 
 @pytest.mark.slow
 def test_other_processes_than_a_run_needs_are_refused_once(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
-    (first, told), other = by_srun(tmp_path, "train", *TINY, "trainer.devices=4")
+    (first, told), other = run_by_srun(tmp_path, "train", *TINY, "trainer.devices=4")
     assert (first, other) == (2, (2, ""))
     assert told.startswith("snnexp: trainer.devices: got 4, ")
     assert not (tmp_path / "outputs").exists()
@@ -105,8 +105,8 @@ def test_other_processes_than_a_run_needs_are_refused_once(tmp_path: Path, alone
 
 def test_the_place_of_a_process_is_what_its_launcher_says(alone: pytest.MonkeyPatch) -> None:
     def here() -> tuple[int, int, bool]:
-        place = processes.Place.here(4)
-        return place.global_rank(), place.world_size(), place.given
+        place = processes.ProcessEnvironment.here(4)
+        return place.global_rank(), place.world_size(), place.external
 
     # that of a job is none of the processes of a step
     alone.setenv("SLURM_NTASKS", "8")
@@ -120,8 +120,8 @@ def test_the_place_of_a_process_is_what_its_launcher_says(alone: pytest.MonkeyPa
     assert here() == (1, 6, True)
     alone.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match=r"^trainer\.devices: the processes are on 2 machines"):
-        processes.Place.here(6).require(6)
-    launchers.forget_others()
+        processes.ProcessEnvironment.here(6).require(6)
+    launchers.clear_rank_variables()
     assert here() == (0, 4, False)
 
 
@@ -154,11 +154,11 @@ def test_a_process_follows_only_the_one_that_started_it(tmp_path: Path, capsys: 
 
 
 def test_processes_that_do_not_meet(alone: pytest.MonkeyPatch) -> None:
-    alone.setattr(processes, "PATIENCE", timedelta(seconds=0.1))
+    alone.setattr(processes, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.1))
     for name, value in TORCHRUN.items():
         alone.setenv(name, value)
     with pytest.raises(LostProcessError, match=r"^the 2 processes of the run do not meet at 127\.0\.0\.1:1$"):
-        processes.Others().awaited(OmegaConf.create({"trainer": {"strategy": "ddp", "devices": 2}}))
+        processes.PeerProcesses().wait_for_run(OmegaConf.create({"trainer": {"strategy": "ddp", "devices": 2}}))
 
 
 def test_only_a_run_starts_processes() -> None:
@@ -170,13 +170,13 @@ def test_only_a_run_starts_processes() -> None:
 def test_no_other_program_takes_the_port_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = []
 
-    def started(run: Run, place: processes.Place, rank: int) -> None:
+    def started(run: Run, place: processes.ProcessEnvironment, rank: int) -> None:
         with pytest.raises(OSError, match="in use"), socket.create_server((place.address, place.port)):
             pass
         ports.append(place.port)
 
     monkeypatch.setattr(processes, "_started", started)
-    launcher = processes.Launcher(processes.Place(3))
+    launcher = processes.Launcher(processes.ProcessEnvironment(3))
     launcher.run = Run.prepare(tmp_path, "", [])
     assert [launcher.launch(lambda: "done") for _ in range(2)] == ["done"] * 2
     assert ports == [launcher.place.port] * 2
@@ -189,7 +189,7 @@ def test_a_task_that_ends_ends_the_run_with_a_sentence(tmp_path: Path, alone: py
     alone.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
     words = ["--config-dir", str(parts / "conf"), "data=trouble", "data.kind=broken", "network.hidden=[4]"]
     words += ["num_steps=2", "trainer=ddp", "trainer.accelerator=cpu", "logger=jsonl"]
-    (first, told), (other, why) = by_srun(tmp_path, "train", *words)
+    (first, told), (other, why) = run_by_srun(tmp_path, "train", *words)
     assert (first, other) == (1, 8)
     assert told.splitlines()[-1] == "snnexp: another process of the run has ended, and the run with it"
     assert "KeyError" in why.splitlines()[-1]
@@ -208,5 +208,5 @@ def test_a_task_that_ends_ends_the_run_with_a_sentence(tmp_path: Path, alone: py
 def test_variables_that_say_nothing_are_nobodys(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
     for name, value in told.items():
         alone.setenv(name, value)
-    place = processes.Place.here(3)
-    assert (place.processes, place.rank, place.given) == (3, 0, False)
+    place = processes.ProcessEnvironment.here(3)
+    assert (place.processes, place.rank, place.external) == (3, 0, False)

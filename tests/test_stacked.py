@@ -22,7 +22,7 @@ from snnexp.sweeps import grouping
 from snnexp.training import saving, stack_member, stacked
 from snnexp.training.assembly import build
 from snnexp.training.members import Observer
-from snnexp.training.saving import Checkpoints
+from snnexp.training.saving import MemberCheckpoints
 from snnexp.training.stack import Stacked
 from snnexp.training.stacked import Outcome, Point
 
@@ -369,16 +369,16 @@ class TestPlaces:
     @pytest.fixture
     def left(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The second member ends after seven steps."""
-        watching = stack_member.watching_over
-        monkeypatch.setattr(stack_member, "watching_over", lambda *of: [*watching(*of), Leaves()])
+        watching = stack_member.run_observers
+        monkeypatch.setattr(stack_member, "run_observers", lambda *of: [*watching(*of), Leaves()])
 
     def test_what_an_observer_ends_is_no_matter_of_the_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = train(parallel(*self.MEMBERS), tmp_path / "whole")
         with monkeypatch.context() as patch:
-            watching = stack_member.watching_over
-            patch.setattr(stack_member, "watching_over", lambda *of: [*watching(*of), Leaves()])
+            watching = stack_member.run_observers
+            patch.setattr(stack_member, "run_observers", lambda *of: [*watching(*of), Leaves()])
             ends = train(parallel(*self.MEMBERS), tmp_path / "ended")
         assert [ends[index].status for index in range(4)] == ["finished", "diverged", "finished", "finished"]
         assert ends[1].reason == "it has seen enough"
@@ -503,9 +503,9 @@ class TestPlaces:
         members = [[*overrides, "logger.save_every_s=0"] for overrides in self.MEMBERS]
         whole = train(parallel(*members), tmp_path / "whole")
         written: list[str] = []
-        write = Checkpoints.write
+        write = MemberCheckpoints.write
 
-        def killed(self: Checkpoints, name: str, holds: dict[str, Any]) -> None:
+        def killed(self: MemberCheckpoints, name: str, holds: dict[str, Any]) -> None:
             if holds["global_step"] == 8:
                 if len(written) == saved:
                     raise KilledError
@@ -517,7 +517,7 @@ class TestPlaces:
 
         begun: dict[int, Path] = {}
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "write", killed)
+            patch.setattr(MemberCheckpoints, "write", killed)
             # one after the other
             patch.setattr(saving, "THREADS", 1)
             with pytest.raises(KilledError):

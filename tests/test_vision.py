@@ -16,7 +16,7 @@ from snnexp.data import torchvision_data
 from snnexp.data.vision import SETS
 from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import build
-from snnexp.training.feed import Together
+from snnexp.training.stacked_data import StackedData
 
 RANDOM = np.random.default_rng(0)
 
@@ -220,7 +220,7 @@ class TestAugment:
     def test_members_of_a_stack_are_as_alone(self) -> None:
         alone = [self.batches(f"data.seed={seed}")[0] for seed in (0, 1)]
         members = [build(compose([*self.WORDS, f"data.seed={seed}"])).data for seed in (0, 1)]
-        loader: Any = Together(members, torch.device("cpu")).train_dataloader()
+        loader: Any = StackedData(members, torch.device("cpu")).train_dataloader()
         loader.sampler.set_epoch(0)
         batch = next(iter(loader))[0]
         assert torch.equal(batch, torch.stack(alone, 1))

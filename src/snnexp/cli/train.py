@@ -190,7 +190,7 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
         errors.add(f"sweep: {sweep} is a sweep, which takes -m")
     errors.raise_if_any()
     # torchrun and srun start several processes with this command
-    is_first = not (launchers.is_shared(checked["trainer"]) and launchers.rank())
+    is_first = not (launchers.is_distributed(checked["trainer"]) and launchers.rank())
     if is_first:
         tell(config.left_out([cfg], overrides))
     if sys.stdout.isatty() and is_first:

@@ -101,7 +101,7 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
         from snnexp.record.run import Run
         from snnexp.training import launchers
 
-        launchers.forget_others()
+        launchers.clear_rank_variables()
         if not gc.get_freeze_count():
             # what imports have made stays; to look through it after each point takes a fifth of a second
             gc.freeze()

@@ -107,10 +107,10 @@ def make_trainer(
     """
     # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    place = processes.Place(1)
+    place = processes.ProcessEnvironment(1)
     chosen: str | processes.Ddp = strategy
-    if launchers.is_shared({"strategy": strategy, "devices": devices}):
-        place = processes.Place.here(devices)
+    if launchers.is_distributed({"strategy": strategy, "devices": devices}):
+        place = processes.ProcessEnvironment.here(devices)
         # a readout's threshold may have no part in a loss on the membrane
         chosen = processes.Ddp(place, find_unused_parameters=strategy == "ddp")
     try:
@@ -178,16 +178,16 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     contracts.require_loss(loss)
     contracts.require_kind(encoder, Encoder, "encoder")
     decoder = nodes["decoder"] if isinstance(nodes["decoder"], str) else _decoder(nodes["decoder"])
-    penalties, measures = (_named(nodes[place], place) for place in ("regularizer", "measure"))
+    penalties, measures = (_by_name(nodes[place], place) for place in ("regularizer", "measure"))
     optimizer, schedule = _optimizer(nodes["optimizer"]), instantiate(nodes["schedule"], "schedule")
     contracts.require_kind(schedule, Schedule, "schedule")
     neuron, readout = (
-        contracts.making_neurons(factory(nodes[key], key, given=PLACES[key].given), key)
+        contracts.checked_neurons(factory(nodes[key], key, given=PLACES[key].given), key)
         for key in ("neuron", "readout")
     )
     trainer = instantiate(nodes["trainer"], "trainer") if trainer is None else trainer
     contracts.require_kind(trainer, Trainer, "trainer")
-    processes.require_known(trainer)
+    processes.require_ddp_strategy(trainer)
     accumulate = nodes["trainer"].get("accumulate", 1)
     # one stream of random numbers for data and weights, in this order
     torch.manual_seed(cfg.seed)
@@ -206,12 +206,12 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     if accumulate > 1 and trainer.world_size > 1:
         told = f"got {accumulate} with {trainer.world_size} processes, which share each batch"
         raise ConfigError(f"trainer.accumulate: {told}; use 1, and more processes or smaller batches")
-    decoder = _match(data, encoder, network, loss, decoder, cfg.num_steps)
+    decoder = _require_compatible(data, encoder, network, loss, decoder, cfg.num_steps)
     for name, measure in measures.items():
         rules.require_measure(name, measure, data, [*network.neurons().values()][-1])
     with user_parts.running("data"):
         found = check(data, cfg.num_steps)
-        loss = _weighed(loss, data)
+        loss = _with_class_weights(loss, data)
     if isinstance(loss, Loss) and data.target not in rules.DECODED:
         loss.require_range(*found.targets)
     _require_encoded(encoder, data, found, cfg.num_steps)
@@ -284,7 +284,7 @@ def _decoder(node: Mapping[str, Any] | None) -> Decoder | None:
     return decoder  # type: ignore[no-any-return]
 
 
-def _named(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _by_name(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The parts of a place that has many, by name."""
     kinds = {"regularizer": Penalty, "measure": metrics.Measure}
     found = {name: instantiate(node, f"{place}.{name}") for name, node in nodes.items()}
@@ -294,7 +294,7 @@ def _named(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
     return found
 
 
-def _match(
+def _require_compatible(
     data: DataModule, encoder: Encoder, network: Network, loss: Loss, decoder: Decoder | str | None, num_steps: int
 ) -> Decoder | None:
     """Refuse parts that cannot work together; returns what decodes the readout.
@@ -327,7 +327,7 @@ def _match(
     return decoder
 
 
-def _weighed(loss: Loss, data: DataModule) -> Loss:
+def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
     """The loss with a weight for each class of the data, where it has weights.
 
     Raises:

@@ -13,7 +13,7 @@ from snnexp.isolation import random_states, restored
 from snnexp.seeds import fold
 
 
-class RandomNumbers(Callback):
+class StatelessSeeding(Callback):
     """Random numbers of a step depend on the seed and the place in the run alone, whatever was drawn before.
 
     Batches of all evaluations draw alike, so that an evaluation can be repeated by itself.
@@ -55,7 +55,7 @@ class LogMeans(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
 
-class TestEveryEpoch(Callback):
+class EvaluateTestSplit(Callback):
     """After each epoch of training, log what the test split measures, as rows that nothing is chosen by.
 
     It comes before what writes the row of an epoch. Random numbers and modes are restored afterwards.
@@ -65,13 +65,11 @@ class TestEveryEpoch(Callback):
         random: seeds each batch of an evaluation; None where the task does so itself.
     """
 
-    __test__ = False  # not a test of pytest's
-
-    def __init__(self, batches: int | None, random: RandomNumbers | None = None) -> None:
+    def __init__(self, batches: int | None, random: StatelessSeeding | None = None) -> None:
         self.batches, self.random = batches, random
 
     @classmethod
-    def join(cls, trainer: Trainer, batches: int | None, random: RandomNumbers | None = None) -> None:
+    def join(cls, trainer: Trainer, batches: int | None, random: StatelessSeeding | None = None) -> None:
         """Put one among the callbacks of a trainer, behind its :class:`LogMeans`; arguments as of the class."""
         place = [type(each) for each in trainer.callbacks].index(LogMeans) + 1  # type: ignore[attr-defined]
         trainer.callbacks.insert(place, cls(batches, random))  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ SAMPLES = 2
 def require_kind(part: Any, kind: type, key: str, hint: str = "") -> None:
     """Refuse what a target has made that is of no use in its place."""
     if not isinstance(part, kind):
-        raise _refused(f"{key}: got {_a(part)}, must be a {kind.__module__}.{kind.__qualname__}{hint}")
+        raise _located_error(f"{key}: got {_with_article(part)}, must be a {kind.__module__}.{kind.__qualname__}{hint}")
 
 
 def require_data(data: Any) -> None:
@@ -45,7 +45,7 @@ def require_data(data: Any) -> None:
     require_kind(data, DataModule, "data", hint)
 
 
-def making_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
+def checked_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
     """``make``, whose results are neurons that have an equation."""
 
     def checked(*arguments: Any, **named: Any) -> Neuron:
@@ -53,7 +53,7 @@ def making_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
         require_kind(neuron, Neuron, key)
         for method in ("scan", "zero_state"):
             if getattr(type(neuron), method) is getattr(Neuron, method):
-                raise _refused(f"{key}: {type(neuron).__name__} has no {method}, which every neuron needs")
+                raise _located_error(f"{key}: {type(neuron).__name__} has no {method}, which every neuron needs")
         return neuron  # type: ignore[no-any-return]
 
     return checked
@@ -68,7 +68,7 @@ def require_shareable(network: Network, processes: int) -> None:
 
 
 @torch.no_grad()
-def require_several(network: Network, data: DataModule, num_steps: int, limit: int | None) -> None:
+def require_batch_norm_samples(network: Network, data: DataModule, num_steps: int, limit: int | None) -> None:
     """Refuse training batches of one sample where a batch norm would get a single value of each channel.
 
     Args:
@@ -132,8 +132,8 @@ def as_network(made: Any, inputs: tuple[int, ...], outputs: int, num_steps: int,
     require_kind(made, nn.Module, "network")
     network = Opaque(made, num_steps)
     network.constant = constant
-    with restored(random_states()), unchanged(network), _running(network.kind):
-        known = network.look(_example(inputs, num_steps, constant), outputs)
+    with restored(random_states()), unchanged(network), _reporting_errors(network.kind):
+        known = network.inspect(_example(inputs, num_steps, constant), outputs)
     network.known = known
     return network
 
@@ -145,7 +145,7 @@ def _example(inputs: tuple[int, ...], num_steps: int, constant: bool, seed: int 
 
 
 @contextmanager
-def _running(kind: str) -> Iterator[None]:
+def _reporting_errors(kind: str) -> Iterator[None]:
     """Report what a network raises: that of a user's code as a :class:`PartError`, else as a :class:`ConfigError`."""
     try:
         with user_parts.running("network"):
@@ -162,11 +162,11 @@ def _kind(network: Network) -> str:
 
 
 @torch.no_grad()
-def _require_forgetting(network: Network, inputs: tuple[int, ...], num_steps: int) -> None:
+def _require_stateless(network: Network, inputs: tuple[int, ...], num_steps: int) -> None:
     """Refuse a network that gives another result for the same batch after it has seen others."""
     example, other = (_example(inputs, num_steps, network.constant, seed) for seed in (0, 1))
     for training in (False, True):
-        with restored(random_states()), unchanged(network), _running(_kind(network)):
+        with restored(random_states()), unchanged(network), _reporting_errors(_kind(network)):
             network.train(training)
             first = _results(network, example)
             network(other.clone())
@@ -212,35 +212,35 @@ def require_results(
     """Run two samples through parts of a user's, and refuse results of another type or shape."""
     neurons = network.neurons()
     others: list[Any] = [loss, decoder, *(getattr(neuron, "surrogate", loss) for neuron in neurons.values())]
-    if not any(map(_is_foreign, [*network.modules(), *others, *measures.values(), *penalties.values()])):
+    if not any(map(_is_user_defined, [*network.modules(), *others, *measures.values(), *penalties.values()])):
         return
     with restored(random_states()), unchanged(network), torch.enable_grad():
         network.eval()
         for name, neuron in neurons.items():
-            if _is_foreign(neuron):
+            if _is_user_defined(neuron):
                 _require_neuron(neuron, "readout" if name == "readout" else "neuron")
         inputs = torch.rand((1 if network.constant else num_steps, SAMPLES, *data.inputs))
-        with _running(_kind(network)):
+        with _reporting_errors(_kind(network)):
             traces = network(inputs)
         trained = any(weight.requires_grad for weight in network.parameters())
         with user_parts.running("decoder"):
-            readout = pooled(decoder, Declared(traces[-1], loss, "loss"))
+            readout = pooled(decoder, DeclaredTrace(traces[-1], loss, "loss"))
         _require_scalar(loss, readout, data, trained)
-        if decoder is not None and _is_foreign(decoder):
+        if decoder is not None and _is_user_defined(decoder):
             _require_scores(decoder, traces[-1], data)
         for name, measure in measures.items():
-            if _is_foreign(measure):
+            if _is_user_defined(measure):
                 _require_measure(f"measure.{name}", measure, traces[-1], decoder, loss, data)
         fires = {name: neuron.spikes for name, neuron in neurons.items()}
         for name, penalty in penalties.items():
-            if _is_foreign(penalty):
+            if _is_user_defined(penalty):
                 _require_penalty(f"regularizer.{name}", penalty, dict(zip(neurons, traces, strict=True)), fires)
     # a neuron of ours has its state handed in and out
-    if any(_is_foreign(module) and not isinstance(module, Neuron) for module in network.modules()):
-        _require_forgetting(network, data.inputs, num_steps)
+    if any(_is_user_defined(module) and not isinstance(module, Neuron) for module in network.modules()):
+        _require_stateless(network, data.inputs, num_steps)
 
 
-class Declared:
+class DeclaredTrace:
     """A trace of which a part sees the statistics that it ``reads``: an evaluation keeps no others.
 
     Args:
@@ -285,11 +285,11 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
             raise ConfigError(f"{key}: {name}.zero_state must return a tuple of tensors [B, *N], as the current is")
         trace = neuron.scan(current.unbind(0), state)
     if not isinstance(trace, Trace):
-        raise ConfigError(f"{key}: {name}.scan returned {_a(trace)}, must return a {Trace.__module__}.Trace")
+        raise ConfigError(f"{key}: {name}.scan returned {_with_article(trace)}, must return a {Trace.__module__}.Trace")
     for part in ("spikes", "membrane"):
         found = getattr(trace, part)
         if not isinstance(found, Tensor) or found.shape != current.shape:
-            shape = f"of shape {list(found.shape)}" if isinstance(found, Tensor) else f"as {_a(found)}"
+            shape = f"of shape {list(found.shape)}" if isinstance(found, Tensor) else f"as {_with_article(found)}"
             raise ConfigError(
                 f"{key}: {name}.scan gives {part} {shape}, must be {list(current.shape)} here, [T, B, *N]"
             )
@@ -297,14 +297,14 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
 
 def _require_scalar(loss: Any, trace: Any, data: DataModule, trained: bool) -> None:
     with user_parts.running("loss"):
-        value = loss(trace, _a_target(data.description, trace.num_steps))
+        value = loss(trace, _example_target(data.description, trace.num_steps))
     _require_gradient("loss", loss, value, trained)
 
 
 def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
     name = type(part).__name__
     if not isinstance(value, Tensor) or value.ndim:
-        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _a(value)
+        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _with_article(value)
         raise ConfigError(f"{key}: {name} returned {found}, must return a scalar, such as the mean over the batch")
     if trained and not value.requires_grad:
         raise ConfigError(f"{key}: {name} returned a value without a gradient, so that nothing would be learned")
@@ -312,10 +312,10 @@ def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
 
 def _require_scores(decoder: Decoder, trace: Any, data: DataModule) -> None:
     with user_parts.running("decoder"), torch.no_grad():
-        scores: Any = decoder.scores(Declared(trace, decoder, "decoder"))
+        scores: Any = decoder.scores(DeclaredTrace(trace, decoder, "decoder"))
     expected = [SAMPLES, data.outputs]
     if not isinstance(scores, Tensor) or [*scores.shape[-2:]] != expected:
-        found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else _a(scores)
+        found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else _with_article(scores)
         raise ConfigError(f"decoder: {type(decoder).__name__}.scores gives {found}, must be {expected} here, [B, K]")
 
 
@@ -323,14 +323,14 @@ def _require_measure(
     key: str, measure: Measure, trace: Any, decoder: Decoder | None, loss: Any, data: DataModule
 ) -> None:
     more = () if decoder is None else statistic_names(decoder.reads)
-    readout = Readout(Declared(trace, measure, key, (*statistic_names(loss.reads), *more)), decoder, loss)
+    readout = Readout(DeclaredTrace(trace, measure, key, (*statistic_names(loss.reads), *more)), decoder, loss)
     with user_parts.running(key), torch.no_grad():
-        state: Any = measure.update(readout, _a_target(data.description, trace.num_steps))
+        state: Any = measure.update(readout, _example_target(data.description, trace.num_steps))
         fits = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
         value: Any = measure.compute(measure.merge(state, state)) if fits else state
     name = type(measure).__name__
     if not fits:
-        raise ConfigError(f"{key}: {name}.update returned {_a(state)}, must return a tuple of tensors")
+        raise ConfigError(f"{key}: {name}.update returned {_with_article(state)}, must return a tuple of tensors")
     if not isinstance(value, Tensor) or value.ndim:
         raise ConfigError(f"{key}: {name}.compute must return a scalar tensor")
 
@@ -340,28 +340,28 @@ def _require_penalty(key: str, penalty: Penalty, traces: Mapping[str, Any], fire
         layers = penalty.chosen(fires)
         if not {*layers} <= {*traces}:
             raise ConfigError(f"{key}: {type(penalty).__name__}.chosen gives {layers}, must be of {', '.join(traces)}")
-        value = penalty({layer: Declared(traces[layer], penalty, key) for layer in layers})
+        value = penalty({layer: DeclaredTrace(traces[layer], penalty, key) for layer in layers})
     _require_gradient(key, penalty, value, trained=False)
 
 
-def _a_target(description: Description, num_steps: int) -> Tensor:
+def _example_target(description: Description, num_steps: int) -> Tensor:
     """A batch of targets of the kind that is described."""
     shape = [*description.target_shape(num_steps)]
     shape.insert(int(description.is_timed), SAMPLES)
     return torch.zeros(shape, dtype=torch.int64) if description.is_classified else torch.rand(shape)
 
 
-def _is_foreign(part: Any) -> bool:
+def _is_user_defined(part: Any) -> bool:
     kind = type_before_parametrizations(part) if isinstance(part, nn.Module) else type(part)
     return part is not None and kind.__module__.split(".")[0] not in ("snnexp", "torch")
 
 
-def _a(part: Any) -> str:
+def _with_article(part: Any) -> str:
     name = type(part).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def _refused(sentence: str) -> ConfigError:
+def _located_error(sentence: str) -> ConfigError:
     """Raised within the constructor of the network, which is not what the sentence is about."""
     error = ConfigError(sentence)
     error.has_path = True

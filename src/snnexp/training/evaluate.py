@@ -24,14 +24,14 @@ from snnexp.spec.parts import of as parts_of
 from snnexp.text import format_value
 from snnexp.training import callbacks, observers, saving
 from snnexp.training.assembly import Parts, build
+from snnexp.training.fitted import with_fitted_values
 from snnexp.training.initial import checkpoint_file
-from snnexp.training.kept import with_kept
 from snnexp.training.members import Bridge, Member, Observer
+from snnexp.training.observer_setup import evaluation_observers
 from snnexp.training.opaque import Opaque
 from snnexp.training.predictions import Predictions
 from snnexp.training.signals import Signals
-from snnexp.training.start import example, is_typed, limits_of, names, without_download
-from snnexp.training.watching import measuring
+from snnexp.training.start import example, is_overridden, limits_of, names, without_download
 
 
 @isolated()
@@ -61,7 +61,7 @@ def evaluate(
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
-    return _measured(Path(path), checkpoint, split, overrides, folders)
+    return _evaluate(Path(path), checkpoint, split, overrides, folders)
 
 
 @isolated()
@@ -98,7 +98,7 @@ def predict(
         with replacing(file) as handle:
             yield [Predictions(handle, parts.decoder, parts.loss)]
 
-    _measured(run_dir.path, checkpoint, split, overrides, folders, writing)
+    _evaluate(run_dir.path, checkpoint, split, overrides, folders, writing)
     return file
 
 
@@ -180,7 +180,9 @@ def load(
         # which a CPU has not
         cfg.kernel = "auto"
     file = _checkpoint(run_dir, checkpoint)
-    cfg = config.drawn(_with_kept(_changed(cfg, run_dir, overrides, folders), saved, run_dir, checkpoint, overrides))
+    cfg = config.drawn(
+        _with_fitted_values(_apply_overrides(cfg, run_dir, overrides, folders), saved, run_dir, checkpoint, overrides)
+    )
     parts = build(cfg)
     _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
     weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
@@ -189,7 +191,7 @@ def load(
     return network.module if isinstance(network, Opaque) else network, cfg
 
 
-def _measured(
+def _evaluate(
     path: Path,
     checkpoint: str | Path,
     split: str,
@@ -198,55 +200,55 @@ def _measured(
     more: Callable[[Parts], AbstractContextManager[Sequence[Observer]]] = lambda parts: nullcontext(()),
 ) -> dict[str, float]:
     """What :func:`evaluate` returns, while the observers of ``more`` watch."""
-    with Signals() as signals, out_of_memory_as_config_error(), signals.heeded():
+    with Signals() as signals, out_of_memory_as_config_error(), signals.reraising_interrupts():
         run_dir = Run.open(path)
         saved = config.load(run_dir.path / "config.yaml")
-        cfg = _changed(saved, run_dir, overrides, folders)
+        cfg = _apply_overrides(saved, run_dir, overrides, folders)
         config.require_split(split, saved.data, cfg.data)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
         if split != "test":
             cfg.trainer.limit_test_batches = limits_of(cfg)[0]
         file = _checkpoint(run_dir, checkpoint)
-        cfg = _with_kept(cfg, saved, run_dir, checkpoint, overrides)
+        cfg = _with_fitted_values(cfg, saved, run_dir, checkpoint, overrides)
         threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
         _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
         _require_names(parts, run_dir)
         signals.data = parts.data
         loader = parts.data.loader(split)
-        watching = measuring(cfg, parts, processes)
+        watching = evaluation_observers(cfg, parts, processes)
         if checkpoint in OWN:
-            found = checkpoints.read(file, example(parts, [*watching, saving.Checkpoints(run_dir, "")]))
+            found = checkpoints.read(file, example(parts, [*watching, saving.MemberCheckpoints(run_dir, "")]))
             weights = found["state_dict"]
             for observer in watching:
                 if isinstance(observer, observers.InputScaling) and observer.state_key in found["callbacks"]:
                     # a part of a user's own may have fitted another one
                     observer.load_state_dict(found["callbacks"][observer.state_key])
-                if isinstance(observer, observers.SeedMeanLoss):
+                if isinstance(observer, observers.TutorialMeanLoss):
                     observer.sums = found["callbacks"][observer.state_key]["sums"].mean(0)
         else:
             weights = checkpoints.read_weights(file, parts.task.state_dict())
             # what a foreign network was trained with is not known
-            watching = [observer for observer in watching if not isinstance(observer, observers.SeedMeanLoss)]
+            watching = [observer for observer in watching if not isinstance(observer, observers.TutorialMeanLoss)]
         parts.task.load_state_dict(weights)
-        parts.trainer.callbacks.append(callbacks.RandomNumbers(cfg.seed))  # type: ignore[attr-defined]
+        parts.trainer.callbacks.append(callbacks.StatelessSeeding(cfg.seed))  # type: ignore[attr-defined]
         with more(parts) as others, terminal.quiet(), user_parts.running(cfg=cfg):
-            Bridge.of(parts.trainer).given = [Member(parts.task, [*watching, *others])]
+            Bridge.of(parts.trainer).assigned = [Member(parts.task, [*watching, *others])]
             measured = parts.trainer.test(parts.task, dataloaders=loader, verbose=False)[0]
         return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}
 
 
-def _changed(saved: DictConfig, run_dir: Run, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+def _apply_overrides(saved: DictConfig, run_dir: Run, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     """The config of a run, changed as typed."""
     known = folders or [folder for folder in origin(run_dir.facts()).folders if folder.is_dir()]
     return without_download(config.change_evaluation(saved, overrides, known), overrides)
 
 
-def _with_kept(
+def _with_fitted_values(
     cfg: DictConfig, saved: DictConfig, run_dir: Run, checkpoint: str | Path, overrides: Sequence[str]
 ) -> DictConfig:
-    """As :func:`snnexp.training.kept.with_kept`, whatever weights are measured."""
-    return with_kept(cfg, saved, _checkpoint(run_dir, checkpoint if checkpoint in OWN else "init"), overrides)
+    """As :func:`snnexp.training.fitted.with_fitted_values`, whatever weights are measured."""
+    return with_fitted_values(cfg, saved, _checkpoint(run_dir, checkpoint if checkpoint in OWN else "init"), overrides)
 
 
 def _require_names(parts: Parts, run_dir: Run) -> None:
@@ -297,7 +299,7 @@ def _checkpoint(run_dir: Run, name: str | Path) -> Path:
 
 def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:
     """The number of threads that a run is measured with: as many as it was trained with, if that can be."""
-    if is_typed("trainer.threads", overrides):
+    if is_overridden("trainer.threads", overrides):
         threads.require(cfg)
         return threads.number(cfg)
     recorded = run_dir.facts().record.get("threads")

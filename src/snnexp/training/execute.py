@@ -27,11 +27,11 @@ from snnexp.record.run import Run
 from snnexp.training import callbacks, initial, loggers, observers, probe, processes, progress, saving
 from snnexp.training.assembly import Parts
 from snnexp.training.members import Bridge, Member, Observer
-from snnexp.training.processes import Others
+from snnexp.training.observer_setup import run_observers
+from snnexp.training.processes import PeerProcesses
 from snnexp.training.signals import Signals
 from snnexp.training.start import Start
 from snnexp.training.task import Task
-from snnexp.training.watching import watching_over
 
 
 @dataclass(repr=False)
@@ -135,15 +135,20 @@ def execute(
     Raises:
         SnnexpError: as :func:`run`.
     """
-    with Signals() as signals, Others() as others, out_of_memory_as_config_error(), signals.heeded():
+    with (
+        Signals() as signals,
+        PeerProcesses() as others,
+        out_of_memory_as_config_error(),
+        signals.reraising_interrupts(),
+    ):
         clock = Clock()
-        if (path := others.awaited(start.read())) is not None:
+        if (path := others.wait_for_run(start.read())) is not None:
             return _follow(path, signals, watching)
         try:
             try:
-                with out_of_memory_as_config_error(), signals.heeded():
+                with out_of_memory_as_config_error(), signals.reraising_interrupts():
                     start.open()
-                    _make_ready(start, signals, watching)
+                    _prepare(start, signals, watching)
             except SnnexpError as error:
                 if start.fail(error):
                     begun(start.run.path)
@@ -152,13 +157,13 @@ def execute(
                 shown = terminal.show_path(start.run.path)
                 terminal.console().print(f"run {shown}  {start.how_it_finished}, nothing is left to do")
                 return Record(start.run.path, "finished", start.before.get("metrics", {}))
-            with _recorded(start), out_of_memory_as_config_error(), signals.heeded():
+            with _record_failures(start), out_of_memory_as_config_error(), signals.reraising_interrupts():
                 start.begin()
                 signals.run = start.run
                 begun(start.run.path)
                 others.lead(start.parts.trainer, start.run)
-                record = _carry_out(start, clock, signals)
-            return _shown(start.cfg, record)
+                record = _execute(start, clock, signals)
+            return _print_summary(start.cfg, record)
         finally:
             start.run.close()
 
@@ -170,7 +175,7 @@ def follow(path: Path, first: int) -> None:
         path: the run directory, where the first one has written the config.
         first: the number of that process, without which this one ends.
     """
-    with Signals() as signals, out_of_memory_as_config_error(), signals.heeded():
+    with Signals() as signals, out_of_memory_as_config_error(), signals.reraising_interrupts():
         signals.parent = first
         _follow(path, signals, ())
 
@@ -179,20 +184,20 @@ def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Recor
     start = Start(Run(path))
     # which the first process has locked
     start.read()
-    _make_ready(start, signals, watching)
-    with _recorded(start), out_of_memory_as_config_error(), signals.heeded():
-        return _carry_out(start, Clock(), signals)
+    _prepare(start, signals, watching)
+    with _record_failures(start), out_of_memory_as_config_error(), signals.reraising_interrupts():
+        return _execute(start, Clock(), signals)
 
 
-def _make_ready(start: Start, signals: Signals, others: Sequence[Callback]) -> None:
+def _prepare(start: Start, signals: Signals, others: Sequence[Callback]) -> None:
     """All before the first step that leaves nothing on the disk."""
     threads.use(start.threads)
     parts = start.build()
     trainer, logger = parts.trainer, start.cfg.logger
-    member = Member(parts.task, watching_over(start))
+    member = Member(parts.task, run_observers(start))
     bridge = Bridge.of(trainer)
-    bridge.given = bridge.members = [member]
-    saver = saving.Saving(bridge, logger.save_every_n_epochs, logger.save_every_s)
+    bridge.assigned = bridge.members = [member]
+    saver = saving.SaveCheckpoints(bridge, logger.save_every_n_epochs, logger.save_every_s)
     start.find(member.observers)
     if start.found is not None:
         member.resume(start.found.content, trainer.global_rank)
@@ -200,14 +205,14 @@ def _make_ready(start: Start, signals: Signals, others: Sequence[Callback]) -> N
         saver.resume(trainer, start.found)
     signals.checkpoints, signals.data, signals.launcher = saver, parts.data, trainer.strategy.launcher
     display = [progress.ProgressDisplay(terminal.console())] if trainer.is_global_zero else []
-    random = callbacks.RandomNumbers(start.cfg.seed)
+    random = callbacks.StatelessSeeding(start.cfg.seed)
     if logger.get("test_every_epoch", False):
-        callbacks.TestEveryEpoch.join(trainer, start.cfg.trainer.get("limit_test_batches"), random)
+        callbacks.EvaluateTestSplit.join(trainer, start.cfg.trainer.get("limit_test_batches"), random)
     # what stops comes last
     trainer.callbacks += [random, *display, saver, *others, signals]  # type: ignore[attr-defined]
 
 
-def _carry_out(start: Start, clock: Clock, signals: Signals) -> Record:
+def _execute(start: Start, clock: Clock, signals: Signals) -> Record:
     trainer = start.parts.trainer
     try:
         with user_parts.running(cfg=start.cfg):
@@ -215,26 +220,26 @@ def _carry_out(start: Start, clock: Clock, signals: Signals) -> Record:
     except RuntimeError as error:
         # a signal to the whole group may find a data worker that does not ignore it yet
         if is_worker_failure(error):
-            signals.stop_if_told()
+            signals.raise_if_received()
         # where workers could not be started, Lightning stumbles over it, and then tells only that
         if isinstance(error.__context__, OSError) and error.__cause__ is None:
             raise error.__context__ from None
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
-            signals.stop_if_told()
+            signals.raise_if_received()
             # one that has failed may take a while to end
             signals.require_others(patience_s=20)
             processes.require_others(trainer, error)
         raise
-    signals.stop_if_told()
+    signals.raise_if_received()
     if trainer.is_global_zero:
         (member,), saver = Bridge.of(trainer).members, signals.checkpoints
         assert saver is not None
-        succeed(start, member, measured, clock.wall_s(saver.spent_s, drawn_s(member.observers)), trainer)
+        succeed(start, member, measured, clock.wall_s(saver.spent_s, drawing_s(member.observers)), trainer)
     return Record(start.run.path, "finished", measured)
 
 
 @contextmanager
-def _recorded(start: Start) -> Iterator[None]:
+def _record_failures(start: Start) -> Iterator[None]:
     """Write down how a run ended that did not finish, and let go of its processes."""
     try:
         yield
@@ -273,14 +278,14 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
     cfg, parts, run_dir, found = start.cfg, start.parts, start.run, start.found
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
-        _announce(terminal.console(), cfg, parts, run_dir.path, found)
+        _print_header(terminal.console(), cfg, parts, run_dir.path, found)
     with terminal.quiet(run_dir.path / "train.log" if main else None):
-        trainer.loggers = loggers.loggers_of(run_dir, cfg, None if found is None else found.step, main)
+        trainer.loggers = loggers.make_loggers(run_dir, cfg, None if found is None else found.step, main)
         try:
             measured = {**start.measured_before(), **fit_and_test(trainer, parts.task, parts.data, found, clock)}
             if main:
                 typed = recipes.hyperparameters(config.plain(cfg), run_dir.overrides())
-                loggers.tell_result(trainer.loggers, typed, measured)
+                loggers.log_result(trainer.loggers, typed, measured)
         except BaseException:
             loggers.close(trainer.loggers, "failed")
             raise
@@ -288,7 +293,7 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
     return measured
 
 
-def _announce(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found: Checkpoint | None) -> None:
+def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found: Checkpoint | None) -> None:
     device, count, processes = parts.trainer.strategy.root_device, torch.get_num_threads(), parts.trainer.world_size
     computing = f"{count} thread{'s' if count > 1 else ''}"
     computing = f"{processes} processes of {computing}" if processes > 1 else computing
@@ -312,8 +317,8 @@ def succeed(
     start: Start, member: Member, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer
 ) -> None:
     """Write down that a run has finished, where it has stopped early, and whether it knows a single class."""
-    samples = (member.place(trainer)[0] - start.step) * min(start.parts.data.step_size, len(start.parts.data.train))
-    (counts,) = (observer for observer in member.observers if isinstance(observer, observers.TestCounts))
+    samples = (member.progress(trainer)[0] - start.step) * min(start.parts.data.step_size, len(start.parts.data.train))
+    (counts,) = (observer for observer in member.observers if isinstance(observer, observers.EvaluationCounts))
     start.run.close_metrics()
     if start.cfg.logger.get("csv", False):
         start.run.write_csv()
@@ -329,13 +334,13 @@ def succeed(
     start.run.keep_checkpoints(start.cfg.logger.get("keep", "all"))
 
 
-def drawn_s(observers: Sequence[Observer]) -> dict[str, float]:
+def drawing_s(observers: Sequence[Observer]) -> dict[str, float]:
     """What drawing took while training and after the test."""
     (drawing,) = (observer for observer in observers if isinstance(observer, probe.Probe))
     return drawing.spent_s
 
 
-def _shown(cfg: DictConfig, record: Record) -> Record:
+def _print_summary(cfg: DictConfig, record: Record) -> Record:
     """``record``, after the person has seen how the run ended; it has, whatever becomes of this."""
     screen, run_dir = terminal.console(), Run(record.path)
     if curve := terminal.loss_curve(screen, run_dir.metrics()):

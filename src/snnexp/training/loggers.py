@@ -50,7 +50,7 @@ class RunLogger(Logger):
         self.run.close_metrics()
 
 
-class Board(TensorBoardLogger):
+class RunTensorBoard(TensorBoardLogger):
     """TensorBoard's events in a run directory; without the epoch, which would be the first card.
 
     Args:
@@ -152,7 +152,7 @@ def _maker(key: str, node: Mapping[str, Any]) -> tuple[Callable[..., Logger], li
     return factory(node, key, given=given), given
 
 
-def loggers_of(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = True) -> list[Any]:
+def make_loggers(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = True) -> list[Any]:
     """What a run is logged to, its own metrics.jsonl first.
 
     Args:
@@ -163,7 +163,7 @@ def loggers_of(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = T
     """
     found: list[Any] = [RunLogger(run)]
     if cfg.logger.tensorboard:
-        found.append(Board(run, purge_step))
+        found.append(RunTensorBoard(run, purge_step))
     plain = config.plain(cfg)
     for name, node in plain["logger"].get("also", {}).items() if main else ():
         tracker = Tracker(name, node, run)
@@ -178,10 +178,10 @@ def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def tell_result(loggers: Sequence[Any], typed: Mapping[str, Any], measured: Mapping[str, float]) -> None:
+def log_result(loggers: Sequence[Any], typed: Mapping[str, Any], measured: Mapping[str, float]) -> None:
     """Put a finished run into the table of TensorBoard: what was typed, and what it has measured."""
     for board in loggers:
-        if isinstance(board, Board):
+        if isinstance(board, RunTensorBoard):
             board.log_hyperparams(dict(typed), dict(measured))
 
 

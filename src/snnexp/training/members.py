@@ -82,13 +82,13 @@ class Member:
     """Where its training ended early; it is still to be tested."""
     finishing: str | None = None
     """Why its training is to end after the epoch that is under way."""
-    resting = False
+    paused = False
     """Whether it has stopped, and the others of its stack train on."""
 
     def __init__(self, task: Task, observers: Sequence[Observer]) -> None:
         require_keys(observers)
         self.task, self.observers = task, [*observers]
-        self._told: dict[str, list[Observer]] = {}
+        self._listeners: dict[str, list[Observer]] = {}
 
     def finish(self, reason: str) -> None:
         """End its training after the epoch that is under way, early, and test it with the weights that it has then.
@@ -102,21 +102,21 @@ class Member:
         self.finishing = self.finishing or reason
 
     @property
-    def trains(self) -> bool:
+    def is_training(self) -> bool:
         """Whether it has neither ended nor stopped."""
         return not self.ended and self.stopped is None
 
-    def place(self, trainer: Trainer) -> tuple[int, int]:
+    def progress(self, trainer: Trainer) -> tuple[int, int]:
         """Steps and epochs that it has been trained for."""
         return (trainer.global_step, trainer.current_epoch) if self.stopped is None else self.stopped[1::-1]
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Keep its weights as they are, whatever becomes of its place in a stack."""
-        self.resting = True
+        self.paused = True
 
-    def wake(self) -> None:
+    def unpause(self) -> None:
         """Have the weights again that it had when it began to rest."""
-        self.resting = False
+        self.paused = False
 
     def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
         """As ``LightningModule.log``."""
@@ -132,7 +132,7 @@ class Member:
         """Where it is logged."""
         return self.task.trainer.loggers
 
-    def kept(self) -> dict[Any, dict[str, Any]]:
+    def optimizer_state(self) -> dict[Any, dict[str, Any]]:
         """What the optimiser keeps for each parameter of the task."""
         return {
             weight: state for optimizer in self.task.trainer.optimizers for weight, state in optimizer.state.items()
@@ -163,7 +163,7 @@ class Member:
         raise error
 
     @contextmanager
-    def may_end(self) -> Iterator[None]:
+    def ending_on_error(self) -> Iterator[None]:
         """What is refused, missing or diverged ends this member alone."""
         try:
             yield
@@ -172,18 +172,18 @@ class Member:
         except SnnexpError as error:
             self.stop(error)
 
-    def noting(self) -> Any:
+    def log_to_member(self) -> Any:
         """What the package notes meanwhile is of this member."""
         return nullcontext()
 
-    def tell(self, hook: str, *arguments: Any) -> None:
+    def notify(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all observers that have it."""
-        if hook not in self._told:
+        if hook not in self._listeners:
             usual = getattr(Observer, hook)
-            self._told[hook] = [each for each in self.observers if getattr(type(each), hook) is not usual]
-        if self._told[hook]:
-            with self.noting():
-                for observer in self._told[hook]:
+            self._listeners[hook] = [each for each in self.observers if getattr(type(each), hook) is not usual]
+        if self._listeners[hook]:
+            with self.log_to_member():
+                for observer in self._listeners[hook]:
                     getattr(observer, hook)(*arguments)
 
 
@@ -211,12 +211,12 @@ class Bridge(Callback):
     """Tell the observers of every member that has not ended what Lightning tells its callbacks.
 
     Args:
-        usual: the observers of a task that is trained without members of its own.
+        default_observers: the observers of a task that is trained without members of its own.
     """
 
-    def __init__(self, *usual: type[Observer]) -> None:
-        self.usual = usual
-        self.given: Sequence[Member] = ()
+    def __init__(self, *default_observers: type[Observer]) -> None:
+        self.default_observers = default_observers
+        self.assigned: Sequence[Member] = ()
         self.members: Sequence[Member] = ()
 
     @classmethod
@@ -228,84 +228,86 @@ class Bridge(Callback):
         raise ConfigError("trainer: lacks the callbacks that a run needs; use snnexp.training.assembly.make_trainer")
 
     @property
-    def living(self) -> list[Member]:
+    def running(self) -> list[Member]:
         """The members that have not ended."""
         return [member for member in self.members if not member.ended]
 
     @property
-    def present(self) -> list[Member]:
+    def active(self) -> list[Member]:
         """Those of them that do not rest."""
-        return [member for member in self.living if not member.resting]
+        return [member for member in self.running if not member.paused]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.members = self.given or [Member(cast(Task, pl_module), [observer() for observer in self.usual])]
+        self.members = self.assigned or [
+            Member(cast(Task, pl_module), [observer() for observer in self.default_observers])
+        ]
 
-    def require_living(self) -> None:
+    def require_running(self) -> None:
         """Raise :class:`AllEndedError` where no member is left."""
-        if not self.living:
+        if not self.running:
             raise AllEndedError
 
-    def _tell(self, hook: str, trainer: Trainer, shares: Sequence[tuple[Any, Tensor]] | None = None) -> None:
+    def _notify(self, hook: str, trainer: Trainer, shares: Sequence[tuple[Any, Tensor]] | None = None) -> None:
         for position, member in enumerate(self.members):
-            if not (member.ended or member.resting):
-                with member.may_end():
-                    member.tell(hook, trainer, member, *(() if shares is None else shares[position]))
-        self.require_living()
+            if not (member.ended or member.paused):
+                with member.ending_on_error():
+                    member.notify(hook, trainer, member, *(() if shares is None else shares[position]))
+        self.require_running()
 
     def _write(self, trainer: Trainer, step: int) -> None:
-        for member in self.present:
+        for member in self.active:
             member.write(step, trainer.current_epoch)
 
-    def settle(self, trainer: Trainer, epoch: int, step: int) -> None:
+    def stop_finishing_members(self, trainer: Trainer, epoch: int, step: int) -> None:
         """Stop the members that are to finish early, after this many epochs and steps."""
         if epoch == trainer.max_epochs:
             return
-        for member in self.present:
-            if member.trains and member.finishing is not None:
+        for member in self.active:
+            if member.is_training and member.finishing is not None:
                 member.stopped = Stop(epoch, step, member.finishing)
-        if not any(member.trains for member in self.living):
+        if not any(member.is_training for member in self.running):
             trainer.should_stop = True
 
-    def _heed(self, trainer: Trainer) -> None:
+    def _stop_on_request(self, trainer: Trainer) -> None:
         """Stop members where a callback has set ``trainer.should_stop``."""
         batches = int(trainer.num_training_batches)
         place = divmod(trainer.global_step, batches)[0], trainer.global_step
         if trainer.should_stop and place[1] < batches * int(trainer.max_epochs or 1):
             callbacks = [each for each in trainer.callbacks if getattr(each, "stopped_epoch", 0)]  # type: ignore[attr-defined]
             reason = f"{type(callbacks[0]).__name__} stopped it" if callbacks else "a callback set trainer.should_stop"
-            for member in self.present:
+            for member in self.active:
                 member.stopped = member.stopped or Stop(*place, reason)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for member in self.present:
+        for member in self.active:
             if member.stopped is not None:
-                member.rest()
-        if self.living and not self.present:
+                member.pause()
+        if self.running and not self.active:
             # Lightning's loop does not begin
             trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("on_train_start", trainer)
+        self._notify("on_train_start", trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._tell("on_train_batch_end", trainer, cast(Task, pl_module).shares(outputs, batch))
+        self._notify("on_train_batch_end", trainer, cast(Task, pl_module).split_by_member(outputs, batch))
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._write(trainer, trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("on_train_epoch_end", trainer)
+        self._notify("on_train_epoch_end", trainer)
         self._write(trainer, trainer.global_step - 1)
-        for member in self.present:
+        for member in self.active:
             if trainer.strategy.reduce_boolean_decision(member.finishing is not None, all=False):
                 member.finish("another process ended it")
-        self._heed(trainer)
-        self.settle(trainer, trainer.current_epoch + 1, trainer.global_step)
+        self._stop_on_request(trainer)
+        self.stop_finishing_members(trainer, trainer.current_epoch + 1, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._heed(trainer)
-        if (stopped := next((member.stopped for member in self.present if member.stopped), None)) is not None:
+        self._stop_on_request(trainer)
+        if (stopped := next((member.stopped for member in self.active if member.stopped), None)) is not None:
             # an epoch that was stopped in its midst counts as one to Lightning
             trainer.fit_loop.epoch_progress.current.completed = stopped.epoch
 
@@ -313,13 +315,13 @@ class Bridge(Callback):
         self._write(trainer, trainer.global_step - 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("on_validation_end", trainer)
+        self._notify("on_validation_end", trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for member in self.living:
-            if member.resting:
-                member.wake()
-        self._tell("on_test_start", trainer)
+        for member in self.running:
+            if member.paused:
+                member.unpause()
+        self._notify("on_test_start", trainer)
 
     def on_test_batch_end(
         self,
@@ -330,16 +332,16 @@ class Bridge(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._tell("on_test_batch_end", trainer, cast(Task, pl_module).shares(outputs, batch))
+        self._notify("on_test_batch_end", trainer, cast(Task, pl_module).split_by_member(outputs, batch))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("on_test_epoch_end", trainer)
-        for member in self.living:
-            member.write(*member.place(trainer))
+        self._notify("on_test_epoch_end", trainer)
+        for member in self.running:
+            member.write(*member.progress(trainer))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell("on_test_end", trainer)
+        self._notify("on_test_end", trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        for member in self.present:
-            member.tell("on_exception", trainer, member, exception)
+        for member in self.active:
+            member.notify("on_exception", trainer, member, exception)

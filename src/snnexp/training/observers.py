@@ -41,7 +41,7 @@ class DivergenceGuard(Observer):
         loss = outputs["minimized"].item()
         what = None if math.isfinite(loss) else f"the loss is {loss:g}"
         if logged or what:
-            what = _about_membranes(_neurons(member), outputs["traces"], what)
+            what = _locate_divergence(_neurons(member), outputs["traces"], what)
         self._require_fine(what, trainer)
         if logged:
             require_finite_parameters(trainer, member)
@@ -63,7 +63,7 @@ class DivergenceGuard(Observer):
 
 
 @torch.no_grad()
-def _about_membranes(layers: Iterable[str], traces: Sequence[Any], what: str | None) -> str | None:
+def _locate_divergence(layers: Iterable[str], traces: Sequence[Any], what: str | None) -> str | None:
     """``what`` is wrong, and the first layer, as data flow, whose state is not finite, else the one that is highest."""
     # NaN and infinity stay in a membrane, so its last step tells of all
     highest = {
@@ -81,7 +81,7 @@ def _about_membranes(layers: Iterable[str], traces: Sequence[Any], what: str | N
 
 def require_finite_parameters(trainer: Trainer, member: Member) -> None:
     """Raise :class:`DivergedError` for a weight, or what the optimiser keeps for it, that is not finite."""
-    kept = member.kept()
+    kept = member.optimizer_state()
     for name, weight in member.task.named_parameters():
         for kind, value in {"": weight, **kept.get(weight, {})}.items():
             if isinstance(value, Tensor) and not torch.isfinite(value).all():
@@ -89,7 +89,7 @@ def require_finite_parameters(trainer: Trainer, member: Member) -> None:
                 raise DivergedError(f"{what} is not finite after step {trainer.global_step}; {ADVICE}")
 
 
-class QuietLayers(Observer):
+class ActivityMonitor(Observer):
     """Tell once of each layer that is dead, no neuron fires in any step, or saturated, all fire in all steps.
 
     Logs ``train/dead/<layer>`` and ``train/saturated/<layer>``, the fractions of neurons that are so in a batch.
@@ -118,15 +118,15 @@ class QuietLayers(Observer):
                     member.log(f"train/dead/{name}", metrics.dead(count.sum(0)))
                     most = len(count) * trace.num_steps
                     member.log(f"train/saturated/{name}", metrics.saturated(count.sum(0), most))
-            self._look(trainer, member, "train")
+            self._warn(trainer, member, "train")
 
     def on_validation_end(self, trainer: Trainer, member: Member) -> None:
-        self._look(trainer, member, "val")
+        self._warn(trainer, member, "val")
 
     def on_test_end(self, trainer: Trainer, member: Member) -> None:
-        self._look(trainer, member, "test")
+        self._warn(trainer, member, "test")
 
-    def _look(self, trainer: Trainer, member: Member, split: str) -> None:
+    def _warn(self, trainer: Trainer, member: Member, split: str) -> None:
         for layer in self.layers:
             rate = member.metrics.get(f"{split}/firing_rate/{layer}")
             kind = None if rate is None else {0.0: "dead", 1.0: "saturated"}.get(rate.item())
@@ -212,7 +212,7 @@ class EpochLoss(MeanLoss):
         self.sums = torch.zeros(2)
 
 
-class SeedMeanLoss(MeanLoss):
+class TutorialMeanLoss(MeanLoss):
     """``test/seed_mean_loss``: the mean of all training losses and one final L1, as the regression tutorial reports it.
 
     The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
@@ -267,7 +267,7 @@ class InputScaling(Observer):
             )
 
 
-class TestCounts(Observer):
+class EvaluationCounts(Observer):
     """What a whole test split adds up to: spikes of each neuron, and which class was taken for which.
 
     Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
@@ -277,8 +277,7 @@ class TestCounts(Observer):
         decoder: how a class is read off the readout; None where targets are no labels.
     """
 
-    __test__ = False  # not a test of pytest's
-    most_classes = 1000
+    max_classes = 1000
     """Of more, a table of which class was taken for which is not kept."""
 
     def __init__(self, layers: Sequence[str], decoder: Decoder | None) -> None:
@@ -312,7 +311,7 @@ class TestCounts(Observer):
         if self.decoder is None:
             return
         classes = self.decoder.scores(traces[-1]).shape[-1]
-        if classes <= self.most_classes:
+        if classes <= self.max_classes:
             pair = target * classes + self.decoder(traces[-1])
             counts = torch.bincount(pair.flatten(), minlength=classes**2).reshape(classes, classes)
             self.confusion = counts if self.confusion is None else self.confusion + counts

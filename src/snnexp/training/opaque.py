@@ -15,7 +15,7 @@ from snnexp.sparse import SparseSpikes
 READOUT = "readout"
 
 
-class Foreign(Neuron):
+class ExternalNeuron(Neuron):
     """Stands for neurons of another library: how many there are, and whether they fire.
 
     Args:
@@ -43,8 +43,8 @@ class Opaque(Network):
     def __init__(self, module: nn.Module, num_steps: int) -> None:
         super().__init__(num_steps, dict)
         self.module = module
-        self.known: dict[str, Foreign] = {}
-        """The layers, as :meth:`look` finds them."""
+        self.known: dict[str, ExternalNeuron] = {}
+        """The layers, as :meth:`inspect` finds them."""
 
     @property
     def kind(self) -> str:
@@ -94,7 +94,7 @@ class Opaque(Network):
         return Trace(spikes, membrane, (membrane[-1],))
 
     @torch.no_grad()
-    def look(self, inputs: Tensor, outputs: int) -> dict[str, Foreign]:
+    def inspect(self, inputs: Tensor, outputs: int) -> dict[str, ExternalNeuron]:
         """Which layers there are, as an example shows.
 
         Args:
@@ -105,7 +105,7 @@ class Opaque(Network):
             ConfigError: the module does not return a readout.
         """
         steps, samples = self.steps(inputs), inputs.shape[1]
-        known: dict[str, Foreign] = {}
+        known: dict[str, ExternalNeuron] = {}
         self.reset_states()
         for name, trace in self._traces(inputs.clone(), steps).items():
             if not name.isidentifier():
@@ -115,7 +115,7 @@ class Opaque(Network):
             if trace.membrane.shape[:2] != (steps, samples):
                 found = f"{list(trace.membrane.shape)} for {name}"
                 raise ConfigError(f"network: {self.kind} returned {found}, must be {[steps, samples]} and neurons")
-            known[name] = Foreign(tuple(trace.membrane.shape[2:]), isinstance(trace.given_spikes, Tensor))
+            known[name] = ExternalNeuron(tuple(trace.membrane.shape[2:]), isinstance(trace.given_spikes, Tensor))
         last = [*known.values()][-1].features
         if last != (outputs,):
             raise ConfigError(f"network: {self.kind} returned a readout of {list(last)} neurons, must be {[outputs]}")

@@ -32,7 +32,7 @@ class Rows:
         self.samples = 0
         """That were told of."""
 
-    def of(self, outputs: Any, target: Tensor) -> bytes:
+    def format(self, outputs: Any, target: Tensor) -> bytes:
         """The rows of the next batch, the names of columns before the first."""
         trace = outputs["traces"][-1]
         if self.decoder is None:
@@ -66,7 +66,7 @@ class Predictions(Observer):
         self.handle, self.rows = handle, Rows(decoder, loss)
 
     def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
-        write_whole(self.handle, self.rows.of(outputs, target))
+        write_whole(self.handle, self.rows.format(outputs, target))
 
 
 class PredictionsOfRun(Observer):
@@ -84,7 +84,7 @@ class PredictionsOfRun(Observer):
         self.rows, self.written = Rows(self.decoder, self.loss), bytearray()
 
     def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
-        self.written += self.rows.of(outputs, target)
+        self.written += self.rows.format(outputs, target)
 
     def on_test_end(self, trainer: Trainer, member: Member) -> None:
         write_atomically(self.run.path / "predictions.csv", self.written)

@@ -49,7 +49,7 @@ from snnexp.seeds import fold
 from snnexp.sparse import SparseSpikes
 from snnexp.training.contracts import unchanged
 from snnexp.training.members import Member, Observer
-from snnexp.training.observers import TestCounts, short
+from snnexp.training.observers import EvaluationCounts, short
 from snnexp.training.task import Task
 
 LOG = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Probe(Observer):
         run: Run,
         data: DataModule,
         decoder: Decoder | None,
-        counts: TestCounts,
+        counts: EvaluationCounts,
         seed: int,
         every_n_epochs: int,
         every_s: float,
@@ -188,38 +188,38 @@ class Probe(Observer):
 
     def on_train_start(self, trainer: Trainer, member: Member) -> None:
         self.drawn_at = time.monotonic()
-        if trainer.global_step == 0 and self._asked(trainer):
-            with self._beside(trainer):
+        if trainer.global_step == 0 and self._is_enabled(trainer):
+            with self._guarded(trainer):
                 self.run.write_arrays("init", self._snapshot(trainer, member))
 
     def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
         done = trainer.current_epoch + 1
         # the end is drawn after the test
-        if not self._asked(trainer) or done % self.every_n_epochs or done == trainer.max_epochs:
+        if not self._is_enabled(trainer) or done % self.every_n_epochs or done == trainer.max_epochs:
             return
         if time.monotonic() - self.drawn_at >= self.every_s:
-            with self._beside(trainer):
+            with self._guarded(trainer):
                 self._draw(trainer, member, f"after epoch {done}", {})
             self.drawn_at = time.monotonic()
 
     def on_test_end(self, trainer: Trainer, member: Member) -> None:
-        if self._asked(trainer):
-            with self._beside(trainer):
-                test = {"step": member.place(trainer)[0], **_test_arrays(self.counts)}
+        if self._is_enabled(trainer):
+            with self._guarded(trainer):
+                test = {"step": member.progress(trainer)[0], **_test_arrays(self.counts)}
                 self.run.write_arrays("test", test)
                 self._draw(trainer, member, "after training", test)
 
     def on_exception(self, trainer: Trainer, member: Member, exception: BaseException) -> None:
         # what was stopped may be looked at before it goes on; what diverged is no more to be seen
         if isinstance(exception, InterruptedRunError) and self.batch is not None:
-            with self._beside(trainer):
+            with self._guarded(trainer):
                 self.run.write_arrays("last", self._snapshot(trainer, member))
 
-    def _asked(self, trainer: Trainer) -> bool:
+    def _is_enabled(self, trainer: Trainer) -> bool:
         return bool(self.every_n_epochs) and trainer.is_global_zero
 
     @contextmanager
-    def _beside(self, trainer: Trainer) -> Iterator[None]:
+    def _guarded(self, trainer: Trainer) -> Iterator[None]:
         """Count the time, and let no picture harm what is trained: whatever goes wrong is told, and it goes on."""
         began = time.perf_counter()
         try:
@@ -259,7 +259,7 @@ class Probe(Observer):
             task.network.train()
             values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)
             found = snapshot(task, (values.to(device), target.to(device)), self.decoder)
-        return {"step": member.place(trainer)[0], **found}
+        return {"step": member.progress(trainer)[0], **found}
 
 
 def _first_batch(trainer: Trainer, task: Task, data: DataModule) -> tuple[Tensor, Tensor]:
@@ -270,7 +270,7 @@ def _first_batch(trainer: Trainer, task: Task, data: DataModule) -> tuple[Tensor
     return found
 
 
-def _test_arrays(counts: TestCounts) -> dict[str, Any]:
+def _test_arrays(counts: EvaluationCounts) -> dict[str, Any]:
     found: dict[str, Any] = {
         "samples": counts.samples,
         "num_steps": counts.steps // counts.samples,

@@ -2,7 +2,8 @@
 
 The first one makes the run directory and writes to it alone. It starts the others, each as
 ``python -m snnexp.training.rank RUN``, or torchrun or srun has started all of them, and the first one tells the others
-the directory. Lightning learns from :class:`Place` what it would read from variables that anyone may have set.
+the directory. Lightning gets the ranks and
+addresses from :class:`ProcessEnvironment`, not from environment variables that anyone may have set.
 """
 
 import functools
@@ -29,13 +30,13 @@ from snnexp.errors import ConfigError, InterruptedRunError, LostProcessError, de
 from snnexp.record.run import Run
 from snnexp.training import launchers
 
-PATIENCE = timedelta(minutes=5)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 """What processes that another program has started may take to find each other."""
-FAREWELL_S = 2.0
+ACKNOWLEDGE_TIMEOUT_S = 2.0
 """What the others may take to hear that there is nothing to do for them."""
 
 
-class Place(ClusterEnvironment):
+class ProcessEnvironment(ClusterEnvironment):
     """Which of the processes of a run this one is, and where they meet.
 
     Args:
@@ -43,7 +44,7 @@ class Place(ClusterEnvironment):
         rank: from 0.
         address: of the first one's machine.
         port: where it listens; 0 if that is not decided yet.
-        given: whether they have all been started already.
+        external: whether they have all been started already.
         nodes: on how many machines.
     """
 
@@ -53,21 +54,21 @@ class Place(ClusterEnvironment):
         rank: int = 0,
         address: str = "127.0.0.1",
         port: int = 0,
-        given: bool = False,
+        external: bool = False,
         nodes: int = 1,
     ) -> None:
         self.processes, self.rank, self.address, self.port = processes, rank, address, port
-        self.given, self.nodes = given, nodes
+        self.external, self.nodes = external, nodes
 
     @classmethod
-    def here(cls, processes: int) -> "Place":
+    def here(cls, processes: int) -> "ProcessEnvironment":
         """That of this process; the first of ``processes`` where nobody has started others with it."""
         told, number, rank = os.environ, launchers.number, launchers.rank()
-        if launchers.by_torchrun():
+        if launchers.started_by_torchrun():
             count, port = int(told["WORLD_SIZE"]), int(told["MASTER_PORT"])
             nodes = count // max(1, number("LOCAL_WORLD_SIZE", count))
             return cls(count, rank, told["MASTER_ADDR"], port, True, nodes)
-        if launchers.by_srun():
+        if launchers.started_by_srun():
             first = SLURMEnvironment.resolve_root_node_address(told.get("SLURM_STEP_NODELIST", "127.0.0.1"))
             # steps of one job may run beside each other
             own = 31 * int(told["SLURM_JOB_ID"]) + number("SLURM_STEP_ID", 0)
@@ -87,7 +88,7 @@ class Place(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        return self.given
+        return self.external
 
     @property
     def main_address(self) -> str:
@@ -125,7 +126,7 @@ class Launcher:
 
     is_interactive_compatible = True
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ProcessEnvironment) -> None:
         self.place = place
         self.run: Run | None = None
         self.others: list[subprocess.Popen[bytes]] = []
@@ -134,7 +135,7 @@ class Launcher:
         """Listens at the port that the others are told; PyTorch's own store joins it there."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
-        if not self.place.given and self.store is None:
+        if not self.place.external and self.store is None:
             self._start()
         return function(*args, **kwargs)
 
@@ -153,7 +154,7 @@ class Launcher:
             self.others.append(_started(self.run, self.place, rank))
 
 
-def _started(run: Run, place: Place, rank: int) -> subprocess.Popen[bytes]:
+def _started(run: Run, place: ProcessEnvironment, rank: int) -> subprocess.Popen[bytes]:
     told = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -176,7 +177,7 @@ def _started(run: Run, place: Place, rank: int) -> subprocess.Popen[bytes]:
 class Ddp(DDPStrategy):
     """Lightning's, with a launcher that knows the run."""
 
-    def __init__(self, place: Place, **settings: Any) -> None:
+    def __init__(self, place: ProcessEnvironment, **settings: Any) -> None:
         super().__init__(**settings)
         self.starter = Launcher(place)
 
@@ -185,17 +186,17 @@ class Ddp(DDPStrategy):
         return self.starter
 
 
-class Others:
+class PeerProcesses:
     """The other processes of a run, as the verbs see them; they hear of the end of a verb that leaves without them."""
 
     def __init__(self) -> None:
         self.store: Store | None = None
         """Where the first of several processes, which another program has started, tells the run."""
 
-    def __enter__(self) -> "Others":
+    def __enter__(self) -> "PeerProcesses":
         return self
 
-    def awaited(self, cfg: DictConfig) -> Path | None:
+    def wait_for_run(self, cfg: DictConfig) -> Path | None:
         """The directory of the run if this process has to follow the first one in it, which makes it; else None.
 
         Raises:
@@ -203,7 +204,7 @@ class Others:
             LostProcessError: they do not find each other.
         """
         processes = cfg.trainer.get("devices", 1)
-        if not launchers.is_shared(cfg.trainer) or not (place := Place.here(processes)).given:
+        if not launchers.is_distributed(cfg.trainer) or not (place := ProcessEnvironment.here(processes)).external:
             return None
         try:
             store = _store(place.address, place.port, place.rank, place.processes)
@@ -212,7 +213,7 @@ class Others:
             raise LostProcessError(f"the {place.processes} processes of the run do not meet at {where}") from error
         self.key = f"snnexp/{next(_runs)}"
         if place.rank:
-            return _heard(store, self.key)
+            return _receive_run(store, self.key)
         self.store, self.count = store, place.processes - 1
         place.require(processes)
         return None
@@ -230,8 +231,8 @@ class Others:
             return
         self.store.set(self.key, str(0 if error is None else describe_failure(error)[2]))
         # the store may end with this process
-        end = time.monotonic() + FAREWELL_S
-        while self.store.add(_heard_by(self.key), 0) < self.count and time.monotonic() < end:
+        end = time.monotonic() + ACKNOWLEDGE_TIMEOUT_S
+        while self.store.add(_acknowledgement(self.key), 0) < self.count and time.monotonic() < end:
             time.sleep(0.02)
 
 
@@ -242,18 +243,18 @@ _runs = itertools.count()
 def _store(address: str, port: int, rank: int, processes: int) -> Store:
     """One for all runs of these processes; returns when all are there."""
     url = f"tcp://{address}:{port}"
-    store: Store = next(rendezvous(url, rank, processes, timeout=PATIENCE))[0]
+    store: Store = next(rendezvous(url, rank, processes, timeout=RENDEZVOUS_TIMEOUT))[0]
     return store
 
 
-def _heard(store: Store, key: str) -> Path:
+def _receive_run(store: Store, key: str) -> Path:
     """What the first process tells; this one ends with it, and leaves it to tell why."""
     try:
         # not in one call, in which no signal would be handled
         while not store.check([key]):
             time.sleep(0.05)
         told = store.get(key).decode()
-        store.add(_heard_by(key), 1)
+        store.add(_acknowledgement(key), 1)
     except torch.distributed.DistError as error:
         raise SystemExit(LostProcessError.exit_code) from error
     except InterruptedRunError as error:
@@ -263,19 +264,19 @@ def _heard(store: Store, key: str) -> Path:
     return Path(told)
 
 
-def _heard_by(key: str) -> str:
+def _acknowledgement(key: str) -> str:
     return f"{key}/heard"
 
 
 def require_others(trainer: Trainer, error: Exception) -> None:
     """Raise :class:`LostProcessError` for what PyTorch says where another process is gone that nobody here started."""
     strategy = trainer.strategy
-    given = isinstance(strategy, Ddp) and strategy.starter.place.given
-    if trainer.is_global_zero and given and "onnection" in str(error):
+    external = isinstance(strategy, Ddp) and strategy.starter.place.external
+    if trainer.is_global_zero and external and "onnection" in str(error):
         raise LostProcessError("another process of the run has ended, and the run with it") from error
 
 
-def require_known(trainer: Trainer) -> None:
+def require_ddp_strategy(trainer: Trainer) -> None:
     """Raise :class:`ConfigError` for a trainer that would start processes which do not know the run."""
     if trainer.world_size > 1 and not isinstance(trainer.strategy, Ddp):
         raise ConfigError("trainer: several processes are shared by snnexp.training.assembly.make_trainer alone")

@@ -24,7 +24,7 @@ THREADS = 8
 """How many members are written at once: their flushes to the disk become one."""
 
 
-class Checkpoints(Observer):
+class MemberCheckpoints(Observer):
     """The checkpoints of a member: init.ckpt, then last.ckpt, the one before it as previous.ckpt, and best.ckpt.
 
     Best is the lowest ``val/loss`` with a validation split, else the lowest training loss averaged over the epoch.
@@ -49,7 +49,7 @@ class Checkpoints(Observer):
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
         self.lowest = state_dict["lowest"]
 
-    def become_last(self, path: Path) -> None:
+    def promote_to_last(self, path: Path) -> None:
         """Let last.ckpt be another of the checkpoints."""
         if path.name != "last.ckpt":
             write_checkpoint(self.run.checkpoints / "last.ckpt", read_checkpoint(path))
@@ -103,7 +103,7 @@ class Checkpoints(Observer):
         self.best = False
 
 
-class Saving(Callback):
+class SaveCheckpoints(Callback):
     """Save all members: before the first step, then after every n epochs, at the end, and as time passes.
 
     Numbers that are not finite are not saved: :class:`DivergedError` ends the member instead.
@@ -128,7 +128,7 @@ class Saving(Callback):
         self.position, self.begun = found.position, True
         if not found.position[1]:
             # a run that has become longer stops where it would have stopped
-            self.bridge.settle(trainer, found.position[0], found.step)
+            self.bridge.stop_finishing_members(trainer, found.position[0], found.step)
         self.saved = found.position if found.path.name == "last.ckpt" else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,25 +142,25 @@ class Saving(Callback):
         if trainer.fit_loop.restarting:
             # at the end of an epoch that was resumed, Lightning would not step a schedule that watches a measure
             trainer.fit_loop.restarting = False
-        stopped = [member for member in self.bridge.present if member.stopped is not None]
-        if self.due or agreed(trainer, time.monotonic() - self.saved_at >= self.every_s):
+        stopped = [member for member in self.bridge.active if member.stopped is not None]
+        if self.due or any_process(trainer, time.monotonic() - self.saved_at >= self.every_s):
             self.save_last(trainer)
         elif stopped:
             self._save(trainer, "last", stopped)
         for member in stopped:
-            member.rest()
+            member.pause()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
         # the epoch's own row is logged after this hook, so saving waits for the next one
         self.due = self.due or done % self.every_n_epochs == 0 or done == trainer.max_epochs
-        for member in self.bridge.present:
+        for member in self.bridge.active:
             if self.due or member.stopped is not None:
                 checkpoints_of(member).compare(member, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.position = divmod(trainer.global_step, int(trainer.num_training_batches))
-        for member in self.bridge.present:
+        for member in self.bridge.active:
             if member.stopped is not None:
                 checkpoints_of(member).compare(member, trainer.global_step)
         self.save_last(trainer)
@@ -177,29 +177,29 @@ class Saving(Callback):
 
     def _save(self, trainer: Trainer, name: str, members: Sequence[Member] | None = None) -> None:
         ready: list[tuple[Member, Callable[[], object]]] = []
-        for member in self.bridge.present if members is None else members:
-            with member.may_end(), member.noting():
+        for member in self.bridge.active if members is None else members:
+            with member.ending_on_error(), member.log_to_member():
                 for logger in member.loggers:
                     if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                         logger.experiment.flush()
                 saver = checkpoints_of(member)
                 ready.append((member, partial(saver.write, name, saver.content(trainer, member, self.position))))
         if trainer.is_global_zero:
-            for (member, _), error in zip(ready, attempted([act for _, act in ready]), strict=True):
-                with member.may_end():
+            for (member, _), error in zip(ready, run_concurrently([act for _, act in ready]), strict=True):
+                with member.ending_on_error():
                     if error is not None:
                         raise error
         trainer.strategy.barrier()
-        self.bridge.require_living()
+        self.bridge.require_running()
 
 
-def checkpoints_of(member: Member) -> Checkpoints:
+def checkpoints_of(member: Member) -> MemberCheckpoints:
     """What writes the checkpoints of a member."""
-    (found,) = (observer for observer in member.observers if isinstance(observer, Checkpoints))
+    (found,) = (observer for observer in member.observers if isinstance(observer, MemberCheckpoints))
     return found
 
 
-def attempted(acts: Sequence[Callable[[], object]]) -> list[Exception | None]:
+def run_concurrently(acts: Sequence[Callable[[], object]]) -> list[Exception | None]:
     """Carry out what waits for the disk for all members at once, whose flushes become one; what each has raised."""
 
     def attempt(act: Callable[[], object]) -> Exception | None:
@@ -238,7 +238,7 @@ def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, 
     return state
 
 
-def agreed(trainer: Trainer, wish: bool) -> bool:
+def any_process(trainer: Trainer, wish: bool) -> bool:
     """Whether any process wishes so; those of ddp ask each other at logged steps only, for that makes them wait."""
     if trainer.world_size == 1:
         return wish

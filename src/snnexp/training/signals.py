@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from snnexp.data.module import DataModule
 from snnexp.errors import InterruptedRunError, LostProcessError, PartError, SnnexpError, termination_signals
 from snnexp.record.run import Run
-from snnexp.training.saving import Saving, agreed
+from snnexp.training.saving import SaveCheckpoints, any_process
 
 GRACE_S = 30.0
 """What the other processes of a run that has finished may take to end."""
@@ -29,7 +29,7 @@ class Signals(Callback):
     may take long, so a thread sees them too: it tells that a signal has arrived, and ends the process at the second.
     """
 
-    same_s = 0.1
+    duplicate_s = 0.1
     """A signal to a process and then to its group, as ``timeout`` sends it, arrives twice and is one."""
     patience_s = 0.5
     """What the main thread may take to act on a signal before the thread does."""
@@ -38,12 +38,12 @@ class Signals(Callback):
 
     def __init__(self) -> None:
         self.run: Run | None = None
-        self.checkpoints: Saving | None = None
+        self.checkpoints: SaveCheckpoints | None = None
         self.data: DataModule | None = None
         self.launcher: Any = None
         self.parent: int | None = None
         """The first process of the run, where this is another one."""
-        self.training = self.validating = self.obeyed = False
+        self.training = self.validating = self.acted_on = False
         self.received: int | None = None
         self.received_at = 0.0
         self.previous: dict[int, Any] = {}
@@ -122,7 +122,7 @@ class Signals(Callback):
                 number, now = os.read(self.source, 1)[0], time.monotonic()
                 if number == 0:
                     return
-                if number in self.previous and not (number == last and now - last_at < self.same_s):
+                if number in self.previous and not (number == last and now - last_at < self.duplicate_s):
                     last, last_at, arrived = number, now, arrived + 1
                 continue
             if self.parent is not None and os.getppid() != self.parent:
@@ -134,7 +134,7 @@ class Signals(Callback):
                     self._give_up()
             if arrived > 1:
                 self._end(last)
-            if not arrived or self.obeyed:
+            if not arrived or self.acted_on:
                 continue
             if self._waits(self.patience_s):
                 signal.pthread_kill(self.main, self.reminder)
@@ -152,18 +152,18 @@ class Signals(Callback):
         return since is not None and time.monotonic() - since >= at_least_s
 
     def _handle(self, number: int, frame: object) -> None:
-        if number == self.received and time.monotonic() - self.received_at < self.same_s:
+        if number == self.received and time.monotonic() - self.received_at < self.duplicate_s:
             return
         if self.received is not None:
             self._end(number)
         self.received, self.received_at = number, time.monotonic()
         # of several processes, all save together, if they can; no more can be saved within a validation
         if not self.training or (self.launcher is None and not self.validating and self._waits()):
-            self.stop_if_told()
+            self.raise_if_received()
 
     def _remind(self, number: int, frame: object) -> None:
         if self._waits(self.patience_s):
-            self.stop_if_told()
+            self.raise_if_received()
 
     def _give_up(self) -> None:
         try:
@@ -185,21 +185,21 @@ class Signals(Callback):
         finally:
             os._exit(error.exit_code)
 
-    def stop_if_told(self) -> None:
+    def raise_if_received(self) -> None:
         """Raise what the signal asked for, where it came while it could not be raised."""
         if self.received is not None:
-            self.obeyed = True
+            self.acted_on = True
             raise InterruptedRunError(self.received)
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
+    def reraising_interrupts(self) -> Iterator[None]:
         """Raise :class:`InterruptedRunError` again where a library has caught it and raised an error of its own."""
         try:
             yield
         except Exception as error:
             # what a full disk or a setting says is told, though it be while the run is saved
             told = isinstance(error, OSError) or (isinstance(error, SnnexpError) and not isinstance(error, PartError))
-            if self.received is not None and self.obeyed and not told:
+            if self.received is not None and self.acted_on and not told:
                 raise InterruptedRunError(self.received) from error
             raise
 
@@ -210,20 +210,20 @@ class Signals(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._handle_here()
-        self.stop_if_told()
+        self.raise_if_received()
         self.training = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # a save waits for all processes, so all must know that one was told to stop
-        if agreed(trainer, self.received is not None):
+        if any_process(trainer, self.received is not None):
             assert self.checkpoints is not None
             self.received = self.received or signal.SIGTERM
             self.checkpoints.save_last(trainer)
-            self.stop_if_told()
+            self.raise_if_received()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.training = False
-        self.stop_if_told()
+        self.raise_if_received()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validating = True

@@ -24,8 +24,8 @@ from snnexp.seeds import fold
 from snnexp.sparse import SparseSpikes
 from snnexp.training.observers import at_logged_step
 from snnexp.training.stack_member import StackMember, settings
+from snnexp.training.stacked_optimizer import OptimizerGroup, load_states
 from snnexp.training.task import Task
-from snnexp.training.updates import Updated, load_states
 
 
 class Stacked(Task):
@@ -65,11 +65,11 @@ class Stacked(Task):
         self.place: tuple[Any, ...] = ()
         """Of the batch under way, for random numbers."""
         self.numbers: dict[Any, list[Tensor]] = {}
-        self.parts: list[Updated] = []
+        self.parts: list[OptimizerGroup] = []
         for position, member in enumerate(members):
             member.position = position
             if not member.ended:
-                _look_into(network, member.parts.network, position)
+                _alias_weights(network, member.parts.network, position)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.place = ("train", self.trainer.current_epoch, batch_idx, 0)
@@ -91,7 +91,7 @@ class Stacked(Task):
 
     def rates(self) -> dict[str, Tensor]:
         """Those of each member, ``[M]``."""
-        found = [member.updated.rates() for member in self.members]
+        found = [member.optimizer_group.rates() for member in self.members]
         several = len(found[0]) > 1 or not isinstance(self.schedule, Constant)
         return {name: torch.tensor([own[name] for own in found]) for name in found[0]} if several else {}
 
@@ -100,12 +100,12 @@ class Stacked(Task):
             member.log(name, own)
 
     @torch.no_grad()
-    def shares(self, outputs: Any, batch: Any) -> list[tuple[Any, Tensor]]:
+    def split_by_member(self, outputs: Any, batch: Any) -> list[tuple[Any, Tensor]]:
         traces, (_, target, target_at) = outputs["traces"], batch
         targets = [target] * len(self.members) if target_at is None else target.unbind(target_at)
-        reads = [_Read(trace) for trace in traces]
+        reads = [_CachedTrace(trace) for trace in traces]
         found: list[dict[str, Any]] = [
-            {"traces": [_Of(read, position) for read in reads]} for position in range(len(self.members))
+            {"traces": [_MemberTrace(read, position) for read in reads]} for position in range(len(self.members))
         ]
         if "losses" in outputs:
             finite = self._finite(outputs["minimized"], traces)
@@ -142,9 +142,9 @@ class Stacked(Task):
         numbers = self._numbers(steps, lambda member: member.task.loss.numbers(steps))
 
         def alone(parts: dict[str, Tensor], target: Tensor, *numbers: Tensor) -> Tensor:
-            return self.loss.compare(pooled(self.decoder, _seen(trace, parts)), target, *numbers)
+            return self.loss.compare(pooled(self.decoder, _member_view(trace, parts)), target, *numbers)
 
-        parts = _parts(trace, statistic_names(self.loss.reads))
+        parts = _statistics(trace, statistic_names(self.loss.reads))
         return vmap(alone, (-2, target_at, *[0] * len(numbers)))(parts, target, *numbers)
 
     def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
@@ -156,9 +156,11 @@ class Stacked(Task):
         numbers = self._numbers(name, lambda member: member.task.penalties[name].numbers())
 
         def alone(parts: dict[str, dict[str, Tensor]], *numbers: Tensor) -> Tensor:
-            return penalty.penalty({layer: _seen(traces[layer], each) for layer, each in parts.items()}, *numbers)
+            return penalty.penalty(
+                {layer: _member_view(traces[layer], each) for layer, each in parts.items()}, *numbers
+            )
 
-        parts = {layer: _parts(traces[layer], statistic_names(penalty.reads)) for layer in self.penalized[name]}
+        parts = {layer: _statistics(traces[layer], statistic_names(penalty.reads)) for layer in self.penalized[name]}
         return vmap(alone, (-2, *[0] * len(numbers)))(parts, *numbers)
 
     def _numbers(self, key: Any, numbers: Callable[[StackMember], Sequence[Any]]) -> list[Tensor]:
@@ -191,11 +193,12 @@ class Stacked(Task):
         """What a function of one member's traces and ``more`` gives for all of them, ``[M]`` by name."""
         # what is kept of a layer in an evaluation is all that is read of it
         tensors = [
-            _parts(trace, self.statistics[name]) for name, trace in zip(self.network.neurons(), traces, strict=True)
+            _statistics(trace, self.statistics[name])
+            for name, trace in zip(self.network.neurons(), traces, strict=True)
         ]
 
         def alone(tensors: Any, more: Tensor) -> dict[str, metrics.State]:
-            return function([_seen(*pair) for pair in zip(traces, tensors, strict=True)], more)
+            return function([_member_view(*pair) for pair in zip(traces, tensors, strict=True)], more)
 
         return vmap(alone, (-2, axis))(tensors, more)
 
@@ -210,16 +213,16 @@ class Stacked(Task):
             for trace in traces:
                 for part in trace.state:
                     sums += part.sum(-1).sum(0)
-            for updated in self.parts:
-                for tensor in updated.tensors():
-                    sums[updated.where] += tensor.flatten(1).sum(1)
+            for group in self.parts:
+                for tensor in group.tensors():
+                    sums[group.where] += tensor.flatten(1).sum(1)
         return cast(list[bool], torch.isfinite(sums).tolist())
 
     def configure_optimizers(self) -> Any:
         """One optimiser; members of each settings have parameter groups of their own, of views of the weights."""
         weights, lengths = [*self.network.parameters()], self.lengths()
         equal = itertools.groupby(self.members, key=lambda member: settings(member.start.cfg))
-        self.parts = [Updated([*members], weights, lengths) for _, members in equal]
+        self.parts = [OptimizerGroup([*members], weights, lengths) for _, members in equal]
         groups = Parameters.from_groups(group for part in self.parts for group in part.groups)
         made = self.scheduled(build_optimizer(self.optimizer, groups, lengths[0]), *lengths)
         at = 0
@@ -227,8 +230,8 @@ class Stacked(Task):
             at = part.take_place(made, at)
             part.require_own_settings()
             for member in part.members:
-                member.updated = part
-        if any(member.trains and member.start.found is not None for member in self.members):
+                member.optimizer_group = part
+        if any(member.is_training and member.start.found is not None for member in self.members):
             load_states(made, [part.found() for part in self.parts])
         return made
 
@@ -259,17 +262,17 @@ class Stacked(Task):
         """Nothing is left to clear."""
 
 
-def _parts(trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
+def _statistics(trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
     """Statistics of a trace by name, the member axis last but one."""
     return {name: getattr(trace, name) for name in names}
 
 
-def _seen(trace: Any, parts: Mapping[str, Tensor]) -> SimpleNamespace:
+def _member_view(trace: Any, parts: Mapping[str, Tensor]) -> SimpleNamespace:
     """What a part reads of one member: its share of statistics."""
     return SimpleNamespace(num_steps=trace.num_steps, samples=trace.samples, **parts)
 
 
-class _Read:
+class _CachedTrace:
     """A trace of the stack, of which each sum is computed once."""
 
     def __init__(self, trace: Any) -> None:
@@ -281,10 +284,10 @@ class _Read:
         return value
 
 
-class _Of:
+class _MemberTrace:
     """What a trace of the stack holds of one member."""
 
-    def __init__(self, trace: _Read, member: int) -> None:
+    def __init__(self, trace: _CachedTrace, member: int) -> None:
         self._trace, self._member = trace, member
 
     def __getattr__(self, name: str) -> Any:
@@ -296,7 +299,7 @@ class _Of:
         return value
 
 
-def _look_into(stacked: Network, network: Network, position: int) -> None:
+def _alias_weights(stacked: Network, network: Network, position: int) -> None:
     """Let the weights of a member's own network be those of its place in the stack, in the same memory."""
     modules = dict(network.named_modules())
     for key, whole in stacked.state_dict().items():

@@ -17,11 +17,11 @@ from snnexp import config, terminal
 from snnexp.errors import describe_failure
 from snnexp.record.run import Run
 from snnexp.training.assembly import Parts
-from snnexp.training.loggers import close, loggers_of
+from snnexp.training.loggers import close, make_loggers
 from snnexp.training.members import Member, Observer
+from snnexp.training.observer_setup import run_observers
 from snnexp.training.saving import checkpoints_of
 from snnexp.training.start import Start
-from snnexp.training.watching import watching_over
 
 LOG = logging.getLogger("snnexp")
 """What all notes of the package pass."""
@@ -80,14 +80,14 @@ def failure(error: BaseException, run: Path | None) -> Outcome:
     return Outcome(status, run, {}, reason, code)
 
 
-class Updated(Protocol):
+class MemberOptimizer(Protocol):
     """What updates the weights of a member, perhaps with those of others."""
 
     def rates(self) -> dict[str, float]:
         """As of :func:`snnexp.optimizers.rates`."""
 
-    def kept(self, member: "StackMember") -> dict[Any, dict[str, Any]]:
-        """As :meth:`Member.kept`."""
+    def optimizer_state(self, member: "StackMember") -> dict[Any, dict[str, Any]]:
+        """As :meth:`Member.optimizer_state`."""
 
     def state(self, member: "StackMember") -> dict[str, Any]:
         """As :meth:`Member.training_state`."""
@@ -103,7 +103,7 @@ class StackMember(Member):
 
     position: int
     """Its place in the stack."""
-    updated: "Updated"
+    optimizer_group: "MemberOptimizer"
     """What updates its weights."""
     start: Start
     parts: Parts
@@ -127,7 +127,7 @@ class StackMember(Member):
     def build(self, trainer: Trainer | None) -> None:
         """Make the parts; of a run that is resumed, check all and load what it holds."""
         self.parts = self.start.build(trainer)
-        super().__init__(self.parts.task, watching_over(self.start))
+        super().__init__(self.parts.task, run_observers(self.start))
         self.start.find(self.observers)
         if self.start.is_finished:
             self.end(Outcome("finished", self.start.run.path, self.start.before.get("metrics", {})))
@@ -149,23 +149,23 @@ class StackMember(Member):
         self.start.begin(**facts)
         if self.start.found is not None:
             # with one from after it, the next save would lose the step that all members have
-            checkpoints_of(self).become_last(self.start.found.path)
+            checkpoints_of(self).promote_to_last(self.start.found.path)
         self._log_file = terminal.LogFile(self.start.run.path / "train.log", encoding="utf-8")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         purge = None if self.start.found is None else self.start.step
-        self._loggers = loggers_of(self.start.run, self.start.cfg, purge)
+        self._loggers = make_loggers(self.start.run, self.start.cfg, purge)
 
-    def rest(self) -> None:
-        super().rest()
-        self._resting = {name: value.clone() for name, value in self.task.state_dict().items()}
+    def pause(self) -> None:
+        super().pause()
+        self._paused_state = {name: value.clone() for name, value in self.task.state_dict().items()}
 
-    def wake(self) -> None:
-        super().wake()
+    def unpause(self) -> None:
+        super().unpause()
         # into the memory of the stack
-        self.task.load_state_dict(self._resting)
+        self.task.load_state_dict(self._paused_state)
 
     def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
-        if self.resting:
+        if self.paused:
             return
         self._logged[name] = self._metrics[name] = value
 
@@ -189,14 +189,14 @@ class StackMember(Member):
         validated = {name: float(value) for name, value in self._metrics.items() if name.startswith("val/")}
         return {**self.start.measured_before(), **validated, **self.row}
 
-    def kept(self) -> dict[Any, dict[str, Any]]:
-        return self.updated.kept(self)
+    def optimizer_state(self) -> dict[Any, dict[str, Any]]:
+        return self.optimizer_group.optimizer_state(self)
 
     def training_state(self) -> dict[str, Any]:
-        return self.updated.state(self)
+        return self.optimizer_group.state(self)
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
+    def log_to_member(self) -> Iterator[None]:
         """Notes of the package go to the member's train.log."""
         if self._log_file is None:
             yield

@@ -24,14 +24,14 @@ from snnexp.limits import out_of_memory_as_config_error
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.environment import git, versions
 from snnexp.training import callbacks
-from snnexp.training.execute import Clock, drawn_s, execute, fit_and_test, succeed
-from snnexp.training.feed import Together
-from snnexp.training.loggers import tell_result
+from snnexp.training.execute import Clock, drawing_s, execute, fit_and_test, succeed
+from snnexp.training.loggers import log_result
 from snnexp.training.members import AllEndedError, Bridge
-from snnexp.training.saving import Saving, attempted
+from snnexp.training.saving import SaveCheckpoints, run_concurrently
 from snnexp.training.signals import Signals
 from snnexp.training.stack import Stacked
 from snnexp.training.stack_member import Outcome, Point, StackMember, failure, settings
+from snnexp.training.stacked_data import StackedData
 
 __all__ = ["Outcome", "Point", "train"]
 
@@ -67,20 +67,20 @@ def train(
     try:
         # those that are updated in the same way stand together
         order = sorted(range(len(points)), key=lambda index: settings(points[index].cfg))
-        for part in _parts(order, points[0].cfg):
+        for part in _split(order, points[0].cfg):
             if left.isdisjoint(part):
                 continue
             if len(part) == 1:
-                _alone(part[0], points[part[0]], parent, begun, end)
+                _train_alone(part[0], points[part[0]], parent, begun, end)
             else:
-                _train([(index, points[index]) for index in part], parent, begun, end)
+                _train_stack([(index, points[index]) for index in part], parent, begun, end)
     except InterruptedRunError as error:
         for index in sorted(left):
             end(index, failure(error, points[index].run))
         raise
 
 
-def _parts(order: Sequence[int], cfg: DictConfig) -> list[Sequence[int]]:
+def _split(order: Sequence[int], cfg: DictConfig) -> list[Sequence[int]]:
     """``order`` in parts of as many members as are trained together, as equal as can be."""
     most = len(order)
     if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
@@ -93,7 +93,7 @@ def _parts(order: Sequence[int], cfg: DictConfig) -> list[Sequence[int]]:
     return [order[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def _alone(
+def _train_alone(
     index: int,
     point: Point,
     parent: Path,
@@ -118,7 +118,7 @@ def _alone(
         ended(index, Outcome(record.status, record.path, record.metrics))
 
 
-def _train(
+def _train_stack(
     points: Sequence[tuple[int, Point]],
     parent: Path,
     begun: Callable[[int, Path], object],
@@ -130,10 +130,10 @@ def _train(
     with Signals() as signals, terminal.quiet():
         clock = Clock()
         try:
-            with out_of_memory_as_config_error(), signals.heeded():
+            with out_of_memory_as_config_error(), signals.reraising_interrupts():
                 trainer: Trainer | None = None
                 for _, member in members:
-                    with member.may_end(), signals.heeded():
+                    with member.ending_on_error(), signals.reraising_interrupts():
                         member.open(parent)
                         with threads.using(member.start.threads):
                             member.build(trainer)
@@ -141,19 +141,19 @@ def _train(
                 _align([member for _, member in members if not member.ended])
                 told = {id(member): partial(begun, index) for index, member in members}
                 built = [member for _, member in members if hasattr(member, "parts")]
-                for number, group in enumerate(_same_place(built)):
+                for number, group in enumerate(_group_by_position(built)):
                     if number:
                         clock = Clock()
                         trainer = config.instantiate(config.plain(group[0].start.cfg)["trainer"], "trainer")
                     assert trainer is not None
                     with threads.using(group[0].start.threads):
-                        seats = [member if member in group else member.placeholder() for member in built]
-                        _carry_out(seats, trainer, lambda member, path: told[id(member)](path), signals, clock)
+                        stack = [member if member in group else member.placeholder() for member in built]
+                        _train_group(stack, trainer, lambda member, path: told[id(member)](path), signals, clock)
         except BaseException as error:
             for _, member in members:
                 if not member.ended:
                     member.stop(error)
-            if isinstance(error, InterruptedRunError) or not _told(error):
+            if isinstance(error, InterruptedRunError) or not _is_reported(error):
                 raise
 
 
@@ -177,27 +177,27 @@ def _align(members: Sequence[StackMember]) -> None:
         member.resume(member.start.found.content)
 
 
-def _told(error: BaseException) -> bool:
+def _is_reported(error: BaseException) -> bool:
     """Whether an error is a person's to mend, and was told as the end of each member."""
     return isinstance(error, SnnexpError) or (isinstance(error, OSError) and error.errno in DISK_ERRNOS)
 
 
-def _same_place(members: Sequence[StackMember]) -> list[list[StackMember]]:
+def _group_by_position(members: Sequence[StackMember]) -> list[list[StackMember]]:
     """Members that begin at the same place, with as many threads, in their order.
 
     One that has stopped early, and is only to be tested, joins the first others that have as many threads.
     """
     places: dict[tuple[tuple[int, int], int], list[StackMember]] = {}
-    for member in sorted(members, key=lambda member: not member.trains):
+    for member in sorted(members, key=lambda member: not member.is_training):
         if not member.ended:
             found, threads = member.start.found, member.start.threads
             at = (0, 0) if found is None else found.position
-            others = (place for place in places if place[1] == threads and not member.trains)
+            others = (place for place in places if place[1] == threads and not member.is_training)
             places.setdefault(next(others, (at, threads)), []).append(member)
     return list(places.values())
 
 
-def _carry_out(
+def _train_group(
     members: Sequence[StackMember],
     trainer: Trainer,
     begun: Callable[[StackMember, Path], object],
@@ -205,52 +205,52 @@ def _carry_out(
     clock: Clock,
 ) -> None:
     """Begin, train, test and record members that stand at the same place; those that have ended keep theirs."""
-    living = [member for member in members if not member.ended]
-    cfg, device = living[0].start.cfg, trainer.strategy.root_device
+    running = [member for member in members if not member.ended]
+    cfg, device = running[0].start.cfg, trainer.strategy.root_device
     # where one was never saved, none has trained
-    training = [member for member in living if member.trains] or living
+    training = [member for member in running if member.is_training] or running
     found = training[0].start.found if all(member.start.found for member in training) else None
     # those that have ended see the same batches as the others, so that these are made in the same way
     for member in members:
         member.parts.data.begin = (0, 0) if found is None else found.position
     stacked = Stacked(members, cfg.kernel, device)
-    data = Together([member.parts.data for member in members], device)
+    data = StackedData([member.parts.data for member in members], device)
     facts = {"kernel": stacked.kernel, "versions": versions(), "git": git()}
     begins = [
         partial(member.begin, {**facts, "stack": {"members": len(members), "member": member.position}})
-        for member in living
+        for member in running
     ]
-    for member, error in zip(living, attempted(begins), strict=True):
+    for member, error in zip(running, run_concurrently(begins), strict=True):
         if member.opened is not None:
             begun(member, member.opened.path)
-        with member.may_end():
+        with member.ending_on_error():
             if error is not None:
                 raise error
     bridge = Bridge.of(trainer)
-    bridge.given = bridge.members = members
-    saving = Saving(bridge, cfg.logger.save_every_n_epochs, cfg.logger.save_every_s)
+    bridge.assigned = bridge.members = members
+    saving = SaveCheckpoints(bridge, cfg.logger.save_every_n_epochs, cfg.logger.save_every_s)
     if found is not None:
         saving.resume(trainer, found)
     signals.checkpoints = saving
     if cfg.logger.get("test_every_epoch", False):
-        callbacks.TestEveryEpoch.join(trainer, cfg.trainer.get("limit_test_batches"))
+        callbacks.EvaluateTestSplit.join(trainer, cfg.trainer.get("limit_test_batches"))
     trainer.callbacks += [saving, signals]  # type: ignore[attr-defined]
     try:
-        bridge.require_living()
+        bridge.require_running()
         fit_and_test(trainer, stacked, data, found, clock)
     except AllEndedError:
         # the save that a signal asked for may have ended the last one
-        signals.stop_if_told()
+        signals.raise_if_received()
         return
-    signals.stop_if_told()
-    drawn = {stage: sum(drawn_s(member.observers)[stage] for member in living) for stage in ("fit", "test")}
-    wall_s = clock.wall_s(saving.spent_s, drawn, len(living))
+    signals.raise_if_received()
+    drawn = {stage: sum(drawing_s(member.observers)[stage] for member in running) for stage in ("fit", "test")}
+    wall_s = clock.wall_s(saving.spent_s, drawn, len(running))
     measured = [(member, member.measured()) for member in members if not member.ended]
     ends = [partial(succeed, member.start, member, values, wall_s, trainer) for member, values in measured]
-    for (member, values), error in zip(measured, attempted(ends), strict=True):
-        with member.may_end():
+    for (member, values), error in zip(measured, run_concurrently(ends), strict=True):
+        with member.ending_on_error():
             if error is not None:
                 raise error
             typed = recipes.hyperparameters(config.plain(member.start.cfg), member.point.overrides)
-            tell_result(member.loggers, typed, values)
+            log_result(member.loggers, typed, values)
             member.end(Outcome("finished", member.start.run.path, values))

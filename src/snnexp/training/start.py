@@ -81,7 +81,7 @@ class Start:
             self.cfg = without_download(config.change(saved, self.typed), self.typed)
             config.require_same(config.plain(saved), config.plain(self.cfg))
             self.before, self.max_epochs = self.run.read(), saved.trainer.max_epochs
-        if self.is_new or is_typed("trainer.threads", self.typed):
+        if self.is_new or is_overridden("trainer.threads", self.typed):
             threads.require(self.cfg)
         return self.cfg
 
@@ -109,7 +109,7 @@ class Start:
         loggers.require(config.plain(self.cfg)["logger"].get("also", {}))
         self.parts = build(self.cfg, trainer)
         limit, _ = limits_of(self.cfg)
-        contracts.require_several(self.parts.network, self.parts.data, self.cfg.num_steps, limit)
+        contracts.require_batch_norm_samples(self.parts.network, self.parts.data, self.cfg.num_steps, limit)
         return self.parts
 
     def find(self, watching: Sequence[Observer]) -> None:
@@ -275,10 +275,10 @@ def limits_of(cfg: DictConfig) -> tuple[int | None, int | None]:
 
 def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
     """A saved config, which downloads only where that is typed."""
-    return cfg if is_typed("data.download", typed) else config.offline(cfg)
+    return cfg if is_overridden("data.download", typed) else config.offline(cfg)
 
 
-def is_typed(key: str, overrides: Sequence[str]) -> bool:
+def is_overridden(key: str, overrides: Sequence[str]) -> bool:
     """Whether there is an override of a key."""
     return any(override.startswith(f"{key}=") for override in overrides)
 

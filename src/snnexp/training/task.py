@@ -153,7 +153,7 @@ class Task(LightningModule):
         several = len(found) > 1 or not isinstance(self.schedule, Constant)
         return {name: torch.tensor(rate) for name, rate in found.items()} if several else {}
 
-    def shares(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
+    def split_by_member(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
         """What each member has of what a step gave, and its target."""
         if "loss" in outputs:
             outputs = {**outputs, "minimized": outputs["loss"], "loss": outputs["loss_alone"]}

@@ -1,4 +1,4 @@
-"""The optimiser of a stack: one of PyTorch's, with parameter groups for members that are updated in the same way."""
+"""The optimizer of a stack: one PyTorch optimizer, whose parameter groups belong to members with equal settings."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ OF_GROUPS = ("base_lrs", "_last_lr")
 """What a schedule keeps for each group of parameters."""
 
 
-class Updated:
+class OptimizerGroup:
     """Members whose weights are updated in the same way: parameter groups of the stack's optimiser.
 
     Args:
@@ -72,7 +72,7 @@ class Updated:
         """The learning rates of the members."""
         return learning_rates(self.optimizer.param_groups[self.at])
 
-    def kept(self, member: StackMember) -> dict[Any, dict[str, Any]]:
+    def optimizer_state(self, member: StackMember) -> dict[Any, dict[str, Any]]:
         """What the optimiser keeps for each parameter of a member's task."""
         place, weights = member.position - self.where.start, [*member.task.parameters()]
         return {
@@ -86,7 +86,7 @@ class Updated:
 
     def state(self, member: StackMember) -> dict[str, Any]:
         """What a checkpoint of a member says of its optimiser, as a run alone would."""
-        kept, weights = self.kept(member), [*member.task.parameters()]
+        kept, weights = self.optimizer_state(member), [*member.task.parameters()]
         own = [weights[place] for place in self.order]
         state = {
             index: {kind: value.clone() if isinstance(value, Tensor) else value for kind, value in kept[weight].items()}
@@ -110,7 +110,7 @@ class Updated:
 
     def found(self) -> dict[str, Any]:
         """What the checkpoints of the members say together; those that do not train may say anything."""
-        founds = (member.start.found if member.trains else None for member in self.members)
+        founds = (member.start.found if member.is_training else None for member in self.members)
         contents = [None if found is None else found.content for found in founds]
         known = next((content for content in contents if content is not None), None)
         if known is None:

@@ -14,8 +14,8 @@ PLAIN = (bool, int, float, str, type(None), torch.device)
 """Types whose values are compared as such."""
 
 
-class Together(LightningDataModule):
-    """The data of all members, in batches of :class:`Feed`.
+class StackedData(LightningDataModule):
+    """The data of all members, in batches of :class:`StackedDataset`.
 
     Args:
         data: of each member.
@@ -27,7 +27,9 @@ class Together(LightningDataModule):
         self.data = data
         first = data[0]
         self.feeds = {
-            split: Feed([getattr(part, split) for part in data], first.sequences, first.description.is_timed, device)
+            split: StackedDataset(
+                [getattr(part, split) for part in data], first.sequences, first.description.is_timed, device
+            )
             for split in ("train", "val", "test")
             if getattr(first, split) is not None
         }
@@ -42,10 +44,10 @@ class Together(LightningDataModule):
         return self._loader("test", [part.loader("test") for part in self.data])
 
     def _loader(self, split: str, own: Sequence[DataLoader[Any]]) -> DataLoader[Any]:
-        return DataLoader(self.feeds[split], sampler=Zipped([loader.sampler for loader in own]), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(self.feeds[split], sampler=ZippedSampler([loader.sampler for loader in own]), batch_size=None)  # type: ignore[arg-type]
 
 
-class Zipped(Sampler[tuple[Any, ...]]):
+class ZippedSampler(Sampler[tuple[Any, ...]]):
     """What the samplers of all members give, side by side."""
 
     def __init__(self, samplers: Sequence[Any]) -> None:
@@ -63,7 +65,7 @@ class Zipped(Sampler[tuple[Any, ...]]):
                 sampler.set_epoch(epoch)
 
 
-class Feed:
+class StackedDataset:
     """Batches of all members, ``[B, M, *N]`` or ``[T, B, M, *N]``; ``[B, 1, *N]`` where they are the same.
 
     Args:

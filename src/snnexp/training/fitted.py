@@ -16,7 +16,7 @@ from snnexp.spec import parts
 from snnexp.training.observers import ClassWeights, InputScaling
 
 
-def with_kept(cfg: DictConfig, saved: DictConfig, file: Path, overrides: Sequence[str]) -> DictConfig:
+def with_fitted_values(cfg: DictConfig, saved: DictConfig, file: Path, overrides: Sequence[str]) -> DictConfig:
     """A config in which numbers stand for what was fitted: the scaling of inputs, and balanced class weights.
 
     Args:
