@@ -419,7 +419,7 @@ class TestPlaces:
         assert [ends[index].status for index in range(3)] == ["interrupted", "diverged", "interrupted"]
         again = parallel(*members)
         for index, point in enumerate(again):
-            point.run, point.over = ends[index].run, over and index == 1
+            point.run, point.has_ended = ends[index].run, over and index == 1
         found: Ends = {}
         stacked.train(again, tmp_path / "stack", lambda index, path: None, found.__setitem__)
         assert found.keys() == set(range(len(members))) - ({1} if over else set())
@@ -433,7 +433,7 @@ class TestPlaces:
         points = parallel(["seed=1"], ["seed=2"])
         ends = self.stopped(points, tmp_path, 3, monkeypatch)
         again = parallel(["seed=0", f"data.root={tmp_path / 'nowhere'}"], ["seed=1"], ["seed=2"])
-        again[0].over, again[1].run, again[2].run = True, ends[0].run, ends[1].run
+        again[0].has_ended, again[1].run, again[2].run = True, ends[0].run, ends[1].run
         found: Ends = {}
         stacked.train(again, tmp_path, lambda index, path: None, found.__setitem__)
         assert {index: end.status for index, end in found.items()} == {1: "finished", 2: "finished"}

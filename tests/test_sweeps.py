@@ -278,7 +278,7 @@ def test_members_that_have_ended_keep_their_places(tmp_path: Path) -> None:
 def test_what_is_told_is_numbered_without_those_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(points: Sequence[stacked.Point], parent: Path, begun: Any, ended: Any) -> None:
         for index, point in enumerate(points):
-            if not point.over:
+            if not point.has_ended:
                 ended(index, stacked.Outcome("finished", None))
 
     monkeypatch.setattr(stacked, "train", train)

@@ -138,8 +138,8 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
         start = Start.resumed(task["run"], task.get("keys", []))
     else:
         cfg = config.check(OmegaConf.create(task["config"]))
-        start = Start.new(cfg, task["overrides"], Path(task["parent"]), kept=True)
-    start.watching = _watching(task)
+        start = Start.new(cfg, task["overrides"], Path(task["parent"]), keep_failed=True)
+    start.extra_observers = _watching(task)
     record = execute(start, begun)
     tell({"ended": 0, "status": record.status, "metrics": record.metrics, "exit_code": 0})
 
@@ -185,7 +185,7 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     ]
 
     # what is told is numbered without those that are over
-    numbers = list(itertools.accumulate((not point.over for point in points), initial=0))
+    numbers = list(itertools.accumulate((not point.has_ended for point in points), initial=0))
     told: set[int] = set()
 
     def begun(index: int, path: Path) -> None:

@@ -31,7 +31,7 @@ from snnexp.training.observer_setup import evaluation_observers
 from snnexp.training.opaque import Opaque
 from snnexp.training.predictions import Predictions
 from snnexp.training.signals import Signals
-from snnexp.training.start import example, is_overridden, limits_of, names, without_download
+from snnexp.training.start import example_checkpoint, is_overridden, label_names, limits_of, without_download
 
 
 @isolated()
@@ -218,7 +218,9 @@ def _evaluate(
         loader = parts.data.loader(split)
         watching = evaluation_observers(cfg, parts, processes)
         if checkpoint in OWN:
-            found = checkpoints.read(file, example(parts, [*watching, saving.MemberCheckpoints(run_dir, "")]))
+            found = checkpoints.read(
+                file, example_checkpoint(parts, [*watching, saving.MemberCheckpoints(run_dir, "")])
+            )
             weights = found["state_dict"]
             for observer in watching:
                 if isinstance(observer, observers.InputScaling) and observer.state_key in found["callbacks"]:
@@ -257,7 +259,7 @@ def _require_names(parts: Parts, run_dir: Run) -> None:
     Raises:
         ConfigError: they have.
     """
-    trained, now = run_dir.read(), names(parts.data.description)
+    trained, now = run_dir.read(), label_names(parts.data.description)
     for what in ("classes", "features"):
         before = trained.get(what)
         if before is not None and what in now and now[what] != before:

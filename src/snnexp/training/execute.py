@@ -80,7 +80,7 @@ def run(
     cfg: DictConfig,
     overrides: Sequence[str] = (),
     parent: Path | None = None,
-    begun: Callable[[Path], object] = lambda path: None,
+    on_created: Callable[[Path], object] = lambda path: None,
     watching: Sequence[Callback] = (),
 ) -> Record:
     """Train, test and record.
@@ -89,7 +89,7 @@ def run(
         cfg: a checked config, from :func:`compose`.
         overrides: what was typed, for the record; by default that of ``cfg``, and what was changed since.
         parent: the folder in which the run directory is made, ``<logger.root>/<name>`` by default.
-        begun: called with the run directory after it is created.
+        on_created: called with the run directory after it is created.
         watching: callbacks of Lightning's besides the run's own; they have no state that a checkpoint would keep.
 
     Raises:
@@ -97,7 +97,7 @@ def run(
     """
     # it may have been changed since
     overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
-    return execute(Start.new(cfg, overrides, parent), begun, watching)
+    return execute(Start.new(cfg, overrides, parent), on_created, watching)
 
 
 def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[Callback] = ()) -> Record:
@@ -123,13 +123,13 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
 
 @isolated()
 def execute(
-    start: Start, begun: Callable[[Path], object] = lambda path: None, watching: Sequence[Callback] = ()
+    start: Start, on_created: Callable[[Path], object] = lambda path: None, watching: Sequence[Callback] = ()
 ) -> Record:
     """Open, build, begin, train, test and record a run, whether it is new or resumed.
 
     Args:
         start: the run.
-        begun: called with the run directory, once the run has begun or, of a point that cannot begin, says why.
+        on_created: called with the run directory, once the run has begun or, of a point that cannot begin, says why.
         watching: as of :func:`run`.
 
     Raises:
@@ -151,16 +151,16 @@ def execute(
                     _prepare(start, signals, watching)
             except SnnexpError as error:
                 if start.fail(error):
-                    begun(start.run.path)
+                    on_created(start.run.path)
                 raise
             if start.is_finished:
                 shown = terminal.show_path(start.run.path)
-                terminal.console().print(f"run {shown}  {start.how_it_finished}, nothing is left to do")
-                return Record(start.run.path, "finished", start.before.get("metrics", {}))
+                terminal.console().print(f"run {shown}  {start.finished_message}, nothing is left to do")
+                return Record(start.run.path, "finished", start.previous_record.get("metrics", {}))
             with _record_failures(start), out_of_memory_as_config_error(), signals.reraising_interrupts():
                 start.begin()
                 signals.run = start.run
-                begun(start.run.path)
+                on_created(start.run.path)
                 others.lead(start.parts.trainer, start.run)
                 record = _execute(start, clock, signals)
             return _print_summary(start.cfg, record)
@@ -198,11 +198,11 @@ def _prepare(start: Start, signals: Signals, others: Sequence[Callback]) -> None
     bridge = Bridge.of(trainer)
     bridge.assigned = bridge.members = [member]
     saver = saving.SaveCheckpoints(bridge, logger.save_every_n_epochs, logger.save_every_s)
-    start.find(member.observers)
-    if start.found is not None:
-        member.resume(start.found.content, trainer.global_rank)
-        parts.task.resumed = start.found.content
-        saver.resume(trainer, start.found)
+    start.find_checkpoint(member.observers)
+    if start.checkpoint is not None:
+        member.resume(start.checkpoint.content, trainer.global_rank)
+        parts.task.resumed = start.checkpoint.content
+        saver.resume(trainer, start.checkpoint)
     signals.checkpoints, signals.data, signals.launcher = saver, parts.data, trainer.strategy.launcher
     display = [progress.ProgressDisplay(terminal.console())] if trainer.is_global_zero else []
     random = callbacks.StatelessSeeding(start.cfg.seed)
@@ -246,7 +246,7 @@ def _record_failures(start: Start) -> Iterator[None]:
     except BaseException as error:
         if start.parts.trainer.is_global_zero:
             start.fail(error)
-            if start.begun and isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
+            if start.has_begun and isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
                 terminal.show_command(terminal.console(), "resume", "snnexp", "resume", start.run.path)
         elif isinstance(error, (InterruptedRunError, DivergedError)):
             # on which all agree, and the first one tells
@@ -259,11 +259,11 @@ def _record_failures(start: Start) -> Iterator[None]:
 
 
 def fit_and_test(
-    trainer: Trainer, task: Task, data: LightningDataModule, found: Checkpoint | None, clock: Clock
+    trainer: Trainer, task: Task, data: LightningDataModule, checkpoint: Checkpoint | None, clock: Clock
 ) -> dict[str, float]:
     """Train and test from the place of a checkpoint on; returns what was logged of the last epoch and of the test."""
-    if found is not None:
-        saving.resume_at(trainer, found)
+    if checkpoint is not None:
+        saving.resume_at(trainer, checkpoint)
     clock.built = time.perf_counter()
     trainer.fit(task, datamodule=data)
     clock.fitted = time.perf_counter()
@@ -275,14 +275,14 @@ def fit_and_test(
 
 
 def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
-    cfg, parts, run_dir, found = start.cfg, start.parts, start.run, start.found
+    cfg, parts, run_dir, checkpoint = start.cfg, start.parts, start.run, start.checkpoint
     trainer, main = parts.trainer, parts.trainer.is_global_zero
     if main:
-        _print_header(terminal.console(), cfg, parts, run_dir.path, found)
+        _print_header(terminal.console(), cfg, parts, run_dir.path, checkpoint)
     with terminal.quiet(run_dir.path / "train.log" if main else None):
-        trainer.loggers = loggers.make_loggers(run_dir, cfg, None if found is None else found.step, main)
+        trainer.loggers = loggers.make_loggers(run_dir, cfg, None if checkpoint is None else checkpoint.step, main)
         try:
-            measured = {**start.measured_before(), **fit_and_test(trainer, parts.task, parts.data, found, clock)}
+            measured = {**start.measured_before(), **fit_and_test(trainer, parts.task, parts.data, checkpoint, clock)}
             if main:
                 typed = recipes.hyperparameters(config.plain(cfg), run_dir.overrides())
                 loggers.log_result(trainer.loggers, typed, measured)
@@ -293,16 +293,16 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
     return measured
 
 
-def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, found: Checkpoint | None) -> None:
+def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, checkpoint: Checkpoint | None) -> None:
     device, count, processes = parts.trainer.strategy.root_device, torch.get_num_threads(), parts.trainer.world_size
     computing = f"{count} thread{'s' if count > 1 else ''}"
     computing = f"{processes} processes of {computing}" if processes > 1 else computing
     screen.print(f"{cfg.name}  seed {cfg.seed}  on {device}, {computing}")
     screen.print(f"run {terminal.show_path(path)}")
-    if found is not None:
-        screen.print(f"resumed from {found.path.name}, step {found.step}")
+    if checkpoint is not None:
+        screen.print(f"resumed from {checkpoint.path.name}, step {checkpoint.step}")
     init = config.start_of(cfg)
-    if found is None and (file := initial.checkpoint_of(init)) is not None:
+    if checkpoint is None and (file := initial.checkpoint_of(init)) is not None:
         screen.print(f"starts from the weights of {terminal.show_path(file)}")
     if init.freeze:
         screen.print(f"not trained: {', '.join(init.freeze)}")

@@ -53,4 +53,4 @@ def run_observers(start: Start) -> list[Observer]:
     if logger.get("predictions", False):
         watching.append(predictions.PredictionsOfRun(run_dir, parts.decoder, parts.loss))
     # what saves comes after what counts
-    return [*watching, histograms, saver, drawing, *start.watching]
+    return [*watching, histograms, saver, drawing, *start.extra_observers]

@@ -118,23 +118,23 @@ class SaveCheckpoints(Callback):
         self.bridge, self.every_n_epochs, self.every_s = bridge, every_n_epochs, every_s
         self.due = False
         self.position = (0, 0)
-        self.begun = False
+        self.resumed = False
         self.saved: tuple[int, int] | None = None
         self.saved_at = 0.0
         self.spent_s = 0.0
 
-    def resume(self, trainer: Trainer, found: Checkpoint) -> None:
+    def resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         """Begin at the place that a checkpoint holds, from which all members were resumed."""
-        self.position, self.begun = found.position, True
-        if not found.position[1]:
+        self.position, self.resumed = checkpoint.position, True
+        if not checkpoint.position[1]:
             # a run that has become longer stops where it would have stopped
-            self.bridge.stop_finishing_members(trainer, found.position[0], found.step)
-        self.saved = found.position if found.path.name == "last.ckpt" else None
+            self.bridge.stop_finishing_members(trainer, checkpoint.position[0], checkpoint.step)
+        self.saved = checkpoint.position if checkpoint.path.name == "last.ckpt" else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # before any observer writes: a disk that is full is told once
         self.saved_at = time.monotonic()
-        if not self.begun:
+        if not self.resumed:
             self._save(trainer, "init")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -215,9 +215,9 @@ def run_concurrently(acts: Sequence[Callable[[], object]]) -> list[Exception | N
         return list(pool.map(attempt, acts))
 
 
-def resume_at(trainer: Trainer, found: Checkpoint) -> None:
+def resume_at(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Let Lightning's loops begin at the place that a checkpoint holds."""
-    trainer.fit_loop.load_state_dict(_counters(trainer, *found.position, found.step))
+    trainer.fit_loop.load_state_dict(_counters(trainer, *checkpoint.position, checkpoint.step))
 
 
 def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from snnexp.schedules import Constant
 from snnexp.seeds import fold
 from snnexp.sparse import SparseSpikes
 from snnexp.training.observers import at_logged_step
-from snnexp.training.stack_member import StackMember, settings
+from snnexp.training.stack_member import StackMember, update_settings
 from snnexp.training.stacked_optimizer import OptimizerGroup, load_states
 from snnexp.training.task import Task
 
@@ -219,9 +219,9 @@ class Stacked(Task):
         return cast(list[bool], torch.isfinite(sums).tolist())
 
     def configure_optimizers(self) -> Any:
-        """One optimiser; members of each settings have parameter groups of their own, of views of the weights."""
+        """One optimizer; members with equal settings have parameter groups of their own, of views of the weights."""
         weights, lengths = [*self.network.parameters()], self.lengths()
-        equal = itertools.groupby(self.members, key=lambda member: settings(member.start.cfg))
+        equal = itertools.groupby(self.members, key=lambda member: update_settings(member.start.cfg))
         self.parts = [OptimizerGroup([*members], weights, lengths) for _, members in equal]
         groups = Parameters.from_groups(group for part in self.parts for group in part.groups)
         made = self.scheduled(build_optimizer(self.optimizer, groups, lengths[0]), *lengths)
@@ -231,7 +231,7 @@ class Stacked(Task):
             part.require_own_settings()
             for member in part.members:
                 member.optimizer_group = part
-        if any(member.is_training and member.start.found is not None for member in self.members):
+        if any(member.is_training and member.start.checkpoint is not None for member in self.members):
             load_states(made, [part.found() for part in self.parts])
         return made
 

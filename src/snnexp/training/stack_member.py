@@ -36,25 +36,25 @@ class Point:
         overrides: what was typed, for the record.
         run: the directory of a run to resume; one is made without.
         keys: overrides of a run that is resumed, which ``cfg`` has already.
-        over: it has ended before, and only keeps its place in the stack, so that the others round as before.
-        watching: observers besides a run's own.
+        has_ended: it has ended before, and only keeps its place in the stack, so that the others round as before.
+        observers: observers besides a run's own.
     """
 
     cfg: DictConfig
     overrides: list[str]
     run: Path | None = None
     keys: Sequence[str] = ()
-    over: bool = False
-    watching: Sequence[Observer] = ()
+    has_ended: bool = False
+    observers: Sequence[Observer] = ()
 
     def start(self, parent: Path) -> Start:
         """The run on its way, in a folder of runs."""
-        if self.run is None or self.over:
-            cfg = config.drawn(self.cfg) if self.over else self.cfg
-            start = Start.new(cfg, self.overrides, parent, kept=not self.over)
+        if self.run is None or self.has_ended:
+            cfg = config.drawn(self.cfg) if self.has_ended else self.cfg
+            start = Start.new(cfg, self.overrides, parent, keep_failed=not self.has_ended)
         else:
             start = Start.resumed(self.run, self.keys)
-        start.watching = self.watching
+        start.extra_observers = self.observers
         return start
 
 
@@ -69,12 +69,12 @@ class Outcome:
     exit_code: int = 0
 
 
-def settings(cfg: DictConfig) -> str:
+def update_settings(cfg: DictConfig) -> str:
     """Equal for members whose weights are updated in the same way; those stand side by side in a stack."""
     return json.dumps([OmegaConf.to_container(node) for node in (cfg.optimizer, cfg.schedule)], sort_keys=True)
 
 
-def failure(error: BaseException, run: Path | None) -> Outcome:
+def failed_outcome(error: BaseException, run: Path | None) -> Outcome:
     """The end of a member that ``error`` has ended."""
     status, reason, code = describe_failure(error)
     return Outcome(status, run, {}, reason, code)
@@ -98,7 +98,7 @@ class StackMember(Member):
 
     Args:
         point: what it is to train.
-        told: told how it ended.
+        on_end: called with how it ended.
     """
 
     position: int
@@ -109,9 +109,9 @@ class StackMember(Member):
     parts: Parts
     ended = False
 
-    def __init__(self, point: Point, told: Callable[[Outcome], object]) -> None:
-        self.point, self._tell_end = point, told
-        self.ended = point.over
+    def __init__(self, point: Point, on_end: Callable[[Outcome], object]) -> None:
+        self.point, self._on_end = point, on_end
+        self.ended = point.has_ended
         self._metrics: dict[str, Tensor] = {}
         self._logged: dict[str, Tensor] = {}
         self._loggers: list[Any] = []
@@ -128,9 +128,9 @@ class StackMember(Member):
         """Make the parts; of a run that is resumed, check all and load what it holds."""
         self.parts = self.start.build(trainer)
         super().__init__(self.parts.task, run_observers(self.start))
-        self.start.find(self.observers)
+        self.start.find_checkpoint(self.observers)
         if self.start.is_finished:
-            self.end(Outcome("finished", self.start.run.path, self.start.before.get("metrics", {})))
+            self.end(Outcome("finished", self.start.run.path, self.start.previous_record.get("metrics", {})))
 
     def placeholder(self) -> "StackMember":
         """Its place in a stack in which it does not train."""
@@ -139,7 +139,7 @@ class StackMember(Member):
         return other
 
     @property
-    def opened(self) -> Run | None:
+    def run_dir(self) -> Run | None:
         """The run directory, where there is one yet."""
         start = getattr(self, "start", None)
         return start.run if start is not None and start.run.published else None
@@ -147,12 +147,12 @@ class StackMember(Member):
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Make the run directory, or put the record of the one that is there back to where it is resumed."""
         self.start.begin(**facts)
-        if self.start.found is not None:
+        if self.start.checkpoint is not None:
             # with one from after it, the next save would lose the step that all members have
-            checkpoints_of(self).promote_to_last(self.start.found.path)
+            checkpoints_of(self).promote_to_last(self.start.checkpoint.path)
         self._log_file = terminal.LogFile(self.start.run.path / "train.log", encoding="utf-8")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        purge = None if self.start.found is None else self.start.step
+        purge = None if self.start.checkpoint is None else self.start.step
         self._loggers = make_loggers(self.start.run, self.start.cfg, purge)
 
     def pause(self) -> None:
@@ -211,15 +211,15 @@ class StackMember(Member):
         """End a member that does not finish, and write down why."""
         if self.ended:
             return
-        begun = hasattr(self, "start") and self.start.begun
+        begun = hasattr(self, "start") and self.start.has_begun
         if hasattr(self, "start"):
             self.start.fail(error)
-        known = None if self.opened is None else self.opened.facts()
+        known = None if self.run_dir is None else self.run_dir.facts()
         # a signal may come after that was written
         if begun and known is not None and known.status == "finished":
             self.end(Outcome("finished", known.path, known.metrics))
         else:
-            self.end(failure(error, None if known is None else known.path))
+            self.end(failed_outcome(error, None if known is None else known.path))
 
     def end(self, outcome: Outcome) -> None:
         """Let go of the run directory, and tell."""
@@ -228,7 +228,7 @@ class StackMember(Member):
             close(self.loggers, "success" if outcome.status == "finished" else "failed")
             if self._log_file is not None:
                 self._log_file.close()
-            if self.opened is not None:
-                self.opened.close()
+            if self.run_dir is not None:
+                self.run_dir.close()
         finally:
-            self._tell_end(outcome)
+            self._on_end(outcome)

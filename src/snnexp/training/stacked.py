@@ -2,7 +2,7 @@
 
 A stacked layer of M members has features ``(M, n)``: traces are ``[T, B, M, n]``, weights ``[M, out, in]``, so that one
 call computes what M runs would call one after the other. Every member has its own start values, order of data,
-settings of the optimiser and end, and leaves the run directory that it would leave alone. Its network looks into the
+optimizer settings and end, and leaves the run directory that it would leave alone. Its network looks into the
 memory of the stack, so that whatever saves, records or counts of a run works on a member as it is.
 """
 
@@ -30,7 +30,7 @@ from snnexp.training.members import AllEndedError, Bridge
 from snnexp.training.saving import SaveCheckpoints, run_concurrently
 from snnexp.training.signals import Signals
 from snnexp.training.stack import Stacked
-from snnexp.training.stack_member import Outcome, Point, StackMember, failure, settings
+from snnexp.training.stack_member import Outcome, Point, StackMember, failed_outcome, update_settings
 from snnexp.training.stacked_data import StackedData
 
 __all__ = ["Outcome", "Point", "train"]
@@ -39,8 +39,8 @@ __all__ = ["Outcome", "Point", "train"]
 def train(
     points: Sequence[Point],
     parent: Path,
-    begun: Callable[[int, Path], object],
-    ended: Callable[[int, Outcome], object],
+    on_created: Callable[[int, Path], object],
+    on_end: Callable[[int, Outcome], object],
 ) -> None:
     """Train, test and record points whose :func:`snnexp.sweeps.grouping.key` is the same.
 
@@ -52,31 +52,31 @@ def train(
     Args:
         points: the points.
         parent: the folder in which run directories are made.
-        begun: told a point's index and its run directory, once that is there.
-        ended: told each point's index and end, once, as soon as it is known.
+        on_created: told a point's index and its run directory, once that is there.
+        on_end: told each point's index and end, once, as soon as it is known.
 
     Raises:
         InterruptedRunError: a signal came; all members are saved, and their ends told.
     """
-    left = {index for index, point in enumerate(points) if not point.over}
+    left = {index for index, point in enumerate(points) if not point.has_ended}
 
     def end(index: int, outcome: Outcome) -> None:
         left.discard(index)
-        ended(index, outcome)
+        on_end(index, outcome)
 
     try:
         # those that are updated in the same way stand together
-        order = sorted(range(len(points)), key=lambda index: settings(points[index].cfg))
+        order = sorted(range(len(points)), key=lambda index: update_settings(points[index].cfg))
         for part in _split(order, points[0].cfg):
             if left.isdisjoint(part):
                 continue
             if len(part) == 1:
-                _train_alone(part[0], points[part[0]], parent, begun, end)
+                _train_alone(part[0], points[part[0]], parent, on_created, end)
             else:
-                _train_stack([(index, points[index]) for index in part], parent, begun, end)
+                _train_stack([(index, points[index]) for index in part], parent, on_created, end)
     except InterruptedRunError as error:
         for index in sorted(left):
-            end(index, failure(error, points[index].run))
+            end(index, failed_outcome(error, points[index].run))
         raise
 
 
@@ -97,36 +97,36 @@ def _train_alone(
     index: int,
     point: Point,
     parent: Path,
-    begun: Callable[[int, Path], object],
-    ended: Callable[[int, Outcome], object],
+    on_created: Callable[[int, Path], object],
+    on_end: Callable[[int, Outcome], object],
 ) -> None:
     made: list[Path] = [] if point.run is None else [point.run]
 
     def note(path: Path) -> None:
         made.append(path)
-        begun(index, path)
+        on_created(index, path)
 
     try:
         record = execute(point.start(parent), note)
     except (SnnexpError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRNOS:
             raise
-        ended(index, failure(error, made[-1] if made else None))
+        on_end(index, failed_outcome(error, made[-1] if made else None))
         if isinstance(error, InterruptedRunError):
             raise
     else:
-        ended(index, Outcome(record.status, record.path, record.metrics))
+        on_end(index, Outcome(record.status, record.path, record.metrics))
 
 
 def _train_stack(
     points: Sequence[tuple[int, Point]],
     parent: Path,
-    begun: Callable[[int, Path], object],
-    ended: Callable[[int, Outcome], object],
+    on_created: Callable[[int, Path], object],
+    on_end: Callable[[int, Outcome], object],
 ) -> None:
     # freed at once, it raises glibc's thresholds (mallopt(3)): gradients of each step are else given back to the system
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
-    members = [(index, StackMember(point, partial(ended, index))) for index, point in points]
+    members = [(index, StackMember(point, partial(on_end, index))) for index, point in points]
     with Signals() as signals, terminal.quiet():
         clock = Clock()
         try:
@@ -139,7 +139,7 @@ def _train_stack(
                             member.build(trainer)
                         trainer = member.parts.trainer
                 _align([member for _, member in members if not member.ended])
-                told = {id(member): partial(begun, index) for index, member in members}
+                on_created_by_member = {id(member): partial(on_created, index) for index, member in members}
                 built = [member for _, member in members if hasattr(member, "parts")]
                 for number, group in enumerate(_group_by_position(built)):
                     if number:
@@ -148,7 +148,9 @@ def _train_stack(
                     assert trainer is not None
                     with threads.using(group[0].start.threads):
                         stack = [member if member in group else member.placeholder() for member in built]
-                        _train_group(stack, trainer, lambda member, path: told[id(member)](path), signals, clock)
+                        _train_group(
+                            stack, trainer, lambda member, path: on_created_by_member[id(member)](path), signals, clock
+                        )
         except BaseException as error:
             for _, member in members:
                 if not member.ended:
@@ -162,19 +164,21 @@ def _align(members: Sequence[StackMember]) -> None:
 
     Whoever stands at an older step, such as one that diverged, stays there.
     """
-    stopped = [member for member in members if member.start.found is not None]
+    stopped = [member for member in members if member.start.checkpoint is not None]
     # one that has stopped early stands where it stands
-    training = [member for member in stopped if "stopped_early" not in cast(Checkpoint, member.start.found).content]
+    training = [
+        member for member in stopped if "stopped_early" not in cast(Checkpoint, member.start.checkpoint).content
+    ]
     for step in sorted({member.start.step for member in training}):
         ahead = [member for member in training if member.start.step > step]
-        earlier = [member.start.find_earlier(member.observers, step) for member in ahead]
+        earlier = [member.start.find_checkpoint_at(member.observers, step) for member in ahead]
         if None not in earlier:
             for member, found in zip(ahead, earlier, strict=True):
                 member.start.resume_from(cast(Checkpoint, found))
             break
     for member in stopped:
-        assert member.start.found is not None
-        member.resume(member.start.found.content)
+        assert member.start.checkpoint is not None
+        member.resume(member.start.checkpoint.content)
 
 
 def _is_reported(error: BaseException) -> bool:
@@ -190,7 +194,7 @@ def _group_by_position(members: Sequence[StackMember]) -> list[list[StackMember]
     places: dict[tuple[tuple[int, int], int], list[StackMember]] = {}
     for member in sorted(members, key=lambda member: not member.is_training):
         if not member.ended:
-            found, threads = member.start.found, member.start.threads
+            found, threads = member.start.checkpoint, member.start.threads
             at = (0, 0) if found is None else found.position
             others = (place for place in places if place[1] == threads and not member.is_training)
             places.setdefault(next(others, (at, threads)), []).append(member)
@@ -200,7 +204,7 @@ def _group_by_position(members: Sequence[StackMember]) -> list[list[StackMember]
 def _train_group(
     members: Sequence[StackMember],
     trainer: Trainer,
-    begun: Callable[[StackMember, Path], object],
+    on_created: Callable[[StackMember, Path], object],
     signals: Signals,
     clock: Clock,
 ) -> None:
@@ -209,7 +213,7 @@ def _train_group(
     cfg, device = running[0].start.cfg, trainer.strategy.root_device
     # where one was never saved, none has trained
     training = [member for member in running if member.is_training] or running
-    found = training[0].start.found if all(member.start.found for member in training) else None
+    found = training[0].start.checkpoint if all(member.start.checkpoint for member in training) else None
     # those that have ended see the same batches as the others, so that these are made in the same way
     for member in members:
         member.parts.data.begin = (0, 0) if found is None else found.position
@@ -221,8 +225,8 @@ def _train_group(
         for member in running
     ]
     for member, error in zip(running, run_concurrently(begins), strict=True):
-        if member.opened is not None:
-            begun(member, member.opened.path)
+        if member.run_dir is not None:
+            on_created(member, member.run_dir.path)
         with member.ending_on_error():
             if error is not None:
                 raise error

@@ -110,7 +110,7 @@ class OptimizerGroup:
 
     def found(self) -> dict[str, Any]:
         """What the checkpoints of the members say together; those that do not train may say anything."""
-        founds = (member.start.found if member.is_training else None for member in self.members)
+        founds = (member.start.checkpoint if member.is_training else None for member in self.members)
         contents = [None if found is None else found.content for found in founds]
         known = next((content for content in contents if content is not None), None)
         if known is None:

@@ -39,35 +39,39 @@ class Start:
     Args:
         run: prepared in memory, or a directory to resume.
         cfg: the checked config of a run that is prepared; that of a directory is read there.
-        typed: overrides of a run that is resumed.
-        kept: make a directory, which says why, also where data are missing, as for a point of a sweep.
+        overrides: overrides of a run that is resumed.
+        keep_failed: make a directory, which says why, also where data are missing, as for a point of a sweep.
     """
 
     parts: Parts
-    found: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
     """The newest sound checkpoint, from which a run is resumed."""
-    watching: Sequence[Observer] = ()
+    extra_observers: Sequence[Observer] = ()
     """What watches it besides its own observers."""
 
-    def __init__(self, run: Run, cfg: DictConfig | None = None, typed: Sequence[str] = (), kept: bool = False) -> None:
-        self.run, self.typed, self.kept, self.is_new = run, typed, kept, not run.published
+    def __init__(
+        self, run: Run, cfg: DictConfig | None = None, overrides: Sequence[str] = (), keep_failed: bool = False
+    ) -> None:
+        self.run, self.overrides, self.keep_failed, self.is_new = run, overrides, keep_failed, not run.published
         self.cfg = OmegaConf.create() if cfg is None else cfg
-        self.before: dict[str, Any] = {}
+        self.previous_record: dict[str, Any] = {}
         """What run.json said."""
         self.max_epochs = 0
         """Of the config that the run had."""
         self._rewound = False
 
     @classmethod
-    def new(cls, cfg: DictConfig, overrides: Sequence[str], parent: Path | None = None, kept: bool = False) -> "Start":
+    def new(
+        cls, cfg: DictConfig, overrides: Sequence[str], parent: Path | None = None, keep_failed: bool = False
+    ) -> "Start":
         """A run that is new, in ``parent`` or in ``<logger.root>/<name>``."""
         folder = Path(cfg.logger.root) / cfg.name if parent is None else parent
-        return cls(Run.prepare(folder, OmegaConf.to_yaml(cfg), overrides), cfg, kept=kept)
+        return cls(Run.prepare(folder, OmegaConf.to_yaml(cfg), overrides), cfg, keep_failed=keep_failed)
 
     @classmethod
-    def resumed(cls, path: str | Path, typed: Sequence[str] = ()) -> "Start":
+    def resumed(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Start":
         """A run of a directory; arguments and errors as of :func:`snnexp.training.execute.resume`."""
-        return cls(Run.open(Path(path)), typed=typed)
+        return cls(Run.open(Path(path)), overrides=overrides)
 
     def read(self) -> DictConfig:
         """The config; that of a run that is resumed from its directory, changed as typed.
@@ -78,10 +82,10 @@ class Start:
         """
         if not self.is_new:
             saved = config.load(self.run.path / "config.yaml")
-            self.cfg = without_download(config.change(saved, self.typed), self.typed)
+            self.cfg = without_download(config.change(saved, self.overrides), self.overrides)
             config.require_same(config.plain(saved), config.plain(self.cfg))
-            self.before, self.max_epochs = self.run.read(), saved.trainer.max_epochs
-        if self.is_new or is_overridden("trainer.threads", self.typed):
+            self.previous_record, self.max_epochs = self.run.read(), saved.trainer.max_epochs
+        if self.is_new or is_overridden("trainer.threads", self.overrides):
             threads.require(self.cfg)
         return self.cfg
 
@@ -98,7 +102,7 @@ class Start:
     @property
     def threads(self) -> int:
         """How many it computes with."""
-        return threads.number(self.cfg, self.before.get("threads"))
+        return threads.number(self.cfg, self.previous_record.get("threads"))
 
     def build(self, trainer: Trainer | None = None) -> Parts:
         """Make the parts; ``trainer`` and errors as of :func:`snnexp.training.assembly.build`.
@@ -112,8 +116,8 @@ class Start:
         contracts.require_batch_norm_samples(self.parts.network, self.parts.data, self.cfg.num_steps, limit)
         return self.parts
 
-    def find(self, watching: Sequence[Observer]) -> None:
-        """Look for the checkpoint to resume from, which holds the states of all that is ``watching``.
+    def find_checkpoint(self, observers: Sequence[Observer]) -> None:
+        """Look for the checkpoint to resume from, which holds the states of all that is ``observers``.
 
         A run without one starts from the weights that ``init_from`` names.
 
@@ -121,22 +125,22 @@ class Start:
             ConfigError: ``init_from`` names no run.
             CheckpointError: there are checkpoints, and none can be used; or the weights do not fit.
         """
-        if not self.is_new and (found := self._look(watching)) is not None:
-            self.resume_from(found)
+        if not self.is_new and (checkpoint := self._find_checkpoint(observers)) is not None:
+            self.resume_from(checkpoint)
         else:
             load_start(config.start_of(self.cfg), self.parts.task)
 
-    def find_earlier(self, watching: Sequence[Observer], step: int) -> Checkpoint | None:
+    def find_checkpoint_at(self, observers: Sequence[Observer], step: int) -> Checkpoint | None:
         """The checkpoint of a step; None where there is none that can be used."""
-        return self._look(watching, step)
+        return self._find_checkpoint(observers, step)
 
-    def resume_from(self, found: Checkpoint) -> None:
+    def resume_from(self, checkpoint: Checkpoint) -> None:
         """Begin at the place that a checkpoint holds."""
-        self.found = found
-        self.parts.data.begin = found.position
-        self.max_epochs = found.config["trainer"]["max_epochs"]
+        self.checkpoint = checkpoint
+        self.parts.data.begin = checkpoint.position
+        self.max_epochs = checkpoint.config["trainer"]["max_epochs"]
 
-    def _look(self, watching: Sequence[Observer], step: int | None = None) -> Checkpoint | None:
+    def _find_checkpoint(self, observers: Sequence[Observer], step: int | None = None) -> Checkpoint | None:
         now = config.plain(self.cfg)
 
         def require_same(before: dict[str, Any]) -> None:
@@ -150,40 +154,40 @@ class Start:
         # each process of ddp has its share of the batches
         data.trainer = trainer
         batches = min(len(data.train_dataloader()), self.cfg.trainer.limit_batches or sys.maxsize)
-        wanted = example(self.parts, watching)
+        wanted = example_checkpoint(self.parts, observers)
         with terminal.quiet(self.run.path / "train.log" if trainer.is_global_zero else None):
             return checkpoints.find(self.run, wanted, batches, require_same, step)
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        longer = self.cfg.trainer.max_epochs > self.max_epochs and "stopped_early" not in self.before
-        return self.before.get("status") == "finished" and not longer
+        longer = self.cfg.trainer.max_epochs > self.max_epochs and "stopped_early" not in self.previous_record
+        return self.previous_record.get("status") == "finished" and not longer
 
     @property
-    def how_it_finished(self) -> str:
+    def finished_message(self) -> str:
         """What is said of a run that has finished, and is to be resumed."""
-        if "stopped_early" in self.before and self.cfg.trainer.max_epochs > self.max_epochs:
+        if "stopped_early" in self.previous_record and self.cfg.trainer.max_epochs > self.max_epochs:
             return "is finished: it stopped early, and with more epochs it would have stopped at the same step"
         return "is already finished"
 
     def measured_before(self) -> dict[str, float]:
         """What was measured of the last epoch by a run that was stopped after it, so that nothing is left to train."""
-        if self.found is None:
+        if self.checkpoint is None:
             return {}
-        trained = self.found.position[0] >= self.cfg.trainer.max_epochs
-        stopped = {"stopped_early", "finishing"} & self.found.content.keys()
+        trained = self.checkpoint.position[0] >= self.cfg.trainer.max_epochs
+        stopped = {"stopped_early", "finishing"} & self.checkpoint.content.keys()
         return self.run.validated() if trained or stopped else {}
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether the directory is there, and its record is this run's to write."""
         return self.run.published if self.is_new else self._rewound
 
     @property
     def step(self) -> int:
         """Optimiser steps that are done."""
-        return 0 if self.found is None else self.found.step
+        return 0 if self.checkpoint is None else self.checkpoint.step
 
     def begin(self, **more: Any) -> None:
         """Publish a new run, or put the record of one that is resumed back to the step that it is resumed from.
@@ -197,31 +201,35 @@ class Start:
             return
         # what may fail, or take a while, comes before the first change
         made_with = {} if "versions" in more else {"versions": versions(), "git": git()}
-        resumed = self.run.resumed(self.before, self.step, self.typed)
+        resumed = self.run.resumed(self.previous_record, self.step, self.overrides)
         for name in ("device", "threads", "kernel"):
-            if name in self.before and self.before[name] != now[name]:
-                change = f"{name}: {self.before[name]} -> {now[name]}"
+            if name in self.previous_record and self.previous_record[name] != now[name]:
+                change = f"{name}: {self.previous_record[name]} -> {now[name]}"
                 terminal.tell(f"{change}, so the run may end in other digits than one that was not interrupted")
-        kept = {key: value for key, value in self.before.items() if key not in ("reason", "stack", "only_class")}
+        preserved = {
+            key: value for key, value in self.previous_record.items() if key not in ("reason", "stack", "only_class")
+        }
         self._rewound = True
-        self.run.rewind(0 if self.found is None else self.found.content["metrics"]["bytes"])
+        self.run.rewind(0 if self.checkpoint is None else self.checkpoint.content["metrics"]["bytes"])
         write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
-        self.run.write({**kept, **made_with, **now, "status": "running", "exit_code": None, **resumed})
+        self.run.write({**preserved, **made_with, **now, "status": "running", "exit_code": None, **resumed})
 
     def fail(self, error: BaseException) -> bool:
         """Write into run.json how a run ended that did not finish; False where it has no directory to say so.
 
         A directory that is to be resumed stays as it is until the run begins: it may be another process's.
         """
-        if not self.begun and not (self.is_new and self.kept and isinstance(error, DataError)):
+        if not self.has_begun and not (self.is_new and self.keep_failed and isinstance(error, DataError)):
             return False
         # on a full disk this fails too, and what came first is what counts
         with suppress(OSError, CheckpointError):
-            if not self.begun:
-                self.run.publish({"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}, **end_of(error)})
+            if not self.has_begun:
+                self.run.publish(
+                    {"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}, **end_record(error)}
+                )
             # a signal may come between the end of a run and that of the code that records it
             elif self.run.read().get("status") != "finished":
-                self.run.update(**end_of(error))
+                self.run.update(**end_record(error))
                 if isinstance(error, PartError):
                     with open(append_to(self.run.path / "train.log"), "a", encoding="utf-8") as log:
                         log.write(error.frames)
@@ -256,13 +264,13 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "decoder": None if parts.decoder is None else parts.decoder.display_name,
         "higher_is_better": {name: measure.higher_is_better for name, measure in parts.task.measures.items()},
         "samples": parts.data.counts(*limits_of(cfg), parts.trainer.world_size),
-        **names(parts.data.description),
+        **label_names(parts.data.description),
         "wall_s": {},
         "samples_per_s": None,
     }
 
 
-def names(description: Description) -> dict[str, list[str]]:
+def label_names(description: Description) -> dict[str, list[str]]:
     """The names of classes and of features, where they have some."""
     found = {"classes": description.classes, "features": description.features}
     return {what: [*each] for what, each in found.items() if each is not None}
@@ -273,9 +281,9 @@ def limits_of(cfg: DictConfig) -> tuple[int | None, int | None]:
     return cfg.trainer.get("limit_batches"), cfg.trainer.get("limit_test_batches")
 
 
-def without_download(cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
+def without_download(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A saved config, which downloads only where that is typed."""
-    return cfg if is_overridden("data.download", typed) else config.offline(cfg)
+    return cfg if is_overridden("data.download", overrides) else config.offline(cfg)
 
 
 def is_overridden(key: str, overrides: Sequence[str]) -> bool:
@@ -283,7 +291,7 @@ def is_overridden(key: str, overrides: Sequence[str]) -> bool:
     return any(override.startswith(f"{key}=") for override in overrides)
 
 
-def end_of(error: BaseException) -> dict[str, Any]:
+def end_record(error: BaseException) -> dict[str, Any]:
     """What run.json says of a run that ``error`` has ended."""
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedRunError(signal.SIGINT)
@@ -291,10 +299,10 @@ def end_of(error: BaseException) -> dict[str, Any]:
     return {"status": status, "exit_code": 74 if isinstance(error, OSError) else code, "reason": one_line(reason)}
 
 
-def example(parts: Parts, watching: Sequence[Observer]) -> dict[str, Any]:
+def example_checkpoint(parts: Parts, observers: Sequence[Observer]) -> dict[str, Any]:
     """What a checkpoint of a run holds that has these parts and observers."""
     states = {
         each.state_key: {**each.state_dict(), **{name: Kind(kind) for name, kind in each.state_types.items()}}
-        for each in watching
+        for each in observers
     }
     return checkpoints.example(parts.task, states)
