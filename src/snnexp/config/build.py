@@ -22,7 +22,7 @@ def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
 
 def make_network(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
     """As :func:`instantiate`, of a network; the constructor of any other module gets those arguments that it names."""
-    with user_parts.running(path):
+    with user_parts.wrap_errors(path):
         target = targets.resolve(str(node.get("_target_")), path)
     place = PLACES["network"]
     given = place.given if place.base in targets.class_names(target) else ()
@@ -38,7 +38,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         path: where the node stands in the config, for messages.
         given: names of the arguments that the caller will pass.
     """
-    with user_parts.running(path):
+    with user_parts.wrap_errors(path):
         target = targets.resolve(str(node.get("_target_")), path)
     signature = inspect.signature(target)
     known = signature.parameters
@@ -62,7 +62,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise _refused(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
-        with user_parts.constructing(path), key_prefix(path):
+        with user_parts.wrap_constructor_errors(path), key_prefix(path):
             if not targets.is_own(str(node["_target_"])):
                 # those of this package check by themselves, however they are called
                 checked.check(checked.constructor(target) if inspect.isclass(target) else target, values)
@@ -79,7 +79,7 @@ def _within(value: Any, path: str) -> Any:
         return value
     if "_target_" not in value:
         return {key: _within(each, f"{path}.{key}") for key, each in value.items()}
-    with user_parts.running(path):
+    with user_parts.wrap_errors(path):
         target = targets.resolve(str(value["_target_"]), path)
     names = targets.class_names(target)
     if MODULE not in names:

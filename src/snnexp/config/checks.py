@@ -237,7 +237,7 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
     given = [known[each.name] for each in first]
     named = {each.name: known[each.name] for each in wanted if each.name in known and each not in first}
     try:
-        with user_parts.constructing(path), key_prefix(path):
+        with user_parts.wrap_constructor_errors(path), key_prefix(path):
             return rule(*given, **named)
     except ConfigError as error:
         # what is described by a mapping is no number yet

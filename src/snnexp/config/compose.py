@@ -154,7 +154,7 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
         with open_dict(cfg):
             del cfg["hydra"]
         keep_left_out(cfg, cast(Loader, hydra.config_loader).left_out)
-        with user_parts.running("hydra"):
+        with user_parts.wrap_errors("hydra"):
             security.require_shipped_hydra(node, overrides)
         # what is wrong in a run's part is told by that, and not by what was typed
         security.require_bounded(whole, sorted(whole, key="hydra".__eq__))

@@ -15,7 +15,7 @@ from snnexp import limits, text
 from snnexp.config import targets
 from snnexp.errors import DISK_ERRNOS, ConfigError, PartError, SnnexpError, is_out_of_memory, is_worker_failure
 
-LONGEST = 180
+MAX_MESSAGE_LENGTH = 180
 """Maximum length of a message; its location is never truncated."""
 
 
@@ -26,7 +26,7 @@ class Place(NamedTuple):
     line: str
 
 
-def told(error: Exception, key: str | None = None, cfg: Mapping[str, Any] | None = None) -> PartError | None:
+def part_error(error: Exception, key: str | None = None, cfg: Mapping[str, Any] | None = None) -> PartError | None:
     """The sentence for an error on whose way code of a user's part was running; None for any other error.
 
     Args:
@@ -54,20 +54,20 @@ def told(error: Exception, key: str | None = None, cfg: Mapping[str, Any] | None
 
 
 @contextmanager
-def running(key: str | None = None, cfg: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Raise :class:`PartError` for what code of a user's part raises; arguments as of :func:`told`."""
+def wrap_errors(key: str | None = None, cfg: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Raise :class:`PartError` for what code of a user's part raises; arguments as of :func:`part_error`."""
     try:
         yield
     except Exception as error:
-        if (found := told(error, key, cfg)) is not None:
+        if (found := part_error(error, key, cfg)) is not None:
             raise found from error
         raise
 
 
 @contextmanager
-def constructing(key: str) -> Iterator[None]:
-    """As :func:`running`, and a ValueError or TypeError is about the arguments: :class:`ConfigError`."""
-    with running(key):
+def wrap_constructor_errors(key: str) -> Iterator[None]:
+    """As :func:`wrap_errors`, and a ValueError or TypeError is about the arguments: :class:`ConfigError`."""
+    with wrap_errors(key):
         try:
             yield
         except (ValueError, TypeError) as error:
@@ -81,7 +81,7 @@ def constructing(key: str) -> Iterator[None]:
 
 def _fitting(start: str, message: str, place: Place) -> str:
     message = text.one_line(message)
-    room = max(20, LONGEST - len(start) - len(place.line))
+    room = max(20, MAX_MESSAGE_LENGTH - len(start) - len(place.line))
     message = message if len(message) <= room else f"{message[: room - 3]}..."
     return f"{start}: {message} ({place.line})" if message else f"{start} ({place.line})"
 

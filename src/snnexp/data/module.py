@@ -322,7 +322,7 @@ class _Batches:
         return self
 
     def __next__(self) -> Any:
-        with user_parts.running("data"), self.module.wait():
+        with user_parts.wrap_errors("data"), self.module.wait():
             return next(self.batches)
 
 
@@ -350,7 +350,7 @@ class _Raised(ExceptionWrapper):
         super().__init__(exc_info, where)  # type: ignore[no-untyped-call]
         self.told: SnnexpError | None = None
         if isinstance(error, Exception):
-            self.told = error if isinstance(error, SnnexpError) else user_parts.told(error, "data")
+            self.told = error if isinstance(error, SnnexpError) else user_parts.part_error(error, "data")
 
     def reraise(self) -> None:
         if self.told is None:

@@ -88,7 +88,7 @@ def prepared(
     changes = _as_list("augment", augment)
     sources = {name: source.transformed(*steps) for name, source in sources.items()}
     for source in sources.values():
-        with user_parts.running("data"):
+        with user_parts.wrap_errors("data"):
             length = len(source)
         if not length:
             raise DataError(f"data: {source.name} has no samples")
@@ -256,7 +256,7 @@ def _all_labels(source: Source) -> list[int]:
     known = source.labels()
     if known is not None:
         return known.tolist()  # type: ignore[no-any-return]
-    with user_parts.running("data"), restored(cpu_random_states()):
+    with user_parts.wrap_errors("data"), restored(cpu_random_states()):
         return [int(source.read(index)[1]) for index in range(len(source))]
 
 
@@ -272,7 +272,7 @@ def _groups(sources: Mapping[str, Source], places: Places) -> dict[str, list[Any
 
 def _form(source: Source, sequences: bool | None, target: Target | None, seed: int) -> Form:
     """What the first sample has, which is the same each time that it is read."""
-    with user_parts.running("data"), restored(cpu_random_states()):
+    with user_parts.wrap_errors("data"), restored(cpu_random_states()):
         seed_generators(seed)
         x, _ = source.raw(0)
         if is_image(x):

@@ -170,7 +170,7 @@ class Indexed:
     def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
         chosen = [self.indices[index] for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
         place = ("train", indices.epoch) if isinstance(indices, Batch) else ("evaluate",)
-        with user_parts.running("data"), restored(cpu_random_states()):
+        with user_parts.wrap_errors("data"), restored(cpu_random_states()):
             values, target = self._several(chosen) if self.source.takes_several else self._each(chosen, place)
         wanted = torch.get_default_dtype()
         values, target = values.to(wanted), target.to(torch.int64 if self.form.is_classified else wanted)
@@ -253,7 +253,7 @@ class Augmented:
         """What raises where the encoder cannot take the lowest and the highest value."""
         self.device = torch.device("cpu")
         # what cannot be is refused before a run begins
-        with user_parts.running("data"), restored(cpu_random_states()):
+        with user_parts.wrap_errors("data"), restored(cpu_random_states()):
             self._changed(samples[[0]][0].select(form.axes[0], 0), seed)
 
     @property
@@ -268,7 +268,7 @@ class Augmented:
         values, target = self.samples[indices]
         axis, _ = self.form.axes
         if isinstance(indices, Batch):
-            with user_parts.running("data"), restored(cpu_random_states()):
+            with user_parts.wrap_errors("data"), restored(cpu_random_states()):
                 seeds = [fold(self.seed, "augment", indices.epoch, place) for place in indices.places]
                 changed = map(self._changed, values.unbind(axis), seeds)
                 values = torch.stack([*changed], axis).to(values.dtype)

@@ -166,7 +166,7 @@ def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
         DataError: data are missing or damaged.
         PartError: code of a part of the user's own raised an error.
     """
-    with user_parts.running(cfg=cfg):
+    with user_parts.wrap_errors(cfg=cfg):
         return _build(cfg, trainer)
 
 
@@ -209,7 +209,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     decoder = _require_compatible(data, encoder, network, loss, decoder, cfg.num_steps)
     for name, measure in measures.items():
         rules.require_measure(name, measure, data, [*network.neurons().values()][-1])
-    with user_parts.running("data"):
+    with user_parts.wrap_errors("data"):
         found = check(data, cfg.num_steps)
         loss = _with_class_weights(loss, data)
     if isinstance(loss, Loss) and data.target not in rules.DECODED:
@@ -349,7 +349,7 @@ def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
 
 def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:
     """Refuse values that cannot be encoded, and an encoder that gives another number of steps."""
-    with user_parts.running("encoder"):
+    with user_parts.wrap_errors("encoder"):
         encoder.require_range(found.low, found.high)
         data.check_range_with(encoder.require_range)
         if data.sequences or encoder.constant:

@@ -148,7 +148,7 @@ def _example(inputs: tuple[int, ...], num_steps: int, constant: bool, seed: int 
 def _reporting_errors(kind: str) -> Iterator[None]:
     """Report what a network raises: that of a user's code as a :class:`PartError`, else as a :class:`ConfigError`."""
     try:
-        with user_parts.running("network"):
+        with user_parts.wrap_errors("network"):
             yield
     except SnnexpError:
         raise
@@ -223,7 +223,7 @@ def require_results(
         with _reporting_errors(_kind(network)):
             traces = network(inputs)
         trained = any(weight.requires_grad for weight in network.parameters())
-        with user_parts.running("decoder"):
+        with user_parts.wrap_errors("decoder"):
             readout = pooled(decoder, DeclaredTrace(traces[-1], loss, "loss"))
         _require_scalar(loss, readout, data, trained)
         if decoder is not None and _is_user_defined(decoder):
@@ -278,7 +278,7 @@ def unchanged(network: Network) -> Iterator[None]:
 
 def _require_neuron(neuron: Neuron, key: str) -> None:
     current, name = torch.rand((2, SAMPLES, *neuron.features)), type(neuron).__name__
-    with user_parts.running(key):
+    with user_parts.wrap_errors(key):
         state = neuron.zero_state(current[0])
         fits = isinstance(state, (tuple, list)) and all(isinstance(part, Tensor) for part in state)
         if not fits or any(part.shape != current[0].shape for part in state):
@@ -296,7 +296,7 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
 
 
 def _require_scalar(loss: Any, trace: Any, data: DataModule, trained: bool) -> None:
-    with user_parts.running("loss"):
+    with user_parts.wrap_errors("loss"):
         value = loss(trace, _example_target(data.description, trace.num_steps))
     _require_gradient("loss", loss, value, trained)
 
@@ -311,7 +311,7 @@ def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
 
 
 def _require_scores(decoder: Decoder, trace: Any, data: DataModule) -> None:
-    with user_parts.running("decoder"), torch.no_grad():
+    with user_parts.wrap_errors("decoder"), torch.no_grad():
         scores: Any = decoder.scores(DeclaredTrace(trace, decoder, "decoder"))
     expected = [SAMPLES, data.outputs]
     if not isinstance(scores, Tensor) or [*scores.shape[-2:]] != expected:
@@ -324,7 +324,7 @@ def _require_measure(
 ) -> None:
     more = () if decoder is None else statistic_names(decoder.reads)
     readout = Readout(DeclaredTrace(trace, measure, key, (*statistic_names(loss.reads), *more)), decoder, loss)
-    with user_parts.running(key), torch.no_grad():
+    with user_parts.wrap_errors(key), torch.no_grad():
         state: Any = measure.update(readout, _example_target(data.description, trace.num_steps))
         fits = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
         value: Any = measure.compute(measure.merge(state, state)) if fits else state
@@ -336,7 +336,7 @@ def _require_measure(
 
 
 def _require_penalty(key: str, penalty: Penalty, traces: Mapping[str, Any], fires: Mapping[str, bool]) -> None:
-    with user_parts.running(key):
+    with user_parts.wrap_errors(key):
         layers = penalty.chosen(fires)
         if not {*layers} <= {*traces}:
             raise ConfigError(f"{key}: {type(penalty).__name__}.chosen gives {layers}, must be of {', '.join(traces)}")

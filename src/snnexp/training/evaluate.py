@@ -234,7 +234,7 @@ def _evaluate(
             watching = [observer for observer in watching if not isinstance(observer, observers.TutorialMeanLoss)]
         parts.task.load_state_dict(weights)
         parts.trainer.callbacks.append(callbacks.StatelessSeeding(cfg.seed))  # type: ignore[attr-defined]
-        with more(parts) as others, terminal.quiet(), user_parts.running(cfg=cfg):
+        with more(parts) as others, terminal.quiet(), user_parts.wrap_errors(cfg=cfg):
             Bridge.of(parts.trainer).assigned = [Member(parts.task, [*watching, *others])]
             measured = parts.trainer.test(parts.task, dataloaders=loader, verbose=False)[0]
         return {f"{split}/{name.removeprefix('test/')}": value for name, value in measured.items()}

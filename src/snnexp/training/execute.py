@@ -215,7 +215,7 @@ def _prepare(start: Start, signals: Signals, others: Sequence[Callback]) -> None
 def _execute(start: Start, clock: Clock, signals: Signals) -> Record:
     trainer = start.parts.trainer
     try:
-        with user_parts.running(cfg=start.cfg):
+        with user_parts.wrap_errors(cfg=start.cfg):
             measured = _train_and_test(start, clock)
     except RuntimeError as error:
         # a signal to the whole group may find a data worker that does not ignore it yet
