@@ -68,7 +68,7 @@ def sweep(typed: list[str], points: int) -> tuple[float, float]:
 def composing(typed: list[str], points: int) -> float:
     """Seconds to compose and to check a point."""
     began = time.perf_counter()
-    for cfg in config.composed_points([[*typed, f"seed={seed}"] for seed in range(points)]):
+    for cfg in config.compose_points([[*typed, f"seed={seed}"] for seed in range(points)]):
         config.check(cfg)
     return (time.perf_counter() - began) / points
 

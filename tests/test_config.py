@@ -17,7 +17,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from snnexp import cli
-from snnexp.config import GROUPS, NODES, check, choices, compose, conf_dir, keys, loggers, overridden, params, written
+from snnexp.config import (
+    GROUPS,
+    NODES,
+    check,
+    choices,
+    compose,
+    conf_dir,
+    hydra_literal,
+    keys,
+    loggers,
+    overrides_of,
+    params_to_overrides,
+)
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
 from snnexp.spec import parts, rules
@@ -296,12 +308,12 @@ class TestFiles:
     ids=str,
 )
 def test_a_value_of_yaml_is_read_back_from_hydras_grammar(value: Any) -> None:
-    assert OverridesParser.create().parse_override(f"key={written(value)}").value() == value
+    assert OverridesParser.create().parse_override(f"key={hydra_literal(value)}").value() == value
 
 
 def test_lists_of_a_sweep_are_values_to_try_where_no_key_takes_them() -> None:
     node = {"seed": [0, 1], "network.hidden": [4, 2], "neuron.learn": [[], ["v_th"]], "data.sample_seed": [None, 3]}
-    assert params({**node, "optimizer.lr": "interval(0,1)", "name": "a,b", "kernel": None}) == [
+    assert params_to_overrides({**node, "optimizer.lr": "interval(0,1)", "name": "a,b", "kernel": None}) == [
         "seed=0,1",
         "network.hidden=[4,2]",
         "neuron.learn=[],[v_th]",
@@ -492,39 +504,39 @@ class TestOverridden:
     def test_a_text_can_be_typed_again(self, root: str) -> None:
         cfg = compose(["experiment=regression_sqrt"])
         cfg.logger.root = root
-        typed = overridden(cfg)
+        typed = overrides_of(cfg)
         assert compose(typed) == cfg
-        assert overridden(compose(typed)) == typed
+        assert overrides_of(compose(typed)) == typed
 
     def test_other_kinds_of_values(self) -> None:
         cfg = compose(["experiment=mnist_leaky", "num_steps=5", "readout=leaky", "data.root=~/data"])
-        assert overridden(cfg)[2:] == ["readout=leaky", "data.root=~/data"]
+        assert overrides_of(cfg)[2:] == ["readout=leaky", "data.root=~/data"]
         cfg.neuron.beta = {"_target_": "snnexp.initializers.Uniform", "low": 0.1, "high": 1e-05 + 0.5}
         cfg.trainer.limit_batches, cfg.neuron.learn_beta, cfg.network.hidden = None, True, [3, 4]
         cfg.loss = {"_target_": "snnexp.losses.MSECount", "correct_rate": 0.75}
-        assert compose(overridden(cfg)) == cfg
+        assert compose(overrides_of(cfg)) == cfg
 
     def test_what_did_not_follow_is_told(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.neuron.beta, cfg.num_steps, cfg.encoder = 0.5, 7, {"_target_": "snnexp.encoders.Bernoulli", "num_steps": 3}
-        told = overridden(cfg)
+        told = overrides_of(cfg)
         assert told[:3] == ["experiment=mnist_leaky", "num_steps=7", "encoder._target_=snnexp.encoders.Bernoulli"]
         assert {*told[3:]} == {"+encoder.num_steps=3", "neuron.beta=0.5", "readout.beta=0.95", "network.num_steps=25"}
 
     def test_a_change_of_what_is_a_reference(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.readout.surrogate.alpha = 3.0
-        assert overridden(cfg) == ["experiment=mnist_leaky", "readout.surrogate.alpha=3.0"]
+        assert overrides_of(cfg) == ["experiment=mnist_leaky", "readout.surrogate.alpha=3.0"]
         cfg.neuron.beta = cfg.readout.beta = 0.5
-        assert {*overridden(cfg)[1:]} == {"neuron.beta=0.5", "readout.beta=0.5", "readout.surrogate.alpha=3.0"}
+        assert {*overrides_of(cfg)[1:]} == {"neuron.beta=0.5", "readout.beta=0.5", "readout.surrogate.alpha=3.0"}
 
     def test_of_copies_and_of_configs_from_elsewhere(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.seed = 3
         typed = ["experiment=mnist_leaky", "seed=3", "data.seed=0"]
         copies = [cfg.copy(), deepcopy(cfg), pickle.loads(pickle.dumps(cfg)), OmegaConf.merge(cfg, {"seed": 3})]
-        assert [overridden(copied) for copied in copies] == [typed] * 4
-        assert overridden(OmegaConf.create(OmegaConf.to_container(cfg))) == []
+        assert [overrides_of(copied) for copied in copies] == [typed] * 4
+        assert overrides_of(OmegaConf.create(OmegaConf.to_container(cfg))) == []
 
 
 @pytest.mark.parametrize("kind", [KeyError, ValueError, AssertionError])

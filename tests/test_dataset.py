@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from snnexp.config import check as check_config
-from snnexp.config import compose, composed, described, targets
+from snnexp.config import compose, compose_unchecked, describe_choice, targets
 from snnexp.data import DataModule, Description, from_dataset
 from snnexp.data.check import check
 from snnexp.data.splits import split
@@ -378,7 +378,7 @@ class TestConfig:
     def test_the_class_has_to_be_named(self) -> None:
         with pytest.raises(ConfigError, match=r"^data\.dataset\._target_: has no value, add data\.dataset\._target_="):
             compose(["data=dataset"])
-        rows = {key: (value, about) for key, value, about in described("data", "dataset")[0]}
+        rows = {key: (value, about) for key, value, about in describe_choice("data", "dataset")[0]}
         assert rows["data.dataset._target_"] == ("???", rows["data.dataset._target_"][1])
         assert "training samples" in rows["data.dataset._target_"][1]
 
@@ -463,7 +463,7 @@ class TestConfig:
     def test_a_search_needs_its_validation_split(self, bumps: list[str]) -> None:
         settings = Settings(n_trials=1)
         for word in ("data.val_fraction=0.2", "data.val={_target_: adaptpkg.bumps.Bumps}"):
-            cfg = check_config(composed([*bumps, word, "data.target=labels"])[0])
+            cfg = check_config(compose_unchecked([*bumps, word, "data.target=labels"])[0])
             assert objective(settings, cfg) == ("val/accuracy", "maximize")
         with pytest.raises(ConfigError, match=r"^data\.val_fraction: got null, a search needs a validation split"):
             objective(settings, compose(bumps))

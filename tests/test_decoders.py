@@ -172,7 +172,7 @@ def test_measures_compare_what_the_loss_compared() -> None:
 
 
 def chosen(*words: str) -> str:
-    return decoding.word(config.plain(compose([*words, "trainer=cpu"])))
+    return decoding.decoder_name(config.plain(compose([*words, "trainer=cpu"])))
 
 
 class TestChoice:
@@ -222,7 +222,7 @@ class TestChoice:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.loss = {"_target_": "snnexp.losses.NLLMaxVoltage"}
         cfg.decoder = {"_target_": "snnexp.decoders.Population", "size": 10}
-        again = compose(config.overridden(cfg))
+        again = compose(config.overrides_of(cfg))
         assert (again.loss, again.decoder) == (cfg.loss, cfg.decoder)
 
     @pytest.mark.parametrize("group", ["measure", "regularizer"])
@@ -230,11 +230,11 @@ class TestChoice:
         assert compose([f"{group}=null"])[group] == compose([f"{group}=none"])[group] == {}
 
     def test_one_line_says_that_a_recipes_gives_way(self) -> None:
-        cfg, _ = config.composed(["experiment=mnist_leaky", "loss=nll_max_voltage"])
+        cfg, _ = config.compose_unchecked(["experiment=mnist_leaky", "loss=nll_max_voltage"])
         line = "decoder: max_membrane goes with what was typed, and replaces the recipe's spike_count"
-        assert config.note(cfg) == line
+        assert config.decoder_note(cfg) == line
         for words in (["experiment=mnist_leaky"], ["experiment=mnist_leaky", "loss=mse_count"], ["loss=mse_membrane"]):
-            assert config.note(config.composed(words)[0]) is None
+            assert config.decoder_note(config.compose_unchecked(words)[0]) is None
 
     @pytest.mark.parametrize(
         ("words", "line"),
@@ -282,14 +282,14 @@ class TestChoice:
             del cfg[key]
         OmegaConf.save(cfg, tmp_path / "config.yaml")
         saved = config.load(tmp_path / "config.yaml")
-        assert decoding.word(config.plain(saved)) == decoder
+        assert decoding.decoder_name(config.plain(saved)) == decoder
         assert (saved.regularizer, saved.measure) == ({}, {})
         assert saved.decoder == compose([f"decoder={decoder}", f"loss={loss}", f"readout={readout}"]).decoder
 
     @pytest.mark.parametrize("choice", [*parts.by_choice("decoder")])
     def test_a_choice_has_the_defaults_of_its_class(self, choice: str) -> None:
-        cfg, _ = config.composed([f"decoder={choice}"])
-        assert cfg.decoder == decoding.node(choice)
+        cfg, _ = config.compose_unchecked([f"decoder={choice}"])
+        assert cfg.decoder == decoding.shipped_node(choice)
 
     @pytest.mark.usefixtures("tiny_mnist")
     @pytest.mark.parametrize(("marker", "decoder"), [("auto", SumMembrane()), ("earlier", SpikeCount())])

@@ -17,7 +17,7 @@ from snnexp import config
 from snnexp.cli import main
 from snnexp.cli import train as launch
 from snnexp.cli.points import prepared
-from snnexp.config import check, compose, composed, files, load, security
+from snnexp.config import check, compose, compose_unchecked, files, load, security
 from snnexp.errors import ConfigError
 from snnexp.sweeps import driver
 
@@ -272,7 +272,7 @@ class TestTargets:
         assert str(caught.value).startswith(f"{key}: ")
 
     def test_an_empty_node_is_refused(self) -> None:
-        cfg, _ = composed([])
+        cfg, _ = compose_unchecked([])
         cfg.data = {}
         with pytest.raises(ConfigError, match=r"^data\._target_: "):
             check(cfg)
@@ -327,7 +327,7 @@ BOMBS = {
 def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
     conf = folder(tmp_path, text)
     (tmp_path / "config.yaml").write_text(text)
-    for read in (lambda: composed(["experiment=evil"], [conf]), lambda: load(tmp_path / "config.yaml")):
+    for read in (lambda: compose_unchecked(["experiment=evil"], [conf]), lambda: load(tmp_path / "config.yaml")):
         with pytest.raises(ConfigError) as caught:
             read()
         assert re.search(words, str(caught.value))
@@ -336,7 +336,7 @@ def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words
 
 @pytest.mark.parametrize("text", ["0:30", "0:30:59", "00:60"])
 def test_a_text_that_looks_like_a_number_to_another_base_is_none(tmp_path: Path, text: str) -> None:
-    composed(["experiment=evil"], [folder(tmp_path, f"published: {{at: {text}}}")])
+    compose_unchecked(["experiment=evil"], [folder(tmp_path, f"published: {{at: {text}}}")])
 
 
 def chain(length: int, value: str) -> str:
@@ -367,7 +367,7 @@ INTERPOLATIONS = {
 def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text: str) -> None:
     conf = folder(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        composed(["experiment=evil"], [conf])
+        compose_unchecked(["experiment=evil"], [conf])
     assert len(str(caught.value)) <= 190
     assert str(caught.value).isprintable()
 
@@ -389,7 +389,7 @@ def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:
     (conf / "debug" / "oc.env.yaml").parent.mkdir()
     (conf / "debug" / "oc.env.yaml").write_text("# @package _global_\nseed: 1\n")
     with pytest.raises(ConfigError) as caught:
-        composed(["experiment=evil", "debug=oc.env"], [conf])
+        compose_unchecked(["experiment=evil", "debug=oc.env"], [conf])
     assert os.environ["HOME"] not in str(caught.value)
     assert "line 3" in str(caught.value)
 
@@ -401,16 +401,16 @@ def test_defaults_that_double_are_refused_at_once(tmp_path: Path) -> None:
         (conf / "experiment" / f"e{index}.yaml").write_text(text)
     (conf / "experiment" / "e30.yaml").write_text("x: 1")
     with pytest.raises(ConfigError, match=r"^defaults: "):
-        composed(["experiment=evil"], [conf])
+        compose_unchecked(["experiment=evil"], [conf])
 
 
 def test_what_people_write_is_not_refused(tmp_path: Path) -> None:
     text = "name: run_${seed}_${neuron.reset}\nreadout:\n  beta: ${neuron.beta}"
     text += "\ndata:\n  root: ${oc.env:SNNEXP_NO_SUCH,/tmp/${name}}"
     conf = folder(tmp_path, f"defaults:\n  - mnist_leaky\n  - override /readout: leaky\n{text}")
-    cfg = check(composed(["experiment=evil", "seed=4"], [conf])[0])
+    cfg = check(compose_unchecked(["experiment=evil", "seed=4"], [conf])[0])
     assert (cfg.name, cfg.data.root, cfg.readout.beta) == ("run_4_subtract", "/tmp/run_4_subtract", 0.95)
-    assert check(composed(["neuron=rleaky", "neuron.beta=0.5"])[0]).readout.beta == 0.5
+    assert check(compose_unchecked(["neuron=rleaky", "neuron.beta=0.5"])[0]).readout.beta == 0.5
 
 
 class TestLoad:
@@ -499,7 +499,7 @@ def test_a_folder_that_is_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_hydra_as_shipped_is_what_the_gate_expects() -> None:
-    _, node = composed([])
+    _, node = compose_unchecked([])
     security.require_shipped_hydra(node)
     assert {key: node[key] for key in ("run", "sweep", "callbacks")} == {
         key: security.HYDRA[key] for key in ("run", "sweep", "callbacks")

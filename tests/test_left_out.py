@@ -69,7 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def composed(*typed: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The checked config, and the lines."""
-    cfg, _ = config.composed(typed, [folder])
+    cfg, _ = config.compose_unchecked(typed, [folder])
     return config.plain(config.check(cfg)), config.left_out([cfg], typed)
 
 
@@ -165,7 +165,7 @@ def test_arguments_of_an_object_stay_where_the_choice_has_that_object(folder: Pa
 
 
 def test_keys_of_other_types_and_values_that_are_still_to_be_typed(folder: Path) -> None:
-    cfg, _ = config.composed(typed := ["experiment=odd", "network=sub/thin"], [folder])
+    cfg, _ = config.compose_unchecked(typed := ["experiment=odd", "network=sub/thin"], [folder])
     line = "experiment=odd: network.1=2 is left out, network=sub/thin does not take it"
     assert config.left_out([cfg], typed) == [line]
     with pytest.raises(ConfigError, match=r"^network.width: "):
@@ -210,7 +210,7 @@ def test_a_note_in_python(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     cfg = compose(["experiment=mnist_leaky", "network=thin"])
     assert capsys.readouterr().err == f"snnexp: {HIDDEN.format('thin')}\n"
     assert cfg["network"] == {"_target_": "left_out_pkg.Thin", "width": 7}
-    assert config.overridden(cfg) == ["experiment=mnist_leaky", "network=thin"]
+    assert config.overrides_of(cfg) == ["experiment=mnist_leaky", "network=thin"]
 
 
 def test_the_config_is_shown_without_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +245,7 @@ def test_no_shipped_recipe_stands_in_the_way_of_a_shipped_choice() -> None:
         for index in range(max(map(len, choices.values()), default=0)):
             # several groups at once, for pairs that do not fit are another matter
             typed = [f"{group}={names[index % len(names)]}" for group, names in choices.items()]
-            cfg, _ = config.composed([f"experiment={recipe}", *typed])
+            cfg, _ = config.compose_unchecked([f"experiment={recipe}", *typed])
             errors = ConfigErrors()
             with errors.collect():
                 config.check(cfg)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from snnexp.config import check, compose, composed
+from snnexp.config import check, compose, compose_unchecked
 from snnexp.errors import ConfigError
 from snnexp.experiment import build
 
@@ -84,7 +84,7 @@ def test_is_refused_as_building_would_refuse_it(recipe: str, override: str, sent
         compose(overrides)
     assert str(early.value).startswith(sentence)
     if override != "trainer=ddp" and "+surrogate" not in override:
-        cfg, _ = composed([*overrides, "data.batch_size=4"] if "mnist" in recipe else overrides)
+        cfg, _ = compose_unchecked([*overrides, "data.batch_size=4"] if "mnist" in recipe else overrides)
         with pytest.raises(ConfigError) as late:
             build(cfg)
         assert str(late.value).split(":")[0] == str(early.value).split(":")[0]
@@ -108,7 +108,7 @@ def test_sizes_that_they_just_allow() -> None:
 
 def test_parts_from_elsewhere_are_left_to_their_constructors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
-    cfg, _ = composed(["experiment=regression_sqrt", "loss=ce_membrane"])
+    cfg, _ = compose_unchecked(["experiment=regression_sqrt", "loss=ce_membrane"])
     with pytest.raises(ConfigError, match=r"^loss: "):
         check(cfg)
     cfg.loss = {"_target_": "elsewhere.Loss", "anything": 1}

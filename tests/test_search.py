@@ -693,11 +693,11 @@ class TestBest:
 
     def compose_again(self, folder: Path, overrides: list[str]) -> None:
         cfg = config.compose(overrides)
-        _, hydra = config.composed(overrides)
+        _, hydra = config.compose_unchecked(overrides)
         path = folder / "experiment" / "found.yaml"
         plain = OmegaConf.to_container(cfg)
         write_best(path, plain, hydra["runtime"]["choices"], "Best of 20\npoints: val/accuracy 0.97")  # type: ignore[arg-type]
-        again, _ = config.composed(["experiment=found"], [folder])
+        again, _ = config.compose_unchecked(["experiment=found"], [folder])
         assert OmegaConf.to_container(config.check(again)) == plain
         assert config.choices("experiment", [folder])["found"] == "Best of 20 points: val/accuracy 0.97"
         assert plain["data"]["_target_"] in parts.shipped("data"), "a recipe of this package"

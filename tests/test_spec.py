@@ -15,7 +15,7 @@ import torch
 from annotated_types import Interval
 from omegaconf import OmegaConf
 
-from snnexp.config import check, choices, compose, composed, instantiate
+from snnexp.config import check, choices, compose, compose_unchecked, instantiate
 from snnexp.data import mnist_data, regression_data
 from snnexp.data.prepare import prepared
 from snnexp.errors import ConfigError
@@ -75,7 +75,7 @@ class TestShipped:
         for group in PLACES.keys() - {"initializer"}:
             for choice in choices(group):
                 if choice not in ("same", "auto", "none"):
-                    node = composed([f"{group}={choice}"])[0][group]
+                    node = compose_unchecked([f"{group}={choice}"])[0][group]
                     named = node.values() if PLACES[group].many else [node]
                     # what a person has to name is no choice of ours
                     targets = {each["_target_"] for each in named if not OmegaConf.is_missing(each, "_target_")}
@@ -605,7 +605,7 @@ def test_what_a_constructor_takes_is_not_refused(case: str, tmp_path: Path, monk
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "taken")
     monkeypatch.delitem(sys.modules, "taken", raising=False)
     node = {"_target_": "taken.A", **arguments}
-    cfg, _ = composed(["experiment=regression_sqrt"])
+    cfg, _ = compose_unchecked(["experiment=regression_sqrt"])
     OmegaConf.update(cfg, "loss", node, merge=False)
     assert check(cfg).loss == node
     assert "taken" not in sys.modules
@@ -631,7 +631,7 @@ def test_a_name_leads_nowhere_but_to_its_package(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "snnexp,apkg")
     target = f"apkg.{tmp_path}/evil.A"
     assert "is no name of a module" in read(target).unread
-    cfg, _ = composed(["experiment=regression_sqrt"])
+    cfg, _ = compose_unchecked(["experiment=regression_sqrt"])
     cfg.loss = {"_target_": target}
     with pytest.raises(ConfigError, match=r"^loss\._target_: "):
         check(cfg)
@@ -674,7 +674,7 @@ def test_rules_are_called_by_name_with_what_is_known(tmp_path: Path, monkeypatch
     (tmp_path / "named.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "named")
-    cfg, _ = composed(["experiment=regression_sqrt"])
+    cfg, _ = compose_unchecked(["experiment=regression_sqrt"])
     for gain, refused in ((2.0, ""), (4.0, "loss.gain: too big")):
         OmegaConf.update(cfg, "loss", {"_target_": "named.A", "gain": gain}, merge=False)
         if refused:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from snnexp.config import check, compose, composed, composed_points, with_steps
+from snnexp.config import check, compose, compose_points, compose_unchecked, resolve_num_steps
 from snnexp.errors import ConfigError
 
 NOWHERE = {"_target_": "snnexp.data.arrays_data", "path": "a\0b.npz"}
@@ -43,17 +43,17 @@ class TestAuto:
         (tmp_path / "broken.npz").write_text("no archive")
         assert compose([*ARRAYS, f"data.path={tmp_path}/broken.npz"]).num_steps == 25
         assert compose(["data=folder", f"data.path={tmp_path}/missing"]).num_steps == 25
-        assert with_steps(OmegaConf.create({"num_steps": "auto", "data": NOWHERE})).num_steps == 25
+        assert resolve_num_steps(OmegaConf.create({"num_steps": "auto", "data": NOWHERE})).num_steps == 25
 
     def test_each_point_of_a_sweep_has_its_own(self, file: str, tmp_path: Path) -> None:
         np.savez(tmp_path / "short.npz", inputs=np.zeros((6, 7, 3)), labels=np.arange(6) % 2)
         points = [[*ARRAYS, f"data.path={path}"] for path in (file, tmp_path / "short.npz")]
-        assert [check(cfg).num_steps for cfg in composed_points(points)] == [40, 7]
+        assert [check(cfg).num_steps for cfg in compose_points(points)] == [40, 7]
 
     def test_another_word_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"^num_steps: got many"):
             compose(["num_steps=many"])
 
     def test_a_checked_config_has_the_number_everywhere(self, file: str) -> None:
-        cfg = check(composed([*ARRAYS, f"data.path={file}"])[0])
+        cfg = check(compose_unchecked([*ARRAYS, f"data.path={file}"])[0])
         assert "auto" not in str(OmegaConf.to_container(cfg.network))

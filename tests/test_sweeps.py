@@ -222,14 +222,14 @@ class TestPoints:
     @pytest.mark.parametrize("typed", LISTS, ids=lambda typed: " ".join(typed))
     def test_composed_together_are_those_composed_alone(self, typed: list[str]) -> None:
         listed = [*config.points(typed)]
-        together = [*config.composed_points(listed)]
+        together = [*config.compose_points(listed)]
         assert len(together) == len(listed) > 0
         for point, cfg in zip(listed, together, strict=True):
-            assert cfg == config.composed(point)[0]
+            assert cfg == config.compose_unchecked(point)[0]
 
     def test_what_is_unknown_is_told_as_hydra_tells_it(self) -> None:
         with pytest.raises(ConfigError, match=r"^neuron\.betta: unknown key, did you mean neuron\.beta\?"):
-            [*config.composed_points([["neuron.betta=0.5"]])]
+            [*config.compose_points([["neuron.betta=0.5"]])]
 
     @pytest.mark.slow
     def test_that_ask_for_the_same_run_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -288,7 +288,7 @@ class TestFolders:
 def test_a_name_may_have_the_id_of_a_run_in_it_from_a_notebook_too() -> None:
     cfg = compose(["name='x_${new_run_id:}'"])
     assert cfg.name.startswith("x_2")
-    assert config.overridden(cfg) == [f"name={cfg.name}"]
+    assert config.overrides_of(cfg) == [f"name={cfg.name}"]
 
 
 def test_a_folder_of_more_configs_has_no_root_of_its_own(

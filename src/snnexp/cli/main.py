@@ -294,7 +294,7 @@ def _list(arguments: list[str]) -> int:
 def _list_keys(group: str, choice: str, folders: "Sequence[Path]") -> int:
     from snnexp import config
 
-    rows, unread = config.described(group, choice, folders)
+    rows, unread = config.describe_choice(group, choice, folders)
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     for key, value, about in rows:
         print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {about}".rstrip())

@@ -45,12 +45,12 @@ def prepared(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[l
     typed = own(overrides)
     hydras = [word for word in overrides if word not in typed]
     for word in hydras:
-        if config.are_swept([word]):
+        if config.has_sweep([word]):
             raise ConfigError(f"{word.partition('=')[0]}: Hydra's own settings are no part of a sweep")
     composer = config.Composer(folders, [word for word in hydras if not word.lstrip("+~").startswith("hydra.")])
     begun = composer.node(config.first_point(typed, folders))
     # a config may list values too, which a part that was typed may need
-    listed = config.params(begun["sweeper"].get("params") or {})
+    listed = config.params_to_overrides(begun["sweeper"].get("params") or {})
     node = _with_settings(composer, hydras, config.first_point([*listed, *typed], folders))
     chosen, every, nodes = _chosen(node["sweeper"], typed, composer)
     leading = _leading(nodes)
@@ -58,7 +58,7 @@ def prepared(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[l
         node = _with_settings(composer, hydras, every[leading])
     tell(composer.left_out(overrides))
     launcher = {key: value for key, value in node["launcher"].items() if key != "_target_"}
-    return chosen, {"kind": security.kind_of(node["launcher"], "launcher"), **launcher}
+    return chosen, {"kind": security.starter_kind(node["launcher"], "launcher"), **launcher}
 
 
 def _chosen(
@@ -66,7 +66,7 @@ def _chosen(
 ) -> "tuple[list[Point] | Asked, list[list[str]], list[dict[str, Any]]]":
     """What is asked for; and the points, of a search those at the ends, with Hydra's own node of each."""
     params = sweeper.get("params") or {}
-    if security.kind_of(sweeper, "sweeper") == "optuna":
+    if security.starter_kind(sweeper, "sweeper") == "optuna":
         from snnexp.sweeps.sources import Asked
 
         settings = {key: value for key, value in sweeper.items() if key not in ("_target_", "params")}
@@ -75,7 +75,7 @@ def _chosen(
         asked.checked  # noqa: B018
         ends = asked.ends()
         return asked, ends, [*map(composer.node, ends)]
-    points = [*config.points([*config.params(params), *typed], composer.folders)]
+    points = [*config.points([*config.params_to_overrides(params), *typed], composer.folders)]
     found, nodes = _checked(points, composer)
     return found, points, nodes
 
@@ -86,11 +86,11 @@ def _with_settings(composer: config.Composer, hydras: Sequence[str], point: Sequ
     usual = [
         f"hydra/{name}={known[0]}"
         for name, known in security.STARTERS.items()
-        if security.kind_of(node[name], name) == "basic" and f"hydra/{name}" not in chosen
+        if security.starter_kind(node[name], name) == "basic" and f"hydra/{name}" not in chosen
     ]
-    _, node = config.composed([*usual, *hydras, *point], composer.folders)
+    _, node = config.compose_unchecked([*usual, *hydras, *point], composer.folders)
     for name, known in security.STARTERS.items():
-        if security.kind_of(node[name], name) == "basic":
+        if security.starter_kind(node[name], name) == "basic":
             # Hydra's own stop at the first failure
             raise ConfigError(f"hydra/{name}: got basic, there are {', '.join(known)}")
     return node
@@ -123,7 +123,7 @@ def _leading(nodes: Sequence[Mapping[str, Any]]) -> int:
         ConfigError: two points choose different ones, or have different sweepers.
     """
     every = range(len(nodes))
-    choosing = [index for index in every if security.kind_of(nodes[index]["launcher"], "launcher") != "basic"]
+    choosing = [index for index in every if security.starter_kind(nodes[index]["launcher"], "launcher") != "basic"]
     for starter, indices in (("sweeper", every), ("launcher", choosing)):
         if any(nodes[index][starter] != nodes[indices[0]][starter] for index in indices):
             raise ConfigError(f"hydra/{starter}: the points do not have the same; start a sweep of each")

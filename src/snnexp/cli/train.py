@@ -68,13 +68,13 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
             return 0, None
     if any(flag in SHOW for flag in flags):
         # what no config may do is refused before Hydra composes it again
-        cfg, node = config.composed(overrides, folders)
+        cfg, node = config.compose_unchecked(overrides, folders)
         tell(config.left_out([cfg], overrides))
         decoder = node["runtime"]["choices"].get("decoder")
         # which was chosen by the loss, if it was not typed
         others = [word for word in overrides if key_of(word) != "decoder"]
         words = [*others, f"decoder={decoder}"] if decoder else [*overrides]
-        if (decided := config.with_steps(cfg)) is not cfg:
+        if (decided := config.resolve_num_steps(cfg)) is not cfg:
             words.append(f"num_steps={decided.num_steps}")
         _show(flags, words, folders)
     elif any(flag in SWEEP for flag in flags):
@@ -115,12 +115,12 @@ def earlier(
     keys = {key_of(word) for word in typed}
     overrides = [*(word for word in recorded if key_of(word) not in keys), *typed]
     try:
-        same = config.computes_same(config.composed(recorded, folders)[0], saved)
+        same = config.computes_same(config.compose_unchecked(recorded, folders)[0], saved)
     except ConfigError:
         same = False
     if same:
         if "data.download" not in keys:
-            one, _ = config.composed(config.first_point(own(overrides), folders), folders)
+            one, _ = config.compose_unchecked(config.first_point(own(overrides), folders), folders)
             overrides += ["data.download=false"] if config.downloads(one) else []
         return folders, config.quoted(overrides), None
     if needs := [flag for flag in flags if flag in (*SWEEP, *INFO_FLAGS)]:
@@ -128,7 +128,7 @@ def earlier(
     changed = config.change_all(saved, typed)
     if not any(key.partition(".")[0] == "decoder" for key in map(key_of, overrides)):
         # composed anew, the loss may have another
-        overrides += config.decoder_of(config.plain(changed))
+        overrides += config.decoder_overrides(config.plain(changed))
     return folders, overrides, changed if "data.download" in keys else config.offline(changed)
 
 
@@ -137,8 +137,8 @@ def _show(flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path
     if "--version" in flags:
         print(f"Hydra {hydra.__version__}")
         return
-    words = [config.NO_SEARCH, *config.replacing(overrides)]
-    with config.explained(overrides, folders), config.hydra_reading(folders) as reading:
+    words = [config.NO_SEARCH, *config.with_cleared_parts(overrides)]
+    with config.explain_errors(overrides, folders), config.initialized_hydra(folders) as reading:
         if any(flag in COMPLETE for flag in flags):
             # which Hydra expects from the shell
             os.environ.setdefault("COMP_LINE", "")
@@ -174,14 +174,14 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work, or asks for a sweep.
     """
-    cfg, node = config.composed(overrides, folders)
+    cfg, node = config.compose_unchecked(overrides, folders)
     choices = node["runtime"]["choices"]
     errors, checked = ConfigErrors(), cfg
     with errors.collect():
         checked = config.check(cfg)
         threads.require(checked)
     with errors.collect():
-        config.require_taken(overrides, cfg)
+        config.require_used(overrides, cfg)
     for starter in security.STARTERS:
         begins = (f"hydra/{starter}", f"hydra.{starter}")
         if any(override.lstrip("+~").startswith(begins) for override in overrides):
@@ -203,7 +203,7 @@ def _show_tree(
 ) -> None:
     """Print what was chosen, and the values that differ from those of the choices: a recipe's, and what was typed."""
     chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
-    alone, _ = config.composed([f"{group}={choice}" for group, choice in chosen.items()], folders)
+    alone, _ = config.compose_unchecked([f"{group}={choice}" for group, choice in chosen.items()], folders)
     # as written, for what follows from another value is no change of its own
     before, now = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
     plain = config.plain(checked)

@@ -33,7 +33,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     if asked.json:
         print(json.dumps(measured, indent=2))
     else:
-        decoder = decoding.word(asked.cfg, Run.open(asked.run).read().get("decoder"))
+        decoder = decoding.decoder_name(asked.cfg, Run.open(asked.run).read().get("decoder"))
         console().print(result_table(measured, {}, decoder))
     return 0
 

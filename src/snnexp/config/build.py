@@ -47,7 +47,9 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         rules.require_arguments(path, target.__name__, own, [name for name in known if name not in given])
     arguments = parts.of(str(node["_target_"])).arguments
     values = {
-        key: (_within if key in arguments and arguments[key].holds_parts else _built)(value, f"{path}.{key}")
+        key: (_build_nested if key in arguments and arguments[key].holds_parts else _build_value)(
+            value, f"{path}.{key}"
+        )
         for key, value in own.items()
     }
 
@@ -56,14 +58,14 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
             signature.bind(*positional, **values, **more)
         except TypeError as error:
             raise _refused(f"{path}: {target.__name__} is {error}") from error
-        if targets.is_of_library(str(node["_target_"])):
+        if targets.is_library(str(node["_target_"])):
             try:
                 return target(*positional, **values, **more)
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise _refused(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
         with user_parts.wrap_constructor_errors(path), key_prefix(path):
-            if not targets.is_own(str(node["_target_"])):
+            if not targets.is_snnexp(str(node["_target_"])):
                 # those of this package check by themselves, however they are called
                 checked.check(checked.constructor(target) if inspect.isclass(target) else target, values)
             return target(*positional, **values, **more)
@@ -71,14 +73,14 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
     return make
 
 
-def _within(value: Any, path: str) -> Any:
+def _build_nested(value: Any, path: str) -> Any:
     """A value with the parts that it holds: made, or a ``Maker`` where their place gives them more."""
     if isinstance(value, list):
-        return [_within(each, f"{path}.{index}") for index, each in enumerate(value)]
+        return [_build_nested(each, f"{path}.{index}") for index, each in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
     if "_target_" not in value:
-        return {key: _within(each, f"{path}.{key}") for key, each in value.items()}
+        return {key: _build_nested(each, f"{path}.{key}") for key, each in value.items()}
     with user_parts.wrap_errors(path):
         target = targets.resolve(str(value["_target_"]), path)
     names = targets.class_names(target)
@@ -89,15 +91,15 @@ def _within(value: Any, path: str) -> Any:
     return parts.Maker(factory(value, path, missing), missing)
 
 
-def _built(value: Any, path: str) -> Any:
+def _build_value(value: Any, path: str) -> Any:
     """A value of a config, with the objects that it describes in place of their nodes."""
     if isinstance(value, list):
-        return [_built(each, f"{path}.{index}") for index, each in enumerate(value)]
+        return [_build_value(each, f"{path}.{index}") for index, each in enumerate(value)]
     if not isinstance(value, Mapping):
         return value
     if "_target_" in value:
         return instantiate(value, path)
-    return {key: _built(each, f"{path}.{key}") for key, each in value.items()}
+    return {key: _build_value(each, f"{path}.{key}") for key, each in value.items()}
 
 
 def _refused(sentence: str) -> ConfigError:

@@ -9,8 +9,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import decoding, initial, keys, loggers, security, steps, targets, user_parts
-from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, resolving
-from snnexp.config.messages import explained, in_one_line
+from snnexp.config.folders import GLOBAL, GROUPS, KEYS, LOGGER, NODES, OPTIONAL, choices, registered_resolvers
+from snnexp.config.messages import explain_errors, in_one_line
 from snnexp.errors import ConfigError, ConfigErrors, key_prefix
 from snnexp.record import upgrade
 from snnexp.spec import checked, parts, places, rules, values
@@ -21,7 +21,7 @@ from snnexp.spec.rules import Facts
 from snnexp.spec.source import UnreadableError
 from snnexp.text import format_value, list_options, suggest
 
-TAKEN = (
+RESERVED = (
     *("loss", "epoch_loss", "penalty", "accuracy", "undecided", "l1", "relative_error", "seed_mean_loss"),
     *("firing_rate", "dead", "saturated", "synops"),
 )
@@ -38,16 +38,16 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
     Raises:
         ConfigError: values cannot work; one sentence for each key.
     """
-    with in_one_line(), explained(), resolving():
+    with in_one_line(), explain_errors(), registered_resolvers():
         if missing := [key for key in (*KEYS, *NODES) if key not in cfg and key not in OPTIONAL]:
             hints = {key: f", {list_options(choices(key))}" for key in NODES}
             raise ConfigError(*(f"{key}: every run needs one{hints.get(key, '')}" for key in missing))
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
-        cfg = steps.with_steps(cfg)
+        cfg = steps.resolve_num_steps(cfg)
         # a recipe may be older than the places of parts
         resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        plain = decoding.completed(upgrade.with_schedule(upgrade.with_targets(resolved)))
+        plain = decoding.with_missing_nodes(upgrade.with_schedule(upgrade.with_targets(resolved)))
         return OmegaConf.create(_checked(plain, written, together))
 
 
@@ -67,13 +67,13 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         elif key == "init_from":
             initial.check(value, errors)
         else:
-            named = {f"{key}.{name}": node for name, node in value.items()} if _holds_many(key) else {key: value}
+            named = {f"{key}.{name}": node for name, node in value.items()} if _is_collection(key) else {key: value}
             if key == "logger":
                 # has loggers of its own, which are checked below
                 named = {key: {name: node for name, node in value.items() if name != "also"}}
             for path, node in named.items():
                 with errors.collect():
-                    if _holds_many(key):
+                    if _is_collection(key):
                         _require_name(path)
                     targets.require_targets(node, path, key if key in PLACES else None)
     if isinstance(plain["logger"], dict):
@@ -104,11 +104,11 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         if any(origin in errors.messages for origin in _origins(key, written)):
             del errors.messages[key]
     errors.raise_if_any()
-    plain["init_from"] = initial.located(plain["init_from"])
-    return at_home(plain)
+    plain["init_from"] = initial.with_absolute_paths(plain["init_from"])
+    return expand_user_paths(plain)
 
 
-def _holds_many(key: str) -> bool:
+def _is_collection(key: str) -> bool:
     return key in PLACES and PLACES[key].many
 
 
@@ -117,11 +117,11 @@ def _require_name(path: str) -> None:
     place, _, name = path.partition(".")
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise ConfigError(f"{place}.{format_value(name)}: a name must be of letters, digits and _, the first a letter")
-    if place == "measure" and name in TAKEN:
+    if place == "measure" and name in RESERVED:
         raise ConfigError(f"{path}: every run has this measure; use another name")
 
 
-def at_home(plain: dict[str, Any]) -> dict[str, Any]:
+def expand_user_paths(plain: dict[str, Any]) -> dict[str, Any]:
     for key in ("data", "logger"):
         # once, so that all who read a path mean the same
         if isinstance(root := plain[key].get("root"), str):
@@ -141,9 +141,9 @@ def _origins(key: str, written: Mapping[str, Any]) -> Iterator[str]:
             yield from _origins(origin, written)
 
 
-def _is_made(value: Any) -> bool:
+def _is_user_object(value: Any) -> bool:
     """Whether code from elsewhere makes the value, so that it is checked when it is there."""
-    return isinstance(value, Mapping) and targets.may_be_named(str(value.get("_target_")))
+    return isinstance(value, Mapping) and targets.is_allowed(str(value.get("_target_")))
 
 
 def _is_part(node: Any, path: str, errors: ConfigErrors) -> bool:
@@ -157,7 +157,7 @@ def _children(node: Any, path: str, errors: ConfigErrors) -> Iterator[tuple[str,
         child = f"{path}.{key}"
         if _is_part(value, child, errors):
             target = value["_target_"]
-            if targets.is_own(target) or targets.may_be_named(target):
+            if targets.is_snnexp(target) or targets.is_allowed(target):
                 yield child, value, parts.of(target)
         elif isinstance(value, Mapping | list):
             yield from _children(value, child, errors)
@@ -167,7 +167,7 @@ def _check_values(node: Mapping[str, Any], path: str, spec: Spec, errors: Config
     """Hold each value against what its part takes."""
     for name, value in node.items():
         domain = spec.arguments[name].domain if name in spec.arguments else None
-        if _is_made(value) or domain is None or value in domain:
+        if _is_user_object(value) or domain is None or value in domain:
             continue
         if not errors.covers(f"{path}.{name}"):
             errors.add(values.refusal(f"{path}.{name}", value, domain))
@@ -224,7 +224,7 @@ def _with_defaults(own: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
 def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
     """The result of a static method of a part; None where there is none, or it needs what is not known here."""
     try:
-        rule = spec.rule(name, targets.may_be_read)
+        rule = spec.rule(name, targets.may_call_rules)
     except UnreadableError:
         return None
     if rule is None:
@@ -279,13 +279,13 @@ def _check_pairs(
     devices = nodes["trainer"].get("devices", 1) if "trainer" in nodes else 1
     if data and not errors.covers("data") and not errors.covers("trainer"):
         with errors.collect(), key_prefix("data"):
-            if targets.is_own(specs["data"].target):
+            if targets.is_snnexp(specs["data"].target):
                 rules.require_batches(data.samples, devices, **_with_defaults(_values(nodes["data"]), specs["data"]))
     if isinstance(plain["logger"], dict) and plain["logger"].get("predictions") and devices != 1:
         errors.add("logger.predictions: got true, and a run on several devices writes none; use snnexp predict RUN")
     if data:
         known = _with_defaults(_values(nodes["data"]), specs["data"])
-        for key, value, measure in _watched(nodes, facts):
+        for key, value, measure in _watched_metrics(nodes, facts):
             with errors.collect():
                 rules.require_validation(key, value, measure, data, known)
     if data and "network" in nodes and not errors.covers("network"):
@@ -293,7 +293,7 @@ def _check_pairs(
             _check_shapes(nodes, specs, data, errors)
 
 
-def _watched(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> Iterator[tuple[str, Any, Any]]:
+def _watched_metrics(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> Iterator[tuple[str, Any, Any]]:
     """Keys that ask for a measure to be watched, their values, and the measure."""
     if "schedule" in facts and facts["schedule"].watches is True:
         own = _with_defaults(_values(nodes["schedule"]), facts["schedule"].spec)

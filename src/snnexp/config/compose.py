@@ -12,21 +12,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config import decoding, files, loggers, security, user_parts
 from snnexp.config.checks import check
-from snnexp.config.folders import GLOBAL, GROUPS, hydra_reading, require_global, resolving
+from snnexp.config.folders import GLOBAL, GROUPS, initialized_hydra, registered_resolvers, require_global
 from snnexp.config.loader import Loader
-from snnexp.config.made import keep_left_out, left_out, remembering
-from snnexp.config.messages import explained, in_one_line, short
-from snnexp.config.overrides import is_alone, is_part, quoted, replacing
-from snnexp.config.plain import flat, texts
-from snnexp.config.steps import with_steps
-from snnexp.config.targets import is_own, may_be_named
+from snnexp.config.messages import explain_errors, in_one_line, short
+from snnexp.config.overrides import is_independent, is_part, quoted, with_cleared_parts
+from snnexp.config.plain import flat, strings
+from snnexp.config.provenance import left_out, record_left_out, with_provenance
+from snnexp.config.steps import resolve_num_steps
+from snnexp.config.targets import is_allowed, is_snnexp
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
 from snnexp.spec import parts, rules
 from snnexp.text import format_value
 
-MOST_TOLD = 20
+MAX_REFUSALS = 20
 """Refusals of one command: each takes one more composition."""
 NO_SEARCH = "hydra.searchpath=[]"
 """Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
@@ -42,7 +42,7 @@ def keys_of_choice(group: str, choice: str, folders: Sequence[Path] = ()) -> dic
     """
 
     def values(overrides: Sequence[str]) -> dict[str, Any]:
-        cfg, node = composed(overrides, folders)
+        cfg, node = compose_unchecked(overrides, folders)
         points = flat(node["sweeper"].get("params") or {}, "hydra.sweeper.params.")
         return flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))) | points
 
@@ -64,17 +64,17 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: it cannot work; the sentence names the key.
     """
-    cfg, errors = with_steps(composed(overrides)[0]), ConfigErrors()
+    cfg, errors = resolve_num_steps(compose_unchecked(overrides)[0]), ConfigErrors()
     checked = cfg
     with errors.collect():
         checked = check(cfg)
     with errors.collect():
-        require_taken(overrides, cfg)
+        require_used(overrides, cfg)
     errors.raise_if_any()
-    return remembering(checked, overrides, cfg)
+    return with_provenance(checked, overrides, cfg)
 
 
-def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
+def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
     """Compose a config and let it through the gate; values are not validated yet.
 
     Args:
@@ -92,32 +92,32 @@ def composed(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed
     absent: set[str] = set()
     while True:
         try:
-            found = _composed(left, folders)
+            found = _compose_in_hydra(left, folders)
             break
         except ConfigError as error:
             culprit = _culprit(error, left)
             if not absent or (culprit is not None and not _is_below(culprit, absent)):
                 errors.add(*map(str, error.args))
             left = [override for override in left if key_of(override) != culprit]
-            if culprit is None or not left or len(errors.messages) >= MOST_TOLD:
+            if culprit is None or not left or len(errors.messages) >= MAX_REFUSALS:
                 errors.raise_if_any()
             absent |= {*GROUPS} & {culprit}
     if errors.messages:
         with errors.collect():
             check(found[0], together=not absent)
         with errors.collect():
-            require_taken(left, found[0])
+            require_used(left, found[0])
         errors.raise_if_any()
     return found
 
 
-def with_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
+def compose_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """A config with these choices, of which the nodes that they make are wanted: parts need not fit each other.
 
     Raises:
         ConfigError: it cannot be composed, or asks for more than a config may.
     """
-    return _composed(quoted(words), folders)[0]
+    return _compose_in_hydra(quoted(words), folders)[0]
 
 
 def _is_below(key: str, absent: set[str]) -> bool:
@@ -140,11 +140,11 @@ def _dots(key: str) -> Iterator[int]:
     return (index for index, letter in enumerate(key) if letter == ".")
 
 
-def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
-    with in_one_line(), explained(overrides, folders), hydra_reading(folders) as hydra:
+def _compose_in_hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
+    with in_one_line(), explain_errors(overrides, folders), initialized_hydra(folders) as hydra:
         for override in overrides:
             files.require_own_resolvers(override, override.partition("=")[0])
-        cfg = decoding.decided(overrides, _with_schedule, folders)
+        cfg = decoding.compose_with_decoder(overrides, _with_schedule, folders)
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
         is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
@@ -153,7 +153,7 @@ def _composed(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
             raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
         with open_dict(cfg):
             del cfg["hydra"]
-        keep_left_out(cfg, cast(Loader, hydra.config_loader).left_out)
+        record_left_out(cfg, cast(Loader, hydra.config_loader).left_out)
         with user_parts.wrap_errors("hydra"):
             security.require_shipped_hydra(node, overrides)
         # what is wrong in a run's part is told by that, and not by what was typed
@@ -172,22 +172,22 @@ def _with_schedule(overrides: Sequence[str]) -> DictConfig:
         if "schedule" in keys:
             raise ConfigError(f"{upgrade.SCHEDULE}: is another name of schedule; leave out one of them")
         # keys of the choice are not there before it is made
-        cfg = _by_hydra([word for word in overrides if not key_of(word).startswith("schedule.")])
+        cfg = _hydra_compose([word for word in overrides if not key_of(word).startswith("schedule.")])
     else:
-        cfg = _by_hydra(overrides)
+        cfg = _hydra_compose(overrides)
     choice = _old_schedule(cfg)
     if choice is None:
-        return cfg if len(words) == len(overrides) else _by_hydra(overrides)
+        return cfg if len(words) == len(overrides) else _hydra_compose(overrides)
     # what was typed comes before a text in a file
-    cfg = _by_hydra(words if "schedule" in keys else [*words, f"schedule={choice}"])
+    cfg = _hydra_compose(words if "schedule" in keys else [*words, f"schedule={choice}"])
     with open_dict(cfg):
         cfg.optimizer.pop("schedule", None)
     return cfg
 
 
-def _by_hydra(overrides: Sequence[str]) -> DictConfig:
+def _hydra_compose(overrides: Sequence[str]) -> DictConfig:
     # an optimiser of the user's own may have such an argument
-    words = [f"++{word}" if word.startswith(f"{upgrade.SCHEDULE}=") else word for word in replacing(overrides)]
+    words = [f"++{word}" if word.startswith(f"{upgrade.SCHEDULE}=") else word for word in with_cleared_parts(overrides)]
     files.Files.visits = 0
     try:
         return hydra_compose("train", [NO_SEARCH, *words], return_hydra_config=True)
@@ -200,25 +200,25 @@ def _old_schedule(cfg: DictConfig) -> str | None:
     optimizer = OmegaConf.to_container(cfg.optimizer) if OmegaConf.is_dict(cfg.get("optimizer")) else {}
     assert isinstance(optimizer, dict)
     text, target = optimizer.get("schedule"), optimizer.get("_target_")
-    if not isinstance(text, str) or not isinstance(target, str) or not (is_own(target) or may_be_named(target)):
+    if not isinstance(text, str) or not isinstance(target, str) or not (is_snnexp(target) or is_allowed(target)):
         return None
     return None if "schedule" in parts.of(target).arguments or parts.of(target).takes_all else text
 
 
 def downloads(cfg: DictConfig) -> bool:
     """Whether a run of a composed config would download data."""
-    with explained(), resolving():
+    with explain_errors(), registered_resolvers():
         return bool(OmegaConf.select(cfg, "data.download"))
 
 
-def require_taken(overrides: Collection[str], cfg: DictConfig) -> None:
+def require_used(overrides: Collection[str], cfg: DictConfig) -> None:
     """Refuse a surrogate, a neuron or a readout that was typed where nothing of a composed config takes one.
 
     And loggers whose packages are not installed.
     """
     typed = {key_of(override).partition(".")[0] for override in overrides}
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    if "surrogate" in typed and not any("${surrogate" in text for text in texts(plain)):
+    if "surrogate" in typed and not any("${surrogate" in text for text in strings(plain)):
         raise ConfigError("surrogate: no neuron of this config takes one")
     if isinstance(logger := plain.get("logger"), Mapping):
         loggers.require_packages(logger.get("also"), overrides)
@@ -256,8 +256,8 @@ class Composer:
                 OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
         except OmegaConfBaseException:
             # Hydra's own words tell what is wrong
-            cfg, node = composed([*self.common, *overrides], self.folders)
-        require_taken(overrides, cfg)
+            cfg, node = compose_unchecked([*self.common, *overrides], self.folders)
+        require_used(overrides, cfg)
         return cfg, node
 
     def node(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -270,22 +270,22 @@ class Composer:
 
     def _shared(self, overrides: Sequence[str]) -> tuple[list[Override], Composed]:
         overrides = quoted([*self.common, *overrides])
-        with explained(overrides):
+        with explain_errors(overrides):
             parsed = self._parser.parse_overrides(overrides)
         keys = [str(override.key_or_group) for override in parsed]
-        values = [override for override in parsed if is_alone(override, keys)]
+        values = [override for override in parsed if is_independent(override, keys)]
         chosen = tuple(str(override.input_line) for override in parsed if override not in values)
         if chosen not in self._composed:
             try:
-                self._composed[chosen] = composed(chosen, self.folders)
+                self._composed[chosen] = compose_unchecked(chosen, self.folders)
             except ConfigError:
                 # which names what is wrong with values too
-                composed(overrides, self.folders)
+                compose_unchecked(overrides, self.folders)
                 raise
         return values, self._composed[chosen]
 
 
-def composed_points(points: Iterable[Sequence[str]], folders: Sequence[Path] = ()) -> Iterator[DictConfig]:
+def compose_points(points: Iterable[Sequence[str]], folders: Sequence[Path] = ()) -> Iterator[DictConfig]:
     """The config of each point of a sweep, as :func:`composed` gives it.
 
     Raises:

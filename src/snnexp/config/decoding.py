@@ -28,18 +28,18 @@ NOTE = "snnexp_decoder"
 UNREAD = Spec("unread", takes_all=True)
 
 
-def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
+def with_missing_nodes(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved config with the nodes that those of earlier versions lack."""
-    found = initial.completed(plain)
+    found = initial.with_defaults(plain)
     for key in ("regularizer", "measure"):
         found.setdefault(key, {})
     if "decoder" not in found:
         name = _default(upgrade.with_targets(found), earlier=True)
-        found["decoder"] = EARLIER if name is MISSING else node(name)
+        found["decoder"] = EARLIER if name is MISSING else shipped_node(name)
     return found
 
 
-def node(name: str | None) -> dict[str, Any] | None:
+def shipped_node(name: str | None) -> dict[str, Any] | None:
     """The node of a shipped decoder, as its choice has it."""
     if name is None:
         return None
@@ -47,7 +47,7 @@ def node(name: str | None) -> dict[str, Any] | None:
     return {"_target_": spec.target, **{key: argument.value for key, argument in spec.arguments.items()}}
 
 
-def word(cfg: Mapping[str, Any], otherwise: object = None) -> str:
+def decoder_name(cfg: Mapping[str, Any], otherwise: object = None) -> str:
     """The decoder of a config in a word, as reports show it.
 
     Args:
@@ -61,7 +61,7 @@ def word(cfg: Mapping[str, Any], otherwise: object = None) -> str:
     return rules.RENAMED.get(otherwise, otherwise) if isinstance(otherwise, str) else ""
 
 
-def meanings(cfg: Mapping[str, Any]) -> dict[str, str]:
+def measure_descriptions(cfg: Mapping[str, Any]) -> dict[str, str]:
     """What the measures that a config names say of themselves."""
     return {name: spec.doc.rstrip(".") for name, spec in parts.measures(cfg).items()}
 
@@ -77,7 +77,7 @@ def _default(plain: Mapping[str, Any], earlier: bool = False) -> Any:
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
-def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] = ()) -> DictConfig:
+def compose_with_decoder(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] = ()) -> DictConfig:
     """Compose a config whose decoder is chosen: the one that was typed, that of the recipe, or the loss's default.
 
     That of a recipe belongs to its loss and readout: where another loss or readout is typed and no decoder, or data
@@ -112,7 +112,7 @@ def decided(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] 
     if choice == AUTO and not any((folder / "decoder" / f"{name}.yaml").is_file() for folder in folders):
         # what the file of a shipped choice holds, without a second composition
         with open_dict(cfg):
-            cfg.decoder = name if name == AUTO else node(None if name == NONE else name)
+            cfg.decoder = name if name == AUTO else shipped_node(None if name == NONE else name)
             cfg.hydra.runtime.choices.decoder = name
         return cfg
     cfg = compose([*others, f"decoder={name}"])
@@ -144,7 +144,7 @@ def _named(cfg: DictConfig, key: str) -> dict[str, Any]:
     return {"_target_": found}
 
 
-def note(cfg: DictConfig) -> str | None:
+def decoder_note(cfg: DictConfig) -> str | None:
     """What is to be said of the decoder of a composed config; None where nothing is."""
     found: str | None = vars(cfg._metadata).get(NOTE)
     return found

@@ -94,7 +94,7 @@ def require_global(name: str, folders: Sequence[Path]) -> None:
 
 
 @contextmanager
-def resolving() -> Iterator[None]:
+def registered_resolvers() -> Iterator[None]:
     """What interpolations of a config may call, in place of another application's."""
     with restored(RESOLVING):
         if not os.environ.get("SNNEXP_DATA_DIR"):
@@ -105,10 +105,10 @@ def resolving() -> Iterator[None]:
 
 
 @contextmanager
-def hydra_reading(folders: Sequence[Path]) -> Iterator[Hydra]:
+def initialized_hydra(folders: Sequence[Path]) -> Iterator[Hydra]:
     """Hydra, which reads the shipped configs and those of ``folders``."""
     # another application may be running in this process
-    with restored(HYDRA), resolving():
+    with restored(HYDRA), registered_resolvers():
         GlobalHydra.instance().clear()
         Files.register()
         setbase(VERSION_BASE)

@@ -18,20 +18,20 @@ from snnexp.text import format_value, one_line, suggest
 KEYS = tuple(field.name for field in fields(InitFrom))
 
 
-def start_of(cfg: Mapping[Any, Any]) -> InitFrom:
+def get_init_from(cfg: Mapping[Any, Any]) -> InitFrom:
     """What a config says; one without the node, or with null, starts from weights that are drawn."""
     return InitFrom(**(cfg.get("init_from") or {}))
 
 
-def drawn(cfg: DictConfig) -> DictConfig:
+def without_init_run(cfg: DictConfig) -> DictConfig:
     """A checked config whose weights are drawn: it can be built where the run that it starts from is gone."""
-    start = {"run": None, "ckpt": InitFrom.ckpt, "freeze": [*start_of(cfg).freeze]}
+    start = {"run": None, "ckpt": InitFrom.ckpt, "freeze": [*get_init_from(cfg).freeze]}
     changed = cfg.copy()
     OmegaConf.update(changed, "init_from", start, merge=False, force_add=True)
     return changed
 
 
-def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A config with every key of the node, as recipes and runs of earlier versions have none."""
     node = plain.get("init_from")
     given = {} if node is None else {"run": node} if isinstance(node, str) else node
@@ -53,7 +53,7 @@ def check(node: Any, errors: ConfigErrors) -> None:
         errors.add(f"init_from.ckpt: got {node['ckpt']}, a checkpoint of a run; set init_from.run too")
 
 
-def located(node: Mapping[str, Any]) -> dict[str, Any]:
+def with_absolute_paths(node: Mapping[str, Any]) -> dict[str, Any]:
     """The node with absolute paths, so that a run can be started again from any working directory.
 
     A run that is named by an absolute path is not looked for: what a run has saved is still its config after the other

@@ -72,7 +72,7 @@ class Launcher:
     constraint: Name | None
 
 
-OTHERS: dict[str, type] = {
+NODE_CLASSES: dict[str, type] = {
     "": Run,
     "init_from": InitFrom,
     "logger": Logger,
@@ -80,14 +80,14 @@ OTHERS: dict[str, type] = {
     "hydra.launcher": Launcher,
 }
 """By the node that they stand in."""
-ABBREVIATED = {"init_from": "init_from.run"}
+SHORTHANDS = {"init_from": "init_from.run"}
 """The key that a text means which is typed for a whole node."""
 
 
 def lookup(target: Any, node: str, name: str) -> Argument | checked.Taken | None:
     """The annotation of a key: an argument of the part that ``target`` names, or a key of the node beside those."""
     argument = parts.of(target).arguments.get(name) if isinstance(target, str) else None
-    return argument or (checked.taken(OTHERS[node]).get(name) if node in OTHERS else None)
+    return argument or (checked.taken(NODE_CLASSES[node]).get(name) if node in NODE_CLASSES else None)
 
 
 def domain_in(cfg: Mapping[str, Any], key: str) -> Domain | None:

@@ -17,7 +17,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import keys, targets
-from snnexp.config.plain import texts
+from snnexp.config.plain import strings
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
 from snnexp.spec import parts
@@ -194,16 +194,16 @@ def _takes(node: str, choice: Any, key: str, value: Any = MISSING) -> bool:
 
 
 def _is_read(target: Any) -> bool:
-    return isinstance(target, str) and (targets.is_own(target) or targets.may_be_named(target))
+    return isinstance(target, str) and (targets.is_snnexp(target) or targets.is_allowed(target))
 
 
 def _fits(value: Any, domain: Domain | None) -> bool:
     """Whether a value lies in a domain, and an object in it has no argument that its part does not take."""
-    if any("${" in text or text == "???" for text in texts([value])):
+    if any("${" in text or text == "???" for text in strings([value])):
         # what it is going to be is not known here
         return True
     target = value.get("_target_") if isinstance(value, Mapping) else None
-    made = isinstance(target, str) and targets.may_be_named(target)
+    made = isinstance(target, str) and targets.is_allowed(target)
     if domain is not None and not made and value not in domain:
         return False
     if not isinstance(value, Mapping) or not _is_read(target):

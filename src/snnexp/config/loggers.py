@@ -34,7 +34,7 @@ def check(nodes: Any, errors: ConfigErrors) -> None:
             target = node.get("_target_") if isinstance(node, Mapping) else None
             if not isinstance(target, str):
                 raise ConfigError(f"{path}: got {format_value(node)}, must be a mapping with _target_")
-            if not (targets.is_logger(target) or targets.may_be_named(target)):
+            if not (targets.is_logger(target) or targets.is_allowed(target)):
                 raise ConfigError(
                     f"{path}._target_: got {format_value(target)}, must be a class of lightning.pytorch.loggers"
                 )

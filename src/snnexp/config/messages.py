@@ -24,7 +24,7 @@ REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 @contextmanager
-def explained(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Iterator[None]:
+def explain_errors(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Iterator[None]:
     """What Hydra, OmegaConf and YAML raise about a text from outside becomes a :class:`ConfigError`."""
     try:
         yield

@@ -12,22 +12,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from snnexp.config.folders import GROUPS, hydra_reading
-from snnexp.config.keys import ABBREVIATED, domains_of
-from snnexp.config.messages import explained, in_one_line, short
+from snnexp.config.folders import GROUPS, initialized_hydra
+from snnexp.config.keys import SHORTHANDS, domains_of
+from snnexp.config.messages import explain_errors, in_one_line, short
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record.upgrade import SCHEDULE
 from snnexp.spec.places import PLACES
 from snnexp.text import format_value
 
-MOST_POINTS = 10_000
-LONGEST = 4096
+MAX_POINTS = 10_000
+MAX_LENGTH = 4096
 """Characters of an override: Hydra's parser takes seconds for lists that are longer."""
-LONGEST_KEY = 200
+MAX_KEY_LENGTH = 200
 """Characters of a key, which may become the name of a file that Hydra looks for."""
 
 
-def is_alone(override: Override, keys: Sequence[str]) -> bool:
+def is_independent(override: Override, keys: Sequence[str]) -> bool:
     """Whether an override sets a value, and no other one sets it, a part of it, or what it is a part of."""
     key = str(override.key_or_group)
     plain = override.get_key_element() == key and "/" not in key and "@" not in key
@@ -44,9 +44,9 @@ def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[l
         ConfigError: an override cannot be parsed, cannot be listed, or there are too many points.
     """
     with _parsed(overrides, folders) as parsed:
-        variants = [list(itertools.islice(_variants(override), MOST_POINTS + 1)) for override in parsed]
-    if math.prod(map(len, variants)) > MOST_POINTS:
-        raise ConfigError(f"-m: a sweep of more than {MOST_POINTS} points; split it")
+        variants = [list(itertools.islice(_variants(override), MAX_POINTS + 1)) for override in parsed]
+    if math.prod(map(len, variants)) > MAX_POINTS:
+        raise ConfigError(f"-m: a sweep of more than {MAX_POINTS} points; split it")
     return map(list, itertools.product(*variants))
 
 
@@ -72,19 +72,19 @@ def _first(override: Override) -> str:
 @contextmanager
 def _parsed(overrides: Sequence[str], folders: Sequence[Path]) -> Iterator[list[Override]]:
     overrides = quoted(overrides)
-    with in_one_line(), explained(overrides), hydra_reading(folders) as hydra:
+    with in_one_line(), explain_errors(overrides), initialized_hydra(folders) as hydra:
         parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         # of what is given twice, the last counts
         yield [*{override.get_key_element(): override for override in parsed}.values()]
 
 
-def are_swept(overrides: Sequence[str]) -> bool:
+def has_sweep(overrides: Sequence[str]) -> bool:
     """Whether one of these overrides stands for several values."""
-    with in_one_line(), explained(overrides):
+    with in_one_line(), explain_errors(overrides):
         return any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides([*overrides]))
 
 
-def params(node: Mapping[str, Any]) -> list[str]:
+def params_to_overrides(node: Mapping[str, Any]) -> list[str]:
     """The overrides that ``hydra.sweeper.params`` stands for: a text in Hydra's grammar, or a value, or a list of them.
 
     A list is one value where its key takes it as one, as ``network.hidden`` takes ``[256, 128]``.
@@ -96,16 +96,16 @@ def _values(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and not any(value in domain for domain in domains_of(key)):
-        return ",".join(map(written, value))
-    return written(value)
+        return ",".join(map(hydra_literal, value))
+    return hydra_literal(value)
 
 
-def written(value: Any) -> str:
+def hydra_literal(value: Any) -> str:
     """A value of YAML as Hydra's grammar reads it back."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {written(entry)}' for key, entry in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {hydra_literal(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(written, value))}]"
+        return f"[{','.join(map(hydra_literal, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = str(value)
@@ -137,7 +137,7 @@ def _variants(override: Override) -> Iterator[str]:
 def quoted(overrides: Sequence[str]) -> list[str]:
     """Overrides as they were typed, with quotes around values that Hydra reads only then, such as ``/daten/größe``.
 
-    A text for a node that :data:`~snnexp.config.keys.ABBREVIATED` has becomes the value of the key that it means:
+    A text for a node that :data:`~snnexp.config.keys.SHORTHANDS` has becomes the value of the key that it means:
     ``init_from=5193`` is ``init_from.run=5193``.
 
     Raises:
@@ -152,7 +152,7 @@ def quoted(overrides: Sequence[str]) -> list[str]:
         return [_quoted(override, parser) for override in overrides]
 
 
-def replacing(overrides: Sequence[str]) -> list[str]:
+def with_cleared_parts(overrides: Sequence[str]) -> list[str]:
     """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied.
 
     That of a group stays, for an empty group would be a choice.
@@ -177,20 +177,20 @@ def is_part(override: Override) -> bool:
 
 
 def _quoted(override: str, parser: OverridesParser) -> str:
-    if len(override) > LONGEST:
-        raise ConfigError(f"{format_value(override)}: {len(override)} characters, at most {LONGEST} are read")
+    if len(override) > MAX_LENGTH:
+        raise ConfigError(f"{format_value(override)}: {len(override)} characters, at most {MAX_LENGTH} are read")
     key, _, value = override.partition("=")
-    if key in ABBREVIATED and not value.startswith("{"):
-        key = ABBREVIATED[key]
+    if key in SHORTHANDS and not value.startswith("{"):
+        key = SHORTHANDS[key]
         override = f"{key}={value}"
-    if key in ABBREVIATED.values() and not set(value) & set("[]{}()'\"$"):
+    if key in SHORTHANDS.values() and not set(value) & set("[]{}()'\"$"):
         # the end of an id may look like a number
-        value = ",".join(_text(each, parser) for each in value.split(","))
+        value = ",".join(_quote_number(each, parser) for each in value.split(","))
         override = f"{key}={value}"
     if key != key.strip() and value:
         raise ConfigError(f"{key.strip()}: no blanks around '=', as in {key.strip()}=value")
-    if len(key) > LONGEST_KEY:
-        raise ConfigError(f"{short(key)}: unknown key, none has more than {LONGEST_KEY} characters")
+    if len(key) > MAX_KEY_LENGTH:
+        raise ConfigError(f"{short(key)}: unknown key, none has more than {MAX_KEY_LENGTH} characters")
     if (match := re.fullmatch(r"choice\((.*)\)", value)) and not _parses(override, parser):
         # Hydra's own function takes no null
         options = f"{key}={match[1]}"
@@ -202,7 +202,7 @@ def _quoted(override: str, parser: OverridesParser) -> str:
     return text if _parses(text, parser) else override
 
 
-def _text(value: str, parser: OverridesParser) -> str:
+def _quote_number(value: str, parser: OverridesParser) -> str:
     """A value that is a text, quoted where Hydra would read a number; null stays."""
     text = f"key={value}"
     if not _parses(text, parser) or not isinstance(parser.parse_override(text).value(), int | float):
@@ -218,7 +218,7 @@ def _parses(override: str, parser: OverridesParser) -> bool:
     return True
 
 
-def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def parse_assignments(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """The keys and values of overrides that are nothing but ``key=value``, in Hydra's grammar.
 
     Raises:
@@ -228,7 +228,7 @@ def assigned(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     parsed: list[Override] = []
     with in_one_line():
         for text in overrides:
-            with errors.collect(), explained([text]):
+            with errors.collect(), explain_errors([text]):
                 (override,) = OverridesParser.create().parse_overrides([text])
                 if override.get_key_element() != override.key_or_group or override.is_sweep_override():
                     raise ConfigError(f"{text}: only key=value overrides are accepted here")

@@ -19,13 +19,13 @@ def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flattened
 
 
-def texts(node: Any) -> Iterator[str]:
-    """All keys and values that are texts."""
+def strings(node: Any) -> Iterator[str]:
+    """All keys and values that are strings."""
     if isinstance(node, dict):
         yield from (str(key) for key in node)
         node = list(node.values())
     if isinstance(node, list):
         for value in node:
-            yield from texts(value)
+            yield from strings(value)
     elif isinstance(node, str):
         yield node

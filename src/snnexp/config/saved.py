@@ -12,14 +12,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from snnexp.config import decoding, files
-from snnexp.config.checks import at_home, check
-from snnexp.config.compose import with_choices
-from snnexp.config.folders import GROUPS, NODES, resolving
+from snnexp.config.checks import check, expand_user_paths
+from snnexp.config.compose import compose_choices
+from snnexp.config.folders import GROUPS, NODES, registered_resolvers
 from snnexp.config.keys import domain_in
-from snnexp.config.made import made_of
-from snnexp.config.messages import explained, in_one_line, unknown
-from snnexp.config.overrides import assigned, written
-from snnexp.config.plain import flat, plain, texts
+from snnexp.config.messages import explain_errors, in_one_line, unknown
+from snnexp.config.overrides import hydra_literal, parse_assignments
+from snnexp.config.plain import flat, plain, strings
+from snnexp.config.provenance import provenance_of
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
@@ -49,9 +49,9 @@ SOURCES = ("_target_", "dataset", "path", "train", "root", "name", "variant")
 """Keys of data that say which samples are split."""
 
 
-def overridden(cfg: DictConfig) -> list[str]:
+def overrides_of(cfg: DictConfig) -> list[str]:
     """The overrides that give ``cfg``: what was typed, and what was changed since; none of a config from elsewhere."""
-    if (made := made_of(cfg)) is None:
+    if (made := provenance_of(cfg)) is None:
         return []
     typed, unresolved, before = made
     now = plain(check(cfg))
@@ -61,10 +61,12 @@ def overridden(cfg: DictConfig) -> list[str]:
         if sign != "~":
             _put(again, before, key.split("."), value)
     # what is computed from a value that was changed later, such as data.seed from seed, has not followed
-    with resolving():
-        followed = at_home(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True)))
+    with registered_resolvers():
+        followed = expand_user_paths(
+            cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True))
+        )
     changes += [change for change in _changes(followed, now) if change[0] != "~"]
-    if any(key in decoding.DECISIVE for _, key, _ in changes) and (kept := decoder_of(now)):
+    if any(key in decoding.DECISIVE for _, key, _ in changes) and (kept := decoder_overrides(now)):
         # a loss that was changed later would bring its own
         changes = [change for change in changes if not _is_of_decoder(change[1])]
         typed = [*(word for word in typed if not _is_of_decoder(key_of(word))), *kept]
@@ -74,7 +76,7 @@ def overridden(cfg: DictConfig) -> list[str]:
 
 def _words(sign: str, key: str, value: Any) -> list[str]:
     if sign != "~":
-        return [f"{sign}{key}={written(value)}"]
+        return [f"{sign}{key}={hydra_literal(value)}"]
     # Hydra takes a key that is null for one that is not there
     return [*([f"{key}=0"] if value is None else []), f"~{key}"]
 
@@ -83,16 +85,19 @@ def _is_of_decoder(key: str) -> bool:
     return key.partition(".")[0] == "decoder"
 
 
-def decoder_of(plain: Mapping[str, Any]) -> list[str]:
+def decoder_overrides(plain: Mapping[str, Any]) -> list[str]:
     """The overrides that give a shipped decoder, whatever goes with the loss; none for another."""
     found = plain["decoder"]
     if found is None:
         return [f"decoder={decoding.NONE}"]
     if not isinstance(found, Mapping) or not parts.is_shipped(str(found["_target_"]), "decoder"):
         return []
-    usual = decoding.node(decoding.word(plain)) or {}
+    usual = decoding.shipped_node(decoding.decoder_name(plain)) or {}
     arguments = {key: value for key, value in found.items() if value != usual.get(key)}
-    return [f"decoder={decoding.word(plain)}", *(f"decoder.{key}={written(value)}" for key, value in arguments.items())]
+    return [
+        f"decoder={decoding.decoder_name(plain)}",
+        *(f"decoder.{key}={hydra_literal(value)}" for key, value in arguments.items()),
+    ]
 
 
 def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str], value: Any) -> None:
@@ -126,13 +131,13 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
     """
-    with in_one_line(), explained():
+    with in_one_line(), explain_errors():
         text = files.read(path)
         try:
             cfg = OmegaConf.create(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: {files.describe(error)}") from error
-        return trusted(cfg, path)
+        return check_saved(cfg, path)
 
 
 def offline(cfg: DictConfig) -> DictConfig:
@@ -142,20 +147,20 @@ def offline(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def trusted(cfg: Any, path: Path) -> DictConfig:
+def check_saved(cfg: Any, path: Path) -> DictConfig:
     """Check a config that was saved in ``path``, perhaps elsewhere.
 
     Raises:
         ConfigError: it is no mapping, is not resolved, or cannot work.
     """
-    with in_one_line(), explained():
-        if isinstance(cfg, dict) and any("${" in value for value in texts(cfg)):
+    with in_one_line(), explain_errors():
+        if isinstance(cfg, dict) and any("${" in value for value in strings(cfg)):
             raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
         cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
         if not isinstance(cfg, DictConfig):
             raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
         plain = OmegaConf.to_container(cfg)
-        if any("${" in value for value in texts(plain)):
+        if any("${" in value for value in strings(plain)):
             raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
         return check(OmegaConf.create(upgrade.config(cast(dict[str, Any], plain))))
 
@@ -167,8 +172,8 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
     """
     changed, errors = cfg.copy(), ConfigErrors()
-    with in_one_line(), explained(overrides):
-        for key, value in assigned(overrides):
+    with in_one_line(), explain_errors(overrides):
+        for key, value in parse_assignments(overrides):
             parent, _, leaf = key.rpartition(".")
             if key in GROUPS and not isinstance(value, dict):
                 errors.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
@@ -198,7 +203,7 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
         ConfigError: as :func:`change`, or a key has no effect on an evaluation.
     """
     errors = ConfigErrors()
-    typed = [*assigned(overrides)]
+    typed = [*parse_assignments(overrides)]
     for key, _ in typed:
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
@@ -276,8 +281,8 @@ def _chosen(cfg: DictConfig, words: Sequence[str], groups: Collection[str], fold
 
     What the choices take from other nodes, such as ``${num_steps}``, is that of the saved config.
     """
-    found = with_choices(words, folders)
-    with in_one_line(), explained(words, folders), resolving():
+    found = compose_choices(words, folders)
+    with in_one_line(), explain_errors(words, folders), registered_resolvers():
         for key in {*cfg, *found} - {*groups}:
             if key in cfg:
                 OmegaConf.update(found, str(key), cfg[key], merge=False, force_add=True)
@@ -303,10 +308,10 @@ def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] 
     Raises:
         ConfigError: as :func:`change`.
     """
-    values = {key: value for key, value in assigned(overrides) if key in shared}
+    values = {key: value for key, value in parse_assignments(overrides) if key in shared}
     given = {key_of(override) for override in overrides}
     more = [
-        f"{name}.{key}={written(value)}"
+        f"{name}.{key}={hydra_literal(value)}"
         for key, value in values.items()
         for name in NODES
         if isinstance(cfg[name], DictConfig)

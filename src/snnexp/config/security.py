@@ -46,12 +46,12 @@ def require_bounded(plain: Mapping[str, Any], keys: Iterable[str]) -> None:
         plain: a config's containers and values, not yet resolved.
         keys: what is looked at.
     """
-    weights = _Weights(plain)
+    weights = _ResolvedSizes(plain)
     for key in keys:
         weights.of(plain[key], (str(key),))
 
 
-class _Weights:
+class _ResolvedSizes:
     """How many values a node comes to when it is resolved, without resolving it."""
 
     # what OmegaConf lets a reference be made of
@@ -65,14 +65,14 @@ class _Weights:
         if path not in self.known:
             # while it is being computed, whoever meets it again has gone in a circle
             self.known[path] = -1
-            self.known[path] = self._weigh(node, path)
+            self.known[path] = self._count(node, path)
         weight = self.known[path]
         if weight < 0 or len(path) > MAX_DEPTH or weight > MAX_NODES:
             reason = "leads back to itself" if weight < 0 else "is too large or nested too deeply"
             raise ConfigError(f"{'.'.join(path) or '${...}'}: {reason}")
         return weight
 
-    def _weigh(self, node: Any, path: tuple[str, ...]) -> int:
+    def _count(self, node: Any, path: tuple[str, ...]) -> int:
         if isinstance(node, (Mapping, list)):
             items = node.items() if isinstance(node, Mapping) else enumerate(node)
             return 1 + sum(self.of(value, (*path, str(key))) for key, value in items)
@@ -80,9 +80,9 @@ class _Weights:
             return 1
         require_own_resolvers(node, ".".join(path))
         # long texts count for more, for they multiply as well
-        return 1 + len(node) // 64 + sum(self._referred(word, path) for word in self.reference.findall(node))
+        return 1 + len(node) // 64 + sum(self._reference_size(word, path) for word in self.reference.findall(node))
 
-    def _referred(self, word: str, path: tuple[str, ...]) -> int:
+    def _reference_size(self, word: str, path: tuple[str, ...]) -> int:
         name = word.lstrip(".")
         dots = len(word) - len(name)
         target = (*(path[:-dots] if dots else ()), *filter(None, re.split(r"[.\[\]]", name)))
@@ -120,7 +120,7 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
         starter = node.get(key)
         if not isinstance(starter, Mapping):
             raise ConfigError(f"hydra.{key}: got {format_value(starter)}, every sweep needs one, such as basic")
-        kind_of(starter, key)
+        starter_kind(starter, key)
         _require_plain({name: value for name, value in starter.items() if name != "_target_"}, f"hydra.{key}")
         if key == "launcher":
             checked.check(keys.Launcher, starter, "hydra.launcher.")
@@ -136,7 +136,7 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
             raise ConfigError(f"hydra.sweeper.params.{format_value(name)}: Hydra's own settings are no part of a sweep")
 
 
-def kind_of(starter: Mapping[str, Any], key: str) -> str:
+def starter_kind(starter: Mapping[str, Any], key: str) -> str:
     """Which launcher or sweeper, as ``key`` says, a node of Hydra's describes; "basic" where none was chosen.
 
     Raises:

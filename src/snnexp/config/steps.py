@@ -17,7 +17,7 @@ DEFAULT = 25
 """Of inputs that do not change over time, and of sequences whose length the data do not tell before they are read."""
 
 
-def with_steps(cfg: DictConfig) -> DictConfig:
+def resolve_num_steps(cfg: DictConfig) -> DictConfig:
     """A composed config with a number in place of ``num_steps=auto``."""
     if OmegaConf.is_interpolation(cfg, "num_steps") or cfg.get("num_steps") != AUTO:
         return cfg
@@ -27,11 +27,13 @@ def with_steps(cfg: DictConfig) -> DictConfig:
         # what is wrong with it is told where values are checked
         data = None
     found = cfg.copy()
-    OmegaConf.update(found, "num_steps", (of_data(data) if isinstance(data, dict) else None) or DEFAULT, merge=False)
+    OmegaConf.update(
+        found, "num_steps", (num_steps_of_data(data) if isinstance(data, dict) else None) or DEFAULT, merge=False
+    )
     return found
 
 
-def of_data(node: Mapping[Any, Any]) -> int | None:
+def num_steps_of_data(node: Mapping[Any, Any]) -> int | None:
     """The steps of the sequences that a data part describes, as far as its source and its file tell."""
     target = node.get("_target_")
     if not isinstance(target, str):

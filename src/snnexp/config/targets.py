@@ -20,7 +20,7 @@ RULES = ("requires", "fits", "shapes")
 """Static methods that a check calls."""
 
 
-def allowed() -> tuple[str, ...]:
+def allowed_packages() -> tuple[str, ...]:
     """Packages besides this one whose code a config may name: those in SNNEXP_ALLOW_TARGETS."""
     named = (package.strip() for package in os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(","))
     # what is no name of a package opens nothing; of this one, the table tells what may be named
@@ -69,17 +69,17 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     if len(found) == 1:
         return found[0]
     # a part of a user's own may take anything that is allowed
-    return "" if found or not is_own(spec.target) else None
+    return "" if found or not is_snnexp(spec.target) else None
 
 
-def is_own(target: str) -> bool:
+def is_snnexp(target: str) -> bool:
     """Whether a name is within this package."""
     return _within(target, ("snnexp",))
 
 
-def may_be_named(target: str) -> bool:
+def is_allowed(target: str) -> bool:
     """Whether a name is one of a package that the user allowed."""
-    return all(word.isidentifier() for word in target.split(".")) and _within(target, allowed())
+    return all(word.isidentifier() for word in target.split(".")) and _within(target, allowed_packages())
 
 
 def is_module(target: str) -> bool:
@@ -102,14 +102,14 @@ def is_logger(target: str) -> bool:
     return re.fullmatch(r"lightning\.pytorch\.loggers\.[A-Z]\w*", target) is not None
 
 
-def is_of_library(target: str) -> bool:
+def is_library(target: str) -> bool:
     """Whether a name is one of those of PyTorch, torchvision and Lightning."""
     return is_module(target) or is_transform(target) or is_optimizer(target) or is_logger(target)
 
 
-def may_be_read(source: Source) -> bool:
+def may_call_rules(source: Source) -> bool:
     """Whether functions of a file may be called while a config is checked."""
-    return _within(source.name, ("snnexp", *allowed()))
+    return _within(source.name, ("snnexp", *allowed_packages()))
 
 
 def _text(name: object, path: str) -> str:
@@ -121,14 +121,14 @@ def _text(name: object, path: str) -> str:
 def require_target(name: str, path: str, place: str | None) -> None:
     """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
     anywhere = place == "" and (is_module(name) or is_transform(name) or is_logger(name))
-    if anywhere or (place == "optimizer" and is_optimizer(name)) or may_be_named(name):
+    if anywhere or (place == "optimizer" and is_optimizer(name)) or is_allowed(name):
         return
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):
         return
     told = format_value(name)
     if not _within(name, ("snnexp",)):
-        packages = ", ".join(("snnexp", *allowed()))
+        packages = ", ".join(("snnexp", *allowed_packages()))
         raise ConfigError(f"{path}._target_: {told} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
     if not places:
         raise ConfigError(f"{path}._target_: nothing is built here, got {told}")
@@ -148,15 +148,15 @@ def resolve(name: str, path: str) -> Any:
         ConfigError: it may not be called, or there is none.
     """
     require_target(name, path, path if path in PLACES else "")
-    if is_module(name) and not may_be_named(name):
+    if is_module(name) and not is_allowed(name):
         return _layer(name, path)
-    if is_transform(name) and not may_be_named(name):
+    if is_transform(name) and not is_allowed(name):
         return _transform(name, path)
-    if is_optimizer(name) and not may_be_named(name):
+    if is_optimizer(name) and not is_allowed(name):
         return locate(name, path, ("torch.optim",))
-    if is_logger(name) and not may_be_named(name):
+    if is_logger(name) and not is_allowed(name):
         return locate(name, path, ("lightning.pytorch.loggers",))
-    return locate(name, path, ("snnexp",) if is_own(name) else allowed())
+    return locate(name, path, ("snnexp",) if is_snnexp(name) else allowed_packages())
 
 
 def _layer(name: str, path: str) -> Any:

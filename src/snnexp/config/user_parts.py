@@ -91,7 +91,7 @@ def _place(error: Exception) -> Place | None:
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(_module(frame))]
     if isinstance(error, SyntaxError) and error.filename and not frames:
         file = Path(error.filename)
-        roots = {package.partition(".")[0] for package in targets.allowed()}
+        roots = {package.partition(".")[0] for package in targets.allowed_packages()}
         where = f"{'/'.join(file.parts[-2:])}:{error.lineno}"
         return Place([(file.parent.name, file.stem)], where) if roots & {*file.parts} else None
     if not frames:
@@ -108,7 +108,7 @@ def _module(frame: FrameType) -> str:
 
 
 def _is_users(module: str) -> bool:
-    return any(f"{module}.".startswith(f"{package}.") for package in targets.allowed())
+    return any(f"{module}.".startswith(f"{package}.") for package in targets.allowed_packages())
 
 
 def _name(frame: FrameType) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from snnexp.config.decoding import word
+from snnexp.config.decoding import decoder_name
 from snnexp.errors import ConfigError
 from snnexp.figures import style
 from snnexp.record.facts import Facts
@@ -167,7 +167,7 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
 def decoders(found: Comparison) -> list[str]:
     """In a word each, how classes are read off the readouts of the runs."""
     kept = ((found.configs[run.path].get("decoder._target_"), run.record.get("decoder")) for run in found.runs)
-    return sorted({*filter(None, (word({"decoder": {"_target_": target}}, name) for target, name in kept))})
+    return sorted({*filter(None, (decoder_name({"decoder": {"_target_": target}}, name) for target, name in kept))})
 
 
 def losses(found: Comparison) -> set[Level]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.config import MAY_CHANGE, flat
-from snnexp.config.decoding import completed
+from snnexp.config.decoding import with_missing_nodes
 from snnexp.errors import CheckpointError
 from snnexp.record.facts import Facts
 from snnexp.record.measures import main_metric
@@ -78,7 +78,7 @@ def settings(run: Facts) -> dict[str, Level]:
     except (CheckpointError, OSError):
         return {}
     # an empty one is that of a run whose config is lost
-    return {str(key): level(value) for key, value in flat(completed(content)).items()} if content else {}
+    return {str(key): level(value) for key, value in flat(with_missing_nodes(content)).items()} if content else {}
 
 
 def level(value: Any) -> Level:

@@ -164,14 +164,14 @@ def _changed(
     Where a run comes from another version, its recipe may have been another too. Keys that decide nothing that is
     computed are left out.
     """
-    choice = recipes.chosen(cfg, facts.overrides)
+    choice = recipes.known_recipe(cfg, facts.overrides)
     if choice is None:
         told.append(
-            f"There is no recipe {text.format_value(recipes.asked(cfg, facts.overrides))} here to compare with."
+            f"There is no recipe {text.format_value(recipes.recipe_name(cfg, facts.overrides))} here to compare with."
         )
         return "", []
     typed = {key_of(override) for override in facts.typed}
-    changed = recipes.changed(cfg, facts.overrides) if cfg else {}
+    changed = recipes.differences(cfg, facts.overrides) if cfg else {}
     rows = []
     for key in sorted(changed, key=lambda key: key not in typed):
         before, now = (None if value is None else text.format_value(value) for value in changed[key])
@@ -256,9 +256,9 @@ def _quotient(part: Any, whole: Any) -> float | None:
 
 def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:
     """What measures mean, by name, and by which decoder a sample is assigned to a class."""
-    decoder = decoding.word(cfg, facts.record.get("decoder"))
+    decoder = decoding.decoder_name(cfg, facts.record.get("decoder"))
     by = f", by {decoder}" if decoder else ""
-    known = {**decoding.meanings(cfg), **MEANINGS, "accuracy": f"{MEANINGS['accuracy']}{by}"}
+    known = {**decoding.measure_descriptions(cfg), **MEANINGS, "accuracy": f"{MEANINGS['accuracy']}{by}"}
     # which has a label for each of them
     of_steps = {name: known[name].replace("samples", "steps of samples") for name in ("accuracy", "undecided")}
     return {**known, **of_steps} if decoder == "each_step" else known

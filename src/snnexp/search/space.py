@@ -42,8 +42,8 @@ def space(
     Raises:
         ConfigError: values that cannot be searched, or none at all.
     """
-    texts = config.quoted([*config.params(params), *overrides])
-    with config.explained(texts):
+    texts = config.quoted([*config.params_to_overrides(params), *overrides])
+    with config.explain_errors(texts):
         parsed = OverridesParser.create().parse_overrides(texts)
     by_key = {override.get_key_element().lstrip("+"): override for override in parsed}
     fixed: list[str] = []
@@ -89,9 +89,9 @@ def _range(key: str, given: RangeSweep) -> BaseDistribution:
     assert start is not None
     assert stop is not None
     # an infinite one would be listed for ever
-    if not (step and 0 < (stop - start) / step <= config.MOST_POINTS):
+    if not (step and 0 < (stop - start) / step <= config.MAX_POINTS):
         shown = f"range({start:g},{stop:g},{step:g})"
-        raise ConfigError(f"{key}: got {shown}, must hold at least one value and at most {config.MOST_POINTS}")
+        raise ConfigError(f"{key}: got {shown}, must hold at least one value and at most {config.MAX_POINTS}")
     values = sorted(given.range())
     if isinstance(values[0], int):
         return IntDistribution(values[0], values[-1], step=int(abs(step)))
@@ -123,8 +123,8 @@ def cells(searched: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
     """All combinations, in an order that has something of everything early on, for whoever runs only a part."""
     values = {key: _values(key, distribution) for key, distribution in searched.items()}
     size = math.prod(map(len, values.values()))
-    if size > config.MOST_POINTS:
-        raise ConfigError(f"hydra.sweeper.params: a grid of {size} points, at most {config.MOST_POINTS} are run")
+    if size > config.MAX_POINTS:
+        raise ConfigError(f"hydra.sweeper.params: a grid of {size} points, at most {config.MAX_POINTS} are run")
     every = [dict(zip(values, cell, strict=True)) for cell in itertools.product(*values.values())]
     random.Random(0).shuffle(every)
     return every

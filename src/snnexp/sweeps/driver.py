@@ -116,7 +116,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
         needed = {point.index for point in left}.union(*(point.stack for point in left))
         for point in (ledger.points[index] for index in sorted(needed)):
             # a sweep may come from elsewhere, like a run, and downloads only where that is typed
-            whole = config.offline(config.trusted(ledger.config(point), ledger.path / CONFIGS))
+            whole = config.offline(config.check_saved(ledger.config(point), ledger.path / CONFIGS))
             ledger.replace(point, config.plain(config.change(whole, keys)))
         if asked is not None:
             ledger.search = asked.facts()
@@ -134,10 +134,10 @@ def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], di
     keys: list[str] = []
     known = ["launcher", *(["sweeper"] if searched else [])]
     errors = ConfigErrors()
-    for key, value in config.assigned(changes):
+    for key, value in config.parse_assignments(changes):
         words = key.split(".")
         if key.startswith(config.MAY_CHANGE):
-            keys.append(f"{key}={config.written(value)}")
+            keys.append(f"{key}={config.hydra_literal(value)}")
         elif len(words) == 3 and words[0] == "hydra" and words[1] in known and words[2] != "kind":
             nodes[words[1]][words[2]] = value
         else:

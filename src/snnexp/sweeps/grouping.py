@@ -44,7 +44,7 @@ def key(cfg: DictConfig | Mapping[str, Any]) -> Hashable:
     """Equal for points that can share a stack: the config without what may differ."""
     plain = {name: value for name, value in _plain(cfg).items() if name not in ("seed", "published")}
     # weights stand in tensors, and what is not trained of them decides what is computed
-    plain["init_from"] = list(config.start_of(plain).freeze)
+    plain["init_from"] = list(config.get_init_from(plain).freeze)
     return json.dumps(_shared(plain), sort_keys=True)
 
 

@@ -291,7 +291,7 @@ class Searched:
         number, value = best
         overrides = self.study.overrides_of(number)
         folders = self.asked.composer.folders
-        cfg, node = config.composed(overrides, folders)
+        cfg, node = config.compose_unchecked(overrides, folders)
         conf, checked = self.ledger.path / "conf", config.plain(config.check(cfg))
         about = f"{self.metric} {value:.4g}, trial {number} of {self.study.name}: {' '.join(overrides)}"
         path, choices = conf / "experiment" / "best.yaml", node["runtime"]["choices"]

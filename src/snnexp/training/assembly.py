@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from snnexp import kernels, limits, metrics, terminal
-from snnexp.config import decoding, factory, instantiate, make_network, start_of, targets, user_parts
+from snnexp.config import decoding, factory, get_init_from, instantiate, make_network, targets, user_parts
 from snnexp.data import DataModule
 from snnexp.data.check import Found, check
 from snnexp.decoders import Decoder
@@ -200,7 +200,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)
     network = contracts.as_network(made, data.inputs, outputs, cfg.num_steps, encoder.constant)
     contracts.require_shareable(network, trainer.world_size)
-    initial.freeze(network, start_of(nodes).freeze)
+    initial.freeze(network, get_init_from(nodes).freeze)
     with key_prefix("data"):
         data.require_shareable(trainer.world_size)
     if accumulate > 1 and trainer.world_size > 1:
@@ -315,7 +315,7 @@ def _require_compatible(
     if isinstance(decoder, str):
         name = rules.default_decoder(loss, readout, data, earlier=decoder == decoding.EARLIER)
         contracts.require_decoder_name(name, loss)
-        decoder = _decoder(decoding.node(name))
+        decoder = _decoder(decoding.shipped_node(name))
     rules.require_decoder(decoder, readout, data)
     with key_prefix("loss"):
         sees_labels = not isinstance(loss, Loss) or data.target not in rules.DECODED or loss.sees_labels(num_steps)

@@ -174,13 +174,13 @@ def load(
     """
     run_dir = Run.open(Path(path))
     saved = config.load(run_dir.path / "config.yaml")
-    cfg = config.remembering(saved, run_dir.overrides(), saved.copy())
+    cfg = config.with_provenance(saved, run_dir.overrides(), saved.copy())
     cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy = "cpu", 1, "auto"
     if cfg.kernel == "triton":
         # which a CPU has not
         cfg.kernel = "auto"
     file = _checkpoint(run_dir, checkpoint)
-    cfg = config.drawn(
+    cfg = config.without_init_run(
         _with_fitted_values(_apply_overrides(cfg, run_dir, overrides, folders), saved, run_dir, checkpoint, overrides)
     )
     parts = build(cfg)

@@ -96,7 +96,7 @@ def run(
         SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
     """
     # it may have been changed since
-    overrides, cfg = overrides or config.overridden(cfg), config.check(cfg)
+    overrides, cfg = overrides or config.overrides_of(cfg), config.check(cfg)
     return execute(Start.new(cfg, overrides, parent), on_created, watching)
 
 
@@ -301,7 +301,7 @@ def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, ch
     screen.print(f"run {terminal.show_path(path)}")
     if checkpoint is not None:
         screen.print(f"resumed from {checkpoint.path.name}, step {checkpoint.step}")
-    init = config.start_of(cfg)
+    init = config.get_init_from(cfg)
     if checkpoint is None and (file := initial.checkpoint_of(init)) is not None:
         screen.print(f"starts from the weights of {terminal.show_path(file)}")
     if init.freeze:
@@ -346,7 +346,7 @@ def _print_summary(cfg: DictConfig, record: Record) -> Record:
     if curve := terminal.loss_curve(screen, run_dir.metrics()):
         screen.print(curve)
     published = recipes.published(config.plain(cfg), run_dir.overrides())
-    decoder = decoding.word(config.plain(cfg), run_dir.read().get("decoder"))
+    decoder = decoding.decoder_name(config.plain(cfg), run_dir.read().get("decoder"))
     screen.print(terminal.result_table(record.metrics, published, decoder))
     facts = run_dir.facts()
     for sentence in filter(None, (facts.one_class, facts.stopped_early)):

@@ -50,7 +50,7 @@ class Point:
     def start(self, parent: Path) -> Start:
         """The run on its way, in a folder of runs."""
         if self.run is None or self.has_ended:
-            cfg = config.drawn(self.cfg) if self.has_ended else self.cfg
+            cfg = config.without_init_run(self.cfg) if self.has_ended else self.cfg
             start = Start.new(cfg, self.overrides, parent, keep_failed=not self.has_ended)
         else:
             start = Start.resumed(self.run, self.keys)

@@ -128,7 +128,7 @@ class Start:
         if not self.is_new and (checkpoint := self._find_checkpoint(observers)) is not None:
             self.resume_from(checkpoint)
         else:
-            load_start(config.start_of(self.cfg), self.parts.task)
+            load_start(config.get_init_from(self.cfg), self.parts.task)
 
     def find_checkpoint_at(self, observers: Sequence[Observer], step: int) -> Checkpoint | None:
         """The checkpoint of a step; None where there is none that can be used."""
@@ -244,7 +244,7 @@ def build_started(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
         SnnexpError: as there, or these weights are missing or do not fit.
     """
     parts = build(cfg, trainer)
-    load_start(config.start_of(cfg), parts.task)
+    load_start(config.get_init_from(cfg), parts.task)
     return parts
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from snnexp.config import keys, targets
 from snnexp.config.compose import keys_of_choice
 from snnexp.config.folders import GLOBAL
-from snnexp.config.overrides import written
+from snnexp.config.overrides import hydra_literal
 from snnexp.spec import parts
 from snnexp.spec.annotations import AtMost
 from snnexp.spec.places import PLACES
@@ -15,7 +15,9 @@ from snnexp.spec.reader import Argument
 from snnexp.spec.source import UnreadableError
 
 
-def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[list[tuple[str, str, str]], list[str]]:
+def describe_choice(
+    group: str, choice: str, folders: Sequence[Path] = ()
+) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Rows of a key, its value as it is typed, and what it may be and means; and what could not be read of its parts.
 
     Arguments that the file of a choice does not set have the default of their part.
@@ -24,7 +26,7 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
         ConfigError: there is no such choice, or it cannot be composed.
     """
     found = keys_of_choice(group, choice, folders)
-    rows = [(key, written(value), _about(key, found)) for key, value in found.items()]
+    rows = [(key, hydra_literal(value), _describe_key(key, found)) for key, value in found.items()]
     unread = []
     for key, target in found.items():
         path, _, name = key.rpartition(".")
@@ -38,7 +40,7 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
             unread.append(f"{path}: the arguments of {target} are not checked early: {spec.unread}")
         for rule in targets.RULES:
             try:
-                spec.rule(rule, targets.may_be_read)
+                spec.rule(rule, targets.may_call_rules)
             except UnreadableError as error:
                 unread.append(f"{path}: {rule} of {target} is not called early: {error}")
         given = PLACES[path].given if path in PLACES else ()
@@ -46,11 +48,11 @@ def described(group: str, choice: str, folders: Sequence[Path] = ()) -> tuple[li
             own = f"{path}.{argument.name}"
             is_set = any(f"{other}.".startswith(f"{own}.") for other in found)
             if not (is_set or argument.name in given or argument.default is None):
-                rows.append((own, argument.default, _told(argument)))
+                rows.append((own, argument.default, _describe_argument(argument)))
     return rows, unread
 
 
-def _about(key: str, found: Mapping[str, Any]) -> str:
+def _describe_key(key: str, found: Mapping[str, Any]) -> str:
     path, _, name = key.rpartition(".")
     if found[key] == "???" and name == "_target_":
         # what an argument needs is said of its object
@@ -59,11 +61,11 @@ def _about(key: str, found: Mapping[str, Any]) -> str:
     else:
         entry = keys.lookup(found.get(f"{path}._target_"), path, name)
     if isinstance(entry, Argument):
-        return _told(entry)
+        return _describe_argument(entry)
     return "" if entry is None or entry.domain is None else str(entry.domain)
 
 
-def _told(argument: Argument) -> str:
+def _describe_argument(argument: Argument) -> str:
     domain = "" if argument.domain is None else str(argument.domain)
     owed = [f"at {'most' if isinstance(each, AtMost) else 'least'} {each.bound}" for each in argument.relations]
     return "; ".join(filter(None, [domain, *owed, argument.doc]))

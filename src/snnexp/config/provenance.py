@@ -10,24 +10,24 @@ from snnexp.config.loader import LeftOut, sentences
 from snnexp.config.plain import plain
 
 KEY, LEFT_OUT = "snnexp_made_of", "snnexp_left_out"
-Made = tuple[list[str], DictConfig, dict[str, Any]]
+Provenance = tuple[list[str], DictConfig, dict[str, Any]]
 """What was typed, the config that it composed to, not resolved, and its values when it was checked."""
 
 
-def remembering(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
+def with_provenance(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
     """A checked config that knows how it was made."""
-    keep_left_out(cfg, _left_out(unresolved))
-    vars(cfg._metadata)[decoding.NOTE] = decoding.note(unresolved)
+    record_left_out(cfg, _left_out(unresolved))
+    vars(cfg._metadata)[decoding.NOTE] = decoding.decoder_note(unresolved)
     vars(cfg._metadata)[KEY] = ([*overrides], unresolved, plain(cfg))
     return cfg
 
 
-def made_of(cfg: DictConfig) -> Made | None:
+def provenance_of(cfg: DictConfig) -> Provenance | None:
     """How a config was made; None of one from elsewhere."""
-    return cast(Made | None, vars(cfg._metadata).get(KEY))
+    return cast(Provenance | None, vars(cfg._metadata).get(KEY))
 
 
-def keep_left_out(cfg: DictConfig, found: Iterable[LeftOut]) -> None:
+def record_left_out(cfg: DictConfig, found: Iterable[LeftOut]) -> None:
     """Note the keys of files that gave way to what was typed when a config was composed."""
     # OmegaConf copies what it keeps beside the values
     vars(cfg._metadata)[LEFT_OUT] = [*found]
@@ -43,7 +43,7 @@ def left_out(configs: Iterable[DictConfig], overrides: Sequence[str]) -> list[st
         overrides: what was typed.
     """
     known = [*configs]
-    notes = dict.fromkeys(note for cfg in known if (note := decoding.note(cfg)))
+    notes = dict.fromkeys(note for cfg in known if (note := decoding.decoder_note(cfg)))
     return [*sentences(dict.fromkeys(found for cfg in known for found in _left_out(cfg)), overrides), *notes]
 
 
