@@ -13,7 +13,7 @@ from snnexp.errors import ConfigError
 from snnexp.metrics import synaptic_operations
 from snnexp.network import MLP, Graph, stack
 from snnexp.neurons import Identity, Leaky, LeakyIntegrator, RLeaky
-from snnexp.spec.parts import Maker
+from snnexp.spec.parts import PartFactory
 from snnexp.surrogates import FastSigmoid
 
 T, B = 7, 3
@@ -168,7 +168,7 @@ class TestSynapses:
             asked.append(given)
             return nn.Conv2d(out_channels=3, kernel_size=3, **given)
 
-        graph(layer("maps", synapse=Maker(make, ["in_channels"])), layer("readout"), inputs=(2, 8, 6))
+        graph(layer("maps", synapse=PartFactory(make, ["in_channels"])), layer("readout"), inputs=(2, 8, 6))
         assert asked == [{"in_channels": 2}]
 
     def test_spikes_behind_batch_norm_and_pooling_cost_what_the_convolution_costs(self) -> None:

@@ -65,7 +65,9 @@ class TestShipped:
         assert argument.domain is not None
         function = real.__init__ if inspect.isclass(real) and issubclass(real, torch.nn.Module) else real
         function = function if name in inspect.signature(real).parameters else prepared
-        assert str(checked.taken(function)[name].domain) == str(argument.domain), "the constructor checks the same"
+        assert str(checked.argument_annotations(function)[name].domain) == str(argument.domain), (
+            "the constructor checks the same"
+        )
         if not argument.required:
             annotated = values.domain(get_type_hints(function, include_extras=True)[name])
             assert annotated is not None

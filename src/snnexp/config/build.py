@@ -74,7 +74,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
 
 
 def _build_nested(value: Any, path: str) -> Any:
-    """A value with the parts that it holds: made, or a ``Maker`` where their place gives them more."""
+    """A value with the parts that it holds: made, or a ``PartFactory`` where their place gives them more."""
     if isinstance(value, list):
         return [_build_nested(each, f"{path}.{index}") for index, each in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -88,7 +88,7 @@ def _build_nested(value: Any, path: str) -> Any:
         return instantiate(value, path)
     given = NEURON.given if NEURON.base in names else SYNAPSE
     missing = {*inspect.signature(target).parameters}.intersection(given) - {*value}
-    return parts.Maker(factory(value, path, missing), missing)
+    return parts.PartFactory(factory(value, path, missing), missing)
 
 
 def _build_value(value: Any, path: str) -> Any:

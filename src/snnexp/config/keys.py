@@ -84,10 +84,10 @@ SHORTHANDS = {"init_from": "init_from.run"}
 """The key that a text means which is typed for a whole node."""
 
 
-def lookup(target: Any, node: str, name: str) -> Argument | checked.Taken | None:
+def lookup(target: Any, node: str, name: str) -> Argument | checked.ArgumentAnnotation | None:
     """The annotation of a key: an argument of the part that ``target`` names, or a key of the node beside those."""
     argument = parts.of(target).arguments.get(name) if isinstance(target, str) else None
-    return argument or (checked.taken(NODE_CLASSES[node]).get(name) if node in NODE_CLASSES else None)
+    return argument or (checked.argument_annotations(NODE_CLASSES[node]).get(name) if node in NODE_CLASSES else None)
 
 
 def domain_in(cfg: Mapping[str, Any], key: str) -> Domain | None:

@@ -12,7 +12,7 @@ from snnexp.network.network import INPUT, Network
 from snnexp.neurons import Identity, Neuron
 from snnexp.spec.annotations import Nodes, Steps
 from snnexp.spec.checked import checked
-from snnexp.spec.parts import Maker
+from snnexp.spec.parts import PartFactory
 
 Shape = tuple[int, ...]
 
@@ -204,7 +204,7 @@ class _Wiring:
         if node["neuron"] is None:
             return Identity(features)
         made = node["neuron"]
-        if isinstance(made, Maker):
+        if isinstance(made, PartFactory):
             made = made(features=features) if "features" in made.missing else made()
         if not isinstance(made, Neuron):
             raise ConfigError(f"layers: neuron of {name} is a {type(made).__name__}, must be a snnexp.neurons.Neuron")
@@ -241,7 +241,7 @@ def _made(node: Any, shape: Shape, name: str) -> nn.Module:
     """A module of a synapse; what its constructor asks about the shape that it reads is filled in."""
     if isinstance(node, nn.Module):
         return node
-    if not isinstance(node, Maker):
+    if not isinstance(node, PartFactory):
         raise ConfigError(f"layers: a synapse of {name} is a {type(node).__name__}, must be a torch.nn.Module")
     known: dict[str, Any] = {
         "inputs": shape,

@@ -34,7 +34,7 @@ class _Bound:
 
     def __post_init__(self) -> None:
         # a mistake is told where it is written
-        bound_of(self.bound, {})
+        evaluate_bound(self.bound, {})
 
 
 class AtMost(_Bound):
@@ -45,14 +45,14 @@ class AtLeast(_Bound):
     """A number is at least the value of an expression in other arguments: ``AtLeast("low")``."""
 
 
-def bound_of(expression: str, given: Mapping[str, Any]) -> float | None:
+def evaluate_bound(expression: str, given: Mapping[str, Any]) -> float | None:
     """The value of a bound for these arguments; None where one of them is no number, or where it has no value.
 
     Raises:
         ValueError: the expression is made of more than names, numbers and + - * /.
     """
     try:
-        found: float | None = _evaluated(ast.parse(str(expression), mode="eval").body, given)
+        found: float | None = _evaluate(ast.parse(str(expression), mode="eval").body, given)
         return found
     except SyntaxError as error:
         raise ValueError(f"a bound is an expression such as 1 / dt, got {expression!r}") from error
@@ -60,7 +60,7 @@ def bound_of(expression: str, given: Mapping[str, Any]) -> float | None:
         return None
 
 
-def _evaluated(node: ast.AST, given: Mapping[str, Any]) -> Any:
+def _evaluate(node: ast.AST, given: Mapping[str, Any]) -> Any:
     match node:
         case ast.Constant(value=int() | float()):
             return node.value
@@ -68,10 +68,10 @@ def _evaluated(node: ast.AST, given: Mapping[str, Any]) -> Any:
             value = given.get(node.id)
             return value if isinstance(value, int | float) and not isinstance(value, bool) else None
         case ast.UnaryOp(op=ast.USub()):
-            value = _evaluated(node.operand, given)
+            value = _evaluate(node.operand, given)
             return None if value is None else -value
         case ast.BinOp() if type(node.op) in OPERATIONS:
-            sides = [_evaluated(side, given) for side in (node.left, node.right)]
+            sides = [_evaluate(side, given) for side in (node.left, node.right)]
             return None if None in sides else OPERATIONS[type(node.op)](*sides)
     raise ValueError(f"a bound is made of names, numbers and + - * /, got {ast.unparse(node)}")
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from snnexp.errors import ConfigError
 from snnexp.spec import values
-from snnexp.spec.annotations import AtLeast, AtMost, bound_of
+from snnexp.spec.annotations import AtLeast, AtMost, evaluate_bound
 from snnexp.spec.values import Domain, Parameter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -16,7 +16,7 @@ ROUNDING = 1e-6
 """The relative error by which a value kept in float32 may exceed its bound."""
 
 
-class Taken(NamedTuple):
+class ArgumentAnnotation(NamedTuple):
     """The annotation of an argument."""
 
     domain: Domain | None
@@ -25,7 +25,7 @@ class Taken(NamedTuple):
 
 
 @functools.cache
-def taken(annotated: Any) -> dict[str, Taken]:
+def argument_annotations(annotated: Any) -> dict[str, ArgumentAnnotation]:
     """The annotations of a function or class by argument; empty where they cannot be resolved."""
     try:
         hints = get_type_hints(annotated, include_extras=True)
@@ -34,8 +34,8 @@ def taken(annotated: Any) -> dict[str, Taken]:
         return {}
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     return {
-        name: Taken(
-            values.or_default(values.domain(hint), defaults.get(name, ...)),
+        name: ArgumentAnnotation(
+            values.with_default(values.domain(hint), defaults.get(name, ...)),
             values.takes_tensors(hint),
             tuple(values.relations(hint)),
         )
@@ -54,7 +54,7 @@ def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
     Raises:
         ConfigError: some lie outside their domains; one sentence for each.
     """
-    known = taken(annotated)
+    known = argument_annotations(annotated)
     refused = [
         values.refusal(f"{prefix}{name}", value, domain)
         for name, value in given.items()
@@ -80,7 +80,7 @@ def violation(name: str, relation: AtMost | AtLeast, domain: Domain | None, give
         domain: of the argument; numbers of a neuron's parameter may exceed the bound by rounding.
         given: all arguments, by name.
     """
-    value, bound = given.get(name), bound_of(relation.bound, given)
+    value, bound = given.get(name), evaluate_bound(relation.bound, given)
     if isinstance(value, bool) or not isinstance(value, int | float) or bound is None:
         return None
     at_most = isinstance(relation, AtMost)
@@ -125,7 +125,7 @@ def constructor(kind: type) -> Any:
 def number(kind: type, name: str) -> values.Number:
     """The numbers that an argument of a constructor takes; finite ones where neither the class nor a base says more."""
     for base in kind.__mro__:
-        if name in (known := taken(constructor(base))):
+        if name in (known := argument_annotations(constructor(base))):
             domain = known[name].domain
             found = domain.number if isinstance(domain, values.Parameter) else domain
             return found if isinstance(found, values.Number) else values.FINITE

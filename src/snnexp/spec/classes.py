@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any, Generic, Protocol
 
 from snnexp.spec import source as sources
-from snnexp.spec.source import Definition, Object, Outside, UnreadableError
+from snnexp.spec.source import Definition, External, Object, UnreadableError
 
 MISSING = object()
 """The value of what is not there, or is known only when it runs."""
-Class = Definition | Outside
+Class = Definition | External
 PLAIN_BASES = (object, Generic, Protocol)
 
 
@@ -30,14 +30,14 @@ def mro(found: Definition, below: tuple[Definition, ...] = ()) -> tuple[Class, .
         base = sources.resolve(found.source, node.value if isinstance(node, ast.Subscript) else node)
         if isinstance(base, Definition) and isinstance(base.node, ast.ClassDef):
             lines.append([*mro(base, (*below, found))])
-        elif isinstance(base, Outside):
+        elif isinstance(base, External):
             lines.append([base])
         elif not (isinstance(base, Object) and base.value in PLAIN_BASES):
             raise UnreadableError(f"a base of {found} is not read")
-    return (found, *_merged([*lines, [line[0] for line in lines]]))
+    return (found, *_merge_c3([*lines, [line[0] for line in lines]]))
 
 
-def _merged(lines: list[list[Class]]) -> Iterator[Class]:
+def _merge_c3(lines: list[list[Class]]) -> Iterator[Class]:
     while lines := [line for line in lines if line]:
         for line in lines:
             if not any(line[0] in other[1:] for other in lines):
@@ -55,7 +55,10 @@ def attribute(found: Definition, name: str) -> Any:
     assigned = [node for node in found.node.body if isinstance(node, ast.Assign | ast.AnnAssign)]
     plain = [value for node in assigned for bound, value in sources.bindings(node) if bound == name]
     bare = [node for node in assigned if isinstance(node, ast.AnnAssign) and node.value is None]
-    count = sum(name in sources.stored(node) for node in found.node.body if node not in bare) + _named(found)[name]
+    count = (
+        sum(name in sources.bound_names(node) for node in found.node.body if node not in bare)
+        + _count_names(found)[name]
+    )
     if not count:
         return None
     if count > 1 or not plain:
@@ -67,7 +70,7 @@ def attribute(found: Definition, name: str) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _named(found: Definition) -> Counter[str]:
+def _count_names(found: Definition) -> Counter[str]:
     """How often the code of a class sets an attribute of each name, or has its name as a text, as setattr needs it."""
     names: Counter[str] = Counter()
     for node in ast.walk(found.node):

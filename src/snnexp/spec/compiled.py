@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from snnexp.spec.source import Definition, Module, Object, Source, UnreadableError, may_import, meaning
+from snnexp.spec.source import Definition, Module, Object, Source, UnreadableError, may_import, resolve_name
 
 
 def compiled(definition: Definition, allowed: Callable[[Source], bool]) -> Callable[..., Any]:
@@ -36,9 +36,9 @@ def _compiled(
     namespace: dict[str, Any] = {"__name__": source.name, "__builtins__": builtins}
     made[node] = None
     for name in _globals(code):
-        if name not in source.names and not source.stars and hasattr(builtins, name):
+        if name not in source.names and not source.star_imports and hasattr(builtins, name):
             continue
-        found = meaning(source, name)
+        found = resolve_name(source, name)
         if isinstance(found, Definition) and isinstance(found.node, ast.FunctionDef) and not found.node.decorator_list:
             if found.node not in made:
                 _compiled(found, made, allowed)

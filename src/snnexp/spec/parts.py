@@ -12,7 +12,7 @@ from snnexp.text import snake_case
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Maker:
+class PartFactory:
     """Builds a part that lies deeper within the arguments of another, which alone knows what is missing.
 
     Args:
@@ -37,10 +37,10 @@ def part(**facts: Any) -> Callable[[Function], Function]:
             in the file.
     """
 
-    def marked(function: Function) -> Function:
+    def decorate(function: Function) -> Function:
         return function
 
-    return marked
+    return decorate
 
 
 def of(target: str) -> Spec:

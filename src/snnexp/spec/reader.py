@@ -17,7 +17,7 @@ from snnexp.spec import values
 from snnexp.spec.annotations import AtLeast, AtMost
 from snnexp.spec.classes import MISSING, Class, attribute, mro
 from snnexp.spec.compiled import compiled
-from snnexp.spec.source import Definition, Object, Outside, Source, UnreadableError
+from snnexp.spec.source import Definition, External, Object, Source, UnreadableError
 from snnexp.spec.values import Domain
 
 
@@ -92,13 +92,13 @@ class Spec:
         if name in self.arguments:
             return MISSING
         for each in self.classes:
-            if isinstance(each, Outside):
+            if isinstance(each, External):
                 return MISSING
             if (found := attribute(each, name)) is not None:
                 return found
         return MISSING
 
-    def own(self, name: str) -> Any:
+    def own_fact(self, name: str) -> Any:
         """As :meth:`fact`, if the class itself has the attribute and does not inherit it."""
         if self.facts is not None:
             return self.facts.get(name, MISSING)
@@ -113,10 +113,10 @@ class Spec:
             UnreadableError: there is one, and its source is not enough.
         """
         for each in self.classes:
-            if isinstance(each, Outside):
+            if isinstance(each, External):
                 return None
             for node in each.node.body:
-                if name in sources.stored(node):
+                if name in sources.bound_names(node):
                     static = isinstance(node, ast.FunctionDef) and list(map(ast.unparse, node.decorator_list))
                     if not isinstance(node, ast.FunctionDef) or static != ["staticmethod"]:
                         raise UnreadableError(f"{name} of {each} is no static method")
@@ -143,24 +143,24 @@ def _spec(target: str, found: Definition) -> Spec:
     doc = ast.get_docstring(found.node) or ""
     first = doc.partition("\n")[0]
     if isinstance(found.node, ast.FunctionDef):
-        facts = _marked(found)
-        arguments, takes_all = _of_callable(found)
+        facts = _part_facts(found)
+        arguments, takes_all = _function_arguments(found)
         return Spec(target, arguments, takes_all, doc=first, facts=facts, definition=found.target)
     classes = mro(found)
     try:
-        arguments, takes_all = _constructor(classes)
+        arguments, takes_all = _constructor_arguments(classes)
     except UnreadableError as error:
         return Spec(target, {}, True, str(error), first, classes, definition=found.target)
     return Spec(target, arguments, takes_all, "", first, classes, definition=found.target)
 
 
-def _marked(found: Definition) -> dict[str, Any] | None:
+def _part_facts(found: Definition) -> dict[str, Any] | None:
     """What the decorators of a function say of it; others than ours could make anything of it."""
     facts: dict[str, Any] | None = None
     for node in found.node.decorator_list:
         call = node if isinstance(node, ast.Call) else None
-        meaning = sources.resolve(found.source, call.func if call else node)
-        decorator = meaning.value if isinstance(meaning, Object) else None
+        binding = sources.resolve(found.source, call.func if call else node)
+        decorator = binding.value if isinstance(binding, Object) else None
         if getattr(decorator, "__name__", "") == "part" and call is not None:
             facts = {word.arg: sources.evaluate(found.source, word.value) for word in call.keywords if word.arg}
         elif getattr(decorator, "__name__", "") not in ("cache", "lru_cache", "checked"):
@@ -168,73 +168,73 @@ def _marked(found: Definition) -> dict[str, Any] | None:
     return facts
 
 
-def _constructor(classes: Sequence[Class]) -> tuple[dict[str, Argument], bool]:
+def _constructor_arguments(classes: Sequence[Class]) -> tuple[dict[str, Argument], bool]:
     """The arguments of the first constructor, and whether it takes any other too."""
     for each in classes:
         if isinstance(each, Definition):
-            _require_plain(each)
+            _require_static_constructor(each)
     for index, each in enumerate(classes):
-        if isinstance(each, Outside):
+        if isinstance(each, External):
             raise UnreadableError(f"its constructor is that of {each}")
         assert isinstance(each.node, ast.ClassDef)
         methods = {node.name: node for node in each.node.body if isinstance(node, ast.FunctionDef)}
         if "__init__" in methods:
             init = methods["__init__"]
-            arguments, takes_all = _of_function(each, init, 1, ast.get_docstring(each.node) or "")
-            return _forwarded(init, classes[index + 1 :], arguments) if takes_all else (arguments, False)
+            arguments, takes_all = _signature_arguments(each, init, 1, ast.get_docstring(each.node) or "")
+            return _with_forwarded(init, classes[index + 1 :], arguments) if takes_all else (arguments, False)
         if _is_dataclass(each):
-            return _fields(classes[index:]), False
+            return _dataclass_arguments(classes[index:]), False
     raise UnreadableError("it has no constructor")
 
 
-def _require_plain(found: Definition) -> None:
+def _require_static_constructor(found: Definition) -> None:
     """Refuse to read a class whose constructor may be another than it is written."""
     assert isinstance(found.node, ast.ClassDef)
     if found.node.name in found.source.ambiguous or found.node.keywords:
         raise UnreadableError(f"{found} has a metaclass or other keywords, or is changed after it is defined")
     _is_dataclass(found)
     for node in found.node.body:
-        for name in sources.stored(node) & {"__init__", "__new__", "__init_subclass__"}:
+        for name in sources.bound_names(node) & {"__init__", "__new__", "__init_subclass__"}:
             decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else [None]
-            known = [_name_of(found.source, decorator) in ("checked", "override") for decorator in decorators]
+            known = [_decorator_name(found.source, decorator) in ("checked", "override") for decorator in decorators]
             if name != "__init__" or not all(known):
                 raise UnreadableError(f"{found} makes its constructor when it runs")
 
 
-def _name_of(source: Source, node: ast.AST | None) -> str:
+def _decorator_name(source: Source, node: ast.AST | None) -> str:
     """The name of a real object that a decorator is; "" for anything else."""
     if node is None:
         return ""
-    meaning = sources.resolve(source, node.func if isinstance(node, ast.Call) else node)
-    return getattr(meaning.value, "__name__", "") if isinstance(meaning, Object) else ""
+    binding = sources.resolve(source, node.func if isinstance(node, ast.Call) else node)
+    return getattr(binding.value, "__name__", "") if isinstance(binding, Object) else ""
 
 
 def _is_dataclass(found: Definition) -> bool:
-    names = [_name_of(found.source, node) for node in found.node.decorator_list]
+    names = [_decorator_name(found.source, node) for node in found.node.decorator_list]
     calls = [node for node in found.node.decorator_list if isinstance(node, ast.Call)]
     if {*names} - {"dataclass", "final"} or any(word.arg == "init" for call in calls for word in call.keywords):
         raise UnreadableError(f"{found} has a decorator that is not known")
     return "dataclass" in names
 
 
-def _fields(classes: Sequence[Class]) -> dict[str, Argument]:
+def _dataclass_arguments(classes: Sequence[Class]) -> dict[str, Argument]:
     found: dict[str, Argument] = {}
     for each in reversed(classes):
-        if isinstance(each, Outside):
+        if isinstance(each, External):
             raise UnreadableError(f"{each} may have fields")
         if not _is_dataclass(each):
             continue
-        docs = _documented(ast.get_docstring(each.node) or "")
+        docs = _argument_docs(ast.get_docstring(each.node) or "")
         for node in each.node.body:
             if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
                 continue
-            name, default = node.target.id, _default_of_field(node.value)
-            if default is not MISSING and not _is_no_field(each, node.annotation):
+            name, default = node.target.id, _field_default(node.value)
+            if default is not MISSING and not _is_not_field(each, node.annotation):
                 found[name] = _argument(each, name, node.annotation, default, docs.get(name, ""))
     return found
 
 
-def _is_no_field(found: Definition, annotation: ast.expr) -> bool:
+def _is_not_field(found: Definition, annotation: ast.expr) -> bool:
     text = ast.unparse(annotation)
     if "ClassVar" in text or "KW_ONLY" in text:
         return True
@@ -245,7 +245,7 @@ def _is_no_field(found: Definition, annotation: ast.expr) -> bool:
     return kind is ClassVar or get_origin(kind) is ClassVar or getattr(kind, "__name__", "") == "KW_ONLY"
 
 
-def _default_of_field(node: ast.expr | None) -> Any:
+def _field_default(node: ast.expr | None) -> Any:
     """The default of a field; None where it must be given, MISSING where the constructor does not take it."""
     if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "field":
         words = {word.arg: word.value for word in node.keywords}
@@ -255,13 +255,15 @@ def _default_of_field(node: ast.expr | None) -> Any:
     return node
 
 
-def _of_function(found: Definition, node: ast.FunctionDef, skip: int, doc: str) -> tuple[dict[str, Argument], bool]:
+def _signature_arguments(
+    found: Definition, node: ast.FunctionDef, skip: int, doc: str
+) -> tuple[dict[str, Argument], bool]:
     positional = [*node.args.posonlyargs, *node.args.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(node.args.defaults))
     defaults += node.args.defaults
     pairs = [*zip(positional, defaults, strict=True)][skip:]
     pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-    docs = _documented(doc)
+    docs = _argument_docs(doc)
     arguments = {
         each.arg: _argument(found, each.arg, each.annotation, default, docs.get(each.arg, ""))
         for each, default in pairs
@@ -269,33 +271,35 @@ def _of_function(found: Definition, node: ast.FunctionDef, skip: int, doc: str) 
     return arguments, node.args.kwarg is not None
 
 
-def _of_callable(found: Definition) -> tuple[dict[str, Argument], bool]:
+def _function_arguments(found: Definition) -> tuple[dict[str, Argument], bool]:
     """The arguments of a function, with those of another function that it passes its ``**kwargs`` on to."""
     assert isinstance(found.node, ast.FunctionDef)
-    arguments, takes_all = _of_function(found, found.node, 0, ast.get_docstring(found.node) or "")
-    call = _passing_on(found.node) if takes_all else None
+    arguments, takes_all = _signature_arguments(found, found.node, 0, ast.get_docstring(found.node) or "")
+    call = _forwarding_call(found.node) if takes_all else None
     if call is None:
         return arguments, takes_all
     other = sources.resolve(found.source, call.func)
     if not isinstance(other, Definition) or not isinstance(other.node, ast.FunctionDef):
         return arguments, True
-    _marked(other)
-    others, takes_all = _of_callable(other)
-    return arguments | {name: each for name, each in _left(others, call).items() if name not in arguments}, takes_all
+    _part_facts(other)
+    others, takes_all = _function_arguments(other)
+    return arguments | {
+        name: each for name, each in _remaining(others, call).items() if name not in arguments
+    }, takes_all
 
 
-def _forwarded(
+def _with_forwarded(
     node: ast.FunctionDef, classes: Sequence[Class], own: dict[str, Argument]
 ) -> tuple[dict[str, Argument], bool]:
     """The arguments of a constructor with ``**kwargs``: those of the next one too, where they are only passed on."""
-    call = _passing_on(node)
+    call = _forwarding_call(node)
     if call is None or ast.unparse(call.func) != "super().__init__":
         return own, True
-    others, takes_all = _constructor(classes)
-    return {**_left(others, call), **own}, takes_all
+    others, takes_all = _constructor_arguments(classes)
+    return {**_remaining(others, call), **own}, takes_all
 
 
-def _passing_on(node: ast.FunctionDef) -> ast.Call | None:
+def _forwarding_call(node: ast.FunctionDef) -> ast.Call | None:
     """The call to which a function passes its ``**kwargs`` on, where it does nothing else with them."""
     assert node.args.kwarg is not None
     used = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each.id == node.args.kwarg.arg]
@@ -306,7 +310,7 @@ def _passing_on(node: ast.FunctionDef) -> ast.Call | None:
     return None
 
 
-def _left(arguments: Mapping[str, Argument], call: ast.Call) -> dict[str, Argument]:
+def _remaining(arguments: Mapping[str, Argument], call: ast.Call) -> dict[str, Argument]:
     """The arguments that a call does not give."""
     given = [*arguments][: len(call.args)] + [word.arg for word in call.keywords if word.arg]
     return {name: each for name, each in arguments.items() if name not in given}
@@ -316,7 +320,7 @@ def _argument(
     found: Definition, name: str, annotation: ast.expr | None, default: ast.expr | None, doc: str
 ) -> Argument:
     # a name of the class's own is not looked for
-    local = sources.stored(ast.Module(found.node.body, [])) if isinstance(found.node, ast.ClassDef) else set()
+    local = sources.bound_names(ast.Module(found.node.body, [])) if isinstance(found.node, ast.ClassDef) else set()
 
     def evaluated(node: ast.expr) -> Any:
         if local & {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}:
@@ -339,10 +343,10 @@ def _argument(
     except (UnreadableError, SyntaxError, TypeError, ValueError, IndexError):
         return bare
     marks = values.is_stackable(kind), tuple(values.relations(kind)), tuple(values.kinds(domain))
-    return Argument(name, values.or_default(domain, value), written, value, *marks, values.holds_parts(kind), doc)
+    return Argument(name, values.with_default(domain, value), written, value, *marks, values.holds_parts(kind), doc)
 
 
-def _documented(doc: str) -> dict[str, str]:
+def _argument_docs(doc: str) -> dict[str, str]:
     """The descriptions of arguments in the section Args of a docstring."""
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(doc), re.M | re.S)
     if section is None:

@@ -47,7 +47,7 @@ class Object:
 
 
 @dataclass(frozen=True)
-class Outside:
+class External:
     """A name of a package that is not read."""
 
     module: str
@@ -78,7 +78,7 @@ class Source:
         self.names: dict[str, ast.AST] = {}
         self.ambiguous: set[str] = set()
         """Names that are bound more than once, or in a way that is not followed."""
-        self.stars: list[str] = []
+        self.star_imports: list[str] = []
         if path is not None:
             content = path.read_bytes()
             tree = ast.parse(content, str(path))
@@ -94,12 +94,12 @@ class Source:
                 self._bind(inner)
             return
         bound = dict(bindings(node))
-        for name in stored(node) - bound.keys():
+        for name in bound_names(node) - bound.keys():
             self.ambiguous.add(name)
         for name, value in bound.items():
             if name == "*":
                 assert isinstance(value, ast.ImportFrom)
-                self.stars.append(self.absolute(value))
+                self.star_imports.append(self.absolute(value))
             elif name in self.names:
                 self.ambiguous.add(name)
             self.names[name] = value
@@ -127,7 +127,7 @@ class Definition:
         return self.target
 
 
-Meaning = Object | Outside | Module | Definition
+Binding = Object | External | Module | Definition
 
 
 def bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -144,7 +144,7 @@ def bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield node.target.id, node.value
 
 
-def stored(node: ast.AST) -> set[str]:
+def bound_names(node: ast.AST) -> set[str]:
     """The names that a statement binds in any way, or whose attributes it sets; not those within definitions."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return {node.name}
@@ -161,7 +161,7 @@ def stored(node: ast.AST) -> set[str]:
     )
     if isinstance(node, ast.Expr):
         parts = []
-    return found.union(*map(stored, ast.iter_child_nodes(node) if parts is None else parts))
+    return found.union(*map(bound_names, ast.iter_child_nodes(node) if parts is None else parts))
 
 
 def load(name: str) -> Source:
@@ -244,7 +244,7 @@ def may_import(module: str) -> bool:
     return module in LIGHT or any(f"{module}.".startswith(f"{own}.") for own in OWN)
 
 
-def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Meaning:
+def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Binding:
     """What ``module.name`` is bound to.
 
     Raises:
@@ -263,21 +263,21 @@ def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset(
             return Module(f"{module}.{name}")
         raise UnreadableError(f"{module} has no {name}")
     if module.partition(".")[0] in OPAQUE:
-        return Outside(module, name)
+        return External(module, name)
     if (module, name) in seen:
         raise UnreadableError(f"{module}.{name} is defined by itself")
     source = load(module)
-    if name not in source.names and not source.stars and _is_module(f"{module}.{name}"):
+    if name not in source.names and not source.star_imports and _is_module(f"{module}.{name}"):
         return Module(f"{module}.{name}")
-    return meaning(source, name, seen | {(module, name)})
+    return resolve_name(source, name, seen | {(module, name)})
 
 
-def meaning(source: Source, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Meaning:
+def resolve_name(source: Source, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Binding:
     """What a name is bound to in a module; errors as of :func:`member`."""
     if name in source.ambiguous:
         raise UnreadableError(f"{source.name}.{name} is bound more than once, or in a branch")
     node = source.names.get(name)
-    providers = [star for star in source.stars if name in load(star).names or load(star).stars]
+    providers = [star for star in source.star_imports if name in load(star).names or load(star).star_imports]
     if providers and (node is not None or len(providers) > 1):
         raise UnreadableError(f"{source.name}.{name} may be imported by a star")
     if node is None:
@@ -303,19 +303,19 @@ def meaning(source: Source, name: str, seen: frozenset[tuple[str, str]] = frozen
     return Object(evaluate(source, node))
 
 
-def _expression(source: Source, node: ast.AST, seen: frozenset[tuple[str, str]] = frozenset()) -> Meaning:
+def _expression(source: Source, node: ast.AST, seen: frozenset[tuple[str, str]] = frozenset()) -> Binding:
     if isinstance(node, ast.Name):
-        return meaning(source, node.id, seen)
+        return resolve_name(source, node.id, seen)
     if isinstance(node, ast.Attribute):
         owner = _expression(source, node.value, seen)
         if isinstance(owner, Module):
             return member(owner.name, node.attr, seen)
-        if isinstance(owner, Outside):
-            return Outside(str(owner), node.attr)
+        if isinstance(owner, External):
+            return External(str(owner), node.attr)
     raise UnreadableError(f"{source.name} does not say what {ast.unparse(node)} is")
 
 
-def resolve(source: Source, node: ast.AST) -> Meaning:
+def resolve(source: Source, node: ast.AST) -> Binding:
     """What a name, perhaps with dots, is bound to in a module."""
     return _expression(source, node)
 
@@ -372,20 +372,20 @@ def _may_call(function: Any) -> bool:
     return function in CALLABLE or (isinstance(function, type) and function.__module__ in vocabulary)
 
 
-def _value(found: Meaning) -> Any:
+def _value(found: Binding) -> Any:
     if isinstance(found, Object):
         return found.value
-    if isinstance(found, Outside):
-        return stand_in(found.module, found.name)
+    if isinstance(found, External):
+        return placeholder(found.module, found.name)
     if isinstance(found, Definition) and isinstance(found.node, ast.ClassDef):
         name = found.node.name
         others = (node for node in found.source.names.values() if isinstance(node, ast.ClassDef))
         first = next((node.name for node in others if name in [ast.unparse(base) for base in node.bases]), name)
-        return stand_in(found.source.name, name, first)
+        return placeholder(found.source.name, name, first)
     raise UnreadableError(f"{found} is no value")
 
 
 @functools.cache
-def stand_in(module: str, name: str, example: str = "") -> type:
+def placeholder(module: str, name: str, example: str = "") -> type:
     """An empty class in place of one that is only read; ``example`` derives from it."""
     return type(name, (), {"__module__": module, "_example": example})

@@ -233,7 +233,7 @@ def domain(annotation: Any) -> Domain | None:
     if not arguments:
         return _plain(annotation)
     if origin is Annotated:
-        return _bounded(domain(arguments[0]), arguments[1:])
+        return _apply_marks(domain(arguments[0]), arguments[1:])
     if origin in (Union, UnionType):
         return _union(arguments)
     if origin is Literal:
@@ -274,7 +274,7 @@ class Only:
         return format_value(self.value)
 
 
-def or_default(inner: Domain | None, default: object) -> Domain | None:
+def with_default(inner: Domain | None, default: object) -> Domain | None:
     """A domain and the default, which a constructor takes though its annotation says otherwise."""
     plain = default is None or isinstance(default, bool | int | float | str)
     if inner is None or not plain or default in inner:
@@ -298,7 +298,7 @@ def kinds(domain: Domain | None) -> Iterator[str]:
             yield from kinds(domain.second)
 
 
-def _bounded(inner: Domain | None, metadata: Iterable[Any]) -> Domain | None:
+def _apply_marks(inner: Domain | None, metadata: Iterable[Any]) -> Domain | None:
     for mark in metadata:
         if mark == OBJECT:
             inner = AnyObject()
@@ -337,39 +337,39 @@ def _is_tensor(annotation: Any) -> bool:
     return getattr(annotation, "__name__", "") == "Tensor" and annotation.__module__.startswith("torch")
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
+def _walk(annotation: Any) -> Iterator[Any]:
     """An annotation and all that it is made of, with what is written beside them."""
     yield annotation
     for part in get_args(annotation):
-        yield from _parts(part)
+        yield from _walk(part)
 
 
 def is_stackable(annotation: Any) -> bool:
     """Whether members of a stack may differ in an argument: it may be a tensor, or is marked."""
-    return any(part == STACKABLE or _is_tensor(part) for part in _parts(annotation))
+    return any(part == STACKABLE or _is_tensor(part) for part in _walk(annotation))
 
 
 def holds_parts(annotation: Any) -> bool:
     """Whether there may be parts somewhere within an argument."""
-    return any(part == HOLDS_PARTS for part in _parts(annotation))
+    return any(part == HOLDS_PARTS for part in _walk(annotation))
 
 
 def takes_tensors(annotation: Any) -> bool:
     """Whether code may pass a tensor; no config can."""
-    return any(map(_is_tensor, _parts(annotation)))
+    return any(map(_is_tensor, _walk(annotation)))
 
 
 def relations(annotation: Any) -> list[AtMost | AtLeast]:
     """What an argument owes the others."""
-    return [part for part in _parts(annotation) if isinstance(part, AtMost | AtLeast)]
+    return [part for part in _walk(annotation) if isinstance(part, AtMost | AtLeast)]
 
 
 def refusal(name: str, value: object, domain: Domain) -> str:
     """The sentence for a value that lies outside the domain of its key."""
-    return f"{name}: got {_kind(value)}{format_value(value)}, must be {domain}"
+    return f"{name}: got {_quoted_hint(value)}{format_value(value)}, must be {domain}"
 
 
-def _kind(value: object) -> str:
+def _quoted_hint(value: object) -> str:
     """What has to be said of a text that reads like another value."""
     if not isinstance(value, str) or not value:
         return ""

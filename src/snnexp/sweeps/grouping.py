@@ -22,10 +22,10 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
     """Why a point cannot be trained in a stack, in a few words; None where it can."""
     plain = _plain(cfg)
     for spec in _specs(plain):
-        if parts.is_stacked(spec) and spec.own("stackable") is not True:
+        if parts.is_stacked(spec) and spec.own_fact("stackable") is not True:
             return f"{spec.target} is not stackable"
     network = parts.of(plain["network"]["_target_"])
-    for name in () if network.own("unstackable") is MISSING else network.own("unstackable"):
+    for name in () if network.own_fact("unstackable") is MISSING else network.own_fact("unstackable"):
         if plain["network"].get(name, network.arguments[name].value) != network.arguments[name].value:
             return f"network.{name} cannot be stacked"
     trainer = plain["trainer"]
