@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from snnexp.terminal import _letter, clock, config_tree, console, curve, loss_curve, result_table
+from snnexp.terminal import _letter, config_tree, console, curve, format_duration, loss_curve, result_table
 from snnexp.text import format_number
 from snnexp.training.progress import ProgressDisplay, fitting
 
@@ -251,7 +251,7 @@ class TestProgress:
         ("seconds", "expected"), [(0.2, "0:00"), (5, "0:05"), (59.9, "1:00"), (754, "12:34"), (3723, "1:02:03")]
     )
     def test_time_as_a_clock_has_it(self, seconds: float, expected: str) -> None:
-        assert clock(seconds) == expected
+        assert format_duration(seconds) == expected
 
     @pytest.fixture
     def trainer(self) -> SimpleNamespace:

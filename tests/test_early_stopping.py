@@ -330,7 +330,7 @@ class TestObservers:
         ],
     )
     def test_a_state_has_the_types_that_are_declared(self, state: dict[str, Any], what: str | None) -> None:
-        kinds = {name: checkpoints.Kind(kind) for name, kind in Keeping.state_types.items()}
+        kinds = {name: checkpoints.TypeSpec(kind) for name, kind in Keeping.state_types.items()}
         found, wanted = ({"callbacks": {"keeping": each}} for each in (Keeping(**state).state, kinds))
         assert checkpoints.difference(found, wanted) == what
 

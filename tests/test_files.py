@@ -13,7 +13,7 @@ from scipy import io
 
 from snnexp.data import arrays_data
 from snnexp.errors import ConfigError, DataError
-from snnexp.files import open_arrays, take
+from snnexp.files import get_array, open_arrays
 
 X = np.arange(60.0).reshape(10, 3, 2)
 Y = np.arange(10, dtype=np.int32) % 3
@@ -59,7 +59,7 @@ class TestArrays:
         path = tmp_path / name
         WRITERS[name](path)
         found = open_arrays(path)
-        x, y = take(found, path, "x", "x"), take(found, path, "y", "y")
+        x, y = get_array(found, path, "x", "x"), get_array(found, path, "y", "y")
         assert x.shape == X.shape
         assert np.array_equal(x.load(), X)
         assert np.array_equal(y.load().ravel(), Y)
@@ -102,7 +102,7 @@ class TestRefusals:
         torch.save({"x": Harmful(harm)}, tmp_path / "a.pt")
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(Harmful(harm)))
         with pytest.raises(DataError, match="has Python objects in x"):
-            take(open_arrays(tmp_path / "a.npz"), tmp_path / "a.npz", "x", "x")
+            get_array(open_arrays(tmp_path / "a.npz"), tmp_path / "a.npz", "x", "x")
         with pytest.raises(DataError, match="holds more than tensors"):
             open_arrays(tmp_path / "a.pt")
         with pytest.raises(ConfigError, match=r"^path: got a.pkl, .* a pickle may run code"):
@@ -117,7 +117,7 @@ class TestRefusals:
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(DataError, match=r"^data: .*" + name) as error:
-            take(open_arrays(path), path, "y", "y").load()
+            get_array(open_arrays(path), path, "y", "y").load()
         assert "\n" not in str(error.value)
 
     def test_missing_files_and_arrays_are_told(self, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ class TestRefusals:
         with pytest.raises(
             DataError, match=r"no array inputs; set data.x to one of its arrays: x \[10, 3, 2\] float64, y"
         ):
-            take(open_arrays(path), path, "x", "inputs")
+            get_array(open_arrays(path), path, "x", "inputs")
         with pytest.raises(ConfigError, match=r"^train: got a.txt, must end in .npz, .pt"):
             open_arrays(tmp_path / "a.txt", "train")
         with pytest.raises(DataError, match="has no npy files; for a folder of images use data=folder"):
@@ -146,6 +146,6 @@ class TestRefusals:
         np.savez(tmp_path / "a.npz", x=values)
         io.savemat(tmp_path / "a.mat", {"x": X + 1j})
         with pytest.raises(DataError, match=words):
-            take(open_arrays(tmp_path / "a.npz"), tmp_path / "a.npz", "x", "x")
+            get_array(open_arrays(tmp_path / "a.npz"), tmp_path / "a.npz", "x", "x")
         with pytest.raises(DataError, match="has complex128 in x, must be numbers or text"):
-            take(open_arrays(tmp_path / "a.mat"), tmp_path / "a.mat", "x", "x").load()
+            get_array(open_arrays(tmp_path / "a.mat"), tmp_path / "a.mat", "x", "x").load()

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from snnexp import config
 from snnexp.cli import main
 from snnexp.cli import train as launch
-from snnexp.cli.points import prepared
+from snnexp.cli.points import prepare_sweep
 from snnexp.config import check, compose, compose_unchecked, files, load, security
 from snnexp.errors import ConfigError
 from snnexp.sweeps import driver
@@ -99,7 +99,7 @@ def test_what_no_point_has_is_not_composed(tmp_path: Path, monkeypatch: pytest.M
     (conf / "neuron").mkdir()
     (conf / "neuron" / "evil.yaml").write_text(f"# @package _global_\n{HOSTILE['callback']}\n")
     monkeypatch.chdir(tmp_path)
-    found, _ = prepared(["experiment=evil", "neuron=leaky,rleaky"], [conf])
+    found, _ = prepare_sweep(["experiment=evil", "neuron=leaky,rleaky"], [conf])
     assert isinstance(found, list)
     assert [cfg["neuron"]["_target_"] for _, cfg in found] == ["snnexp.neurons.Leaky", "snnexp.neurons.RLeaky"]
     for words in (["neuron=leaky,evil"], ["neuron=evil,leaky"], ["seed=1,2"]):
@@ -180,7 +180,7 @@ def test_a_launcher_of_ones_own_is_one_of_ours_with_other_settings(tmp_path: Pat
     path = tmp_path / "hydra" / "launcher" / "mine.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    _, launcher = prepared(["seed=1,2", "hydra/launcher=mine", "hydra.launcher.threads=5"], [tmp_path])
+    _, launcher = prepare_sweep(["seed=1,2", "hydra/launcher=mine", "hydra.launcher.threads=5"], [tmp_path])
     assert (launcher["kind"], launcher["threads"]) == (kind, 5)
     assert (launcher.get("members"), launcher["workers"]) == ((3, 1) if kind == "stacked" else (None, 2))
     driver.check(launcher)

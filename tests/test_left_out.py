@@ -148,7 +148,7 @@ def test_a_part_that_was_typed_beside_its_choice_counts(folder: Path, capsys: py
     line = HIDDEN.format("").replace("network= ", f"{typed[-1]} ")
     found, lines = composed(*typed, folder=folder)
     assert (found["network"], lines) == ({"_target_": "left_out_pkg.Thin"}, [line])
-    swept, _ = points.prepared([*typed, "+network.width=1,2"], [folder])
+    swept, _ = points.prepare_sweep([*typed, "+network.width=1,2"], [folder])
     assert isinstance(swept, list)
     assert [cfg["network"] for _, cfg in swept] == [
         {"_target_": "left_out_pkg.Thin", "width": width} for width in (1, 2)
@@ -182,7 +182,7 @@ def test_an_object_that_the_choice_takes_stays(folder: Path) -> None:
 def test_the_points_of_a_sweep_give_way_each_and_one_line_says_so(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, _ = points.prepared(["experiment=mnist_leaky", "network=mlp,conv,thin,count", "seed=0,1"], [folder])
+    found, _ = points.prepare_sweep(["experiment=mnist_leaky", "network=mlp,conv,thin,count", "seed=0,1"], [folder])
     assert isinstance(found, list)
     assert [cfg["network"].get("hidden") for _, cfg in found] == [None, None, [1000], [1000], None, None, 64, 64]
     assert [overrides[1] for overrides, _ in found[::2]] == [
@@ -193,7 +193,7 @@ def test_the_points_of_a_sweep_give_way_each_and_one_line_says_so(
 
 
 def test_what_a_file_sweeps_gives_way_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found, _ = points.prepared(["sweep=learned_or_fixed", "neuron=leaky"])
+    found, _ = points.prepare_sweep(["sweep=learned_or_fixed", "neuron=leaky"])
     assert isinstance(found, list)
     assert [overrides for overrides, _ in found] == [
         [f"seed={seed}", "sweep=learned_or_fixed", "neuron=leaky"] for seed in range(3)

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from snnexp.cli import main
-from snnexp.cli.rows import Row, holds
+from snnexp.cli.rows import Row, matches
 from snnexp.cli.table import table
 from snnexp.record.facts import Facts
-from snnexp.record.find import find
+from snnexp.record.find import find_runs
 from snnexp.record.run import Run
 
 CONFIG = {"neuron": {"beta": 0.8, "learn_beta": True}, "network": {"hidden": [256, 128]}, "data": {"root": "here"}}
@@ -101,7 +101,7 @@ class TestFind:
         (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
         (tmp_path / "runs" / "conf").mkdir()
         (tmp_path / "runs" / "conf" / "config.yaml").write_text("a: 1")
-        assert list(find(tmp_path / "runs")) == [run]
+        assert list(find_runs(tmp_path / "runs")) == [run]
 
     def test_without_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = str(tmp_path)
@@ -203,7 +203,7 @@ class TestConditions:
     @given(value=st.floats(allow_nan=False, allow_infinity=False), other=st.floats(allow_nan=False))
     def test_numbers_are_compared_as_numbers(self, value: float, other: float) -> None:
         def true(operator: str) -> bool:
-            return holds(value, operator, repr(other), "key")
+            return matches(value, operator, repr(other), "key")
 
         assert (true("<"), true("="), true(">")) == (value < other, value == other, value > other)
         assert (true(">="), true("!="), true("<=")) == (not true("<"), not true("="), not true(">"))
@@ -313,7 +313,7 @@ class TestForms:
 
     @pytest.mark.slow
     def test_a_terminal_of_any_width_is_never_wider(self, zoo: Path) -> None:
-        rows = [Row(Run(path).facts(), 1.8e9) for path in find(zoo)]
+        rows = [Row(Run(path).facts(), 1.8e9) for path in find_runs(zoo)]
         for width in range(10, 200):
             lines = plain(table(rows, width)).splitlines()
             assert max(map(cell_len, lines)) <= width
@@ -350,7 +350,7 @@ class TestForms:
         folders = [make(tmp_path / str(index), 3 + index * 0x10000, experiment="long" * 20) for index in range(2)]
         for index, folder in enumerate(folders):
             folder.rename(folder.parent / f"20261120-12000{index}-0003")
-        rows = [Row(Run(path).facts(), 1.8e9) for path in find(tmp_path)]
+        rows = [Row(Run(path).facts(), 1.8e9) for path in find_runs(tmp_path)]
         first = plain(table(rows[:1], 80))
         assert (" 0003" in first, "120000-0003" in first) == (True, False)
         both = plain(table(rows[:1], 80, known=rows))

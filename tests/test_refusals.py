@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp import config
-from snnexp.cli.points import prepared
+from snnexp.cli.points import prepare_sweep
 from snnexp.config import check, compose
 from snnexp.errors import ConfigError
 
@@ -159,7 +159,7 @@ def test_one_refusal_names_all_unknown_keys_and_choices(typed: list[str], named:
 
 def test_the_refusal_of_a_sweep_names_them_too() -> None:
     with pytest.raises(ConfigError) as caught:
-        prepared([*FIVE, "loss=nothing", "optimizer=adam,none", "seed=0,1"])
+        prepare_sweep([*FIVE, "loss=nothing", "optimizer=adam,none", "seed=0,1"])
     named = [sentence.partition(":")[0] for sentence in caught.value.args]
     assert sorted(named) == sorted([*(word.partition("=")[0] for word in FIVE), "loss=nothing"])
 

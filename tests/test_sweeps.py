@@ -25,7 +25,7 @@ from test_cli import in_a_terminal, record, snnexp
 from snnexp import config, limits
 from snnexp.cli import main
 from snnexp.cli import train as launch
-from snnexp.cli.points import prepared
+from snnexp.cli.points import prepare_sweep
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.record.run import Run
 from snnexp.sweeps import driver, worker
@@ -588,14 +588,14 @@ def test_a_ready_sweep_takes_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [(["sweep=seeds", "experiment=regression_linear"], 10), (["sweep=learned_or_fixed", "seed=0"], 4)],
 )
 def test_ready_sweeps_have_their_points(typed: list[str], count: int) -> None:
-    chosen, launcher = prepared(typed)
+    chosen, launcher = prepare_sweep(typed)
     assert isinstance(chosen, list)
     assert len(chosen) == count
     assert launcher["kind"] == "processes"
 
 
 def test_the_ready_search_has_its_space() -> None:
-    chosen, launcher = prepared(["sweep=beta_and_lr"])
+    chosen, launcher = prepare_sweep(["sweep=beta_and_lr"])
     assert not isinstance(chosen, list)
     assert sorted(chosen.space()[2]) == ["neuron.beta", "optimizer.lr"]
     assert chosen.checked["data"]["val_size"] == 5000

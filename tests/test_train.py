@@ -14,10 +14,10 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from snnexp import config
 from snnexp.cli import main
 from snnexp.cli import train as launch
-from snnexp.cli.points import prepared
+from snnexp.cli.points import prepare_sweep
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose
-from snnexp.record.origin import folders_of, origin
+from snnexp.record.origin import origin, parse_folders
 from snnexp.record.run import Run
 from snnexp.sweeps import driver
 from snnexp.sweeps.sources import Asked
@@ -142,7 +142,7 @@ class TestAgreement:
 def test_what_is_typed_may_belong_to_what_a_file_sweeps_over(write: Write) -> None:
     recipes = "mnist_rleaky_count,mnist_rleaky_membrane"
     conf = write("conf/sweep/both.yaml", f"hydra:\n  sweeper:\n    params: {{experiment: '{recipes}'}}\n")
-    found, _ = prepared(["sweep=both", "neuron.feedback=one_to_one"], [conf])
+    found, _ = prepare_sweep(["sweep=both", "neuron.feedback=one_to_one"], [conf])
     assert isinstance(found, list)
     assert [cfg["neuron"]["feedback"] for _, cfg in found] == ["one_to_one"] * 2
 
@@ -150,7 +150,7 @@ def test_what_is_typed_may_belong_to_what_a_file_sweeps_over(write: Write) -> No
 def test_a_search_may_vary_a_key_that_the_defaults_do_not_have() -> None:
     words = ["hydra/sweeper=optuna", "experiment=mnist_rleaky_count,mnist_rleaky_membrane"]
     words += ["neuron.feedback=one_to_one,linear", "hydra.sweeper.metric=test/accuracy"]
-    asked, _ = prepared(words)
+    asked, _ = prepare_sweep(words)
     assert isinstance(asked, Asked)
     assert asked.checked["neuron"]["feedback"] == "one_to_one"
     # what it has kept is composed for its points too
@@ -272,7 +272,7 @@ class TestFolders:
     @pytest.mark.parametrize("kept", [5, [5], {"a": "b"}, [""]])
     def test_what_cannot_have_been_recorded_is_none(self, kept: object) -> None:
         with pytest.raises(TypeError):
-            folders_of(kept)
+            parse_folders(kept)
 
     def test_complete_what_is_typed(
         self, folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -95,13 +95,13 @@ class TestPredict:
     def test_what_is_interrupted_leaves_the_file_as_it_was(self, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = predict(done, "init").read_bytes()
         files = {*done.rglob("*")}
-        write = predictions.write_whole
+        write = predictions.write_all
 
         def interrupted(handle: int, content: bytes) -> None:
             write(handle, content)
             os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(predictions, "write_whole", interrupted)
+        monkeypatch.setattr(predictions, "write_all", interrupted)
         with pytest.raises(InterruptedRunError):
             predict(done)
         assert (done / "predictions.csv").read_bytes() == before

@@ -21,7 +21,7 @@ from typing import Any
 
 from snnexp.cli import train as launch
 from snnexp.isolation import isolated
-from snnexp.record.find import as_json, found
+from snnexp.record.find import as_json, list_runs
 from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point
 from snnexp.training.assembly import Parts
@@ -80,4 +80,4 @@ def runs(folder: str | Path = "outputs") -> list[dict[str, Any]]:
     Raises:
         ConfigError: there is no such folder.
     """
-    return [as_json(facts) for facts in found(Path(folder))]
+    return [as_json(facts) for facts in list_runs(Path(folder))]

@@ -23,7 +23,7 @@ KINDS = "biufUS"
 """Of number types: numbers and text."""
 LARGEST = 8
 """Bytes of a number that PyTorch has a type for."""
-ENDS = (".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5")
+SUFFIXES = (".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5")
 OTHERS = {
     ".csv": "use data=csv",
     ".npy": "it holds one array, give the folder of inputs.npy and labels.npy",
@@ -77,8 +77,8 @@ def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
     """
     if path.is_dir():
         return _folder(path)
-    if path.suffix.lower() not in ENDS:
-        *others, last = ENDS
+    if path.suffix.lower() not in SUFFIXES:
+        *others, last = SUFFIXES
         hint = OTHERS.get(path.suffix.lower())
         why = f"; {hint}" if hint else ""
         raise ConfigError(f"{key}: got {format_value(path.name)}, must end in {', '.join(others)} or {last}{why}")
@@ -93,7 +93,7 @@ def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
         return _h5(path, key, path.suffix.lower() == ".mat")
 
 
-def take(found: Mapping[str, Array], path: Path, key: str, name: str) -> Array:
+def get_array(found: Mapping[str, Array], path: Path, key: str, name: str) -> Array:
     """The array of a name.
 
     Args:

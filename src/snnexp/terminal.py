@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from snnexp.record.files import append_to
-from snnexp.record.measures import BY_LAYER, MEANINGS, split_name
+from snnexp.record.files import open_for_append
+from snnexp.record.measures import LAYER_METRICS, MEANINGS, split_name
 from snnexp.text import format_number, format_value
 
 UNCOMMON = ("test/seed_mean_loss",)
@@ -114,7 +114,7 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float], d
 def _layer_table(layers: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("layer")
-    columns = [measure for measure in BY_LAYER if any(measure in values for values in layers.values())]
+    columns = [measure for measure in LAYER_METRICS if any(measure in values for values in layers.values())]
     for measure in columns:
         table.add_column(measure.replace("_", " "), justify="right")
     for layer, values in layers.items():
@@ -223,31 +223,31 @@ def _binned(points: Sequence[tuple[int, float]], bins: int) -> list[float]:
     return drawn
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``0:05``, ``12:34`` or ``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def from_here(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """``path`` as short as it can be typed from here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def show_command(terminal: Console, what: str, *words: str | Path) -> None:
+def print_command(terminal: Console, what: str, *words: str | Path) -> None:
     """A command that can be copied: quoted for the shell, and in one line however narrow the terminal."""
-    typed = shlex.join(str(from_here(word)) if isinstance(word, Path) else word for word in words)
+    typed = shlex.join(str(relative_to_cwd(word)) if isinstance(word, Path) else word for word in words)
     terminal.print(f"{escape(what)}: {escape(typed)}", soft_wrap=True)
 
 
-def show_path(path: Path) -> str:
+def format_path(path: Path) -> str:
     """``path`` as short as it can be typed from here, for :class:`Console.print`."""
-    return escape(str(from_here(path)))
+    return escape(str(relative_to_cwd(path)))
 
 
-def tell(sentence: str) -> None:
+def warn(sentence: str) -> None:
     """A warning to the person, beside whatever is being shown."""
     print(f"snnexp: {sentence}", file=sys.stderr)
 
@@ -256,7 +256,7 @@ class LogFile(logging.FileHandler):
     """A log in a directory that may be anybody's; a disk that says no is told like everywhere else."""
 
     def _open(self) -> io.TextIOWrapper:
-        return io.TextIOWrapper(open(append_to(Path(self.baseFilename)), "ab"), encoding=self.encoding)
+        return io.TextIOWrapper(open(open_for_append(Path(self.baseFilename)), "ab"), encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         raise

@@ -15,21 +15,23 @@ Point = tuple[list[str], dict[str, Any]]
 """The overrides of a point of a sweep, and its config."""
 
 
-def own(overrides: Sequence[str]) -> list[str]:
+def run_overrides(overrides: Sequence[str]) -> list[str]:
     """Overrides of a run, without those of Hydra's own node."""
     return [word for word in overrides if not word.lstrip("+~").startswith(("hydra/", "hydra."))]
 
 
-def tell(sentences: Iterable[str]) -> None:
+def warn_all(sentences: Iterable[str]) -> None:
     """Warn the person, where there is something to say."""
     for sentence in sentences:
         # Rich takes longer to import than a refusal should
         from snnexp import terminal
 
-        terminal.tell(sentence)
+        terminal.warn(sentence)
 
 
-def prepared(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[list[Point] | Asked, dict[str, Any]]":
+def prepare_sweep(
+    overrides: Sequence[str], folders: Sequence[Path] = ()
+) -> "tuple[list[Point] | Asked, dict[str, Any]]":
     """Compose and check a sweep before its first point starts.
 
     Args:
@@ -42,7 +44,7 @@ def prepared(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[l
     Raises:
         ConfigError: a point cannot work, or the points do not agree on what starts them.
     """
-    typed = own(overrides)
+    typed = run_overrides(overrides)
     hydras = [word for word in overrides if word not in typed]
     for word in hydras:
         if config.has_sweep([word]):
@@ -56,7 +58,7 @@ def prepared(overrides: Sequence[str], folders: Sequence[Path] = ()) -> "tuple[l
     leading = _leading(nodes)
     if nodes[leading]["launcher"] != begun["launcher"]:
         node = _with_settings(composer, hydras, every[leading])
-    tell(composer.left_out(overrides))
+    warn_all(composer.left_out(overrides))
     launcher = {key: value for key, value in node["launcher"].items() if key != "_target_"}
     return chosen, {"kind": security.starter_kind(node["launcher"], "launcher"), **launcher}
 
@@ -129,5 +131,5 @@ def _leading(nodes: Sequence[Mapping[str, Any]]) -> int:
             raise ConfigError(f"hydra/{starter}: the points do not have the same; start a sweep of each")
     if 0 < len(choosing) < len(nodes):
         name = nodes[choosing[0]]["runtime"]["choices"]["hydra/launcher"]
-        tell([f"hydra/launcher: {name} starts all points, though not all of them choose it"])
+        warn_all([f"hydra/launcher: {name} starts all points, though not all of them choose it"])
     return choosing[0] if choosing else 0

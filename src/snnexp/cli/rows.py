@@ -113,7 +113,7 @@ def _keys(node: Mapping[Any, Any], before: str = "") -> Iterator[str]:
             yield f"{before}{key}"
 
 
-def holds(value: Any, operator: str, text: str, key: str) -> bool:
+def matches(value: Any, operator: str, text: str, key: str) -> bool:
     """Whether a condition is true of the value that a run has for ``key``; what it does not have is unlike all.
 
     Raises:
@@ -151,7 +151,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def ordered(rows: Sequence[Row], key: str, reverse: bool = False) -> list[Row]:
+def sort_rows(rows: Sequence[Row], key: str, reverse: bool = False) -> list[Row]:
     """Rows by the value of a key, numbers before texts; those that have none come first in either direction."""
 
     def rank(row: Row) -> tuple[bool, float, str]:

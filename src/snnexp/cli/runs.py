@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from snnexp.cli.deletion import delete
-from snnexp.cli.rows import COLUMNS, MISSING, Row, holds, ordered
+from snnexp.cli.rows import COLUMNS, MISSING, Row, matches, sort_rows
 from snnexp.cli.table import as_csv, table
 from snnexp.errors import ConfigError
-from snnexp.record.facts import ENDS
-from snnexp.record.find import OUTPUTS, as_json, found, locate
+from snnexp.record.facts import END_STATUSES
+from snnexp.record.find import OUTPUTS, as_json, list_runs, locate
 from snnexp.text import format_value, one_line, suggest
 
 USAGE = (
@@ -33,7 +33,7 @@ A KEY is a column, a measure, an entry of run.json or a key of config.yaml; a ti
   snnexp runs outputs/sweeps/mnist_leaky/20261122-002755-5193 --sort test/accuracy --limit 5
   snnexp runs status=failed 'age>7d' --delete"""
 CONDITION = re.compile(r"([^=!<>]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
-STATUSES = ("running", "killed", "damaged", *ENDS)
+STATUSES = ("running", "killed", "damaged", *END_STATUSES)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,12 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     now = time.time()
     # what they are sorted by is what one wants to see
     metric = asked.metric or (asked.sort if "/" in (asked.sort or "") else None)
-    rows = [Row(facts, now, metric) for facts in found(folder)]
+    rows = [Row(facts, now, metric) for facts in list_runs(folder)]
     for key in [key for key, _, _ in conditions] + [key for key in (asked.sort, asked.metric) if key]:
         _look_up(rows, key)
-    chosen = [row for row in rows if all(holds(row.value(key), how, than, key) for key, how, than in conditions)]
+    chosen = [row for row in rows if all(matches(row.value(key), how, than, key) for key, how, than in conditions)]
     if asked.sort:
-        chosen = ordered(chosen, asked.sort, asked.reverse)
+        chosen = sort_rows(chosen, asked.sort, asked.reverse)
     elif asked.reverse:
         chosen.reverse()
     chosen = chosen[max(0, len(chosen) - asked.limit) :] if asked.limit is not None else chosen

@@ -23,12 +23,12 @@ from snnexp.cli.flags import (
     split,
     value_of,
 )
-from snnexp.cli.points import own, prepared, tell
+from snnexp.cli.points import prepare_sweep, run_overrides, warn_all
 from snnexp.config import security
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record.find import locate
 from snnexp.record.names import key_of, new_id
-from snnexp.record.origin import as_recorded, origin
+from snnexp.record.origin import origin, serialize_folders
 from snnexp.record.run import Run
 from snnexp.training import launchers
 
@@ -69,7 +69,7 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
     if any(flag in SHOW for flag in flags):
         # what no config may do is refused before Hydra composes it again
         cfg, node = config.compose_unchecked(overrides, folders)
-        tell(config.left_out([cfg], overrides))
+        warn_all(config.left_out([cfg], overrides))
         decoder = node["runtime"]["choices"].get("decoder")
         # which was chosen by the loss, if it was not typed
         others = [word for word in overrides if key_of(word) != "decoder"]
@@ -80,7 +80,7 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
     elif any(flag in SWEEP for flag in flags):
         return _sweep(overrides, folders)
     else:
-        _run(check(overrides, folders), own(overrides), folders)
+        _run(check(overrides, folders), run_overrides(overrides), folders)
     return 0, None
 
 
@@ -120,7 +120,7 @@ def earlier(
         same = False
     if same:
         if "data.download" not in keys:
-            one, _ = config.compose_unchecked(config.first_point(own(overrides), folders), folders)
+            one, _ = config.compose_unchecked(config.first_point(run_overrides(overrides), folders), folders)
             overrides += ["data.download=false"] if config.downloads(one) else []
         return folders, config.quoted(overrides), None
     if needs := [flag for flag in flags if flag in (*SWEEP, *INFO_FLAGS)]:
@@ -164,7 +164,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigError: it cannot work; the sentence names the key.
     """
     cfg = config.compose(overrides)
-    tell(config.left_out([cfg], overrides))
+    warn_all(config.left_out([cfg], overrides))
     return cfg
 
 
@@ -192,7 +192,7 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     # torchrun and srun start several processes with this command
     is_first = not (launchers.is_distributed(checked["trainer"]) and launchers.rank())
     if is_first:
-        tell(config.left_out([cfg], overrides))
+        warn_all(config.left_out([cfg], overrides))
     if sys.stdout.isatty() and is_first:
         _show_tree(cfg, checked, choices, overrides, folders)
     return checked
@@ -230,7 +230,7 @@ def _run(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) -> 
 
     def record_folders(path: Path) -> None:
         if folders:
-            Run(path).update(config_dir=as_recorded(folders))
+            Run(path).update(config_dir=serialize_folders(folders))
 
     execute(Start.new(cfg, overrides), record_folders)
 
@@ -246,12 +246,12 @@ def _run_saved(
     else:
         from snnexp import terminal
 
-        terminal.tell(f"{source}: what was typed for this run now gives another config; its config.yaml is used")
+        terminal.warn(f"{source}: what was typed for this run now gives another config; its config.yaml is used")
         _run(cfg, overrides, folders)
 
 
 def _sweep(overrides: Sequence[str], folders: Sequence[Path]) -> "tuple[int, Ledger]":
-    chosen, launcher = prepared(overrides, folders)
+    chosen, launcher = prepare_sweep(overrides, folders)
     first = chosen[0][1] if isinstance(chosen, list) else chosen.checked
     place = Path(first["logger"]["root"]) / "sweeps" / first["name"] / new_id()
     from snnexp.sweeps import driver

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from snnexp.config.keys import InitFrom
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record.find import locate
-from snnexp.record.names import OWN
+from snnexp.record.names import CHECKPOINT_NAMES
 from snnexp.spec import checked
 from snnexp.text import format_value, one_line, suggest
 
@@ -73,7 +73,10 @@ def with_absolute_paths(node: Mapping[str, Any]) -> dict[str, Any]:
                 f"init_from.run: {one_line(run)} is not the directory of a run, its id, or the end of its id"
             )
         run = path
-    found = {"run": None if run is None else _absolute(run), "ckpt": ckpt if ckpt in OWN else _absolute(ckpt)}
+    found = {
+        "run": None if run is None else _absolute(run),
+        "ckpt": ckpt if ckpt in CHECKPOINT_NAMES else _absolute(ckpt),
+    }
     return {**node, **found}
 
 

@@ -86,8 +86,8 @@ class _Read:
         self.name = self.path.name
         self.key = (files.signature(self.path), x, y, unlabeled)
         self.unlabeled = unlabeled
-        self.x = files.take(found, self.path, "x", x)
-        self.y = np.asarray(files.take(found, self.path, "y", y).load())
+        self.x = files.get_array(found, self.path, "x", x)
+        self.y = np.asarray(files.get_array(found, self.path, "y", y).load())
         if self.y.ndim == 2 and 1 in self.y.shape and len(self.x.shape) and self.y.size == self.x.shape[0]:
             # a vector is a row or a column in a file of MATLAB
             self.y = self.y.reshape(-1)
@@ -96,7 +96,7 @@ class _Read:
             raise DataError(f"data: {told}; cut them to one length, or leave the array out")
         named = {GROUPS: groups or GROUPS, SPLIT: SPLIT}
         known = {what: name for what, name in named.items() if name in found or (what == GROUPS and groups)}
-        ids = {what: _ids(files.take(found, self.path, what, name).load()) for what, name in known.items()}
+        ids = {what: _ids(files.get_array(found, self.path, what, name).load()) for what, name in known.items()}
         self.groups, self.split = ids.get(GROUPS), ids.get(SPLIT)
         for name, count in ((y, len(self.y)), *((known[what], len(each)) for what, each in ids.items())):
             if not self.x.shape or count != self.x.shape[0]:

@@ -256,7 +256,7 @@ class _Npz:
 
     def __call__(self, path: Path) -> Any:
         found = files.open_arrays(path)
-        inputs = files.take(found, path, "x", self.x).load()
+        inputs = files.get_array(found, path, "x", self.x).load()
         if self.y is None:
             return inputs
         # a target may be a single value
@@ -265,4 +265,4 @@ class _Npz:
     def _target(self, found: Mapping[str, files.Array], path: Path) -> Any:
         assert self.y is not None
         array = found.get(self.y)
-        return files.take(found, path, "y", self.y).load() if array is None or array.shape else array.load()[()]
+        return files.get_array(found, path, "y", self.y).load() if array is None or array.shape else array.load()[()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.errors import CheckpointError
-from snnexp.record.files import plain_file, write_atomically
+from snnexp.record.files import read_regular, write_atomically
 
 MAX_ARRAYS_BYTES, MAX_ARRAYS = 2**26, 2**12
 MAX_VALUES = 2**22
@@ -34,7 +34,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
     """
     import numpy as np
 
-    content = plain_file(path, at_most=MAX_ARRAYS_BYTES)
+    content = read_regular(path, at_most=MAX_ARRAYS_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _require_plain(archive, path, len(content))

@@ -76,7 +76,7 @@ def find(
 
     Args:
         run: the run directory.
-        wanted: a checkpoint of the same run, see :func:`example`.
+        wanted: a checkpoint of the same run, see :func:`template`.
         batches: of an epoch.
         require_same: raises for the config of a checkpoint that the run cannot be resumed from.
         step: look for one of this step, and return None where no undamaged one is.
@@ -154,7 +154,7 @@ def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def states(path: Path) -> dict[str, Any]:
+def read_callback_states(path: Path) -> dict[str, Any]:
     """What the observers of a run kept in one of its own checkpoints, by their keys.
 
     Raises:
@@ -167,7 +167,7 @@ def states(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TypeSpec:
     """What a value of a checkpoint may be: ``str``, ``float | None``, ``list[int]``, ``Tensor`` of any shape."""
 
     annotation: Any
@@ -220,7 +220,9 @@ def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dic
     return {**found, "optimizer_states": filled} if filled else dict(found)
 
 
-def of_network(path: Path, wanted: Mapping[str, Tensor] | None = None, foreign: bool = False) -> dict[str, Tensor]:
+def read_network_weights(
+    path: Path, wanted: Mapping[str, Tensor] | None = None, foreign: bool = False
+) -> dict[str, Tensor]:
     """The weights of a checkpoint by their names in the network, without ``network.`` in front.
 
     Args:
@@ -310,7 +312,7 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
     return upgrade.checkpoint(found, path)
 
 
-def example(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
+def template(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint of a run looks like: every name, shape and type; the values mean nothing.
 
     Args:
@@ -341,7 +343,7 @@ def example(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
 
 def difference(found: Any, wanted: Any, path: str = "") -> str | None:
     """What makes ``found`` unlike ``wanted``, whatever their values: names, types, shapes, numbers that are none."""
-    if isinstance(wanted, Kind):
+    if isinstance(wanted, TypeSpec):
         return wanted.difference(found, path)
     if isinstance(wanted, Tensor):
         if not isinstance(found, Tensor) or found.layout != torch.strided:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from snnexp.errors import CheckpointError
-from snnexp.record.files import plain_file, write_atomically
+from snnexp.record.files import read_regular, write_atomically
 
 
 def write_checkpoint(path: Path, content: bytes, keep: Path | None = None) -> None:
@@ -44,10 +44,10 @@ def read_checkpoint(path: Path, at_most: int | None = None, foreign: bool = Fals
         CheckpointError: it is missing, or is not the file that was written.
     """
     try:
-        vouched, content = _vouched(path), plain_file(path, at_most, follow=foreign)
+        vouched, content = _vouched(path), read_regular(path, at_most, follow=foreign)
         if vouched and hashlib.sha256(content).hexdigest() not in vouched:
             # its run may have replaced it just now
-            vouched, content = _vouched(path), plain_file(path, at_most, follow=foreign)
+            vouched, content = _vouched(path), read_regular(path, at_most, follow=foreign)
     except OSError as error:
         raise CheckpointError(f"{path}: checkpoint cannot be read: {error.strerror}") from error
     if not vouched and not foreign:
@@ -67,6 +67,6 @@ def _vouch(path: Path, *digests: str) -> None:
 
 def _vouched(path: Path) -> list[str]:
     try:
-        return plain_file(_checksum(path), at_most=4096, follow=True).decode("ascii").split()[::2]
+        return read_regular(_checksum(path), at_most=4096, follow=True).decode("ascii").split()[::2]
     except (FileNotFoundError, UnicodeDecodeError):
         return []

@@ -13,7 +13,7 @@ from snnexp.record.names import RUN_ID, key_of
 from snnexp.record.plain import is_finite_number
 from snnexp.text import one_line
 
-ENDS = ("finished", "failed", "diverged", "interrupted")
+END_STATUSES = ("finished", "failed", "diverged", "interrupted")
 """What run.json says of a run that has ended."""
 
 

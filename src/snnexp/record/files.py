@@ -11,23 +11,23 @@ from typing import BinaryIO
 from snnexp.errors import CheckpointError
 
 
-def append_to(path: Path, create: bool = True) -> int:
+def open_for_append(path: Path, create: bool = True) -> int:
     """A handle that appends to a plain file.
 
     Raises:
         CheckpointError: it is something else; a pipe would wait for ever, and a link lead elsewhere.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
-    return plain_handle(path, flags)
+    return open_regular_fd(path, flags)
 
 
-def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> BinaryIO:
+def open_regular(path: Path, at_most: int | None = None, follow: bool = False) -> BinaryIO:
     """A plain file to read from, which may have ``at_most`` bytes; a link is followed only if told so.
 
     Raises:
         CheckpointError: it is something else, or is longer.
     """
-    file = os.fdopen(plain_handle(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
+    file = os.fdopen(open_regular_fd(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
     size = os.fstat(file.fileno()).st_size
     if at_most is not None and size > at_most:
         file.close()
@@ -35,7 +35,7 @@ def open_plain(path: Path, at_most: int | None = None, follow: bool = False) -> 
     return file
 
 
-def plain_handle(path: Path, flags: int) -> int:
+def open_regular_fd(path: Path, flags: int) -> int:
     try:
         handle = os.open(path, flags, 0o644)
     except OSError as error:
@@ -49,18 +49,18 @@ def plain_handle(path: Path, flags: int) -> int:
     return handle
 
 
-def plain_file(path: Path, at_most: int | None = None, last: int | None = None, follow: bool = False) -> bytes:
+def read_regular(path: Path, at_most: int | None = None, last: int | None = None, follow: bool = False) -> bytes:
     """The content of a plain file, or its last bytes: a pipe would wait for ever, a device never end.
 
     A link in a run directory of others may lead to what is nobody's business, and is followed only if told so.
     """
-    with open_plain(path, at_most, follow) as file:
+    with open_regular(path, at_most, follow) as file:
         if last is not None:
             file.seek(max(0, os.fstat(file.fileno()).st_size - last))
         return file.read()
 
 
-def require_own(part: Path) -> None:
+def reject_links(part: Path) -> None:
     """Refuse a part of a directory that leads elsewhere, or that is neither a plain file nor a folder.
 
     Raises:
@@ -85,7 +85,7 @@ def write_atomically(path: Path, content: bytes | bytearray, mark: str = "") -> 
     has a ``mark`` of its own. Nothing that is there is written to: it may be a pipe, or a link to what is elsewhere.
     """
     with replacing(path, mark) as handle:
-        write_whole(handle, content)
+        write_all(handle, content)
 
 
 @contextmanager
@@ -107,16 +107,16 @@ def replacing(path: Path, mark: str = "") -> Iterator[int]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    fsync_folder(path.parent)
 
 
-def write_whole(handle: int, content: bytes | bytearray) -> None:
+def write_all(handle: int, content: bytes | bytearray) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(handle, rest) :]
 
 
-def sync(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:

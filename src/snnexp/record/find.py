@@ -16,7 +16,7 @@ OUTPUTS = "outputs"
 """The folder of runs, where ``logger.root`` names no other one."""
 
 
-def found(folder: Path) -> list[Facts]:
+def list_runs(folder: Path) -> list[Facts]:
     """What is known of each run below a folder, the newest last.
 
     Raises:
@@ -24,11 +24,11 @@ def found(folder: Path) -> list[Facts]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; snnexp runs DIR lists the runs below DIR")
-    runs = [Run(path).facts() for path in find(folder)]
+    runs = [Run(path).facts() for path in find_runs(folder)]
     return sorted(runs, key=lambda facts: (facts.started.timestamp() if facts.started else 0.0, str(facts.path)))
 
 
-def find(folder: Path) -> Iterator[Path]:
+def find_runs(folder: Path) -> Iterator[Path]:
     """The run directories in and below a folder; no link is followed, and nothing hidden is looked into."""
     folders = [folder]
     while folders:

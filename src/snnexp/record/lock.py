@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from snnexp.errors import InUseError
-from snnexp.record.files import plain_handle
+from snnexp.record.files import open_regular_fd
 
 BUSY = (errno.EACCES, errno.EAGAIN)
 LOOKS, LOOK_S = 10, 0.02
@@ -125,7 +125,7 @@ def _flocked(handle: int, how: int) -> bool:
 
 
 def _locked_file(path: Path) -> int:
-    handle = plain_handle(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
+    handle = open_regular_fd(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         # not inherited either
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ MEANINGS = {
     "seed_mean_loss": "mean of the training losses and the final L1, not test/l1",
 }
 """Of measures, by the name behind the split."""
-BY_LAYER = ("firing_rate", "dead", "saturated", "synops")
+LAYER_METRICS = ("firing_rate", "dead", "saturated", "synops")
 """Measures that each layer has, ``<split>/<measure>/<layer>``."""
 
 
@@ -30,10 +30,10 @@ def split_name(metric: str) -> tuple[str, str, str]:
     if not slash:
         return "", metric, ""
     measure, _, layer = name.partition("/")
-    return (split, measure, layer) if layer and measure in BY_LAYER else (split, name, "")
+    return (split, measure, layer) if layer and measure in LAYER_METRICS else (split, name, "")
 
 
-def of_layers(metric: str) -> bool:
+def is_layer_metric(metric: str) -> bool:
     """Whether a metric is one of those that each layer has."""
     return bool(split_name(metric)[2])
 

@@ -4,7 +4,7 @@ import re
 import secrets
 import time
 
-OWN = ("last", "best", "init")
+CHECKPOINT_NAMES = ("last", "best", "init")
 """Checkpoints of a run, by what is typed."""
 RUN_ID = re.compile(r"(\d{8}-\d{6})-[0-9a-f]{4}", re.ASCII)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from snnexp.errors import CheckpointError
 from snnexp.record.facts import Facts
-from snnexp.record.files import plain_file
-from snnexp.record.plain import plain_json
+from snnexp.record.files import read_regular
+from snnexp.record.plain import parse_json
 
 MAX_BYTES = 2**28
 """Of sweep.json."""
@@ -33,14 +33,14 @@ class Origin:
 
 def origin(run: Facts) -> Origin:
     """Where a run comes from, as far as its record and that of its sweep tell."""
-    found = sweep(run.path.parents[1]) if run.path.parent.name == "runs" else Origin()
+    found = read_sweep(run.path.parents[1]) if run.path.parent.name == "runs" else Origin()
     return replace(found, folders=_folders(run.record, "config_dir") or found.folders)
 
 
-def sweep(folder: Path) -> Origin:
+def read_sweep(folder: Path) -> Origin:
     """What a sweep has recorded; nothing where it has no record that can be read."""
     try:
-        record = plain_json(plain_file(folder / "sweep.json", at_most=MAX_BYTES))
+        record = parse_json(read_regular(folder / "sweep.json", at_most=MAX_BYTES))
     except (CheckpointError, OSError, ValueError, RecursionError):
         return Origin()
     search = _mapping(record, "search")
@@ -55,14 +55,14 @@ def sweep(folder: Path) -> Origin:
     )
 
 
-def as_recorded(folders: Sequence[Path]) -> str | list[str] | None:
+def serialize_folders(folders: Sequence[Path]) -> str | list[str] | None:
     """How folders of configs are recorded: one as a text, as in earlier versions, several as a list."""
     paths = [str(folder.absolute()) for folder in folders]
     return paths if len(paths) > 1 else paths[0] if paths else None
 
 
-def folders_of(kept: object) -> tuple[Path, ...]:
-    """What :func:`as_recorded` has given.
+def parse_folders(kept: object) -> tuple[Path, ...]:
+    """What :func:`serialize_folders` has given.
 
     Raises:
         TypeError: it is something else.
@@ -73,10 +73,10 @@ def folders_of(kept: object) -> tuple[Path, ...]:
     return tuple(map(Path, paths))
 
 
-def searched_by(runs: Sequence[Facts]) -> Origin:
+def common_search(runs: Sequence[Facts]) -> Origin:
     """The search that all runs come from, or searches by the same metric; no metric where there is none."""
     folders = dict.fromkeys(run.path.parents[1] if run.path.parent.name == "runs" else None for run in runs)
-    found = [Origin() if folder is None else sweep(folder) for folder in folders]
+    found = [Origin() if folder is None else read_sweep(folder) for folder in folders]
     by = {(one.metric, one.maximize) for one in found}
     return found[0] if len(by) == 1 else Origin()
 
@@ -88,7 +88,7 @@ def _mapping(node: Any, key: str) -> Mapping[str, Any]:
 
 def _folders(node: Any, key: str) -> tuple[Path, ...]:
     try:
-        return folders_of(node.get(key) if isinstance(node, Mapping) else None)
+        return parse_folders(node.get(key) if isinstance(node, Mapping) else None)
     except TypeError:
         return ()
 

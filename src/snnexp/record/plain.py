@@ -10,22 +10,22 @@ from typing import Any
 import yaml
 
 from snnexp.errors import CheckpointError
-from snnexp.record.files import plain_file
+from snnexp.record.files import read_regular
 
 MAX_LEVELS = 32
 """Of what is nested in a record."""
 
 
-def finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """``value`` with NaN and infinities, which JSON cannot hold, replaced by None."""
     if isinstance(value, Mapping):
-        return {key: finite(entry) for key, entry in value.items()}
+        return {key: replace_non_finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
+        return [replace_non_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def plain_json(text: bytes | str) -> Any:
+def parse_json(text: bytes | str) -> Any:
     """JSON as runs write it.
 
     Raises:
@@ -52,7 +52,7 @@ def is_finite_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def plain_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """The plain values of a YAML file, which may be anybody's.
 
     Raises:
@@ -61,7 +61,7 @@ def plain_yaml(path: Path) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     try:
-        content = plain_file(path, at_most=2**20)
+        content = read_regular(path, at_most=2**20)
         for event in yaml.parse(content, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             # aliases multiply, tags build what they like, and nested deep enough the loader crashes

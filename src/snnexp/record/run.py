@@ -34,20 +34,20 @@ from snnexp.errors import CheckpointError, ConfigError
 from snnexp.record import upgrade
 from snnexp.record.arrays import read_arrays, write_arrays
 from snnexp.record.environment import git, versions
-from snnexp.record.facts import ENDS, Facts, duration_s
+from snnexp.record.facts import END_STATUSES, Facts, duration_s
 from snnexp.record.files import (
-    append_to,
-    open_plain,
-    plain_file,
-    require_own,
-    sync,
+    fsync_folder,
+    open_for_append,
+    open_regular,
+    read_regular,
+    reject_links,
+    write_all,
     write_atomically,
     write_figure,
-    write_whole,
 )
 from snnexp.record.lock import Lock
 from snnexp.record.names import new_id
-from snnexp.record.plain import finite, plain_json, plain_yaml
+from snnexp.record.plain import parse_json, read_yaml, replace_non_finite
 from snnexp.text import format_value
 
 EPOCH = "train/epoch_loss"
@@ -138,7 +138,7 @@ class Run:
                 self.path = new
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-        sync(new.parent)
+        fsync_folder(new.parent)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -155,7 +155,7 @@ class Run:
         if not (run.path / "config.yaml").is_file():
             raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
         for part in run.path.rglob("*"):
-            require_own(part)
+            reject_links(part)
         return run
 
     def lock(self) -> None:
@@ -176,7 +176,9 @@ class Run:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
-        text = json.dumps({**finite(record), "format": upgrade.FORMAT}, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(
+            {**replace_non_finite(record), "format": upgrade.FORMAT}, indent=2, ensure_ascii=False, allow_nan=False
+        )
         # half of a surrogate pair, which a reason may hold, is written as JSON's escape
         write_atomically(self.path / "run.json", text.encode(errors="backslashreplace") + b"\n")
 
@@ -188,7 +190,7 @@ class Run:
         """
         path = self.path / "run.json"
         try:
-            record = plain_json(plain_file(path, at_most=2**20))
+            record = parse_json(read_regular(path, at_most=2**20))
         except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: missing or damaged") from error
         if not isinstance(record, dict):
@@ -202,7 +204,7 @@ class Run:
         Raises:
             CheckpointError: overrides.yaml is missing or damaged.
         """
-        typed = plain_yaml(self.path / "overrides.yaml")
+        typed = read_yaml(self.path / "overrides.yaml")
         if not isinstance(typed, list) or not all(isinstance(override, str) for override in typed):
             raise CheckpointError(f"{self.path / 'overrides.yaml'}: damaged, it holds no list of texts")
         return typed
@@ -213,7 +215,7 @@ class Run:
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        content = plain_yaml(self.path / "config.yaml")
+        content = read_yaml(self.path / "config.yaml")
         if not isinstance(content, dict):
             raise CheckpointError(f"{self.path / 'config.yaml'}: damaged, it holds no mapping")
         return content
@@ -230,7 +232,7 @@ class Run:
                 # it may have ended between the two looks
                 record = self.read()
                 status = "killed" if record.get("status") == "running" else record.get("status")
-            if status not in ("running", "killed", *ENDS):
+            if status not in ("running", "killed", *END_STATUSES):
                 raise CheckpointError(f"{self.path / 'run.json'}: damaged, no status is {format_value(status)}")
             reason = "its process is gone" if status == "killed" else str(record.get("reason") or "")
         except (CheckpointError, OSError) as error:
@@ -262,7 +264,7 @@ class Run:
         """``step`` and ``epoch`` of the last row of training in metrics.jsonl, both from 0."""
         try:
             # behind the last line break is nothing, or a row that was torn
-            lines = plain_file(self.path / "metrics.jsonl", last=2**16).split(b"\n")[:-1]
+            lines = read_regular(self.path / "metrics.jsonl", last=2**16).split(b"\n")[:-1]
             # the row of the last test counts the steps that are done
             rows = (row for row in map(json.loads, reversed(lines)) if "test/loss" not in row or EPOCH in row)
             row: dict[str, Any] = next(rows, {})
@@ -279,9 +281,9 @@ class Run:
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl; NaN and infinity become null."""
         if self._metrics is None:
-            self._metrics = append_to(self.path / "metrics.jsonl", create=False)
-        written = json.dumps(finite(row), allow_nan=False).encode() + b"\n"
-        write_whole(self._metrics, written)
+            self._metrics = open_for_append(self.path / "metrics.jsonl", create=False)
+        written = json.dumps(replace_non_finite(row), allow_nan=False).encode() + b"\n"
+        write_all(self._metrics, written)
         self._written += len(written)
         self._digest.update(written)
 
@@ -292,12 +294,12 @@ class Run:
             CheckpointError: a line is no row that a run writes.
         """
         path = self.path / "metrics.jsonl"
-        with open_plain(path, at_most=MAX_METRICS_BYTES) as file:
+        with open_regular(path, at_most=MAX_METRICS_BYTES) as file:
             for number, raw in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES), b""), 1):
                 if not raw.endswith(b"\n") and len(raw) < MAX_ROW_BYTES:
                     return
                 try:
-                    row = plain_json(raw)
+                    row = parse_json(raw)
                 except (ValueError, RecursionError) as error:
                     raise CheckpointError(f"{path}: line {number} is damaged") from error
                 if not isinstance(row, dict) or type(row.get("step")) is not int:
@@ -361,12 +363,12 @@ class Run:
     def has_metrics(self, so_far: Mapping[str, Any]) -> bool:
         """Whether metrics.jsonl begins with the rows that :meth:`metrics_so_far` told of."""
         length, digest = int(so_far["bytes"]), str(so_far["sha256"])
-        content = plain_file(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
+        content = read_regular(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
         return len(content) == length and hashlib.sha256(content).hexdigest() == digest
 
     def rewind(self, length: int) -> None:
         """Cut metrics.jsonl to its first ``length`` bytes, and go on from there."""
-        content = plain_file(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
+        content = read_regular(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
         write_atomically(self.path / "metrics.jsonl", content)
         self._written, self._digest = length, hashlib.sha256(content)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snnexp.errors import ConfigError
-from snnexp.record.find import find
+from snnexp.record.find import find_runs
 
 
 def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None = None) -> Path:
@@ -31,7 +31,7 @@ def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
-        below = [run.resolve() for run in find(path)]
+        below = [run.resolve() for run in find_runs(path)]
         if not below:
             raise ConfigError(f"{path}: no run is there")
         every |= dict.fromkeys(below)

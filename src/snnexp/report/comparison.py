@@ -12,7 +12,7 @@ from typing import Any
 from snnexp.figures import comparison as figures
 from snnexp.figures.picture import Picture
 from snnexp.record.facts import Facts
-from snnexp.record.measures import of_layers
+from snnexp.record.measures import is_layer_metric
 from snnexp.record.run import Run
 from snnexp.report import page, pictures, statistics
 from snnexp.report.findings import MOST_LEVELS, Comparison, Point, compared, decoders, losses, lost, require_known
@@ -240,7 +240,7 @@ def _remarks(found: Comparison, summaries: Sequence[Summary]) -> list[str]:
     if others:
         more = ", …" if len(others) > 5 else ""
         remarks.append(f"Runs of one group differ in more than the seed: {', '.join(others[:5])}{more}.")
-    if found.metric.endswith("loss") and not of_layers(found.metric) and len(losses(found)) > 1:
+    if found.metric.endswith("loss") and not is_layer_metric(found.metric) and len(losses(found)) > 1:
         remarks.append("Values of different losses cannot be compared.")
     if found.metric.endswith("accuracy") and len(decoders(found)) > 1:
         remarks.append(f"Classes are read off the readouts in different ways: {', '.join(decoders(found))}.")
@@ -258,7 +258,7 @@ def _remarks(found: Comparison, summaries: Sequence[Summary]) -> list[str]:
 def _further(found: Comparison) -> list[Block]:
     """The other measures of the test split."""
     runs = [run for group in found.groups for run in group.runs.values()]
-    names = sorted({name for run in runs for name in run.metrics if not of_layers(name)} - {found.metric})
+    names = sorted({name for run in runs for name in run.metrics if not is_layer_metric(name)} - {found.metric})
     if not names:
         return []
     columns = [*found.keys, "n", *(column for name in names for column in (name, f"std of {name}"))]

@@ -13,7 +13,7 @@ from snnexp.errors import ConfigError
 from snnexp.figures import style
 from snnexp.record.facts import Facts
 from snnexp.record.measures import higher_is_better
-from snnexp.record.origin import Origin, searched_by, sweep
+from snnexp.record.origin import Origin, common_search, read_sweep
 from snnexp.record.run import Run
 from snnexp.report.groups import (
     Group,
@@ -125,7 +125,7 @@ def require_known(metric: str | None, runs: Sequence[Facts]) -> None:
 def compared(runs: Sequence[Facts], points: Sequence[Point], metric: str | None) -> Comparison:
     configs = {run.path: settings(run) for run in runs}
     parameters = varied(runs, configs)
-    searched = searched_by(runs)
+    searched = common_search(runs)
     if metric is None and any(searched.metric in run.metrics for run in runs if run.status == "finished"):
         metric = searched.metric
     metric = metric or default_metric(runs) or ""
@@ -145,7 +145,7 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
     there = {run.id for run in here}
     stopped = [typed(run.overrides) for run in here if run.status != "finished"]
     points = []
-    experiment = sweep(path.parent).experiment
+    experiment = read_sweep(path.parent).experiment
     # a recipe may have another name than its file
     words = [(typed(run.overrides), run.experiment) for run in here if run.experiment]
     names_of = {own.get("experiment"): name for own, name in words if "name" not in own}

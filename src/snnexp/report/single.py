@@ -14,7 +14,7 @@ from snnexp.figures import network, style
 from snnexp.figures.picture import Picture
 from snnexp.figures.snapshots import drawers, parts
 from snnexp.record.facts import Facts
-from snnexp.record.measures import BY_LAYER, MEANINGS, main_metric, split_name
+from snnexp.record.measures import LAYER_METRICS, MEANINGS, main_metric, split_name
 from snnexp.record.names import key_of
 from snnexp.record.origin import origin
 from snnexp.record.run import Run
@@ -219,7 +219,7 @@ def _result(
         reason = f"this run differs from it in {differs}" if recipe else "this run has no recipe here to compare with"
         blocks.append(Text(f"The recipe has a published figure for {known}; it is not comparable, for {reason}."))
     if layers:
-        measured = [name for name in BY_LAYER if any(name in values for values in layers.values())]
+        measured = [name for name in LAYER_METRICS if any(name in values for values in layers.values())]
         caption = (
             "By layer. Dead neurons fire for no sample, saturated ones in every step of all; synops are the additions "
             "that arriving spikes cause, per sample."

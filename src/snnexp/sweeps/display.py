@@ -12,10 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from snnexp import text
-from snnexp.record.measures import higher_is_better, main_metric, of_layers
+from snnexp.record.measures import higher_is_better, is_layer_metric, main_metric
 from snnexp.record.run import Run
 from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
-from snnexp.terminal import clock, show_command, show_path
+from snnexp.terminal import format_duration, format_path, print_command
 from snnexp.text import format_number
 
 MOST_LINES = 8
@@ -88,14 +88,14 @@ class Display:
 
     def say(self, what: str) -> None:
         """A line about the sweep."""
-        self.terminal.print(f"sweep {show_path(self.ledger.path)}  {escape(what)}")
+        self.terminal.print(f"sweep {format_path(self.ledger.path)}  {escape(what)}")
 
     def end(self, to_go: bool) -> None:
         """The table of a sweep that has ended, with why points did not finish, and how to go on."""
         ledger = self.ledger
         rows, varied = ledger.rows(), ledger.varied()
         # those of single layers have no place in a line
-        names = [name for name in ledger.measures() if not of_layers(name) and name != "test/synops"]
+        names = [name for name in ledger.measures() if not is_layer_metric(name) and name != "test/synops"]
         hows = {row["how"].split()[0] for row in rows if row["how"]}
         columns = [*varied, "status", *(["how"] if len(hows) > 1 or "stack" in hows else []), *names]
         columns += ["reason"] if any(row["reason"] for row in rows) else []
@@ -110,9 +110,9 @@ class Display:
         told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))])]
         self.say(", ".join(told))
         if to_go:
-            show_command(self.terminal, "the rest", "snnexp", "resume", ledger.path)
+            print_command(self.terminal, "the rest", "snnexp", "resume", ledger.path)
         if "finished" in states:
-            show_command(self.terminal, "report", "snnexp", "report", ledger.path)
+            print_command(self.terminal, "report", "snnexp", "report", ledger.path)
 
     def _tell_seeds(self) -> None:
         """The main measure over the seeds and folds of each setting, where one has several, and the best of a list."""
@@ -153,7 +153,7 @@ class Display:
             words.append(f"best {name} {format_number(best.metrics[name])} ({escape(self._name(best))})")
         if self.ended_here and ended < total:
             left = (time.monotonic() - self.began) / self.ended_here * (total - ended)
-            words.append(f"{clock(left)} left")
+            words.append(f"{format_duration(left)} left")
         return words
 
     def _view(self) -> Group:

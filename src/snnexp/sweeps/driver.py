@@ -19,7 +19,7 @@ from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
 from snnexp.sweeps.slots import Job, Slot, Worker
 from snnexp.sweeps.sources import UNDER_WAY, Asked, Listed, Searched, single
-from snnexp.terminal import console, show_path, tell
+from snnexp.terminal import console, format_path, warn
 from snnexp.text import format_value, suggest
 
 GIGABYTE = 10**9
@@ -59,7 +59,7 @@ def start(
     _require_threads(launcher, [whole for _, whole in points])
     once = single(points)
     if len(once) < len(points):
-        tell(f"{len(points) - len(once)} of {len(points)} points ask for the same as others, and are not run twice")
+        warn(f"{len(points) - len(once)} of {len(points)} points ask for the same as others, and are not run twice")
     ledger = Ledger.create(folder, experiment, launcher, folders=folders)
     for overrides, whole in once:
         ledger.add(overrides, whole)
@@ -110,7 +110,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
         if asked is not None:
             asked.overrides = [*asked.overrides, *keys]
         if asked is not None and (metric := asked.keep_measure()):
-            tell(f"the search continues to use {metric}")
+            warn(f"the search continues to use {metric}")
         left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
         # those that have ended keep their places in a stack
         needed = {point.index for point in left}.union(*(point.stack for point in left))
@@ -121,7 +121,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
         if asked is not None:
             ledger.search = asked.facts()
         elif not left:
-            console().print(f"sweep {show_path(ledger.path)}  all points have finished, nothing is left to do")
+            console().print(f"sweep {format_path(ledger.path)}  all points have finished, nothing is left to do")
             return 0
         return drive(ledger, asked, keys)
     finally:
@@ -206,7 +206,7 @@ def _tell_best(source: Searched, view: display.Display) -> None:
         best = source.write_best()
     except (SnnexpError, OSError) as error:
         # how the sweep itself ended is what counts
-        tell(f"the best point could not be written: {error}")
+        warn(f"the best point could not be written: {error}")
         return
     if best is not None:
         command, value = best
@@ -217,7 +217,7 @@ def _tell_best(source: Searched, view: display.Display) -> None:
 
 def _code(ledger: Ledger, engine: Engine) -> int:
     if engine.full is not None:
-        tell(engine.full)
+        warn(engine.full)
         return 74
     return 0 if all(point.done for point in ledger.points) else 7
 
@@ -275,7 +275,7 @@ def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
         else:
             groups.setdefault(grouping.key(whole), []).append(point)
     for reason, count in obstacles.items():
-        tell(f"{count} of {len(left)} points cannot be stacked, {reason}; they run alone")
+        warn(f"{count} of {len(left)} points cannot be stacked, {reason}; they run alone")
     most, workers = ledger.launcher["members"], ledger.launcher["workers"] or 1
     # all workers take part
     new = [Job(part) for group in groups.values() for part in _shared(group, min(most, -(-len(group) // workers)))]

@@ -26,10 +26,10 @@ from typing import Any
 
 from snnexp.errors import CheckpointError, ConfigError, PrunedError
 from snnexp.record import facts, upgrade
-from snnexp.record.files import append_to, plain_file, require_own, write_atomically
+from snnexp.record.files import open_for_append, read_regular, reject_links, write_atomically
 from snnexp.record.names import RUN_ID, new_id
-from snnexp.record.origin import as_recorded, folders_of
-from snnexp.record.plain import plain_json
+from snnexp.record.origin import parse_folders, serialize_folders
+from snnexp.record.plain import parse_json
 from snnexp.record.run import Run
 from snnexp.text import one_line
 
@@ -195,7 +195,7 @@ class Ledger:
             "experiment": self.experiment,
             "launcher": self.launcher,
             "search": self.search,
-            **({"config_dir": as_recorded(self.folders)} if self.folders else {}),
+            **({"config_dir": serialize_folders(self.folders)} if self.folders else {}),
             "points": kept,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False)
@@ -248,7 +248,7 @@ class Ledger:
     def _append_configs(self) -> None:
         # once for the points of a list, once for each that a search adds
         if new := self._configs[self._kept :]:
-            with os.fdopen(append_to(self.path / CONFIGS), "ab") as file:
+            with os.fdopen(open_for_append(self.path / CONFIGS), "ab") as file:
                 file.write("".join(f"{config}\n" for config in new).encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -257,15 +257,15 @@ class Ledger:
     def _read(self) -> None:
         path = self.path / FILE
         try:
-            record = plain_json(plain_file(path, at_most=MAX_BYTES))
+            record = parse_json(read_regular(path, at_most=MAX_BYTES))
             self.experiment, self.launcher, self.search = (record[key] for key in ("experiment", "launcher", "search"))
             upgrade.require_known(record, path)
-            self.folders = folders_of(record.get("config_dir"))
+            self.folders = parse_folders(record.get("config_dir"))
             entries = [
                 {**{key: entry[key] for key in KEPT}, "stack": entry.get("stack", [])} for entry in record["points"]
             ]
             self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
-            text = plain_file(self.path / CONFIGS, at_most=MAX_BYTES).decode()
+            text = read_regular(self.path / CONFIGS, at_most=MAX_BYTES).decode()
             # behind what sweep.json knows may be one that was torn
             lines = text.splitlines(keepends=True)[: len(self.points)]
             self._configs = [row.rstrip("\n") for row in lines]
@@ -288,7 +288,7 @@ class Ledger:
             return False
         run = Run(self.path / point.run).facts()
         point.metrics = run.metrics
-        if run.status not in facts.ENDS:
+        if run.status not in facts.END_STATUSES:
             return False
         point.end(run.status, run.reason, run.exit_code)
         return True
@@ -307,7 +307,7 @@ class Ledger:
 def _require_own_files(path: Path) -> None:
     """Refuse a sweep of which a part is not its own, so that writing here would write elsewhere."""
     for part in [*path.iterdir(), *(path / RUNS).glob("*"), *(path / "conf").rglob("*"), *(path / "jobs").rglob("*")]:
-        require_own(part)
+        reject_links(part)
 
 
 KEPT = ("overrides", "status", "run", "reason", "exit_code", "how", "trial", "job")

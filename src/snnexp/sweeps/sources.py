@@ -10,8 +10,8 @@ from typing import Any
 
 from snnexp import config
 from snnexp.errors import ConfigError, UnmeasuredError, describe_failure
-from snnexp.record.measures import of_layers
-from snnexp.record.origin import as_recorded, folders_of
+from snnexp.record.measures import is_layer_metric
+from snnexp.record.origin import parse_folders, serialize_folders
 from snnexp.search import storage
 from snnexp.search.best import write_best
 from snnexp.search.settings import Settings, main_measure, objective
@@ -21,7 +21,7 @@ from snnexp.search.space import space as space_of
 from snnexp.search.study import Search, measured
 from snnexp.sweeps.ledger import TAKEN_OVER, Ledger, Point
 from snnexp.sweeps.slots import Job
-from snnexp.terminal import from_here, tell
+from snnexp.terminal import relative_to_cwd, warn
 
 
 class Listed:
@@ -76,7 +76,7 @@ class Asked:
         """
         try:
             settings, params, overrides = {**facts["settings"], **changes}, dict(facts["params"]), [*facts["overrides"]]
-            composer = config.Composer(folders_of(facts["folder"]))
+            composer = config.Composer(parse_folders(facts["folder"]))
             elsewhere = facts["elsewhere"] and "storage" not in changes
             study = facts.get("study")
             if not isinstance(study, str | None):
@@ -101,7 +101,7 @@ class Asked:
             "settings": settings,
             "params": dict(self.params),
             "overrides": [*self.overrides],
-            "folder": as_recorded(self.composer.folders),
+            "folder": serialize_folders(self.composer.folders),
             "elsewhere": self.settings.get("storage") is not None,
             "study": self.study,
         }
@@ -268,7 +268,7 @@ class Searched:
             now = time.monotonic()
             if self.lost_at is None:
                 self.lost_at = now
-                tell(f"{error}; points go on, and it is tried again for {PATIENCE_S:g} s")
+                warn(f"{error}; points go on, and it is tried again for {PATIENCE_S:g} s")
             elif now - self.lost_at > PATIENCE_S:
                 raise
             return None
@@ -296,7 +296,7 @@ class Searched:
         about = f"{self.metric} {value:.4g}, trial {number} of {self.study.name}: {' '.join(overrides)}"
         path, choices = conf / "experiment" / "best.yaml", node["runtime"]["choices"]
         write_best(path, checked, choices, about, folders)
-        return config.command(["experiment=best"], checked, [from_here(conf)]), value
+        return config.command(["experiment=best"], checked, [relative_to_cwd(conf)]), value
 
     def close(self) -> None:
         """Leave the study."""
@@ -305,7 +305,7 @@ class Searched:
 
 def _listed(metrics: Mapping[str, float]) -> str:
     """The measures that a point has, without those of single layers."""
-    return ", ".join(name for name in metrics if not of_layers(name)) or "none"
+    return ", ".join(name for name in metrics if not is_layer_metric(name)) or "none"
 
 
 UNDER_WAY = ("pending", "running", "interrupted")

@@ -34,7 +34,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from snnexp.record.files import append_to
+from snnexp.record.files import open_for_append
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -107,7 +107,7 @@ def execute(task: Mapping[str, Any], tell: Tell) -> bool:
             gc.freeze()
         tell({"working": True})
         # of a run from elsewhere, no part may lead elsewhere
-        _print_to(append_to(Run.open(Path(task["run"])).path / "train.log" if task.get("run") else log))
+        _print_to(open_for_append(Run.open(Path(task["run"])).path / "train.log" if task.get("run") else log))
         (_stack if "members" in task else _single)(task, log, note)
     except BaseException as error:
         end = _end(error)

@@ -16,7 +16,7 @@ from snnexp.isolation import isolated
 from snnexp.limits import out_of_memory_as_config_error
 from snnexp.record import checkpoint as checkpoints
 from snnexp.record.files import replacing, write_atomically
-from snnexp.record.names import OWN
+from snnexp.record.names import CHECKPOINT_NAMES
 from snnexp.record.origin import origin
 from snnexp.record.run import Run
 from snnexp.spec.classes import MISSING
@@ -132,10 +132,10 @@ def export(path: str | Path, checkpoint: str | Path = "last") -> Path:
     """
     run_dir = Run.open(Path(path))
     file = _checkpoint(run_dir, checkpoint)
-    if checkpoint in OWN:
-        weights = checkpoints.of_network(file)
+    if checkpoint in CHECKPOINT_NAMES:
+        weights = checkpoints.read_network_weights(file)
     else:
-        own = checkpoints.of_network(_checkpoint(run_dir, "init"))
+        own = checkpoints.read_network_weights(_checkpoint(run_dir, "init"))
         wanted = {f"{checkpoints.NETWORK}{name}": value for name, value in own.items()}
         found = checkpoints.read_weights(file, wanted)
         weights = {name.removeprefix(checkpoints.NETWORK): value for name, value in found.items()}
@@ -184,8 +184,8 @@ def load(
         _with_fitted_values(_apply_overrides(cfg, run_dir, overrides, folders), saved, run_dir, checkpoint, overrides)
     )
     parts = build(cfg)
-    _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
-    weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in OWN)
+    _require_fit(parts, file, checkpoint not in CHECKPOINT_NAMES, saved, overrides)
+    weights = checkpoints.read_weights(file, parts.task.state_dict(), foreign=checkpoint not in CHECKPOINT_NAMES)
     parts.task.load_state_dict(weights)
     network = parts.network.eval()
     return network.module if isinstance(network, Opaque) else network, cfg
@@ -212,12 +212,12 @@ def _evaluate(
         cfg = _with_fitted_values(cfg, saved, run_dir, checkpoint, overrides)
         threads.use(_threads_of(cfg, run_dir, overrides))
         parts = build(cfg)
-        _require_fit(parts, file, checkpoint not in OWN, saved, overrides)
+        _require_fit(parts, file, checkpoint not in CHECKPOINT_NAMES, saved, overrides)
         _require_names(parts, run_dir)
         signals.data = parts.data
         loader = parts.data.loader(split)
         watching = evaluation_observers(cfg, parts, processes)
-        if checkpoint in OWN:
+        if checkpoint in CHECKPOINT_NAMES:
             found = checkpoints.read(
                 file, example_checkpoint(parts, [*watching, saving.MemberCheckpoints(run_dir, "")])
             )
@@ -250,7 +250,9 @@ def _with_fitted_values(
     cfg: DictConfig, saved: DictConfig, run_dir: Run, checkpoint: str | Path, overrides: Sequence[str]
 ) -> DictConfig:
     """As :func:`snnexp.training.fitted.with_fitted_values`, whatever weights are measured."""
-    return with_fitted_values(cfg, saved, _checkpoint(run_dir, checkpoint if checkpoint in OWN else "init"), overrides)
+    return with_fitted_values(
+        cfg, saved, _checkpoint(run_dir, checkpoint if checkpoint in CHECKPOINT_NAMES else "init"), overrides
+    )
 
 
 def _require_names(parts: Parts, run_dir: Run) -> None:
@@ -278,7 +280,7 @@ def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, ove
     if key is None:
         return
     wanted = parts.network.state_dict()
-    trained = checkpoints.of_network(file, wanted, foreign)
+    trained = checkpoints.read_network_weights(file, wanted, foreign)
     for name, value in wanted.items():
         if name not in trained or trained[name].shape == value.shape:
             continue
@@ -296,7 +298,7 @@ def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, ove
 
 def _checkpoint(run_dir: Run, name: str | Path) -> Path:
     """The file of one of a run's own checkpoints, or of one from anywhere."""
-    return checkpoint_file(run_dir.checkpoints / f"{name}.ckpt" if name in OWN else Path(name))
+    return checkpoint_file(run_dir.checkpoints / f"{name}.ckpt" if name in CHECKPOINT_NAMES else Path(name))
 
 
 def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:
@@ -307,5 +309,5 @@ def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:
     recorded = run_dir.facts().record.get("threads")
     found = threads.number(cfg, recorded)
     if recorded is not None and recorded != found:
-        terminal.tell(f"threads: {format_value(recorded)} -> {found}, so the last digits may differ")
+        terminal.warn(f"threads: {format_value(recorded)} -> {found}, so the last digits may differ")
     return found

@@ -154,7 +154,7 @@ def execute(
                     on_created(start.run.path)
                 raise
             if start.is_finished:
-                shown = terminal.show_path(start.run.path)
+                shown = terminal.format_path(start.run.path)
                 terminal.console().print(f"run {shown}  {start.finished_message}, nothing is left to do")
                 return Record(start.run.path, "finished", start.previous_record.get("metrics", {}))
             with _record_failures(start), out_of_memory_as_config_error(), signals.reraising_interrupts():
@@ -247,7 +247,7 @@ def _record_failures(start: Start) -> Iterator[None]:
         if start.parts.trainer.is_global_zero:
             start.fail(error)
             if start.has_begun and isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
-                terminal.show_command(terminal.console(), "resume", "snnexp", "resume", start.run.path)
+                terminal.print_command(terminal.console(), "resume", "snnexp", "resume", start.run.path)
         elif isinstance(error, (InterruptedRunError, DivergedError)):
             # on which all agree, and the first one tells
             raise SystemExit(0) from error
@@ -298,12 +298,12 @@ def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, ch
     computing = f"{count} thread{'s' if count > 1 else ''}"
     computing = f"{processes} processes of {computing}" if processes > 1 else computing
     screen.print(f"{cfg.name}  seed {cfg.seed}  on {device}, {computing}")
-    screen.print(f"run {terminal.show_path(path)}")
+    screen.print(f"run {terminal.format_path(path)}")
     if checkpoint is not None:
         screen.print(f"resumed from {checkpoint.path.name}, step {checkpoint.step}")
     init = config.get_init_from(cfg)
     if checkpoint is None and (file := initial.checkpoint_of(init)) is not None:
-        screen.print(f"starts from the weights of {terminal.show_path(file)}")
+        screen.print(f"starts from the weights of {terminal.format_path(file)}")
     if init.freeze:
         screen.print(f"not trained: {', '.join(init.freeze)}")
     if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
@@ -351,6 +351,6 @@ def _print_summary(cfg: DictConfig, record: Record) -> Record:
     facts = run_dir.facts()
     for sentence in filter(None, (facts.one_class, facts.stopped_early)):
         screen.print(sentence, markup=False)
-    screen.print(f"run {terminal.show_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
-    terminal.show_command(screen, "report", "snnexp", "report", record.path)
+    screen.print(f"run {terminal.format_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
+    terminal.print_command(screen, "report", "snnexp", "report", record.path)
     return record

@@ -10,7 +10,7 @@ from torch import Tensor
 from snnexp import config
 from snnexp.errors import CheckpointError, ConfigError
 from snnexp.record import checkpoint as checkpoints
-from snnexp.record.checkpoint import Kind
+from snnexp.record.checkpoint import TypeSpec
 from snnexp.record.names import key_of
 from snnexp.spec import parts
 from snnexp.training.observers import ClassWeights, InputScaling
@@ -32,7 +32,7 @@ def with_fitted_values(cfg: DictConfig, saved: DictConfig, file: Path, overrides
     scales, weighs = saved.data.get("scale") is not None, cfg.loss.get("class_weights") == "balanced"
     if not (scales or weighs):
         return cfg
-    states, cfg = checkpoints.states(file), cfg.copy()
+    states, cfg = checkpoints.read_callback_states(file), cfg.copy()
     if weighs and (found := _numbers(states, ClassWeights.state_key, ("weights",), file)):
         cfg.loss.class_weights = found["weights"]
     if not scales:
@@ -54,7 +54,7 @@ def _numbers(states: Any, key: str, names: Sequence[str], file: Path) -> dict[st
     """A state that consists of vectors; None where there is none."""
     if key not in states:
         return None
-    if what := checkpoints.difference(states[key], dict.fromkeys(names, Kind(Tensor)), key):
+    if what := checkpoints.difference(states[key], dict.fromkeys(names, TypeSpec(Tensor)), key):
         raise CheckpointError(f"{file}: checkpoint does not fit this run: {what}")
     return {name: states[key][name].tolist() for name in names}
 

@@ -11,7 +11,7 @@ from snnexp.errors import CheckpointError, ConfigError
 from snnexp.network import Network
 from snnexp.neurons import Neuron
 from snnexp.record.checkpoint import NETWORK, read_weights
-from snnexp.record.names import OWN
+from snnexp.record.names import CHECKPOINT_NAMES
 from snnexp.record.run import Run
 from snnexp.text import format_value, list_options
 from snnexp.training.observers import short
@@ -28,7 +28,7 @@ def load_start(init: InitFrom, task: Task) -> None:
     file = checkpoint_of(init)
     if file is None:
         return
-    is_own = init.ckpt in OWN
+    is_own = init.ckpt in CHECKPOINT_NAMES
     if is_own:
         try:
             Run.open(Path(str(init.run)))
@@ -42,7 +42,7 @@ def load_start(init: InitFrom, task: Task) -> None:
 
 def checkpoint_of(init: InitFrom) -> Path | None:
     """The file of the weights that a run starts from; None where they are drawn."""
-    if init.ckpt not in OWN:
+    if init.ckpt not in CHECKPOINT_NAMES:
         return Path(init.ckpt)
     return None if init.run is None else Run(Path(init.run)).checkpoints / f"{init.ckpt}.ckpt"
 
@@ -54,7 +54,7 @@ def checkpoint_file(file: Path) -> Path:
         CheckpointError: it is not.
     """
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(OWN)}, or a file")
+        raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(CHECKPOINT_NAMES)}, or a file")
     return file
 
 

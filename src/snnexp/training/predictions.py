@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snnexp.decoders import Decoder
 from snnexp.losses import Loss
-from snnexp.record.files import write_atomically, write_whole
+from snnexp.record.files import write_all, write_atomically
 from snnexp.record.run import Run
 from snnexp.training.members import Member, Observer
 
@@ -66,7 +66,7 @@ class Predictions(Observer):
         self.handle, self.rows = handle, Rows(decoder, loss)
 
     def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
-        write_whole(self.handle, self.rows.format(outputs, target))
+        write_all(self.handle, self.rows.format(outputs, target))
 
 
 class PredictionsOfRun(Observer):

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from snnexp.terminal import clock
+from snnexp.terminal import format_duration
 from snnexp.text import format_number
 
 SHOWN = {
@@ -61,7 +61,7 @@ class ProgressDisplay(Callback):
         parts = self._parts(trainer, f"loss {format_number(outputs['loss_alone'].item())}", now)
         done, steps = trainer.global_step - self.first_step, self._steps(trainer)
         if done > 0:
-            parts["left"] = f"{clock((steps - trainer.global_step) * (now - self.started_at) / done)} left"
+            parts["left"] = f"{format_duration((steps - trainer.global_step) * (now - self.started_at) / done)} left"
         epoch = self._epoch(trainer)
         if self.bar is None:
             step = f"step {trainer.global_step}/{steps}"

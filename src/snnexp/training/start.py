@@ -22,9 +22,9 @@ from snnexp.errors import (
     describe_failure,
 )
 from snnexp.record import checkpoint as checkpoints
-from snnexp.record.checkpoint import Checkpoint, Kind
+from snnexp.record.checkpoint import Checkpoint, TypeSpec
 from snnexp.record.environment import git, versions
-from snnexp.record.files import append_to, write_atomically
+from snnexp.record.files import open_for_append, write_atomically
 from snnexp.record.run import Run
 from snnexp.text import one_line
 from snnexp.training import contracts, loggers
@@ -205,7 +205,7 @@ class Start:
         for name in ("device", "threads", "kernel"):
             if name in self.previous_record and self.previous_record[name] != now[name]:
                 change = f"{name}: {self.previous_record[name]} -> {now[name]}"
-                terminal.tell(f"{change}, so the run may end in other digits than one that was not interrupted")
+                terminal.warn(f"{change}, so the run may end in other digits than one that was not interrupted")
         preserved = {
             key: value for key, value in self.previous_record.items() if key not in ("reason", "stack", "only_class")
         }
@@ -231,7 +231,7 @@ class Start:
             elif self.run.read().get("status") != "finished":
                 self.run.update(**end_record(error))
                 if isinstance(error, PartError):
-                    with open(append_to(self.run.path / "train.log"), "a", encoding="utf-8") as log:
+                    with open(open_for_append(self.run.path / "train.log"), "a", encoding="utf-8") as log:
                         log.write(error.frames)
                     error.frames = ""
         return self.run.published
@@ -302,7 +302,7 @@ def end_record(error: BaseException) -> dict[str, Any]:
 def example_checkpoint(parts: Parts, observers: Sequence[Observer]) -> dict[str, Any]:
     """What a checkpoint of a run holds that has these parts and observers."""
     states = {
-        each.state_key: {**each.state_dict(), **{name: Kind(kind) for name, kind in each.state_types.items()}}
+        each.state_key: {**each.state_dict(), **{name: TypeSpec(kind) for name, kind in each.state_types.items()}}
         for each in observers
     }
-    return checkpoints.example(parts.task, states)
+    return checkpoints.template(parts.task, states)
