@@ -18,7 +18,7 @@ from snnexp.figures import comparison as figures
 from snnexp.figures import style
 from snnexp.record.run import Run
 from snnexp.report import comparison, findings, pictures
-from snnexp.report.groups import level
+from snnexp.report.groups import normalize
 from snnexp.sweeps.ledger import write_summary
 
 EPOCHS = 4
@@ -315,7 +315,7 @@ def test_yaml_that_explodes_is_not_read(tmp_path: Path, two_groups: list[Path]) 
     ],
 )  # fmt: skip
 def test_equal_values_are_equal_however_they_are_written(value: Any, expected: Any) -> None:
-    assert level(value) == expected
+    assert normalize(value) == expected
 
 
 @pytest.mark.slow
@@ -515,16 +515,16 @@ def test_bands_and_pairs_draw_what_they_are_given() -> None:
 
 
 def test_labels_are_no_formulas_and_leave_room() -> None:
-    assert len(style.cropped("x" * 200)) == style.LONGEST_LABEL
+    assert len(style.shorten("x" * 200)) == style.MAX_LABEL_LENGTH
     assert "$a_{$" in style.svg(figures.shares({"$a_{$": 0.5}))
 
 
 def test_a_logarithmic_axis_needs_decades() -> None:
-    assert style.is_long([1e-4, 1e-2])
-    assert style.is_long(np.geomspace(1e-5, 1e-1, 50))
-    assert not style.is_long(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not bend the axis"
-    assert not style.is_long([0.0, 1e-4, 1.0])
-    assert not style.is_long([])
+    assert style.needs_log_scale([1e-4, 1e-2])
+    assert style.needs_log_scale(np.geomspace(1e-5, 1e-1, 50))
+    assert not style.needs_log_scale(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not bend the axis"
+    assert not style.needs_log_scale([0.0, 1e-4, 1.0])
+    assert not style.needs_log_scale([])
 
 
 @pytest.mark.slow
@@ -669,7 +669,7 @@ class TestASearch:
 
 
 def test_sparse_values_are_no_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_PANELS", 1)
+    monkeypatch.setattr(pictures, "MAX_PANELS", 1)
     paths = [make_run(tmp_path / "runs", 0.1 * i, 0, optimizer__lr=i / 7, num_steps=5 + i) for i in range(5)]
     words = told(report(paths, tmp_path))
     assert len(table(tmp_path, "scatter")) == 5
@@ -711,7 +711,7 @@ def test_long_labels_have_the_number_of_their_group(tmp_path: Path) -> None:
     long = [f"snnexp_of_somebody_else_{'x' * 30}_{name}" for name in "ab"]
     paths = [make_run(tmp_path / "runs", 0.5, seed, loss=name) for name in long for seed in (0, 1)]
     report(paths, tmp_path)
-    labels = {style.cropped(row["group"]) for row in table(tmp_path, "seeds")}
+    labels = {style.shorten(row["group"]) for row in table(tmp_path, "seeds")}
     assert {label[:3] for label in labels} == {"1: ", "2: "}
     assert [row["group"] for row in table(tmp_path, "groups")] == ["1", "2"]
 

@@ -1,4 +1,4 @@
-"""Figures: what is drawn where, from arrays alone; and colours that everybody can tell apart."""
+"""Figures: what is drawn where, from arrays alone; and colors that everybody can tell apart."""
 
 import itertools
 
@@ -23,8 +23,8 @@ CONES = {
 }
 
 
-def linear(colour: object) -> np.ndarray:
-    rgb = np.array(to_rgb(colour))  # type: ignore[arg-type]
+def linear(color: object) -> np.ndarray:
+    rgb = np.array(to_rgb(color))  # type: ignore[arg-type]
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
@@ -39,10 +39,10 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-class TestColours:
+class TestColors:
     @pytest.mark.parametrize("eyes", CONES)
     def test_lines_of_one_figure_can_be_told_apart(self, eyes: str) -> None:
-        seen = [lab(np.array(CONES[eyes]) @ linear(colour)) for colour in (*style.COLOURS, style.GREY)]
+        seen = [lab(np.array(CONES[eyes]) @ linear(color)) for color in (*style.COLORS, style.GREY)]
         for (i, one), (j, other) in itertools.combinations(enumerate(seen), 2):
             assert np.linalg.norm(one - other) > 15, (i, j)
 

@@ -87,7 +87,7 @@ def test_a_page_is_dark_where_the_reader_is(trained: Any, page: Page) -> None:
         page.look(written, 1280, dark)
         ground = page.script("return getComputedStyle(document.body).backgroundColor")
         text = page.script("return getComputedStyle(document.querySelector('svg text')).fill")
-        brightness.append([sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ground, text)])
+        brightness.append([sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ground, text)])
     (light_ground, dark_text), (dark_ground, light_text) = brightness
     assert light_ground > 700 > 150 > dark_text
     assert dark_ground < 150 < 600 < light_text

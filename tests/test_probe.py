@@ -89,7 +89,7 @@ class TestSnapshot:
         found = probe.snapshot(parts.task, parts.data.test[[0]], None)
         assert [len(found[name]) for name in ("membrane", "spikes/hidden1", "trajectory", "target")] == [5] * 4
         assert found["num_steps"] == len(found["gradient/hidden1"]) == 8
-        told = [picture.caption for draw in snapshots.drawers({"now": found}, {}) if (picture := draw())]
+        told = [picture.caption for draw in snapshots.drawing_functions({"now": found}, {}) if (picture := draw())]
         assert sum("The first 5 of 8 steps." in caption for caption in told) == 3
 
     def test_gradient_of_a_membrane_that_forgets(self) -> None:

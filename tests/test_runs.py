@@ -414,7 +414,7 @@ class TestFacts:
         assert (facts.status, facts.reason, facts.exit_code) == (status, "the loss is nan", 3)
         assert facts.progress == {"step": 7, "epoch": 1}
         assert facts.duration_s == 100
-        resumed = run.resumed(run.read(), 3, ["trainer.max_epochs=3"])
+        resumed = run.resume_entries(run.read(), 3, ["trainer.max_epochs=3"])
         run.update(resumed_at_step=[3])
         assert run.facts().duration_s is None, "the time between is not known"
         run.update(**resumed)

@@ -67,12 +67,12 @@ class Row:
     def overridden(self) -> list[str]:
         """What was typed beside the experiment that the run is named after, and when it was resumed."""
         known = f"experiment={self.facts.experiment}"
-        return [one_line(override) for override in self.facts.typed if override != known]
+        return [one_line(override) for override in self.facts.effective_overrides if override != known]
 
     @property
     def note(self) -> str:
         """Why a run did not finish, or finished early, or how far it is; other reasons say that themselves."""
-        at = self.facts.reached if self.facts.status in ("running", "killed") else ""
+        at = self.facts.last_position if self.facts.status in ("running", "killed") else ""
         return ", ".join(filter(None, (one_line(self.facts.reason), at, self.facts.stopped_early)))
 
 

@@ -111,7 +111,7 @@ def earlier(
     folders = folders_of(flags) or [folder for folder in origin(facts).folders if folder.is_dir()]
     # a record may come from elsewhere, and downloads only where that is typed
     kept = ("hydra", "data.download")
-    recorded = [word for word in facts.typed if not key_of(word).startswith(kept)]
+    recorded = [word for word in facts.effective_overrides if not key_of(word).startswith(kept)]
     keys = {key_of(word) for word in typed}
     overrides = [*(word for word in recorded if key_of(word) not in keys), *typed]
     try:

@@ -17,20 +17,20 @@ from snnexp.figures.style import (
     WIDTH,
     YELLOW,
     Array,
-    cropped,
-    cycle,
-    is_long,
-    on,
+    cycle_colors,
+    needs_log_scale,
+    shorten,
     styled,
     subplots,
+    text_color_on,
     with_unit,
 )
 
 SPREAD = LinearSegmentedColormap.from_list("spread", [BLUE, "#7f9a9a", YELLOW])
-"""For lines: every colour stands out from white and from a dark page."""
+"""For lines: every color stands out from white and from a dark page."""
 CHARACTER = 0.02
 """The width of a character, of that of the axes."""
-MOST_ROOM = 4
+MAX_WIDENING = 4
 """How far an interval may widen the frame, in margins around the values."""
 
 
@@ -41,7 +41,7 @@ def _framed(values: Sequence[float], intervals: Iterable[tuple[float, float] | N
     margin = 0.35 * float(np.ptp(edges)) or 0.1 * abs(float(edges[0])) or 1.0
     ends = np.array([end for interval in intervals for end in interval or ()], float)
     ends = np.log(ends[ends > 0]) if log else ends
-    near = ends[np.abs(ends - edges.mean()) <= np.ptp(edges) / 2 + MOST_ROOM * margin]
+    near = ends[np.abs(ends - edges.mean()) <= np.ptp(edges) / 2 + MAX_WIDENING * margin]
     framed = np.append(edges, near)
     edges = np.array([framed.min() - margin / 2, framed.max() + margin / 2])
     return cast(tuple[float, float], tuple(np.exp(edges) if log else edges))
@@ -62,7 +62,7 @@ def strips(
     figure = Figure(figsize=(WIDTH, 1.0 + 0.27 * len(samples)), layout="constrained")
     axes = figure.subplots()
     every = [value for values in samples.values() for value in values]
-    log = is_long(every)
+    log = needs_log_scale(every)
     for row, (values, interval) in enumerate(zip(samples.values(), intervals, strict=True)):
         if interval is not None:
             low = max(interval[0], np.finfo(float).tiny) if log else interval[0]
@@ -73,10 +73,10 @@ def strips(
     if log:
         axes.set_xscale("log")
     axes.set_xlim(_framed(every, intervals, log))
-    axes.set_yticks(range(len(samples)), [cropped(label) for label in samples])
+    axes.set_yticks(range(len(samples)), [shorten(label) for label in samples])
     axes.set_ylim(len(samples) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(cropped(names, 34), loc="left", fontsize=8)
+    axes.set_title(shorten(names, 34), loc="left", fontsize=8)
     axes.set_xlabel(with_unit(metric))
     return figure
 
@@ -101,23 +101,23 @@ def response(
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     every = [value for values in samples for value in values]
-    log = is_long(every)
+    log = needs_log_scale(every)
     for level, values, interval in zip(levels, samples, intervals, strict=True):
         if interval is not None:
             low = max(interval[0], np.finfo(float).tiny) if log else interval[0]
             axes.plot([level, level], [low, interval[1]], color=GREY, linewidth=6, solid_capstyle="butt", alpha=0.4)
         axes.plot([level] * len(values), values, "o", color=BLUE, markersize=4.5, markeredgewidth=0)
     axes.plot(levels, [np.mean(values) for values in samples], "-", marker="_", color=INK, markersize=10)
-    if is_long(levels):
+    if needs_log_scale(levels):
         axes.set_xscale("log")
     if log:
         axes.set_yscale("log")
     axes.set_ylim(_framed(every, intervals, log))
-    heights, named = sorted(_scale(levels)[0]), [cropped(level) for level in levels]
+    heights, named = sorted(_scale(levels)[0]), [shorten(level) for level in levels]
     if min(np.diff(heights), default=1.0) > CHARACTER * (2 + max(map(len, named))):
         axes.set_xticks(levels, named)
         axes.minorticks_off()
-    elif not is_long(levels):
+    elif not needs_log_scale(levels):
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(with_unit(parameter))
     axes.set_ylabel(with_unit(metric))
@@ -148,15 +148,15 @@ def scatter(values: Mapping[str, Sequence[Any]], results: Sequence[float], metri
         if best is not None:
             axes.plot([places[best]], [results[best]], "D", color=ORANGE, markersize=6)
         if not numbers:
-            axes.set_xticks(range(len(texts)), [cropped(text, 16) for text in texts], rotation=45 * (len(texts) > 2))
+            axes.set_xticks(range(len(texts)), [shorten(text, 16) for text in texts], rotation=45 * (len(texts) > 2))
             axes.set_xlim(-0.5, len(texts) - 0.5)
-        elif is_long(places):
+        elif needs_log_scale(places):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(numticks=4))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(with_unit(name))
-    if is_long(results):
+    if needs_log_scale(results):
         grid[0, 0].set_yscale("log")
     for axes in grid[:, 0]:
         axes.set_ylabel(with_unit(metric))
@@ -180,19 +180,19 @@ def heat_map(
     figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     known = means[np.isfinite(means)]
-    norm = LogNorm(known.min(), known.max()) if is_long(known) else Normalize(known.min(), known.max())
+    norm = LogNorm(known.min(), known.max()) if needs_log_scale(known) else Normalize(known.min(), known.max())
     image = axes.imshow(means, cmap=SHADES, norm=norm, aspect="auto")
     differ = len(set(counts[counts > 0].tolist())) > 1
     size = min(8.0, 60 / len(columns))
     for (row, column), mean in np.ndenumerate(means):
         if np.isfinite(mean):
             text = f"{mean:.3g}\nn={counts[row, column]}" if differ else f"{mean:.3g}"
-            axes.text(column, row, text, ha="center", va="center", color=on(norm(mean)), fontsize=size)
+            axes.text(column, row, text, ha="center", va="center", color=text_color_on(norm(mean)), fontsize=size)
         else:
             axes.text(column, row, "–", ha="center", va="center", color=INK, fontsize=size)  # noqa: RUF001
-    axes.set_yticks(range(len(rows)), [cropped(value) for value in rows])
-    crowded = sum(len(cropped(value)) + 2 for value in columns) > 55
-    axes.set_xticks(range(len(columns)), [cropped(value) for value in columns], rotation=45 * crowded)
+    axes.set_yticks(range(len(rows)), [shorten(value) for value in rows])
+    crowded = sum(len(shorten(value)) + 2 for value in columns) > 55
+    axes.set_xticks(range(len(columns)), [shorten(value) for value in columns], rotation=45 * crowded)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_ylabel(with_unit(names[0]))
@@ -216,7 +216,7 @@ def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metr
     scales = [_scale(column) for column in [*values.values(), list(results)]]
     order = np.argsort(results, kind="stable")
     order = order if better == "max" else order[::-1]
-    log = is_long(results)
+    log = needs_log_scale(results)
     norm = (LogNorm if log else Normalize)(min(results), max(results))
     heights = np.array([places for places, _ in scales]).T
     places = range(len(scales))
@@ -236,7 +236,7 @@ def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metr
         last = place == places[-1]
         for height, label in _apart(ticks):
             axes.annotate(
-                cropped(label, 16),
+                shorten(label, 16),
                 (place, height),
                 (4, 0) if last else (-4, 1),
                 textcoords="offset points",
@@ -257,7 +257,7 @@ def _scale(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, Any]]]
     levels = list(dict.fromkeys(column))
     if all(isinstance(level, (int, float)) for level in levels):
         levels.sort()
-        shown = np.log if is_long(levels) else np.asarray
+        shown = np.log if needs_log_scale(levels) else np.asarray
         low, high = float(shown(levels[0])), float(shown(levels[-1]))
         heights = {level: (float(shown(level)) - low) / ((high - low) or 1.0) for level in levels}
         if len(levels) > 6:
@@ -288,8 +288,8 @@ def shares(importance: Mapping[str, float], grey: Sequence[str] = ()) -> Figure:
     """
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(importance)), layout="constrained")
     axes = figure.subplots()
-    colours = [GREY if name in grey else BLUE for name in importance]
-    axes.barh([cropped(name) for name in importance], list(importance.values()), color=colours, height=0.6)
+    colors = [GREY if name in grey else BLUE for name in importance]
+    axes.barh([shorten(name) for name in importance], list(importance.values()), color=colors, height=0.6)
     for row, share in enumerate(importance.values()):
         # on the side of the bar where its name does not stand
         axes.text(max(share, 0.0) + 0.015, row, f"{share:.2f}", va="center", fontsize=8)
@@ -315,19 +315,19 @@ def bands(groups: Mapping[str, tuple[Array, Array, Array, Array]], names: str, m
     across = 3 if longest < 14 else 2 if longest < 24 else 1
     figure = Figure(figsize=(WIDTH, 2.9 + 0.18 * -(-len(groups) // across)), layout="constrained")
     axes = figure.subplots()
-    for (label, (place, mean, low, high)), colour in zip(groups.items(), cycle(groups), strict=True):
-        axes.fill_between(place, low, high, color=colour, alpha=0.18, linewidth=0)
+    for (label, (place, mean, low, high)), color in zip(groups.items(), cycle_colors(groups), strict=True):
+        axes.fill_between(place, low, high, color=color, alpha=0.18, linewidth=0)
         marker = "o" if len(place) == 1 else None
-        axes.plot(place, mean, color=colour, label=cropped(label, 60), marker=marker, markersize=4)
+        axes.plot(place, mean, color=color, label=shorten(label, 60), marker=marker, markersize=4)
     means = np.concatenate([mean for _, mean, _, _ in groups.values()])
-    if is_long(means):
+    if needs_log_scale(means):
         axes.set_yscale("log")
         # one seed that comes close to zero would flatten all else
         axes.set_ylim(bottom=means.min() / 4)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(x)
     axes.set_ylabel(with_unit(metric))
-    figure.legend(loc="outside upper left", ncols=across, title=cropped(names, 60), alignment="left", title_fontsize=8)
+    figure.legend(loc="outside upper left", ncols=across, title=shorten(names, 60), alignment="left", title_fontsize=8)
     return figure
 
 
@@ -346,9 +346,9 @@ def pairs(first: Sequence[float], second: Sequence[float], labels: tuple[str, st
     for pair in zip(first, second, strict=True):
         axes.plot([0, 1], pair, "o-", color=BLUE, linewidth=1, markersize=4, alpha=0.6)
     axes.plot([0, 1], [np.mean(first), np.mean(second)], "-", color=INK, linewidth=2.5, marker="_", markersize=18)
-    if is_long([*first, *second]):
+    if needs_log_scale([*first, *second]):
         axes.set_yscale("log")
-    axes.set_xticks([0, 1], [cropped(label, 26) for label in labels])
+    axes.set_xticks([0, 1], [shorten(label, 26) for label in labels])
     axes.set_xlim(-0.4, 1.4)
     axes.set_ylabel(with_unit(metric))
     return figure

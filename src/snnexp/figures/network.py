@@ -19,24 +19,24 @@ from snnexp.figures.style import (
     INK,
     ORANGE,
     SHADES,
-    STEP,
+    STEP_LABEL,
     UNITS,
     WIDTH,
     Array,
-    before_and_after,
-    cycle,
-    dot,
-    log_if_wide,
-    on,
-    placed,
+    comparison_colors,
+    cycle_colors,
+    mark_isolated_points,
+    set_integer_ticks,
+    set_log_if_needed,
     styled,
     subplots,
-    whole_steps,
+    subplots_with_margins,
+    text_color_on,
 )
 
 
 @styled()
-def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], time: str = STEP) -> Figure:
+def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], time: str = STEP_LABEL) -> Figure:
     """Which neuron fired when, a row per layer.
 
     Args:
@@ -48,8 +48,10 @@ def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], 
     heights = [0.55 if shown[layer] <= 3 else 1.15 for layer in layers]
     shared: dict[str, Any] = {"sharex": True, "sharey": "row"}
     height = 0.6 + sum(heights)
-    figure, grid = placed(len(layers), len(columns), height, down=0.15, across=0.15, shares=heights, **shared)
-    for axes, (title, column), colour in zip(grid.T, columns.items(), before_and_after(columns), strict=True):
+    figure, grid = subplots_with_margins(
+        len(layers), len(columns), height, down=0.15, across=0.15, shares=heights, **shared
+    )
+    for axes, (title, column), color in zip(grid.T, columns.items(), comparison_colors(columns), strict=True):
         axes[0].set_title(title)
         for row, layer in enumerate(layers):
             if layer not in column:
@@ -63,12 +65,12 @@ def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], 
                 marker="|" if len(neurons) <= 60 else "s",
                 markersize=float(np.clip(90 / len(neurons), 1.1, 6)),
                 markeredgewidth=1.2 if len(neurons) <= 60 else 0,
-                color=colour,
+                color=color,
                 rasterized=len(step) > 2000,
             )
             # each step is an instant in the middle of its cell
             axes[row].set(xlim=(-0.5, len(spikes) - 0.5), ylim=(-0.5, size - 0.5))
-            whole_steps(axes[row], len(spikes))
+            set_integer_ticks(axes[row], len(spikes))
             if size == 1:
                 axes[row].set_yticks([0])
             else:
@@ -85,7 +87,7 @@ def output_membrane(
     columns: Mapping[str, tuple[Array, Array | None, Array | None]],
     chosen: Sequence[int] = (),
     name: str = "",
-    time: str = STEP,
+    time: str = STEP_LABEL,
 ) -> Figure:
     """Membranes of the readout, with threshold and spikes.
 
@@ -95,7 +97,9 @@ def output_membrane(
         name: what they are called.
         time: what a step is.
     """
-    figure, grid = placed(1, len(columns), 2.7, above=0.4, below=0.85, across=0.15, sharex=True, sharey=True)
+    figure, grid = subplots_with_margins(
+        1, len(columns), 2.7, above=0.4, below=0.85, across=0.15, sharex=True, sharey=True
+    )
     for axes, (title, (membrane, spikes, threshold)) in zip(grid[0], columns.items(), strict=True):
         K = membrane.shape[1]
         front = [*chosen] or [*range(K)]
@@ -107,13 +111,13 @@ def output_membrane(
                 axes.axhline(height, color=ORANGE, linestyle="--", linewidth=1)
         if spikes is not None:
             # above all membranes: how often the chosen outputs and all others fire
-            for height, which, colour in ((1.07, back, GREY), (1.02, front, BLUE)):
+            for height, which, color in ((1.07, back, GREY), (1.02, front, BLUE)):
                 step = np.nonzero(spikes[:, which])[0]
                 above = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
-                axes.plot(step, np.full(len(step), height), "|", color=colour, markersize=5, **above)
+                axes.plot(step, np.full(len(step), height), "|", color=color, markersize=5, **above)
         axes.set_title(title, pad=14)
         axes.set_xlabel(time)
-        whole_steps(axes, len(membrane))
+        set_integer_ticks(axes, len(membrane))
     grid[0, 0].set_ylabel("membrane (dimensionless)")
     entries = [Line2D([], [], color=BLUE, label=name if chosen else "output")]
     entries += [Line2D([], [], color=GREY, label="other outputs")] if 0 < len(chosen) < K else []
@@ -124,18 +128,20 @@ def output_membrane(
 
 
 @styled()
-def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP) -> Figure:
+def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP_LABEL) -> Figure:
     """Output membranes beside their targets; ``[T, S]`` of S samples, a panel each."""
     # wider than a panel in one line
     time = time.replace(" (", "\n(")
     below = 0.85 if "\n" in time else 0.7
-    figure, grid = placed(1, target.shape[1], 1.9 + below, below=below, across=0.15, sharex=True, sharey=True)
+    figure, grid = subplots_with_margins(
+        1, target.shape[1], 1.9 + below, below=below, across=0.15, sharex=True, sharey=True
+    )
     for sample, axes in enumerate(grid[0]):
-        for (title, membrane), colour in zip(columns.items(), before_and_after(columns), strict=True):
-            axes.plot(membrane[:, sample], color=colour, label=title)
+        for (title, membrane), color in zip(columns.items(), comparison_colors(columns), strict=True):
+            axes.plot(membrane[:, sample], color=color, label=title)
         axes.plot(target[:, sample], color=ORANGE, linestyle="--", label="target")
         axes.set(xlabel=time, title=f"sample {sample + 1}" if target.shape[1] > 1 else "")
-        whole_steps(axes, len(target))
+        set_integer_ticks(axes, len(target))
     grid[0, 0].set_ylabel("membrane (dimensionless)")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3)
     return figure
@@ -150,7 +156,7 @@ def predictions(images: Array, predicted: Array, label: Array, across: int = 9) 
     gap = math.ceil(0.17 / WIDTH * across * (W + 2))
     mosaic = np.full((down * (H + gap), across * (W + 2)), np.nan)
     height = WIDTH * mosaic.shape[0] / mosaic.shape[1]
-    figure, grid = placed(1, 1, height, left=0, right=0, above=0, below=0)
+    figure, grid = subplots_with_margins(1, 1, height, left=0, right=0, above=0, below=0)
     axes = grid[0, 0]
     low, high = images.min(), images.max()
     for index, image in enumerate(images):
@@ -171,7 +177,7 @@ def confusion(counts: Array) -> Figure:
     """Which class was taken for which: ``[K, K]``, a row per true class; shades are fractions of the row."""
     K = len(counts)
     size = WIDTH * 0.9
-    figure, grid = placed(1, 1, size * 0.82, above=0.1, right=0)
+    figure, grid = subplots_with_margins(1, 1, size * 0.82, above=0.1, right=0)
     axes = grid[0, 0]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(share, cmap=SHADES, vmin=0, vmax=1)
@@ -179,7 +185,9 @@ def confusion(counts: Array) -> Figure:
     if K <= 20:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                axes.text(column, row, f"{count}", ha="center", va="center", size=8, color=on(share[row, column]))
+                axes.text(
+                    column, row, f"{count}", ha="center", va="center", size=8, color=text_color_on(share[row, column])
+                )
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.spines[:].set_visible(False)
     if K <= 20:
@@ -199,21 +207,21 @@ def distributions(columns: Mapping[str, Mapping[str, Array]]) -> Figure:
     down = -(-len(names) // across)
     varied = any(np.ptp(values) for column in columns.values() for values in column.values())
     height = 0.35 + (1.75 if varied else 1.1) * down
-    figure, grid = placed(down, across, height, above=0.1, below=0.75, across=0.55, down=0.55)
+    figure, grid = subplots_with_margins(down, across, height, above=0.1, below=0.75, across=0.55, down=0.55)
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(grid.flat, names, strict=False):
         values = {title: column[name] for title, column in columns.items() if name in column}
         everything = np.concatenate([*values.values()])
         edges = np.histogram_bin_edges(everything, bins=24)
-        for (title, array), colour in zip(columns.items(), before_and_after(columns), strict=True):
+        for (title, array), color in zip(columns.items(), comparison_colors(columns), strict=True):
             if name not in array:
                 continue
             if np.ptp(array[name]):
-                axes.hist(array[name], edges, histtype="step", color=colour, linewidth=1.3, label=title)
+                axes.hist(array[name], edges, histtype="step", color=color, linewidth=1.3, label=title)
             else:
-                style = "--" if colour == GREY else "-"
-                axes.axvline(array[name][0], color=colour, linestyle=style, linewidth=1.3, label=title)
+                style = "--" if color == GREY else "-"
+                axes.axvline(array[name][0], color=color, linestyle=style, linewidth=1.3, label=title)
         unit = UNITS.get(name.split()[-1])
         axes.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="neurons" if np.ptp(everything) else "")
         axes.xaxis.set_major_locator(MaxNLocator(4 if np.ptp(everything) > 0.05 else 2))
@@ -222,26 +230,26 @@ def distributions(columns: Mapping[str, Mapping[str, Array]]) -> Figure:
             axes.set_yticks([])
             axes.set_xmargin(0.2)
     handles = [
-        Line2D([], [], color=c, label=title) for title, c in zip(columns, before_and_after(columns), strict=True)
+        Line2D([], [], color=c, label=title) for title, c in zip(columns, comparison_colors(columns), strict=True)
     ]
     figure.legend(handles=handles, loc="lower center", ncols=3)
     return figure
 
 
 @styled()
-def gradient_norms(columns: Mapping[str, Mapping[str, Array]], time: str = STEP) -> Figure:
+def gradient_norms(columns: Mapping[str, Mapping[str, Array]], time: str = STEP_LABEL) -> Figure:
     """|| dL / dI[t] || of each layer and step: title to layer to ``[T]``, on a logarithmic axis."""
     layers = list(dict.fromkeys(layer for column in columns.values() for layer in column))
     figure, grid = subplots(1, len(columns), height=2.6, sharex=True, sharey=True)
     for axes, (title, column) in zip(grid[0], columns.items(), strict=True):
-        for layer, colour in zip(layers, cycle(layers), strict=True):
+        for layer, color in zip(layers, cycle_colors(layers), strict=True):
             if layer in column:
                 norm = column[layer]
                 # a gradient of exactly zero has no place on this axis
-                axes.plot(np.where(norm > 0, norm, np.nan), color=colour, label=layer)
+                axes.plot(np.where(norm > 0, norm, np.nan), color=color, label=layer)
         axes.set(xlabel=time, title=title, yscale="log")
-        whole_steps(axes, max(map(len, column.values()), default=0))
-        dot(axes)
+        set_integer_ticks(axes, max(map(len, column.values()), default=0))
+        mark_isolated_points(axes)
     grid[0, 0].set_ylabel("‖∂L/∂I[t]‖")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -263,18 +271,18 @@ def loss_curves(iteration: tuple[Array, Array], epochs: Mapping[str, tuple[Array
             axes.plot(step[width - 1 :], mean, color=BLUE, label=f"mean of {width} points")
             axes.legend()
         axes.set(xlabel="iteration", ylabel="training loss")
-        log_if_wide(axes, loss)
-        dot(axes)
+        set_log_if_needed(axes, loss)
+        mark_isolated_points(axes)
     if panels[1]:
         axes = free.pop(0)
-        for (name, (epoch, loss)), colour in zip(epochs.items(), cycle(epochs), strict=True):
-            axes.plot(epoch, loss, color=colour, label=name, marker="o" if len(epoch) <= 20 else "", markersize=3)
+        for (name, (epoch, loss)), color in zip(epochs.items(), cycle_colors(epochs), strict=True):
+            axes.plot(epoch, loss, color=color, label=name, marker="o" if len(epoch) <= 20 else "", markersize=3)
         axes.set(xlabel="epoch", ylabel="mean loss")
         if max(len(epoch) for epoch, _ in epochs.values()) == 1:
             axes.set_xlim(0.5, 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.legend()
-        log_if_wide(axes, np.concatenate([loss for _, loss in epochs.values()]))
+        set_log_if_needed(axes, np.concatenate([loss for _, loss in epochs.values()]))
     return figure
 
 
@@ -288,16 +296,16 @@ def activity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for index, (axes, (label, curves)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
-        for name, colour in zip(names, cycle(names), strict=True):
+        for name, color in zip(names, cycle_colors(names), strict=True):
             if name in curves:
-                axes.plot(*curves[name], color=colour, linewidth=1)
+                axes.plot(*curves[name], color=color, linewidth=1)
         last = index + across >= len(panels)
         axes.set(xlabel="iteration" if last else "", ylabel=label)
         axes.tick_params(labelbottom=last)
         if all(np.nanmin(values) >= 0 for _, values in curves.values()):
             axes.set_ylim(bottom=0)
-        dot(axes)
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(names, cycle(names), strict=True)]
+        mark_isolated_points(axes)
+    handles = [Line2D([], [], color=color, label=name) for name, color in zip(names, cycle_colors(names), strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
@@ -306,8 +314,8 @@ def activity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
 def rate_distribution(rates: Mapping[str, Array], unit: str) -> Figure:
     """How often neurons fire: layer to rates ``[N]``, spikes per ``unit``, a panel per layer."""
     figure, grid = subplots(1, len(rates), height=2.2)
-    for axes, (layer, rate), colour in zip(grid[0], rates.items(), cycle(rates), strict=True):
-        axes.hist(rate, bins=np.linspace(0, rate.max() or 1, 21), color=colour)
+    for axes, (layer, rate), color in zip(grid[0], rates.items(), cycle_colors(rates), strict=True):
+        axes.hist(rate, bins=np.linspace(0, rate.max() or 1, 21), color=color)
         axes.set(title=layer, xlabel=f"spikes per {unit}", ylabel="neurons" if axes is grid[0, 0] else "")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -315,11 +323,11 @@ def rate_distribution(rates: Mapping[str, Array], unit: str) -> Figure:
 
 
 @styled()
-def bars(values: Mapping[str, float], label: str, colours: Sequence[str] = (BLUE,)) -> Figure:
-    """One horizontal bar per name, with its number; ``colours`` are for all bars, or for each."""
+def bars(values: Mapping[str, float], label: str, colors: Sequence[str] = (BLUE,)) -> Figure:
+    """One horizontal bar per name, with its number; ``colors`` are for all bars, or for each."""
     figure, grid = subplots(1, 1, height=0.7 + 0.3 * len(values))
     axes = grid[0, 0]
-    drawn = axes.barh(list(values), list(values.values()), color=list(colours), height=0.65)
+    drawn = axes.barh(list(values), list(values.values()), color=list(colors), height=0.65)
     told = [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values.values()]
     axes.bar_label(drawn, told, size=8, padding=3)
     axes.set_xlabel(label)

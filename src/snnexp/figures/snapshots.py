@@ -7,12 +7,12 @@ import numpy as np
 
 from snnexp.figures import network
 from snnexp.figures.picture import Picture
-from snnexp.figures.style import STEP, Array
+from snnexp.figures.style import STEP_LABEL, Array
 
 Snapshot = Mapping[str, Any]
 
 
-def drawers(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Callable[[], Picture | None]]:
+def drawing_functions(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Callable[[], Picture | None]]:
     """What draws each figure; one that the snapshots have nothing for is None.
 
     Args:
@@ -38,7 +38,7 @@ def drawers(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Callable[
 def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Picture]:
     """Those that are drawn while a network trains: of the newest snapshot, beside the older ones where that is cheap.
 
-    Arguments as of :func:`drawers`.
+    Arguments as of :func:`drawing_functions`.
     """
     columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
     newest, time = _newest(columns)
@@ -57,7 +57,7 @@ def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Pic
 def _newest(columns: Mapping[str, Snapshot]) -> tuple[Snapshot, str]:
     """The newest snapshot, and what a step of it is; some neurons have a time in seconds."""
     newest = [*columns.values()][-1]
-    return newest, f"time step ({1e3 * float(newest['dt']):g} ms)" if "dt" in newest else STEP
+    return newest, f"time step ({1e3 * float(newest['dt']):g} ms)" if "dt" in newest else STEP_LABEL
 
 
 def _some_steps(snapshot: Snapshot) -> str:
@@ -66,7 +66,7 @@ def _some_steps(snapshot: Snapshot) -> str:
     return f" The first {shown:,} of {every:,} steps." if shown < every else ""
 
 
-def parts(snapshot: Snapshot, prefix: str) -> dict[str, Any]:
+def with_prefix(snapshot: Snapshot, prefix: str) -> dict[str, Any]:
     """``{"a/b": 1}`` as ``{"b": 1}`` for the prefix ``a/``."""
     return {key.removeprefix(prefix): value for key, value in snapshot.items() if key.startswith(prefix)}
 
@@ -75,7 +75,7 @@ def _raster(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
     drawn = {
         title: {
             layer: (spikes, snapshot[f"neurons/{layer}"], int(snapshot[f"size/{layer}"]))
-            for layer, spikes in parts(snapshot, "spikes/").items()
+            for layer, spikes in with_prefix(snapshot, "spikes/").items()
         }
         for title, snapshot in columns.items()
     }
@@ -177,7 +177,7 @@ def _confusion(snapshot: Snapshot, test: Snapshot) -> Picture | None:
 
 
 def _rates(test: Snapshot) -> Picture | None:
-    spikes = parts(test, "spikes/")
+    spikes = with_prefix(test, "spikes/")
     if not spikes:
         return None
     # batches may differ in length; one of an older version told of equal ones alone
@@ -195,7 +195,7 @@ def _as_images(values: Array) -> Array | None:
 
 
 def _gradients(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
-    drawn = {title: parts(snapshot, "gradient/") for title, snapshot in columns.items()}
+    drawn = {title: with_prefix(snapshot, "gradient/") for title, snapshot in columns.items()}
     if not any(drawn.values()):
         return None
     data = {f"{title}: {layer}": norm for title, layers in drawn.items() for layer, norm in layers.items()}
@@ -228,7 +228,7 @@ def _versions(columns: Mapping[str, Snapshot]) -> dict[tuple[str, str], dict[str
     """Layer and name of each neuron parameter to its values by title."""
     found: dict[tuple[str, str], dict[str, Array]] = {}
     for title, snapshot in columns.items():
-        for key, values in parts(snapshot, "parameter/").items():
+        for key, values in with_prefix(snapshot, "parameter/").items():
             layer, _, name = key.partition("/")
             found.setdefault((layer, name), {})[title] = values
     return found

@@ -1,6 +1,6 @@
 """The style that figures share, their files, and the axes and labels that they are made of.
 
-Colours are those of Okabe and Ito, which colour-blind people can tell apart; on a page, ink takes the page's colour.
+Colors are those of Okabe and Ito, which color-blind people can tell apart; on a page, ink takes the page's color.
 """
 
 import io
@@ -23,18 +23,18 @@ from snnexp.text import one_line
 Array = NDArray[Any]
 INK, GREY = "#1c1c1e", "#6b6b70"
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f2f6fa", "#56b4e9", "#0072b2", "#00304d"])
 """From few to many: lightness alone tells them in order."""
 UNITS = {"tau_mem_inv": "1/s", "tau_syn_inv": "1/s", "tau_m": "ms", "tau_adp": "ms"}
 """Of neuron parameters; all others are dimensionless."""
-STEP = "time step"
+STEP_LABEL = "time step"
 WIDTH = 4.6
 """Inches of each figure, so that text has the same size in all."""
 LONG = 10**1.5
 """Positive values that span more than this factor are drawn on a logarithmic axis."""
 MEASURED_IN = {"accuracy": "fraction", "relative_error": "fraction", "synops": "additions per sample"}
-LONGEST_LABEL = 34
+MAX_LABEL_LENGTH = 34
 
 STYLE = {
     "font.family": "sans-serif",
@@ -54,7 +54,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.3,
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "svg.fonttype": "none",
     "svg.hashsalt": "snnexp",
 }
@@ -109,7 +109,7 @@ def subplots(rows: int, columns: int, height: float, **shared: Any) -> tuple[Fig
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-def placed(
+def subplots_with_margins(
     rows: int,
     columns: int,
     height: float,
@@ -134,15 +134,15 @@ def placed(
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=edges | gaps, **shared)
 
 
-def whole_steps(axes: Axes, count: int) -> None:
+def set_integer_ticks(axes: Axes, count: int) -> None:
     """Ticks at whole steps; a single step, which is no line, becomes a dot."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if count == 1:
         axes.set(xlim=(-0.5, 0.5), xticks=[0])
-        dot(axes)
+        mark_isolated_points(axes)
 
 
-def dot(axes: Axes) -> None:
+def mark_isolated_points(axes: Axes) -> None:
     """Make points visible that no line leads to, for those beside them are not finite."""
     for curve in axes.lines:
         known = np.isfinite(np.asarray(curve.get_ydata(), dtype=float))
@@ -151,27 +151,27 @@ def dot(axes: Axes) -> None:
             curve.set(marker="o", markersize=3, markevery=np.flatnonzero(alone).tolist())
 
 
-def before_and_after(columns: Iterable[str]) -> list[str]:
+def comparison_colors(columns: Iterable[str]) -> list[str]:
     """The last column is what one looks at, those before it what it is compared with."""
     count = len(list(columns))
     return [GREY] * (count - 1) + [BLUE]
 
 
-def cycle(names: Iterable[str]) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index, _ in enumerate(names)]
+def cycle_colors(names: Iterable[str]) -> list[str]:
+    return [COLORS[index % len(COLORS)] for index, _ in enumerate(names)]
 
 
-def on(shade: float) -> str:
-    """The colour of a text on one of :data:`SHADES`: it stays when the page is dark."""
+def text_color_on(shade: float) -> str:
+    """The color of a text on one of :data:`SHADES`: it stays when the page is dark."""
     return "#ffffff" if shade > 0.45 else "#111111"
 
 
-def log_if_wide(axes: Axes, values: Array) -> None:
-    if is_long(values.tolist()):
+def set_log_if_needed(axes: Axes, values: Array) -> None:
+    if needs_log_scale(values.tolist()):
         axes.set_yscale("log")
 
 
-def cropped(text: object, most: int = LONGEST_LABEL) -> str:
+def shorten(text: object, most: int = MAX_LABEL_LENGTH) -> str:
     """A label that leaves room for the figure."""
     shown = f"{text:.4g}" if isinstance(text, float) else str(text)
     # matplotlib reads what stands between dollars as mathematics
@@ -184,10 +184,10 @@ def with_unit(name: str) -> str:
     # behind the measure, a layer may have the name of another one
     measure = [*name.split("/"), ""][1] or name
     unit = MEASURED_IN.get(measure) or UNITS.get(name.rpartition(".")[2])
-    return f"{cropped(name)} [{unit}]" if unit else cropped(name)
+    return f"{shorten(name)} [{unit}]" if unit else shorten(name)
 
 
-def is_long(values: Iterable[float]) -> bool:
+def needs_log_scale(values: Iterable[float]) -> bool:
     """Whether values need a logarithmic axis: they span decades, and not just because one of many comes close to 0."""
     known = np.sort([value for value in values if np.isfinite(value)])
     if not known.size or known[0] <= 0:

@@ -79,7 +79,7 @@ class Facts:
         )
 
     @property
-    def typed(self) -> list[str]:
+    def effective_overrides(self) -> list[str]:
         """The overrides that it was started with, and those that it was resumed with; of each key the last."""
         changes = self.record.get("resumed_with")
         changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
@@ -102,7 +102,7 @@ class Facts:
         return [one_line(str(name)) for name in found] if isinstance(found, list) else []
 
     @property
-    def one_class(self) -> str:
+    def single_class_note(self) -> str:
         """That the accuracy is the share of the one class that all samples of the test are assigned to, if it is."""
         found, accuracy = self.record.get("only_class"), self.metrics.get("test/accuracy")
         if not isinstance(found, int) or accuracy is None:
@@ -112,7 +112,7 @@ class Facts:
         return f"{told}: the network assigns all samples of the test split to it"
 
     @property
-    def reached(self) -> str:
+    def last_position(self) -> str:
         """How far it came, as far as is known."""
         return f"step {self.progress['step']}, epoch {self.progress['epoch'] + 1}" if self.progress else ""
 

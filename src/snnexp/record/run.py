@@ -168,9 +168,9 @@ class Run:
 
     def in_use(self) -> bool:
         """Whether a process writes here now."""
-        return self.writer() is not None
+        return self.writer_pid() is not None
 
-    def writer(self) -> int | None:
+    def writer_pid(self) -> int | None:
         """The process that writes here now, 0 where its number is not known; None where there is none."""
         return Lock.owner(self.path)
 
@@ -249,7 +249,7 @@ class Run:
             return f"{Path(error.filename or self.path).name}: {error.strerror}"
         return str(error).removeprefix(f"{self.path}/")
 
-    def resumed(self, record: Mapping[str, Any], step: int, changes: Sequence[str]) -> dict[str, Any]:
+    def resume_entries(self, record: Mapping[str, Any], step: int, changes: Sequence[str]) -> dict[str, Any]:
         """What run.json says of a run that is resumed: where, since when, what it took before, and what was typed."""
         status = "finished" if record.get("status") == "finished" else "interrupted"
         steps, typed = record.get("resumed_at_step"), record.get("resumed_with")
@@ -306,7 +306,7 @@ class Run:
                     raise CheckpointError(f"{path}: line {number} is damaged, it is no row of metrics")
                 yield row
 
-    def validated(self) -> dict[str, float]:
+    def last_validation(self) -> dict[str, float]:
         """What the last validation has measured; empty where there was none."""
         found: dict[str, float] = {}
         for row in self.metrics():

@@ -15,12 +15,21 @@ from snnexp.record.facts import Facts
 from snnexp.record.measures import is_layer_metric
 from snnexp.record.run import Run
 from snnexp.report import page, pictures, statistics
-from snnexp.report.findings import MOST_LEVELS, Comparison, Point, compared, decoders, losses, lost, require_known
+from snnexp.report.findings import (
+    MAX_LEVELS,
+    Comparison,
+    Point,
+    compare_runs,
+    decoders,
+    losses,
+    missing_points,
+    require_known,
+)
 from snnexp.report.groups import Group, other_differences
 from snnexp.report.page import Block, Link, Section, Table, Text, Values
 from snnexp.report.statistics import Summary, summary
 
-MOST_ROWS = 60
+MAX_ROWS = 60
 FEW = 6
 """Rows of a table that is shown at once."""
 
@@ -42,12 +51,12 @@ def report(
     """
     runs = [Run(path).facts() for path in dict.fromkeys(path.resolve() for path in paths)]
     require_known(metric, runs)
-    points = [point for path in summaries for point in lost(path, runs)]
+    points = [point for path in summaries for point in missing_points(path, runs)]
     experiments = _by_experiment(runs, points)
     if len(experiments) < 2:
-        found = compared(runs, points, metric)
+        found = compare_runs(runs, points, metric)
         return page.write(folder, title, _facts(found), _sections(found, folder))
-    every = {name: compared(own, some, metric) for name, (own, some) in experiments.items()}
+    every = {name: compare_runs(own, some, metric) for name, (own, some) in experiments.items()}
     anchors = _anchors(every)
     sections = [Section("Overview", _overview(every, anchors))]
     for name, found in every.items():
@@ -129,7 +138,9 @@ def _overview(every: Mapping[str, Comparison], anchors: Mapping[str, str]) -> li
 def _typed(group: Group) -> list[str]:
     """The overrides that all runs of a group share."""
     first, *others = group.runs.values()
-    return [override for override in first.typed if all(override in run.typed for run in others)]
+    return [
+        override for override in first.effective_overrides if all(override in run.effective_overrides for run in others)
+    ]
 
 
 def _link(run: Facts, folder: Path) -> Link | str:
@@ -154,12 +165,12 @@ def _facts(found: Comparison) -> list[tuple[str, Any]]:
     ]
     for parameter in found.parameters:
         levels = [parameter.shown(value) for value in parameter.levels()]
-        few = len(levels) <= MOST_LEVELS
+        few = len(levels) <= MAX_LEVELS
         range_ = ", ".join(levels) if few else f"{len(levels)} values, {levels[0]} to {levels[-1]}"
         also = f"; {', '.join(parameter.also[:4])} with it" if parameter.also else ""
         facts.append((f"varied: {parameter.key}", f"{range_}{also}"))
     seeds = sorted({run.seed for run in found.runs if run.seed is not None})
-    few = len(seeds) <= MOST_LEVELS
+    few = len(seeds) <= MAX_LEVELS
     facts.append(("seeds", ", ".join(map(str, seeds)) or None if few else f"{len(seeds)}, {seeds[0]} to {seeds[-1]}"))
     by = ", by which the search chose" if found.metric == found.searched.metric else ""
     facts.append(("metric", f"{found.metric}{by}" if found.metric else None))
@@ -204,9 +215,9 @@ def _groups(found: Comparison) -> list[Block]:
     if found.numbered:
         columns, rows = ["group", *columns], [[number, *row] for number, row in enumerate(rows, 1)]
     caption = f"{found.metric} over seeds, {found.order}"
-    if len(rows) > MOST_ROWS:
+    if len(rows) > MAX_ROWS:
         tables: list[Block] = [
-            Table(columns, rows[:MOST_ROWS], f"{caption}: the first {MOST_ROWS} of {len(rows)} groups"),
+            Table(columns, rows[:MAX_ROWS], f"{caption}: the first {MAX_ROWS} of {len(rows)} groups"),
             Table(columns, rows, f"All {len(rows)} groups", name="groups", folded=True),
         ]
     else:
@@ -344,7 +355,7 @@ def _paired(found: Comparison) -> list[Block]:
 
 def _unfinished(found: Comparison, folder: Path) -> list[Block]:
     rows: list[tuple[Any, ...]] = [
-        (_link(run, folder), run.status, run.reason or run.reached, " ".join(run.overrides), run.seed)
+        (_link(run, folder), run.status, run.reason or run.last_position, " ".join(run.overrides), run.seed)
         for run in found.runs
         if run.status != "finished"
     ]

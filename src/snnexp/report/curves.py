@@ -41,9 +41,9 @@ def training(rows: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any], stopped_
     if accuracy:
         drawn = network.activity({"accuracy": accuracy})
         blocks.append(Picture("accuracy", drawn, f"Accuracy {where}", _data(accuracy, "iteration")))
-    measures = {style.cropped(name): _by_split(rows, name) for name in cfg.get("measure") or ()}
+    measures = {style.shorten(name): _by_split(rows, name) for name in cfg.get("measure") or ()}
     blocks += _panels("measures", measures, f"Measures {where}")
-    penalties = {style.cropped(name): _by_split(rows, f"penalty/{name}") for name in _below(rows, "train/penalty/")}
+    penalties = {style.shorten(name): _by_split(rows, f"penalty/{name}") for name in _below(rows, "train/penalty/")}
     blocks += _panels("penalties", penalties, f"What is minimized beside the loss, {where}")
     rate, own = _curve(rows, "train/lr", "step"), _below(rows, "train/lr/")
     rates = {"weights": rate, **own} if own else {"all parameters": rate}

@@ -20,15 +20,15 @@ from snnexp.report.groups import (
     Level,
     Parameter,
     default_metric,
-    grouped,
-    settings,
-    typed,
-    varied,
+    flat_config,
+    make_groups,
+    parse_overrides,
+    varied_parameters,
 )
 from snnexp.report.statistics import Summary, summary
 from snnexp.text import format_value, suggest
 
-MOST_LEVELS = 10
+MAX_LEVELS = 10
 """Values of a parameter that are named one by one."""
 MAX_SUMMARY_BYTES = 2**24
 
@@ -87,7 +87,7 @@ class Comparison:
     @cached_property
     def numbered(self) -> bool:
         """Whether groups are named by their place in the table, because not all of their values fit beside a figure."""
-        return any(len(", ".join(self._shown(group))) > style.LONGEST_LABEL for group in self.groups)
+        return any(len(", ".join(self._shown(group))) > style.MAX_LABEL_LENGTH for group in self.groups)
 
     def label(self, group: Group) -> str:
         """The values of a group, in the order of the names."""
@@ -113,7 +113,7 @@ def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequenc
     """Find what was varied between runs, and the groups that this makes; arguments and errors as of :func:`report`."""
     runs = [Run(path).facts() for path in dict.fromkeys(path.resolve() for path in paths)]
     require_known(metric, runs)
-    return compared(runs, [point for path in summaries for point in lost(path, runs)], metric)
+    return compare_runs(runs, [point for path in summaries for point in missing_points(path, runs)], metric)
 
 
 def require_known(metric: str | None, runs: Sequence[Facts]) -> None:
@@ -122,18 +122,18 @@ def require_known(metric: str | None, runs: Sequence[Facts]) -> None:
         raise ConfigError(f"--metric: no finished run has {format_value(metric)}, {suggest(metric, known)}")
 
 
-def compared(runs: Sequence[Facts], points: Sequence[Point], metric: str | None) -> Comparison:
-    configs = {run.path: settings(run) for run in runs}
-    parameters = varied(runs, configs)
+def compare_runs(runs: Sequence[Facts], points: Sequence[Point], metric: str | None) -> Comparison:
+    configs = {run.path: flat_config(run) for run in runs}
+    parameters = varied_parameters(runs, configs)
     searched = common_search(runs)
     if metric is None and any(searched.metric in run.metrics for run in runs if run.status == "finished"):
         metric = searched.metric
     metric = metric or default_metric(runs) or ""
     found = Comparison(runs, points, configs, parameters, metric, [], searched)
-    return replace(found, groups=grouped(runs, parameters, metric, bool(found.higher)))
+    return replace(found, groups=make_groups(runs, parameters, metric, bool(found.higher)))
 
 
-def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
+def missing_points(path: Path, runs: Sequence[Facts]) -> list[Point]:
     """The points in summary.csv of a sweep that none of ``runs`` belongs to, or that it cannot be read."""
     try:
         with path.open("rb") as file:
@@ -143,17 +143,17 @@ def lost(path: Path, runs: Sequence[Facts]) -> list[Point]:
         return [Point("damaged", f"{path.name}, which may tell of more points, cannot be read: {error}", [])]
     here = [run for run in runs if run.path.parent.parent == path.parent.resolve()]
     there = {run.id for run in here}
-    stopped = [typed(run.overrides) for run in here if run.status != "finished"]
+    stopped = [parse_overrides(run.overrides) for run in here if run.status != "finished"]
     points = []
     experiment = read_sweep(path.parent).experiment
     # a recipe may have another name than its file
-    words = [(typed(run.overrides), run.experiment) for run in here if run.experiment]
+    words = [(parse_overrides(run.overrides), run.experiment) for run in here if run.experiment]
     names_of = {own.get("experiment"): name for own, name in words if "name" not in own}
     for row in rows:
         names = [name for name in row if name is not None]
         keys = names[: names.index("status")] if "status" in names else []
         overrides = [f"{key}={row[key]}" for key in keys if row[key]]
-        own = typed(overrides)
+        own = parse_overrides(overrides)
         # a point that failed is not told with its directory, but may have one
         started = not row.get("run") and any(own.items() <= values.items() for values in stopped)
         if keys and row.get("run") not in there and not started:

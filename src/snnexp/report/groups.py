@@ -71,24 +71,24 @@ class Group:
         return {seed: run.metrics[name] for seed, run in self.runs.items() if name in run.metrics}
 
 
-def settings(run: Facts) -> dict[str, Level]:
+def flat_config(run: Facts) -> dict[str, Level]:
     """The values of a run's config by their full keys; none where it cannot be read."""
     try:
         content = Run(run.path).config()
     except (CheckpointError, OSError):
         return {}
     # an empty one is that of a run whose config is lost
-    return {str(key): level(value) for key, value in flat(with_missing_nodes(content)).items()} if content else {}
+    return {str(key): normalize(value) for key, value in flat(with_missing_nodes(content)).items()} if content else {}
 
 
-def level(value: Any) -> Level:
+def normalize(value: Any) -> Level:
     """A value, typed or from YAML, so that equal ones are equal: 1e-3 and 0.001, [64, 64] and [64,64]."""
     if is_number(value):
         return value
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(str(level(entry)) for entry in value)}]"
+        return f"[{','.join(str(normalize(entry)) for entry in value)}]"
     text = str(value).strip("'\"")
     for number in (int, float):
         try:
@@ -99,14 +99,16 @@ def level(value: Any) -> Level:
     return text.replace(", ", ",") if text.startswith("[") else text
 
 
-def typed(overrides: Sequence[str]) -> dict[str, Level]:
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Level]:
     """The keys and values of overrides."""
     return {
-        key.lstrip("+"): level(value) for key, _, value in (override.partition("=") for override in overrides) if key
+        key.lstrip("+"): normalize(value)
+        for key, _, value in (override.partition("=") for override in overrides)
+        if key
     }
 
 
-def varied(runs: Sequence[Facts], configs: Mapping[Path, Mapping[str, Level]]) -> list[Parameter]:
+def varied_parameters(runs: Sequence[Facts], configs: Mapping[Path, Mapping[str, Level]]) -> list[Parameter]:
     """What was varied between runs.
 
     The keys that were typed, where all runs have some and they differ, else those of the configs. Keys that are equal
@@ -114,10 +116,10 @@ def varied(runs: Sequence[Facts], configs: Mapping[Path, Mapping[str, Level]]) -
 
     Args:
         runs: also those that did not finish.
-        configs: of each run, see :func:`settings`.
+        configs: of each run, see :func:`flat_config`.
     """
     known = [run for run in runs if run.overrides or configs[run.path]]
-    words = [typed(run.overrides) for run in known]
+    words = [parse_overrides(run.overrides) for run in known]
     by_words: dict[str, list[Level]] = {}
     if all(words):
         # the config has the last word: a run that was resumed with more epochs was typed with fewer
@@ -176,7 +178,7 @@ def _distinct(runs: Sequence[Facts], columns: Mapping[str, list[Level]]) -> list
     return found
 
 
-def grouped(runs: Sequence[Facts], parameters: Sequence[Parameter], metric: str, higher: bool) -> list[Group]:
+def make_groups(runs: Sequence[Facts], parameters: Sequence[Parameter], metric: str, higher: bool) -> list[Group]:
     """The runs that finished and have the metric, in groups, the best mean first.
 
     Args:

@@ -169,7 +169,7 @@ def _on_white(svg: str) -> str:
 
 
 def inline(name: str, svg: str) -> str:
-    """SVG inside a page: in the page's colour, its names apart from those of other pictures."""
+    """SVG inside a page: in the page's color, its names apart from those of other pictures."""
     text = svg[svg.index("<svg") :].replace(style.INK, "currentColor")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)

@@ -11,14 +11,14 @@ from snnexp.figures import comparison as figures
 from snnexp.figures.picture import Picture
 from snnexp.record.facts import Facts
 from snnexp.record.run import Run
-from snnexp.report.findings import MOST_LEVELS, Comparison, losses
+from snnexp.report.findings import MAX_LEVELS, Comparison, losses
 from snnexp.report.page import Block, Text
 from snnexp.report.statistics import Summary, is_number
 
-MOST_STRIPS = 25
-MOST_CURVES = 6
-MOST_PANELS = 8
-MOST_CELLS = 15
+MAX_STRIPS = 25
+MAX_CURVES = 6
+MAX_PANELS = 8
+MAX_CELLS = 15
 """Rows or columns of a heat map; more are no grid but a random search."""
 POINTS = 200
 """Of a curve; longer ones are drawn by the means of as many bins."""
@@ -31,8 +31,8 @@ def of_groups(found: Comparison) -> list[Picture]:
     count = len(found.groups)
     if count > 1 and levels:
         most = max(map(len, levels))
-        grid = not found.searched.metric and most <= MOST_CELLS and 2 * count >= math.prod(map(len, levels))
-        if len(levels) == 1 and grid and most <= MOST_LEVELS:
+        grid = not found.searched.metric and most <= MAX_CELLS and 2 * count >= math.prod(map(len, levels))
+        if len(levels) == 1 and grid and most <= MAX_LEVELS:
             pictures += [_response(found)] if all(is_number(level) for level in levels[0]) else []
         elif len(levels) == 2 and grid:
             pictures.append(_heat_map(found))
@@ -53,7 +53,7 @@ def _scatter(found: Comparison) -> Picture:
     values = {key: levels for key, levels in values.items() if len(set(levels)) > 1}
     results = [value for _, value in points]
     best = None if found.higher is None else results.index((max if found.higher else min)(results))
-    drawn = dict(list(values.items())[:MOST_PANELS])
+    drawn = dict(list(values.items())[:MAX_PANELS])
     figure = figures.scatter(drawn, results, found.metric, best)
     which = f"the first {len(drawn)} of {len(values)} parameters" if len(drawn) < len(values) else "each parameter"
     caption = f"{found.metric} against {which}: a dot is a run" + ("." if best is None else ", a diamond the best.")
@@ -75,7 +75,7 @@ def _bars(intervals: Sequence[tuple[float, float] | None], frame: tuple[float, f
 
 
 def _strips(found: Comparison) -> Picture:
-    groups = found.groups[:MOST_STRIPS]
+    groups = found.groups[:MAX_STRIPS]
     samples = {found.label(group): found.values(group) for group in groups}
     intervals = [_interval(found.summary(group)) for group in groups]
     figure = figures.strips(samples, intervals, ", ".join(found.names), found.metric)
@@ -141,7 +141,7 @@ def _parallel(found: Comparison) -> Picture:
     values = {key: levels for key, levels in values.items() if len(set(levels)) > 1}
     figure = figures.parallel(values, means, found.metric, "max" if found.higher else "min")
     caption = (
-        f"A line per group, through its value of each parameter to its mean {found.metric}; the colour is "
+        f"A line per group, through its value of each parameter to its mean {found.metric}; the color is "
         "that of the last axis, the widest line is the first of the table."
     )
     return Picture("parallel", figure, caption, {**values, found.metric: means})
@@ -149,7 +149,7 @@ def _parallel(found: Comparison) -> Picture:
 
 def curves(found: Comparison) -> list[Block]:
     """Curves of training, with what is to be said of them."""
-    groups = found.groups[:MOST_CURVES]
+    groups = found.groups[:MAX_CURVES]
     unread: list[str] = []
     rows = {run.path: _logged(run, unread) for group in groups for run in group.runs.values()}
     blocks: list[Block] = [Text(f"Not drawn: {'; '.join(unread[:5])}.")] if unread else []

@@ -12,7 +12,7 @@ from snnexp.config import decoding, recipes
 from snnexp.errors import CheckpointError
 from snnexp.figures import network, style
 from snnexp.figures.picture import Picture
-from snnexp.figures.snapshots import drawers, parts
+from snnexp.figures.snapshots import drawing_functions, with_prefix
 from snnexp.record.facts import Facts
 from snnexp.record.measures import LAYER_METRICS, MEANINGS, main_metric, split_name
 from snnexp.record.names import key_of
@@ -30,7 +30,7 @@ ENERGY = (
     "was measured. “Without spikes” is a network of the same layers that multiplies each input, once for each step "
     "that brings another one, without feedback."
 )
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 """Rows of a table of classes that is not folded."""
 WITHOUT_SPIKES = "without spikes"
 IN_WORDS = {"firing_rate": "spikes per neuron and step"}
@@ -112,7 +112,7 @@ def _read(read: Callable[[], Any], otherwise: Any, told: list[str]) -> Any:
 def _drawn(facts: Facts, init: Any, last: Any, test: Any, told: list[str]) -> dict[str, Picture]:
     """Each picture that can be drawn, by its name."""
     now = "after training" if facts.status == "finished" else f"after step {int(last['step'])}" if last else ""
-    drawn = [_guarded(draw, None, told) for draw in drawers({"before training": init, now: last}, test)]
+    drawn = [_guarded(draw, None, told) for draw in drawing_functions({"before training": init, now: last}, test)]
     return {picture.name: picture for picture in drawn if picture is not None}
 
 
@@ -126,8 +126,8 @@ def _headline(facts: Facts) -> str:
 def _facts(facts: Facts) -> list[tuple[str, Any]]:
     record = facts.record
     ended = f"{facts.status}: {facts.reason}" if facts.reason else facts.status
-    if facts.reached:
-        ended += f" (last logged at {facts.reached})"
+    if facts.last_position:
+        ended += f" (last logged at {facts.last_position})"
     if facts.stopped_early:
         ended += f" ({facts.stopped_early})"
     git, versions, resumed = record.get("git"), record.get("versions"), record.get("resumed_at_step")
@@ -170,7 +170,7 @@ def _changed(
             f"There is no recipe {text.format_value(recipes.recipe_name(cfg, facts.overrides))} here to compare with."
         )
         return "", []
-    typed = {key_of(override) for override in facts.typed}
+    typed = {key_of(override) for override in facts.effective_overrides}
     changed = recipes.differences(cfg, facts.overrides) if cfg else {}
     rows = []
     for key in sorted(changed, key=lambda key: key not in typed):
@@ -183,8 +183,8 @@ def _what_was_run(
     facts: Facts, cfg: Mapping[str, Any], recipe: str, changed: Sequence[tuple[str, str | None, str | None]]
 ) -> list[Block]:
     blocks: list[Block] = []
-    if facts.typed:
-        blocks.append(Text(config.command(facts.typed, cfg, origin(facts).folders), command=True))
+    if facts.effective_overrides:
+        blocks.append(Text(config.command(facts.effective_overrides, cfg, origin(facts).folders), command=True))
     if changed:
         caption = "What differs from the recipe as it is here: first what was typed, then what follows from it."
         return [*blocks, Table(["key", recipe, "this run"], changed, caption, "differences")]
@@ -211,7 +211,7 @@ def _result(
             beside = [figure, None if figure is None else value - figure] if shown else []
             rows.append([name, value, *beside, meanings.get(measure) or meanings.get(measure.partition("/")[0])])
     blocks: list[Block] = [Table(columns, rows, "Of each split, with the last weights.", "result")]
-    blocks += [Text(f"{facts.one_class}.")] if facts.one_class else []
+    blocks += [Text(f"{facts.single_class_note}.")] if facts.single_class_note else []
     stated = cfg.get("published")
     known = ", ".join(name for name in stated if name in facts.metrics) if isinstance(stated, dict) else ""
     if known and (others or not recipe):
@@ -247,7 +247,7 @@ def _by_class(facts: Facts, test: Mapping[str, Any]) -> list[Block]:
         "By class, over the test split: how many of those that are taken for it are of it (precision), and how many of "
         "its own are taken for it (recall)."
     )
-    return [Table(columns, rows, caption, "classes", folded=len(rows) > MOST_CLASSES)]
+    return [Table(columns, rows, caption, "classes", folded=len(rows) > MAX_CLASSES)]
 
 
 def _quotient(part: Any, whole: Any) -> float | None:
@@ -266,7 +266,7 @@ def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:
 
 def _shared(init: Mapping[str, Any], last: Mapping[str, Any], drawn: Picture | None) -> list[Block]:
     """The neuron parameters that are not drawn: a picture of one value shows nothing."""
-    named = {key: np.unique(values) for key, values in parts(last or init, "parameter/").items()}
+    named = {key: np.unique(values) for key, values in with_prefix(last or init, "parameter/").items()}
     there = {name.partition(": ")[2] for name in (drawn.data if drawn else {})}
     rows = [
         [*key.split("/"), float(values[0])]
@@ -278,7 +278,7 @@ def _shared(init: Mapping[str, Any], last: Mapping[str, Any], drawn: Picture | N
 
 
 def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
-    counted = parts(snapshot, "connections/")
+    counted = with_prefix(snapshot, "connections/")
     spikes = {layer: facts.metrics.get(f"test/synops/{layer}") for layer in counted}
     unknown = [str(layer) for layer in snapshot.get("layers", ()) if layer not in counted]
     if unknown and facts.metrics.get("test/loss") is not None:
@@ -301,8 +301,8 @@ def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
     dense *= max(1, int(snapshot["input_steps"]))
     rows.append([WITHOUT_SPIKES, 0.0, dense, dense * (PJ_PER_ADDITION + PJ_PER_PRODUCT) / 1e3])
     columns = ["layer", "additions by spikes", "products of values", "energy (nJ)"]
-    colours = [*[style.BLUE] * (len(rows) - 2), style.INK, style.GREY]
-    drawn = network.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)", colours)
+    colors = [*[style.BLUE] * (len(rows) - 2), style.INK, style.GREY]
+    drawn = network.bars({str(row[0]): row[3] for row in rows}, "estimated energy per sample (nJ)", colors)
     caption = (
         "Estimated energy of one sample: by the layer that spikes or values arrive at (blue), their sum (dark), and "
         f"that of the same network {WITHOUT_SPIKES} (grey)."
@@ -312,7 +312,7 @@ def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
 
 
 def _norms(init: Mapping[str, Any], last: Mapping[str, Any]) -> list[Block]:
-    names = list(parts(last or init, "norm/"))
+    names = list(with_prefix(last or init, "norm/"))
     rows = [
         [name, *(_number(side.get(key + name)) for key in ("norm/", "gradient_norm/") for side in (init, last))]
         for name in names

@@ -17,7 +17,7 @@ LEVEL = 0.95
 """How often the interval of a repeated experiment holds what it estimates."""
 EQUAL = 1e-12
 """Differences that differ by less than this share of the values are equal but for rounding."""
-MOST_RANGES = 5
+MAX_RANGES = 5
 
 Vector = NDArray[np.float64]
 
@@ -178,7 +178,7 @@ def importance(levels: Sequence[Any], metric: Sequence[float]) -> Importance:
     y = np.array(metric, float)
     n, own = len(y), dict.fromkeys(levels)
     if 2 * len(own) > n and all(is_number(level) for level in own):
-        wanted = max(2, min(MOST_RANGES, n // 4))
+        wanted = max(2, min(MAX_RANGES, n // 4))
         places = np.floor((_ranks(np.array(levels, float)) - 1) * wanted / n)
     else:
         order = {level: index for index, level in enumerate(own)}

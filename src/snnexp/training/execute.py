@@ -349,7 +349,7 @@ def _print_summary(cfg: DictConfig, record: Record) -> Record:
     decoder = decoding.decoder_name(config.plain(cfg), run_dir.read().get("decoder"))
     screen.print(terminal.result_table(record.metrics, published, decoder))
     facts = run_dir.facts()
-    for sentence in filter(None, (facts.one_class, facts.stopped_early)):
+    for sentence in filter(None, (facts.single_class_note, facts.stopped_early)):
         screen.print(sentence, markup=False)
     screen.print(f"run {terminal.format_path(record.path)}  {run_dir.read()['wall_s']['total']:.1f} s")
     terminal.print_command(screen, "report", "snnexp", "report", record.path)

@@ -17,7 +17,7 @@ def main(folder: Path) -> int:
         # until there is something to save
         signal.signal(number, signal.SIG_DFL)
     try:
-        if Run(folder).writer() != first:
+        if Run(folder).writer_pid() != first:
             raise ConfigError(f"{folder}: the process that started this one does not write there")
         from snnexp.training import execute
 

@@ -177,7 +177,7 @@ class Start:
             return {}
         trained = self.checkpoint.position[0] >= self.cfg.trainer.max_epochs
         stopped = {"stopped_early", "finishing"} & self.checkpoint.content.keys()
-        return self.run.validated() if trained or stopped else {}
+        return self.run.last_validation() if trained or stopped else {}
 
     @property
     def has_begun(self) -> bool:
@@ -201,7 +201,7 @@ class Start:
             return
         # what may fail, or take a while, comes before the first change
         made_with = {} if "versions" in more else {"versions": versions(), "git": git()}
-        resumed = self.run.resumed(self.previous_record, self.step, self.overrides)
+        resumed = self.run.resume_entries(self.previous_record, self.step, self.overrides)
         for name in ("device", "threads", "kernel"):
             if name in self.previous_record and self.previous_record[name] != now[name]:
                 change = f"{name}: {self.previous_record[name]} -> {now[name]}"
