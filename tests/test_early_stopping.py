@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from ends import content
+from kills import KilledError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
@@ -32,10 +33,6 @@ IMAGES = [
 BATCHES = 4
 UNSTEADY = "optimizer.lr=0.3"
 STOPPING = "trainer.early_stopping=1"
-
-
-class KilledError(BaseException):
-    """Stands for whatever ends a process."""
 
 
 @pytest.fixture(autouse=True)

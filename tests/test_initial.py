@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from ends import content
+from kills import KilledError
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -65,10 +66,6 @@ def weights(path: Path, name: str = "last") -> dict[str, Tensor]:
 
 def is_frozen(name: str) -> bool:
     return name.startswith((HIDDEN, "network.layers.hidden2.neuron.")) or name.endswith("readout.synapse.bias")
-
-
-class KilledError(BaseException):
-    """Stands for whatever ends a process."""
 
 
 class Stop(Callback):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ends import content
+from kills import KilledError
 from test_folders import picture
 from test_vision import mnist_like
 
@@ -22,10 +23,6 @@ TINY = [
     *("logger=jsonl", "logger.save_every_s=0", "trainer.log_every_n_steps=2", "optimizer.lr=0.02"),
 ]
 LABELS = np.arange(40) % 3
-
-
-class KilledError(BaseException):
-    """Stands for whatever ends a process."""
 
 
 def table(path: Path) -> None:

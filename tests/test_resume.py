@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from ends import content
+from kills import KilledError
 
 from snnexp.cli import main
 from snnexp.errors import CheckpointError, ConfigError, InUseError
@@ -46,10 +47,6 @@ IMAGES = [
     "logger=jsonl",
     "logger.save_every_s=0",
 ]
-
-
-class KilledError(BaseException):
-    """Stands for whatever ends a process."""
 
 
 @pytest.fixture(autouse=True)

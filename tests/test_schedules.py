@@ -15,7 +15,7 @@ from torch import nn
 from snnexp import config, experiment, optimizers, schedules
 from snnexp.config import compose, compose_unchecked, plain
 from snnexp.errors import ConfigError
-from snnexp.experiment import build
+from snnexp.experiment import build, resume, run
 from snnexp.optimizers import NamedParameter, Parameters
 from snnexp.record import upgrade
 from snnexp.sweeps import grouping
@@ -148,14 +148,40 @@ class TestTheOldText:
         assert changed == {"_target_": COSINE["_target_"]}
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_whether_a_run_may_become_longer_is_for_the_schedule_to_say(schedule: str) -> None:
-    before, now = (plain(compose([RECIPE, f"schedule={schedule}", f"trainer.max_epochs={n}"])) for n in (4, 5))
-    if schedule == "constant":
+@pytest.mark.parametrize(
+    ("schedule", "extends"),
+    [
+        ("constant", True),
+        ("step", True),
+        ("cosine", False),
+        ("cosine schedule.T_max=50", True),
+        ("linear", False),
+        ("linear schedule.length=3", True),
+        ("one_cycle", False),
+        ("warmup", True),
+        ("warmup schedule.then=cosine", False),
+    ],
+)
+def test_a_run_can_be_extended_where_rates_do_not_depend_on_its_length(schedule: str, extends: bool) -> None:
+    before, now = (plain(compose([RECIPE, *f"schedule={schedule}".split(), f"trainer.max_epochs={n}"])) for n in (4, 5))
+    if extends:
         config.require_same(before, now)
         return
     with pytest.raises(ConfigError, match=r"^trainer\.max_epochs: 4 -> 5, and the learning rates so far depend on it"):
         config.require_same(before, now)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["cosine schedule.T_max=5", "linear schedule.length=5", "warmup schedule.length=5"]
+)
+def test_an_extended_run_equals_a_longer_one(schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*SMALL, *f"schedule={schedule}".split(), "trainer.log_every_n_steps=1"]
+    short, long = (run(compose([*words, f"trainer.max_epochs={n}"])).path for n in (2, 4))
+    resume(short, ["trainer.max_epochs=4"])
+    first, second = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (short, long))
+    torch.testing.assert_close(first["state_dict"], second["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(first["lr_schedulers"], second["lr_schedulers"], rtol=0, atol=0)
 
 
 LR, TOTAL = 0.5, 10

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from ends import content
+from kills import KilledError
 
 from snnexp.experiment import compose, resume, run
 from snnexp.network import MLP, stack
@@ -37,10 +38,6 @@ FACTORIES: dict[str, Any] = {
     "alif": ALIF,
     "alif-recurrent": lambda features: ALIF(features, recurrent=True),
 }
-
-
-class KilledError(BaseException):
-    """Stands for whatever ends a process."""
 
 
 @pytest.mark.parametrize("neuron", NEURONS)

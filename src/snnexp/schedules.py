@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 from torch.optim import Optimizer
@@ -36,8 +36,8 @@ class Schedule:
     watches: ClassVar[bool] = False
     """Whether a measure decides. It then has a field ``measure``, the name of what is logged in each epoch, and is
     called with ``higher_is_better=True`` or ``False``, as the name says."""
-    depends_on_length: ClassVar[bool] = True
-    """Whether rates depend on ``total``, so that a run cannot become longer once it has begun."""
+    depends_on_length: ClassVar[bool | tuple[Any, ...]] = True
+    """Whether rates depend on ``total``, so that a run cannot be extended; or an argument, and values of it."""
     stackable: ClassVar[bool] = False
     """Whether members of a stack may share it: it treats all groups of parameters alike.
 
@@ -85,6 +85,7 @@ class Cosine(_Curve):
     """
 
     stackable = True
+    depends_on_length = ("T_max", None)
     T_max: Count | None = None
     eta_min: NonNegative = 0.0
 
@@ -103,6 +104,7 @@ class Linear(_Curve):
     """
 
     stackable = True
+    depends_on_length = ("length", None)
     end_factor: Fraction = 0.0
     length: Count | None = None
 
@@ -197,6 +199,7 @@ class WarmUp(_Curve):
         then: what follows it: ``constant``, or a ``cosine`` or ``linear`` fall to 0.
     """
 
+    depends_on_length = ("then", "cosine", "linear")
     length: Count = 100
     then: Literal["constant", "cosine", "linear"] = "constant"
 

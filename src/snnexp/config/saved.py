@@ -351,11 +351,19 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         change = f"{key}: {' -> '.join(both)}"
         if key != "trainer.max_epochs":
             errors.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
-        elif parts.of(now["schedule"]["_target_"]).fact("depends_on_length") is not False:
+        elif _depends_on_length(now["schedule"]):
             errors.add(f"{change}, and the learning rates so far depend on it; start a new run")
         elif new[key] < old[key]:
             errors.add(f"{change}, and a run cannot become shorter")
     errors.raise_if_any()
+
+
+def _depends_on_length(schedule: Mapping[str, Any]) -> bool:
+    fact = parts.of(schedule["_target_"]).fact("depends_on_length")
+    if isinstance(fact, tuple):
+        argument, *values = fact
+        return schedule.get(argument) in values
+    return fact is not False
 
 
 def command(overrides: Sequence[str], node: Mapping[str, Any], folders: Iterable[str | Path] = ()) -> str:

@@ -1,17 +1,14 @@
 """Tables in CSV files as the data of a run: a sample for each row, or for each window of a time series."""
 
-import csv
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Interval
 
 from snnexp import files
+from snnexp.data.csv_file import Array, CSVFile
 from snnexp.data.module import DataModule
 from snnexp.data.prepare import TEST_FRACTION, files_of, prepared
 from snnexp.data.sources import ArrayDataset, Source
@@ -19,10 +16,8 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Given, Index
 from snnexp.spec.checked import checked
 from snnexp.spec.parts import part
-from snnexp.text import format_value, one_line, suggest
+from snnexp.text import format_value
 
-Array = np.ndarray[Any, Any]
-MISSING = ("", "na", "n/a", "nan", "null", "none")
 EXACT = 2**53
 """The least whole number that stands for another one too, as a float of 64 bits."""
 MOST_CLASSES = 20
@@ -112,117 +107,11 @@ def csv_data(
     )
 
 
-class _Rows:
-    """The fields of a CSV file by column.
-
-    Args:
-        path: the file.
-        delimiter: between the fields of a row.
-
-    Raises:
-        DataError: it is damaged, has no header, or rows differ in length.
-    """
-
-    def __init__(self, path: Path, delimiter: str) -> None:
-        self.path, self.delimiter = path, delimiter
-        self.matrix: Array | None = None
-        """``[N, columns]``, where all fields are numbers."""
-        self.text: Mapping[str, Sequence[str]] = {}
-        """Of any other file, the fields by column."""
-        try:
-            self._read()
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"data: {path} cannot be read as CSV: {one_line(str(error))}") from error
-
-    def _read(self) -> None:
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
-            self.header = [name.strip() for name in next(filter(None, reader), [])]
-            self._require_header()
-            with warnings.catch_warnings(), suppress(ValueError):
-                # that there are no rows
-                warnings.simplefilter("ignore")
-                found = np.loadtxt(file, delimiter=self.delimiter, comments=None, quotechar='"', ndmin=2)
-                if found.shape[1] == len(self.header):
-                    self.matrix = found
-                    return
-        # which tells what is wrong, or reads text
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            _, *rows = filter(None, csv.reader(file, delimiter=self.delimiter, strict=True))
-        for index, row in enumerate(rows):
-            if len(row) != len(self.header):
-                told = f"sample {index} of {self.path.name} has {len(row)} fields, and the header {len(self.header)}"
-                raise DataError(f"data: {told}")
-        if not rows:
-            raise DataError(f"data: {self.path.name} has a header and no rows")
-        self.text = dict(zip(self.header, zip(*rows, strict=True), strict=True))
-
-    def _require_header(self) -> None:
-        if not self.header:
-            raise DataError(f"data: {self.path.name} has no row, must have one with the names of its columns")
-        if all(map(_is_number, self.header)):
-            raise DataError(f"data: the first row of {self.path.name} holds numbers, must be the names of its columns")
-        if len({*self.header}) < len(self.header):
-            raise DataError(f"data: {self.path.name} has two columns of the same name")
-
-    def require(self, key: str, name: str) -> None:
-        """Refuse a name that is no column's.
-
-        Raises:
-            ConfigError: it is none.
-        """
-        if name in self.header:
-            return
-        hint = suggest(name, self.header)
-        other = next((each for each in ",;\t|" if len(self.header) == 1 and each in self.header[0]), None)
-        if other is not None:
-            hint = f"its fields are not separated by {format_value(self.delimiter)}; use 'data.delimiter=\"{other}\"'"
-        raise ConfigError(f"{key}: {self.path.name} has no column {format_value(name)}, {hint}")
-
-    def values(self, name: str) -> Array:
-        """A column as numbers, or as text where a field is no number.
-
-        Raises:
-            DataError: a field is missing.
-        """
-        if self.matrix is not None:
-            column: Array = self.matrix[:, self.header.index(name)]
-            missing = np.flatnonzero(np.isnan(column)).tolist()
-        else:
-            fields = [field.strip() for field in self.text[name]]
-            missing = [index for index, field in enumerate(fields) if field.lower() in MISSING]
-            # Python reads 1_0 as 10
-            is_text = any("_" in field or not _is_number(field) for field in fields)
-            column = np.array(fields) if is_text or missing else np.array(fields, dtype=np.float64)
-        if missing:
-            some = (
-                f"{len(missing)} of {len(column)} fields in column {format_value(name)} of {self.path.name} are missing"
-            )
-            raise DataError(f"data: {some}, the first in sample {missing[0]}; fill them, or use data.drop")
-        return column
-
-    def numbers(self, names: Sequence[str], key: str = "drop") -> Array:
-        """Columns of numbers, ``[N, F]``.
-
-        Raises:
-            ConfigError: there are none, or some hold text.
-        """
-        found = {name: self.values(name) for name in names}
-        text = [name for name, each in found.items() if each.dtype.kind == "U"]
-        if text:
-            hint = f"; leave them out by 'data.drop=[{','.join(text)}]'" if key == "drop" else ""
-            columns = ", ".join(map(format_value, text))
-            raise ConfigError(f"{key}: {self.path.name} has text in {columns}, must be numbers{hint}")
-        if not found:
-            raise ConfigError(f"drop: leaves no feature of {self.path.name}, which has {', '.join(self.header)}")
-        return np.stack([*found.values()], 1)
-
-
 @dataclass(frozen=True)
 class _Table:
     """What a file holds: its rows, targets ``[N]`` or ``[N, K]``, ids and words."""
 
-    rows: _Rows
+    rows: CSVFile
     y: Array
     groups: list[Any] | None
     split: list[Any] | None
@@ -275,7 +164,7 @@ class _Columns:
             raise ConfigError(f"delimiter: got {format_value(self.delimiter)}, must be one character")
         path = files.absolute(file)
         files.require_file(path)
-        found, targets = _Rows(path, self.delimiter), self.targets
+        found, targets = CSVFile(path, self.delimiter), self.targets
         if not targets:
             raise ConfigError(f"target: must name a column of {path.name}: {', '.join(found.header)}")
         if len({*targets}) < len(targets):
@@ -289,18 +178,10 @@ class _Columns:
         words = (self.delimiter, tuple(targets), tuple(self.drop), self.groups, self.split)
         return _Table(found, y, ids.get("groups"), ids.get("split"), (files.signature(path), *words))
 
-    def features(self, rows: _Rows, with_target: bool) -> list[str]:
+    def features(self, rows: CSVFile, with_target: bool) -> list[str]:
         """The columns that are features, in the order of the file."""
         left_out = {*self.drop, self.groups, self.split, *(() if with_target else self.targets)}
         return [name for name in rows.header if name not in left_out]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _classes(tables: Sequence[_Table], classify: bool | None) -> list[str] | None:
