@@ -6,8 +6,8 @@
 Contestants share one process and take turns of a few steps, so that a busy machine slows them all alike. They start
 from the same weights and batches; one whose loss or gradient is not ours is named, not timed, and the exit code is 1.
 snnTorch and Norse are written as their tutorials are, with the product inside the loop over time, SpikingJelly and JAX
-with the input's product before it; snnTorch and Norse have the optimiser of their tutorials, `torch.optim.Adam`, and
-snnTorch Tutorial 5's loss, step by step; else loss and optimiser are ours for all in PyTorch. MNIST is read from
+with the input's product before it; snnTorch and Norse have the optimizer of their tutorials, `torch.optim.Adam`, and
+snnTorch Tutorial 5's loss, step by step; else loss and optimizer are ours for all in PyTorch. MNIST is read from
 $SNNEXP_DATA_DIR; without it, random images of similar statistics take its place.
 
 steps   training and evaluation step of each recipe. `floor` is the step with an identity in place of each neuron,
@@ -185,7 +185,7 @@ def in_torch(
 ) -> Contestant:
     """The steps around a forward pass; ``same`` loss as ours is claimed, and the same gradient of ``weight``.
 
-    With ``tutorial`` the optimiser is the one of the peer's tutorial, else our fused one.
+    With ``tutorial`` the optimizer is the one of the peer's tutorial, else our fused one.
     """
     parameters, optimizer = list(parameters), None
     if work.optimizer:
@@ -482,7 +482,7 @@ def floor(work: Work) -> Contestant:
 
 
 def products(work: Work) -> Contestant:
-    """The products of forward and backward pass alone, without autograd, loss or optimiser."""
+    """The products of forward and backward pass alone, without autograd, loss or optimizer."""
     inputs, T = work.encoder(work.batches[0][0]), work.network.num_steps
     x, batch = inputs.flatten(0, 1), inputs.shape[1]
     forward: list[Callable[[], object]] = []

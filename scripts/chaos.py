@@ -135,7 +135,7 @@ def killed(folder: Path, draw: random.Random, cases: dict[str, list[str]], times
             good, tried, torn = good + (same and not left), tried + 1, torn + saving
             note = (", while saving" if saving else "") + (", AND LEFT A PROCESS" if left else "")
             print(f"{name:24} {where}{note}: {'the same' if same else 'DIFFERENT'}", flush=True)
-    print(f"{good} of {tried} killed runs ended with the same weights, optimiser and metrics; {torn} kills hit a save")
+    print(f"{good} of {tried} killed runs ended with the same weights, optimizer and metrics; {torn} kills hit a save")
     return good == tried
 
 
@@ -289,7 +289,7 @@ def stacks(folder: Path, draw: random.Random, times: int | None) -> bool:
                 print(f"{name}, {moment}, resumed at {steps}: {'the same' if same else 'DIFFERENT'}", flush=True)
                 if done.returncode:
                     print(done.stdout, done.stderr)
-    print(f"{good} of {tried} killed stacks ended with the same weights, optimisers and metrics in all members")
+    print(f"{good} of {tried} killed stacks ended with the same weights, optimizers and metrics in all members")
     return good == tried
 
 

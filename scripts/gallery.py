@@ -41,7 +41,7 @@ def main(target: str) -> None:
 
 
 def save_small(source: Path, target: Path) -> None:
-    """128 colours are enough for figures of few."""
+    """128 colors are enough for figures of few."""
     packed = io.BytesIO()
     Image.open(source).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
     target.write_bytes(packed.getvalue())

@@ -203,7 +203,7 @@ class TestEnds:
     def test_a_member_that_diverges_leaves_the_others_as_they_are(self, tmp_path: Path) -> None:
         """The first of the stack, whose place is the same both times."""
         calm = [["loss=mse_membrane", f"seed={seed}"] for seed in range(4)]
-        # members are sorted by their optimisers
+        # members are sorted by their optimizers
         calm[0].append("optimizer.betas=[0.5,0.9]")
         wild = [[*calm[0], "optimizer.lr=1e30"], *calm[1:]]
         with_it, without = train(parallel(*wild), tmp_path / "with"), train(parallel(*calm), tmp_path / "calm")
@@ -278,7 +278,7 @@ class TestInterruption:
 
     @staticmethod
     def members(runs: Ends | None = None) -> list[Point]:
-        """Two that share an optimiser, one with its own; each draws its spikes and falls in its learning rate."""
+        """Two that share an optimizer, one with its own; each draws its spikes and falls in its learning rate."""
         common = ["encoder=bernoulli", "optimizer.schedule=cosine", "neuron.learn_beta=true", "neuron.beta=0.9"]
         made = parallel(*([*common, f"seed={n}", f"optimizer.lr={lr}"] for n, lr in enumerate((2e-3, 1e-3, 2e-3))))
         for index, end in (runs or {}).items():

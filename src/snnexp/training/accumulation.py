@@ -1,4 +1,4 @@
-"""Optimiser steps of several batches, whose gradients are added up."""
+"""Gradient accumulation: optimizer steps over several batches."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class Accumulation(NamedTuple):
-    """How the samples of an optimiser step are split into batches.
+    """Splits the samples of an optimizer step into batches.
 
     Args:
-        size: samples of a batch.
-        values_at: the axis of the samples in inputs.
-        target_at: the axis of the samples in targets.
+        size: samples per batch.
+        values_at: sample axis of the inputs.
+        target_at: sample axis of the targets.
     """
 
     size: int
@@ -21,7 +21,7 @@ class Accumulation(NamedTuple):
     target_at: int
 
     def batches(self, step: tuple[Tensor, Tensor]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
-        """The batches in order, each with its share of the samples."""
+        """Yield the batches in order, each with its fraction of the samples."""
         values, target = step
         samples = values.shape[self.values_at]
         parts = zip(

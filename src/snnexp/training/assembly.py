@@ -1,4 +1,4 @@
-"""Turn a checked config into parts that fit each other: data, encoder, network, loss, task and trainer."""
+"""Assemble a checked config into compatible parts: data, encoder, network, loss, task and trainer."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -49,9 +49,9 @@ class Parts:
     task: Task
     trainer: Trainer
     decoder: Decoder | None
-    """How a class is read off a readout; None where targets are no labels."""
+    """Predicts a class from the readout; None if the targets are not labels."""
     kernel: str
-    """What computes the neurons, as :func:`snnexp.kernels.use` tells it."""
+    """The kernel that computes the neurons, as returned by :func:`snnexp.kernels.use`."""
 
     def __repr__(self) -> str:
         splits = {name: getattr(self.data, name) for name in ("train", "val", "test")}
@@ -85,33 +85,33 @@ def make_trainer(
     gradient_clip: Positive | None = None,
     accumulate: Count = 1,
 ) -> Trainer:
-    """Lightning's trainer, deterministic and silent; run-bound callbacks and loggers are added by :func:`run`.
+    """Return a deterministic, silent Lightning trainer; :func:`run` adds callbacks and loggers that belong to a run.
 
     Args:
         accelerator: ``auto``, ``cpu``, ``gpu``, ...
-        devices: processes, each with a device of its own.
+        devices: number of processes, each with its own device.
         strategy: ``auto`` or ``ddp``.
         precision: ``32-true``, or ``bf16-mixed`` for matrix products in bfloat16; neurons and losses stay in float32.
-        threads: of each process, set by :func:`run`; None for OMP_NUM_THREADS where it is set, else one.
+        threads: CPU threads per process, set by :func:`run`; None for OMP_NUM_THREADS if set, else one.
         max_epochs: passes over the training data.
-        limit_batches: train on no more optimiser steps, and validate on no more batches, than this per epoch.
-        limit_test_batches: test on no more batches than this.
-        log_every_n_steps: how often a training step is logged.
-        early_stopping: end the training after so many epochs in which ``val/loss`` did not improve, by :func:`run`.
-        gradient_clip: the largest norm of all gradients together; larger ones are scaled down to it. None for any norm.
-        accumulate: batches of an optimiser step. Their gradients are added up, each weighed by its samples, so that the
-            step is one of ``accumulate`` times as many samples, where what is minimised is a mean over samples.
+        limit_batches: maximum number of optimizer steps, and of validation batches, per epoch.
+        limit_test_batches: maximum number of test batches.
+        log_every_n_steps: log every n training steps.
+        early_stopping: stop after this many epochs without an improvement of ``val/loss``, applied by :func:`run`.
+        gradient_clip: maximum total norm of the gradients; larger gradients are scaled down. None for no clipping.
+        accumulate: batches per optimizer step. Gradients are summed, each weighted by its number of samples: for a
+            loss that is a mean over samples, a step equals one with ``accumulate`` times the batch size.
 
     Raises:
-        ConfigError: there is no such accelerator here, or not so many devices.
+        ConfigError: the accelerator, or this number of devices, is not available.
     """
-    # Lightning asks PyTorch to look for GPUs through NVML, which PyTorch's optimisers then do again at every step
+    # Lightning makes PyTorch query NVML for GPUs, and PyTorch's optimizers would repeat that at every step
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     place = processes.ProcessEnvironment(1)
     chosen: str | processes.Ddp = strategy
     if launchers.is_distributed({"strategy": strategy, "devices": devices}):
         place = processes.ProcessEnvironment.here(devices)
-        # a readout's threshold may have no part in a loss on the membrane
+        # the readout's threshold is unused if the loss reads the membrane
         chosen = processes.Ddp(place, find_unused_parameters=strategy == "ddp")
     try:
         with terminal.quiet():
@@ -133,38 +133,38 @@ def make_trainer(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 logger=False,
-                # without a place, Lightning would look for one, and requeue a job of SLURM by itself
+                # otherwise Lightning detects an environment itself, and requeues SLURM jobs
                 plugins=[place],
                 default_root_dir=os.devnull,
                 callbacks=[callbacks.LogMeans(), Bridge(observers.ProjectParameters, observers.DivergenceGuard)],
             )
-            # deterministic algorithms would also write NaN into all fresh memory, which kernels fill themselves
+            # deterministic mode would also fill all new memory with NaN; the kernels initialize theirs
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            # Lightning took it from variables that whoever started this process may have set, and then logs nothing
+            # Lightning reads it from inherited environment variables, and a rank other than 0 logs nothing
             rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"accelerator: {accelerator} with {devices} devices cannot be had here: {reason}") from error
+        raise ConfigError(f"accelerator: {accelerator} with {devices} devices is not available: {reason}") from error
     if trainer.strategy.root_device.type == "cpu":
         limits.require_processes("devices", devices)
     return trainer
 
 
 def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
-    """Turn a checked config into objects: data are read, weights are drawn from ``cfg.seed``.
+    """Instantiate a checked config: read the data and draw the weights from ``cfg.seed``.
 
-    ``snnexp.experiment.build`` restores flags and variables, also those that its trainer sets. To train by hand with
-    ``parts.trainer``, call ``torch.use_deterministic_algorithms(True)`` first, and delete
-    ``PYTORCH_NVML_BASED_CUDA_CHECK`` from ``os.environ``: with it, optimisers look for GPUs at every step.
+    ``snnexp.experiment.build`` restores flags and environment variables, including those set for its trainer. To train
+    by hand with ``parts.trainer``, call ``torch.use_deterministic_algorithms(True)`` first, and
+    delete ``PYTORCH_NVML_BASED_CUDA_CHECK`` from ``os.environ``: it makes optimizers query for GPUs at every step.
 
     Args:
         cfg: a checked config.
-        trainer: of an equal config, to be shared instead of made.
+        trainer: of an identical config, to be shared; None to create one.
 
     Raises:
-        ConfigError: two choices cannot work together.
+        ConfigError: two parts are incompatible.
         DataError: data are missing or damaged.
-        PartError: code of a part of the user's own raised an error.
+        PartError: a user-defined part raised an error.
     """
     with user_parts.wrap_errors(cfg=cfg):
         return _build(cfg, trainer)
@@ -173,7 +173,7 @@ def build(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
 def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     nodes = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(nodes, dict)
-    # what costs nothing is made first, so that a mistake in it is told before data are read
+    # cheap parts first: their errors are reported before data are read
     loss, encoder = instantiate(nodes["loss"], "loss"), instantiate(nodes["encoder"], "encoder")
     contracts.require_loss(loss)
     contracts.require_kind(encoder, Encoder, "encoder")
@@ -189,7 +189,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     contracts.require_kind(trainer, Trainer, "trainer")
     processes.require_ddp_strategy(trainer)
     accumulate = nodes["trainer"].get("accumulate", 1)
-    # one stream of random numbers for data and weights, in this order
+    # data and weights share one random stream, in this order
     torch.manual_seed(cfg.seed)
     spikes = nodes["data"].pop("spikes", None)
     data = instantiate(nodes["data"], "data")
@@ -204,8 +204,8 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     with key_prefix("data"):
         data.require_shareable(trainer.world_size)
     if accumulate > 1 and trainer.world_size > 1:
-        told = f"got {accumulate} with {trainer.world_size} processes, which share each batch"
-        raise ConfigError(f"trainer.accumulate: {told}; use 1, and more processes or smaller batches")
+        problem = f"got {accumulate} with {trainer.world_size} processes, which share each batch"
+        raise ConfigError(f"trainer.accumulate: {problem}; use 1, and more processes or smaller batches")
     decoder = _require_compatible(data, encoder, network, loss, decoder, cfg.num_steps)
     for name, measure in measures.items():
         rules.require_measure(name, measure, data, [*network.neurons().values()][-1])
@@ -220,7 +220,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
         data.description = replace(data.description, spikes=spikes)
     if data.spikes and not (data.sequences or encoder.spikes):
         raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
-    # values that are 0 or 1 alone are spikes where they change over time
+    # values that are all 0 or 1 are spikes if they change over time
     spikes_come_in = encoder.spikes or (found.binary if data.spikes is None else data.spikes)
     device = trainer.strategy.root_device
     kernel = kernels.use(network, cfg.kernel, device)
@@ -232,13 +232,13 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
         task.accumulation = Accumulation(data.batch_size, int(data.sequences), int(data.description.is_timed))
     _require_measures(task, data, nodes["trainer"], parts.of(nodes["data"]["_target_"]))
     if not isinstance(schedule, Constant):
-        # one that has a schedule of its own is refused before anything is written
+        # raises for an optimizer with its own schedule before anything is written
         task.make_optimizer([*task.parameters()], 1)
     return Parts(data, encoder, network, loss, task, trainer, decoder, kernel)
 
 
 def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any], spec: Spec) -> None:
-    """Refuse to watch a measure that is not logged, or of which no value is better than another."""
+    """Reject monitoring a metric that is not logged, or that has no better direction."""
     logged = ["train/epoch_loss"]
     if data.val is not None:
         logged += [f"val/{name}" for name in ("loss", *task.measures)]
@@ -257,18 +257,18 @@ def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any], 
 def _encode(
     encoder: Encoder, network: Network, kernel: str, device: torch.device
 ) -> Callable[[Tensor], Tensor | SparseSpikes]:
-    """The encoder, or where it has few spikes and a dense synapse sums them on a CPU, the list of its spikes."""
+    """Return the encoder, or its sparse variant if dense synapses read its spikes on a CPU."""
     first = network.input_synapses()
     summed = (
         first and all(type(synapse) is Dense for synapse in first) and device.type == "cpu" and kernel != "reference"
     )
-    # a subclass that encodes otherwise has events of its own, or none
+    # a subclass that overrides __call__ has its own events, or none
     own = next(kind for kind in type(encoder).__mro__ if "__call__" in vars(kind))
     return encoder.sparse if summed and "sparse" in vars(own) else encoder
 
 
 def _optimizer(node: Mapping[str, Any]) -> Callable[..., Any]:
-    """What makes the optimiser of parameters."""
+    """Return a callable that makes the optimizer from parameters."""
     if targets.is_optimizer(node["_target_"]):
         return TorchOptimizer(factory(node, "optimizer", given=("params",)), node.get("weight_decay", 0.0))
     made: Callable[..., Any] = instantiate(node, "optimizer")
@@ -285,7 +285,7 @@ def _decoder(node: Mapping[str, Any] | None) -> Decoder | None:
 
 
 def _by_name(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The parts of a place that has many, by name."""
+    """Return the parts of a config group that takes several, by name."""
     kinds = {"regularizer": Penalty, "measure": metrics.Measure}
     found = {name: instantiate(node, f"{place}.{name}") for name, node in nodes.items()}
     for name, each in found.items():
@@ -297,14 +297,14 @@ def _by_name(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
 def _require_compatible(
     data: DataModule, encoder: Encoder, network: Network, loss: Loss, decoder: Decoder | str | None, num_steps: int
 ) -> Decoder | None:
-    """Refuse parts that cannot work together; returns what decodes the readout.
+    """Reject incompatible parts and return the decoder of the readout.
 
     Args:
         data: the data.
         encoder: the encoder.
         network: the network.
         loss: the loss.
-        decoder: its name where a config leaves it to the parts, whose sources did not tell it.
+        decoder: a name if the config leaves the choice to the parts and their source code did not decide it.
         num_steps: T.
     """
     readout = list(network.neurons().values())[-1]
@@ -328,7 +328,7 @@ def _require_compatible(
 
 
 def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
-    """The loss with a weight for each class of the data, where it has weights.
+    """Return the loss with one weight per class of the data, if it is weighted.
 
     Raises:
         ConfigError: there are not as many weights as classes, all are 0, or a class has no training samples.
@@ -348,13 +348,13 @@ def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
 
 
 def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:
-    """Refuse values that cannot be encoded, and an encoder that gives another number of steps."""
+    """Reject values that cannot be encoded, and an encoder with another number of steps."""
     with user_parts.wrap_errors("encoder"):
         encoder.require_range(found.low, found.high)
         data.check_range_with(encoder.require_range)
         if data.sequences or encoder.constant:
             return
-        # drawing here must not move the run's stream
+        # must not advance the run's random stream
         with torch.random.fork_rng(devices=[]):
             encoded: Any = encoder(data.train[[0]][0])
     if not isinstance(encoded, Tensor) or encoded.shape[1:] != (1, *data.inputs):

@@ -1,4 +1,4 @@
-"""Callbacks of Lightning's that a model needs, whatever watches it: random numbers, and means of a split."""
+"""Lightning callbacks that every model needs: seeding, and metrics averaged over a split."""
 
 import itertools
 from typing import Any, cast
@@ -14,9 +14,9 @@ from snnexp.seeds import fold
 
 
 class StatelessSeeding(Callback):
-    """Random numbers of a step depend on the seed and the place in the run alone, whatever was drawn before.
+    """Seed every step from the run's seed and its position in the run, independent of earlier draws.
 
-    Batches of all evaluations draw alike, so that an evaluation can be repeated by itself.
+    All evaluations draw the same numbers for a batch, so that an evaluation can be repeated on its own.
     """
 
     def __init__(self, seed: int) -> None:
@@ -34,10 +34,10 @@ class StatelessSeeding(Callback):
 
 
 class LogMeans(Callback):
-    """Log what an evaluation has added up, once at its end; before callbacks that read it."""
+    """Log the accumulated metrics once, at the end of an evaluation; must precede callbacks that read them."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # one before may have been interrupted
+        # a previous evaluation may have been interrupted
         cast(metrics.Totals, pl_module.means).clear()
 
     on_test_start = on_validation_start
@@ -49,20 +49,20 @@ class LogMeans(Callback):
             lambda state: [state] if trainer.world_size == 1 else gather_all_tensors(state),
         )
         for name, value in found.items():
-            # equal on all processes, as Lightning is told
+            # already equal on all processes; sync_dist silences Lightning's warning
             pl_module.log(name, value, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
 
 class EvaluateTestSplit(Callback):
-    """After each epoch of training, log what the test split measures, as rows that nothing is chosen by.
+    """Evaluate the test split after each training epoch and log its metrics; nothing is selected by them.
 
-    It comes before what writes the row of an epoch. Random numbers and modes are restored afterwards.
+    Must precede the callback that writes an epoch's row. Random states and module modes are restored afterwards.
 
     Args:
-        batches: of the test at most; None for all.
-        random: seeds each batch of an evaluation; None where the task does so itself.
+        batches: maximum number of test batches; None for all.
+        random: seeds each batch; None if the task does so itself.
     """
 
     def __init__(self, batches: int | None, random: StatelessSeeding | None = None) -> None:
@@ -70,7 +70,7 @@ class EvaluateTestSplit(Callback):
 
     @classmethod
     def join(cls, trainer: Trainer, batches: int | None, random: StatelessSeeding | None = None) -> None:
-        """Put one among the callbacks of a trainer, behind its :class:`LogMeans`; arguments as of the class."""
+        """Insert one into the callbacks of a trainer, after its :class:`LogMeans`; arguments as for the class."""
         place = [type(each) for each in trainer.callbacks].index(LogMeans) + 1  # type: ignore[attr-defined]
         trainer.callbacks.insert(place, cls(batches, random))  # type: ignore[attr-defined]
 

@@ -1,7 +1,6 @@
-"""Interface checks for assembled parts, built-in or user-defined, done once and before anything is written.
+"""Interface checks for assembled parts, built-in or user-defined, run once before anything is written.
 
-Tests hold the parts of this package to it; what a user's parts return is looked at with two samples. Nothing here moves
-the random numbers of a run.
+Tests cover the built-in parts; user-defined parts are run on two samples. No check advances the random state of a run.
 """
 
 import random
@@ -33,20 +32,20 @@ SAMPLES = 2
 
 
 def require_kind(part: Any, kind: type, key: str, hint: str = "") -> None:
-    """Refuse what a target has made that is of no use in its place."""
+    """Reject a part of the wrong type for its config key."""
     if not isinstance(part, kind):
         raise _located_error(f"{key}: got {_with_article(part)}, must be a {kind.__module__}.{kind.__qualname__}{hint}")
 
 
 def require_data(data: Any) -> None:
-    """Refuse data that are no data module, and say how a dataset becomes one."""
+    """Reject data that are not a data module; the message shows how to wrap a dataset."""
     name = f"{type(data).__module__}.{type(data).__qualname__}"
     hint = f"; data=dataset data.dataset._target_={name} makes one of it" if hasattr(data, "__getitem__") else ""
     require_kind(data, DataModule, "data", hint)
 
 
 def checked_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]:
-    """``make``, whose results are neurons that have an equation."""
+    """Wrap ``make`` to check that its results are neurons that implement ``scan`` and ``zero_state``."""
 
     def checked(*arguments: Any, **named: Any) -> Neuron:
         neuron = make(*arguments, **named)
@@ -60,22 +59,22 @@ def checked_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]
 
 
 def require_shareable(network: Network, processes: int) -> None:
-    """Refuse batch norm where processes share each batch: each would normalise its own share."""
+    """Reject batch norm if processes share each batch: each would normalize only its share."""
     names = _batch_norms(network)
     if processes > 1 and names:
-        told = f"{names[0].removeprefix('layers.')} is batch norm, and {processes} processes share each batch"
-        raise ConfigError(f"network: {told}; use network.norm=layer, or one process")
+        problem = f"{names[0].removeprefix('layers.')} is batch norm, and {processes} processes share each batch"
+        raise ConfigError(f"network: {problem}; use network.norm=layer, or one process")
 
 
 @torch.no_grad()
 def require_batch_norm_samples(network: Network, data: DataModule, num_steps: int, limit: int | None) -> None:
-    """Refuse training batches of one sample where a batch norm would get a single value of each channel.
+    """Reject training batches of one sample if a batch norm would see a single value per channel.
 
     Args:
-        network: whose modules are in the modes of the training.
-        data: the run's.
+        network: with its modules in training mode.
+        data: of the run.
         num_steps: T.
-        limit: optimiser steps of an epoch; None for all.
+        limit: optimizer steps per epoch; None for all.
     """
     if not _batch_norms(network) or data.smallest_batch(limit) > 1:
         return
@@ -94,7 +93,7 @@ def _batch_norms(network: Network) -> list[str]:
 
 
 def require_loss(loss: Any) -> None:
-    """Refuse a loss that does not say, or says wrongly, what it reads and what it fits."""
+    """Reject a loss with missing or invalid ``targets``, ``reads`` or ``decoder``."""
     name = type(loss).__name__
     for attribute in ("targets", "reads", "decoder"):
         if getattr(loss, attribute, None) is None:
@@ -105,7 +104,7 @@ def require_loss(loss: Any) -> None:
 
 
 def require_decoder_name(name: str | None, loss: Any) -> None:
-    """Refuse a loss whose default decoder, of that name, is no choice."""
+    """Reject a loss whose default decoder is unknown."""
     known = parts.by_choice("decoder")
     if name is not None and name not in known:
         raise ConfigError(
@@ -114,7 +113,7 @@ def require_decoder_name(name: str | None, loss: Any) -> None:
 
 
 def require_reads(part: Any, key: str) -> None:
-    """Refuse a part that reads what is no statistic of a trace."""
+    """Reject a part whose ``reads`` names an unknown statistic."""
     try:
         statistic_names(part.reads)
     except ValueError as error:
@@ -124,7 +123,7 @@ def require_reads(part: Any, key: str) -> None:
 
 
 def as_network(made: Any, inputs: tuple[int, ...], outputs: int, num_steps: int, constant: bool) -> Network:
-    """What a target has made as a network; any other module than a :class:`Network` becomes an opaque one."""
+    """Return a :class:`Network` as it is, and wrap any other module in an :class:`Opaque` network."""
     if isinstance(made, Network):
         made.constant = constant
         require_network(made)
@@ -139,14 +138,14 @@ def as_network(made: Any, inputs: tuple[int, ...], outputs: int, num_steps: int,
 
 
 def _example(inputs: tuple[int, ...], num_steps: int, constant: bool, seed: int = 0) -> Tensor:
-    """A batch of an even number of samples, of which the half is a batch too."""
+    """Return an input batch of an even number of samples."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand((1 if constant else num_steps, 2 * SAMPLES, *inputs), generator=generator)
 
 
 @contextmanager
 def _reporting_errors(kind: str) -> Iterator[None]:
-    """Report what a network raises: that of a user's code as a :class:`PartError`, else as a :class:`ConfigError`."""
+    """Convert errors raised by a network: to :class:`PartError` in user code, else to :class:`ConfigError`."""
     try:
         with user_parts.wrap_errors("network"):
             yield
@@ -163,7 +162,7 @@ def _kind(network: Network) -> str:
 
 @torch.no_grad()
 def _require_stateless(network: Network, inputs: tuple[int, ...], num_steps: int) -> None:
-    """Refuse a network that gives another result for the same batch after it has seen others."""
+    """Reject a network whose result for a batch depends on earlier batches."""
     example, other = (_example(inputs, num_steps, network.constant, seed) for seed in (0, 1))
     for training in (False, True):
         with restored(random_states()), unchanged(network), _reporting_errors(_kind(network)):
@@ -181,18 +180,18 @@ def _require_stateless(network: Network, inputs: tuple[int, ...], num_steps: int
 
 
 def _results(network: Network, example: Tensor) -> list[Tensor]:
-    """Spikes and membranes, the random numbers being the same each time."""
+    """Return spikes and membranes, always drawn from the same seed."""
     with restored(random_states()):
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)
         traces = network(example.clone())
-    # NaN is not equal to itself
+    # NaN != NaN
     return [part.nan_to_num() for trace in traces for part in (trace.spikes, trace.membrane)]
 
 
 def require_network(network: Network) -> None:
-    """Refuse a network whose layers are not the ones that everything but its ``forward`` goes through."""
+    """Reject a :class:`Network` subclass that overrides ``forward``: figures, SynOps and stacks would ignore it."""
     if type(network).forward is not Network.forward or "forward" in vars(network):
         raise ConfigError(
             f"network: {type(network).__name__} has a forward of its own, and figures, synaptic operations and stacks "
@@ -209,7 +208,7 @@ def require_results(
     data: DataModule,
     num_steps: int,
 ) -> None:
-    """Run two samples through parts of a user's, and refuse results of another type or shape."""
+    """Run two samples through user-defined parts and reject results of the wrong type or shape."""
     neurons = network.neurons()
     others: list[Any] = [loss, decoder, *(getattr(neuron, "surrogate", loss) for neuron in neurons.values())]
     if not any(map(_is_user_defined, [*network.modules(), *others, *measures.values(), *penalties.values()])):
@@ -235,42 +234,42 @@ def require_results(
         for name, penalty in penalties.items():
             if _is_user_defined(penalty):
                 _require_penalty(f"regularizer.{name}", penalty, dict(zip(neurons, traces, strict=True)), fires)
-    # a neuron of ours has its state handed in and out
+    # Neuron keeps no state between calls
     if any(_is_user_defined(module) and not isinstance(module, Neuron) for module in network.modules()):
         _require_stateless(network, data.inputs, num_steps)
 
 
 class DeclaredTrace:
-    """A trace of which a part sees the statistics that it ``reads``: an evaluation keeps no others.
+    """A trace that gives a part only the statistics named in its ``reads``: an evaluation keeps no others.
 
     Args:
-        trace: of a network, or what else has statistics.
-        part: that reads it.
-        key: where the part stands in the config.
-        more: names that the part may read besides.
+        trace: of a network, or any object with statistics.
+        part: the part that reads it.
+        key: config key of the part.
+        more: further names that the part may read.
     """
 
     def __init__(self, trace: Any, part: Any, key: str, more: Sequence[str] = ()) -> None:
         self._trace, self._known = trace, (*statistic_names(part.reads), *more, "num_steps", "samples")
-        self._told = f"{key}: {type(part).__name__}"
+        self._prefix = f"{key}: {type(part).__name__}"
 
     def __getattr__(self, name: str) -> Any:
         if name in STATISTICS and name not in self._known:
-            raise ConfigError(f"{self._told} reads {name} of a trace, and its attribute reads does not name it")
+            raise ConfigError(f"{self._prefix} reads {name} of a trace, and its attribute reads does not name it")
         return getattr(self._trace, name)
 
 
 @contextmanager
 def unchanged(network: Network) -> Iterator[None]:
-    """Restore modes, buffers and attributes such as counters; not every module of a user's could be copied."""
+    """Restore modes, buffers and other attributes afterwards; a deep copy may fail for user-defined modules."""
     attributes = [(vars(module), {**vars(module), "_buffers": {**module._buffers}}) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         yield
     finally:
-        for now, before in attributes:
-            now.clear()
-            now.update(before)
+        for current, saved in attributes:
+            current.clear()
+            current.update(saved)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -345,7 +344,7 @@ def _require_penalty(key: str, penalty: Penalty, traces: Mapping[str, Any], fire
 
 
 def _example_target(description: Description, num_steps: int) -> Tensor:
-    """A batch of targets of the kind that is described."""
+    """Return a batch of targets that fits the description."""
     shape = [*description.target_shape(num_steps)]
     shape.insert(int(description.is_timed), SAMPLES)
     return torch.zeros(shape, dtype=torch.int64) if description.is_classified else torch.rand(shape)
@@ -362,7 +361,7 @@ def _with_article(part: Any) -> str:
 
 
 def _located_error(sentence: str) -> ConfigError:
-    """Raised within the constructor of the network, which is not what the sentence is about."""
+    """Return an error with its key already in the message: it is raised within the constructor of the network."""
     error = ConfigError(sentence)
     error.has_path = True
     return error

@@ -1,4 +1,4 @@
-"""Early stopping: the end of a training that does not improve any more."""
+"""Early stopping: end training when a metric no longer improves."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,11 +10,11 @@ from snnexp.training.members import Member, Observer
 
 
 class EarlyStopping(Observer):
-    """End the training of a member after ``patience`` epochs in which a measure did not improve.
+    """Stop training a member after ``patience`` epochs without improvement of a metric.
 
     Args:
         patience: epochs without a new best value.
-        measure: what is watched; its name decides whether higher is better.
+        measure: the monitored metric; its name decides whether higher is better.
     """
 
     state_key = "early_stopping"
@@ -24,7 +24,7 @@ class EarlyStopping(Observer):
         self.patience, self.measure = patience, measure
         self.best: float | None = None
         self.epochs = 0
-        """Since the best value."""
+        """Epochs since the best value."""
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
         return {"best": self.best, "epochs": self.epochs}

@@ -1,4 +1,4 @@
-"""A trained network is measured again, loaded, exported, or asked for its predictions."""
+"""Evaluate, load and export trained networks, and write their predictions."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -42,22 +42,22 @@ def evaluate(
     overrides: Sequence[str] = (),
     folders: Sequence[Path] = (),
 ) -> dict[str, float]:
-    """Measure one split with the weights of a checkpoint; nothing is written.
+    """Evaluate one split with the weights of a checkpoint; write nothing.
 
     Args:
         path: the run directory.
-        checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
+        checkpoint: ``last``, ``best``, ``init``, or any file whose weights fit the run's network.
         split: ``test``, ``val`` or ``train``.
-        overrides: changes of the run's config, such as ``trainer.accelerator=cpu``; ``data=OTHER`` measures on other
-            data.
-        folders: more configs, as of ``--config-dir``; by default those that the run was composed with.
+        overrides: overrides of the run's config, such as ``trainer.accelerator=cpu``; ``data=OTHER`` evaluates on
+            other data.
+        folders: further config folders, as for ``--config-dir``; by default those that the run was composed with.
 
     Returns:
-        ``<split>/<measure>`` to value; with the last weights on the test split, the values that the run reported. (Of
-        several processes, each drew random spikes of its own; one process draws others.)
+        ``<split>/<metric>`` to value; for the last weights on the test split, the values that the run reported. (A run
+        of several processes drew different random spikes in each of them; one process draws others.)
 
     Raises:
-        ConfigError: it is no run directory, the run has no such split, or the network does not take such data.
+        ConfigError: not a run directory, the run has no such split, or the data do not fit the network.
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
         DataError: data are missing or damaged.
     """
@@ -73,20 +73,20 @@ def predict(
     output: str | Path | None = None,
     folders: Sequence[Path] = (),
 ) -> Path:
-    """Write the predictions for each sample of a split as CSV, in the order of the split.
+    """Write the predictions for each sample of a split to a CSV file, in the order of the split.
 
-    :class:`~snnexp.training.predictions.Predictions` says which columns there are. The file is complete or not there.
+    See :class:`~snnexp.training.predictions.Rows` for the columns. The file is written atomically.
 
     Args:
         path: the run directory.
-        checkpoint: as of :func:`evaluate`, as are ``split``, ``overrides`` and ``folders``.
-        output: a file that does not exist yet; by default the run's ``predictions.csv``, which is replaced.
+        checkpoint: as for :func:`evaluate`; likewise ``split``, ``overrides`` and ``folders``.
+        output: a new file; by default the run's ``predictions.csv``, which is replaced.
 
     Returns:
         The file.
 
     Raises:
-        SnnexpError: as :func:`evaluate`, or ``output`` exists.
+        SnnexpError: as for :func:`evaluate`, or ``output`` exists.
     """
     run_dir = Run.open(Path(path))
     if output is not None:
@@ -103,10 +103,10 @@ def predict(
 
 
 def require_new(output: Path) -> None:
-    """Refuse to replace a file that is not the run's own.
+    """Require that an output file does not exist yet.
 
     Raises:
-        ConfigError: it exists, or its folder does not.
+        ConfigError: the file exists, or its folder does not.
     """
     if output.exists() or output.is_symlink():
         raise ConfigError(f"--output: {output} exists; delete it, or choose another file")
@@ -115,19 +115,19 @@ def require_new(output: Path) -> None:
 
 
 def export(path: str | Path, checkpoint: str | Path = "last") -> Path:
-    """Write the weights of a checkpoint as ``export/network.pt``: the ``state_dict`` of what :func:`load` returns.
+    """Write the weights of a checkpoint to ``export/network.pt``, the ``state_dict`` of the network of :func:`load`.
 
-    ``load(path)[0].load_state_dict(torch.load(file, weights_only=True))`` reads it. Data are not needed.
+    Read it with ``load(path)[0].load_state_dict(torch.load(file, weights_only=True))``. Needs no data.
 
     Args:
         path: the run directory.
-        checkpoint: as of :func:`evaluate`.
+        checkpoint: as for :func:`evaluate`.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: it is no run directory.
+        ConfigError: not a run directory.
         CheckpointError: the checkpoint is missing, damaged, or does not fit.
     """
     run_dir = Run.open(Path(path))
@@ -157,27 +157,26 @@ def load(
     overrides: Sequence[str] = (),
     folders: Sequence[Path] = (),
 ) -> tuple[Any, DictConfig]:
-    """The trained network of a run, on the CPU and in evaluation mode, and a config to build with.
+    """Return the trained network of a run, on the CPU and in evaluation mode, and a config for :func:`build`.
 
-    Its input comes from the encoder, ``network(build(cfg).encoder(x))``; a plain module is returned as it is, and takes
-    ``[T, B, *N]``. The config is the run's with ``overrides``,
-    for one process on the CPU, and names no other run to start from.
+    The encoder makes its input: ``network(build(cfg).encoder(x))``; a plain module is returned as it is and takes
+    ``[T, B, *N]``. The config is that of the run with ``overrides``, for one process on the CPU, without ``init_from``.
 
     Args:
         path: the run directory.
-        checkpoint: ``last``, ``best``, ``init``, or a file from anywhere whose weights fit the run's network.
-        overrides: changes of the run's config as in :func:`evaluate`, such as ``data.root=DIR`` on another machine.
-        folders: as of :func:`evaluate`.
+        checkpoint: ``last``, ``best``, ``init``, or any file whose weights fit the run's network.
+        overrides: as for :func:`evaluate`, such as ``data.root=DIR`` on another machine.
+        folders: as for :func:`evaluate`.
 
     Raises:
-        SnnexpError: as :func:`evaluate`.
+        SnnexpError: as for :func:`evaluate`.
     """
     run_dir = Run.open(Path(path))
     saved = config.load(run_dir.path / "config.yaml")
     cfg = config.with_provenance(saved, run_dir.overrides(), saved.copy())
     cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.strategy = "cpu", 1, "auto"
     if cfg.kernel == "triton":
-        # which a CPU has not
+        # triton needs a GPU
         cfg.kernel = "auto"
     file = _checkpoint(run_dir, checkpoint)
     cfg = config.without_init_run(
@@ -199,7 +198,7 @@ def _evaluate(
     folders: Sequence[Path],
     more: Callable[[Parts], AbstractContextManager[Sequence[Observer]]] = lambda parts: nullcontext(()),
 ) -> dict[str, float]:
-    """What :func:`evaluate` returns, while the observers of ``more`` watch."""
+    """Return the result of :func:`evaluate`, with additional observers from ``more``."""
     with Signals() as signals, out_of_memory_as_config_error(), signals.reraising_interrupts():
         run_dir = Run.open(path)
         saved = config.load(run_dir.path / "config.yaml")
@@ -224,13 +223,13 @@ def _evaluate(
             weights = found["state_dict"]
             for observer in watching:
                 if isinstance(observer, observers.InputScaling) and observer.state_key in found["callbacks"]:
-                    # a part of a user's own may have fitted another one
+                    # user-defined data may have fitted another scaling
                     observer.load_state_dict(found["callbacks"][observer.state_key])
                 if isinstance(observer, observers.TutorialMeanLoss):
                     observer.sums = found["callbacks"][observer.state_key]["sums"].mean(0)
         else:
             weights = checkpoints.read_weights(file, parts.task.state_dict())
-            # what a foreign network was trained with is not known
+            # the training losses of another network are unknown
             watching = [observer for observer in watching if not isinstance(observer, observers.TutorialMeanLoss)]
         parts.task.load_state_dict(weights)
         parts.trainer.callbacks.append(callbacks.StatelessSeeding(cfg.seed))  # type: ignore[attr-defined]
@@ -241,7 +240,7 @@ def _evaluate(
 
 
 def _apply_overrides(saved: DictConfig, run_dir: Run, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
-    """The config of a run, changed as typed."""
+    """Return the config of a run with command-line overrides applied."""
     known = folders or [folder for folder in origin(run_dir.facts()).folders if folder.is_dir()]
     return without_download(config.change_evaluation(saved, overrides, known), overrides)
 
@@ -249,28 +248,28 @@ def _apply_overrides(saved: DictConfig, run_dir: Run, overrides: Sequence[str], 
 def _with_fitted_values(
     cfg: DictConfig, saved: DictConfig, run_dir: Run, checkpoint: str | Path, overrides: Sequence[str]
 ) -> DictConfig:
-    """As :func:`snnexp.training.fitted.with_fitted_values`, whatever weights are measured."""
+    """As :func:`snnexp.training.fitted.with_fitted_values`, for any checkpoint."""
     return with_fitted_values(
         cfg, saved, _checkpoint(run_dir, checkpoint if checkpoint in CHECKPOINT_NAMES else "init"), overrides
     )
 
 
 def _require_names(parts: Parts, run_dir: Run) -> None:
-    """Refuse other data whose classes or features have other names, or another order, than those of the run.
+    """Require the class and feature names of the run, in the same order.
 
     Raises:
-        ConfigError: they have.
+        ConfigError: the data have others.
     """
-    trained, now = run_dir.read(), label_names(parts.data.description)
+    trained, current = run_dir.read(), label_names(parts.data.description)
     for what in ("classes", "features"):
-        before = trained.get(what)
-        if before is not None and what in now and now[what] != before:
-            lists = [format_value(", ".join(map(str, each))) for each in (now[what], before)]
+        expected = trained.get(what)
+        if expected is not None and what in current and current[what] != expected:
+            lists = [format_value(", ".join(map(str, each))) for each in (current[what], expected)]
             raise ConfigError(f"data: the {what} are {lists[0]}, and the run was trained with {lists[1]}")
 
 
 def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse other data, or another decoder, for which the network has other shapes than its weights.
+    """Require that the weights fit the network for other data or another decoder.
 
     Raises:
         ConfigError: the shapes differ.
@@ -285,29 +284,29 @@ def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, ove
         if name not in trained or trained[name].shape == value.shape:
             continue
         if key == "decoder":
-            told = f"{list(value.shape)} where the network of this run has {list(trained[name].shape)}"
-            raise ConfigError(f"decoder: needs another readout, {name} would be {told}")
+            difference = f"{list(value.shape)} where the network of this run has {list(trained[name].shape)}"
+            raise ConfigError(f"decoder: needs another readout, {name} would be {difference}")
         shapes = f"inputs {list(parts.data.inputs)} and {parts.data.outputs} outputs"
         spec = parts_of(saved.data._target_)
-        before = [spec.fact("inputs"), spec.fact("outputs")]
-        told = f"whose {name} is {list(trained[name].shape)} and not {list(value.shape)}"
-        if MISSING not in before:
-            told = f"which was trained with inputs {list(before[0])} and {before[1]} outputs"
-        raise ConfigError(f"data: {shapes} do not fit the network of this run, {told}")
+        sizes = [spec.fact("inputs"), spec.fact("outputs")]
+        difference = f"whose {name} is {list(trained[name].shape)} and not {list(value.shape)}"
+        if MISSING not in sizes:
+            difference = f"which was trained with inputs {list(sizes[0])} and {sizes[1]} outputs"
+        raise ConfigError(f"data: {shapes} do not fit the network of this run, {difference}")
 
 
 def _checkpoint(run_dir: Run, name: str | Path) -> Path:
-    """The file of one of a run's own checkpoints, or of one from anywhere."""
+    """Return the file of one of the run's checkpoints, or any other file."""
     return checkpoint_file(run_dir.checkpoints / f"{name}.ckpt" if name in CHECKPOINT_NAMES else Path(name))
 
 
 def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:
-    """The number of threads that a run is measured with: as many as it was trained with, if that can be."""
+    """Return the number of threads: that of the training if possible."""
     if is_overridden("trainer.threads", overrides):
         threads.require(cfg)
         return threads.number(cfg)
     recorded = run_dir.facts().record.get("threads")
-    found = threads.number(cfg, recorded)
-    if recorded is not None and recorded != found:
-        terminal.warn(f"threads: {format_value(recorded)} -> {found}, so the last digits may differ")
-    return found
+    count = threads.number(cfg, recorded)
+    if recorded is not None and recorded != count:
+        terminal.warn(f"threads: {format_value(recorded)} -> {count}, so the last digits may differ")
+    return count

@@ -1,4 +1,4 @@
-"""Run an experiment, resume it, measure it again; :mod:`snnexp.experiment` is its public side."""
+"""Run and resume an experiment; :mod:`snnexp.experiment` is the public interface."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class Record:
 
 @dataclass
 class Clock:
-    """When a stage ended, in seconds."""
+    """End times of the stages of a run, in seconds."""
 
     began: float = field(default_factory=time.perf_counter)
     built: float = 0.0
@@ -58,12 +58,12 @@ class Clock:
     tested: float = 0.0
 
     def wall_s(self, saved: float, drawn: Mapping[str, float], members: int = 1) -> dict[str, float]:
-        """What run.json says of the time that each stage took: the share of one of the members.
+        """Return the duration of each stage for run.json, divided by the number of members.
 
         Args:
-            saved: seconds for checkpoints.
-            drawn: seconds for figures while training (``fit``) and after the test (``test``).
-            members: that were trained together.
+            saved: seconds spent on checkpoints.
+            drawn: seconds spent on figures while training (``fit``) and after the test (``test``).
+            members: number of members trained together.
         """
         stages = {
             "build": self.built - self.began,
@@ -87,36 +87,36 @@ def run(
 
     Args:
         cfg: a checked config, from :func:`compose`.
-        overrides: what was typed, for the record; by default that of ``cfg``, and what was changed since.
-        parent: the folder in which the run directory is made, ``<logger.root>/<name>`` by default.
+        overrides: recorded as the command-line overrides; by default those of ``cfg``, and later changes of it.
+        parent: parent of the run directory; by default ``<logger.root>/<name>``.
         on_created: called with the run directory after it is created.
-        watching: callbacks of Lightning's besides the run's own; they have no state that a checkpoint would keep.
+        watching: additional Lightning callbacks; checkpoints do not store their state.
 
     Raises:
-        SnnexpError: the run could not start, diverged or was interrupted; run.json says so too.
+        SnnexpError: the run could not start, diverged or was interrupted; run.json records it.
     """
-    # it may have been changed since
+    # cfg may have been modified since it was composed
     overrides, cfg = overrides or config.overrides_of(cfg), config.check(cfg)
     return execute(Start.new(cfg, overrides, parent), on_created, watching)
 
 
 def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[Callback] = ()) -> Record:
-    """Resume a run that did not finish, to the same end as if nothing had stopped it.
+    """Resume an unfinished run; the result equals that of an uninterrupted run.
 
-    It computes with as many threads as before, unless ``trainer.threads`` or OMP_NUM_THREADS says otherwise. On the
-    same machine and with as many threads, weights, optimiser and metrics.jsonl end as those of a run that was never
-    interrupted, to the bit. A run that finished is resumed if ``trainer.max_epochs`` is raised, else it stays.
+    The number of threads stays the same unless ``trainer.threads`` or OMP_NUM_THREADS is set. On the same machine and
+    with the same number of threads, weights, optimizer state and metrics.jsonl are bit-identical to those of an
+    uninterrupted run. A finished run continues only if ``trainer.max_epochs`` is raised.
 
     Args:
         path: the run directory.
-        overrides: changes of keys that do not decide what is computed, such as ``trainer.max_epochs=20``.
-        watching: as of :func:`run`.
+        overrides: overrides of keys that do not affect the results, such as ``trainer.max_epochs=20``.
+        watching: as for :func:`run`.
 
     Raises:
-        ConfigError: it is no run directory, or a key changed that decides what the run computes.
+        ConfigError: not a run directory, or an override affects the results.
         CheckpointError: all its checkpoints are damaged.
-        InUseError: another process writes to it.
-        SnnexpError: as :func:`run`.
+        InUseError: another process writes to the run.
+        SnnexpError: as for :func:`run`.
     """
     return execute(Start.resumed(path, overrides), watching=watching)
 
@@ -125,15 +125,15 @@ def resume(path: str | Path, overrides: Sequence[str] = (), watching: Sequence[C
 def execute(
     start: Start, on_created: Callable[[Path], object] = lambda path: None, watching: Sequence[Callback] = ()
 ) -> Record:
-    """Open, build, begin, train, test and record a run, whether it is new or resumed.
+    """Open, build, begin, train, test and record a run, new or resumed.
 
     Args:
         start: the run.
-        on_created: called with the run directory, once the run has begun or, of a point that cannot begin, says why.
-        watching: as of :func:`run`.
+        on_created: called with the run directory once the run has begun, or once its failure to begin is recorded.
+        watching: as for :func:`run`.
 
     Raises:
-        SnnexpError: as :func:`run`.
+        SnnexpError: as for :func:`run`.
     """
     with (
         Signals() as signals,
@@ -169,11 +169,11 @@ def execute(
 
 
 def follow(path: Path, first: int) -> None:
-    """Do the part of another process than the first of a run, which records all of it.
+    """Train and test in a process of rank 1 or higher; rank 0 records the run.
 
     Args:
-        path: the run directory, where the first one has written the config.
-        first: the number of that process, without which this one ends.
+        path: the run directory, with the config written by rank 0.
+        first: process id of rank 0; this process ends with it.
     """
     with Signals() as signals, out_of_memory_as_config_error(), signals.reraising_interrupts():
         signals.parent = first
@@ -182,7 +182,7 @@ def follow(path: Path, first: int) -> None:
 
 def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Record:
     start = Start(Run(path))
-    # which the first process has locked
+    # rank 0 holds the lock
     start.read()
     _prepare(start, signals, watching)
     with _record_failures(start), out_of_memory_as_config_error(), signals.reraising_interrupts():
@@ -190,7 +190,7 @@ def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Recor
 
 
 def _prepare(start: Start, signals: Signals, others: Sequence[Callback]) -> None:
-    """All before the first step that leaves nothing on the disk."""
+    """Prepare everything before the first step that does not write to the disk."""
     threads.use(start.threads)
     parts = start.build()
     trainer, logger = parts.trainer, start.cfg.logger
@@ -208,7 +208,7 @@ def _prepare(start: Start, signals: Signals, others: Sequence[Callback]) -> None
     random = callbacks.StatelessSeeding(start.cfg.seed)
     if logger.get("test_every_epoch", False):
         callbacks.EvaluateTestSplit.join(trainer, start.cfg.trainer.get("limit_test_batches"), random)
-    # what stops comes last
+    # Signals comes last: it stops the training
     trainer.callbacks += [random, *display, saver, *others, signals]  # type: ignore[attr-defined]
 
 
@@ -218,15 +218,15 @@ def _execute(start: Start, clock: Clock, signals: Signals) -> Record:
         with user_parts.wrap_errors(cfg=start.cfg):
             measured = _train_and_test(start, clock)
     except RuntimeError as error:
-        # a signal to the whole group may find a data worker that does not ignore it yet
+        # a signal to the process group may kill a data worker that does not ignore it yet
         if is_worker_failure(error):
             signals.raise_if_received()
-        # where workers could not be started, Lightning stumbles over it, and then tells only that
+        # Lightning hides the OSError of workers that could not be started
         if isinstance(error.__context__, OSError) and error.__cause__ is None:
             raise error.__context__ from None
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
             signals.raise_if_received()
-            # one that has failed may take a while to end
+            # a failed process may take a while to end
             signals.require_others(patience_s=20)
             processes.require_others(trainer, error)
         raise
@@ -240,7 +240,7 @@ def _execute(start: Start, clock: Clock, signals: Signals) -> Record:
 
 @contextmanager
 def _record_failures(start: Start) -> Iterator[None]:
-    """Write down how a run ended that did not finish, and let go of its processes."""
+    """Record the failure of a run, and destroy its process group."""
     try:
         yield
     except BaseException as error:
@@ -249,25 +249,25 @@ def _record_failures(start: Start) -> Iterator[None]:
             if start.has_begun and isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
                 terminal.print_command(terminal.console(), "resume", "snnexp", "resume", start.run.path)
         elif isinstance(error, (InterruptedRunError, DivergedError)):
-            # on which all agree, and the first one tells
+            # raised on all ranks; rank 0 reports it
             raise SystemExit(0) from error
         raise
     finally:
         if torch.distributed.is_initialized():
-            # a second run would take itself for a member of the first
+            # otherwise a second run would join the group of the first
             torch.distributed.destroy_process_group()
 
 
 def fit_and_test(
     trainer: Trainer, task: Task, data: LightningDataModule, checkpoint: Checkpoint | None, clock: Clock
 ) -> dict[str, float]:
-    """Train and test from the place of a checkpoint on; returns what was logged of the last epoch and of the test."""
+    """Train from a checkpoint and test; return the metrics of the last validation and of the test."""
     if checkpoint is not None:
         saving.resume_at(trainer, checkpoint)
     clock.built = time.perf_counter()
     trainer.fit(task, datamodule=data)
     clock.fitted = time.perf_counter()
-    # a test forgets them
+    # the test clears them
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     measured |= trainer.test(task, datamodule=data, verbose=False)[0]
     clock.tested = time.perf_counter()
@@ -284,8 +284,8 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
         try:
             measured = {**start.measured_before(), **fit_and_test(trainer, parts.task, parts.data, checkpoint, clock)}
             if main:
-                typed = recipes.hyperparameters(config.plain(cfg), run_dir.overrides())
-                loggers.log_result(trainer.loggers, typed, measured)
+                hyperparameters = recipes.hyperparameters(config.plain(cfg), run_dir.overrides())
+                loggers.log_result(trainer.loggers, hyperparameters, measured)
         except BaseException:
             loggers.close(trainer.loggers, "failed")
             raise
@@ -316,7 +316,7 @@ def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, ch
 def succeed(
     start: Start, member: Member, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer
 ) -> None:
-    """Write down that a run has finished, where it has stopped early, and whether it knows a single class."""
+    """Record that a run finished, where it stopped early, and whether it predicts only one class."""
     samples = (member.progress(trainer)[0] - start.step) * min(start.parts.data.step_size, len(start.parts.data.train))
     (counts,) = (observer for observer in member.observers if isinstance(observer, observers.EvaluationCounts))
     start.run.close_metrics()
@@ -335,13 +335,13 @@ def succeed(
 
 
 def drawing_s(observers: Sequence[Observer]) -> dict[str, float]:
-    """What drawing took while training and after the test."""
+    """Return the seconds spent on drawing while training (``fit``) and after the test (``test``)."""
     (drawing,) = (observer for observer in observers if isinstance(observer, probe.Probe))
     return drawing.spent_s
 
 
 def _print_summary(cfg: DictConfig, record: Record) -> Record:
-    """``record``, after the person has seen how the run ended; it has, whatever becomes of this."""
+    """Print how the run ended and return ``record``; the run has already been recorded."""
     screen, run_dir = terminal.console(), Run(record.path)
     if curve := terminal.loss_curve(screen, run_dir.metrics()):
         screen.print(curve)

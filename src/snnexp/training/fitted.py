@@ -1,4 +1,4 @@
-"""What a run has fitted on its training split: it holds for whatever else the run is measured on."""
+"""Values fitted on the training split of a run, which also apply to other data: input scaling and class weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +17,17 @@ from snnexp.training.observers import ClassWeights, InputScaling
 
 
 def with_fitted_values(cfg: DictConfig, saved: DictConfig, file: Path, overrides: Sequence[str]) -> DictConfig:
-    """A config in which numbers stand for what was fitted: the scaling of inputs, and balanced class weights.
+    """Return a config with the fitted numbers filled in: input scaling and balanced class weights.
 
     Args:
-        cfg: of an evaluation.
-        saved: of the run.
-        file: one of the run's own checkpoints.
-        overrides: what was typed.
+        cfg: config of an evaluation.
+        saved: config of the run.
+        file: one of the run's checkpoints.
+        overrides: command-line overrides.
 
     Raises:
-        ConfigError: other data cannot be scaled, or an older checkpoint does not hold by what.
-        CheckpointError: it is damaged.
+        ConfigError: the other data have no ``scale``, or the checkpoint predates saved scaling.
+        CheckpointError: the checkpoint is damaged.
     """
     scales, weighs = saved.data.get("scale") is not None, cfg.loss.get("class_weights") == "balanced"
     if not (scales or weighs):
@@ -45,13 +45,13 @@ def with_fitted_values(cfg: DictConfig, saved: DictConfig, file: Path, overrides
             cfg.data.scale = found
     elif any(_decides_data(key_of(word)) for word in overrides):
         raise ConfigError(
-            f"data: {file} is older than runs that keep the scaling of their inputs, which other data need; train again"
+            f"data: {file} is older than saved input scaling, which other data need; train again"
         )
     return cfg
 
 
 def _numbers(states: Any, key: str, names: Sequence[str], file: Path) -> dict[str, list[float]] | None:
-    """A state that consists of vectors; None where there is none."""
+    """Return a state that consists of vectors; None if the checkpoint has none."""
     if key not in states:
         return None
     if what := checkpoints.difference(states[key], dict.fromkeys(names, TypeSpec(Tensor)), key):

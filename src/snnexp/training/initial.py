@@ -1,4 +1,4 @@
-"""What a run starts from: weights of another run or of a file, and parameters that are not trained."""
+"""Initial weights from another run or a file, and frozen parameters."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ from snnexp.training.task import Task
 
 
 def load_start(init: InitFrom, task: Task) -> None:
-    """Load the weights that a run starts from into its task; without a run or a file, those that were drawn stay.
+    """Load the weights that ``init_from`` names into a task; without a run or a file, keep those that were drawn.
 
     Raises:
-        ConfigError: ``init_from.run`` is no run, or a fixed parameter of a neuron has another value in this config.
+        ConfigError: ``init_from.run`` is not a run, or a fixed neuron parameter differs from this config.
         CheckpointError: the checkpoint is missing, damaged, or of another network.
     """
     file = checkpoint_of(init)
@@ -41,17 +41,17 @@ def load_start(init: InitFrom, task: Task) -> None:
 
 
 def checkpoint_of(init: InitFrom) -> Path | None:
-    """The file of the weights that a run starts from; None where they are drawn."""
+    """Return the file of the initial weights; None if they are drawn."""
     if init.ckpt not in CHECKPOINT_NAMES:
         return Path(init.ckpt)
     return None if init.run is None else Run(Path(init.run)).checkpoints / f"{init.ckpt}.ckpt"
 
 
 def checkpoint_file(file: Path) -> Path:
-    """``file``, if it is there.
+    """Return ``file`` if it exists.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it does not exist.
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(CHECKPOINT_NAMES)}, or a file")
@@ -59,9 +59,9 @@ def checkpoint_file(file: Path) -> Path:
 
 
 def _require_constants(network: Network, weights: dict[str, Tensor]) -> None:
-    """Refuse numbers of this config that the weights would replace: config.yaml would state what is not computed.
+    """Reject constants of this config that differ from those in the weights: config.yaml would state wrong values.
 
-    Learned parameters start from the weights, and so do numbers that were drawn for each neuron.
+    Learned parameters, and constants drawn per neuron, are loaded from the weights.
     """
     for path, neuron in network.named_modules():
         if not isinstance(neuron, Neuron):
@@ -76,23 +76,23 @@ def _require_constants(network: Network, weights: dict[str, Tensor]) -> None:
 
 
 def freeze(network: Network, names: Sequence[str]) -> None:
-    """Keep parameters, and what their layers count, as they are.
+    """Freeze parameters, and the buffers of their layers.
 
     Args:
-        network: whose parameters get ``requires_grad=False``. Modules with buffers at or below a name, such as batch
+        network: its parameters get ``requires_grad=False``. Modules with buffers at or below a name, such as batch
             norm, stay in evaluation mode.
-        names: of layers, of parts of them, or of parameters: ``hidden1``, ``readout.synapse``, ``hidden1.neuron.beta``.
+        names: layers, submodules or parameters: ``hidden1``, ``readout.synapse``, ``hidden1.neuron.beta``.
 
     Raises:
-        ConfigError: a name fits no parameter, or none is left to train.
+        ConfigError: a name matches no parameter, or all parameters are frozen.
     """
     parameters: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
-        # one whose logarithm is kept also has the name of the equation
+        # a parameter stored as its logarithm is also known by its name in the equation
         parameters |= {_short(name): parameter, _short(name.removesuffix(".original")): parameter}
     for name in names:
         if not any(_is_below(key, name) for key in parameters):
-            # the layers first, then all that is in them
+            # suggest layers first, then everything inside them
             known = {key.partition(".")[0] for key in parameters} if "." not in name else {*parameters}
             raise ConfigError(f"init_from.freeze: {format_value(name)} fits no parameter, {list_options(known)}")
         for key, parameter in parameters.items():
@@ -106,7 +106,7 @@ def freeze(network: Network, names: Sequence[str]) -> None:
 
 
 def _short(name: str) -> str:
-    # a module of one layer has no name before that of its weight
+    # the parameters of a single-layer module have no layer name
     return short(f"{NETWORK}{name}").lstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""Where logged values go: metrics.jsonl, TensorBoard, and loggers of Lightning that a config names."""
+"""Loggers of a run: metrics.jsonl, TensorBoard, and other Lightning loggers named in a config."""
 
 import inspect
 import logging
@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 
 class RunLogger(Logger):
-    """Logged metrics go to the run's metrics.jsonl."""
+    """Write logged metrics to the run's metrics.jsonl."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
@@ -43,19 +43,19 @@ class RunLogger(Logger):
         self.run.log_metrics({"step": step, "epoch": None if epoch is None else int(epoch), **values})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run keeps its whole config already."""
+        """Do nothing: the run stores its whole config."""
 
     def finalize(self, status: str) -> None:
-        # called after training and after the test; the run itself goes on
+        # called after training and again after the test
         self.run.close_metrics()
 
 
 class RunTensorBoard(TensorBoardLogger):
-    """TensorBoard's events in a run directory; without the epoch, which would be the first card.
+    """Write TensorBoard events to a run directory, without the epoch, which would be the first card.
 
     Args:
-        run: its directory.
-        purge_step: what was drawn from this step on is drawn again.
+        run: the run directory.
+        purge_step: step of a resumed run; TensorBoard drops earlier events from this step on.
     """
 
     def __init__(self, run: Run, purge_step: int | None) -> None:
@@ -66,14 +66,14 @@ class RunTensorBoard(TensorBoardLogger):
 
 
 class Tracker(Logger):
-    """A logger of Lightning's beside the run's own; one that fails is left out from then on, and the run continues.
+    """An additional Lightning logger; if it fails, it is dropped and the run continues.
 
-    Random numbers that it draws are not those of the run.
+    Random numbers that it draws do not affect the run.
 
     Args:
-        name: below ``logger.also``.
-        node: of the config.
-        run: the directory, which its files go to unless the node says otherwise; its id is the name of the tracked run.
+        name: its key below ``logger.also``.
+        node: its config.
+        run: the run directory, the default folder of its files; the id of the run is the name of the tracked run.
     """
 
     def __init__(self, name: str, node: Mapping[str, Any], run: Run) -> None:
@@ -114,7 +114,7 @@ class Tracker(Logger):
                 self.logger.finalize(status)
 
     def close(self) -> None:
-        """End the tracked run, where that has to be done, as with Weights & Biases."""
+        """End the tracked run if the logger requires it, such as Weights & Biases."""
         with self._attempted():
             finish = getattr(getattr(self.logger, "experiment", None), "finish", None)
             if callable(finish):
@@ -132,34 +132,34 @@ class Tracker(Logger):
 
 
 def require(also: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse loggers that there are not, and arguments that they do not take.
+    """Check that loggers exist and accept their arguments.
 
     Args:
-        also: the nodes of a config, by name.
+        also: their configs by name.
 
     Raises:
-        ConfigError: there is such a mistake.
-        PartError: a module of the user's own cannot be imported.
+        ConfigError: a logger does not exist, or does not take an argument.
+        PartError: a user-defined module cannot be imported.
     """
     for name, node in also.items():
         _maker(f"logger.also.{name}", node)
 
 
 def _maker(key: str, node: Mapping[str, Any]) -> tuple[Callable[..., Logger], list[str]]:
-    """What makes a logger, and the names of the arguments that the run has to give it."""
+    """Return a factory of a logger, and the names of the arguments that the run supplies."""
     taken = inspect.signature(targets.resolve(str(node["_target_"]), key)).parameters
     given = [name for name in ("save_dir", "name", "run_name", "id") if name in taken and name not in node]
     return factory(node, key, given=given), given
 
 
 def make_loggers(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = True) -> list[Any]:
-    """What a run is logged to, its own metrics.jsonl first.
+    """Return the loggers of a run, metrics.jsonl first.
 
     Args:
-        run: its directory.
-        cfg: its config.
-        purge_step: where it is resumed; None at its start.
-        main: whether this is the first process of the run, the only one with trackers.
+        run: the run directory.
+        cfg: the config.
+        purge_step: the step that the run resumes from; None for a new run.
+        main: True for rank 0, the only process with trackers.
     """
     found: list[Any] = [RunLogger(run)]
     if cfg.logger.tensorboard:
@@ -173,20 +173,20 @@ def make_loggers(run: Run, cfg: DictConfig, purge_step: int | None, main: bool =
 
 
 def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What trackers get of a config: all but its loggers and secrets."""
+    """Return the hyperparameters for trackers: the config without loggers and secrets."""
     found: dict[str, Any] = without_secrets({key: value for key, value in plain.items() if key != "logger"})
     return found
 
 
-def log_result(loggers: Sequence[Any], typed: Mapping[str, Any], measured: Mapping[str, float]) -> None:
-    """Put a finished run into the table of TensorBoard: what was typed, and what it has measured."""
+def log_result(loggers: Sequence[Any], hyperparameters: Mapping[str, Any], measured: Mapping[str, float]) -> None:
+    """Add a finished run to TensorBoard's table of hyperparameters and metrics."""
     for board in loggers:
         if isinstance(board, RunTensorBoard):
-            board.log_hyperparams(dict(typed), dict(measured))
+            board.log_hyperparams(dict(hyperparameters), dict(measured))
 
 
 def close(loggers: Sequence[Any], status: Literal["success", "failed"]) -> None:
-    """End all that a run is logged to but its own metrics.jsonl."""
+    """Close all loggers of a run except metrics.jsonl."""
     for logger in loggers[1:]:
         logger.finalize(status)
         if isinstance(logger, Tracker):

@@ -60,7 +60,7 @@ class Stop(NamedTuple):
 
     Args:
         epoch: epochs that were completed.
-        step: steps of the optimiser that were done.
+        step: steps of the optimizer that were done.
         reason: in a few words.
     """
 
@@ -133,7 +133,7 @@ class Member:
         return self.task.trainer.loggers
 
     def optimizer_state(self) -> dict[Any, dict[str, Any]]:
-        """What the optimiser keeps for each parameter of the task."""
+        """What the optimizer keeps for each parameter of the task."""
         return {
             weight: state for optimizer in self.task.trainer.optimizers for weight, state in optimizer.state.items()
         }

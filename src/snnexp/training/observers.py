@@ -80,7 +80,7 @@ def _locate_divergence(layers: Iterable[str], traces: Sequence[Any], what: str |
 
 
 def require_finite_parameters(trainer: Trainer, member: Member) -> None:
-    """Raise :class:`DivergedError` for a weight, or what the optimiser keeps for it, that is not finite."""
+    """Raise :class:`DivergedError` for a weight, or what the optimizer keeps for it, that is not finite."""
     kept = member.optimizer_state()
     for name, weight in member.task.named_parameters():
         for kind, value in {"": weight, **kept.get(weight, {})}.items():

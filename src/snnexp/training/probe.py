@@ -125,7 +125,7 @@ def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
 
 def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
-    # not left in the parameters, where the optimiser would find them
+    # not left in the parameters, where the optimizer would find them
     # where nothing that a current depends on is trained, it has no gradient
     reached = [[part for part in current if part.requires_grad] for current in currents]
     parts = [part for current in reached for part in current]

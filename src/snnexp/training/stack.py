@@ -31,7 +31,7 @@ from snnexp.training.task import Task
 class Stacked(Task):
     """The tasks of members that differ in numbers alone, as one.
 
-    Its losses and measures are those of all members, ``[M]``; what is minimised is the sum of the losses.
+    Its losses and measures are those of all members, ``[M]``; what is minimized is the sum of the losses.
 
     Args:
         members: each with its own start values, equal in all that decides what is computed.

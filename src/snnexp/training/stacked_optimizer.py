@@ -15,7 +15,7 @@ OF_GROUPS = ("base_lrs", "_last_lr")
 
 
 class OptimizerGroup:
-    """Members whose weights are updated in the same way: parameter groups of the stack's optimiser.
+    """Members whose weights are updated in the same way: parameter groups of the stack's optimizer.
 
     Args:
         members: side by side in the stack.
@@ -40,16 +40,16 @@ class OptimizerGroup:
         self.order = [places[id(view)] for group in self.groups for view in group["params"]]
         """The place of each parameter of the groups among those of a task."""
         self.at = slice(0, 0)
-        """Where the groups stand among those of the optimiser."""
+        """Where the groups stand among those of the optimizer."""
 
     def take_place(self, made: dict[str, Any], begin: int) -> int:
-        """Be the groups of an optimiser from ``begin`` on; returns where they end."""
+        """Be the groups of an optimizer from ``begin`` on; returns where they end."""
         self.optimizer, self.schedule = made["optimizer"], made.get("lr_scheduler", {}).get("scheduler")
         self.at = slice(begin, begin + len(self.groups))
         return self.at.stop
 
     def require_own_settings(self) -> None:
-        """Refuse an optimiser of the stack that does not do what that of a member alone would do.
+        """Refuse an optimizer of the stack that does not do what that of a member alone would do.
 
         Raises:
             ConfigError: a number of the member's is kept elsewhere than in its groups of parameters.
@@ -73,7 +73,7 @@ class OptimizerGroup:
         return learning_rates(self.optimizer.param_groups[self.at])
 
     def optimizer_state(self, member: StackMember) -> dict[Any, dict[str, Any]]:
-        """What the optimiser keeps for each parameter of a member's task."""
+        """What the optimizer keeps for each parameter of a member's task."""
         place, weights = member.position - self.where.start, [*member.task.parameters()]
         return {
             weight: {
@@ -85,7 +85,7 @@ class OptimizerGroup:
         }
 
     def state(self, member: StackMember) -> dict[str, Any]:
-        """What a checkpoint of a member says of its optimiser, as a run alone would."""
+        """What a checkpoint of a member says of its optimizer, as a run alone would."""
         kept, weights = self.optimizer_state(member), [*member.task.parameters()]
         own = [weights[place] for place in self.order]
         state = {
@@ -142,7 +142,7 @@ def _settings(groups: Sequence[dict[str, Any]], schedule: Any) -> str:
 
 
 def load_states(made: dict[str, Any], contents: Sequence[dict[str, Any]]) -> None:
-    """Let an optimiser resume whose groups are those of ``contents``, in their order."""
+    """Let an optimizer resume whose groups are those of ``contents``, in their order."""
     state: dict[int, Any] = {}
     groups: list[dict[str, Any]] = []
     index = 0

@@ -186,7 +186,7 @@ class Start:
 
     @property
     def step(self) -> int:
-        """Optimiser steps that are done."""
+        """Optimizer steps that are done."""
         return 0 if self.checkpoint is None else self.checkpoint.step
 
     def begin(self, **more: Any) -> None:

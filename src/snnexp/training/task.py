@@ -29,11 +29,11 @@ class Task(LightningModule):
         network: traces of an encoded batch.
         encode: values to currents or spikes, as the network takes them.
         spikes_come_in: whether ``encode`` makes spikes, which cost synaptic operations.
-        loss: what is minimised.
+        loss: what is minimized.
         measures: by name, what is reported beside the loss.
         optimizer: an :class:`~snnexp.optimizers.OptimizerFactory`.
         decoder: how a class is read off the readout; None where targets are no labels.
-        penalties: by name, what is minimised beside the loss.
+        penalties: by name, what is minimized beside the loss.
         schedule: of the learning rates; none by default.
     """
 
@@ -64,7 +64,7 @@ class Task(LightningModule):
         self.accumulation: Accumulation | None = None
         """How a step is split into batches; None where it is one."""
         self.resumed: Mapping[str, Any] | None = None
-        """A checkpoint, whose states the optimiser and its schedule take."""
+        """A checkpoint, whose states the optimizer and its schedule take."""
         fires = {name: neuron.spikes for name, neuron in network.neurons().items()}
         self.penalized: dict[str, Sequence[str]] = {}
         for name, penalty in penalties.items():
@@ -172,7 +172,7 @@ class Task(LightningModule):
         return int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter], steps: int, epochs: int = 1) -> dict[str, Any]:
-        """The optimiser of the task's parameters, or of as many others in their place, and its schedule.
+        """The optimizer of the task's parameters, or of as many others in their place, and its schedule.
 
         Args:
             parameters: one for each of the task's.
@@ -180,7 +180,7 @@ class Task(LightningModule):
             epochs: of the whole training.
 
         Raises:
-            ConfigError: the optimiser has a schedule of its own, beside that of the config.
+            ConfigError: the optimizer has a schedule of its own, beside that of the config.
         """
         kept = {
             id(parameter)
@@ -191,7 +191,7 @@ class Task(LightningModule):
             NamedParameter(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
             for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
         ]
-        # an optimiser of a user's says how it decays by itself
+        # an optimizer of a user's says how it decays by itself
         made = build_optimizer(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
         return self.scheduled(made, steps, epochs)
 
@@ -200,7 +200,7 @@ class Task(LightningModule):
         return higher_is_better(metric, {name: measure.higher_is_better for name, measure in self.measures.items()})
 
     def scheduled(self, made: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
-        """What Lightning needs of an optimiser that was made, and of the schedule of its rates."""
+        """What Lightning needs of an optimizer that was made, and of the schedule of its rates."""
         schedule: Any = self.schedule
         higher = {"higher_is_better": bool(self.higher_is_better(schedule.measure))} if schedule.watches else {}
         scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **higher)
