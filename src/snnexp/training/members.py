@@ -1,6 +1,6 @@
-"""Members: the runs that one training loop trains, and what watches each of them.
+"""Members, the runs trained by one training loop, and their observers.
 
-Lightning's trainer drives one model: the task of a run, or several stacked. :class:`Bridge` passes its hooks on to the
+Lightning's trainer drives one model: the task of a run, or several stacked. :class:`Bridge` forwards its hooks to the
 observers of every member.
 """
 
@@ -16,25 +16,25 @@ from snnexp.training.task import Task
 
 
 class Observer:
-    """Watches a member, by hooks named as those of Lightning's callbacks.
+    """A callback of one member, with hooks named like those of Lightning callbacks.
 
-    Each is told the trainer, which all members share, and the member; ends of batches also what the step gave for the
-    member, and its target. What an observer has counted so far is kept in the member's checkpoint under ``state_key``.
-    It may end the training of a member by :meth:`Member.finish`.
+    Each hook receives the trainer, which all members share, and the member; hooks at the end of a batch also receive
+    the step's outputs for the member, and its target. The member's checkpoints store the state of an observer under
+    ``state_key``. An observer may end the training of its member with :meth:`Member.finish`.
     """
 
     state_key: ClassVar[str] = ""
-    """A name of its own among the observers of a member, written by hand: checkpoints of later versions have it too."""
+    """Unique among the observers of a member; a literal, because checkpoints of later versions must have it too."""
     state_types: ClassVar[Mapping[str, Any]] = {}
-    """Types of entries of the state that may change, as ``{"best": float | None, "seen": list[int]}``; others are like
-    those of the example, in type and shape."""
+    """Types of state entries that vary, such as ``{"best": float | None, "seen": list[int]}``; other entries must match
+    the example in type and shape."""
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
-        """What a checkpoint keeps, of all processes of ``trainer``; without one, an example of it."""
+        """Return the state of all processes of ``trainer`` for a checkpoint; without a trainer, an example."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
-        """Resume from what :meth:`state_dict` gave, in the process of this number."""
+        """Load a state from :meth:`state_dict`, in the process of this rank."""
 
     def on_train_start(self, trainer: Trainer, member: "Member") -> None: ...
 
@@ -59,9 +59,9 @@ class Stop(NamedTuple):
     """Where the training of a member ended early, and why.
 
     Args:
-        epoch: epochs that were completed.
-        step: steps of the optimizer that were done.
-        reason: in a few words.
+        epoch: completed epochs.
+        step: completed optimizer steps.
+        reason: a short phrase.
     """
 
     epoch: int
@@ -70,20 +70,20 @@ class Stop(NamedTuple):
 
 
 class Member:
-    """A model as its observers know it; this one trains alone, so that Lightning logs for it.
+    """A model with its observers. This one trains alone, and Lightning logs for it.
 
     Args:
-        task: its own, with its own network.
-        observers: in the order in which they are told.
+        task: its task, with its own network.
+        observers: in the order in which they are notified.
     """
 
     ended = False
     stopped: Stop | None = None
-    """Where its training ended early; it is still to be tested."""
+    """Where its training ended early; the test still follows."""
     finishing: str | None = None
-    """Why its training is to end after the epoch that is under way."""
+    """Why its training will end after the current epoch."""
     paused = False
-    """Whether it has stopped, and the others of its stack train on."""
+    """True if it has stopped while other members of its stack still train."""
 
     def __init__(self, task: Task, observers: Sequence[Observer]) -> None:
         require_keys(observers)
@@ -91,55 +91,54 @@ class Member:
         self._listeners: dict[str, list[Observer]] = {}
 
     def finish(self, reason: str) -> None:
-        """End its training after the epoch that is under way, early, and test it with the weights that it has then.
+        """End the training after the current epoch, and test with the weights of that time.
 
-        Of several reasons the first counts; after the last epoch it has no effect. Processes of ddp agree: one is
-        enough.
+        The first reason counts; no effect after the last epoch. With ddp, a call in one process suffices.
 
         Args:
-            reason: in a few words, such as ``val/loss did not improve for 5 epochs``.
+            reason: a short phrase such as ``val/loss did not improve for 5 epochs``.
         """
         self.finishing = self.finishing or reason
 
     @property
     def is_training(self) -> bool:
-        """Whether it has neither ended nor stopped."""
+        """True unless it has ended or stopped."""
         return not self.ended and self.stopped is None
 
     def progress(self, trainer: Trainer) -> tuple[int, int]:
-        """Steps and epochs that it has been trained for."""
+        """Return its completed steps and epochs."""
         return (trainer.global_step, trainer.current_epoch) if self.stopped is None else self.stopped[1::-1]
 
     def pause(self) -> None:
-        """Keep its weights as they are, whatever becomes of its place in a stack."""
+        """Save its weights while the stack continues to train."""
         self.paused = True
 
     def unpause(self) -> None:
-        """Have the weights again that it had when it began to rest."""
+        """Restore the weights that it had when it was paused."""
         self.paused = False
 
     def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
-        """As ``LightningModule.log``."""
+        """Log a value, like ``LightningModule.log``."""
         self.task.log(name, value, sync_dist=sync_dist)
 
     @property
     def metrics(self) -> dict[str, Tensor]:
-        """What was logged, each the last time."""
+        """The latest value of each logged metric."""
         return self.task.trainer.callback_metrics
 
     @property
     def loggers(self) -> Sequence[Any]:
-        """Where it is logged."""
+        """Its loggers."""
         return self.task.trainer.loggers
 
     def optimizer_state(self) -> dict[Any, dict[str, Any]]:
-        """What the optimizer keeps for each parameter of the task."""
+        """Return the optimizer state of each parameter of the task."""
         return {
             weight: state for optimizer in self.task.trainer.optimizers for weight, state in optimizer.state.items()
         }
 
     def training_state(self) -> dict[str, Any]:
-        """``optimizer_states`` and ``lr_schedulers`` of a checkpoint."""
+        """Return ``optimizer_states`` and ``lr_schedulers`` for a checkpoint."""
         trainer = self.task.trainer
         return {
             "optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers],
@@ -147,7 +146,7 @@ class Member:
         }
 
     def resume(self, content: Mapping[str, Any], rank: int = 0) -> None:
-        """Take up what a checkpoint holds of the weights and of what watches them."""
+        """Load weights and observer states from the content of a checkpoint."""
         self.task.load_state_dict(content["state_dict"])
         self.stopped = Stop(**content["stopped_early"]) if "stopped_early" in content else None
         self.finishing = content.get("finishing")
@@ -156,15 +155,15 @@ class Member:
                 observer.load_state_dict(state, rank)
 
     def write(self, step: int, epoch: int) -> None:
-        """Write what was logged as a row; that of a run alone, Lightning writes."""
+        """Write a row of logged values; a no-op here, because Lightning writes it for a single run."""
 
     def stop(self, error: BaseException) -> None:
-        """End it; where it is the only one, ``error`` ends all."""
+        """End the member because of ``error``; a single member raises it."""
         raise error
 
     @contextmanager
     def ending_on_error(self) -> Iterator[None]:
-        """What is refused, missing or diverged ends this member alone."""
+        """Let a :class:`SnnexpError` end only this member."""
         try:
             yield
         except InterruptedRunError:
@@ -173,14 +172,14 @@ class Member:
             self.stop(error)
 
     def log_to_member(self) -> Any:
-        """What the package notes meanwhile is of this member."""
+        """Write log records of the package to the log of this member."""
         return nullcontext()
 
     def notify(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of all observers that have it."""
+        """Call a hook on all observers that override it."""
         if hook not in self._listeners:
-            usual = getattr(Observer, hook)
-            self._listeners[hook] = [each for each in self.observers if getattr(type(each), hook) is not usual]
+            default = getattr(Observer, hook)
+            self._listeners[hook] = [each for each in self.observers if getattr(type(each), hook) is not default]
         if self._listeners[hook]:
             with self.log_to_member():
                 for observer in self._listeners[hook]:
@@ -188,10 +187,10 @@ class Member:
 
 
 def require_keys(observers: Sequence[Observer]) -> None:
-    """Refuse observers whose states could not be told apart in a checkpoint.
+    """Require a unique ``state_key`` of every observer with a state.
 
     Raises:
-        ConfigError: two have the same ``state_key``, or one that keeps a state has none.
+        ConfigError: two observers share a ``state_key``, or one with a state has none.
     """
     known: dict[str, Observer] = {}
     for observer in observers:
@@ -204,14 +203,14 @@ def require_keys(observers: Sequence[Observer]) -> None:
 
 
 class AllEndedError(Exception):
-    """No member is left that trains."""
+    """No member is left to train."""
 
 
 class Bridge(Callback):
-    """Tell the observers of every member that has not ended what Lightning tells its callbacks.
+    """Forward the hooks of Lightning to the observers of every member that has not ended.
 
     Args:
-        default_observers: the observers of a task that is trained without members of its own.
+        default_observers: observers of a task that is trained without assigned members.
     """
 
     def __init__(self, *default_observers: type[Observer]) -> None:
@@ -221,7 +220,7 @@ class Bridge(Callback):
 
     @classmethod
     def of(cls, trainer: Trainer) -> "Bridge":
-        """That of a trainer."""
+        """Return the bridge of a trainer."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, cls):
                 return callback
@@ -234,7 +233,7 @@ class Bridge(Callback):
 
     @property
     def active(self) -> list[Member]:
-        """Those of them that do not rest."""
+        """The running members that are not paused."""
         return [member for member in self.running if not member.paused]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -243,7 +242,7 @@ class Bridge(Callback):
         ]
 
     def require_running(self) -> None:
-        """Raise :class:`AllEndedError` where no member is left."""
+        """Raise :class:`AllEndedError` if no member is left."""
         if not self.running:
             raise AllEndedError
 
@@ -259,7 +258,7 @@ class Bridge(Callback):
             member.write(step, trainer.current_epoch)
 
     def stop_finishing_members(self, trainer: Trainer, epoch: int, step: int) -> None:
-        """Stop the members that are to finish early, after this many epochs and steps."""
+        """Stop the members that finish early, after this many epochs and steps."""
         if epoch == trainer.max_epochs:
             return
         for member in self.active:
@@ -269,7 +268,7 @@ class Bridge(Callback):
             trainer.should_stop = True
 
     def _stop_on_request(self, trainer: Trainer) -> None:
-        """Stop members where a callback has set ``trainer.should_stop``."""
+        """Stop the members if a callback has set ``trainer.should_stop``."""
         batches = int(trainer.num_training_batches)
         place = divmod(trainer.global_step, batches)[0], trainer.global_step
         if trainer.should_stop and place[1] < batches * int(trainer.max_epochs or 1):
@@ -283,7 +282,7 @@ class Bridge(Callback):
             if member.stopped is not None:
                 member.pause()
         if self.running and not self.active:
-            # Lightning's loop does not begin
+            # Lightning skips its loop
             trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -308,7 +307,7 @@ class Bridge(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_on_request(trainer)
         if (stopped := next((member.stopped for member in self.active if member.stopped), None)) is not None:
-            # an epoch that was stopped in its midst counts as one to Lightning
+            # Lightning counts a partial epoch as completed
             trainer.fit_loop.epoch_progress.current.completed = stopped.epoch
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

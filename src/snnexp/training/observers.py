@@ -1,4 +1,4 @@
-"""What watches members while they train and are tested: what diverges, rests or leaves its domain, sums, histograms."""
+"""Observers of training and test: divergence, layer activity, parameter bounds, mean losses, counts, histograms."""
 
 import logging
 import math
@@ -28,8 +28,8 @@ ADVICE = "a lower optimizer.lr may help"
 class DivergenceGuard(Observer):
     """Raise :class:`DivergedError` for a loss, membrane or weight that is NaN or infinite, and name the layer.
 
-    Every loss is looked at on a CPU, where this is free; elsewhere that of logged steps, as are membranes and weights
-    everywhere. Processes of ddp see different samples and decide together, so that none waits for one that has stopped.
+    Checks every loss on a CPU, where this is free, otherwise only those of logged steps; membranes and weights at
+    logged steps. Processes of ddp decide together, so that none waits for one that has stopped.
     """
 
     def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
@@ -64,8 +64,8 @@ class DivergenceGuard(Observer):
 
 @torch.no_grad()
 def _locate_divergence(layers: Iterable[str], traces: Sequence[Any], what: str | None) -> str | None:
-    """``what`` is wrong, and the first layer, as data flow, whose state is not finite, else the one that is highest."""
-    # NaN and infinity stay in a membrane, so its last step tells of all
+    """Return ``what`` with the first layer whose state is not finite, else with the one of the largest state."""
+    # NaN and infinity persist in a membrane, so the last step suffices
     highest = {
         name: max(part.abs().amax().item() if torch.isfinite(part).all() else math.inf for part in trace.state)
         for name, trace in zip(layers, traces, strict=True)
@@ -80,22 +80,22 @@ def _locate_divergence(layers: Iterable[str], traces: Sequence[Any], what: str |
 
 
 def require_finite_parameters(trainer: Trainer, member: Member) -> None:
-    """Raise :class:`DivergedError` for a weight, or what the optimizer keeps for it, that is not finite."""
-    kept = member.optimizer_state()
+    """Raise :class:`DivergedError` if a weight, or its optimizer state, is not finite."""
+    states = member.optimizer_state()
     for name, weight in member.task.named_parameters():
-        for kind, value in {"": weight, **kept.get(weight, {})}.items():
+        for kind, value in {"": weight, **states.get(weight, {})}.items():
             if isinstance(value, Tensor) and not torch.isfinite(value).all():
                 what = f"{kind} of {short(name)}" if kind else short(name)
                 raise DivergedError(f"{what} is not finite after step {trainer.global_step}; {ADVICE}")
 
 
 class ActivityMonitor(Observer):
-    """Tell once of each layer that is dead, no neuron fires in any step, or saturated, all fire in all steps.
+    """Warn once per layer that is dead (no neuron fires) or saturated (every neuron fires in every step).
 
-    Logs ``train/dead/<layer>`` and ``train/saturated/<layer>``, the fractions of neurons that are so in a batch.
+    Logs ``train/dead/<layer>`` and ``train/saturated/<layer>``, the fractions of such neurons in a batch.
 
     Args:
-        layers: those whose spikes somebody reads.
+        layers: layers whose spikes are read.
     """
 
     state_key = "quiet_layers"
@@ -138,7 +138,7 @@ class ActivityMonitor(Observer):
 
 
 class ProjectParameters(Observer):
-    """After each step, learned neuron parameters go back to where their equation holds; a warning says so once."""
+    """Project learned neuron parameters into their valid domain after each step; warn once."""
 
     state_key = "projection"
 
@@ -147,7 +147,7 @@ class ProjectParameters(Observer):
         self.told = False
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
-        # what waits for the end of the epoch would be forgotten
+        # a pending warning would be lost
         self.tell()
         return {"told": self.told}
 
@@ -165,7 +165,7 @@ class ProjectParameters(Observer):
         self.tell()
 
     def tell(self) -> None:
-        """Say so, if any have left."""
+        """Warn if a parameter has left its domain."""
         names = [name for name, left in self.left.items() if left.item()]
         if names and not self.told:
             self.told = True
@@ -174,10 +174,10 @@ class ProjectParameters(Observer):
 
 
 class MeanLoss(Observer):
-    """A mean of training losses that survives a checkpoint; abstract. ``sums`` has the losses and their weights.
+    """Abstract running mean of training losses, stored in checkpoints; ``sums`` are weighted losses and weights.
 
     Args:
-        processes: how many train together; each has sums of its own.
+        processes: number of ddp processes; each has its own sums.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -200,7 +200,7 @@ class MeanLoss(Observer):
 
 
 class EpochLoss(MeanLoss):
-    """``train/epoch_loss``: the mean loss of an epoch's samples."""
+    """Log ``train/epoch_loss``, the mean loss over the samples of an epoch."""
 
     state_key = "epoch_loss"
 
@@ -213,9 +213,9 @@ class EpochLoss(MeanLoss):
 
 
 class TutorialMeanLoss(MeanLoss):
-    """``test/seed_mean_loss``: the mean of all training losses and one final L1, as the regression tutorial reports it.
+    """Log ``test/seed_mean_loss``: the mean of all training losses and the final L1, as in the regression tutorial.
 
-    The tutorial prints this mean under the name "Mean L1-loss"; the true L1 is ``test/l1``.
+    The tutorial prints this mean as "Mean L1-loss"; the actual L1 is ``test/l1``.
     """
 
     state_key = "seed_mean_loss"
@@ -230,7 +230,7 @@ class TutorialMeanLoss(MeanLoss):
 
 
 class ClassWeights(Observer):
-    """Keeps the class weights of a loss, which are those of the run's training split whatever it is measured on."""
+    """Store the class weights of the loss, fitted on the training split, in checkpoints."""
 
     state_key = "class_weights"
 
@@ -245,7 +245,7 @@ class ClassWeights(Observer):
 
 
 class InputScaling(Observer):
-    """Keeps what inputs are scaled by, which is fitted on the run's training split whatever it is measured on."""
+    """Store the input scaling, fitted on the training split, in checkpoints."""
 
     state_key = "scaling"
 
@@ -256,29 +256,29 @@ class InputScaling(Observer):
         return {name: torch.tensor(each, dtype=torch.float64) for name, each in self.scaling.numbers.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
-        """Refuse a scaling of other training samples.
+        """Require the scaling of the same training samples.
 
         Raises:
-            DataError: it is another one.
+            DataError: the scaling differs.
         """
         if not self.scaling.is_close(Scaling(**{name: tuple(each.tolist()) for name, each in state_dict.items()})):
             raise DataError(
-                "data: the training samples are not those that this run was trained with, their scaling is another one"
+                "data: the training samples are not those that this run was trained with: their scaling differs"
             )
 
 
 class EvaluationCounts(Observer):
-    """What a whole test split adds up to: spikes of each neuron, and which class was taken for which.
+    """Count spikes per neuron and the confusion matrix over the whole test split.
 
-    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>``: of all samples, not of a batch.
+    Logs ``test/dead/<layer>`` and ``test/saturated/<layer>`` over all samples.
 
     Args:
-        layers: those whose spikes somebody reads.
-        decoder: how a class is read off the readout; None where targets are no labels.
+        layers: layers whose spikes are read.
+        decoder: predicts a class from the readout; None if the targets are not labels.
     """
 
     max_classes = 1000
-    """Of more, a table of which class was taken for which is not kept."""
+    """The confusion matrix is not computed for more classes."""
 
     def __init__(self, layers: Sequence[str], decoder: Decoder | None) -> None:
         self.layers, self.decoder = layers, decoder
@@ -291,7 +291,7 @@ class EvaluationCounts(Observer):
 
     @property
     def only_class(self) -> int | None:
-        """The class that all samples were assigned to; None where there are several, or which were is not kept."""
+        """The class predicted for all samples; None if there are several, or without a confusion matrix."""
         if self.confusion is None:
             return None
         predicted = self.confusion.sum(0).nonzero().flatten().tolist()
@@ -318,7 +318,7 @@ class EvaluationCounts(Observer):
 
     def on_test_epoch_end(self, trainer: Trainer, member: Member) -> None:
         sums = torch.tensor([self.samples, self.steps], device=member.task.device)
-        # where a batch has fewer samples than there are processes, each of them goes over all
+        # if a batch has fewer samples than there are processes, each process evaluates all samples
         world = trainer.world_size
         copies = 1 if world == 1 else world // getattr(trainer.test_dataloaders.sampler, "world", world)  # type: ignore[union-attr]
 
@@ -330,13 +330,13 @@ class EvaluationCounts(Observer):
         if self.confusion is not None:
             self.confusion = total(self.confusion)
         for name, count in self.spikes.items():
-            # equal on all processes, as Lightning is told
+            # already equal on all processes; sync_dist silences Lightning's warning
             member.log(f"test/dead/{name}", metrics.dead(count), sync_dist=True)
             member.log(f"test/saturated/{name}", metrics.saturated(count, self.steps), sync_dist=True)
 
 
 class ParameterHistograms(Observer):
-    """Histograms ``weights/<layer>/...`` of all parameters in TensorBoard, at the start and every n epochs."""
+    """Write histograms ``weights/<layer>/...`` of all parameters to TensorBoard, at the start and every n epochs."""
 
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
@@ -358,12 +358,12 @@ class ParameterHistograms(Observer):
 
 
 def at_logged_step(trainer: Trainer) -> bool:
-    """Whether the step that was just done is logged, or is the last of its epoch."""
+    """Return True if the completed step is logged, or is the last of its epoch."""
     return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 def short(name: str) -> str:
-    """A parameter as a person knows it: ``hidden1.neuron.beta``, with ``log_`` where its logarithm is kept."""
+    """Return the display name of a parameter, such as ``hidden1.neuron.beta``; ``log_beta`` if stored as logarithm."""
     own = re.sub(r"^network\.(layers|module)\.", "", name)
     layer, _, leaf = own.removesuffix(".original").rpartition(".")
     return f"{layer.removesuffix('.parametrizations')}.{'log_' if name.endswith('.original') else ''}{leaf}"

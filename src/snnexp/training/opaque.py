@@ -1,4 +1,4 @@
-"""A network that is a plain ``torch.nn.Module``: what is known of it is what it returns."""
+"""A network around a plain ``torch.nn.Module``, of which only the outputs are known."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -16,11 +16,11 @@ READOUT = "readout"
 
 
 class ExternalNeuron(Neuron):
-    """Stands for neurons of another library: how many there are, and whether they fire.
+    """Placeholder for neurons of another library.
 
     Args:
-        features: their axes.
-        spikes: whether spikes of theirs are known.
+        features: shape of the layer.
+        spikes: True if the module returns their spikes.
     """
 
     def __init__(self, features: tuple[int, ...], spikes: bool) -> None:
@@ -29,22 +29,22 @@ class ExternalNeuron(Neuron):
 
 
 class Opaque(Network):
-    """A module of any kind as a network of one node.
+    """Any module as a network of one node.
 
     Its ``forward(x)`` receives ``[T, B, *N]``; a constant input is expanded. It returns the readout: the membrane
-    ``[T, B, K]``, a pair (spikes, membrane), or a :class:`~snnexp.neurons.Trace`; or a mapping from names of layers to
-    these, the readout last, so that the inner layers are known too.
+    ``[T, B, K]``, a pair (spikes, membrane), or a :class:`~snnexp.neurons.Trace`; or a mapping from layer names to
+    these, the readout last, which makes the inner layers known.
 
     Args:
         module: the module.
-        num_steps: T where the input does not change over time.
+        num_steps: T for a constant input.
     """
 
     def __init__(self, module: nn.Module, num_steps: int) -> None:
         super().__init__(num_steps, dict)
         self.module = module
         self.known: dict[str, ExternalNeuron] = {}
-        """The layers, as :meth:`inspect` finds them."""
+        """The layers, as returned by :meth:`inspect`."""
 
     @property
     def kind(self) -> str:
@@ -75,7 +75,7 @@ class Opaque(Network):
         return {name: self._trace(name, value) for name, value in named.items()}
 
     def _trace(self, name: str, found: Any) -> Trace:
-        """What the module returned for a layer as a trace, whose state shows whether all numbers are finite."""
+        """Return a layer's output as a trace; its state, the last membrane, shows whether all values are finite."""
         found = (found.spikes, found.membrane) if isinstance(found, Trace) else found
         whole = (found,) if isinstance(found, Tensor) else found
         fits = isinstance(found, Tensor) or (isinstance(found, (tuple, list)) and len(found) == 2)
@@ -86,20 +86,20 @@ class Opaque(Network):
         membrane = whole[-1]
         shapes = {tuple(part.shape) for part in whole}
         if membrane.ndim < 3 or len(shapes) > 1 or not all(part.is_floating_point() for part in whole):
-            told = " and ".join(f"{str(part.dtype).removeprefix('torch.')}{list(part.shape)}" for part in whole)
+            types = " and ".join(f"{str(part.dtype).removeprefix('torch.')}{list(part.shape)}" for part in whole)
             raise ConfigError(
-                f"network: {self.kind} returned {told} for {name}, must be floats [T, B, *N] of one shape"
+                f"network: {self.kind} returned {types} for {name}, must be floats [T, B, *N] of one shape"
             )
         spikes = whole[0] if len(whole) == 2 else lambda: torch.zeros_like(membrane)
         return Trace(spikes, membrane, (membrane[-1],))
 
     @torch.no_grad()
     def inspect(self, inputs: Tensor, outputs: int) -> dict[str, ExternalNeuron]:
-        """Which layers there are, as an example shows.
+        """Run an example and return the layers of the module.
 
         Args:
-            inputs: as of :meth:`forward`.
-            outputs: neurons that the readout must have.
+            inputs: as for :meth:`forward`.
+            outputs: required number of readout neurons.
 
         Raises:
             ConfigError: the module does not return a readout.
@@ -122,7 +122,7 @@ class Opaque(Network):
         return known
 
     def with_currents(self, inputs: Tensor | SparseSpikes) -> Iterator[tuple[list[Tensor], Trace]]:
-        """As of :class:`~snnexp.network.Network`; no currents are known."""
+        """See :class:`~snnexp.network.Network`; no currents are known."""
         return iter([([], trace) for trace in self(inputs)])
 
     @property
@@ -136,12 +136,12 @@ class Opaque(Network):
         return {path: module for path, module in self.module.named_modules() if isinstance(module, Neuron)}
 
     def connections(self, inputs: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...], None, str]]:
-        """As of :class:`~snnexp.network.Network`; none is known."""
+        """See :class:`~snnexp.network.Network`; no synapses are known."""
         return ((name, neuron.features, None, "") for name, neuron in self.known.items())
 
     def deliveries(
         self, traces: Sequence[Trace | ReducedTrace], inputs: Tensor | SparseSpikes | None = None
     ) -> Iterator[Delivery]:
-        """As of :class:`~snnexp.network.Network`; what spikes cost is not known."""
+        """See :class:`~snnexp.network.Network`; synaptic operations are unknown."""
         for name in self.known:
             yield name, torch.empty(0), None

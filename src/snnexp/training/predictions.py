@@ -15,25 +15,25 @@ from snnexp.training.members import Member, Observer
 
 
 class Rows:
-    """What the readout says of each sample as lines of CSV, batch by batch, in the order of the split.
+    """Formats the predictions of a split as lines of CSV, batch by batch, in the order of the split.
 
-    Labels: one row per sample, ``index,target,predicted,score_0,...``, with the score of each class that the decoder
-    compares. Regression: ``index,target_0,...,output_0,...``, what the loss compares, in the unit of the target. Where
-    these are of each time step, there is a row for each, and a column ``step`` after ``index``. Numbers have as many
-    digits as tell one float32 from another.
+    Labels: one row per sample, ``index,target,predicted,score_0,...``, with the decoder's score of each class.
+    Regression: ``index,target_0,...,output_0,...``, the values that the loss compares, in the unit of the target. If
+    these vary over time, there is a row per time step and a column ``step`` after ``index``. Numbers have enough
+    digits to identify a float32.
 
     Args:
-        decoder: how a class is read off the readout; None for regression.
-        loss: what the network was trained by.
+        decoder: predicts a class from the readout; None for regression.
+        loss: the training loss.
     """
 
     def __init__(self, decoder: Decoder | None, loss: Loss) -> None:
         self.decoder, self.loss = decoder, loss
         self.samples = 0
-        """That were told of."""
+        """Samples formatted so far."""
 
     def format(self, outputs: Any, target: Tensor) -> bytes:
-        """The rows of the next batch, the names of columns before the first."""
+        """Return the rows of the next batch; the header precedes the first."""
         trace = outputs["traces"][-1]
         if self.decoder is None:
             output, wanted = self.loss.compared(trace, target)
@@ -55,11 +55,11 @@ class Rows:
 
 
 class Predictions(Observer):
-    """Write the :class:`Rows` of each batch.
+    """Write the :class:`Rows` of each batch to a file.
 
     Args:
-        handle: of the file.
-        decoder: as of :class:`Rows`, as is ``loss``.
+        handle: file descriptor.
+        decoder: as for :class:`Rows`; likewise ``loss``.
     """
 
     def __init__(self, handle: int, decoder: Decoder | None, loss: Loss) -> None:
@@ -70,11 +70,11 @@ class Predictions(Observer):
 
 
 class PredictionsOfRun(Observer):
-    """Write the :class:`Rows` of a run's test as its ``predictions.csv``, which is complete or not there.
+    """Write the :class:`Rows` of a run's test to ``predictions.csv``, atomically.
 
     Args:
-        run: where to.
-        decoder: as of :class:`Rows`, as is ``loss``.
+        run: the run.
+        decoder: as for :class:`Rows`; likewise ``loss``.
     """
 
     def __init__(self, run: Run, decoder: Decoder | None, loss: Loss) -> None:
@@ -91,7 +91,7 @@ class PredictionsOfRun(Observer):
 
 
 def _names(arrays: Mapping[str, NDArray[Any]]) -> Iterator[str]:
-    """The names of columns: a name that ends with ``_`` is that of several numbers."""
+    """Yield the column names; a name that ends with ``_`` is numbered."""
     for name, array in arrays.items():
         count = array[0, 0].size
         yield from (f"{name}{k}" for k in range(count)) if name.endswith("_") else (name,)

@@ -1,25 +1,25 @@
-"""What a network does with the same few samples, again and again: recorded as arrays, and drawn.
+"""Snapshots of a network on a fixed batch of samples: recorded as arrays, and drawn.
 
-A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, of a layer with many of them some:
+A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, a subset for large layers:
 
-    step                                           after how many steps of training
-    num_steps                                      of which the first are shown
-    input_steps                                    how many steps bring values; 0 where spikes come in
-    connections/<layer>                            synapses that lead to it from other layers, where that is known
-    products/<layer>                               products of values with weights in front of it, of a sample
-    layers, dt                                     names; seconds per time step, where the neuron has seconds
-    hidden_unknown                                 whether layers within the network are not known
-    neurons/<layer> [N], spikes/<layer> [T, N]     which neurons of how many, and their spikes, of the first sample
-    size/<layer>
+    step                                           completed training steps
+    num_steps                                      time steps, of which the first are shown
+    input_steps                                    time steps with real-valued input; 0 for spikes
+    connections/<layer>                            synapses from other layers, if known
+    products/<layer>                               products of values and weights before the layer, per sample
+    layers, dt                                     names; seconds per time step, if the neuron has a unit of time
+    hidden_unknown                                 True if layers within the network are unknown
+    neurons/<layer> [N], spikes/<layer> [T, N]     indices of the neurons shown, and their spikes, of the first sample
+    size/<layer>                                   number of neurons
     membrane [T, K], threshold [K]                 of the readout, of the first sample
     trajectory [T, S], target [T, S]               regression: output and target of S samples
     images [S, ...], label [B], predicted [B]      classification
-    population                                     outputs of each class, where it has several
+    population                                     outputs per class, if more than one
     gradient/<layer> [T]                           || dL / dI[t] || over batch and neurons, I the layer's current
     gradient_norm/<name>, norm/<name>              || dL / dw || and || w || of each trained parameter
     parameter/<layer>/<name> [N]                   beta, threshold, tau_mem_inv, ...
 
-The loss is that of training. Nothing that training draws or adds up is touched.
+The loss is the training loss. A snapshot does not change the random states or the state of the network.
 """
 
 import logging
@@ -54,21 +54,21 @@ from snnexp.training.task import Task
 
 LOG = logging.getLogger(__name__)
 SAMPLES, IMAGES, TRAJECTORIES = 64, 27, 4
-"""The batch at most, and how many of its samples are shown."""
+"""Maximum batch size, and how many of its samples are shown."""
 NEURONS, STEPS = 400, 1000
-"""What is shown of a sample at most."""
+"""Maximum numbers shown of a sample."""
 STATES = 2**24
-"""Steps times samples times neurons at most: all of them are kept for the gradient, which training does without."""
+"""Maximum of steps times samples times neurons: unlike training, a snapshot stores all of them for the gradient."""
 IMAGE_BYTES = 2**22
 
 
 def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) -> dict[str, Any]:
-    """What ``task`` does with ``batch``; see above.
+    """Return the snapshot of ``task`` on ``batch``; see the module docstring.
 
     Args:
         task: on the device of the batch.
-        batch: inputs and targets, as the data give them.
-        decoder: how a class is read off the readout; None for regression.
+        batch: inputs and targets from the data.
+        decoder: predicts a class from the readout; None for regression.
     """
     values, target = batch
     neurons = task.network.neurons()
@@ -95,20 +95,20 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
     if decoder is None:
         shown = traces[-1].membrane[:STEPS, :TRAJECTORIES]
         found["trajectory"] = shown.flatten(2)[..., 0]
-        # values stand for all steps
+        # a target without time applies to all steps
         trajectory = target.expand_as(traces[-1].membrane)[:STEPS, :TRAJECTORIES]
         found["target"] = trajectory.flatten(2)[..., 0]
     elif target.ndim == 1:
         found["label"], found["predicted"] = target, decoder(traces[-1])
         found |= {"population": population} if (population := decoder.neurons(1)) > 1 else {}
-        # sequences are no images
+        # sequences are not images
         if values.ndim < len(inputs.shape):
             found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
 
 
 def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
-    """How many synapses lead to each layer, and how many products of values they compute of a sample."""
+    """Return the numbers of synapses and of products of values and weights, by layer."""
     steps = 0 if task.spikes_come_in else inputs.shape[0]
     found: dict[str, Any] = {"input_steps": steps}
     unknown: set[str] = set()
@@ -125,8 +125,8 @@ def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
 
 def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
-    # not left in the parameters, where the optimizer would find them
-    # where nothing that a current depends on is trained, it has no gradient
+    # autograd.grad leaves parameter.grad alone, which the optimizer reads
+    # a current that depends on no trained parameter has no gradient
     reached = [[part for part in current if part.requires_grad] for current in currents]
     parts = [part for current in reached for part in current]
     gradients = torch.autograd.grad(loss, [*parts, *trained.values()], allow_unused=True)
@@ -152,20 +152,20 @@ def _array(value: Tensor) -> NDArray[Any]:
 
 
 class Probe(Observer):
-    """Record a fixed batch before training, after epochs and at the end, and draw it.
+    """Record and draw snapshots of a fixed batch before training, after epochs and at the end.
 
-    ``probe/init.npz`` is from before the first step, ``last.npz`` the newest, and ``test.npz`` what the test split adds
-    up to. The figures of the newest are in ``figures/`` and in TensorBoard. The batch is the first of the validation
-    split, or of the test split where there is none; nothing is chosen by what it shows.
+    Writes ``probe/init.npz`` before the first step, ``last.npz`` for the latest snapshot, and ``test.npz`` with totals
+    of the test split. Figures of the latest snapshot are in ``figures/`` and in TensorBoard. The batch is the first of
+    the validation split, or of the test split if there is none; nothing is selected by it.
 
     Args:
-        run: where to.
-        data: the run's.
+        run: the run.
+        data: its data.
         decoder: see :func:`snapshot`.
-        counts: what the test split adds up to.
-        seed: of random encoders.
-        every_n_epochs: draw after every n epochs, 0 for never,
-        every_s: but only so many seconds after the last time; the end of a run is always drawn.
+        counts: totals of the test split.
+        seed: for random encoders.
+        every_n_epochs: draw every n epochs; 0 for never.
+        every_s: minimum seconds between drawings; the end of a run is always drawn.
     """
 
     def __init__(
@@ -182,9 +182,9 @@ class Probe(Observer):
         self.every_n_epochs, self.every_s = every_n_epochs, every_s
         self.drawn_at = 0.0
         self.batch: tuple[Tensor, Tensor] | None = None
-        """The batch, once it was asked for: a run that is stopped because data do not come cannot ask for more."""
+        """The batch, cached: a run that is interrupted while it waits for data cannot read any."""
         self.spent_s = {"fit": 0.0, "test": 0.0}
-        """What recording and drawing took while training, and after the test."""
+        """Seconds spent on recording and drawing while training, and after the test."""
 
     def on_train_start(self, trainer: Trainer, member: Member) -> None:
         self.drawn_at = time.monotonic()
@@ -210,7 +210,7 @@ class Probe(Observer):
                 self._draw(trainer, member, "after training", test)
 
     def on_exception(self, trainer: Trainer, member: Member, exception: BaseException) -> None:
-        # what was stopped may be looked at before it goes on; what diverged is no more to be seen
+        # an interrupted run can be inspected before it is resumed
         if isinstance(exception, InterruptedRunError) and self.batch is not None:
             with self._guarded(trainer):
                 self.run.write_arrays("last", self._snapshot(trainer, member))
@@ -220,7 +220,7 @@ class Probe(Observer):
 
     @contextmanager
     def _guarded(self, trainer: Trainer) -> Iterator[None]:
-        """Count the time, and let no picture harm what is trained: whatever goes wrong is told, and it goes on."""
+        """Measure the time, and log errors instead of raising them: a figure must not end a run."""
         began = time.perf_counter()
         try:
             yield
@@ -233,15 +233,15 @@ class Probe(Observer):
             self.spent_s["test" if trainer.testing else "fit"] += time.perf_counter() - began
 
     def _draw(self, trainer: Trainer, member: Member, when: str, test: dict[str, Any]) -> None:
-        now = self._snapshot(trainer, member)
-        self.run.write_arrays("last", now)
-        columns = {"before training": self.run.arrays("init"), when: now}
+        current = self._snapshot(trainer, member)
+        self.run.write_arrays("last", current)
+        columns = {"before training": self.run.arrays("init"), when: current}
         for picture in live_pictures(columns, test):
             image = style.png(picture.figure, dpi=100)
             self.run.write_figure(f"{picture.name}.png", image)
             for logger in member.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    # TensorBoard opens the first two groups by name, which should be those of losses
+                    # TensorBoard opens the first two groups by name, which should be the losses
                     _add_image(logger.experiment, f"visualization/{picture.name}", image, trainer.global_step)
 
     def _snapshot(self, trainer: Trainer, member: Member) -> dict[str, Any]:
@@ -249,13 +249,13 @@ class Probe(Observer):
         with (
             restored(random_states()),
             unchanged(task.network),
-            # a test makes tensors that can have no gradient
+            # the test runs in inference mode
             torch.inference_mode(False),
             torch.enable_grad(),
             trainer.strategy.precision_plugin.forward_context(),
         ):
             torch.manual_seed(fold(self.seed, "probe"))
-            # the loss is that of training, also after a test
+            # training mode, also after a test
             task.network.train()
             values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)
             found = snapshot(task, (values.to(device), target.to(device)), self.decoder)
@@ -281,6 +281,6 @@ def _test_arrays(counts: EvaluationCounts) -> dict[str, Any]:
 
 
 def _add_image(board: SummaryWriter, tag: str, image: bytes, step: int) -> None:
-    """A PNG as it is; TensorBoard's own functions draw it again, or pack it anew."""
+    """Add a PNG unchanged; TensorBoard's own functions would re-encode it."""
     value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=image))
     board.file_writer.add_summary(Summary(value=[value]), step)  # type: ignore[attr-defined]
