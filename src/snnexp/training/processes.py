@@ -1,8 +1,8 @@
-"""The processes of ddp, which share each batch of a run: who starts them, and how they find the run.
+"""The processes of ddp, which share each batch: how they are started, and how they find the run.
 
-The first one makes the run directory and writes to it alone. It starts the others, each as
-``python -m snnexp.training.rank RUN``, or torchrun or srun has started all of them, and the first one tells the others
-the directory. Lightning gets the ranks and
+Rank 0 creates the run directory and is the only one to write to it. Either it starts the others, as
+``python -m snnexp.training.rank RUN``, or torchrun or srun starts all processes, and rank 0 sends the directory to the
+others through a store. Lightning gets the ranks and
 addresses from :class:`ProcessEnvironment`, not from environment variables that anyone may have set.
 """
 
@@ -31,21 +31,21 @@ from snnexp.record.run import Run
 from snnexp.training import launchers
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
-"""What processes that another program has started may take to find each other."""
+"""Timeout for processes started by torchrun or srun to find each other."""
 ACKNOWLEDGE_TIMEOUT_S = 2.0
-"""What the others may take to hear that there is nothing to do for them."""
+"""Timeout for the other processes to acknowledge that there is nothing to do."""
 
 
 class ProcessEnvironment(ClusterEnvironment):
-    """Which of the processes of a run this one is, and where they meet.
+    """The rank of this process, and the rendezvous address.
 
     Args:
-        processes: how many there are.
-        rank: from 0.
-        address: of the first one's machine.
-        port: where it listens; 0 if that is not decided yet.
-        external: whether they have all been started already.
-        nodes: on how many machines.
+        processes: world size.
+        rank: global rank.
+        address: host of rank 0.
+        port: port of rank 0; 0 if not chosen yet.
+        external: True if torchrun or srun started all processes.
+        nodes: number of machines.
     """
 
     def __init__(
@@ -62,25 +62,25 @@ class ProcessEnvironment(ClusterEnvironment):
 
     @classmethod
     def here(cls, processes: int) -> "ProcessEnvironment":
-        """That of this process; the first of ``processes`` where nobody has started others with it."""
-        told, number, rank = os.environ, launchers.number, launchers.rank()
+        """Return that of this process; rank 0 of ``processes`` without torchrun and srun."""
+        variables, number, rank = os.environ, launchers.number, launchers.rank()
         if launchers.started_by_torchrun():
-            count, port = int(told["WORLD_SIZE"]), int(told["MASTER_PORT"])
+            count, port = int(variables["WORLD_SIZE"]), int(variables["MASTER_PORT"])
             nodes = count // max(1, number("LOCAL_WORLD_SIZE", count))
-            return cls(count, rank, told["MASTER_ADDR"], port, True, nodes)
+            return cls(count, rank, variables["MASTER_ADDR"], port, True, nodes)
         if launchers.started_by_srun():
-            first = SLURMEnvironment.resolve_root_node_address(told.get("SLURM_STEP_NODELIST", "127.0.0.1"))
-            # steps of one job may run beside each other
-            own = 31 * int(told["SLURM_JOB_ID"]) + number("SLURM_STEP_ID", 0)
-            address, port = told.get("MASTER_ADDR", first), number("MASTER_PORT", 15000 + own % 10000)
-            count, nodes = int(told["SLURM_STEP_NUM_TASKS"]), number("SLURM_STEP_NUM_NODES", 1)
+            first = SLURMEnvironment.resolve_root_node_address(variables.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+            # steps of one job may run at the same time
+            own = 31 * int(variables["SLURM_JOB_ID"]) + number("SLURM_STEP_ID", 0)
+            address, port = variables.get("MASTER_ADDR", first), number("MASTER_PORT", 15000 + own % 10000)
+            count, nodes = int(variables["SLURM_STEP_NUM_TASKS"]), number("SLURM_STEP_NUM_NODES", 1)
             return cls(count, rank, address, port, True, nodes)
         return cls(processes)
 
     def require(self, processes: int) -> None:
-        """Raise :class:`ConfigError` where a run of ``processes`` cannot be shared by those that there are."""
+        """Raise :class:`ConfigError` unless there are ``processes`` processes on one machine."""
         if self.nodes > 1:
-            raise ConfigError(f"trainer.devices: the processes are on {self.nodes} machines, and a run takes one")
+            raise ConfigError(f"trainer.devices: the processes are on {self.nodes} machines, a run must be on one")
         if self.processes != processes:
             raise ConfigError(
                 f"trainer.devices: got {processes}, and torchrun or srun has started {self.processes} processes"
@@ -122,7 +122,7 @@ class ProcessEnvironment(ClusterEnvironment):
 
 
 class Launcher:
-    """Starts the other processes of a run before this one trains, where nobody has started them already."""
+    """Start the other processes of a run before this one trains, unless torchrun or srun did."""
 
     is_interactive_compatible = True
 
@@ -130,9 +130,9 @@ class Launcher:
         self.place = place
         self.run: Run | None = None
         self.others: list[subprocess.Popen[bytes]] = []
-        """The processes that have been started."""
+        """The processes started by this one."""
         self.store: Store | None = None
-        """Listens at the port that the others are told; PyTorch's own store joins it there."""
+        """Listens at the port passed to the others; PyTorch's process group shares it."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         if not self.place.external and self.store is None:
@@ -140,7 +140,7 @@ class Launcher:
         return function(*args, **kwargs)
 
     def kill(self, signum: int) -> None:
-        """The run ends them, when it has been recorded."""
+        """Do nothing: the run ends them after it has been recorded."""
 
     def _start(self) -> None:
         if self.run is None and self.place.processes > 1:
@@ -155,27 +155,27 @@ class Launcher:
 
 
 def _started(run: Run, place: ProcessEnvironment, rank: int) -> subprocess.Popen[bytes]:
-    told = {
+    variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(place.processes),
         "LOCAL_WORLD_SIZE": str(place.processes),
         "MASTER_ADDR": place.address,
         "MASTER_PORT": str(place.port),
-        # modules are found where this process finds them
+        # the same import path as this process
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
         "PYTHONSAFEPATH": "1",
     }
     if sys.dont_write_bytecode:
-        told["PYTHONDONTWRITEBYTECODE"] = "1"
-    # of gradients that are not missing this time, each process would warn
-    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, **told}
+        variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    # silences a warning of every process about find_unused_parameters
+    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, **variables}
     command = [sys.executable, "-m", "snnexp.training.rank", str(run.path.absolute())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
 
 class Ddp(DDPStrategy):
-    """Lightning's, with a launcher that knows the run."""
+    """Lightning's strategy with our :class:`Launcher`."""
 
     def __init__(self, place: ProcessEnvironment, **settings: Any) -> None:
         super().__init__(**settings)
@@ -187,21 +187,21 @@ class Ddp(DDPStrategy):
 
 
 class PeerProcesses:
-    """The other processes of a run, as the verbs see them; they hear of the end of a verb that leaves without them."""
+    """The other processes of a run; they are notified if this one ends before the run begins."""
 
     def __init__(self) -> None:
         self.store: Store | None = None
-        """Where the first of several processes, which another program has started, tells the run."""
+        """Used by rank 0 to send the run directory to processes started by torchrun or srun."""
 
     def __enter__(self) -> "PeerProcesses":
         return self
 
     def wait_for_run(self, cfg: DictConfig) -> Path | None:
-        """The directory of the run if this process has to follow the first one in it, which makes it; else None.
+        """Return the run directory on ranks above 0 started by torchrun or srun, else None.
 
         Raises:
-            ConfigError: there are other processes than the run needs.
-            LostProcessError: they do not find each other.
+            ConfigError: the number of processes differs from ``trainer.devices``.
+            LostProcessError: the processes do not find each other.
         """
         processes = cfg.trainer.get("devices", 1)
         if not launchers.is_distributed(cfg.trainer) or not (place := ProcessEnvironment.here(processes)).external:
@@ -219,7 +219,7 @@ class PeerProcesses:
         return None
 
     def lead(self, trainer: Trainer, run: Run) -> None:
-        """Let the others find the run: those that are there, and those that Lightning is going to have started."""
+        """Pass the run to the other processes: those already waiting, and those still to be started."""
         if isinstance(trainer.strategy, Ddp):
             trainer.strategy.starter.run = run
         if self.store is not None:
@@ -230,7 +230,7 @@ class PeerProcesses:
         if self.store is None:
             return
         self.store.set(self.key, str(0 if error is None else describe_failure(error)[2]))
-        # the store may end with this process
+        # the store ends with this process
         end = time.monotonic() + ACKNOWLEDGE_TIMEOUT_S
         while self.store.add(_acknowledgement(self.key), 0) < self.count and time.monotonic() < end:
             time.sleep(0.02)
@@ -241,27 +241,27 @@ _runs = itertools.count()
 
 @functools.cache
 def _store(address: str, port: int, rank: int, processes: int) -> Store:
-    """One for all runs of these processes; returns when all are there."""
+    """Return the store shared by all runs of these processes, once all have joined."""
     url = f"tcp://{address}:{port}"
     store: Store = next(rendezvous(url, rank, processes, timeout=RENDEZVOUS_TIMEOUT))[0]
     return store
 
 
 def _receive_run(store: Store, key: str) -> Path:
-    """What the first process tells; this one ends with it, and leaves it to tell why."""
+    """Return the run directory sent by rank 0, or exit with its exit code; rank 0 reports the reason."""
     try:
-        # not in one call, in which no signal would be handled
+        # store.wait would block signal handlers
         while not store.check([key]):
             time.sleep(0.05)
-        told = store.get(key).decode()
+        message = store.get(key).decode()
         store.add(_acknowledgement(key), 1)
     except torch.distributed.DistError as error:
         raise SystemExit(LostProcessError.exit_code) from error
     except InterruptedRunError as error:
         raise SystemExit(error.exit_code) from error
-    if told.isdecimal():
-        raise SystemExit(int(told))
-    return Path(told)
+    if message.isdecimal():
+        raise SystemExit(int(message))
+    return Path(message)
 
 
 def _acknowledgement(key: str) -> str:
@@ -269,7 +269,7 @@ def _acknowledgement(key: str) -> str:
 
 
 def require_others(trainer: Trainer, error: Exception) -> None:
-    """Raise :class:`LostProcessError` for what PyTorch says where another process is gone that nobody here started."""
+    """Raise :class:`LostProcessError` for a lost connection to a process started by torchrun or srun."""
     strategy = trainer.strategy
     external = isinstance(strategy, Ddp) and strategy.starter.place.external
     if trainer.is_global_zero and external and "onnection" in str(error):
@@ -277,6 +277,6 @@ def require_others(trainer: Trainer, error: Exception) -> None:
 
 
 def require_ddp_strategy(trainer: Trainer) -> None:
-    """Raise :class:`ConfigError` for a trainer that would start processes which do not know the run."""
+    """Raise :class:`ConfigError` for a trainer of several processes without the :class:`Ddp` strategy."""
     if trainer.world_size > 1 and not isinstance(trainer.strategy, Ddp):
-        raise ConfigError("trainer: several processes are shared by snnexp.training.assembly.make_trainer alone")
+        raise ConfigError("trainer: several processes need the strategy of snnexp.training.assembly.make_trainer")

@@ -1,4 +1,4 @@
-"""How far a run has come: a live bar in a terminal, a line now and then elsewhere."""
+"""Progress of a run: a live bar in a terminal, a line at intervals elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ SHOWN = {
     "val/loss": "val loss",
     "val/accuracy": "val acc",
 }
-"""Logged metrics that stand beside the loss while training."""
+"""Logged metrics shown next to the training loss."""
 DISPENSABLE = ("val loss", "val acc", "samples", "firing", "acc")
-"""What a terminal that is too narrow goes without, the first first."""
+"""Parts dropped in a narrow terminal, in this order."""
 
 
 class ProgressDisplay(Callback):
-    """Epoch, loss, accuracy, mean firing rate of the layers, samples per second and time left.
+    """Show epoch, loss, accuracy, mean firing rate of the layers, samples per second and remaining time.
 
-    A live bar in a terminal, now and then a line elsewhere.
+    A live bar in a terminal, a line every ``plain_every_s`` seconds elsewhere.
     """
 
     plain_every_s = 20.0
@@ -44,7 +44,7 @@ class ProgressDisplay(Callback):
         if self.terminal.is_terminal:
             words = [TextColumn(f"{{task.fields[{name}]}}") for name in ("epoch", "values")]
             columns = (words[0], BarColumn(bar_width=None), words[1])
-            # a thread that draws would hold locks when data workers are forked, and whoever prints in one would wait
+            # no refresh thread: a fork of data workers could copy its locks while held, and block their output
             self.bar = Progress(*columns, console=self.terminal, auto_refresh=False, transient=True, expand=True)
             self.task = self.bar.add_task("", total=self._steps(trainer), epoch=self._epoch(trainer), values="")
             self.bar.start()
@@ -54,7 +54,7 @@ class ProgressDisplay(Callback):
     ) -> None:
         self.samples += outputs["samples"] * trainer.world_size
         now = time.monotonic()
-        # reading the loss waits for the device, so it is read a few times per second at most
+        # reading the loss synchronizes with the device, so do it a few times per second at most
         if now - self.drawn_at < (self.plain_every_s if self.bar is None else self.live_every_s):
             return
         self.drawn_at = now
@@ -113,7 +113,7 @@ class ProgressDisplay(Callback):
 
 
 def fitting(parts: Mapping[str, str], width: int | None) -> str:
-    """Parts of a line beside each other, less the :data:`DISPENSABLE` ones where it would be wider than ``width``."""
+    """Join the parts of a line, dropping :data:`DISPENSABLE` ones until it fits ``width``."""
     kept = dict(parts)
     for name in DISPENSABLE:
         if width is not None and len("  ".join(kept.values())) > width:

@@ -1,4 +1,4 @@
-"""Another process than the first of a run: ``python -m snnexp.training.rank RUN``, which the first one starts."""
+"""Entry point of a process of rank 1 or higher: ``python -m snnexp.training.rank RUN``, started by rank 0."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from snnexp.text import truncate
 
 
 def main(folder: Path) -> int:
-    """Train and test with the first process, which has locked the run and tells of it; returns the exit code."""
+    """Train and test with rank 0, which has locked the run and reports on it; return the exit code."""
     first = os.getppid()
     for number in termination_signals():
-        # until there is something to save
+        # default handlers until there is something to save
         signal.signal(number, signal.SIG_DFL)
     try:
         if Run(folder).writer_pid() != first:
@@ -23,8 +23,8 @@ def main(folder: Path) -> int:
 
         execute.follow(folder, first)
     except SnnexpError as error:
-        said = "".join(f"snnexp: {truncate(text)}\n" for text in error.args)
-        sys.stderr.write(getattr(error, "frames", "") + said)
+        message = "".join(f"snnexp: {truncate(text)}\n" for text in error.args)
+        sys.stderr.write(getattr(error, "frames", "") + message)
         return error.exit_code
     return 0
 

@@ -1,4 +1,4 @@
-"""When members are saved: after epochs, and as time passes; and what of them."""
+"""Checkpoints of members: their content, and when they are written."""
 
 import io
 import time
@@ -21,17 +21,17 @@ from snnexp.training.members import Bridge, Member, Observer
 from snnexp.training.observers import at_logged_step, require_finite_parameters
 
 THREADS = 8
-"""How many members are written at once: their flushes to the disk become one."""
+"""Threads that write checkpoints: concurrent flushes to the disk cost as much as one."""
 
 
 class MemberCheckpoints(Observer):
-    """The checkpoints of a member: init.ckpt, then last.ckpt, the one before it as previous.ckpt, and best.ckpt.
+    """Write the checkpoints of a member: init.ckpt, last.ckpt, its predecessor previous.ckpt, and best.ckpt.
 
-    Best is the lowest ``val/loss`` with a validation split, else the lowest training loss averaged over the epoch.
+    Best has the lowest ``val/loss``, or without a validation split the lowest mean training loss of an epoch.
 
     Args:
-        run: where to.
-        config: the run's config, JSON.
+        run: the run.
+        config: its config as JSON.
     """
 
     state_key = "checkpoints"
@@ -41,7 +41,7 @@ class MemberCheckpoints(Observer):
         self.lowest = float("inf")
         self.best = False
         self.compared_at: int | None = None
-        """The step of the newest comparison."""
+        """The step of the latest comparison."""
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
         return {"lowest": self.lowest}
@@ -50,12 +50,12 @@ class MemberCheckpoints(Observer):
         self.lowest = state_dict["lowest"]
 
     def promote_to_last(self, path: Path) -> None:
-        """Let last.ckpt be another of the checkpoints."""
+        """Copy another checkpoint to last.ckpt."""
         if path.name != "last.ckpt":
             write_checkpoint(self.run.checkpoints / "last.ckpt", read_checkpoint(path))
 
-    def compare(self, member: Member, step: int) -> None:
-        """See, once, whether the epoch that has just ended with this step is the best."""
+    def update_best(self, member: Member, step: int) -> None:
+        """Compare the epoch that ended with this step with the best, once per step."""
         if self.compared_at == step:
             return
         self.compared_at = step
@@ -64,10 +64,10 @@ class MemberCheckpoints(Observer):
         self.lowest = min(loss, self.lowest)
 
     def content(self, trainer: Trainer, member: Member, position: tuple[int, int]) -> dict[str, Any]:
-        """What a checkpoint holds between two steps, less what :meth:`write` adds; processes of ddp ask each other.
+        """Return the content of a checkpoint, except the metrics that :meth:`write` adds; collective under ddp.
 
         Raises:
-            DivergedError: a number is not finite.
+            DivergedError: a parameter is not finite.
         """
         require_finite_parameters(trainer, member)
         states = ((observer.state_key, observer.state_dict(trainer)) for observer in member.observers)
@@ -81,7 +81,7 @@ class MemberCheckpoints(Observer):
             **({} if member.stopped is None else {"stopped_early": member.stopped._asdict()}),
             **({} if member.finishing is None else {"finishing": member.finishing}),
             "metrics": {},
-            # a view would be saved with all that it is a view of
+            # saving a view would save its whole storage
             "state_dict": {
                 name: value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
                 for name, value in member.task.state_dict().items()
@@ -91,11 +91,11 @@ class MemberCheckpoints(Observer):
         }
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Replace a checkpoint; other members may be written at the same time."""
+        """Replace a checkpoint; safe to call concurrently for different members."""
         buffer = io.BytesIO()
-        # whose rows wait for the disk as the checkpoint does
+        # flushes the rows of metrics.jsonl to the disk
         torch.save({**content, "metrics": self.run.metrics_so_far()}, buffer)
-        # before last.ckpt: a run that is killed between the two will come by here again
+        # before last.ckpt: a run killed between the two repeats this step
         if name == "last" and self.best:
             write_checkpoint(self.run.checkpoints / "best.ckpt", buffer.getvalue())
         keep = self.run.checkpoints / "previous.ckpt" if name == "last" else None
@@ -104,14 +104,14 @@ class MemberCheckpoints(Observer):
 
 
 class SaveCheckpoints(Callback):
-    """Save all members: before the first step, then after every n epochs, at the end, and as time passes.
+    """Save all members before the first step, every n epochs, every ``every_s`` seconds, and at the end.
 
-    Numbers that are not finite are not saved: :class:`DivergedError` ends the member instead.
+    Values that are not finite are not saved: :class:`DivergedError` ends the member instead.
 
     Args:
-        bridge: knows the members.
-        every_n_epochs: n.
-        every_s: how old last.ckpt may become; 0 saves after every step.
+        bridge: the bridge to the members.
+        every_n_epochs: save every n epochs.
+        every_s: maximum age of last.ckpt; 0 saves after every step.
     """
 
     def __init__(self, bridge: Bridge, every_n_epochs: int, every_s: float) -> None:
@@ -124,15 +124,15 @@ class SaveCheckpoints(Callback):
         self.spent_s = 0.0
 
     def resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
-        """Begin at the place that a checkpoint holds, from which all members were resumed."""
+        """Continue at the position of the checkpoint from which all members were resumed."""
         self.position, self.resumed = checkpoint.position, True
         if not checkpoint.position[1]:
-            # a run that has become longer stops where it would have stopped
+            # a run with more epochs stops early at the same step
             self.bridge.stop_finishing_members(trainer, checkpoint.position[0], checkpoint.step)
         self.saved = checkpoint.position if checkpoint.path.name == "last.ckpt" else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # before any observer writes: a disk that is full is told once
+        # before any observer writes, so that a full disk is reported once
         self.saved_at = time.monotonic()
         if not self.resumed:
             self._save(trainer, "init")
@@ -140,7 +140,7 @@ class SaveCheckpoints(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.position = (trainer.current_epoch, batch_idx)
         if trainer.fit_loop.restarting:
-            # at the end of an epoch that was resumed, Lightning would not step a schedule that watches a measure
+            # otherwise Lightning skips ReduceLROnPlateau at the end of a resumed epoch
             trainer.fit_loop.restarting = False
         stopped = [member for member in self.bridge.active if member.stopped is not None]
         if self.due or any_process(trainer, time.monotonic() - self.saved_at >= self.every_s):
@@ -152,21 +152,21 @@ class SaveCheckpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
-        # the epoch's own row is logged after this hook, so saving waits for the next one
+        # the epoch's row is logged after this hook, so save in the next one
         self.due = self.due or done % self.every_n_epochs == 0 or done == trainer.max_epochs
         for member in self.bridge.active:
             if self.due or member.stopped is not None:
-                checkpoints_of(member).compare(member, trainer.global_step)
+                checkpoints_of(member).update_best(member, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.position = divmod(trainer.global_step, int(trainer.num_training_batches))
         for member in self.bridge.active:
             if member.stopped is not None:
-                checkpoints_of(member).compare(member, trainer.global_step)
+                checkpoints_of(member).update_best(member, trainer.global_step)
         self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
-        """Replace last.ckpt, unless it holds this place already."""
+        """Replace last.ckpt unless it already has this position."""
         if self.saved == self.position:
             return
         began = time.perf_counter()
@@ -185,7 +185,7 @@ class SaveCheckpoints(Callback):
                 saver = checkpoints_of(member)
                 ready.append((member, partial(saver.write, name, saver.content(trainer, member, self.position))))
         if trainer.is_global_zero:
-            for (member, _), error in zip(ready, run_concurrently([act for _, act in ready]), strict=True):
+            for (member, _), error in zip(ready, run_concurrently([write for _, write in ready]), strict=True):
                 with member.ending_on_error():
                     if error is not None:
                         raise error
@@ -194,42 +194,42 @@ class SaveCheckpoints(Callback):
 
 
 def checkpoints_of(member: Member) -> MemberCheckpoints:
-    """What writes the checkpoints of a member."""
+    """Return the observer that writes the checkpoints of a member."""
     (found,) = (observer for observer in member.observers if isinstance(observer, MemberCheckpoints))
     return found
 
 
-def run_concurrently(acts: Sequence[Callable[[], object]]) -> list[Exception | None]:
-    """Carry out what waits for the disk for all members at once, whose flushes become one; what each has raised."""
+def run_concurrently(functions: Sequence[Callable[[], object]]) -> list[Exception | None]:
+    """Run functions that wait for the disk in a thread pool; return the exception of each, or None."""
 
-    def attempt(act: Callable[[], object]) -> Exception | None:
+    def attempt(function: Callable[[], object]) -> Exception | None:
         try:
-            act()
+            function()
         except Exception as error:
             return error
         return None
 
-    if len(acts) == 1:
-        return [attempt(acts[0])]
+    if len(functions) == 1:
+        return [attempt(functions[0])]
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(attempt, acts))
+        return list(pool.map(attempt, functions))
 
 
 def resume_at(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Let Lightning's loops begin at the place that a checkpoint holds."""
+    """Set Lightning's loops to the position of a checkpoint."""
     trainer.fit_loop.load_state_dict(_counters(trainer, *checkpoint.position, checkpoint.step))
 
 
 def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, Any]:
-    """The state of Lightning's loops between two steps: ``epoch`` epochs are done, and ``batch`` batches after them."""
+    """Return the state of Lightning's loops after ``epoch`` epochs and ``batch`` further batches."""
 
-    def fill(counters: dict[str, int], done: int, begun: int | None = None) -> None:
+    def fill(counters: dict[str, int], done: int, started: int | None = None) -> None:
         for name in counters:
-            counters[name] = done if begun is None or name in ("processed", "completed") else begun
+            counters[name] = done if started is None or name in ("processed", "completed") else started
 
     state: dict[str, Any] = trainer.fit_loop.state_dict()
     for part in ("total", "current"):
-        # an epoch that has begun and is not done is what Lightning calls a restart
+        # Lightning treats an epoch that is started but not completed as a restart
         fill(state["epoch_progress"][part], epoch, epoch + (batch > 0))
         fill(state["epoch_loop.batch_progress"][part], step if part == "total" else batch)
         for progress in state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
@@ -239,7 +239,7 @@ def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, 
 
 
 def any_process(trainer: Trainer, wish: bool) -> bool:
-    """Whether any process wishes so; those of ddp ask each other at logged steps only, for that makes them wait."""
+    """Return True if ``wish`` is true in any process; ddp reduces it only at logged steps, because it blocks."""
     if trainer.world_size == 1:
         return wish
     return at_logged_step(trainer) and trainer.strategy.reduce_boolean_decision(wish, all=False)
