@@ -44,9 +44,7 @@ def with_fitted_values(cfg: DictConfig, saved: DictConfig, file: Path, overrides
         with open_dict(cfg):
             cfg.data.scale = found
     elif any(_decides_data(key_of(word)) for word in overrides):
-        raise ConfigError(
-            f"data: {file} is older than saved input scaling, which other data need; train again"
-        )
+        raise ConfigError(f"data: {file} is older than saved input scaling, which other data need; train again")
     return cfg
 
 

@@ -1,4 +1,4 @@
-"""How a signal, or the loss of a process, ends a run: saved, marked and told."""
+"""Signal handling: a signal, or the loss of a process, ends a run, which is saved, marked and reported."""
 
 import os
 import select
@@ -18,23 +18,23 @@ from snnexp.record.run import Run
 from snnexp.training.saving import SaveCheckpoints, any_process
 
 GRACE_S = 30.0
-"""What the other processes of a run that has finished may take to end."""
+"""Timeout for the other processes of a finished run to end."""
 
 
 class Signals(Callback):
-    """SIGINT, SIGTERM and SIGHUP: finish the step or validation, save last.ckpt, stop.
+    """Handle SIGINT, SIGTERM and SIGHUP: finish the step or validation, save last.ckpt, stop.
 
-    While a batch is waited for, the run is saved and stops at once; outside of training it stops at once. A second
-    signal ends the process at once. Python handles signals between its own instructions only, and one call into PyTorch
-    may take long, so a thread sees them too: it tells that a signal has arrived, and ends the process at the second.
+    While waiting for a batch, the run is saved and stops at once; outside of training it stops at once. A second
+    signal ends the process at once. Python runs signal handlers only between bytecodes, and a call into PyTorch may
+    take long, so a thread watches for signals too: it reports the first one, and ends the process at the second.
     """
 
     duplicate_s = 0.1
-    """A signal to a process and then to its group, as ``timeout`` sends it, arrives twice and is one."""
+    """Equal signals within this time count as one: ``timeout`` signals a process and then its group."""
     patience_s = 0.5
-    """What the main thread may take to act on a signal before the thread does."""
+    """How long the thread waits for the main thread to act on a signal."""
     reminder = signal.SIGALRM
-    """What interrupts a wait of the main thread that has begun after the signal."""
+    """Interrupts a wait of the main thread that began after the signal."""
 
     def __init__(self) -> None:
         self.run: Run | None = None
@@ -42,7 +42,7 @@ class Signals(Callback):
         self.data: DataModule | None = None
         self.launcher: Any = None
         self.parent: int | None = None
-        """The first process of the run, where this is another one."""
+        """Process id of rank 0 in the processes of other ranks."""
         self.training = self.validating = self.acted_on = False
         self.received: int | None = None
         self.received_at = 0.0
@@ -51,7 +51,7 @@ class Signals(Callback):
         self.mask: set[int] = set()
 
     def __enter__(self) -> "Signals":
-        # Python lets only the main thread handle signals; elsewhere whoever started the thread does
+        # only the main thread may set signal handlers; elsewhere they are up to the caller
         if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self._handle) for number in termination_signals()}
             self.reminded = signal.signal(self.reminder, self._remind)
@@ -65,7 +65,7 @@ class Signals(Callback):
         return self
 
     def in_child(self) -> None:
-        """After a fork: what arrives there is no matter of this process, and data workers outlive a signal to all."""
+        """Reset the handlers after a fork; data workers ignore signals to the process group."""
         signal.set_wakeup_fd(-1)
         works = self.data is not None and self.data.starting_workers
         for number, handler in self.previous.items():
@@ -87,18 +87,18 @@ class Signals(Callback):
             os.close(self.source)
         for process in self._others:
             with suppress(subprocess.TimeoutExpired):
-                # without this one they can only fail
+                # they cannot continue without this process
                 process.wait(0 if error[0] is not None else GRACE_S)
             process.kill()
             process.wait()
 
     @property
     def _others(self) -> Sequence["subprocess.Popen[bytes]"]:
-        """The processes that this one has started for ddp."""
+        """The ddp processes started by this one."""
         return getattr(self.launcher, "others", ())
 
     def require_others(self, patience_s: float = 2.0) -> None:
-        """Raise :class:`LostProcessError` if one of the processes of ddp has ended, or does so soon."""
+        """Raise :class:`LostProcessError` if a ddp process has ended, or ends within ``patience_s``."""
         end = time.monotonic() + patience_s
         while self._others:
             for rank, process in enumerate(self._others, start=1):
@@ -112,10 +112,10 @@ class Signals(Callback):
             time.sleep(0.05)
 
     def _watch(self) -> None:
-        # it holds no lock while it waits, for data workers are forked meanwhile
+        # poll holds no lock that a forked data worker could inherit
         poll = select.poll()
         poll.register(self.source, select.POLLIN)
-        last, last_at, arrived, told, lost = 0, 0.0, 0, False, 0
+        last, last_at, arrived, reported, lost = 0, 0.0, 0, False, 0
         while True:
             several = self.launcher is not None or self.checkpoints is None
             if poll.poll(1e3 * self.patience_s if several or arrived else None):
@@ -128,7 +128,7 @@ class Signals(Callback):
             if self.parent is not None and os.getppid() != self.parent:
                 os._exit(1)
             if any(process.poll() for process in self._others):
-                # the main thread fails by itself as soon as it asks the others
+                # usually the main thread fails at its next collective operation
                 lost += 1
                 if lost > 5:
                     self._give_up()
@@ -138,14 +138,14 @@ class Signals(Callback):
                 continue
             if self._waits(self.patience_s):
                 signal.pthread_kill(self.main, self.reminder)
-            elif not told:
-                told = True
+            elif not reported:
+                reported = True
                 what = "received, stopping after this step or validation; a second one stops at once"
                 with suppress(OSError):
                     os.write(2, f"snnexp: {signal.Signals(last).name} {what}\n".encode())
 
     def _waits(self, at_least_s: float = 0.0) -> bool:
-        """Whether nothing is under way that has to be finished first: a batch is waited for, for so long already."""
+        """Return True outside of training, or if the main thread has waited ``at_least_s`` for a batch."""
         if not self.training:
             return True
         since = None if self.data is None else self.data.waiting_since
@@ -157,7 +157,7 @@ class Signals(Callback):
         if self.received is not None:
             self._end(number)
         self.received, self.received_at = number, time.monotonic()
-        # of several processes, all save together, if they can; no more can be saved within a validation
+        # several processes save together; nothing can be saved during a validation
         if not self.training or (self.launcher is None and not self.validating and self._waits()):
             self.raise_if_received()
 
@@ -186,25 +186,25 @@ class Signals(Callback):
             os._exit(error.exit_code)
 
     def raise_if_received(self) -> None:
-        """Raise what the signal asked for, where it came while it could not be raised."""
+        """Raise :class:`InterruptedRunError` if a signal has arrived."""
         if self.received is not None:
             self.acted_on = True
             raise InterruptedRunError(self.received)
 
     @contextmanager
     def reraising_interrupts(self) -> Iterator[None]:
-        """Raise :class:`InterruptedRunError` again where a library has caught it and raised an error of its own."""
+        """Raise :class:`InterruptedRunError` again if a library replaced it by another error."""
         try:
             yield
         except Exception as error:
-            # what a full disk or a setting says is told, though it be while the run is saved
-            told = isinstance(error, OSError) or (isinstance(error, SnnexpError) and not isinstance(error, PartError))
-            if self.received is not None and self.acted_on and not told:
+            # I/O and config errors while saving are reported as such
+            own = isinstance(error, OSError) or (isinstance(error, SnnexpError) and not isinstance(error, PartError))
+            if self.received is not None and self.acted_on and not own:
                 raise InterruptedRunError(self.received) from error
             raise
 
     def _handle_here(self) -> None:
-        # Lightning has put a handler of its own in front, which ends a run with exit code 0
+        # replaces Lightning's handler, which ends a run with exit code 0
         for number in self.previous:
             signal.signal(number, self._handle)
 
@@ -214,7 +214,7 @@ class Signals(Callback):
         self.training = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # a save waits for all processes, so all must know that one was told to stop
+        # saving is collective, so all processes must know about the signal
         if any_process(trainer, self.received is not None):
             assert self.checkpoints is not None
             self.received = self.received or signal.SIGTERM
@@ -235,9 +235,9 @@ class Signals(Callback):
         self._handle_here()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        told = isinstance(exception, InterruptedRunError) and self.training
-        # a validation whose data do not come is given up; last.ckpt is from before it
-        if told and not self.validating and trainer.world_size == 1:
+        interrupted = isinstance(exception, InterruptedRunError) and self.training
+        # an interrupted validation is discarded; last.ckpt precedes it
+        if interrupted and not self.validating and trainer.world_size == 1:
             assert self.checkpoints is not None
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             self.checkpoints.position = (trainer.current_epoch, done)
@@ -248,7 +248,7 @@ _entered: list[Signals] = []
 
 
 def _before_fork() -> None:
-    # one that a child got before its handlers are its own would be lost
+    # block signals until the child has its own handlers
     for signals in _entered:
         signals.mask = signal.pthread_sigmask(signal.SIG_BLOCK, termination_signals())
 

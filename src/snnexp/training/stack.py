@@ -1,7 +1,7 @@
-"""Tasks that differ in numbers alone as one model.
+"""Tasks that differ only in numbers, stacked into one model.
 
-Features are ``(M, n)``, traces ``[T, B, M, n]``, weights ``[M, out, in]``. What is measured of a member is computed by
-the functions of its own task, mapped over the member axis.
+Features are ``(M, n)``, traces ``[T, B, M, n]``, weights ``[M, out, in]``. Losses and metrics are computed by the
+functions of a single task, mapped over the member axis by ``vmap``.
 """
 
 import itertools
@@ -29,14 +29,14 @@ from snnexp.training.task import Task
 
 
 class Stacked(Task):
-    """The tasks of members that differ in numbers alone, as one.
+    """One task for all members; they differ only in numbers.
 
-    Its losses and measures are those of all members, ``[M]``; what is minimized is the sum of the losses.
+    Losses and metrics have shape ``[M]``; the sum of the losses is minimized.
 
     Args:
-        members: each with its own start values, equal in all that decides what is computed.
-        kernel: what computes the neurons.
-        device: where.
+        members: each with its own initial weights; identical computation.
+        kernel: the kernel of the neurons.
+        device: the device.
     """
 
     def __init__(self, members: Sequence[StackMember], kernel: str, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class Stacked(Task):
         encoders = [member.start.cfg.encoder for member in members]
         self.encoders_agree = all(encoder == encoders[0] for encoder in encoders)
         self.place: tuple[Any, ...] = ()
-        """Of the batch under way, for random numbers."""
+        """Position of the current batch, for seeding."""
         self.numbers: dict[Any, list[Tensor]] = {}
         self.parts: list[OptimizerGroup] = []
         for position, member in enumerate(members):
@@ -90,7 +90,7 @@ class Stacked(Task):
         }
 
     def rates(self) -> dict[str, Tensor]:
-        """Those of each member, ``[M]``."""
+        """Return the learning rates by name, each ``[M]``."""
         found = [member.optimizer_group.rates() for member in self.members]
         several = len(found[0]) > 1 or not isinstance(self.schedule, Constant)
         return {name: torch.tensor([own[name] for own in found]) for name in found[0]} if several else {}
@@ -124,7 +124,7 @@ class Stacked(Task):
         return self._losses(traces[-1], target, target_at), self.penalize(traces), inputs, traces
 
     def _encoded(self, values: Tensor) -> Tensor | SparseSpikes:
-        """What the network takes; each member has its own random numbers, and its own numbers of the encoder."""
+        """Encode a batch; each member has its own random numbers and encoder settings."""
         first = self.members[0].parts
         if not first.encoder.draws and self.encoders_agree:
             return self.encode(values)
@@ -137,7 +137,7 @@ class Stacked(Task):
         return torch.stack(encoded, 2)
 
     def _losses(self, trace: Any, target: Tensor, target_at: int | None) -> Tensor:
-        """The loss of each member, ``[M]``."""
+        """Return the loss of each member, ``[M]``."""
         steps = trace.num_steps
         numbers = self._numbers(steps, lambda member: member.task.loss.numbers(steps))
 
@@ -148,7 +148,7 @@ class Stacked(Task):
         return vmap(alone, (-2, target_at, *[0] * len(numbers)))(parts, target, *numbers)
 
     def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
-        """The penalties of each member, ``[M]``, by name."""
+        """Return the penalties by name, each ``[M]``."""
         by_layer = dict(zip(self.network.neurons(), traces, strict=True))
         return {name: self._penalties(name, penalty, by_layer) for name, penalty in self.penalties.items()}
 
@@ -164,7 +164,7 @@ class Stacked(Task):
         return vmap(alone, (-2, *[0] * len(numbers)))(parts, *numbers)
 
     def _numbers(self, key: Any, numbers: Callable[[StackMember], Sequence[Any]]) -> list[Tensor]:
-        """The numbers of a part, each ``[M]``, and lists of them, each ``[M, *]``."""
+        """Return the numeric settings of a part: scalars as ``[M]``, lists as ``[M, *]``."""
         if key not in self.numbers:
             columns = zip(*map(numbers, self.members), strict=True)
             self.numbers[key] = [torch.tensor(column, dtype=torch.float32, device=self.device) for column in columns]
@@ -190,8 +190,8 @@ class Stacked(Task):
         more: Tensor,
         axis: int | None,
     ) -> dict[str, metrics.State]:
-        """What a function of one member's traces and ``more`` gives for all of them, ``[M]`` by name."""
-        # what is kept of a layer in an evaluation is all that is read of it
+        """Map a function of one member's traces and ``more`` over all members; return ``[M]`` by name."""
+        # an evaluation keeps exactly the statistics that are read
         tensors = [
             _statistics(trace, self.statistics[name])
             for name, trace in zip(self.network.neurons(), traces, strict=True)
@@ -203,10 +203,10 @@ class Stacked(Task):
         return vmap(alone, (-2, axis))(tensors, more)
 
     def _finite(self, losses: Tensor, traces: Sequence[Any]) -> list[bool]:
-        """For each member, whether all numbers are finite, for certain: a sum may overflow where no number has."""
+        """Fast check of each member for finite values; False may be a false alarm, if a sum overflows."""
         logged = at_logged_step(self.trainer)
         if losses.device.type != "cpu" and not logged:
-            # reading waits for the device
+            # reading would synchronize with the device
             return [True] * len(self.members)
         sums = losses.clone()
         if logged:
@@ -219,7 +219,7 @@ class Stacked(Task):
         return cast(list[bool], torch.isfinite(sums).tolist())
 
     def configure_optimizers(self) -> Any:
-        """One optimizer; members with equal settings have parameter groups of their own, of views of the weights."""
+        """Make one optimizer, with parameter groups of weight views for each set of members with equal settings."""
         weights, lengths = [*self.network.parameters()], self.lengths()
         equal = itertools.groupby(self.members, key=lambda member: update_settings(member.start.cfg))
         self.parts = [OptimizerGroup([*members], weights, lengths) for _, members in equal]
@@ -232,18 +232,18 @@ class Stacked(Task):
             for member in part.members:
                 member.optimizer_group = part
         if any(member.is_training and member.start.checkpoint is not None for member in self.members):
-            load_states(made, [part.found() for part in self.parts])
+            load_states(made, [part.loaded_state() for part in self.parts])
         return made
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Scale the gradients of each member down to the largest norm that one may have alone."""
+        """Clip the gradient norm of each member separately."""
         if gradient_clip_val is None:
             return
         gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients])
-        # as torch.nn.utils.clip_grad_norm_ does
+        # same formula as torch.nn.utils.clip_grad_norm_
         factors = (gradient_clip_val / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
         for each in gradients:
             each.mul_(factors.view(-1, *[1] * (each.ndim - 1)))
@@ -254,26 +254,26 @@ class Stacked(Task):
 
     def optimizer_step(self, *arguments: Any) -> None:
         super().optimizer_step(*arguments)
-        # now, and not after the next forward pass has taken other memory
+        # free the memory before the next forward pass
         for weight in itertools.chain(self.network.parameters(), *(part.views for part in self.parts)):
             weight.grad = None
 
     def optimizer_zero_grad(self, *arguments: Any) -> None:
-        """Nothing is left to clear."""
+        """Do nothing: :meth:`optimizer_step` clears the gradients."""
 
 
 def _statistics(trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
-    """Statistics of a trace by name, the member axis last but one."""
+    """Return statistics of a trace by name; the member axis is the second to last."""
     return {name: getattr(trace, name) for name in names}
 
 
 def _member_view(trace: Any, parts: Mapping[str, Tensor]) -> SimpleNamespace:
-    """What a part reads of one member: its share of statistics."""
+    """Return the statistics of one member as an object that a part can read."""
     return SimpleNamespace(num_steps=trace.num_steps, samples=trace.samples, **parts)
 
 
 class _CachedTrace:
-    """A trace of the stack, of which each sum is computed once."""
+    """A trace of the stack that computes each statistic once."""
 
     def __init__(self, trace: Any) -> None:
         self._trace = trace
@@ -285,7 +285,7 @@ class _CachedTrace:
 
 
 class _MemberTrace:
-    """What a trace of the stack holds of one member."""
+    """The part of a stacked trace that belongs to one member."""
 
     def __init__(self, trace: _CachedTrace, member: int) -> None:
         self._trace, self._member = trace, member
@@ -300,14 +300,14 @@ class _MemberTrace:
 
 
 def _alias_weights(stacked: Network, network: Network, position: int) -> None:
-    """Let the weights of a member's own network be those of its place in the stack, in the same memory."""
+    """Make the weights of a member's network views of its slice of the stack."""
     modules = dict(network.named_modules())
     for key, whole in stacked.state_dict().items():
         path, _, name = key.rpartition(".")
         owner = modules[path]
-        before = owner._parameters.get(name)
-        if before is not None:
-            before.data = whole[position].view(before.shape)
+        parameter = owner._parameters.get(name)
+        if parameter is not None:
+            parameter.data = whole[position].view(parameter.shape)
         else:
             buffer = cast(Tensor, owner._buffers[name])
             owner._buffers[name] = whole[position].view(buffer.shape)

@@ -1,4 +1,4 @@
-"""A member of several: its run directory, its place in the stack, and its end."""
+"""A member of a stack: its run directory, its position in the stack, and its end."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ from snnexp.training.saving import checkpoints_of
 from snnexp.training.start import Start
 
 LOG = logging.getLogger("snnexp")
-"""What all notes of the package pass."""
+"""Receives all log records of the package."""
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Point:
 
     Args:
         cfg: a checked config.
-        overrides: what was typed, for the record.
-        run: the directory of a run to resume; one is made without.
-        keys: overrides of a run that is resumed, which ``cfg`` has already.
-        has_ended: it has ended before, and only keeps its place in the stack, so that the others round as before.
-        observers: observers besides a run's own.
+        overrides: command-line overrides, for the record.
+        run: the run directory to resume; None for a new run.
+        keys: overrides of a resumed run, already applied to ``cfg``.
+        has_ended: it has ended and only keeps its slot, so that the numerical results of the others do not change.
+        observers: additional observers.
     """
 
     cfg: DictConfig
@@ -48,7 +48,7 @@ class Point:
     observers: Sequence[Observer] = ()
 
     def start(self, parent: Path) -> Start:
-        """The run on its way, in a folder of runs."""
+        """Return the :class:`Start` of the run, in a folder of runs."""
         if self.run is None or self.has_ended:
             cfg = config.without_init_run(self.cfg) if self.has_ended else self.cfg
             start = Start.new(cfg, self.overrides, parent, keep_failed=not self.has_ended)
@@ -60,7 +60,7 @@ class Point:
 
 @dataclass
 class Outcome:
-    """How a member ended; ``run`` is None where it has no directory."""
+    """How a member ended; ``run`` is None if it has no directory."""
 
     status: str
     run: Path | None
@@ -70,41 +70,41 @@ class Outcome:
 
 
 def update_settings(cfg: DictConfig) -> str:
-    """Equal for members whose weights are updated in the same way; those stand side by side in a stack."""
+    """Return a key that is equal for members with the same optimizer and schedule, which are adjacent in a stack."""
     return json.dumps([OmegaConf.to_container(node) for node in (cfg.optimizer, cfg.schedule)], sort_keys=True)
 
 
 def failed_outcome(error: BaseException, run: Path | None) -> Outcome:
-    """The end of a member that ``error`` has ended."""
+    """Return the outcome of a member that failed with ``error``."""
     status, reason, code = describe_failure(error)
     return Outcome(status, run, {}, reason, code)
 
 
 class MemberOptimizer(Protocol):
-    """What updates the weights of a member, perhaps with those of others."""
+    """The optimizer of a member, possibly shared with others."""
 
     def rates(self) -> dict[str, float]:
-        """As of :func:`snnexp.optimizers.rates`."""
+        """See :func:`snnexp.optimizers.rates`."""
 
     def optimizer_state(self, member: "StackMember") -> dict[Any, dict[str, Any]]:
-        """As :meth:`Member.optimizer_state`."""
+        """See :meth:`Member.optimizer_state`."""
 
     def state(self, member: "StackMember") -> dict[str, Any]:
-        """As :meth:`Member.training_state`."""
+        """See :meth:`Member.training_state`."""
 
 
 class StackMember(Member):
-    """A member of several: what is logged of it is kept here until its row is written.
+    """A member of a stack; it collects its logged values until their row is written.
 
     Args:
-        point: what it is to train.
-        on_end: called with how it ended.
+        point: the point to train.
+        on_end: called with the outcome.
     """
 
     position: int
-    """Its place in the stack."""
+    """Its position in the stack."""
     optimizer_group: "MemberOptimizer"
-    """What updates its weights."""
+    """Updates its weights."""
     start: Start
     parts: Parts
     ended = False
@@ -117,15 +117,15 @@ class StackMember(Member):
         self._loggers: list[Any] = []
         self._log_file: terminal.LogFile | None = None
         self.row: dict[str, float] = {}
-        """The newest that was written."""
+        """The latest row written."""
 
     def open(self, parent: Path) -> None:
-        """Lock the directory of a run that is resumed, and read its config."""
+        """Lock the directory of a resumed run, and read its config."""
         self.start = self.point.start(parent)
         self.start.open()
 
     def build(self, trainer: Trainer | None) -> None:
-        """Make the parts; of a run that is resumed, check all and load what it holds."""
+        """Build the parts; for a resumed run, check and load its checkpoint."""
         self.parts = self.start.build(trainer)
         super().__init__(self.parts.task, run_observers(self.start))
         self.start.find_checkpoint(self.observers)
@@ -133,22 +133,22 @@ class StackMember(Member):
             self.end(Outcome("finished", self.start.run.path, self.start.previous_record.get("metrics", {})))
 
     def placeholder(self) -> "StackMember":
-        """Its place in a stack in which it does not train."""
+        """Return a copy that keeps its slot in a stack without training."""
         other = copy.copy(self)
         other.ended = True
         return other
 
     @property
     def run_dir(self) -> Run | None:
-        """The run directory, where there is one yet."""
+        """The run directory; None if not created yet."""
         start = getattr(self, "start", None)
         return start.run if start is not None and start.run.published else None
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Make the run directory, or put the record of the one that is there back to where it is resumed."""
+        """Create the run directory, or rewind an existing record to the step it resumes from."""
         self.start.begin(**facts)
         if self.start.checkpoint is not None:
-            # with one from after it, the next save would lose the step that all members have
+            # with a later last.ckpt, the next save would drop the step that all members share
             checkpoints_of(self).promote_to_last(self.start.checkpoint.path)
         self._log_file = terminal.LogFile(self.start.run.path / "train.log", encoding="utf-8")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
@@ -161,7 +161,7 @@ class StackMember(Member):
 
     def unpause(self) -> None:
         super().unpause()
-        # into the memory of the stack
+        # copies into the memory of the stack
         self.task.load_state_dict(self._paused_state)
 
     def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
@@ -185,7 +185,7 @@ class StackMember(Member):
                 logger.log_metrics({**self.row, "epoch": epoch}, step)
 
     def measured(self) -> dict[str, float]:
-        """What the last epoch and the test have measured."""
+        """Return the metrics of the last epoch and of the test."""
         validated = {name: float(value) for name, value in self._metrics.items() if name.startswith("val/")}
         return {**self.start.measured_before(), **validated, **self.row}
 
@@ -197,7 +197,7 @@ class StackMember(Member):
 
     @contextmanager
     def log_to_member(self) -> Iterator[None]:
-        """Notes of the package go to the member's train.log."""
+        """Write log records of the package to the member's train.log."""
         if self._log_file is None:
             yield
             return
@@ -208,21 +208,21 @@ class StackMember(Member):
             LOG.removeHandler(self._log_file)
 
     def stop(self, error: BaseException) -> None:
-        """End a member that does not finish, and write down why."""
+        """End a member that failed, and record why."""
         if self.ended:
             return
         begun = hasattr(self, "start") and self.start.has_begun
         if hasattr(self, "start"):
             self.start.fail(error)
         known = None if self.run_dir is None else self.run_dir.facts()
-        # a signal may come after that was written
+        # a signal may arrive after the end was recorded
         if begun and known is not None and known.status == "finished":
             self.end(Outcome("finished", known.path, known.metrics))
         else:
             self.end(failed_outcome(error, None if known is None else known.path))
 
     def end(self, outcome: Outcome) -> None:
-        """Let go of the run directory, and tell."""
+        """Release the run directory, and call ``on_end``."""
         self.ended = True
         try:
             close(self.loggers, "success" if outcome.status == "finished" else "failed")

@@ -1,9 +1,9 @@
-"""Many runs as one model: points of a sweep that differ in numbers alone, side by side along a member axis.
+"""Stacked training: points of a sweep that differ only in numbers, trained as one model along a member axis.
 
-A stacked layer of M members has features ``(M, n)``: traces are ``[T, B, M, n]``, weights ``[M, out, in]``, so that one
-call computes what M runs would call one after the other. Every member has its own start values, order of data,
-optimizer settings and end, and leaves the run directory that it would leave alone. Its network looks into the
-memory of the stack, so that whatever saves, records or counts of a run works on a member as it is.
+A stacked layer of M members has features ``(M, n)``: traces are ``[T, B, M, n]``, weights ``[M, out, in]``, and one
+call replaces M. Every member has its own initial weights, order of data, optimizer settings and end, and writes the
+same run directory as a run of its own. The weights of its network are views of the stack, so that observers of a run
+work on a member unchanged.
 """
 
 import itertools
@@ -42,21 +42,21 @@ def train(
     on_created: Callable[[int, Path], object],
     on_end: Callable[[int, Outcome], object],
 ) -> None:
-    """Train, test and record points whose :func:`snnexp.sweeps.grouping.key` is the same.
+    """Train, test and record points with the same :func:`snnexp.sweeps.grouping.key`.
 
-    On a CPU only so many are trained at a time as share its cache; where a single one fills it, each runs alone, for
-    there is nothing to gain. Members that were stopped together resume from the newest step that all of them have;
-    those that stand at other steps train one after the other. Whoever does not train keeps its place meanwhile.
-    ``wall_s`` in run.json is a member's share: what its stack took, divided by the number of its members.
+    On a CPU the size of a stack is limited by the cache; if one point fills it, each trains alone. Members that were
+    stopped together resume from the latest step that all of them have; members at different steps train one group
+    after the other, while the rest keep their slots. ``wall_s`` in run.json is the time of the stack divided by the
+    number of its members.
 
     Args:
         points: the points.
-        parent: the folder in which run directories are made.
-        on_created: told a point's index and its run directory, once that is there.
-        on_end: told each point's index and end, once, as soon as it is known.
+        parent: parent of the run directories.
+        on_created: called with a point's index and its run directory, once created.
+        on_end: called once with each point's index and outcome.
 
     Raises:
-        InterruptedRunError: a signal came; all members are saved, and their ends told.
+        InterruptedRunError: a signal arrived; all members are saved, and their outcomes reported.
     """
     left = {index for index, point in enumerate(points) if not point.has_ended}
 
@@ -65,7 +65,7 @@ def train(
         on_end(index, outcome)
 
     try:
-        # those that are updated in the same way stand together
+        # members with equal optimizer settings are adjacent
         order = sorted(range(len(points)), key=lambda index: update_settings(points[index].cfg))
         for part in _split(order, points[0].cfg):
             if left.isdisjoint(part):
@@ -81,14 +81,14 @@ def train(
 
 
 def _split(order: Sequence[int], cfg: DictConfig) -> list[Sequence[int]]:
-    """``order`` in parts of as many members as are trained together, as equal as can be."""
-    most = len(order)
+    """Split ``order`` into parts of nearly equal size that are trained together."""
+    limit = len(order)
     if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        # beyond the cache, a step of all members costs more than their steps one by one
+        # beyond the cache, a stacked step is slower than separate steps
         sizes = [layer.get("size") or 1 for layer in cfg.network.get("layers", ())]
         step = 4 * cfg.data.batch_size * max([*cfg.network.get("hidden", ()), *sizes, 1])
-        most = max(1, CHUNK_BYTES // 2 // step)
-    count = -(-len(order) // most)
+        limit = max(1, CHUNK_BYTES // 2 // step)
+    count = -(-len(order) // limit)
     ends = [len(order) * index // count for index in range(count + 1)]
     return [order[begin:end] for begin, end in itertools.pairwise(ends)]
 
@@ -100,18 +100,18 @@ def _train_alone(
     on_created: Callable[[int, Path], object],
     on_end: Callable[[int, Outcome], object],
 ) -> None:
-    made: list[Path] = [] if point.run is None else [point.run]
+    paths: list[Path] = [] if point.run is None else [point.run]
 
-    def note(path: Path) -> None:
-        made.append(path)
+    def record_path(path: Path) -> None:
+        paths.append(path)
         on_created(index, path)
 
     try:
-        record = execute(point.start(parent), note)
+        record = execute(point.start(parent), record_path)
     except (SnnexpError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRNOS:
             raise
-        on_end(index, failed_outcome(error, made[-1] if made else None))
+        on_end(index, failed_outcome(error, paths[-1] if paths else None))
         if isinstance(error, InterruptedRunError):
             raise
     else:
@@ -124,7 +124,7 @@ def _train_stack(
     on_created: Callable[[int, Path], object],
     on_end: Callable[[int, Outcome], object],
 ) -> None:
-    # freed at once, it raises glibc's thresholds (mallopt(3)): gradients of each step are else given back to the system
+    # allocate and free: raises glibc's mmap and trim thresholds (mallopt(3)), else every step returns its gradients
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
     members = [(index, StackMember(point, partial(on_end, index))) for index, point in points]
     with Signals() as signals, terminal.quiet():
@@ -160,12 +160,12 @@ def _train_stack(
 
 
 def _align(members: Sequence[StackMember]) -> None:
-    """Let members that were stopped together resume from the newest step that all of them have.
+    """Resume members that were stopped together from the latest step that all of them have.
 
-    Whoever stands at an older step, such as one that diverged, stays there.
+    A member at an earlier step, such as one that diverged, stays there.
     """
     stopped = [member for member in members if member.start.checkpoint is not None]
-    # one that has stopped early stands where it stands
+    # members that stopped early stay at their step
     training = [
         member for member in stopped if "stopped_early" not in cast(Checkpoint, member.start.checkpoint).content
     ]
@@ -173,8 +173,8 @@ def _align(members: Sequence[StackMember]) -> None:
         ahead = [member for member in training if member.start.step > step]
         earlier = [member.start.find_checkpoint_at(member.observers, step) for member in ahead]
         if None not in earlier:
-            for member, found in zip(ahead, earlier, strict=True):
-                member.start.resume_from(cast(Checkpoint, found))
+            for member, checkpoint in zip(ahead, earlier, strict=True):
+                member.start.resume_from(cast(Checkpoint, checkpoint))
             break
     for member in stopped:
         assert member.start.checkpoint is not None
@@ -182,20 +182,20 @@ def _align(members: Sequence[StackMember]) -> None:
 
 
 def _is_reported(error: BaseException) -> bool:
-    """Whether an error is a person's to mend, and was told as the end of each member."""
+    """Return True for a user or I/O error, which was reported as the outcome of each member."""
     return isinstance(error, SnnexpError) or (isinstance(error, OSError) and error.errno in DISK_ERRNOS)
 
 
 def _group_by_position(members: Sequence[StackMember]) -> list[list[StackMember]]:
-    """Members that begin at the same place, with as many threads, in their order.
+    """Group members by start position and number of threads, in their order.
 
-    One that has stopped early, and is only to be tested, joins the first others that have as many threads.
+    A member that stopped early, and is only tested, joins the first group with its number of threads.
     """
     places: dict[tuple[tuple[int, int], int], list[StackMember]] = {}
     for member in sorted(members, key=lambda member: not member.is_training):
         if not member.ended:
-            found, threads = member.start.checkpoint, member.start.threads
-            at = (0, 0) if found is None else found.position
+            checkpoint, threads = member.start.checkpoint, member.start.threads
+            at = (0, 0) if checkpoint is None else checkpoint.position
             others = (place for place in places if place[1] == threads and not member.is_training)
             places.setdefault(next(others, (at, threads)), []).append(member)
     return list(places.values())
@@ -208,15 +208,15 @@ def _train_group(
     signals: Signals,
     clock: Clock,
 ) -> None:
-    """Begin, train, test and record members that stand at the same place; those that have ended keep theirs."""
+    """Begin, train, test and record members at the same position; ended members keep their slots."""
     running = [member for member in members if not member.ended]
     cfg, device = running[0].start.cfg, trainer.strategy.root_device
-    # where one was never saved, none has trained
+    # if one was never saved, none has trained
     training = [member for member in running if member.is_training] or running
-    found = training[0].start.checkpoint if all(member.start.checkpoint for member in training) else None
-    # those that have ended see the same batches as the others, so that these are made in the same way
+    checkpoint = training[0].start.checkpoint if all(member.start.checkpoint for member in training) else None
+    # ended members get the same batches as the others, so that all batches are made in the same way
     for member in members:
-        member.parts.data.begin = (0, 0) if found is None else found.position
+        member.parts.data.begin = (0, 0) if checkpoint is None else checkpoint.position
     stacked = Stacked(members, cfg.kernel, device)
     data = StackedData([member.parts.data for member in members], device)
     facts = {"kernel": stacked.kernel, "versions": versions(), "git": git()}
@@ -233,17 +233,17 @@ def _train_group(
     bridge = Bridge.of(trainer)
     bridge.assigned = bridge.members = members
     saving = SaveCheckpoints(bridge, cfg.logger.save_every_n_epochs, cfg.logger.save_every_s)
-    if found is not None:
-        saving.resume(trainer, found)
+    if checkpoint is not None:
+        saving.resume(trainer, checkpoint)
     signals.checkpoints = saving
     if cfg.logger.get("test_every_epoch", False):
         callbacks.EvaluateTestSplit.join(trainer, cfg.trainer.get("limit_test_batches"))
     trainer.callbacks += [saving, signals]  # type: ignore[attr-defined]
     try:
         bridge.require_running()
-        fit_and_test(trainer, stacked, data, found, clock)
+        fit_and_test(trainer, stacked, data, checkpoint, clock)
     except AllEndedError:
-        # the save that a signal asked for may have ended the last one
+        # the save after a signal may have ended the last member
         signals.raise_if_received()
         return
     signals.raise_if_received()
@@ -255,6 +255,6 @@ def _train_group(
         with member.ending_on_error():
             if error is not None:
                 raise error
-            typed = recipes.hyperparameters(config.plain(member.start.cfg), member.point.overrides)
-            log_result(member.loggers, typed, values)
+            hyperparameters = recipes.hyperparameters(config.plain(member.start.cfg), member.point.overrides)
+            log_result(member.loggers, hyperparameters, values)
             member.end(Outcome("finished", member.start.run.path, values))

@@ -1,4 +1,4 @@
-"""The data of a stack: batches of all members side by side."""
+"""The data of a stack: batches with a member axis."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader, Sampler
 from snnexp.data import DataModule
 
 PLAIN = (bool, int, float, str, type(None), torch.device)
-"""Types whose values are compared as such."""
+"""Types compared by value."""
 
 
 class StackedData(LightningDataModule):
-    """The data of all members, in batches of :class:`StackedDataset`.
+    """Data module of a stack, with batches of :class:`StackedDataset`.
 
     Args:
-        data: of each member.
-        device: where batches will be used.
+        data: the data of each member.
+        device: device of the batches.
     """
 
     def __init__(self, data: Sequence[DataModule], device: torch.device) -> None:
@@ -48,7 +48,7 @@ class StackedData(LightningDataModule):
 
 
 class ZippedSampler(Sampler[tuple[Any, ...]]):
-    """What the samplers of all members give, side by side."""
+    """Zip the samplers of all members."""
 
     def __init__(self, samplers: Sequence[Any]) -> None:
         self.samplers = samplers
@@ -66,13 +66,13 @@ class ZippedSampler(Sampler[tuple[Any, ...]]):
 
 
 class StackedDataset:
-    """Batches of all members, ``[B, M, *N]`` or ``[T, B, M, *N]``; ``[B, 1, *N]`` where they are the same.
+    """Batches of all members, ``[B, M, *N]`` or ``[T, B, M, *N]``; ``[B, 1, *N]`` if all members share them.
 
     Args:
-        samples: of each member.
-        sequences: whether inputs have a time axis of their own.
-        timed: whether targets have one.
-        device: where they will be used.
+        samples: the samples of each member.
+        sequences: True if inputs have a time axis.
+        timed: True if targets have a time axis.
+        device: device of the batches.
     """
 
     def __init__(self, samples: Sequence[Any], sequences: bool, timed: bool, device: torch.device) -> None:
@@ -84,7 +84,7 @@ class StackedDataset:
         return len(self.samples[0])
 
     def __getitem__(self, indices: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int | None]:
-        """Inputs, targets, and which axis of the targets is the members'; None where they are the same for all."""
+        """Return inputs, targets, and the member axis of the targets; None if all members share them."""
         values_at, target_at = int(self.sequences), int(self.timed)
         if self.same and all(part == indices[0] for part in indices[1:]):
             values, target = self.samples[0][indices[0]]
@@ -99,22 +99,22 @@ class StackedDataset:
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
-    # lazy clones share memory until one is written to, and data_ptr would copy them
+    # lazy clones share memory until one is written to; data_ptr() would materialize them
     layouts = [(tensor.dtype, tensor.shape, tensor.stride()) for tensor in (one, other)]
     return one.const_data_ptr() == other.const_data_ptr() and layouts[0] == layouts[1]  # type: ignore[attr-defined]
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two datasets hold the same samples."""
+    """Return True if two datasets have the same samples."""
     return type(one) is type(other) and all(
-        _same_value(value, mine) for value, mine in zip(vars(one).values(), vars(other).values(), strict=True)
+        _same_value(mine, theirs) for mine, theirs in zip(vars(one).values(), vars(other).values(), strict=True)
     )
 
 
-def _same_value(value: Any, mine: Any) -> bool:
-    if isinstance(value, Tensor) and isinstance(mine, Tensor):
-        return _same_memory(value, mine) or torch.equal(value, mine)
-    if isinstance(value, tuple | list) and type(value) is type(mine):
-        return len(value) == len(mine) and all(map(_same_value, value, mine))
-    # what is equal to what is for other classes to say, perhaps element by element
-    return value is mine or (type(value) in PLAIN and type(mine) in PLAIN and bool(value == mine))
+def _same_value(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return _same_memory(value, other) or torch.equal(value, other)
+    if isinstance(value, tuple | list) and type(value) is type(other):
+        return len(value) == len(other) and all(map(_same_value, value, other))
+    # __eq__ of other classes may compare element by element
+    return value is other or (type(value) in PLAIN and type(other) in PLAIN and bool(value == other))

@@ -11,16 +11,16 @@ from snnexp.optimizers import learning_rates
 from snnexp.training.stack_member import StackMember
 
 OF_GROUPS = ("base_lrs", "_last_lr")
-"""What a schedule keeps for each group of parameters."""
+"""State entries of a schedule with one value per parameter group."""
 
 
 class OptimizerGroup:
-    """Members whose weights are updated in the same way: parameter groups of the stack's optimizer.
+    """The parameter groups of members with equal optimizer settings.
 
     Args:
-        members: side by side in the stack.
-        weights: of the stack.
-        lengths: steps and epochs of the whole training.
+        members: adjacent members of the stack.
+        weights: the weights of the stack.
+        lengths: total steps and epochs.
     """
 
     optimizer: torch.optim.Optimizer
@@ -34,46 +34,46 @@ class OptimizerGroup:
         self.groups = made["optimizer"].param_groups
         self.own_settings = _settings(self.groups, made.get("lr_scheduler", {}).get("scheduler"))
         for group in self.groups:
-            # the schedule of the stack begins with the rates that this one began with
+            # the schedule of the stack starts from the initial rates of this one
             group["lr"] = group.pop("initial_lr", group["lr"])
         places = {id(view): place for place, view in enumerate(self.views)}
         self.order = [places[id(view)] for group in self.groups for view in group["params"]]
-        """The place of each parameter of the groups among those of a task."""
+        """For each parameter of the groups, its index among the parameters of a task."""
         self.at = slice(0, 0)
-        """Where the groups stand among those of the optimizer."""
+        """Slice of the optimizer's groups that are these."""
 
     def take_place(self, made: dict[str, Any], begin: int) -> int:
-        """Be the groups of an optimizer from ``begin`` on; returns where they end."""
+        """Take the groups of an optimizer from index ``begin`` on; return the end index."""
         self.optimizer, self.schedule = made["optimizer"], made.get("lr_scheduler", {}).get("scheduler")
         self.at = slice(begin, begin + len(self.groups))
         return self.at.stop
 
     def require_own_settings(self) -> None:
-        """Refuse an optimizer of the stack that does not do what that of a member alone would do.
+        """Require that the stacked optimizer acts on a member like its own optimizer.
 
         Raises:
-            ConfigError: a number of the member's is kept elsewhere than in its groups of parameters.
+            ConfigError: a setting is stored outside of the parameter groups.
         """
         if _settings(self.optimizer.param_groups[self.at], self.schedule) != self.own_settings:
             raise ConfigError("optimizer: its schedule depends on more than parameter groups, and cannot be stacked")
 
     def take_gradients(self) -> None:
-        """Give the views the gradients of the weights."""
+        """Set the gradients of the views to slices of those of the weights."""
         for view, weight in zip(self.views, self.weights, strict=True):
             view.grad = None if weight.grad is None else weight.grad[self.where]
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that must stay finite, members first."""
+        """Yield all tensors that must stay finite, with the member axis first."""
         for view in self.views:
             yield view.detach()
             yield from (x for x in self.optimizer.state.get(view, {}).values() if isinstance(x, Tensor) and x.ndim)
 
     def rates(self) -> dict[str, float]:
-        """The learning rates of the members."""
+        """Return the learning rates by name."""
         return learning_rates(self.optimizer.param_groups[self.at])
 
     def optimizer_state(self, member: StackMember) -> dict[Any, dict[str, Any]]:
-        """What the optimizer keeps for each parameter of a member's task."""
+        """Return the optimizer state of each parameter of a member's task."""
         place, weights = member.position - self.where.start, [*member.task.parameters()]
         return {
             weight: {
@@ -85,13 +85,13 @@ class OptimizerGroup:
         }
 
     def state(self, member: StackMember) -> dict[str, Any]:
-        """What a checkpoint of a member says of its optimizer, as a run alone would."""
-        kept, weights = self.optimizer_state(member), [*member.task.parameters()]
+        """Return the optimizer state of a member for a checkpoint, in the format of a single run."""
+        states, weights = self.optimizer_state(member), [*member.task.parameters()]
         own = [weights[place] for place in self.order]
         state = {
-            index: {kind: value.clone() if isinstance(value, Tensor) else value for kind, value in kept[weight].items()}
+            index: {kind: each.clone() if isinstance(each, Tensor) else each for kind, each in states[weight].items()}
             for index, weight in enumerate(own)
-            if weight in kept
+            if weight in states
         }
         schedules = []
         if self.schedule is not None:
@@ -100,7 +100,7 @@ class OptimizerGroup:
         return {"optimizer_states": [{"state": state, "param_groups": self._packed()}], "lr_schedulers": schedules}
 
     def _packed(self) -> list[dict[str, Any]]:
-        """The groups, with numbers in place of parameters."""
+        """Return the groups with indices instead of parameters, as in ``state_dict``."""
         groups, index = [], 0
         for group in self.optimizer.param_groups[self.at]:
             end = index + len(group["params"])
@@ -108,10 +108,10 @@ class OptimizerGroup:
             index = end
         return groups
 
-    def found(self) -> dict[str, Any]:
-        """What the checkpoints of the members say together; those that do not train may say anything."""
-        founds = (member.start.checkpoint if member.is_training else None for member in self.members)
-        contents = [None if found is None else found.content for found in founds]
+    def loaded_state(self) -> dict[str, Any]:
+        """Return the stacked optimizer state from the members' checkpoints; that of paused members is arbitrary."""
+        checkpoints = (member.start.checkpoint if member.is_training else None for member in self.members)
+        contents = [None if checkpoint is None else checkpoint.content for checkpoint in checkpoints]
         known = next((content for content in contents if content is not None), None)
         if known is None:
             rates = {
@@ -122,7 +122,7 @@ class OptimizerGroup:
         states = [(content or known)["optimizer_states"][0] for content in contents]
         together = {
             index: {
-                # the count of steps is the same for all
+                # the step count is equal for all members
                 kind: torch.stack([state["state"][index][kind] for state in states]).view_as(self.views[place])
                 if isinstance(value, Tensor) and kind != "step"
                 else value
@@ -135,20 +135,20 @@ class OptimizerGroup:
 
 
 def _settings(groups: Sequence[dict[str, Any]], schedule: Any) -> str:
-    """What decides how groups are updated, in a text that can be compared."""
+    """Return the settings that decide how groups are updated, as text to compare."""
     of_groups = [{name: value for name, value in sorted(group.items()) if name != "params"} for group in groups]
     whole = {} if schedule is None else schedule.state_dict()
     return repr((of_groups, {name: value for name, value in sorted(whole.items()) if name not in OF_GROUPS}))
 
 
 def load_states(made: dict[str, Any], contents: Sequence[dict[str, Any]]) -> None:
-    """Let an optimizer resume whose groups are those of ``contents``, in their order."""
+    """Load states into an optimizer whose groups are those of ``contents``, in this order."""
     state: dict[int, Any] = {}
     groups: list[dict[str, Any]] = []
     index = 0
     for content in contents:
         own = content["optimizer_states"][0]
-        state |= {index + place: kept for place, kept in own["state"].items()}
+        state |= {index + place: entry for place, entry in own["state"].items()}
         groups += [{**group, "params": [index + place for place in group["params"]]} for group in own["param_groups"]]
         index += sum(len(group["params"]) for group in own["param_groups"])
     made["optimizer"].load_state_dict({"state": state, "param_groups": groups})

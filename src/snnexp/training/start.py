@@ -1,4 +1,4 @@
-"""How a run begins, new or resumed, alone or a member of a stack: to start is to resume from step 0."""
+"""The start of a run, new or resumed, single or stacked: a new run resumes from step 0."""
 
 import signal
 import sys
@@ -34,20 +34,20 @@ from snnexp.training.members import Observer
 
 
 class Start:
-    """A run on its way to its next step: :meth:`open`, :meth:`build`, :meth:`find` and :meth:`begin`, in this order.
+    """Prepares a run: :meth:`open`, :meth:`build`, :meth:`find_checkpoint` and :meth:`begin`, in this order.
 
     Args:
-        run: prepared in memory, or a directory to resume.
-        cfg: the checked config of a run that is prepared; that of a directory is read there.
-        overrides: overrides of a run that is resumed.
-        keep_failed: make a directory, which says why, also where data are missing, as for a point of a sweep.
+        run: a run prepared in memory, or a directory to resume.
+        cfg: the checked config of a new run; that of a directory is read from it.
+        overrides: overrides of a resumed run.
+        keep_failed: create a directory that records the reason even if data are missing, as for a point of a sweep.
     """
 
     parts: Parts
     checkpoint: Checkpoint | None = None
-    """The newest sound checkpoint, from which a run is resumed."""
+    """The latest valid checkpoint, from which the run resumes."""
     extra_observers: Sequence[Observer] = ()
-    """What watches it besides its own observers."""
+    """Observers in addition to those of every run."""
 
     def __init__(
         self, run: Run, cfg: DictConfig | None = None, overrides: Sequence[str] = (), keep_failed: bool = False
@@ -55,30 +55,30 @@ class Start:
         self.run, self.overrides, self.keep_failed, self.is_new = run, overrides, keep_failed, not run.published
         self.cfg = OmegaConf.create() if cfg is None else cfg
         self.previous_record: dict[str, Any] = {}
-        """What run.json said."""
+        """The content of run.json before this start."""
         self.max_epochs = 0
-        """Of the config that the run had."""
+        """``trainer.max_epochs`` of the previous config."""
         self._rewound = False
 
     @classmethod
     def new(
         cls, cfg: DictConfig, overrides: Sequence[str], parent: Path | None = None, keep_failed: bool = False
     ) -> "Start":
-        """A run that is new, in ``parent`` or in ``<logger.root>/<name>``."""
+        """Prepare a new run in ``parent``, by default in ``<logger.root>/<name>``."""
         folder = Path(cfg.logger.root) / cfg.name if parent is None else parent
         return cls(Run.prepare(folder, OmegaConf.to_yaml(cfg), overrides), cfg, keep_failed=keep_failed)
 
     @classmethod
     def resumed(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Start":
-        """A run of a directory; arguments and errors as of :func:`snnexp.training.execute.resume`."""
+        """Open a run directory; arguments and errors as for :func:`snnexp.training.execute.resume`."""
         return cls(Run.open(Path(path)), overrides=overrides)
 
     def read(self) -> DictConfig:
-        """The config; that of a run that is resumed from its directory, changed as typed.
+        """Return the config; for a resumed run, the saved one with overrides applied.
 
         Raises:
-            ConfigError: a key changed that decides what the run computes.
-            CheckpointError: its record is damaged.
+            ConfigError: an override affects the results.
+            CheckpointError: the record is damaged.
         """
         if not self.is_new:
             saved = config.load(self.run.path / "config.yaml")
@@ -90,10 +90,10 @@ class Start:
         return self.cfg
 
     def open(self) -> DictConfig:
-        """As :meth:`read`, with the directory locked before.
+        """Lock the directory of a resumed run, then :meth:`read`.
 
         Raises:
-            InUseError: another process writes to it.
+            InUseError: another process writes to the run.
         """
         if not self.is_new:
             self.run.lock()
@@ -101,14 +101,14 @@ class Start:
 
     @property
     def threads(self) -> int:
-        """How many it computes with."""
+        """The number of threads."""
         return threads.number(self.cfg, self.previous_record.get("threads"))
 
     def build(self, trainer: Trainer | None = None) -> Parts:
-        """Make the parts; ``trainer`` and errors as of :func:`snnexp.training.assembly.build`.
+        """Build the parts; ``trainer`` and errors as for :func:`snnexp.training.assembly.build`.
 
         Raises:
-            ConfigError: also where a batch of the training is too small for batch norm, or there is no such logger.
+            ConfigError: also if a training batch is too small for batch norm, or a logger does not exist.
         """
         loggers.require(config.plain(self.cfg)["logger"].get("also", {}))
         self.parts = build(self.cfg, trainer)
@@ -117,13 +117,13 @@ class Start:
         return self.parts
 
     def find_checkpoint(self, observers: Sequence[Observer]) -> None:
-        """Look for the checkpoint to resume from, which holds the states of all that is ``observers``.
+        """Find the checkpoint to resume from, with the states of ``observers``.
 
-        A run without one starts from the weights that ``init_from`` names.
+        Without a checkpoint, load the weights named by ``init_from``.
 
         Raises:
-            ConfigError: ``init_from`` names no run.
-            CheckpointError: there are checkpoints, and none can be used; or the weights do not fit.
+            ConfigError: ``init_from`` does not name a run.
+            CheckpointError: no existing checkpoint is usable, or the weights do not fit.
         """
         if not self.is_new and (checkpoint := self._find_checkpoint(observers)) is not None:
             self.resume_from(checkpoint)
@@ -131,11 +131,11 @@ class Start:
             load_start(config.get_init_from(self.cfg), self.parts.task)
 
     def find_checkpoint_at(self, observers: Sequence[Observer], step: int) -> Checkpoint | None:
-        """The checkpoint of a step; None where there is none that can be used."""
+        """Return the checkpoint of a step; None if there is no usable one."""
         return self._find_checkpoint(observers, step)
 
     def resume_from(self, checkpoint: Checkpoint) -> None:
-        """Begin at the place that a checkpoint holds."""
+        """Start from the position of a checkpoint."""
         self.checkpoint = checkpoint
         self.parts.data.begin = checkpoint.position
         self.max_epochs = checkpoint.config["trainer"]["max_epochs"]
@@ -160,19 +160,19 @@ class Start:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         longer = self.cfg.trainer.max_epochs > self.max_epochs and "stopped_early" not in self.previous_record
         return self.previous_record.get("status") == "finished" and not longer
 
     @property
     def finished_message(self) -> str:
-        """What is said of a run that has finished, and is to be resumed."""
+        """Message for a finished run that cannot be resumed."""
         if "stopped_early" in self.previous_record and self.cfg.trainer.max_epochs > self.max_epochs:
             return "is finished: it stopped early, and with more epochs it would have stopped at the same step"
         return "is already finished"
 
     def measured_before(self) -> dict[str, float]:
-        """What was measured of the last epoch by a run that was stopped after it, so that nothing is left to train."""
+        """Return the metrics of the last epoch if the run was stopped after it and only the test is left."""
         if self.checkpoint is None:
             return {}
         trained = self.checkpoint.position[0] >= self.cfg.trainer.max_epochs
@@ -181,25 +181,25 @@ class Start:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the directory is there, and its record is this run's to write."""
+        """True once the directory exists and this run may write its record."""
         return self.run.published if self.is_new else self._rewound
 
     @property
     def step(self) -> int:
-        """Optimizer steps that are done."""
+        """Completed optimizer steps."""
         return 0 if self.checkpoint is None else self.checkpoint.step
 
     def begin(self, **more: Any) -> None:
-        """Publish a new run, or put the record of one that is resumed back to the step that it is resumed from.
+        """Publish a new run, or rewind the record of a resumed one to its checkpoint.
 
         Args:
-            more: entries of run.json besides those of :func:`facts`.
+            more: entries of run.json in addition to those of :func:`facts`.
         """
         now = {**facts(self.cfg, self.parts), **more}
         if self.is_new:
             self.run.publish(now)
             return
-        # what may fail, or take a while, comes before the first change
+        # anything that may fail or take long precedes the first change
         made_with = {} if "versions" in more else {"versions": versions(), "git": git()}
         resumed = self.run.resume_entries(self.previous_record, self.step, self.overrides)
         for name in ("device", "threads", "kernel"):
@@ -215,19 +215,19 @@ class Start:
         self.run.write({**preserved, **made_with, **now, "status": "running", "exit_code": None, **resumed})
 
     def fail(self, error: BaseException) -> bool:
-        """Write into run.json how a run ended that did not finish; False where it has no directory to say so.
+        """Record a failure in run.json; return False if the run has no directory.
 
-        A directory that is to be resumed stays as it is until the run begins: it may be another process's.
+        The directory of a run to resume is left alone until the run begins: another process may own it.
         """
         if not self.has_begun and not (self.is_new and self.keep_failed and isinstance(error, DataError)):
             return False
-        # on a full disk this fails too, and what came first is what counts
+        # on a full disk this fails too; the first error counts
         with suppress(OSError, CheckpointError):
             if not self.has_begun:
                 self.run.publish(
                     {"seed": self.cfg.seed, "experiment": self.cfg.name, "metrics": {}, **end_record(error)}
                 )
-            # a signal may come between the end of a run and that of the code that records it
+            # a signal may arrive after the end of the run was recorded
             elif self.run.read().get("status") != "finished":
                 self.run.update(**end_record(error))
                 if isinstance(error, PartError):
@@ -238,10 +238,10 @@ class Start:
 
 
 def build_started(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
-    """As :func:`snnexp.training.assembly.build`, with the weights that ``init_from`` names.
+    """:func:`snnexp.training.assembly.build`, with the weights named by ``init_from``.
 
     Raises:
-        SnnexpError: as there, or these weights are missing or do not fit.
+        SnnexpError: as there, or the weights are missing or do not fit.
     """
     parts = build(cfg, trainer)
     load_start(config.get_init_from(cfg), parts.task)
@@ -249,7 +249,7 @@ def build_started(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
 
 
 def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
-    """What run.json says of a run before it begins."""
+    """Return the content of run.json at the beginning of a run."""
     device = parts.trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -271,28 +271,28 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
 
 
 def label_names(description: Description) -> dict[str, list[str]]:
-    """The names of classes and of features, where they have some."""
+    """Return the names of classes and features, if any."""
     found = {"classes": description.classes, "features": description.features}
     return {what: [*each] for what, each in found.items() if each is not None}
 
 
 def limits_of(cfg: DictConfig) -> tuple[int | None, int | None]:
-    """How many batches of training and of the test there are at most."""
+    """Return the limits of training and test batches."""
     return cfg.trainer.get("limit_batches"), cfg.trainer.get("limit_test_batches")
 
 
 def without_download(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A saved config, which downloads only where that is typed."""
+    """Disable downloads in a saved config unless an override enables them."""
     return cfg if is_overridden("data.download", overrides) else config.offline(cfg)
 
 
 def is_overridden(key: str, overrides: Sequence[str]) -> bool:
-    """Whether there is an override of a key."""
+    """Return True if a key is overridden."""
     return any(override.startswith(f"{key}=") for override in overrides)
 
 
 def end_record(error: BaseException) -> dict[str, Any]:
-    """What run.json says of a run that ``error`` has ended."""
+    """Return the entries of run.json for a run that failed with ``error``."""
     if isinstance(error, KeyboardInterrupt):
         error = InterruptedRunError(signal.SIGINT)
     status, reason, code = describe_failure(error)
@@ -300,7 +300,7 @@ def end_record(error: BaseException) -> dict[str, Any]:
 
 
 def example_checkpoint(parts: Parts, observers: Sequence[Observer]) -> dict[str, Any]:
-    """What a checkpoint of a run holds that has these parts and observers."""
+    """Return the expected content of a checkpoint for these parts and observers."""
     states = {
         each.state_key: {**each.state_dict(), **{name: TypeSpec(kind) for name, kind in each.state_types.items()}}
         for each in observers

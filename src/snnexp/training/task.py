@@ -1,4 +1,4 @@
-"""The LightningModule: it drives the parts that it receives and logs what they say."""
+"""The LightningModule: runs the parts of an experiment and logs their metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -23,18 +23,18 @@ from snnexp.training.accumulation import Accumulation
 
 
 class Task(LightningModule):
-    """Encode, run the network, compare, log.
+    """Encode a batch, run the network, compute the loss and log metrics.
 
     Args:
-        network: traces of an encoded batch.
-        encode: values to currents or spikes, as the network takes them.
-        spikes_come_in: whether ``encode`` makes spikes, which cost synaptic operations.
-        loss: what is minimized.
-        measures: by name, what is reported beside the loss.
+        network: returns the traces of an encoded batch.
+        encode: encodes values as currents or spikes.
+        spikes_come_in: True if the inputs are spikes, which cost synaptic operations.
+        loss: the loss to minimize.
+        measures: reported metrics by name.
         optimizer: an :class:`~snnexp.optimizers.OptimizerFactory`.
-        decoder: how a class is read off the readout; None where targets are no labels.
-        penalties: by name, what is minimized beside the loss.
-        schedule: of the learning rates; none by default.
+        decoder: predicts a class from the readout; None if the targets are not labels.
+        penalties: regularization terms added to the loss, by name.
+        schedule: of the learning rates; constant by default.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Task(LightningModule):
         self.penalties = penalties
         self.schedule = Constant() if schedule is None else schedule
         self.means = metrics.Totals(measures)
-        """Of the evaluation under way."""
+        """Accumulated metrics of the current evaluation."""
         self.accumulation: Accumulation | None = None
-        """How a step is split into batches; None where it is one."""
+        """Splits a step into batches; None for one batch per step."""
         self.resumed: Mapping[str, Any] | None = None
-        """A checkpoint, whose states the optimizer and its schedule take."""
+        """Content of the checkpoint to resume the optimizer and its schedule from."""
         fires = {name: neuron.spikes for name, neuron in network.neurons().items()}
         self.penalized: dict[str, Sequence[str]] = {}
         for name, penalty in penalties.items():
             with key_prefix(f"regularizer.{name}"):
                 self.penalized[name] = penalty.chosen(fires)
-        """By penalty, the layers that it reads."""
+        """Layers read by each penalty."""
         self.statistics = self._needed()
         """By layer, the statistics that an evaluation keeps."""
 
@@ -79,10 +79,10 @@ class Task(LightningModule):
         readout = [*layers][-1]
         found: dict[str, list[Reads]] = {name: [] for name in layers}
         for name, neuron in layers.items():
-            # rates, and what arrives behind a layer
+            # for firing rates and synaptic operations
             if neuron.spikes or name != readout:
                 found[name].append("spike_count")
-            # what fires in the last step arrives after the end
+            # spikes of the last step are never delivered
             if neuron.feedback_synapse is not None or name in self.network.feedback_layers:
                 found[name].append("last_spikes")
         found[readout] += [self.loss.reads, *(measure.reads for measure in self.measures.values())]
@@ -97,7 +97,7 @@ class Task(LightningModule):
             return self._accumulated(batch, self.accumulation)
         loss, penalties, _, traces = self._step(batch)
         samples = traces[-1].samples
-        # reading every trace costs time, so it is done only for the steps that are logged
+        # metrics take time, so compute them only at logged steps
         if self._is_logged():
             measured = self._measured(traces, batch, "train")
             self._log_step(loss, penalties, {name: self.means.compute(name, each) for name, each in measured.items()})
@@ -105,7 +105,7 @@ class Task(LightningModule):
         return {"loss": minimized, "loss_alone": loss.detach(), "samples": samples, "traces": traces}
 
     def _accumulated(self, step: Any, accumulation: Accumulation) -> dict[str, Any]:
-        """As :meth:`training_step`, of several batches, of which the traces are those of the last."""
+        """:meth:`training_step` over several batches; the returned traces are those of the last."""
         self.optimizers().zero_grad()  # type: ignore[union-attr]
         totals: dict[str, Tensor] = {}
         measured = metrics.Totals(self.measures)
@@ -117,7 +117,7 @@ class Task(LightningModule):
                 totals[name] = totals.get(name, 0) + share * value.detach()
             if self._is_logged():
                 measured.add(self._measured(traces, batch, "train"))
-            # that of the last batch is Lightning's to go back through
+            # Lightning runs the backward pass of the last batch
             if index + 1 < len(batches):
                 minimized.backward()  # type: ignore[no-untyped-call]
         loss, samples = totals.pop(""), step[0].shape[accumulation.values_at]
@@ -126,7 +126,7 @@ class Task(LightningModule):
         return {"loss": minimized, "loss_alone": loss, "samples": samples, "traces": traces}
 
     def _is_logged(self) -> bool:
-        """Whether the step under way is one of those that are logged."""
+        """Return True if the current step is logged."""
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined, no-any-return]
 
     def _log_step(self, loss: Tensor, penalties: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> None:
@@ -137,7 +137,7 @@ class Task(LightningModule):
         self.log_dict(values, on_step=True, on_epoch=False)
 
     def optimizer_zero_grad(self, *arguments: Any) -> None:
-        # between the last batch and those before it, there is nothing to clear
+        # accumulated gradients must not be cleared before the last batch
         if self.accumulation is None:
             super().optimizer_zero_grad(*arguments)
 
@@ -148,13 +148,13 @@ class Task(LightningModule):
         return {"traces": self._evaluation_step(batch, "test")}
 
     def rates(self) -> dict[str, Tensor]:
-        """The learning rates of this step, where there are several in a training."""
+        """Return the learning rates by name; empty for a single constant rate."""
         found = learning_rates(self.optimizers().param_groups)  # type: ignore[union-attr]
         several = len(found) > 1 or not isinstance(self.schedule, Constant)
         return {name: torch.tensor(rate) for name, rate in found.items()} if several else {}
 
     def split_by_member(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
-        """What each member has of what a step gave, and its target."""
+        """Return the outputs of a step and the targets for each member."""
         if "loss" in outputs:
             outputs = {**outputs, "minimized": outputs["loss"], "loss": outputs["loss_alone"]}
         return [(outputs, batch[1])]
@@ -168,19 +168,19 @@ class Task(LightningModule):
         return made
 
     def lengths(self) -> tuple[int, int]:
-        """Steps and epochs of the whole training."""
+        """Return the total numbers of steps and epochs."""
         return int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter], steps: int, epochs: int = 1) -> dict[str, Any]:
-        """The optimizer of the task's parameters, or of as many others in their place, and its schedule.
+        """Make the optimizer of the task's parameters, or of substitutes, and its schedule.
 
         Args:
-            parameters: one for each of the task's.
-            steps: of the whole training.
-            epochs: of the whole training.
+            parameters: one per parameter of the task.
+            steps: total number of steps.
+            epochs: total number of epochs.
 
         Raises:
-            ConfigError: the optimizer has a schedule of its own, beside that of the config.
+            ConfigError: both the optimizer and the config have a schedule.
         """
         kept = {
             id(parameter)
@@ -191,16 +191,16 @@ class Task(LightningModule):
             NamedParameter(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
             for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
         ]
-        # an optimizer of a user's says how it decays by itself
+        # a user-defined optimizer may apply weight decay itself
         made = build_optimizer(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
         return self.scheduled(made, steps, epochs)
 
     def higher_is_better(self, metric: str) -> bool | None:
-        """As of :mod:`snnexp.record.measures`, which knows what the measures say of themselves."""
+        """Return the better direction of a metric; see :mod:`snnexp.record.measures`."""
         return higher_is_better(metric, {name: measure.higher_is_better for name, measure in self.measures.items()})
 
     def scheduled(self, made: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
-        """What Lightning needs of an optimizer that was made, and of the schedule of its rates."""
+        """Add the learning rate schedule to an optimizer configuration for Lightning."""
         schedule: Any = self.schedule
         higher = {"higher_is_better": bool(self.higher_is_better(schedule.measure))} if schedule.watches else {}
         scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **higher)
@@ -208,16 +208,16 @@ class Task(LightningModule):
             return made
         if "lr_scheduler" in made:
             name = type(self.optimizer).__name__
-            raise ConfigError(f"schedule: {name} has a schedule of its own; use schedule=constant")
+            raise ConfigError(f"schedule: {name} has its own schedule; use schedule=constant")
         watched = {"monitor": schedule.measure, "reduce_on_plateau": True} if schedule.watches else {}
         return {**made, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.unit, **watched}}
 
     def compare(self, traces: Sequence[Any], target: Tensor) -> Tensor:
-        """The loss."""
+        """Return the loss."""
         return self.loss(pooled(self.decoder, traces[-1]), target)
 
     def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
-        """The penalties, by name."""
+        """Return the penalties by name."""
         by_layer = dict(zip(self.network.neurons(), traces, strict=True))
         return {
             name: penalty({layer: by_layer[layer] for layer in self.penalized[name]})
@@ -227,7 +227,7 @@ class Task(LightningModule):
     def _step(
         self, batch: Any, statistics: Mapping[str, Sequence[str]] = MappingProxyType({})
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | SparseSpikes, list[Trace | ReducedTrace]]:
-        """The loss, the penalties by name, what was encoded, and the traces."""
+        """Return the loss, the penalties by name, the encoded inputs, and the traces."""
         values, target = batch
         inputs = self.encode(values)
         traces = self.network(inputs, statistics=statistics)
@@ -249,7 +249,7 @@ class Task(LightningModule):
     def _operations(
         self, traces: list[Trace | ReducedTrace], inputs: Tensor | SparseSpikes
     ) -> dict[str, metrics.State]:
-        """``test/synops``, and by the layer that the spikes arrive at; without those that cannot be counted."""
+        """Return ``test/synops`` in total and per receiving layer, without layers whose synapses are unknown."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
         unknown: set[str] = set()
         for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.spikes_come_in else None):
@@ -275,7 +275,7 @@ class Task(LightningModule):
 
 
 def union(reads: Iterable[Reads]) -> tuple[str, ...]:
-    """The names of all statistics that are read."""
+    """Return the names of all statistics that are read, without duplicates."""
     return tuple(dict.fromkeys(name for each in reads for name in statistic_names(each)))
 
 
