@@ -13,7 +13,7 @@ from kills import killed_and_resumed
 from torch import nn
 
 from snnexp import config, experiment, optimizers, schedules
-from snnexp.config import compose, composed, plain
+from snnexp.config import compose, compose_unchecked, plain
 from snnexp.errors import ConfigError
 from snnexp.experiment import build, resume, run
 from snnexp.optimizers import NamedParameter, Parameters
@@ -89,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def of(folder: Path, *overrides: str) -> dict[str, object]:
-    cfg = config.check(composed(overrides, [folder])[0])
+    cfg = config.check(compose_unchecked(overrides, [folder])[0])
     found = plain(cfg)
     return {"schedule": found["schedule"], "own": found["optimizer"].get("schedule")}
 
@@ -279,10 +279,10 @@ class TestAPartOfAUsersOwn:
     TINY = (RECIPE, "trainer=cpu", "trainer.max_epochs=3", "network.hidden=[6,5]", "num_steps=8", "logger=jsonl")
 
     def test_with_a_schedule_of_its_own(self, folder: Path) -> None:
-        task = build(config.check(composed([*self.TINY, "optimizer=warmup"], [folder])[0])).task
+        task = build(config.check(compose_unchecked([*self.TINY, "optimizer=warmup"], [folder])[0])).task
         made = task.make_optimizer([*task.parameters()], 10)
         assert type(made["lr_scheduler"]["scheduler"]).__name__ == "LinearLR"
-        both = config.check(composed([*self.TINY, "optimizer=warmup", "schedule=cosine"], [folder])[0])
+        both = config.check(compose_unchecked([*self.TINY, "optimizer=warmup", "schedule=cosine"], [folder])[0])
         with pytest.raises(ConfigError, match=r"^schedule: WarmUp has its own schedule; use schedule=constant"):
             build(both)
 
@@ -293,7 +293,7 @@ class TestAPartOfAUsersOwn:
         points = []
         for lr in ("0.01", "0.02"):
             words = [*self.TINY, "optimizer=byrole", f"optimizer.lr={lr}", "schedule=cosine"]
-            points.append(Point(config.check(composed(words, [folder])[0]), words))
+            points.append(Point(config.check(compose_unchecked(words, [folder])[0]), words))
         found: dict[int, Outcome] = {}
         stacked.train(points, Path("stack"), lambda *_: None, found.__setitem__)
         for index, lr in ((0, 0.01), (1, 0.02)):
@@ -311,7 +311,7 @@ class TestAPartOfAUsersOwn:
         """A schedule of epochs, resumed at the end of one and within one, ends with the same bits."""
         monkeypatch.chdir(tmp_path)
         data = ["data.num_samples=5", "data.batch_size=2", "logger.save_every_s=0"]
-        cfg = config.check(composed([*self.TINY, *data, "schedule=steps"], [folder])[0])
+        cfg = config.check(compose_unchecked([*self.TINY, *data, "schedule=steps"], [folder])[0])
         assert grouping.obstacle(cfg) is None
         whole = experiment.run(cfg).path
         content = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
