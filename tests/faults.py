@@ -47,7 +47,7 @@ WAYS: dict[str, Callable[[], object]] = {
 REASONS = {
     "exception": "ArithmeticError: a defect of the loss",
     "sys.exit": "SystemExit: 3",
-    "os._exit": "exited, 4",
+    "os._exit": "exited with code 4",
     "SIGKILL": "SIGKILL",
     "SIGSEGV": "SIGSEGV",
     "SIGABRT": "SIGABRT",
@@ -56,7 +56,7 @@ REASONS = {
     "too large": "does not fit into memory",
     "diverge": "the loss is nan",
 }
-"""What is told of each."""
+"""Part of the reason that is reported for each fault."""
 
 
 @dataclass(frozen=True)

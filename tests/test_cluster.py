@@ -205,7 +205,7 @@ class TestSlurm:
 
     def test_is_asked_for_what_the_settings_say(self, tmp_path: Path, slurm: Path) -> None:
         asked = {"partition": "long", "account": "me", "qos": "low", "constraint": "avx2", "memory_gb": 2.5, "gpus": 2}
-        made = cluster.executor(tmp_path / "jobs", {**SETTINGS, **asked, "cluster": "slurm", "threads": 3})
+        made = cluster.make_executor(tmp_path / "jobs", {**SETTINGS, **asked, "cluster": "slurm", "threads": 3})
         job = made.submit(print)
         text = job.paths.submission_file.read_text()
         found = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", text, re.M))
@@ -214,7 +214,7 @@ class TestSlurm:
         assert found | expected == found
         assert found["signal"].startswith("USR2@")
         assert "export SRUN_CPUS_PER_TASK=3" in text.partition("srun ")[0]
-        plain = cluster.executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm", "threads": None})
+        plain = cluster.make_executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm", "threads": None})
         found = dict(
             re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", plain.submit(print).paths.submission_file.read_text(), re.M)
         )
@@ -224,7 +224,7 @@ class TestSlurm:
     @pytest.mark.parametrize("state", ["RUNNING", "OUT_OF_MEMORY", "PREEMPTED"])
     def test_a_job_without_a_result_is_told_by_its_state(self, tmp_path: Path, slurm: Path, state: str) -> None:
         (slurm / "bin" / "srun").write_text("#!/bin/bash\n")
-        slot = cluster.ClusterJob(cluster.executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
+        slot = cluster.ClusterJob(cluster.make_executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
         point = Point([])
         slot.start([point], {"log": str(tmp_path / "log")})
         wait_until((slurm / point.job).exists)
@@ -247,7 +247,7 @@ def test_a_password_stays_out_of_what_is_submitted(
 ) -> None:
     url = f"postgresql://me:{PASSWORD}@host/name"
     task = {"config": {}, "overrides": [], "log": str(tmp_path / "log"), "prune": {"storage": url, "trial": 3}}
-    slot = cluster.ClusterJob(cluster.executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
+    slot = cluster.ClusterJob(cluster.make_executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
     monkeypatch.setenv(cluster.STORAGE, "")
     (slurm / "bin" / "srun").write_text("#!/bin/bash\n")
     slot.start([Point([])], task)
@@ -273,6 +273,6 @@ def test_a_password_stays_out_of_what_is_submitted(
 
 def test_nothing_runs_that_a_sweep_brings_along(tmp_path: Path) -> None:
     """A job runs the file of its number, which in a folder that was there could be anybody's."""
-    first, second = (cluster.executor(tmp_path / "jobs", SETTINGS).folder for _ in range(2))
+    first, second = (cluster.make_executor(tmp_path / "jobs", SETTINGS).folder for _ in range(2))
     assert first != second
     assert not [*first.iterdir(), *second.iterdir()]

@@ -20,8 +20,8 @@ NORM = "{_target_: snnexp.initializers.Normal, mean: %s, std: 0.1}"
     [
         (["experiment=mnist_rleaky_conv"], "snnexp.network.Conv is not stackable"),
         ([*COUNT, "trainer=ddp", "trainer.accelerator=cpu"], "it trains on several devices"),
-        ([*COUNT, "kernel=triton"], "kernel=triton knows no stacks"),
-        ([*COUNT, "data.num_workers=1"], "its batches come from data workers"),
+        ([*COUNT, "kernel=triton"], "kernel=triton does not support stacks"),
+        ([*COUNT, "data.num_workers=1"], "it uses data workers"),
         # a second WandbLogger in a process would go on with the run of the first
         ([*COUNT, f"+logger.also.own={{_target_: {CSV}}}"], f"{CSV} is not stackable"),
         (COUNT, None),

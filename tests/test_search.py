@@ -29,10 +29,10 @@ from snnexp.search import storage
 from snnexp.search.best import write_best
 from snnexp.search.settings import Settings, objective
 from snnexp.search.space import space
-from snnexp.search.study import Search, measured
+from snnexp.search.study import Search, read_metric
 from snnexp.spec import parts
 from snnexp.sweeps.pruning import Pruning
-from snnexp.sweeps.sources import Asked
+from snnexp.sweeps.sources import SearchRequest
 
 LINE = ["optimizer.momentum=interval(-10,10)"]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -42,7 +42,7 @@ import json, sys, time
 from pathlib import Path
 from snnexp.search.study import Search
 from snnexp.search.settings import Settings
-from snnexp.sweeps.sources import Asked
+from snnexp.sweeps.sources import SearchRequest
 from snnexp.search.space import space
 
 settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -53,7 +53,7 @@ while not start.exists():
 search = Search(Settings(**settings), fixed, searched, folder, "test/loss", "minimize")
 count = 0
 while search.remaining():
-    search.beat()
+    search.heartbeat()
     asked = search.ask()
     if asked is None:
         time.sleep(0.05)
@@ -61,7 +61,7 @@ while search.remaining():
     number, overrides = asked
     print(number, flush=True)
     while count == hang_at:
-        search.beat()
+        search.heartbeat()
         time.sleep(0.05)
     count += 1
     search.tell(number, "finished", float(overrides[-1].partition("=")[2]) ** 2)
@@ -244,7 +244,9 @@ class TestSettings:
     def test_a_chosen_measure_says_which_value_is_better(self) -> None:
         cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky", "measure=macro_f1"]))
         assert objective(Settings(metric="test/macro_f1"), cfg) == ("test/macro_f1", "maximize")
-        with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.direction: got minimize, a higher test/macro_f1 is "):
+        with pytest.raises(
+            ConfigError, match=r"^hydra\.sweeper\.direction: got minimize, but a higher test/macro_f1 is "
+        ):
             objective(Settings(metric="test/macro_f1", direction="minimize"), cfg)
 
     def test_a_measure_is_read_from_the_record_of_a_run(self, tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ class TestSettings:
         rows = [{"step": 0, "val/accuracy": 0.1}, {"step": 1, "val/accuracy": 0.7}, {"step": 1, "train/loss": 1.0}]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         names = ("test/accuracy", "val/accuracy", "test/l1")
-        assert [measured(tmp_path, name) for name in names] == [0.5, 0.7, None]
+        assert [read_metric(tmp_path, name) for name in names] == [0.5, 0.7, None]
 
 
 def least(folder: Path, seed: int, sampler: str) -> float:
@@ -314,7 +316,7 @@ class TestSampling:
     @pytest.mark.parametrize(
         ("override", "sentence"),
         [
-            ("neuron.beta=interval(0,1)", "neuron.beta: an interval has no end of values; a grid takes range"),
+            ("neuron.beta=interval(0,1)", "neuron.beta: an interval has infinitely many values; a grid needs range"),
             ("seed=range(1,2000) num_steps=range(1,2000)", "hydra.sweeper.params: a grid of 3996001 points"),
         ],
     )
@@ -389,19 +391,19 @@ class TestGoingOn:
         lost, point = gone.ask()
         mine, _ = here.ask()
         for clock.now in range(0, 31, 10):
-            gone.beat()
-            here.beat()
+            gone.heartbeat()
+            here.heartbeat()
         assert here.ask() is None, "it gives signs of life"
         for clock.now in (40, 50, 60):
-            here.beat()
+            here.heartbeat()
         assert here.ask() is None, "it may still give one"
         for clock.now in (70, 80):
-            here.beat()
+            here.heartbeat()
         number, values = here.ask()
         assert values == point
         assert number not in (lost, mine)
         assert here.ask() is None
-        assert not gone.again(lost), "another one has begun it anew"
+        assert not gone.reclaim(lost), "another one has begun it anew"
         gone.tell(lost, "finished", 1.0)
         here.tell(mine, "finished", 2.0)
         here.tell(number, "finished", 3.0)
@@ -413,11 +415,11 @@ class TestGoingOn:
         monkeypatch.setattr("snnexp.search.study.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
         before, other = (begin(folder, n_trials=1, heartbeat_s=10, grace_s=30) for _ in range(2))
         number, _ = before.ask()
-        other.beat()
+        other.heartbeat()
         clock.now = 100.0
         resumed = begin(folder, n_trials=1, heartbeat_s=10, grace_s=30)
-        assert resumed.again(number)
-        other.beat()
+        assert resumed.reclaim(number)
+        other.heartbeat()
         assert other.ask() is None, "it has given a sign since"
         resumed.tell(number, "finished", 1.0)
         assert other.remaining() == 0
@@ -427,12 +429,12 @@ class TestGoingOn:
         first, second = search.ask()[0], search.ask()[0]
         search.tell(first, "finished", 1.0)
         resumed = begin(folder, n_trials=2)
-        assert [resumed.again(number) for number in (first, second, 99)] == [False, True, False]
+        assert [resumed.reclaim(number) for number in (first, second, 99)] == [False, True, False]
 
     @pytest.mark.slow
     def test_two_that_claim_one_place_agree_whose_it_is(self, folder: Path) -> None:
         one, other = (begin(folder, n_trials=1) for _ in range(2))
-        place, values = one._vacant()
+        place, values = one._free_place()
         assert (one._claim(place, values), other._claim(place, values)) == (0, None)
         assert other.ask() is None
         one.tell(0, "finished", 1.0)
@@ -530,7 +532,7 @@ def database() -> Iterator[str]:
 class TestStorage:
     def test_passwords_and_options_stay_unsaid(self) -> None:
         url = "postgresql://me:s3cret@host:5433/db?sslmode=require"
-        assert storage.shown(url) == "postgresql://me@host:5433/db"
+        assert storage.without_password(url) == "postgresql://me@host:5433/db"
 
     def test_a_wrong_password(self, folder: Path, database: str) -> None:
         wrong = database.replace("s3cret", "0ther")
@@ -576,12 +578,12 @@ class TestStorage:
             (
                 ["optimizer.momentum=interval(-10,11)"],
                 {},
-                "hydra.sweeper.params: the study X was begun with other values",
+                "hydra.sweeper.params: the study X was created with other values",
             ),
-            (["optimizer.lr=interval(-10,10)"], {}, "hydra.sweeper.params: the study X was begun with other"),
-            (LINE, {"direction": "maximize"}, "hydra.sweeper.direction: the study X was begun with minimize; give the"),
-            (LINE, {"sampler": "random"}, "hydra.sweeper.sampler: the study X was begun with tpe"),
-            ([*LINE, "seed=3"], {}, "overrides: the study X was begun with seed=3"),
+            (["optimizer.lr=interval(-10,10)"], {}, "hydra.sweeper.params: the study X was created with other"),
+            (LINE, {"direction": "maximize"}, "hydra.sweeper.direction: the study X was created with minimize"),
+            (LINE, {"sampler": "random"}, "hydra.sweeper.sampler: the study X was created with tpe"),
+            ([*LINE, "seed=3"], {}, "overrides: the study X was created with seed=3"),
         ],
     )
     def test_another_study_of_that_name_is_refused(
@@ -615,7 +617,7 @@ class TestPruning:
         search = Search(chosen, *space(LINE, {}), folder, metric, direction)
         for values in finished:
             number, _ = search.ask()
-            assert curve(Pruning(**search.address_of(number)), values, key) == ""
+            assert curve(Pruning(**search.pruning_arguments(number)), values, key) == ""
             search.tell(number, "finished", values[-1])
         return search
 
@@ -624,24 +626,24 @@ class TestPruning:
         others = [[0.2, 0.7, 0.8, 0.9], [0.3, 0.8, 0.8, 0.9], [0.1, 0.5, 0.7, 0.9]]
         search = self.search(folder, "val/accuracy", "maximize", others, "val/accuracy")
         number, _ = search.ask()
-        bad = Pruning(**search.address_of(number))
+        bad = Pruning(**search.pruning_arguments(number))
         told = curve(bad, [0.0, 0.61, 0.7, 0.8], "val/accuracy")
         assert told == "pruned after epoch 2: val/accuracy 0.61 is worse than the median of the other points"
         search.tell(number, "pruned", None, told)
         found = trials(*beside(folder))[number]
         assert (found.state, found.value) == (TrialState.PRUNED, 0.61)
-        good = Pruning(**search.address_of(search.ask()[0]))
+        good = Pruning(**search.pruning_arguments(search.ask()[0]))
         assert curve(good, [0.0, 0.75, 0.9, 0.0], "val/accuracy") == ""
 
     def test_nothing_is_stopped_before_enough_have_finished(self, folder: Path) -> None:
         search = self.search(folder, "val/accuracy", "maximize", [[0.9] * 4] * 2, "val/accuracy")
-        assert curve(Pruning(**search.address_of(search.ask()[0])), [0.0] * 4, "val/accuracy") == ""
+        assert curve(Pruning(**search.pruning_arguments(search.ask()[0])), [0.0] * 4, "val/accuracy") == ""
 
     @pytest.mark.slow
     def test_a_measure_of_the_test_split_is_stood_for_by_the_training_loss(self, folder: Path) -> None:
         losses = [[5.0, 2.0, 1.0]] * 3
         search = self.search(folder, "test/accuracy", "maximize", losses, "train/epoch_loss")
-        first, second = (Pruning(**search.address_of(search.ask()[0])) for _ in range(2))
+        first, second = (Pruning(**search.pruning_arguments(search.ask()[0])) for _ in range(2))
         assert curve(first, [9.0, 1.5, 1.0], "train/epoch_loss") == ""
         assert curve(second, [9.0, 2.5, 1.0], "train/epoch_loss").startswith(
             "pruned after epoch 2: train/epoch_loss 2.5"
@@ -651,17 +653,17 @@ class TestPruning:
     def test_long_runs_report_now_and_then(self, folder: Path) -> None:
         search = begin(folder)
         number, _ = search.ask()
-        curve(Pruning(**search.address_of(number)), [1.0] * 600, "train/epoch_loss")
+        curve(Pruning(**search.pruning_arguments(number)), [1.0] * 600, "train/epoch_loss")
         reported = trials(*beside(folder))[number].intermediate_values
         assert sorted(reported) == list(range(20, 600, 20))
 
     def test_a_run_that_another_process_has_begun_anew_goes_on_unpruned(self, folder: Path, caplog: Any) -> None:
         search = begin(folder)
         number, _ = search.ask()
-        pruning = Pruning(**search.address_of(number))
+        pruning = Pruning(**search.pruning_arguments(number))
         search.tell(number, "failed", None, "gone")
         assert curve(pruning, [1.0, 1.0, 1.0], "train/epoch_loss") == ""
-        assert "the search could not be told of the run" in caplog.text
+        assert "could not be reported to the search" in caplog.text
 
 
 FIXTURE = HealthCheck.function_scoped_fixture
@@ -707,7 +709,7 @@ class TestBest:
 def test_a_resumed_search_downloads_only_where_that_is_typed(tmp_path: Path, overrides: list[str]) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "fetched.yaml").write_text("defaults: [mnist]\ndownload: true\n")
-    facts = Asked({}, {"neuron.beta": "interval(0.1,0.9)"}, overrides, config.Composer([tmp_path])).facts()
-    again = Asked.of(facts, {})
+    facts = SearchRequest({}, {"neuron.beta": "interval(0.1,0.9)"}, overrides, config.Composer([tmp_path])).to_record()
+    again = SearchRequest.from_record(facts, {})
     assert not again.compose(["neuron.beta=0.5", *again.overrides])["data"]["download"]
-    assert Asked.of({**facts, "overrides": ["seed=3"]}, {}).overrides == ["seed=3"]
+    assert SearchRequest.from_record({**facts, "overrides": ["seed=3"]}, {}).overrides == ["seed=3"]

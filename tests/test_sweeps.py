@@ -33,7 +33,7 @@ from snnexp.sweeps.display import Display, best_of
 from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import Ledger, Point
 from snnexp.sweeps.slots import Job, Worker
-from snnexp.sweeps.sources import Listed
+from snnexp.sweeps.sources import ListSource
 from snnexp.training import stacked
 
 RUN = ["train", "experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=3", "logger=jsonl"]
@@ -240,7 +240,7 @@ class TestPoints:
             ["seed=1", "neuron.beta=0.5"],
             ["seed=2", "neuron.beta=0.5"],
         ]
-        assert capsys.readouterr().err == "snnexp: 4 of 6 points ask for the same as others, and are not run twice\n"
+        assert capsys.readouterr().err == "snnexp: 4 of 6 points are duplicates and are not run again\n"
 
 
 def test_the_first_point_of_a_search_is_told_by_what_is_searched(tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ def test_members_that_have_ended_keep_their_places(tmp_path: Path) -> None:
     with closing(Ledger.open(tmp_path / "sweep")) as ledger:
         stack, alone, new = driver.jobs_of(ledger, ledger.points)
         assert [point.index for point in stack] == [1, 2]
-        assert [point.index for point in stack.seats] == [3, 1, 2, 0]
-        assert (alone, alone.seats) == ([ledger.points[4]], [ledger.points[4]])
+        assert [point.index for point in stack.members] == [3, 1, 2, 0]
+        assert (alone, alone.members) == ([ledger.points[4]], [ledger.points[4]])
         assert new == ledger.points[5:]
         members = Tasks(ledger).of(stack)["members"]
         assert [member["over"] for member in members] == [True, False, False, True]
@@ -303,7 +303,7 @@ class TestSlots:
     def drive(self, ledger: Ledger, program: str, timeout_s: float | None = None) -> Engine:
         worker = Worker({})
         worker.command = [sys.executable, "-c", PREFIX + program]
-        source = Listed([Job([point]) for point in ledger.points])
+        source = ListSource([Job([point]) for point in ledger.points])
         engine = Engine(ledger, source, [worker], Tasks(ledger), timeout_s, Display(Console(quiet=True), ledger))
         engine.run()
         return engine
@@ -321,14 +321,14 @@ class TestSlots:
     @pytest.mark.parametrize(
         ("program", "status", "reason"),
         [
-            ("sys.exit(3)", "failed", "its process exited, 3"),
-            ("os.kill(os.getpid(), 9)", "failed", "SIGKILL, as the system does where memory runs out"),
+            ("sys.exit(3)", "failed", "its process exited with code 3"),
+            ("os.kill(os.getpid(), 9)", "failed", "SIGKILL, possibly out of memory"),
             ("next(tasks); os.close(1); time.sleep(60)", "failed", "its process"),
             ("next(tasks); time.sleep(60)", "timeout", "took longer than 0.3 s"),
             (
                 "signal.signal(15, signal.SIG_IGN); next(tasks); time.sleep(60)",
                 "timeout",
-                "did not end when it was told",
+                "did not stop and was killed",
             ),
         ],
     )
@@ -391,7 +391,7 @@ while True: time.sleep(1)
 """
     worker.command = [sys.executable, "-c", PREFIX + program]
     engine = Engine(
-        ledger, Listed([Job(ledger.points)]), [worker], Tasks(ledger), None, Display(Console(quiet=True), ledger)
+        ledger, ListSource([Job(ledger.points)]), [worker], Tasks(ledger), None, Display(Console(quiet=True), ledger)
     )
     with pytest.raises(InterruptedRunError):
         engine.run()
@@ -435,7 +435,7 @@ for task in tasks:
     program = program.replace("WAY", "time.sleep(60)" if way == "hang" else "os.kill(os.getpid(), 9)")
     worker.command = [sys.executable, "-c", PREFIX + program]
     display = Display(Console(quiet=True), ledger)
-    Engine(ledger, Listed([Job(ledger.points)]), [worker], Tasks(ledger), 0.2, display).run()
+    Engine(ledger, ListSource([Job(ledger.points)]), [worker], Tasks(ledger), 0.2, display).run()
     assert [(point.status, point.how, point.reason) for point in ledger.points] == [("finished", "process", "")] * 3
     ledger.close()
 
@@ -560,7 +560,7 @@ def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytes
                 *("hydra/sweeper=optuna", "neuron.beta=interval(0.1,0.9)"),
                 *("hydra.sweeper.sampler=grid", "hydra.sweeper.metric=test/l1"),
             ],
-            "neuron.beta: an interval has no end of values",
+            "neuron.beta: an interval has infinitely many values",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from snnexp.experiment import compose
 from snnexp.record.origin import origin, parse_folders
 from snnexp.record.run import Run
 from snnexp.sweeps import driver
-from snnexp.sweeps.sources import Asked
+from snnexp.sweeps.sources import SearchRequest
 
 TINY = ("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl", "network.hidden=[2]")
 CHOOSES = "defaults:\n  - regression_linear\n  - override /hydra/launcher: "
@@ -151,10 +151,10 @@ def test_a_search_may_vary_a_key_that_the_defaults_do_not_have() -> None:
     words = ["hydra/sweeper=optuna", "experiment=mnist_rleaky_count,mnist_rleaky_membrane"]
     words += ["neuron.feedback=one_to_one,linear", "hydra.sweeper.metric=test/accuracy"]
     asked, _ = prepare_sweep(words)
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, SearchRequest)
     assert asked.checked["neuron"]["feedback"] == "one_to_one"
     # what it has kept is composed for its points too
-    again = Asked.of(asked.facts(), {})
+    again = SearchRequest.from_record(asked.to_record(), {})
     assert again.overrides == asked.overrides
 
 
@@ -267,7 +267,7 @@ class TestFolders:
             assert launch.train(["-m", *self.flags(folders), "experiment=mine", *words]) == 0
         assert [ledger["config_dir"] for ledger in ledgers] == [absolute] * 2
         assert [*map(str, driver.Ledger.open(ledgers[0]["path"]).folders)] == absolute
-        assert Asked.of(ledgers[1]["search"], {}).compose(["experiment=mine"])["seed"] == 5
+        assert SearchRequest.from_record(ledgers[1]["search"], {}).compose(["experiment=mine"])["seed"] == 5
 
     @pytest.mark.parametrize("kept", [5, [5], {"a": "b"}, [""]])
     def test_what_cannot_have_been_recorded_is_none(self, kept: object) -> None:

@@ -9,7 +9,7 @@ from snnexp.config import security
 from snnexp.errors import ConfigError, ConfigErrors
 
 if TYPE_CHECKING:
-    from snnexp.sweeps.sources import Asked
+    from snnexp.sweeps.sources import SearchRequest
 
 Point = tuple[list[str], dict[str, Any]]
 """The overrides of a point of a sweep, and its config."""
@@ -31,7 +31,7 @@ def warn_all(sentences: Iterable[str]) -> None:
 
 def prepare_sweep(
     overrides: Sequence[str], folders: Sequence[Path] = ()
-) -> "tuple[list[Point] | Asked, dict[str, Any]]":
+) -> "tuple[list[Point] | SearchRequest, dict[str, Any]]":
     """Compose and check a sweep before its first point starts.
 
     Args:
@@ -65,18 +65,18 @@ def prepare_sweep(
 
 def _chosen(
     sweeper: Mapping[str, Any], typed: Sequence[str], composer: config.Composer
-) -> "tuple[list[Point] | Asked, list[list[str]], list[dict[str, Any]]]":
+) -> "tuple[list[Point] | SearchRequest, list[list[str]], list[dict[str, Any]]]":
     """What is asked for; and the points, of a search those at the ends, with Hydra's own node of each."""
     params = sweeper.get("params") or {}
     if security.starter_kind(sweeper, "sweeper") == "optuna":
-        from snnexp.sweeps.sources import Asked
+        from snnexp.sweeps.sources import SearchRequest
 
         settings = {key: value for key, value in sweeper.items() if key not in ("_target_", "params")}
-        asked = Asked(settings, params, typed, composer)
+        request = SearchRequest(settings, params, typed, composer)
         # before anything is written
-        asked.checked  # noqa: B018
-        ends = asked.ends()
-        return asked, ends, [*map(composer.node, ends)]
+        request.checked  # noqa: B018
+        ends = request.corners()
+        return request, ends, [*map(composer.node, ends)]
     points = [*config.points([*config.params_to_overrides(params), *typed], composer.folders)]
     found, nodes = _checked(points, composer)
     return found, points, nodes

@@ -1,1 +1,1 @@
-"""A study of Optuna that chooses the points of a sweep."""
+"""Hyperparameter search with Optuna."""

@@ -1,4 +1,4 @@
-"""The config of a point as a recipe of its own."""
+"""Write the config of a point as an experiment."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ from snnexp.text import one_line
 def write_best(
     path: Path, cfg: Mapping[str, Any], choices: Mapping[str, str], about: str, folders: Sequence[Path] = ()
 ) -> None:
-    """Write a config as an experiment that composes to it again: ``--config-dir FOLDER experiment=NAME``.
+    """Write an experiment file that composes to ``cfg``: ``--config-dir FOLDER experiment=NAME``.
 
     Args:
         path: ``FOLDER/experiment/NAME.yaml``.
-        cfg: a checked config, resolved.
-        choices: by group, what it was composed of, as Hydra has it in ``hydra.runtime.choices``.
-        about: a line about it, which ``snnexp list`` shows.
-        folders: more configs that it was composed with. What was chosen from there is written as
-            ``FOLDER/<group>/NAME.yaml``, so that the command needs no other folder.
+        cfg: a checked and resolved config.
+        choices: the choice of each group, as in ``hydra.runtime.choices``.
+        about: one-line description, shown by ``snnexp list``.
+        folders: additional config directories that ``cfg`` was composed with. Choices from them are copied to
+            ``FOLDER/<group>/NAME.yaml``, so that the command needs no other directory.
     """
     header = f"# {one_line(about)}\n"
-    # several of a group have no name of their own, and their nodes are written below
+    # a list of choices in one group has no name; its node is part of cfg below
     chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
     for group, choice in chosen.items():
         if any((folder / group / f"{choice}.yaml").is_file() for folder in folders):

@@ -1,4 +1,4 @@
-"""How to search, and what a search goes by."""
+"""Settings and objective of a search."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,24 +17,25 @@ from snnexp.text import format_value
 
 @dataclass(frozen=True)
 class Settings:
-    """How to search.
+    """Settings of a search.
 
     Args:
-        n_trials: points of the whole study, whoever runs them; None for all that a grid has.
+        n_trials: number of points in the study, over all processes that share it; None for the whole grid.
         sampler: tpe, random or grid.
-        metric: what is searched by; None for the main measure of the validation split.
-        direction: minimize or maximize; None for what the measure is known for.
-        seed: of what is drawn; a grid has no use for it.
-        prune: whether points whose curve is worse than the median of the others' are stopped.
-        startup_trials: how many points are drawn at random, and have to finish before others are judged by them.
-        warmup_epochs: after these no point is stopped yet.
+        metric: the objective; None for the main metric of the validation split.
+        direction: minimize or maximize; None for the known direction of the metric.
+        seed: seed of the sampler; unused by a grid.
+        prune: stop points whose learning curve is worse than the median.
+        startup_trials: number of random points; pruning starts after as many have finished.
+        warmup_epochs: number of epochs before a point may be pruned.
         storage: URL of a database; None for SQLite in the sweep's directory.
-        study: its name there; None for the sweep's own id. Machines that give the same one share it.
-        heartbeat_s: seconds between two signs of life of a point.
-        grace_s: seconds without one after which a point is begun anew.
+        study: name of the study in the database; None for the id of the sweep. Machines that use the same name share
+            the study.
+        heartbeat_s: heartbeat interval of a running point, in seconds.
+        grace_s: a point without a heartbeat for this time, in seconds, is restarted.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is invalid.
     """
 
     n_trials: Count | None = 20
@@ -45,7 +46,7 @@ class Settings:
     prune: bool = True
     startup_trials: Index = 5
     warmup_epochs: Index = 1
-    # what is no URL is not shown, for it may hold a password
+    # not typed as str: an error message must not repeat a value that may contain a password
     storage: Any = None
     study: Name | None = None
     heartbeat_s: Positive = 30.0
@@ -55,7 +56,7 @@ class Settings:
         with key_prefix("hydra.sweeper"):
             check_fields(self)
         if self.n_trials is None and self.sampler != "grid":
-            raise ConfigError(f"hydra.sweeper.n_trials: got null, must be {COUNT}; only a grid ends by itself")
+            raise ConfigError(f"hydra.sweeper.n_trials: got null, must be {COUNT} unless sampler=grid")
         if self.grace_s < 2 * self.heartbeat_s:
             raise ConfigError(f"hydra.sweeper.grace_s: got {self.grace_s:g}, must be at least twice heartbeat_s")
         if self.storage is not None:
@@ -63,25 +64,25 @@ class Settings:
 
 
 def main_measure(cfg: Mapping[str, Any], split: str) -> str:
-    """The measure of a split that stands for runs on these data: accuracy, L1 error, or loss."""
+    """Return the main metric of a split by the kind of target: accuracy, L1 error, or loss."""
     target = Facts(parts.of(cfg["data"]["_target_"]), cfg["data"]).target
     name = {"labels": "accuracy", "trace": "l1", "values": "l1"}.get(target, "loss")
     return f"{split}/{name}"
 
 
 def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
-    """What a search goes by: a measure, and whether to minimize or maximize it.
+    """Return the metric of a search, and whether to minimize or maximize it.
 
     Args:
-        settings: where they leave it open, ``cfg`` decides.
-        cfg: the config of any of the points.
+        settings: settings of the search; values of None are derived from ``cfg``.
+        cfg: config of any point.
 
     Raises:
-        ConfigError: there is no validation split, or the direction of the metric is unknown, or contradicts the one
-            that was given.
+        ConfigError: there is no validation split, or the direction of the metric is unknown or contradicts the
+            settings.
     """
     data = cfg["data"]
-    # what other data hold is not known before they are built
+    # the splits of user-defined data are unknown until the data are built
     facts = Facts(parts.of(data["_target_"]))
     keys = rules.validation_keys(facts)
     unknown = not parts.is_shipped(data["_target_"], "data") and not any(key in data for key in keys)
@@ -92,7 +93,7 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
         if keys[0] not in data:
             reason = "these data have no validation split;"
         if unknown and keys[0] not in data:
-            reason = "these data do not have this key, which tells of a validation split;"
+            reason = "these data have no such key, so a validation split is not known before they are built;"
         metric = main_measure(cfg, "val" if unknown else "test")
         raise ConfigError(f"data.{keys[0]}: {reason} name the metric, such as hydra.sweeper.metric={metric}")
     metric = settings.metric or main_measure(cfg, "val")
@@ -105,6 +106,6 @@ def objective(settings: Settings, cfg: Mapping[str, Any]) -> tuple[str, str]:
     direction = settings.direction or ("maximize" if higher else "minimize")
     if higher is not None and (direction == "maximize") != higher:
         raise ConfigError(
-            f"hydra.sweeper.direction: got {direction}, a {'higher' if higher else 'lower'} {metric} is the better one"
+            f"hydra.sweeper.direction: got {direction}, but a {'higher' if higher else 'lower'} {metric} is better"
         )
     return metric, direction

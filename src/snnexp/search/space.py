@@ -1,4 +1,4 @@
-"""What a search may vary, in Hydra's grammar, and the values that are drawn of it."""
+"""Search spaces in Hydra's override grammar."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from snnexp.errors import ConfigError
 from snnexp.spec.values import Number
 
 Space = dict[str, BaseDistribution]
-"""Key, with the signs before it, to what is drawn for it."""
+"""Distribution by key, including the key's prefix, such as ``+``."""
 
 
 def space(
@@ -26,21 +26,21 @@ def space(
     params: Mapping[str, Any],
     compose: Callable[[list[str]], Mapping[str, Any]] = lambda fixed: {},
 ) -> tuple[list[str], Space]:
-    """What is searched, and what all points have in common.
+    """Parse overrides into fixed overrides and a search space.
 
     Args:
-        overrides: what was typed; it replaces what ``params`` says of the same key.
+        overrides: overrides from the command line; they take precedence over ``params``.
         params: key to values, in Hydra's grammar: ``interval(0.5,0.99)``, ``tag(log,interval(1e-4,1e-2))``,
-            ``range(1,5)``, ``choice(a,b)``, ``a,b``, and casts of them. An interval is one of whole numbers after
-            ``int(..)``, and where its key takes nothing else.
-        compose: the config of what all points share.
+            ``range(1,5)``, ``choice(a,b)``, ``a,b``, and casts of them. An interval is one of integers if it is cast by
+            ``int(..)``, or if its bounds are integers and its key accepts only integers.
+        compose: returns the config of the fixed overrides.
 
     Returns:
-        The overrides of all points, without Hydra's own, and the distribution of each key that is searched; choices are
-        kept as texts.
+        The fixed overrides, without those of the ``hydra`` node, and the distribution of each searched key. Categorical
+        choices are strings.
 
     Raises:
-        ConfigError: values that cannot be searched, or none at all.
+        ConfigError: a value cannot be searched, or there is nothing to search.
     """
     texts = config.quoted([*config.params_to_overrides(params), *overrides])
     with config.explain_errors(texts):
@@ -77,7 +77,7 @@ def _distribution(key: str, override: Override, is_whole: Callable[[str], bool])
         return _interval(key, given, is_whole)
     if not isinstance(given, (ChoiceSweep, RangeSweep)):
         raise ConfigError(f"{key}: glob(..) cannot be searched; list the values: {key}=a,b")
-    # processes that share a study must have the same space
+    # processes that share a study must parse the same space
     given.shuffle = False
     if isinstance(given, ChoiceSweep):
         return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
@@ -88,7 +88,7 @@ def _range(key: str, given: RangeSweep) -> BaseDistribution:
     start, stop, step = given.start, given.stop, given.step
     assert start is not None
     assert stop is not None
-    # an infinite one would be listed for ever
+    # sorted() of an infinite range would never return
     if not (step and 0 < (stop - start) / step <= config.MAX_POINTS):
         shown = f"range({start:g},{stop:g},{step:g})"
         raise ConfigError(f"{key}: got {shown}, must hold at least one value and at most {config.MAX_POINTS}")
@@ -99,7 +99,7 @@ def _range(key: str, given: RangeSweep) -> BaseDistribution:
 
 
 def _rounded(value: float) -> float:
-    """``value`` without what sums of steps add in its last digits."""
+    """Return ``value`` without accumulated rounding errors."""
     return float(f"{value:.12g}")
 
 
@@ -112,15 +112,15 @@ def _interval(key: str, given: IntervalSweep, is_whole: Callable[[str], bool]) -
         raise ConfigError(f"{key}: got {shown}, must go from one finite number to a larger one")
     if log and low <= 0:
         raise ConfigError(f"{key}: got {shown}, on a logarithmic scale it must begin above 0")
-    # Hydra makes fractions of all bounds that are not cast
+    # Hydra parses all bounds without a cast as floats
     counts = low == int(low) and high == int(high) and is_whole(key)
     if counts or (isinstance(low, int) and isinstance(high, int)):
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(low, high, log=log)
 
 
-def cells(searched: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """All combinations, in an order that has something of everything early on, for whoever runs only a part."""
+def grid_points(searched: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """Return all points of a grid, shuffled, so that a part of them covers the whole space."""
     values = {key: _values(key, distribution) for key, distribution in searched.items()}
     size = math.prod(map(len, values.values()))
     if size > config.MAX_POINTS:
@@ -139,30 +139,30 @@ def _values(key: str, distribution: BaseDistribution) -> Sequence[Any]:
         count = round((distribution.high - distribution.low) / distribution.step) + 1
         return [distribution.low + index * distribution.step for index in range(count)]
     raise ConfigError(
-        f"{key}: an interval has no end of values; a grid takes range(..) and choice(..), sampler=tpe takes all"
+        f"{key}: an interval has infinitely many values; a grid needs range(..) or choice(..), sampler=tpe takes both"
     )
 
 
-def ends(distribution: BaseDistribution) -> list[str]:
-    """All choices, or the lowest and the highest number, as they would be typed."""
+def bounds(distribution: BaseDistribution) -> list[str]:
+    """Return all choices, or the lowest and the highest value, as override values."""
     if isinstance(distribution, CategoricalDistribution):
         return [str(choice) for choice in distribution.choices]
     assert isinstance(distribution, (IntDistribution, FloatDistribution))
-    return [typed(value, distribution) for value in (distribution.low, distribution.high)]
+    return [as_override(value, distribution) for value in (distribution.low, distribution.high)]
 
 
-def typed(value: Any, distribution: BaseDistribution) -> str:
-    """A value of a distribution as it would be typed."""
+def as_override(value: Any, distribution: BaseDistribution) -> str:
+    """Format a value of a distribution as an override value."""
     if isinstance(distribution, FloatDistribution):
         return repr(float(value) if distribution.step is None else _rounded(value))
     return str(value)
 
 
-def suggested(trial: Trial, key: str, distribution: BaseDistribution) -> str:
-    """The value that a trial has for a key, drawn where it has none, as it would be typed."""
+def suggest(trial: Trial, key: str, distribution: BaseDistribution) -> str:
+    """Suggest the value of a key in a trial, as an override value."""
     if isinstance(distribution, CategoricalDistribution):
-        return typed(trial.suggest_categorical(key, distribution.choices), distribution)
+        return as_override(trial.suggest_categorical(key, distribution.choices), distribution)
     assert isinstance(distribution, (IntDistribution, FloatDistribution))
     suggest: Any = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
     bounds = (distribution.low, distribution.high)
-    return typed(suggest(key, *bounds, step=distribution.step, log=distribution.log), distribution)
+    return as_override(suggest(key, *bounds, step=distribution.step, log=distribution.log), distribution)

@@ -1,4 +1,4 @@
-"""Where a study is kept: a database by its URL, safe for several processes, whose password stays unsaid."""
+"""Storage of a study: a database that several processes may share. Passwords are removed from all messages."""
 
 import sqlite3
 import time
@@ -18,21 +18,21 @@ from snnexp.text import one_line
 
 KEY = "hydra.sweeper.storage"
 WAIT_S = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}}
-"""How long another process may hold the lock of a file, and a server may take to answer."""
+"""Timeouts by backend: of the file lock in SQLite, and of a connection to PostgreSQL."""
 ATTEMPTS = 5
-"""Of making the tables: processes that start together make them at the same time, and all but one fail."""
+"""Attempts to create the tables: of processes that start together, only one succeeds at first."""
 
 
 def parse(url: str) -> URL:
-    """A database by its URL.
+    """Parse the URL of a database.
 
     Raises:
-        ConfigError: it is none; the sentence leaves out what was given, which may hold a password.
+        ConfigError: the URL is invalid. The message does not repeat it, since it may contain a password.
     """
     example = "such as sqlite:///study.db or postgresql://user@host/name"
     try:
         parsed = sqlalchemy.make_url(url)
-        # the driver that snnexp comes with
+        # the driver that snnexp[postgres] installs
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         parsed.get_dialect()
@@ -41,28 +41,29 @@ def parse(url: str) -> URL:
     except ImportError as error:
         raise ConfigError(f"{KEY}: {parsed.drivername} needs a package that is not installed: {error}") from error
     if any("password" in option for option in parsed.query):
-        raise ConfigError(f"{KEY}: a password in its options would be seen; write postgresql://user:password@host/name")
+        raise ConfigError(f"{KEY}: a password in its options is not hidden; use postgresql://user:password@host/name")
     return parsed
 
 
-def shown(url: str) -> str:
-    """A URL for others to read, without password and options: ``postgresql://user@host/name``."""
+def without_password(url: str) -> str:
+    """Return a URL without password and options: ``postgresql://user@host/name``."""
     parsed = parse(url)
-    kept = URL.create(
+    public = URL.create(
         parsed.get_backend_name(), parsed.username, host=parsed.host, port=parsed.port, database=parsed.database
     )
-    return kept.render_as_string()
+    return public.render_as_string()
 
 
 def open_storage(url: str, stay_connected: bool = False) -> RDBStorage:
-    """The storage at a URL, whose tables are made where there are none.
+    """Open the storage at a URL, and create its tables if they do not exist.
 
     Args:
-        url: of a database.
-        stay_connected: whether connections are kept until :func:`close`; a server has room for some hundred.
+        url: URL of a database.
+        stay_connected: keep connections open until :func:`close`. Servers limit the number of connections, to 100 by
+            default in PostgreSQL.
 
     Raises:
-        ConfigError: it cannot be reached.
+        ConfigError: the database is unreachable or unusable.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     parsed = parse(url)
@@ -72,10 +73,10 @@ def open_storage(url: str, stay_connected: bool = False) -> RDBStorage:
     except ImportError as error:
         extra = "; pip install 'snnexp[postgres]'" if backend == "postgresql" else ""
         raise ConfigError(f"{KEY}: {backend} needs a package that is not installed: {error}{extra}") from error
-    # Optuna fills in braces, which a path or password may hold
+    # Optuna passes the URL to str.format, and a path or password may contain braces
     text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     options: dict[str, Any] = {"connect_args": WAIT_S.get(backend, {})}
-    with reached(url):
+    with translated_errors(url):
         sqlalchemy.create_engine(parsed, poolclass=NullPool, **options).connect().close()
         storage = _with_tables(text, {"poolclass": NullPool, **options})
         if stay_connected:
@@ -101,11 +102,11 @@ def _with_tables(text: str, options: dict[str, Any]) -> RDBStorage:
 
 
 def _lock_whole_transactions(engine: sqlalchemy.Engine) -> None:
-    """SQLite locks when a transaction first writes: what it has read before may be outdated by then."""
+    """Lock SQLite at the start of a transaction, not at its first write, when earlier reads may be stale."""
     engine.dispose()
 
     @sqlalchemy.event.listens_for(engine, "connect")
-    def leave_begin_to_us(connection: sqlite3.Connection, record: object) -> None:
+    def disable_implicit_begin(connection: sqlite3.Connection, record: object) -> None:
         connection.isolation_level = None
 
     @sqlalchemy.event.listens_for(engine, "begin")
@@ -114,14 +115,14 @@ def _lock_whole_transactions(engine: sqlalchemy.Engine) -> None:
 
 
 @contextmanager
-def reached(url: str) -> Iterator[None]:
-    """What a database refuses becomes a :class:`ConfigError` that does not hold its password."""
+def translated_errors(url: str) -> Iterator[None]:
+    """Convert database errors to :class:`ConfigError` without the password."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-        told = cause.orig if isinstance(cause, DBAPIError) else cause
-        reason = one_line(str(told or error).strip().partition("\n")[0])
+        original = cause.orig if isinstance(cause, DBAPIError) else cause
+        reason = one_line(str(original or error).strip().partition("\n")[0])
         if password := parse(url).password:
             reason = reason.replace(str(password), "***")
-        raise ConfigError(f"{KEY}: {shown(url)} cannot be used: {reason}") from error
+        raise ConfigError(f"{KEY}: {without_password(url)} cannot be used: {reason}") from error

@@ -1,1 +1,1 @@
-"""Many runs: a ledger of points, processes that train them, stacks of them, and searches."""
+"""Sweeps and searches: many runs, in worker processes, in stacks, or on a cluster."""

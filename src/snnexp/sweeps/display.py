@@ -1,4 +1,4 @@
-"""What is seen of a sweep: one live table in a terminal, a line for each point elsewhere, and a table at the end."""
+"""Progress of a sweep: a live table in a terminal, one line per point otherwise, and a table of results at the end."""
 
 import re
 import statistics
@@ -14,23 +14,23 @@ from rich.table import Table
 from snnexp import text
 from snnexp.record.measures import higher_is_better, is_layer_metric, main_metric
 from snnexp.record.run import Run
-from snnexp.sweeps.ledger import Ledger, Point, pairs, shown
+from snnexp.sweeps.ledger import Ledger, Point, describe, split_overrides
 from snnexp.terminal import format_duration, format_path, print_command
 from snnexp.text import format_number
 
-MOST_LINES = 8
-"""Points under way that are listed one by one."""
+MAX_LINES = 8
+"""Maximum number of running points that are listed."""
 
 
 class Display:
-    """A live view of a ledger.
+    """Shows the progress of a sweep.
 
     Args:
-        terminal: where it is shown.
-        ledger: what is shown.
-        metric: what the best point is chosen by; None for the main measure of the runs.
-        higher: whether the best has the highest value of it; None for what the measure is known for.
-        total: points in all, where more are still to come.
+        terminal: the console.
+        ledger: record of the sweep.
+        metric: metric of the best point; None for the main metric of the runs.
+        higher: whether a higher value is better; None for the known direction of the metric.
+        total: total number of points, if points are still to be added.
     """
 
     plain_every_s = 20.0
@@ -47,8 +47,8 @@ class Display:
         self.terminal, self.ledger, self.total = terminal, ledger, total
         self.metric, self.higher = metric, higher
         self.live = Live(console=terminal, auto_refresh=False, transient=True) if terminal.is_terminal else None
-        self.began = self.drawn_at = time.monotonic()
-        self.ended_here = 0
+        self.started_at = self.drawn_at = time.monotonic()
+        self.ended_count = 0
 
     def __enter__(self) -> "Display":
         if self.live is not None:
@@ -60,42 +60,42 @@ class Display:
             self.live.stop()
 
     def ended(self, point: Point) -> None:
-        """A point has ended: told at once where it did not finish, and always where nothing is live."""
-        self.ended_here += 1
+        """Report the end of a point; in a live view only if it did not finish."""
+        self.ended_count += 1
         if self.live is None or not point.done:
-            self.note(point, self._value(point) or point.reason)
+            self.note(point, self._metric_text(point) or point.reason)
 
-    def note(self, point: Point, what: str) -> None:
-        """A line about a point."""
-        line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {text.one_line(what)}"
+    def note(self, point: Point, message: str) -> None:
+        """Print a line about a point."""
+        line = f"point {point.index + 1}  {self._name(point)}  {point.status}  {text.one_line(message)}"
         self.terminal.print(escape(line.rstrip()))
 
-    def _value(self, point: Point) -> str:
+    def _metric_text(self, point: Point) -> str:
         name = self.metric or main_metric(point.metrics)
-        found = point.status == "finished" and name in point.metrics
-        return f"{name} {format_number(point.metrics[name])}" if found and name else ""
+        known = point.status == "finished" and name in point.metrics
+        return f"{name} {format_number(point.metrics[name])}" if known and name else ""
 
     def refresh(self) -> None:
-        """Show how things stand, where it is time to."""
+        """Update the view if its interval has passed."""
         now = time.monotonic()
         if now - self.drawn_at < (self.plain_every_s if self.live is None else self.live_every_s):
             return
         self.drawn_at = now
         if self.live is None:
-            self.terminal.print("  ".join(self._words()))
+            self.terminal.print("  ".join(self._progress()))
         else:
             self.live.update(self._view(), refresh=True)
 
-    def say(self, what: str) -> None:
-        """A line about the sweep."""
-        self.terminal.print(f"sweep {format_path(self.ledger.path)}  {escape(what)}")
+    def say(self, message: str) -> None:
+        """Print a line about the sweep."""
+        self.terminal.print(f"sweep {format_path(self.ledger.path)}  {escape(message)}")
 
     def end(self, to_go: bool) -> None:
-        """The table of a sweep that has ended, with why points did not finish, and how to go on."""
+        """Print the results of all points, and the commands to resume the sweep and to report on it."""
         ledger = self.ledger
         rows, varied = ledger.rows(), ledger.varied()
-        # those of single layers have no place in a line
-        names = [name for name in ledger.measures() if not is_layer_metric(name) and name != "test/synops"]
+        # too many columns with the metrics of single layers
+        names = [name for name in ledger.metric_names() if not is_layer_metric(name) and name != "test/synops"]
         hows = {row["how"].split()[0] for row in rows if row["how"]}
         columns = [*varied, "status", *(["how"] if len(hows) > 1 or "stack" in hows else []), *names]
         columns += ["reason"] if any(row["reason"] for row in rows) else []
@@ -105,17 +105,17 @@ class Display:
         self.terminal.print()
         if rows:
             self.terminal.print(table)
-        self._tell_seeds()
+        self._print_repeats()
         states = [point.status for point in ledger.points]
-        told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))])]
-        self.say(", ".join(told))
+        counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", *sorted(set(states))])]
+        self.say(", ".join(counts))
         if to_go:
             print_command(self.terminal, "the rest", "snnexp", "resume", ledger.path)
         if "finished" in states:
             print_command(self.terminal, "report", "snnexp", "report", ledger.path)
 
-    def _tell_seeds(self) -> None:
-        """The main measure over the seeds and folds of each setting, where one has several, and the best of a list."""
+    def _print_repeats(self) -> None:
+        """Print mean and deviation of the main metric over seeds and folds, and the best point of a list."""
         best = best_of(self.ledger.points, self.metric, self.higher)
         if best is None or len(self.ledger.points) == 1:
             return
@@ -123,36 +123,37 @@ class Display:
         varied = self.ledger.varied()
         others = [key for key in varied if key not in REPEATS]
         heading = " and ".join(name for key, name in REPEATS.items() if key in varied)
-        found: dict[tuple[str, ...], list[float]] = {}
+        by_setting: dict[tuple[str, ...], list[float]] = {}
         for point in self.ledger.points:
             if point.status == "finished" and name in point.metrics:
-                typed = dict(pairs(point.overrides))
-                found.setdefault(tuple(typed.get(key, "") for key in others), []).append(point.metrics[name])
-        if heading and any(len(values) > 1 for values in found.values()):
+                overrides = dict(split_overrides(point.overrides))
+                setting = tuple(overrides.get(key, "") for key in others)
+                by_setting.setdefault(setting, []).append(point.metrics[name])
+        if heading and any(len(values) > 1 for values in by_setting.values()):
             table = Table(*others, heading, f"mean {name}", "deviation", box=None, pad_edge=False)
-            for setting, values in found.items():
+            for setting, values in by_setting.items():
                 deviation = format_number(statistics.stdev(values)) if len(values) > 1 else ""
                 table.add_row(*map(_cell, setting), str(len(values)), format_number(statistics.mean(values)), deviation)
             self.terminal.print(table)
-        # the samples of one fold are no better choice than those of another
+        # choosing the best fold is meaningless
         if self.ledger.search is None and (others or "data.fold" not in varied):
             self.terminal.print(f"best {name} {format_number(best.metrics[name])}  {escape(self._name(best))}")
 
     def _name(self, point: Point) -> str:
-        return shown(point, self.ledger.varied())
+        return describe(point, self.ledger.varied())
 
-    def _words(self) -> list[str]:
+    def _progress(self) -> list[str]:
         points = self.ledger.points
         states = [point.status for point in points]
         total = self.total or len(points)
         ended = len(states) - states.count("pending") - states.count("running")
         words = [f"{ended}/{total} points done", f"{states.count('running')} running"]
-        words += [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state in TOLD]
+        words += [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state in UNSUCCESSFUL]
         if (best := best_of(points, self.metric, self.higher)) is not None:
             name = self.metric or main_metric(best.metrics) or ""
             words.append(f"best {name} {format_number(best.metrics[name])} ({escape(self._name(best))})")
-        if self.ended_here and ended < total:
-            left = (time.monotonic() - self.began) / self.ended_here * (total - ended)
+        if self.ended_count and ended < total:
+            left = (time.monotonic() - self.started_at) / self.ended_count * (total - ended)
             words.append(f"{format_duration(left)} left")
         return words
 
@@ -161,24 +162,24 @@ class Display:
         done = sum(point.status not in ("pending", "running") for point in points)
         running = [point for point in points if point.status == "running"]
         table = Table(box=None, pad_edge=False, show_header=False)
-        for point in running[:MOST_LINES]:
+        for point in running[:MAX_LINES]:
             reached = Run(self.ledger.path / point.run).progress() if point.run else None
             where = f"step {reached['step'] + 1}, epoch {reached['epoch'] + 1}" if reached else "starting"
             table.add_row(f"point {point.index + 1}", escape(self._name(point)), point.how, where)
-        if len(running) > MOST_LINES:
-            table.add_row(f"and {len(running) - MOST_LINES} more")
+        if len(running) > MAX_LINES:
+            table.add_row(f"and {len(running) - MAX_LINES} more")
         bar = Table.grid()
         bar.add_row(ProgressBar(total=self.total or len(points), completed=done))
-        return Group(bar, "  ".join(self._words()), table)
+        return Group(bar, "  ".join(self._progress()), table)
 
 
 REPEATS = {"seed": "seeds", "data.fold": "folds"}
-"""Keys over which a setting is repeated, and what their values are called."""
-TOLD = ("failed", "diverged", "interrupted", "timeout", "pruned")
+"""Keys that repeat a setting, with the plural of their name."""
+UNSUCCESSFUL = ("failed", "diverged", "interrupted", "timeout", "pruned")
 
 
 def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = None) -> Point | None:
-    """The finished point that is best by ``metric``, or by the main measure."""
+    """Return the best finished point by ``metric``, or by the main metric."""
     finished = [point for point in points if point.status == "finished"]
     name = metric or next(filter(None, (main_metric(point.metrics) for point in finished)), None)
     if name is None:
@@ -191,6 +192,6 @@ def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = N
 def _cell(value: str | float | None) -> str:
     if isinstance(value, float):
         return format_number(value)
-    # what a search has drawn has more digits than anybody reads; summary.csv has them all
+    # round long decimals, such as those of a search; summary.csv has all digits
     long = re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value or "")
     return format_number(float(value or 0)) if long else escape(value or "")

@@ -1,4 +1,4 @@
-"""Start a sweep, and resume one."""
+"""Start and resume sweeps and searches."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from snnexp.sweeps import display
 from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import CONFIGS, Ledger, Point
 from snnexp.sweeps.slots import Job, Slot, Worker
-from snnexp.sweeps.sources import UNDER_WAY, Asked, Listed, Searched, single
+from snnexp.sweeps.sources import UNDER_WAY, ListSource, SearchRequest, StudySource, deduplicated
 from snnexp.terminal import console, format_path, warn
 from snnexp.text import format_value, suggest
 
@@ -32,7 +32,7 @@ SETTINGS = {
         *("partition", "account", "qos", "constraint"),
     ),
 }
-"""Of each kind of launcher."""
+"""Settings of each kind of launcher."""
 
 
 def start(
@@ -42,44 +42,47 @@ def start(
     launcher: Mapping[str, Any],
     folders: Sequence[Path] = (),
 ) -> tuple[int, Ledger]:
-    """Run the points of a list; returns the exit code, and what became of them.
+    """Run a list of points.
 
     Args:
-        folder: the directory of the sweep, if no other one is there.
-        experiment: what the sweep is named after.
-        points: overrides and whole config of each; those that have the same config are one.
-        launcher: the settings of a launcher, with its ``kind``.
-        folders: more configs that the points were composed with, for the record.
+        folder: directory of the sweep; a new id is chosen if it exists.
+        experiment: name of the experiment.
+        points: overrides and full config of each point; duplicate configs run once.
+        launcher: settings of the launcher, with its ``kind``.
+        folders: additional config directories of the points, for the record.
+
+    Returns:
+        The exit code, and the ledger with the results.
 
     Raises:
-        ConfigError: the launcher cannot work so.
-        InterruptedRunError: a signal ended it.
+        ConfigError: a setting of the launcher is invalid.
+        InterruptedRunError: a signal stopped the sweep.
     """
     check(launcher)
     _require_threads(launcher, [whole for _, whole in points])
-    once = single(points)
-    if len(once) < len(points):
-        warn(f"{len(points) - len(once)} of {len(points)} points ask for the same as others, and are not run twice")
+    unique = deduplicated(points)
+    if len(unique) < len(points):
+        warn(f"{len(points) - len(unique)} of {len(points)} points are duplicates and are not run again")
     ledger = Ledger.create(folder, experiment, launcher, folders=folders)
-    for overrides, whole in once:
+    for overrides, whole in unique:
         ledger.add(overrides, whole)
     return _begin(ledger)
 
 
-def search(folder: Path, asked: Asked, launcher: Mapping[str, Any]) -> tuple[int, Ledger]:
-    """Run the points that a study chooses; see :func:`start`."""
+def search(folder: Path, request: SearchRequest, launcher: Mapping[str, Any]) -> tuple[int, Ledger]:
+    """Run the points chosen by a study; see :func:`start`."""
     check(launcher)
-    _require_threads(launcher, asked.composed)
-    ledger = Ledger.create(folder, asked.checked["name"], launcher, asked.facts(), asked.composer.folders)
-    return _begin(ledger, asked)
+    _require_threads(launcher, request.composed)
+    ledger = Ledger.create(folder, request.checked["name"], launcher, request.to_record(), request.composer.folders)
+    return _begin(ledger, request)
 
 
-def _begin(ledger: Ledger, asked: Asked | None = None) -> tuple[int, Ledger]:
+def _begin(ledger: Ledger, request: SearchRequest | None = None) -> tuple[int, Ledger]:
     try:
         ledger.save()
-        return drive(ledger, asked), ledger
+        return drive(ledger, request), ledger
     except ConfigError:
-        # refused before anything began, it leaves nothing behind
+        # nothing has started, so leave no directory behind
         if all(point.status == "pending" for point in ledger.points):
             ledger.discard()
         raise
@@ -88,48 +91,48 @@ def _begin(ledger: Ledger, asked: Asked | None = None) -> tuple[int, Ledger]:
 
 
 def resume(folder: Path, changes: Sequence[str] = ()) -> int:
-    """Run what is not finished of a sweep, and only that; returns the exit code.
+    """Run the unfinished points of a sweep; return the exit code.
 
     Args:
-        folder: of the sweep.
-        changes: other settings of its launcher or its search, ``hydra.launcher.workers=4``, and keys of its points that
-            do not decide what is computed, ``data.root=DIR``.
+        folder: directory of the sweep.
+        changes: new settings of the launcher or the search, such as ``hydra.launcher.workers=4``, and keys of the
+            points that do not affect results, such as ``data.root=DIR``.
 
     Raises:
-        ConfigError: it is no sweep, or a setting is none of its own.
-        CheckpointError: its ledger is damaged.
-        InUseError: another process drives it.
-        InterruptedRunError: a signal ended it.
+        ConfigError: the directory is not a sweep, or a setting is unknown or cannot be changed.
+        CheckpointError: the ledger is damaged.
+        InUseError: another process runs the sweep.
+        InterruptedRunError: a signal stopped the sweep.
     """
     ledger = Ledger.open(folder)
     try:
         launcher, sweeper, keys = _changed(changes, ledger.search is not None)
         ledger.launcher |= launcher
         check(ledger.launcher)
-        asked = None if ledger.search is None else Asked.of(ledger.search, sweeper)
-        if asked is not None:
-            asked.overrides = [*asked.overrides, *keys]
-        if asked is not None and (metric := asked.keep_measure()):
+        request = None if ledger.search is None else SearchRequest.from_record(ledger.search, sweeper)
+        if request is not None:
+            request.overrides = [*request.overrides, *keys]
+        if request is not None and (metric := request.pin_metric()):
             warn(f"the search continues to use {metric}")
-        left = [point for point in ledger.points if not point.done and (asked is None or point.status in UNDER_WAY)]
-        # those that have ended keep their places in a stack
+        left = [point for point in ledger.points if not point.done and (request is None or point.status in UNDER_WAY)]
+        # ended members keep their positions in a stack
         needed = {point.index for point in left}.union(*(point.stack for point in left))
         for point in (ledger.points[index] for index in sorted(needed)):
-            # a sweep may come from elsewhere, like a run, and downloads only where that is typed
+            # configs are untrusted: the sweep may have been copied from another machine
             whole = config.offline(config.check_saved(ledger.config(point), ledger.path / CONFIGS))
-            ledger.replace(point, config.plain(config.change(whole, keys)))
-        if asked is not None:
-            ledger.search = asked.facts()
+            ledger.set_config(point, config.plain(config.change(whole, keys)))
+        if request is not None:
+            ledger.search = request.to_record()
         elif not left:
-            console().print(f"sweep {format_path(ledger.path)}  all points have finished, nothing is left to do")
+            console().print(f"sweep {format_path(ledger.path)}  all points have finished, nothing to resume")
             return 0
-        return drive(ledger, asked, keys)
+        return drive(ledger, request, keys)
     finally:
         ledger.close()
 
 
 def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Settings of the launcher and of the search that were typed, and overrides of the points."""
+    """Split the changes of a resumed sweep into launcher settings, search settings, and overrides of the points."""
     nodes: dict[str, dict[str, Any]] = {"launcher": {}, "sweeper": {}}
     keys: list[str] = []
     known = ["launcher", *(["sweeper"] if searched else [])]
@@ -142,24 +145,24 @@ def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], di
             nodes[words[1]][words[2]] = value
         else:
             errors.add(
-                f"{format_value(key)}: a sweep is resumed as it was started; hydra.launcher.KEY and keys that decide "
-                "nothing, such as data.root, may change"
+                f"{format_value(key)}: cannot change in a resumed sweep; hydra.launcher.KEY and keys that do not "
+                "affect results, such as data.root, can"
             )
     errors.raise_if_any()
     return nodes["launcher"], nodes["sweeper"], keys
 
 
-def drive(ledger: Ledger, asked: Asked | None = None, keys: Sequence[str] = ()) -> int:
-    """Run what is left of a sweep; returns the exit code.
+def drive(ledger: Ledger, request: SearchRequest | None = None, keys: Sequence[str] = ()) -> int:
+    """Run the remaining points of a sweep; return the exit code.
 
     Args:
-        ledger: of the sweep.
-        asked: what a search was asked for.
-        keys: overrides of runs that are resumed.
+        ledger: record of the sweep.
+        request: request of a search; None for a list of points.
+        keys: overrides for resumed runs.
     """
-    if asked is not None:
-        return _drive_search(ledger, asked, keys)
-    source = Listed(jobs_of(ledger, ledger.points))
+    if request is not None:
+        return _drive_search(ledger, request, keys)
+    source = ListSource(jobs_of(ledger, ledger.points))
     left = [point for job in source.jobs for point in job]
     view = display.Display(console(), ledger)
     view.say(f"{len(left)} of {len(ledger.points)} points")
@@ -173,57 +176,56 @@ def drive(ledger: Ledger, asked: Asked | None = None, keys: Sequence[str] = ()) 
     return _code(ledger, engine)
 
 
-def _drive_search(ledger: Ledger, asked: Asked, keys: Sequence[str]) -> int:
+def _drive_search(ledger: Ledger, request: SearchRequest, keys: Sequence[str]) -> int:
     launcher = ledger.launcher
-    settings = asked.space()[0]
+    settings = request.space()[0]
     if launcher.get("cluster") == "slurm" and settings.prune and settings.storage and parse(settings.storage).password:
         raise ConfigError(
-            f"{KEY}: SLURM would keep the password with the environment of jobs; leave it out, and put it in ~/.pgpass"
+            f"{KEY}: SLURM would store the password in the environment of jobs; put it in ~/.pgpass instead"
         )
-    together = launcher["members"] if launcher["kind"] == "stacked" else 1
-    source = Searched(ledger, asked, together, lambda points: jobs_of(ledger, points))
+    members = launcher["members"] if launcher["kind"] == "stacked" else 1
+    source = StudySource(ledger, request, members, lambda points: jobs_of(ledger, points))
     try:
         view = display.Display(console(), ledger, source.metric, source.direction == "maximize", source.study.size)
         to_go = f"{source.study.remaining()} of {source.study.size} points to go"
         seen = ", so the test split is no longer held out" if source.metric.startswith("test/") else ""
         view.say(f"study {source.study.name}, {to_go}, compared by {source.metric}{seen}")
-        slots = slots_of(ledger.path, launcher, source.study.size, {_accelerator(asked.checked)})
-        tasks = Tasks(ledger, source.pruned if source.prune else None, keys)
+        slots = slots_of(ledger.path, launcher, source.study.size, {_accelerator(request.checked)})
+        tasks = Tasks(ledger, source.pruning_arguments if source.prune else None, keys)
         engine = Engine(ledger, source, slots, tasks, launcher.get("timeout_s"), view)
         try:
             engine.run()
         finally:
-            # points that failed keep their places in the study
+            # failed points keep their places in the study, so they are not resumed
             view.end(to_go=any(point.status in UNDER_WAY for point in ledger.points))
-            _tell_best(source, view)
+            _print_best(source, view)
         return _code(ledger, engine)
     finally:
         source.close()
 
 
-def _tell_best(source: Searched, view: display.Display) -> None:
+def _print_best(source: StudySource, view: display.Display) -> None:
     try:
         best = source.write_best()
     except (SnnexpError, OSError) as error:
-        # how the sweep itself ended is what counts
+        # must not hide how the sweep ended
         warn(f"the best point could not be written: {error}")
         return
     if best is not None:
         command, value = best
-        # whole, so that it can be copied
-        said = f"best {source.metric} {text.format_number(value)}: {escape(command)}"
-        view.terminal.print(said, soft_wrap=True)
+        # do not wrap the command, so that it can be copied
+        view.terminal.print(f"best {source.metric} {text.format_number(value)}: {escape(command)}", soft_wrap=True)
 
 
 def _code(ledger: Ledger, engine: Engine) -> int:
-    if engine.full is not None:
-        warn(engine.full)
+    if engine.disk_error is not None:
+        warn(engine.disk_error)
         return 74
     return 0 if all(point.done for point in ledger.points) else 7
 
 
 def check(launcher: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` for a setting of a launcher that cannot work."""
+    """Raise :class:`ConfigError` for an invalid setting of a launcher."""
     with key_prefix("hydra.launcher"):
         kind = launcher.get("kind")
         known = SETTINGS[kind] if isinstance(kind, str) and kind in SETTINGS else ()
@@ -233,26 +235,26 @@ def check(launcher: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{format_value(name)}: unknown key, {hint}")
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:
-            raise ConfigError(f"{missing[0]}: every launcher needs one")
+            raise ConfigError(f"{missing[0]}: missing, every launcher needs it")
         checked.check(Launcher, launcher)
         if launcher.get("cluster") != "slurm" and launcher["workers"] is not None:
             limits.require_processes("workers", launcher["workers"])
         if launcher.get("cluster") == "slurm" and shutil.which("srun") is None:
-            raise ConfigError("cluster: got slurm, and there is no srun here; local tries it on this machine")
+            raise ConfigError("cluster: got slurm, and there is no srun here; cluster=local runs jobs on this machine")
 
 
 def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> None:
-    # a cluster's machines are others
+    # the nodes of a cluster differ from this machine
     if launcher["kind"] != "slurm":
         for whole in configs:
             threads.require(whole)
 
 
 def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
-    """What is left to do about points, as jobs; where they are to be stacked, it is told which cannot be.
+    """Group the remaining points into jobs, and report those that cannot be stacked.
 
-    Points that were trained as a stack are that stack again, in which those that have ended keep their places, so that
-    the others round as before. A point that was tried alone stays alone.
+    Points of an earlier stack form the same stack again. Its ended members keep their positions, so that rounding does
+    not change for the others. A point that was retried alone stays alone.
     """
     left = [point for point in points if not point.done]
     if ledger.launcher["kind"] != "stacked":
@@ -262,11 +264,11 @@ def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
     alone: list[Job] = []
     stacks: dict[tuple[int, ...], list[Point]] = {}
     groups: dict[Any, list[Point]] = {}
-    obstacles: dict[str, int] = {}
+    reasons: dict[str, int] = {}
     for point in left:
         whole = ledger.config(point)
         if reason := grouping.obstacle(whole):
-            obstacles[reason] = obstacles.get(reason, 0) + 1
+            reasons[reason] = reasons.get(reason, 0) + 1
             alone.append(Job([point]))
         elif point.stack:
             stacks.setdefault(tuple(point.stack), []).append(point)
@@ -274,67 +276,69 @@ def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
             alone.append(Job([point]))
         else:
             groups.setdefault(grouping.key(whole), []).append(point)
-    for reason, count in obstacles.items():
+    for reason, count in reasons.items():
         warn(f"{count} of {len(left)} points cannot be stacked, {reason}; they run alone")
-    most, workers = ledger.launcher["members"], ledger.launcher["workers"] or 1
-    # all workers take part
-    new = [Job(part) for group in groups.values() for part in _shared(group, min(most, -(-len(group) // workers)))]
-    again = [
-        Job(sorted(stack, key=lambda point: seats.index(point.index)), [ledger.points[seat] for seat in seats])
-        for seats, stack in stacks.items()
+    max_members, workers = ledger.launcher["members"], ledger.launcher["workers"] or 1
+    new: list[Job] = []
+    for group in groups.values():
+        # small enough that all workers get a stack
+        new += map(Job, _split_evenly(group, min(max_members, -(-len(group) // workers))))
+    resumed = [
+        Job(sorted(stack, key=lambda point: members.index(point.index)), [ledger.points[index] for index in members])
+        for members, stack in stacks.items()
     ]
-    return sorted([*alone, *again, *new], key=lambda job: job[0].index)
+    return sorted([*alone, *resumed, *new], key=lambda job: job[0].index)
 
 
-def _shared(points: Sequence[Point], most: int) -> list[Sequence[Point]]:
-    """Points in parts of at most ``most``, as equal as can be."""
-    parts = -(-len(points) // most)
+def _split_evenly(points: Sequence[Point], size: int) -> list[Sequence[Point]]:
+    """Split points into parts of at most ``size``, as equal as possible."""
+    parts = -(-len(points) // size)
     ends = [len(points) * index // parts for index in range(parts + 1)]
     return [points[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators: set[str]) -> list[Slot]:
-    """What carries out jobs: as many as are asked for, each with its share of cores and GPUs.
+    """Make the slots of a launcher, each with its share of cores and GPUs.
 
-    With ``threads: null``, OMP_NUM_THREADS is limited to this share; where it is not set, each run decides for itself.
+    With ``threads: null``, OMP_NUM_THREADS is limited to this share; if it is not set, each run decides for itself.
 
     Args:
-        folder: of the sweep.
-        launcher: the settings.
-        jobs: how many there are.
-        accelerators: what the points ask for.
+        folder: directory of the sweep.
+        launcher: settings of the launcher.
+        jobs: number of jobs.
+        accelerators: ``trainer.accelerator`` of all points.
 
     Raises:
-        ConfigError: there are not so many GPUs.
+        ConfigError: there are too few GPUs.
     """
     if launcher["kind"] == "slurm":
         from snnexp.sweeps import cluster
 
-        submitting = cluster.executor(folder / "jobs", launcher)
-        most = min(launcher["workers"] or jobs, jobs)
-        return [cluster.ClusterJob(submitting, launcher["threads"]) for _ in range(most)]
+        executor = cluster.make_executor(folder / "jobs", launcher)
+        count = min(launcher["workers"] or jobs, jobs)
+        return [cluster.ClusterJob(executor, launcher["threads"]) for _ in range(count)]
     gpus = _gpus() if accelerators != {"cpu"} else []
     cores = limits.cores()
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
     if each > len(gpus):
         raise ConfigError(f"hydra.launcher.gpus: got {each}, there are {len(gpus)} for these points here")
     workers = min(launcher["workers"] or (len(gpus) // each if each else cores), jobs)
-    told = threads.variable()
-    share = launcher["threads"] or (told and min(told, max(1, cores // max(1, workers))))
-    limit = launcher["memory_gb"]
+    limit = threads.variable()
+    share = launcher["threads"] or (limit and min(limit, max(1, cores // max(1, workers))))
+    memory_gb = launcher["memory_gb"]
     slots: list[Slot] = []
     for number in range(workers):
         environment = {} if share is None else dict.fromkeys(threads.BOTH, str(share))
         if gpus:
-            # more workers than GPUs take turns
+            # with more workers than GPUs, several workers share a GPU
             own = [gpus[(number * each + offset) % len(gpus)] for offset in range(each)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        slots.append(Worker(environment, None if limit is None else int(limit * GIGABYTE)))
+        slots.append(Worker(environment, None if memory_gb is None else int(memory_gb * GIGABYTE)))
     return slots
 
 
 def _gpus() -> list[str]:
-    """The GPUs of NVIDIA's driver that this process may use; PyTorch would take seconds to tell."""
+    """Return the visible NVIDIA GPUs without importing PyTorch, which takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]

@@ -1,7 +1,7 @@
-"""The loop that drives a sweep: points go to slots, what becomes of them goes to the ledger.
+"""The event loop of a sweep: it schedules points on slots and records their results in the ledger.
 
-A slot carries out one task at a time: a warm process here, or a job of a cluster (``cluster``). Whatever happens to a
-task, the loop hears of it and goes on.
+A slot runs one task at a time: a worker process that is reused, or a cluster job (:mod:`snnexp.sweeps.cluster`). A task
+that fails in any way does not stop the loop.
 """
 
 import selectors
@@ -19,63 +19,64 @@ from snnexp.sweeps.display import Display
 from snnexp.sweeps.ledger import Ledger, Point
 from snnexp.sweeps.slots import Job, Slot
 
-GRACE_S = 60.0
-"""What a point that is told to stop may take to be saved, or less where it may not take so long at all."""
+SAVE_TIMEOUT_S = 60.0
+"""Time to save after a stop request; the timeout of a point, if shorter."""
 TICK_S = 0.25
-SAME_S = 0.1
-"""A signal to a process and then to its group, as ``timeout`` sends it, arrives twice and is one."""
+DUPLICATE_SIGNAL_S = 0.1
+"""Signals within this time count as one: ``timeout`` signals the process, and then its process group."""
 
 
 class Source(Protocol):
-    """Where points come from: a list, or a search."""
+    """Where points come from: a list, or a study."""
 
     def next(self) -> Job | None:
-        """What to do next; None where there is nothing now."""
+        """Return the next job, or None if there is none at the moment."""
 
     def ended(self, point: Point) -> None:
-        """What became of a point."""
+        """Handle the end of a point."""
 
     def tick(self) -> bool:
-        """Called now and then; whether there may be more to do later."""
+        """Do periodic work. Return True if more jobs may follow."""
 
-    def put_back(self, point: Point) -> None:
-        """Give a point again, as a job of its own."""
+    def requeue(self, point: Point) -> None:
+        """Queue a point again, as a job of one point."""
 
 
-class Busy:
-    """A slot at work.
+class RunningTask:
+    """A job that runs in a slot.
 
     Args:
-        job: what it does.
-        timeout_s: what it may take; it is then told to stop, and after some time to save, at most as long again, ended.
-        written: when the run of each point was last written.
+        job: the job.
+        timeout_s: time limit, after which the task is asked to save and stop, and killed if it does not.
+        modified_ns: when the run of each point was last modified.
     """
 
-    def __init__(self, job: Job, timeout_s: float | None, written: Sequence[int]) -> None:
-        self.job, self.left, self.timeout_s, self.written = job, set(range(len(job))), timeout_s, written
-        self.late = self.told = self.working = False
+    def __init__(self, job: Job, timeout_s: float | None, modified_ns: Sequence[int]) -> None:
+        self.job, self.timeout_s, self.modified_ns = job, timeout_s, modified_ns
+        self.unfinished = set(range(len(job)))
+        self.timed_out = self.stop_sent = self.started = False
         self.deadline: float | None = None
 
-    def begin(self) -> None:
-        """Let its time run from now."""
+    def start_timer(self) -> None:
         self.deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
 
-    def tell(self, slot: Slot) -> None:
-        """Ask it to save and to end; the second time it is not asked."""
-        slot.stop(at_once=self.told)
-        self.told, self.deadline = True, time.monotonic() + min(GRACE_S, self.timeout_s or GRACE_S)
+    def stop(self, slot: Slot) -> None:
+        """Ask the task to save and stop; kill it on the second call."""
+        slot.stop(at_once=self.stop_sent)
+        self.stop_sent = True
+        self.deadline = time.monotonic() + min(SAVE_TIMEOUT_S, self.timeout_s or SAVE_TIMEOUT_S)
 
 
 class Engine:
-    """Drives a sweep.
+    """Runs a sweep.
 
     Args:
-        ledger: the record.
-        source: gives the points.
-        slots: carry them out.
-        tasks: what a slot is asked for a job.
-        timeout_s: what a point may take, and a stack of as many as it has members.
-        display: what is seen.
+        ledger: record of the sweep.
+        source: source of the points.
+        slots: run the points.
+        tasks: makes the task of a job.
+        timeout_s: time limit per point; that of a stack is multiplied by its number of members.
+        display: shows the progress.
     """
 
     def __init__(
@@ -88,22 +89,22 @@ class Engine:
         display: Display,
     ) -> None:
         self.ledger, self.source, self.tasks, self.timeout_s, self.display = ledger, source, tasks, timeout_s, display
-        self.slots: dict[Slot, Busy | None] = dict.fromkeys(slots)
+        self.slots: dict[Slot, RunningTask | None] = dict.fromkeys(slots)
         self.signal: int | None = None
-        self.signalled_at = 0.0
-        self.full: str | None = None
-        """What the disk has refused: the next point would meet the same one."""
+        self.signal_at = 0.0
+        self.disk_error: str | None = None
+        """I/O error of a point, which stops the sweep: later points would fail with the same error."""
         self.error: SnnexpError | None = None
-        """What the source or a cluster has refused."""
-        self.begun = False
-        """Whether a run directory is there of which the ledger does not know."""
+        """Error of the source or the cluster, which stops the sweep."""
+        self.has_new_runs = False
+        """Whether there are run directories that sweep.json does not list yet."""
         self.restarted: set[int] = set()
 
     def run(self) -> None:
-        """Until nothing is left to do.
+        """Run until no point is left.
 
         Raises:
-            InterruptedRunError: a signal asked for the end; points under way have been saved.
+            InterruptedRunError: a signal stopped the sweep; running points have been saved.
             OSError: the ledger could not be written.
         """
         try:
@@ -122,59 +123,59 @@ class Engine:
 
     @property
     def _stopping(self) -> bool:
-        return self.signal is not None or self.full is not None or self.error is not None
+        return self.signal is not None or self.disk_error is not None or self.error is not None
 
     def _step(self) -> bool:
-        """One turn of the loop; False where nothing is left."""
+        """Run one iteration of the loop. Return False if nothing is left to do."""
         ended: list[Point] = []
-        for slot, busy in self.slots.items():
+        for slot, task in self.slots.items():
             for event in slot.events():
-                if busy is not None:
-                    ended += self._take(slot, busy, event)
-            if busy is not None and not busy.left and slot.ready:
+                if task is not None:
+                    ended += self._handle(slot, task, event)
+            if task is not None and not task.unfinished and slot.ready:
                 self.slots[slot] = None
-            elif busy is not None:
-                self._watch(slot, busy)
-        ended = [point for point in ended if self._stopping or not self._again_alone(point)]
+            elif task is not None:
+                self._stop_if_needed(slot, task)
+        ended = [point for point in ended if self._stopping or not self._retry_alone(point)]
         more = False
-        begun: list[tuple[Slot, Job]] = []
+        starting: list[tuple[Slot, Job]] = []
         try:
-            # before another is asked for, which may depend on them
+            # first report what ended: the next point may depend on it
             for point in ended:
                 self.source.ended(point)
             more = self.source.tick()
-            for slot, busy in self.slots.items():
-                if busy is None and not self._stopping and (job := self.source.next()):
+            for slot, task in self.slots.items():
+                if task is None and not self._stopping and (job := self.source.next()):
                     if job[0].status == "failed":
-                        # refused before it could begin
+                        # its config is invalid
                         ended += job
                         for point in job:
                             self.source.ended(point)
                     else:
-                        begun.append((slot, job))
+                        starting.append((slot, job))
         except SnnexpError as error:
             self.error = self.error or error
-        for slot, job in begun:
+        for slot, job in starting:
             for point in job:
                 point.status, point.reason, point.exit_code = "running", "", None
-                point.how = slot.how if len(job.seats) == 1 else f"stack of {len(job.seats)}"
-                point.stack = [] if len(job.seats) == 1 else [seat.index for seat in job.seats]
-        if begun or ended or self.begun:
-            # before the points start: whoever finds a run directory knows whose it is
+                point.how = slot.how if len(job.members) == 1 else f"stack of {len(job.members)}"
+                point.stack = [] if len(job.members) == 1 else [seat.index for seat in job.members]
+        if starting or ended or self.has_new_runs:
+            # before the points start, so that each run directory belongs to a point of sweep.json
             self.ledger.save()
-            self.begun = False
+            self.has_new_runs = False
         if ended:
             self.ledger.save_summary(every_s=5)
-        for slot, job in begun:
+        for slot, job in starting:
             self._start(slot, job)
         for point in ended:
             self.display.ended(point)
         self.display.refresh()
-        busy_now = any(self.slots.values())
-        return busy_now if self._stopping else busy_now or more
+        running = any(self.slots.values())
+        return running if self._stopping else running or more
 
     def _start(self, slot: Slot, job: Job) -> None:
-        written = [self.ledger.written(point) for point in job]
+        modified_ns = [self.ledger.modified_ns(point) for point in job]
         try:
             slot.start(job, self.tasks.of(job))
         except SnnexpError as error:
@@ -182,86 +183,90 @@ class Engine:
                 point.status = "pending"
             self.error = self.error or error
             return
-        self.slots[slot] = Busy(job, self.timeout_s and self.timeout_s * len(job.seats), written)
+        self.slots[slot] = RunningTask(job, self.timeout_s and self.timeout_s * len(job.members), modified_ns)
         if job[0].job:
-            # whoever goes on with the sweep asks the cluster for it
+            # a driver that resumes the sweep looks for the cluster job by its number
             self.ledger.save()
 
-    def _again_alone(self, point: Point) -> bool:
-        """Whether a point that failed is tried again: one of a stack may have failed for another's sake, or for all."""
+    def _retry_alone(self, point: Point) -> bool:
+        """Requeue a failed member of a stack as a single point, since another member may be the cause.
+
+        Returns:
+            True if it was requeued.
+        """
         if point.status not in ("failed", "timeout") or not point.how.startswith("stack"):
             return False
-        self.display.note(point, f"{point.reason}; it is tried alone")
+        self.display.note(point, f"{point.reason}; retrying it alone")
         point.status, point.reason, point.exit_code = "pending", "", None
-        self.source.put_back(point)
+        self.source.requeue(point)
         return True
 
-    def _take(self, slot: Slot, busy: Busy, event: Mapping[str, Any]) -> list[Point]:
-        """Note an event; returns the points that it has ended."""
+    def _handle(self, slot: Slot, task: RunningTask, event: Mapping[str, Any]) -> list[Point]:
+        """Handle an event, and return the points that ended."""
         if "working" in event:
-            busy.working = True
-            if not busy.told:
-                # the time that a process takes to start is not the point's
-                busy.begin()
+            task.started = True
+            if not task.stop_sent:
+                # the time to start the process does not count
+                task.start_timer()
         elif "begun" in event:
-            point = busy.job[event["begun"]]
+            point = task.job[event["begun"]]
             point.run = f"{self.ledger.runs.name}/{Path(event['run']).name}"
             if "members" in event:
                 point.how = f"stack of {event['members']}" if event["members"] > 1 else slot.how
-            self.begun = True
-        elif "ended" in event and event["ended"] in busy.left:
-            busy.left.discard(event["ended"])
-            point = busy.job[event["ended"]]
+            self.has_new_runs = True
+        elif "ended" in event and event["ended"] in task.unfinished:
+            task.unfinished.discard(event["ended"])
+            point = task.job[event["ended"]]
             point.end(event["status"], event.get("reason", ""), event["exit_code"])
             point.metrics = event.get("metrics", {})
-            if point.status == "interrupted" and busy.late:
-                point.status, point.reason = "timeout", f"took longer than {busy.timeout_s:g} s"
+            if point.status == "interrupted" and task.timed_out:
+                point.status, point.reason = "timeout", f"took longer than {task.timeout_s:g} s"
             if point.exit_code == 74:
-                self.full = point.reason
+                self.disk_error = point.reason
             return [point]
-        elif "gone" in event and not busy.working and not self._stopping and busy.job[0].index not in self.restarted:
-            # it died before it took the task, which another process will take
-            self.restarted.add(busy.job[0].index)
-            slot.start(busy.job, self.tasks.of(busy.job))
-            # which at a cluster has another number
-            self.begun = True
+        elif "gone" in event and not task.started and not self._stopping and task.job[0].index not in self.restarted:
+            # the process died before it read the task; restart it once
+            self.restarted.add(task.job[0].index)
+            slot.start(task.job, self.tasks.of(task.job))
+            # save the number of the new cluster job
+            self.has_new_runs = True
         elif "gone" in event:
-            return [self._lost(busy, index, event) for index in sorted(busy.left)]
+            return [self._handle_exit(task, index, event) for index in sorted(task.unfinished)]
         return []
 
-    def _lost(self, busy: Busy, index: int, event: Mapping[str, Any]) -> Point:
-        """A point whose process has left without a word; what its run says is right."""
-        busy.left.discard(index)
-        point = busy.job[index]
+    def _handle_exit(self, task: RunningTask, index: int, event: Mapping[str, Any]) -> Point:
+        """Return a point whose process died without reporting its end; its run directory takes precedence."""
+        task.unfinished.discard(index)
+        point = task.job[index]
         point.status, point.reason, point.exit_code = "failed", event["gone"], event["exit_code"]
-        if busy.late:
-            point.status, point.reason = "timeout", f"took longer than {busy.timeout_s:g} s, and {event['gone']}"
+        if task.timed_out:
+            point.status, point.reason = "timeout", f"took longer than {task.timeout_s:g} s, and {event['gone']}"
         if self.signal is not None:
             point.status = "interrupted"
-        told = (point.status, point.reason, point.exit_code)
-        ended = self.ledger.look(point, {} if point.run else self.ledger.unclaimed())
-        if ended and self.ledger.written(point) == busy.written[index]:
-            # that is how it had ended before it was resumed
-            ended, (point.status, point.reason, point.exit_code) = False, told
+        outcome = (point.status, point.reason, point.exit_code)
+        ended = self.ledger.sync(point, {} if point.run else self.ledger.unclaimed())
+        if ended and self.ledger.modified_ns(point) == task.modified_ns[index]:
+            # the run records the end from before it was resumed
+            ended, (point.status, point.reason, point.exit_code) = False, outcome
         if ended and point.exit_code == 74:
-            self.full = point.reason
+            self.disk_error = point.reason
         run = Run(self.ledger.path / point.run) if point.run else None
         if not ended and run is not None and not run.in_use():
             with suppress(SnnexpError):
                 status = "interrupted" if self.signal is not None else "failed"
                 run.update(status=status, exit_code=point.exit_code, reason=point.reason)
-        log = self.ledger.log(point)
+        log = self.ledger.log_path(point)
         if run is None and log.exists():
             point.reason += f"; see {log}"
         return point
 
-    def _watch(self, slot: Slot, busy: Busy) -> None:
-        """Stop what takes too long, and all where that was asked for."""
-        if self._stopping and not busy.told:
-            busy.tell(slot)
-        elif busy.deadline is not None and time.monotonic() >= busy.deadline:
-            busy.late = busy.late or not busy.told
-            busy.tell(slot)
+    def _stop_if_needed(self, slot: Slot, task: RunningTask) -> None:
+        """Stop a task that exceeded its time limit, or any task while the sweep stops."""
+        if self._stopping and not task.stop_sent:
+            task.stop(slot)
+        elif task.deadline is not None and time.monotonic() >= task.deadline:
+            task.timed_out = task.timed_out or not task.stop_sent
+            task.stop(slot)
 
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -272,33 +277,33 @@ class Engine:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first signal stops the sweep, what is under way is saved; the second ends it."""
+        """Handle signals: the first one saves the running points and stops the sweep, the second one kills them."""
 
-        def told(number: int, frame: object) -> None:
+        def handle(number: int, frame: object) -> None:
             now = time.monotonic()
             if self.signal is None:
-                self.signal, self.signalled_at = number, now
-            elif now - self.signalled_at > SAME_S:
+                self.signal, self.signal_at = number, now
+            elif now - self.signal_at > DUPLICATE_SIGNAL_S:
                 for slot in self.slots:
                     slot.stop(at_once=True)
 
-        # Python lets only the main thread handle signals; elsewhere whoever started the thread does
+        # only the main thread can set signal handlers
         main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, told) for number in termination_signals() if main}
+        previous = {number: signal.signal(number, handle) for number in termination_signals() if main}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
 class Tasks:
-    """What slots are asked for.
+    """Makes the tasks of slots.
 
     Args:
-        ledger: the record.
-        prune: for a point of a search, what a run needs to be given up early; None for a list of points.
-        keys: overrides of runs that are resumed.
+        ledger: record of the sweep.
+        prune: returns the pruning arguments of a point; None without pruning.
+        keys: overrides for resumed runs.
     """
 
     def __init__(
@@ -310,19 +315,19 @@ class Tasks:
         self.ledger, self.prune, self.keys = ledger, prune, keys
 
     def of(self, job: Job) -> dict[str, Any]:
-        """The task for points, as ``worker`` takes it."""
+        """Return the task of a job in the format of :mod:`snnexp.sweeps.worker`."""
         ledger, first = self.ledger, job[0]
         for point in job:
             if point.run and not (ledger.path / point.run / "config.yaml").exists():
-                # a person has deleted it, so that the point begins again
+                # the run directory was deleted, so the point starts again
                 point.run = ""
-        where = {"parent": str(ledger.runs), "log": str(ledger.log(first))}
+        where = {"parent": str(ledger.runs), "log": str(ledger.log_path(first))}
         task: dict[str, Any] = {"keys": [*self.keys], **where}
-        if len(job.seats) == 1:
+        if len(job.members) == 1:
             return {**task, **self._prune(first), **({"run": self._run(first)} if first.run else self._point(first))}
-        return {**task, "members": [self._seat(point, over=point not in job) for point in job.seats]}
+        return {**task, "members": [self._member(point, over=point not in job) for point in job.members]}
 
-    def _seat(self, point: Point, over: bool) -> dict[str, Any]:
+    def _member(self, point: Point, over: bool) -> dict[str, Any]:
         prune = {} if over else self._prune(point)
         return {**self._point(point), **prune, "run": self._run(point), "over": over}
 

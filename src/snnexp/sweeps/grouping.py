@@ -1,7 +1,7 @@
-"""Which points of a sweep can be trained as one model: told from their configs, without torch.
+"""Decide from configs, without importing torch, which points of a sweep can be trained as one model.
 
-Members of a stack differ in numbers alone that stand in tensors: seeds, learning rates, start values, numbers of the
-surrogate and of the loss. What decides shapes, or what is computed, is the same for all.
+Members of a stack differ only in numbers that can be tensors: seeds, learning rates, initial values, numbers of the
+surrogate and the loss. Everything that determines shapes or the computation must be equal.
 """
 
 import json
@@ -19,7 +19,7 @@ from snnexp.spec.values import ANY, Parameter
 
 
 def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
-    """Why a point cannot be trained in a stack, in a few words; None where it can."""
+    """Return why a point cannot be trained in a stack, or None if it can."""
     plain = _plain(cfg)
     for spec in _specs(plain):
         if parts.is_stacked(spec) and spec.own_fact("stackable") is not True:
@@ -32,18 +32,18 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
     if trainer["strategy"] == "ddp" or trainer["devices"] != 1:
         return "it trains on several devices"
     if trainer.get("accumulate", 1) > 1:
-        return "its steps are several batches"
+        return "it accumulates gradients"
     if plain["kernel"] == "triton":
-        return "kernel=triton knows no stacks"
+        return "kernel=triton does not support stacks"
     if plain["data"].get("num_workers"):
-        return "its batches come from data workers"
+        return "it uses data workers"
     return None
 
 
 def key(cfg: DictConfig | Mapping[str, Any]) -> Hashable:
-    """Equal for points that can share a stack: the config without what may differ."""
+    """Return a key that is equal for points that can share a stack: the config without what may differ."""
     plain = {name: value for name, value in _plain(cfg).items() if name not in ("seed", "published")}
-    # weights stand in tensors, and what is not trained of them decides what is computed
+    # initial weights may differ; which of them are frozen may not
     plain["init_from"] = list(config.get_init_from(plain).freeze)
     return json.dumps(_shared(plain), sort_keys=True)
 
@@ -53,34 +53,34 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shared(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node with what may differ left out of it."""
+    """Return a node without the values that may differ between members."""
     target = node.get("_target_")
-    free = _free(parts.of(target)) if isinstance(target, str) else ()
-    return {name: _kind(value) if name in free else _of_value(value) for name, value in node.items()}
+    free = _free_arguments(parts.of(target)) if isinstance(target, str) else ()
+    return {name: _kind(value) if name in free else _shared_value(value) for name, value in node.items()}
 
 
-def _of_value(value: Any) -> Any:
+def _shared_value(value: Any) -> Any:
     if isinstance(value, list):
-        return [_of_value(each) for each in value]
+        return [_shared_value(each) for each in value]
     return _shared(value) if isinstance(value, Mapping) else value
 
 
-def _free(spec: Spec) -> set[str]:
-    """The arguments of a part in which members may differ: those of layers where they are kept as tensors alone."""
+def _free_arguments(spec: Spec) -> set[str]:
+    """Return the arguments that may differ between members; for neurons and networks only neuron parameters."""
     layers = {PLACES["neuron"].base, PLACES["network"].base}
-    found = {name: argument for name, argument in spec.arguments.items() if argument.stackable}
+    arguments = {name: argument for name, argument in spec.arguments.items() if argument.stackable}
     if layers.intersection(spec.bases):
-        found = {name: argument for name, argument in found.items() if isinstance(argument.domain, Parameter)}
-    return {*found}
+        arguments = {name: argument for name, argument in arguments.items() if isinstance(argument.domain, Parameter)}
+    return {*arguments}
 
 
 def _kind(value: Any) -> str | None:
-    """What is left of a value that may differ: a number and one that is drawn per neuron differ in shape."""
+    """Return what must be equal of a value that may differ: a number and an initializer differ in shape."""
     return "drawn" if isinstance(value, Mapping) else None
 
 
 def _specs(node: Any) -> Iterator[Spec]:
-    """The parts that compute for all members at once: not those that another part may take as any object."""
+    """Yield the specs of all parts that compute for all members at once, except arguments that accept any object."""
     if isinstance(node, Mapping):
         arguments: Mapping[str, Argument] = {}
         if isinstance(node.get("_target_"), str):

@@ -1,4 +1,4 @@
-"""Stop a point of a search while it trains, where the other points did better at the same epoch."""
+"""Median pruning of the points of a search."""
 
 import logging
 import math
@@ -11,32 +11,32 @@ from optuna.study import StudyDirection
 
 from snnexp.errors import ConfigError, PrunedError
 from snnexp.record.measures import higher_is_better
-from snnexp.search.storage import open_storage, reached
+from snnexp.search.storage import open_storage, translated_errors
 from snnexp.text import format_number
 from snnexp.training.members import Member, Observer
 
 LOG = logging.getLogger(__name__)
 REPORTS = 30
-"""How often the curve of a run is reported at most, for each report is a write to a database."""
+"""Maximum number of values that a run reports, each of which is written to the database."""
 
 
 class Pruning(Observer):
-    """Report the measure of a search after epochs, and raise :class:`PrunedError` where it is worse than the median.
+    """Report the metric of a search after epochs, and raise :class:`PrunedError` if it is worse than the median.
 
-    The best value so far is compared with the values that finished points had after the same epoch. A measure of the
-    test split is not known while a run trains; ``train/epoch_loss`` stands for it. A run of several processes is never
-    stopped: the others know of no search.
+    The best value so far is compared with the values of finished points after the same epoch. A metric of the test
+    split is not available during training; ``train/epoch_loss`` is used instead. Distributed runs are never pruned,
+    since only one of their processes would stop.
 
     Args:
         storage: URL of the database.
-        study: its name there.
-        trial: the number of this point.
-        metric: what is searched by.
-        startup_trials: how many points have to finish before others are compared with them.
-        warmup_epochs: after these no point is stopped yet.
+        study: name of the study.
+        trial: number of this point's trial.
+        metric: the objective of the search.
+        startup_trials: number of points that must finish before any is pruned.
+        warmup_epochs: number of epochs before a point may be pruned.
 
     Raises:
-        ConfigError: the database cannot be reached.
+        ConfigError: the database is unreachable.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Pruning(Observer):
         self.storage = open_storage(storage)
         self.metric = "train/epoch_loss" if metric.startswith("test/") else metric
         self.pruner = MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=warmup_epochs + 1)
-        with reached(storage):
+        with translated_errors(storage):
             self.study = optuna.load_study(study_name=study, storage=self.storage)
-            identity = self.storage.get_study_id_from_name(study)
-            self.trial = self.storage.get_trial_id_from_study_id_trial_number(identity, trial)
+            study_id = self.storage.get_study_id_from_name(study)
+            self.trial = self.storage.get_trial_id_from_study_id_trial_number(study_id, trial)
         maximize = self.study.direction == StudyDirection.MAXIMIZE
-        # curves are compared in the study's direction, whatever stands for its measure
+        # curves are compared in the direction of the study, which may not be that of the substitute
         self.sign = 1 if self.metric == metric or higher_is_better(self.metric) == maximize else -1
 
     def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 1)
-        # at the end there is nothing left to save
+        # pruning after the last epoch would save nothing
         if done >= total or done % math.ceil(total / REPORTS) or trainer.world_size > 1:
             return
         value = member.metrics.get(self.metric)
@@ -66,10 +66,10 @@ class Pruning(Observer):
 
     def _is_worse(self, epoch: int, value: float) -> bool:
         try:
-            with reached(self.url):
+            with translated_errors(self.url):
                 self.storage.set_trial_intermediate_value(self.trial, epoch, self.sign * value)
                 return self.pruner.prune(self.study, self.storage.get_trial(self.trial))
         except (ConfigError, UpdateFinishedTrialError) as error:
-            # the run itself is sound, and what it comes to is told by whoever started it
-            LOG.warning("after epoch %d the search could not be told of the run: %s", epoch, error)
+            # the run is unaffected; the driver reports its result
+            LOG.warning("epoch %d could not be reported to the search: %s", epoch, error)
             return False

@@ -1,4 +1,4 @@
-"""What carries out one task of a sweep at a time."""
+"""Slots of a sweep: each runs one task at a time."""
 
 import json
 import os
@@ -13,52 +13,52 @@ from snnexp.sweeps.ledger import Point
 
 
 class Job(list[Point]):
-    """Points that one task carries out.
+    """Points that run in one task.
 
     Args:
-        points: one, or those of a stack that have not ended.
-        seats: all members of the stack, in the order in which it was begun.
+        points: one point, or the unfinished members of a stack.
+        members: all members of the stack, in order.
     """
 
-    def __init__(self, points: Iterable[Point], seats: Sequence[Point] = ()) -> None:
+    def __init__(self, points: Iterable[Point], members: Sequence[Point] = ()) -> None:
         super().__init__(points)
-        self.seats = seats or [*self]
+        self.members = members or [*self]
 
 
 class Slot(Protocol):
-    """Carries out one task at a time."""
+    """Runs one task at a time."""
 
     def start(self, job: Job, task: Mapping[str, Any]) -> None:
-        """Begin a task; the slot is free."""
+        """Start a task. The slot must be ready."""
 
     @property
     def ready(self) -> bool:
-        """Whether it could begin another task."""
+        """Whether the slot can start a task."""
 
     def events(self) -> list[dict[str, Any]]:
-        """What has happened since the last call, as ``worker`` tells it; does not wait."""
+        """Return the events since the last call, in the format of :mod:`snnexp.sweeps.worker`, without blocking."""
 
     def stop(self, at_once: bool) -> None:
-        """Ask the task to save and to end, or end it."""
+        """Ask the task to save and stop, or kill it."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all resources."""
 
     @property
     def how(self) -> str:
-        """What it is that carries out a single point."""
+        """Value of ``Point.how`` for a single point."""
 
     @property
     def handle(self) -> int | None:
-        """A file that becomes readable when there are events, where there is one."""
+        """File descriptor that becomes readable when there are events, if any."""
 
 
 class Worker:
-    """A process of :mod:`snnexp.sweeps.worker`, started when it is needed and again when it is gone.
+    """A process of :mod:`snnexp.sweeps.worker`, started on demand and restarted after it died.
 
     Args:
-        environment: variables of the process, such as its threads and its GPU.
-        limit_bytes: of memory; None for as much as there is.
+        environment: additional environment variables, such as the number of threads and the GPU.
+        limit_bytes: memory limit; None for no limit.
     """
 
     how = "process"
@@ -68,8 +68,8 @@ class Worker:
         self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
         self.idle = True
-        self.rest = b""
-        self.stopped = ""
+        self.buffer = b""
+        self.kill_reason = ""
 
     def start(self, job: Job, task: Mapping[str, Any]) -> None:
         if self.process is None:
@@ -77,17 +77,17 @@ class Worker:
                 self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # Ctrl-C in the terminal is for the driver, which tells its workers
+                # Ctrl-C in the terminal must reach the driver only, which stops its workers
                 start_new_session=True,
-                # what lies in the current folder is no part of Python, whoever put it there
+                # do not import modules from the current directory
                 env={**os.environ, "PYTHONSAFEPATH": "1", **self.environment},
             )
             assert self.process.stdout is not None
             os.set_blocking(self.process.stdout.fileno(), False)
-        self.idle, self.stopped = False, ""
+        self.idle, self.kill_reason = False, ""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
-            # of a process that is gone, its end tells
+            # if the process has died, events() reports it
             self.process.stdin.write(json.dumps(task).encode() + b"\n")
             self.process.stdin.flush()
 
@@ -102,40 +102,45 @@ class Worker:
     def events(self) -> list[dict[str, Any]]:
         if self.process is None or self.handle is None:
             return []
-        found: list[dict[str, Any]] = []
-        # looked at first: what it has told is then all there, also where processes that it has left keep its pipe open
-        over = self.process.poll() is not None
+        events: list[dict[str, Any]] = []
+        # poll before reading: if the process has exited, all its output can be read now; child processes may keep the
+        # pipe open, so the end of the file is not reliable
+        exited = self.process.poll() is not None
         while True:
             try:
                 text = os.read(self.handle, 2**16)
             except BlockingIOError:
-                if not over:
+                if not exited:
                     break
                 text = b""
             if not text:
-                return [*found, *self._gone()]
-            *lines, self.rest = (self.rest + text).split(b"\n")
-            found += map(json.loads, lines)
-        self.idle = self.idle or any("idle" in event for event in found)
-        return found
+                return [*events, *self._exit_event()]
+            *lines, self.buffer = (self.buffer + text).split(b"\n")
+            events += map(json.loads, lines)
+        self.idle = self.idle or any("idle" in event for event in events)
+        return events
 
-    def _gone(self) -> list[dict[str, Any]]:
+    def _exit_event(self) -> list[dict[str, Any]]:
         assert self.process is not None
         with suppress(subprocess.TimeoutExpired):
-            # that it ends, and how, is seen a moment after its pipe has closed
+            # the exit code is available shortly after the pipe is closed
             self.process.wait(1)
         code = self._reap()
         signum = -code if code < 0 else 0
-        reason = f"its process was ended by {signal.Signals(signum).name}" if signum else f"its process exited, {code}"
+        reason = (
+            f"its process was killed by {signal.Signals(signum).name}"
+            if signum
+            else f"its process exited with code {code}"
+        )
         if signum == signal.SIGKILL:
-            reason += ", as the system does where memory runs out"
-        return [{"gone": self.stopped or reason, "exit_code": 128 + signum if signum else code}]
+            reason += ", possibly out of memory"
+        return [{"gone": self.kill_reason or reason, "exit_code": 128 + signum if signum else code}]
 
     def _reap(self) -> int:
         assert self.process is not None
-        process, self.process, self.rest = self.process, None, b""
+        process, self.process, self.buffer = self.process, None, b""
         with suppress(ProcessLookupError, PermissionError):
-            # and whatever it has started
+            # also kills its child processes
             os.killpg(process.pid, signal.SIGKILL)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
@@ -147,7 +152,7 @@ class Worker:
         if self.process is not None:
             with suppress(ProcessLookupError, PermissionError):
                 if at_once:
-                    self.stopped = "it did not end when it was told to"
+                    self.kill_reason = "its process did not stop and was killed"
                     os.killpg(self.process.pid, signal.SIGKILL)
                 else:
                     self.process.send_signal(signal.SIGTERM)

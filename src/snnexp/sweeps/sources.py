@@ -1,4 +1,4 @@
-"""Where the points of a sweep come from: a list, or a search; and what is known of them."""
+"""Sources of the points of a sweep: a list, or a study."""
 
 import itertools
 import json
@@ -15,17 +15,16 @@ from snnexp.record.origin import parse_folders, serialize_folders
 from snnexp.search import storage
 from snnexp.search.best import write_best
 from snnexp.search.settings import Settings, main_measure, objective
-from snnexp.search.space import Space
-from snnexp.search.space import ends as ends_of
-from snnexp.search.space import space as space_of
-from snnexp.search.study import Search, measured
+from snnexp.search.space import Space, bounds
+from snnexp.search.space import space as parse_space
+from snnexp.search.study import Search, read_metric
 from snnexp.sweeps.ledger import TAKEN_OVER, Ledger, Point
 from snnexp.sweeps.slots import Job
 from snnexp.terminal import relative_to_cwd, warn
 
 
-class Listed:
-    """Points that are known from the start, as jobs."""
+class ListSource:
+    """A list of jobs."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = list(jobs)
@@ -35,30 +34,30 @@ class Listed:
             return None
         job = self.jobs.pop(0)
         for point in job:
-            # one that failed before the sweep was resumed is tried again
+            # a failed point of a resumed sweep is retried
             point.status = "pending"
         return job
 
     def ended(self, point: Point) -> None:
-        """Nothing follows from it."""
+        """Do nothing: the other points do not depend on it."""
 
     def tick(self) -> bool:
         return bool(self.jobs)
 
-    def put_back(self, point: Point) -> None:
+    def requeue(self, point: Point) -> None:
         self.jobs.append(Job([point]))
 
 
 @dataclass
-class Asked:
-    """What a search was asked for; kept in the ledger, so that it can go on.
+class SearchRequest:
+    """The definition of a search, saved in the ledger so that it can be resumed.
 
     Args:
-        settings: of ``hydra/sweeper=optuna``.
-        params: what they search.
-        overrides: what was typed, less Hydra's own.
-        composer: of its points.
-        study: the name of the study, once it has been begun.
+        settings: settings of ``hydra/sweeper=optuna``.
+        params: ``params`` of the sweeper.
+        overrides: overrides from the command line, without those of the ``hydra`` node.
+        composer: composes the configs of the points.
+        study: name of the study, once it exists.
     """
 
     settings: Mapping[str, Any]
@@ -68,34 +67,42 @@ class Asked:
     study: str | None = None
 
     @classmethod
-    def of(cls, facts: Any, changes: Mapping[str, Any]) -> "Asked":
-        """What :meth:`facts` has kept, with other settings where they were given again.
+    def from_record(cls, record: Any, changes: Mapping[str, Any]) -> "SearchRequest":
+        """Restore a request from :meth:`to_record`.
+
+        Args:
+            record: the record.
+            changes: settings that replace those of the record.
 
         Raises:
-            ConfigError: the search was in a database, whose URL is not kept, or what was kept cannot be.
+            ConfigError: the record is invalid, or the search used a database, whose URL is not recorded.
         """
         try:
-            settings, params, overrides = {**facts["settings"], **changes}, dict(facts["params"]), [*facts["overrides"]]
-            composer = config.Composer(parse_folders(facts["folder"]))
-            elsewhere = facts["elsewhere"] and "storage" not in changes
-            study = facts.get("study")
+            settings, params, overrides = (
+                {**record["settings"], **changes},
+                dict(record["params"]),
+                [*record["overrides"]],
+            )
+            composer = config.Composer(parse_folders(record["folder"]))
+            elsewhere = record["elsewhere"] and "storage" not in changes
+            study = record.get("study")
             if not isinstance(study, str | None):
                 raise TypeError(study)
         except (TypeError, ValueError, LookupError) as error:
-            raise ConfigError("search: what the ledger says of it cannot be") from error
-        if facts["settings"].get("storage") is not None:
+            raise ConfigError("search: its record in sweep.json is invalid") from error
+        if record["settings"].get("storage") is not None:
             raise ConfigError(f"{storage.KEY}: sweep.json names a database, only the command line may")
         if elsewhere:
-            raise ConfigError(f"{storage.KEY}: the URL of the study's database was not kept; add {storage.KEY}=URL")
-        asked = cls({"storage": None, **settings}, params, overrides, composer, study)
-        # as of a run, a saved config may come from elsewhere, and downloads only where that is typed
+            raise ConfigError(f"{storage.KEY}: the URL of the study's database is not recorded; add {storage.KEY}=URL")
+        request = cls({"storage": None, **settings}, params, overrides, composer, study)
+        # the record is untrusted: only the command line may request a download
         searched = any("data.download" in word for word in (*overrides, *params))
-        if searched or any(config.downloads(composer.point(end)[0]) for end in asked.ends()):
-            asked.overrides = [*overrides, "data.download=false"]
-        return asked
+        if searched or any(config.downloads(composer.point(end)[0]) for end in request.corners()):
+            request.overrides = [*overrides, "data.download=false"]
+        return request
 
-    def facts(self) -> dict[str, Any]:
-        """What can be read by anybody, and goes on in any folder: without the URL of a database."""
+    def to_record(self) -> dict[str, Any]:
+        """Return a record for sweep.json, with absolute paths and without the URL of a database."""
         settings = {key: value for key, value in self.settings.items() if key != "storage"}
         return {
             "settings": settings,
@@ -106,11 +113,11 @@ class Asked:
             "study": self.study,
         }
 
-    def keep_measure(self) -> str | None:
-        """Let a search of an earlier version keep the metric that it was started with; None where it is recorded.
+    def pin_metric(self) -> str | None:
+        """Set the metric of a search of an earlier version, which did not record it.
 
         Returns:
-            The measure.
+            The metric, or None if it was recorded.
         """
         if self.settings.get("metric") is not None:
             return None
@@ -120,177 +127,175 @@ class Asked:
         return metric
 
     def space(self) -> tuple[Settings, list[str], Space]:
-        """The settings, what all points share, and what is searched.
+        """Return the settings, the fixed overrides, and the search space.
 
         Raises:
-            ConfigError: one of them cannot work.
+            ConfigError: one of them is invalid.
         """
         try:
             settings = Settings(**self.settings)
         except TypeError as error:
             raise ConfigError(f"hydra.sweeper: {str(error).rpartition('() ')[2]}") from error
-        fixed, space = space_of(self.overrides, self.params, lambda fixed: config.plain(self.composer.point(fixed)[0]))
+        fixed, space = parse_space(
+            self.overrides, self.params, lambda fixed: config.plain(self.composer.point(fixed)[0])
+        )
         return settings, fixed, space
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The config of a point."""
+        """Compose and check the config of a point."""
         return config.plain(config.check(self.composer.point(overrides)[0]))
 
     @cached_property
     def checked(self) -> dict[str, Any]:
-        """The config of a point, after those at all ends of the space have been looked at.
+        """The config of one corner of the space, after all corners and the objective were checked.
 
         Raises:
-            ConfigError: one of them cannot work, or there is nothing to search by.
+            ConfigError: a corner or the objective is invalid.
         """
         objective(self.space()[0], self.composed[0])
         return self.composed[0]
 
     @cached_property
     def composed(self) -> list[dict[str, Any]]:
-        """The configs of the points at all ends of the space."""
-        return [self.compose(end) for end in self.ends()]
+        """The configs of all corners of the space."""
+        return [self.compose(corner) for corner in self.corners()]
 
-    def ends(self) -> list[list[str]]:
-        """Points that together have all ends of the space."""
+    def corners(self) -> list[list[str]]:
+        """Return the overrides of points that together cover the bounds and choices of all keys."""
         _, fixed, space = self.space()
-        ends = {key: ends_of(distribution) for key, distribution in space.items()}
-        most = max(map(len, ends.values()))
+        by_key = {key: bounds(distribution) for key, distribution in space.items()}
+        count = max(map(len, by_key.values()))
         return [
-            [*fixed, *(f"{key}={values[min(index, len(values) - 1)]}" for key, values in ends.items())]
-            for index in range(most)
+            [*fixed, *(f"{key}={values[min(index, len(values) - 1)]}" for key, values in by_key.items())]
+            for index in range(count)
         ]
 
 
-class Searched:
-    """Points that a study chooses, one after the other, as slots become free.
+class StudySource:
+    """Points chosen by a study when a slot becomes free.
 
     Args:
-        ledger: where they are noted.
-        asked: what was asked for.
-        together: how many points make a job at most.
-        group: points as jobs.
+        ledger: record of the sweep.
+        request: the search.
+        max_members: maximum number of points per job.
+        group: groups points into jobs.
     """
 
     every_s = 1.0
-    """How often the study is asked whether there is more to do."""
+    """Interval at which the study is polled for free places."""
 
-    def __init__(self, ledger: Ledger, asked: Asked, together: int, group: Any) -> None:
-        settings, fixed, space = asked.space()
-        self.ledger, self.asked, self.together, self.group = ledger, asked, together, group
-        self.metric, self.direction = objective(settings, asked.checked)
-        self.study = Search(settings, fixed, space, ledger.path, self.metric, self.direction, asked.study)
-        asked.study = self.study.name
-        asked.settings = {**asked.settings, "metric": self.metric, "direction": self.direction}
-        ledger.search = asked.facts()
+    def __init__(self, ledger: Ledger, request: SearchRequest, max_members: int, group: Any) -> None:
+        settings, fixed, space = request.space()
+        self.ledger, self.request, self.max_members, self.group = ledger, request, max_members, group
+        self.metric, self.direction = objective(settings, request.checked)
+        self.study = Search(settings, fixed, space, ledger.path, self.metric, self.direction, request.study)
+        request.study = self.study.name
+        request.settings = {**request.settings, "metric": self.metric, "direction": self.direction}
+        ledger.search = request.to_record()
         self.prune = settings.prune
         self.left = [point for point in ledger.points if not point.done and point.status in UNDER_WAY]
         self.jobs: list[Job] = []
-        self.untold: list[Point] = []
-        self.asked_at = 0.0
-        self.lost_at: float | None = None
+        self.unreported: list[Point] = []
+        self.polled_at = 0.0
+        self.unreachable_since: float | None = None
         self.more = True
         self.unmeasured: UnmeasuredError | None = None
         for point in ledger.points:
             if point.trial is not None and point not in self.left:
-                # a driver that was killed may not have told
+                # a driver that was killed may not have reported it
                 self.ended(point)
 
     def next(self) -> Job | None:
         if not self.jobs:
-            # a stack that was stopped is not divided
-            most = max(self.together, len(self.left))
-            found = list(itertools.islice(iter(lambda: self._reach(self._point), None), most))
-            refused = [Job([point]) for point in found if point.status == "failed"]
-            left = [point for point in found if point.status != "failed"]
-            self.jobs = [*refused, *(self.group(left) if left else [])]
+            # resume all members of an interrupted stack together
+            size = max(self.max_members, len(self.left))
+            points = list(itertools.islice(iter(lambda: self._try(self._point), None), size))
+            failed = [Job([point]) for point in points if point.status == "failed"]
+            valid = [point for point in points if point.status != "failed"]
+            self.jobs = [*failed, *(self.group(valid) if valid else [])]
         return self.jobs.pop(0) if self.jobs else None
 
     def _point(self) -> Point | None:
         while self.left:
             point = self.left[0]
-            if point.trial is None or not self.study.again(point.trial):
+            if point.trial is None or not self.study.reclaim(point.trial):
                 point.status, point.reason = "failed", TAKEN_OVER
             return self.left.pop(0)
-        if not self.more or (given := self.study.ask()) is None:
+        if not self.more or (trial := self.study.ask()) is None:
             self.more = False
             return None
-        number, overrides = given
+        number, overrides = trial
         try:
-            return self.ledger.add(overrides, self.asked.compose(overrides), number)
+            return self.ledger.add(overrides, self.request.compose(overrides), number)
         except ConfigError as error:
             point = self.ledger.add(overrides, {}, number)
             point.status, point.reason, point.exit_code = describe_failure(error)
             return point
 
     def ended(self, point: Point) -> None:
-        self.untold.append(point)
-        self._reach(self._tell)
+        self.unreported.append(point)
+        self._try(self._report)
 
-    def _tell(self) -> None:
-        while self.untold:
-            point = self.untold[0]
+    def _report(self) -> None:
+        while self.unreported:
+            point = self.unreported[0]
             if point.trial is not None and point.status not in UNDER_WAY and point.reason != TAKEN_OVER:
                 value = point.metrics.get(self.metric)
                 if value is None and point.status == "finished":
-                    value = measured(self.ledger.path / point.run, self.metric)
+                    value = read_metric(self.ledger.path / point.run, self.metric)
                 if value is None and point.status == "finished":
-                    # no other point will have it either
-                    point.status, point.reason = (
-                        "failed",
-                        f"it has no {self.metric}, there are {_listed(point.metrics)}",
-                    )
-                    self.unmeasured = UnmeasuredError(
-                        f"hydra.sweeper.metric: a point {point.reason.removeprefix('it ')}"
-                    )
+                    # nor will any other point have it, so stop the search
+                    missing = f"has no {self.metric}, there are {_metric_list(point.metrics)}"
+                    point.status, point.reason = "failed", f"it {missing}"
+                    self.unmeasured = UnmeasuredError(f"hydra.sweeper.metric: a point {missing}")
                 self.study.tell(point.trial, point.status, value, point.reason)
-            self.untold.pop(0)
-        self.asked_at = 0.0
+            self.unreported.pop(0)
+        self.polled_at = 0.0
 
     def tick(self) -> bool:
         if self.unmeasured is not None:
             raise self.unmeasured
-        if time.monotonic() - self.asked_at >= self.every_s:
-            self.asked_at = time.monotonic()
-            self._reach(self._look)
-        return bool(self.more or self.left or self.jobs or self.untold)
+        if time.monotonic() - self.polled_at >= self.every_s:
+            self.polled_at = time.monotonic()
+            self._try(self._poll)
+        return bool(self.more or self.left or self.jobs or self.unreported)
 
-    def _look(self) -> None:
-        self._tell()
-        self.study.beat()
-        self.asked_at, self.more = time.monotonic(), self.study.remaining() > 0
+    def _poll(self) -> None:
+        self._report()
+        self.study.heartbeat()
+        self.polled_at, self.more = time.monotonic(), self.study.remaining() > 0
 
-    def _reach(self, act: Callable[[], Any]) -> Any:
-        """Ask the study; None while it cannot be reached, as a database that is started again."""
+    def _try(self, action: Callable[[], Any]) -> Any:
+        """Call ``action``. Return None while the database is unreachable, for example while it restarts."""
         try:
-            found = act()
+            result = action()
         except ConfigError as error:
             now = time.monotonic()
-            if self.lost_at is None:
-                self.lost_at = now
-                warn(f"{error}; points go on, and it is tried again for {PATIENCE_S:g} s")
-            elif now - self.lost_at > PATIENCE_S:
+            if self.unreachable_since is None:
+                self.unreachable_since = now
+                warn(f"{error}; running points continue, retrying for {RETRY_S:g} s")
+            elif now - self.unreachable_since > RETRY_S:
                 raise
             return None
-        self.lost_at = None
-        return found
+        self.unreachable_since = None
+        return result
 
-    def put_back(self, point: Point) -> None:
+    def requeue(self, point: Point) -> None:
         self.jobs.append(Job([point]))
 
-    def pruned(self, point: Point) -> dict[str, Any]:
-        """What a run needs to be given up early."""
+    def pruning_arguments(self, point: Point) -> dict[str, Any]:
+        """Return the pruning arguments of a point."""
         assert point.trial is not None
-        return self.study.address_of(point.trial)
+        return self.study.pruning_arguments(point.trial)
 
     def write_best(self) -> tuple[str, float] | None:
-        """Write the best point of the study as an experiment; returns the command that trains it, and its measure."""
+        """Write the best point as an experiment. Return the command that trains it, and its value of the metric."""
         best = self.study.best()
         if best is None:
             return None
         number, value = best
         overrides = self.study.overrides_of(number)
-        folders = self.asked.composer.folders
+        folders = self.request.composer.folders
         cfg, node = config.compose_unchecked(overrides, folders)
         conf, checked = self.ledger.path / "conf", config.plain(config.check(cfg))
         about = f"{self.metric} {value:.4g}, trial {number} of {self.study.name}: {' '.join(overrides)}"
@@ -299,35 +304,37 @@ class Searched:
         return config.command(["experiment=best"], checked, [relative_to_cwd(conf)]), value
 
     def close(self) -> None:
-        """Leave the study."""
+        """Close the study."""
         self.study.close()
 
 
-def _listed(metrics: Mapping[str, float]) -> str:
-    """The measures that a point has, without those of single layers."""
+def _metric_list(metrics: Mapping[str, float]) -> str:
+    """List the metrics of a point, except those of single layers."""
     return ", ".join(name for name in metrics if not is_layer_metric(name)) or "none"
 
 
 UNDER_WAY = ("pending", "running", "interrupted")
-"""What a point of a study may be that can still be resumed; one that failed keeps its place."""
+"""Statuses of a point of a study that can be resumed. A failed point is not: it keeps its place."""
 
 
-PATIENCE_S = 60.0
-"""For how long a study may be out of reach."""
+RETRY_S = 60.0
+"""How long an unreachable database is retried."""
 
 
-def single(points: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> list[tuple[Sequence[str], Mapping[str, Any]]]:
-    """Points without those that ask for the same as one before."""
-    found: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {}
+def deduplicated(
+    points: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+) -> list[tuple[Sequence[str], Mapping[str, Any]]]:
+    """Return the points without those whose config equals that of an earlier one."""
+    unique: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {}
     for point in points:
-        found.setdefault(json.dumps(_plainer(point[1])), point)
-    return [*found.values()]
+        unique.setdefault(json.dumps(_canonical(point[1])), point)
+    return [*unique.values()]
 
 
-def _plainer(value: Any) -> Any:
-    """``value`` with whole numbers written in one way: 1 and 1.0 make the same run."""
+def _canonical(value: Any) -> Any:
+    """Convert integral floats to int: 1 and 1.0 give the same run."""
     if isinstance(value, Mapping):
-        return {key: _plainer(entry) for key, entry in value.items()}
+        return {key: _canonical(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_plainer(entry) for entry in value]
+        return [_canonical(entry) for entry in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,22 +1,22 @@
-"""A process that trains points of a sweep, one task after the other: imports are paid once.
+"""A worker process, which trains one point or stack of a sweep after the other, so that imports are paid once.
 
-It reads tasks from its standard input and tells what becomes of them on its standard output, a line of JSON each:
+It reads tasks from stdin, one JSON object per line:
 
     {"config": {..}, "overrides": [..], "parent": ".."}                   train a point
-    {"run": ".."}                                                         resume its run
-    {"members": [{"config", "overrides", "run", "over"}, ..], "parent": ".."}     train points as one
+    {"run": ".."}                                                         resume a run
+    {"members": [{"config", "overrides", "run", "over"}, ..], "parent": ".."}     train a stack
 
-where members that are over have ended before, only keep their places and do not count as points;
-each with "keys", the overrides of runs that are resumed, and "log", where to print until there is a run directory. A
-point of a search, alone or a member, has "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It answers
+Members with "over" have ended before; they only keep their positions and are not counted in events. Each task has
+"keys", the overrides for resumed runs, and "log", the file for output until there is a run directory. A point or member
+of a search has "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It writes events to stdout:
 
-    {"working": true}            the task has been taken
-    {"begun": 0, "run": ".."}    its first point has this directory; of a stack also "members", how many train together
+    {"working": true}            the task was received
+    {"begun": 0, "run": ".."}    point 0 has this run directory; in a stack with "members", the number trained together
     {"ended": 0, "status", "metrics", "reason", "exit_code"}
-    {"idle": true}               ready for the next task; without it the process ends
+    {"idle": true}               ready for the next task; otherwise the process exits
 
-What a point prints goes to its train.log. When the driver is gone, so is its end of the pipe, and this process and all
-that it has started end at once.
+The output of a point goes to its train.log. When the driver dies, its end of the pipe closes, and this process kills
+itself and its child processes.
 """
 
 import gc
@@ -40,44 +40,45 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 def main(limit_bytes: int | None = None) -> None:
-    """Work until the driver is gone or a point has ended in a way that may have harmed this process.
+    """Run tasks until the driver dies, or an unexpected error may have left this process in a bad state.
 
     Args:
-        limit_bytes: of memory; None for as much as there is.
+        limit_bytes: memory limit; None for no limit.
     """
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        # where memory runs out for all, the system shall end a point and not the driver
+        # the OOM killer should prefer a worker to the driver
         file.write("500")
     if limit_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     with os.fdopen(os.dup(1), "w", buffering=1) as driver:
         tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        # of a file of Python's, the thread would hold the lock when a point forks its data workers, which close stdin
+        # read the descriptor and not sys.stdin: the thread would hold its lock while a point forks data workers, which
+        # close stdin
         source = os.dup(0)
-        with open(os.devnull) as nothing:
-            os.dup2(nothing.fileno(), 0)
-        threading.Thread(target=_listen, args=(source, tasks), daemon=True).start()
-        _print_to(os.open(os.devnull, os.O_WRONLY))
+        with open(os.devnull) as null:
+            os.dup2(null.fileno(), 0)
+        threading.Thread(target=_read_tasks, args=(source, tasks), daemon=True).start()
+        _redirect_output(os.open(os.devnull, os.O_WRONLY))
 
         def tell(event: dict[str, Any]) -> None:
             driver.write(json.dumps(event) + "\n")
 
         while execute(tasks.get(), tell):
-            # a run that failed leaves its frames, which hold its tensors, in cycles
+            # the traceback of a failed run keeps its tensors alive in reference cycles
             gc.collect()
             tell({"idle": True})
 
 
-def _listen(source: int, tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
-    rest = b""
+def _read_tasks(source: int, tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    buffer = b""
     while text := os.read(source, 2**16):
-        *lines, rest = (rest + text).split(b"\n")
+        *lines, buffer = (buffer + text).split(b"\n")
         for line in lines:
             tasks.put(json.loads(line))
     os.killpg(0, signal.SIGKILL)
 
 
-def _print_to(handle: int) -> None:
+def _redirect_output(handle: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(handle, 1)
@@ -86,40 +87,44 @@ def _print_to(handle: int) -> None:
 
 
 def execute(task: Mapping[str, Any], tell: Tell) -> bool:
-    """Carry out a task, and tell the end of each of its points; False where the process may not be what it was."""
-    left = set(range(sum(not member["over"] for member in task["members"]) if "members" in task else 1))
+    """Run a task, and send an event at the end of each of its points.
 
-    def note(event: dict[str, Any]) -> None:
-        left.discard(event.get("ended", -1))
+    Returns:
+        False if an unexpected error may have left the process in a bad state.
+    """
+    unfinished = set(range(sum(not member["over"] for member in task["members"]) if "members" in task else 1))
+
+    def forward(event: dict[str, Any]) -> None:
+        unfinished.discard(event.get("ended", -1))
         tell(event)
 
     log = Path(task["log"])
-    sound = True
+    reusable = True
     try:
-        # what every task needs, and the first one waits for
+        # slow imports, before the timer of the point starts
         import snnexp.training.execute  # noqa: F401
         from snnexp.record.run import Run
         from snnexp.training import launchers
 
         launchers.clear_rank_variables()
         if not gc.get_freeze_count():
-            # what imports have made stays; to look through it after each point takes a fifth of a second
+            # exclude imported modules from garbage collection, which takes 0.2 s per point otherwise
             gc.freeze()
         tell({"working": True})
-        # of a run from elsewhere, no part may lead elsewhere
-        _print_to(open_for_append(Run.open(Path(task["run"])).path / "train.log" if task.get("run") else log))
-        (_stack if "members" in task else _single)(task, log, note)
+        # Run.open refuses links in the run directory
+        _redirect_output(open_for_append(Run.open(Path(task["run"])).path / "train.log" if task.get("run") else log))
+        (_stack if "members" in task else _single)(task, log, forward)
     except BaseException as error:
-        end = _end(error)
-        sound = end["exit_code"] not in (1, 8)
-        for index in sorted(left):
-            tell({"ended": index, **end})
+        outcome = _outcome(error)
+        reusable = outcome["exit_code"] not in (1, 8)
+        for index in sorted(unfinished):
+            tell({"ended": index, **outcome})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         if log.exists() and not log.stat().st_size:
             log.unlink()
-    return sound
+    return reusable
 
 
 def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
@@ -139,25 +144,25 @@ def _single(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
     else:
         cfg = config.check(OmegaConf.create(task["config"]))
         start = Start.new(cfg, task["overrides"], Path(task["parent"]), keep_failed=True)
-    start.extra_observers = _watching(task)
+    start.extra_observers = _pruning_observers(task)
     record = execute(start, begun)
     tell({"ended": 0, "status": record.status, "metrics": record.metrics, "exit_code": 0})
 
 
-def _end(error: BaseException) -> dict[str, Any]:
-    """How a point ended that ``error`` has ended."""
+def _outcome(error: BaseException) -> dict[str, Any]:
+    """Return the fields of the "ended" event for an error, and print its traceback if it is unexpected."""
     from snnexp.errors import PartError, describe_failure
 
     status, reason, code = describe_failure(error)
     if isinstance(error, PartError):
-        # frames is empty if the run's train.log has it
+        # empty if the traceback is already in train.log
         sys.stderr.write(error.frames)
     elif code == 1:
         traceback.print_exc()
     return {"status": status, "reason": reason, "exit_code": code}
 
 
-def _watching(point: Mapping[str, Any]) -> list[Any]:
+def _pruning_observers(point: Mapping[str, Any]) -> list[Any]:
     if not point.get("prune"):
         return []
     from snnexp.sweeps.pruning import Pruning
@@ -179,25 +184,25 @@ def _stack(task: Mapping[str, Any], log: Path, tell: Tell) -> None:
             member["run"] and Path(member["run"]),
             keys,
             member["over"],
-            _watching(member),
+            _pruning_observers(member),
         )
         for member in task["members"]
     ]
 
-    # what is told is numbered without those that are over
+    # events number the points without the members that are over
     numbers = list(itertools.accumulate((not point.has_ended for point in points), initial=0))
-    told: set[int] = set()
+    reported: set[int] = set()
 
     def begun(index: int, path: Path) -> None:
-        # on a CPU, wide layers fill the cache alone
-        told.add(index)
-        together = Run(path).read().get("stack", {"members": 1})["members"]
-        tell({"begun": numbers[index], "run": str(path), "members": together})
+        reported.add(index)
+        # a stack of wide layers is split on a CPU, where each fills the cache
+        members = Run(path).read().get("stack", {"members": 1})["members"]
+        tell({"begun": numbers[index], "run": str(path), "members": members})
 
     def ended(index: int, outcome: stacked.Outcome) -> None:
-        if index not in told and outcome.run is not None:
+        if index not in reported and outcome.run is not None:
             begun(index, outcome.run)
-        found = {"status": outcome.status, "metrics": outcome.metrics, "reason": outcome.reason}
-        tell({"ended": numbers[index], **found, "exit_code": outcome.exit_code})
+        fields = {"status": outcome.status, "metrics": outcome.metrics, "reason": outcome.reason}
+        tell({"ended": numbers[index], **fields, "exit_code": outcome.exit_code})
 
     stacked.train(points, Path(task["parent"]), begun, ended)
