@@ -1,1 +1,1 @@
-"""What an argument of a part may be, and which parts fit each other."""
+"""Specifications of parts: the values of their arguments, and which parts are compatible."""

@@ -2,10 +2,10 @@
 
     def __init__(self, features: Features, beta: NeuronParameter[Fraction] = 0.9, dt: Scale = 1e-3) -> None: ...
 
-``float`` is a number that is finite in 32 bits, ``int`` a whole number, ``bool``, ``str``, ``None`` and ``Literal`` are
-themselves, ``Sequence`` and ``tuple`` are lists, and a base class of parts is an object that a config describes by
-``_target_``. Bounds are those of annotated-types, on the number and not on a union that it is part of:
-``Annotated[float, Interval(ge=0, lt=1)]``.
+``float`` is a number that is finite in float32, ``int`` an integer; ``bool``, ``str``, ``None`` and ``Literal`` have
+their usual meaning; ``Sequence`` and ``tuple`` are lists. The base class of a kind of part, such as ``Surrogate``, is an
+object that a config describes by ``_target_``. Bounds are those of annotated-types. Annotate the number, not a union
+that contains it: ``Annotated[float, Interval(ge=0, lt=1)]``.
 """
 
 import ast
@@ -33,23 +33,23 @@ class _Bound:
     unit: str = ""
 
     def __post_init__(self) -> None:
-        # a mistake is told where it is written
+        # fail at the definition, not at the first check
         evaluate_bound(self.bound, {})
 
 
 class AtMost(_Bound):
-    """A number is at most the value of an expression in other arguments: ``AtMost("1 / dt", unit="per s")``."""
+    """Upper bound given by an expression in other arguments: ``AtMost("1 / dt", unit="per s")``."""
 
 
 class AtLeast(_Bound):
-    """A number is at least the value of an expression in other arguments: ``AtLeast("low")``."""
+    """Lower bound given by an expression in other arguments: ``AtLeast("low")``."""
 
 
 def evaluate_bound(expression: str, given: Mapping[str, Any]) -> float | None:
-    """The value of a bound for these arguments; None where one of them is no number, or where it has no value.
+    """Evaluate a bound for given arguments; return None if one of them is not a number or the arithmetic fails.
 
     Raises:
-        ValueError: the expression is made of more than names, numbers and + - * /.
+        ValueError: the expression contains anything but names, numbers and + - * /.
     """
     try:
         found: float | None = _evaluate(ast.parse(str(expression), mode="eval").body, given)
@@ -73,12 +73,12 @@ def _evaluate(node: ast.AST, given: Mapping[str, Any]) -> Any:
         case ast.BinOp() if type(node.op) in OPERATIONS:
             sides = [_evaluate(side, given) for side in (node.left, node.right)]
             return None if None in sides else OPERATIONS[type(node.op)](*sides)
-    raise ValueError(f"a bound is made of names, numbers and + - * /, got {ast.unparse(node)}")
+    raise ValueError(f"a bound may contain only names, numbers and + - * /, got {ast.unparse(node)}")
 
 
 @dataclass(frozen=True)
 class Matching:
-    """A text that matches a regular expression, and what that is called."""
+    """A string that matches a regular expression, with a description for messages."""
 
     pattern: str
     name: str
@@ -86,7 +86,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class _Stackable:
-    """Marks an argument in which members of a stack may differ though it cannot be a tensor."""
+    """Marks an argument that cannot be a tensor but may differ between the members of a stack."""
 
 
 STACKABLE = _Stackable()
@@ -94,41 +94,41 @@ STACKABLE = _Stackable()
 
 @dataclass(frozen=True)
 class _HoldsParts:
-    """Marks an argument with parts somewhere within it."""
+    """Marks an argument that contains parts at any depth."""
 
 
 HOLDS_PARTS = _HoldsParts()
 Nodes = Annotated[Sequence[Mapping[str, Any]], HOLDS_PARTS]
-"""A list of mappings with parts in them, each described by ``_target_``; the constructor checks them."""
+"""A list of mappings that contain parts, each described by ``_target_``; the constructor checks them."""
 Stackable = Annotated[T, STACKABLE]
 
 
 @dataclass(frozen=True)
 class _Object:
-    """Marks an argument that may be an object of any class."""
+    """Marks an argument that accepts an object of any class."""
 
 
 OBJECT = _Object()
 Object = Annotated[object, OBJECT]
-"""An object of any class; in a config, a mapping whose ``_target_`` is of an allowed package."""
+"""An object of any class; in a config, a mapping whose ``_target_`` is in an allowed package."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A fact that a part takes from one of its arguments: ``@part(target=Given("kind"))``; None there says nothing."""
+    """A fact that equals an argument of the part: ``@part(target=Given("kind"))``; unknown if the argument is None."""
 
     argument: str
 
 
 @dataclass(frozen=True)
 class InFile:
-    """The length of sequences ``[N, T, *M]`` in a file of arrays, which a part takes its fact ``num_steps`` from.
+    """The fact ``num_steps`` is the length of the sequences ``[N, T, *M]`` in a file of arrays.
 
     Args:
-        files: the arguments of the part that may name the file, of which the first that does counts.
+        files: the arguments that may name the file; the first that is set is used.
         array: the argument that names the array.
-        sequences: the argument that tells whether these are sequences; null where three axes or five are.
-        per_sample: whether it is a folder of npz files with a sample ``[T, *M]`` each.
+        sequences: the argument that says whether the array holds sequences; if null, arrays with 3 or 5 axes do.
+        per_sample: whether the path is a folder of npz files with one sample ``[T, *M]`` each.
     """
 
     files: tuple[str, ...]
@@ -142,7 +142,7 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Scale = Annotated[float, Interval(ge=1e-30, le=1e30)]
-"""A factor whose inverse and products stay finite in 32 bits."""
+"""A factor whose reciprocal and products are finite in float32."""
 Count = Annotated[int, Ge(1)]
 Index = Annotated[int, Ge(0)]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
@@ -150,7 +150,7 @@ Steps = Annotated[int, Interval(ge=1, le=1_000_000)]
 Workers = Annotated[int, Interval(ge=0, le=1024)]
 Name = Annotated[
     str,
-    Matching(r"(?!\.)[\w.-]{1,100}", "a text of letters, digits, '.', '_' and '-', at most 100, the first no '.'"),
+    Matching(r"(?!\.)[\w.-]{1,100}", "a name of letters, digits, '.', '_' and '-', at most 100, not starting with '.'"),
 ]
 Features = int | Sequence[int]
 """The neuron axes of a layer."""

@@ -13,11 +13,17 @@ from snnexp.spec.values import Domain, Parameter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 ROUNDING = 1e-6
-"""The relative error by which a value kept in float32 may exceed its bound."""
+"""Relative tolerance of bounds on values that are rounded to float32."""
 
 
 class ArgumentAnnotation(NamedTuple):
-    """The annotation of an argument."""
+    """The annotation of an argument.
+
+    Args:
+        domain: the values that it accepts; None for any.
+        tensors: whether code may pass a tensor.
+        relations: bounds by other arguments.
+    """
 
     domain: Domain | None
     tensors: bool
@@ -26,7 +32,7 @@ class ArgumentAnnotation(NamedTuple):
 
 @functools.cache
 def argument_annotations(annotated: Any) -> dict[str, ArgumentAnnotation]:
-    """The annotations of a function or class by argument; empty where they cannot be resolved."""
+    """Return the annotations of a function or class by argument name, or {} if they cannot be resolved."""
     try:
         hints = get_type_hints(annotated, include_extras=True)
         parameters = inspect.signature(annotated).parameters
@@ -49,10 +55,10 @@ def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
     Args:
         annotated: a function, or a class with fields.
         given: arguments by name; unknown ones are ignored.
-        prefix: stands before the names in sentences.
+        prefix: prepended to the names in messages.
 
     Raises:
-        ConfigError: some lie outside their domains; one sentence for each.
+        ConfigError: arguments are outside their domains; one message for each.
     """
     known = argument_annotations(annotated)
     refused = [
@@ -72,12 +78,12 @@ def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def violation(name: str, relation: AtMost | AtLeast, domain: Domain | None, given: Mapping[str, Any]) -> str | None:
-    """The sentence for a number that exceeds its bound; None where it does not, or where the bound is not known.
+    """Return the message for a number that violates its bound, or None if it does not or the bound is unknown.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         relation: its bound.
-        domain: of the argument; numbers of a neuron's parameter may exceed the bound by rounding.
+        domain: its domain; a neuron parameter may exceed the bound by rounding.
         given: all arguments, by name.
     """
     value, bound = given.get(name), evaluate_bound(relation.bound, given)
@@ -95,10 +101,10 @@ def violation(name: str, relation: AtMost | AtLeast, domain: Domain | None, give
 
 
 def checked(function: Function) -> Function:
-    """Decorate a function or an ``__init__``, so that each call checks its arguments against their annotations.
+    """Decorate a function or an ``__init__`` to check its arguments against their annotations at each call.
 
     Raises:
-        ConfigError: by the function, for arguments that lie outside their domains.
+        ConfigError: by the decorated function, if arguments are outside their domains.
     """
     signature = inspect.signature(function)
 
@@ -113,17 +119,20 @@ def checked(function: Function) -> Function:
 
 
 def check_fields(instance: Any) -> None:
-    """Check the fields of a dataclass against their annotations; errors as of :func:`check`."""
+    """Check the fields of a dataclass against their annotations, as :func:`check` does."""
     check(type(instance), {field.name: getattr(instance, field.name) for field in fields(instance)})
 
 
 def constructor(kind: type) -> Any:
-    """The ``__init__`` that a class has or inherits."""
+    """Return the ``__init__`` that a class defines or inherits."""
     return next((vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)), kind)
 
 
 def number(kind: type, name: str) -> values.Number:
-    """The numbers that an argument of a constructor takes; finite ones where neither the class nor a base says more."""
+    """Return the numbers that a constructor argument accepts, from the first class in the MRO that annotates it.
+
+    Without an annotation these are all finite numbers.
+    """
     for base in kind.__mro__:
         if name in (known := argument_annotations(constructor(base))):
             domain = known[name].domain

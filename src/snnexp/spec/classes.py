@@ -1,4 +1,4 @@
-"""Classes as their source defines them: the order of their bases, and what their bodies assign."""
+"""Classes as their source defines them: their method resolution order and class attributes."""
 
 import ast
 import functools
@@ -10,20 +10,20 @@ from snnexp.spec import source as sources
 from snnexp.spec.source import Definition, External, Object, UnreadableError
 
 MISSING = object()
-"""The value of what is not there, or is known only when it runs."""
+"""Stands for a value that does not exist, or is known only at runtime."""
 Class = Definition | External
 PLAIN_BASES = (object, Generic, Protocol)
 
 
 def mro(found: Definition, below: tuple[Definition, ...] = ()) -> tuple[Class, ...]:
-    """A class and its bases, in Python's order; what is not read ends each line of inheritance.
+    """Return a class and its bases in method resolution order; classes whose source is not read have no bases.
 
     Raises:
-        UnreadableError: a base is not known.
+        UnreadableError: a base is unknown.
     """
     assert isinstance(found.node, ast.ClassDef)
     if found in below:
-        raise UnreadableError(f"{found} derives from itself")
+        raise UnreadableError(f"{found} is a base of itself")
     lines: list[list[Class]] = []
     for node in found.node.bases:
         # Generic[T] and the like
@@ -33,7 +33,7 @@ def mro(found: Definition, below: tuple[Definition, ...] = ()) -> tuple[Class, .
         elif isinstance(base, External):
             lines.append([base])
         elif not (isinstance(base, Object) and base.value in PLAIN_BASES):
-            raise UnreadableError(f"a base of {found} is not read")
+            raise UnreadableError(f"a base of {found} cannot be read")
     return (found, *_merge_c3([*lines, [line[0] for line in lines]]))
 
 
@@ -44,13 +44,13 @@ def _merge_c3(lines: list[list[Class]]) -> Iterator[Class]:
                 first = line[0]
                 break
         else:
-            raise UnreadableError("the bases have no order")
+            raise UnreadableError("the bases have no consistent order")
         yield first
         lines = [line[1:] if line[0] == first else line for line in lines]
 
 
 def attribute(found: Definition, name: str) -> Any:
-    """What the body of a class assigns to a name; None where it does not, MISSING where it may be something else."""
+    """Return the value that a class body assigns to a name; None if it does not, MISSING if it cannot be determined."""
     assert isinstance(found.node, ast.ClassDef)
     assigned = [node for node in found.node.body if isinstance(node, ast.Assign | ast.AnnAssign)]
     plain = [value for node in assigned for bound, value in sources.bindings(node) if bound == name]
@@ -71,7 +71,7 @@ def attribute(found: Definition, name: str) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _count_names(found: Definition) -> Counter[str]:
-    """How often the code of a class sets an attribute of each name, or has its name as a text, as setattr needs it."""
+    """Count, by name, the attributes that the code of a class sets, and its string literals, which setattr may use."""
     names: Counter[str] = Counter()
     for node in ast.walk(found.node):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

@@ -1,4 +1,4 @@
-"""Compile a static method from its source, with no more than the light modules and the functions that it uses."""
+"""Compile a static method from its source, without importing its module."""
 
 import __future__
 
@@ -14,10 +14,10 @@ from snnexp.spec.source import Definition, Module, Object, Source, UnreadableErr
 
 
 def compiled(definition: Definition, allowed: Callable[[Source], bool]) -> Callable[..., Any]:
-    """A static method, compiled with the light modules, literals and functions of its module that it uses.
+    """Compile a static method with the light modules, and the literals and functions of its module, that it uses.
 
     Raises:
-        UnreadableError: it uses more, or ``allowed`` refuses its file.
+        UnreadableError: it uses anything else, or ``allowed`` rejects its file.
     """
     function: Callable[..., Any] = _compiled(definition, {}, allowed)
     return function
@@ -29,9 +29,9 @@ def _compiled(
     source, node = definition.source, definition.node
     assert isinstance(node, ast.FunctionDef)
     if not allowed(source):
-        raise UnreadableError(f"{definition} is not of an allowed package")
+        raise UnreadableError(f"{definition} is not in an allowed package")
     plain = ast.FunctionDef(**{**vars(node), "decorator_list": [], "returns": None})
-    # annotations stay texts, so that they need no names
+    # annotations are not evaluated, so their names need not resolve
     code = compile(ast.Module([plain], []), str(source.path), "exec", __future__.annotations.compiler_flag)
     namespace: dict[str, Any] = {"__name__": source.name, "__builtins__": builtins}
     made[node] = None
@@ -49,7 +49,7 @@ def _compiled(
             namespace[name] = importlib.import_module(found.name)
         else:
             raise UnreadableError(f"{definition} uses {name}")
-    # a function of the module may have the same name
+    # a separate namespace: a function of the module may have the same name
     own: dict[str, Any] = {}
     exec(code, namespace, own)
     made[node] = own[node.name]
@@ -57,6 +57,6 @@ def _compiled(
 
 
 def _globals(code: CodeType) -> set[str]:
-    """The global names that code, and the functions within it, read."""
+    """Return the global names that code and its nested functions read."""
     own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return own.union(*(_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType)))

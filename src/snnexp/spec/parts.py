@@ -1,4 +1,4 @@
-"""The parts of this package, and the specification of any part by its target."""
+"""Look up the specification of a part by its ``_target_``, and list the parts of this package."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +13,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PartFactory:
-    """Builds a part that lies deeper within the arguments of another, which alone knows what is missing.
+    """Builds a part that is nested in the arguments of another part, which supplies the missing arguments.
 
     Args:
-        make: the factory.
-        missing: names of arguments that the constructor has and the config does not set.
+        make: builds the part.
+        missing: names of the constructor arguments that the config does not set.
     """
 
     def __init__(self, make: Callable[..., Any], missing: Iterable[str]) -> None:
@@ -28,13 +28,13 @@ class PartFactory:
 
 
 def part(**facts: Any) -> Callable[[Function], Function]:
-    """Mark a function that makes a part, and say what others need to know of it.
+    """Mark a function as a part, and state facts that other parts depend on.
 
     Args:
-        facts: of data, ``target`` (``labels`` or ``trace``), ``sequences``, ``inputs``, ``outputs`` and ``samples``, as
-            of :class:`snnexp.data.DataModule`, and ``stackable``; what depends on arguments is left out. ``validation``
-            names the arguments that make a validation split, the usual first; with ``splits_in_file``, one may also be
-            in the file.
+        facts: for data, ``target`` (such as ``labels`` or ``trace``), ``sequences``, ``inputs``, ``outputs`` and
+            ``samples``, as in :class:`snnexp.data.DataModule`, and ``stackable``; leave out facts that depend on
+            arguments. ``validation`` names the arguments that create a validation split, the preferred one first;
+            with ``splits_in_file`` the file may contain one too.
     """
 
     def decorate(function: Function) -> Function:
@@ -44,8 +44,8 @@ def part(**facts: Any) -> Callable[[Function], Function]:
 
 
 def of(target: str) -> Spec:
-    """The part that a config names by ``target``."""
-    # files of this package stay as they are while it runs
+    """Return the specification of the part that a config names by ``target``."""
+    # files of this package do not change during the process
     return _own(target) if target.startswith("snnexp.") else read(target)
 
 
@@ -53,7 +53,7 @@ _own = functools.cache(read)
 
 
 def is_shipped(target: str, place: str) -> bool:
-    """Whether a part of this package may stand at a place."""
+    """Return True if a part belongs to this package and is allowed at a place."""
     module, base = PLACES[place].module, PLACES[place].base
     if not f"{target.rpartition('.')[0]}.".startswith(f"{module}."):
         return False
@@ -63,10 +63,10 @@ def is_shipped(target: str, place: str) -> bool:
 
 @functools.cache
 def shipped(place: str) -> Mapping[str, Spec]:
-    """The parts of this package that may stand at a place, by target."""
+    """Return the parts of this package that are allowed at a place, by target."""
     module = PLACES[place].module
     found: dict[str, Spec] = {}
-    # names of the package come first, and stand for what its files define
+    # the names that the package exports take precedence over those of its modules
     for each in (module, *sources.submodules(module)):
         for name in sources.load(each).names:
             target = f"{each}.{name}"
@@ -78,20 +78,20 @@ def shipped(place: str) -> Mapping[str, Spec]:
 
 @functools.cache
 def by_choice(place: str) -> Mapping[str, Spec]:
-    """As :func:`shipped`, by the name of the choice that is named after the class, such as ``spike_count``."""
+    """Return :func:`shipped` by the snake-case class name, which is the name of the choice, such as ``spike_count``."""
     return {snake_case(spec.name): spec for spec in shipped(place).values()}
 
 
 @functools.cache
 def spike_statistics() -> frozenset[str]:
-    """The names of this package's statistics that need a neuron that fires."""
+    """Return the names of the shipped statistics that need a spiking neuron."""
     module = "snnexp.neurons.statistics"
     specs = [of(f"{module}.{name}") for name in sources.load(module).names if name[0].isupper()]
     return frozenset(spec.fact("name") for spec in specs if spec.fact("reads_spikes") is True)
 
 
 def measures(cfg: Mapping[str, Any]) -> dict[str, Spec]:
-    """The measures that a config names, by name."""
+    """Return the specifications of the measures in a config, by name."""
     nodes = cfg.get("measure")
     named = nodes.items() if isinstance(nodes, Mapping) else ()
     found = ((name, node.get("_target_") if isinstance(node, Mapping) else None) for name, node in named)
@@ -99,15 +99,15 @@ def measures(cfg: Mapping[str, Any]) -> dict[str, Spec]:
 
 
 def places_of(spec: Spec) -> list[Place]:
-    """The places where a part may stand, of those whose parts derive from a class."""
+    """Return the places whose base class a part derives from."""
     return [place for place in PLACES.values() if place.base in spec.bases]
 
 
 def place_of(kind: str) -> str | None:
-    """The place of the parts that derive from a class."""
+    """Return the name of the place whose parts derive from the class ``kind``."""
     return next((name for name, place in PLACES.items() if place.base == kind), None)
 
 
 def is_stacked(spec: Spec) -> bool:
-    """Whether a part computes for all members of a stack at once, as trainers and initializers do not."""
+    """Return True if a part computes for all members of a stack at once; trainers and initializers do not."""
     return all(place.stacked for place in places_of(spec)) and not is_shipped(spec.target, "trainer")

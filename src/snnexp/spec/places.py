@@ -1,17 +1,17 @@
-"""The places of a config where parts are built, and what each accepts."""
+"""The keys of a config at which parts are built, and which parts each accepts."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
 class Place(NamedTuple):
-    """What may stand at a key of a config.
+    """The parts that a key of a config accepts.
 
     Args:
-        module: that lists the shipped ones.
-        base: the class that they derive from; "" for functions that are marked by :func:`snnexp.spec.parts.part`.
-        given: arguments that the assembly gives, and no config.
-        offered: arguments that it gives where the constructor has them and the config does not set them.
+        module: module of the shipped parts.
+        base: their base class; "" for functions that are marked by :func:`snnexp.spec.parts.part`.
+        given: arguments that the program supplies; a config cannot set them.
+        offered: arguments that the program supplies if the constructor has them and the config does not set them.
         stacked: whether a part computes for all members of a stack at once.
         many: whether the node is a mapping of names to parts.
     """
@@ -43,18 +43,18 @@ PLACES = {
     "trainer": Place("snnexp.training.assembly", stacked=False),
     "initializer": Place("snnexp.initializers", "snnexp.initializers.Initializer", stacked=False),
 }
-"""By key; an initializer takes the place of a neuron's parameter."""
+"""Places by key; an initializer is allowed as the value of a neuron parameter."""
 
 SYNAPSE = ("inputs", "in_features", "in_channels", "num_features", "num_channels", "normalized_shape")
-"""What a network offers to the constructor of a synapse: the shape that it reads, and sizes by the names of PyTorch."""
+"""Arguments that a network offers to a synapse: the shape of its input, and sizes by the names that PyTorch uses."""
 MODULE = "torch.nn.modules.module.Module"
 
 KINDS = {place.base for place in PLACES.values() if place.base}
-"""The classes that parts derive from."""
+"""The base classes of parts."""
 
 
 def nodes(cfg: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """The path, the place and the node of each part that a config names; of a place with many, of each of them."""
+    """Yield the path, the place and the node of each part of a config."""
     for key, node in cfg.items():
         if key in PLACES and PLACES[key].many and isinstance(node, Mapping):
             yield from ((f"{key}.{name}", key, each) for name, each in node.items())

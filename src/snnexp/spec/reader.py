@@ -1,7 +1,7 @@
-"""Read what a part is from the source of its class or function: its arguments, and facts that other parts depend on.
+"""Read the specification of a part from the source of its class or function: its arguments and facts.
 
-Nothing is imported. What the source does not tell is not checked: the constructor decides, and :attr:`Spec.unread` says
-why.
+Nothing is imported. What cannot be determined from the source is not checked before the constructor runs;
+:attr:`Spec.unread` gives the reason.
 """
 
 import ast
@@ -27,13 +27,13 @@ class Argument:
 
     Args:
         name: its name.
-        domain: the values that it takes; None for any.
-        default: as it is written; None for an argument that must be given.
-        value: the default, where it can be evaluated.
-        stackable: whether members of a stack may differ in it.
+        domain: the values that it accepts; None for any.
+        default: source code of the default; None for a required argument.
+        value: value of the default, or MISSING if it cannot be evaluated.
+        stackable: whether it may differ between the members of a stack.
         relations: bounds by other arguments.
-        kinds: the classes of objects that it takes, ``module.name``.
-        holds_parts: whether there may be parts somewhere within it.
+        kinds: the classes of the objects that it accepts, as ``module.name``.
+        holds_parts: whether it may contain parts at any depth.
         doc: its description in the docstring.
     """
 
@@ -57,14 +57,14 @@ class Spec:
     """A part as its source describes it.
 
     Args:
-        target: what a config names it by.
-        arguments: by name.
-        takes_all: whether it takes any other key too.
-        unread: why the source does not say what it takes; "" where it does.
-        doc: the first line of its docstring.
-        classes: the class and its bases in the order of Python's method resolution, up to one that is not read.
-        facts: what a function says of itself by ``@part(...)``; None for a function without, and for a class.
-        definition: ``module.name`` where it is defined.
+        target: the ``_target_`` that names it in a config.
+        arguments: its arguments, by name.
+        takes_all: whether it accepts any other key too.
+        unread: why its arguments cannot be read from the source; "" if they can.
+        doc: first line of its docstring.
+        classes: the class and its bases in method resolution order.
+        facts: the arguments of ``@part(...)``; None for a class and for a function without the decorator.
+        definition: ``module.name`` of its definition.
     """
 
     target: str
@@ -82,11 +82,11 @@ class Spec:
 
     @property
     def bases(self) -> tuple[str, ...]:
-        """The classes that it derives from, itself included, by the modules that define them."""
+        """The class and its bases, as ``module.name`` of their definitions."""
         return tuple(map(str, self.classes))
 
     def fact(self, name: str) -> Any:
-        """A class attribute, or what ``@part`` says by that name; MISSING where the source does not tell."""
+        """Return a class attribute or an argument of ``@part``; MISSING if the source does not determine it."""
         if self.facts is not None:
             return self.facts.get(name, MISSING)
         if name in self.arguments:
@@ -99,7 +99,7 @@ class Spec:
         return MISSING
 
     def own_fact(self, name: str) -> Any:
-        """As :meth:`fact`, if the class itself has the attribute and does not inherit it."""
+        """Return :meth:`fact` if the class defines the attribute itself, MISSING if it inherits it."""
         if self.facts is not None:
             return self.facts.get(name, MISSING)
         first = self.classes[0] if self.classes else None
@@ -107,10 +107,10 @@ class Spec:
         return MISSING if found is None else found
 
     def rule(self, name: str, allowed: Callable[[Source], bool]) -> Callable[..., Any] | None:
-        """A static method of its class, to be called; None where there is none.
+        """Return a static method of the class as a function, or None if there is none.
 
         Raises:
-            UnreadableError: there is one, and its source is not enough.
+            UnreadableError: it cannot be compiled from its source alone.
         """
         for each in self.classes:
             if isinstance(each, External):
@@ -119,24 +119,24 @@ class Spec:
                 if name in sources.bound_names(node):
                     static = isinstance(node, ast.FunctionDef) and list(map(ast.unparse, node.decorator_list))
                     if not isinstance(node, ast.FunctionDef) or static != ["staticmethod"]:
-                        raise UnreadableError(f"{name} of {each} is no static method")
+                        raise UnreadableError(f"{name} of {each} is not a static method")
                     return compiled(Definition(each.source, node), allowed)
         return None
 
 
 def read(target: str) -> Spec:
-    """The part that a config names by ``target``."""
+    """Read the specification of the part that a config names by ``target``."""
     module, _, name = target.rpartition(".")
     try:
         found = sources.member(module, name)
         if not isinstance(found, Definition):
-            raise UnreadableError(f"{target} is neither a class nor a function in a file of its own")
+            raise UnreadableError(f"{target} is not a class or function of a Python file")
         return _spec(target, found)
     except UnreadableError as error:
         return Spec(target, takes_all=True, unread=str(error))
     except Exception as error:
-        # what is odd enough for that is no mistake of the config
-        return Spec(target, takes_all=True, unread=f"its source cannot be followed ({type(error).__name__})")
+        # unusual source code is not an error of the config
+        return Spec(target, takes_all=True, unread=f"its source cannot be analyzed ({type(error).__name__})")
 
 
 def _spec(target: str, found: Definition) -> Spec:
@@ -155,7 +155,7 @@ def _spec(target: str, found: Definition) -> Spec:
 
 
 def _part_facts(found: Definition) -> dict[str, Any] | None:
-    """What the decorators of a function say of it; others than ours could make anything of it."""
+    """Return the facts of ``@part``, or None without it; raise UnreadableError for an unknown decorator."""
     facts: dict[str, Any] | None = None
     for node in found.node.decorator_list:
         call = node if isinstance(node, ast.Call) else None
@@ -164,18 +164,18 @@ def _part_facts(found: Definition) -> dict[str, Any] | None:
         if getattr(decorator, "__name__", "") == "part" and call is not None:
             facts = {word.arg: sources.evaluate(found.source, word.value) for word in call.keywords if word.arg}
         elif getattr(decorator, "__name__", "") not in ("cache", "lru_cache", "checked"):
-            raise UnreadableError(f"{found} has a decorator that is not known")
+            raise UnreadableError(f"{found} has an unknown decorator")
     return facts
 
 
 def _constructor_arguments(classes: Sequence[Class]) -> tuple[dict[str, Argument], bool]:
-    """The arguments of the first constructor, and whether it takes any other too."""
+    """Return the arguments of the first constructor in the MRO, and whether it accepts any other."""
     for each in classes:
         if isinstance(each, Definition):
             _require_static_constructor(each)
     for index, each in enumerate(classes):
         if isinstance(each, External):
-            raise UnreadableError(f"its constructor is that of {each}")
+            raise UnreadableError(f"its constructor is inherited from {each}")
         assert isinstance(each.node, ast.ClassDef)
         methods = {node.name: node for node in each.node.body if isinstance(node, ast.FunctionDef)}
         if "__init__" in methods:
@@ -188,21 +188,21 @@ def _constructor_arguments(classes: Sequence[Class]) -> tuple[dict[str, Argument
 
 
 def _require_static_constructor(found: Definition) -> None:
-    """Refuse to read a class whose constructor may be another than it is written."""
+    """Raise UnreadableError for a class whose constructor may differ from its source."""
     assert isinstance(found.node, ast.ClassDef)
     if found.node.name in found.source.ambiguous or found.node.keywords:
-        raise UnreadableError(f"{found} has a metaclass or other keywords, or is changed after it is defined")
+        raise UnreadableError(f"{found} has a metaclass or class keywords, or is modified after its definition")
     _is_dataclass(found)
     for node in found.node.body:
         for name in sources.bound_names(node) & {"__init__", "__new__", "__init_subclass__"}:
             decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else [None]
             known = [_decorator_name(found.source, decorator) in ("checked", "override") for decorator in decorators]
             if name != "__init__" or not all(known):
-                raise UnreadableError(f"{found} makes its constructor when it runs")
+                raise UnreadableError(f"{found} creates its constructor at runtime")
 
 
 def _decorator_name(source: Source, node: ast.AST | None) -> str:
-    """The name of a real object that a decorator is; "" for anything else."""
+    """Return the name of a decorator of an importable module; "" for any other node."""
     if node is None:
         return ""
     binding = sources.resolve(source, node.func if isinstance(node, ast.Call) else node)
@@ -213,7 +213,7 @@ def _is_dataclass(found: Definition) -> bool:
     names = [_decorator_name(found.source, node) for node in found.node.decorator_list]
     calls = [node for node in found.node.decorator_list if isinstance(node, ast.Call)]
     if {*names} - {"dataclass", "final"} or any(word.arg == "init" for call in calls for word in call.keywords):
-        raise UnreadableError(f"{found} has a decorator that is not known")
+        raise UnreadableError(f"{found} has an unknown decorator")
     return "dataclass" in names
 
 
@@ -221,7 +221,7 @@ def _dataclass_arguments(classes: Sequence[Class]) -> dict[str, Argument]:
     found: dict[str, Argument] = {}
     for each in reversed(classes):
         if isinstance(each, External):
-            raise UnreadableError(f"{each} may have fields")
+            raise UnreadableError(f"{each} may define fields")
         if not _is_dataclass(each):
             continue
         docs = _argument_docs(ast.get_docstring(each.node) or "")
@@ -246,7 +246,7 @@ def _is_not_field(found: Definition, annotation: ast.expr) -> bool:
 
 
 def _field_default(node: ast.expr | None) -> Any:
-    """The default of a field; None where it must be given, MISSING where the constructor does not take it."""
+    """Return the default of a field; None for a required one, MISSING for one that is not in the constructor."""
     if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "field":
         words = {word.arg: word.value for word in node.keywords}
         if "init" in words:
@@ -272,7 +272,7 @@ def _signature_arguments(
 
 
 def _function_arguments(found: Definition) -> tuple[dict[str, Argument], bool]:
-    """The arguments of a function, with those of another function that it passes its ``**kwargs`` on to."""
+    """Return the arguments of a function, including those of the function that it forwards ``**kwargs`` to."""
     assert isinstance(found.node, ast.FunctionDef)
     arguments, takes_all = _signature_arguments(found, found.node, 0, ast.get_docstring(found.node) or "")
     call = _forwarding_call(found.node) if takes_all else None
@@ -291,7 +291,7 @@ def _function_arguments(found: Definition) -> tuple[dict[str, Argument], bool]:
 def _with_forwarded(
     node: ast.FunctionDef, classes: Sequence[Class], own: dict[str, Argument]
 ) -> tuple[dict[str, Argument], bool]:
-    """The arguments of a constructor with ``**kwargs``: those of the next one too, where they are only passed on."""
+    """Add the arguments of the next constructor, if ``**kwargs`` are only forwarded to ``super().__init__``."""
     call = _forwarding_call(node)
     if call is None or ast.unparse(call.func) != "super().__init__":
         return own, True
@@ -300,7 +300,7 @@ def _with_forwarded(
 
 
 def _forwarding_call(node: ast.FunctionDef) -> ast.Call | None:
-    """The call to which a function passes its ``**kwargs`` on, where it does nothing else with them."""
+    """Return the call that a function forwards its ``**kwargs`` to, if that is their only use."""
     assert node.args.kwarg is not None
     used = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each.id == node.args.kwarg.arg]
     for call in (each for each in ast.walk(node) if isinstance(each, ast.Call)):
@@ -311,7 +311,7 @@ def _forwarding_call(node: ast.FunctionDef) -> ast.Call | None:
 
 
 def _remaining(arguments: Mapping[str, Argument], call: ast.Call) -> dict[str, Argument]:
-    """The arguments that a call does not give."""
+    """Return the arguments that a call does not pass."""
     given = [*arguments][: len(call.args)] + [word.arg for word in call.keywords if word.arg]
     return {name: each for name, each in arguments.items() if name not in given}
 
@@ -319,12 +319,12 @@ def _remaining(arguments: Mapping[str, Argument], call: ast.Call) -> dict[str, A
 def _argument(
     found: Definition, name: str, annotation: ast.expr | None, default: ast.expr | None, doc: str
 ) -> Argument:
-    # a name of the class's own is not looked for
+    # names that the class body binds are not resolved
     local = sources.bound_names(ast.Module(found.node.body, [])) if isinstance(found.node, ast.ClassDef) else set()
 
     def evaluated(node: ast.expr) -> Any:
         if local & {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}:
-            raise UnreadableError(f"{found} has names of its own")
+            raise UnreadableError(f"{found} binds names in its body")
         return sources.evaluate(found.source, node)
 
     value = MISSING
@@ -347,7 +347,7 @@ def _argument(
 
 
 def _argument_docs(doc: str) -> dict[str, str]:
-    """The descriptions of arguments in the section Args of a docstring."""
+    """Return the descriptions of the arguments from the ``Args:`` section of a docstring."""
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(doc), re.M | re.S)
     if section is None:
         return {}

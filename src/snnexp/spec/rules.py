@@ -1,4 +1,4 @@
-"""Checks of parts against each other. Each takes the parts themselves, or the facts read from their sources."""
+"""Check that parts are compatible. Each check takes the parts themselves, or the facts read from their source."""
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -19,15 +19,15 @@ TARGETS = {
     "values": ("values", "use loss=mse_membrane, or data with labels"),
     "step_labels": ("a label for each step", OTHER_LOSS),
 }
-"""The kinds of targets: in words, and what fits them."""
+"""The kinds of targets: description, and a hint for a message."""
 
 
 class Facts:
-    """The class attributes of a part that is only read; MISSING where the source does not tell.
+    """The class attributes of a part, read from its source; MISSING if the source does not determine them.
 
     Args:
-        spec: the part.
-        values: its arguments, of which some are facts (:class:`~snnexp.spec.annotations.Given`).
+        spec: specification of the part.
+        values: its arguments, which some facts are taken from (:class:`~snnexp.spec.annotations.Given`).
     """
 
     def __init__(self, spec: Spec, values: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -37,7 +37,7 @@ class Facts:
     def __getattr__(self, name: str) -> Any:
         found = self.spec.fact(name)
         if isinstance(found, InFile):
-            # which is known when it is read
+            # known when the file is read
             return MISSING
         if not isinstance(found, Given):
             return found
@@ -46,7 +46,7 @@ class Facts:
 
 
 def require_arguments(path: str, name: str, keys: Collection[Any], known: Collection[str]) -> None:
-    """Refuse those of ``keys`` that ``name``, which is built at ``path``, does not take."""
+    """Refuse those of ``keys`` that are not arguments of ``name``, the part at ``path``."""
     unknown = [
         f"{path}.{format_value(key)}: unknown key, {name} has no such argument, {suggest(str(key), known)}"
         for key in keys
@@ -57,7 +57,7 @@ def require_arguments(path: str, name: str, keys: Collection[Any], known: Collec
 
 
 def require_target(loss: Any, data: Any) -> None:
-    """Refuse a loss that cannot be compared with the target of the data."""
+    """Refuse a loss that does not support the targets of the data."""
     known = isinstance(loss.targets, tuple | list) and loss.targets and isinstance(data.target, str)
     if known and data.target not in loss.targets:
         kind, hint = TARGETS.get(data.target, (data.target, OTHER_LOSS))
@@ -65,7 +65,7 @@ def require_target(loss: Any, data: Any) -> None:
 
 
 def require_steps(data: Any, num_steps: Any) -> None:
-    """Refuse sequences of another length than the run's."""
+    """Refuse sequences whose length differs from ``num_steps``."""
     known = data.sequences is True and isinstance(data.num_steps, int)
     if known and data.num_steps != num_steps:
         steps, given = data.num_steps, format_value(num_steps)
@@ -73,7 +73,7 @@ def require_steps(data: Any, num_steps: Any) -> None:
 
 
 def require_encoder(encoder: Any, data: Any) -> None:
-    """Refuse an encoder of sequences on data that are none, and the other way round."""
+    """Refuse an encoder of sequences for constant inputs, and the reverse."""
     known = isinstance(encoder.takes_sequences, bool) and isinstance(data.sequences, bool)
     if known and encoder.takes_sequences != data.sequences:
         need = "sequence" if data.sequences else "constant"
@@ -89,10 +89,10 @@ def require_spikes(loss: Any, readout: Any) -> None:
 
 
 def takes_neurons(network: Mapping[str, Any], key: str) -> bool:
-    """Whether a network may have neurons that the node ``neuron`` or ``readout`` of a config describes.
+    """Return True if a network may use the node ``neuron`` or ``readout`` of a config.
 
     Args:
-        network: its node.
+        network: node of the network.
         key: ``neuron`` or ``readout``.
     """
     spec = parts.of(str(network.get("_target_")))
@@ -101,16 +101,16 @@ def takes_neurons(network: Mapping[str, Any], key: str) -> bool:
     layers = network.get("layers")
     if not isinstance(layers, list) or not all(isinstance(layer, Mapping) for layer in layers):
         return True
-    # a layer may name neurons of its own
+    # a layer may set its own neuron
     return any("neuron" not in layer for layer in (layers[-1:] if key == "readout" else layers[:-1]))
 
 
 def require_decoder(decoder: Any, readout: Any, data: Any) -> None:
-    """Refuse a decoder of another kind of target, and one that reads the spikes of a readout that never fires.
+    """Refuse a decoder for another kind of target, or one that reads the spikes of a readout that never fires.
 
     Args:
-        decoder: None for none.
-        readout: the neuron.
+        decoder: the decoder, or None.
+        readout: the neuron of the readout.
         data: the data.
     """
     target = data.target
@@ -129,13 +129,13 @@ def require_decoder(decoder: Any, readout: Any, data: Any) -> None:
 
 
 def require_measure(name: str, measure: Any, data: Any, readout: Any) -> None:
-    """Refuse a measure that is not defined for the target of the data, or reads spikes of a readout that never fires.
+    """Refuse a metric that is not defined for the targets, or reads the spikes of a readout that never fires.
 
     Args:
-        name: of the measure.
-        measure: the measure.
+        name: name of the metric in the config.
+        measure: the metric.
         data: the data.
-        readout: the neuron; None where only the network knows it.
+        readout: the neuron of the readout; None if only the network knows it.
     """
     if readout is not None and readout.spikes is False and reads_spikes(measure):
         raise ConfigError(
@@ -148,22 +148,23 @@ def require_measure(name: str, measure: Any, data: Any, readout: Any) -> None:
 
 
 DECODED = ("labels", "step_labels")
-"""The kinds of target that a decoder's classes are compared with."""
+"""The kinds of target that predicted classes are compared with."""
 RENAMED = {"max_voltage": "max_membrane"}
-"""Names that losses gave to decoders in earlier versions."""
+"""Names of decoders in earlier versions, and their present names."""
 
 
 def default_decoder(loss: Any, readout: Any, data: Any, earlier: bool = False) -> Any:
-    """The choice of decoder that goes with parts: that of the loss, or ``max_membrane`` of a readout that never fires.
+    """Return the default decoder: that of the loss, or ``max_membrane`` for a readout that never fires.
 
     Args:
         loss: the loss.
-        readout: the neuron.
+        readout: the neuron of the readout.
         data: the data.
-        earlier: as versions decided that had no decoder in a config, and knew the highest membrane and spike counts.
+        earlier: apply the rule of versions without a decoder in the config, which had ``max_membrane`` and
+            ``spike_count`` only.
 
     Returns:
-        The name; None where targets are no labels, MISSING where the sources do not tell.
+        Its name; None if targets are not labels, MISSING if the source does not determine it.
     """
     target, name = data.target, loss.decoder
     if not isinstance(target, str):
@@ -184,13 +185,13 @@ def default_decoder(loss: Any, readout: Any, data: Any, earlier: bool = False) -
 
 
 def reads_spikes(part: Any) -> bool:
-    """Whether a part is known to need a neuron that fires."""
+    """Return True if a part is known to read spikes."""
     reads = part.reads if isinstance(part.reads, tuple | list) else (part.reads,)
     return any(read in parts.spike_statistics() or getattr(read, "reads_spikes", False) is True for read in reads)
 
 
 def _decoders(target: str, fires: Any) -> str:
-    """The shipped choices for a kind of target, as they are typed."""
+    """Return the override for the shipped decoders of a kind of target."""
     found = {name: Facts(spec) for name, spec in parts.by_choice("decoder").items()}
     fit = [name for name, facts in found.items() if target in facts.targets]
     fit = [name for name in fit if fires is not False or not reads_spikes(found[name])]
@@ -198,20 +199,20 @@ def _decoders(target: str, fires: Any) -> str:
 
 
 def validation_keys(data: Any) -> tuple[str, ...]:
-    """The arguments of a data part that set samples aside for validation, the usual first."""
+    """Return the data arguments that create a validation split, the preferred one first."""
     keys: Any = getattr(data, "validation", MISSING)
     return ("val_size",) if keys is MISSING else tuple(keys)
 
 
 def require_validation(key: str, value: Any, measure: Any, data: Any, given: Mapping[str, Any]) -> None:
-    """Refuse to watch a measure of a validation split that there is not.
+    """Refuse to monitor a metric of the validation split if there is no such split.
 
     Args:
-        key: that asks for it.
-        value: of the key.
-        measure: that is watched.
+        key: key that names the metric.
+        value: value of the key.
+        measure: the monitored metric.
         data: the data.
-        given: the arguments of the data.
+        given: arguments of the data.
     """
     keys = validation_keys(data)
     there = any(given.get(each, MISSING) for each in keys) or data.splits_in_file is True
@@ -220,7 +221,7 @@ def require_validation(key: str, value: Any, measure: Any, data: Any, given: Map
 
 
 def no_validation(key: str, value: Any, use: str) -> str:
-    """What is wrong with a key that watches a validation split, where there is none; ``use`` makes one."""
+    """Return the message for a key that monitors a missing validation split; the data argument ``use`` creates one."""
     return f"{key}: got {format_value(value)}, and there is no validation split to watch; set data.{use}"
 
 
@@ -231,15 +232,15 @@ def _name(part: Any) -> str:
 def require_batches(
     samples: Any, devices: int, batch_size: int = 1, drop_last: bool = False, val_size: int = 0, **values: Any
 ) -> None:
-    """Refuse sizes that the training samples do not allow.
+    """Refuse batch and validation sizes that exceed the number of training samples.
 
     Args:
-        samples: how many there are; MISSING where that is not known.
-        devices: processes that share each batch.
-        batch_size: samples of a batch.
-        drop_last: leave out a batch that is not full.
-        val_size: samples that are set aside.
-        values: other arguments of the data.
+        samples: number of training samples; MISSING if unknown.
+        devices: number of processes that share each batch.
+        batch_size: samples per batch.
+        drop_last: whether an incomplete batch is dropped.
+        val_size: samples of the validation split.
+        values: other arguments of the data, ignored.
     """
     if samples is MISSING:
         return

@@ -1,8 +1,8 @@
 """Resolve names and expressions of Python files without importing the files.
 
 Annotations such as ``NeuronParameter[Fraction]`` are evaluated with the real objects of a few modules (:data:`LIGHT`,
-:data:`OWN`); a class that is only read is represented by an empty one. Nothing else is imported, and no function is
-called but the types in :data:`CALLABLE`.
+:data:`OWN`); any other class is represented by an empty placeholder. Nothing else is imported, and only the types in
+:data:`CALLABLE` are called.
 """
 
 import ast
@@ -28,27 +28,27 @@ OWN = ("snnexp.errors", "snnexp.text", "snnexp.spec")
 TYPES = {
     kind.__name__: kind for kind in (bool, bytes, complex, dict, float, frozenset, int, list, object, set, str, tuple)
 }
-"""The builtins that an expression may name."""
+"""The builtins that an expression may use."""
 CALLABLE = (float, int, TypeVar, annotated_types.doc)
-"""What an expression may call, beside the classes of annotated-types and of :mod:`snnexp.spec.annotations`."""
+"""What an expression may call, besides the classes of annotated-types and :mod:`snnexp.spec.annotations`."""
 OPAQUE = {"torch", "torchvision", "lightning", "numpy", "scipy", *sys.stdlib_module_names}
-"""Packages whose files are not read."""
+"""Packages whose source is not read."""
 
 
 class UnreadableError(Exception):
-    """The source alone does not tell; the message says what."""
+    """Something cannot be determined from the source; the message says why."""
 
 
 @dataclass(frozen=True)
 class Object:
-    """A name that is bound to a real object."""
+    """A name that is bound to an object of an importable module, or to the value of an expression."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class External:
-    """A name of a package that is not read."""
+    """A name of a package whose source is not read."""
 
     module: str
     name: str
@@ -68,8 +68,8 @@ class Source:
     """A module's file and the names that it binds.
 
     Args:
-        name: of the module.
-        path: of the file; None for a folder without one.
+        name: name of the module.
+        path: its file; None for a namespace package.
     """
 
     def __init__(self, name: str, path: Path | None) -> None:
@@ -77,7 +77,7 @@ class Source:
         self.package = name if path is None or path.stem == "__init__" else name.rpartition(".")[0]
         self.names: dict[str, ast.AST] = {}
         self.ambiguous: set[str] = set()
-        """Names that are bound more than once, or in a way that is not followed."""
+        """Names that are bound more than once, or by a statement that is not supported."""
         self.star_imports: list[str] = []
         if path is not None:
             content = path.read_bytes()
@@ -105,7 +105,7 @@ class Source:
             self.names[name] = value
 
     def absolute(self, node: ast.ImportFrom) -> str:
-        """The module that an import is from."""
+        """Return the absolute name of the module that is imported from."""
         if not node.level:
             return node.module or ""
         parents = self.package.split(".")
@@ -114,7 +114,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Definition:
-    """A class or function, and where it is defined."""
+    """A class or function, and the module that defines it."""
 
     source: Source
     node: ast.ClassDef | ast.FunctionDef
@@ -131,7 +131,7 @@ Binding = Object | External | Module | Definition
 
 
 def bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """The names that a statement binds in a way that can be followed, and what to."""
+    """Yield the names that a supported statement binds, with the nodes that they are bound to."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         yield node.name, node
     elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -145,7 +145,7 @@ def bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def bound_names(node: ast.AST) -> set[str]:
-    """The names that a statement binds in any way, or whose attributes it sets; not those within definitions."""
+    """Return the names that a statement binds, or whose attributes it sets, outside nested definitions."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -155,7 +155,7 @@ def bound_names(node: ast.AST) -> set[str]:
         found.add(node.id)
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
         found.add(node.value.id)
-    # of values, which bind nothing, nothing is looked at
+    # only targets bind names; the assigned values are skipped
     parts = getattr(node, "targets", None) or (
         [node.target] if isinstance(node, ast.AnnAssign | ast.AugAssign) else None
     )
@@ -165,10 +165,10 @@ def bound_names(node: ast.AST) -> set[str]:
 
 
 def load(name: str) -> Source:
-    """The file of a module.
+    """Parse the file of a module; the result is cached until the file changes.
 
     Raises:
-        UnreadableError: there is none, or it is no Python.
+        UnreadableError: there is no file, or it is not valid Python.
     """
     path = _file(name)
     try:
@@ -184,15 +184,15 @@ def _parsed(name: str, path: Path | None, signature: tuple[int, int] | None) -> 
 
 
 def _file(name: str) -> Path | None:
-    """Where a module is, found as an import would find it, without importing its parents; None for a plain folder."""
-    # files of this package stay where they are while it runs
+    """Find the file of a module as an import would, without importing its parents; None for a namespace package."""
+    # files of this package do not move during the process
     return _file_of_own(name) if name.startswith("snnexp.") else _search(name)
 
 
 def _search(name: str) -> Path | None:
     root, *rest = name.split(".")
     if not all(word.isidentifier() for word in (root, *rest)):
-        raise UnreadableError(f"{name} is no name of a module")
+        raise UnreadableError(f"{name} is not a module name")
     try:
         spec = importlib.util.find_spec(root)
     except (ValueError, ImportError):
@@ -214,9 +214,9 @@ def _search(name: str) -> Path | None:
                 path, folders = None, [place]
                 break
         else:
-            raise UnreadableError(f"there is no source of {'.'.join([root, *rest[: index + 1]])}")
+            raise UnreadableError(f"no source file of {'.'.join([root, *rest[: index + 1]])} was found")
     if path is not None and not path.endswith(".py"):
-        raise UnreadableError(f"there is no source of {name}")
+        raise UnreadableError(f"no source file of {name} was found")
     return None if path is None else Path(path)
 
 
@@ -224,7 +224,7 @@ _file_of_own = functools.cache(_search)
 
 
 def submodules(name: str) -> list[str]:
-    """The modules in the folder of a package."""
+    """Return the names of the modules in the folder of a package."""
     path = _file(name)
     if path is None or path.stem != "__init__":
         return []
@@ -240,15 +240,15 @@ def _is_module(name: str) -> bool:
 
 
 def may_import(module: str) -> bool:
-    """Whether a module may be imported."""
+    """Return True if a module may be imported while source is analyzed."""
     return module in LIGHT or any(f"{module}.".startswith(f"{own}.") for own in OWN)
 
 
 def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Binding:
-    """What ``module.name`` is bound to.
+    """Return what ``module.name`` is bound to.
 
     Raises:
-        UnreadableError: the source does not tell.
+        UnreadableError: the source does not determine it.
     """
     if may_import(module):
         if not _is_module(module) and module not in LIGHT:
@@ -265,7 +265,7 @@ def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset(
     if module.partition(".")[0] in OPAQUE:
         return External(module, name)
     if (module, name) in seen:
-        raise UnreadableError(f"{module}.{name} is defined by itself")
+        raise UnreadableError(f"{module}.{name} refers to itself")
     source = load(module)
     if name not in source.names and not source.star_imports and _is_module(f"{module}.{name}"):
         return Module(f"{module}.{name}")
@@ -273,21 +273,21 @@ def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset(
 
 
 def resolve_name(source: Source, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Binding:
-    """What a name is bound to in a module; errors as of :func:`member`."""
+    """Return what a name is bound to in a module; raises as :func:`member`."""
     if name in source.ambiguous:
         raise UnreadableError(f"{source.name}.{name} is bound more than once, or in a branch")
     node = source.names.get(name)
     providers = [star for star in source.star_imports if name in load(star).names or load(star).star_imports]
     if providers and (node is not None or len(providers) > 1):
-        raise UnreadableError(f"{source.name}.{name} may be imported by a star")
+        raise UnreadableError(f"{source.name}.{name} may come from a star import")
     if node is None:
         if providers:
             return member(providers[0], name, seen)
         if "__getattr__" in source.names:
-            raise UnreadableError(f"{source.name} makes its names when they are asked for")
+            raise UnreadableError(f"{source.name} defines a module __getattr__")
         if name in TYPES:
             return Object(TYPES[name])
-        raise UnreadableError(f"{source.name} has no {name} that can be read")
+        raise UnreadableError(f"{source.name} does not define {name}")
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return Definition(source, node)
     if isinstance(node, ast.ImportFrom):
@@ -298,7 +298,7 @@ def resolve_name(source: Source, name: str, seen: frozenset[tuple[str, str]] = f
     if isinstance(node, ast.Name | ast.Attribute):
         alias = (source.name, f"{name} =")
         if alias in seen:
-            raise UnreadableError(f"{source.name}.{name} is defined by itself")
+            raise UnreadableError(f"{source.name}.{name} refers to itself")
         return _expression(source, node, seen | {alias})
     return Object(evaluate(source, node))
 
@@ -312,26 +312,25 @@ def _expression(source: Source, node: ast.AST, seen: frozenset[tuple[str, str]] 
             return member(owner.name, node.attr, seen)
         if isinstance(owner, External):
             return External(str(owner), node.attr)
-    raise UnreadableError(f"{source.name} does not say what {ast.unparse(node)} is")
+    raise UnreadableError(f"{source.name}: cannot resolve {ast.unparse(node)}")
 
 
 def resolve(source: Source, node: ast.AST) -> Binding:
-    """What a name, perhaps with dots, is bound to in a module."""
+    """Return what a name or a dotted name is bound to in a module."""
     return _expression(source, node)
 
 
 def evaluate(source: Source, node: ast.AST) -> Any:
-    """The value of an expression of literals, types, and calls of what is in :data:`CALLABLE`.
+    """Evaluate an expression of literals, types, and calls of :data:`CALLABLE`.
 
     Raises:
-        UnreadableError: it is more than that.
+        UnreadableError: the expression contains anything else, or raises an error.
     """
     try:
         return _evaluate(source, node)
     except UnreadableError:
         raise
     except Exception as error:
-        # what it would raise when it is run
         raise UnreadableError(f"an expression in {source.name} raises {type(error).__name__}") from error
 
 
@@ -364,7 +363,7 @@ def _evaluate(source: Source, node: ast.AST) -> Any:
         case ast.Call() if _may_call(function := _value(resolve(source, node.func))):
             named = {word.arg: _evaluate(source, word.value) for word in node.keywords if word.arg}
             return function(*(_evaluate(source, argument) for argument in node.args), **named)
-    raise UnreadableError(f"an expression in {source.name} is known only when it runs")
+    raise UnreadableError(f"an expression in {source.name} cannot be evaluated without running the module")
 
 
 def _may_call(function: Any) -> bool:
@@ -382,10 +381,10 @@ def _value(found: Binding) -> Any:
         others = (node for node in found.source.names.values() if isinstance(node, ast.ClassDef))
         first = next((node.name for node in others if name in [ast.unparse(base) for base in node.bases]), name)
         return placeholder(found.source.name, name, first)
-    raise UnreadableError(f"{found} is no value")
+    raise UnreadableError(f"{found} is not a value")
 
 
 @functools.cache
 def placeholder(module: str, name: str, example: str = "") -> type:
-    """An empty class in place of one that is only read; ``example`` derives from it."""
+    """Return an empty class that represents a class of the source; ``example`` names a subclass for messages."""
     return type(name, (), {"__module__": module, "_example": example})

@@ -16,18 +16,18 @@ from snnexp.text import format_value
 
 FLOAT32_MAX = 3.4028234663852886e38
 WHOLE_MAX = 2**31 - 1
-"""What a whole number may be where its domain has no end: sizes and counts that are multiplied still fit 64 bits."""
+"""Upper limit of integers whose domain is unbounded, so that products of sizes and counts fit in 64 bits."""
 
 
 class Domain(Protocol):
-    """A set of values that can say what it contains."""
+    """A set of values with a description."""
 
     def __contains__(self, value: object) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number that is finite in 32 bits, in [low, high] less the ends that are open."""
+    """A number that is finite in float32 and in [low, high]; ``open_low`` and ``open_high`` exclude the ends."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -38,7 +38,7 @@ class Number:
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        # NaN compares false, and an int may be too large for any float
+        # NaN compares false; an int may exceed the range of floats
         above = self.low < value if self.open_low else self.low <= value
         below = value < self.high if self.open_high else value <= self.high
         if self.whole and math.isinf(self.low) and math.isinf(self.high):
@@ -63,7 +63,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Part:
-    """An object of a class, or the config node that describes one."""
+    """An object of a class, or a config node that describes one."""
 
     kind: type
 
@@ -74,7 +74,7 @@ class Part:
         return f"a mapping such as {{_target_: {self.kind.__module__}.{self._example()}}}"
 
     def _example(self) -> str:
-        # what stands for a class that was only read names one
+        # a placeholder class names one
         found: str | None = getattr(self.kind, "_example", None)
         others: list[type] = self.kind.__subclasses__()
         return found or [*(other.__name__ for other in others), self.kind.__name__][0]
@@ -82,7 +82,7 @@ class Part:
 
 @dataclass(frozen=True)
 class AnyObject:
-    """An object of any class, or the config node that describes one."""
+    """An object of any class, or a config node that describes one."""
 
     def __contains__(self, value: object) -> bool:
         return is_object(value)
@@ -93,7 +93,7 @@ class AnyObject:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A neuron parameter: a number, or an initializer or tensor, whose drawn values the neuron checks."""
+    """A neuron parameter: a number, a tensor or an initializer; the neuron checks the values of the latter two."""
 
     number: Number
     part: Part
@@ -107,7 +107,7 @@ class Parameter:
 
 
 class OneOf:
-    """One of a few words."""
+    """One of several strings."""
 
     def __init__(self, *options: str) -> None:
         self.options = options
@@ -135,10 +135,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that can be part of a path and of a line: no control characters, no halves of characters."""
+    """A string without control characters and surrogates, so that it can be part of a path and a printed line."""
 
     pattern: str = ".*"
-    name: str = "a text without control characters"
+    name: str = "a string without control characters"
 
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, str) or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
@@ -151,7 +151,7 @@ class Text:
 
 @dataclass(frozen=True)
 class MappingOf:
-    """A mapping from texts to values that each lie in ``each``."""
+    """A mapping from strings to values in ``each``."""
 
     each: Domain
     name: str
@@ -167,7 +167,7 @@ class MappingOf:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list whose every element lies in ``each``."""
+    """A list of elements in ``each``."""
 
     each: Domain
     length: int | None = None
@@ -200,14 +200,14 @@ class Either:
 
 
 def is_object(value: object) -> bool:
-    """Whether a value is an object, or the config node that describes one."""
+    """Return True if a value is an object, or a config node that describes one."""
     if isinstance(value, Mapping):
         return "_target_" in value
     return not isinstance(value, (bool, int, float, str, list, tuple, type(None)))
 
 
 ANY = "builtins.object"
-"""The class of :class:`AnyObject`, as :func:`kinds` names it."""
+"""The name that :func:`kinds` yields for :class:`AnyObject`."""
 FINITE = Number()
 COUNT = Number(low=1, whole=True)
 WHOLE = Number(whole=True)
@@ -224,10 +224,10 @@ PLAIN: dict[Any, Domain] = {
 
 
 def domain(annotation: Any) -> Domain | None:
-    """The values that an annotation allows; None where it says nothing that could be checked.
+    """Return the values that an annotation allows, or None if it is not supported and nothing is checked.
 
     Args:
-        annotation: a type, or what :mod:`typing` and :mod:`snnexp.spec.annotations` make of some.
+        annotation: a type, or a form of :mod:`typing` or :mod:`snnexp.spec.annotations`.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if not arguments:
@@ -246,14 +246,14 @@ def domain(annotation: Any) -> Domain | None:
         return None if each is None else ListOf(each)
     if origin in (dict, Mapping) and arguments[0] is str:
         each = domain(arguments[1])
-        return None if each is None else MappingOf(each, f"a mapping from texts to values, each {each}")
+        return None if each is None else MappingOf(each, f"a mapping from strings to values, each {each}")
     return None
 
 
 def _plain(annotation: Any) -> Domain | None:
     if isinstance(annotation, Hashable) and annotation in PLAIN:
         return PLAIN[annotation]
-    # of other classes, such as a path or an enumeration, a constructor may make what it is given
+    # a constructor may convert its argument to other classes, such as a path or an enumeration
     return Part(annotation) if isinstance(annotation, type) and _full_name(annotation) in KINDS else None
 
 
@@ -275,7 +275,7 @@ class Only:
 
 
 def with_default(inner: Domain | None, default: object) -> Domain | None:
-    """A domain and the default, which a constructor takes though its annotation says otherwise."""
+    """Return a domain that includes the default, even if the annotation does not, as in ``n: int = None``."""
     plain = default is None or isinstance(default, bool | int | float | str)
     if inner is None or not plain or default in inner:
         return inner
@@ -283,7 +283,7 @@ def with_default(inner: Domain | None, default: object) -> Domain | None:
 
 
 def kinds(domain: Domain | None) -> Iterator[str]:
-    """The classes whose objects are in a domain, ``module.name``."""
+    """Yield the classes whose objects are in a domain, as ``module.name``."""
     match domain:
         case Part():
             yield _full_name(domain.kind)
@@ -338,43 +338,43 @@ def _is_tensor(annotation: Any) -> bool:
 
 
 def _walk(annotation: Any) -> Iterator[Any]:
-    """An annotation and all that it is made of, with what is written beside them."""
+    """Yield an annotation and, recursively, its arguments, metadata included."""
     yield annotation
     for part in get_args(annotation):
         yield from _walk(part)
 
 
 def is_stackable(annotation: Any) -> bool:
-    """Whether members of a stack may differ in an argument: it may be a tensor, or is marked."""
+    """Return True if an argument may differ between the members of a stack: it may be a tensor, or is marked."""
     return any(part == STACKABLE or _is_tensor(part) for part in _walk(annotation))
 
 
 def holds_parts(annotation: Any) -> bool:
-    """Whether there may be parts somewhere within an argument."""
+    """Return True if an argument may contain parts at any depth."""
     return any(part == HOLDS_PARTS for part in _walk(annotation))
 
 
 def takes_tensors(annotation: Any) -> bool:
-    """Whether code may pass a tensor; no config can."""
+    """Return True if code may pass a tensor; a config cannot."""
     return any(map(_is_tensor, _walk(annotation)))
 
 
 def relations(annotation: Any) -> list[AtMost | AtLeast]:
-    """What an argument owes the others."""
+    """Return the bounds of an argument by other arguments."""
     return [part for part in _walk(annotation) if isinstance(part, AtMost | AtLeast)]
 
 
 def refusal(name: str, value: object, domain: Domain) -> str:
-    """The sentence for a value that lies outside the domain of its key."""
+    """Return the message for a value outside the domain of its key."""
     return f"{name}: got {_quoted_hint(value)}{format_value(value)}, must be {domain}"
 
 
 def _quoted_hint(value: object) -> str:
-    """What has to be said of a text that reads like another value."""
+    """Return a prefix for a string that looks like a value of another type, such as ``"0.5"``."""
     if not isinstance(value, str) or not value:
         return ""
     try:
         float(value)
     except ValueError:
-        return "the text " if value.lower() in ("true", "false", "null") else ""
-    return "the text "
+        return "the string " if value.lower() in ("true", "false", "null") else ""
+    return "the string "
