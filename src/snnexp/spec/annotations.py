@@ -3,8 +3,8 @@
     def __init__(self, features: Features, beta: NeuronParameter[Fraction] = 0.9, dt: Scale = 1e-3) -> None: ...
 
 ``float`` is a number that is finite in float32, ``int`` an integer; ``bool``, ``str``, ``None`` and ``Literal`` have
-their usual meaning; ``Sequence`` and ``tuple`` are lists. The base class of a kind of part, such as ``Surrogate``, is an
-object that a config describes by ``_target_``. Bounds are those of annotated-types. Annotate the number, not a union
+their usual meaning; ``Sequence`` and ``tuple`` are lists. The base class of a kind of part, such as ``Surrogate``, is
+an object that a config describes by ``_target_``. Bounds are those of annotated-types. Annotate the number, not a union
 that contains it: ``Annotated[float, Interval(ge=0, lt=1)]``.
 """
 
