@@ -1,4 +1,4 @@
-"""Run experiments from a notebook or another program, as the command line does.
+"""Run experiments from a notebook or another program.
 
 cfg = compose(["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"])
 parts = build(cfg)
@@ -11,8 +11,8 @@ weights = export(record.path)
 points = sweep(["experiment=mnist_leaky", "seed=0,1,2"])
 found = runs("outputs")
 
-No verb leaves a trace in the process that calls it: random states, flags of PyTorch, environment variables, loggers
-and Hydra are as they were before.
+These functions restore process-wide state when they return: random states, PyTorch flags, environment variables,
+loggers and Hydra.
 """
 
 from collections.abc import Sequence
@@ -50,34 +50,34 @@ build = isolated()(build_started)
 
 @isolated()
 def sweep(words: Sequence[str]) -> list[dict[str, Any]]:
-    """Run a sweep, or a search, as ``snnexp train -m`` does.
+    """Run a sweep or a search, like ``snnexp train -m``.
 
     Args:
-        words: what would be typed, ``["experiment=mnist_leaky", "seed=0,1,2", "hydra/launcher=stacked"]``.
+        words: the command-line arguments, such as ``["experiment=mnist_leaky", "seed=0,1,2", "hydra/launcher=stacked"]``.
 
     Returns:
-        For each point ``path``, ``status``, ``metrics``, ``overrides`` and what else :func:`runs` tells of a run; also
-        for points that failed, and with a ``path`` of None for those that have no run.
+        For each point, also those that failed: ``path``, ``status``, ``metrics``, ``overrides`` and the other entries
+        of :func:`runs`. ``path`` is None for a point without a run.
 
     Raises:
-        ConfigError: a point, or the launcher, cannot work; nothing is written.
-        InterruptedRunError: a signal ended it; ``snnexp resume`` completes it.
+        ConfigError: a point or the launcher is invalid; nothing is written.
+        InterruptedRunError: a signal ended the sweep; ``snnexp resume`` completes it.
     """
     ledger = launch.sweep(words)
     return [] if ledger is None else [_as_json(ledger, point) for point in ledger.points]
 
 
 def _as_json(ledger: Ledger, point: Point) -> dict[str, Any]:
-    known = as_json(Run(ledger.path / point.run).facts())
-    without = {} if point.run else dict.fromkeys(("path", "id", "started"))
-    told = {name: getattr(point, name) for name in ("status", "metrics", "overrides", "exit_code", "reason")}
-    return {**known, **without, **told, "experiment": ledger.experiment, "seed": ledger.config(point)["seed"]}
+    facts = as_json(Run(ledger.path / point.run).facts())
+    missing = {} if point.run else dict.fromkeys(("path", "id", "started"))
+    entries = {name: getattr(point, name) for name in ("status", "metrics", "overrides", "exit_code", "reason")}
+    return {**facts, **missing, **entries, "experiment": ledger.experiment, "seed": ledger.config(point)["seed"]}
 
 
 def runs(folder: str | Path = "outputs") -> list[dict[str, Any]]:
-    """What ``snnexp runs --json`` tells of the runs below a folder, the newest last.
+    """Return the runs below a folder, the newest last, like ``snnexp runs --json``.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder does not exist.
     """
     return [as_json(facts) for facts in list_runs(Path(folder))]

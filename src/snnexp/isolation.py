@@ -1,7 +1,7 @@
-"""What belongs to the whole process and is put back after a verb, for other code may be running in the same process.
+"""Restores process-wide state after a public function, because other code may run in the same process.
 
-A state is a pair of functions, one that reads it and one that sets it to what was read. The tables name all that Hydra,
-Lightning, PyTorch and this package change on the way.
+A state is a pair of functions: one reads it, one sets it. The tables list everything that Hydra, Lightning, PyTorch and
+this package change.
 """
 
 import io
@@ -28,21 +28,21 @@ State = tuple[Callable[[], Any], Callable[[Any], object]]
 
 @contextmanager
 def restored(states: Iterable[State]) -> Iterator[None]:
-    """Put the states back, however the block ends."""
-    before = [(put, read()) for read, put in states]
+    """Restore the states when the block exits."""
+    saved = [(write, read()) for read, write in states]
     with ExitStack() as stack:
-        # of a stack, the last comes first
-        for put, value in reversed(before):
-            stack.callback(put, value)
+        # an ExitStack calls in reverse order
+        for write, value in reversed(saved):
+            stack.callback(write, value)
         yield
 
 
 @contextmanager
 def isolated(computing: bool = True) -> Iterator[None]:
-    """Leave no trace in the process; a decorator of the public verbs.
+    """Restore process-wide state; used as a decorator of public functions.
 
     Args:
-        computing: restore the random states and the flags of PyTorch and NumPy too.
+        computing: also restore random states and flags of PyTorch and NumPy.
     """
     with warnings.catch_warnings(), restored([*HYDRA, *PROCESS, *(_computing() if computing else ())]):
         yield
@@ -53,22 +53,22 @@ def _attribute(owner: Callable[[], Any], name: str) -> State:
 
 
 def _content(mapping: Callable[[], MutableMapping[Any, Any]]) -> State:
-    def put(before: dict[Any, Any]) -> None:
-        now = mapping()
-        for key in {*now} - {*before}:
-            del now[key]
-        # os.environ has to convert whatever is written
-        now.update({key: value for key, value in before.items() if key not in now or now[key] != value})
+    def write(saved: dict[Any, Any]) -> None:
+        current = mapping()
+        for key in {*current} - {*saved}:
+            del current[key]
+        # only differences: writes to os.environ are converted
+        current.update({key: value for key, value in saved.items() if key not in current or current[key] != value})
 
-    return lambda: {**mapping()}, put
-
-
-def _if_changed(read: Callable[[], Any], put: Callable[[Any], object]) -> State:
-    """Restored only if it changed: setting it has side effects."""
-    return read, lambda value: read() == value or put(value)
+    return lambda: {**mapping()}, write
 
 
-def _put_source(source: Any) -> None:
+def _if_changed(read: Callable[[], Any], write: Callable[[Any], object]) -> State:
+    """Return a state that is written only if it changed, because writing has side effects."""
+    return read, lambda value: read() == value or write(value)
+
+
+def _write_source(source: Any) -> None:
     SourcesRegistry.instance().types["file"] = source
 
 
@@ -77,8 +77,8 @@ HYDRA: list[State] = [
     _attribute(GlobalHydra.instance, "hydra"),
     _attribute(HydraConfig.instance, "cfg"),
     _attribute(VersionBase.instance, "version_base"),
-    # where Hydra has not begun yet, what it will register by itself
-    (lambda: SourcesRegistry.instance().types.get("file", FileConfigSource), _put_source),
+    # before Hydra's first use, the class that it will register
+    (lambda: SourcesRegistry.instance().types.get("file", FileConfigSource), _write_source),
     *RESOLVING,
 ]
 
@@ -92,30 +92,30 @@ def _read_loggers() -> list[tuple[logging.Logger, dict[str, Any]]]:
     ]
 
 
-def _put_loggers(before: list[tuple[logging.Logger, dict[str, Any]]]) -> None:
-    for logger, entries in before:
+def _write_loggers(saved: list[tuple[logging.Logger, dict[str, Any]]]) -> None:
+    for logger, entries in saved:
         logger.handlers, logger.filters = entries["handlers"], entries["filters"]
         logger.propagate, logger.disabled = entries["propagate"], entries["disabled"]
         if logger.level != entries["level"]:
             logger.setLevel(entries["level"])
 
 
-def _put_errors(errors: str | None) -> None:
+def _write_errors(errors: str | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=errors)
 
 
 PROCESS: list[State] = [
     _content(lambda: os.environ),
-    (_read_loggers, _put_loggers),
-    # with warnings.showwarning, whether logging has them
+    (_read_loggers, _write_loggers),
+    # with warnings.showwarning, the state of logging.captureWarnings
     _attribute(lambda: logging, "_warnings_showwarning"),
-    _if_changed(lambda: getattr(sys.stdout, "errors", None), _put_errors),
+    _if_changed(lambda: getattr(sys.stdout, "errors", None), _write_errors),
 ]
 
 
 def cpu_random_states() -> list[State]:
-    """The generators of random numbers of a CPU: of Python, PyTorch and NumPy."""
+    """Return the states of the CPU random generators of Python, PyTorch and NumPy."""
     import numpy as np
     import torch
 
@@ -127,26 +127,26 @@ def cpu_random_states() -> list[State]:
 
 
 def random_states() -> list[State]:
-    """The generators of random numbers, of Python, PyTorch and NumPy."""
+    """Return the states of the random generators of Python, PyTorch (all devices) and NumPy."""
     import torch
 
     def read_cuda() -> list[torch.Tensor] | None:
-        begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        return torch.cuda.get_rng_state_all() if begun else None
+        initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return torch.cuda.get_rng_state_all() if initialized else None
 
-    def put_cuda(state: list[torch.Tensor] | None) -> None:
+    def write_cuda(state: list[torch.Tensor] | None) -> None:
         if state is None:
-            # it begins with the seed of the CPU's, which has been put back
+            # CUDA starts from the seed of the CPU generator, restored before
             torch.cuda.manual_seed_all(torch.initial_seed())
         else:
             torch.cuda.set_rng_state_all(state)
 
-    # that of a device may begin with the CPU's
-    return [*cpu_random_states(), (read_cuda, put_cuda)]
+    # CUDA after CPU, because it may take its seed
+    return [*cpu_random_states(), (read_cuda, write_cuda)]
 
 
 def _computing() -> list[State]:
-    """States of PyTorch and NumPy, which are not imported for a config alone."""
+    """Return states of PyTorch and NumPy, which composing a config does not import."""
     import torch
     from lightning.pytorch.utilities import rank_zero_only
     from torch.utils.data._utils import signal_handling
@@ -154,11 +154,11 @@ def _computing() -> list[State]:
     def read_deterministic() -> tuple[bool, bool]:
         return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
-    def put_deterministic(state: tuple[bool, bool]) -> None:
+    def write_deterministic(state: tuple[bool, bool]) -> None:
         torch.use_deterministic_algorithms(state[0], warn_only=state[1])
 
-    def put_child_handler(state: tuple[Any, bool]) -> None:
-        # Python lets only the main thread handle signals
+    def write_child_handler(state: tuple[Any, bool]) -> None:
+        # only the main thread may set signal handlers
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, state[0])
             signal_handling._SIGCHLD_handler_set = state[1]
@@ -166,12 +166,12 @@ def _computing() -> list[State]:
     return [
         *random_states(),
         _if_changed(torch.get_num_threads, torch.set_num_threads),
-        _if_changed(read_deterministic, put_deterministic),
+        _if_changed(read_deterministic, write_deterministic),
         _attribute(lambda: torch.utils.deterministic, "fill_uninitialized_memory"),
         _attribute(lambda: torch.backends.cudnn, "benchmark"),
         _attribute(lambda: rank_zero_only, "rank"),
-        # set by PyTorch with its first data worker, once
+        # set once by PyTorch, with its first data worker
         _if_changed(
-            lambda: (signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set), put_child_handler
+            lambda: (signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set), write_child_handler
         ),
     ]

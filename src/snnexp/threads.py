@@ -1,8 +1,8 @@
-"""How many threads a run computes with.
+"""The number of CPU threads of a run.
 
-``trainer.threads``, else OMP_NUM_THREADS, else as many as a run that is resumed or evaluated has had, else one. One,
-because the last digits depend on the number, and because threads wait for each other: on two cores a second one gave
-1.2 to 1.8 times the speed while nothing else ran, and 0.01 to 0.2 times beside one other job.
+``trainer.threads``, else OMP_NUM_THREADS, else that of the run being resumed or evaluated, else one. The default is one
+because results depend on the number in their last digits, and because threads wait for each other: on two cores a
+second thread ran 1.2 to 1.8 times as fast on an idle machine, and 0.01 to 0.2 times as fast next to another job.
 """
 
 import os
@@ -16,14 +16,14 @@ from snnexp.spec.values import COUNT
 from snnexp.text import format_value
 
 VARIABLE = "OMP_NUM_THREADS"
-BOTH = (VARIABLE, "MKL_NUM_THREADS")
+VARIABLES = (VARIABLE, "MKL_NUM_THREADS")
 
 
 def variable() -> int | None:
-    """What OMP_NUM_THREADS says, of its levels the first; None where it is not set.
+    """Return OMP_NUM_THREADS (its outermost level); None if unset.
 
     Raises:
-        ConfigError: it is no number of threads.
+        ConfigError: it is not a number of threads.
     """
     text = os.environ.get(VARIABLE, "").partition(",")[0].strip()
     if not text:
@@ -34,46 +34,46 @@ def variable() -> int | None:
 
 
 def require(cfg: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` for more threads than this machine has cores."""
-    typed = cfg["trainer"].get("threads")
-    if typed is not None and typed > limits.cores():
-        raise ConfigError(f"trainer.threads: got {typed}, must be at most {limits.cores()}, the cores that are here")
+    """Raise :class:`ConfigError` for more threads than available cores."""
+    threads = cfg["trainer"].get("threads")
+    if threads is not None and threads > limits.cores():
+        raise ConfigError(f"trainer.threads: got {threads}, must be at most {limits.cores()}, the cores that are here")
     variable()
 
 
 def number(cfg: Mapping[str, Any], recorded: object = None) -> int:
-    """The number of threads for a run; what was saved on a machine with more cores is limited to those here.
+    """Return the number of threads for a run; a saved number is limited to the available cores.
 
     Args:
         cfg: the config of the run.
-        recorded: ``threads`` of its run.json, where there is one.
+        recorded: ``threads`` in its run.json, if any.
     """
     saved = cfg["trainer"].get("threads")
-    if saved is None and (told := variable()) is not None:
-        return told
-    had = int(recorded) if recorded in COUNT else 1  # type: ignore[call-overload]
-    return min(saved or had, limits.cores())
+    if saved is None and (threads := variable()) is not None:
+        return threads
+    previous = int(recorded) if recorded in COUNT else 1  # type: ignore[call-overload]
+    return min(saved or previous, limits.cores())
 
 
 def use(count: int) -> None:
-    """Compute with so many threads from now on, in the processes that are started too."""
+    """Set the number of threads of this process and of its future child processes."""
     import torch
 
     torch.set_num_threads(count)
-    os.environ |= dict.fromkeys(BOTH, str(count))
+    os.environ |= dict.fromkeys(VARIABLES, str(count))
 
 
 @contextmanager
 def using(count: int) -> Iterator[None]:
-    """:func:`use` for a while."""
+    """Context manager form of :func:`use`."""
     import torch
 
-    before, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in BOTH}
+    previous, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in VARIABLES}
     use(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
         for name, value in variables.items():
             if value is None:
                 os.environ.pop(name, None)

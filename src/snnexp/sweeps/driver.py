@@ -328,7 +328,7 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
     memory_gb = launcher["memory_gb"]
     slots: list[Slot] = []
     for number in range(workers):
-        environment = {} if share is None else dict.fromkeys(threads.BOTH, str(share))
+        environment = {} if share is None else dict.fromkeys(threads.VARIABLES, str(share))
         if gpus:
             # with more workers than GPUs, several workers share a GPU
             own = [gpus[(number * each + offset) % len(gpus)] for offset in range(each)]
