@@ -1,24 +1,24 @@
-"""Measure snnexp beside its peers and beside bare matrix products: time, memory, growth.
+"""Benchmark snnexp against other libraries and bare matrix products: time, memory, scaling.
 
     python scripts/benchmark.py [--quick] [--only steps growth open memory epoch]
                                 [--threads 1] [--device cpu] [--out FOLDER]
 
-Contestants share one process and take turns of a few steps, so that a busy machine slows them all alike. They start
-from the same weights and batches; one whose loss or gradient is not ours is named, not timed, and the exit code is 1.
-snnTorch and Norse are written as their tutorials are, with the product inside the loop over time, SpikingJelly and JAX
-with the input's product before it; snnTorch and Norse have the optimizer of their tutorials, `torch.optim.Adam`, and
-snnTorch Tutorial 5's loss, step by step; else loss and optimizer are ours for all in PyTorch. MNIST is read from
-$SNNEXP_DATA_DIR; without it, random images of similar statistics take its place.
+All implementations share one process and alternate every few steps, so that load on the machine affects them equally.
+They start from the same weights and batches; one whose loss or gradient differs from ours is reported but not timed,
+and the exit code is 1. snnTorch and Norse follow their tutorials, with the matrix product inside the loop over time;
+SpikingJelly and JAX compute the product of the input before it. snnTorch and Norse use the optimizer of their
+tutorials, `torch.optim.Adam`, and snnTorch the step-by-step loss of Tutorial 5; otherwise all PyTorch implementations
+use our loss and optimizer. MNIST is read from $SNNEXP_DATA_DIR; without it, random images of similar statistics are
+used.
 
-steps   training and evaluation step of each recipe. `floor` is the step with an identity in place of each neuron,
-        `products` the matrix products of that step alone, into memory that is already there; both are PyTorch's, and
-        XLA's, which differ, can be faster.
-growth  the training step of mnist_leaky over time steps, width, batch and depth.
+steps   training and evaluation step of each recipe. `floor` is the step with identities instead of neurons, `products`
+        only its matrix products, into preallocated memory; both use PyTorch, so JAX (XLA) can be faster.
+growth  the training step of mnist_leaky over time steps, width, batch size and depth.
 open    Linear(n, n) and a LIF neuron over 500 steps of a batch of 16, after Open Neuromorphic's benchmark; `train` is
         forward and backward pass.
-memory  what training steps of mnist_leaky add to the peak of resident memory, each in a process of its own.
-epoch   `snnexp train experiment=mnist_leaky` as a whole process, imports, test and record included, beside the training
-        loop of Tutorial 5 alone over one epoch, data in memory; two threads each.
+memory  increase of peak resident memory by training steps of mnist_leaky, each in a separate process.
+epoch   `snnexp train experiment=mnist_leaky` as a whole process, including imports, test and record, against only the
+        training loop of Tutorial 5 over one epoch, with data in memory; two threads each.
 """
 
 import argparse
@@ -38,7 +38,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,29 +63,29 @@ GROWTH = {"T": (10, 25, 50, 100, 200, 500, 1000), "width": (100, 300, 1000, 3000
 GROWTH |= {"batch": (16, 32, 64, 128, 256, 512), "depth": (1, 2, 3, 4)}
 QUICK_GROWTH = {"T": (10, 25, 100), "width": (100, 1000), "batch": (16, 128), "depth": (1, 2)}
 POINT = {"T": 25, "width": 1000, "batch": 128, "depth": 1}
-"""mnist_leaky, where the axes of growth meet."""
-PEER_STEPS = 200
-"""Growth takes a peer over no more time steps than this."""
+"""Sizes of mnist_leaky, from which growth varies one at a time."""
+MAX_LIBRARY_STEPS = 200
+"""Maximum time steps of other libraries in growth."""
 PHASES = ("train", "eval")
 COLORS = {"ours": "#0072b2", "reference": "#56b4e9", "snntorch": "#d55e00", "norse": "#009e73"}
 COLORS |= {"spikingjelly": "#cc79a7", "jax": "#e69f00", "floor": "#999999", "products": "#333333"}
 
 
 @dataclass
-class Work:
-    """What is to be computed, by whomever."""
+class Workload:
+    """A workload."""
 
     name: str
     network: Network
     encoder: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Any]
-    """The encoder as our task calls it, which may list spikes."""
+    """The encoder as used by our task, possibly with sparse spikes."""
     loss: Callable[[Any, Tensor], Tensor]
     optimizer: Any
-    """None: forward and backward pass alone."""
+    """None for forward and backward pass only."""
     batches: list[tuple[Tensor, Tensor]]
     device: torch.device
-    statistics: Mapping[str, Sequence[str]] = MappingProxyType({})
+    statistics: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Any]:
@@ -93,19 +93,19 @@ class Work:
 
 
 @dataclass
-class Contestant:
-    """One way to do a work: by phase, ``train`` or ``eval``, the step on a batch of that number."""
+class Implementation:
+    """An implementation of a workload: the step on batch i, by phase (``train`` or ``eval``)."""
 
     who: str
     steps: dict[str, Callable[[int], object]]
     start: Callable[[], tuple[float, Tensor | None]] | None
-    """Loss, and gradient of the input weights, of the first batch; None where it claims no equality."""
+    """Returns loss and gradient of the input weights for the first batch; None if it need not equal ours."""
     note: str = ""
 
 
 @dataclass
 class Row:
-    """A line of the results."""
+    """A row of the results."""
 
     section: str
     work: str
@@ -120,9 +120,9 @@ class Row:
     note: str = ""
 
 
-def recipe(name: str, device: torch.device) -> Work:
-    """A recipe of conf/experiment at the start of its training, with its first batches."""
-    # with Lightning behind it, this takes seconds to import, and the processes that measure memory need none of it
+def recipe(name: str, device: torch.device) -> Workload:
+    """Return a recipe of conf/experiment with initial weights and its first batches."""
+    # Lightning takes seconds to import, and the processes that measure memory do not need it
     from snnexp.data import mnist
     from snnexp.experiment import build, compose
 
@@ -135,7 +135,7 @@ def recipe(name: str, device: torch.device) -> Work:
     try:
         parts = build(cfg)
     except DataError:
-        print(f"{name}: MNIST is not found, random images take its place")
+        print(f"{name}: MNIST not found, using random images")
         with mock.patch.object(mnist, "MNIST", RandomDigits):
             parts = build(cfg)
     size, data, task = parts.data.batch_size, parts.data.train, parts.task
@@ -143,37 +143,37 @@ def recipe(name: str, device: torch.device) -> Work:
     batches = [(x.to(device), y.to(device)) for x, y in batches]
     network = parts.network.to(device)
     encode = task.encode if device.type == "cpu" else parts.encoder
-    return Work(name, network, parts.encoder, encode, parts.loss, task.optimizer, batches, device, task.statistics)
+    return Workload(name, network, parts.encoder, encode, parts.loss, task.optimizer, batches, device, task.statistics)
 
 
 def random_digits(count: int) -> tuple[Tensor, Tensor]:
-    """Images of which a fifth of the pixels are lit, about as brightly as MNIST's, and labels."""
+    """Return images with a fifth of the pixels set, about as bright as MNIST, and labels."""
     lit = torch.rand(count, 1, 28, 28) < 0.2
     return lit * torch.rand(count, 1, 28, 28).sqrt(), torch.randint(10, (count,))
 
 
-def tutorial5(device: torch.device, T: int, width: int, batch: int, depth: int) -> Work:
-    """The network and the step of mnist_leaky in other sizes, on random images."""
+def tutorial5(device: torch.device, T: int, width: int, batch: int, depth: int) -> Workload:
+    """Return mnist_leaky in other sizes, on random images."""
     torch.manual_seed(0)
     neuron = functools.partial(neurons.Leaky, beta=0.95)
     network = MLP((1, 28, 28), 10, neuron, neuron, T, [width] * depth).to(device)
     batches = [(x.to(device), y.to(device)) for x, y in (random_digits(batch), random_digits(batch))]
     constant = encoders.Constant()
-    return Work("mnist_leaky", network, constant, constant, CEMembrane(), Adam(lr=5e-4), batches, device)
+    return Workload("mnist_leaky", network, constant, constant, CEMembrane(), Adam(lr=5e-4), batches, device)
 
 
-def linear_lif(device: torch.device, n: int) -> Work:
-    """One layer of n inputs and n neurons, 500 steps of a batch of 16; the loss is the number of spikes."""
+def linear_lif(device: torch.device, n: int) -> Workload:
+    """Return one layer of n inputs and n neurons, 500 steps of a batch of 16; the loss is the number of spikes."""
     torch.manual_seed(0)
     network = MLP((n,), n, neurons.Leaky, neurons.Leaky, 500, hidden=[]).to(device)
     x = torch.rand(500, 16, n, device=device)
     same = encoders.Sequence()
-    return Work(f"n={n}", network, same, same, lambda trace, _: trace.spikes.sum(), None, [(x, x)], device)
+    return Workload(f"n={n}", network, same, same, lambda trace, _: trace.spikes.sum(), None, [(x, x)], device)
 
 
 def in_torch(
     who: str,
-    work: Work,
+    work: Workload,
     trace: Callable[[Tensor], Any],
     parameters: Iterable[nn.Parameter],
     weight: Tensor | None = None,
@@ -182,15 +182,15 @@ def in_torch(
     criterion: Callable[[Any, Tensor], Tensor] | None = None,
     tutorial: bool = False,
     note: str = "",
-) -> Contestant:
-    """The steps around a forward pass; ``same`` loss as ours is claimed, and the same gradient of ``weight``.
+) -> Implementation:
+    """Build the steps around a forward pass; with ``same``, loss and gradient of ``weight`` must equal ours.
 
-    With ``tutorial`` the optimizer is the one of the peer's tutorial, else our fused one.
+    With ``tutorial``, use the optimizer of the library's tutorial, else our fused one.
     """
     parameters, optimizer = list(parameters), None
     if work.optimizer:
         ours = build_optimizer(work.optimizer, parameters, 1000)["optimizer"]
-        optimizer = tutorials_adam(parameters, work) if tutorial else ours
+        optimizer = tutorial_adam(parameters, work) if tutorial else ours
 
     def loss(index: int, trace: Callable[[Tensor], Any] = trace) -> Tensor:
         x, y = work.batches[index]
@@ -208,11 +208,11 @@ def in_torch(
         return value.item(), None if weight is None else torch.autograd.grad(value, weight)[0].cpu()
 
     evaluate = torch.no_grad()(functools.partial(loss, trace=evaluated or trace))
-    return Contestant(who, {"train": train, "eval": evaluate}, start if same else None, note)
+    return Implementation(who, {"train": train, "eval": evaluate}, start if same else None, note)
 
 
-def ours(work: Work, who: str = "ours") -> Contestant:
-    """This package, with its fast kernels or with the reference scans."""
+def ours(work: Workload, who: str = "ours") -> Implementation:
+    """Return this package with its fast kernels, or with the reference scans."""
     network = copy.deepcopy(work.network)
     fast = "auto" if work.device.type == "cuda" else "fused"
     used = kernels.use(network, fast if who == "ours" else who, work.device)
@@ -225,21 +225,21 @@ def ours(work: Work, who: str = "ours") -> Contestant:
     return in_torch(who, work, trace, network.parameters(), weight, evaluated=evaluated, note=f"kernel {used}")
 
 
-def in_snntorch(work: Work) -> Contestant:
+def in_snntorch(work: Workload) -> Implementation:
     import snntorch
 
-    # snnTorch lists all neurons there ever were, and the last graph of each with them
+    # snnTorch keeps all neurons in a class attribute, each with its last graph
     snntorch.SpikingNeuron.instances.clear()
     synapses = nn.ModuleList(copy.deepcopy(layer.synapse) for layer in work.layers)
-    peers = nn.ModuleList(snntorch_neuron(layer.neuron) for layer in work.layers).to(work.device)
+    cells = nn.ModuleList(snntorch_neuron(layer.neuron) for layer in work.layers).to(work.device)
 
     def trace(x: Tensor) -> Trace:
         inputs, fired, membranes = work.encoder(x), [], []
-        states: list[Any] = [peer.reset_mem() for peer in peers]
+        states: list[Any] = [cell.reset_mem() for cell in cells]
         for spikes in inputs.unbind(0) * (work.network.num_steps // len(inputs)):
-            for index, (synapse, peer) in enumerate(zip(synapses, peers, strict=True)):
+            for index, (synapse, cell) in enumerate(zip(synapses, cells, strict=True)):
                 recurrent = isinstance(states[index], tuple)
-                after = peer(synapse(spikes), *(states[index] if recurrent else [states[index]]))
+                after = cell(synapse(spikes), *(states[index] if recurrent else [states[index]]))
                 spikes, membrane = after
                 states[index] = after if recurrent else membrane
             fired.append(spikes)
@@ -247,16 +247,16 @@ def in_snntorch(work: Work) -> Contestant:
         return Trace(torch.stack(fired), torch.stack(membranes), None)
 
     criterion = step_by_step if isinstance(work.loss, CEMembrane) else None
-    parameters = [*synapses.parameters(), *peers.parameters()]
+    parameters = [*synapses.parameters(), *cells.parameters()]
     return in_torch("snntorch", work, trace, parameters, synapses[0].weight, criterion=criterion, tutorial=True)
 
 
-def tutorials_adam(parameters: Iterable[nn.Parameter], work: Work) -> torch.optim.Optimizer:
+def tutorial_adam(parameters: Iterable[nn.Parameter], work: Workload) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=work.optimizer.lr)
 
 
 def step_by_step(trace: Trace, target: Tensor) -> Tensor:
-    """The loss of Tutorial 5 as it writes it."""
+    """Return the loss as written in Tutorial 5."""
     loss = torch.zeros(1, device=target.device)
     for membrane in trace.membrane:
         loss = loss + F.cross_entropy(membrane, target)
@@ -277,21 +277,21 @@ def snntorch_neuron(mine: Any) -> nn.Module:
     wiring = {"linear_features": mine.features[0]}
     if isinstance(mine.recurrent, nn.Conv2d):
         wiring = {"conv2d_channels": mine.features[0], "kernel_size": mine.recurrent.kernel_size[0]}
-    peer = snntorch.RLeaky(**options, **wiring)
-    peer.recurrent.load_state_dict(mine.recurrent.state_dict())
-    return peer
+    cell = snntorch.RLeaky(**options, **wiring)
+    cell.recurrent.load_state_dict(mine.recurrent.state_dict())
+    return cell
 
 
 def import_norse() -> Any:
     with warnings.catch_warnings():
-        # Norse calls torch.jit.script as it is imported, which PyTorch has deprecated
+        # Norse calls the deprecated torch.jit.script at import time
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         import norse.torch
     return norse.torch
 
 
-def in_norse(work: Work) -> Contestant:
-    """The recipe of Norse's notebook, with its own encoder."""
+def in_norse(work: Workload) -> Implementation:
+    """Return the recipe of Norse's notebook, with Norse's encoder."""
     norse = import_norse()
     hidden, readout = copy.deepcopy(work.layers)
     mine, (width, inputs) = hidden.neuron, hidden.synapse.weight.shape
@@ -314,7 +314,7 @@ def in_norse(work: Work) -> Contestant:
     return in_torch("norse", work, trace, learned, tutorial=True, note=note)
 
 
-def in_norse_box(work: Work) -> Contestant:
+def in_norse_box(work: Workload) -> Implementation:
     synapse, cell = copy.deepcopy(work.layers[0].synapse), import_norse().LIFBoxCell().to(work.device)
 
     def trace(x: Tensor) -> Trace:
@@ -329,7 +329,7 @@ def in_norse_box(work: Work) -> Contestant:
     return in_torch("norse", work, trace, synapse.parameters(), same=False, note=note)
 
 
-def in_spikingjelly(work: Work) -> Contestant:
+def in_spikingjelly(work: Workload) -> Implementation:
     from spikingjelly.activation_based import neuron, surrogate
 
     def lif(mine: Any, is_readout: bool) -> nn.Module:
@@ -339,22 +339,22 @@ def in_spikingjelly(work: Work) -> Contestant:
         return neuron.LIFNode(tau, decay_input=False, store_v_seq=is_readout, **levels, **options)
 
     synapses = nn.ModuleList(copy.deepcopy(layer.synapse) for layer in work.layers)
-    peers = [lif(layer.neuron, layer is work.layers[-1]) for layer in work.layers]
+    cells = [lif(layer.neuron, layer is work.layers[-1]) for layer in work.layers]
 
     def trace(x: Tensor) -> Trace:
         spikes = None
-        for synapse, peer in zip(synapses, peers, strict=True):
-            peer.reset()
+        for synapse, cell in zip(synapses, cells, strict=True):
+            cell.reset()
             current = time_distributed(synapse, work.encoder(x) if spikes is None else spikes)
-            spikes = peer(current.expand(work.network.num_steps, -1, -1))
-        return Trace(spikes, peers[-1].v_seq, None)
+            spikes = cell(current.expand(work.network.num_steps, -1, -1))
+        return Trace(spikes, cells[-1].v_seq, None)
 
     note = "nearest model: fires at U >= theta, resets in the same step"
     return in_torch("spikingjelly", work, trace, synapses.parameters(), same=False, note=note)
 
 
-def in_jax(work: Work) -> Contestant:
-    """One compiled step: all layers in one scan over time, the input's product before it, Adam as in the recipe."""
+def in_jax(work: Workload) -> Implementation:
+    """Return one compiled step: all layers in one scan over time after the input's product, with the recipe's Adam."""
     import jax
     import numpy as np
 
@@ -383,7 +383,7 @@ def in_jax(work: Work) -> Contestant:
     def evaluate(index: int) -> None:
         compiled_loss(state[0], *batches[index]).block_until_ready()
 
-    return Contestant("jax", {"train": train, "eval": evaluate}, lambda: first, note)
+    return Implementation("jax", {"train": train, "eval": evaluate}, lambda: first, note)
 
 
 def jax_parameters(layer: Any) -> dict[str, Any]:
@@ -398,7 +398,7 @@ def jax_parameters(layer: Any) -> dict[str, Any]:
 
 
 def jax_neuron(mine: Any) -> Callable[..., tuple[Any, Any]]:
-    """``update(parameters, I, U)``, with S for an RLeaky, is one time step: the next U and S."""
+    """Return ``update(parameters, I, U)``, plus S for an RLeaky: one time step, which returns the next U and S."""
     import jax
 
     jnp, sigma, resets = jax.numpy, mine.surrogate, float(mine.reset == "subtract")
@@ -421,14 +421,14 @@ def jax_neuron(mine: Any) -> Callable[..., tuple[Any, Any]]:
     return update
 
 
-def jax_loss(work: Work) -> Callable[..., Any]:
+def jax_loss(work: Workload) -> Callable[..., Any]:
     import jax
 
     jnp, loss, T = jax.numpy, work.loss, work.network.num_steps
     updates, counts = [jax_neuron(layer.neuron) for layer in work.layers], isinstance(loss, MSECount)
 
     def readout(p: Any, x: Any) -> Any:
-        """Spikes or membranes of the last layer over time."""
+        """Return spikes or membranes of the last layer over time."""
         currents = x @ p[0]["W"].T + p[0]["b"]
 
         def step(states: Any, current: Any) -> tuple[Any, Any]:
@@ -460,8 +460,8 @@ def feedback_of(neuron: Any) -> Any:
     return getattr(neuron, "recurrent", None)
 
 
-def floor(work: Work) -> Contestant:
-    """The step with an identity in place of each neuron; a synapse is called as often as the network must call it."""
+def floor(work: Workload) -> Implementation:
+    """Return the step with identities instead of neurons; each synapse is called as often as in the network."""
     layers, T = copy.deepcopy(work.layers), work.network.num_steps
 
     def trace(x: Tensor) -> Trace:
@@ -481,8 +481,8 @@ def floor(work: Work) -> Contestant:
     return in_torch("floor", work, trace, parameters, same=False, note="identity for neurons")
 
 
-def products(work: Work) -> Contestant:
-    """The products of forward and backward pass alone, without autograd, loss or optimizer."""
+def products(work: Workload) -> Implementation:
+    """Return only the matrix products of forward and backward pass, without autograd, loss or optimizer."""
     inputs, T = work.encoder(work.batches[0][0]), work.network.num_steps
     x, batch = inputs.flatten(0, 1), inputs.shape[1]
     forward: list[Callable[[], object]] = []
@@ -490,11 +490,11 @@ def products(work: Work) -> Contestant:
     for index, layer in enumerate(work.layers):
         product, *gradients = raw_products(layer.synapse, x)
         forward.append(product)
-        # the data want no gradient
+        # no gradient for the input
         backward += gradients if index else gradients[:1]
         x = torch.rand(T * batch, *layer.neuron.features, device=work.device)
         if feedback := feedback_of(layer.neuron):
-            # nothing is fed back into the first step
+            # no feedback into the first step
             product, _, input_gradient = raw_products(feedback, x[:batch])
             forward += [product] * (T - 1)
             backward += [input_gradient] * (T - 1) + [raw_products(feedback, x[batch:])[1]]
@@ -504,11 +504,11 @@ def products(work: Work) -> Contestant:
             call()
 
     steps = {"train": functools.partial(run, forward + backward), "eval": functools.partial(run, forward)}
-    return Contestant("products", steps, None, "matrix products alone")
+    return Implementation("products", steps, None, "matrix products only")
 
 
 def raw_products(synapse: Any, x: Tensor) -> tuple[Callable[[], object], ...]:
-    """Product, weight gradient and input gradient; those of dense synapses into memory that is already there."""
+    """Return product, weight gradient and input gradient; those of dense synapses use preallocated memory."""
     weight = synapse.weight.detach()
     if isinstance(synapse, nn.Conv2d):
         y, shape = synapse(x).detach(), (synapse.stride, synapse.padding, synapse.dilation)
@@ -527,8 +527,8 @@ FLOORS = {"floor": floor, "products": products}
 OPEN = {"ours": ours, "snntorch": in_snntorch, "norse": in_norse_box, "spikingjelly": in_spikingjelly, **FLOORS}
 
 
-def entrants(work: Work) -> dict[str, Callable[[Work], Contestant]]:
-    """Who can express a recipe; JAX is written out here for dense layers alone."""
+def implementations_of(work: Workload) -> dict[str, Callable[[Workload], Implementation]]:
+    """Return the implementations of a recipe; the JAX one supports only dense layers."""
     if work.name == "mnist_parametrized_lif":
         return {**OURS, "norse": in_norse, **FLOORS}
     jelly = {"spikingjelly": in_spikingjelly} if work.name == "mnist_leaky" else {}
@@ -537,87 +537,93 @@ def entrants(work: Work) -> dict[str, Callable[[Work], Contestant]]:
 
 
 class Bench:
-    """Measures and collects.
+    """Runs the benchmarks and collects the results.
 
     Args:
-        device: where.
-        quick: fewer rounds, fewer sizes in growth.
-        sizes: n of open.
+        device: the device.
+        quick: use fewer rounds, and fewer sizes in growth.
+        sizes: values of n in open.
     """
 
-    IN_TURN = 3
-    """Steps of a contestant before the next one's turn."""
+    STEPS_PER_TURN = 3
+    """Consecutive steps of an implementation before the next one."""
 
     def __init__(self, device: torch.device, quick: bool, sizes: list[int]) -> None:
         self.device, self.quick, self.sizes = device, quick, sizes
         self.rows: list[Row] = []
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
         self.unequal = False
 
     def compare(
-        self, section: str, name: str, work: Work, makers: dict[str, Any], rounds: int, phases: Iterable[str] = PHASES
+        self,
+        section: str,
+        name: str,
+        work: Workload,
+        makers: dict[str, Any],
+        rounds: int,
+        phases: Iterable[str] = PHASES,
     ) -> list[Row]:
-        """A row for each phase and contestant; the first of them is ours."""
-        contestants: list[Contestant] = []
+        """Return a row per phase and implementation; the first one is ours."""
+        implementations: list[Implementation] = []
         for who, make in makers.items():
             try:
-                contestants.append(make(work))
+                implementations.append(make(work))
             except ImportError as error:
-                self.leave_out(f"{who}, which is not installed: {error}")
-        start = contestants[0].start()  # type: ignore[misc]
-        contestants = [contestant for contestant in contestants if self.agrees(contestant, start, name)]
+                self.skip(f"{who}, which is not installed: {error}")
+        start = implementations[0].start()  # type: ignore[misc]
+        implementations = [
+            implementation for implementation in implementations if self.agrees(implementation, start, name)
+        ]
         rows = []
         for phase in phases:
-            measured = self.take_turns({one.who: one.steps[phase] for one in contestants}, len(work.batches), rounds)
-            for one in contestants:
-                times, middle = measured[one.who], statistics.median(measured[contestants[0].who])
+            measured = self.alternate({one.who: one.steps[phase] for one in implementations}, len(work.batches), rounds)
+            for one in implementations:
+                times, middle = measured[one.who], statistics.median(measured[implementations[0].who])
                 q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
                 numbers = (median, q1, q3, len(times), None, median / middle)
                 rows.append(Row(section, name, one.who, phase, *numbers, one.note))
         self.rows += rows
         return rows
 
-    def agrees(self, one: Contestant, ours: tuple[float, Any], name: str) -> bool:
-        """Loss within 1e-3, gradient within 2e-2 of its norm: rounding may flip one of many spikes."""
+    def agrees(self, one: Implementation, ours: tuple[float, Any], name: str) -> bool:
+        """Check the loss to 1e-3 and the gradient to 2e-2 of its norm: rounding may flip a few spikes."""
         if one.start is None or one.who == "ours":
             return True
         loss, gradient = one.start()
         apart = abs(loss - ours[0]) / abs(ours[0])
-        equal, found = apart <= 1e-3, f"loss to {apart:.0e}"
+        equal, report = apart <= 1e-3, f"loss to {apart:.0e}"
         if gradient is not None:
-            # a network in which nothing fires has no gradient
+            # a silent network has a zero gradient
             apart = ((gradient - ours[1]).norm() / ours[1].norm().clamp(min=1e-30)).item()
-            equal, found = equal and apart <= 2e-2, f"{found}, gradient to {apart:.0e}"
-        one.note = "; ".join(part for part in (one.note, f"equal in {found}") if part)
+            equal, report = equal and apart <= 2e-2, f"{report}, gradient to {apart:.0e}"
+        one.note = "; ".join(part for part in (one.note, f"equal in {report}") if part)
         if not equal:
             self.unequal = True
-            self.leave_out(f"{one.who} on {name}, which differs from ours: {found}")
+            self.skip(f"{one.who} on {name}, which differs from ours: {report}")
         return equal
 
-    def leave_out(self, what: str) -> None:
-        if what not in self.left_out:
+    def skip(self, what: str) -> None:
+        if what not in self.skipped:
             print(f"not run: {what}")
-            self.left_out.append(what)
+            self.skipped.append(what)
 
-    def take_turns(
-        self, steps: dict[str, Callable[[int], object]], batches: int, rounds: int
-    ) -> dict[str, list[float]]:
-        """Milliseconds of each step, after a round to warm up."""
+    def alternate(self, steps: dict[str, Callable[[int], object]], batches: int, rounds: int) -> dict[str, list[float]]:
+        """Return the milliseconds of each step, after a warm-up round."""
         wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
         measured: dict[str, list[float]] = {who: [] for who in steps}
         for _ in range(1 + rounds):
             for who, step in steps.items():
-                for index in range(self.IN_TURN):
+                for index in range(self.STEPS_PER_TURN):
                     wait()
                     began = time.perf_counter()
                     step(index % batches)
                     wait()
                     measured[who].append(1e3 * (time.perf_counter() - began))
-        return {who: times[self.IN_TURN :] for who, times in measured.items()}
+        return {who: times[self.STEPS_PER_TURN :] for who, times in measured.items()}
 
     @functools.cache  # noqa: B019
     def peak(self, who: str, *sizes: int) -> float:
-        """MiB that training steps add to the peak of memory, from a process that does nothing else."""
+        """Return the MiB that training steps add to peak memory, measured in a separate process."""
         command = [sys.executable, __file__, "--memory", who, *map(str, sizes), "--device", self.device.type]
         command += ["--threads", str(torch.get_num_threads())]
         return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
@@ -625,7 +631,7 @@ class Bench:
     def steps(self) -> None:
         for name in RECIPES:
             work = recipe(name, self.device)
-            show(self.compare("steps", name, work, entrants(work), 3 if self.quick else 10))
+            show(self.compare("steps", name, work, implementations_of(work), 3 if self.quick else 10))
 
     def open(self) -> None:
         for n in self.sizes:
@@ -636,25 +642,25 @@ class Bench:
             rows = []
             for value in values:
                 point = POINT | {axis: value}
-                peers = {"snntorch": in_snntorch} if point["T"] <= PEER_STEPS else {}
-                work, makers = tutorial5(self.device, **point), {"ours": ours, **peers}
+                libraries = {"snntorch": in_snntorch} if point["T"] <= MAX_LIBRARY_STEPS else {}
+                work, makers = tutorial5(self.device, **point), {"ours": ours, **libraries}
                 for row in self.compare("growth", f"{axis}={value}", work, makers, 1 if self.quick else 3, ["train"]):
                     row.peak_mib = self.peak(row.who, *point.values())
                     rows.append(row)
             show(rows)
-        self.leave_out(f"snntorch in growth over more than {PEER_STEPS} time steps")
+        self.skip(f"snntorch in growth over more than {MAX_LIBRARY_STEPS} time steps")
 
     def has_snntorch(self, section: str) -> bool:
         found = importlib.util.find_spec("snntorch") is not None
         if not found:
-            self.leave_out(f"snntorch in {section}: it is not installed")
+            self.skip(f"snntorch in {section}: it is not installed")
         return found
 
     def memory(self) -> None:
-        rows, peers = [], ["snntorch"] if self.has_snntorch("memory") else []
+        rows, libraries = [], ["snntorch"] if self.has_snntorch("memory") else []
         for T in (25, 200):
             sizes = (POINT | {"T": T}).values()
-            for who in (*OURS, *peers):
+            for who in (*OURS, *libraries):
                 peak = self.peak(who, *sizes)
                 ratio = peak / self.peak("ours", *sizes)
                 rows.append(Row("memory", f"T={T}", who, "train", peak_mib=peak, ratio_to_ours=ratio))
@@ -667,11 +673,11 @@ class Bench:
         if not self.has_snntorch("epoch"):
             return
         threads = torch.get_num_threads()
-        confine(2)
+        limit_threads(2)
         try:
             digits = MNIST(os.environ.get("SNNEXP_DATA_DIR", "data"))
         except DataError:
-            self.leave_out("epoch: MNIST is not found")
+            self.skip("epoch: MNIST is not found")
             return
         seconds = {"ours": whole_process(), "snntorch": tutorial_epoch(recipe("mnist_leaky", self.device), digits)}
         for who, s in seconds.items():
@@ -680,10 +686,10 @@ class Bench:
                 Row("epoch", "mnist_leaky", who, "train", 1e3 * s, 1e3 * s, 1e3 * s, 1, None, s / seconds["ours"], note)
             )
         show(self.rows[-2:])
-        confine(threads)
+        limit_threads(threads)
 
     def write(self, folder: Path) -> None:
-        """benchmark.csv, and benchmark.svg of what there is to draw."""
+        """Write benchmark.csv, and benchmark.svg if there is anything to plot."""
         from matplotlib.figure import Figure
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -703,14 +709,14 @@ class Bench:
         print(f"written to    {folder}")
 
     def machine(self, threads: int) -> None:
-        """Print what was measured on and with."""
+        """Print the hardware and library versions."""
         print(f"processor     {processor()}, {os.cpu_count()} cores, {threads} used")
         if self.device.type == "cuda":
             print(f"gpu           {torch.cuda.get_device_name()}")
         for package in ("torch", "snntorch", "norse", "spikingjelly", "jax"):
             with suppress(importlib.metadata.PackageNotFoundError):
                 print(f"{package:<13} {importlib.metadata.version(package)}")
-        print(f"not run       {'; '.join(self.left_out) or 'nothing'}")
+        print(f"not run       {'; '.join(self.skipped) or 'nothing'}")
 
 
 def show(rows: list[Row]) -> None:
@@ -730,7 +736,7 @@ def show(rows: list[Row]) -> None:
 
 
 def draw_steps(figure: Any, rows: list[Row]) -> None:
-    """Bars of the training steps, recipe by recipe, with their quartiles."""
+    """Plot bars of the training steps by recipe, with quartiles."""
     axes, works, width = figure.subplots(), list(dict.fromkeys(row.work for row in rows)), 1 / (len(COLORS) + 1)
     for index, (who, color) in enumerate(COLORS.items()):
         mine = [row for row in rows if row.who == who]
@@ -743,7 +749,7 @@ def draw_steps(figure: Any, rows: list[Row]) -> None:
 
 
 def draw_growth(figure: Any, rows: list[Row]) -> None:
-    """Time above and memory below, over each axis."""
+    """Plot time (top) and memory (bottom) over each axis."""
     labels = {"T": "time steps", "width": "neurons per hidden layer", "batch": "samples in a batch"}
     labels |= {"depth": "hidden layers"}
     panels = figure.subplots(2, len(labels))
@@ -767,7 +773,7 @@ def processor() -> str:
 
 
 def added_memory(who: str, device: torch.device, sizes: list[int]) -> float:
-    """MiB by which five training steps raise the peak of this process's memory."""
+    """Return the MiB by which five training steps raise the peak memory of this process."""
     step = {**OURS, "snntorch": in_snntorch}[who](tutorial5(device, *sizes)).steps["train"]
     before = peak_mib(device, reset=True)
     for index in range(5):
@@ -776,14 +782,14 @@ def added_memory(who: str, device: torch.device, sizes: list[int]) -> float:
 
 
 def peak_mib(device: torch.device, reset: bool = False) -> float:
-    """The peak of this process's memory so far, or since the last reset where the system can forget it."""
+    """Return the peak memory of this process so far, or since the last reset if the system supports it."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.exists():
-        # on Linux, getrusage begins with what the parent held as it started this process
+        # on Linux, getrusage starts from the memory of the parent process
         if reset:
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
@@ -795,7 +801,7 @@ def peak_mib(device: torch.device, reset: bool = False) -> float:
 
 
 def whole_process() -> float:
-    """Seconds of the command, the median of three."""
+    """Return the seconds of the command, median of three."""
     seconds = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
@@ -806,8 +812,8 @@ def whole_process() -> float:
     return statistics.median(seconds)
 
 
-def tutorial_epoch(work: Work, digits: Any) -> float:
-    """Seconds of one epoch in snnTorch."""
+def tutorial_epoch(work: Workload, digits: Any) -> float:
+    """Return the seconds of one epoch in snnTorch."""
     size = len(work.batches[0][1])
     orders = torch.randperm(len(digits))[: len(digits) // size * size].view(-1, size)
     began = time.perf_counter()
@@ -821,8 +827,8 @@ def tutorial_epoch(work: Work, digits: Any) -> float:
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def confine(threads: int) -> None:
-    """Use that many threads, and as many cores: XLA, which takes threads of its own, has no other limit."""
+def limit_threads(threads: int) -> None:
+    """Limit this process to ``threads`` threads and cores; only the cores limit XLA's thread pool."""
     torch.set_num_threads(threads)
     if CORES:
         os.sched_setaffinity(0, CORES[-threads:])
@@ -832,14 +838,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = ("steps", "growth", "open", "memory", "epoch")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes, under three minutes")
-    parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="some of the sections")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections to run")
     parser.add_argument("--sizes", nargs="+", type=int, help="n of the section open")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
-    parser.add_argument("--memory", nargs="+", metavar="WHO", help="WHO [T ...]: print the MiB that its steps add")
+    parser.add_argument(
+        "--memory", nargs="+", metavar="WHO", help="WHO [T ...]: print the MiB that its training steps add"
+    )
     options = parser.parse_args()
-    confine(options.threads)
+    limit_threads(options.threads)
     device = torch.device(options.device)
     if options.memory:
         who, *sizes = options.memory

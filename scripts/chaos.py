@@ -1,15 +1,15 @@
-"""Kill runs at random moments and resume them; prints how many ended like a run that nothing had stopped.
+"""Kill runs at random times and resume them; print how many ended like an uninterrupted run.
 
     scripts/chaos.py kills       SIGKILL, for three neurons with 0 and 2 data workers
-    scripts/chaos.py ddp         SIGKILL of the first of two processes
+    scripts/chaos.py ddp         SIGKILL of rank 0 of two processes
     scripts/chaos.py signals     SIGTERM and SIGINT
-    scripts/chaos.py starts      runs that start at the same moment
-    scripts/chaos.py overrides   overrides out of random pieces of Hydra's grammar
-    scripts/chaos.py stacks      SIGKILL for the driver of 4 and of 8 stacked points: at random, within the first step,
+    scripts/chaos.py starts      runs that start at the same time
+    scripts/chaos.py overrides   overrides made of random pieces of Hydra's grammar
+    scripts/chaos.py stacks      SIGKILL of the driver of 4 and of 8 stacked points: at random, within the first step,
                                  inside a save, and twice in a row
-    scripts/chaos.py sweep       60 points of which 10 end their process in as many ways, the driver killed on the way
+    scripts/chaos.py sweep       60 points, 10 of which fail in different ways, with the driver killed in between
 
-Each run is a process of its own, started as a user starts it, on real MNIST images; those of the sweep are regressions.
+Each run is a separate `snnexp` process on real MNIST images; the runs of the sweep are regressions.
 """
 
 import argparse
@@ -62,12 +62,12 @@ STACKS = {
     ],
     "8 with a validation": [*NEURONS["Leaky"], *RUN[1:], "optimizer.lr=1e-3,2e-3", "seed=range(4)"],
 }
-"""Checkpoints are written after every step; those of the last have two learning rates and draw their spikes."""
+"""All write a checkpoint after every step; the last has two learning rates and a random encoder."""
 
 
 @dataclass
-class Whole:
-    """A run that nothing stopped."""
+class Reference:
+    """An uninterrupted run."""
 
     content: str
     files: set[str]
@@ -83,11 +83,11 @@ def main() -> int:
     parser.add_argument(
         "--times",
         type=int,
-        help="kills per case, 5; of ddp, 10; signals, 10 each; starts, 12; overrides, 500; of stacks, 3 per case and "
-        "moment; of a driver, 5",
+        help="repetitions; by default 5 kills per case, 10 for ddp, 10 of each signal, 12 starts, 500 overrides, 3 per "
+        "case and moment of stacks, 5 of the driver of a sweep",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    asked = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times")
+    args = parser.parse_args()
     trials = {
         "kills": kills,
         "ddp": ddp,
@@ -98,40 +98,40 @@ def main() -> int:
         "sweep": sweep,
     }
     with tempfile.TemporaryDirectory() as folder:
-        good = [trials[what](Path(folder), random.Random(asked.seed), asked.times) for what in asked.what]
+        good = [trials[what](Path(folder), random.Random(args.seed), args.times) for what in args.what]
     return 0 if all(good) else 1
 
 
-def kills(folder: Path, draw: random.Random, times: int | None) -> bool:
-    """SIGKILL, a fifth of them before there is a run directory, then resume."""
+def kills(folder: Path, rng: random.Random, times: int | None) -> bool:
+    """SIGKILL, one in five before the run directory exists, then resume."""
     cases = {
         f"{neuron} workers {workers}": [*recipe, *RUN, f"data.num_workers={workers}"]
         for neuron, recipe in NEURONS.items()
         for workers in (0, 2)
     }
-    return killed(folder, draw, cases, times or 5)
+    return kill_and_resume(folder, rng, cases, times or 5)
 
 
-def ddp(folder: Path, draw: random.Random, times: int | None) -> bool:
-    """SIGKILL of the first of two processes, which the other one does not outlive."""
-    return killed(folder, draw, {"ddp": [*NEURONS["RLeaky"], *RUN, *DDP]}, times or 10)
+def ddp(folder: Path, rng: random.Random, times: int | None) -> bool:
+    """SIGKILL of rank 0; rank 1 must end too."""
+    return kill_and_resume(folder, rng, {"ddp": [*NEURONS["RLeaky"], *RUN, *DDP]}, times or 10)
 
 
-def killed(folder: Path, draw: random.Random, cases: dict[str, list[str]], times: int) -> bool:
-    """Kill each case so many times, and resume."""
+def kill_and_resume(folder: Path, rng: random.Random, cases: dict[str, list[str]], times: int) -> bool:
+    """Kill each case ``times`` times, and resume."""
     good = tried = torn = 0
     for name, case in cases.items():
-        whole = measure(folder / name, case)
+        reference = measure(folder / name, case)
         for index in range(times):
             cwd = folder / f"{name}-{index}"
             process = start(cwd, case)
-            wait_for_a_moment(process, cwd, whole, draw, early=index % 5 == 0)
+            wait_for_random_time(process, cwd, reference, rng, early=index % 5 == 0)
             process.send_signal(signal.SIGKILL)
             process.wait()
             left = not ends(process.pid)
             path = directory(cwd)
             saving = path is not None and any(path.rglob(".*.tmp"))
-            same, where = ends_alike(cwd, path, case, whole)
+            same, where = resumes_equal(cwd, path, case, reference)
             good, tried, torn = good + (same and not left), tried + 1, torn + saving
             note = (", while saving" if saving else "") + (", AND LEFT A PROCESS" if left else "")
             print(f"{name:24} {where}{note}: {'the same' if same else 'DIFFERENT'}", flush=True)
@@ -140,7 +140,7 @@ def killed(folder: Path, draw: random.Random, cases: dict[str, list[str]], times
 
 
 def ends(group: int, patience_s: float = 10.0) -> bool:
-    """Whether all processes of a group end soon."""
+    """Return True if all processes of a group end within ``patience_s``."""
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         try:
@@ -151,23 +151,23 @@ def ends(group: int, patience_s: float = 10.0) -> bool:
     return False
 
 
-def signals(folder: Path, draw: random.Random, times: int | None) -> bool:
-    """SIGTERM and SIGINT at random moments: the exit code, one line, and a run that can be resumed."""
+def signals(folder: Path, rng: random.Random, times: int | None) -> bool:
+    """SIGTERM and SIGINT at random times: exit code, one line of output, and a resumable run."""
     good = tried = 0
     case = [*NEURONS["RLeaky"], *RUN, "data.num_workers=2"]
-    whole = measure(folder / "whole", case)
+    reference = measure(folder / "reference", case)
     for number in (signal.SIGTERM, signal.SIGINT):
         for index in range(times or 10):
             cwd = folder / f"{number.name}-{index}"
             process = start(cwd, case)
-            wait_for_a_moment(process, cwd, whole, draw, early=index % 5 == 0)
+            wait_for_random_time(process, cwd, reference, rng, early=index % 5 == 0)
             process.send_signal(number)
             _, stderr = process.communicate()
             path = directory(cwd)
-            told = stderr.splitlines() == [f"snnexp: stopped by {number.name}"]
+            reported = stderr.splitlines() == [f"snnexp: stopped by {number.name}"]
             marked = path is None or json.loads((path / "run.json").read_text())["status"] == "interrupted"
-            same, where = ends_alike(cwd, path, case, whole)
-            fine = process.returncode == 128 + number and told and marked and same
+            same, where = resumes_equal(cwd, path, case, reference)
+            fine = process.returncode == 128 + number and reported and marked and same
             good, tried = good + fine, tried + 1
             print(
                 f"{number.name} {where}: exit {process.returncode}, {'the same' if same else 'DIFFERENT'}", flush=True
@@ -178,9 +178,9 @@ def signals(folder: Path, draw: random.Random, times: int | None) -> bool:
     return good == tried
 
 
-def starts(folder: Path, draw: random.Random, times: int | None) -> bool:
-    """Runs that start together have a directory each."""
-    # half a gigabyte each; the test suite starts 50 processes that only make their directories
+def starts(folder: Path, rng: random.Random, times: int | None) -> bool:
+    """Runs that start together get separate directories."""
+    # half a gigabyte each; the test suite starts 50 processes that only create their directories
     times = times or 12
     cwd = folder / "together"
     cwd.mkdir()
@@ -192,31 +192,33 @@ def starts(folder: Path, draw: random.Random, times: int | None) -> bool:
     return codes == [0] * times and found == ["finished"] * times
 
 
-def overrides(folder: Path, draw: random.Random, times: int | None) -> bool:
-    """Random overrides are composed or refused in a line, and nothing else happens."""
+def overrides(folder: Path, rng: random.Random, times: int | None) -> bool:
+    """Random overrides are composed, or rejected with a one-line error."""
     tried, refused, longest = times or 500, 0, 0.0
-    for typed in fuzz.overrides(tried, draw.randrange(10**6)):
+    for words in fuzz.overrides(tried, rng.randrange(10**6)):
         began = time.perf_counter()
         try:
-            compose(typed)
+            compose(words)
         except ConfigError as error:
             refused += 1
             if "\n" in str(error) or len(str(error)) > 200:
-                print(f"{typed!r}: refused in {str(error)!r}")
+                print(f"{words!r}: rejected with {str(error)!r}")
                 return False
         longest = max(longest, time.perf_counter() - began)
-    print(f"{tried} random overrides: {refused} refused in a line, {tried - refused} composed, at most {longest:.2f} s")
+    print(
+        f"{tried} random overrides: {refused} rejected in one line, {tried - refused} composed, at most {longest:.2f} s"
+    )
     return True
 
 
-def sweep(folder: Path, draw: random.Random, times: int | None) -> bool:
-    """SIGKILL for the driver at random moments, each time resumed; every point ends once, and as it would alone."""
+def sweep(folder: Path, rng: random.Random, times: int | None) -> bool:
+    """SIGKILL of the driver at random times, each time resumed; every point ends once, like a run of its own."""
     cwd, ways = folder / "sweep", [*faults.REASONS]
     cwd.mkdir()
-    where = dict(zip(draw.sample(range(60), len(ways)), ways, strict=True))
-    told = ",".join(f"'{where.get(point, '')}'" for point in range(60))
+    where = dict(zip(rng.sample(range(60), len(ways)), ways, strict=True))
+    reasons = ",".join(f"'{where.get(point, '')}'" for point in range(60))
     environment = {**os.environ, "PYTHONPATH": str(Path(faults.__file__).parent), "SNNEXP_ALLOW_TARGETS": "faults"}
-    loss = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{told}]"]
+    loss = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{reasons}]"]
     limits = ["hydra.launcher.timeout_s=10", "hydra.launcher.memory_gb=4"]
     case = [
         *("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=20", "logger=jsonl", *loss),
@@ -225,15 +227,15 @@ def sweep(folder: Path, draw: random.Random, times: int | None) -> bool:
     command = [*SNNEXP, "train", *case]
     for kill in range(times or 5):
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
-        # after some more points each time, and a little more
-        least = (kill + draw.random()) * 50 / (times or 5)
+        # after more points each time
+        threshold = (kill + rng.random()) * 50 / (times or 5)
         while process.poll() is None:
             found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/sweep.json")]
             ended = ledger(found[0]).count("finished") if found else 0
-            if ended > least:
+            if ended > threshold:
                 break
             time.sleep(0.05)
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.wait()
         ended = ledger(found[0]).count("finished")
@@ -252,30 +254,30 @@ def sweep(folder: Path, draw: random.Random, times: int | None) -> bool:
     resumed = sum("resumed_at_step" in record for record in records)
     print(
         f"60 points, {len(ways)} of them at fault, driver killed {times or 5} times: exit {done.returncode}, "
-        f"{len(finished)} finished once each, {60 - len(finished)} told with their causes, {resumed} were resumed"
+        f"{len(finished)} finished once each, {60 - len(finished)} reported with their causes, {resumed} were resumed"
     )
     return good
 
 
-def stacks(folder: Path, draw: random.Random, times: int | None) -> bool:
-    """SIGKILL for the driver of a stack, then resume; every member ends as in a stack that was left alone."""
+def stacks(folder: Path, rng: random.Random, times: int | None) -> bool:
+    """SIGKILL of the driver of a stack, then resume; every member ends as in an uninterrupted stack."""
     good = tried = 0
     for name, case in STACKS.items():
         command = [*SNNEXP, "train", "-m", *STACKED, *case]
         began = time.monotonic()
-        subprocess.run(command, cwd=made(folder / name), stdout=subprocess.DEVNULL, check=True)
-        took_s, whole = time.monotonic() - began, members(folder / name)
+        subprocess.run(command, cwd=create(folder / name), stdout=subprocess.DEVNULL, check=True)
+        took_s, reference = time.monotonic() - began, members(folder / name)
         for moment in ("at random", "within the first step", "inside a save", "twice in a row"):
             for index in range(times or 3):
-                cwd = made(folder / f"{name}-{moment}-{index}")
+                cwd = create(folder / f"{name}-{moment}-{index}")
                 for kill in range(2 if moment == "twice in a row" else 1):
                     home = next(iter(cwd.glob("outputs/sweeps/*/*")), None)
                     again = [*SNNEXP, "resume", str(home)] if kill and home else command
                     process = subprocess.Popen(again, cwd=cwd, stdout=subprocess.DEVNULL)
-                    wait_in_stack(process, cwd, moment, took_s, draw)
+                    wait_in_stack(process, cwd, moment, took_s, rng)
                     process.kill()
                     process.wait()
-                    # whoever trains ends when the driver is gone
+                    # workers end after the driver died
                     time.sleep(0.3)
                 home = next(iter(cwd.glob("outputs/sweeps/*/*")), None)
                 again = command if home is None else [*SNNEXP, "resume", str(home)]
@@ -283,7 +285,7 @@ def stacks(folder: Path, draw: random.Random, times: int | None) -> bool:
                 found = members(cwd) if done.returncode == 0 else {}
                 steps = sorted({steps[-1] for _, steps in found.values() if steps})
                 same = {point: end for point, (end, _) in found.items()} == {
-                    point: end for point, (end, _) in whole.items()
+                    point: end for point, (end, _) in reference.items()
                 }
                 good, tried = good + same, tried + 1
                 print(f"{name}, {moment}, resumed at {steps}: {'the same' if same else 'DIFFERENT'}", flush=True)
@@ -294,11 +296,11 @@ def stacks(folder: Path, draw: random.Random, times: int | None) -> bool:
 
 
 def wait_in_stack(
-    process: "subprocess.Popen[bytes]", cwd: Path, moment: str, took_s: float, draw: random.Random
+    process: "subprocess.Popen[bytes]", cwd: Path, moment: str, took_s: float, rng: random.Random
 ) -> None:
-    """Wait for a moment in the life of a stack."""
+    """Wait for a phase of a stack's training."""
     began = time.monotonic()
-    until = draw.uniform(0.4, 1) * took_s
+    until = rng.uniform(0.4, 1) * took_s
     while process.poll() is None:
         homes = [*cwd.glob("outputs/sweeps/*/*/runs/[0-9]*")]
         if moment == "within the first step" and homes and any((home / "checkpoints").glob("init*") for home in homes):
@@ -309,13 +311,13 @@ def wait_in_stack(
         time.sleep(0.001)
 
 
-def made(folder: Path) -> Path:
+def create(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
 
 def members(cwd: Path) -> dict[str, tuple[str, list[int]]]:
-    """By what was typed, how a member ended and the steps that it was resumed at."""
+    """Return the result of each member and the steps it was resumed at, by its overrides."""
     records = {path.parent: json.loads(path.read_text()) for path in cwd.glob("outputs/sweeps/*/*/runs/*/run.json")}
     return {
         (path / "overrides.yaml").read_text(): (content(path), record.get("resumed_at_step", []))
@@ -327,8 +329,8 @@ def ledger(path: Path) -> list[str]:
     return [point["status"] for point in json.loads((path / "sweep.json").read_text())["points"]]
 
 
-def measure(cwd: Path, case: list[str]) -> Whole:
-    """Run a case to its end."""
+def measure(cwd: Path, case: list[str]) -> Reference:
+    """Run a case without interruption."""
     began = time.perf_counter()
     process = start(cwd, case)
     while directory(cwd) is None and process.poll() is None:
@@ -337,7 +339,7 @@ def measure(cwd: Path, case: list[str]) -> Whole:
     path = directory(cwd)
     assert process.wait() == 0, process.communicate()[1]
     assert path is not None
-    return Whole(content(path), files(path), len(rows(path)), until)
+    return Reference(content(path), files(path), len(rows(path)), until)
 
 
 def start(cwd: Path, case: list[str]) -> subprocess.Popen[str]:
@@ -347,22 +349,22 @@ def start(cwd: Path, case: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, **pipes, text=True, start_new_session=True)
 
 
-def wait_for_a_moment(
-    process: subprocess.Popen[str], cwd: Path, whole: Whole, draw: random.Random, early: bool
+def wait_for_random_time(
+    process: subprocess.Popen[str], cwd: Path, reference: Reference, rng: random.Random, early: bool
 ) -> None:
-    """Wait for a random moment before there is a run directory, or after so many rows of metrics and a little more."""
+    """Wait for a random time before the run directory exists, or after a random number of rows of metrics."""
     if early:
-        # what comes before Python has started cannot be answered by a program
-        time.sleep(draw.uniform(0.3, whole.until_directory_s))
+        # no signal before Python can handle it
+        time.sleep(rng.uniform(0.3, reference.until_directory_s))
         return
-    least = draw.randrange(whole.rows - 1)
+    threshold = rng.randrange(reference.rows - 1)
     while process.poll() is None:
         path = directory(cwd)
-        if path is not None and len(rows(path)) >= least:
+        if path is not None and len(rows(path)) >= threshold:
             break
         time.sleep(0.002)
-    # the time of a few steps, with what they save
-    time.sleep(draw.uniform(0, 0.2))
+    # a few steps, including their saves
+    time.sleep(rng.uniform(0, 0.2))
 
 
 def rows(path: Path) -> list[str]:
@@ -370,7 +372,7 @@ def rows(path: Path) -> list[str]:
 
 
 def files(path: Path) -> set[str]:
-    """All in a run directory but events of TensorBoard, whose names hold a time and a process."""
+    """Return all files of a run directory except TensorBoard events, whose names contain a time and a process id."""
     return {str(each.relative_to(path)) for each in path.rglob("*") if each.parent.name != "tensorboard"}
 
 
@@ -378,19 +380,20 @@ def directory(cwd: Path) -> Path | None:
     return next((path.parent for path in cwd.glob("outputs/*/[0-9]*/config.yaml")), None)
 
 
-def ends_alike(cwd: Path, path: Path | None, case: list[str], whole: Whole) -> tuple[bool, str]:
-    """Resume, or start again where there was nothing yet; whether the end is the same, and where it was stopped."""
+def resumes_equal(cwd: Path, path: Path | None, case: list[str], reference: Reference) -> tuple[bool, str]:
+    """Resume, or restart without a directory; return whether the result is equal, and where it was stopped."""
     command = [*SNNEXP, "train", *case] if path is None else [*SNNEXP, "resume", str(path)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr)
-        return False, "could not go on"
+        return False, "could not be resumed"
     found = directory(cwd)
     assert found is not None
     steps = json.loads((found / "run.json").read_text()).get("resumed_at_step")
     where = "had finished" if steps is None else f"resumed at step {steps[0]}"
-    where = "before there was a directory" if path is None else where
-    same = content(found) == whole.content and len(rows(found)) == whole.rows and files(found) == whole.files
+    where = "before the directory existed" if path is None else where
+    same = content(found) == reference.content and files(found) == reference.files
+    same &= len(rows(found)) == reference.rows
     return same and len([*cwd.glob("outputs/*/*")]) == 1, where
 
 

@@ -1,4 +1,4 @@
-"""Draw the gallery of the README: figures of reports about recipes and a sweep; a few minutes.
+"""Draw the gallery of the README from reports of recipes and of a sweep; takes a few minutes.
 
 python scripts/gallery.py docs/gallery
 """
@@ -28,20 +28,20 @@ def main(target: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
         for recipe, names in FIGURES.items():
-            typed = [f"experiment={recipe}", f"logger.root={root}"]
-            page = report([run(compose(typed), typed).path])
+            overrides = [f"experiment={recipe}", f"logger.root={root}"]
+            page = report([run(compose(overrides), overrides).path])
             for name in names:
                 save_small(page.parent / "figures" / f"{name}.png", folder / f"{name}.png")
         for values in itertools.product(*SWEEP.values()):
             point = [f"{key}={value}" for key, value in zip(SWEEP, values, strict=True)]
-            typed = ["experiment=regression_sqrt", "logger=jsonl", f"logger.root={root}", *point]
-            run(compose(typed), typed)
+            overrides = ["experiment=regression_sqrt", "logger=jsonl", f"logger.root={root}", *point]
+            run(compose(overrides), overrides)
         page = report([Path(root, "regression_sqrt")], Path(root, "sweep"))
         save_small(page.parent / "figures" / "response.png", folder / "response.png")
 
 
 def save_small(source: Path, target: Path) -> None:
-    """128 colors are enough for figures of few."""
+    """Save a PNG with a palette of 128 colors."""
     packed = io.BytesIO()
     Image.open(source).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
     target.write_bytes(packed.getvalue())

@@ -1,4 +1,4 @@
-"""Time per epoch of data alone, beside plain loops over a DataLoader of PyTorch; interleaved, medians, one thread.
+"""Time an epoch of data loading against a plain PyTorch DataLoader; interleaved rounds, medians, one thread.
 
     python scripts/loading.py [ROUNDS]
 
@@ -50,7 +50,7 @@ def plain(dataset: Any, workers: int = 0) -> Callable[[int], None]:
 
 
 def cases(root: str, folder: Path) -> dict[str, Callable[[int], None]]:
-    """The epochs to time, by name."""
+    """Return the epochs to time, by name."""
     digits = datasets.MNIST(root, train=True)
     images, labels = digits.data[:, None], digits.targets
     file = folder / "digits.npz"
@@ -82,13 +82,13 @@ def cases(root: str, folder: Path) -> dict[str, Callable[[int], None]]:
 def main(rounds: int = 5) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = cases(os.environ["SNNEXP_DATA_DIR"], Path(folder))
-        seconds: dict[str, list[float]] = {name: [] for name in found}
+        epochs = cases(os.environ["SNNEXP_DATA_DIR"], Path(folder))
+        seconds: dict[str, list[float]] = {name: [] for name in epochs}
         for number in range(rounds + 1):
-            for name, epoch in found.items():
+            for name, epoch in epochs.items():
                 began = time.perf_counter()
                 epoch(number)
-                # the first epoch also starts the workers
+                # skip the first epoch, which starts the workers
                 if number:
                     seconds[name].append(time.perf_counter() - began)
         for name, each in seconds.items():

@@ -1,9 +1,9 @@
-"""What looking costs: drawing while training, a report of 200 runs, a list of 1,000.
+"""Cost of plotting and reports: figures while training, a report of 200 runs, a list of 1,000 runs.
 
 python scripts/looking.py [draw] [report] [runs]
 
-MNIST is read from $SNNEXP_DATA_DIR. Times are medians of whole commands; of drawing, processor time with and without it
-in turns, and what a run itself records. OMP_NUM_THREADS=1 sets one thread.
+MNIST is read from $SNNEXP_DATA_DIR. Times are medians of whole commands. For drawing, CPU time with and without it in
+alternating runs, and the time that a run records itself. OMP_NUM_THREADS=1 sets one thread.
 """
 
 import json
@@ -28,27 +28,27 @@ RECIPES = {
     "regression_linear": 5,
     "regression_sqrt": 5,
 }
-"""Each recipe, and how often it runs with and without drawing."""
+"""Recipes, and the number of runs with and without drawing."""
 
 
-def main(asked: list[str]) -> None:
+def main(sections: list[str]) -> None:
     for name, measure in {"draw": draw, "report": report, "runs": runs}.items():
-        if not asked or name in asked:
+        if not sections or name in sections:
             with tempfile.TemporaryDirectory() as folder:
                 measure(Path(folder))
 
 
 def draw(folder: Path) -> None:
-    print("recipe                   never drawn s    default s   ratio    of that process: drawing s, of all s")
+    print("recipe                   no drawing s     default s   ratio    in the process: drawing s, total s")
     for recipe, count in RECIPES.items():
         spent: dict[str, list[float]] = {"0": [], "1": []}
         for turn in range(2 * count):
-            # who comes first in a pair changes
+            # alternate the order within pairs
             every = str((turn + turn // 2) % 2)
             changes = [f"logger.root={folder / recipe / every}", f"logger.draw_every_n_epochs={every}"]
-            before = processor_s()
+            start = processor_s()
             timed("train", f"experiment={recipe}", *changes)
-            spent[every].append(processor_s() - before)
+            spent[every].append(processor_s() - start)
         never, default = (statistics.median(seconds) for seconds in spent.values())
         walls = [json.loads(path.read_text())["wall_s"] for path in (folder / recipe / "1").glob("*/*/run.json")]
         own, whole = (statistics.median(wall[name] for wall in walls) for name in ("draw", "total"))
@@ -57,14 +57,14 @@ def draw(folder: Path) -> None:
 
 
 def processor_s() -> float:
-    """Of all processes that have ended: what other guests of the machine do counts less in it than in the time."""
+    """Return the CPU time of all child processes that have ended, less noisy than wall time on a shared machine."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def report(folder: Path) -> None:
     real = trained(folder)
-    copies(real, folder / "many", 200, [100 * 10, 500])
+    copy_runs(real, folder / "many", 200, [100 * 10, 500])
     seconds = [timed("report", str(folder / "many"), "--out", str(folder / "page")) for _ in range(3)]
     page = folder / "page" / "report.html"
     everything = sum(path.stat().st_size for path in (folder / "page").rglob("*") if path.is_file())
@@ -75,7 +75,7 @@ def report(folder: Path) -> None:
 
 
 def runs(folder: Path) -> None:
-    copies(trained(folder), folder / "many", 1000, [100])
+    copy_runs(trained(folder), folder / "many", 1000, [100])
     timed("runs", str(folder / "many"))
     for options in ([], ["--json"], ["test/l1<0.05", "--sort", "test/l1"]):
         seconds = [timed("runs", str(folder / "many"), *options) for _ in range(5)]
@@ -98,8 +98,8 @@ def trained(folder: Path) -> Path:
     return record.parent
 
 
-def copies(real: Path, folder: Path, count: int, rows: list[int]) -> None:
-    """Runs like a real one, with other parameters and measures, and one in 20 that failed."""
+def copy_runs(real: Path, folder: Path, count: int, rows: list[int]) -> None:
+    """Copy a real run with other parameters and metrics; one in 20 failed."""
     random_numbers = random.Random(0)
     config, record = (real / "config.yaml").read_text(), json.loads((real / "run.json").read_text())
     logged = (real / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -114,8 +114,8 @@ def copies(real: Path, folder: Path, count: int, rows: list[int]) -> None:
         )
         text = config.replace("lr: 0.001", f"lr: {lr}").replace("\nseed: 0", f"\nseed: {seed}")
         (copy / "config.yaml").write_text(text)
-        typed = ["experiment=regression_sqrt", f"optimizer.lr={lr}", f"network.hidden={hidden}", f"seed={seed}"]
-        (copy / "overrides.yaml").write_text("".join(f"- {override}\n" for override in typed))
+        overrides = ["experiment=regression_sqrt", f"optimizer.lr={lr}", f"network.hidden={hidden}", f"seed={seed}"]
+        (copy / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
         measures = {name: value * random_numbers.uniform(0.8, 1.2) for name, value in record["metrics"].items()}
         failed = {"status": "failed", "exit_code": 1, "metrics": {}, "reason": "something was wrong"}
         changed = record | {"seed": seed} | (failed if index % 20 == 7 else {"metrics": measures})

@@ -1,13 +1,13 @@
-"""Train with the code of an earlier commit and with today's, side by side, and compare every bit.
+"""Compare training with the code of an earlier commit and with this checkout, bit by bit.
 
-    scripts/same_bits.py                            both commits that tests/old names
-    scripts/same_bits.py REF [RECIPE ...]           one commit, some recipes
+    scripts/same_bits.py                            both commits named in tests/old
+    scripts/same_bits.py REF [RECIPE ...]           one commit, selected recipes
 
-Each recipe runs once with the code of REF, from a temporary worktree, and once with this checkout's, in the same
-environment, on one thread each, at the same time. Equal must be all metrics that both have, row by row, and the weights
-in last.ckpt. Against the commit in tests/old/BASELINE, the differences that tests/old/DIFFERENCES.md lists are wanted;
-against the one in tests/old/REFERENCE there are none. The exit code is 1 where anything else differs, or where a listed
-difference is none.
+Each recipe runs once with the code of REF, from a temporary worktree, and once with this checkout, in the same
+environment, on one thread each, at the same time. All metrics that both have must be equal, row by row, as must the
+weights in last.ckpt. Relative to the commit in tests/old/BASELINE, the differences in tests/old/DIFFERENCES.md are
+expected; relative to the one in tests/old/REFERENCE, none. The exit code is 1 if anything else differs, or if an
+expected difference is absent.
 """
 
 import argparse
@@ -33,7 +33,7 @@ OLD = ROOT / "tests" / "old"
 COMMON = ("trainer=cpu", "logger=jsonl")
 IMAGES = ("trainer.limit_batches=50", "data.val_size=1000")
 LIMITED_TEST = "trainer.limit_test_batches=50"
-"""What ``limit_batches`` did to the test split as well, before there was a key of its own."""
+"""Older commits apply ``limit_batches`` to the test split as well."""
 REGRESSION = ("experiment=regression_sqrt",)
 STACK = ("experiment=regression_linear", "trainer.max_epochs=30", "seed=0,1,2,3")
 STACKED = ("hydra/launcher=stacked", "hydra.launcher.workers=1", "hydra.launcher.threads=1")
@@ -56,22 +56,22 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "ddp": ("experiment=mnist_rleaky_count", "trainer.max_epochs=1", "network.hidden=[32]", *IMAGES, *DDP),
     "resumed": (*REGRESSION, *COMMON, "logger.save_every_s=0"),
 }
-"""What each trains; ``resumed`` is killed under REF, and resumed with today's code."""
+"""Arguments of each recipe; ``resumed`` is killed under REF, and resumed with this checkout."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs of a recipe: a metric's name, or ``weights``, and the first step at which it does."""
+    """A difference in a recipe: the name of a metric, or ``weights``, and its first step."""
 
     recipe: str
     name: str
     step: int
-    most: float
+    largest: float
     """The largest absolute difference."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Expected:
     """A line of DIFFERENCES.md."""
 
     recipes: str
@@ -79,23 +79,23 @@ class Wanted:
     step: int
 
     def covers(self, difference: Difference) -> bool:
-        """Whether the line is about this difference."""
-        about = any(fnmatch.fnmatchcase(difference.name, name) for name in self.names)
-        return about and fnmatch.fnmatchcase(difference.recipe, self.recipes) and difference.step >= self.step
+        """Return True if the line lists this difference."""
+        is_named = any(fnmatch.fnmatchcase(difference.name, name) for name in self.names)
+        return is_named and fnmatch.fnmatchcase(difference.recipe, self.recipes) and difference.step >= self.step
 
 
-def wanted(text: str) -> list[Wanted]:
-    """The lines of a table with the columns recipe, names, from step, reason; ``all`` stands for every recipe."""
+def parse_expected(text: str) -> list[Expected]:
+    """Parse a table with the columns recipe, names, from step, reason; ``all`` means every recipe."""
     rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     found = []
     for recipe, names, step, _ in ([cell.strip() for cell in row] for row in rows[2:]):
         every = tuple(name.strip(" `") for name in names.split(","))
-        found.append(Wanted("*" if recipe == "all" else recipe.strip("`"), every, int(step)))
+        found.append(Expected("*" if recipe == "all" else recipe.strip("`"), every, int(step)))
     return found
 
 
 def series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float | None]]]:
-    """By metric, its steps and values in the order in which they were logged."""
+    """Return the logged steps and values of each metric, in order."""
     found: dict[str, list[tuple[int, float | None]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -105,17 +105,17 @@ def series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float
 
 
 def differences(recipe: str, before: Path, after: Path) -> list[Difference]:
-    """What differs between two run directories, of all that both have."""
+    """Return the differences between two run directories in all that both have."""
     found = []
     one, other = (series([json.loads(line) for line in _lines(run)]) for run in (before, after))
     for name in sorted(one.keys() & other.keys()):
         pairs = list(zip(one[name], other[name], strict=False))
-        unlike = [(step, value, now) for (step, value), (at, now) in pairs if step != at or value != now]
+        unequal = [(step, value, new) for (step, value), (at, new) in pairs if step != at or value != new]
         if len(one[name]) != len(other[name]):
-            unlike.append((max(step for step, _ in one[name]), None, None))
-        if unlike:
-            gaps = [abs(value - now) for _, value, now in unlike if value is not None and now is not None]
-            found.append(Difference(recipe, name, unlike[0][0], max(gaps, default=float("inf"))))
+            unequal.append((max(step for step, _ in one[name]), None, None))
+        if unequal:
+            gaps = [abs(value - new) for _, value, new in unequal if value is not None and new is not None]
+            found.append(Difference(recipe, name, unequal[0][0], max(gaps, default=float("inf"))))
     return [*found, *_weights(recipe, before, after)]
 
 
@@ -127,14 +127,14 @@ def _weights(recipe: str, before: Path, after: Path) -> Iterator[Difference]:
     one, other = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (before, after))
     step = one["global_step"]
     for name in one["state_dict"].keys() & other["state_dict"].keys():
-        value, now = one["state_dict"][name], other["state_dict"][name]
-        if not torch.equal(value, now):
-            most = (value - now).abs().max().item() if value.shape == now.shape else float("inf")
-            yield Difference(recipe, "weights", step, most)
+        value, new = one["state_dict"][name], other["state_dict"][name]
+        if not torch.equal(value, new):
+            largest = (value - new).abs().max().item() if value.shape == new.shape else float("inf")
+            yield Difference(recipe, "weights", step, largest)
 
 
-def judge(found: Sequence[Difference], listed: Sequence[Wanted]) -> tuple[list[Difference], list[Wanted]]:
-    """The differences that no line lists, and the lines that list none."""
+def match_expected(found: Sequence[Difference], listed: Sequence[Expected]) -> tuple[list[Difference], list[Expected]]:
+    """Return the differences that no line lists, and the lines without a difference."""
     unlisted = [difference for difference in found if not any(line.covers(difference) for line in listed)]
     stale = [line for line in listed if not any(line.covers(difference) for difference in found)]
     return unlisted, stale
@@ -145,7 +145,7 @@ class Side:
 
     Args:
         root: a checkout.
-        folder: where its runs are written.
+        folder: folder of its runs.
     """
 
     def __init__(self, root: Path, folder: Path) -> None:
@@ -159,8 +159,8 @@ class Side:
     def start(self, recipe: str, *arguments: str) -> "subprocess.Popen[str]":
         cwd = self.folder / recipe
         cwd.mkdir(parents=True, exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SNNEXP_CONF")}
-        env = {**kept, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SNNEXP_CONF")}
+        env = {**inherited, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, "-m", "snnexp.cli", *arguments],
             cwd=cwd,
@@ -172,23 +172,25 @@ class Side:
 
     def run(self, recipe: str, *arguments: str) -> None:
         process = self.start(recipe, *arguments)
-        told, _ = process.communicate()
+        output, _ = process.communicate()
         if process.returncode:
-            raise SystemExit(f"{recipe}: {' '.join(arguments)} in {self.root} ended with {process.returncode}\n{told}")
+            raise SystemExit(
+                f"{recipe}: {' '.join(arguments)} in {self.root} ended with {process.returncode}\n{output}"
+            )
 
     def train(self, recipe: str) -> list[Path]:
-        """Train a recipe; returns its run directories, in the order of their seeds and of what was typed."""
+        """Train a recipe; return its run directories, sorted by seed and overrides."""
         self.run(recipe, "train", *self.words(recipe))
         return self.runs(recipe)
 
-    def killed(self, recipe: str) -> Path:
-        """The directory of a run that was killed after its first checkpoint."""
+    def kill(self, recipe: str) -> Path:
+        """Kill a run after its first checkpoint; return its directory."""
         process = self.start(recipe, "train", *self.words(recipe))
         end = time.monotonic() + 300
         while not (checkpoints := [*(self.folder / recipe).glob("outputs/*/*/checkpoints/previous.ckpt")]):
             if process.poll() is not None or time.monotonic() > end:
                 process.kill()
-                raise SystemExit(f"{recipe}: it ended before it could be killed\n{process.communicate()[0]}")
+                raise SystemExit(f"{recipe}: ended before it could be killed\n{process.communicate()[0]}")
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -197,11 +199,11 @@ class Side:
     def runs(self, recipe: str) -> list[Path]:
         records = (self.folder / recipe).glob("outputs/**/run.json")
         return sorted(
-            (record.parent for record in records), key=lambda run: (json.loads(_record(run))["seed"], _typed(run))
+            (record.parent for record in records), key=lambda run: (json.loads(_record(run))["seed"], _overrides(run))
         )
 
 
-def _typed(run: Path) -> str:
+def _overrides(run: Path) -> str:
     return (run / "overrides.yaml").read_text()
 
 
@@ -210,12 +212,12 @@ def _record(run: Path) -> str:
 
 
 def compare(recipe: str, before: Side, after: Side) -> list[Difference]:
-    """Train a recipe on both sides, and compare what they leave."""
+    """Train a recipe on both sides and compare the results."""
     if recipe == "resumed":
-        whole = Side(before.root, before.folder / "whole").train(recipe)
-        stopped = before.killed(recipe)
+        complete = Side(before.root, before.folder / "complete").train(recipe)
+        stopped = before.kill(recipe)
         after.run(recipe, "resume", str(stopped))
-        return differences(recipe, whole[0], stopped)
+        return differences(recipe, complete[0], stopped)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda side: side.train(recipe), (before, after))
     assert len(one) == len(other), recipe
@@ -224,7 +226,7 @@ def compare(recipe: str, before: Side, after: Side) -> list[Difference]:
 
 @contextmanager
 def worktree(commit: str) -> Iterator[Path]:
-    """A checkout of a commit, for as long as it is needed."""
+    """Check out a commit into a temporary worktree."""
     with tempfile.TemporaryDirectory(prefix="same-bits-") as folder:
         path = Path(folder) / "ref"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(path), commit], cwd=ROOT, check=True)
@@ -234,8 +236,8 @@ def worktree(commit: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", str(path)], cwd=ROOT, check=True)
 
 
-def report(commit: str, recipes: Sequence[str], listed: Sequence[Wanted]) -> bool:
-    """Print how today's code differs from a commit; whether it differs as listed, and not otherwise."""
+def report(commit: str, recipes: Sequence[str], listed: Sequence[Expected]) -> bool:
+    """Print the differences from a commit; return True if they are exactly those listed."""
     print(f"against {commit[:12]}")
     found: list[Difference] = []
     with worktree(commit) as ref, tempfile.TemporaryDirectory(prefix="same-bits-") as folder:
@@ -247,35 +249,37 @@ def report(commit: str, recipes: Sequence[str], listed: Sequence[Wanted]) -> boo
             print(f"  {recipe:<24}{'differs' if new else 'equal':<10}{time.monotonic() - began:5.0f} s", flush=True)
             for name in dict.fromkeys(difference.name for difference in new):
                 same = [difference for difference in new if difference.name == name]
-                step, most = min(part.step for part in same), max(part.most for part in same)
+                step, largest = min(part.step for part in same), max(part.largest for part in same)
                 as_listed = all(any(line.covers(part) for line in listed) for part in same)
-                print(f"    {name:<40} from step {step:<6} by {most:.1e}  {'as listed' if as_listed else 'NOT LISTED'}")
-    unlisted, stale = judge(found, listed)
+                print(
+                    f"    {name:<40} from step {step:<6} by {largest:.1e}  {'as listed' if as_listed else 'NOT LISTED'}"
+                )
+    unlisted, stale = match_expected(found, listed)
     stale = [line for line in stale if any(fnmatch.fnmatchcase(recipe, line.recipes) for recipe in recipes)]
     for line in stale if [*recipes] == [*RECIPES] else []:
-        print(f"  listed, and no difference: {line.recipes} {', '.join(line.names)} from step {line.step}")
+        print(f"  listed, but no difference: {line.recipes} {', '.join(line.names)} from step {line.step}")
     return not unlisted and not (stale and [*recipes] == [*RECIPES])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ref", nargs="?", metavar="REF", help="a commit; without it those that tests/old names")
-    parser.add_argument("recipe", nargs="*", metavar="RECIPE", help=f"of {', '.join(RECIPES)}")
-    parser.add_argument("--without-mnist", action="store_true", help="leave out what needs the images")
-    asked = parser.parse_args()
-    if unknown := [recipe for recipe in asked.recipe if recipe not in RECIPES]:
+    parser.add_argument("ref", nargs="?", metavar="REF", help="a commit; by default those named in tests/old")
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("--without-mnist", action="store_true", help="skip the recipes that need MNIST")
+    args = parser.parse_args()
+    if unknown := [recipe for recipe in args.recipe if recipe not in RECIPES]:
         parser.error(f"{unknown[0]}: no such recipe, there are {', '.join(RECIPES)}")
-    recipes = asked.recipe or [*RECIPES]
+    recipes = args.recipe or [*RECIPES]
     images = Path(os.environ.get("SNNEXP_DATA_DIR", "data")).absolute()
-    # each side runs in a folder of its own
+    # absolute, because each side runs in its own folder
     os.environ["SNNEXP_DATA_DIR"] = str(images)
-    if asked.without_mnist:
+    if args.without_mnist:
         recipes = [recipe for recipe in recipes if IMAGES[0] not in RECIPES[recipe]]
     elif not (images / "MNIST" / "raw").is_dir() and any(IMAGES[0] in RECIPES[recipe] for recipe in recipes):
         raise SystemExit(f"no MNIST/raw in {images}; set SNNEXP_DATA_DIR, or pass --without-mnist")
     baseline, reference = ((OLD / name).read_text().strip() for name in ("BASELINE", "REFERENCE"))
-    listed = wanted((OLD / "DIFFERENCES.md").read_text())
-    commits = [asked.ref] if asked.ref else [*dict.fromkeys((reference, baseline))]
+    listed = parse_expected((OLD / "DIFFERENCES.md").read_text())
+    commits = [args.ref] if args.ref else [*dict.fromkeys((reference, baseline))]
     fine = True
     for commit in commits:
         full = subprocess.run(

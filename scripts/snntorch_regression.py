@@ -1,4 +1,4 @@
-"""The regression tutorial's network and loop in snnTorch, from the data and start weights of snnexp's run of that seed.
+"""The network and loop of the snnTorch regression tutorial, with data and initial weights of the same seed as snnexp.
 
 python scripts/snntorch_regression.py sqrt 0 1 2
 """
@@ -47,7 +47,7 @@ class Net(nn.Module):
 
 
 def train(mode: str, seed: int, iterations: int = 100) -> tuple[float, float]:
-    """L1 and relative error after the tutorial's training."""
+    """Train as in the tutorial; return L1 and relative error."""
     torch.manual_seed(seed)
     x, y = RegressionDataset(50, 1, mode)[[0]]
     net = Net()

@@ -1,12 +1,12 @@
-"""Throughput of stacked training: seconds per point, side by side, one after the other, and one process per point.
+"""Throughput of stacked training: seconds per point for stacks, sequential runs, and one process per point.
 
 python scripts/stacked.py [--members 1 4 16 32 64] [--rounds 3] [--device cpu] [--logger jsonl] [RECIPE ...]
 
-A point is a whole run: built, trained, saved, tested and recorded, with a seed of its own; MNIST is read from
-$SNNEXP_DATA_DIR and trains on the first 50 batches. One after the other means `experiment.run` in a loop, its imports
-paid before; a process is `snnexp train` from its start to its end. All ways take turns, and medians over the rounds are
-printed as a table. One thread, unless OMP_NUM_THREADS says otherwise. Without figures and TensorBoard, which take
-each way the same time; --logger tensorboard asks for both.
+A point is a whole run: built, trained, saved, tested and recorded, with its own seed; MNIST is read from
+$SNNEXP_DATA_DIR and trains on the first 50 batches. Sequential means `experiment.run` in a loop, excluding imports; a
+process is a complete `snnexp train`. The methods alternate, and medians over the rounds are printed as a table. One
+thread unless OMP_NUM_THREADS is set. Without figures and TensorBoard, which take the same time for every method;
+--logger tensorboard enables both.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from snnexp.experiment import compose, run
 from snnexp.training.stacked import Outcome, Point, train
 
 RECIPES = {"regression_sqrt": [], "mnist_rleaky_count": ["trainer.max_epochs=1", "trainer.limit_batches=50"]}
-IN_A_ROW = 2
-"""Runs in one process that stand for a longer loop."""
+SEQUENTIAL_RUNS = 2
+"""Number of sequential runs to average."""
 
 
 def main() -> None:
@@ -38,32 +38,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--logger", default="jsonl")
-    asked = parser.parse_args()
-    trainer = {"cpu": "cpu", "cuda": "gpu"}[asked.device]
-    for recipe in asked.recipes:
-        common = [f"experiment={recipe}", f"trainer={trainer}", f"logger={asked.logger}", *RECIPES.get(recipe, [])]
+    args = parser.parse_args()
+    trainer = {"cpu": "cpu", "cuda": "gpu"}[args.device]
+    for recipe in args.recipes:
+        common = [f"experiment={recipe}", f"trainer={trainer}", f"logger={args.logger}", *RECIPES.get(recipe, [])]
         with tempfile.TemporaryDirectory() as folder:
-            table(recipe, common, asked.members, asked.rounds, Path(folder))
+            table(recipe, common, args.members, args.rounds, Path(folder))
 
 
 def table(recipe: str, common: list[str], sizes: list[int], rounds: int, folder: Path) -> None:
-    ways: dict[str, Callable[[], float]] = {
+    methods: dict[str, Callable[[], float]] = {
         "one process per point": lambda: process(common, folder),
-        "one after the other": lambda: in_a_row(common, folder),
+        "sequential": lambda: sequential(common, folder),
         **{f"{size} members": lambda size=size: stack(common, size, folder) for size in sizes},
     }
-    # the first of each pays for what is made once in a process
-    in_a_row(common, folder)
+    # warm up
+    sequential(common, folder)
     stack(common, 2, folder)
-    took: dict[str, list[float]] = {way: [] for way in ways}
+    took: dict[str, list[float]] = {method: [] for method in methods}
     for _ in range(rounds):
-        for way, measure in ways.items():
-            took[way].append(measure())
-    medians = {way: statistics.median(seconds) for way, seconds in took.items()}
-    print(f"\n| {recipe} | s per point | runs in a row / this | processes / this |\n|---|---|---|---|")
-    for way, seconds in medians.items():
-        ratios = [medians[other] / seconds for other in ("one after the other", "one process per point")]
-        print(f"| {way} | {seconds:.3f} | {ratios[0]:.1f} | {ratios[1]:.1f} |")
+        for method, measure in methods.items():
+            took[method].append(measure())
+    medians = {method: statistics.median(seconds) for method, seconds in took.items()}
+    print(f"\n| {recipe} | s per point | sequential / this | processes / this |\n|---|---|---|---|")
+    for method, seconds in medians.items():
+        ratios = [medians[other] / seconds for other in ("sequential", "one process per point")]
+        print(f"| {method} | {seconds:.3f} | {ratios[0]:.1f} | {ratios[1]:.1f} |")
     sys.stdout.flush()
 
 
@@ -74,8 +74,8 @@ def process(common: list[str], folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def in_a_row(common: list[str], folder: Path) -> float:
-    configs = [compose([*common, f"seed={seed}"]) for seed in range(IN_A_ROW)]
+def sequential(common: list[str], folder: Path) -> float:
+    configs = [compose([*common, f"seed={seed}"]) for seed in range(SEQUENTIAL_RUNS)]
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         for cfg in configs:

@@ -1,17 +1,16 @@
-"""Measure the structure of the code under src/: lines of code by package, and what imports what.
+"""Measure the structure of the code under src/: lines of code by package, and imports between packages.
 
     scripts/structure.py                            this checkout
-    scripts/structure.py --ref REF                  with a commit beside it
+    scripts/structure.py --ref REF                  compared with a commit
 
-A package is a file or folder at the top of src/snnexp. A line of code is a physical line on which some part of a token
-lies that is neither a comment nor within a docstring, the text that a module, class or function begins with. A
-statement over several lines counts with all of them; the number of statements stands beside, which does not depend on
-how lines are broken or joined.
+A package is a file or folder at the top of src/snnexp. A line of code is a physical line with a token other than a
+comment or docstring; a multi-line statement counts with all its lines. The number of statements does not depend on
+line breaks.
 
-An arrow leads from a package to one that it imports, anywhere in its files; it is a back arrow if it lies on a circle,
-and is then left out of floors. Floors are the packages on the longest path along arrows, chains the modules on the
-longest path along imports: along those that are executed when a module is imported, and along all, also within
-functions and for type checks alone. Files are measured by all their lines.
+An arrow leads from a package to one that it imports, anywhere in its files; it is a back arrow if it is part of a
+cycle, and then excluded from floors. Floors are the packages on the longest path along arrows, chains the modules on
+the longest path along imports: along those executed at import time, and along all, including imports within functions
+and for type checking. Files are measured by all their lines.
 """
 
 import argparse
@@ -26,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MOST_LINES = 400
-"""Files above this are named."""
+MAX_LINES = 400
+"""Longer files are listed."""
 NO_CODE = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
     *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
@@ -37,26 +36,26 @@ Graph = dict[str, set[str]]
 
 @dataclass(frozen=True)
 class Structure:
-    """What was measured of one tree."""
+    """The measurements of one source tree."""
 
     lines: Counter[str]
     """Of code, by package."""
     figures: dict[str, int]
-    """All other numbers, by what they count."""
+    """All other figures by name."""
     chain: list[str]
     """The longest one, along all imports."""
     large: list[tuple[int, str]]
-    """Files above ``MOST_LINES``, the largest first."""
+    """Files above ``MAX_LINES``, the largest first."""
 
 
 def checkout() -> dict[str, str]:
-    """The sources of this checkout: path below src/ to text."""
+    """Return the sources of this checkout: path below src/ to text."""
     source = ROOT / "src"
     return {path.relative_to(source).as_posix(): path.read_text("utf-8") for path in sorted(source.rglob("*.py"))}
 
 
 def committed(ref: str) -> dict[str, str]:
-    """The sources of a commit."""
+    """Return the sources of a commit."""
     command = ["git", "-C", str(ROOT), "archive", "--format=tar", ref, "src"]
     archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
@@ -96,9 +95,9 @@ def measure(sources: Mapping[str, str]) -> Structure:
         "chain at import time": len(longest(at_import)),
         "chain in all": len(chain),
         "lines of the largest file": max(lengths.values()),
-        f"files above {MOST_LINES} lines": sum(length > MOST_LINES for length in lengths.values()),
+        f"files above {MAX_LINES} lines": sum(length > MAX_LINES for length in lengths.values()),
     }
-    large = sorted(((length, path) for path, length in lengths.items() if length > MOST_LINES), reverse=True)
+    large = sorted(((length, path) for path, length in lengths.items() if length > MAX_LINES), reverse=True)
     return Structure(lines, figures, chain, large)
 
 
@@ -114,7 +113,7 @@ def package(name: str) -> str:
 
 
 def docstrings(tree: ast.AST) -> Iterator[ast.Expr]:
-    """The texts that modules, classes and functions begin with."""
+    """Yield the docstrings of modules, classes and functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -123,25 +122,25 @@ def docstrings(tree: ast.AST) -> Iterator[ast.Expr]:
 
 
 def code_lines(text: str, tree: ast.AST) -> set[int]:
-    """The numbers of the lines of code."""
+    """Return the line numbers of code."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     spans = [range(token.start[0], token.end[0] + 1) for token in tokens if token.type not in NO_CODE]
-    told = [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in docstrings(tree)]
-    return {line for span in spans for line in span} - {line for span in told for line in span}
+    documented = [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in docstrings(tree)]
+    return {line for span in spans for line in span} - {line for span in documented for line in span}
 
 
 def statements(tree: ast.AST) -> int:
-    """How many statements there are, without docstrings."""
+    """Return the number of statements, without docstrings."""
     return sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) - sum(1 for _ in docstrings(tree))
 
 
 def imported(tree: ast.AST, modules: Set[str], everywhere: bool) -> set[str]:
-    """Which modules another one imports.
+    """Return the modules that a module imports.
 
     Args:
-        tree: of the module.
-        modules: all that there are; a name in one of them counts as this one.
-        everywhere: also within functions, and for type checks alone.
+        tree: its syntax tree.
+        modules: all modules; an imported name counts as its module.
+        everywhere: include imports within functions and for type checking.
     """
     names: set[str] = set()
     for node in walk(tree, everywhere):
@@ -153,7 +152,7 @@ def imported(tree: ast.AST, modules: Set[str], everywhere: bool) -> set[str]:
 
 
 def walk(node: ast.AST, everywhere: bool) -> Iterator[ast.AST]:
-    """A node and those within it that are executed when the module is imported, or all."""
+    """Yield a node and its descendants: all, or those executed at import time."""
     yield node
     later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -164,7 +163,7 @@ def walk(node: ast.AST, everywhere: bool) -> Iterator[ast.AST]:
 
 
 def reached(graph: Graph, start: str) -> set[str]:
-    """All that a node leads to, and itself."""
+    """Return all nodes reachable from a node, including itself."""
     found, todo = {start}, [start]
     while todo:
         new = graph[todo.pop()] - found
@@ -174,7 +173,7 @@ def reached(graph: Graph, start: str) -> set[str]:
 
 
 def longest(graph: Graph) -> list[str]:
-    """The nodes of the longest path, the first of them by name where several are as long; there are no circles."""
+    """Return the nodes of the longest path of an acyclic graph; ties are broken by name."""
     paths: dict[str, list[str]] = {}
 
     def path(node: str) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from same_bits import RECIPES, Difference, differences, judge, wanted  # noqa: E402
+from same_bits import RECIPES, Difference, differences, match_expected, parse_expected  # noqa: E402
 
 TABLE = """# Differences
 
@@ -60,26 +60,26 @@ def test_weights_are_compared(tmp_path: Path) -> None:
 
 
 def test_a_listed_difference_is_wanted_and_no_other() -> None:
-    listed = wanted(TABLE)
+    listed = parse_expected(TABLE)
     found = [Difference("regression_sqrt", "train/loss", 5, 1.0), Difference("ddp", "test/accuracy", 50, 1.0)]
-    assert judge(found, listed) == ([], [])
+    assert match_expected(found, listed) == ([], [])
     others = [
         Difference("regression_sqrt", "train/loss", 3, 1.0),
         Difference("regression_linear", "train/loss", 5, 1.0),
         Difference("regression_sqrt", "test/l1", 5, 1.0),
     ]
-    assert judge([*found, *others], listed) == (others, [])
+    assert match_expected([*found, *others], listed) == (others, [])
 
 
 def test_a_line_about_nothing_is_told() -> None:
-    listed = wanted(TABLE)
-    unlisted, stale = judge([Difference("regression_sqrt", "weights", 9, 1.0)], listed)
+    listed = parse_expected(TABLE)
+    unlisted, stale = match_expected([Difference("regression_sqrt", "weights", 9, 1.0)], listed)
     assert unlisted == []
     assert stale == listed[1:]
 
 
 def test_every_line_of_the_table_is_about_known_recipes() -> None:
-    listed = wanted((ROOT / "tests" / "old" / "DIFFERENCES.md").read_text())
+    listed = parse_expected((ROOT / "tests" / "old" / "DIFFERENCES.md").read_text())
     assert listed
     for line in listed:
         assert line.recipes == "*" or line.recipes in RECIPES

@@ -53,7 +53,7 @@ def sweep(words: Sequence[str]) -> list[dict[str, Any]]:
     """Run a sweep or a search, like ``snnexp train -m``.
 
     Args:
-        words: the command-line arguments, such as ``["experiment=mnist_leaky", "seed=0,1,2", "hydra/launcher=stacked"]``.
+        words: command-line arguments, such as ``["experiment=mnist_leaky", "seed=0,1,2", "hydra/launcher=stacked"]``.
 
     Returns:
         For each point, also those that failed: ``path``, ``status``, ``metrics``, ``overrides`` and the other entries
