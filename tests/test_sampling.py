@@ -98,7 +98,7 @@ class Pairs(Dataset[Any]):
         return torch.zeros(2), int(LABELS[index])
 
 
-class EvaluationCounts:
+class TestEvaluationCounts:
     def test_are_those_of_the_training_samples(self) -> None:
         assert module().class_counts() == [80, 5, 15, 0]
         assert module(target="step_labels", sampling="shuffled").class_counts() == [80, 5, 15, 0]

@@ -117,7 +117,7 @@ def test_predictions_of_several_devices_are_refused() -> None:
         compose([*IMAGES, "logger.predictions=true", "trainer=ddp", "trainer.devices=2"])
 
 
-class EvaluateTestSplit:
+class TestTestSplitEveryEpoch:
     """Rows of the test split while training, and all else as it was without them."""
 
     WORDS = ("trainer.max_epochs=3", "data.val_size=8", "encoder=bernoulli", "trainer.log_every_n_steps=2")

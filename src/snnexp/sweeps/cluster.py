@@ -24,7 +24,7 @@ from snnexp.errors import ConfigError
 from snnexp.record.run import Run
 from snnexp.sweeps.slots import Job
 from snnexp.text import one_line
-from snnexp.threads import BOTH
+from snnexp.threads import VARIABLES
 
 STORAGE = "SNNEXP_SEARCH_STORAGE"
 """Environment variable with the storage URL of a search. A URL with a password is never sent to SLURM."""
@@ -187,7 +187,7 @@ def carry_out(task: Mapping[str, Any], event_file: Path, threads: int | None) ->
 
     if threads is not None:
         # must be set before torch is imported; the job inherits the variables of the driver
-        os.environ |= dict.fromkeys(BOTH, str(threads))
+        os.environ |= dict.fromkeys(VARIABLES, str(threads))
     if task.get("prune"):
         task = {**task, "prune": {**task["prune"], "storage": os.environ[STORAGE]}}
     # submitit ignores SIGTERM; until the run installs its handlers there is nothing to save
