@@ -417,7 +417,7 @@ class TestUse:
         [
             (lambda N: RLeaky(N, surrogate=type("Mine", (ATan,), {})()), "Mine has no Triton form"),
             (lambda N: RLeaky((N, 2, 2), feedback="conv2d", kernel_size=3), "conv2d feedback has no Triton form"),
-            (lambda N: RLeaky(129), "of 129 neurons that feed back to all, 128 fit on the chip"),
+            (lambda N: RLeaky(129), "linear feedback of 129 neurons exceeds the maximum of 128"),
         ],
     )
     def test_triton_says_what_it_cannot_do(self, make: Callable[[int], Neuron], reason: str) -> None:

@@ -1,6 +1,6 @@
-"""Faster twins of the neurons' reference scans: the same arguments, the same results, and tests that hold them to it.
+"""Fast implementations of the neurons' reference scans, with the same arguments and the same results.
 
-``fused`` runs anywhere that PyTorch does, ``triton`` on GPUs; :func:`use` hands kernels to the neurons of a network.
+``fused`` kernels run on any PyTorch device, ``triton`` kernels on GPUs; :func:`use` selects the kernels of a network.
 """
 
 import re
@@ -20,20 +20,20 @@ FUSED: Mapping[type[Neuron], Kernel] = {
 
 
 def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool = False) -> str:
-    """Give every neuron in ``network`` the kernel of that name, and tell what each of them runs on.
+    """Set the kernel of every neuron in ``network``, and return which kernels are used.
 
     Args:
-        network: a network, a neuron, or any module that holds some.
-        name: ``reference``, ``fused``, ``triton``, or ``auto`` for the best that each neuron has on ``device``.
-        device: where the network will run.
-        stacked: whether it is a stack, which Triton's kernels do not know.
+        network: a network, a neuron, or any module that contains neurons.
+        name: ``reference``, ``fused``, ``triton``, or ``auto`` for the fastest one of each neuron on ``device``.
+        device: the device that the network will run on.
+        stacked: whether the network is a stack, which Triton kernels do not support.
 
     Returns:
-        The kernel's name, or where neurons differ, names with layers: ``fused (conv1), triton (readout)``; ``none``
-        where there are no neurons of this package.
+        The name of the kernel, or names with layers if neurons differ, ``fused (conv1), triton (readout)``; ``none``
+        if the network has no neurons of this package.
 
     Raises:
-        ConfigError: one of the neurons has no such kernel there.
+        ConfigError: a neuron has no such kernel on ``device``.
     """
     names = [name]
     if name == "auto":
@@ -41,8 +41,8 @@ def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool
     used: dict[str, list[str]] = {}
     for path, neuron in network.named_modules():
         if isinstance(neuron, Neuron):
-            chosen, kernel = _first(names, neuron, device)
-            # Lightning takes a network back to the CPU after training
+            chosen, kernel = _first_available(names, neuron, device)
+            # Lightning moves the network back to the CPU after training
             neuron.kernel = triton_or_fused if chosen == "triton" else kernel
             short = re.sub(r"^(layers|module)\.", "", path).removesuffix(".neuron")
             used.setdefault(chosen, []).append(short)
@@ -53,8 +53,8 @@ def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool
     return "none" if not used else ", ".join(f"{kernel} ({' '.join(paths)})" for kernel, paths in used.items())
 
 
-def _first(names: list[str], neuron: Neuron, device: torch.device) -> tuple[str, Kernel]:
-    """The first of ``names`` of which there is a kernel."""
+def _first_available(names: list[str], neuron: Neuron, device: torch.device) -> tuple[str, Kernel]:
+    """Return the first of ``names`` with a kernel for this neuron, and the kernel."""
     reason = ""
     for name in names:
         kernel = KERNELS[name](neuron, device)
@@ -65,31 +65,31 @@ def _first(names: list[str], neuron: Neuron, device: torch.device) -> tuple[str,
 
 
 def _fused(neuron: Neuron, device: torch.device) -> Kernel | str:
-    # a parameter that is kept as its logarithm makes a class of its own
-    kind = type_before_parametrizations(neuron)
-    return FUSED.get(kind, f"{kind.__name__} has no fused form")
+    # parametrize replaces the class of the neuron
+    cls = type_before_parametrizations(neuron)
+    return FUSED.get(cls, f"{cls.__name__} has no fused form")
 
 
 def _triton(neuron: Neuron, device: torch.device) -> Kernel | str:
     try:
-        # Triton is there wherever PyTorch can use a GPU, and takes a second to import
+        # Triton is installed with GPU builds of PyTorch, and takes a second to import
         from snnexp.kernels import triton_common, triton_leaky, triton_lif
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         return "Triton is not installed"
     scans: Mapping[type[Neuron], Kernel] = {
-        kind: module.scan for module in (triton_leaky, triton_lif) for kind in module.NEURONS
+        neuron_type: module.scan for module in (triton_leaky, triton_lif) for neuron_type in module.NEURONS
     }
     return triton_common.kernel_of(neuron, device, scans)
 
 
 def triton_or_fused(neuron: Neuron, current: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-    """The Triton kernel where the current lies on a GPU, the fused one where it does not."""
+    """Run the Triton kernel if the current is on a GPU, else the fused one."""
     kernel = _triton(neuron, current.device)
     kernel = _fused(neuron, current.device) if isinstance(kernel, str) else kernel
     if isinstance(kernel, str):
-        raise ConfigError(f"kernel: on {current.device} there is none, {kernel}")
+        raise ConfigError(f"kernel: none is available on {current.device}, {kernel}")
     return kernel(neuron, current, *arguments, **options)
 
 
@@ -98,4 +98,4 @@ KERNELS: Mapping[str, Callable[[Neuron, torch.device], Kernel | str]] = {
     "fused": _fused,
     "reference": lambda neuron, device: reference,
 }
-"""By name: the kernel for a neuron on a device, or why there is none."""
+"""By name: a function that returns the kernel for a neuron on a device, or the reason why there is none."""

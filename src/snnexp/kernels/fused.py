@@ -1,6 +1,6 @@
-"""What the fused scans share: steps in cache-sized chunks, and the synapses within and behind a layer.
+"""Building blocks of the fused scans: cache-sized chunks of steps, the feedback, and the next layer's linear synapse.
 
-All work on neurons as one flat axis, ``[.., B, n]``, and write into memory that they are given.
+All use a single flattened neuron axis, ``[.., B, n]``, and write into preallocated tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,41 +17,41 @@ from snnexp.neurons import STATISTICS, Neuron, ReducedTrace, RLeaky, Trace, is_p
 from snnexp.surrogates import Surrogate
 
 CHUNK_BYTES = 1 << 19
-"""What one buffer of a chunk of steps may hold: several of them fit a core's cache."""
+"""Maximum size of a buffer for a chunk of steps: several buffers fit into the cache of a core."""
 MAX_NARROW = 32
-"""Up to so many outputs, W S^T is faster than S W^T."""
+"""Maximum number of outputs for which W S^T is faster than S W^T."""
 
 
 def chunks(num_steps: int, step: Tensor) -> list[tuple[int, int]]:
-    """``[0, num_steps)`` in ranges of steps that fit the cache together; ``step`` is ``[B, n]``."""
+    """Split ``[0, num_steps)`` into ranges of steps that fit the cache; ``step`` is ``[B, n]``."""
     length = max(1, CHUNK_BYTES // (step.nbytes or 1))
     return [(start, min(start + length, num_steps)) for start in range(0, num_steps, length)]
 
 
 class LazyTrace(Trace):
-    """A trace that is computed when it is read.
+    """A trace that is computed on first access.
 
     Args:
         num_steps: T.
-        before: the state before the first step.
-        scan: computes the trace, or called with names of statistics a :class:`ReducedTrace` of these.
+        initial_state: the state before the first step.
+        scan: computes the trace from None, or a :class:`ReducedTrace` from names of statistics.
     """
 
     def __init__(
         self,
         num_steps: int,
-        before: tuple[Tensor, ...],
+        initial_state: tuple[Tensor, ...],
         scan: Callable[[Sequence[str] | None], Trace | ReducedTrace],
     ) -> None:
-        self._num_steps, self._before, self._scan = num_steps, before, scan
-        self._left: dict[str, ReducedTrace] = {}
-        """What was computed without single steps, by the statistic that it holds."""
+        self._num_steps, self._initial_state, self._scan = num_steps, initial_state, scan
+        self._reduced: dict[str, ReducedTrace] = {}
+        """Reduced traces computed so far, by their statistic."""
         self._with_gradient = torch.is_grad_enabled()
 
     def __repr__(self) -> str:
-        # of the same shapes, and nothing is computed
-        steps = self._before[0].expand(self._num_steps, *self._before[0].shape)
-        return repr(Trace(steps, steps, self._before))
+        # show the shapes without computing anything
+        steps = self._initial_state[0].expand(self._num_steps, *self._initial_state[0].shape)
+        return repr(Trace(steps, steps, self._initial_state))
 
     @property
     def num_steps(self) -> int:
@@ -59,21 +59,21 @@ class LazyTrace(Trace):
 
     @property
     def samples(self) -> int:
-        return len(self._before[0])
+        return len(self._initial_state[0])
 
     @cached_property
     def _trace(self) -> Trace:
         with torch.set_grad_enabled(self._with_gradient):
             return self._scan(None)  # type: ignore[return-value]
 
-    def _with(self, name: str) -> Trace | ReducedTrace:
-        """What has a statistic: the trace where gradients are recorded, or where it was computed before."""
+    def _computed(self, name: str) -> Trace | ReducedTrace:
+        """Return the full trace if gradients are enabled or if it exists, else a reduced trace with this statistic."""
         if torch.is_grad_enabled() or "_trace" in vars(self):
             return self._trace
-        if name not in self._left:
+        if name not in self._reduced:
             with torch.no_grad():
-                self._left[name] = self._scan((name,))  # type: ignore[assignment]
-        return self._left[name]
+                self._reduced[name] = self._scan((name,))  # type: ignore[assignment]
+        return self._reduced[name]
 
     @property
     def spikes(self) -> Tensor:
@@ -85,102 +85,102 @@ class LazyTrace(Trace):
 
     @property
     def state(self) -> Any:
-        return self._with(next(iter(self._left), "spike_count")).state
+        return self._computed(next(iter(self._reduced), "spike_count")).state
 
     def _statistic(self, name: str) -> Tensor:
-        return getattr(self._with(name), name)  # type: ignore[no-any-return]
+        return getattr(self._computed(name), name)  # type: ignore[no-any-return]
 
 
 Gradients = tuple[Tensor, Tensor | None]
-"""Of a weight and its bias."""
+"""Gradients of a weight and its bias."""
 
 
 class Chunk(NamedTuple):
-    """Some steps that lie one behind the other in memory."""
+    """Consecutive steps, contiguous in memory."""
 
-    whole: Tensor
+    tensor: Tensor
     """``[k, B, n]``"""
     steps: Sequence[Tensor]
-    """k times ``[B, n]``"""
+    """k views ``[B, n]``"""
 
 
-def in_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chunk]:
-    """``memory`` as one chunk for each range of steps; where it holds a single chunk, all of them share it."""
+def split_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chunk]:
+    """Split ``memory`` into one chunk per range of steps; if it has the size of a single chunk, all ranges share it."""
     length = ranges[0][1]
-    # views cost as much as small operations, so that they are made once
-    wholes = [memory] if len(memory) == length else torch.split(memory, length)
-    made = [Chunk(whole, whole.unbind(0)) for whole in wholes]
+    # views cost as much as small operations, so they are created once
+    tensors = [memory] if len(memory) == length else torch.split(memory, length)
+    result = [Chunk(tensor, tensor.unbind(0)) for tensor in tensors]
     if len(memory) == length < ranges[-1][1]:
-        made = made * (len(ranges) - 1)
+        result = result * (len(ranges) - 1)
         last = ranges[-1][1] - ranges[-1][0]
-        made.append(Chunk(memory[:last], made[0].steps[:last]))
-    return made
+        result.append(Chunk(memory[:last], result[0].steps[:last]))
+    return result
 
 
-def surrogate_of(neuron: Any) -> Surrogate:
-    """A neuron's surrogate, its numbers as :func:`per_neuron` has them where members of a stack have their own."""
+def per_neuron_surrogate(neuron: Any) -> Surrogate:
+    """Return the surrogate of a neuron; numbers that differ between members of a stack have one value per neuron."""
     surrogate: Surrogate = neuron.surrogate
     rows = {name: per_neuron(neuron, value) for name, value in vars(surrogate).items() if isinstance(value, Tensor)}
     return replace(surrogate, **rows) if rows else surrogate
 
 
 def per_neuron(neuron: Neuron, parameter: Tensor) -> Tensor:
-    """A parameter as one value per neuron, ``[n]``: a copy, which stays as it is when the optimiser moves on."""
-    # a view of a single value would have stride 0, for which ATen has no fast loops
+    """Return a copy of a parameter with one value per neuron, ``[n]``; optimizer steps do not change it."""
+    # an expanded view would have stride 0, for which ATen has no fast loops
     value: Tensor = at_least_float32(parameter)
     return value.expand(neuron.features).flatten().clone(memory_format=torch.contiguous_format)
 
 
 def at_least_float32(parameter: Any) -> Any:
-    """A parameter, or None, in float32, in which gradients are summed, where it is kept in less."""
+    """Return a parameter in at least float32, the precision of gradient sums; None stays None."""
     return parameter if parameter is None or parameter.dtype.itemsize >= 4 else parameter.float()
 
 
 def flatten_features(sequence: Tensor) -> Tensor:
-    """``[T, B, *N]`` as ``[T, B, n]``."""
+    """Reshape ``[T, B, *N]`` to ``[T, B, n]``."""
     return sequence if sequence.ndim == 3 else sequence.flatten(2)
 
 
 def unflatten_features(neuron: Neuron, sequence: Tensor) -> Tensor:
-    """``[.., n]`` as ``[.., *N]``."""
+    """Reshape ``[.., n]`` to ``[.., *N]``."""
     return sequence if len(neuron.features) == 1 else sequence.reshape((*sequence.shape[:-1], *neuron.features))
 
 
 def empty_steps(sequence: Tensor, num_steps: int) -> Tensor:
-    """Memory for ``num_steps`` steps, laid out as those of ``sequence`` are."""
-    # of steps that repeat memory, such as those of an expanded batch, the copy does not
+    """Allocate ``num_steps`` steps with the memory layout of the steps of ``sequence``."""
+    # empty_like also resolves overlapping memory, as of an expanded batch
     like = torch.empty_like(sequence[0], device="meta")
     size, stride = (num_steps, *like.shape), (like.numel(), *like.stride())
     return torch.empty_strided(size, stride, dtype=sequence.dtype, device=sequence.device)
 
 
-def before(sequence: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
-    """``sequence[start - 1 : stop - 1]``, with ``first`` as the step before the first."""
+def previous_steps(sequence: Tensor, first: Tensor, start: int, stop: int) -> Tensor:
+    """Return ``sequence[start - 1 : stop - 1]``, where ``first`` is the step before step 0."""
     if start:
         return sequence[start - 1 : stop - 1]
     return torch.cat([first.unsqueeze(0), sequence[: stop - 1]])
 
 
 def fusable_linear(neuron: Neuron, synapse: nn.Module | None) -> nn.Linear | None:
-    """The synapse where it is S W^T + b and nothing else, and may be computed without a call of the module."""
+    """Return the synapse if it only computes S W^T + b and need not be called as a module, else None."""
     if synapse is None or not is_plain(synapse):
         return None
-    kind = type(synapse)
-    # a subclass may compute something else, so that it must say for itself that it does not
-    plain = "all_to_all" in vars(kind) or (kind is nn.Linear and len(neuron.features) == 1)
-    return synapse if plain else None  # type: ignore[return-value]
+    cls = type(synapse)
+    # a subclass may compute something else, so each class must declare all_to_all itself
+    is_linear = "all_to_all" in vars(cls) or (cls is nn.Linear and len(neuron.features) == 1)
+    return synapse if is_linear else None  # type: ignore[return-value]
 
 
 def product_dtype(like: Tensor, weight: Tensor | None) -> torch.dtype:
-    """What a product with a weight is computed in: the lower precision of autocast or of it, else that of ``like``."""
-    kind = like.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+    """Return the dtype of products with a weight: autocast's, the weight's if below float32, else that of ``like``."""
+    device_type = like.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
     return weight.dtype if weight is not None and weight.dtype.itemsize < 4 else like.dtype
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> None:
-    """out = a b + bias, multiplied in ``dtype``."""
+    """Compute out = a b + bias; the product is computed in ``dtype``."""
     if dtype != out.dtype:
         product = torch.mm(a.to(dtype), b.to(dtype))
         out.copy_(product if bias is None else product.add_(bias))
@@ -191,7 +191,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype, bias: Tensor
 
 
 def accumulate(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype) -> None:
-    """out += a b, multiplied in ``dtype``."""
+    """Compute out += a b; the product is computed in ``dtype``."""
     if dtype == out.dtype:
         out.addmm_(a, b)
     else:
@@ -199,29 +199,29 @@ def accumulate(a: Tensor, b: Tensor, out: Tensor, dtype: torch.dtype) -> None:
 
 
 class NextLinear:
-    """The dense synapse behind a layer: the spikes of a chunk go through it while they are in the cache."""
+    """The linear synapse of the next layer, applied to each chunk of spikes while it is in the cache."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight, self.bias, self.dtype = weight, bias, dtype
         self.narrow = len(weight) <= MAX_NARROW
 
     def prepare_forward(self, num_steps: int, batch: int) -> None:
-        """Take memory for what arrives behind the synapse; few outputs lie before the batch."""
+        """Allocate the output; if it is narrow, the output axis comes before the batch axis."""
         shape = (num_steps, len(self.weight), batch) if self.narrow else (num_steps, batch, len(self.weight))
         self.out = self.weight.new_empty(shape)
         self.out_steps = self.out.unbind(0)
 
     def forward(self, spikes: Chunk, start: int, stop: int) -> None:
-        """S W^T + b for the spikes of a chunk."""
+        """Compute S W^T + b for a chunk of spikes."""
         if self.narrow:
-            for S, arrived in zip(spikes.steps, self.out_steps[start:stop], strict=True):
-                multiply(self.weight, S.t(), arrived, self.dtype)
+            for S, out in zip(spikes.steps, self.out_steps[start:stop], strict=True):
+                multiply(self.weight, S.t(), out, self.dtype)
         else:
             out = self.out[start:stop].view(-1, len(self.weight))
-            multiply(spikes.whole.flatten(0, 1), self.weight.t(), out, self.dtype, self.bias)
+            multiply(spikes.tensor.flatten(0, 1), self.weight.t(), out, self.dtype, self.bias)
 
     def output(self) -> Tensor:
-        """What arrived in all steps, ``[T, B, M]``."""
+        """Return the output of all steps, ``[T, B, M]``."""
         if not self.narrow:
             return self.out
         if self.bias is not None:
@@ -229,28 +229,28 @@ class NextLinear:
         return self.out.transpose(1, 2)
 
     def prepare_backward(self, gradient: Tensor) -> None:
-        """Take the gradient of :meth:`output`."""
-        self.arrived_gradient, self.arrived_steps = gradient, gradient.unbind(0)
+        """Set the gradient of :meth:`output`."""
+        self.output_gradient, self.output_gradient_steps = gradient, gradient.unbind(0)
         self.weight_gradient = torch.zeros_like(self.weight)
 
     def backward(self, spikes: Tensor, start: int, stop: int, out: Tensor, scale: Tensor | None = None) -> None:
-        """out = g W, the gradient of the spikes ``[k, B, n]`` of a chunk; that of the weight is added up.
+        """Compute out = g W, the gradient of a chunk of spikes ``[k, B, n]``, and accumulate the weight gradient.
 
-        ``scale``, one value per neuron, weighs the gradient of the spikes.
+        ``scale``, one value per neuron, multiplies the gradient of the spikes.
         """
-        gradient = self.arrived_steps[start]
+        gradient = self.output_gradient_steps[start]
         if stop - start > 1:
-            gradient = self.arrived_gradient[start:stop].reshape(-1, len(self.weight))
+            gradient = self.output_gradient[start:stop].reshape(-1, len(self.weight))
         accumulate(gradient.t(), spikes.flatten(0, 1), self.weight_gradient, self.dtype)
         weight = self.weight if scale is None else self.weight * scale
         multiply(gradient, weight, out.view(-1, out.shape[-1]), self.dtype)
 
     def gradients(self) -> Gradients:
-        return self.weight_gradient, None if self.bias is None else self.arrived_gradient.sum((0, 1))
+        return self.weight_gradient, None if self.bias is None else self.output_gradient.sum((0, 1))
 
 
 class Linear:
-    """Feedback W S + b within a layer."""
+    """Linear feedback W S + b."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype) -> None:
         self.weight, self.bias, self.dtype = weight, bias, dtype
@@ -258,16 +258,16 @@ class Linear:
         self.gradients: Gradients = (torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias))
 
     def add(self, spikes: Tensor, out: Tensor) -> None:
-        """out += rec(S) for one step ``[B, n]``."""
+        """Compute out += rec(S) for one step, ``[B, n]``."""
         multiply(spikes, self.weight.t(), self.scratch, self.dtype, self.bias)
         out.add_(self.scratch)
 
     def add_transposed(self, gradient: Tensor, out: Tensor) -> None:
-        """out += g W, the gradient of the spikes."""
+        """Compute out += g W, the gradient of the spikes."""
         accumulate(gradient, self.weight, out, self.dtype)
 
     def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
-        """Add the weights' gradient of a chunk: of ``gradient`` at t with ``spikes`` at t - 1, both ``[k, B, n]``."""
+        """Accumulate the weight gradient from ``gradient`` at t and ``spikes`` at t - 1, both ``[k, B, n]``."""
         samples = gradient.reshape(-1, gradient.shape[-1])
         weight, bias = self.gradients
         accumulate(samples.t(), spikes.reshape(samples.shape), weight, self.dtype)
@@ -276,7 +276,7 @@ class Linear:
 
 
 class Blocks:
-    """Feedback W S + b within each of M layers side by side; W ``[M, n, n]``, on steps ``[B, M n]``."""
+    """Linear feedback W S + b within each of M stacked layers; W is ``[M, n, n]``, steps are ``[B, M n]``."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype) -> None:
         self.weight, self.transposed = weight, weight.transpose(1, 2)
@@ -296,20 +296,20 @@ class Blocks:
         self._members(out).add_(self.scratch)
 
     def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
-        received, fired = (self._members(x.flatten(0, 1)) for x in (gradient, spikes))
+        g, fired = (self._members(x.flatten(0, 1)) for x in (gradient, spikes))
         weight, bias = self.gradients
-        weight.baddbmm_(received.transpose(1, 2), fired)
+        weight.baddbmm_(g.transpose(1, 2), fired)
         if bias is not None:
-            bias.add_(received.sum(1))
+            bias.add_(g.sum(1))
 
     def _members(self, flat: Tensor) -> Tensor:
-        """``[B, M n]`` as ``[M, B, n]``."""
+        """Reshape ``[B, M n]`` to ``[M, B, n]``."""
         members, size = self.weight.shape[:2]
         return torch.unflatten(flat, -1, (members, size)).transpose(0, 1)
 
 
 class OneToOne:
-    """Feedback V S within a layer, V ``[n]``."""
+    """One-to-one feedback V S, with V ``[n]``."""
 
     def __init__(self, V: Tensor, bias: None, like: Tensor, dtype: torch.dtype) -> None:
         self.V = V
@@ -326,7 +326,7 @@ class OneToOne:
 
 
 class Conv2d:
-    """Feedback conv(S, W) + b within a layer of feature maps, padded to keep their size."""
+    """Convolutional feedback conv(S, W) + b on feature maps, padded to keep their size."""
 
     def __init__(
         self, side: tuple[int, ...], weight: Tensor, bias: Tensor | None, like: Tensor, dtype: torch.dtype
@@ -341,11 +341,11 @@ class Conv2d:
         out.add_(F.conv_transpose2d(self._maps(gradient), self.weight, padding=self.padding).flatten(1))
 
     def accumulate(self, gradient: Tensor, spikes: Tensor) -> None:
-        received, fired = self._maps(gradient.flatten(0, 1)), self._maps(spikes.flatten(0, 1))
+        g, fired = self._maps(gradient.flatten(0, 1)), self._maps(spikes.flatten(0, 1))
         weight, bias = self.gradients
-        weight.add_(conv2d_weight(fired, weight.shape, received, padding=self.padding))  # type: ignore[no-untyped-call]
+        weight.add_(conv2d_weight(fired, weight.shape, g, padding=self.padding))  # type: ignore[no-untyped-call]
         if bias is not None:
-            bias.add_(received.sum((0, 2, 3)))
+            bias.add_(g.sum((0, 2, 3)))
 
     def _maps(self, flat: Tensor) -> Tensor:
         return flat.reshape((len(flat), *self.side))
@@ -355,12 +355,12 @@ Feedback = Linear | Blocks | OneToOne | Conv2d
 
 
 def dense_feedback(weight: Tensor) -> type[Linear] | type[Blocks]:
-    """What feeds all neurons of a layer back to all; a weight of three axes is that of members side by side."""
+    """Return the class of linear feedback: :class:`Blocks` if the weight has a member axis."""
     return Linear if weight.ndim == 2 else Blocks
 
 
 def feedback_of(neuron: Neuron) -> tuple[Callable[..., Feedback] | None, Tensor | None, Tensor | None]:
-    """What makes a neuron's feedback, its weight and its bias; None for a neuron without."""
+    """Return the constructor, the weight and the bias of a neuron's feedback; None without feedback."""
     if not isinstance(neuron, RLeaky):
         return None, None, None
     if isinstance(neuron.recurrent, nn.Conv2d):
@@ -371,11 +371,11 @@ def feedback_of(neuron: Neuron) -> tuple[Callable[..., Feedback] | None, Tensor 
 
 
 class StreamingStatistics:
-    """The streaming forms of statistics, of a layer whose single steps nobody reads.
+    """Streaming forms of several statistics, for a layer whose individual steps are not read.
 
     Args:
-        names: of the statistics.
-        step: a tensor like one step, ``[B, n]``.
+        names: names of the statistics.
+        step: an example tensor of one step, ``[B, n]``.
         num_steps: T.
     """
 
@@ -385,7 +385,7 @@ class StreamingStatistics:
         self.states = {name: STATISTICS[name].start(step, num_steps) for name in names}
 
     def update(self, spikes: Chunk | None, membrane: Chunk) -> None:
-        """Take in a chunk; a layer that never fires has no spikes."""
+        """Update all statistics with a chunk; ``spikes`` is None for a non-spiking layer."""
         fired = [self.silent] * len(membrane.steps) if spikes is None else spikes.steps
         for S, U in zip(fired, membrane.steps, strict=True):
             for name, state in self.states.items():
@@ -393,6 +393,6 @@ class StreamingStatistics:
             self.t += 1
 
     def values(self, neuron: Neuron) -> dict[str, Tensor]:
-        """The statistics after the last step, by name, with the axes of the neuron."""
+        """Return the statistics after the last step, by name, with the axes of the neuron."""
         finished = ((name, STATISTICS[name].finish(state, self.num_steps)) for name, state in self.states.items())
         return {name: unflatten_features(neuron, value) for name, value in finished}

@@ -1,15 +1,15 @@
-"""``Leaky`` and ``RLeaky``: one loop over time forward and one backward, in plain ATen operations for any device.
+"""Fused scans of ``Leaky`` and ``RLeaky``: one forward and one backward loop of ATen operations, for any device.
 
-With sigma' the surrogate at U - theta, gU and gS the gradients of membrane and spikes, and delta that of U with all
-that follows from it:
+With sigma' the surrogate at U - theta, gU and gS the gradients of the recorded membrane and spikes, and delta the total
+gradient of U:
 
-    gS[t] += rec^T(g[t+1])                       what the feedback sends back
+    gS[t] += rec^T(g[t+1])                       gradient through the feedback
     delta[t] = gU[t] + gS[t] sigma'[t] + carry[t+1]
     Leaky:   g[t] = delta[t]                     carry[t] = beta delta[t]    (zero: beta (1 - R[t]) delta[t])
     RLeaky:  g[t] = delta[t]  (zero: (1 - R[t]) delta[t])                    carry[t] = beta g[t]
     dI[t] = g[t],  dbeta = sum g[t] U[t-1],  dtheta = - sum gS[t] sigma'[t]  (subtract: - sum delta[t] R[t])
 
-Only the membrane is kept for the backward pass; spikes are computed from it again, chunk by chunk, in the cache.
+Only the membrane is saved for the backward pass, which recomputes the spikes chunk by chunk.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,16 +27,16 @@ from snnexp.kernels.fused import (
     NextLinear,
     StreamingStatistics,
     at_least_float32,
-    before,
     chunks,
     empty_steps,
     feedback_of,
     flatten_features,
     fusable_linear,
-    in_chunks,
     per_neuron,
+    per_neuron_surrogate,
+    previous_steps,
     product_dtype,
-    surrogate_of,
+    split_chunks,
     unflatten_features,
 )
 from snnexp.neurons import Leaky, LeakyState, ReducedTrace, RLeaky, RLeakyState, Trace, time_distributed
@@ -48,37 +48,37 @@ NEURONS = (Leaky, RLeaky)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a scan needs besides tensors."""
+class ScanConfig:
+    """Arguments of a scan that are not tensors."""
 
     num_steps: int
     reset: str
     surrogate: Surrogate
     feedback: Callable[..., Feedback] | None
-    """Makes the feedback from its weight, its bias, a tensor like one step, and the dtype of products."""
+    """Constructor of the feedback from its weight, its bias, an example step, and the dtype of products."""
     feedback_dtype: torch.dtype
-    """of products with the feedback's weight"""
+    """dtype of products with the feedback weight"""
     dtype: torch.dtype
-    """of products with the weight behind the layer"""
+    """dtype of products with the weight of the next layer"""
     keep_membrane: bool
     keep_spikes: bool
 
 
 class Inputs(NamedTuple):
-    """The tensors of a scan, with all neurons on one axis n."""
+    """Tensor arguments of a scan, with a single neuron axis n."""
 
     current: Tensor
     """``[T, B, n]`` or ``[1, B, n]``"""
     membrane: Tensor
     """U before the first step, ``[B, n]``"""
     spikes: Any
-    """S before the first step, ``[B, n]``, where they feed back"""
+    """S before the first step, ``[B, n]``, if there is feedback"""
     beta: Tensor
     theta: Tensor
     feedback_weight: Any
     feedback_bias: Any
     weight: Any
-    """of the dense synapse behind the layer"""
+    """of the next layer's linear synapse"""
     bias: Any
 
 
@@ -90,187 +90,190 @@ def scan(
     synapse: nn.Module | None = None,
     statistics: Sequence[str] | None = None,
 ) -> tuple[Trace | ReducedTrace, Tensor | None]:
-    """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
+    """Fused implementation of the reference scans; see :class:`snnexp.neurons.Kernel` for the arguments."""
     dense = fusable_linear(neuron, synapse)
     feedback, weight, bias = feedback_of(neuron)
-    surrogate = surrogate_of(neuron)
-    behind = (None, None) if dense is None else (dense.weight, dense.bias)
-    dtypes = product_dtype(current, weight), product_dtype(current, behind[0])
-    rule = Rule(num_steps, neuron.reset, surrogate, feedback, *dtypes, True, dense is None)
+    surrogate = per_neuron_surrogate(neuron)
+    next_weight, next_bias = (None, None) if dense is None else (dense.weight, dense.bias)
+    dtypes = product_dtype(current, weight), product_dtype(current, next_weight)
+    config = ScanConfig(num_steps, neuron.reset, surrogate, feedback, *dtypes, True, dense is None)
     inputs = Inputs(
-        # products write into chunks of steps as one matrix, which needs them sample by sample
+        # products write a chunk of steps as one matrix, which requires contiguous samples
         flatten_features(current if dense is None else current.contiguous()),
         state.membrane.flatten(1),
         state.spikes.flatten(1) if isinstance(state, RLeakyState) else None,
         per_neuron(neuron, decay(neuron.beta)),
         per_neuron(neuron, neuron.threshold),
-        *map(at_least_float32, (weight, bias, *behind)),
+        *map(at_least_float32, (weight, bias, next_weight, next_bias)),
     )
     trace: Any
     if statistics is not None and not torch.is_grad_enabled() and (synapse is None or dense is not None):
-        return _sums(neuron, rule, inputs, statistics)
-    if dense is not None and streams(rule, inputs):
-        after = _Stream.apply(replace(rule, keep_membrane=False), *inputs)
-        trace = LazyTrace(num_steps, state, partial(_read, neuron, rule, inputs))
+        return _reduced_scan(neuron, config, inputs, statistics)
+    if dense is not None and can_recompute(config, inputs):
+        output = _RecomputingScan.apply(replace(config, keep_membrane=False), *inputs)
+        trace = LazyTrace(num_steps, state, partial(_recompute, neuron, config, inputs))
     else:
-        trace, after = _trace(neuron, rule, inputs)
+        trace, output = _trace(neuron, config, inputs)
         if synapse is not None and dense is None:
-            after = time_distributed(synapse, trace.spikes)
-    return trace if statistics is None else trace.reduced(statistics), after
+            output = time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), output
 
 
-def _sums(
-    neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str]
+def _reduced_scan(
+    neuron: Leaky | RLeaky, config: ScanConfig, inputs: Inputs, names: Sequence[str]
 ) -> tuple[ReducedTrace, Tensor | None]:
-    reduction = StreamingStatistics(names, inputs.membrane, rule.num_steps)
-    _, _, after, (U, S) = run(replace(rule, keep_membrane=False, keep_spikes=False), inputs, reduction)
+    streaming = StreamingStatistics(names, inputs.membrane, config.num_steps)
+    _, _, output, (U, S) = _run(replace(config, keep_membrane=False, keep_spikes=False), inputs, streaming)
     state = _state(neuron, unflatten_features(neuron, U), lambda: unflatten_features(neuron, S))
-    return ReducedTrace(rule.num_steps, len(U), state, reduction.values(neuron)), after
+    return ReducedTrace(config.num_steps, len(U), state, streaming.values(neuron)), output
 
 
-def _trace(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs) -> tuple[Trace, Tensor | None]:
-    membrane, spikes, after = _Scan.apply(rule, *inputs)
+def _trace(neuron: Leaky | RLeaky, config: ScanConfig, inputs: Inputs) -> tuple[Trace, Tensor | None]:
+    membrane, spikes, output = _Scan.apply(config, *inputs)
 
     def fired(U: Tensor) -> Tensor:
-        return unflatten_features(neuron, spike(U - inputs.theta, rule.surrogate))
+        return unflatten_features(neuron, spike(U - inputs.theta, config.surrogate))
 
     if spikes is not None:
         spikes = unflatten_features(neuron, spikes)
     U = unflatten_features(neuron, membrane)
     last = _state(neuron, U[-1], lambda: fired(membrane[-1]) if spikes is None else spikes[-1])
-    return Trace((lambda: fired(membrane)) if spikes is None else spikes, U, last), after
+    return Trace((lambda: fired(membrane)) if spikes is None else spikes, U, last), output
 
 
-def _read(neuron: Leaky | RLeaky, rule: Rule, inputs: Inputs, names: Sequence[str] | None) -> Trace | ReducedTrace:
-    """What a layer that streamed has done, from the numbers that it had then."""
+def _recompute(
+    neuron: Leaky | RLeaky, config: ScanConfig, inputs: Inputs, names: Sequence[str] | None
+) -> Trace | ReducedTrace:
+    """Compute the trace of a layer that ran as :class:`_RecomputingScan`, from its inputs."""
     inputs = inputs._replace(weight=None, bias=None)
     if names is not None:
-        return _sums(neuron, rule, inputs, names)[0]
-    return _trace(neuron, replace(rule, keep_spikes=True), inputs)[0]
+        return _reduced_scan(neuron, config, inputs, names)[0]
+    return _trace(neuron, replace(config, keep_spikes=True), inputs)[0]
 
 
 def _state(neuron: Leaky | RLeaky, U: Tensor, S: Callable[[], Tensor]) -> LeakyState | RLeakyState:
     return LeakyState(U) if isinstance(neuron, Leaky) else RLeakyState(U, S())
 
 
-def run(
-    rule: Rule, inputs: Inputs, reduction: StreamingStatistics | None = None
+def _run(
+    config: ScanConfig, inputs: Inputs, streaming: StreamingStatistics | None = None
 ) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor]]:
-    """The forward loop: membranes and spikes where they are kept, what arrives behind the synapse, the last step."""
+    """Run the forward loop; return membranes, spikes if kept, the next layer's current, and the last U and S."""
     I, U, S, beta, theta, *feedback_weights, weight, bias = inputs
-    ranges = chunks(rule.num_steps, U)
-    membranes = empty_steps(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
-    spikes = empty_steps(I, rule.num_steps if rule.keep_spikes else ranges[0][1])
-    feedback = rule.feedback(*feedback_weights, U, rule.feedback_dtype) if rule.feedback else None
-    behind = None if weight is None else NextLinear(weight, bias, rule.dtype)
-    if behind is not None:
-        behind.prepare_forward(rule.num_steps, len(U))
-    kept = torch.empty_like(U) if rule.reset == "zero" else None
+    ranges = chunks(config.num_steps, U)
+    membranes = empty_steps(I, config.num_steps if config.keep_membrane else ranges[0][1])
+    spikes = empty_steps(I, config.num_steps if config.keep_spikes else ranges[0][1])
+    feedback = config.feedback(*feedback_weights, U, config.feedback_dtype) if config.feedback else None
+    next_linear = None if weight is None else NextLinear(weight, bias, config.dtype)
+    if next_linear is not None:
+        next_linear.prepare_forward(config.num_steps, len(U))
+    keep = torch.empty_like(U) if config.reset == "zero" else None
     R = torch.gt(U, theta, out=torch.empty_like(U))
     S = R if S is None else S
-    currents = I.unbind(0) * (rule.num_steps // len(I))
-    for (start, stop), Uc, Sc in zip(ranges, in_chunks(membranes, ranges), in_chunks(spikes, ranges), strict=True):
+    currents = I.unbind(0) * (config.num_steps // len(I))
+    U_chunks, S_chunks = split_chunks(membranes, ranges), split_chunks(spikes, ranges)
+    for (start, stop), Uc, Sc in zip(ranges, U_chunks, S_chunks, strict=True):
         for current, U_t, S_t in zip(currents[start:stop], Uc.steps, Sc.steps, strict=True):
-            if kept is not None:
-                torch.le(U, theta, out=kept)
+            if keep is not None:
+                torch.le(U, theta, out=keep)
             torch.mul(U, beta, out=U_t)
-            if kept is not None and feedback is None:
-                U_t.mul_(kept)
+            if keep is not None and feedback is None:
+                U_t.mul_(keep)
             U_t.add_(current)
             if feedback is not None:
                 feedback.add(S, U_t)
-                if kept is not None:
-                    U_t.mul_(kept)
-            if rule.reset == "subtract":
+                if keep is not None:
+                    U_t.mul_(keep)
+            if config.reset == "subtract":
                 U_t.addcmul_(R, theta, value=-1)
             torch.gt(U_t, theta, out=S_t)
             U, R, S = U_t, S_t, S_t
-        if behind is not None:
-            behind.forward(Sc, start, stop)
-        if reduction is not None:
-            reduction.update(Sc, Uc)
-    after = None if behind is None else behind.output()
-    return membranes, spikes if rule.keep_spikes else None, after, (U, S)
+        if next_linear is not None:
+            next_linear.forward(Sc, start, stop)
+        if streaming is not None:
+            streaming.update(Sc, Uc)
+    output = None if next_linear is None else next_linear.output()
+    return membranes, spikes if config.keep_spikes else None, output, (U, S)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Any) -> tuple[Tensor, Any, Any]:
+    def forward(ctx: Any, config: ScanConfig, *tensors: Any) -> tuple[Tensor, Any, Any]:
         inputs = Inputs(*tensors)
-        membranes, spikes, after, _ = run(rule, inputs)
+        membranes, spikes, output, _ = _run(config, inputs)
         ctx.set_materialize_grads(False)
-        ctx.rule, ctx.constant = rule, len(inputs.current) == 1
+        ctx.config, ctx.constant = config, len(inputs.current) == 1
         ctx.save_for_backward(membranes, *inputs[1:])
-        return membranes, spikes, after
+        return membranes, spikes, output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gU: Any, gS: Any, g_after: Any) -> Any:
-        rule: Rule = ctx.rule
+    def backward(ctx: Any, gU: Any, gS: Any, g_output: Any) -> Any:
+        config: ScanConfig = ctx.config
         membranes, U, S, beta, theta, *feedback_weights, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
-        feedback = rule.feedback(*feedback_weights, U, rule.feedback_dtype) if rule.feedback else None
-        behind = None if g_after is None else NextLinear(weight, bias, rule.dtype)
-        if behind is not None:
-            behind.prepare_backward(g_after)
-        subtract, zero = rule.reset == "subtract", rule.reset == "zero"
-        ranges = chunks(rule.num_steps, U)
-        U_chunks = in_chunks(membranes, ranges)
-        distance, fired, fired_before = (empty_steps(membranes, ranges[0][1]) for _ in range(3))
-        # a constant current gets the sum over all steps, so two chunks of memory that take turns are enough
+        feedback = config.feedback(*feedback_weights, U, config.feedback_dtype) if config.feedback else None
+        next_linear = None if g_output is None else NextLinear(weight, bias, config.dtype)
+        if next_linear is not None:
+            next_linear.prepare_backward(g_output)
+        subtract, zero = config.reset == "subtract", config.reset == "zero"
+        ranges = chunks(config.num_steps, U)
+        U_chunks = split_chunks(membranes, ranges)
+        distance, fired, fired_previous = (empty_steps(membranes, ranges[0][1]) for _ in range(3))
+        # the gradient of a constant current is a sum over all steps, so two alternating chunk buffers suffice
         g_current = torch.zeros_like(U) if ctx.constant else torch.empty_like(membranes)
-        turns = [empty_steps(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else [g_current]
-        g_chunks = [in_chunks(memory, ranges) for memory in turns]
-        x_chunks, S_chunks = in_chunks(distance, ranges), in_chunks(fired, ranges)
+        buffers = [empty_steps(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else [g_current]
+        g_chunks = [split_chunks(memory, ranges) for memory in buffers]
+        x_chunks, S_chunks = split_chunks(distance, ranges), split_chunks(fired, ranges)
         g_beta, g_theta = torch.zeros_like(beta), torch.zeros_like(theta)
-        weighed = torch.zeros_like(U) if feedback is not None and needs.theta else None
-        later: Tensor | None = None
+        g_theta_sum = torch.zeros_like(U) if feedback is not None and needs.theta else None
+        g_next: Tensor | None = None
         for index in reversed(range(len(ranges))):
             start, stop = ranges[index]
             size = stop - start
-            g, g_steps = g_chunks[index % len(turns)][index]
+            g, g_steps = g_chunks[index % len(buffers)][index]
             x, x_steps = x_chunks[index]
-            torch.sub(U_chunks[index].whole, theta, out=x)
-            if behind is not None:
-                behind.backward(torch.gt(x, 0, out=S_chunks[index].whole), start, stop, out=g)
+            torch.sub(U_chunks[index].tensor, theta, out=x)
+            if next_linear is not None:
+                next_linear.backward(torch.gt(x, 0, out=S_chunks[index].tensor), start, stop, out=g)
             elif gS is not None:
                 g.copy_(gS[start:stop])
             else:
                 g.zero_()
             if feedback is not None or needs.beta or (needs.theta and subtract):
-                previous = before(membranes, U, start, stop)
-                R = torch.gt(previous, theta, out=fired_before[:size])
+                previous = previous_steps(membranes, U, start, stop)
+                R = torch.gt(previous, theta, out=fired_previous[:size])
             if feedback is None:
-                kept = torch.le(x, 0, out=S_chunks[index].whole) if zero else None
-                g.div_(rule.surrogate.reciprocal_(x))
+                keep = torch.le(x, 0, out=S_chunks[index].tensor) if zero else None
+                g.div_(config.surrogate.reciprocal_(x))
                 if needs.theta:
                     g_theta.sub_(g.sum((0, 1)))
                 if gU is not None:
                     g.add_(gU[start:stop])
                 for t in reversed(range(size)):
-                    if later is not None:
-                        g_steps[t].addcmul_(later if kept is None else later * kept[t], beta)
-                    later = g_steps[t]
+                    if g_next is not None:
+                        g_steps[t].addcmul_(g_next if keep is None else g_next * keep[t], beta)
+                    g_next = g_steps[t]
             else:
-                rule.surrogate.reciprocal_(x)
+                config.surrogate.reciprocal_(x)
                 for t in reversed(range(size)):
                     g_t = g_steps[t]
-                    if later is not None:
-                        feedback.add_transposed(later, g_t)
+                    if g_next is not None:
+                        feedback.add_transposed(g_next, g_t)
                     g_t.div_(x_steps[t])
-                    if weighed is not None:
-                        weighed.add_(g_t)
+                    if g_theta_sum is not None:
+                        g_theta_sum.add_(g_t)
                     if gU is not None:
                         g_t.add_(gU[start + t])
-                    if later is not None:
-                        g_t.addcmul_(later, beta)
+                    if g_next is not None:
+                        g_t.addcmul_(g_next, beta)
                     if zero:
                         g_t.mul_(1 - R[t])
-                    later = g_t
+                    g_next = g_t
             if needs.theta and subtract:
                 g_theta.sub_((g * R).sum((0, 1)))
             if needs.beta:
-                # Leaky decays what its reset has left, RLeaky resets what has decayed
+                # Leaky applies the zero reset before the decay, RLeaky after it
                 g_beta.add_((g * (previous * (1 - R) if zero and feedback is None else previous)).sum((0, 1)))
             if feedback is not None:
                 if start == 0:
@@ -279,70 +282,70 @@ class _Scan(torch.autograd.Function):
             if ctx.constant:
                 g_current.add_(g.sum(0) if size > 1 else g[0])
         g_first = g_spikes = None
-        assert later is not None
+        assert g_next is not None
         if needs.membrane:
-            g_first = beta * (later * torch.le(U, theta) if zero and feedback is None else later)
+            g_first = beta * (g_next * torch.le(U, theta) if zero and feedback is None else g_next)
         if needs.spikes and feedback is not None:
             g_spikes = torch.zeros_like(U)
-            feedback.add_transposed(later, g_spikes)
+            feedback.add_transposed(g_next, g_spikes)
         return (
             None,
             g_current.unsqueeze(0) if ctx.constant else g_current,
             g_first,
             g_spikes,
             g_beta if needs.beta else None,
-            g_theta if weighed is None else g_theta - weighed.sum(0),
+            g_theta if g_theta_sum is None else g_theta - g_theta_sum.sum(0),
             *(feedback.gradients if feedback else (None, None)),
-            *(behind.gradients() if behind else (None, None)),
+            *(next_linear.gradients() if next_linear else (None, None)),
         )
 
 
-def streams(rule: Rule, inputs: Inputs) -> bool:
-    """Whether :class:`_Stream` can take the place of :class:`_Scan`."""
+def can_recompute(config: ScanConfig, inputs: Inputs) -> bool:
+    """Return True if :class:`_RecomputingScan` can replace :class:`_Scan`."""
     fixed = (inputs.membrane, inputs.beta, inputs.theta)
     return (
         len(inputs.current) == 1
-        and rule.feedback is None
-        and rule.reset != "zero"
+        and config.feedback is None
+        and config.reset != "zero"
         and not any(tensor.requires_grad for tensor in fixed)
     )
 
 
-class _Stream(torch.autograd.Function):
-    """A layer under a constant current, of which only what arrives behind its synapse is asked for.
+class _RecomputingScan(torch.autograd.Function):
+    """A layer with constant input current that only computes the next layer's current.
 
-    The gradient of the current is the sum of delta[t] over all steps, and without gradients of beta and theta
+    The gradient of the current is the sum of delta[t] over all steps. If beta and theta need no gradients,
 
         sum_t delta[t] = sum_t (gS[t] sigma'[t]) sum_{s <= t} beta^s
 
-    so that no delta is carried backward in time: the backward pass runs forward, computes the membrane anew as it goes,
-    and nothing is kept, however long the sequence is. That is also faster than to write [T, B, n] and to read it again.
+    so delta need not be propagated backward in time: the backward pass runs forward in time and recomputes the
+    membrane. Memory does not grow with T, and this is faster than writing and reading [T, B, n].
     """
 
     @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Any) -> Any:
-        ctx.rule = rule
+    def forward(ctx: Any, config: ScanConfig, *tensors: Any) -> Any:
+        ctx.config = config
         ctx.save_for_backward(*tensors)
-        return run(rule, Inputs(*tensors))[2]
+        return _run(config, Inputs(*tensors))[2]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_after: Tensor) -> Any:
-        rule: Rule = ctx.rule
+    def backward(ctx: Any, g_output: Tensor) -> Any:
+        config: ScanConfig = ctx.config
         (current,), U, _, beta, theta, _, _, weight, bias = ctx.saved_tensors
-        behind = NextLinear(weight, bias, rule.dtype)
-        behind.prepare_backward(g_after)
+        next_linear = NextLinear(weight, bias, config.dtype)
+        next_linear.prepare_backward(g_output)
         total, R = torch.zeros_like(U), torch.gt(U, theta, out=torch.empty_like(U))
         U, x, gS = U.clone(), torch.empty_like(U), torch.empty_like(U)
         S_chunk, gS_chunk = R.unsqueeze(0), gS.unsqueeze(0)
         one = power_sum = torch.ones_like(beta)
-        for t in range(rule.num_steps):
+        for t in range(config.num_steps):
             U.mul_(beta).add_(current)
-            if rule.reset == "subtract":
+            if config.reset == "subtract":
                 U.addcmul_(R, theta, value=-1)
             torch.sub(U, theta, out=x)
             torch.gt(x, 0, out=R)
-            behind.backward(S_chunk, t, t + 1, out=gS_chunk, scale=power_sum)
-            total.addcdiv_(gS, rule.surrogate.reciprocal_(x))
+            next_linear.backward(S_chunk, t, t + 1, out=gS_chunk, scale=power_sum)
+            total.addcdiv_(gS, config.surrogate.reciprocal_(x))
             power_sum = torch.addcmul(one, power_sum, beta)
-        return None, total.unsqueeze(0), *[None] * 6, *behind.gradients()
+        return None, total.unsqueeze(0), *[None] * 6, *next_linear.gradients()

@@ -1,7 +1,7 @@
-"""``ParametrizedLIF`` and ``LeakyIntegrator``: one loop over time forward and one backward, in plain ATen operations.
+"""Fused scans of ``ParametrizedLIF``, ``LIF`` and ``LeakyIntegrator``: forward and backward loops of ATen operations.
 
-With a = dt tau_mem_inv, c = dt tau_syn_inv, sigma' the surrogate at u - v_th, gu and gz the gradients of membrane and
-spikes, and delta, gj, gv, gi those of u, j, v and i with all that follows from them:
+With a = dt tau_mem_inv, c = dt tau_syn_inv, sigma' the surrogate at u - v_th, gu and gz the gradients of the recorded
+membrane and spikes, and delta, gj, gv, gi the total gradients of u, j, v and i:
 
     gz[t] += W_rec^T gj[t+1]
     delta[t] = gu[t] + gz[t] sigma'[t] + (1 - z[t]) gv[t]        gv[t] = (1 - a) delta[t+1]
@@ -9,8 +9,8 @@ spikes, and delta, gj, gv, gi those of u, j, v and i with all that follows from 
     dI[t] = gj[t],  da = sum delta[t] (u[t] - v[t-1]) / a,  dc = - sum gi[t] j[t],
     dv_th = - sum gz[t] sigma'[t],  dv_leak = sum a delta[t],  dv_reset = sum z[t] gv[t]
 
-Where gradients flow through the reset, as in ``LIF``, gz[t] += (v_reset - u[t]) gv[t] comes first. The leaky
-integrator is the same without z. Only u is kept for the backward pass: z and v follow from it, and
+If gradients flow through the reset, as in ``LIF``, gz[t] += (v_reset - u[t]) gv[t] comes first. The leaky integrator
+is the same without z. Only u is saved for the backward pass, which recomputes z, v, and
 j[t] = (u[t] - v[t-1]) / a - (v_leak - v[t-1]).
 """
 
@@ -28,16 +28,16 @@ from snnexp.kernels.fused import (
     NextLinear,
     StreamingStatistics,
     at_least_float32,
-    before,
     chunks,
     dense_feedback,
     empty_steps,
     flatten_features,
     fusable_linear,
-    in_chunks,
     per_neuron,
+    per_neuron_surrogate,
+    previous_steps,
     product_dtype,
-    surrogate_of,
+    split_chunks,
     unflatten_features,
 )
 from snnexp.neurons import (
@@ -57,24 +57,24 @@ NEURONS = (ParametrizedLIF, LIF, LeakyIntegrator)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a scan needs besides tensors."""
+class ScanConfig:
+    """Arguments of a scan that are not tensors."""
 
     num_steps: int
     surrogate: Surrogate | None
-    """None for a neuron that never fires"""
+    """None for a non-spiking neuron"""
     feedback_dtype: torch.dtype
-    """of products with the feedback's weight"""
+    """dtype of products with the feedback weight"""
     dtype: torch.dtype
-    """of products with the weight behind the layer"""
+    """dtype of products with the weight of the next layer"""
     keep_membrane: bool
     keep_spikes: bool
     reset_gradient: bool = False
-    """whether gradients flow through the spike that resets the membrane"""
+    """whether gradients flow through the reset"""
 
 
 class Inputs(NamedTuple):
-    """The tensors of a scan, with all neurons on one axis n."""
+    """Tensor arguments of a scan, with a single neuron axis n."""
 
     current: Tensor
     """``[T, B, n]`` or ``[1, B, n]``"""
@@ -88,7 +88,7 @@ class Inputs(NamedTuple):
     v_th: Any
     feedback_weight: Any
     weight: Any
-    """of the dense synapse behind the layer"""
+    """of the next layer's linear synapse"""
     bias: Any
 
 
@@ -100,23 +100,23 @@ def scan(
     synapse: nn.Module | None = None,
     statistics: Sequence[str] | None = None,
 ) -> tuple[Trace | ReducedTrace, Tensor | None]:
-    """The fused twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
+    """Fused implementation of the reference scans; see :class:`snnexp.neurons.Kernel` for the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
     dense = None if lif is None else fusable_linear(neuron, synapse)
     feedback = None if lif is None else lif.feedback_weight
-    behind = (None, None) if dense is None else (dense.weight, dense.bias)
+    next_weight, next_bias = (None, None) if dense is None else (dense.weight, dense.bias)
     without_trace = statistics is not None and not torch.is_grad_enabled() and (dense is not None or synapse is None)
-    rule = Rule(
+    config = ScanConfig(
         num_steps,
-        None if lif is None else surrogate_of(lif),
+        None if lif is None else per_neuron_surrogate(lif),
         product_dtype(current, feedback),
-        product_dtype(current, behind[0]),
+        product_dtype(current, next_weight),
         keep_membrane=not without_trace,
         keep_spikes=lif is not None and dense is None and not without_trace,
         reset_gradient=lif is not None and lif.reset_gradient,
     )
     inputs = Inputs(
-        # products write into chunks of steps as one matrix, which needs them sample by sample
+        # products write a chunk of steps as one matrix, which requires contiguous samples
         flatten_features(current if dense is None else current.contiguous()),
         state.z.flatten(1) if lif is not None else None,
         state.v.flatten(1),
@@ -126,21 +126,21 @@ def scan(
         per_neuron(neuron, neuron.v_leak),
         None if lif is None else per_neuron(lif, lif.v_reset),
         None if lif is None else per_neuron(lif, lif.v_th),
-        *map(at_least_float32, (feedback, *behind)),
+        *map(at_least_float32, (feedback, next_weight, next_bias)),
     )
     trace: Any
     if without_trace:
         assert statistics is not None
-        reduction = StreamingStatistics(statistics, inputs.v, num_steps)
-        _, _, after, last = run(rule, inputs, reduction)
-        trace = ReducedTrace(num_steps, len(inputs.v), _state(neuron, *last), reduction.values(neuron))
+        streaming = StreamingStatistics(statistics, inputs.v, num_steps)
+        _, _, output, last = _run(config, inputs, streaming)
+        trace = ReducedTrace(num_steps, len(inputs.v), _state(neuron, *last), streaming.values(neuron))
     else:
-        u, z, after, i = _Scan.apply(rule, *inputs)
-        trace = _trace(neuron, rule, inputs, u, z, i)
+        u, z, output, i = _Scan.apply(config, *inputs)
+        trace = _trace(neuron, config, inputs, u, z, i)
         if synapse is not None and dense is None:
-            after = time_distributed(synapse, trace.spikes)
+            output = time_distributed(synapse, trace.spikes)
         trace = trace if statistics is None else trace.reduced(statistics)
-    return trace, after
+    return trace, output
 
 
 def _state(neuron: ParametrizedLIF | LeakyIntegrator, z: Tensor, v: Tensor, i: Tensor) -> Any:
@@ -149,46 +149,51 @@ def _state(neuron: ParametrizedLIF | LeakyIntegrator, z: Tensor, v: Tensor, i: T
 
 
 def _trace(
-    neuron: ParametrizedLIF | LeakyIntegrator, rule: Rule, inputs: Inputs, u: Tensor, z: Tensor | None, i: Tensor
+    neuron: ParametrizedLIF | LeakyIntegrator,
+    config: ScanConfig,
+    inputs: Inputs,
+    u: Tensor,
+    z: Tensor | None,
+    i: Tensor,
 ) -> Trace:
-    if rule.surrogate is None:
+    if config.surrogate is None:
         silent = u.new_zeros(()).expand_as(u)
         state = _state(neuron, silent[-1], u[-1], i)
         return Trace(unflatten_features(neuron, silent), unflatten_features(neuron, u), state)
 
-    def fired(u: Tensor, surrogate: Surrogate = rule.surrogate) -> Tensor:
+    def fired(u: Tensor, surrogate: Surrogate = config.surrogate) -> Tensor:
         return spike(u - inputs.v_th, surrogate)
 
     last = fired(u[-1]) if z is None else z[-1]
-    reset = last if rule.reset_gradient else last.detach()
+    reset = last if config.reset_gradient else last.detach()
     v = (1 - reset) * u[-1] + reset * inputs.v_reset
     spikes = (lambda: unflatten_features(neuron, fired(u))) if z is None else unflatten_features(neuron, z)
     return Trace(spikes, unflatten_features(neuron, u), _state(neuron, last, v, i))
 
 
-def _feedback(rule: Rule, weight: Tensor | None, like: Tensor) -> Linear | Blocks | None:
-    return None if weight is None else dense_feedback(weight)(weight, None, like, rule.feedback_dtype)
+def _feedback(config: ScanConfig, weight: Tensor | None, like: Tensor) -> Linear | Blocks | None:
+    return None if weight is None else dense_feedback(weight)(weight, None, like, config.feedback_dtype)
 
 
-def run(
-    rule: Rule, inputs: Inputs, reduction: StreamingStatistics | None = None
+def _run(
+    config: ScanConfig, inputs: Inputs, streaming: StreamingStatistics | None = None
 ) -> tuple[Tensor, Any, Any, tuple[Tensor, Tensor, Tensor]]:
-    """The forward loop: u and z where they are kept, what arrives behind the synapse, and z, v, i at the end."""
+    """Run the forward loop; return u and z if kept, the next layer's current, and the last z, v and i."""
     I, z, v, i, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = inputs
-    spiking = rule.surrogate is not None
-    ranges = chunks(rule.num_steps, v)
-    membranes = empty_steps(I, rule.num_steps if rule.keep_membrane else ranges[0][1])
-    spikes = empty_steps(I, rule.num_steps if rule.keep_spikes else ranges[0][1]) if spiking else None
-    feedback = _feedback(rule, feedback_weight, v)
-    behind = None if weight is None else NextLinear(weight, bias, rule.dtype)
-    if behind is not None:
-        behind.prepare_forward(rule.num_steps, len(v))
+    spiking = config.surrogate is not None
+    ranges = chunks(config.num_steps, v)
+    membranes = empty_steps(I, config.num_steps if config.keep_membrane else ranges[0][1])
+    spikes = empty_steps(I, config.num_steps if config.keep_spikes else ranges[0][1]) if spiking else None
+    feedback = _feedback(config, feedback_weight, v)
+    next_linear = None if weight is None else NextLinear(weight, bias, config.dtype)
+    if next_linear is not None:
+        next_linear.prepare_forward(config.num_steps, len(v))
     z = torch.zeros_like(v) if z is None else z
     v, i = v.clone(), i.clone()
-    j, change, kept = torch.empty_like(v), torch.empty_like(v), torch.empty_like(v)
-    currents = I.unbind(0) * (rule.num_steps // len(I))
-    z_chunks: list[Any] = [None] * len(ranges) if spikes is None else in_chunks(spikes, ranges)
-    for (start, _), uc, zc in zip(ranges, in_chunks(membranes, ranges), z_chunks, strict=True):
+    j, change, keep = torch.empty_like(v), torch.empty_like(v), torch.empty_like(v)
+    currents = I.unbind(0) * (config.num_steps // len(I))
+    z_chunks: list[Any] = [None] * len(ranges) if spikes is None else split_chunks(spikes, ranges)
+    for (start, _), uc, zc in zip(ranges, split_chunks(membranes, ranges), z_chunks, strict=True):
         for t, u in enumerate(uc.steps):
             torch.add(i, currents[start + t], out=j)
             if feedback is not None:
@@ -200,42 +205,44 @@ def run(
                 v.copy_(u)
             else:
                 z = torch.gt(u, v_th, out=zc.steps[t])
-                torch.le(u, v_th, out=kept)
-                torch.mul(u, kept, out=v).addcmul_(z, v_reset)
+                torch.le(u, v_th, out=keep)
+                torch.mul(u, keep, out=v).addcmul_(z, v_reset)
             torch.mul(j, c, out=i)
             torch.sub(j, i, out=i)
-        if behind is not None:
-            behind.forward(zc, start, start + len(zc.steps))
-        if reduction is not None:
-            reduction.update(zc, uc)
-    after = None if behind is None else behind.output()
-    return membranes, spikes if rule.keep_spikes else None, after, (z, v, i)
+        if next_linear is not None:
+            next_linear.forward(zc, start, start + len(zc.steps))
+        if streaming is not None:
+            streaming.update(zc, uc)
+    output = None if next_linear is None else next_linear.output()
+    return membranes, spikes if config.keep_spikes else None, output, (z, v, i)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Any) -> tuple[Tensor, Any, Any, Tensor]:
+    def forward(ctx: Any, config: ScanConfig, *tensors: Any) -> tuple[Tensor, Any, Any, Tensor]:
         inputs = Inputs(*tensors)
-        membranes, spikes, after, (_, _, i) = run(rule, inputs)
+        membranes, spikes, output, (_, _, i) = _run(config, inputs)
         ctx.set_materialize_grads(False)
-        ctx.rule, ctx.constant = rule, len(inputs.current) == 1
+        ctx.config, ctx.constant = config, len(inputs.current) == 1
         ctx.save_for_backward(membranes, *inputs[1:])
-        return membranes, spikes, after, i
+        return membranes, spikes, output, i
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gu: Any, gz: Any, g_after: Any, gi: Any) -> Any:
-        rule: Rule = ctx.rule
+    def backward(ctx: Any, gu: Any, gz: Any, g_output: Any, gi: Any) -> Any:
+        config: ScanConfig = ctx.config
         membranes, z, v, _, a, c, v_leak, v_reset, v_th, feedback_weight, weight, bias = ctx.saved_tensors
         needs = Inputs(*ctx.needs_input_grad[1:])
-        feedback = _feedback(rule, feedback_weight, v)
-        behind = None if g_after is None else NextLinear(weight, bias, rule.dtype)
-        if behind is not None:
-            behind.prepare_backward(g_after)
-        ranges = chunks(rule.num_steps, v)
-        distance, fired, kept, delta, v_before, fired_before = (empty_steps(membranes, ranges[0][1]) for _ in range(6))
-        # a constant current gets the sum over all steps, so two chunks of memory that take turns are enough
-        turns = [empty_steps(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else []
+        feedback = _feedback(config, feedback_weight, v)
+        next_linear = None if g_output is None else NextLinear(weight, bias, config.dtype)
+        if next_linear is not None:
+            next_linear.prepare_backward(g_output)
+        ranges = chunks(config.num_steps, v)
+        distance, fired, keep, delta, v_previous, fired_previous = (
+            empty_steps(membranes, ranges[0][1]) for _ in range(6)
+        )
+        # the gradient of a constant current is a sum over all steps, so two alternating chunk buffers suffice
+        buffers = [empty_steps(membranes, ranges[0][1]) for _ in range(2)] if ctx.constant else []
         g_current = torch.zeros_like(v) if ctx.constant else torch.empty_like(membranes)
         sums = {name: torch.zeros_like(a) for name in ("a", "c", "v_leak", "v_reset", "v_th")}
         keep_v, keep_i, g_v_th = 1 - a, 1 - c, torch.zeros_like(v)
@@ -243,21 +250,21 @@ class _Scan(torch.autograd.Function):
         for index, (start, stop) in enumerate(reversed(ranges)):
             size = stop - start
             u, d = membranes[start:stop], delta[:size]
-            gj = turns[index % 2][:size] if ctx.constant else g_current[start:stop]
-            previous = before(membranes, v, start, stop)
-            if rule.surrogate is not None:
+            gj = buffers[index % 2][:size] if ctx.constant else g_current[start:stop]
+            previous = previous_steps(membranes, v, start, stop)
+            if config.surrogate is not None:
                 x = torch.sub(u, v_th, out=distance[:size])
                 torch.gt(x, 0, out=fired[:size])
-                z_before = torch.gt(previous, v_th, out=fired_before[:size])
-                torch.mul(previous, torch.le(previous, v_th, out=kept[:size]), out=v_before[:size])
-                previous = v_before[:size].addcmul_(z_before, v_reset)
+                z_previous = torch.gt(previous, v_th, out=fired_previous[:size])
+                torch.mul(previous, torch.le(previous, v_th, out=keep[:size]), out=v_previous[:size])
+                previous = v_previous[:size].addcmul_(z_previous, v_reset)
                 if start == 0:
                     previous[0].copy_(v)
-                    z_before[0].copy_(z)
-                torch.le(x, 0, out=kept[:size])
-                rule.surrogate.reciprocal_(x)
-            if behind is not None:
-                behind.backward(fired[:size], start, stop, out=d)
+                    z_previous[0].copy_(z)
+                torch.le(x, 0, out=keep[:size])
+                config.surrogate.reciprocal_(x)
+            if next_linear is not None:
+                next_linear.backward(fired[:size], start, stop, out=d)
             elif gz is not None:
                 d.copy_(gz[start:stop])
             else:
@@ -266,10 +273,10 @@ class _Scan(torch.autograd.Function):
             d_steps, gj_steps = d.unbind(0), gj.unbind(0)
             for t in reversed(range(size)):
                 d_t, gj_t = d_steps[t], gj_steps[t]
-                if rule.surrogate is not None:
+                if config.surrogate is not None:
                     if feedback is not None and gv is not None:
                         feedback.add_transposed(gi, d_t)
-                    if rule.reset_gradient and gv is not None:
+                    if config.reset_gradient and gv is not None:
                         d_t.addcmul_(gv, v_reset - u[t])
                     d_t.div_(x[t])
                     if needs.v_th:
@@ -279,7 +286,7 @@ class _Scan(torch.autograd.Function):
                 if gv is not None:
                     if needs.v_reset:
                         sums["v_reset"].add_((gv * fired[t]).sum(0))
-                    d_t.add_(gv if rule.surrogate is None else gv.mul_(kept[t]))
+                    d_t.add_(gv if config.surrogate is None else gv.mul_(keep[t]))
                 torch.mul(d_t, a, out=gj_t)
                 if gi is not None:
                     gj_t.addcmul_(gi, keep_i)
@@ -291,7 +298,7 @@ class _Scan(torch.autograd.Function):
             if needs.v_leak:
                 sums["v_leak"].add_(d.sum((0, 1)) * a)
             if feedback is not None:
-                feedback.accumulate(gj, z_before)
+                feedback.accumulate(gj, z_previous)
             if ctx.constant:
                 g_current.add_(gj.sum(0) if size > 1 else gj[0])
         sums["v_th"] = g_v_th.sum(0)
@@ -307,5 +314,5 @@ class _Scan(torch.autograd.Function):
             gi.clone(),
             *(total if getattr(needs, name) else None for name, total in sums.items()),
             None if feedback is None else feedback.gradients[0],
-            *(behind.gradients() if behind else (None, None)),
+            *(next_linear.gradients() if next_linear else (None, None)),
         )

@@ -1,12 +1,12 @@
-"""What the Triton kernels share: which neurons they can compute, surrogates, tiles, and how a kernel is launched.
+"""Building blocks of the Triton kernels: supported neurons, surrogates, tiles, and launching.
 
-A kernel has the loop over time inside and the state in registers, one launch forward and one backward. A program has
-some samples and some neurons, ``[BLOCK_B, BLOCK_N]``; in a layer with linear feedback it has all neurons, and the
-feedback's weight on the chip, so that up to ``MAX_RECURRENT`` of them fit. The equations are computed in the order of
-the reference and without contraction to fused multiply-adds, because one rounding less can flip a spike. Weight
-gradients are one product over all steps.
+A kernel contains the loop over time and holds the state in registers: one launch forward, one backward. A program
+computes a tile of samples and neurons, ``[BLOCK_B, BLOCK_N]``. In a layer with linear feedback, the tile has all
+neurons, at most ``MAX_RECURRENT``, and the feedback weight is in on-chip memory. The operations have the order of the
+reference and are not contracted to fused multiply-adds, because a different rounding can flip a spike. Weight gradients
+are one product over all steps.
 
-With TRITON_INTERPRET=1 in the environment before Triton is imported, all of it runs on a CPU, slowly.
+With TRITON_INTERPRET=1, set before Triton is imported, the kernels run on a CPU, slowly.
 """
 
 import os
@@ -23,39 +23,39 @@ from snnexp.neurons import Kernel, Neuron
 from snnexp.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, SuperSpike, Surrogate, Triangular
 
 MAX_RECURRENT = 128
-"""Neurons of a layer whose linear feedback fits on the chip: 64 KiB of weights."""
+"""Maximum number of neurons in a layer with linear feedback: 64 KiB of weights."""
 STREAMED = ("spike_count", "max_membrane", "last_spikes")
-"""The statistics that a kernel computes without a trace; others are computed from the trace."""
+"""Statistics that a kernel computes without a full trace; others are computed from the trace."""
 
 
 def kernel_of(neuron: Neuron, device: torch.device, scans: Mapping[type[Neuron], Kernel]) -> Kernel | str:
-    """The kernel for a neuron on a device, of those in ``scans``, or why there is none."""
+    """Return the kernel in ``scans`` for a neuron on a device, or the reason why there is none."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton needs a GPU, this is {device.type}"
     surrogate = getattr(neuron, "surrogate", None)
     if surrogate is not None and type(surrogate) not in SURROGATES:
         return f"{type(surrogate).__name__} has no Triton form"
     if surrogate is not None and any(isinstance(number, Tensor) for number in vars(surrogate).values()):
-        return "a surrogate of members that differ has no Triton form"
+        return "a surrogate whose numbers differ between members has no Triton form"
     recurrent = getattr(neuron, "recurrent", None)
     if recurrent is not None and recurrent.weight.ndim == 3:
-        return "feedback of members side by side has no Triton form"
+        return "stacked feedback has no Triton form"
     if isinstance(recurrent, nn.Conv2d):
         return "conv2d feedback has no Triton form"
     if recurrent is not None and recurrent.out_features > MAX_RECURRENT:
-        return f"of {recurrent.out_features} neurons that feed back to all, {MAX_RECURRENT} fit on the chip"
+        return f"linear feedback of {recurrent.out_features} neurons exceeds the maximum of {MAX_RECURRENT}"
     if recurrent is not None and device.type == "cuda" and not _fits(recurrent.weight, device):
-        return f"the feedback of {recurrent.out_features} neurons does not fit on this chip"
-    kind = type_before_parametrizations(neuron)
-    return scans.get(kind, f"{kind.__name__} has no Triton form")
+        return f"linear feedback of {recurrent.out_features} neurons does not fit in shared memory"
+    cls = type_before_parametrizations(neuron)
+    return scans.get(cls, f"{cls.__name__} has no Triton form")
 
 
 def _fits(weight: Tensor, device: torch.device) -> bool:
-    """Whether a program has memory for a padded weight, and an eighth more for spikes."""
+    """Return True if shared memory holds the padded weight, plus an eighth for spikes."""
     side = max(16, triton.next_power_of_2(len(weight)))
     needed = side * side * max(4, weight.element_size()) * 9 // 8
-    chip: Any = torch.cuda.get_device_properties(device)
-    return bool(needed <= chip.shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(device)
+    return bool(needed <= properties.shared_memory_per_block_optin)
 
 
 SURROGATES: dict[type[Surrogate], tuple[int, str | None]] = {
@@ -66,7 +66,7 @@ SURROGATES: dict[type[Surrogate], tuple[int, str | None]] = {
     Triangular: (3, "width"),
     StraightThrough: (4, None),
 }
-"""Which branch of :func:`derivative` computes a surrogate, and which of its numbers that takes."""
+"""By class: the branch of :func:`derivative`, and the name of the surrogate's number."""
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def derivative(x, KIND: tl.constexpr, NUMBER: tl.constexpr):
 
 @triton.jit
 def tile(B, n, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Offsets into ``[B, n]``, which of them exist, columns, and which of these exist."""
+    """Return offsets into ``[B, n]`` and their mask, and columns and their mask."""
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = columns < n
@@ -98,12 +98,12 @@ def tile(B, n, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 def launch(kernel: Any, like: Tensor, recurrent: bool, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel over the samples and neurons of ``like``, ``[B, n]``."""
+    """Launch a kernel over the samples and neurons of ``like``, ``[B, n]``."""
     batch, n = like.shape
     block_n = max(16, triton.next_power_of_2(n)) if recurrent else min(128, max(16, triton.next_power_of_2(n)))
     block_b = 16 if recurrent else max(1, min(triton.next_power_of_2(batch), 256 // block_n))
     grid = (triton.cdiv(batch, block_b), triton.cdiv(n, block_n))
-    # without fused multiply-adds, which round once where the reference rounds twice
+    # no fused multiply-adds: they round once, the reference rounds twice
     options = {"num_warps": 4, "enable_fp_fusion": False}
     with torch.cuda.device_of(like):
         kernel[grid](*arguments, **constants, BLOCK_B=block_b, BLOCK_N=block_n, **options)
@@ -115,6 +115,6 @@ def surrogate_constants(surrogate: Surrogate | None) -> dict[str, Any]:
 
 
 def weight_gradient(g: Tensor, first: Tensor, spikes: Tensor) -> Tensor:
-    """sum over t of g[t]^T S[t - 1], as one product."""
-    before = torch.cat([first.unsqueeze(0), spikes[:-1]])
-    return g.flatten(0, 1).t() @ before.flatten(0, 1)
+    """Return the sum over t of g[t]^T S[t - 1], as one product."""
+    previous = torch.cat([first.unsqueeze(0), spikes[:-1]])
+    return g.flatten(0, 1).t() @ previous.flatten(0, 1)

@@ -1,6 +1,6 @@
 """The scans of :class:`snnexp.neurons.Leaky` and :class:`snnexp.neurons.RLeaky` as Triton kernels.
 
-The equations are those of :mod:`snnexp.kernels.fused_leaky`; :mod:`snnexp.kernels.triton_common` says how they are run.
+The equations are those of :mod:`snnexp.kernels.fused_leaky`; see :mod:`snnexp.kernels.triton_common` for how they run.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def leaky_backward(
         v = tl.load(V + columns, inside, 0.0)[None, :]
     if FEEDBACK == 2:
         W = tl.load(V + columns[:, None] * n + columns[None, :], inside[:, None] & inside[None, :], 0.0)
-    later, total, sum_beta, sum_theta, sum_V = first * 0, first * 0, first * 0, first * 0, first * 0
+    g_next, total, sum_beta, sum_theta, sum_V = first * 0, first * 0, first * 0, first * 0, first * 0
     step = at + last
     U = tl.load(U_all + step, exists, 0.0)
     for _ in range(T):
@@ -104,17 +104,17 @@ def leaky_backward(
         if HAS_GS:
             g = tl.load(gS + step, exists, 0.0)
         if FEEDBACK == 1:
-            g = g + v * later
+            g = g + v * g_next
         if FEEDBACK == 2:
-            g = g + tl.dot(later, W, input_precision="ieee", out_dtype=W.dtype)
+            g = g + tl.dot(g_next, W, input_precision="ieee", out_dtype=W.dtype)
         g = g * derivative(U - th, KIND, NUMBER)
         sum_theta -= g
         if HAS_GU:
             g = g + tl.load(gU + step, exists, 0.0)
         if RESET == 2 and FEEDBACK == 0:
-            g = g + b * (later * (1 - (th < U).to(U.dtype)))
+            g = g + b * (g_next * (1 - (th < U).to(U.dtype)))
         else:
-            g = g + b * later
+            g = g + b * g_next
         if RESET == 1:
             sum_theta -= g * R
         if RESET == 2 and FEEDBACK == 0:
@@ -127,18 +127,18 @@ def leaky_backward(
             sum_V += g * tl.where(is_first, tl.load(S0 + at, exists, 0.0), R)
         tl.store(g_all + step, g, exists)
         total += g
-        later = g
+        g_next = g
         U = previous
         step -= B * n
-    kept = b * later
+    kept = b * g_next
     if RESET == 2 and FEEDBACK == 0:
         kept = kept * (1 - (first > th).to(first.dtype))
     tl.store(g_U0 + at, kept, exists)
     if FEEDBACK == 1:
-        tl.store(g_S0 + at, v * later, exists)
+        tl.store(g_S0 + at, v * g_next, exists)
         tl.store(g_V + at, sum_V, exists)
     if FEEDBACK == 2:
-        tl.store(g_S0 + at, tl.dot(later, W, input_precision="ieee", out_dtype=W.dtype), exists)
+        tl.store(g_S0 + at, tl.dot(g_next, W, input_precision="ieee", out_dtype=W.dtype), exists)
     tl.store(g_total + at, total, exists)
     tl.store(g_beta + at, sum_beta, exists)
     tl.store(g_theta + at, sum_theta, exists)
@@ -152,17 +152,17 @@ def scan(
     synapse: nn.Module | None = None,
     statistics: Sequence[str] | None = None,
 ) -> tuple[Any, Tensor | None]:
-    """The Triton twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
+    """Triton implementation of the reference scans; see :class:`snnexp.neurons.Kernel` for the arguments."""
     recurrent = isinstance(neuron, RLeaky)
     kind, V, bias = NO_FEEDBACK, None, None
     if isinstance(neuron, RLeaky) and neuron.recurrent is None:
         kind, V = ONE_TO_ONE, per_neuron(neuron, neuron.V)
     elif isinstance(neuron, RLeaky):
-        synapse_within: Any = neuron.recurrent
+        feedback_synapse: Any = neuron.recurrent
         kind, V, bias = (
             LINEAR,
-            at_least_float32(synapse_within.weight).contiguous(),
-            at_least_float32(synapse_within.bias),
+            at_least_float32(feedback_synapse.weight).contiguous(),
+            at_least_float32(feedback_synapse.bias),
         )
     settings = (num_steps, RESETS[neuron.reset], kind, neuron.surrogate)
     first = [part.flatten(1).contiguous() for part in state]
@@ -179,12 +179,12 @@ def scan(
     if statistics is not None and {*statistics} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
         _, _, sums, (U, S) = _run(settings, inputs, keep=False)
         values = dict(zip(STREAMED, (unflatten_features(neuron, x) for x in (*sums, S)), strict=True))
-        kept = {name: values[name] for name in statistics}
-        return ReducedTrace(num_steps, len(U), state_of(U, S), kept), None
+        values = {name: values[name] for name in statistics}
+        return ReducedTrace(num_steps, len(U), state_of(U, S), values), None
     U, S = _Scan.apply(settings, *inputs)
     trace = Trace(unflatten_features(neuron, S), unflatten_features(neuron, U), state_of(U[-1], S[-1]))
-    after = None if synapse is None else time_distributed(synapse, trace.spikes)
-    return trace if statistics is None else trace.reduced(statistics), after
+    output = None if synapse is None else time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), output
 
 
 def _run(settings: Any, inputs: Sequence[Any], keep: bool) -> Any:

@@ -1,6 +1,6 @@
 """The scans of :class:`snnexp.neurons.ParametrizedLIF` and :class:`snnexp.neurons.LeakyIntegrator` as Triton kernels.
 
-The equations are those of :mod:`snnexp.kernels.fused_lif`; :mod:`snnexp.kernels.triton_common` says how they are run.
+The equations are those of :mod:`snnexp.kernels.fused_lif`; see :mod:`snnexp.kernels.triton_common` for how they run.
 """
 
 from collections.abc import Sequence
@@ -95,23 +95,23 @@ def lif_backward(
         v_th = tl.load(threshold + columns, inside, 0.0)[None, :]
     if LINEAR:
         W = tl.load(weight + columns[:, None] * n + columns[None, :], inside[:, None] & inside[None, :], 0.0)
-    later, gi, gv, total = first * 0, first * 0, first * 0, first * 0
+    g_next, gi, gv, total = first * 0, first * 0, first * 0, first * 0
     sum_a, sum_c, sum_leak, sum_reset, sum_th = first * 0, first * 0, first * 0, first * 0, first * 0
     if HAS_GI:
         gi = tl.load(gi_last + at, exists, 0.0)
     step = at + last
     u = tl.load(u_all + step, exists, 0.0)
     for _ in range(T):
-        u_before = tl.load(u_all + step - B * n, exists & (step >= B * n), 0.0)
-        previous = u_before
+        u_previous = tl.load(u_all + step - B * n, exists & (step >= B * n), 0.0)
+        previous = u_previous
         delta = first * 0
         if SPIKES:
-            fired = (u_before > v_th).to(u.dtype)
-            previous = (1 - fired) * u_before + fired * v_reset
+            fired = (u_previous > v_th).to(u.dtype)
+            previous = (1 - fired) * u_previous + fired * v_reset
             if HAS_GZ:
                 delta = tl.load(gz + step, exists, 0.0)
             if LINEAR:
-                delta = delta + tl.dot(later, W, input_precision="ieee", out_dtype=W.dtype)
+                delta = delta + tl.dot(g_next, W, input_precision="ieee", out_dtype=W.dtype)
             delta = delta * derivative(u - v_th, KIND, NUMBER)
             sum_th -= delta
             z = (u > v_th).to(u.dtype)
@@ -128,13 +128,13 @@ def lif_backward(
         sum_c -= gi * (change - (v_leak - previous))
         gi = a * delta + (1 - c) * gi
         gv = (1 - a) * delta
-        later = gi
+        g_next = gi
         tl.store(g_all + step, gi, exists)
         total += gi
-        u = u_before
+        u = u_previous
         step -= B * n
     if LINEAR:
-        tl.store(g_z0 + at, tl.dot(later, W, input_precision="ieee", out_dtype=W.dtype), exists)
+        tl.store(g_z0 + at, tl.dot(g_next, W, input_precision="ieee", out_dtype=W.dtype), exists)
     tl.store(g_v0 + at, gv, exists)
     tl.store(g_i0 + at, gi, exists)
     tl.store(g_total + at, total, exists)
@@ -153,7 +153,7 @@ def scan(
     synapse: nn.Module | None = None,
     statistics: Sequence[str] | None = None,
 ) -> tuple[Any, Tensor | None]:
-    """The Triton twin of the reference scans; :class:`snnexp.neurons.Kernel` has the arguments."""
+    """Triton implementation of the reference scans; see :class:`snnexp.neurons.Kernel` for the arguments."""
     lif = neuron if isinstance(neuron, ParametrizedLIF) else None
     z0, v0, i0 = (part.flatten(1).contiguous() for part in ((state.v, *state) if lif is None else state))
     decays = (per_neuron(neuron, neuron.dt * rate) for rate in (neuron.tau_mem_inv, neuron.tau_syn_inv))
@@ -169,18 +169,18 @@ def scan(
     if statistics is not None and {*statistics} <= {*STREAMED} and synapse is None and not torch.is_grad_enabled():
         _, _, sums, last = _run(num_steps, inputs, keep=False)
         values = dict(zip(STREAMED, (unflatten_features(neuron, x) for x in (*sums, last[0])), strict=True))
-        kept = {name: values[name] for name in statistics}
-        return ReducedTrace(num_steps, len(v0), state_of(*last), kept), None
+        values = {name: values[name] for name in statistics}
+        return ReducedTrace(num_steps, len(v0), state_of(*last), values), None
     u, z, i = _Scan.apply(num_steps, None if lif is None else lif.surrogate, *inputs)
     if lif is None:
         z = u.new_zeros(()).expand_as(u)
         last = state_of(z[-1], u[-1], i)
     else:
-        fired = z[-1].detach()
-        last = state_of(z[-1], (1 - fired) * u[-1] + fired * inputs[7], i)
+        reset = z[-1].detach()
+        last = state_of(z[-1], (1 - reset) * u[-1] + reset * inputs[7], i)
     trace = Trace(unflatten_features(neuron, z), unflatten_features(neuron, u), last)
-    after = None if synapse is None else time_distributed(synapse, trace.spikes)
-    return trace if statistics is None else trace.reduced(statistics), after
+    output = None if synapse is None else time_distributed(synapse, trace.spikes)
+    return trace if statistics is None else trace.reduced(statistics), output
 
 
 def _run(num_steps: int, inputs: Sequence[Any], keep: bool) -> Any:
