@@ -130,10 +130,10 @@ def leaky_backward(
         g_next = g
         U = previous
         step -= B * n
-    kept = b * g_next
+    g_first = b * g_next
     if RESET == 2 and FEEDBACK == 0:
-        kept = kept * (1 - (first > th).to(first.dtype))
-    tl.store(g_U0 + at, kept, exists)
+        g_first = g_first * (1 - (first > th).to(first.dtype))
+    tl.store(g_U0 + at, g_first, exists)
     if FEEDBACK == 1:
         tl.store(g_S0 + at, v * g_next, exists)
         tl.store(g_V + at, sum_V, exists)
