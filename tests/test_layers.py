@@ -98,7 +98,7 @@ class TestWhatIsBuilt:
     def test_shapes_are_known_before_it_is_built(self, options: Any, first: Any, second: Any) -> None:
         given = {"kernel_size": 3, "stride": 1, "hidden": (), "channels": (2, 3)} | options
         if 0 in second:
-            with pytest.raises(ConfigError, match=r"nothing of the image is left for convolution 2; .* or no pool"):
+            with pytest.raises(ConfigError, match=r"the output of convolution 2 is empty; .* or no pool"):
                 Conv.shapes((1, 8, 7), 5, **given)
             return
         told = Conv.shapes((1, 8, 7), 5, **given)

@@ -248,7 +248,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("arguments", [{"channels": (4, 4, 4, 4)}, {"kernel_size": 29}, {"stride": 28}])
     def test_conv_needs_something_left_of_the_image(self, arguments: dict[str, Any]) -> None:
-        with pytest.raises(ConfigError, match=r"^channels: nothing of the image is left for convolution"):
+        with pytest.raises(ConfigError, match=r"^channels: the output of convolution"):
             Conv((1, 28, 28), 10, Leaky, Leaky, num_steps=T, **arguments)
 
     def test_an_image_as_large_as_the_kernel_is_enough(self) -> None:

@@ -1,4 +1,4 @@
-"""How parts are wired: layers of synapses and neurons, unrolled in time."""
+"""Networks: layers of synapses and neurons, unrolled over time."""
 
 from snnexp.network.chains import MLP, Conv
 from snnexp.network.graph import Graph

@@ -1,4 +1,4 @@
-"""Networks that YAML writes shortest: chains of layers, dense or convolutional."""
+"""Sequential networks: dense and convolutional chains of layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ Norm = Literal["batch", "layer"]
 Pool = Literal["max", "average", "sum"]
 Place = Literal["synapse", "neuron"]
 Sides = int | Sequence[int]
-"""Of a kernel or a stride: a side, or height and width."""
+"""Size of a kernel or a stride: one number for both axes, or height and width."""
 
 
 class MLP(Network):
-    """A multilayer network of dense synapses, inputs - hidden[0] - ... - outputs.
+    """A multilayer perceptron of dense synapses: inputs - hidden[0] - ... - outputs.
 
     Args:
-        inputs: shape of one input, flattened.
-        outputs: neurons of the readout.
-        neuron: makes the hidden layers.
-        readout: makes the last layer.
-        num_steps: T where the input does not change over time.
-        hidden: sizes of the hidden layers; none gives a single layer.
-        norm: of the currents of hidden layers: ``batch`` over samples and steps, or ``layer`` over neurons; None for
-            none.
-        dropout: the probability that what a layer hands on is 0, drawn in training for each sample, neuron and step.
-        bias: whether synapses have a bias; None where the model of the neurons says it.
-        init: how weights are drawn, a name as of :mod:`torch.nn.init` or an initializer; None where the model says it.
+        inputs: shape of one input, which is flattened.
+        outputs: number of readout neurons.
+        neuron: creates the neurons of the hidden layers.
+        readout: creates the neurons of the last layer.
+        num_steps: T for an input that is constant over time.
+        hidden: sizes of the hidden layers; an empty list gives a single layer.
+        norm: normalization of hidden currents: ``batch`` over samples and steps, ``layer`` over neurons, or None.
+        dropout: probability of zeroing an output of a layer in training, drawn per sample, neuron and step.
+        bias: whether synapses have a bias; None for the default of the neuron.
+        init: weight initialization, the name of a :mod:`torch.nn.init` function or an initializer; None for the
+            default of the neuron.
     """
 
     stackable = True
@@ -61,34 +61,34 @@ class MLP(Network):
 
     @staticmethod
     def shapes(inputs: tuple[int, ...], outputs: int, hidden: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
-        """Of each layer in order: the node that makes its neurons, and their axes."""
+        """Return for each layer in order the config node of its neurons, and their axes."""
         return [*(("neuron", (size,)) for size in hidden), ("readout", (outputs,))]
 
 
 class Conv(Network):
-    """A convolutional network: convolutions, perhaps with pooling, then dense layers.
+    """A convolutional network: convolutions with optional pooling, then dense layers.
 
     Args:
         inputs: shape ``(C, H, W)`` of one input.
-        outputs: neurons of the readout.
-        neuron: makes the layers before the readout.
-        readout: makes the last layer.
-        num_steps: T where the input does not change over time.
-        channels: channels of the convolutions.
-        kernel_size: side of each kernel, or height and width.
-        stride: of each convolution, or one for each axis.
+        outputs: number of readout neurons.
+        neuron: creates the neurons of all layers before the readout.
+        readout: creates the neurons of the last layer.
+        num_steps: T for an input that is constant over time.
+        channels: output channels of each convolution.
+        kernel_size: kernel size of all convolutions, one number or height and width.
+        stride: stride of all convolutions, one number or one per axis.
         hidden: sizes of dense layers between the convolutions and the readout.
-        padding: zeros around each map, or for each axis; ``same`` keeps the size of maps, with stride 1.
-        norm: as of :class:`MLP`; ``batch`` normalises each channel, ``layer`` a map with all its channels.
-        pool: of each convolution: the ``max``, ``average`` or ``sum`` of windows that do not overlap; None for none.
-        pool_size: side of a window, or height and width.
-        pool_after: what is pooled: currents behind the ``synapse``, or the spikes of a ``neuron``.
-        dropout: as of :class:`MLP`.
-        bias: as of :class:`MLP`.
-        init: as of :class:`MLP`.
+        padding: zero padding, one number or one per axis; ``same`` keeps the size of feature maps, with stride 1.
+        norm: see :class:`MLP`; ``batch`` normalizes each channel, ``layer`` all channels together.
+        pool: pooling after each convolution, over non-overlapping windows: ``max``, ``average``, ``sum`` or None.
+        pool_size: size of a window, one number or height and width.
+        pool_after: what is pooled: currents after the ``synapse``, or spikes after the ``neuron``.
+        dropout: see :class:`MLP`.
+        bias: see :class:`MLP`.
+        init: see :class:`MLP`.
 
     Raises:
-        ConfigError: the input is no map, or is too small for that many convolutions.
+        ConfigError: the input has no shape [C, H, W], or is too small for that many convolutions.
     """
 
     @checked
@@ -137,9 +137,9 @@ class Conv(Network):
         pool_size: Sides = 2,
         pool_after: str = "synapse",
     ) -> list[tuple[str, tuple[int, ...]]]:
-        """As of :meth:`MLP.shapes`."""
-        found = _convolved(inputs, channels, kernel_size, stride, padding, pool, pool_size, pool_after)
-        maps = [("neuron", shape) for shape, _ in found]
+        """See :meth:`MLP.shapes`."""
+        shapes = _convolved(inputs, channels, kernel_size, stride, padding, pool, pool_size, pool_after)
+        maps = [("neuron", shape) for shape, _ in shapes]
         return [*maps, *(("neuron", (size,)) for size in hidden), ("readout", (outputs,))]
 
 
@@ -157,41 +157,41 @@ def _convolved(
     pool_size: Any,
     pool_after: str,
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Of each convolution, the maps ``(C, H, W)`` of its neurons, and those that it hands on.
+    """Return for each convolution the shape ``(C, H, W)`` of its neurons, and that of its output after pooling.
 
     Raises:
-        ConfigError: the input is no map, or nothing of it is left.
+        ConfigError: the input has no shape [C, H, W], or a feature map would be empty.
     """
     if len(inputs) != 3:
         raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
     if padding == "same" and _pair(stride) != (1, 1):
         raise ConfigError(f"padding: got same with stride {stride}, must have stride 1")
-    found, sides = [], list(inputs[1:])
+    shapes, sides = [], list(inputs[1:])
     for index, out_channels in enumerate(channels, start=1):
         if padding != "same":
-            places = zip(sides, _pair(kernel_size), _pair(stride), _pair(padding), strict=True)
-            sides = [(side + 2 * zeros - kernel) // step + 1 for side, kernel, step, zeros in places]
+            axes = zip(sides, _pair(kernel_size), _pair(stride), _pair(padding), strict=True)
+            sides = [(side + 2 * zeros - kernel) // step + 1 for side, kernel, step, zeros in axes]
         pooled = [side // size for side, size in zip(sides, _pair(pool_size), strict=True)] if pool else sides
         if min(*sides, *pooled) < 1:
             raise ConfigError(
-                f"channels: nothing of the image is left for convolution {index}; use fewer channels, a smaller "
+                f"channels: the output of convolution {index} is empty; use fewer channels, a smaller "
                 f"kernel_size or stride{', or no pool' if pool else ''}"
             )
         neurons = sides if pool_after == "neuron" else pooled
-        found.append(((out_channels, *neurons), (out_channels, *pooled)))
+        shapes.append(((out_channels, *neurons), (out_channels, *pooled)))
         sides = pooled
-    return found
+    return shapes
 
 
 def _norm(kind: Norm, size: int, maps: bool) -> nn.Module:
-    """The norm of a layer's currents: of so many neurons, or channels of maps."""
+    """Return the normalization of currents for ``size`` neurons, or channels of feature maps."""
     if kind == "batch":
         return nn.BatchNorm2d(size) if maps else nn.BatchNorm1d(size)
     return nn.GroupNorm(1, size) if maps else nn.LayerNorm(size)
 
 
 def _pooling(kind: Pool, size: tuple[int, int]) -> Callable[[], nn.Module]:
-    """What makes the pooling of windows."""
+    """Return a constructor of the pooling module."""
     if kind == "max":
         return lambda: nn.MaxPool2d(size)
     return lambda: nn.AvgPool2d(size, divisor_override=1 if kind == "sum" else None)
@@ -199,7 +199,7 @@ def _pooling(kind: Pool, size: tuple[int, int]) -> Callable[[], nn.Module]:
 
 @dataclass
 class _Chain:
-    """Makes the layers of a chain; the fields are those of :class:`MLP` and :class:`Conv`."""
+    """Builds the layers of a chain; see :class:`MLP` and :class:`Conv` for the fields."""
 
     neuron: NeuronFactory
     readout: NeuronFactory
@@ -212,43 +212,43 @@ class _Chain:
     def convolutions(
         self, channels: int, maps: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], convolution: dict[str, Any]
     ) -> dict[str, Layer]:
-        """Layers of neurons on maps; of each, the shape of its neurons is the first."""
+        """Return the convolutional layers; ``maps`` are the results of :func:`_convolved`."""
         layers = {}
         for index, (shape, _) in enumerate(maps, start=1):
             neuron = self.neuron(shape)
-            synapse = nn.Conv2d(channels, shape[0], **convolution, bias=self._biased(neuron))
-            behind = [_norm(self.norm, shape[0], maps=True)] if self.norm else []
-            behind += [self.pooling()] if self.pooling and self.pool_after == "synapse" else []
-            layers[f"conv{index}"] = Layer(_in_row([*self._before(index > 1), synapse, *behind]), neuron)
+            synapse = nn.Conv2d(channels, shape[0], **convolution, bias=self._has_bias(neuron))
+            after = [_norm(self.norm, shape[0], maps=True)] if self.norm else []
+            after += [self.pooling()] if self.pooling and self.pool_after == "synapse" else []
+            layers[f"conv{index}"] = Layer(_sequential([*self._before(index > 1), synapse, *after]), neuron)
             channels = shape[0]
         return layers
 
     def dense(
-        self, inputs: tuple[int, ...], hidden: Sequence[int], outputs: int, behind_maps: bool = False
+        self, inputs: tuple[int, ...], hidden: Sequence[int], outputs: int, after_maps: bool = False
     ) -> dict[str, Layer]:
-        """Dense layers and the readout, behind the input or behind convolutions."""
+        """Return the dense layers and the readout, after the input or after convolutions."""
         layers = {}
         fan_in = torch.Size(inputs).numel()
         names = [*(f"hidden{index}" for index in range(1, len(hidden) + 1)), "readout"]
         for index, (name, size) in enumerate(zip(names, [*hidden, outputs], strict=True)):
             is_readout = name == "readout"
             neuron = (self.readout if is_readout else self.neuron)(size)
-            synapse = Dense(fan_in, size, bias=self._biased(neuron))
+            synapse = Dense(fan_in, size, bias=self._has_bias(neuron))
             norm = [_norm(self.norm, size, maps=False)] if self.norm and not is_readout else []
-            before = self._before(index > 0 or behind_maps, behind_maps and index == 0)
-            layers[name] = Layer(_in_row([*before, synapse, *norm]), neuron)
+            before = self._before(index > 0 or after_maps, after_maps and index == 0)
+            layers[name] = Layer(_sequential([*before, synapse, *norm]), neuron)
             fan_in = size
         return layers
 
-    def _biased(self, neuron: Neuron) -> bool:
+    def _has_bias(self, neuron: Neuron) -> bool:
         return neuron.synapse_bias if self.bias is None else self.bias
 
-    def _before(self, behind_layer: bool, behind_maps: bool = True) -> list[nn.Module]:
-        """What comes between a layer and the synapse behind it; nothing comes between the input and the first one."""
-        pooled = behind_layer and behind_maps and self.pooling is not None and self.pool_after == "neuron"
-        found = [self.pooling()] if pooled and self.pooling is not None else []
-        return [*found, *([nn.Dropout(self.dropout)] if behind_layer and self.dropout else [])]
+    def _before(self, after_layer: bool, after_maps: bool = True) -> list[nn.Module]:
+        """Return the modules in front of a synapse: pooling and dropout, if it is not the first one."""
+        pooled = after_layer and after_maps and self.pooling is not None and self.pool_after == "neuron"
+        pooling = [self.pooling()] if pooled and self.pooling is not None else []
+        return [*pooling, *([nn.Dropout(self.dropout)] if after_layer and self.dropout else [])]
 
 
-def _in_row(modules: Sequence[nn.Module]) -> nn.Module:
+def _sequential(modules: Sequence[nn.Module]) -> nn.Module:
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)

@@ -1,4 +1,4 @@
-"""A network whose layers a config wires: several inputs of a layer, skip connections, feedback, any synapse."""
+"""Networks that are wired in a config: several inputs per layer, skip connections, feedback, any synapse."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,26 +21,26 @@ class Graph(Network):
     """Layers with named inputs. Each is a mapping:
 
     ==========  ========================================================================================================
-    name        of the layer; the last one is ``readout``
-    inputs      names of the layers that it reads, ``input`` for the network's input; by default the layer before. The
-                currents of several inputs add up. A layer that is not before this one is read one step later.
-    size        neurons of a layer with dense synapses; the readout has as many as the data have outputs
-    synapse     a ``torch.nn.Module`` by ``_target_``, a list of them that follow each other, or for several inputs a
-                mapping from their names to these; dense without. ``in_channels``, ``in_features`` and ``num_features``
-                are filled in.
-    neuron      neurons of another kind than the network's, by ``_target_``; null for none: the currents are handed on
+    name        name of the layer; the last one is ``readout``
+    inputs      names of the source layers, ``input`` for the network's input; by default the previous layer. The
+                currents of several inputs are added. This or a later layer is read with a delay of one step.
+    size        number of neurons of a layer with dense synapses; by default the number of outputs for the readout
+    synapse     a ``torch.nn.Module`` by ``_target_``, a list of them, applied in order, or, for several inputs, a
+                mapping from their names to these; dense by default. ``in_channels``, ``in_features`` and
+                ``num_features`` are inferred.
+    neuron      neurons that replace those of the network, by ``_target_``; null for the identity
     ==========  ========================================================================================================
 
     Args:
         inputs: shape of one input.
-        outputs: neurons of the readout.
-        neuron: makes the layers before the readout.
-        readout: makes the last layer.
-        num_steps: T where the input does not change over time.
-        layers: the layers, in the order in which they are computed.
+        outputs: number of readout neurons.
+        neuron: creates the neurons of all layers before the readout.
+        readout: creates the neurons of the last layer.
+        num_steps: T for an input that is constant over time.
+        layers: the layers, in the order of computation.
 
     Raises:
-        ConfigError: layers do not fit each other.
+        ConfigError: the layers are inconsistent.
     """
 
     stackable = True
@@ -56,31 +56,33 @@ class Graph(Network):
         layers: Nodes,
     ) -> None:
         require_wiring(layers)
-        for each in layers:
-            if hasattr(nn.ModuleDict, each["name"]):
+        for layer in layers:
+            if hasattr(nn.ModuleDict, layer["name"]):
                 raise ConfigError(
-                    f"layers: {each['name']!r} cannot name a layer, torch.nn has an attribute of this name"
+                    f"layers: {layer['name']!r} cannot name a layer, torch.nn has an attribute of this name"
                 )
         makers = {"neuron": neuron, "readout": readout}
-        super().__init__(num_steps, lambda: _Wiring(tuple(inputs), outputs, makers, layers).layers())
+        super().__init__(num_steps, lambda: _GraphBuilder(tuple(inputs), outputs, makers, layers).build())
 
     @staticmethod
     def shapes(inputs: tuple[int, ...], outputs: int, layers: Any) -> list[tuple[str, tuple[int, ...]]] | None:
-        """As of :meth:`MLP.shapes`, without the node for neurons of a layer's own; None where a synapse decides."""
+        """See :meth:`MLP.shapes`; layers with their own neuron have no node. None if a shape depends on a synapse."""
         if any(layer.get("synapse") is not None for layer in layers):
             return None
         last = len(layers) - 1
-        nodes = ["" if "neuron" in layer else "readout" if at == last else "neuron" for at, layer in enumerate(layers)]
+        nodes = [
+            "" if "neuron" in layer else "readout" if index == last else "neuron" for index, layer in enumerate(layers)
+        ]
         return [(node, (layer.get("size") or outputs,)) for node, layer in zip(nodes, layers, strict=True)]
 
     @staticmethod
     def requires(layers: Any) -> None:
-        """Refuse layers whose names or keys do not fit each other."""
+        """Raise :class:`ConfigError` if names or keys of layers are inconsistent."""
         require_wiring(layers)
 
 
 def require_wiring(layers: Any) -> None:
-    """Raise :class:`ConfigError` for layers whose names or keys do not fit each other."""
+    """Raise :class:`ConfigError` if names or keys of layers are inconsistent."""
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ConfigError("layers: must be a list of layers, the last named readout")
     names = []
@@ -98,18 +100,18 @@ def require_wiring(layers: Any) -> None:
             raise ConfigError(
                 f"layers: {name!r} cannot name a layer; use letters, digits and underscores, each name once, not input"
             )
-    for layer, before in zip(layers, ["input", *names], strict=False):
-        name, sources, synapse = layer["name"], layer.get("inputs", [before]), layer.get("synapse")
+    for layer, previous in zip(layers, ["input", *names], strict=False):
+        name, sources, synapse = layer["name"], layer.get("inputs", [previous]), layer.get("synapse")
         if not isinstance(sources, (list, tuple)) or not sources or len({*map(str, sources)}) < len(sources):
-            raise ConfigError(f"layers: inputs of {name} must be a list of different names")
+            raise ConfigError(f"layers: inputs of {name} must be a list of unique names")
         for source in sources:
             if source != "input" and source not in names:
-                raise ConfigError(f"layers: {name} reads {source}, the choice is input, {', '.join(names)}")
+                raise ConfigError(f"layers: {name} reads {source}, use one of input, {', '.join(names)}")
         size = layer.get("size")
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ConfigError(f"layers: size of {name} must be a whole number of at least 1")
         if size is not None and synapse is not None:
-            raise ConfigError(f"layers: {name} has a size and a synapse, whose outputs are its neurons; leave out one")
+            raise ConfigError(f"layers: {name} has a size and a synapse, which defines the size; remove one of them")
         if size is None and synapse is None and name != "readout":
             raise ConfigError(f"layers: {name} needs a size or a synapse")
         by_name = isinstance(synapse, dict) and "_target_" not in synapse
@@ -120,30 +122,30 @@ def require_wiring(layers: Any) -> None:
         if synapse in ([], {}):
             raise ConfigError(f"layers: synapse of {name} is empty")
     reads = {
-        layer["name"]: list(layer.get("inputs", [before]))
-        for layer, before in zip(layers, ["input", *names], strict=False)
+        layer["name"]: list(layer.get("inputs", [previous]))
+        for layer, previous in zip(layers, ["input", *names], strict=False)
     }
     for name in names:
-        if "input" not in reached(reads, name):
-            raise ConfigError(f"layers: nothing of the input reaches {name}")
-        if name != "readout" and name not in reached(reads, "readout"):
-            raise ConfigError(f"layers: nothing of {name} reaches the readout")
+        if "input" not in dependencies(reads, name):
+            raise ConfigError(f"layers: the input does not reach {name}")
+        if name != "readout" and name not in dependencies(reads, "readout"):
+            raise ConfigError(f"layers: {name} does not reach the readout")
 
 
-def reached(reads: Any, name: Any) -> Any:
-    """All that a layer depends on, by what each layer reads."""
-    found: list[Any] = []
-    left = [name]
-    while left:
-        for source in reads.get(left.pop(), []):
-            if source not in found:
-                found.append(source)
-                left.append(source)
-    return found
+def dependencies(reads: Any, name: Any) -> Any:
+    """Return all direct and indirect sources of a layer; ``reads`` has the sources of each layer."""
+    visited: list[Any] = []
+    queue = [name]
+    while queue:
+        for source in reads.get(queue.pop(), []):
+            if source not in visited:
+                visited.append(source)
+                queue.append(source)
+    return visited
 
 
-class _Wiring:
-    """Builds the layers of a graph, as far as possible in their order: a synapse needs the shape that it reads."""
+class _GraphBuilder:
+    """Builds the layers of a graph in order as far as possible, since a synapse depends on its input shape."""
 
     def __init__(
         self,
@@ -156,22 +158,22 @@ class _Wiring:
         self.shapes: dict[str, Shape] = {INPUT: inputs}
         names = [*self.nodes]
         self.sources = {
-            name: tuple(self.nodes[name].get("inputs") or (before,))
-            for before, name in zip([INPUT, *names], names, strict=False)
+            name: tuple(self.nodes[name].get("inputs") or (previous,))
+            for previous, name in zip([INPUT, *names], names, strict=False)
         }
 
-    def layers(self) -> dict[str, Layer]:
-        """All layers, by name."""
+    def build(self) -> dict[str, Layer]:
+        """Return all layers by name."""
         neurons: dict[str, Neuron] = {}
         synapses: dict[tuple[str, str], nn.Module] = {}
         for name in self.nodes:
-            there = [source for source in self.sources[name] if source in self.shapes]
+            known = [source for source in self.sources[name] if source in self.shapes]
             if (size := self._size(name)) is None:
-                if not there:
-                    raise ConfigError(f"layers: {name} reads later layers alone, and needs a size")
-                for source in there:
+                if not known:
+                    raise ConfigError(f"layers: {name} reads only later layers and needs a size")
+                for source in known:
                     synapses[name, source] = self._module(name, source)
-                self.shapes[name] = self._features(name, there, synapses)
+                self.shapes[name] = self._features(name, known, synapses)
             else:
                 self.shapes[name] = (size,)
             neurons[name] = self._neuron(name)
@@ -181,14 +183,15 @@ class _Wiring:
                     bias = neurons[name].synapse_bias and index == 0
                     synapses[name, source] = self._dense_or_module(name, source, bias)
             self._features(name, sources, synapses)
-        made = {}
+        layers = {}
         for name, sources in self.sources.items():
-            several = {source: synapses[name, source] for source in sources}
-            made[name] = Layer(several if len(several) > 1 else several[sources[0]], neurons[name], sources)
-        return made
+            by_source = {source: synapses[name, source] for source in sources}
+            synapse = by_source if len(by_source) > 1 else by_source[sources[0]]
+            layers[name] = Layer(synapse, neurons[name], sources)
+        return layers
 
     def _size(self, name: str) -> int | None:
-        """The neurons of a layer with dense synapses; None where its synapse says how many there are."""
+        """Return the size of a layer with dense synapses; None if it depends on its synapse."""
         node = self.nodes[name]
         if node.get("synapse") is not None:
             return None
@@ -203,12 +206,12 @@ class _Wiring:
             return self.makers["readout" if name == "readout" else "neuron"](features)
         if node["neuron"] is None:
             return Identity(features)
-        made = node["neuron"]
-        if isinstance(made, PartFactory):
-            made = made(features=features) if "features" in made.missing else made()
-        if not isinstance(made, Neuron):
-            raise ConfigError(f"layers: neuron of {name} is a {type(made).__name__}, must be a snnexp.neurons.Neuron")
-        return made
+        neuron = node["neuron"]
+        if isinstance(neuron, PartFactory):
+            neuron = neuron(features=features) if "features" in neuron.missing else neuron()
+        if not isinstance(neuron, Neuron):
+            raise ConfigError(f"layers: neuron of {name} is a {type(neuron).__name__}, must be a snnexp.neurons.Neuron")
+        return neuron
 
     def _dense_or_module(self, name: str, source: str, bias: bool) -> nn.Module:
         if self._size(name) is None:
@@ -216,34 +219,34 @@ class _Wiring:
         return Dense(torch.Size(self.shapes[source]).numel(), self.shapes[name][0], bias=bias)
 
     def _module(self, name: str, source: str) -> nn.Module:
-        """The synapse of a layer behind a source."""
+        """Return the synapse between a source and a layer."""
         node = self.nodes[name]["synapse"]
         node = node[source] if isinstance(node, Mapping) else node
         if not isinstance(node, (list, tuple)):
-            return _made(node, self.shapes[source], name)
+            return _build_module(node, self.shapes[source], name)
         shape, modules = self.shapes[source], []
         for each in node:
-            modules.append(_made(each, shape, name))
-            shape = _behind(modules[-1], shape, name)
+            modules.append(_build_module(each, shape, name))
+            shape = _output_shape(modules[-1], shape, name)
         return nn.Sequential(*modules)
 
     def _features(self, name: str, sources: Sequence[str], synapses: Mapping[tuple[str, str], nn.Module]) -> Shape:
-        """The shape of a layer, on which all synapses agree."""
-        found = {source: _behind(synapses[name, source], self.shapes[source], name) for source in sources}
-        shapes = {*found.values()} | {self.shapes[each] for each in [name] if each in self.shapes}
+        """Return the shape of a layer, which must be the same for all its synapses."""
+        by_source = {source: _output_shape(synapses[name, source], self.shapes[source], name) for source in sources}
+        shapes = {*by_source.values()} | {self.shapes[each] for each in [name] if each in self.shapes}
         if len(shapes) > 1:
-            shown = ", ".join(f"{list(shape)} from {source}" for source, shape in found.items())
+            shown = ", ".join(f"{list(shape)} from {source}" for source, shape in by_source.items())
             raise ConfigError(f"layers: currents of {name} have different shapes: {shown}")
         return next(iter(shapes))
 
 
-def _made(node: Any, shape: Shape, name: str) -> nn.Module:
-    """A module of a synapse; what its constructor asks about the shape that it reads is filled in."""
+def _build_module(node: Any, shape: Shape, name: str) -> nn.Module:
+    """Create a module of a synapse; constructor arguments that depend on the input shape are inferred."""
     if isinstance(node, nn.Module):
         return node
     if not isinstance(node, PartFactory):
         raise ConfigError(f"layers: a synapse of {name} is a {type(node).__name__}, must be a torch.nn.Module")
-    known: dict[str, Any] = {
+    inferred: dict[str, Any] = {
         "inputs": shape,
         "in_features": shape[-1],
         "in_channels": shape[0],
@@ -251,32 +254,32 @@ def _made(node: Any, shape: Shape, name: str) -> nn.Module:
         "num_channels": shape[0],
         "normalized_shape": shape,
     }
-    made = node(**{key: value for key, value in known.items() if key in node.missing})
-    if not isinstance(made, nn.Module):
-        raise ConfigError(f"layers: a synapse of {name} is a {type(made).__name__}, must be a torch.nn.Module")
-    return made
+    module = node(**{key: value for key, value in inferred.items() if key in node.missing})
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"layers: a synapse of {name} is a {type(module).__name__}, must be a torch.nn.Module")
+    return module
 
 
 @torch.no_grad()
-def _behind(module: nn.Module, shape: Shape, name: str) -> Shape:
-    """The shape ``[*N]`` of what comes out of a module; nothing in it changes."""
+def _output_shape(module: nn.Module, shape: Shape, name: str) -> Shape:
+    """Return the output shape ``[*N]`` of a module, without side effects."""
     if 0 in shape:
-        raise ConfigError(f"layers: a synapse of {name} reads {list(shape)}, of which nothing is left")
+        raise ConfigError(f"layers: a synapse of {name} reads an empty shape {list(shape)}")
     training = module.training
     module.eval()
     try:
-        # a module for samples without a batch takes a batch of one size for channels
-        found, more = module(torch.zeros(2, *shape)), module(torch.zeros(3, *shape))
+        # two batch sizes: a module for unbatched inputs may take the batch axis for channels
+        output, other = module(torch.zeros(2, *shape)), module(torch.zeros(3, *shape))
     except Exception as error:
         if not type(module).__module__.startswith("torch."):
             raise
         reason = " ".join(str(error).split())[:160]
-        kind = type(module).__name__
-        raise ConfigError(f"layers: a synapse of {name}, {kind}, cannot read {list(shape)}: {reason}") from error
+        cls = type(module).__name__
+        raise ConfigError(f"layers: a synapse of {name}, {cls}, cannot read {list(shape)}: {reason}") from error
     finally:
         module.train(training)
-    fits = all(isinstance(each, torch.Tensor) and each.ndim > 1 for each in (found, more))
-    if not fits or (len(found), len(more)) != (2, 3) or found.shape[1:] != more.shape[1:]:
-        kind = type(module).__name__
-        raise ConfigError(f"layers: a synapse of {name}, {kind}, must give a tensor [B, *N] for {['B', *shape]}")
-    return tuple(found.shape[1:])
+    valid = all(isinstance(each, torch.Tensor) and each.ndim > 1 for each in (output, other))
+    if not valid or (len(output), len(other)) != (2, 3) or output.shape[1:] != other.shape[1:]:
+        cls = type(module).__name__
+        raise ConfigError(f"layers: a synapse of {name}, {cls}, must return a tensor [B, *N] for {['B', *shape]}")
+    return tuple(output.shape[1:])

@@ -1,8 +1,8 @@
-"""Networks: layers with named inputs, unrolled in time; one trace per layer comes back.
+"""Networks: graphs of layers, unrolled over time, that return one trace per layer.
 
-A synapse that sees ``[1, B, *N]`` runs once and its current stands for all T steps; one that sees ``[T, B, *N]`` runs
-once over ``T * B`` samples. Where a layer reads itself or a later one, the network runs step by step, and what it reads
-is that of the step before.
+A synapse with input ``[1, B, *N]`` runs once, and its current is broadcast over all T steps; with input ``[T, B, *N]``
+it runs once on a batch of ``T * B`` samples. If a layer reads itself or a later layer, the network runs step by step,
+and that input is the source's output of the previous step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,14 +31,14 @@ from snnexp.spec.annotations import Steps
 from snnexp.spec.checked import checked
 
 INPUT = "input"
-"""The name of the network's input among the inputs of a layer."""
+"""The name of the network's input in ``Layer.inputs``."""
 Weighted = nn.Linear | nn.Conv2d | None
-"""By what the operations of a synapse are counted; None where they cannot be."""
+"""The module by which synaptic operations are counted; None if they are unknown."""
 Delivery = tuple[str, Tensor, Weighted | int]
 
 
 class FeedbackState(tuple):  # type: ignore[type-arg]
-    """The state of a layer that earlier ones read: that of its neurons, and what it last handed on."""
+    """The state of a layer that is read by itself or an earlier one: the state of its neurons, and its last output."""
 
     state: Any
     output: Tensor
@@ -48,26 +48,26 @@ class FeedbackState(tuple):  # type: ignore[type-arg]
 
     @classmethod
     def of(cls, state: Any, output: Tensor) -> "FeedbackState":
-        made = cls(*state, output)
-        made.state, made.output = state, output
-        return made
+        feedback_state = cls(*state, output)
+        feedback_state.state, feedback_state.output = state, output
+        return feedback_state
 
 
 class Network(nn.Module):
-    """A graph of layers; abstract. By default each layer reads the one before it.
+    """Abstract base class of graphs of layers. By default, each layer reads the previous one.
 
     Args:
-        num_steps: T where the input does not change over time.
-        make_layers: makes the layers by name, in order; the last is the readout.
-        init: how weights of synapses are drawn; None where the model of the neurons says it.
+        num_steps: T for an input that is constant over time.
+        make_layers: creates the layers by name, in order; the last is the readout.
+        init: weight initialization of synapses; None for the default of the neurons.
     """
 
     stackable: ClassVar[bool] = False
-    """Whether its layers can be stacked: its synapses are dense.
+    """Whether the network can be stacked, which requires dense synapses.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
     unstackable: ClassVar[tuple[str, ...]] = ()
-    """Arguments that must have their defaults for that."""
+    """Arguments that must have their default values in a stack."""
 
     @checked
     def __init__(
@@ -80,20 +80,20 @@ class Network(nn.Module):
         self.num_steps, self.init = num_steps, init
         self._reset_methods: list[Callable[[], object]] | None = None
         self.constant = True
-        """Whether an input of one step stands for all ``num_steps``; a network that is fed sequences runs one step."""
-        # what the constructors draw is drawn again, in an order of our own; what cannot be has numbers of its own
+        """Whether an input with one step is constant over ``num_steps`` steps; else it is a sequence of length 1."""
+        # reset_parameters draws again, in a defined order; modules that cannot do so have their own random stream
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
             self.layers = nn.ModuleDict(make_layers())
         names = list(self.layers)
         self.sources = {
-            name: layer.inputs or (before,)
-            for before, (name, layer) in zip([INPUT, *names], self._layers().items(), strict=False)
+            name: layer.inputs or (previous,)
+            for previous, (name, layer) in zip([INPUT, *names], self._layers().items(), strict=False)
         }
-        """What each layer reads, by its name."""
+        """The sources of each layer, by name."""
         reached = {INPUT}
         self.feedback_layers: list[str] = []
-        """Layers that themselves or earlier ones read."""
+        """Layers that are read by themselves or by earlier layers."""
         for name in names:
             self.feedback_layers += [
                 each for each in self.sources[name] if each not in reached and each not in self.feedback_layers
@@ -103,16 +103,16 @@ class Network(nn.Module):
             name: [other for other, sources in self.sources.items() for source in sources if source == name]
             for name in names
         }
-        """Which layers read it."""
+        """The layers that read each layer, by name."""
         self.reset_parameters()
 
     def _layers(self) -> dict[str, Layer]:
         return dict(self.layers.items())  # type: ignore[arg-type]
 
     def reset_parameters(self) -> None:
-        """Draw all start values anew, layer by layer: the neuron's parameters, the synapses, the feedback.
+        """Initialize all parameters again, layer by layer: those of the neurons, the synapses, the feedback.
 
-        This is the order of the tutorials of snnTorch and Norse, so that a seed gives the start that their code gives.
+        This is the order of the tutorials of snnTorch and Norse: a seed gives the same initial values.
         """
         for name, layer in self._layers().items():
             with key_prefix("readout" if name == "readout" else "neuron"):
@@ -133,12 +133,11 @@ class Network(nn.Module):
         """Run the network.
 
         Args:
-            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that does not change during ``num_steps`` steps where
-                the network is ``constant``; one that begins with a dense synapse takes
-                :class:`~snnexp.sparse.SparseSpikes` too.
-            states: one state per layer, from earlier traces; zeros without.
-            num_steps: T where it is not the network's own.
-            statistics: by layer, the statistics that are read of it; of one that is not named, the trace is whole.
+            inputs: ``[T, B, *N]``, or ``[1, B, *N]`` for an input that is constant over ``num_steps`` steps, if the
+                network is ``constant``; :class:`~snnexp.sparse.SparseSpikes` if the first synapse is dense.
+            states: one state per layer, from earlier traces; zeros by default.
+            num_steps: T, by default that of the network.
+            statistics: by layer, the statistics to compute; layers without an entry return a full trace.
 
         Returns:
             One trace per layer, the readout's last.
@@ -148,8 +147,8 @@ class Network(nn.Module):
         return self.run(inputs, states or [None] * len(self.layers), num_steps, statistics)
 
     def reset_states(self) -> None:
-        """Let modules of other libraries forget the batches before, by :func:`~snnexp.network.layers.reset_methods`."""
-        # looked for once: a signature costs more than a step of a small network
+        """Reset the state of modules of other libraries, by :func:`~snnexp.network.layers.reset_methods`."""
+        # cached: inspecting signatures costs more than a step of a small network
         self._reset_methods = reset_methods(self) if self._reset_methods is None else self._reset_methods
         for method in self._reset_methods:
             method()
@@ -161,12 +160,12 @@ class Network(nn.Module):
         num_steps: int,
         statistics: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
-        """As :meth:`forward`, where everything is known."""
+        """Run :meth:`forward` with all arguments given, without resetting states."""
         if self.feedback_layers:
             return self._step_by_step(inputs, states, num_steps, statistics)
-        return self._walk({INPUT: inputs}, {}, states, num_steps, statistics)
+        return self._run_layers({INPUT: inputs}, {}, states, num_steps, statistics)
 
-    def _walk(
+    def _run_layers(
         self,
         outputs: dict[str, Any],
         currents: dict[tuple[str, str], Tensor],
@@ -174,36 +173,36 @@ class Network(nn.Module):
         num_steps: int,
         statistics: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
-        """The layers one after the other, each over all steps.
+        """Run the layers one after the other, each over all steps.
 
         Args:
-            outputs: what layers read that is there already; what each layer hands on is added.
-            currents: what is there already of them, by source and layer.
-            states: one for each layer.
+            outputs: known outputs of sources, by name; the outputs of layers are added.
+            currents: known currents, by source and layer.
+            states: one per layer.
             num_steps: T.
-            statistics: as of :meth:`forward`.
+            statistics: see :meth:`forward`.
         """
         traces: list[Any] = []
         layers = self._layers()
-        followed = {name: _is_followed(layer) for name, layer in layers.items()}
+        inlined = {name: _is_inlined(layer) for name, layer in layers.items()}
         for (name, layer), state in zip(layers.items(), states, strict=True):
-            reader = self._only_reader(name, layers, followed)
+            reader = self._only_reader(name, layers, inlined)
             keep = reader is None and bool(self.readers[name])
-            if followed[name]:
+            if inlined[name]:
                 parts = [
                     currents.pop((source, name))
                     if (source, name) in currents
                     else synaptic_current(outputs[source], synapse)
                     for source, synapse in layer.synapses(self.sources[name])
                 ]
-                behind = None if reader is None else next(layers[reader].synapses((name,)))[1]
+                next_synapse = None if reader is None else next(layers[reader].synapses((name,)))[1]
                 wanted = None if keep else statistics.get(name)
-                trace, after = layer.neuron.unroll(sum_currents(parts), num_steps, state, behind, wanted)
-                if reader is not None and after is not None:
-                    currents[name, reader] = after
+                trace, next_current = layer.neuron.unroll(sum_currents(parts), num_steps, state, next_synapse, wanted)
+                if reader is not None and next_current is not None:
+                    currents[name, reader] = next_current
             else:
-                several = [_dense(outputs[source]) for source in self.sources[name]]
-                trace = as_trace(layer(several if len(several) > 1 else several[0], num_steps, state))
+                sequences = [_dense(outputs[source]) for source in self.sources[name]]
+                trace = as_trace(layer(sequences if len(sequences) > 1 else sequences[0], num_steps, state))
                 keep = True
             if keep:
                 outputs[name] = layer_output(layer.neuron, cast(Trace, trace))
@@ -211,11 +210,11 @@ class Network(nn.Module):
             traces.append(trace)
         return traces
 
-    def _only_reader(self, name: str, layers: Mapping[str, Layer], followed: Mapping[str, bool]) -> str | None:
-        """The layer whose current is computed along with the spikes of this one: nothing else reads them."""
+    def _only_reader(self, name: str, layers: Mapping[str, Layer], inlined: Mapping[str, bool]) -> str | None:
+        """Return the only reader of a layer's spikes, whose current can be computed together with them, if any."""
         readers = self.readers[name]
-        alone = len(readers) == 1 and name not in self.feedback_layers and layers[name].neuron.spikes
-        return readers[0] if alone and followed[readers[0]] else None
+        single = len(readers) == 1 and name not in self.feedback_layers and layers[name].neuron.spikes
+        return readers[0] if single and inlined[readers[0]] else None
 
     def _step_by_step(
         self,
@@ -225,44 +224,45 @@ class Network(nn.Module):
         statistics: Mapping[str, Sequence[str]],
     ) -> list[Any]:
         names, sequence = list(self.layers), _dense(inputs)
-        # what the input alone causes is computed at once
-        direct = {
+        # currents from the input are computed for all steps at once
+        input_currents = {
             (INPUT, name): synaptic_current(sequence, synapse)
             for name, layer in self._layers().items()
             for source, synapse in layer.synapses(self.sources[name])
-            if source == INPUT and _is_followed(layer)
+            if source == INPUT and _is_inlined(layer)
         }
-        before = {
-            name: state.output if isinstance(state, FeedbackState) else self._nothing(name, sequence)
+        previous = {
+            name: state.output if isinstance(state, FeedbackState) else self._zero_output(name, sequence)
             for name, state in zip(names, states, strict=True)
             if name in self.feedback_layers
         }
-        now = [state.state if isinstance(state, FeedbackState) else state for state in states]
+        states = [state.state if isinstance(state, FeedbackState) else state for state in states]
         steps: list[list[Any]] = []
         for t in range(num_steps):
             outputs = {INPUT: sequence[t : t + 1] if len(sequence) > 1 else sequence}
-            outputs |= {name: output.unsqueeze(0) for name, output in before.items()}
-            currents = {key: c[t : t + 1] if len(c) > 1 else c for key, c in direct.items()}
-            steps.append(self._walk(outputs, currents, now, 1))
-            now = [trace.state for trace in steps[-1]]
-            before = {name: outputs[name][-1] for name in self.feedback_layers}
+            outputs |= {name: output.unsqueeze(0) for name, output in previous.items()}
+            currents = {key: c[t : t + 1] if len(c) > 1 else c for key, c in input_currents.items()}
+            steps.append(self._run_layers(outputs, currents, states, 1))
+            states = [trace.state for trace in steps[-1]]
+            previous = {name: outputs[name][-1] for name in self.feedback_layers}
         traces = []
         for name, parts in zip(names, zip(*steps, strict=True), strict=True):
             spikes, membrane = (torch.cat([getattr(part, kind) for part in parts]) for kind in ("spikes", "membrane"))
             state = parts[-1].state
-            trace = Trace(spikes, membrane, FeedbackState.of(state, before[name]) if name in before else state)
+            trace = Trace(spikes, membrane, FeedbackState.of(state, previous[name]) if name in previous else state)
             traces.append(trace.reduced(statistics[name]) if name in statistics else trace)
         return traces
 
-    def _nothing(self, name: str, sequence: Tensor) -> Tensor:
-        """What a layer handed on before the first step: ``[B, *N]`` of zeros."""
+    def _zero_output(self, name: str, sequence: Tensor) -> Tensor:
+        """Return the output of a layer before the first step: zeros ``[B, *N]``."""
         dtype = sequence.dtype if sequence.is_floating_point() and sequence.dtype.itemsize >= 4 else torch.float32
         return sequence.new_zeros((sequence.shape[1], *self._layers()[name].neuron.features), dtype=dtype)
 
     def with_currents(self, inputs: Tensor | SparseSpikes) -> Iterator[tuple[list[Tensor], Trace]]:
-        """What :meth:`forward` computes, layer by layer, with the currents of each layer, ``[T, B, *N]`` in parts.
+        """Run :meth:`forward` and return the trace of each layer together with its input currents, ``[T, B, *N]``.
 
-        Each step of a current is a value of its own, so that a gradient tells what every step of every layer adds.
+        Currents are expanded and contiguous, so that their gradient is that of each step of each layer. If the network
+        runs step by step, a layer has one current per step.
         """
         currents: dict[nn.Module, list[Tensor]] = {neuron: [] for neuron in self.neurons().values()}
 
@@ -280,32 +280,32 @@ class Network(nn.Module):
         return zip(currents.values(), traces, strict=True)
 
     def steps(self, inputs: Tensor | SparseSpikes) -> int:
-        """How many steps the network runs for an input."""
+        """Return the number of steps that the network runs for an input."""
         return self.num_steps if self.constant and inputs.shape[0] == 1 else inputs.shape[0]
 
     def input_synapses(self) -> list[nn.Module]:
-        """The synapses that the input goes through."""
+        """Return the synapses that read the input."""
         pairs = [pair for name, layer in self._layers().items() for pair in layer.synapses(self.sources[name])]
         return [synapse for source, synapse in pairs if source == INPUT]
 
     @property
     def layers_known(self) -> bool:
-        """Whether :meth:`neurons` has all layers."""
+        """Whether :meth:`neurons` contains all layers."""
         return True
 
     def neurons(self) -> dict[str, Neuron]:
-        """The neurons of each layer, by the layer's name."""
+        """Return the neurons of each layer, by the name of the layer."""
         return {name: layer.neuron for name, layer in self._layers().items()}
 
     def native_neurons(self) -> dict[str, Neuron]:
-        """The neurons of this package within the network, by the name that parameters of theirs are shown with."""
+        """Return all neurons of this package within the network, by the name used to display their parameters."""
         return self.neurons()
 
     def connections(self, inputs: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...], Weighted, str]]:
-        """Every synapse between layers.
+        """Yield all synapses between layers.
 
-        Yields the layer behind it, the shape that it reads, its weights, and what it reads: ``spikes``, ``values`` of
-        every step, the ``input``, or values that are ``still`` where the input is.
+        Each is a tuple of target layer, input shape, module with weights, and kind of input: ``spikes``,
+        ``values`` of every step, the ``input``, or ``still`` for values that are constant if the input is.
         """
         still: set[str] = set()
         for name, layer in self._layers().items():
@@ -320,13 +320,13 @@ class Network(nn.Module):
     def deliveries(
         self, traces: Sequence[Trace | ReducedTrace], inputs: Tensor | SparseSpikes | None = None
     ) -> Iterator[Delivery]:
-        """How many spikes arrive where, between layers and from a layer to itself.
+        """Yield the spikes that each synapse receives, including feedback within a layer.
 
-        Yields the layer that they arrive at, spikes ``[.., B, *N]``, those of layers summed over time, and the synapse
-        or its fan-out; None for a synapse whose operations cannot be counted. ``inputs`` are counted too where they are
-        given, that is where they are spikes. What neurons that never fire hand on are values, and no spikes.
+        Each is a tuple of the target layer, spikes ``[.., B, *N]`` (summed over time if they come from a layer), and
+        the synapse or its fan-out; None if its operations cannot be counted. ``inputs`` are given if they are spikes,
+        and are counted too. Outputs of non-spiking neurons are not counted.
         """
-        found = dict(zip(self.layers, traces, strict=True))
+        by_layer = dict(zip(self.layers, traces, strict=True))
         reached = {INPUT}
         for name, layer in self._layers().items():
             for source, synapse in layer.synapses(self.sources[name]):
@@ -334,8 +334,8 @@ class Network(nn.Module):
                     # a spike of -1 costs what one of 1 does
                     yield name, _dense(inputs).abs(), synops_layer(synapse)
                 elif source != INPUT and self._layers()[source].neuron.spikes:
-                    trace = found[source]
-                    # what fires in the last step arrives after the end, where it arrives a step later
+                    trace = by_layer[source]
+                    # over a delayed connection, spikes of the last step arrive after the end
                     count = trace.spike_count if source in reached else trace.spike_count - trace.last_spikes
                     yield name, count.unsqueeze(0), synops_layer(synapse)
             reached.add(name)
@@ -344,8 +344,8 @@ class Network(nn.Module):
                 yield name, (trace.spike_count - trace.last_spikes).unsqueeze(0), layer.neuron.feedback_synapse
 
 
-def _is_followed(layer: Layer) -> bool:
-    """Whether a call of a layer does what its parts do one after the other; else it is called."""
+def _is_inlined(layer: Layer) -> bool:
+    """Return True if a layer has no hooks and no ``forward`` of its own, so that its parts can be run separately."""
     return is_plain(layer) and type(layer).forward is Layer.forward
 
 

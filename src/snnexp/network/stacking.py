@@ -1,4 +1,4 @@
-"""Networks side by side as one."""
+"""Stacking: several networks as one."""
 
 import copy
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from snnexp.neurons import Neuron, Recurrence
 
 
 def stack(networks: Sequence[Network]) -> Network:
-    """One network of M that differ in numbers alone: each parameter is theirs, with the member axis first.
+    """Return one network for M networks that differ only in parameter values.
 
-    The member axis is the first neuron axis, so that features are ``(M, n)`` and sequences ``[T, B, M, n]``; the input
-    may be ``[T, B, 1, *N]``, the same for all. Only dense synapses can be stacked.
+    The member axis is the first axis of parameters and the first neuron axis: features are ``(M, n)``, sequences
+    ``[T, B, M, n]``. An input ``[T, B, 1, *N]`` is shared by all members. Only dense synapses can be stacked.
     """
-    made = copy.deepcopy(networks[0])
+    stacked = copy.deepcopy(networks[0])
     states = [network.state_dict() for network in networks]
-    modules = dict(made.named_modules())
+    modules = dict(stacked.named_modules())
     for key in states[0]:
         path, _, name = key.rpartition(".")
         values = torch.stack([state[key] for state in states])
-        # one value for the layer of a member
+        # one value per layer
         values = values.unsqueeze(1) if values.ndim == 1 else values
         owner = modules[path]
         if name in owner._parameters:
@@ -32,10 +32,10 @@ def stack(networks: Sequence[Network]) -> Network:
         else:
             owner._buffers[name] = values
     for path, module in modules.items():
-        # one without autapses multiplies for members as it is
+        # Recurrence supports stacked weights itself
         if isinstance(module, nn.Linear) and not isinstance(module, Recurrence):
-            # weights are in place, and how they are multiplied is the class's alone
+            # the weights are set, only forward differs
             module.__class__ = StackedDense
         if isinstance(module, Neuron):
             module.stack_members([cast(Neuron, network.get_submodule(path)) for network in networks])
-    return made
+    return stacked
