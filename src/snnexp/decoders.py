@@ -1,6 +1,6 @@
-"""Decoders: how a class is read off a readout.
+"""Decoders: predict a class from the readout.
 
-A decoder has a score for each class, and the class is the one with the highest: argmax_k, of equal ones the lowest.
+A decoder computes a score per class and predicts the class with the highest score, argmax_k; ties go to the lowest k.
 
     spike_count      sum_t S
     mean_membrane    (1 / T) sum_t U
@@ -9,9 +9,9 @@ A decoder has a score for each class, and the class is the one with the highest:
     max_membrane     max_t U
     first_spike      - min t with S[t] > 0
     population       sum_t S, averaged over the neurons of a class
-    each_step        U[t], a class for each step
+    each_step        U[t], one class per step
 
-with the readout's spikes S and its membrane before reset U, ``[T, B, K]``.
+where S are the readout's spikes and U its membrane before reset, ``[T, B, K]``.
 """
 
 from dataclasses import dataclass
@@ -28,46 +28,46 @@ from snnexp.text import snake_case
 
 @dataclass(frozen=True)
 class Decoder:
-    """Scores of classes; ``decoder(trace)`` is the class with the highest. Abstract."""
+    """Abstract base class of decoders; ``decoder(trace)`` returns the class with the highest score."""
 
     reads: ClassVar[Reads] = ()
-    """The statistics that it needs of a readout, see :mod:`snnexp.neurons.statistics`."""
+    """The statistics of the readout that it reads, see :mod:`snnexp.neurons.statistics`."""
     targets: ClassVar[tuple[str, ...]] = ("labels",)
-    """What its classes can be compared with: ``labels``, or ``step_labels``."""
+    """The kinds of target that its classes can be compared with: ``labels`` or ``step_labels``."""
     stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: :meth:`scores` can be mapped over them by ``torch.func.vmap``.
+    """Whether it can be stacked: :meth:`scores` works under ``torch.func.vmap``.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def __call__(self, trace: Any) -> Tensor:
-        """The class of each sample, ``[B]`` int64."""
+        """Return the predicted class of each sample, ``[B]`` int64."""
         return self.scores(trace).argmax(-1)
 
     def scores(self, trace: Any) -> Tensor:
-        """How much speaks for each class, ``[B, K]``: by default the first statistic that the decoder ``reads``."""
-        found: Tensor = getattr(trace, statistic_names(self.reads)[0])
-        return found
+        """Return the score of each class, ``[B, K]``: by default the first statistic in ``reads``."""
+        scores: Tensor = getattr(trace, statistic_names(self.reads)[0])
+        return scores
 
     def undecided(self, trace: Any) -> Tensor:
-        """Whether several classes share the highest score, ``[B]`` bool."""
+        """Return True where several classes share the highest score, ``[B]`` bool."""
         scores = self.scores(trace)
         ties: Tensor = (scores == scores.amax(-1, keepdim=True)).sum(-1) > 1
         return ties
 
     def neurons(self, classes: int) -> int:
-        """How many neurons a readout has for so many classes."""
+        """Return the number of readout neurons for a number of classes."""
         return classes
 
     def pooled(self, trace: Any) -> Any:
-        """What the loss and the measures see of a readout's trace; :meth:`scores` takes the trace itself."""
+        """Return the trace as read by the loss and the metrics; :meth:`scores` takes the original trace."""
         return trace
 
     @property
     def display_name(self) -> str:
-        """The name that reports show."""
+        """The name shown in reports."""
         return snake_case(type(self).__name__)
 
 
@@ -76,8 +76,8 @@ class SpikeCount(Decoder):
     """The class that fired most, argmax_k sum_t S.
 
     Args:
-        ties: which of the classes that fired equally often: the ``lowest``, or the one with the highest ``membrane``,
-            max_t U.
+        ties: the class to predict if several have the highest count: the ``lowest``, or the one with the highest
+            ``membrane``, max_t U.
     """
 
     stackable = True
@@ -88,7 +88,7 @@ class SpikeCount(Decoder):
         count: Tensor = trace.spike_count
         if self.ties == "lowest":
             return count
-        # exact for any count, unlike a sum of both
+        # exact for any count, unlike adding a scaled membrane
         return torch.where(count == count.amax(-1, keepdim=True), trace.max_membrane, -torch.inf)
 
 
@@ -104,7 +104,7 @@ class MeanMembrane(Decoder):
 class SumMembrane(Decoder):
     """The class with the highest summed membrane, argmax_k sum_t U.
 
-    For logits U[t] that are independent observations it is the most likely one: argmax_k sum_t log softmax(U[t])_k.
+    If the logits U[t] are independent observations, this is the most likely class: argmax_k sum_t log softmax(U[t])_k.
     """
 
     stackable = True
@@ -121,7 +121,7 @@ class LastMembrane(Decoder):
 
 @dataclass(frozen=True)
 class MaxMembrane(Decoder):
-    """The class whose membrane rose highest, argmax_k max_t U."""
+    """The class with the highest peak membrane, argmax_k max_t U."""
 
     stackable = True
     reads = "max_membrane"
@@ -129,7 +129,7 @@ class MaxMembrane(Decoder):
 
 @dataclass(frozen=True)
 class FirstSpike(Decoder):
-    """The class that fired first; of classes that never fire, none is before another."""
+    """The class that fired first; classes that never fire are tied."""
 
     stackable = True
     reads = "first_spike"
@@ -141,14 +141,13 @@ class FirstSpike(Decoder):
 
 @dataclass(frozen=True)
 class Population(Decoder):
-    """The class whose neurons fired most on average; class k has the neurons k size to (k + 1) size - 1.
+    """The class whose population fired most; class k has the neurons k size to (k + 1) size - 1.
 
-    The readout has ``size`` neurons for each class. The loss, the measures and the scores see each statistic averaged
-    over the neurons of a class, and as ``first_spike`` that of any of them, so that a loss of K classes trains a
-    population as it trains K neurons. A tie goes to the lowest class.
+    The readout has ``size`` neurons per class. The loss, the metrics and the scores read each statistic averaged over
+    the neurons of a class (``first_spike``: the minimum), so that every loss for K neurons also trains K populations.
 
     Args:
-        size: neurons of each class.
+        size: number of neurons per class.
     """
 
     stackable = True
@@ -167,7 +166,7 @@ class Population(Decoder):
 
 
 class Pooled:
-    """A readout's trace whose statistics are those of classes: means over their neurons, or their first spike."""
+    """A readout trace whose statistics are pooled over the neurons of each class."""
 
     def __init__(self, trace: Any, size: int) -> None:
         self._trace, self._size = trace, size
@@ -181,7 +180,7 @@ class Pooled:
 
 @dataclass(frozen=True)
 class EachStep(Decoder):
-    """A class for each step, argmax_k U[t], ``[T, B]``; scores are ``[T, B, K]``."""
+    """One class per step, argmax_k U[t], ``[T, B]``; scores are ``[T, B, K]``."""
 
     stackable = True
     reads = "membrane"
@@ -189,12 +188,12 @@ class EachStep(Decoder):
 
 
 class Readout:
-    """What measures see of a readout: its statistics, and what its decoder makes of them.
+    """The input of metrics: statistics of the readout, and predictions of its decoder.
 
     Args:
-        trace: the readout's.
-        decoder: how a class is read off it; None where targets are no labels.
-        loss: what it is trained by.
+        trace: trace of the readout.
+        decoder: the decoder; None if targets are not labels.
+        loss: the training loss.
     """
 
     def __init__(self, trace: Any, decoder: Decoder | None, loss: Any) -> None:
@@ -202,28 +201,28 @@ class Readout:
 
     @property
     def predicted(self) -> Tensor:
-        """The class of each sample, ``[B]``."""
-        return self._decodes(self._trace)
+        """The predicted class of each sample, ``[B]``."""
+        return self._required_decoder(self._trace)
 
     @property
     def scores(self) -> Tensor:
         """The score of each class, ``[B, K]``."""
-        return self._decodes.scores(self._trace)
+        return self._required_decoder.scores(self._trace)
 
     @property
     def undecided(self) -> Tensor:
-        """Whether several classes share the highest score, ``[B]``."""
-        return self._decodes.undecided(self._trace)
+        """True where several classes share the highest score, ``[B]``."""
+        return self._required_decoder.undecided(self._trace)
 
     def compared(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What the loss compares, and what it is compared with."""
-        found: tuple[Tensor, Tensor] = self._loss.compared(pooled(self._decoder, self._trace), target)
-        return found
+        """Return the output and the target that the loss compares."""
+        pair: tuple[Tensor, Tensor] = self._loss.compared(pooled(self._decoder, self._trace), target)
+        return pair
 
     @property
-    def _decodes(self) -> Decoder:
+    def _required_decoder(self) -> Decoder:
         if self._decoder is None:
-            raise LookupError("these targets are no labels, so that there is no decoder")
+            raise LookupError("there is no decoder: the targets are not labels")
         return self._decoder
 
     def __getattr__(self, name: str) -> Any:
@@ -231,5 +230,5 @@ class Readout:
 
 
 def pooled(decoder: Decoder | None, trace: Any) -> Any:
-    """What the loss and the measures see of a readout's trace."""
+    """Return a readout trace as read by the loss and the metrics."""
     return trace if decoder is None else decoder.pooled(trace)

@@ -1,6 +1,6 @@
-"""Encoders: values ``[B, *N]`` to currents or spikes ``[T, B, *N]``, or ``[1, B, *N]`` where nothing changes over time.
+"""Encoders: values ``[B, *N]`` to currents or spikes ``[T, B, *N]``, or ``[1, B, *N]`` if constant over time.
 
-They hold no parameters and pass no gradient into data.
+They have no parameters and do not propagate gradients.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from snnexp.spec.checked import check_fields
 
 @dataclass(frozen=True)
 class Encoder:
-    """``encoder(values)``; abstract."""
+    """Abstract base class of encoders; ``encoder(values)`` returns currents or spikes."""
 
     spikes: ClassVar[bool] = False
-    """Whether what comes out is spikes, which cost synaptic operations, or currents, which do not."""
+    """Whether the output is spikes, which are counted as synaptic operations, or currents."""
     takes_sequences: ClassVar[bool | Literal["both"]] = False
-    """Whether it takes ``[T, B, *N]`` instead of ``[B, *N]``, or both."""
+    """Whether the input is a sequence ``[T, B, *N]``, not ``[B, *N]``; ``both`` if either is supported."""
     constant: ClassVar[bool] = False
-    """Whether what comes out is one step that stands for all."""
+    """Whether the output is a single step, constant over time."""
     draws: ClassVar[bool] = False
     """Whether it draws random numbers."""
     stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: samples do not depend on each other.
+    """Whether it can be stacked: samples are encoded independently.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -39,20 +39,20 @@ class Encoder:
         raise NotImplementedError
 
     def for_data(self, sequences: bool) -> "Encoder":
-        """The encoder of data that are sequences, or are constant in time."""
+        """Return the encoder to use for sequences, or for data that are constant over time."""
         return self
 
     def require_range(self, low: float, high: float) -> None:
-        """Raise :class:`ConfigError` unless values from ``low`` to ``high`` can be encoded."""
+        """Raise :class:`ConfigError` if values from ``low`` to ``high`` cannot be encoded."""
 
     def sparse(self, values: Tensor) -> SparseSpikes:
-        """The same spikes as a list; a class may have it beside its ``__call__``, where spikes are few."""
+        """Return the same spikes in sparse format; optional, for encoders with few spikes."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Sequence(Encoder):
-    """Data that are sequences already: ``[T, B, *N]`` passes through."""
+    """Pass sequences ``[T, B, *N]`` through unchanged."""
 
     stackable = True
     takes_sequences = True
@@ -63,7 +63,7 @@ class Sequence(Encoder):
 
 @dataclass(frozen=True)
 class Constant(Encoder):
-    """The same current at every step: ``[B, *N]`` becomes ``[1, B, *N]``, so that a synapse runs once, not T times."""
+    """The same current at every step: ``[B, *N]`` becomes ``[1, B, *N]``, so that synapses run once, not T times."""
 
     stackable = True
     constant = True
@@ -74,7 +74,7 @@ class Constant(Encoder):
 
 @dataclass(frozen=True)
 class Direct(Constant):
-    """Inputs are currents: constant ones at every step, as ``Constant``, and sequences as they are, as ``Sequence``."""
+    """Use inputs as currents: :class:`Constant` for constant data, :class:`Sequence` for sequences."""
 
     stackable = True
     takes_sequences = "both"
@@ -85,7 +85,7 @@ class Direct(Constant):
 
 @dataclass(frozen=True)
 class ConstantCurrentLIF(Encoder):
-    """The spikes of a LIF neuron under a constant current x.
+    """Spikes of a LIF neuron with constant input current x.
 
     u[t] = v[t-1] + dt tau_mem_inv ((v_leak - v[t-1]) + x)
     z[t] = H(u[t] - v_th),  v[t] = (1 - z[t]) u[t] + z[t] v_reset
@@ -104,9 +104,9 @@ class ConstantCurrentLIF(Encoder):
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
-        able = self._able(values).flatten().nonzero().squeeze(1)
+        active = self._can_fire(values).flatten().nonzero().squeeze(1)
         spikes = values.new_zeros((self.num_steps, *values.shape))
-        spikes.view(self.num_steps, -1)[:, able] = self._fire(values.flatten()[able])
+        spikes.view(self.num_steps, -1)[:, active] = self._fire(values.flatten()[active])
         return spikes
 
     def require_range(self, low: float, high: float) -> None:
@@ -118,31 +118,31 @@ class ConstantCurrentLIF(Encoder):
 
     @torch.no_grad()
     def sparse(self, values: Tensor) -> SparseSpikes:
-        """The same spikes as a list."""
+        """Return the same spikes in sparse format."""
         shape, neurons = torch.Size((self.num_steps, *values.shape)), values[0].numel()
-        able = self._able(values).flatten().nonzero().squeeze(1)
-        step, which = self._fire(values.flatten()[able]).nonzero(as_tuple=True)
-        # 32 bits are half the memory of what is read for each spike
-        sample, neuron = (able // neurons).int(), (able % neurons).int()
-        row = step.int().mul_(len(values)).add_(sample.index_select(0, which))
-        return SparseSpikes(shape, row, neuron.index_select(0, which))
+        active = self._can_fire(values).flatten().nonzero().squeeze(1)
+        step, index = self._fire(values.flatten()[active]).nonzero(as_tuple=True)
+        # 32-bit indices halve the memory traffic
+        sample, neuron = (active // neurons).int(), (active % neurons).int()
+        row = step.int().mul_(len(values)).add_(sample.index_select(0, index))
+        return SparseSpikes(shape, row, neuron.index_select(0, index))
 
-    def _able(self, values: Tensor) -> Tensor:
-        """False where a value can never fire: v starts at 0 and is drawn towards v_leak + x, below the threshold."""
+    def _can_fire(self, values: Tensor) -> Tensor:
+        """Return False where a value never fires: v starts at 0 and converges to v_leak + x below the threshold."""
         rounding = 1e-4 * max(1.0, abs(self.v_th))
         if self.v_th <= rounding:
             return torch.ones_like(values, dtype=torch.bool)
         return self.v_leak + values > self.v_th - rounding
 
     def _fire(self, values: Tensor) -> Tensor:
-        """The spikes of ``[n]`` values, ``[T, n]``."""
+        """Return the spikes ``[T, n]`` of values ``[n]``."""
         v, leak = torch.zeros_like(values), values.new_full((), self.v_leak)
         u, change, silent = (torch.empty_like(values) for _ in range(3))
         spikes = values.new_empty((self.num_steps, *values.shape))
         for z in spikes.unbind(0):
             torch.sub(leak, v, out=change).add_(values).mul_(self.dt * self.tau_mem_inv)
             torch.add(v, change, out=u)
-            # change is free again
+            # reuse the buffer change
             torch.gt(torch.sub(u, self.v_th, out=change), 0, out=z)
             torch.le(change, 0, out=silent)
             torch.mul(u, silent, out=v).add_(z, alpha=self.v_reset)
@@ -151,7 +151,7 @@ class ConstantCurrentLIF(Encoder):
 
 @dataclass(frozen=True)
 class Bernoulli(Encoder):
-    """Rate code: at each step, a value x in [0, 1] fires with probability x, independently of all else."""
+    """Rate coding: a value x in [0, 1] fires with probability x, independently at each step."""
 
     stackable = True
     spikes = True
@@ -169,7 +169,7 @@ class Bernoulli(Encoder):
 
 @dataclass(frozen=True)
 class Rate(Bernoulli):
-    """Rate code with a gain: at each step, a value x in [0, 1] fires with probability min(1, gain x).
+    """Rate coding with a gain: a value x in [0, 1] fires with probability min(1, gain x) at each step.
 
     Source: snnTorch's ``spikegen.rate``.
     """
@@ -185,12 +185,12 @@ class Rate(Bernoulli):
 
 @dataclass(frozen=True)
 class Delta(Encoder):
-    """Change code of sequences ``[T, B, *N]``: a feature fires where it rises by a threshold within a step.
+    """Delta modulation of sequences ``[T, B, *N]``: a feature fires if it rises by ``threshold`` or more in one step.
 
-    s[t] = 1 where x[t] - x[t-1] >= threshold, else 0, with x[-1] = 0
+    s[t] = 1 if x[t] - x[t-1] >= threshold, else 0, with x[-1] = 0
 
-    With ``off_spikes``, s[t] = -1 where x[t] - x[t-1] <= -threshold. With ``padding``, x[-1] = x[0], so that nothing
-    fires in the first step. Source: snnTorch's ``spikegen.delta``.
+    With ``off_spikes``, s[t] = -1 if x[t] - x[t-1] <= -threshold. With ``padding``, x[-1] = x[0], so that there are no
+    spikes in the first step. Source: snnTorch's ``spikegen.delta``.
     """
 
     stackable = True
@@ -202,8 +202,8 @@ class Delta(Encoder):
 
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
-        before = values[:1] if self.padding else torch.zeros_like(values[:1])
-        change = values.diff(dim=0, prepend=before)
+        previous = values[:1] if self.padding else torch.zeros_like(values[:1])
+        change = values.diff(dim=0, prepend=previous)
         rises = change >= self.threshold
         if not self.off_spikes:
             return rises.to(values.dtype)
@@ -212,7 +212,7 @@ class Delta(Encoder):
 
 @dataclass(frozen=True)
 class Latency(Encoder):
-    """Time code: a value x in (0, 1] fires once, at step round((T - 1) (1 - x)); larger fires earlier, zero never."""
+    """Latency coding: a value x in (0, 1] fires once, at step round((T - 1) (1 - x)), and 0 never fires."""
 
     stackable = True
     spikes = True
@@ -221,17 +221,17 @@ class Latency(Encoder):
     @torch.no_grad()
     def __call__(self, values: Tensor) -> Tensor:
         require_unit_interval(values)
-        when = torch.round((self.num_steps - 1) * (1 - values))
-        when = torch.where(values > 0, when, -1.0)
+        time = torch.round((self.num_steps - 1) * (1 - values))
+        time = torch.where(values > 0, time, -1.0)
         steps = torch.arange(self.num_steps, device=values.device).view(-1, *[1] * values.ndim)
-        return (when == steps).to(values.dtype)
+        return (time == steps).to(values.dtype)
 
     def require_range(self, low: float, high: float) -> None:
         require_unit_interval(torch.tensor([low, high]))
 
 
 def require_unit_interval(values: Tensor) -> None:
-    """Raise :class:`ConfigError` unless every value is a probability."""
+    """Raise :class:`ConfigError` unless all values are in [0, 1]."""
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= 1):
         raise ConfigError(f"encoder: needs values from 0 to 1, these data go from {low:g} to {high:g}; use data=mnist")

@@ -1,4 +1,4 @@
-"""Start values of neuron parameters, drawn once per neuron from torch's random state."""
+"""Initializers of neuron parameters, which draw from PyTorch's global generator."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from snnexp.spec.checked import check_fields
 
 @dataclass(frozen=True)
 class Initializer:
-    """A distribution of start values; ``initializer(features)`` draws one value per neuron."""
+    """Abstract base class of initializers; ``initializer(features)`` draws one value per neuron."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -24,7 +24,7 @@ class Initializer:
 
 @dataclass(frozen=True)
 class Constant(Initializer):
-    """The same value for each neuron, which can then be learned for each on its own."""
+    """The same value for every neuron, as separate elements of the parameter."""
 
     value: float
 
@@ -56,7 +56,7 @@ class Normal(Initializer):
 
 @dataclass(frozen=True)
 class LogNormal(Initializer):
-    """exp(mu + sigma z), always positive; ``mean`` and ``std`` are those of the drawn values, as in :class:`Normal`.
+    """exp(mu + sigma z), always positive; ``mean`` and ``std`` are the moments of the drawn values.
 
     sigma^2 = log(1 + (std / mean)^2), mu = log(mean) - sigma^2 / 2.
     """

@@ -1,6 +1,7 @@
-"""Penalties: what is minimised beside the loss, of the statistics of any layer.
+"""Penalties on the statistics of layers, added to the loss in training.
 
-The loss alone is logged as ``<split>/loss`` and chooses best.ckpt; a penalty is logged as ``<split>/penalty/<name>``.
+``<split>/loss``, which also selects best.ckpt, is the loss without penalties; a penalty is logged as
+``<split>/penalty/<name>``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,19 @@ from snnexp.spec.checked import check_fields
 from snnexp.text import format_value
 
 Number = float | Tensor
-"""A number of a penalty; a scalar tensor where each member of a stack has its own."""
+"""A number of a penalty; a scalar tensor if members of a stack differ in it."""
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """What is added to the loss; abstract. ``penalty(readings)`` is a scalar, its weight included."""
+    """Abstract base class of penalties; ``penalty(readings)`` returns a scalar, including its weight."""
 
     reads: ClassVar[Reads] = "spike_count"
-    """The statistics that it needs of its layers, see :mod:`snnexp.neurons.statistics`."""
+    """The statistics of layers that it reads, see :mod:`snnexp.neurons.statistics`."""
     stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: :meth:`penalty` can be mapped over them by ``torch.func.vmap``.
+    """Whether it can be stacked: :meth:`penalty` works under ``torch.func.vmap``.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -38,61 +39,61 @@ class Penalty:
         return self.penalty(readings, *self.numbers())
 
     def chosen(self, layers: Mapping[str, bool]) -> Sequence[str]:
-        """The layers that it reads, by default those before the readout that fire.
+        """Return the layers that it reads, by default all spiking layers before the readout.
 
         Args:
-            layers: of the network, the readout last: by name, whether its neurons fire.
+            layers: by name of the layer, whether it is spiking; the readout is last.
         """
         return [name for name, fires in [*layers.items()][:-1] if fires]
 
     def numbers(self) -> tuple[float, ...]:
-        """The numbers that :meth:`penalty` takes."""
+        """Return the ``numbers`` argument of :meth:`penalty`."""
         return ()
 
     def penalty(self, readings: Mapping[str, Any], *numbers: Number) -> Tensor:
-        """The scalar, with numbers that are handed over: it reads none of its own, so that members of a stack share it.
+        """Compute the penalty; it must not read ``Stackable`` fields of ``self``, which differ between members.
 
         Args:
-            readings: by layer, its statistics of a batch, and ``num_steps``.
-            numbers: as of :meth:`numbers`.
+            readings: by layer, the statistics of a batch, and ``num_steps``.
+            numbers: the result of :meth:`numbers`.
         """
         raise NotImplementedError
 
 
 class _OfLayers(Penalty):
-    """A penalty of the layers that its argument ``layers`` names."""
+    """A penalty on the layers given by the argument ``layers``."""
 
     layers: Sequence[str] | None
 
     def chosen(self, layers: Mapping[str, bool]) -> Sequence[str]:
-        """As of :class:`Penalty`, or those of the argument ``layers``.
+        """Return the layers in the argument ``layers``, or the default of :class:`Penalty`.
 
         Raises:
-            ConfigError: one of them is no layer that fires, or none is left.
+            ConfigError: a layer is unknown or not spiking, or there is none.
         """
         known = [name for name, fires in layers.items() if fires]
-        found = super().chosen(layers) if self.layers is None else self.layers
-        if not found or not {*found} <= {*known}:
+        selected = super().chosen(layers) if self.layers is None else self.layers
+        if not selected or not {*selected} <= {*known}:
             names = ", ".join(known) or "none"
             got = "no hidden layer fires" if self.layers is None else f"got {format_value(self.layers)}"
             raise ConfigError(f"layers: {got}, must name layers that fire, of which there are {names}")
-        return found
+        return selected
 
 
 def _rates(readings: Mapping[str, Any]) -> Tensor:
-    """Spikes per step of each neuron of all layers, the mean over the batch."""
+    """Return the firing rate of each neuron of all layers, averaged over the batch."""
     return torch.cat([trace.spike_count.mean(0).flatten() / trace.num_steps for trace in readings.values()])
 
 
 @dataclass(frozen=True)
 class L1(_OfLayers):
-    """weight * mean over samples of the number of their spikes, sum_n sum_t S, in all layers together.
+    """weight * mean over samples of the number of spikes in all layers, sum_n sum_t S.
 
-    snnTorch's ``l1_rate_sparsity`` is the sum over samples instead.
+    snnTorch's ``l1_rate_sparsity`` sums over samples instead.
 
     Args:
-        weight: of the penalty.
-        layers: names of layers, such as hidden1; None for all before the readout that fire.
+        weight: weight of the penalty.
+        layers: names of layers, such as hidden1; None for all spiking layers before the readout.
     """
 
     stackable = True
@@ -111,13 +112,13 @@ class L1(_OfLayers):
 class Band(_OfLayers):
     """weight * mean over hidden neurons of max(0, lower - rate)^2 + max(0, rate - upper)^2.
 
-    The rate of a neuron is the mean over the batch of sum_t S / T; within the band it costs nothing.
+    The rate of a neuron is the mean over the batch of sum_t S / T; rates within the band are not penalized.
 
     Args:
-        weight: of the penalty.
-        lower: spikes per step, 0 to 1.
-        upper: spikes per step, 0 to 1.
-        layers: names of layers, such as hidden1; None for all before the readout that fire.
+        weight: weight of the penalty.
+        lower: lower end of the band in spikes per step, 0 to 1.
+        upper: upper end of the band in spikes per step, 0 to 1.
+        layers: names of layers, such as hidden1; None for all spiking layers before the readout.
     """
 
     stackable = True
@@ -140,12 +141,12 @@ class Band(_OfLayers):
 class TargetRate(_OfLayers):
     """weight * mean over hidden neurons of (rate - target)^2, with rate = mean over the batch of sum_t S / T.
 
-    The mean is over the neurons of all layers together.
+    The mean is taken over the neurons of all layers.
 
     Args:
-        weight: of the penalty.
-        target: spikes per step, 0 to 1.
-        layers: names of layers, such as hidden1; None for all before the readout that fire.
+        weight: weight of the penalty.
+        target: target rate in spikes per step, 0 to 1.
+        layers: names of layers, such as hidden1; None for all spiking layers before the readout.
     """
 
     stackable = True

@@ -1,9 +1,9 @@
-"""Seeds for places in a run: what is drawn there depends on the place alone, never on what was drawn before."""
+"""Derived seeds: random numbers of a place in a run do not depend on what was drawn before."""
 
 import hashlib
 
 
 def fold(seed: int, *place: int | str) -> int:
-    """A seed of 63 bits for one place in a run, such as an epoch: a hash, so that no two places share a stream."""
+    """Return a 63-bit seed for a place in a run, such as an epoch: a hash of seed and place."""
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1

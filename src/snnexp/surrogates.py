@@ -1,8 +1,8 @@
-"""Spikes: a Heaviside step forward, a surrogate derivative backward.
+"""Surrogate gradients: the Heaviside step in the forward pass, a surrogate derivative in the backward pass.
 
-The step H(x) = 1 if x > 0 else 0 has no useful derivative, so the backward pass puts a surrogate in its place
-(Neftci, Mostafa and Zenke, "Surrogate Gradient Learning in Spiking Neural Networks", 2019). Each surrogate below is the
-derivative of a smooth primitive, evaluated at x = U - threshold; it is called elementwise and keeps shape and dtype.
+The derivative of the step H(x) = 1 if x > 0 else 0 is zero almost everywhere, so the backward pass replaces it with a
+surrogate (Neftci, Mostafa and Zenke, "Surrogate Gradient Learning in Spiking Neural Networks", 2019). Each surrogate is
+the derivative of a smooth function, evaluated elementwise at x = U - threshold; it keeps shape and dtype.
 """
 
 import math
@@ -18,20 +18,20 @@ from snnexp.spec.checked import check_fields
 
 T = TypeVar("T")
 Number: TypeAlias = T | Tensor
-"""A number, or one for each member of a stack."""
+"""A number, or a tensor with one value per member of a stack."""
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A surrogate derivative dS/dU; ``surrogate(x)`` returns its values at x = U - threshold.
+    """Abstract base class of surrogate derivatives dS/dU; ``surrogate(x)`` evaluates it at x = U - threshold.
 
-    Its numbers may be tensors that broadcast against x, where each member of a stack has its own; see :func:`stack`.
+    In a stack, its numbers may be tensors that broadcast against x; see :func:`stack`.
     """
 
     stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: it is computed element by element.
+    """Whether it can be stacked: it is computed elementwise.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -40,7 +40,7 @@ class Surrogate:
         raise NotImplementedError
 
     def reciprocal_(self, x: Tensor) -> Tensor:
-        """1 / surrogate(x), written into ``x``: infinity where the surrogate is zero."""
+        """Compute 1 / surrogate(x) in place in ``x``; infinity where the surrogate is zero."""
         return torch.reciprocal(self(x), out=x)
 
 
@@ -96,7 +96,7 @@ class Sigmoid(Surrogate):
     slope: Number[Scale] = 25.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        # sigmoid(y) sigmoid(-y) loses no digits where 1 - sigmoid(y) would
+        # sigmoid(-y) is accurate where 1 - sigmoid(y) cancels
         return self.slope * torch.sigmoid(self.slope * x) * torch.sigmoid(-self.slope * x)
 
 
@@ -122,19 +122,19 @@ class StraightThrough(Surrogate):
 
 
 def stack(surrogates: Sequence[Surrogate], like: Tensor) -> Surrogate:
-    """One surrogate for M members side by side: a number that differs among them is ``[M, 1]``, typed as ``like``."""
+    """Return one surrogate for M members; numbers that differ become tensors ``[M, 1]`` with the dtype of ``like``."""
     columns = {name: [vars(surrogate)[name] for surrogate in surrogates] for name in vars(surrogates[0])}
     differing = {name: like.new_tensor(column).unsqueeze(1) for name, column in columns.items() if len(set(column)) > 1}
     return replace(surrogates[0], **differing)
 
 
 def heaviside(x: Tensor) -> Tensor:
-    """H(x) = 1 where x > 0, else 0, in the dtype of ``x``; a membrane exactly at its threshold does not fire."""
+    """Return H(x) = 1 where x > 0, else 0, in the dtype of ``x``; a membrane exactly at threshold does not fire."""
     return (x > 0).to(x.dtype)
 
 
 def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
-    """H(x) forward, ``surrogate(x)`` times the incoming gradient backward."""
+    """Return H(x), with ``surrogate(x)`` as derivative."""
     return _Spike.apply(x, surrogate)  # type: ignore[no-any-return]
 
 
