@@ -241,7 +241,7 @@ def test_one_cycle_moves_the_first_beta_against_the_rate() -> None:
 
 def test_one_cycle_needs_time_to_rise() -> None:
     """PyTorch divides by pct_start total - 1."""
-    with pytest.raises(ConfigError, match=r"^schedule\.pct_start: got 0\.5 of 2 steps, a single one"):
+    with pytest.raises(ConfigError, match=r"^schedule\.pct_start: got 0\.5 of 2 steps, which is a single step"):
         schedules.OneCycle(pct_start=0.5)(torch.optim.SGD([nn.Parameter(torch.zeros(1))], momentum=0.9), 2)
 
 

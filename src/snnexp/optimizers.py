@@ -1,4 +1,4 @@
-"""Optimisers, and the parameters that they update."""
+"""Optimizers, and the parameters that they update."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ Role = Literal["weight", "bias", "neuron"]
 
 
 class NamedParameter(NamedTuple):
-    """A parameter that is trained.
+    """A trained parameter.
 
     Args:
-        name: in the network, ``layers.hidden1.synapse.weight``.
-        role: ``weight`` or ``bias`` of a synapse, or ``neuron`` for a constant of a neuron's equation.
-        value: the tensor; that of a stack has an axis of members in front.
+        name: name in the network, such as ``layers.hidden1.synapse.weight``.
+        role: ``weight`` or ``bias`` of a synapse, or ``neuron`` for a parameter of a neuron's equation.
+        value: the tensor; in a stack, with the member axis first.
     """
 
     name: str
@@ -30,40 +30,40 @@ class NamedParameter(NamedTuple):
 
 
 class Parameters(list[Any]):
-    """What an optimiser updates, in the form that classes of ``torch.optim`` take: parameters, or groups of them.
+    """Parameters or parameter groups, as ``torch.optim`` optimizers take them.
 
-    Weight decay acts on synapses and feedback. A parameter of a neuron has a meaning and a unit of its own: pulled
-    towards zero, a decay or a threshold becomes another neuron. Where there is decay, those parameters are in a group
-    of their own, without it.
+    Weight decay applies to synapses and feedback only: it would change the meaning of a neuron's parameters, such as a
+    decay or a threshold. With weight decay, parameters of neurons are in a separate group without it.
 
     Args:
-        named: all that are trained.
-        weight_decay: of the optimiser; without any, all parameters are one group.
+        named: all trained parameters.
+        weight_decay: weight decay of the optimizer; if 0, there is a single group.
     """
 
     def __init__(self, named: Iterable[NamedParameter], weight_decay: float = 0.0) -> None:
         self.named: tuple[NamedParameter, ...] = tuple(named)
         self._final = False
-        """Whether settings of all groups are known, as in a stack, whose members have chosen them."""
-        parts = [[each.value for each in self.named if (each.role == "neuron") is kept] for kept in (False, True)]
-        if weight_decay and parts[1]:
-            super().__init__([{"params": parts[0]}, {"params": parts[1], "weight_decay": 0.0}])
+        """Whether the groups already have all settings, as in a stack."""
+        others = [each.value for each in self.named if each.role != "neuron"]
+        neurons = [each.value for each in self.named if each.role == "neuron"]
+        if weight_decay and neurons:
+            super().__init__([{"params": others}, {"params": neurons, "weight_decay": 0.0}])
         else:
             super().__init__(each.value for each in self.named)
 
     @classmethod
     def from_groups(cls, groups: Iterable[dict[str, Any]]) -> "Parameters":
-        """Groups whose settings are known; :meth:`by_role` leaves them as they are."""
-        made = cls(())
-        made.extend(groups)
-        made._final = True
-        return made
+        """Create parameters from groups with final settings, which :meth:`by_role` does not change."""
+        parameters = cls(())
+        parameters.extend(groups)
+        parameters._final = True
+        return parameters
 
     def by_role(self, **settings: Mapping[str, Any]) -> list[Any]:
-        """Groups with settings of their own for roles, as ``by_role(neuron={"lr": 1e-4})``.
+        """Return parameter groups with different settings per role, such as ``by_role(neuron={"lr": 1e-4})``.
 
         Args:
-            settings: of a role, numbers for its group; parameters of other roles stay as they are.
+            settings: by role, the settings of its group; other roles keep the default settings.
         """
         if self._final:
             return [*self]
@@ -80,37 +80,37 @@ class Parameters(list[Any]):
 
 @dataclass(frozen=True)
 class OptimizerFactory:
-    """``factory(parameters)`` makes an optimiser of PyTorch's for :class:`Parameters`; abstract."""
+    """Abstract base class of optimizer factories; ``factory(parameters)`` returns a ``torch.optim.Optimizer``."""
 
     stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: it updates element by element.
+    """Whether it can be stacked: updates are elementwise.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        """The optimiser.
+        """Create the optimizer.
 
-        One that has a schedule of its own takes ``(parameters, total_steps)``, with the number of steps of the whole
-        training, and returns ``{"optimizer": ..., "lr_scheduler": {"scheduler": ..., "interval": "step"}}`` as
-        Lightning does.
+        A factory with its own schedule takes ``(parameters, total_steps)``, where ``total_steps`` is the number of
+        training steps, and returns ``{"optimizer": ..., "lr_scheduler": {"scheduler": ..., "interval": "step"}}``, as
+        in Lightning.
         """
         raise NotImplementedError
 
 
 def _with_neuron_lr(parameters: Parameters, neuron_lr: float | None) -> list[Any]:
-    """Parameters in groups, those of neurons with a learning rate of their own where there is one."""
+    """Return the parameters, in groups with a separate learning rate for neurons if it is given."""
     return parameters if neuron_lr is None else parameters.by_role(neuron={"lr": neuron_lr, "name": "neuron"})
 
 
 def learning_rates(groups: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The learning rates of an optimiser: ``lr``, and ``lr/neuron`` of parameters that have one of their own."""
-    found: dict[str, float] = {}
+    """Return the learning rates of parameter groups: ``lr``, and ``lr/neuron`` of a separate group."""
+    by_name: dict[str, float] = {}
     for group in groups:
-        found.setdefault(f"lr/{group['name']}" if "name" in group else "lr", float(group["lr"]))
-    return found
+        by_name.setdefault(f"lr/{group['name']}" if "name" in group else "lr", float(group["lr"]))
+    return by_name
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class L2Adam(OptimizerFactory):
 
     Args:
         lr: learning rate.
-        betas: decay of the means of the gradient and of its square.
-        eps: added to the square root of the latter.
-        weight_decay: an L2 penalty: the gradient of a weight w has ``weight_decay`` w added.
-        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+        betas: decay rates of the running averages of the gradient and its square.
+        eps: added to the denominator for numerical stability.
+        weight_decay: L2 penalty: ``weight_decay`` w is added to the gradient of a weight w.
+        neuron_lr: learning rate of neuron parameters; None for ``lr``.
     """
 
     stackable = True
@@ -145,10 +145,10 @@ class AdamW(OptimizerFactory):
 
     Args:
         lr: learning rate.
-        betas: as of :class:`L2Adam`.
-        eps: as of :class:`L2Adam`.
-        weight_decay: a weight w becomes w (1 - lr ``weight_decay``) in each step.
-        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+        betas: see :class:`L2Adam`.
+        eps: see :class:`L2Adam`.
+        weight_decay: decoupled weight decay: a weight w is multiplied by 1 - lr ``weight_decay`` in each step.
+        neuron_lr: learning rate of neuron parameters; None for ``lr``.
     """
 
     stackable = True
@@ -167,7 +167,7 @@ class AdamW(OptimizerFactory):
 
 @dataclass(frozen=True)
 class Adam(AdamW):
-    """:class:`AdamW` without weight decay by default, the meaning of ``optimizer=adam`` in earlier configs."""
+    """:class:`AdamW` with a default weight decay of 0, the meaning of ``optimizer=adam`` in earlier configs."""
 
     stackable = True
     weight_decay: Stackable[NonNegative] = 0.0
@@ -175,14 +175,14 @@ class Adam(AdamW):
 
 @dataclass(frozen=True)
 class Adamax(OptimizerFactory):
-    """Adam with the maximum norm (Kingma and Ba, 2015); :class:`torch.optim.Adamax`.
+    """Adam with the infinity norm (Kingma and Ba, 2015); :class:`torch.optim.Adamax`.
 
     Args:
         lr: learning rate.
-        betas: as of :class:`L2Adam`.
-        eps: added to the maximum norm.
-        weight_decay: an L2 penalty, as of :class:`L2Adam`.
-        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+        betas: see :class:`L2Adam`.
+        eps: added to the infinity norm for numerical stability.
+        weight_decay: L2 penalty, see :class:`L2Adam`.
+        neuron_lr: learning rate of neuron parameters; None for ``lr``.
     """
 
     stackable = True
@@ -203,10 +203,10 @@ class SGD(OptimizerFactory):
 
     Args:
         lr: learning rate.
-        momentum: the part of the step before that is added.
-        weight_decay: an L2 penalty, as of :class:`L2Adam`.
-        nesterov: whether momentum is that of Nesterov, which must then be above 0.
-        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+        momentum: momentum factor.
+        weight_decay: L2 penalty, see :class:`L2Adam`.
+        nesterov: use Nesterov momentum; requires a momentum above 0.
+        neuron_lr: learning rate of neuron parameters; None for ``lr``.
     """
 
     stackable = True
@@ -219,7 +219,7 @@ class SGD(OptimizerFactory):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and not self.momentum:
-            raise ConfigError("nesterov: got true, and momentum is 0, must be more")
+            raise ConfigError("nesterov: got true, requires a momentum above 0")
 
     def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
         groups, decay = _with_neuron_lr(parameters, self.neuron_lr), self.weight_decay
@@ -228,15 +228,15 @@ class SGD(OptimizerFactory):
 
 @dataclass(frozen=True)
 class RMSprop(OptimizerFactory):
-    """Gradients divided by the root of their mean square (Hinton, 2012); :class:`torch.optim.RMSprop`.
+    """RMSprop (Hinton, 2012); :class:`torch.optim.RMSprop`.
 
     Args:
         lr: learning rate.
-        alpha: decay of the mean square.
-        eps: added to its root.
-        momentum: the part of the step before that is added.
-        weight_decay: an L2 penalty, as of :class:`L2Adam`.
-        neuron_lr: learning rate of the parameters of neurons; None for ``lr``.
+        alpha: decay rate of the running average of the squared gradient.
+        eps: added to the denominator for numerical stability.
+        momentum: momentum factor.
+        weight_decay: L2 penalty, see :class:`L2Adam`.
+        neuron_lr: learning rate of neuron parameters; None for ``lr``.
     """
 
     stackable = True
@@ -255,11 +255,11 @@ class RMSprop(OptimizerFactory):
 
 
 class TorchOptimizer:
-    """An optimiser that a config names by its class in ``torch.optim``.
+    """A factory for a ``torch.optim`` class named in a config.
 
     Args:
-        make: calls the class with parameters, or groups of them.
-        weight_decay: what the config sets.
+        make: calls the class with parameters or parameter groups.
+        weight_decay: weight decay set in the config.
     """
 
     def __init__(self, make: Callable[[Any], torch.optim.Optimizer], weight_decay: float) -> None:
@@ -270,18 +270,18 @@ class TorchOptimizer:
 
 
 def _floats(pair: tuple[float, float]) -> tuple[float, float]:
-    # whole numbers, as of [0,0], are no floats to PyTorch
+    # PyTorch requires floats, the config may have integers
     return float(pair[0]), float(pair[1])
 
 
 def build_optimizer(factory: Any, parameters: Sequence[Any], total_steps: int) -> dict[str, Any]:
-    """What a factory makes, as Lightning takes it: ``{"optimizer": ...}``, and perhaps a schedule of its own.
+    """Call a factory and return ``{"optimizer": ...}``, as in Lightning, plus its own ``lr_scheduler``, if any.
 
     Args:
         factory: an :class:`OptimizerFactory`.
         parameters: :class:`Parameters`, or the groups of a stack.
-        total_steps: of the whole training, for a factory that takes them.
+        total_steps: number of training steps, passed to a factory that takes it.
     """
     takes_steps = len(inspect.signature(factory).parameters) > 1
-    made = factory(parameters, total_steps) if takes_steps else factory(parameters)
-    return made if isinstance(made, dict) else {"optimizer": made}
+    result = factory(parameters, total_steps) if takes_steps else factory(parameters)
+    return result if isinstance(result, dict) else {"optimizer": result}

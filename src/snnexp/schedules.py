@@ -1,4 +1,4 @@
-"""Schedules of the learning rate: what multiplies the rates of an optimiser, when, and what that depends on."""
+"""Learning rate schedules."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,36 +29,38 @@ AtLeastOne = Annotated[float, Ge(1)]
 
 @dataclass(frozen=True)
 class Schedule:
-    """``schedule(optimizer, total)`` makes a scheduler of PyTorch's, or None where rates stay; abstract."""
+    """Abstract base class of schedules; ``schedule(optimizer, total)`` returns a PyTorch scheduler or None."""
 
     unit: ClassVar[Unit] = "step"
-    """After what it is stepped: each step of the optimiser, or each epoch of training and its validation."""
+    """When it is stepped: after each optimizer step, or after each epoch including validation."""
     watches: ClassVar[bool] = False
-    """Whether a measure decides. It then has a field ``measure``, the name of what is logged in each epoch, and is
-    called with ``higher_is_better=True`` or ``False``, as the name says."""
+    """Whether it depends on a metric. It then has a field ``measure``, the name of a metric logged each epoch, and is
+    called with ``higher_is_better=True`` or ``False``."""
     depends_on_length: ClassVar[bool | tuple[Any, ...]] = True
-    """Whether rates depend on ``total``, so that a run cannot be extended; or an argument, and values of it."""
-    stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: it treats all groups of parameters alike.
+    """Whether learning rates depend on ``total``, so that a run cannot be extended.
 
-    Not inherited: a class says it of what it computes itself."""
+    Or the name of an argument and its values for which they do."""
+    stackable: ClassVar[bool] = False
+    """Whether it can be stacked: it treats all parameter groups alike.
+
+    Not inherited: each subclass must set it itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def __call__(self, optimizer: Optimizer, total: int) -> LRScheduler | None:
-        """The scheduler.
+        """Create the scheduler.
 
         Args:
-            optimizer: whose rates it sets.
-            total: how often it is stepped in the whole training: the number of steps or epochs, as ``unit`` says.
+            optimizer: the optimizer whose learning rates it sets.
+            total: number of training steps or epochs, depending on ``unit``.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """lr stays as it is."""
+    """A constant learning rate."""
 
     stackable = True
     depends_on_length = False
@@ -69,7 +71,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class _Curve(Schedule):
-    """A schedule of steps or of epochs, as its argument ``unit`` says."""
+    """A schedule over steps or epochs, depending on the argument ``unit``."""
 
     unit: Unit = "step"  # type: ignore[misc]
 
@@ -79,9 +81,9 @@ class Cosine(_Curve):
     """eta_min + (lr - eta_min) (1 + cos(pi t / T_max)) / 2 (Loshchilov and Hutter, 2017, without restarts).
 
     Args:
-        unit: what t counts, steps of the optimiser or epochs.
-        T_max: t at which the rate is lowest; None for the length of the training.
-        eta_min: the lowest rate.
+        unit: unit of t, optimizer steps or epochs.
+        T_max: t of the minimum; None for the length of the training.
+        eta_min: minimum learning rate.
     """
 
     stackable = True
@@ -95,12 +97,12 @@ class Cosine(_Curve):
 
 @dataclass(frozen=True)
 class Linear(_Curve):
-    """lr (1 - (1 - end_factor) t / length), and lr end_factor from t = length on.
+    """lr (1 - (1 - end_factor) t / length) up to t = length, then constant.
 
     Args:
-        unit: what t counts, steps of the optimiser or epochs.
-        end_factor: of lr, at the end.
-        length: steps or epochs; None for those of the training.
+        unit: unit of t, optimizer steps or epochs.
+        end_factor: factor of lr at the end.
+        length: length of the decay; None for the length of the training.
     """
 
     stackable = True
@@ -117,9 +119,9 @@ class Step(_Curve):
     """lr gamma^floor(t / step_size).
 
     Args:
-        unit: what t counts, epochs or steps of the optimiser.
-        step_size: after how many of them the rate changes.
-        gamma: what it is multiplied by.
+        unit: unit of t, epochs or optimizer steps.
+        step_size: period of the decay.
+        gamma: multiplicative factor of the decay.
     """
 
     stackable = True
@@ -137,8 +139,8 @@ class Exponential(_Curve):
     """lr gamma^t.
 
     Args:
-        unit: what t counts, epochs or steps of the optimiser.
-        gamma: what the rate is multiplied by each time.
+        unit: unit of t, epochs or optimizer steps.
+        gamma: multiplicative factor of the decay.
     """
 
     stackable = True
@@ -152,16 +154,16 @@ class Exponential(_Curve):
 
 @dataclass(frozen=True)
 class OneCycle(_Curve):
-    """From lr / div_factor up to lr, then down to lr / (div_factor final_div_factor) at the end, each as a cosine.
+    """From lr / div_factor up to lr, then down to lr / (div_factor final_div_factor), both with a cosine curve.
 
-    One cycle of Smith and Topin, 2017 (``OneCycleLR`` of PyTorch).
+    One-cycle policy of Smith and Topin, 2017 (``OneCycleLR`` of PyTorch).
 
     Args:
-        unit: what is counted, steps of the optimiser or epochs.
-        pct_start: the part of the training in which the rate rises.
-        div_factor: lr over the first rate.
-        final_div_factor: the first rate over the last.
-        cycle_momentum: whether the momentum, or the first beta, falls from .95 to .85 and rises again.
+        unit: unit of the schedule, optimizer steps or epochs.
+        pct_start: fraction of the training in which the learning rate increases.
+        div_factor: ratio of lr to the initial learning rate.
+        final_div_factor: ratio of the initial to the final learning rate.
+        cycle_momentum: cycle the momentum, or the first beta, between .95 and .85, inversely to the learning rate.
     """
 
     pct_start: Annotated[float, Interval(gt=0, lt=1)] = 0.3
@@ -184,19 +186,19 @@ class OneCycle(_Curve):
         except ValueError as error:
             raise ConfigError(f"schedule: {type(self).__name__} refuses this optimizer: {error}") from error
         except ZeroDivisionError as error:
-            # the rise is one of pct_start total - 1
-            told = f"got {self.pct_start} of {total} {self.unit}s, a single one, in which no rate can rise"
-            raise ConfigError(f"schedule.pct_start: {told}; use another") from error
+            # PyTorch divides by pct_start total - 1
+            length = f"got {self.pct_start} of {total} {self.unit}s, which is a single {self.unit}"
+            raise ConfigError(f"schedule.pct_start: {length}; use another") from error
 
 
 @dataclass(frozen=True)
 class WarmUp(_Curve):
-    """lr (t + 1) / length for t below ``length``, then another schedule for the rest of the training, if any is left.
+    """lr (t + 1) / length for t below ``length``, then another schedule for the rest of the training.
 
     Args:
-        unit: what t counts, steps of the optimiser or epochs.
-        length: steps or epochs of the warm-up.
-        then: what follows it: ``constant``, or a ``cosine`` or ``linear`` fall to 0.
+        unit: unit of t, optimizer steps or epochs.
+        length: length of the warm-up.
+        then: schedule after the warm-up: ``constant``, or a ``cosine`` or ``linear`` decay to 0.
     """
 
     depends_on_length = ("then", "cosine", "linear")
@@ -210,9 +212,9 @@ class WarmUp(_Curve):
             "cosine": lambda: CosineAnnealingLR(optimizer, rest),
             "linear": lambda: LinearLR(optimizer, 1.0, 0.0, rest),
         }
-        # the rate of step t = length - 1 is lr
-        rising = LinearLR(optimizer, 1 / self.length, 1.0, max(self.length - 1, 1))
-        return SequentialLR(optimizer, [rising, following[self.then]()], [self.length])
+        # reaches lr at t = length - 1
+        warm_up = LinearLR(optimizer, 1 / self.length, 1.0, max(self.length - 1, 1))
+        return SequentialLR(optimizer, [warm_up, following[self.then]()], [self.length])
 
 
 @dataclass(frozen=True)
@@ -220,12 +222,12 @@ class Plateau(Schedule):
     """lr factor^k, where k counts how often ``measure`` stopped improving (``ReduceLROnPlateau`` of PyTorch).
 
     Args:
-        measure: what is watched, such as ``val/loss`` or ``val/accuracy``; its name decides whether higher is better.
-        factor: of each reduction.
-        patience: epochs without improvement that are allowed; the next one reduces the rate.
-        threshold: the improvement that counts, relative to the best value so far.
-        cooldown: epochs after a reduction in which none is counted.
-        min_lr: below which no rate is reduced.
+        measure: the monitored metric, such as ``val/loss`` or ``val/accuracy``, with its own direction of improvement.
+        factor: factor of each reduction.
+        patience: number of epochs without improvement before the learning rate is reduced in the next one.
+        threshold: minimum improvement, relative to the best value so far.
+        cooldown: number of epochs after a reduction that are not counted.
+        min_lr: lower bound of the learning rate.
     """
 
     unit = "epoch"

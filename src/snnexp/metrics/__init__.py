@@ -1,4 +1,4 @@
-"""Measures: how well a readout meets its targets, and what layers do."""
+"""Metrics of the readout and of layer activity."""
 
 from snnexp.metrics.classes import (
     Accuracy,

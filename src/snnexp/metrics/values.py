@@ -1,4 +1,4 @@
-"""Measures of values: how far outputs are from their targets."""
+"""Regression metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from snnexp.metrics.measure import Measure, State, Sum, counted
 
 @dataclass(frozen=True)
 class L1(Measure):
-    """The mean absolute difference between what the loss compared and its target."""
+    """Mean absolute error between the output that the loss compares and its target."""
 
     stackable = True
     targets = ("trace", "values")
@@ -23,7 +23,7 @@ class L1(Measure):
 
 @dataclass(frozen=True)
 class RelativeError(Measure):
-    """The mean of that difference relative to the target, see :func:`relative_error`."""
+    """Mean relative error, see :func:`relative_error`."""
 
     stackable = True
     targets = ("trace", "values")
@@ -35,15 +35,15 @@ class RelativeError(Measure):
 
 @dataclass(frozen=True)
 class RMSE(Measure):
-    """The root of the mean squared difference between what the loss compared and its target."""
+    """Root mean squared error between the output that the loss compares and its target."""
 
     stackable = True
     targets = ("trace", "values")
     higher_is_better = False
 
     def update(self, readout: Any, target: Tensor) -> State:
-        output, wanted = readout.compared(target)
-        return counted((output - wanted).square().sum(), output.numel())
+        output, y = readout.compared(target)
+        return counted((output - y).square().sum(), output.numel())
 
     def compute(self, state: State) -> Tensor:
         return super().compute(state).sqrt()
@@ -51,9 +51,9 @@ class RMSE(Measure):
 
 @dataclass(frozen=True)
 class R2(Measure):
-    """1 - sum (U - y)^2 / sum (y - mean of y)^2, the coefficient of determination; the mean over outputs.
+    """Coefficient of determination, 1 - sum (U - y)^2 / sum (y - mean of y)^2, averaged over outputs.
 
-    Of a trace, each step is a sample. NaN where the targets of an output are all the same.
+    Each step of a trace is a sample. NaN if the targets of an output are constant.
     """
 
     stackable = True
@@ -61,32 +61,32 @@ class R2(Measure):
     higher_is_better = True
 
     def update(self, readout: Any, target: Tensor) -> State:
-        """For each output: samples, sum and sum of squares of the target, and sum of squared errors."""
-        output, wanted = (each.flatten(0, -2) for each in readout.compared(target))
-        # the square of a mean is a small part of a sum of squares
-        wanted = wanted if wanted.device.type == "mps" else wanted.double()
-        count = torch.full(wanted.shape[1:], len(wanted), dtype=wanted.dtype, device=wanted.device)
-        return count, wanted.sum(0), wanted.square().sum(0), (output - wanted).square().sum(0)
+        """Return for each output: sample count, sum and sum of squares of the target, sum of squared errors."""
+        output, y = (each.flatten(0, -2) for each in readout.compared(target))
+        # float64, because compute subtracts numbers of similar size
+        y = y if y.device.type == "mps" else y.double()
+        count = torch.full(y.shape[1:], len(y), dtype=y.dtype, device=y.device)
+        return count, y.sum(0), y.square().sum(0), (output - y).square().sum(0)
 
     def compute(self, state: State) -> Tensor:
         count, total, squares, errors = state
         spread = squares - total.square() / count
-        # rounding leaves a rest where all are the same
+        # constant targets have a nonzero spread due to rounding
         constant = spread <= 1e-14 * squares
         return (1 - errors / torch.where(constant, torch.nan, spread)).mean()
 
 
 def l1(output: Tensor, target: Tensor) -> Sum:
-    """Mean |U - y|, in the unit of the target."""
+    """Return the state of mean |U - y|, in the unit of the target."""
     error = (output - target).abs()
     return counted(error.sum(), error.numel())
 
 
 def relative_error(output: Tensor, target: Tensor) -> Sum:
-    """Mean of ||U - y|| / ||y||, with the norm over the last axis; of sequences ``[T, B, K]`` over t >= 1.
+    """Return the state of mean ||U - y|| / ||y||, with norms over the last axis; for ``[T, B, K]`` over t >= 1.
 
-    At t = 0 the target may be zero; a later point whose target is zero has no relative error and is left out. Where no
-    point has one, the mean is NaN, and null in the records.
+    Step 0 is ignored because its target may be zero; later points with a zero target are ignored too. If no point is
+    left, the mean is NaN, which records store as null.
     """
     first = 1 if output.ndim > 2 else 0
     error: Tensor = torch.linalg.vector_norm(output - target, dim=-1)[first:]
