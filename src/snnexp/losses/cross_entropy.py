@@ -1,4 +1,4 @@
-"""Losses by cross-entropy."""
+"""Cross-entropy losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,34 +15,34 @@ from snnexp.spec.annotations import Fraction, NonNegative, Positive, Stackable
 
 
 def ce_membrane(membrane: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5).
+    """Return the sum over t of CE(U[t], y); CE averages over the batch (snnTorch Tutorial 5).
 
-    With ``class_weights`` ``[K]``, the average is one with the weights of the classes of the targets.
+    ``class_weights`` ``[K]`` give a weighted average, as in :func:`torch.nn.functional.cross_entropy`.
     """
     num_steps = membrane.shape[0]
-    # with the classes before the batch, a softmax over few of them is many times faster
+    # a softmax over few classes is many times faster with the class axis before the batch axis
     return num_steps * F.cross_entropy(membrane.transpose(1, 2), target.expand(num_steps, -1), class_weights)
 
 
 def nll_max_voltage(membrane: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """NLL(log_softmax(max_t U), y) (Pehle, "Parameter learning in Spiking Neural Networks", Norse).
+    """Return NLL(log_softmax(max_t U), y) (Pehle, "Parameter learning in Spiking Neural Networks", Norse).
 
-    ``class_weights`` are as of :func:`ce_membrane`.
+    See :func:`ce_membrane` for ``class_weights``.
     """
     return F.cross_entropy(membrane.max(0).values, target, class_weights)
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """What losses by cross-entropy have in common: -log softmax(x)_y of logits x, ``[B, K]``, and a label y.
+    """Mixin of cross-entropy losses: -log softmax(x)_y of logits x, ``[B, K]``, and a label y.
 
-    The logits are the first statistic that the loss ``reads``. The mean over samples weighs each one by the class of
-    its label, and divides by the sum of these weights, as :func:`torch.nn.functional.cross_entropy` does.
+    The logits are the first statistic in ``reads``. The mean over samples is weighted by the class of the label, as in
+    :func:`torch.nn.functional.cross_entropy`.
 
     Args:
-        class_weights: one for each class; ``balanced`` for n / (K n_c), where n_c of the n training samples have the
-            class; None to weigh all samples the same.
-        label_smoothing: e, for targets of 1 - e + e / K at the label and e / K elsewhere.
+        class_weights: one weight per class; ``balanced`` for n / (K n_c), where n_c of the n training samples have
+            class c; None for equal weights.
+        label_smoothing: e, for a target of 1 - e + e / K at the label and e / K elsewhere.
     """
 
     reads: ClassVar[Reads]
@@ -56,10 +56,10 @@ class CrossEntropy:
         return () if self.class_weights is None else (self.class_weights,)
 
     def balanced(self, counts: Sequence[int]) -> Self:
-        """The loss with weights for classes of so many training samples.
+        """Return the loss with balanced weights for classes with these numbers of training samples.
 
         Raises:
-            ConfigError: a class has no training sample.
+            ConfigError: a class has no training samples.
         """
         if 0 in counts:
             raise ConfigError(f"class_weights: got balanced, and class {counts.index(0)} has no training sample")
@@ -70,49 +70,49 @@ class CrossEntropy:
         return self.cross_entropy(logits, target, *numbers)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:
-        """That of logits ``[B, K, ...]`` and labels ``[B, ...]``."""
+        """Return the cross-entropy of logits ``[B, K, ...]`` and labels ``[B, ...]``."""
         weights = torch.as_tensor(numbers[0], dtype=logits.dtype, device=logits.device) if numbers else None
         return F.cross_entropy(logits, target, weights, label_smoothing=self.label_smoothing)
 
-    def of_steps(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:
-        """The mean over steps of logits ``[T, B, K]``, with labels ``[B]`` or ``[T, B]``."""
-        # with the classes before the batch, a softmax over few of them is many times faster
+    def mean_over_steps(self, logits: Tensor, target: Tensor, *numbers: Any) -> Tensor:
+        """Return the mean over steps for logits ``[T, B, K]`` and labels ``[B]`` or ``[T, B]``."""
+        # a softmax over few classes is many times faster with the class axis before the batch axis
         return self.cross_entropy(logits.transpose(1, 2), target.expand(len(logits), -1), *numbers)
 
 
 @dataclass(frozen=True)
 class CEMembrane(CrossEntropy, Loss):
-    """See :func:`ce_membrane`. The sum of log probabilities is highest for the class of the highest summed membrane."""
+    """See :func:`ce_membrane`. The class with the highest summed membrane has the highest sum of log probabilities."""
 
     stackable = True
     decoder = "sum_membrane"
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
         num_steps: int = trace.num_steps
-        return num_steps * self.of_steps(trace.membrane, target, *numbers)
+        return num_steps * self.mean_over_steps(trace.membrane, target, *numbers)
 
 
 @dataclass(frozen=True)
 class CEEachStep(CrossEntropy, Loss):
-    """mean over t of CE(U[t], y[t]); a label for each step."""
+    """Mean over t of CE(U[t], y[t]), with one label per step."""
 
     stackable = True
     targets = ("step_labels",)
     decoder = "each_step"
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
-        return self.of_steps(trace.membrane, target, *numbers)
+        return self.mean_over_steps(trace.membrane, target, *numbers)
 
 
 @dataclass(frozen=True)
 class CERate(CrossEntropy, Loss):
-    """mean over t of CE(S[t], y): the correct class shall fire at all steps (``ce_rate_loss`` of snnTorch)."""
+    """Mean over t of CE(S[t], y): the correct class should fire at every step (``ce_rate_loss`` of snnTorch)."""
 
     stackable = True
     reads = "spikes"
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
-        return self.of_steps(trace.spikes, target, *numbers)
+        return self.mean_over_steps(trace.spikes, target, *numbers)
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class CECount(CrossEntropy, Loss):
     """CE(scale sum_t S, y) (``ce_count_loss`` of snnTorch, with scale 1).
 
     Args:
-        class_weights: as of :class:`CrossEntropy`.
-        label_smoothing: as of :class:`CrossEntropy`.
-        scale: of the counts. A population of n neurons per class has its mean count; n makes it the sum.
+        class_weights: see :class:`CrossEntropy`.
+        label_smoothing: see :class:`CrossEntropy`.
+        scale: factor of the counts; for populations of n neurons, whose counts are means, n gives the sum.
     """
 
     stackable = True
@@ -135,7 +135,7 @@ class CECount(CrossEntropy, Loss):
 
 @dataclass(frozen=True)
 class CEMeanMembrane(CrossEntropy, Loss):
-    """CE((1 / T) sum_t U, y). Of a ``linear`` readout it is that of a linear layer on the mean spikes."""
+    """CE((1 / T) sum_t U, y). With a ``linear`` readout, U is a linear function of the mean spikes."""
 
     stackable = True
     reads = "mean_membrane"
@@ -144,7 +144,7 @@ class CEMeanMembrane(CrossEntropy, Loss):
 
 @dataclass(frozen=True)
 class CESumMembrane(CrossEntropy, Loss):
-    """CE(sum_t U, y). Of a ``linear`` readout it is that of a linear layer on the spike counts, with T biases."""
+    """CE(sum_t U, y). With a ``linear`` readout, sum_t U is a linear function of the spike counts, plus T biases."""
 
     stackable = True
     reads = "sum_membrane"
@@ -171,13 +171,13 @@ class NLLMaxVoltage(CrossEntropy, Loss):
 
 @dataclass(frozen=True)
 class BCE(Loss):
-    """-[w y log p + (1 - y) log(1 - p)], the mean over outputs, with p = sigmoid(x): one decision for each output.
+    """Binary cross-entropy -[w y log p + (1 - y) log(1 - p)] with p = sigmoid(x), averaged over outputs.
 
-    x is the mean membrane over time, or with a trace the membrane of each step. y is 0 or 1, or a probability; a label
-    gives 1 for its class and 0 for all others. Measures of a difference compare p with y.
+    x is the membrane of each step if the target is a trace, else the mean membrane over time. y is a probability, 0 or
+    1, or a one-hot encoded label. Regression metrics compare p with y.
 
     Args:
-        pos_weight: w, of what is 1 (``pos_weight`` of :class:`torch.nn.BCEWithLogitsLoss`).
+        pos_weight: w, the weight of positive targets (``pos_weight`` of :class:`torch.nn.BCEWithLogitsLoss`).
     """
 
     stackable = True
@@ -194,13 +194,13 @@ class BCE(Loss):
             raise ConfigError(f"loss: BCE compares with targets from 0 to 1, these data have {low:g} to {high:g}")
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
-        logits, wanted = self._logits(trace, target)
+        logits, y = self._logits(trace, target)
         weight = torch.as_tensor(numbers[0], dtype=logits.dtype, device=logits.device)
-        return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight)
+        return F.binary_cross_entropy_with_logits(logits, y, pos_weight=weight)
 
     def compared(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits, wanted = self._logits(trace, target)
-        return logits.sigmoid(), wanted
+        logits, y = self._logits(trace, target)
+        return logits.sigmoid(), y
 
     def _logits(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = trace.membrane if target.ndim == trace.membrane.ndim else trace.mean_membrane

@@ -1,4 +1,4 @@
-"""What losses have in common."""
+"""The base class of losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +10,23 @@ from snnexp.neurons.statistics import Reads, statistic_names
 from snnexp.spec.checked import check_fields
 
 Number = float | Tensor
-"""A number of a loss; a scalar tensor if each member of a stack has its own."""
+"""A number of a loss; a scalar tensor if members of a stack differ in it."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss with its numbers; ``loss(trace, target)`` is a scalar."""
+    """Abstract base class of losses; ``loss(trace, target)`` returns a scalar."""
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
-    """What it can be compared with, of ``labels``, ``trace``, ``values`` and ``step_labels``."""
+    """The kinds of target that it supports: ``labels``, ``trace``, ``values`` and ``step_labels``."""
     reads: ClassVar[Reads] = "membrane"
-    """The statistics that it needs of a readout, such as ``membrane`` or ``spike_count``: one, or several.
-
-    See :mod:`snnexp.neurons.statistics`."""
+    """The statistics of the readout that it reads, see :mod:`snnexp.neurons.statistics`."""
     decoder: ClassVar[str] = "spike_count"
-    """The choice of ``decoder`` that goes with it where none is typed; of a readout that never fires, ``max_membrane``
-    takes the place of one that reads spikes."""
+    """The default ``decoder``; for a non-spiking readout, ``max_membrane`` replaces decoders that read spikes."""
     stackable: ClassVar[bool] = False
-    """Whether members of a stack may share it: :meth:`compare` can be mapped over them by ``torch.func.vmap``.
+    """Whether it can be stacked: :meth:`compare` works under ``torch.func.vmap``.
 
-    Not inherited: a class says it of what it computes itself."""
+    Not inherited: each subclass must set it itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -38,33 +35,33 @@ class Loss:
         return self.compare(trace, target, *self.numbers(trace.num_steps))
 
     def numbers(self, num_steps: int) -> tuple[float | Sequence[float], ...]:
-        """The numbers, or lists of them, that :meth:`compare` takes for a sequence of ``num_steps`` steps."""
+        """Return the ``numbers`` argument of :meth:`compare` for a sequence of ``num_steps`` steps."""
         return ()
 
     def sees_labels(self, num_steps: int) -> bool:
-        """Whether the label makes a difference after ``num_steps`` steps."""
+        """Return False if the loss does not depend on the label for ``num_steps`` steps."""
         return True
 
     def require_range(self, low: float, high: float) -> None:
-        """Refuse targets that the loss cannot compare with.
+        """Check the range of targets.
 
         Args:
             low: the lowest target.
-            high: the highest.
+            high: the highest target.
 
         Raises:
-            ConfigError: one of them is out of range.
+            ConfigError: the loss is not defined for these targets.
         """
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
-        """The loss with numbers that are handed over; members of a stack share what it reads of its own."""
+        """Compute the loss; it must not read ``Stackable`` fields of ``self``, which differ between members."""
         raise NotImplementedError
 
     def compared(self, trace: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What measures of a difference compare: the first statistic that it ``reads``, and the target.
+        """Return the output and the target for regression metrics, by default the first statistic in ``reads``.
 
-        A statistic without time is compared with the last step of a target ``[T, B, K]``, and one of every step with
-        values ``[B, K]`` that stand for all steps.
+        A statistic without a time axis is compared with the last step of a target ``[T, B, K]``; a target ``[B, K]`` is
+        expanded over time if the statistic has a value for every step.
         """
         output: Tensor = getattr(trace, statistic_names(self.reads)[0])
         return output, target[-1] if target.ndim > output.ndim else target.expand_as(output)

@@ -1,4 +1,4 @@
-"""Losses by mean squared error."""
+"""Mean squared error losses."""
 
 import math
 from dataclasses import dataclass
@@ -14,39 +14,39 @@ from snnexp.spec.annotations import Fraction, Index, Stackable
 
 
 def mse_count(spikes: Tensor, target: Tensor, correct_rate: float = 0.8, incorrect_rate: float = 0.2) -> Tensor:
-    """MSE(sum_t S, round-down(T rate)) / T; the correct class shall fire at one rate, all others at another.
+    """Return MSE(sum_t S, floor(T rate)) / T, with separate rates for the correct and the incorrect classes.
 
-    Rounds down exactly, T = 100 and rate .29 give 29 spikes, where snnTorch's ``int(T * rate)`` gives 28.
+    The floor is exact: T = 100 and rate .29 give 29 spikes, while snnTorch's ``int(T * rate)`` gives 28.
     """
     num_steps = spikes.shape[0]
-    return _mse_to_counts(spikes.sum(0), num_steps, target, *_rounded_down(num_steps, correct_rate, incorrect_rate))
+    return _mse_to_counts(spikes.sum(0), num_steps, target, *_target_counts(num_steps, correct_rate, incorrect_rate))
 
 
-def _rounded_down(num_steps: int, *rates: float) -> tuple[int, ...]:
+def _target_counts(num_steps: int, *rates: float) -> tuple[int, ...]:
     return tuple(math.floor(num_steps * rate + 1e-9) for rate in rates)
 
 
 def _mse_to_counts(count: Tensor, num_steps: int, target: Tensor, correct: Number, incorrect: Number) -> Tensor:
-    return F.mse_loss(count, _per_class(target, correct, incorrect, count)) / num_steps
+    return F.mse_loss(count, _class_targets(target, correct, incorrect, count)) / num_steps
 
 
 def mse_membrane(membrane: Tensor, target: Tensor, on_target: Number = 1.05, off_target: Number = 0.2) -> Tensor:
-    """mean over t of MSE(U[t], y); y is a trace, or values for all steps, or made of labels.
+    """Return the mean over t of MSE(U[t], y); the target is a trace, values for all steps, or labels.
 
-    Of a label, y is ``on_target`` at its class and ``off_target`` elsewhere.
+    For a label, y is ``on_target`` at its class and ``off_target`` elsewhere.
     """
     if target.ndim == membrane.ndim:
         return F.mse_loss(membrane, target)
     if target.is_floating_point():
         return F.mse_loss(membrane, target.expand_as(membrane))
-    wanted = _per_class(target, on_target, off_target, membrane)
-    return F.mse_loss(membrane, wanted.expand_as(membrane))
+    targets = _class_targets(target, on_target, off_target, membrane)
+    return F.mse_loss(membrane, targets.expand_as(membrane))
 
 
-def _per_class(target: Tensor, correct: Number, incorrect: Number, like: Tensor) -> Tensor:
-    """``[B, K]``: ``correct`` at the class of each label, ``incorrect`` elsewhere; dtype and K of ``like``."""
-    here = F.one_hot(target, like.shape[-1]).bool()
-    return torch.where(here, correct, incorrect).to(like.dtype)
+def _class_targets(target: Tensor, correct: Number, incorrect: Number, like: Tensor) -> Tensor:
+    """Return ``[B, K]``: ``correct`` at the class of each label, ``incorrect`` elsewhere; dtype and K of ``like``."""
+    is_label = F.one_hot(target, like.shape[-1]).bool()
+    return torch.where(is_label, correct, incorrect).to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class MSECount(Loss):
     incorrect_rate: Stackable[Fraction] = 0.2
 
     def numbers(self, num_steps: int) -> tuple[float, ...]:
-        return _rounded_down(num_steps, self.correct_rate, self.incorrect_rate)
+        return _target_counts(num_steps, self.correct_rate, self.incorrect_rate)
 
     def sees_labels(self, num_steps: int) -> bool:
         correct, incorrect = self.numbers(num_steps)
@@ -71,7 +71,7 @@ class MSECount(Loss):
 
 @dataclass(frozen=True)
 class MSEMembrane(Loss):
-    """See :func:`mse_membrane`. The class of a label fires: its target lies above the usual threshold of 1."""
+    """See :func:`mse_membrane`. The default ``on_target`` is above the usual threshold of 1, so the class fires."""
 
     stackable = True
     targets = ("labels", "trace", "values")
@@ -90,7 +90,7 @@ class MSEMembrane(Loss):
 
 @dataclass(frozen=True)
 class MSELast(MSEMembrane):
-    """MSE(U[T - 1], y); y is the last step of a trace, or values, or made of labels as in :func:`mse_membrane`."""
+    """MSE(U[T - 1], y); y is the last step of a trace, values, or given by labels as in :func:`mse_membrane`."""
 
     stackable = True
     reads = "last_membrane"
@@ -103,15 +103,15 @@ class MSELast(MSEMembrane):
 
 @dataclass(frozen=True)
 class MSETemporal(Loss):
-    """mean of ((t_k - y_k) / T)^2; neuron k first fires at step t_k, or never, and then t_k = T - 1.
+    """Mean of ((t_k - y_k) / T)^2, where t_k is the first step in which neuron k fires, or T - 1 if it never does.
 
-    A label gives the times y_k. The derivative of t_k by the spike S_k[t_k] is taken for -1, and is 0 for all other
-    spikes, as in ``mse_temporal_loss`` of snnTorch.
+    The target times y_k are given by the label. The derivative of t_k is -1 with respect to the spike S_k[t_k] and 0
+    with respect to all others, as in ``mse_temporal_loss`` of snnTorch.
 
     Args:
-        on_target: y_k of the class of the label, a step; -1 is the last one.
-        off_target: y_k of all others.
-        tolerance: times that are less than so many steps from their target count as met.
+        on_target: y_k of the labeled class, a step; -1 is the last step.
+        off_target: y_k of the other classes.
+        tolerance: times closer to their target than this number of steps have no loss.
     """
 
     stackable = True
@@ -133,7 +133,7 @@ class MSETemporal(Loss):
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         time: Tensor = trace.spike_time
-        wanted = _per_class(target, numbers[0], numbers[1], time)
-        met = (time.detach() - wanted).abs() < self.tolerance
-        loss: Tensor = F.mse_loss(torch.where(met, wanted, time), wanted) / trace.num_steps**2
+        targets = _class_targets(target, numbers[0], numbers[1], time)
+        is_close = (time.detach() - targets).abs() < self.tolerance
+        loss: Tensor = F.mse_loss(torch.where(is_close, targets, time), targets) / trace.num_steps**2
         return loss
