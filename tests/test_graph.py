@@ -1,4 +1,4 @@
-"""Graphs: several inputs, skip connections, feedback, any synapse, layers without neurons."""
+"""Graphs: several inputs, skip connections, feedback, arbitrary synapses, layers without neurons."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +39,7 @@ LOOP = (layer("a", "input", "b", size=6), layer("b", size=4), layer("readout"))
 SELF = (layer("a", "input", "a", size=6), layer("readout"))
 
 
-def test_a_chain_is_the_network_that_has_no_other_wiring() -> None:
+def test_a_graph_without_inputs_is_a_chain() -> None:
     torch.manual_seed(0)
     chain = MLP((5,), 2, LEAKY, LEAKY, T, hidden=(6, 4))
     made = graph(layer("hidden1", size=6), layer("hidden2", size=4), layer("readout"))
@@ -52,7 +52,7 @@ def test_a_chain_is_the_network_that_has_no_other_wiring() -> None:
         assert torch.equal(trace.membrane, other.membrane)
 
 
-def test_the_currents_of_several_inputs_add_up() -> None:
+def test_currents_of_several_inputs_are_added() -> None:
     made, x = graph(*SKIP), values(T, B, 5)
     a, b, readout = made(x)
     synapse: Any = made.layers["readout"].synapse
@@ -61,38 +61,38 @@ def test_the_currents_of_several_inputs_add_up() -> None:
     expected = made.layers["readout"].neuron(current.unflatten(0, (T, B)))  # type: ignore[operator]
     torch.testing.assert_close(readout.membrane, expected.membrane)
     assert a.spikes.any()
-    assert [name for name, module in synapse.items() if module.bias is not None] == ["b"], "one bias is enough"
+    assert [name for name, module in synapse.items() if module.bias is not None] == ["b"], "only one synapse has a bias"
 
 
 @pytest.mark.parametrize("layers", [SKIP, LOOP, SELF])
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
-def test_gradients_are_those_of_the_equations_written_out(layers: Any, kernel: str) -> None:
-    """Step by step, by PyTorch's autograd."""
+def test_gradients_equal_those_of_a_step_by_step_implementation(layers: Any, kernel: str) -> None:
+    """Compare with autograd through an explicit loop over steps and layers."""
     made, x = graph(*layers).double(), values(T, B, 5).double()
     kernels.use(made, kernel, torch.device("cpu"))
     trace = made(x)[-1]
-    found = torch.autograd.grad(trace.membrane.square().sum() + trace.spikes.sum(), [*made.parameters()])
+    actual = torch.autograd.grad(trace.membrane.square().sum() + trace.spikes.sum(), [*made.parameters()])
 
     kernels.use(made, "reference", torch.device("cpu"))
     spikes = {name: torch.zeros(B, *neuron.features, dtype=torch.float64) for name, neuron in made.neurons().items()}
     states = dict.fromkeys(made.layers)
     loss = torch.zeros((), dtype=torch.float64)
     for step in x:
-        before = dict(spikes)
+        previous = dict(spikes)
         for name, each in made.layers.items():
-            there = {**before, "input": step}
-            # what was computed in this step is read in this step
-            there |= {done: spikes[done] for done in list(made.layers)[: list(made.layers).index(name)]}
-            current = sum(synapse(there[source]) for source, synapse in each.synapses(made.sources[name]))
+            outputs = {**previous, "input": step}
+            # earlier layers are read without delay
+            outputs |= {earlier: spikes[earlier] for earlier in list(made.layers)[: list(made.layers).index(name)]}
+            current = sum(synapse(outputs[source]) for source, synapse in each.synapses(made.sources[name]))
             out = each.neuron(current.unsqueeze(0), 1, states[name])
             spikes[name], states[name] = out.spikes[0], out.state
         loss = loss + out.membrane.square().sum() + out.spikes.sum()
     expected = torch.autograd.grad(loss, [*made.parameters()])
-    torch.testing.assert_close(found, expected)
-    assert all(gradient.any() for gradient in found)
+    torch.testing.assert_close(actual, expected)
+    assert all(gradient.any() for gradient in actual)
 
 
-def test_a_layer_that_reads_itself_is_a_recurrent_one() -> None:
+def test_a_layer_that_reads_itself_equals_linear_feedback() -> None:
     made = graph(*SELF)
     recurrent = MLP((5,), 2, partial(RLeaky, beta=0.8, threshold=0.3), LEAKY, T, hidden=(6,))
     own: Any = made.layers["a"].synapse
@@ -120,12 +120,12 @@ class TestTime:
             assert torch.equal(trace.spikes, torch.cat([half.spikes for half in halves]))
             torch.testing.assert_close(trace.membrane, torch.cat([half.membrane for half in halves]))
 
-    def test_time_that_stands_still_equals_time_written_out(self, layers: Any) -> None:
+    def test_constant_input_equals_repeated_input(self, layers: Any) -> None:
         made, x = graph(*layers), values(1, B, 5)
         for trace, other in zip(made(x), made(x.repeat(T, 1, 1)), strict=True):
             assert torch.equal(trace.spikes, other.spikes)
 
-    def test_a_summary_has_the_sums_of_the_whole(self, layers: Any) -> None:
+    def test_reduced_traces_have_the_same_statistics(self, layers: Any) -> None:
         made, x = graph(*layers), values(T, B, 5)
         with torch.no_grad():
             sums = dict.fromkeys(made.layers, ("spike_count", "max_membrane"))
@@ -133,14 +133,14 @@ class TestTime:
                 torch.testing.assert_close(other.spike_count, trace.spike_count)
                 torch.testing.assert_close(other.max_membrane, trace.max_membrane)
 
-    def test_spikes_are_counted_where_they_arrive(self, layers: Any) -> None:
+    def test_delayed_connections_do_not_count_the_last_step(self, layers: Any) -> None:
         made, x = graph(*layers), values(T, B, 5)
         traces = dict(zip(made.layers, made(x), strict=True))
         counted, order = 0.0, list(made.layers)
         for name, sources in made.sources.items():
             for source in (source for source in sources if source != "input"):
-                late = order.index(source) >= order.index(name)
-                spikes = traces[source].spikes[: T - 1 if late else T]
+                delayed = order.index(source) >= order.index(name)
+                spikes = traces[source].spikes[: T - 1 if delayed else T]
                 counted += spikes.sum().item() * made.neurons()[name].features[0]
         measured = sum(synaptic_operations(*rest).item() for _, *rest in made.deliveries([*traces.values()]))
         assert measured == pytest.approx(counted / B, rel=1e-6)
@@ -151,38 +151,38 @@ class TestSynapses:
     def maps(self, **readout: Any) -> Graph:
         return graph(layer("maps", synapse=CONV), layer("readout", **readout), inputs=(2, 8, 6))
 
-    def test_modules_follow_each_other(self) -> None:
+    def test_a_list_of_modules_is_a_sequence(self) -> None:
         made = self.maps()
         assert [neuron.features for neuron in made.neurons().values()] == [(4, 4, 3), (2,)]
         assert made(values(1, B, 2, 8, 6))[-1].membrane.shape == (T, B, 2)
 
-    def test_looking_for_shapes_leaves_running_statistics_alone(self) -> None:
+    def test_shape_inference_does_not_change_running_statistics(self) -> None:
         norm: Any = self.maps().layers["maps"].synapse[1]  # type: ignore[index]
         assert not norm.running_mean.any()
         assert norm.num_batches_tracked == 0
 
-    def test_sizes_that_are_missing_are_those_of_what_is_read(self) -> None:
-        asked: list[dict[str, Any]] = []
+    def test_missing_sizes_are_inferred(self) -> None:
+        calls: list[dict[str, Any]] = []
 
         def make(**given: Any) -> nn.Module:
-            asked.append(given)
+            calls.append(given)
             return nn.Conv2d(out_channels=3, kernel_size=3, **given)
 
         graph(layer("maps", synapse=PartFactory(make, ["in_channels"])), layer("readout"), inputs=(2, 8, 6))
-        assert asked == [{"in_channels": 2}]
+        assert calls == [{"in_channels": 2}]
 
-    def test_spikes_behind_batch_norm_and_pooling_cost_what_the_convolution_costs(self) -> None:
+    def test_synaptic_operations_are_those_of_the_convolution(self) -> None:
         made = graph(layer("maps", synapse=CONV), layer("more", synapse=[nn.Conv2d(4, 2, 2), nn.BatchNorm2d(2)]),
                      layer("readout"), inputs=(2, 8, 6))  # fmt: skip
         made.eval()
         traces = made(values(1, B, 2, 8, 6))
-        found = {name: synaptic_operations(*rest).item() for name, *rest in made.deliveries(traces)}
-        # a spike reaches as many positions of the 2 x 2 kernel as lie within the map of 4 x 3
+        measured = {name: synaptic_operations(*rest).item() for name, *rest in made.deliveries(traces)}
+        # a spike has one connection per position of the 2 x 2 kernel within the 4 x 3 map
         reached = sum(
             2 * sum(0 <= y - dy < 3 and 0 <= x - dx < 2 for dy in (0, 1) for dx in (0, 1))
             for _, _, _, y, x in traces[0].spikes.nonzero().tolist()
         )
-        assert found["more"] == pytest.approx(reached / B)
+        assert measured["more"] == pytest.approx(reached / B)
         assert reached
 
     def test_groups_and_dilation_are_counted(self) -> None:
@@ -195,14 +195,14 @@ class TestSynapses:
         "synapse", [nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 6)), nn.Sequential(nn.AvgPool1d(1), nn.Linear(6, 6)),
                     nn.Bilinear]
     )  # fmt: skip
-    def test_what_an_unknown_synapse_costs_is_not_counted(self, synapse: Any) -> None:
+    def test_operations_of_unknown_synapses_are_not_counted(self, synapse: Any) -> None:
         module = synapse if isinstance(synapse, nn.Module) else Squared()
         made = graph(layer("a", size=6), layer("b", synapse=module), layer("readout"))
-        found = {name: counted for name, _, counted in made.deliveries(made(values(T, B, 5)))}
-        assert found["b"] is None
-        assert found["readout"] is made.layers["readout"].synapse
+        modules = {name: counted for name, _, counted in made.deliveries(made(values(T, B, 5)))}
+        assert modules["b"] is None
+        assert modules["readout"] is made.layers["readout"].synapse
 
-    def test_what_a_users_module_has_drawn_stays(self) -> None:
+    def test_weights_of_a_user_module_are_not_initialized_again(self) -> None:
         made = graph(layer("a", synapse=(module := Squared())), layer("readout"))
         assert made.layers["a"].synapse is module
         assert torch.equal(module.weight, torch.full((6, 5), 0.5))
@@ -217,7 +217,7 @@ class Squared(nn.Module):
         return nn.functional.linear(x[:, :5], self.weight).square()
 
 
-def test_a_layer_without_neurons_hands_on_its_currents() -> None:
+def test_a_layer_without_neurons_outputs_its_currents() -> None:
     front = [nn.Conv2d(2, 3, 3), nn.ReLU()]
     made = graph(
         layer("front", synapse=front, neuron=None), layer("readout"), inputs=(2, 5, 5), readout=LeakyIntegrator
@@ -231,20 +231,20 @@ def test_a_layer_without_neurons_hands_on_its_currents() -> None:
     assert not first.spikes.any()
     current = made.layers["readout"].synapse(nn.Sequential(*front)(x[0]))  # type: ignore[operator]
     torch.testing.assert_close(last.membrane, made.layers["readout"].neuron(current.unsqueeze(0), T).membrane)  # type: ignore[operator]
-    assert calls[0] == B, "what does not change is computed once"
-    assert not [*made.deliveries([first, last])], "values are no spikes"
+    assert calls[0] == B, "constant inputs are computed once"
+    assert not [*made.deliveries([first, last])], "only spikes are counted"
 
 
-def test_members_of_a_stack_are_what_they_are_alone() -> None:
-    alone = [Graph((5,), 2, LEAKY, LEAKY, T, list(SKIP)) for _ in range(3)]
-    together, x = stack(alone), values(T, B, 5)
-    for trace, *others in zip(together(x.unsqueeze(2)), *(each(x) for each in alone), strict=True):
+def test_members_of_a_stack_equal_single_networks() -> None:
+    singles = [Graph((5,), 2, LEAKY, LEAKY, T, list(SKIP)) for _ in range(3)]
+    together, x = stack(singles), values(T, B, 5)
+    for trace, *others in zip(together(x.unsqueeze(2)), *(each(x) for each in singles), strict=True):
         for member, other in enumerate(others):
             torch.testing.assert_close(trace.membrane[:, :, member], other.membrane)
 
 
 @pytest.mark.parametrize(
-    ("layers", "sentence"),
+    ("layers", "message"),
     [
         ([layer("a", size=3)], "must be named readout"),
         ([layer("a", size=3), layer("a", size=3), layer("readout")], "'a' cannot name a layer"),
@@ -270,12 +270,12 @@ def test_members_of_a_stack_are_what_they_are_alone() -> None:
         ([layer("a", synapse=[nn.Flatten(0)]), layer("readout")], r"Flatten, must return a tensor \[B, \*N\]"),
     ],
 )  # fmt: skip
-def test_layers_that_do_not_fit_are_refused(layers: Any, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=f"^layers: .*{sentence}"):
+def test_refuses_inconsistent_layers(layers: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^layers: .*{message}"):
         graph(*layers)
 
 
-def test_inputs_of_different_shapes_are_refused() -> None:
+def test_refuses_currents_of_different_shapes() -> None:
     make: Callable[[], Graph] = lambda: graph(  # noqa: E731
         layer("a", size=3), layer("readout", "a", "input", synapse={"a": nn.Linear(3, 2), "input": nn.Identity()})
     )

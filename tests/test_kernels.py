@@ -1,6 +1,6 @@
-"""Each kernel is the reference scan, faster: the same spikes, membranes, states and gradients, also at ties.
+"""Kernels have the same spikes, membranes, states and gradients as the reference scan, also at ties.
 
-Triton kernels run in Triton's interpreter here (conftest sets TRITON_INTERPRET) and are compiled for a GPU at the end.
+Triton kernels run in Triton's interpreter (conftest sets TRITON_INTERPRET); one test compiles them for a GPU.
 """
 
 import math
@@ -47,7 +47,7 @@ ALL = ("tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset")
 
 
 def learning_integrator(features: int) -> LeakyIntegrator:
-    """A leaky integrator all of whose parameters ask for gradients."""
+    """Return a leaky integrator whose parameters all require gradients."""
     neuron = LeakyIntegrator(features, **RATES, v_leak=0.1)
     for name in ("tau_mem_inv", "tau_syn_inv", "v_leak"):
         value = getattr(neuron, name)
@@ -60,7 +60,7 @@ def rleaky(features: Any, **more: Any) -> RLeaky:
     return RLeaky(features, BETA, THETA, learn_beta=True, learn_threshold=True, **more)
 
 
-# name: what makes a layer of N neurons with a reset and a surrogate; a map has the neuron axes (N, 2, 3)
+# by name: creates a layer of N neurons, or with neuron axes (N, 2, 3), from reset and surrogate
 NEURONS: dict[str, Callable[[int, str, Surrogate], Neuron]] = {
     "leaky": lambda N, reset, s: Leaky(N, BETA, THETA, True, True, reset, s),
     "leaky-scalar": lambda N, reset, s: Leaky(N, 0.8, 0.6, False, False, reset, s),
@@ -80,15 +80,15 @@ PAIRS = [
     (kernel, name)
     for kernel in ("fused", "triton")
     for name in NEURONS
-    # these have no Triton form, and Triton is not there for every system
+    # these have no Triton form, and Triton is not installed everywhere
     if kernel != "triton" or (name not in ("rleaky-conv2d", "lif-reset-gradient") and find_spec("triton"))
 ]
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=25)
 
 
-def a_state(neuron: Neuron, step: Tensor, random: torch.Generator) -> Any:
-    """A state that asks for gradients; its spikes are 0 or 1, its membranes on both sides of the threshold."""
+def random_state(neuron: Neuron, step: Tensor, random: torch.Generator) -> Any:
+    """Return a state that requires gradients: spikes 0 or 1, membranes below and above the threshold."""
     zero = neuron.zero_state(step)
     parts = {}
     for name in zero._fields:
@@ -100,10 +100,10 @@ def a_state(neuron: Neuron, step: Tensor, random: torch.Generator) -> Any:
 def outputs_and_gradients(
     neuron: Neuron, current: Tensor, T: int, state: Any, synapse: nn.Module | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """All that a layer returns, and the gradients of a random scalar of all that in all that went in."""
-    trace, after = neuron.unroll(current, T, state, synapse)
+    """Return all outputs of a layer, and the gradients of a random linear combination of them by all inputs."""
+    trace, output = neuron.unroll(current, T, state, synapse)
     assert isinstance(trace, Trace)
-    outputs = [trace.spikes, trace.membrane, *trace.state, *([] if after is None else [after])]
+    outputs = [trace.spikes, trace.membrane, *trace.state, *([] if output is None else [output])]
     random = torch.Generator().manual_seed(1)
     scalar = sum((out * torch.randn(out.shape, generator=random, dtype=out.dtype)).sum() for out in outputs)
     variables = [current, *state, *neuron.parameters(), *([] if synapse is None else synapse.parameters())]
@@ -119,15 +119,15 @@ def outputs_and_gradients(
     N=st.integers(1, 5),
     constant=st.booleans(),
     samples_last=st.booleans(),
-    behind=st.sampled_from([0, 3, 40]),
+    next_size=st.sampled_from([0, 3, 40]),
     reset=st.sampled_from(RESETS),
     surrogate=st.sampled_from(SURROGATES),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     chunk_bytes=st.sampled_from([1, 200, 1 << 19]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_a_kernel_is_the_reference(
-    kernel: str, name: str, T: int, B: int, N: int, constant: bool, samples_last: bool, behind: int, reset: str,
+def test_kernel_equals_reference(
+    kernel: str, name: str, T: int, B: int, N: int, constant: bool, samples_last: bool, next_size: int, reset: str,
     surrogate: Surrogate,
     dtype: torch.dtype, chunk_bytes: int, seed: int,
 ) -> None:  # fmt: skip
@@ -137,11 +137,11 @@ def test_a_kernel_is_the_reference(
     shape = (1 if constant else T, B, *neuron.features)
     current = torch.randn(shape, generator=random, dtype=dtype).add(0.5)
     if samples_last:
-        # as it comes from a synapse with few outputs
+        # the layout of the output of a synapse with few outputs
         current = current.movedim(1, -1).contiguous().movedim(-1, 1)
     current.requires_grad_()
-    state = a_state(neuron, current[0], random)
-    synapse = Dense(math.prod(neuron.features), behind).to(dtype) if behind else None
+    state = random_state(neuron, current[0], random)
+    synapse = Dense(math.prod(neuron.features), next_size).to(dtype) if next_size else None
 
     neuron.kernel = reference
     expected, expected_gradients = outputs_and_gradients(neuron, current, T, state, synapse)
@@ -151,7 +151,7 @@ def test_a_kernel_is_the_reference(
         outputs, gradients = outputs_and_gradients(neuron, current, T, state, synapse)
     single = dtype == torch.float32
     if single and not torch.equal(outputs[0], expected[0]):
-        # a product in another order rounds otherwise, and where a membrane meets its threshold that flips a spike
+        # products in another order round differently, which may flip a spike at the threshold
         assert getattr(neuron, "recurrent", None) is not None
         different = outputs[0] != expected[0]
         first = int(different.flatten(1).any(1).nonzero()[0])
@@ -164,7 +164,7 @@ def test_a_kernel_is_the_reference(
     for ours, theirs in zip(outputs[2:], expected[2:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 if single else 1e-12)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        # a sum over all steps that cancels keeps the rounding of its terms
+        # sums over all steps may cancel
         scale = theirs.abs().max().item() + 1
         assert (ours - theirs).abs().max() <= (1e-4 if single else 1e-11) * scale
 
@@ -172,7 +172,7 @@ def test_a_kernel_is_the_reference(
 @pytest.mark.parametrize("kernel", ["fused", "triton"])
 @pytest.mark.parametrize("reset", RESETS)
 def test_a_membrane_exactly_at_its_threshold_does_not_fire(kernel: str, reset: str) -> None:
-    """beta = 1/2, theta = 1 and currents of halves are exact in binary: the membrane meets the threshold."""
+    """beta = 1/2, theta = 1 and these currents are exact in binary: some membranes equal the threshold."""
     neuron = Leaky(3, 0.5, 1.0, reset=reset)
     current = torch.tensor([[1.0, 0.5, 1.5], [0.5, 0.75, 0.25], [0.25, 1.0, 0.5]]).unsqueeze(1)
     expected = neuron(current)
@@ -189,7 +189,7 @@ SUMS = [name for name, statistic in STATISTICS.items() if not statistic.per_step
 
 @pytest.mark.parametrize("chunk_bytes", [1, 200, 1 << 19])
 @pytest.mark.parametrize(("kernel", "name"), PAIRS)
-def test_sums_without_a_trace_are_those_of_the_trace(
+def test_streaming_statistics_equal_those_of_the_trace(
     kernel: str, name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused, "CHUNK_BYTES", chunk_bytes)
@@ -199,26 +199,28 @@ def test_sums_without_a_trace_are_those_of_the_trace(
     kernels.use(neuron, kernel, CPU)
     current = torch.randn(9, 3, *neuron.features, dtype=torch.float64) + 0.5
     with torch.no_grad():
-        for behind in (None, synapse):
-            full, arrived = neuron.unroll(current, synapse=behind)
-            less, arrived_too = neuron.unroll(current, synapse=behind, statistics=SUMS)
-            assert isinstance(less, ReducedTrace)
+        for next_synapse in (None, synapse):
+            full, output = neuron.unroll(current, synapse=next_synapse)
+            reduced, same_output = neuron.unroll(current, synapse=next_synapse, statistics=SUMS)
+            assert isinstance(reduced, ReducedTrace)
             for statistic in SUMS:
-                torch.testing.assert_close(getattr(less, statistic), getattr(full, statistic), rtol=1e-12, atol=1e-12)
-            assert less.values.keys() == {*SUMS}
-            assert less.samples == full.samples == 3
-            for ours, theirs in zip(less.state, full.state, strict=True):
+                torch.testing.assert_close(
+                    getattr(reduced, statistic), getattr(full, statistic), rtol=1e-12, atol=1e-12
+                )
+            assert reduced.values.keys() == {*SUMS}
+            assert reduced.samples == full.samples == 3
+            for ours, theirs in zip(reduced.state, full.state, strict=True):
                 torch.testing.assert_close(ours, theirs)
-            assert less.num_steps == full.num_steps == 9
-            assert behind is None or torch.equal(arrived, arrived_too)
-    # where gradients are asked for, sums have them
-    less, _ = neuron.unroll(current.requires_grad_(), statistics=SUMS)
-    assert torch.autograd.grad(less.max_membrane.sum(), current)[0].any()
+            assert reduced.num_steps == full.num_steps == 9
+            assert next_synapse is None or torch.equal(output, same_output)
+    # with gradients enabled, statistics have gradients
+    reduced, _ = neuron.unroll(current.requires_grad_(), statistics=SUMS)
+    assert torch.autograd.grad(reduced.max_membrane.sum(), current)[0].any()
 
 
 @pytest.mark.parametrize("reset", ["subtract", "none"])
-class TestStream:
-    """A leaky layer under a constant current, whose backward pass runs forward and keeps nothing."""
+class TestRecomputingScan:
+    """A leaky layer with constant current, whose backward pass recomputes the membrane."""
 
     T, B, N = 11, 4, 6
 
@@ -242,47 +244,45 @@ class TestStream:
         results = []
         for kernel in (fused_leaky.scan, reference):
             neuron.kernel = kernel
-            trace, arrived = neuron.unroll(current, self.T, state, synapse)
-            weights = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-            gradients = torch.autograd.grad((arrived * weights).sum(), [current, *synapse.parameters()])
-            results.append((arrived, gradients))
+            trace, output = neuron.unroll(current, self.T, state, synapse)
+            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            gradients = torch.autograd.grad((output * weights).sum(), [current, *synapse.parameters()])
+            results.append((output, gradients))
             assert isinstance(trace, fused.LazyTrace) == (kernel is fused_leaky.scan)
         torch.testing.assert_close(*results)
 
-    def test_what_is_kept_does_not_grow_with_time(self, reset: str) -> None:
-        kept = []
+    def test_saved_memory_does_not_depend_on_the_number_of_steps(self, reset: str) -> None:
+        saved = []
         for T in (10, 1000):
             neuron, synapse, current = self.network(reset)
             sizes: dict[int, int] = {}
 
-            def note(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            def record(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
                 sizes[tensor.data_ptr()] = tensor.nbytes
                 return tensor
 
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
                 neuron.unroll(current, T, synapse=synapse)
-            kept.append(sum(sizes.values()))
-        assert kept[0] == kept[1] > 0
+            saved.append(sum(sizes.values()))
+        assert saved[0] == saved[1] > 0
 
-    def test_a_trace_that_is_read_later_is_the_trace(self, reset: str) -> None:
+    def test_lazy_trace_equals_the_trace(self, reset: str) -> None:
         neuron, synapse, current = self.network(reset)
-        deferred, _ = neuron.unroll(current, self.T, synapse=synapse)
+        lazy, _ = neuron.unroll(current, self.T, synapse=synapse)
         full = reference(neuron, current, self.T, neuron.zero_state(current[0]))[0]
-        assert deferred.num_steps == self.T
+        assert lazy.num_steps == self.T
         for name in ("spikes", "membrane", "spike_count", "last_spikes", "max_membrane", "first_spike"):
-            assert torch.equal(getattr(deferred, name), getattr(full, name)), name
+            assert torch.equal(getattr(lazy, name), getattr(full, name)), name
             with torch.no_grad():
-                assert torch.equal(getattr(deferred, name), getattr(full, name)), name
-        assert torch.equal(deferred.state.membrane, full.state.membrane)
-        both = [
-            torch.autograd.grad((t.spikes * t.membrane).sum(), current, retain_graph=True) for t in (deferred, full)
-        ]
+                assert torch.equal(getattr(lazy, name), getattr(full, name)), name
+        assert torch.equal(lazy.state.membrane, full.state.membrane)
+        both = [torch.autograd.grad((t.spikes * t.membrane).sum(), current, retain_graph=True) for t in (lazy, full)]
         torch.testing.assert_close(*both)
 
 
 @pytest.mark.parametrize(("kernel", "name"), PAIRS)
 def test_currents_in_any_layout(kernel: str, name: str) -> None:
-    """Samples that share memory, and samples that lie beside each other in it."""
+    """An expanded batch, and a batch axis that is contiguous in memory."""
     torch.manual_seed(0)
     neuron = NEURONS[name](4, "subtract", ATan()).double()
     shared = torch.rand(6, 1, *neuron.features, dtype=torch.float64).expand(6, 3, *neuron.features)
@@ -296,8 +296,8 @@ def test_currents_in_any_layout(kernel: str, name: str) -> None:
 
 @pytest.mark.parametrize("steps_given", [1, 8])
 @pytest.mark.parametrize("with_gradients", [True, False])
-def test_spikes_read_after_a_step_are_those_of_before(steps_given: int, with_gradients: bool) -> None:
-    """The optimiser moves thresholds in place; a trace stays what it was."""
+def test_lazy_spikes_are_not_changed_by_an_optimizer_step(steps_given: int, with_gradients: bool) -> None:
+    """The optimizer updates thresholds in place."""
     torch.manual_seed(0)
     neuron, synapse = Leaky(4, 0.9, THETA, learn_threshold=True), Dense(4, 2)
     kernels.use(neuron, "fused", CPU)
@@ -314,7 +314,7 @@ def test_spikes_read_after_a_step_are_those_of_before(steps_given: int, with_gra
 
 
 @pytest.mark.parametrize("steps_given", [1, 8])
-def test_a_first_look_without_gradients_takes_them_from_nobody(steps_given: int) -> None:
+def test_reading_without_gradients_first_keeps_later_gradients(steps_given: int) -> None:
     torch.manual_seed(0)
     neuron, synapse = Leaky(4), Dense(4, 2)
     kernels.use(neuron, "fused", CPU)
@@ -326,8 +326,8 @@ def test_a_first_look_without_gradients_takes_them_from_nobody(steps_given: int)
     assert torch.autograd.grad(trace.spikes.mean() + trace.membrane.mean(), current)[0].any()
 
 
-def test_a_synapse_that_computes_something_else_is_called() -> None:
-    """Subclasses and hooks, such as those of pruning, may do more than S W^T + b."""
+def test_synapses_with_other_forward_or_hooks_are_called() -> None:
+    """Subclasses and hooks, such as those of pruning, may compute more than S W^T + b."""
 
     class Masked(Dense):
         def forward(self, inputs: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ def test_a_synapse_that_computes_something_else_is_called() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "name"), PAIRS)
-def test_a_state_of_another_batch_is_refused(kernel: str, name: str) -> None:
+def test_refuses_state_of_another_batch_size(kernel: str, name: str) -> None:
     neuron = NEURONS[name](3, "subtract", ATan())
     kernels.use(neuron, kernel, CPU)
     for batch in (1, 5):
@@ -360,13 +360,13 @@ def test_a_state_of_another_batch_is_refused(kernel: str, name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_reciprocal_of_a_surrogate(surrogate: Surrogate, dtype: torch.dtype) -> None:
     x = torch.linspace(-3, 3, 301, dtype=dtype)
-    weighed = torch.ones_like(x).div_(surrogate.reciprocal_(x.clone()))
-    torch.testing.assert_close(weighed, surrogate(x), rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-12)
+    result = torch.ones_like(x).div_(surrogate.reciprocal_(x.clone()))
+    torch.testing.assert_close(result, surrogate(x), rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NEURONS)
 def test_only_products_run_in_bfloat16(name: str) -> None:
-    """Under autocast, a fused layer is the reference under autocast: the same spikes nearly everywhere."""
+    """Under autocast, fused and reference kernels have nearly the same spikes."""
     torch.manual_seed(0)
     neuron = NEURONS[name](16, "subtract", ATan())
     synapse = Dense(math.prod(neuron.features), 5)
@@ -375,9 +375,9 @@ def test_only_products_run_in_bfloat16(name: str) -> None:
     for kernel in ("reference", "fused"):
         kernels.use(neuron, kernel, CPU)
         with torch.autocast("cpu", torch.bfloat16):
-            trace, arrived = neuron.unroll(current, synapse=synapse)
+            trace, output = neuron.unroll(current, synapse=synapse)
         assert {trace.spikes.dtype, trace.membrane.dtype, *(part.dtype for part in trace.state)} == {torch.float32}
-        loss = arrived.float().square().mean() + trace.membrane.square().mean()
+        loss = output.float().square().mean() + trace.membrane.square().mean()
         results.append((trace.spikes, torch.autograd.grad(loss, current)[0]))
     (spikes, gradient), (fused_spikes, fused_gradient) = results
     assert (spikes != fused_spikes).float().mean() <= 0.01
@@ -389,23 +389,23 @@ class TestUse:
     def network(self, neuron: Any = Leaky, readout: Any = Leaky) -> MLP:
         return MLP((3,), 2, neuron, readout, num_steps=4)
 
-    def test_a_network_on_a_gpu_that_comes_back_runs_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Chosen for a GPU, called on a CPU, where Triton's interpreter is the exception."""
+    def test_triton_network_runs_on_a_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Kernels chosen for a GPU, called on a CPU without Triton's interpreter."""
         network, x = self.network(), torch.rand(1, 2, 3)
         expected = network(x)[-1].membrane
         assert kernels.use(network, "auto", torch.device("cuda")) == "triton"
         monkeypatch.delenv("TRITON_INTERPRET")
         torch.testing.assert_close(network(x)[-1].membrane, expected)
 
-    def test_tells_what_is_used(self) -> None:
+    def test_returns_the_kernels_in_use(self) -> None:
         network = self.network()
-        for name, told in (("reference", "reference"), ("fused", "fused"), ("triton", "triton"), ("auto", "fused")):
-            assert kernels.use(network, name, CPU) == told
+        for name, used in (("reference", "reference"), ("fused", "fused"), ("triton", "triton"), ("auto", "fused")):
+            assert kernels.use(network, name, CPU) == used
         assert {neuron.kernel for neuron in network.neurons().values()} == {fused_leaky.scan}
 
-    def test_a_neuron_of_the_users_own_runs_on_its_own_scan(self) -> None:
+    def test_subclasses_run_on_their_own_scan(self) -> None:
         class Mine(Leaky):
-            """A subclass may compute something else, so that the twin of its parent is not its twin."""
+            """A subclass may compute something else than its parent's kernel."""
 
         network = self.network(Mine)
         assert kernels.use(network, "auto", CPU) == "reference (hidden1), fused (readout)"
@@ -420,17 +420,17 @@ class TestUse:
             (lambda N: RLeaky(129), "linear feedback of 129 neurons exceeds the maximum of 128"),
         ],
     )
-    def test_triton_says_what_it_cannot_do(self, make: Callable[[int], Neuron], reason: str) -> None:
+    def test_reasons_for_no_triton_kernel(self, make: Callable[[int], Neuron], reason: str) -> None:
         with pytest.raises(ConfigError, match=rf"^kernel: got triton, {reason}; use auto$"):
             kernels.use(make(3), "triton", CPU)
 
-    def test_weights_of_bfloat16_need_the_memory_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        on_gpu = pytest.importorskip("snnexp.kernels.triton_common")
+    def test_bfloat16_weights_need_the_memory_of_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        triton_common = pytest.importorskip("snnexp.kernels.triton_common")
         for limit, fits in ((64 * 64 * 4, False), (64 * 64 * 5, True)):
             chip = SimpleNamespace(shared_memory_per_block_optin=limit)
             monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, chip=chip: chip)
             for dtype in (torch.float32, torch.bfloat16):
-                assert on_gpu._fits(torch.zeros(64, 64, dtype=dtype), CPU) is fits
+                assert triton_common._fits(torch.zeros(64, 64, dtype=dtype), CPU) is fits
 
     def test_triton_needs_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TRITON_INTERPRET")
@@ -440,7 +440,7 @@ class TestUse:
 
 @pytest.mark.slow
 def test_triton_kernels_compile_for_a_gpu_without_contraction() -> None:
-    """Compiled for compute capability 9.0 as on such a GPU; outside of products nothing is contracted."""
+    """Compile for compute capability 9.0; only matrix products have fused multiply-adds."""
     pytest.importorskip("triton")
     script = """
 import triton
@@ -479,8 +479,8 @@ for spikes, linear in ((True, True), (True, False), (False, False)):
 
 @pytest.mark.parametrize(("kernel", "name"), [*(("reference", name) for name in NEURONS), *PAIRS])
 @pytest.mark.parametrize("reset", RESETS)
-def test_steps_one_by_one_are_the_sequence(kernel: str, name: str, reset: str) -> None:
-    """T calls of one step, each with the state of the one before, are one call with T steps."""
+def test_single_steps_equal_the_sequence(kernel: str, name: str, reset: str) -> None:
+    """T calls with one step each, passing on the state, equal one call with T steps."""
     torch.manual_seed(0)
     neuron = NEURONS[name](4, reset, ATan()).double()
     assert kernels.use(neuron, kernel, CPU) == kernel

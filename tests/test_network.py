@@ -1,4 +1,4 @@
-"""Networks: shapes, time, states, start weights, and which spike arrives where."""
+"""Networks: shapes, time, states, initial weights, and synaptic operations."""
 
 import random
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def conv(neuron: str, readout: str, **arguments: Any) -> Conv:
     return Conv((2, 12, 10), 3, MAPS[neuron], READOUTS[readout], num_steps=T, kernel_size=3, **arguments).double()
 
 
-# one network of each kind of neuron and each kind of readout, with the shape of its input
+# one network per pair of neuron and readout, with its input shape
 NETWORKS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
     **{f"mlp-{name}-{last}": (lambda n=name, r=last: mlp(n, r), (5,)) for name, last in product(FLAT, READOUTS)},
     **{
@@ -78,13 +78,13 @@ def assert_same_traces(left: Any, right: Any) -> None:
 
 
 class TestEveryNetwork:
-    def test_time_that_stands_still_equals_time_written_out(self, network_and_shape: Any) -> None:
+    def test_constant_input_equals_expanded_input(self, network_and_shape: Any) -> None:
         network, shape = network_and_shape
-        still = values(1, B, *shape)
-        traces = network(still)
-        assert_same_traces(traces, network(still.expand(T, -1, *shape)))
+        constant = values(1, B, *shape)
+        traces = network(constant)
+        assert_same_traces(traces, network(constant.expand(T, -1, *shape)))
         assert {trace.spikes.shape[:2] for trace in traces} == {(T, B)}
-        assert any(trace.spikes.any() for trace in traces), "a silent network tells nothing"
+        assert any(trace.spikes.any() for trace in traces), "the network must spike"
 
     def test_states_continue_the_sequence(self, network_and_shape: Any) -> None:
         network, shape = network_and_shape
@@ -97,7 +97,7 @@ class TestEveryNetwork:
             torch.testing.assert_close(trace.membrane, torch.cat([half.membrane for half in halves]))
         torch.testing.assert_close([trace.state for trace in second], [trace.state for trace in whole])
 
-    def test_a_network_of_sequences_runs_one_step_when_it_gets_one(self, network_and_shape: Any) -> None:
+    def test_sequences_of_one_step_run_one_step(self, network_and_shape: Any) -> None:
         network, shape = network_and_shape
         network.constant = False
         sequence = values(T, B, *shape)
@@ -111,7 +111,7 @@ class TestEveryNetwork:
             torch.testing.assert_close(torch.cat([step[index].membrane for step in steps]), trace.membrane)
         torch.testing.assert_close(states, [trace.state for trace in whole])
 
-    def test_samples_of_a_batch_know_nothing_of_each_other(self, network_and_shape: Any) -> None:
+    def test_samples_of_a_batch_are_independent(self, network_and_shape: Any) -> None:
         network, shape = network_and_shape
         sequence = values(T, B, *shape)
         for trace, alone in zip(network(sequence), network(sequence[:, 1:2]), strict=True):
@@ -125,16 +125,14 @@ class TestEveryNetwork:
             assert layer.synapse.weight.grad.abs().sum() > 0, name
 
     @pytest.mark.parametrize("steps", [1, 4])
-    def test_each_synapse_runs_once_and_only_as_often_as_its_input_changes(
-        self, network_and_shape: Any, steps: int
-    ) -> None:
+    def test_each_synapse_runs_once_on_all_steps_of_its_input(self, network_and_shape: Any, steps: int) -> None:
         network, shape = network_and_shape
         samples: list[int] = []
         for layer in network.layers.values():
             layer.synapse.register_forward_hook(lambda _module, inputs, _output: samples.append(len(inputs[0])))
         network(values(steps, B, *shape))
-        later = (T if steps == 1 else steps) * B
-        assert samples == [steps * B] + [later] * (len(network.layers) - 1)
+        hidden = (T if steps == 1 else steps) * B
+        assert samples == [steps * B] + [hidden] * (len(network.layers) - 1)
 
 
 @pytest.mark.parametrize("hidden", [(), (6,), (6, 4), (6, 4, 3)])
@@ -168,7 +166,7 @@ def test_conv_has_one_trace_per_layer(hidden: tuple[int, ...]) -> None:
 class TestSynapses:
     @pytest.mark.parametrize("readout", READOUTS)
     @pytest.mark.parametrize("network", ["mlp", "conv"])
-    def test_bias_is_what_the_neurons_model_says(self, network: str, readout: str) -> None:
+    def test_default_bias_depends_on_the_neuron(self, network: str, readout: str) -> None:
         for neuron in FLAT if network == "mlp" else MAPS:
             made = mlp(neuron, readout) if network == "mlp" else conv(neuron, readout, channels=(3,))
             *hidden, last = (layer.synapse.bias is not None for layer in made.layers.values())
@@ -179,13 +177,13 @@ class TestSynapses:
         torch.manual_seed(0)
         layers = MLP((300,), 10, ParametrizedLIF, LeakyIntegrator, num_steps=1, hidden=(400,)).layers
         weight = layers["hidden1"].synapse.weight.detach()
-        # of 120,000 values: the mean is known to std / 346, the standard deviation to 1 / 490
+        # 120,000 values: standard error of the mean std / 346, relative error of the standard deviation 1 / 490
         std = sqrt(2 / 400)
         assert abs(weight.mean().item()) < 4 * std / 346
         assert weight.std().item() == pytest.approx(std, rel=4 / 490)
         assert weight.abs().max() > 3.5 * std, "not uniform"
 
-    def test_weights_before_other_neurons_are_pytorchs(self) -> None:
+    def test_other_neurons_have_pytorchs_default_weights(self) -> None:
         torch.manual_seed(0)
         network = MLP((100,), 50, Leaky, LeakyIntegrator, num_steps=1, hidden=(200,))
         for layer, fan_in in zip(network.layers.values(), (100, 200), strict=True):
@@ -193,7 +191,7 @@ class TestSynapses:
             assert 0.99 / sqrt(fan_in) < largest <= 1 / sqrt(fan_in)
 
 
-# neuron to the neurons that a spike of neuron i reaches in its own layer of n
+# by neuron: the targets of a spike of neuron i within its layer of n
 FEEDBACK: dict[str, Callable[[int, int], list[int]]] = {
     "leaky": lambda i, n: [],
     "rleaky": lambda i, n: list(range(n)),
@@ -206,18 +204,16 @@ FEEDBACK: dict[str, Callable[[int, int], list[int]]] = {
 @pytest.mark.parametrize("readout", [*FEEDBACK, "integrator"])
 @pytest.mark.parametrize("neuron", FEEDBACK)
 @pytest.mark.parametrize("spikes_come_in", [True, False])
-def test_synaptic_operations_are_what_one_counts_spike_by_spike(
-    neuron: str, readout: str, spikes_come_in: bool
-) -> None:
+def test_synaptic_operations_equal_a_count_spike_by_spike(neuron: str, readout: str, spikes_come_in: bool) -> None:
     network = mlp(neuron, readout)
     inputs = values(T, B, 5).gt(0.5).double()
     traces = network(inputs)
-    reached = [FEEDBACK[neuron], FEEDBACK[neuron], FEEDBACK.get(readout, FEEDBACK["leaky"])]
+    feedback = [FEEDBACK[neuron], FEEDBACK[neuron], FEEDBACK.get(readout, FEEDBACK["leaky"])]
     sizes = [6, 4, 2]
     counted = 0
     if spikes_come_in:
         counted += sum(sizes[0] for spike in inputs.flatten().tolist() if spike)
-    for index, (trace, targets, size) in enumerate(zip(traces, reached, sizes, strict=True)):
+    for index, (trace, targets, size) in enumerate(zip(traces, feedback, sizes, strict=True)):
         for t, _, i in trace.spikes.nonzero().tolist():
             counted += sum(sizes[index + 1 : index + 2])
             counted += len(targets(i, size)) if t + 1 < T else 0
@@ -232,7 +228,7 @@ def test_synaptic_operations_of_a_conv_network() -> None:
     traces = network(values(1, B, 2, 12, 10))
     counted = 0
     for t, _, _, y, x in traces[0].spikes.nonzero().tolist():
-        counted += 3  # each neuron of the readout
+        counted += 3  # all neurons of the readout
         inside = [0 <= y + dy < 5 and 0 <= x + dx < 4 for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
         counted += 3 * sum(inside) if t + 1 < T else 0
     measured = sum(synaptic_operations(spikes, synapse).item() for _, spikes, synapse in network.deliveries(traces))
@@ -247,11 +243,11 @@ class TestRefusals:
             Conv(inputs, 10, Leaky, Leaky, num_steps=T)
 
     @pytest.mark.parametrize("arguments", [{"channels": (4, 4, 4, 4)}, {"kernel_size": 29}, {"stride": 28}])
-    def test_conv_needs_something_left_of_the_image(self, arguments: dict[str, Any]) -> None:
+    def test_conv_refuses_empty_feature_maps(self, arguments: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match=r"^channels: the output of convolution"):
             Conv((1, 28, 28), 10, Leaky, Leaky, num_steps=T, **arguments)
 
-    def test_an_image_as_large_as_the_kernel_is_enough(self) -> None:
+    def test_an_image_of_the_size_of_the_kernel(self) -> None:
         network = Conv((1, 5, 5), 2, Leaky, Leaky, num_steps=T, channels=(4,), kernel_size=5)
         assert network(torch.ones(1, B, 1, 5, 5))[0].spikes.shape == (T, B, 4, 1, 1)
 
@@ -264,7 +260,7 @@ class TestRefusals:
             (lambda: Conv((1, 9, 9), 2, Leaky, Leaky, num_steps=T, stride=0), "stride"),
         ],
     )
-    def test_numbers_outside_their_domain(self, make: Callable[[], nn.Module], key: str) -> None:
+    def test_refuses_arguments_out_of_range(self, make: Callable[[], nn.Module], key: str) -> None:
         with pytest.raises(ConfigError, match=f"^{key}: got 0|^{key}: got \\[0\\]"):
             make()
 
@@ -275,8 +271,8 @@ class TestRefusals:
 
 
 @dataclass(frozen=True)
-class Turning(Initializer):
-    """Draws 0.5 once, and then what no decay may be."""
+class InvalidSecond(Initializer):
+    """Draws 0.5 first, and then an invalid decay."""
 
     drawn: list[int]
 
@@ -286,14 +282,14 @@ class Turning(Initializer):
 
 
 @pytest.mark.parametrize("group", ["neuron", "readout"])
-def test_a_start_value_that_is_refused_names_its_group(group: str) -> None:
-    choices = {"neuron": Leaky, "readout": Leaky, group: partial(Leaky, beta=Turning([]))}
+def test_error_of_an_initial_value_names_its_group(group: str) -> None:
+    choices = {"neuron": Leaky, "readout": Leaky, group: partial(Leaky, beta=InvalidSecond([]))}
     with pytest.raises(ConfigError, match=rf"^{group}\.beta: a start value is 2, must be a finite number from 0 to 1$"):
         MLP((4,), 2, **choices, num_steps=T, hidden=[3])
 
 
 class Counting(Leaky):
-    """A neuron of a user's that counts its calls and draws from all generators."""
+    """A user-defined neuron that counts its calls and draws from all random generators."""
 
     def __init__(self, features: Any) -> None:
         super().__init__(features)
@@ -307,9 +303,9 @@ class Counting(Leaky):
         return super().scan(current, state)
 
 
-def test_a_dry_run_leaves_no_trace() -> None:
+def test_a_dry_run_has_no_side_effects() -> None:
     made = MLP((5,), 3, Counting, Leaky, num_steps=T, hidden=(4, 4))
-    # a weight that is computed before each call, and cannot be copied
+    # pruning computes the weight before each call, so it cannot be copied
     prune.random_unstructured(made.layers["hidden2"].synapse, "weight", 0.5)
     made.layers["hidden1"].eval()
     described = Description((5,), 3, "labels")

@@ -1,4 +1,4 @@
-"""What the neurons' equations imply: sequences by hand, closed forms, exact gradients, and laws for all of them."""
+"""Equations of the neurons: hand-computed sequences, closed forms, exact gradients, and invariants of all neurons."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from snnexp.surrogates import ATan, FastSigmoid, SuperSpike
 RESETS = ["subtract", "zero", "none"]
 LEVELS = {"tau_mem_inv": 300.0, "tau_syn_inv": 400.0, "v_th": 0.4, "v_leak": 0.1, "v_reset": -0.2}
 
-# every neuron, flat or on a map, with the features that it gets; weights are drawn where a model has some
+# every neuron, with one or several neuron axes
 NEURONS: dict[str, Callable[[], Neuron]] = {
     **{f"leaky-{reset}": lambda reset=reset: Leaky(4, reset=reset) for reset in RESETS},
     **{f"rleaky-linear-{reset}": lambda reset=reset: RLeaky(4, reset=reset) for reset in RESETS},
@@ -53,20 +53,20 @@ NEURONS: dict[str, Callable[[], Neuron]] = {
 }
 
 
-ON_REFERENCE_ALONE = ("synaptic", "rsynaptic", "alif")
-# nor has conv2d feedback, or a gradient through the reset, a Triton form
-EACH_ON_EACH = [
+REFERENCE_ONLY = ("synaptic", "rsynaptic", "alif")
+# conv2d feedback and gradients through the reset have no Triton form
+PAIRS = [
     (name, kernel)
     for name in NEURONS
     for kernel in ("reference", "fused", "triton")
-    if kernel == "reference" or not name.startswith(ON_REFERENCE_ALONE)
+    if kernel == "reference" or not name.startswith(REFERENCE_ONLY)
     if kernel != "triton" or ("conv2d" not in name and name != "lif-plain" and find_spec("triton"))
 ]
 
 
-@pytest.fixture(params=EACH_ON_EACH, ids=lambda pair: "-".join(pair))
+@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
 def neuron(request: pytest.FixtureRequest) -> Neuron:
-    """One of each kind on each kernel, in float64, so that laws hold to rounding; Triton runs in its interpreter."""
+    """Every neuron on every kernel, in float64; Triton runs in its interpreter."""
     name, kernel = request.param
     torch.manual_seed(0)
     made = NEURONS[name]().double()
@@ -97,13 +97,13 @@ class TestEveryNeuron:
         torch.testing.assert_close(torch.cat([first.spikes, second.spikes]), spikes)
         torch.testing.assert_close(torch.cat([first.membrane, second.membrane]), membrane)
         torch.testing.assert_close(second.state, state)
-        # the gradient crosses the seam
+        # the gradient flows through the state
         late = (second.membrane.sin().sum() + second.spikes.sum(), membrane[5:].sin().sum() + spikes[5:].sum())
         continued, whole = (gradients(loss, current)[0] for loss in late)
         torch.testing.assert_close(continued, whole)
         assert whole[:5].any()
 
-    def test_constant_current_equals_the_expanded_one(self, neuron: Neuron) -> None:
+    def test_constant_current_equals_expanded_current(self, neuron: Neuron) -> None:
         short = current_for(neuron, T=1).requires_grad_()
         short_trace, long_trace = neuron(short, num_steps=9), neuron(short.expand(9, *short.shape[1:]), num_steps=9)
         assert len(short_trace.membrane) == 9
@@ -112,7 +112,7 @@ class TestEveryNeuron:
         losses = [(trace.membrane.sin() + trace.spikes).sum() for trace in (short_trace, long_trace)]
         torch.testing.assert_close(gradients(losses[0], *variables), gradients(losses[1], *variables))
 
-    def test_samples_of_a_batch_do_not_meet(self, neuron: Neuron) -> None:
+    def test_samples_of_a_batch_are_independent(self, neuron: Neuron) -> None:
         current = current_for(neuron)
         together = neuron(current)
         for b in range(current.shape[1]):
@@ -120,7 +120,7 @@ class TestEveryNeuron:
             torch.testing.assert_close(alone.spikes[:, 0], together.spikes[:, b])
             torch.testing.assert_close(alone.membrane[:, 0], together.membrane[:, b])
 
-    def test_later_currents_change_nothing_earlier(self, neuron: Neuron) -> None:
+    def test_is_causal(self, neuron: Neuron) -> None:
         current = current_for(neuron)
         changed = torch.cat([current[:7], current_for(neuron, T=5, seed=2)])
         before, after = neuron(current), neuron(changed)
@@ -141,7 +141,7 @@ class TestEveryNeuron:
         spikes = neuron(current_for(neuron, T=40)).spikes
         assert set(spikes.unique().tolist()) == ({0.0, 1.0} if neuron.spikes else {0.0})
 
-    def test_a_current_of_the_wrong_shape_is_refused(self, neuron: Neuron) -> None:
+    def test_refuses_current_of_wrong_shape(self, neuron: Neuron) -> None:
         T, B, N = 5, 2, neuron.features
         for shape in [(T, *N), (T, B, *N, 1), (T, B, N[0] + 1, *N[1:]), (0, B, *N), (B,)]:
             with pytest.raises(ValueError, match="current has"):
@@ -152,13 +152,13 @@ class TestEveryNeuron:
 
     @pytest.mark.parametrize("features", [0, -1, True, (), (3, 0), (2.0,), "ab"])
     @pytest.mark.parametrize("kind", [Leaky, RLeaky, ParametrizedLIF, LeakyIntegrator])
-    def test_features_are_refused(self, kind: type[Neuron], features: object) -> None:
+    def test_refuses_features(self, kind: type[Neuron], features: object) -> None:
         with pytest.raises(ConfigError, match=r"^features: "):
             kind(features)
 
 
 class TestParameters:
-    def test_learned_ones_are_parameters_under_their_names(self) -> None:
+    def test_learned_values_are_named_parameters(self) -> None:
         learned = {
             ("beta", "threshold"): Leaky(3, learn_beta=True, learn_threshold=True),
             ("beta", "recurrent.weight", "recurrent.bias"): RLeaky(3, learn_beta=True),
@@ -174,7 +174,7 @@ class TestParameters:
             network = nn.ModuleDict({"neuron": neuron})
             assert set(dict(network.named_parameters())) == {f"neuron.{name}" for name in names}
 
-    def test_others_are_saved_too(self) -> None:
+    def test_other_values_are_in_the_state_dict(self) -> None:
         assert {"beta", "threshold"} <= set(Leaky(3).state_dict())
         assert {"tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset"} <= set(ParametrizedLIF(3).state_dict())
 
@@ -186,7 +186,7 @@ class TestParameters:
             assert len(value.unique()) == 20
         assert torch.equal(Leaky((2, 3), beta=Constant(0.5)).beta, torch.full((2, 3), 0.5))
 
-    def test_each_neuron_has_its_own(self) -> None:
+    def test_one_value_per_neuron(self) -> None:
         beta = torch.tensor([0.25, 0.5, 0.75])
         membrane = Leaky(3, beta, reset="none")(torch.ones(2, 1, 3)).membrane
         assert torch.equal(membrane[1, 0], 1 + beta)
@@ -260,7 +260,7 @@ class TestParameters:
             ParametrizedLIF(3, **{key: value})
 
     def test_the_fastest_time_constant_is_allowed(self) -> None:
-        """dt tau = 1 forgets everything in one step: u[t] = v_leak + j[t], i[t] = 0."""
+        """With dt tau = 1, all state decays in one step: u[t] = v_leak + j[t], i[t] = 0."""
         integrator = LeakyIntegrator(1, tau_mem_inv=1000.0, tau_syn_inv=1000.0, v_leak=0.5)
         membrane = integrator(steps(1, 0, -2)).membrane
         torch.testing.assert_close(membrane, steps(1.5, 0.5, -1.5))
@@ -272,7 +272,7 @@ class TestLeaky:
     @pytest.mark.parametrize(
         ("reset", "membrane", "spikes"),
         [
-            # U' = 1.5 fires, so one step later theta goes; likewise after 1.25
+            # 1.5 fires, so theta is subtracted one step later; likewise 1.25
             ("subtract", (1.5, 1.25, 0.125, 0.5625), (1, 1, 0, 0)),
             ("zero", (1.5, 1.5, 0.5, 0.75), (1, 1, 0, 0)),
             ("none", (1.5, 2.25, 1.625, 1.3125), (1, 1, 1, 1)),
@@ -288,7 +288,7 @@ class TestLeaky:
     def test_constant_current_gives_a_geometric_series(self, beta: float) -> None:
         c, T = 0.7, 40
         membrane = Leaky(1, beta, reset="none").double()(steps(c, dtype=torch.float64), num_steps=T).membrane
-        # the decay is kept in float32
+        # the parameter is float32
         beta = torch.tensor(beta).double()
         powers = beta ** torch.arange(1, T + 1)
         torch.testing.assert_close(membrane.flatten(), c * (1 - powers) / (1 - beta))
@@ -299,30 +299,30 @@ class TestLeaky:
         for first, fires in [(1.0, False), (just_above, True)]:
             trace = Leaky(1, 0.5, 1.0, reset=reset)(steps(first, 0))
             assert trace.spikes[0].item() == fires
-            # and neither does it reset
+            # nor reset
             resets = fires and reset != "none"
             assert (trace.membrane[1].item() != 0.5 * first) == resets
 
     @settings(derandomize=True, database=None, deadline=None)
     @given(st.lists(st.integers(-20, 40), min_size=1, max_size=60), st.integers(1, 12))
     def test_subtract_conserves_charge(self, eighths: list[int], threshold: int) -> None:
-        """Without leak, what came in is in the membrane or went with the spikes; eighths add without rounding."""
+        """Without leak, the input equals the membrane plus the resets; sums of eighths are exact."""
         current = steps(*eighths) / 8
         spikes, membrane, _ = Leaky(1, 1.0, threshold / 8)(current)
         assert membrane[-1].sum() + spikes[:-1].sum() * threshold / 8 == current.sum()
 
-    @pytest.mark.parametrize(("beta", "as_if"), [(1.5, 1.0), (-0.5, 0.0), (0.5, 0.5)])
-    def test_a_decay_that_training_drove_out_is_clamped_and_has_no_gradient(self, beta: float, as_if: float) -> None:
+    @pytest.mark.parametrize(("beta", "clamped"), [(1.5, 1.0), (-0.5, 0.0), (0.5, 0.5)])
+    def test_beta_out_of_bounds_is_clamped_without_gradient(self, beta: float, clamped: float) -> None:
         current = steps(0.5, 1.0, 0.25, 2.0)
         neuron = Leaky(1, 0.25, learn_beta=True)
         neuron.beta.data.fill_(beta)
         membrane = neuron(current).membrane
-        assert torch.equal(membrane, Leaky(1, as_if)(current).membrane)
-        assert (gradients(membrane.sum(), neuron.beta)[0] != 0) == (beta == as_if)
+        assert torch.equal(membrane, Leaky(1, clamped)(current).membrane)
+        assert (gradients(membrane.sum(), neuron.beta)[0] != 0) == (beta == clamped)
 
     @pytest.mark.parametrize("reset", RESETS)
     def test_membrane_gradients_are_the_derivatives(self, reset: str) -> None:
-        """Almost everywhere the detached reset is constant, so the membrane has true derivatives, theta's included."""
+        """The detached reset is constant almost everywhere, so the membrane has true derivatives, also by theta."""
         neuron = Leaky(3, reset=reset).double()
         random = torch.Generator().manual_seed(0)
         current = torch.rand(9, 2, 3, generator=random, dtype=torch.float64).requires_grad_()
@@ -339,7 +339,7 @@ class TestLeaky:
         assert torch.autograd.gradcheck(membrane, (current, beta, theta, start))
 
     def test_threshold_is_not_detached_in_subtract(self) -> None:
-        """U = 1.5, 1.25, .125: one and two subtractions lie behind the last two, the first of them halved."""
+        """U = 1.5, 1.25, .125: the last has two subtractions, of which the earlier one has decayed by 1/2."""
         neuron = Leaky(1, 0.5, 1.0, learn_threshold=True)
         membrane = neuron(steps(1.5, 1.5, 0.5)).membrane.flatten()
         assert [gradients(U, neuron.threshold)[0].item() for U in membrane] == [0, -1, -1.5]
@@ -356,7 +356,7 @@ def backward_by_hand(
     V: Tensor | None,
     reset: str,
 ) -> dict[str, Tensor]:
-    """Backpropagation through time, derived on paper: ``delta[t]`` is the gradient of U[t], carries included.
+    """Backpropagation through time, derived by hand: ``delta[t]`` is the total gradient of U[t].
 
     U[t] = beta a[t] U[t-1] + b[t] (I[t] + V S[t-1]) - r[t] theta, S[t] = H(U[t] - theta), dS/dU = sigma; the gates a, b
     and r are constant. ``Leaky`` (V is None) gates its membrane in ``zero``, ``RLeaky`` its current as well.
@@ -423,9 +423,9 @@ class TestRLeaky:
     @pytest.mark.parametrize(
         ("reset", "membrane", "spikes"),
         [
-            # the spike of t = 0 adds V and takes theta at t = 1
+            # the spike at t = 0 adds V and subtracts theta at t = 1
             ("subtract", (1.5, 1.75, 0.875, 0.9375), (1, 1, 0, 0)),
-            # the reset takes all that arrives with it, feedback and current
+            # the reset also clears the feedback and the current of that step
             ("zero", (1.5, 0, 0.5, 0.75), (1, 0, 0, 0)),
             ("none", (1.5, 2.75, 2.375, 2.1875), (1, 1, 1, 1)),
         ],
@@ -436,7 +436,7 @@ class TestRLeaky:
         assert torch.equal(trace.spikes, steps(*spikes))
         assert [part.item() for part in trace.state] == [membrane[-1], spikes[-1]]
 
-    def test_linear_feedback_goes_from_column_to_row(self) -> None:
+    def test_linear_feedback_maps_columns_to_rows(self) -> None:
         neuron = RLeaky(2, 0.0, 1.0, reset="none")
         neuron.recurrent.weight.data = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
         neuron.recurrent.bias.data.zero_()
@@ -444,13 +444,13 @@ class TestRLeaky:
         current[0, 0, 0] = 2
         assert torch.equal(neuron(current).membrane[:, 0], torch.tensor([[2.0, 0], [0, 3], [0, 0]]))
 
-    def test_conv2d_feedback_reaches_neighbours_on_the_map(self) -> None:
+    def test_conv2d_feedback_reaches_neighbors(self) -> None:
         neuron = RLeaky((1, 3, 4), 0.0, 1.0, "conv2d", kernel_size=3, reset="none")
         neuron.recurrent.weight.data.copy_(torch.arange(9.0).view(1, 1, 3, 3))
         neuron.recurrent.bias.data.zero_()
         current = torch.zeros(2, 1, 1, 3, 4)
         current[0, 0, 0, 0, 1] = 2
-        # a correlation, as in every deep-learning library: the kernel arrives mirrored
+        # conv2d is a cross-correlation: the kernel appears mirrored
         expected = torch.tensor([[5.0, 4, 3, 0], [2, 1, 0, 0], [0, 0, 0, 0]])
         assert torch.equal(neuron(current).membrane[1, 0, 0], expected)
 
@@ -472,14 +472,16 @@ class TestRLeaky:
         ],
         ids=lambda wiring: wiring["feedback"],
     )
-    def test_is_a_leaky_neuron_whose_own_spikes_join_the_current(self, wiring: dict[str, object], reset: str) -> None:
+    def test_equals_a_leaky_neuron_with_feedback_current(self, wiring: dict[str, object], reset: str) -> None:
         torch.manual_seed(0)
         neuron = RLeaky(**wiring, reset=reset).double()
         current = current_for(neuron)
         spikes, membrane, _ = neuron(current)
         S_before = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
-        fed = neuron.V * S_before if neuron.recurrent is None else torch.stack([neuron.recurrent(S) for S in S_before])
-        leaky = Leaky(neuron.features, reset=reset).double()(current + fed)
+        feedback = (
+            neuron.V * S_before if neuron.recurrent is None else torch.stack([neuron.recurrent(S) for S in S_before])
+        )
+        leaky = Leaky(neuron.features, reset=reset).double()(current + feedback)
         torch.testing.assert_close(leaky.membrane, membrane)
         assert torch.equal(leaky.spikes, spikes)
 
@@ -493,14 +495,14 @@ class TestRLeaky:
         assert neuron.state_dict()["V"] == 0.5
 
     @pytest.mark.parametrize("kernel_size", [2, 4, None, 0, 1.5])
-    def test_kernels_without_a_centre_are_refused(self, kernel_size: object) -> None:
+    def test_refuses_even_kernel_sizes(self, kernel_size: object) -> None:
         with pytest.raises(ConfigError, match=r"^kernel_size: "):
             RLeaky((1, 4, 4), feedback="conv2d", kernel_size=kernel_size)
 
     @pytest.mark.parametrize(
         ("features", "feedback"), [((2, 4, 4), "linear"), (4, "conv2d"), ((4, 4), "conv2d"), (4, "dense")]
     )
-    def test_feedback_that_does_not_fit_is_refused(self, features: object, feedback: str) -> None:
+    def test_refuses_feedback_for_other_features(self, features: object, feedback: str) -> None:
         with pytest.raises(ConfigError, match=r"^feedback: "):
             RLeaky(features, feedback=feedback, kernel_size=3)
 
@@ -518,7 +520,7 @@ class TestParametrizedLIF:
     def test_by_hand(self) -> None:
         neuron = ParametrizedLIF(1, recurrent=False, v_th=1.0, v_reset=-0.5, **self.HALVES)
         z, u, state = neuron(steps(4, 0, 0, 0))
-        # j = 4, 2, 1, 1/2; the membrane that fired is recorded, the next step starts from v_reset
+        # j = 4, 2, 1, 1/2; the recorded membrane is before reset, the next step starts from v_reset
         assert torch.equal(u, steps(2, 0.75, 0.875, 0.6875))
         assert torch.equal(z, steps(1, 0, 0, 0))
         assert [part.item() for part in state] == [0, 0.6875, 0.25]
@@ -527,13 +529,13 @@ class TestParametrizedLIF:
         neuron = ParametrizedLIF(1, recurrent=False, v_th=1.0, v_leak=0.5, **self.HALVES)
         assert torch.equal(neuron(steps(0), num_steps=3).membrane, steps(0.25, 0.375, 0.4375))
 
-    def test_feedback_jumps_the_synaptic_current(self) -> None:
+    def test_feedback_adds_to_the_synaptic_current(self) -> None:
         neuron = ParametrizedLIF(2, v_th=1.0, v_reset=-0.5, **self.HALVES)
         neuron.recurrent.weight.data = torch.tensor([[0.0, -1.0], [4.0, 0.0]])
         current = torch.zeros(3, 1, 2)
         current[0, 0, 0] = 4
         z, u, _ = neuron(current)
-        # the first neuron fires and lifts the second, whose spike then draws on the first
+        # the first neuron fires and excites the second, whose spike then inhibits the first
         assert torch.equal(u[:, 0], torch.tensor([[2.0, 0.0], [0.75, 2.0], [0.375, 0.75]]))
         assert torch.equal(z[:, 0], torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
 
@@ -543,7 +545,7 @@ class TestParametrizedLIF:
             assert (z.item(), state.v.item()) == (fires, 0 if fires else u.item())
 
     def test_membrane_gradients_are_the_derivatives(self) -> None:
-        """Almost everywhere the detached reset is constant, so without feedback the membrane has true derivatives."""
+        """The detached reset is constant almost everywhere, so without feedback the membrane has true derivatives."""
         names = ["tau_mem_inv", "tau_syn_inv", "v_th", "v_leak", "v_reset"]
         neuron = ParametrizedLIF(3, recurrent=False, dt=1.0, tau_mem_inv=0.5, tau_syn_inv=0.5).double()
         random = torch.Generator().manual_seed(0)
@@ -564,11 +566,11 @@ class TestParametrizedLIF:
         neuron.recurrent.weight.data = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
         current = torch.zeros(2, 1, 2, requires_grad=True)
         (gradient,) = gradients(neuron(current).membrane[1, 0, 1], current)
-        # u_a[0] = 0 lies 1 below the threshold, where SuperSpike gives 1 / 11^2
+        # u_a[0] = 0 is 1 below the threshold, where SuperSpike is 1 / 11^2
         torch.testing.assert_close(gradient[0, 0], torch.tensor([1 / 121, 0.5]))
 
-    def test_a_higher_threshold_fires_less(self) -> None:
-        """dz/dv_th = -sigma(u - v_th) in each step, as the reset passes nothing on."""
+    def test_gradient_of_the_threshold(self) -> None:
+        """dz/dv_th = -sigma(u - v_th) in each step, since the reset has no gradient."""
         neuron = ParametrizedLIF(
             1, recurrent=False, v_th=1.0, learn=["v_th"], surrogate=SuperSpike(10.0), **self.HALVES
         )
@@ -576,7 +578,7 @@ class TestParametrizedLIF:
         (gradient,) = gradients(z.sum(), neuron.v_th)
         torch.testing.assert_close(gradient, -SuperSpike(10.0)(u.detach() - 1).sum())
 
-    def test_start_weights(self) -> None:
+    def test_initial_weights(self) -> None:
         torch.manual_seed(0)
         synapse = nn.Linear(50, 200, bias=False)
         neuron = ParametrizedLIF(200)
@@ -588,7 +590,7 @@ class TestParametrizedLIF:
         assert neuron.recurrent.bias is None
         assert not neuron.synapse_bias
 
-    def test_no_autapses_ever(self) -> None:
+    def test_training_creates_no_autapses(self) -> None:
         torch.manual_seed(0)
         neuron = ParametrizedLIF(6, v_th=0.3)
         optimizer = torch.optim.Adam(neuron.parameters(), lr=0.05)
@@ -603,7 +605,7 @@ class TestParametrizedLIF:
         assert neuron.recurrent.weight.diagonal().eq(0).all()
         assert neuron.recurrent.weight.ne(start).sum() == 30
 
-    def test_an_autapse_from_elsewhere_has_no_effect(self) -> None:
+    def test_loaded_autapses_have_no_effect(self) -> None:
         torch.manual_seed(0)
         neuron, current = ParametrizedLIF(5, v_th=0.3), 3 * torch.rand(20, 2, 5)
         before = neuron(current)
@@ -611,12 +613,12 @@ class TestParametrizedLIF:
         neuron.recurrent.weight.data.fill_diagonal_(7.0)
         assert torch.equal(neuron(current).membrane, before.membrane)
 
-    def test_a_recurrent_map_is_refused(self) -> None:
+    def test_refuses_recurrence_with_several_neuron_axes(self) -> None:
         with pytest.raises(ConfigError, match=r"^recurrent: "):
             ParametrizedLIF((2, 3))
 
     @pytest.mark.parametrize("log_tau", [False, True])
-    def test_projection_brings_time_constants_back_and_says_so_once(self, log_tau: bool) -> None:
+    def test_projection_clamps_time_constants_and_reports_it_once(self, log_tau: bool) -> None:
         neuron = ParametrizedLIF(3, tau_mem_inv=Constant(100.0), log_tau=log_tau, learn=["tau_mem_inv"])
         assert neuron.project() == {"tau_mem_inv": False}
         far = torch.tensor([2000.0, 500.0, 1e6])
@@ -636,13 +638,13 @@ class TestParametrizedLIF:
             assert (tau > 0).all()
         assert neuron.project() == {"tau_mem_inv": False, "tau_syn_inv": False}
 
-    def test_nothing_to_project_without_learned_parameters_that_have_bounds(self) -> None:
+    def test_no_projection_without_bounded_learned_parameters(self) -> None:
         for neuron in (ParametrizedLIF(3, learn=["v_th"]), Leaky(3), LeakyIntegrator(3)):
             assert neuron.project() == {}
 
     @pytest.mark.parametrize("name", ["tau_mem_inv", "tau_syn_inv"])
-    def test_log_tau_is_the_same_neuron_in_another_variable(self, name: str) -> None:
-        """Same trace; by the chain rule d/d log(tau) = tau d/d tau; and no step can make tau negative."""
+    def test_log_tau_is_a_reparametrization(self, name: str) -> None:
+        """The trace is the same, d/d log(tau) = tau d/d tau by the chain rule, and tau stays positive."""
         tau = torch.tensor([100.0, 250.0, 600.0])
         plain, log = (
             ParametrizedLIF(3, False, **{**LEVELS, name: tau}, learn=[name], log_tau=flag).double()
@@ -664,7 +666,7 @@ class TestParametrizedLIF:
 
 class TestLeakyIntegrator:
     def test_impulse_response(self) -> None:
-        """A unit impulse through two decays: v[t] = a (p^(t+1) - q^(t+1)) / (p - q), p = 1 - a, q = 1 - b."""
+        """Response to a unit impulse: v[t] = a (p^(t+1) - q^(t+1)) / (p - q), p = 1 - a, q = 1 - b."""
         neuron = LeakyIntegrator(1, tau_mem_inv=100.0, tau_syn_inv=300.0).double()
         a, b = 0.1, 0.3
         p, q = 1 - a, 1 - b
@@ -672,8 +674,8 @@ class TestLeakyIntegrator:
         t = torch.arange(1, 51, dtype=torch.float64)
         torch.testing.assert_close(neuron(impulse).membrane.flatten(), a * (p**t - q**t) / (p - q))
 
-    def test_settles_where_leak_and_current_balance(self) -> None:
-        """Under a constant current I, i settles at I (1 - b) / b and v at v_leak + I / b."""
+    def test_steady_state(self) -> None:
+        """For a constant current I, i converges to I (1 - b) / b and v to v_leak + I / b."""
         neuron = LeakyIntegrator(1, tau_mem_inv=100.0, tau_syn_inv=250.0, v_leak=-0.5).double()
         _, membrane, state = neuron(steps(0.3, dtype=torch.float64), num_steps=600)
         torch.testing.assert_close(membrane[-1].item(), -0.5 + 0.3 / 0.25)
@@ -685,7 +687,7 @@ class TestLeakyIntegrator:
         v = [neuron(current).membrane for current in (x, y, 2 * x - 3 * y)]
         torch.testing.assert_close(v[2], 2 * v[0] - 3 * v[1])
 
-    def test_is_a_lif_neuron_that_cannot_reach_its_threshold(self) -> None:
+    def test_equals_a_lif_neuron_below_threshold(self) -> None:
         lif = ParametrizedLIF(4, recurrent=False, v_th=1e6, tau_mem_inv=300.0, tau_syn_inv=400.0, v_leak=0.1).double()
         integrator = LeakyIntegrator(4, tau_mem_inv=300.0, tau_syn_inv=400.0, v_leak=0.1).double()
         current = current_for(lif)
@@ -704,7 +706,7 @@ class TestLeakyIntegrator:
 
 @pytest.mark.parametrize("kind", [Leaky, RLeaky, ParametrizedLIF, LeakyIntegrator])
 def test_state_is_float32_under_autocast(kind: type[Neuron]) -> None:
-    """In bfloat16 a decay of .999 rounds to 1 and a count stops at 256; only matrix products may run in it."""
+    """In bfloat16, a decay of .999 rounds to 1 and counts stop at 256, so only matrix products may use it."""
     synapse, neuron = Dense(3, 4), kind(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for steps_given in (1, 6):
@@ -712,8 +714,8 @@ def test_state_is_float32_under_autocast(kind: type[Neuron]) -> None:
             assert {part.dtype for part in (spikes, membrane, *state)} == {torch.float32}
 
 
-def test_a_later_start_shifts_the_response() -> None:
-    """Silence changes nothing, without bias and leak potential: time shift."""
+def test_time_shift_invariance() -> None:
+    """Without bias and leak potential, leading zeros only shift the response."""
     neurons = [
         *(Leaky(4, reset=reset) for reset in RESETS),
         RLeaky(4, feedback="one_to_one"),
@@ -737,12 +739,12 @@ LEARNED: dict[str, Callable[[], Neuron]] = {
 
 
 class TestDomains:
-    """What training may do to a learned parameter."""
+    """Projection of learned parameters to their domains."""
 
     @pytest.mark.parametrize("name", LEARNED)
     @settings(derandomize=True, database=None, deadline=None, max_examples=30)
     @given(size=st.floats(1e-3, 1e6), seed=st.integers(0, 100))
-    def test_after_a_step_of_any_size_each_value_could_be_a_start(self, name: str, size: float, seed: int) -> None:
+    def test_after_any_step_projected_values_are_valid_initial_values(self, name: str, size: float, seed: int) -> None:
         neuron = LEARNED[name]()
         random = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -751,20 +753,20 @@ class TestDomains:
         neuron.project()
         values = {key: getattr(neuron, key).detach() for key in neuron.parameter_names}
         for key, value in values.items():
-            neuron._start(key, value, 1 / neuron.dt if key.startswith("tau") else math.inf)
+            neuron._initial_value(key, value, 1 / neuron.dt if key.startswith("tau") else math.inf)
         neuron.project()
         assert all(torch.equal(getattr(neuron, key), value) for key, value in values.items())
 
     @pytest.mark.parametrize("kernel", ["reference", "fused", "triton"])
     @pytest.mark.parametrize("start", [0.0, 1.0])
-    def test_a_decay_at_an_end_of_its_domain_can_learn(self, kernel: str, start: float) -> None:
+    def test_beta_at_a_bound_has_a_gradient(self, kernel: str, start: float) -> None:
         neuron = Leaky(2, Constant(start), 10.0, learn_beta=True)
         assert kernels.use(neuron, kernel, torch.device("cpu")) == kernel
         neuron(torch.ones(5, 1, 2)).membrane.sum().backward()
         assert (neuron.beta.grad > 0).all()
 
-    def test_a_decay_that_was_driven_to_its_end_comes_back(self) -> None:
-        """Ten steps of .1: the membrane ends at .1 (1 - beta^10) / (1 - beta), at 1 for beta 1 and at .2 for .5."""
+    def test_beta_can_leave_a_bound_again(self) -> None:
+        """After ten steps of .1 the membrane is .1 (1 - beta^10) / (1 - beta): 1 for beta 1, .2 for beta .5."""
         neuron = Leaky(1, 0.9, 10.0, learn_beta=True)
         optimizer = torch.optim.SGD(neuron.parameters(), lr=0.02)
 
@@ -780,7 +782,7 @@ class TestDomains:
         train(0.2, 300)
         assert neuron.beta.item() == pytest.approx(0.5, abs=0.02)
 
-    def test_a_threshold_stays_one(self) -> None:
+    def test_a_threshold_stays_nonnegative(self) -> None:
         neuron = Leaky(2, 0.9, Constant(0.1), learn_threshold=True)
         neuron.threshold.data[0] = -0.469
         assert neuron.project() == {"threshold": True}
@@ -788,7 +790,7 @@ class TestDomains:
         assert not neuron(torch.zeros(5, 1, 2)).spikes.any()
 
 
-def test_of_equal_steps_one_gets_the_gradient_of_the_highest_membrane() -> None:
+def test_max_membrane_has_the_gradient_of_one_of_several_maxima() -> None:
     membrane = torch.tensor([[[1.0, 3.0]], [[2.0, 3.0]], [[2.0, 1.0]]], requires_grad=True)
     trace = Trace(torch.zeros(3, 1, 2), membrane, None)
     with torch.no_grad():

@@ -104,7 +104,7 @@ def test_what_is_minimised_is_the_sum_and_what_is_compared_the_loss() -> None:
     parts.task.trainer = SimpleNamespace(log_every_n_steps=10, global_step=1)  # type: ignore[assignment]
     outputs = parts.task.training_step((x, y), 0)
     assert outputs["loss"] == loss + penalties["target_rate"] > outputs["loss_alone"] == loss
-    assert parts.task.shares(outputs, (x, y))[0][0]["loss"] == loss
+    assert parts.task.split_by_member(outputs, (x, y))[0][0]["loss"] == loss
 
 
 @pytest.mark.usefixtures("tiny_mnist")
