@@ -1,4 +1,4 @@
-"""Adaptive LIF neurons: the authors' own step, closed forms, true derivatives, and time constants that are learned."""
+"""Adaptive LIF neurons: the authors' implementation, closed forms, exact derivatives, and learned time constants."""
 
 import math
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ ALL = ["tau_m", "tau_adp", "b_j0", "beta_adp", "R_m"]
 
 @dataclass(frozen=True)
 class Flat(Surrogate):
-    """No gradient through spikes, which do not change nearly everywhere: what is left are true derivatives."""
+    """Zero gradient through spikes, which are constant almost everywhere: all other derivatives are exact."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 
-def made(**arguments: Any) -> ALIF:
+def make(**arguments: Any) -> ALIF:
     return ALIF(N, **arguments).double()
 
 
@@ -37,7 +37,7 @@ def current_for(T: int, seed: int = 0) -> Tensor:
 def mem_update_adp(
     inputs: Tensor, mem: Tensor, spikes: Tensor, tau_adp: Tensor, b: Tensor, tau_m: Tensor, dt: float, p: ALIF
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """GSC/SRNN_layers/spike_neuron.py of the authors' repository, with the parameters and the surrogate of a layer."""
+    """The function in GSC/SRNN_layers/spike_neuron.py of the authors' repository, with parameters of a layer."""
     alpha = torch.exp(-1.0 * dt / tau_m)
     ro = torch.exp(-1.0 * dt / tau_adp)
     b = ro * b + (1 - ro) * spikes
@@ -49,11 +49,11 @@ def mem_update_adp(
 
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("dt", [1.0, 0.5])
-def test_is_the_step_of_the_authors(recurrent: bool, dt: float) -> None:
-    """Also with their start, where b is b_j0; values and all gradients."""
+def test_equals_the_authors_implementation(recurrent: bool, dt: float) -> None:
+    """Values and all gradients, with their initial state, b = b_j0."""
     torch.manual_seed(0)
     numbers = {"b_j0": Uniform(0.1, 0.3), "beta_adp": Uniform(0.2, 1.8), "R_m": Uniform(0.8, 1.2)}
-    neuron = made(recurrent=recurrent, tau_m=Uniform(2, 8), tau_adp=Uniform(5, 40), **numbers, learn=ALL, dt=dt)
+    neuron = make(recurrent=recurrent, tau_m=Uniform(2, 8), tau_adp=Uniform(5, 40), **numbers, learn=ALL, dt=dt)
     x = current_for(40).requires_grad_()
     start = torch.zeros(B, N, dtype=torch.float64)
     spikes, membrane = [], []
@@ -77,23 +77,23 @@ def test_is_the_step_of_the_authors(recurrent: bool, dt: float) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_silent_neuron_charges_towards_its_current() -> None:
-    """U[t] = R c (1 - alpha^t), and it never fires below its threshold."""
+def test_subthreshold_response() -> None:
+    """U[t] = R c (1 - alpha^t) as long as it does not fire."""
     c, R, tau, T = 0.7, 2.0, 12.0, 50
-    trace = made(tau_m=tau, b_j0=R * c, R_m=R)(torch.full((1, 1, N), c, dtype=torch.float64), T)
+    trace = make(tau_m=tau, b_j0=R * c, R_m=R)(torch.full((1, 1, N), c, dtype=torch.float64), T)
     t = torch.arange(1, T + 1, dtype=torch.float64)
     torch.testing.assert_close(trace.membrane[:, 0, 0], R * c * (1 - torch.exp(-t / tau)))
     assert not trace.spikes.any()
     assert not trace.state.adaptation.any()
 
 
-def test_a_spike_lifts_the_threshold_which_then_falls_back() -> None:
-    """After a spike in the first step, b[t] = rho^(t-1) (1 - rho), and U loses theta[1] in the next step alone."""
+def test_adaptation_after_a_spike() -> None:
+    """After a spike in the first step, b[t] = rho^(t-1) (1 - rho), and theta[1] is subtracted from U once."""
     tau_m, tau_adp, b_j0, beta, T = 5.0, 20.0, 0.5, 1.8, 30
     alpha, rho = math.exp(-1 / tau_m), math.exp(-1 / tau_adp)
     current = torch.zeros(T, 1, N, dtype=torch.float64)
     current[0] = 0.6 / (1 - alpha)
-    neuron = made(tau_m=tau_m, tau_adp=tau_adp, b_j0=b_j0, beta_adp=beta)
+    neuron = make(tau_m=tau_m, tau_adp=tau_adp, b_j0=b_j0, beta_adp=beta)
     trace = neuron(current)
     assert trace.spikes[:, 0, 0].tolist() == [1] + [0] * (T - 1)
     theta = b_j0 + beta * (1 - rho)
@@ -104,8 +104,8 @@ def test_a_spike_lifts_the_threshold_which_then_falls_back() -> None:
     assert adaptation == pytest.approx([0] + [(1 - rho) * rho**k for k in range(T - 1)], abs=1e-7)
 
 
-def test_adaptation_spreads_the_spikes() -> None:
-    """Under one current, each interval is at least as long as the one before, until they stay."""
+def test_adaptation_increases_interspike_intervals() -> None:
+    """With a constant current, intervals grow and then converge."""
     steady = torch.full((1, 1, 1), 1.0)
     times = ALIF(1, tau_m=10.0, tau_adp=200.0, b_j0=0.1)(steady, 300).spikes.flatten().nonzero().flatten()
     intervals = times.diff()
@@ -115,7 +115,7 @@ def test_adaptation_spreads_the_spikes() -> None:
 
 
 def test_gradients_are_the_derivatives() -> None:
-    neuron = made(surrogate=Flat())
+    neuron = make(surrogate=Flat())
     values = {"tau_m": 4.0, "tau_adp": 9.0, "b_j0": 0.2, "beta_adp": 1.1, "R_m": 1.3}
     leaves = [torch.full((N,), value, dtype=torch.float64, requires_grad=True) for value in values.values()]
     start = torch.full((B, N), 0.1, dtype=torch.float64, requires_grad=True)
@@ -132,14 +132,14 @@ def test_gradients_are_the_derivatives() -> None:
     assert torch.autograd.gradcheck(membrane, (current, start, start.detach().clone().requires_grad_(), *leaves))
 
 
-def test_time_constants_are_brought_back_to_the_step() -> None:
+def test_time_constants_are_clamped_to_dt() -> None:
     neuron = ALIF(N, dt=0.5)
     assert {name for name, _ in neuron.named_parameters()} == {"tau_m", "tau_adp"}
     assert len(neuron.tau_m.unique()) == N
     neuron.tau_m.data = torch.tensor([0.5, -3.0, 7.0])
-    left = neuron.project()
+    clamped = neuron.project()
     assert neuron.tau_m.tolist() == [0.5, 0.5, 7.0]
-    assert {name: flag.item() for name, flag in left.items()} == {"tau_m": True, "tau_adp": False}
+    assert {name: flag.item() for name, flag in clamped.items()} == {"tau_m": True, "tau_adp": False}
     assert not any(flag.item() for flag in neuron.project().values())
 
 
@@ -165,7 +165,7 @@ def test_refuses(key: str, value: object) -> None:
         ALIF((2, 3), recurrent=True)
 
 
-def test_computes_on_the_reference_kernel() -> None:
+def test_uses_the_reference_kernel() -> None:
     neuron = nn.ModuleDict({"hidden": ALIF(N, surrogate=ATan())})
     assert kernels.use(neuron, "auto", torch.device("cpu")) == "reference"
     with pytest.raises(ConfigError, match="kernel: got fused, ALIF has no fused form; use auto"):

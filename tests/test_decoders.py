@@ -1,4 +1,4 @@
-"""Decoders: ties, values by hand, the class that a loss makes most likely, and which decoder a config gets."""
+"""Decoders: ties, values by hand, consistency with losses, and the choice of the decoder in a config."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,9 +39,9 @@ RECIPES = {
 }
 
 
-def fired(*classes: list[int], num_steps: int = 4, of: int = 3) -> Trace:
-    """Spikes at the steps ``classes[b][k]`` of a trace whose membrane is zero; -1 for none."""
-    spikes = torch.zeros(num_steps, len(classes), of)
+def fired(*classes: list[int], num_steps: int = 4, num_classes: int = 3) -> Trace:
+    """Return a trace with spikes at the steps ``classes[b][k]``, -1 for none, and a zero membrane."""
+    spikes = torch.zeros(num_steps, len(classes), num_classes)
     for b, steps in enumerate(classes):
         for k, t in enumerate(steps):
             if t >= 0:
@@ -49,8 +49,8 @@ def fired(*classes: list[int], num_steps: int = 4, of: int = 3) -> Trace:
     return Trace(spikes, torch.zeros_like(spikes), None)
 
 
-def test_a_tie_of_counts_goes_to_the_lowest_class() -> None:
-    """Silence is class 0; when the spikes came does not matter."""
+def test_ties_of_counts_go_to_the_lowest_class() -> None:
+    """Without spikes, the class is 0."""
     count = torch.tensor([[0.0, 0, 3], [0, 1, 1], [2, 0, 2], [0, 0, 0]])
     trace = SimpleNamespace(spike_count=count, max_membrane=torch.zeros(4, 3))
     assert SpikeCount()(trace).tolist() == [2, 1, 0, 0]
@@ -66,8 +66,8 @@ def test_ties_between_many_classes_go_to_the_lowest(decoder: Decoder, classes: i
         assert decoder(Trace(spikes, spikes, None)).tolist() == [first] * 5
 
 
-def test_a_tie_of_counts_may_go_to_the_highest_membrane() -> None:
-    """The membrane decides between those that fired most, and nothing else."""
+def test_ties_of_counts_can_go_to_the_highest_membrane() -> None:
+    """The membrane only decides between the classes with the highest count."""
     count = torch.tensor([[2.0, 2, 1], [0, 0, 0], [1, 0, 0], [16777216, 16777216, 0]])
     membrane = torch.tensor([[0.1, 0.3, 9.0], [-3.0, -2.0, -1.0], [-5.0, 5, 5], [0.1, 0.2, 0]])
     trace = SimpleNamespace(spike_count=count, max_membrane=membrane)
@@ -75,15 +75,15 @@ def test_a_tie_of_counts_may_go_to_the_highest_membrane() -> None:
     assert not SpikeCount(ties="membrane").undecided(trace).any()
 
 
-def test_the_first_to_fire_wins() -> None:
+def test_first_spike() -> None:
     trace = fired([3, 1, -1], [-1, -1, 2], [2, 2, 3], [-1, -1, -1])
     assert FirstSpike()(trace).tolist() == [1, 2, 0, 0]
     assert FirstSpike().scores(trace)[0].tolist() == [-3, -1, -4], "T where it never fires"
     assert FirstSpike().undecided(trace).tolist() == [False, False, True, True]
 
 
-def test_the_membrane_by_its_maximum_mean_sum_and_end() -> None:
-    """One high moment beats a high mean, and the other way round."""
+def test_membrane_decoders() -> None:
+    """The class with the highest maximum has not the highest mean."""
     membrane = torch.full((5, 1, 3), -1.0)
     membrane[:, 0, 0], membrane[3, 0, 1], membrane[4, 0, 2] = 0.4, 0.9, 0.5
     trace = Trace(torch.zeros_like(membrane), membrane, None)
@@ -105,8 +105,8 @@ def random_trace(K: int = 6) -> Trace:
         (losses.MSEMembrane(), "mean_membrane"),
     ],
 )
-def test_a_decoder_chooses_the_class_that_a_loss_finds_best(loss: losses.Loss, name: str) -> None:
-    """Of all labels, the one with the smallest loss."""
+def test_the_decoded_class_minimizes_the_loss(loss: losses.Loss, name: str) -> None:
+    """The predicted class is the label with the smallest loss."""
     trace = random_trace()
     for b in range(40):
         one = Trace(trace.spikes[:, [b]], trace.membrane[:, [b]], None)
@@ -117,7 +117,7 @@ def test_a_decoder_chooses_the_class_that_a_loss_finds_best(loss: losses.Loss, n
 
 
 class TestPopulation:
-    def test_neurons_of_a_class_stand_side_by_side(self) -> None:
+    def test_neurons_of_a_class_are_contiguous(self) -> None:
         spikes = torch.zeros(2, 1, 6)
         spikes[:, 0, 2], spikes[0, 0, 4], spikes[0, 0, 5] = 1, 1, 1
         trace = Trace(spikes, spikes, None)
@@ -126,15 +126,15 @@ class TestPopulation:
         assert Population(3)(trace).tolist() == [0]
         assert Population(2).neurons(10) == 20
 
-    def test_is_that_of_snntorch(self) -> None:
+    def test_equals_snntorch(self) -> None:
         functional = pytest.importorskip("snntorch.functional")
         spikes, labels = random_trace(30).spikes, torch.arange(40) % 10
         wanted = functional.accuracy_rate(spikes, labels, population_code=True, num_classes=10)
-        found = (Population(3)(Trace(spikes, spikes, None)) == labels).float().mean().item()
-        assert found == pytest.approx(wanted)
+        accuracy = (Population(3)(Trace(spikes, spikes, None)) == labels).float().mean().item()
+        assert accuracy == pytest.approx(wanted)
 
     @pytest.mark.parametrize("loss", [losses.CEMembrane(), losses.MSECount(), losses.NLLMaxVoltage()])
-    def test_the_loss_sees_each_statistic_averaged(self, loss: losses.Loss) -> None:
+    def test_the_loss_reads_averaged_statistics(self, loss: losses.Loss) -> None:
         trace, target = random_trace(6), torch.arange(40) % 3
         averaged = {name: getattr(trace, name) for name in statistic_names(loss.reads)}
         averaged = {name: (value[..., ::2] + value[..., 1::2]) / 2 for name, value in averaged.items()}
@@ -142,7 +142,7 @@ class TestPopulation:
         torch.testing.assert_close(loss(Population(2).pooled(trace), target), wanted)
 
     @pytest.mark.usefixtures("tiny_mnist")
-    def test_trains_so_many_neurons(self) -> None:
+    def test_readout_has_size_neurons_per_class(self) -> None:
         words = ["decoder=population", "decoder.size=3", "network.hidden=[4]", "data.batch_size=8", "trainer=cpu"]
         made = build(compose(words))
         assert made.network.neurons()["readout"].features == (30,)
@@ -154,8 +154,8 @@ class TestPopulation:
         assert made.decoder.scores(traces[-1]).shape == (3, 10)
 
 
-def test_measures_compare_what_the_loss_compared() -> None:
-    """A loss of spikes is measured by spikes, one of the last step by the last step."""
+def test_metrics_compare_the_same_statistic_as_the_loss() -> None:
+    """Metrics of a loss on spikes compare spikes, those of a loss on the last step the last step."""
     trace = random_trace(2)
     target = torch.rand(7, 40, 2)
     for reads, wanted in {
@@ -177,7 +177,7 @@ def chosen(*words: str) -> str:
 
 class TestChoice:
     @pytest.mark.parametrize(("recipe", "decoder"), RECIPES.items())
-    def test_a_recipe_keeps_the_decoder_of_before(self, recipe: str, decoder: str) -> None:
+    def test_recipes_keep_their_decoder(self, recipe: str, decoder: str) -> None:
         assert chosen(f"experiment={recipe}") == decoder
 
     @pytest.mark.parametrize(
@@ -192,12 +192,14 @@ class TestChoice:
             ("nll_max_voltage", "leaky_integrator", "max_membrane"),
         ],
     )
-    def test_what_is_typed_anew_gets_the_default_of_the_loss(self, loss: str, readout: str, decoder: str) -> None:
+    def test_changed_loss_or_readout_has_the_default_decoder_of_the_loss(
+        self, loss: str, readout: str, decoder: str
+    ) -> None:
         assert chosen(f"loss={loss}", f"readout={readout}") == decoder
         if (loss, readout) != ("ce_membrane", "same"):
             assert chosen("experiment=mnist_leaky", f"loss={loss}", f"readout={readout}") == decoder
 
-    def test_what_was_typed_wins(self) -> None:
+    def test_explicit_decoder_takes_precedence(self) -> None:
         words = ("experiment=mnist_leaky", "loss=mse_membrane", "decoder=last_membrane")
         assert chosen(*words) == "last_membrane"
         cfg = compose([*words[:2], "decoder=spike_count", "decoder.ties=membrane"])
@@ -207,29 +209,29 @@ class TestChoice:
         assert chosen("experiment=mnist_leaky", "decoder=auto") == "sum_membrane"
         assert chosen("decoder=auto", "loss=mse_count") == "spike_count"
 
-    def test_the_same_loss_is_no_other_one(self) -> None:
+    def test_overriding_with_the_same_loss_keeps_the_decoder(self) -> None:
         assert chosen("experiment=mnist_leaky", "loss=ce_membrane", "readout=same") == "spike_count"
         assert chosen("experiment=mnist_leaky", "data=mnist_standardized") == "spike_count"
 
-    def test_data_without_labels_have_none(self) -> None:
+    def test_no_decoder_without_labels(self) -> None:
         words = ("data=sqrt", "encoder=sequence", "loss=mse_membrane")
         assert compose([*words]).decoder is None
         assert compose([*words, "decoder=null"]).decoder is None
         assert compose(["experiment=mnist_rleaky_membrane", *words[:2]]).decoder is None
         assert chosen("experiment=regression_sqrt", "data=mnist", "encoder=constant") == "spike_count"
 
-    def test_what_was_changed_later_is_recorded_as_words_that_compose_to_it(self) -> None:
+    def test_overrides_of_a_modified_config_compose_to_it(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.loss = {"_target_": "snnexp.losses.NLLMaxVoltage"}
         cfg.decoder = {"_target_": "snnexp.decoders.Population", "size": 10}
-        again = compose(config.overrides_of(cfg))
-        assert (again.loss, again.decoder) == (cfg.loss, cfg.decoder)
+        recomposed = compose(config.overrides_of(cfg))
+        assert (recomposed.loss, recomposed.decoder) == (cfg.loss, cfg.decoder)
 
     @pytest.mark.parametrize("group", ["measure", "regularizer"])
-    def test_null_is_no_part_of_a_group_of_names(self, group: str) -> None:
+    def test_null_equals_none(self, group: str) -> None:
         assert compose([f"{group}=null"])[group] == compose([f"{group}=none"])[group] == {}
 
-    def test_one_line_says_that_a_recipes_gives_way(self) -> None:
+    def test_note_about_a_replaced_decoder(self) -> None:
         cfg, _ = config.compose_unchecked(["experiment=mnist_leaky", "loss=nll_max_voltage"])
         line = "decoder: max_membrane goes with what was typed, and replaces the recipe's spike_count"
         assert config.decoder_note(cfg) == line
@@ -259,7 +261,7 @@ class TestChoice:
             ),
         ],
     )
-    def test_what_cannot_work_is_refused(self, words: list[str], line: str) -> None:
+    def test_refuses(self, words: list[str], line: str) -> None:
         with pytest.raises(ConfigError) as refused:
             compose(words)
         assert str(refused.value).startswith(line)
@@ -274,7 +276,7 @@ class TestChoice:
             ("nll_max_voltage", "same", "max_membrane"),
         ],
     )
-    def test_a_saved_config_without_one_means_what_it_meant(
+    def test_saved_configs_without_a_decoder_keep_their_meaning(
         self, tmp_path: Path, loss: str, readout: str, decoder: str
     ) -> None:
         cfg = compose([f"loss={loss}", f"readout={readout}"])
@@ -287,19 +289,19 @@ class TestChoice:
         assert saved.decoder == compose([f"decoder={decoder}", f"loss={loss}", f"readout={readout}"]).decoder
 
     @pytest.mark.parametrize("choice", [*parts.by_choice("decoder")])
-    def test_a_choice_has_the_defaults_of_its_class(self, choice: str) -> None:
+    def test_choices_have_the_defaults_of_their_class(self, choice: str) -> None:
         cfg, _ = config.compose_unchecked([f"decoder={choice}"])
         assert cfg.decoder == decoding.shipped_node(choice)
 
     @pytest.mark.usefixtures("tiny_mnist")
     @pytest.mark.parametrize(("marker", "decoder"), [("auto", SumMembrane()), ("earlier", SpikeCount())])
-    def test_what_sources_do_not_tell_is_decided_when_parts_are_made(self, marker: str, decoder: Decoder) -> None:
+    def test_unresolved_decoder_is_chosen_when_parts_are_built(self, marker: str, decoder: Decoder) -> None:
         cfg = compose(["loss=ce_membrane", "network.hidden=[4]", "data.batch_size=8", "trainer=cpu"])
         cfg.decoder = marker
         assert build(config.check(cfg)).decoder == decoder
 
 
-def test_a_decoder_reads_what_it_says_also_for_members_side_by_side() -> None:
+def test_decoders_read_only_their_statistics_and_work_under_vmap() -> None:
     trace = random_trace()
     for decoder in (SpikeCount(), MeanMembrane(), SumMembrane(), LastMembrane(), MaxMembrane(), FirstSpike()):
         read = {name: getattr(trace, name) for name in statistic_names(decoder.reads)}
@@ -309,6 +311,6 @@ def test_a_decoder_reads_what_it_says_also_for_members_side_by_side() -> None:
         assert torch.equal(scores(stacked)[1], decoder.scores(trace))
 
 
-def test_the_summed_membrane_is_the_most_likely_class() -> None:
+def test_summed_membrane_equals_the_most_likely_class() -> None:
     trace = random_trace()
     assert torch.equal(SumMembrane()(trace), F.log_softmax(trace.membrane, -1).sum(0).argmax(-1))

@@ -1,4 +1,4 @@
-"""Encoders: spike times in closed form, statistics under a fixed seed, and no gradient into data."""
+"""Encoders: spike times in closed form, statistics with a fixed seed, and no gradients."""
 
 import math
 
@@ -26,7 +26,7 @@ from snnexp.neurons import Leaky
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_puts_time_first_and_passes_no_gradient(encoder: Encoder, steps: int | None, dtype: torch.dtype) -> None:
+def test_output_is_time_first_without_gradient(encoder: Encoder, steps: int | None, dtype: torch.dtype) -> None:
     values = torch.rand(4, 3, 2, dtype=dtype, requires_grad=True)
     out = encoder(values)
     assert out.shape == (values.shape if steps is None else (steps, 4, 3, 2))
@@ -44,12 +44,12 @@ def test_sequence_and_constant_keep_the_values() -> None:
 
 class TestConstantCurrentLIF:
     def test_by_hand(self) -> None:
-        """dt tau 1/2, v_th 1, v_reset -1/2; the membrane before the reset stands beside each value."""
+        """dt tau 1/2, v_th 1, v_reset -1/2; comments give the membrane before reset."""
         encoder = ConstantCurrentLIF(5, tau_mem_inv=0.5, v_th=1.0, v_reset=-0.5, dt=1.0)
         spikes = {
             0.0: [0, 0, 0, 0, 0],
             1.0: [0, 0, 0, 0, 0],  # 1/2, 3/4, 7/8, ... never reaches 1
-            2.0: [0, 1, 0, 1, 0],  # 1 lies at the threshold and does not fire, 3/2 fires; 3/4, 11/8; 3/4
+            2.0: [0, 1, 0, 1, 0],  # 1 is at the threshold and does not fire, 3/2 fires; 3/4, 11/8; 3/4
             3.0: [1, 1, 1, 1, 1],  # 3/2; then 5/4 from v_reset on
             -9.0: [0, 0, 0, 0, 0],
         }
@@ -63,8 +63,8 @@ class TestConstantCurrentLIF:
         assert encoded.any()
 
     @pytest.mark.parametrize("tau_mem_inv", [50.0, 100.0, 400.0])
-    def test_fires_with_the_period_of_the_exact_solution(self, tau_mem_inv: float) -> None:
-        """From 0, u[n] = x (1 - (1 - a)^n) crosses 1 in the n-th step, n > log(1 - 1/x) / log(1 - a); then again."""
+    def test_period_in_closed_form(self, tau_mem_inv: float) -> None:
+        """u[n] = x (1 - (1 - a)^n) crosses 1 at the first n > log(1 - 1/x) / log(1 - a), periodically."""
         a, T = 1e-3 * tau_mem_inv, 200
         values = torch.linspace(0.1, 6, 97, dtype=torch.float64)
         spikes = ConstantCurrentLIF(T, tau_mem_inv)(values)
@@ -84,7 +84,7 @@ class TestConstantCurrentLIF:
 
 
 class TestBernoulli:
-    def test_fires_with_the_probability_of_its_value(self) -> None:
+    def test_firing_probability(self) -> None:
         torch.manual_seed(0)
         T, copies = 200, 100
         values = torch.tensor([0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
@@ -93,7 +93,7 @@ class TestBernoulli:
         assert (error <= 5 * (values * (1 - values) / (T * copies)).sqrt()).all()
 
     def test_steps_and_neurons_are_independent(self) -> None:
-        """Joint frequencies are products: across time steps, and across neurons of the same value."""
+        """Joint probabilities are products, across time steps and across neurons."""
         torch.manual_seed(0)
         T, N, p = 100, 400, 0.3
         spikes = Bernoulli(T)(torch.full((1, N), p))[:, 0]
@@ -101,7 +101,7 @@ class TestBernoulli:
         for joint in (spikes[1:] * spikes[:-1], spikes[:, 1:] * spikes[:, :-1]):
             assert abs(joint.mean().item() - p**2) < bound
 
-    def test_follows_the_seed(self) -> None:
+    def test_depends_on_the_seed(self) -> None:
         values = torch.rand(4, 50)
         runs = []
         for seed in (0, 0, 1):
@@ -113,7 +113,7 @@ class TestBernoulli:
 
 class TestRate:
     @pytest.mark.parametrize("gain", [0.5, 1.0, 2.5])
-    def test_fires_with_the_probability_of_its_value_times_the_gain(self, gain: float) -> None:
+    def test_firing_probability_with_gain(self, gain: float) -> None:
         torch.manual_seed(0)
         T, copies = 200, 100
         values = torch.tensor([0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
@@ -130,7 +130,7 @@ class TestRate:
 
 class TestDelta:
     def test_by_hand(self) -> None:
-        """Quarters are exact in binary: a change of the threshold fires."""
+        """Quarters are exact in binary: a change equal to the threshold fires."""
         values = torch.tensor([0.25, 0.5, 0.5, 1.0, 0.75, 0.0]).view(-1, 1, 1)
         spikes = {
             (False, False): [1, 1, 0, 1, 0, 0],
@@ -141,17 +141,17 @@ class TestDelta:
         for (padding, off_spikes), expected in spikes.items():
             assert Delta(0.25, padding, off_spikes)(values).flatten().tolist() == expected
 
-    def test_off_spikes_are_the_rises_of_the_negative(self) -> None:
+    def test_off_spikes_equal_spikes_of_the_negated_values(self) -> None:
         values = torch.randn(9, 2, 3)
         signed = Delta(0.5, padding=True, off_spikes=True)(values)
         assert torch.equal(signed, Delta(0.5, padding=True)(values) - Delta(0.5, padding=True)(-values))
         assert signed.min() == -1
 
-    def test_a_spike_of_minus_one_costs_what_one_of_one_does(self) -> None:
+    def test_negative_spikes_are_counted_as_operations(self) -> None:
         network = MLP((3,), 2, Leaky, Leaky, num_steps=9, hidden=[4])
         inputs = Delta(0.5, off_spikes=True)(torch.randn(9, 2, 3))
-        _, arriving, _ = next(network.deliveries(network(inputs), inputs))
-        assert arriving.sum() == inputs.count_nonzero()
+        _, received, _ = next(network.deliveries(network(inputs), inputs))
+        assert received.sum() == inputs.count_nonzero()
 
     @pytest.mark.parametrize(("key", "value"), [("threshold", 0.0), ("threshold", -1), ("off_spikes", 1)])
     def test_refuses(self, key: str, value: object) -> None:
@@ -179,7 +179,7 @@ class TestLatency:
 
 @pytest.mark.parametrize("encoder", [Bernoulli(3), Rate(3, 0.5), Latency(3)], ids=str)
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
-def test_values_outside_the_unit_interval_are_refused(encoder: Encoder, value: float) -> None:
+def test_refuses_values_outside_the_unit_interval(encoder: Encoder, value: float) -> None:
     values: Tensor = torch.tensor([[0.5, value]])
     with pytest.raises(ValueError, match="from 0 to 1"):
         encoder(values)
@@ -187,6 +187,6 @@ def test_values_outside_the_unit_interval_are_refused(encoder: Encoder, value: f
 
 @pytest.mark.parametrize("kind", [Bernoulli, Rate, Latency])
 @pytest.mark.parametrize("num_steps", [0, -1, 1.0, True, None])
-def test_num_steps_are_counted(kind: type[Encoder], num_steps: object) -> None:
+def test_refuses_num_steps(kind: type[Encoder], num_steps: object) -> None:
     with pytest.raises(ConfigError, match=r"^num_steps: "):
         kind(num_steps)

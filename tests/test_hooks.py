@@ -1,4 +1,4 @@
-"""Hooks on the modules of a network: each is called, whatever computes the layer, and changes nothing else."""
+"""Module hooks: they are called with every kernel, and do not change results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +41,7 @@ def network(neuron: str, kernel: str) -> Network:
 
 
 def computed(made: Network, statistics: Sequence[str] = ()) -> list[Tensor]:
-    """Traces, and the gradients of a scalar of them."""
+    """Return statistics of the traces, and gradients of a scalar function of them."""
     traces = made(
         torch.rand((1, 2, 5), generator=torch.Generator().manual_seed(1)), statistics=dict.fromkeys(statistics, SUMS)
     )
@@ -53,7 +53,7 @@ def computed(made: Network, statistics: Sequence[str] = ()) -> list[Tensor]:
     return [*counts, traces[-1].max_membrane, *gradients]
 
 
-# PyTorch says so of a module whose first input has no gradient, as the spikes before the first step
+# PyTorch warns about a module whose first input has no gradient, such as the initial spikes
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,13 +62,13 @@ def computed(made: Network, statistics: Sequence[str] = ()) -> list[Tensor]:
     [(neuron, PLACES[place]) for neuron in NEURONS for place in PLACES]
     + [(neuron, "layers.hidden2.neuron.recurrent") for neuron in ("rleaky", "lif")],
 )
-def test_a_hook_is_called_and_changes_nothing(neuron: str, place: str, kind: str, kernel: str) -> None:
+def test_hooks_are_called_and_do_not_change_results(neuron: str, place: str, kind: str, kernel: str) -> None:
     expected = computed(network(neuron, kernel))
     made = network(neuron, kernel)
     called: list[object] = []
     hook = KINDS[kind](made.get_submodule(place), lambda *arguments: called.append(arguments))
     found = computed(made, statistics=("hidden1", "hidden2"))
-    # of the synapse within, each step; that no gradient reaches what comes after the last one
+    # the feedback synapse is called once per step; its last call may have no gradient
     steps = 7 if "recurrent" in place else 1
     assert steps - ("backward" in kind and steps > 1) <= len(called) <= steps
     torch.testing.assert_close(found, expected)
@@ -80,7 +80,7 @@ def test_a_hook_is_called_and_changes_nothing(neuron: str, place: str, kind: str
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("neuron", NEURONS)
-def test_spikes_that_a_hook_silences_arrive_nowhere(neuron: str, kernel: str) -> None:
+def test_a_hook_can_replace_the_spikes(neuron: str, kernel: str) -> None:
     made = network(neuron, kernel)
     silent = lambda module, arguments, trace: Trace(0 * trace.spikes, trace.membrane, trace.state)  # noqa: E731
     made.layers["hidden2"].neuron.register_forward_hook(silent)
@@ -92,7 +92,7 @@ def test_spikes_that_a_hook_silences_arrive_nowhere(neuron: str, kernel: str) ->
 
 
 @pytest.mark.parametrize("place", PLACES.values())
-def test_only_hooks_see_a_trace_as_a_tuple(place: str) -> None:
+def test_only_hooks_receive_traces_as_tuples(place: str) -> None:
     made = network("rleaky", "fused")
     seen: list[Any] = []
     made.get_submodule(place).register_forward_hook(lambda module, arguments, result: seen.append(result))
@@ -101,22 +101,22 @@ def test_only_hooks_see_a_trace_as_a_tuple(place: str) -> None:
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
-def test_a_hook_on_a_stack_changes_nothing(neuron: str) -> None:
-    alone = [network(neuron, "reference") for _ in range(2)]
+def test_hooks_on_a_stack_do_not_change_results(neuron: str) -> None:
+    singles = [network(neuron, "reference") for _ in range(2)]
     with torch.no_grad():
-        for weight in alone[1].parameters():
+        for weight in singles[1].parameters():
             weight.mul_(0.9)
-        for made in alone:
+        for made in singles:
             if neuron == "lif":
-                # as after training, where these have no effect
+                # autapses have no effect
                 made.layers["hidden2"].neuron.recurrent.weight.fill_diagonal_(9.0)
-    stacked = stack(alone)
+    stacked = stack(singles)
     if neuron != "leaky":
         stacked.get_submodule("layers.hidden2.neuron.recurrent").register_forward_hook(lambda *arguments: None)
     stacked.layers["hidden2"].neuron.register_forward_hook(lambda *arguments: None)
     x = torch.rand(1, 2, 5)
     found = stacked(x.unsqueeze(2))
-    for member, made in enumerate(alone):
+    for member, made in enumerate(singles):
         for mine, expected in zip(found, made(x), strict=True):
             torch.testing.assert_close(mine.membrane[:, :, member], expected.membrane)
 
@@ -125,7 +125,7 @@ def test_a_hook_on_a_stack_changes_nothing(neuron: str) -> None:
 @pytest.mark.parametrize("place", ["synapse", "neuron.recurrent"])
 @pytest.mark.parametrize("neuron", ["rleaky", "lif"])
 def test_pruned_weights_are_zero(neuron: str, place: str, kernel: str) -> None:
-    """As if those weights were zero, after a step of training too."""
+    """Also after a training step."""
     results = []
     for pruned in (False, True):
         made = network(neuron, kernel)
@@ -159,7 +159,7 @@ class Doubled(nn.Module):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("place", "name"), [("synapse", "weight"), ("neuron.recurrent", "weight"), ("neuron", "beta")])
-def test_a_parameter_in_another_form_is_the_parameter(place: str, name: str, kernel: str) -> None:
+def test_parametrized_parameters_do_not_change_results(place: str, name: str, kernel: str) -> None:
     expected = computed(network("rleaky", kernel))
     made = network("rleaky", kernel)
     parametrize.register_parametrization(made.get_submodule(f"layers.hidden2.{place}"), name, Doubled())
@@ -169,7 +169,7 @@ def test_a_parameter_in_another_form_is_the_parameter(place: str, name: str, ker
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("neuron", ["rleaky", "lif"])
-def test_a_parameter_in_another_form_is_computed_once_a_step(neuron: str, kernel: str) -> None:
+def test_parametrized_weights_are_computed_at_most_once_per_step(neuron: str, kernel: str) -> None:
     made = network(neuron, kernel)
     doubled, calls = Doubled(), []
     parametrize.register_parametrization(made.layers["hidden2"].neuron.recurrent, "weight", doubled)
@@ -179,12 +179,12 @@ def test_a_parameter_in_another_form_is_computed_once_a_step(neuron: str, kernel
         if hook:
             made.layers["hidden2"].neuron.recurrent.register_forward_hook(lambda *arguments: None)
         made(torch.rand(1, 2, 5))
-        # and once for its dtype
+        # plus once for the dtype
         assert 1 <= len(calls) <= 7 + 1
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_hook_of_all_modules_sees_all(kernel: str) -> None:
+def test_global_hooks_see_all_modules(kernel: str) -> None:
     made = network("rleaky", kernel)
     seen = set()
     hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
@@ -197,7 +197,7 @@ def test_a_hook_of_all_modules_sees_all(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["layers.hidden1.synapse", "layers.hidden1"])
-def test_a_hook_at_the_input_sees_a_list_of_spikes_as_a_tensor(place: str) -> None:
+def test_hooks_receive_sparse_spikes_as_a_tensor(place: str) -> None:
     made = network("leaky", "fused")
     made.constant = False
     spikes = torch.rand(7, 2, 5).round()
@@ -211,7 +211,7 @@ def test_a_hook_at_the_input_sees_a_list_of_spikes_as_a_tensor(place: str) -> No
 
 
 @pytest.mark.parametrize("where", ["class", "instance"])
-def test_a_forward_of_ones_own_is_called(where: str) -> None:
+def test_overridden_forward_is_called(where: str) -> None:
     class Silenced(Leaky):
         def forward(self, *arguments: Any) -> Trace:
             trace = super().forward(*arguments)
@@ -226,25 +226,25 @@ def test_a_forward_of_ones_own_is_called(where: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("neuron", NEURONS)
-def test_a_network_of_bfloat16_keeps_membranes_in_float32(neuron: str, kernel: str) -> None:
+def test_membranes_are_float32_with_bfloat16_weights(neuron: str, kernel: str) -> None:
     expected = computed(network(neuron, kernel))
     found = computed(network(neuron, kernel).to(torch.bfloat16))
     assert [value.dtype for value in found[:4]] == [torch.float32] * 4
     assert {value.dtype for value in found[4:]} == {torch.bfloat16}
     assert all(torch.isfinite(value).all() for value in found)
-    # a spike more or less than in float32
+    # counts may differ by one spike
     torch.testing.assert_close(found[0], expected[0], atol=1, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("neuron", ["rleaky", "lif"])
-def test_each_product_has_the_precision_of_its_weights(neuron: str, kernel: str) -> None:
+def test_products_have_the_precision_of_their_weights(neuron: str, kernel: str) -> None:
     x = torch.rand(1, 2, 5)
     expected = network(neuron, kernel)(x)
     made = network(neuron, kernel)
     made.layers["hidden2"].synapse.to(torch.bfloat16)
     found = made(x)
-    assert torch.equal(found[0].membrane, expected[0].membrane), "its feedback is of float32"
+    assert torch.equal(found[0].membrane, expected[0].membrane), "its weights are float32"
     assert expected[0].spike_count.any()
     made = network(neuron, kernel)
     made.layers["hidden1"].neuron.recurrent.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Initializers: what they draw has the moments and the range that they state."""
+"""Initializers: moments and range of the drawn values."""
 
 import math
 
@@ -17,7 +17,7 @@ def draw(initializer: Initializer) -> torch.Tensor:
 
 
 def assert_moments(values: torch.Tensor, mean: float, std: float) -> None:
-    """Within five standard errors; that of the standard deviation comes from the fourth moment."""
+    """Compare within five standard errors; that of the standard deviation depends on the fourth moment."""
     kurtosis = ((values - mean) / std).pow(4).mean().item()
     assert abs(values.mean().item() - mean) < 5 * std / math.sqrt(N)
     assert abs(values.std().item() - std) < 5 * std * math.sqrt((kurtosis - 1) / (4 * N))
@@ -43,12 +43,12 @@ def test_uniform() -> None:
     assert_moments(values, 1.0, 4 / math.sqrt(12))
     assert values.min() >= -1
     assert values.max() <= 3
-    # equal parts hold equal numbers of draws
+    # equal bins have equal counts
     counts = values.histc(8, -1, 3)
     assert (counts - N / 8).abs().max() < 5 * math.sqrt(N / 8)
 
 
-def test_uniform_of_no_width_is_constant() -> None:
+def test_uniform_of_zero_width_is_constant() -> None:
     assert torch.equal(Uniform(0.5, 0.5)((3,)), torch.full((3,), 0.5))
 
 
@@ -60,11 +60,11 @@ def test_normal() -> None:
 
 
 @pytest.mark.parametrize(("mean", "std"), [(100.0, 20.0), (1.0, 1.0), (0.5, 0.1)])
-def test_log_normal_has_the_moments_of_what_it_draws(mean: float, std: float) -> None:
+def test_log_normal(mean: float, std: float) -> None:
     values = draw(LogNormal(mean, std))
     assert (values > 0).all()
     assert_moments(values, mean, std)
-    # its median is mean / sqrt(1 + (std / mean)^2), below its mean
+    # the median is mean / sqrt(1 + (std / mean)^2)
     below = (values < mean / math.sqrt(1 + (std / mean) ** 2)).double().mean().item()
     assert abs(below - 0.5) < 5 * 0.5 / math.sqrt(N)
 

@@ -1,4 +1,4 @@
-"""Norms, pooling, padding, dropout, biases and start weights of chains, beside PyTorch, snnTorch and SpikingJelly."""
+"""Normalization, pooling, padding, dropout, biases and initialization of chains, compared with other libraries."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -50,13 +50,13 @@ def conv(inputs: tuple[int, ...] = (1, 8, 8), outputs: int = 5, **options: Any) 
 
 
 def kinds(network: Network) -> list[list[type[nn.Module]]]:
-    """Of each layer, the modules of its synapse."""
+    """Return the module types of the synapse of each layer."""
     synapses = [each.synapse for each in network.layers.values()]
     return [[*map(type, each)] if isinstance(each, nn.Sequential) else [type(each)] for each in synapses]  # type: ignore[arg-type, list-item]
 
 
-class TestWhatIsBuilt:
-    def test_nothing_of_it_by_default(self) -> None:
+class TestModules:
+    def test_default(self) -> None:
         assert kinds(conv()) == [[nn.Conv2d], [nn.Conv2d], [Dense]]
 
     def test_currents_are_pooled(self) -> None:
@@ -95,17 +95,17 @@ class TestWhatIsBuilt:
             ({"pool": "max", "padding": 1, "pool_size": (1, 3)}, (8, 2), (8, 0)),
         ],
     )
-    def test_shapes_are_known_before_it_is_built(self, options: Any, first: Any, second: Any) -> None:
+    def test_shapes_before_construction(self, options: Any, first: Any, second: Any) -> None:
         given = {"kernel_size": 3, "stride": 1, "hidden": (), "channels": (2, 3)} | options
         if 0 in second:
             with pytest.raises(ConfigError, match=r"the output of convolution 2 is empty; .* or no pool"):
                 Conv.shapes((1, 8, 7), 5, **given)
             return
-        told = Conv.shapes((1, 8, 7), 5, **given)
-        assert told == [("neuron", (2, *first)), ("neuron", (3, *second)), ("readout", (5,))]
+        shapes = Conv.shapes((1, 8, 7), 5, **given)
+        assert shapes == [("neuron", (2, *first)), ("neuron", (3, *second)), ("readout", (5,))]
         network = conv((1, 8, 7), **options)
         traces = network(torch.rand(T, B, 1, 8, 7))
-        assert [tuple(trace.membrane.shape[2:]) for trace in traces] == [shape for _, shape in told]
+        assert [tuple(trace.membrane.shape[2:]) for trace in traces] == [shape for _, shape in shapes]
 
 
 class TestPooling:
@@ -114,26 +114,26 @@ class TestPooling:
         made = conv(pool=pool, channels=(1,)).layers["conv1"].synapse[1]  # type: ignore[index, union-attr]
         torch.testing.assert_close(made(torch.ones(1, 1, 4, 4)), torch.full((1, 1, 2, 2), 4 * factor))  # type: ignore[operator]
 
-    def test_what_spikes_cost_behind_it_is_counted_or_left_out(self) -> None:
+    def test_synaptic_operations_are_known_unless_spikes_are_pooled(self) -> None:
         for place, known in (("synapse", True), ("neuron", False)):
             network = conv(norm="batch", pool="max", padding=1, pool_after=place)
-            found = {name: weights for name, _, weights, _ in network.connections((1, 8, 8))}
-            assert (found["conv2"] is not None) == known
+            modules = {name: module for name, _, module, _ in network.connections((1, 8, 8))}
+            assert (modules["conv2"] is not None) == known
 
 
 def unrolled(cells: Sequence[Any], synapses: Sequence[nn.Module], inputs: Tensor) -> Tensor:
-    """Membranes of the last layer of snnTorch's neurons, step by step."""
+    """Return the membranes of the last layer of snnTorch neurons, computed step by step."""
     states = [cell.init_leaky() for cell in cells]
-    found = []
+    membranes = []
     for x in inputs:
         for index, (cell, synapse) in enumerate(zip(cells, synapses, strict=True)):
             spikes, states[index] = cell(synapse(x), states[index])
             x = spikes.to(inputs.dtype)
-        found.append(states[-1])
-    return torch.stack(found)
+        membranes.append(states[-1])
+    return torch.stack(membranes)
 
 
-def test_a_convolutional_network_of_snntorch() -> None:
+def test_equals_a_convolutional_network_of_snntorch() -> None:
     """conv, max pool, Leaky, twice, then a dense layer: the membrane, the loss and its gradients."""
     network = conv(pool="max", padding=1, outputs=4).double()
     convolutions = [network.layers[name].synapse for name in ("conv1", "conv2")]
@@ -154,11 +154,11 @@ def test_a_convolutional_network_of_snntorch() -> None:
     assert gradients[0].abs().max() > 0
 
 
-def test_a_layer_of_spikingjelly() -> None:
-    """conv, batch norm, IF, max pool, conv: in training, with all steps in the statistics of a batch.
+def test_equals_layers_of_spikingjelly() -> None:
+    """conv, batch norm, IF, max pool, conv, in training mode, with batch statistics over all steps.
 
-    Its neuron without decay and with a reset by subtraction is ``Leaky`` with beta 1. It resets within a step, so that
-    its membrane before the reset is the same, and so are the spikes.
+    SpikingJelly's IF neuron with soft reset equals ``Leaky`` with beta 1: it resets within the step, but spikes and the
+    membrane before reset are the same.
     """
 
     def fires(features: Any) -> Leaky:
@@ -193,8 +193,8 @@ def test_a_layer_of_spikingjelly() -> None:
 
 
 class TestBatchNorm:
-    def test_a_constant_input_is_normalised_as_one_that_is_repeated(self) -> None:
-        """But for the running variance, which divides by n - 1: of the B samples, or of T B."""
+    def test_constant_input_equals_repeated_input(self) -> None:
+        """Except for the running variance, which divides by n - 1, with n = B or n = T B samples."""
         membranes, variances = [], []
         for repeat in (1, T):
             network = MLP((4,), 3, leaky, leaky, T, hidden=(6,), norm="batch").double()
@@ -209,7 +209,7 @@ class TestBatchNorm:
         torch.testing.assert_close(*membranes)
         torch.testing.assert_close(*variances)
 
-    def test_processes_that_share_batches_are_refused(self) -> None:
+    def test_refuses_batches_split_over_processes(self) -> None:
         words = [*SMALL, "network.norm=batch", "trainer=ddp", "trainer.accelerator=cpu"]
         with pytest.raises(ConfigError, match=r"^network: hidden1\.synapse\.1 is batch norm, and 2 processes share"):
             build(compose(words))
@@ -219,14 +219,14 @@ class TestBatchNorm:
         ("words", "refused"),
         [
             (["data.batch_size=1"], True),
-            # 1438 training samples are 3 such batches and 1 sample
+            # 1438 training samples are 3 batches and 1 sample
             (["data.batch_size=479", "trainer.limit_batches=4"], True),
             (["data.batch_size=479", "trainer.limit_batches=3"], False),
             (["data.batch_size=1", "encoder=bernoulli"], False),
             (["data.batch_size=1", *CONV, "network.hidden=[]"], False),
         ],
     )
-    def test_one_sample_has_no_variance(self, words: list[str], refused: bool) -> None:
+    def test_refuses_batches_of_one_sample(self, words: list[str], refused: bool) -> None:
         start = Start.new(compose([*SMALL, "network.norm=batch", *words]), words)
         with pytest.raises(ConfigError, match="leaves a batch of 1 sample") if refused else nullcontext():
             state = start.build().network.state_dict()
@@ -240,7 +240,7 @@ class TestBatchNorm:
         [*CONV, "network.norm=batch", "network.pool=max", "network.dropout=0.3"],
     ],
 )
-def test_a_run_resumes_to_the_bit(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_exactly(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cfg = compose([*SMALL, *words, "logger.save_every_s=0"])
     whole = experiment.run(cfg)
@@ -250,13 +250,13 @@ def test_a_run_resumes_to_the_bit(words: list[str], tmp_path: Path, monkeypatch:
     assert experiment.evaluate(path) == tested
     network, _ = experiment.load(path)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    # one for each step of the training: nothing else moves the statistics
+    # one per training step: nothing else updates the statistics
     assert {int(norm.num_batches_tracked) for norm in norms} == {6}  # type: ignore[arg-type]
 
 
 class TestInit:
     @pytest.mark.parametrize("name", ["xavier_uniform", "kaiming_normal", "orthogonal"])
-    def test_weights_are_those_of_pytorch_and_biases_stay(self, name: Any) -> None:
+    def test_weights_are_initialized_and_biases_unchanged(self, name: Any) -> None:
         made = []
         for init in (None, name):
             torch.manual_seed(3)
@@ -285,11 +285,11 @@ class TestInit:
         ("network.dropout=0.1", "network.dropout cannot be stacked"),
     ],
 )
-def test_points_that_train_alone(word: str, reason: str | None) -> None:
+def test_stackable_options(word: str, reason: str | None) -> None:
     assert grouping.obstacle(compose([*SMALL, word])) == reason
 
 
-def test_dropout_is_drawn_for_each_step_and_off_in_evaluation() -> None:
+def test_dropout_differs_between_steps_and_is_off_in_evaluation() -> None:
     network = MLP((4,), 3, leaky, leaky, T, hidden=(50,), dropout=0.5)
     drop = network.layers["readout"].synapse[0]  # type: ignore[index, union-attr]
     seen: list[Tensor] = []

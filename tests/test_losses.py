@@ -1,4 +1,4 @@
-"""Losses: values and gradients that can be worked out on paper, and those of PyTorch and snnTorch."""
+"""Losses: values and gradients computed by hand, and those of PyTorch and snnTorch."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from snnexp.neurons import Identity, Trace, statistic_names
 
 
 def spikes_with_counts(counts: list[list[int]], num_steps: int) -> Tensor:
-    """``[T, B, K]`` spikes that add up to ``counts`` ``[B, K]``."""
+    """Return spikes ``[T, B, K]`` with the given ``counts`` ``[B, K]``."""
     return (torch.arange(num_steps).view(-1, 1, 1) < torch.tensor(counts)).float()
 
 
@@ -29,12 +29,12 @@ def gradient(loss: Tensor, variable: Tensor) -> Tensor:
 
 
 class TestCEMembrane:
-    def test_knowing_nothing_costs_log_k_per_step(self) -> None:
+    def test_uniform_logits_give_log_k_per_step(self) -> None:
         membrane = torch.full((7, 3, 10), 0.4)
         torch.testing.assert_close(losses.ce_membrane(membrane, torch.tensor([0, 5, 9])).item(), 7 * math.log(10))
 
     def test_sums_over_time_and_averages_over_the_batch(self) -> None:
-        """Two classes a margin m apart cost log(1 + exp(-m)) where the label leads, m more where it trails."""
+        """With margin m between two classes: log(1 + exp(-m)) if the label is higher, m more if it is lower."""
         m = [[1.0, 2.0], [0.5, 3.0], [0.0, -1.0]]
         membrane = torch.tensor([[[x, 0.0], [0.0, x]] for x, _ in m])
         membrane[:, 1, 1] = torch.tensor([x for _, x in m])
@@ -43,7 +43,7 @@ class TestCEMembrane:
         swapped = expected + sum(x for pair in m for x in pair) / 2
         torch.testing.assert_close(losses.ce_membrane(membrane, torch.tensor([1, 0])).item(), swapped)
 
-    def test_gradient_is_softmax_less_the_label(self) -> None:
+    def test_gradient_is_softmax_minus_label(self) -> None:
         membrane = torch.zeros(4, 2, 5, requires_grad=True)
         g = gradient(losses.ce_membrane(membrane, torch.tensor([1, 3])), membrane)
         expected = torch.full((4, 2, 5), 0.1)
@@ -52,16 +52,16 @@ class TestCEMembrane:
 
 
 class TestMSECount:
-    def test_is_zero_where_the_counts_are_met(self) -> None:
+    def test_is_zero_at_the_target_counts(self) -> None:
         """A rate of .29 over 100 steps is 29 spikes, although 100 * .29 is 28.999999999999996."""
         target = torch.tensor([2, 0])
-        met = spikes_with_counts([[7, 7, 29], [29, 7, 7]], 100)
-        assert losses.mse_count(met, target, 0.29, 0.07) == 0
+        exact = spikes_with_counts([[7, 7, 29], [29, 7, 7]], 100)
+        assert losses.mse_count(exact, target, 0.29, 0.07) == 0
         missed = spikes_with_counts([[7, 7, 28], [28, 7, 7]], 100)
         torch.testing.assert_close(losses.mse_count(missed, target, 0.29, 0.07).item(), 2 / 6 / 100)
 
     def test_rounds_down_exactly(self) -> None:
-        """For every rate in percent; a silent neuron alone costs (target^2) / T."""
+        """For all rates in percent; the loss of a silent neuron is target^2 / T."""
         for T in (1, 7, 25, 100, 1000):
             silence = torch.zeros(T, 1, 1, dtype=torch.float64)
             for percent in range(101):
@@ -69,7 +69,7 @@ class TestMSECount:
                 assert round(math.sqrt(loss * T), 6) == T * percent // 100
 
     def test_value(self) -> None:
-        """T = 10, rates .8 and .2: targets 8 and 2; misses of 3, 0 and -2 in the one sample, none in the other."""
+        """T = 10, rates .8 and .2: targets 8 and 2; errors -3, 0 and 2 in the first sample, none in the second."""
         spikes = spikes_with_counts([[5, 2, 4], [2, 2, 8]], 10)
         torch.testing.assert_close(losses.mse_count(spikes, torch.tensor([0, 2])).item(), (9 + 4) / 6 / 10)
 
@@ -81,21 +81,21 @@ class TestMSECount:
 
 class TestMSEMembrane:
     def test_labels(self) -> None:
-        """Targets 1.05 and .2: a membrane of 1.05 misses the others by .85 and one of .2 the label by as much."""
+        """Targets 1.05 and .2: a membrane of 1.05 has an error of .85 for other classes, one of .2 for the label."""
         target = torch.tensor([1])
-        for value, misses in [(1.05, 3), (0.2, 1)]:
+        for value, wrong in [(1.05, 3), (0.2, 1)]:
             loss = losses.mse_membrane(torch.full((6, 1, 4), value), target)
-            torch.testing.assert_close(loss.item(), misses / 4 * 0.85**2)
+            torch.testing.assert_close(loss.item(), wrong / 4 * 0.85**2)
 
-    def test_own_targets(self) -> None:
+    def test_custom_targets(self) -> None:
         membrane = torch.zeros(3, 2, 4)
         loss = losses.mse_membrane(membrane, torch.tensor([0, 3]), on_target=2.0, off_target=-1.0)
         assert loss == (4 + 3 * 1) / 4
 
-    def test_a_trace_target_is_met_step_by_step(self) -> None:
+    def test_trace_target(self) -> None:
         target = torch.randn(5, 3, 1, generator=torch.Generator().manual_seed(0))
-        miss = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(5, 1, 1)
-        torch.testing.assert_close(losses.mse_membrane(target + miss, target).item(), (1 + 4 + 9 + 16) / 5)
+        error = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(5, 1, 1)
+        torch.testing.assert_close(losses.mse_membrane(target + error, target).item(), (1 + 4 + 9 + 16) / 5)
 
     def test_gradient(self) -> None:
         membrane = torch.zeros(2, 1, 2, requires_grad=True)
@@ -105,7 +105,7 @@ class TestMSEMembrane:
 
 class TestNLLMaxVoltage:
     def test_value(self) -> None:
-        """The maxima are log 1, log 2 and log 5, so the classes have the probabilities 1/8, 2/8 and 5/8."""
+        """The maxima are log 1, log 2 and log 5, so the class probabilities are 1/8, 2/8 and 5/8."""
         membrane = torch.tensor([[1.0, 0.5, 3.0], [0.2, 2.0, 5.0], [1.0, 0.1, 4.0]]).log().unsqueeze(1)
         for label, p in enumerate((1 / 8, 2 / 8, 5 / 8)):
             torch.testing.assert_close(losses.nll_max_voltage(membrane, torch.tensor([label])).item(), -math.log(p))
@@ -116,7 +116,7 @@ class TestNLLMaxVoltage:
         loss = losses.nll_max_voltage(membrane, torch.tensor([0, 3]))
         torch.testing.assert_close(loss.item(), (math.log(8) - math.log(9 / 16)) / 2)
 
-    def test_gradient_reaches_the_step_of_the_maximum_only(self) -> None:
+    def test_gradient_is_zero_except_at_the_maximum(self) -> None:
         membrane = torch.zeros(4, 1, 2)
         membrane[1, 0, 0] = membrane[3, 0, 1] = 1.0
         g = gradient(losses.nll_max_voltage(membrane.requires_grad_(), torch.tensor([0])), membrane)
@@ -125,7 +125,7 @@ class TestNLLMaxVoltage:
         torch.testing.assert_close(g, expected)
 
 
-def test_objects_take_what_they_need_from_a_trace() -> None:
+def test_classes_equal_functions() -> None:
     random = torch.Generator().manual_seed(0)
     spikes, membrane = torch.rand(6, 4, 3, generator=random).round(), torch.randn(6, 4, 3, generator=random)
     trace, target = Trace(spikes, membrane, None), torch.tensor([0, 2, 1, 1])
@@ -137,7 +137,7 @@ def test_objects_take_what_they_need_from_a_trace() -> None:
     ]
     for loss, expected in pairs:
         assert loss(trace, target) == expected
-        # a loss that reads spikes sees nothing of the membrane, and the other way round
+        # a loss of spikes does not read the membrane, and vice versa
         unread = torch.full_like(spikes, torch.nan)
         hidden = Trace(spikes, unread, None) if loss.reads == "spike_count" else Trace(unread, membrane, None)
         assert loss(hidden, target) == expected
@@ -169,7 +169,7 @@ LABELS = torch.tensor([0, 3, 1, 1, 2])
 def trace() -> Trace:
     random = torch.Generator().manual_seed(1)
     spikes = torch.rand(T, B, K, generator=random).round()
-    # one neuron never fires, and one fires in the last step alone
+    # one neuron never fires, and one fires only in the last step
     spikes[:, 0, 0] = 0
     spikes[:-1, 1, 3], spikes[-1, 1, 3] = 0, 1
     membrane = torch.randn(T, B, K, generator=random)
@@ -187,13 +187,13 @@ def require_equal(loss: Tensor, expected: Tensor, variable: Tensor) -> None:
         (losses.CERate(), SF.ce_rate_loss(), "spikes"),
         (losses.CECount(), SF.ce_count_loss(), "spikes"),
         (losses.NLLMaxVoltage(), SF.ce_max_membrane_loss(), "membrane"),
-        # with its default of -1, snnTorch 1.0.0 gives all classes the target 0
+        # with its default of -1, snnTorch 1.0.0 uses target 0 for all classes
         (losses.MSETemporal(), SF.mse_temporal_loss(on_target=0, off_target=T - 1), "spikes"),
         (losses.MSETemporal(1, 5, 2), SF.mse_temporal_loss(on_target=1, off_target=5, tolerance=2), "spikes"),
         (losses.MSETemporal(-7, -2), SF.mse_temporal_loss(on_target=-7, off_target=-2), "spikes"),
     ],
 )
-def test_is_that_of_snntorch(loss: losses.Loss, peer: Any, reads: str, trace: Trace) -> None:
+def test_equals_snntorch(loss: losses.Loss, peer: Any, reads: str, trace: Trace) -> None:
     variable = getattr(trace, reads)
     require_equal(loss(trace, LABELS), peer(variable, LABELS).squeeze(), variable)
 
@@ -210,7 +210,7 @@ def test_is_that_of_snntorch(loss: losses.Loss, peer: Any, reads: str, trace: Tr
 @pytest.mark.parametrize(
     ("weights", "smoothing"), [(None, 0.0), ([1.0, 2.0, 0.5, 3.0], 0.0), ([1.0, 2.0, 0.5, 3.0], 0.2)]
 )
-def test_is_the_cross_entropy_of_a_statistic(
+def test_equals_the_cross_entropy_of_a_statistic(
     kind: Callable[..., losses.Loss],
     logits: Callable[[Tensor], Tensor],
     weights: list[float] | None,
@@ -222,7 +222,7 @@ def test_is_the_cross_entropy_of_a_statistic(
     require_equal(kind(weights, smoothing)(trace, LABELS), expected, trace.membrane)
 
 
-def test_a_label_for_each_step_is_a_sample_for_each_step(trace: Trace) -> None:
+def test_labels_per_step_are_separate_samples(trace: Trace) -> None:
     target = torch.arange(T * B).reshape(T, B) % K
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
     expected = F.cross_entropy(trace.membrane.flatten(0, 1), target.flatten(), weights, label_smoothing=0.1)
@@ -230,14 +230,14 @@ def test_a_label_for_each_step_is_a_sample_for_each_step(trace: Trace) -> None:
 
 
 def test_label_smoothing_by_hand() -> None:
-    """Of two classes with p = 3/4 and 1/4, smoothed by .2: .9 of one surprise and .1 of the other."""
+    """Two classes with p = 3/4 and 1/4, smoothed by .2: targets .9 and .1."""
     membrane = torch.tensor([[[3.0, 1.0]]]).log()
     loss = losses.CELastMembrane(None, 0.2)(Trace(membrane, membrane, None), torch.tensor([0]))
     torch.testing.assert_close(loss.item(), 0.9 * math.log(4 / 3) + 0.1 * math.log(4))
 
 
 @pytest.mark.parametrize("kind", [losses.CEMeanMembrane, losses.CESumMembrane])
-def test_a_linear_readout_is_a_linear_layer_on_the_spikes(kind: Callable[..., losses.Loss], trace: Trace) -> None:
+def test_linear_readout_equals_a_linear_layer_of_the_spikes(kind: Callable[..., losses.Loss], trace: Trace) -> None:
     layer = nn.Linear(K, 3)
     readout = Identity(3)(layer(trace.spikes))
     whole = trace.spikes.mean(0) if kind is losses.CEMeanMembrane else trace.spikes.sum(0)
@@ -247,13 +247,13 @@ def test_a_linear_readout_is_a_linear_layer_on_the_spikes(kind: Callable[..., lo
 
 
 class TestPopulation:
-    """Two neurons for each of two classes; their mean here, their sum in snnTorch."""
+    """Two neurons per class, averaged here and summed in snnTorch."""
 
     def test_counts(self, trace: Trace) -> None:
         peer = SF.ce_count_loss(population_code=True, num_classes=2)
         require_equal(self.loss(losses.CECount(scale=2.0), trace), peer(trace.spikes, LABELS % 2), trace.spikes)
 
-    def test_squares_of_counts_are_a_square_of_the_size_less(self, trace: Trace) -> None:
+    def test_mse_count_differs_by_the_squared_size(self, trace: Trace) -> None:
         peer = SF.mse_count_loss(1.0, 0.0, population_code=True, num_classes=2)
         loss = 4 * self.loss(losses.MSECount(1.0, 0.0), trace)
         require_equal(loss, peer(trace.spikes, LABELS % 2), trace.spikes)
@@ -264,7 +264,7 @@ class TestPopulation:
 
 
 class TestMSELast:
-    def test_compares_the_last_step_with_that_of_the_target(self, trace: Trace) -> None:
+    def test_compares_the_last_step(self, trace: Trace) -> None:
         target = torch.randn(T, B, K)
         expected = F.mse_loss(trace.membrane[-1], target[-1])
         require_equal(losses.MSELast()(trace, target), expected, trace.membrane)
@@ -278,44 +278,44 @@ class TestMSELast:
 
 
 class TestMSETemporal:
-    def test_a_time_that_is_met_costs_nothing_and_pulls_nowhere(self, trace: Trace) -> None:
-        """Tolerance 7 of 7 steps is met by any time."""
+    def test_times_within_the_tolerance_have_no_loss_and_no_gradient(self, trace: Trace) -> None:
+        """A tolerance of T accepts any time."""
         loss = losses.MSETemporal(tolerance=T)(trace, LABELS)
         assert loss == 0
         assert gradient(loss, trace.spikes).abs().max() == 0
 
     def test_by_hand(self) -> None:
-        """The label fires at step 2 where 0 is wanted, the other one never, which is step 3 of 0 to 3, as wanted."""
+        """The label fires at step 2 with target 0; the other class never fires, which counts as step 3, its target."""
         spikes = torch.zeros(4, 1, 2)
         spikes[2, 0, 0] = spikes[3, 0, 0] = 1
         loss = losses.MSETemporal()(Trace(spikes, spikes, None), torch.tensor([0]))
         torch.testing.assert_close(loss.item(), (2 / 4) ** 2 / 2)
 
-    def test_the_time_of_a_population_is_the_mean_of_its_neurons(self) -> None:
-        """Of T = 4: times 0 and 3 of the label, mean 1.5 where 0 is wanted; 1 and never, mean 2 where 3 is wanted."""
+    def test_time_of_a_population_is_the_mean(self) -> None:
+        """T = 4: times 0 and 3 of the label, mean 1.5, target 0; times 1 and never (3), mean 2, target 3."""
         spikes = torch.zeros(4, 1, 4)
         spikes[0, 0, 0] = spikes[3, 0, 1] = spikes[1, 0, 2] = 1
         spikes.requires_grad_()
         loss = losses.MSETemporal()(Population(size=2).pooled(Trace(spikes, spikes, None)), torch.tensor([0]))
         torch.testing.assert_close(loss.item(), (1.5**2 + 1**2) / 2 / 4**2)
         wanted = torch.zeros(4, 1, 4)
-        # -1 / 2 by the spike of each, of the derivative of the loss by the mean
+        # derivative of the loss by the mean time, times -1 / 2 for each neuron's spike
         wanted[0, 0, 0] = wanted[3, 0, 1] = -1.5 / 4**2 / 2
         wanted[1, 0, 2] = wanted[3, 0, 3] = 1 / 4**2 / 2
         torch.testing.assert_close(torch.autograd.grad(loss, spikes)[0], wanted)
 
     @pytest.mark.parametrize(("key", "value"), [("on_target", T), ("off_target", -T - 1)])
-    def test_a_step_that_there_is_not(self, key: str, value: int, trace: Trace) -> None:
+    def test_refuses_steps_out_of_range(self, key: str, value: int, trace: Trace) -> None:
         with pytest.raises(ConfigError, match=rf"{key}: got {value}, must be a step from -7 to 6"):
             losses.MSETemporal(**{key: value})(trace, LABELS)
 
-    def test_the_sentence_begins_with_the_key_of_the_config(self) -> None:
+    def test_message_begins_with_the_config_key(self) -> None:
         with pytest.raises(ConfigError, match=r"^loss\.on_target: got 9, must be a step from -4 to 3"):
             build(compose(["data=digits", "num_steps=4", "loss=mse_temporal", "loss.on_target=9"]))
 
 
 class TestBCE:
-    def test_is_that_of_pytorch(self, trace: Trace) -> None:
+    def test_equals_pytorch(self, trace: Trace) -> None:
         loss, peer = losses.BCE(2.5), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.5))
         mean, values, steps = trace.membrane.mean(0), torch.rand(B, K), torch.rand(T, B, K)
         one_hot = F.one_hot(LABELS, K).float()
@@ -323,14 +323,14 @@ class TestBCE:
         require_equal(loss(trace, values), peer(trace.membrane.mean(0), values), trace.membrane)
         require_equal(loss(trace, steps), peer(trace.membrane, steps), trace.membrane)
 
-    def test_measures_compare_probabilities(self) -> None:
-        """A membrane of log 3 is a probability of 3/4."""
+    def test_metrics_compare_probabilities(self) -> None:
+        """sigmoid(log 3) = 3/4."""
         membrane = torch.full((2, 1, 1), math.log(3))
         output, _ = losses.BCE().compared(Trace(membrane, membrane, None), torch.zeros(1, 1))
         torch.testing.assert_close(output, torch.tensor([[0.75]]))
 
     @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 7.0)])
-    def test_targets_that_are_no_probabilities(self, low: float, high: float) -> None:
+    def test_refuses_targets_outside_the_unit_interval(self, low: float, high: float) -> None:
         with pytest.raises(ConfigError, match=r"^loss: BCE compares with targets from 0 to 1, these data have"):
             losses.BCE().require_range(low, high)
 
@@ -348,17 +348,17 @@ class TestBCE:
         losses.BCE(),
     ],
 )
-def test_members_of_a_stack_have_what_each_has_alone(loss: losses.Loss) -> None:
+def test_losses_work_under_vmap(loss: losses.Loss) -> None:
     assert type(loss).stackable
     spikes, membrane = torch.rand(3, T, B, K).round(), torch.randn(3, T, B, K)
     numbers = loss.numbers(T)
 
-    def alone(spikes: Tensor, membrane: Tensor) -> Tensor:
+    def member_loss(spikes: Tensor, membrane: Tensor) -> Tensor:
         trace = Trace(spikes, membrane, None)
-        # of a member of a stack, what the loss reads is all there is
+        # in a stack, only the statistics that the loss reads are available
         read = {name: getattr(trace, name) for name in statistic_names(loss.reads)}
         return loss.compare(SimpleNamespace(num_steps=T, samples=B, **read), LABELS, *numbers)
 
-    found = vmap(alone)(spikes, membrane)
+    actual = vmap(member_loss)(spikes, membrane)
     expected = [loss(Trace(s, u, None), LABELS) for s, u in zip(spikes, membrane, strict=True)]
-    torch.testing.assert_close(found, torch.stack(expected))
+    torch.testing.assert_close(actual, torch.stack(expected))

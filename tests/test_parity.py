@@ -1,7 +1,7 @@
-"""The neurons, the encoder and the losses against snnTorch 1.0.0 and Norse 1.1.0 on random input, gradients included.
+"""Parity of neurons, encoders and losses with snnTorch 1.0.0 and Norse 1.1.0 on random input, including gradients.
 
-Every loss weighs spikes and membranes at random, so that no gradient path can hide. Parameters are learnable on both
-sides, scalar or one per neuron, and decays may lie outside [0, 1], where training can drive them.
+Scalars are random linear combinations of spikes and membranes, which cover every gradient path. Parameters are
+learnable on both sides, scalar or one per neuron, and decays may be outside [0, 1], as after training steps.
 """
 
 import warnings
@@ -51,13 +51,13 @@ def snn() -> ModuleType:
 @pytest.fixture(scope="module")
 def norse() -> ModuleType:
     with warnings.catch_warnings():
-        # Norse calls torch.jit.script as it is imported, which PyTorch has deprecated
+        # Norse calls the deprecated torch.jit.script when imported
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         return pytest.importorskip("norse.torch")
 
 
 class Case(NamedTuple):
-    """A size and a source of random numbers."""
+    """Sizes and a random generator."""
 
     T: int
     B: int
@@ -86,21 +86,21 @@ cases = st.builds(
 
 
 def assert_same_spikes(spikes: Tensor, peers: Tensor, membrane: Tensor, threshold: Tensor) -> None:
-    """Equal, save where rounding decides: within 4 ulp of the threshold, after which the two cannot be compared."""
+    """Equal, unless a membrane is within 4 ulp of the threshold, after which the two cannot be compared."""
     different = spikes != peers
     if different.any():
         first = int(different.flatten(1).any(1).nonzero()[0])
         distance = ((membrane[first] - threshold) / threshold).abs()[different[first]]
         assert distance.max() <= 4 * torch.finfo(membrane.dtype).eps
         assume(False)
-    # the case shall not be an empty one
+    # large cases must have spikes
     assert spikes.any() or spikes.numel() < 500
 
 
 def assert_same_gradients(ours: Tensor, peers: Tensor, variables: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """The gradients of two scalars, each in its own variables, within 1e-4 of the largest entry.
+    """Compare the gradients of two scalars by their variables, within 1e-4 of the largest entry.
 
-    A scalar parameter's gradient sums terms of order 1 that can cancel; 1e-6 is what float32 leaves of such a sum.
+    The gradient of a scalar parameter is a sum of terms of order 1 that may cancel; 1e-6 is its float32 accuracy.
     """
     options = {"retain_graph": True, "materialize_grads": True}
     gradients = torch.autograd.grad(ours, [mine for mine, _ in variables.values()], **options)
@@ -242,7 +242,7 @@ def test_synaptic(snn: ModuleType, reset: str, case: Case) -> None:
 @few
 @given(case=cases)
 def test_rsynaptic(snn: ModuleType, reset: str, feedback: str, case: Case) -> None:
-    # decays below 1, so that feedback of second order does not grow beyond what float32 can compare
+    # decays below 1, so that second-order feedback does not diverge
     T, B, N, *_ = case
     features = (2, N, 3) if feedback == "conv2d" else (N,)
     x = case.normal(T, B, *features).requires_grad_()
@@ -294,10 +294,10 @@ def test_rsynaptic(snn: ModuleType, reset: str, feedback: str, case: Case) -> No
 @deterministic
 @given(case=cases)
 def test_parametrized_lif(norse: ModuleType, recurrent: bool, case: Case) -> None:
-    """Against ``LIFRecurrentCell``, whose surrogate has alpha = 1 whatever it is told; with weights 0 for no feedback.
+    """Compare with ``LIFRecurrentCell``, whose surrogate ignores alpha and uses 1; without feedback, its weights are 0.
 
-    Its state keeps the membrane after the reset. Norse's leaky integrator, one step on from the same state, gives the
-    membrane before the reset, which this package records.
+    Its state has the membrane after reset. The membrane before reset, which this package records, is computed by one
+    step of Norse's leaky integrator from the same state.
     """
     T, B, N, *_ = case
     tau = {name: case.parameter(50, 950, N) for name in DECAYS}
@@ -340,7 +340,7 @@ def test_parametrized_lif(norse: ModuleType, recurrent: bool, case: Case) -> Non
 @deterministic
 @given(case=cases)
 def test_feed_forward_lif(norse: ModuleType, case: Case) -> None:
-    """Forward only: Norse's feed-forward cell lets gradients through its reset, its recurrent one does not."""
+    """Forward only: gradients flow through the reset of Norse's feed-forward cell, not of its recurrent cell."""
     T, B, N, *_ = case
     numbers = {"tau_mem_inv": case.parameter(50, 950, N), "tau_syn_inv": case.parameter(50, 950, N)}
     numbers["v_th"] = case.parameter(0.2, 0.8, N)
@@ -363,9 +363,9 @@ def test_feed_forward_lif(norse: ModuleType, case: Case) -> None:
 @few
 @given(case=cases)
 def test_lif(norse: ModuleType, kernel: str, alpha: float, case: Case) -> None:
-    """Norse 1.1.0 computes with an alpha of 1 whatever it is told; with its formula in that place, with any other.
+    """Norse 1.1.0 ignores alpha and uses 1; for other values, its backward function is patched.
 
-    In float64, since float32 leaves little of sums through many resets.
+    In float64, because float32 is not accurate enough after many resets.
     """
     from norse.torch.functional import superspike
 
@@ -383,7 +383,7 @@ def test_lif(norse: ModuleType, kernel: str, alpha: float, case: Case) -> None:
             scaled = staticmethod(lambda ctx, g: (g / (alpha * ctx.saved_tensors[0].abs() + 1).square(), None))
             patch.setattr(superspike.SuperSpike, "backward", scaled)
         other = norse.LIFCell(p._replace(alpha=torch.tensor(alpha)))
-        # the cell takes copies
+        # the cell copies its parameters
         other.p = p
         state, spikes = norse.LIFFeedForwardState(*torch.zeros(2, B, N).double()), []
         for x_t in x:
@@ -438,7 +438,7 @@ def test_constant_current_lif(norse: ModuleType, case: Case, tau_mem_inv: float,
 @few
 @given(case=cases, padding=st.booleans(), off_spikes=st.booleans(), threshold=st.sampled_from([0.1, 0.5, 1.0]))
 def test_delta(snn: ModuleType, case: Case, padding: bool, off_spikes: bool, threshold: float) -> None:
-    # tenths meet the threshold often
+    # multiples of .1, which often equal the threshold
     values = case.normal(case.T, case.B, case.N).mul(10).round().div(10)
     expected = snn.spikegen.delta(values, threshold, padding, off_spikes)
     assert torch.equal(encoders.Delta(threshold, padding, off_spikes)(values), expected)
@@ -457,13 +457,13 @@ def test_rate(snn: ModuleType, case: Case, gain: float) -> None:
 @few
 @given(case=cases)
 def test_latency(snn: ModuleType, case: Case) -> None:
-    """Of 8-bit values; snnTorch's code is linear and normalised, and values below its threshold do not fire."""
+    """For 8-bit values, with snnTorch's linear and normalized code; values below its threshold do not fire."""
     values, T = case.uniform(0, 255, case.B, case.N).round() / 255, case.T + 1
     options = {"linear": True, "normalize": True, "clip": True, "threshold": 1e-6}
     assert torch.equal(encoders.Latency(T)(values), snn.spikegen.latency(values, T, **options))
 
 
-# rates whose product with a number of steps is exact, so that snnTorch's int(T * rate) has nothing to round wrongly
+# rates for which snnTorch's int(T * rate) has no rounding error
 eighths = st.integers(0, 8).map(lambda k: k / 8)
 
 
@@ -484,7 +484,7 @@ def test_mse_count(snn: ModuleType, case: Case, correct_rate: float, incorrect_r
 @deterministic
 @given(case=cases, on_target=st.floats(-1, 2), off_target=st.floats(0, 2))
 def test_mse_membrane(snn: ModuleType, case: Case, on_target: float, off_target: float) -> None:
-    """With ``off_target`` of at least 0: snnTorch puts 0 in the place of a negative one."""
+    """With nonnegative ``off_target``: snnTorch replaces negative values by 0."""
     membrane = case.normal(case.T, case.B, case.N).requires_grad_()
     target = torch.randint(case.N, (case.B,), generator=case.random)
     expected = snn.functional.mse_membrane_loss(on_target=on_target, off_target=off_target)(membrane, target)
@@ -503,7 +503,7 @@ def test_nll_max_voltage(snn: ModuleType, case: Case) -> None:
 @deterministic
 @given(case=cases)
 def test_ce_membrane(snn: ModuleType, case: Case) -> None:
-    """Summed over time, as the loop of snnTorch's Tutorial 5 does; ``ce_rate_loss`` is the mean over time."""
+    """Summed over time, as in snnTorch's Tutorial 5; ``ce_rate_loss`` is the mean over time."""
     membrane = case.normal(case.T, case.B, case.N).requires_grad_()
     target = torch.randint(case.N, (case.B,), generator=case.random)
     mine = losses.ce_membrane(membrane, target)
@@ -511,8 +511,8 @@ def test_ce_membrane(snn: ModuleType, case: Case) -> None:
     assert_same_loss(mine / case.T, snn.functional.ce_rate_loss()(membrane, target), membrane)
 
 
-class TestStart:
-    """A seed gives the start weights that the tutorials' own code gives after ``torch.manual_seed``."""
+class TestInitialWeights:
+    """The same seed gives the same initial weights as the code of the tutorials."""
 
     def test_recurrent_network(self, snn: ModuleType) -> None:
         torch.manual_seed(3)

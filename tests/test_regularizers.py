@@ -1,4 +1,4 @@
-"""Penalties: values by hand, gradients through every kernel, and what is logged, minimised and chosen by."""
+"""Penalties: values by hand, gradients through every kernel, logging, and their effect on training."""
 
 import json
 from pathlib import Path
@@ -22,15 +22,15 @@ PENALTY = [*WORDS, "regularizer=target_rate", "regularizer.target_rate.target=0.
 
 
 def test_a_target_rate_by_hand() -> None:
-    """Rates of .5, 0 and 1 with a target of .25: over all neurons of both layers."""
+    """Rates .5, 0 and 1, target .25, averaged over the neurons of both layers."""
     one = SimpleNamespace(spike_count=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), num_steps=4)
     other = SimpleNamespace(spike_count=torch.tensor([[4.0], [4.0]]), num_steps=4)
     found = TargetRate(weight=3.0, target=0.25)({"hidden1": one, "hidden2": other})
     assert found.item() == pytest.approx(3 * (0.25**2 + 0.25**2 + 0.75**2) / 3)
 
 
-def test_spikes_of_all_layers_are_counted_per_sample() -> None:
-    """4 and 4 spikes of the first sample, 0 and 2 of the second."""
+def test_l1_sums_over_layers_and_averages_over_samples() -> None:
+    """4 and 4 spikes in the first sample, 0 and 2 in the second."""
     one = SimpleNamespace(spike_count=torch.tensor([[3.0, 1.0], [0.0, 0.0]]), num_steps=4)
     maps = SimpleNamespace(spike_count=torch.tensor([[[[4.0]]], [[[2.0]]]]), num_steps=4)
     assert L1(weight=0.5)({"conv1": maps, "hidden1": one}).item() == pytest.approx(0.5 * (8 + 2) / 2)
@@ -41,7 +41,7 @@ def test_spikes_of_all_layers_are_counted_per_sample() -> None:
 
 
 def test_a_band_by_hand() -> None:
-    """Rates of .5, 0 and 1, and a band from .25 to .75: the first costs nothing, the others .25^2 each."""
+    """Rates .5, 0 and 1, band .25 to .75: the first is within the band, the others add .25^2 each."""
     one = SimpleNamespace(spike_count=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), num_steps=4)
     other = SimpleNamespace(spike_count=torch.tensor([[4.0], [4.0]]), num_steps=4)
     found = Band(3.0, 0.25, 0.75)({"hidden1": one, "hidden2": other})
@@ -77,7 +77,7 @@ def test_layers() -> None:
 
 @pytest.mark.parametrize("neuron", [Leaky, RLeaky])
 def test_gradients_reach_the_hidden_layers_through_any_kernel(neuron: Any) -> None:
-    """Under a constant current, of which the fused kernel keeps no steps, as under one that changes."""
+    """With a constant current, for which the fused kernel saves no steps, and with a changing one."""
     for steps in (1, 7):
         found: list[tuple[Tensor, ...]] = []
         for kernel in ("fused", "reference"):
@@ -89,14 +89,14 @@ def test_gradients_reach_the_hidden_layers_through_any_kernel(neuron: Any) -> No
             weights = [made.layers[name].synapse.weight for name in ("hidden1", "hidden2")]
             own = torch.autograd.grad(penalty, weights, retain_graph=True)
             assert all(gradient.any() for gradient in own)
-            # beside a loss, which reaches the same layers by another way
+            # together with a loss, whose gradient reaches the same layers
             both = torch.autograd.grad(penalty + traces[-1].membrane.mean(), weights)
             found.append((penalty, *own, *both))
         torch.testing.assert_close(*found)
 
 
 @pytest.mark.usefixtures("tiny_mnist")
-def test_what_is_minimised_is_the_sum_and_what_is_compared_the_loss() -> None:
+def test_training_minimizes_the_sum_and_reports_the_loss() -> None:
     parts = build(compose(PENALTY))
     x, y = parts.data.train[[*range(8)]]
     loss, penalties, _, traces = parts.task._step((x, y))
@@ -108,7 +108,7 @@ def test_what_is_minimised_is_the_sum_and_what_is_compared_the_loss() -> None:
 
 
 @pytest.mark.usefixtures("tiny_mnist")
-def test_a_run_logs_it_by_name_and_chooses_by_the_loss(tmp_path: Path) -> None:
+def test_a_run_logs_penalties_by_name(tmp_path: Path) -> None:
     rows = {}
     for weight in (0, 100):
         words = [f"regularizer.target_rate.weight={weight}", f"logger.root={tmp_path / str(weight)}"]
@@ -118,11 +118,11 @@ def test_a_run_logs_it_by_name_and_chooses_by_the_loss(tmp_path: Path) -> None:
         names = {f"{split}/penalty/target_rate" for split in ("val", "test")}
         assert names <= done.metrics.keys()
         assert sum("train/penalty/target_rate" in row for row in rows[weight]) == 8
-    # of the first step, before weights differ: the loss is the loss alone
+    # in the first step, before weights differ, the losses are equal
     assert rows[0][0]["train/loss"] == rows[100][0]["train/loss"]
     assert rows[0][0]["train/penalty/target_rate"] == 0 < rows[100][0]["train/penalty/target_rate"]
     plain = run(compose([*WORDS, *more, f"logger.root={tmp_path / 'none'}"]))
     without = [json.loads(line) for line in (plain.path / "metrics.jsonl").read_text().splitlines()]
     kept = [{name: value for name, value in row.items() if "penalty" not in name} for row in rows[0]]
-    assert kept == without, "a weight of 0 changes no bit"
-    assert rows[100][-1]["test/firing_rate/hidden1"] > rows[0][-1]["test/firing_rate/hidden1"], "toward 0.9"
+    assert kept == without, "a weight of 0 has no effect"
+    assert rows[100][-1]["test/firing_rate/hidden1"] > rows[0][-1]["test/firing_rate/hidden1"], "the target is 0.9"

@@ -1,4 +1,4 @@
-"""Schedules and optimisers: the node, the text that it replaced, and parts of a user's own."""
+"""Schedules and optimizers: the config group, the earlier key ``optimizer.schedule``, and user-defined parts."""
 
 import math
 import re
@@ -71,7 +71,7 @@ class WarmUp(OptimizerFactory):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of configs, and a package beside it."""
+    """A config folder, next to a package."""
     (tmp_path / "ownopt.py").write_text(PART)
     for name in ("ByRole", "WarmUp"):
         file = tmp_path / "conf" / "optimizer" / f"{name.lower()}.yaml"
@@ -94,31 +94,31 @@ def of(folder: Path, *overrides: str) -> dict[str, object]:
     return {"schedule": found["schedule"], "own": found["optimizer"].get("schedule")}
 
 
-class TestTheOldText:
-    def test_typed_it_means_the_choice(self) -> None:
+class TestEarlierKey:
+    def test_override_selects_the_choice(self) -> None:
         assert plain(compose([RECIPE, "optimizer.schedule=cosine"])) == plain(compose([RECIPE, "schedule=cosine"]))
         cfg = compose(
             [RECIPE, "optimizer.schedule=plateau", "schedule.measure=train/epoch_loss", "schedule.patience=3"]
         )
         assert (cfg.schedule._target_, cfg.schedule.patience) == ("snnexp.schedules.Plateau", 3)
 
-    def test_swept_it_means_the_choices(self) -> None:
+    def test_sweep_selects_the_choices(self) -> None:
         points = [*config.points([RECIPE, "optimizer.schedule=constant,cosine", "seed=1,2"])]
         composer = config.Composer()
         found = [plain(config.check(composer.point(point)[0]))["schedule"] for point in points]
         assert found == [CONSTANT, CONSTANT, COSINE, COSINE]
 
-    def test_in_a_file_it_gives_way_to_what_was_typed(self, folder: Path) -> None:
+    def test_overrides_take_precedence_over_the_key_in_a_file(self, folder: Path) -> None:
         assert of(folder, "experiment=old") == {"schedule": COSINE, "own": None}
         assert of(folder, "experiment=old", "schedule=constant") == {"schedule": CONSTANT, "own": None}
         assert of(folder, "experiment=old", "optimizer.schedule=constant") == {"schedule": CONSTANT, "own": None}
 
-    def test_an_optimiser_may_have_such_an_argument_itself(self, folder: Path) -> None:
+    def test_an_optimizer_can_have_an_argument_schedule(self, folder: Path) -> None:
         found = of(folder, RECIPE, "optimizer=warmup", "optimizer.schedule=other")
         assert found == {"schedule": CONSTANT, "own": "other"}
 
     @pytest.mark.parametrize(
-        ("overrides", "sentence"),
+        ("overrides", "message"),
         [
             (
                 ["optimizer.schedule=sawtooth"],
@@ -128,21 +128,21 @@ class TestTheOldText:
             (["optimizer.schedule=cosine", "schedule=cosine"], "optimizer.schedule: is another name of schedule"),
         ],
     )
-    def test_what_it_cannot_be(self, overrides: Sequence[str], sentence: str) -> None:
+    def test_refuses_other_values(self, overrides: Sequence[str], message: str) -> None:
         with pytest.raises(ConfigError) as caught:
             compose([RECIPE, *overrides])
-        assert str(caught.value).startswith(sentence)
+        assert str(caught.value).startswith(message)
 
     @pytest.mark.parametrize(("text", "node"), [("constant", CONSTANT), ("cosine", COSINE)])
-    def test_a_saved_config_is_upgraded(self, text: str, node: dict[str, str]) -> None:
+    def test_saved_configs_are_upgraded(self, text: str, node: dict[str, str]) -> None:
         now = plain(compose([RECIPE, f"schedule={text}"]))
         saved = {name: value for name, value in now.items() if name != "schedule"}
         saved["optimizer"] = {**now["optimizer"], "schedule": text}
         saved["trainer"] = {name: value for name, value in now["trainer"].items() if name != "early_stopping"}
         assert upgrade.config(saved) == {**now, "schedule": {"_target_": node["_target_"]}}
-        assert [*upgrade.config(saved)] == [*now], "in the order of today"
+        assert [*upgrade.config(saved)] == [*now], "in the current order"
 
-    def test_a_run_is_trained_again_with_another(self) -> None:
+    def test_a_saved_config_is_changed(self) -> None:
         saved = compose([RECIPE])
         changed = plain(config.change_all(saved, ["optimizer.schedule=cosine"]))["schedule"]
         assert changed == {"_target_": COSINE["_target_"]}
@@ -207,12 +207,12 @@ def cosine(part: float) -> float:
         (schedules.WarmUp(length=20), lambda t: LR * (t + 1) / 20),
         (
             schedules.OneCycle(pct_start=0.5, div_factor=10, final_div_factor=5),
-            # up in the first 5 of 10 steps, of which the last has the number 9
+            # rises in the first 5 of 10 steps; the last step is 9
             lambda t: LR * (0.1 + 0.9 * (1 - cosine(t / 4)) if t <= 4 else 0.02 + 0.98 * cosine((t - 4) / 5)),
         ),
     ],
 )
-def test_a_curve(schedule: schedules.Schedule, expected: Callable[[int], float]) -> None:
+def test_learning_rate_curve(schedule: schedules.Schedule, expected: Callable[[int], float]) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR, momentum=0.9)
     scheduler = schedule(optimizer, TOTAL)
     assert scheduler is not None
@@ -222,7 +222,7 @@ def test_a_curve(schedule: schedules.Schedule, expected: Callable[[int], float])
         scheduler.step()
 
 
-def test_one_cycle_moves_the_first_beta_against_the_rate() -> None:
+def test_one_cycle_changes_the_first_beta_inversely() -> None:
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = schedules.OneCycle(pct_start=0.5)(optimizer, TOTAL)
     assert scheduler is not None
@@ -239,7 +239,7 @@ def test_one_cycle_moves_the_first_beta_against_the_rate() -> None:
         schedules.OneCycle()(torch.optim.Adagrad([nn.Parameter(torch.zeros(1))]), TOTAL)
 
 
-def test_one_cycle_needs_time_to_rise() -> None:
+def test_one_cycle_refuses_a_rise_of_one_step() -> None:
     """PyTorch divides by pct_start total - 1."""
     with pytest.raises(ConfigError, match=r"^schedule\.pct_start: got 0\.5 of 2 steps, which is a single step"):
         schedules.OneCycle(pct_start=0.5)(torch.optim.SGD([nn.Parameter(torch.zeros(1))], momentum=0.9), 2)
@@ -259,13 +259,13 @@ class TestParameters:
         found = [([*map(id, group["params"])], group["lr"], group["momentum"]) for group in optimizer.param_groups]
         assert found == [([id(weight), id(other)], 1.0, 0), ([id(bias)], 1.0, 0.5), ([id(beta)], 0.1, 0)]
 
-    def test_what_must_not_decay_does_not(self, named: list[NamedParameter]) -> None:
+    def test_neurons_have_no_weight_decay(self, named: list[NamedParameter]) -> None:
         for groups in (decayed := Parameters(named, 0.1)), decayed.by_role(bias={"lr": 2.0}):
             optimizer = torch.optim.AdamW(groups, 1.0, weight_decay=0.1)
             decays = {id(x): group["weight_decay"] for group in optimizer.param_groups for x in group["params"]}
             assert [decays[id(each.value)] for each in named] == [0.1, 0.1, 0.0, 0.1]
 
-    def test_a_task_names_its_parameters(self) -> None:
+    def test_names_and_roles_of_a_task(self) -> None:
         task = build(compose(["experiment=regression_sqrt", "network.hidden=[6,5]"])).task
         seen: list[Parameters] = []
         task.optimizer = lambda parameters: seen.append(parameters) or torch.optim.SGD(parameters, 0.1)  # type: ignore[func-returns-value]
@@ -275,10 +275,10 @@ class TestParameters:
         assert all(name in dict(task.network.named_parameters()) for name, *_ in seen[0].named)
 
 
-class TestAPartOfAUsersOwn:
+class TestUserParts:
     TINY = (RECIPE, "trainer=cpu", "trainer.max_epochs=3", "network.hidden=[6,5]", "num_steps=8", "logger=jsonl")
 
-    def test_with_a_schedule_of_its_own(self, folder: Path) -> None:
+    def test_an_optimizer_with_its_own_schedule(self, folder: Path) -> None:
         task = build(config.check(compose_unchecked([*self.TINY, "optimizer=warmup"], [folder])[0])).task
         made = task.make_optimizer([*task.parameters()], 10)
         assert type(made["lr_scheduler"]["scheduler"]).__name__ == "LinearLR"
@@ -286,7 +286,7 @@ class TestAPartOfAUsersOwn:
         with pytest.raises(ConfigError, match=r"^schedule: WarmUp has its own schedule; use schedule=constant"):
             build(both)
 
-    def test_rates_by_role_in_a_stack_are_those_of_runs_alone(
+    def test_learning_rates_by_role_in_a_stack(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -305,10 +305,10 @@ class TestAPartOfAUsersOwn:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("step", [3, 4])
-    def test_a_schedule_of_epochs(
+    def test_epoch_schedule_resumes_exactly(
         self, step: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A schedule of epochs, resumed at the end of one and within one, ends with the same bits."""
+        """Killed and resumed at the end of an epoch and within an epoch."""
         monkeypatch.chdir(tmp_path)
         data = ["data.num_samples=5", "data.batch_size=2", "logger.save_every_s=0"]
         cfg = config.check(compose_unchecked([*self.TINY, *data, "schedule=steps"], [folder])[0])
@@ -332,13 +332,13 @@ EACH = [
     "optimizer=adam schedule=plateau schedule.measure=train/epoch_loss schedule.patience=0 schedule.threshold=0.5",
 ]
 ALONE = {"one_cycle", "warmup", "plateau", "torch", "trainer.accumulate"}
-"""Choices whose points do not share a stack."""
+"""Choices that cannot be stacked."""
 SMALL = [RECIPE, "trainer=cpu", "trainer.max_epochs=3", "network.hidden=[6,5]", "num_steps=8", "logger=jsonl"]
 SMALL += ["data.num_samples=5", "data.batch_size=2"]
 
 
 @pytest.mark.parametrize("words", EACH)
-def test_each_resumes_to_the_bit(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumes_exactly(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed within an epoch, then resumed."""
     monkeypatch.chdir(tmp_path)
     cfg = compose([*SMALL, "logger.save_every_s=0", *words.split()])
@@ -350,7 +350,7 @@ def test_each_resumes_to_the_bit(words: str, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     "words", [words for words in EACH if not {"one_cycle", "warmup", "plateau", "torch"} & {*re.split("[ =]", words)}]
 )
-def test_each_in_a_stack_is_what_it_is_alone(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_of_a_stack_equal_single_runs(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     typed = [[*SMALL, *words.split(), f"optimizer.lr={lr}"] for lr in ("0.001", "0.002")]
     points = [Point(compose(overrides), overrides) for overrides in typed]
@@ -368,10 +368,10 @@ def test_each_in_a_stack_is_what_it_is_alone(words: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (1, 0.05), (3, None), (3, 0.05)])
-def test_a_run_is_the_loop_of_pytorch(
+def test_a_run_equals_a_pytorch_training_loop(
     accumulate: int, clip: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of 2 of 9 samples: with 3 of them in a step, the second step has 3 samples."""
+    """9 samples in batches of 2: with 3 accumulated batches, the second step has 3 samples."""
     monkeypatch.chdir(tmp_path)
     words = [*SMALL, "data.num_samples=9", "kernel=reference", f"trainer.accumulate={accumulate}"]
     cfg = compose([*words, f"trainer.gradient_clip={'null' if clip is None else clip}"])

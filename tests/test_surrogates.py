@@ -1,4 +1,4 @@
-"""Surrogates against finite differences of smooth primitives, and the spike: a step forward, a product backward."""
+"""Surrogates, compared with finite differences of their primitives, and the spike function with its gradient."""
 
 import math
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from snnexp.surrogates import ATan, FastSigmoid, Sigmoid, StraightThrough, Super
 
 
 def triangle_integral(width: float) -> Callable[[Tensor], Tensor]:
-    """The area of the triangle to the left of x, less one half."""
+    """Return the area of the triangle to the left of x, minus one half."""
     return lambda x: (lambda y: y - y * y.abs() / 2)(x.clamp(-width, width) / width)
 
 
-# the smooth functions that the sources take in the place of the step, and their slope at 0
+# surrogate, the smooth function of which it is the derivative, and its value at 0
 PRIMITIVES: list[tuple[Surrogate, Callable[[Tensor], Tensor], float]] = [
     (ATan(), lambda x: torch.atan(math.pi * x) / math.pi, 1),
     (ATan(5.0), lambda x: torch.atan(math.pi * 5 * x / 2) / math.pi, 2.5),
@@ -39,7 +39,7 @@ def test_is_the_derivative_of_its_primitive(
     surrogate: Surrogate, primitive: Callable[[Tensor], Tensor], peak: float
 ) -> None:
     h = 1e-6
-    # no point lies at 0 or at the foot of a triangle, where derivatives have kinks
+    # no point is at 0 or at the edge of a triangle, where the derivative is not smooth
     x = torch.linspace(-3.01, 3.03, 1000, dtype=torch.float64)
     torch.testing.assert_close(surrogate(x), (primitive(x + h) - primitive(x - h)) / (2 * h), rtol=1e-5, atol=1e-8)
     assert surrogate(torch.zeros(1)).item() == peak
@@ -47,7 +47,7 @@ def test_is_the_derivative_of_its_primitive(
 
 @surrogates
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_is_finite_symmetric_and_falls_away_from_the_threshold(surrogate: Surrogate, dtype: torch.dtype) -> None:
+def test_is_finite_symmetric_and_decreasing(surrogate: Surrogate, dtype: torch.dtype) -> None:
     x = torch.cat([torch.zeros(1, dtype=dtype), torch.logspace(-30, 4, 500, dtype=dtype)])
     value = surrogate(x)
     assert value.dtype == dtype
@@ -57,15 +57,15 @@ def test_is_finite_symmetric_and_falls_away_from_the_threshold(surrogate: Surrog
     torch.testing.assert_close(surrogate(-x), value, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
 
 
-def test_sigmoid_keeps_its_digits_far_away() -> None:
-    """slope exp(-slope |x|) in the tail, where s (1 - s) in float32 would give 0."""
+def test_sigmoid_is_accurate_in_the_tail() -> None:
+    """The tail is slope exp(-slope |x|), where s (1 - s) in float32 would be 0."""
     for x in (-2.0, 2.0):
         torch.testing.assert_close(Sigmoid(25.0)(torch.tensor(x)).item(), 25 * math.exp(-50), rtol=1e-5, atol=0)
 
 
 @surrogates
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_spike_is_a_strict_step(surrogate: Surrogate, dtype: torch.dtype) -> None:
+def test_spike_is_zero_at_the_threshold(surrogate: Surrogate, dtype: torch.dtype) -> None:
     tiny = torch.finfo(dtype).tiny
     x = torch.tensor([-math.inf, -1, -tiny, -0.0, 0.0, tiny, 1, math.inf], dtype=dtype)
     assert torch.equal(spike(x, surrogate), torch.tensor([0, 0, 0, 0, 0, 1, 1, 1], dtype=dtype))
