@@ -331,7 +331,7 @@ class Network(nn.Module):
         for name, layer in self._layers().items():
             for source, synapse in layer.synapses(self.sources[name]):
                 if source == INPUT and inputs is not None:
-                    # a spike of -1 costs what one of 1 does
+                    # spikes of -1 are counted like those of 1
                     yield name, _dense(inputs).abs(), synops_layer(synapse)
                 elif source != INPUT and self._layers()[source].neuron.spikes:
                     trace = by_layer[source]
