@@ -112,7 +112,7 @@ class Conv(Network):
         bias: bool | None = None,
         init: Init | Initializer | None = None,
     ) -> None:
-        maps = _convolved(inputs, channels, kernel_size, stride, padding, pool, pool_size, pool_after)
+        maps = _conv_shapes(inputs, channels, kernel_size, stride, padding, pool, pool_size, pool_after)
         sides: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
         convolution = {name: each if each == "same" else _pair(each) for name, each in sides.items()}
         pooling = None if pool is None else _pooling(pool, _pair(pool_size))
@@ -138,7 +138,7 @@ class Conv(Network):
         pool_after: str = "synapse",
     ) -> list[tuple[str, tuple[int, ...]]]:
         """See :meth:`MLP.shapes`."""
-        shapes = _convolved(inputs, channels, kernel_size, stride, padding, pool, pool_size, pool_after)
+        shapes = _conv_shapes(inputs, channels, kernel_size, stride, padding, pool, pool_size, pool_after)
         maps = [("neuron", shape) for shape, _ in shapes]
         return [*maps, *(("neuron", (size,)) for size in hidden), ("readout", (outputs,))]
 
@@ -147,7 +147,7 @@ def _pair(sides: Any) -> tuple[int, int]:
     return (sides[0], sides[1]) if isinstance(sides, list | tuple) else (sides, sides)
 
 
-def _convolved(
+def _conv_shapes(
     inputs: tuple[int, ...],
     channels: Sequence[int],
     kernel_size: Any,
@@ -212,7 +212,7 @@ class _Chain:
     def convolutions(
         self, channels: int, maps: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], convolution: dict[str, Any]
     ) -> dict[str, Layer]:
-        """Return the convolutional layers; ``maps`` are the results of :func:`_convolved`."""
+        """Return the convolutional layers; ``maps`` are the results of :func:`_conv_shapes`."""
         layers = {}
         for index, (shape, _) in enumerate(maps, start=1):
             neuron = self.neuron(shape)
