@@ -69,7 +69,7 @@ def test_a_trace_that_is_read_step_by_step_stays_whole() -> None:
     assert trace.reduced(["spike_count", "membrane"]) is trace
     less = trace.reduced(["last_membrane"])
     assert isinstance(less, ReducedTrace)
-    with pytest.raises(AttributeError, match="of this trace, last_membrane is left"):
+    with pytest.raises(AttributeError, match="a reduced trace has no spike_count, only last_membrane"):
         less.spike_count  # noqa: B018
     with pytest.raises(AttributeError, match="a trace has no spike_cuont"):
         trace.spike_cuont  # noqa: B018
