@@ -1,4 +1,4 @@
-"""What is watched while training: runs that diverge, time constants that leave, checkpoints, the tutorial's mean."""
+"""Observers and signals of a run: divergence, parameter bounds, checkpoints, the mean loss of the tutorial."""
 
 import hashlib
 import io
@@ -50,7 +50,7 @@ def train(*overrides: str) -> Record:
 
 
 def rows(path: Path, name: str) -> list[float]:
-    """The values of one metric, in the order in which they were logged."""
+    """Return the logged values of one metric, in order."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line]
 
@@ -60,7 +60,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def numbers(checkpoint: Any) -> list[Tensor]:
-    """All floating-point tensors of a checkpoint, wherever they stand."""
+    """Yield all floating-point tensors nested in a checkpoint."""
     if isinstance(checkpoint, Tensor):
         return [checkpoint] if checkpoint.is_floating_point() else []
     entries = checkpoint.values() if isinstance(checkpoint, dict) else checkpoint
@@ -76,7 +76,7 @@ class TestDivergence:
     # after the first step the next loss overflows, or the weights already have
     @pytest.mark.parametrize("step", [["optimizer.lr=1e30"], ["optimizer.lr=3e38", "optimizer.weight_decay=100"]])
     @pytest.mark.parametrize("max_epochs", [1, 3])
-    def test_a_run_that_diverges_says_so_and_keeps_what_is_finite(
+    def test_a_diverging_run_reports_it_and_keeps_finite_checkpoints(
         self, tmp_path: Path, step: list[str], max_epochs: int
     ) -> None:
         with pytest.raises(DivergedError) as caught:
@@ -95,7 +95,7 @@ class TestDivergence:
     @pytest.mark.parametrize("neuron", [["neuron=leaky"], ["neuron=rleaky"], LIF], ids=lambda words: words[0])
     @pytest.mark.parametrize("layer", ["hidden1", "hidden2", "readout"])
     @pytest.mark.parametrize("number", [math.nan, math.inf])
-    def test_the_first_layer_that_breaks_is_named(
+    def test_the_first_non_finite_layer_is_named(
         self, neuron: list[str], layer: str, number: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(self: Task, *arguments: Any) -> Any:
@@ -108,7 +108,7 @@ class TestDivergence:
         monkeypatch.setattr(Task, "training_step", broken)
         logged_every = 5
         with pytest.raises(DivergedError) as caught:
-            # an input that is not 0 reaches the broken weight
+            # a nonzero input reaches the broken weight
             train(*neuron, "trainer.max_epochs=40", f"trainer.log_every_n_steps={logged_every}")
         assert re.search(rf"(membrane of )?{layer}[ .].*is not finite after step (\d+);", str(caught.value))
         assert int(re.findall(r"after step (\d+)", str(caught.value))[0]) <= 12 + logged_every
@@ -117,12 +117,12 @@ class TestDivergence:
         assert 12 <= saved["global_step"] <= 15
         assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
 
-    def test_a_finite_membrane_that_is_too_high_is_named(self) -> None:
+    def test_the_layer_of_the_largest_membrane_is_named(self) -> None:
         with pytest.raises(DivergedError, match=r"the loss is (inf|nan).*the membrane of readout .*after step 2"):
             train("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=3", "neuron=leaky")
 
 
-class TestQuietLayers:
+class TestActivityMonitor:
     @pytest.mark.parametrize(
         ("change", "told"),
         [
@@ -130,24 +130,24 @@ class TestQuietLayers:
             (["neuron.v_th=-1e6"], "hidden2 is saturated after step 1: all of its neurons fire in every step"),
         ],
     )
-    def test_are_told_once_each(self, change: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_warns_once_per_layer(self, change: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
         record = train(*LIF, *change, "trainer.max_epochs=4")
         lines = capfd.readouterr().err.splitlines()
         assert lines.count(f"snnexp: {told}") == 1
-        assert len(lines) == len(set(lines)) == 2, "one line for each of the two layers"
+        assert len(lines) == len(set(lines)) == 2, "one line per layer"
         assert told in (record.path / "train.log").read_text()
 
-    def test_are_found_in_a_run_too_short_to_be_logged(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_warns_in_a_run_without_logged_steps(self, capfd: pytest.CaptureFixture[str]) -> None:
         train(*LIF, "neuron.v_th=1e6", "trainer.max_epochs=2", "trainer.log_every_n_steps=100")
         assert "snnexp: hidden1 is dead after step 2: none of its neurons fires" in capfd.readouterr().err
 
-    def test_a_readout_whose_spikes_nobody_reads_may_rest(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_ignores_a_readout_whose_spikes_are_not_read(self, capfd: pytest.CaptureFixture[str]) -> None:
         train("readout=leaky", "readout.threshold=1e6", "neuron=leaky", "neuron.threshold=0", "trainer.max_epochs=2")
         assert "readout" not in capfd.readouterr().err
 
 
 class TestProjection:
-    def test_time_constants_come_back_and_the_run_says_so_once(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_time_constants_are_projected_with_one_warning(self, caplog: pytest.LogCaptureFixture) -> None:
         task = build(compose([*TINY, *LIF])).task
         observer = ProjectParameters()
         member = Member(task, [observer])
@@ -173,7 +173,7 @@ class TestProjection:
         (told,) = caplog.messages
         assert told.endswith(": hidden2.tau_mem_inv")
 
-    def test_training_keeps_the_equation_valid(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_parameters_stay_in_their_domain(self, capfd: pytest.CaptureFixture[str]) -> None:
         record = train(*LIF, "optimizer.lr=400", "trainer.max_epochs=6")
         state = load(record.path / "checkpoints" / "last.ckpt")["state_dict"]
         taus = torch.cat([value for name, value in state.items() if name.endswith("hidden1.neuron.tau_mem_inv")])
@@ -185,7 +185,7 @@ class TestProjection:
 
 
 class TestCheckpoints:
-    def test_first_last_and_best_are_whole_and_plain(self) -> None:
+    def test_init_last_and_best_are_complete_and_plain(self) -> None:
         # so large a rate that the loss does not end at its lowest
         cfg = compose([*TINY, "optimizer.lr=0.3", "trainer.max_epochs=8", "seed=1"])
         record = run(cfg)
@@ -197,14 +197,14 @@ class TestCheckpoints:
             assert (folder / f"{name}.ckpt.sha256").read_text().split() == [digest, f"{name}.ckpt"]
         first, best, last = (load(folder / f"{name}.ckpt") for name in ("init", "best", "last"))
         for name, weight in build(cfg).task.state_dict().items():
-            assert torch.equal(first["state_dict"][name], weight), "init.ckpt is what the seed gives"
+            assert torch.equal(first["state_dict"][name], weight), "init.ckpt has the weights drawn from the seed"
         losses = rows(record.path, "train/epoch_loss")
         lowest = losses.index(min(losses))
         assert len(losses) == 8
         assert lowest < 7
         assert [first["global_step"], best["global_step"], last["global_step"]] == [0, lowest + 1, 8]
 
-    def test_last_is_written_every_few_epochs_and_at_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_last_is_written_every_n_epochs_and_at_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         written: list[tuple[str, int]] = []
         save = MemberCheckpoints.write
 
@@ -218,13 +218,13 @@ class TestCheckpoints:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("tiny_mnist")
-    def test_with_a_validation_split_its_loss_decides(self) -> None:
+    def test_best_is_decided_by_the_validation_loss(self) -> None:
         mnist = ["experiment=mnist_leaky", "data.val_size=8", "data.batch_size=8", "optimizer.lr=0.02"]
         record = run(compose([*mnist, *TINY[1:], "trainer.max_epochs=5", "network.hidden=[20]"]))
         training, validation = rows(record.path, "train/epoch_loss"), rows(record.path, "val/loss")
         best = load(record.path / "checkpoints" / "best.ckpt")["global_step"] // 4
         assert len(training) == len(validation) == 5
-        assert training.index(min(training)) != validation.index(min(validation)), "else the test tells nothing"
+        assert training.index(min(training)) != validation.index(min(validation)), "otherwise the test proves nothing"
         assert best == validation.index(min(validation)) + 1
 
     def test_a_damaged_one_is_not_loaded_and_code_is_not_run(self, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ class TestCheckpoints:
         assert not (tmp_path / "attacked").exists()
 
 
-class TestSeedMeanLoss:
+class TestTutorialMeanLoss:
     @pytest.mark.parametrize("samples", [1, 3])
     def test_is_the_mean_of_all_training_losses_and_one_final_l1(self, samples: int) -> None:
         cfg = compose([*TINY, "trainer.max_epochs=4", f"data.num_samples={samples}"])
@@ -295,7 +295,7 @@ def test_rows_of_metrics_have_a_step_and_an_epoch() -> None:
 
 
 @pytest.mark.slow
-def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
+def test_a_parameter_stored_as_logarithm_is_named_accordingly(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     record = train(*LIF, "neuron.log_tau=true", "trainer.max_epochs=1", "logger=tensorboard")
@@ -307,7 +307,7 @@ def test_a_parameter_kept_as_its_logarithm_is_called_so(tmp_path: Path) -> None:
 class TestSignals:
     @pytest.mark.slow
     @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_test_start"])
-    def test_one_that_comes_at_any_time_leaves_a_run_that_is_marked_and_goes_on(
+    def test_a_signal_at_any_time_leaves_a_marked_and_resumable_run(
         self, hook: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = train("trainer.max_epochs=3")
@@ -329,7 +329,7 @@ class TestSignals:
         assert (path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
 
     @pytest.mark.slow
-    def test_one_that_comes_within_a_validation_waits_for_its_end(
+    def test_a_signal_during_a_validation_waits_for_its_end(
         self, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         words = ["experiment=mnist_leaky", "trainer=cpu", "data.batch_size=10", "data.val_size=20", "logger=jsonl"]
@@ -350,7 +350,7 @@ class TestSignals:
         assert resume(path).metrics == whole.metrics
         assert (path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
 
-    def test_processes_that_are_no_data_workers_have_signals_and_lives_of_their_own(self) -> None:
+    def test_child_processes_other_than_data_workers_get_default_handlers(self) -> None:
         with Signals() as signals:
             forked = get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
             forked.start()
@@ -366,7 +366,7 @@ class TestSignals:
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_into_memory_is_told(tmp_path: Path) -> None:
+def test_out_of_memory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^network: does not fit into memory"):
         train("network.hidden=[1000000,1000000]")
     assert not Path("outputs").exists()

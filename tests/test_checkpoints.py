@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, foreign or hostile: found out, and nothing that they ask for happens."""
+"""Damaged, foreign and malicious checkpoints are detected, and no payload executes."""
 
 import hashlib
 import io
@@ -40,7 +40,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run to its end."""
+    """Return a finished run."""
     return run(compose([*TINY, f"logger.root={tmp_path_factory.mktemp('whole')}"])).path
 
 
@@ -51,7 +51,7 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def find(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Checkpoint | None]:
-    """What ``resume`` calls to find where it goes on, with the arguments that it has for this run."""
+    """Find the checkpoint to resume from, with the arguments that ``resume`` passes for this run."""
     asked: list[Any] = []
     original = checkpoints.find
     with monkeypatch.context() as patch:
@@ -110,7 +110,7 @@ def one(number: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return change
 
 
-# what is well written, with its checksum, and still no checkpoint of this run
+# valid files with valid checksums that are not checkpoints of this run
 WRONG: dict[str, Callable[[dict[str, Any]], None]] = {
     "NaN weight": put("state_dict", WEIGHT, one(float("nan"))),
     "infinite weight": put("state_dict", WEIGHT, one(float("inf"))),
@@ -158,7 +158,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 def foreign() -> dict[str, bytes]:
-    """Files that are no checkpoint of this run in the first place."""
+    """Files that are not checkpoints of this run at all."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("archive/data.pkl", b"garbage")
@@ -184,7 +184,7 @@ def foreign() -> dict[str, bytes]:
 
 
 def damaged(good: bytes) -> Iterator[tuple[str, bytes, bool]]:
-    """100 and more: a name, the content, and whether its checksum is right."""
+    """More than 100 cases: a name, the content, and True if its checksum is valid."""
     draw = random.Random(0)
     for index in range(36):
         position, bit = draw.randrange(len(good)), draw.randrange(8)
@@ -202,7 +202,7 @@ def damaged(good: bytes) -> Iterator[tuple[str, bytes, bool]]:
 
 class TestDamaged:
     @pytest.mark.slow
-    def test_a_hundred_of_them_are_found_and_the_one_before_takes_their_place(
+    def test_a_hundred_of_them_are_detected_and_replaced_by_the_previous_one(
         self, copied: Path, find: Callable[[], Checkpoint | None], caplog: pytest.LogCaptureFixture
     ) -> None:
         folder = copied / "checkpoints"
@@ -232,7 +232,7 @@ class TestDamaged:
         assert count >= 100
 
     @pytest.mark.parametrize("name", ["NaN weight", "metrics of another run", "cut"])
-    def test_a_run_goes_on_from_the_one_before_to_the_same_end(self, copied: Path, whole: Path, name: str) -> None:
+    def test_a_run_resumes_from_the_previous_one_to_the_same_end(self, copied: Path, whole: Path, name: str) -> None:
         last = copied / "checkpoints" / "last.ckpt"
         if name == "cut":
             last.write_bytes(last.read_bytes()[:-100])
@@ -244,7 +244,7 @@ class TestDamaged:
         ours, theirs = (load(path / "checkpoints" / "last.ckpt") for path in (copied, whole))
         assert all(torch.equal(weight, theirs["state_dict"][name]) for name, weight in ours["state_dict"].items())
 
-    def test_when_all_are_damaged_nothing_is_begun_anew(self, copied: Path) -> None:
+    def test_a_run_with_only_damaged_ones_is_not_restarted(self, copied: Path) -> None:
         Run(copied).update(status="running")
         for name in ("last", "previous", "best", "init"):
             (copied / "checkpoints" / f"{name}.ckpt").write_bytes(b"damaged")
@@ -254,12 +254,12 @@ class TestDamaged:
         assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
     @pytest.mark.slow
-    def test_those_that_are_deleted_are_not_needed(self, copied: Path, whole: Path) -> None:
+    def test_deleted_ones_are_not_needed(self, copied: Path, whole: Path) -> None:
         before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
         for name in ("last", "previous"):
             (copied / "checkpoints" / f"{name}.ckpt").unlink()
             del before[copied / "checkpoints" / f"{name}.ckpt"]
-        # to somebody who keeps the best alone
+        # as by a user who keeps only best.ckpt
         assert resume(copied).metrics == Run(whole).read()["metrics"]
         assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
         for _kept in ("best", "init"):
@@ -269,7 +269,7 @@ class TestDamaged:
             for name in ("last", "previous", "best"):
                 (copied / "checkpoints" / f"{name}.ckpt").unlink(missing_ok=True)
 
-    def test_a_checkpoint_holds_plain_values_alone(self, whole: Path) -> None:
+    def test_a_checkpoint_has_only_plain_values(self, whole: Path) -> None:
         def plain(value: Any) -> bool:
             if isinstance(value, dict):
                 return all(isinstance(key, (str, int)) and plain(part) for key, part in value.items())
@@ -286,7 +286,7 @@ class TestDamaged:
 
 
 class Attack:
-    """A pickle that calls a function when it is read."""
+    """A pickle that calls a function when it is loaded."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -296,7 +296,7 @@ class Attack:
 
 
 def packed(good: bytes, size: int) -> bytes:
-    """A checkpoint of a few kilobytes that becomes ``size`` bytes when it is read."""
+    """Return a checkpoint of a few kilobytes that expands to ``size`` bytes when it is loaded."""
     archive = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(good)) as source,
@@ -308,7 +308,7 @@ def packed(good: bytes, size: int) -> bytes:
 
 
 def brackets(good: bytes) -> bytes:
-    """What describes the tensors is a hundred megabytes of nested lists."""
+    """Return a checkpoint whose pickle is a hundred megabytes of nested lists."""
     archive = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(archive, "w") as target:
         for entry in source.infolist():
@@ -373,7 +373,7 @@ def hostile(good: bytes, marker: Path) -> dict[str, bytes]:
 
 class TestHostile:
     @pytest.mark.slow
-    def test_none_of_them_does_anything(self, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_no_payload_executes(self, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         last, marker = copied / "checkpoints" / "last.ckpt", tmp_path / "attacked"
         good = last.read_bytes()
         files = hostile(good, marker)
@@ -400,13 +400,13 @@ class TestHostile:
                     evaluate(copied, tmp_path / "foreign.ckpt")
             assert not marker.exists(), name
 
-    def test_such_a_pickle_would_do_it(self, tmp_path: Path) -> None:
+    def test_the_payload_executes_with_an_unsafe_load(self, tmp_path: Path) -> None:
         marker = tmp_path / "attacked"
         torch.load(io.BytesIO(save({"state_dict": Attack(os.system, f"touch {marker}")})), weights_only=False)
-        assert marker.exists(), "or the test above would prove nothing"
+        assert marker.exists(), "otherwise the test above proves nothing"
 
     @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
-    def test_what_is_no_file_is_not_waited_for(self, copied: Path, kind: str) -> None:
+    def test_pipes_folders_and_devices_are_rejected(self, copied: Path, kind: str) -> None:
         last = copied / "checkpoints" / "last.ckpt"
         for path in (copied / "checkpoints").glob("*.ckpt"):
             path.unlink()
@@ -421,7 +421,7 @@ class TestHostile:
 
 
 class TestEvaluate:
-    def test_gives_what_the_run_reported_and_writes_nothing(self, whole: Path) -> None:
+    def test_returns_the_reported_metrics_and_writes_nothing(self, whole: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
         measured = evaluate(whole)
         assert measured == Run(whole).read()["metrics"]
@@ -450,15 +450,15 @@ class TestEvaluate:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("tiny_mnist")
-    def test_goes_over_as_many_batches_as_the_split_had_in_the_run(self, tmp_path: Path) -> None:
+    def test_uses_the_batch_limit_of_the_split(self, tmp_path: Path) -> None:
         words = ["experiment=mnist_leaky", "trainer=cpu", "network.hidden=[7]", "num_steps=2", "data.val_size=12"]
         limits = ["trainer.limit_batches=2", "trainer.limit_test_batches=1", "data.batch_size=4"]
         record = run(compose([*words, *limits, "trainer.max_epochs=1", f"logger.root={tmp_path}"]))
         again = evaluate(record.path) | evaluate(record.path, split="val")
         assert {name: again[name] for name in record.metrics} == record.metrics
 
-    def test_does_not_look_at_the_optimizer(self, whole: Path) -> None:
-        """Before parameters had groups, all were in one."""
+    def test_ignores_the_optimizer_state(self, whole: Path) -> None:
+        """Older checkpoints have a single parameter group."""
         path = whole / "checkpoints" / "best.ckpt"
         content = load(path)
         content["optimizer_states"][0]["param_groups"] *= 2
@@ -479,11 +479,11 @@ class TestEvaluate:
         foreign.write_bytes((whole / "checkpoints" / "init.ckpt").read_bytes())
         measured = evaluate(whole, foreign)
         assert measured == {name: first[name] for name in first if name != "test/seed_mean_loss"}
-        # what somebody else has saved: a bare state_dict
+        # a bare state_dict saved by other code
         weights = load(whole / "checkpoints" / "init.ckpt")["state_dict"]
         torch.save(weights, foreign)
         assert evaluate(whole, foreign) == measured
-        # and a checksum beside it counts
+        # its checksum file is checked
         write_checkpoint(foreign, foreign.read_bytes())
         foreign.write_bytes(foreign.read_bytes() + b"\0")
         with pytest.raises(CheckpointError, match="checksum differs"):
@@ -498,12 +498,12 @@ class TestEvaluate:
             ("last", "all", "split: got all"),
         ],
     )
-    def test_what_is_not_there_is_told(self, whole: Path, checkpoint: str, split: str, words: str) -> None:
+    def test_missing_files_are_reported(self, whole: Path, checkpoint: str, split: str, words: str) -> None:
         with pytest.raises((CheckpointError, ValueError), match=words) as caught:
             evaluate(whole, checkpoint, split)
         assert caught.value.exit_code == (5 if split == "test" else 2)
 
-    def test_of_weights_with_other_names_tells_the_expected_ones(self, whole: Path, tmp_path: Path) -> None:
+    def test_of_weights_with_other_names_lists_the_expected_ones(self, whole: Path, tmp_path: Path) -> None:
         parts, extra = build(compose(TINY)), {"fc1.weight": torch.ones(3)}
         mixed = {**parts.task.state_dict(), BETA.removeprefix("network."): torch.ones(())}
         del mixed[BETA]

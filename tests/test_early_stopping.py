@@ -1,4 +1,4 @@
-"""Early stopping, and schedules that watch a measure: alone, in a stack, interrupted and resumed."""
+"""Early stopping, and schedules that monitor a metric: single, stacked, interrupted and resumed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ def in_a_folder_of_its_own(tmp_path: Path, tiny_mnist: Path, monkeypatch: pytest
 
 @contextmanager
 def dying(kind: type, hook: str, at: int) -> Iterator[None]:
-    """The process ends in this call of a method."""
+    """Kill the process in this call of a method."""
     original, count = getattr(kind, hook), iter(range(10**6))
 
     def die(self: Any, *arguments: Any) -> Any:
@@ -73,8 +73,8 @@ def checkpoint(path: Path | None, name: str = "last") -> dict[str, Any]:
 class TestPlateau:
     CFG = ("schedule=plateau", "schedule.patience=0", "schedule.factor=0.5", "trainer.max_epochs=4", UNSTEADY)
 
-    def test_the_rate_is_that_of_its_definition(self) -> None:
-        """lr factor^k, k the number of epochs that are no better than the best by the threshold."""
+    def test_the_rate_follows_the_definition(self) -> None:
+        """lr factor^k, with k the number of epochs that do not improve the best value by the threshold."""
         path = run(compose([*IMAGES, *self.CFG])).path
         losses = [row["val/loss"] for row in Run(path).metrics() if "val/loss" in row]
         best, rate = losses[0], 0.3
@@ -87,7 +87,7 @@ class TestPlateau:
         assert rate < 0.3
 
     @pytest.mark.slow
-    def test_resumed_within_an_epoch_and_at_its_end_it_ends_with_the_same_bits(self) -> None:
+    def test_resumed_within_an_epoch_and_at_its_end_it_is_bit_identical(self) -> None:
         cfg = compose([*IMAGES, *self.CFG])
         whole = run(cfg)
         for step in (BATCHES, BATCHES + 2):
@@ -111,14 +111,14 @@ class TestPlateau:
             ),
         ],
     )
-    def test_a_measure_that_is_not_logged_is_refused(self, overrides: list[str], sentence: str) -> None:
+    def test_a_metric_that_is_not_logged_is_rejected(self, overrides: list[str], sentence: str) -> None:
         with pytest.raises(ConfigError) as caught:
             run(compose([*IMAGES, *self.CFG, *overrides]))
         assert str(caught.value).startswith(sentence)
         assert not Path("outputs").exists()
 
     @pytest.mark.parametrize(("measure", "mode"), [("macro_f1", "max"), ("loss", "min"), ("undecided", "min")])
-    def test_a_measure_says_whether_higher_is_better(self, measure: str, mode: str) -> None:
+    def test_a_measure_defines_whether_higher_is_better(self, measure: str, mode: str) -> None:
         words = [*IMAGES, *self.CFG, "measure=macro_f1", f"schedule.measure=val/{measure}"]
         task = build(compose(words)).task
         made = task.make_optimizer([*task.parameters()], 1)
@@ -134,20 +134,20 @@ class TestAlone:
     def cfg(self) -> Any:
         return compose([*IMAGES, UNSTEADY, STOPPING])
 
-    def test_it_stops_and_says_so(self, cfg: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_it_stops_and_reports_it(self, cfg: Any, capsys: pytest.CaptureFixture[str]) -> None:
         path = run(cfg).path
         losses = [row["val/loss"] for row in Run(path).metrics() if "val/loss" in row]
         epochs = len(losses)
         assert epochs < 6
-        assert losses[-1] >= min(losses[:-1]), "the last one was no improvement"
-        assert [*losses[:-1]] == sorted(losses[:-1], reverse=True), "all before were"
+        assert losses[-1] >= min(losses[:-1]), "the last epoch is no improvement"
+        assert [*losses[:-1]] == sorted(losses[:-1], reverse=True), "all earlier ones are"
         stop = {"epoch": epochs, "step": epochs * BATCHES, "reason": "val/loss did not improve for 1 epoch"}
         assert Run(path).read()["stopped_early"] == stop
         assert Run(path).read()["status"] == "finished"
         said = f"stopped early after epoch {epochs}, step {epochs * BATCHES}: val/loss did not improve for 1 epoch"
         assert said in capsys.readouterr().out.splitlines()
         row = [*Run(path).metrics()][-1]
-        assert (row["step"], row["epoch"]) == (epochs * BATCHES, epochs), "that of the test"
+        assert (row["step"], row["epoch"]) == (epochs * BATCHES, epochs), "the row of the test"
         assert Run(path).read()["metrics"]["val/loss"] == losses[-1]
         before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
         resume(path)
@@ -158,7 +158,7 @@ class TestAlone:
         assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
     @pytest.mark.slow
-    def test_killed_anywhere_it_ends_with_the_same_bits(self, cfg: Any) -> None:
+    def test_killed_anywhere_it_is_bit_identical(self, cfg: Any) -> None:
         whole = run(cfg)
         stop = Run(whole.path).read()["stopped_early"]
         for hook, at in (("training_step", stop["step"] - BATCHES), ("test_step", 0), ("test_step", 1)):
@@ -168,21 +168,21 @@ class TestAlone:
             assert Run(path).read()["stopped_early"] == stop
 
     @pytest.mark.slow
-    def test_a_run_that_becomes_longer_stops_where_it_would_have_stopped(self, cfg: Any) -> None:
+    def test_an_extended_run_stops_at_the_same_step(self, cfg: Any) -> None:
         whole = run(cfg)
         epochs = Run(whole.path).read()["stopped_early"]["epoch"]
         shorter = run(compose([*IMAGES, UNSTEADY, STOPPING, f"trainer.max_epochs={epochs}"]))
-        assert "stopped_early" not in Run(shorter.path).read(), "it has trained all its epochs"
+        assert "stopped_early" not in Run(shorter.path).read(), "it has trained all epochs"
         resume(shorter.path, ["trainer.max_epochs=6"])
         assert Run(shorter.path).read()["stopped_early"] == Run(whole.path).read()["stopped_early"]
         assert Run(shorter.path).read()["metrics"] == whole.metrics
 
-    def test_without_a_validation_split_it_is_refused(self) -> None:
+    def test_without_a_validation_split_it_is_rejected(self) -> None:
         with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: got 1, and there is no validation split"):
             compose([*IMAGES, STOPPING, "data.val_size=0"])
 
     @pytest.mark.slow
-    def test_it_is_measured_again_on_data_without_a_validation_split(self) -> None:
+    def test_a_stopped_run_evaluates_data_without_a_validation_split(self) -> None:
         path = run(compose([*IMAGES, UNSTEADY, STOPPING, "schedule=plateau"])).path
         metrics = Run(path).read()["metrics"]
         for overrides in ([], ["data.val_size=0"]):
@@ -190,14 +190,14 @@ class TestAlone:
         with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: an evaluation does not train"):
             experiment.evaluate(path, overrides=["trainer.early_stopping=null"])
 
-    def test_it_may_not_change(self, cfg: Any) -> None:
+    def test_the_patience_cannot_be_changed(self, cfg: Any) -> None:
         path = killed(cfg, "training_step", 2)
         with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: 1 -> 2, and the run so far depends on it"):
             resume(path, ["trainer.early_stopping=2"])
 
 
 class StopAt(Callback):
-    """Ends the training after so many steps, as a callback of a user's would."""
+    """Ends the training after n steps, like a user-defined callback."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -206,7 +206,7 @@ class StopAt(Callback):
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.step
 
 
-class TestCallbacksOfLightning:
+class TestLightningCallbacks:
     def test_early_stopping_is_recorded(self) -> None:
         cfg = compose([*IMAGES, UNSTEADY])
         path = run(cfg, watching=[LightningEarlyStopping("val/loss", patience=1)]).path
@@ -216,7 +216,7 @@ class TestCallbacksOfLightning:
         assert content(path) == content(own)
 
     @pytest.mark.slow
-    def test_a_stop_within_an_epoch_leaves_a_checkpoint_that_fits(self) -> None:
+    def test_a_stop_within_an_epoch_leaves_a_valid_checkpoint(self) -> None:
         cfg, step = compose([*IMAGES, UNSTEADY]), BATCHES + 2
         whole = run(cfg, watching=[StopAt(step)])
         stop = {"epoch": 1, "step": step, "reason": "a callback set trainer.should_stop"}
@@ -248,8 +248,8 @@ class TestStack:
         return ends
 
     @pytest.mark.slow
-    def test_the_others_do_not_notice_and_interruptions_leave_no_trace(self) -> None:
-        """A member ends, keeps its place, and is tested with its weights of that moment."""
+    def test_other_members_are_unaffected_with_and_without_interruptions(self) -> None:
+        """A member stops, keeps its slot, and is tested with the weights of that time."""
         usual, whole = self.train(self.points(), "usual"), self.train(self.points(STOPPING), "whole")
         stops = {index: Run(end.run or Path()).read().get("stopped_early") for index, end in whole.items()}
         assert stops[0] is not None
@@ -274,7 +274,7 @@ class TestStack:
                 assert Run(again[1].run or Path()).read()["resumed_at_step"] == [later]
 
     def interrupted(self, at: int, *more: str) -> Ends:
-        """A stack that was killed in a step, or -1 in its test; those that save seldom are behind one that stopped."""
+        """Return a stack killed in a step, or in its test for -1; members that save rarely are behind a stopped one."""
         hook, original = ("test_step", Stacked.test_step) if at < 0 else ("training_step", Stacked.training_step)
 
         def die(self: Stacked, *arguments: Any) -> Any:
@@ -301,7 +301,7 @@ def _bits(path: Path | None) -> str:
 
 
 class Keeping(Observer):
-    """Keeps what it is given."""
+    """An observer with a given state."""
 
     state_key = "keeping"
     state_types: ClassVar[Mapping[str, Any]] = {"value": float | None, "seen": list[int], "words": str}
@@ -326,12 +326,12 @@ class TestObservers:
             ({"words": None}, "callbacks.keeping.words is NoneType where str belongs"),
         ],
     )
-    def test_a_state_has_the_types_that_are_declared(self, state: dict[str, Any], what: str | None) -> None:
+    def test_a_state_has_the_declared_types(self, state: dict[str, Any], what: str | None) -> None:
         kinds = {name: checkpoints.TypeSpec(kind) for name, kind in Keeping.state_types.items()}
         found, wanted = ({"callbacks": {"keeping": each}} for each in (Keeping(**state).state, kinds))
         assert checkpoints.difference(found, wanted) == what
 
-    def test_states_need_keys_of_their_own(self) -> None:
+    def test_states_need_unique_keys(self) -> None:
         class Nameless(Keeping):
             state_key = ""
 

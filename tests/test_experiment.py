@@ -1,4 +1,4 @@
-"""Whole experiments, from a notebook's side: every recipe, every mix that makes sense, and that they learn."""
+"""Experiments through the notebook interface: all recipes, combinations of parts, and learning."""
 
 import json
 import os
@@ -64,14 +64,14 @@ def test_every_neuron_trains_with_every_loss(tiny_mnist: Path, neuron: str, loss
     "words",
     [["encoder=bernoulli"], ["encoder=latency"], ["encoder=constant_current_lif", "data=mnist_standardized"]],
 )
-def test_every_encoder_of_images_trains(tiny_mnist: Path, words: list[str]) -> None:
+def test_every_image_encoder_trains(tiny_mnist: Path, words: list[str]) -> None:
     record = run(compose(["experiment=mnist_rleaky_count", *words, "debug=batch", "data.batch_size=4"]))
-    assert record.metrics["test/synops"] > 0, "spikes at the input are counted"
+    assert record.metrics["test/synops"] > 0, "input spikes are counted"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_is_the_same_on_either_kernel(tiny_mnist: Path, recipe: str) -> None:
+def test_kernels_give_equal_runs(tiny_mnist: Path, recipe: str) -> None:
     short = ["debug=batch", "data.batch_size=1"]
     records = [run(compose([f"experiment={recipe}", *short, f"kernel={kernel}"])) for kernel in ("reference", "fused")]
     assert records[0].metrics == pytest.approx(records[1].metrics, rel=1e-3, abs=1e-6)
@@ -83,7 +83,7 @@ def test_a_run_is_the_same_on_either_kernel(tiny_mnist: Path, recipe: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regression_sqrt"])
-def test_products_in_bfloat16_are_nearly_the_same(tiny_mnist: Path, recipe: str) -> None:
+def test_bfloat16_gives_nearly_equal_results(tiny_mnist: Path, recipe: str) -> None:
     small = ["debug=batch", "data.batch_size=1"]
     exact, mixed = (
         run(compose([f"experiment={recipe}", *small, f"trainer.precision={precision}"]))
@@ -96,12 +96,12 @@ def test_products_in_bfloat16_are_nearly_the_same(tiny_mnist: Path, recipe: str)
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_half_precision_is_refused() -> None:
+def test_half_precision_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"^trainer\.precision: got 16-mixed, must be one of 32-true, bf16-mixed$"):
         compose(["experiment=mnist_leaky", "trainer.precision=16-mixed"])
 
 
-def test_parts_as_a_notebook_uses_them(tiny_mnist: Path) -> None:
+def test_parts_in_a_notebook(tiny_mnist: Path) -> None:
     parts = build(compose(["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3", "data.batch_size=5"]))
     x, y = next(iter(parts.data.train_dataloader()))
     traces = parts.network(parts.encoder(x))
@@ -121,7 +121,7 @@ def test_a_seed_fixes_weights_and_data() -> None:
 
 
 @pytest.mark.slow
-def test_measures_are_those_of_the_last_weights(tiny_mnist: Path) -> None:
+def test_metrics_belong_to_the_last_weights(tiny_mnist: Path) -> None:
     cfg = compose(["experiment=mnist_rleaky_count", "trainer.max_epochs=1", "data.batch_size=8", "network.hidden=[30]"])
     record = run(cfg)
     parts = build(cfg)
@@ -136,7 +136,7 @@ def test_measures_are_those_of_the_last_weights(tiny_mnist: Path) -> None:
 
 
 @pytest.mark.slow
-def test_best_is_where_the_validation_loss_was_lowest(tiny_mnist: Path) -> None:
+def test_best_has_the_lowest_validation_loss(tiny_mnist: Path) -> None:
     small = ["data.val_size=10", "data.batch_size=10", "network.hidden=[30]"]
     record = run(compose(["experiment=mnist_leaky", *small, "trainer.max_epochs=4", "optimizer.lr=0.02"]))
     losses = [row["val/loss"] for row in Run(record.path).metrics() if "val/loss" in row]
@@ -147,7 +147,7 @@ def test_best_is_where_the_validation_loss_was_lowest(tiny_mnist: Path) -> None:
 
 @pytest.mark.slow
 def test_regression_follows_its_target() -> None:
-    """The tutorial's 100 iterations take the error far below that of a membrane that stays at rest."""
+    """After the tutorial's 100 iterations the error is far below that of a resting membrane."""
     cfg = compose(["experiment=regression_sqrt", "seed=1", "logger=jsonl"])
     at_rest = build(cfg).data.train.labels.mean().item()
     assert run(cfg).metrics["test/l1"] < at_rest / 5
@@ -161,7 +161,7 @@ def test_mnist_is_learned_in_100_steps() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_has_finished_stays_so_whatever_the_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_error_does_not_change_a_finished_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise ValueError("no such line")
 

@@ -1,4 +1,4 @@
-"""What a run has fitted on its training split is kept with it, and other data are measured with that."""
+"""Values fitted on the training split of a run are stored, and used for other data."""
 
 import csv
 import shutil
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 @pytest.fixture
 def done(trained: Record) -> Path:
-    """A copy, to be changed."""
+    """A copy to modify."""
     return Path(shutil.copytree(trained.path, "done"))
 
 
@@ -63,7 +63,7 @@ def inputs(file: str, split: str) -> Tensor:
 
 
 def numbers(method: str = "standard") -> tuple[Tensor, Tensor]:
-    """Shift and scale of the run's training split."""
+    """Return shift and scale of the run's training split."""
     x = inputs("own.npz", "train").double()
     if method == "standard":
         return x.mean(0), x.std(0, correction=0)
@@ -91,7 +91,7 @@ class TestScaling:
         loss = torch.nn.functional.cross_entropy(trace.membrane.amax(0), arrays_data("other.npz").test[[*range(8)]][1])
         assert evaluate(done, overrides=OTHER)["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
-    def test_every_checkpoint_holds_it_and_weights_from_elsewhere_use_it(self, done: Path) -> None:
+    def test_every_checkpoint_stores_it_and_external_weights_use_it(self, done: Path) -> None:
         for name in ("init", "last", "best"):
             for found, wanted in zip(states(done, name)["scaling"].values(), numbers(), strict=True):
                 assert found.dtype == torch.float64
@@ -99,31 +99,31 @@ class TestScaling:
         torch.save(load(done)[0].state_dict(), "weights.pt")
         assert evaluate(done, "weights.pt", overrides=OTHER) == evaluate(done, overrides=OTHER)
 
-    def test_its_own_data_give_what_the_run_reported(self, trained: Record) -> None:
+    def test_its_own_data_give_the_reported_metrics(self, trained: Record) -> None:
         assert evaluate(trained.path)["test/loss"] == trained.metrics["test/loss"]
         assert "scaling" not in states(run(compose(PLAIN)).path, "last")
 
-    def test_the_config_of_a_loaded_network_scales_by_it(self, done: Path) -> None:
+    def test_the_config_of_a_loaded_network_includes_it(self, done: Path) -> None:
         _, cfg = load(done, overrides=OTHER)
         shift, scale = numbers()
         found: Any = build(cfg).data.test
         torch.testing.assert_close(found.inputs, ((inputs("other.npz", "test") - shift) / scale).float())
 
-    def test_members_of_a_stack_keep_it(self, tmp_path: Path) -> None:
+    def test_members_of_a_stack_store_it(self, tmp_path: Path) -> None:
         points = [Point(compose(words), words) for words in ([*SCALED, f"seed={seed}"] for seed in (0, 1))]
         ends: dict[int, Any] = {}
         train_stacked(points, tmp_path / "stack", lambda *_: None, ends.__setitem__)
         for end in ends.values():
             torch.testing.assert_close(states(end.run, "last")["scaling"]["shift"], numbers()[0])
 
-    def test_given_numbers_do_as_fitted_ones(self, trained: Record) -> None:
+    def test_given_numbers_act_like_fitted_ones(self, trained: Record) -> None:
         shift, scale = numbers()
         given = f"data.scale={{shift: {shift.tolist()}, scale: {scale.tolist()}}}"
         record = run(compose([*PLAIN, given]))
         assert record.metrics == pytest.approx(trained.metrics, rel=1e-5)
         assert evaluate(record.path, overrides=OTHER) == pytest.approx(evaluate(trained.path, overrides=OTHER))
 
-    def test_an_older_run_is_measured_on_its_own_data_alone(self, trained: Record, done: Path) -> None:
+    def test_an_older_run_is_evaluated_only_on_its_own_data(self, trained: Record, done: Path) -> None:
         for file in (done / "checkpoints").glob("*.ckpt"):
             content = torch.load(file, weights_only=True)
             del content["callbacks"]["scaling"]
@@ -141,7 +141,7 @@ class TestScaling:
         with pytest.raises(DataError, match=r"^data: the training samples are not those that this run was trained"):
             resume(done, ["trainer.max_epochs=2"])
 
-    def test_data_that_cannot_be_scaled_by_it_are_refused(self, done: Path) -> None:
+    def test_data_without_scale_are_rejected(self, done: Path) -> None:
         write("wide", mean=0, deviation=1, features=5)
         with pytest.raises(
             ConfigError, match=r"^data\.scale: got 4 numbers for shift, and the inputs have 5 features$"
@@ -159,13 +159,13 @@ class TestScaling:
             ({"shift": "0123", "scale": [1.0] * 4}, r"must be one of standard, minmax, or a mapping \{shift"),
         ],
     )
-    def test_numbers_that_cannot_be_are_refused(self, given: Any, sentence: str) -> None:
+    def test_invalid_numbers_are_rejected(self, given: Any, sentence: str) -> None:
         with pytest.raises(ConfigError, match=f"^scale: .*{sentence}"):
             arrays_data("own.npz", scale=given)
 
 
 class TestSplits:
-    def test_those_of_the_run_are_measured(self, done: Path) -> None:
+    def test_those_of_the_run_are_evaluated(self, done: Path) -> None:
         words = ["split_seed=1", "val_fraction=0.1", "test_fraction=0.5", "stratify=true", "fold=0", "scale=minmax"]
         with pytest.raises(ConfigError) as caught:
             evaluate(done, overrides=[f"data.{word}" for word in words])
@@ -174,7 +174,7 @@ class TestSplits:
         scaled = "inputs are scaled as those that the run was trained with; train a run with another"
         assert all(told == scaled or told.endswith("keep it, or measure other data") for _, _, told in found)
 
-    def test_nothing_that_was_trained_on_is_tested(self) -> None:
+    def test_training_samples_are_not_tested(self) -> None:
         np.savez("ids.npz", **np.load("own.npz"), subject=np.arange(40) // 4)
         drawn = run(compose([*PLAIN, "data.path=ids.npz"])).path
         with pytest.raises(ConfigError, match=r"^data.groups: got subject, and the run was trained with null"):
@@ -185,13 +185,13 @@ class TestSplits:
                 evaluate(given, overrides=["data.test=null", *more])
 
     @pytest.mark.parametrize("split", ["val", "train"])
-    def test_a_file_for_the_test_leaves_the_other_splits_of_the_run(self, split: str) -> None:
+    def test_a_test_file_does_not_change_the_other_splits(self, split: str) -> None:
         path = run(compose([*PLAIN, "data.val_fraction=0.3"])).path
         with pytest.raises(ConfigError, match=rf"^split: got {split}, .* leave out data.test"):
             evaluate(path, split=split, overrides=["data.test=other.npz"])
         assert evaluate(path, split=split, overrides=["data.val=null"]) == evaluate(path, split=split)
 
-    def test_other_data_may_be_split_otherwise(self) -> None:
+    def test_other_data_may_have_another_split(self) -> None:
         done = run(compose(PLAIN)).path
         rows = [
             predict(done, overrides=words, output=f"{len(words)}.csv") for words in (OTHER, [*OTHER, "data.fold=1"])
@@ -200,7 +200,7 @@ class TestSplits:
         words = ["data.test=other.npz", "data.test_fraction=0", "data.split_seed=0"]
         assert len(predict(done, overrides=words).read_text().splitlines()) == 41
 
-    def test_another_dataset_is_typed_with_its_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_another_dataset_needs_its_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(OUTSIDE))
         monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "adaptpkg")
         typed = ["data=dataset", "data.dataset._target_=adaptpkg.bumps.Bumps", *PLAIN[2:]]
@@ -210,7 +210,7 @@ class TestSplits:
 
 
 class TestClassWeights:
-    def test_other_data_need_not_have_all_classes(self) -> None:
+    def test_other_data_may_lack_classes(self) -> None:
         done = run(compose([*PLAIN, "loss.class_weights=balanced"])).path
         write("other", mean=0, deviation=1, classes=2)
         weights = states(done, "last")["class_weights"]["weights"].tolist()
@@ -220,14 +220,14 @@ class TestClassWeights:
 
 
 class TestNames:
-    """Of classes and features: a network knows them by their order alone."""
+    """Names of classes and features: a network depends on their order."""
 
     def table(self, name: str, header: list[str], classes: str) -> None:
         rows = [[index / 30, -index, classes[index % len(classes)]] for index in range(30)]
         with open(name, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
 
-    def test_of_other_data_must_be_the_same(self) -> None:
+    def test_must_be_equal_for_other_data(self) -> None:
         self.table("own.csv", ["width", "height", "kind"], "ab")
         words = [word for word in PLAIN if not word.startswith(("data=", "data.path"))]
         path = run(compose(["data=csv", "data.path=own.csv", "data.target=kind", *words])).path
@@ -253,11 +253,11 @@ class TestNames:
         ["data.split_seed=9"],
         ["data.path=own.npz", "data.split_seed=9"],
         ["data.path=./own.npz", "data.split_seed=9"],
-        # which puts the other keys back
+        # which resets the other keys
         ["data=arrays", "data.path=own.npz"],
     ],
 )
-def test_the_same_samples_are_not_split_anew(typed: list[str]) -> None:
+def test_the_same_samples_are_not_split_again(typed: list[str]) -> None:
     path = run(compose([*PLAIN, "data.split_seed=5"])).path
     with pytest.raises(ConfigError, match=r"^data.split_seed: got [09], and the run was trained with 5"):
         evaluate(path, overrides=typed)

@@ -1,4 +1,4 @@
-"""Runs that start from the weights of another: what is loaded, what is frozen, and what is refused."""
+"""Runs that start from the weights of another: loading, freezing and rejected configs."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def first(kept: Path, tmp_path: Path) -> Path:
-    """A run to start from, found by its id."""
+    """A run to start from, identified by its id."""
     return shutil.copytree(kept, tmp_path / "outputs" / "first" / kept.name)
 
 
@@ -69,7 +69,7 @@ def is_frozen(name: str) -> bool:
 
 
 class Stop(Callback):
-    """Ends a run before a step."""
+    """Interrupts a run before a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -79,9 +79,9 @@ class Stop(Callback):
             raise KilledError
 
 
-def test_what_is_frozen_stays_and_the_rest_is_trained(first: Path) -> None:
-    """Weight decay acts on nothing that is frozen, nor is it in figures as trained."""
-    # outside of its domain, to which a trained one would be brought back
+def test_frozen_parameters_stay_and_the_rest_is_trained(first: Path) -> None:
+    """Weight decay does not act on frozen parameters, and figures do not show them as trained."""
+    # outside of its domain: a trained parameter would be projected
     state = weights(first)
     state[f"{HIDDEN}neuron.beta"].fill_(1.5)
     torch.save(state, "weights.pt")
@@ -98,7 +98,7 @@ def test_what_is_frozen_stays_and_the_rest_is_trained(first: Path) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
-def test_the_gradients_of_the_rest_are_the_same(first: Path, kernel: str) -> None:
+def test_freezing_does_not_change_other_gradients(first: Path, kernel: str) -> None:
     found = []
     for words in ([], [FROZEN]):
         parts = build(compose([*TINY, f"init_from={first}", f"kernel={kernel}", *words]))
@@ -112,20 +112,20 @@ def test_the_gradients_of_the_rest_are_the_same(first: Path, kernel: str) -> Non
 @pytest.mark.parametrize(
     ("typed", "ckpt"), [(lambda path: path.name[-4:], "last"), (lambda path: f"{path}/", "best"), (str, "init")]
 )
-def test_the_run_is_named_as_for_eval_and_recorded_by_its_path(
+def test_a_run_is_identified_as_for_eval_and_recorded_by_path(
     first: Path, typed: Callable[[Path], str], ckpt: str
 ) -> None:
     cfg = compose([*TINY, f"init_from={typed(first)}", f"init_from.ckpt={ckpt}", "seed=7"])
     assert cfg.init_from == {"run": str(first), "ckpt": ckpt, "freeze": []}
     state = build(cfg).task.state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights(first, ckpt).items())
-    # what is given to others needs no run to start from
+    # a shared config does not need the initial run
     first.rename("elsewhere")
     assert config.check(cfg) == cfg
 
 
 @pytest.mark.parametrize("step", [0, 4])
-def test_a_run_resumes_to_the_bit_without_the_first_one(first: Path, step: int, tmp_path: Path) -> None:
+def test_a_run_resumes_bit_identical_without_the_initial_run(first: Path, step: int, tmp_path: Path) -> None:
     words = [*TINY, f"init_from={first.relative_to(tmp_path)}", FROZEN, "seed=7"]
     whole = run(compose(words)).path.absolute()
     with pytest.raises(KilledError):
@@ -141,13 +141,13 @@ def test_a_run_resumes_to_the_bit_without_the_first_one(first: Path, step: int, 
     assert content(stopped) == content(whole)
     network, cfg = load(stopped)
     assert torch.equal(network.state_dict()["layers.hidden1.synapse.weight"], weights(whole)[f"{HIDDEN}synapse.weight"])
-    # the first run may be gone
+    # the initial run may be deleted
     assert build(cfg).network.layers["hidden1"].synapse.weight.requires_grad is False
     with pytest.raises(ConfigError, match=r"^init_from\.freeze: "):
         resume(stopped, ["init_from.freeze=[hidden1]"])
 
 
-def test_a_config_without_the_key_draws_its_weights(first: Path) -> None:
+def test_without_init_from_weights_are_drawn(first: Path) -> None:
     text = (first / "config.yaml").read_text()
     begin, end = text.index("init_from:"), text.index("data:")
     (first / "config.yaml").write_text(text[:begin] + text[end:])
@@ -159,7 +159,7 @@ def parallel(words: Sequence[Sequence[str]]) -> list[Point]:
     return [Point(compose([*TINY, *more]), [*TINY, *more]) for more in words]
 
 
-def test_a_stack_has_members_with_other_starts(first: Path, tmp_path: Path) -> None:
+def test_members_of_a_stack_start_from_different_runs(first: Path, tmp_path: Path) -> None:
     second = run(compose([*TINY, "seed=3"])).path
     starts = [f"init_from.run={first}", f"init_from.run={second}"]
     members = parallel([[start, FROZEN, f"seed={seed}"] for seed, start in enumerate(starts)])
@@ -212,7 +212,7 @@ def test_a_sweep_over_runs_keeps_ids_that_look_like_numbers() -> None:
         (["init_from.run=RUN", "readout.threshold=0.5"], "init_from: readout.neuron.threshold is 1 in the weights"),
     ],
 )
-def test_what_cannot_be_is_refused(words: list[str], key: str, first: Path) -> None:
+def test_invalid_configs_are_rejected(words: list[str], key: str, first: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run(compose([*TINY, *(word.replace("RUN", str(first)) for word in words)]))
     assert str(caught.value).startswith(key)
@@ -236,7 +236,7 @@ def test_weights_that_do_not_fit_are_named(words: list[str], sentence: str, firs
 
 
 @pytest.mark.parametrize(("network", "layer"), [("skip", "maps"), ("plain", "front")])
-def test_layers_of_other_networks_are_frozen_with_what_they_count(
+def test_freezing_includes_buffers_of_other_networks(
     network: str, layer: str, monkeypatch: pytest.MonkeyPatch, tiny_mnist: Path
 ) -> None:
     """Batch norm and pooling in a graph, and a plain module."""
@@ -257,7 +257,7 @@ def test_layers_of_other_networks_are_frozen_with_what_they_count(
     assert not any(name.startswith(frozen) for name in moved)
 
 
-def test_dropout_in_a_frozen_layer_stays_as_it_was() -> None:
+def test_dropout_in_a_frozen_layer_keeps_its_mode() -> None:
     network = build(compose(TINY)).network
     synapse = nn.Sequential(nn.Linear(1, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
     cast(Any, network.layers["hidden1"]).synapse = synapse
@@ -270,7 +270,7 @@ def test_dropout_in_a_frozen_layer_stays_as_it_was() -> None:
     assert not any(weight.requires_grad for weight in synapse.parameters())
 
 
-def test_a_parameter_whose_logarithm_is_kept_has_the_name_of_the_equation(tiny_mnist: Path) -> None:
+def test_a_parameter_stored_as_logarithm_is_frozen_by_its_name(tiny_mnist: Path) -> None:
     words = ["experiment=mnist_parametrized_lif", "network.hidden=[4]", "neuron.log_tau=true"]
     parts = build(compose([*words, "init_from.freeze=[hidden1.neuron.tau_mem_inv]"]))
     frozen = [name for name, weight in parts.task.named_parameters() if not weight.requires_grad]

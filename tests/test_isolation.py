@@ -1,4 +1,4 @@
-"""How the states of the process are put back."""
+"""Restoring process-wide state."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from snnexp.experiment import compose
 from snnexp.isolation import restored
 
 
-def test_all_states_are_put_back_where_one_cannot_be() -> None:
+def test_an_error_does_not_prevent_restoring_other_states() -> None:
     put: list[str] = []
 
     def fail(value: str) -> None:

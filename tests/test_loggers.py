@@ -1,4 +1,4 @@
-"""Where a run is logged: metrics.csv, loggers of Lightning beside its own, which checkpoints stay; and runs deleted."""
+"""Output of a run: metrics.csv, additional Lightning loggers, kept checkpoints; and deletion of runs."""
 
 import csv
 import io
@@ -58,7 +58,7 @@ class Remembering(Logger):
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a logger of a user's own was told."""
+    """The calls that a user-defined logger received."""
     (tmp_path / "owntracker.py").write_text(TRACKER)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "owntracker", raising=False)
@@ -84,7 +84,7 @@ def test_a_csv_has_the_rows_of_the_metrics(tmp_path: Path, monkeypatch: pytest.M
 
 
 class TestTracker:
-    def test_is_told_the_config_and_all_rows_and_changes_nothing(self, seen: Any) -> None:
+    def test_receives_the_config_and_all_rows_and_does_not_affect_the_run(self, seen: Any) -> None:
         record = run(compose(tracked()))
         name = record.path.name
         assert {each[0] for each in seen} == {name}
@@ -97,14 +97,14 @@ class TestTracker:
         assert rows_of[0] == rows_of[1]
 
     @pytest.mark.parametrize("fails", ["init", "params", "metrics", "end"])
-    def test_one_that_fails_is_left_out_and_the_run_finishes(self, fails: str, seen: Any) -> None:
+    def test_a_failing_logger_is_dropped_and_the_run_finishes(self, fails: str, seen: Any) -> None:
         record = run(compose(tracked(f"fails: {fails}")))
         assert record.status == "finished"
         log = (record.path / "train.log").read_text()
         (told,) = [line for line in log.splitlines() if "logger.also.mine failed and is left out: " in line]
         assert "OSError: the server is gone" in told
 
-    def test_is_told_that_a_run_failed(self, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_notified_that_a_run_failed(self, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         def diverge(*_: Any) -> None:
             raise DivergedError("the loss is nan")
 
@@ -121,7 +121,7 @@ class TestTracker:
         assert {each[0] for each in seen} == names
         assert all([what for name, what, _ in seen if name == each][-1] == "end" for each in names)
 
-    def test_secrets_and_loggers_are_no_hyperparameters(self) -> None:
+    def test_secrets_and_loggers_are_not_hyperparameters(self) -> None:
         plain = {
             "logger": {"root": "x"},
             "data": {"api_key": "a", "url": "sql://me:pw@x", "nested": [{"Token": 1, "size": 2}]},
@@ -150,7 +150,9 @@ class TestTracker:
             ),
         ],
     )
-    def test_what_is_no_logger_here(self, words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_invalid_loggers_are_rejected(
+        self, words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("snnexp.config.loggers.find_spec", lambda package: None)
         with pytest.raises(ConfigError) as caught:
             compose([*SMALL, *words])
@@ -163,7 +165,7 @@ class TestTracker:
             ("_target_: lightning.pytorch.loggers.CSVLogger, prefx: a", "logger.also.x.prefx: unknown key"),
         ],
     )
-    def test_a_mistake_is_told_before_the_run(
+    def test_an_error_is_reported_before_the_run(
         self, node: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -174,7 +176,7 @@ class TestTracker:
 
 
 @pytest.mark.parametrize(("keep", "left"), [("best", {"best"}), ("last", {"last"}), ("none", set())])
-def test_checkpoints_that_stay(keep: str, left: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_checkpoints(keep: str, left: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     record = run(compose([*SMALL, "logger=jsonl", f"logger.keep={keep}"]))
     found = {path.name.removesuffix(".sha256").removesuffix(".ckpt") for path in Run(record.path).checkpoints.iterdir()}
@@ -190,19 +192,19 @@ class TestDelete:
         monkeypatch.chdir(tmp_path)
         return [run(compose([*SMALL, "logger=jsonl", f"seed={seed}"])).path for seed in (1, 2)]
 
-    def test_those_of_the_table_go_and_others_stay(self, paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_only_listed_runs_are_deleted(self, paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
         assert listing.main(["outputs", "seed=2", "--delete", "--yes"]) == 0
         assert capsys.readouterr().out.startswith("deleted 1 run, ")
         assert [path.exists() for path in paths] == [True, False]
         assert [entry.name for entry in paths[0].parent.iterdir()] == [paths[0].name]
 
-    def test_nobody_can_be_asked(self, paths: list[Path]) -> None:
+    def test_without_a_terminal_yes_is_required(self, paths: list[Path]) -> None:
         with pytest.raises(ConfigError, match=r"^--delete: there is no terminal to ask on; add --yes"):
             listing.main(["outputs", "--delete"])
         assert all(path.exists() for path in paths)
 
     @pytest.mark.parametrize(("typed", "stay"), [("", True), ("n\n", True), ("y\n", False)])
-    def test_a_question_that_ends_without_an_answer_is_a_no(
+    def test_end_of_input_means_no(
         self, typed: str, stay: bool, paths: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name, terminal in (("stdin", io.StringIO(typed)), ("stdout", io.StringIO())):
@@ -211,7 +213,7 @@ class TestDelete:
         assert listing.main(["outputs", "--delete"]) == 0
         assert [path.exists() for path in paths] == [stay, stay]
 
-    def test_one_that_comes_into_use_meanwhile_keeps_all(
+    def test_a_run_locked_meanwhile_prevents_all_deletions(
         self, paths: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         held = Run.open(paths[1])
@@ -222,7 +224,7 @@ class TestDelete:
         held.close()
         assert all(path.exists() for path in paths)
 
-    def test_one_in_use_keeps_all(self, paths: list[Path]) -> None:
+    def test_a_run_in_use_prevents_all_deletions(self, paths: list[Path]) -> None:
         held = Run.open(paths[1])
         held.lock()
         with pytest.raises(InUseError, match="in use"):
@@ -230,7 +232,7 @@ class TestDelete:
         held.close()
         assert all(path.exists() for path in paths)
 
-    def test_a_point_of_a_sweep_is_refused(self, paths: list[Path]) -> None:
+    def test_a_point_of_a_sweep_is_rejected(self, paths: list[Path]) -> None:
         sweep = Path("outputs/sweeps/custom/20261122-002755-5193")
         (sweep / "runs").mkdir(parents=True)
         (sweep / "sweep.json").write_text("{}")

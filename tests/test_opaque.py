@@ -1,4 +1,4 @@
-"""Networks that are plain modules: what they return, what they must forget, what is known of them."""
+"""Networks that are plain modules: their outputs, reset of their state, and what is known of them."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ T, B = 6, 3
 
 
 class Plain(nn.Module):
-    """Two layers; ``how`` says in which form they are returned."""
+    """Two layers; ``how`` selects the form of the output."""
 
     def __init__(self, how: str = "membrane") -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Plain(nn.Module):
 
 
 class Keeping(nn.Module):
-    """Adds up what it has seen, in an attribute or in a buffer."""
+    """Accumulates its inputs, in an attribute or in a buffer."""
 
     def __init__(self, where: str = "attribute") -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Forgetting(Keeping):
 
 
 class ByBatchSize(Keeping):
-    """Begins anew where the batch has another size, so that only a batch of the same size shows what it keeps."""
+    """Resets for a new batch size, so that only a batch of the same size reveals its state."""
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.total, Tensor) and self.total.shape[1] != x.shape[1]:
@@ -79,7 +79,7 @@ class ByBatchSize(Keeping):
 
 
 class InTraining(Keeping):
-    """Keeps what it has seen in training alone."""
+    """Accumulates its inputs only in training mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.training else self.line(x)  # type: ignore[no-any-return]
@@ -92,7 +92,7 @@ class Redrawing(Keeping):
 
 
 class OwnReset(nn.Module):
-    """Its own ``reset`` knows nothing of the module in it."""
+    """Its ``reset`` does not reset the module inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class OwnReset(nn.Module):
 
 
 class Inside(nn.Module):
-    """Its neurons know how to forget, as those of SpikingJelly and snnTorch do."""
+    """Its neurons can be reset, like those of SpikingJelly and snnTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def network(module: nn.Module, constant: bool = True) -> Opaque:
 
 
 @pytest.mark.parametrize(("how", "fires"), [("membrane", False), ("pair", True), ("trace", True)])
-def test_what_it_returns_is_the_readout(how: str, fires: bool) -> None:
+def test_the_output_is_the_readout(how: str, fires: bool) -> None:
     made = network(Plain(how))
     (trace,) = made(torch.rand(1, B, 5))
     assert trace.membrane.shape == trace.spikes.shape == (T, B, 2)
@@ -135,14 +135,14 @@ def test_what_it_returns_is_the_readout(how: str, fires: bool) -> None:
     assert all(weight.grad is not None for weight in made.parameters())
 
 
-def test_layers_that_it_names_are_known() -> None:
+def test_named_layers_are_known() -> None:
     made = network(Plain("layers"))
     assert {name: neuron.features for name, neuron in made.neurons().items()} == {"lif": (4,), "readout": (2,)}
     assert [trace.spikes.shape for trace in made(torch.rand(1, B, 5))] == [(T, B, 4), (T, B, 2)]
-    assert list(made.native_neurons()) == ["lif"], "neurons of ours within it are projected"
+    assert list(made.native_neurons()) == ["lif"], "our neurons inside are projected"
 
 
-def test_a_constant_input_is_expanded_and_a_sequence_is_not() -> None:
+def test_only_a_constant_input_is_expanded() -> None:
     module = Plain()
     network(module)(torch.rand(1, B, 5))
     assert module.seen[-1] == (T, B, 5)
@@ -151,20 +151,20 @@ def test_a_constant_input_is_expanded_and_a_sequence_is_not() -> None:
 
 
 @pytest.mark.parametrize("module", [Forgetting, Inside, OwnReset])
-def test_a_loss_does_not_depend_on_the_batch_before(module: type[nn.Module]) -> None:
+def test_a_loss_does_not_depend_on_the_previous_batch(module: type[nn.Module]) -> None:
     made, x = network(module()), torch.rand(1, B, 5)
     losses = []
     for other in (torch.zeros(1, 2, 5), torch.rand(1, 7, 5)):
         made(other)
         loss = made(x)[-1].membrane.square().mean()
-        # whose graph would reach into the batch before
+        # otherwise the graph includes the previous batch
         loss.backward()
         losses.append(loss.item())
     assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("where", ["attribute", "buffer"])
-def test_state_that_cannot_be_reset_is_refused(where: str) -> None:
+def test_state_that_cannot_be_reset_is_rejected(where: str) -> None:
     with pytest.raises(
         ConfigError, match=r"^network: Keeping keeps state from one batch to the next; give it a method"
     ):
@@ -182,13 +182,13 @@ def test_state_that_cannot_be_reset_is_refused(where: str) -> None:
         ("wide", r"returned a readout of \[4\] neurons, must be \[2\]"),
     ],
 )
-def test_other_results_are_refused(how: str, sentence: str) -> None:
+def test_invalid_outputs_are_rejected(how: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=f"^network: Plain {sentence}"):
         network(Plain(how))
 
 
 class Normed(nn.Module):
-    """Draws random numbers in training, and adds up statistics of batches."""
+    """Draws random numbers in training, and accumulates batch statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Normed(nn.Module):
         return self.line(self.drop(self.norm(x.flatten(0, 1)))).unflatten(0, x.shape[:2])  # type: ignore[no-any-return]
 
 
-def test_looking_at_a_module_leaves_it_as_it_was() -> None:
+def test_inspecting_a_module_does_not_change_it() -> None:
     module = Normed()
     state, numbers = {name: value.clone() for name, value in module.state_dict().items()}, torch.get_rng_state()
     network(module)
@@ -207,12 +207,12 @@ def test_looking_at_a_module_leaves_it_as_it_was() -> None:
     assert module.training
 
 
-def test_a_module_takes_no_states() -> None:
+def test_a_module_rejects_states() -> None:
     made = network(Plain())
     with pytest.raises(ValueError, match="takes no state"):
         made(torch.rand(1, B, 5), [(torch.zeros(B, 2),)])
 
 
-def test_what_it_costs_is_not_known() -> None:
+def test_synaptic_operations_are_unknown() -> None:
     made = network(Plain("layers"))
     assert [counted for _, _, counted in made.deliveries(made(torch.rand(1, B, 5)))] == [None, None]

@@ -1,4 +1,4 @@
-"""What is recorded of a fixed batch, what a test split adds up to, and that looking changes nothing."""
+"""Snapshots of a fixed batch, totals of the test split, and figures that do not affect training."""
 
 import signal
 from pathlib import Path
@@ -54,7 +54,7 @@ def stopped_at_step_2(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 class TestSnapshot:
     @pytest.mark.parametrize("recipe", ["mnist_leaky", "mnist_rleaky_count", "mnist_parametrized_lif"])
-    def test_shows_what_the_network_does_with_the_first_samples(self, tiny_mnist: Path, recipe: str) -> None:
+    def test_records_the_network_on_the_first_samples(self, tiny_mnist: Path, recipe: str) -> None:
         parts = build(compose([f"experiment={recipe}", *MNIST]))
         x, y = parts.data.test[list(range(10))]
         found = probe.snapshot(parts.task, (x, y), parts.decoder)
@@ -70,7 +70,7 @@ class TestSnapshot:
         assert (found["predicted"] == found["label"]).mean() == pytest.approx(correct)
         assert np.array_equal(found["images"], x)
 
-    def test_shows_some_neurons_of_a_large_layer_and_says_which(self) -> None:
+    def test_records_a_subset_of_a_large_layer(self) -> None:
         size = 3 * probe.NEURONS
         parts = build(compose([*REGRESSION, f"network.hidden=[{size}]"]))
         batch = parts.data.test[[0]]
@@ -83,7 +83,7 @@ class TestSnapshot:
         trace = parts.network(parts.encoder(batch[0]))[0]
         assert np.array_equal(found["spikes/hidden1"], trace.spikes[:, 0, neurons].bool().numpy())
 
-    def test_shows_the_first_steps_of_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_records_the_first_of_many_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(probe, "STEPS", 5)
         parts = build(compose(REGRESSION))
         found = probe.snapshot(parts.task, parts.data.test[[0]], None)
@@ -92,7 +92,7 @@ class TestSnapshot:
         told = [picture.caption for draw in snapshots.drawing_functions({"now": found}, {}) if (picture := draw())]
         assert sum("The first 5 of 8 steps." in caption for caption in told) == 3
 
-    def test_gradient_of_a_membrane_that_forgets(self) -> None:
+    def test_gradient_of_a_leaky_membrane(self) -> None:
         """U[t] = sum_s beta^(t-s) I[s], L = mean (U - y)^2: dL/dI[s] = sum_(t>=s) 2 (U[t] - y[t]) beta^(t-s) / n."""
         T, B, beta = 7, 3, 0.75
         network = MLP((2,), 1, Leaky, lambda N: Leaky(N, beta=beta, reset="none"), num_steps=T, hidden=[])
@@ -107,7 +107,7 @@ class TestSnapshot:
         np.testing.assert_allclose(found["target"], y[..., 0])
 
     @pytest.mark.parametrize("neuron", ["leaky", "rleaky"])
-    def test_the_gradients_of_all_steps_add_up_to_that_of_the_bias(self, tiny_mnist: Path, neuron: str) -> None:
+    def test_the_gradients_of_all_steps_sum_to_that_of_the_bias(self, tiny_mnist: Path, neuron: str) -> None:
         parts = build(compose(["experiment=mnist_leaky", f"neuron={neuron}", *MNIST]))
         x, y = parts.data.test[list(range(10))]
         found, traces = zip(*parts.network.with_currents(parts.encoder(x)), strict=True)
@@ -119,18 +119,18 @@ class TestSnapshot:
             assert gradient.shape[0] == 8
             torch.testing.assert_close(gradient.sum((0, 1)), bias, rtol=1e-4, atol=1e-6)
 
-    def test_counts_connections_and_steps_that_bring_values(self, tiny_mnist: Path) -> None:
+    def test_counts_connections_and_input_steps(self, tiny_mnist: Path) -> None:
         for recipe, steps in (("mnist_rleaky_conv", 1), ("mnist_parametrized_lif", 0)):
             parts = build(compose([f"experiment={recipe}", "data.batch_size=2"]))
             found = probe.snapshot(parts.task, parts.data.test[[0, 1]], parts.decoder)
             assert found["input_steps"] == steps
             if recipe == "mnist_rleaky_conv":
-                # 8 maps of 12x12 see 25 pixels each, 16 maps of 4x4 see 25 places of 8 maps, 10 outputs see 16 maps
+                # 8 feature maps of 12x12 with 1x5x5 kernels, 16 maps of 4x4 with 8x5x5 kernels, 10 outputs of 16 maps
                 expected = {"conv1": 8 * 144 * 25, "conv2": 16 * 16 * 25 * 8, "readout": 10 * 256}
                 assert {name: found[f"connections/{name}"] for name in expected} == expected
 
     @pytest.mark.parametrize("recipe", ["mnist_leaky", "mnist_parametrized_lif", "regression_sqrt"])
-    def test_leaves_gradients_and_state_as_they_were(self, tiny_mnist: Path, recipe: str) -> None:
+    def test_does_not_change_gradients_and_state(self, tiny_mnist: Path, recipe: str) -> None:
         batch = [] if recipe == "regression_sqrt" else ["data.batch_size=10"]
         parts = build(compose([f"experiment={recipe}", "num_steps=8", "network.hidden=[12]", *batch]))
         before = {name: value.clone() for name, value in parts.task.state_dict().items()}
@@ -156,7 +156,7 @@ class TestRuns:
         ],
         ids=["regression", "random spikes", "batch norm and dropout"],
     )
-    def test_looking_changes_nothing(self, tiny_mnist: Path, overrides: list[str]) -> None:
+    def test_figures_do_not_affect_a_run(self, tiny_mnist: Path, overrides: list[str]) -> None:
         seen, unseen = (run(compose([*overrides, *drawing])).path for drawing in (ALWAYS, NEVER))
         assert (seen / "metrics.jsonl").read_bytes() == (unseen / "metrics.jsonl").read_bytes()
         for name, value in weights(seen).items():
@@ -165,7 +165,7 @@ class TestRuns:
         assert not (unseen / "figures").exists()
 
     def test_random_spikes_are_the_same_each_time(self, tiny_mnist: Path) -> None:
-        # a learning rate that leaves the weights where they are
+        # a learning rate too small to change the weights
         still = ["experiment=mnist_rleaky_count", "encoder=bernoulli", "optimizer.lr=1e-30", *MNIST]
         found = Run(run(compose(still)).path)
         init, last = found.arrays("init"), found.arrays("last")
@@ -173,7 +173,7 @@ class TestRuns:
         assert np.array_equal(init["spikes/hidden1"], last["spikes/hidden1"])
         assert np.array_equal(init["membrane"], last["membrane"])
 
-    def test_before_and_after_are_the_weights_of_the_first_and_last_checkpoint(self) -> None:
+    def test_first_and_last_snapshots_match_the_checkpoints(self) -> None:
         folder = run(compose([*REGRESSION, *ALWAYS])).path
         parts = build(compose(REGRESSION))
         batch = parts.data.test[[0]]
@@ -191,11 +191,11 @@ class TestRuns:
         assert drawn == {"spike_raster.png", "output_membrane.png", "predictions.png", "confusion.png"}
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in (folder / "figures").iterdir())
 
-    def test_matrix_products_in_bfloat16_are_drawn_too(self, tiny_mnist: Path) -> None:
+    def test_figures_of_a_run_in_bfloat16(self, tiny_mnist: Path) -> None:
         folder = run(compose(["experiment=mnist_rleaky_count", *MNIST, "trainer.precision=bf16-mixed"])).path
         assert Run(folder).arrays("last")["gradient/hidden1"].dtype == np.float32
 
-    def test_epochs_are_drawn_that_lie_far_enough_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_drawings_have_a_minimum_interval(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: list[str] = []
         monkeypatch.setattr(probe.Probe, "_draw", lambda self, trainer, task, when, test: drawn.append(when))
         short = [*REGRESSION, "trainer.max_epochs=7", "logger.draw_every_n_epochs=2"]
@@ -205,14 +205,14 @@ class TestRuns:
         run(compose([*short, "logger.draw_every_s=1000"]))
         assert drawn == ["after training"]
 
-    def test_a_resumed_run_keeps_what_was_before_training(self) -> None:
+    def test_a_resumed_run_keeps_the_initial_snapshot(self) -> None:
         folder = run(compose([*REGRESSION, *ALWAYS])).path
         before = (folder / "probe" / "init.npz").read_bytes()
         resume(folder, ["trainer.max_epochs=5"])
         assert (folder / "probe" / "init.npz").read_bytes() == before
         assert Run(folder).arrays("last")["step"] == 5
 
-    def test_a_run_that_is_stopped_shows_where_it_stopped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_interrupted_run_has_a_snapshot_of_its_last_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = stopped_at_step_2(monkeypatch)
         found = Run(folder).arrays("last")
         assert found["step"] == 2
@@ -233,7 +233,7 @@ class TestRuns:
         ],
         ids=lambda value: value if isinstance(value, str) else type(value).__name__,
     )
-    def test_a_figure_that_fails_ends_no_training(
+    def test_a_failing_figure_does_not_end_training(
         self, where: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         def fail(*_: Any, **__: Any) -> None:
@@ -249,9 +249,7 @@ class TestRuns:
         assert len(told) >= 3
         assert all(type(error).__name__ in line for line in told)
 
-    def test_a_run_that_is_stopped_while_a_figure_fails_is_told_as_stopped(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_interruption_during_a_failing_figure_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: Any) -> None:
             raise torch.OutOfMemoryError("no memory")
 
@@ -260,12 +258,12 @@ class TestRuns:
         assert Run(folder).read()["status"] == "interrupted"
         assert Run(folder).read()["exit_code"] == 143
 
-    def test_a_run_from_before_there_were_figures_goes_on_to_be_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_run_without_snapshots_resumes_with_figures(self, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = run(compose([*REGRESSION, *NEVER])).path
         resume(folder, ["trainer.max_epochs=5", "logger.draw_every_n_epochs=1"])
         assert (folder / "figures" / "trajectory.png").exists()
 
-    def test_a_large_network_is_looked_at_with_fewer_samples(
+    def test_a_large_network_is_recorded_with_fewer_samples(
         self, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # 8 steps of 12 + 10 neurons
@@ -274,7 +272,7 @@ class TestRuns:
         assert len(Run(folder).arrays("last")["label"]) == 3
 
 
-class TestTestCounts:
+class TestEvaluationCounts:
     @pytest.mark.slow
     def test_add_up_over_all_batches(self, tiny_mnist: Path) -> None:
         cfg = compose(["experiment=mnist_rleaky_count", *MNIST, "data.batch_size=7"])
@@ -297,7 +295,7 @@ class TestTestCounts:
                 assert found["confusion"][true, taken] == ((y == true) & (predicted == taken)).sum()
         assert found["confusion"].trace() / 20 == pytest.approx(record.metrics["test/accuracy"])
 
-    def test_begin_anew_with_each_test(self, tiny_mnist: Path) -> None:
+    def test_restart_with_each_test(self, tiny_mnist: Path) -> None:
         parts = build(compose(["experiment=mnist_rleaky_count", *MNIST]))
         counts = EvaluationCounts(["hidden1", "readout"], parts.decoder)
         Bridge.of(parts.trainer).given = [Member(parts.task, [counts])]

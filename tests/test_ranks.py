@@ -1,4 +1,4 @@
-"""Who starts the processes of ddp, from wherever a run is begun: the run itself, torchrun or srun."""
+"""Starting the processes of ddp: by the run itself, by torchrun or by srun."""
 
 import json
 import os
@@ -31,7 +31,7 @@ import os, sys
 sys.ps1, sys.argv = ">>> ", ["kernel", "-f", "connection.json"]
 sys.path.insert(0, "mine")
 from snnexp.experiment import compose, resume, run
-# PyTorch sets some when it is imported
+# PyTorch sets some at import time
 before = dict(os.environ)
 done = run(compose([*{words}, "encoder._target_=parts.Own"]))
 assert resume(done.path, ["trainer.max_epochs=3"]).status == "finished"
@@ -42,7 +42,7 @@ assert sys.argv == ["kernel", "-f", "connection.json"]
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A process that nobody has started with others."""
+    """Unset the variables of torchrun and srun."""
     for name in [name for name in os.environ if name.startswith("SLURM_") or name in TORCHRUN]:
         monkeypatch.delenv(name)
     return monkeypatch
@@ -50,7 +50,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.mark.slow
 def test_a_notebook_trains_on_several_processes(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
-    """They find a part of the user's own where the notebook finds it."""
+    """They import user-defined parts like the notebook."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "parts.py").write_text("from snnexp.encoders import Sequence\nclass Own(Sequence): pass\n")
     alone.setenv("SNNEXP_ALLOW_TARGETS", "parts")
@@ -64,7 +64,7 @@ def test_a_notebook_trains_on_several_processes(tmp_path: Path, alone: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize("search", [False, True], ids=["sweep", "search"])
 def test_a_point_trains_on_several_processes(tmp_path: Path, alone: pytest.MonkeyPatch, search: bool) -> None:
-    """Also where the sweep is one of several processes."""
+    """Also if the sweep itself is one of several processes."""
     study = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.metric=test/l1"]
     asked = [*study, "optimizer.lr=tag(log,interval(1e-4,1e-3))"] if search else ["seed=3"]
     words = [*TINY, "hydra.launcher.workers=1", *asked]
@@ -75,7 +75,7 @@ def test_a_point_trains_on_several_processes(tmp_path: Path, alone: pytest.Monke
 
 
 def run_by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
-    """Exit code and errors of each of two tasks."""
+    """Return exit code and stderr of each of two tasks."""
     with ExitStack() as stack:
         places = ({**os.environ, **STEP, "SLURM_PROCID": place, "LOCAL_RANK": place} for place in "01")
         tasks = [stack.enter_context(commands.Command(words, folder, place)) for place in places]
@@ -84,31 +84,31 @@ def run_by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.slow
-def test_tasks_of_a_step_train_one_run_and_resume_it(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
+def test_tasks_of_a_slurm_step_train_and_resume_one_run(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
     assert [code for code, _ in run_by_srun(tmp_path, "train", *TINY)] == [0, 0]
     run = only_run(tmp_path)
     assert record(run)["device"] == "2 x cpu"
     assert [code for code, _ in run_by_srun(tmp_path, "resume", str(run), "trainer.max_epochs=3")] == [0, 0]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if "train/epoch_loss" in row] == [0, 1, 2]
-    # whom the first task leaves without a word would wait
+    # a task that rank 0 does not notify would wait
     assert run_by_srun(tmp_path, "resume", str(run)) == [(0, ""), (0, "")]
 
 
 @pytest.mark.slow
-def test_other_processes_than_a_run_needs_are_refused_once(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
+def test_a_wrong_number_of_processes_is_reported_once(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
     (first, told), other = run_by_srun(tmp_path, "train", *TINY, "trainer.devices=4")
     assert (first, other) == (2, (2, ""))
     assert told.startswith("snnexp: trainer.devices: got 4, ")
     assert not (tmp_path / "outputs").exists()
 
 
-def test_the_place_of_a_process_is_what_its_launcher_says(alone: pytest.MonkeyPatch) -> None:
+def test_rank_and_world_size_come_from_the_launcher(alone: pytest.MonkeyPatch) -> None:
     def here() -> tuple[int, int, bool]:
         place = processes.ProcessEnvironment.here(4)
         return place.global_rank(), place.world_size(), place.external
 
-    # that of a job is none of the processes of a step
+    # the number of tasks of a job is not that of a step
     alone.setenv("SLURM_NTASKS", "8")
     alone.setenv("LOCAL_RANK", "1")
     assert here() == (0, 4, False)
@@ -136,7 +136,7 @@ def test_the_place_of_a_process_is_what_its_launcher_says(alone: pytest.MonkeyPa
         ({**STEP, "SLURM_PROCID": "1"}, True, False),
     ],
 )
-def test_the_first_process_of_a_run_shows_its_config(
+def test_only_rank_0_shows_the_config(
     told: dict[str, str], shared: bool, shows: bool, alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in told.items():
@@ -146,14 +146,14 @@ def test_the_first_process_of_a_run_shows_its_config(
     assert bool(capsys.readouterr().out) == shows
 
 
-def test_a_process_follows_only_the_one_that_started_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_follows_only_its_parent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run.prepare(tmp_path, "", []).publish({})
     assert rank.main(run.path) == 2
     assert capsys.readouterr().err.startswith(f"snnexp: {run.path}: ")
     run.close()
 
 
-def test_processes_that_do_not_meet(alone: pytest.MonkeyPatch) -> None:
+def test_processes_that_do_not_find_each_other(alone: pytest.MonkeyPatch) -> None:
     alone.setattr(processes, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.1))
     for name, value in TORCHRUN.items():
         alone.setenv(name, value)
@@ -167,7 +167,7 @@ def test_only_a_run_starts_processes() -> None:
         trainer.strategy.launcher.launch(print)  # type: ignore[union-attr]
 
 
-def test_no_other_program_takes_the_port_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_port_is_reserved_before_it_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = []
 
     def started(run: Run, place: processes.ProcessEnvironment, rank: int) -> None:
@@ -183,7 +183,7 @@ def test_no_other_program_takes_the_port_that_is_told(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_task_that_ends_ends_the_run_with_a_sentence(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
+def test_a_task_that_ends_stops_the_run_with_a_message(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
     parts = Path(__file__).parent / "behaviour" / "parts"
     alone.setenv("PYTHONPATH", str(parts), prepend=os.pathsep)
     alone.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
@@ -205,7 +205,7 @@ def test_a_task_that_ends_ends_the_run_with_a_sentence(tmp_path: Path, alone: py
         {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "1"},
     ],
 )
-def test_variables_that_say_nothing_are_nobodys(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
+def test_invalid_launcher_variables_are_ignored(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
     for name, value in told.items():
         alone.setenv(name, value)
     place = processes.ProcessEnvironment.here(3)

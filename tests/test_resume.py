@@ -1,4 +1,4 @@
-"""Resume: a run that was stopped anywhere ends as if nothing had stopped it, to the bit."""
+"""Resume: an interrupted run ends bit-identical to an uninterrupted one."""
 
 import errno
 import json
@@ -96,7 +96,7 @@ class TestExact:
     def test_stopped_in_any_step(self, kind: str, killed_at: Callable[..., Path]) -> None:
         cfg = compose([*TINY, *NEURONS[kind]])
         whole = run(cfg)
-        # within an epoch and at its ends; of one kind, everywhere
+        # within an epoch and at its ends; for one case, at every step
         steps = range(4 * STEPS_PER_EPOCH) if kind == "leaky" else (0, 4, 5, 11)
         assert len([row for row in Run(whole.path).metrics() if "train/epoch_loss" in row]) == 4
         for step in steps:
@@ -121,7 +121,7 @@ class TestExact:
             assert record.metrics == whole.metrics
 
     @pytest.mark.usefixtures("tiny_mnist")
-    def test_stopped_in_the_test_and_then_again(self, killed_at: Callable[..., Path]) -> None:
+    def test_stopped_in_the_test_twice(self, killed_at: Callable[..., Path]) -> None:
         cfg = compose([*IMAGES, "encoder=bernoulli", "trainer.limit_batches=2"])
         whole = run(cfg)
         for hook, step in (("test_step", 1), ("training_step", 3)):
@@ -129,7 +129,7 @@ class TestExact:
             resume(path)
             assert content(path) == content(whole.path)
 
-    def test_stopped_again_and_again(self, killed_at: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_stopped_repeatedly(self, killed_at: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
         cfg = compose([*TINY, "trainer.max_epochs=3"])
         whole = run(cfg)
         path = killed_at(cfg, 2)
@@ -152,13 +152,13 @@ class TestExact:
         assert content(path) == content(whole.path)
         assert Run(path).read()["resumed_at_step"] == [2, 4, 6, 8]
 
-    def test_that_it_can_fail(self, killed_at: Callable[..., Path]) -> None:
-        """Another seed, or one step more, is another end."""
+    def test_a_different_run_compares_as_different(self, killed_at: Callable[..., Path]) -> None:
+        """Another seed, or one more step, gives another result."""
         whole = run(compose([*TINY, "trainer.max_epochs=1"]))
         others = [run(compose([*TINY, *change])) for change in (["trainer.max_epochs=1", "seed=1"], [])]
         assert len({content(record.path) for record in (whole, *others)}) == 3
 
-    def test_the_curves_of_the_dashboard_are_whole(self, killed_at: Callable[..., Path]) -> None:
+    def test_tensorboard_curves_are_complete(self, killed_at: Callable[..., Path]) -> None:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         def curve(path: Path) -> list[tuple[int, float]]:
@@ -170,7 +170,7 @@ class TestExact:
         cfg = compose([*TINY, "logger=tensorboard", "logger.save_every_s=1000", "logger.save_every_n_epochs=2"])
         whole = run(cfg)
         path = killed_at(cfg, 10)
-        # TensorBoard puts files in order by the second in their names, and then by process
+        # TensorBoard sorts files by the second in their names, then by process id
         time.sleep(1.1)
         resume(path)
         assert curve(path) == curve(whole.path)
@@ -193,7 +193,7 @@ class TestWhatMayChange:
             ("trainer.max_epochs=3", "trainer.max_epochs: 4 -> 3"),
         ],
     )
-    def test_what_decides_the_result_may_not(self, stopped: Path, override: str, sentence: str) -> None:
+    def test_keys_that_affect_the_results_may_not(self, stopped: Path, override: str, sentence: str) -> None:
         before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
         with pytest.raises(ConfigError) as caught:
             resume(stopped, [override])
@@ -208,19 +208,19 @@ class TestWhatMayChange:
             ("- 5\n", "- 9\n", "network.hidden: [6, 5] -> [6, 9], and"),
         ],
     )
-    def test_an_edited_config_is_noticed(self, stopped: Path, old: str, new: str, sentence: str) -> None:
+    def test_an_edited_config_is_detected(self, stopped: Path, old: str, new: str, sentence: str) -> None:
         file = stopped / "config.yaml"
         assert file.read_text().count(old) == 1
         file.write_text(file.read_text().replace(old, new))
         with pytest.raises(ConfigError, match=f"^{re.escape(sentence)}"):
             resume(stopped)
 
-    def test_logging_may(self, stopped: Path) -> None:
+    def test_logging_keys_may(self, stopped: Path) -> None:
         assert resume(stopped, ["logger.save_every_s=100", "logger.tensorboard=true"]).status == "finished"
         assert (stopped / "tensorboard").exists()
 
     @pytest.mark.slow
-    def test_a_run_may_become_longer_before_and_after_its_end(self, stopped: Path) -> None:
+    def test_a_run_can_be_extended_before_and_after_its_end(self, stopped: Path) -> None:
         longer = run(compose([*TINY, "trainer.max_epochs=6"]))
         resume(stopped, ["trainer.max_epochs=5"])
         record = resume(stopped, ["trainer.max_epochs=6"])
@@ -229,18 +229,18 @@ class TestWhatMayChange:
         assert "max_epochs: 6" in (stopped / "config.yaml").read_text()
 
     @pytest.mark.slow
-    def test_not_with_a_schedule_that_knows_the_end(self, killed_at: Callable[..., Path]) -> None:
+    def test_max_epochs_may_not_with_a_schedule_that_depends_on_it(self, killed_at: Callable[..., Path]) -> None:
         path = killed_at(compose([*TINY, "optimizer.schedule=cosine"]), 7)
         with pytest.raises(ConfigError, match=r"^trainer\.max_epochs: 4 -> 5, and the learning rates"):
             resume(path, ["trainer.max_epochs=5"])
         resume(path)
 
     @pytest.mark.parametrize("override", ["optimizer=sgd", "+neuron.x=1", "~seed", "seed=1,2", "neuron.bta=1", "seed"])
-    def test_only_keys_that_are_there(self, stopped: Path, override: str) -> None:
+    def test_only_existing_keys_may(self, stopped: Path, override: str) -> None:
         with pytest.raises(ConfigError):
             resume(stopped, [override])
 
-    def test_a_finished_run_stays_as_it_is(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_finished_run_is_not_changed(self, capsys: pytest.CaptureFixture[str]) -> None:
         record = run(compose(TINY))
         before = {path: path.read_bytes() for path in record.path.rglob("*") if path.is_file()}
         capsys.readouterr()
@@ -252,7 +252,7 @@ class TestWhatMayChange:
 
 class TestRuns:
     @pytest.mark.slow
-    def test_one_that_is_in_use_is_left_alone(self, killed_at: Callable[..., Path]) -> None:
+    def test_a_run_in_use_is_not_changed(self, killed_at: Callable[..., Path]) -> None:
         path = killed_at(compose(TINY), 7)
         script = (
             "import sys; from pathlib import Path; from snnexp.record.run import Run\n"
@@ -270,7 +270,7 @@ class TestRuns:
         resume(path)
 
     @pytest.mark.slow
-    def test_one_that_was_moved_to_a_name_with_spaces_and_accents(
+    def test_a_run_moved_to_a_name_with_spaces_and_accents(
         self, killed_at: Callable[..., Path], tmp_path: Path
     ) -> None:
         whole = run(compose(TINY))
@@ -282,7 +282,7 @@ class TestRuns:
         assert content(moved) == content(whole.path)
 
     @pytest.mark.slow
-    def test_one_that_was_killed_before_its_first_checkpoint(self, killed_at: Callable[..., Path]) -> None:
+    def test_a_run_killed_before_its_first_checkpoint(self, killed_at: Callable[..., Path]) -> None:
         whole = run(compose(TINY))
         path = killed_at(compose(TINY), 0)
         for file in (path / "checkpoints").iterdir():
@@ -290,7 +290,7 @@ class TestRuns:
         resume(path)
         assert content(path) == content(whole.path)
 
-    def test_one_whose_checkpoints_are_gone_is_not_begun_anew(self, killed_at: Callable[..., Path]) -> None:
+    def test_a_run_without_its_checkpoints_is_not_restarted(self, killed_at: Callable[..., Path]) -> None:
         path = killed_at(compose(TINY), 7)
         for file in (path / "checkpoints").iterdir():
             file.unlink()
@@ -298,7 +298,7 @@ class TestRuns:
             resume(path)
 
     @pytest.mark.slow
-    def test_one_that_was_killed_in_its_test_reports_its_last_validation(
+    def test_a_run_killed_in_its_test_reports_its_last_validation(
         self, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = run(compose(IMAGES))
@@ -316,7 +316,7 @@ class TestRuns:
         assert "val/loss" in whole.metrics
 
     @pytest.mark.slow
-    def test_one_is_locked_until_its_very_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_run_is_locked_until_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         script = (
             "import sys; from pathlib import Path; from snnexp.record.run import Run; Run(Path(sys.argv[1])).lock()"
         )
@@ -349,7 +349,7 @@ class TestRuns:
             ("config.yaml", b"{"),
         ],
     )
-    def test_one_from_elsewhere_whose_files_are_strange(
+    def test_a_run_from_elsewhere_with_invalid_files(
         self, name: str, content: bytes | None, killed_at: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = killed_at(compose(TINY), 7)
@@ -365,13 +365,13 @@ class TestRuns:
         (line,) = captured.err.splitlines()
         assert len(line) <= 200
 
-    def test_a_backup_of_links_is_not_written_to(self, killed_at: Callable[..., Path], tmp_path: Path) -> None:
+    def test_a_backup_of_hard_links_is_not_written_to(self, killed_at: Callable[..., Path], tmp_path: Path) -> None:
         path = killed_at(compose(TINY), 7)
         os.link(path / "metrics.jsonl", tmp_path / "backup")
         with pytest.raises(CheckpointError, match="a link"):
             resume(path)
 
-    def test_another_number_of_threads_is_told(
+    def test_a_changed_number_of_threads_is_reported(
         self, killed_at: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = killed_at(compose(TINY), 7)
@@ -379,7 +379,7 @@ class TestRuns:
         resume(path)
         assert "snnexp: threads: 17 -> 1, so the run may end in other digits" in capsys.readouterr().err
 
-    def test_a_run_that_diverged_goes_on_to_diverge(self) -> None:
+    def test_a_resumed_diverged_run_diverges_again(self) -> None:
         from snnexp.errors import DivergedError
 
         cfg = compose([*TINY, "optimizer=sgd", "optimizer.lr=1e30"])
@@ -395,7 +395,7 @@ class TestRuns:
 
 class TestDisk:
     @pytest.mark.slow
-    def test_a_disk_that_fills_up_at_any_write_loses_nothing(
+    def test_a_full_disk_at_any_write_loses_nothing(
         self,
         killed_at: Callable[..., Path],
         tmp_path: Path,
@@ -413,7 +413,7 @@ class TestDisk:
             def full(handle: int, data: bytes, count: Iterator[int] = count, number: int = number) -> int:
                 if next(count) < number:
                     return write(handle, data)
-                # a disk that is nearly full takes a part
+                # a nearly full disk accepts part of a write
                 if len(data) > 100:
                     write(handle, bytes(data[:50]))
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -463,7 +463,7 @@ class TestCommandLine:
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
-    def test_mistakes_are_told_in_a_line(
+    def test_errors_are_reported_in_one_line(
         self,
         typed: list[str],
         code: int,
@@ -484,7 +484,7 @@ class TestCommandLine:
         assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
     @pytest.mark.slow
-    def test_eval_for_people_and_for_programs(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_eval_as_table_and_as_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         record = run(compose(TINY))
         capsys.readouterr()
         assert main(["eval", str(record.path), "--json"]) == 0

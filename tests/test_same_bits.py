@@ -1,4 +1,4 @@
-"""The comparison with earlier commits: what counts as a difference, and which are listed."""
+"""The comparison with earlier commits: differences and the list of expected ones."""
 
 import json
 import sys
@@ -41,13 +41,13 @@ def test_the_last_bit_of_a_metric_is_a_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("losses", [[0.1, 0.2], [0.1, 0.2, None]])
-def test_a_row_less_or_a_value_less_is_a_difference(tmp_path: Path, losses: list[float | None]) -> None:
+def test_a_missing_row_or_value_is_a_difference(tmp_path: Path, losses: list[float | None]) -> None:
     one, other = run(tmp_path / "one", [0.1, 0.2, 0.3]), run(tmp_path / "other", losses)
     (found,) = differences("r", one, other)
     assert (found.name, found.step) == ("train/loss", 2)
 
 
-def test_a_metric_of_one_side_alone_is_none(tmp_path: Path) -> None:
+def test_a_metric_of_only_one_side_is_not_a_difference(tmp_path: Path) -> None:
     one, other = run(tmp_path / "one", [0.1]), run(tmp_path / "other", [0.1])
     with (other / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 0, "epoch": 0, "test/undecided": 0.5}) + "\n")
@@ -59,7 +59,7 @@ def test_weights_are_compared(tmp_path: Path) -> None:
     assert differences("r", one, other) == [Difference("r", "weights", 9, 2**-23)]
 
 
-def test_a_listed_difference_is_wanted_and_no_other() -> None:
+def test_only_listed_differences_are_expected() -> None:
     listed = parse_expected(TABLE)
     found = [Difference("regression_sqrt", "train/loss", 5, 1.0), Difference("ddp", "test/accuracy", 50, 1.0)]
     assert match_expected(found, listed) == ([], [])
@@ -71,14 +71,14 @@ def test_a_listed_difference_is_wanted_and_no_other() -> None:
     assert match_expected([*found, *others], listed) == (others, [])
 
 
-def test_a_line_about_nothing_is_told() -> None:
+def test_an_unused_line_is_reported() -> None:
     listed = parse_expected(TABLE)
     unlisted, stale = match_expected([Difference("regression_sqrt", "weights", 9, 1.0)], listed)
     assert unlisted == []
     assert stale == listed[1:]
 
 
-def test_every_line_of_the_table_is_about_known_recipes() -> None:
+def test_every_line_names_known_recipes() -> None:
     listed = parse_expected((ROOT / "tests" / "old" / "DIFFERENCES.md").read_text())
     assert listed
     for line in listed:

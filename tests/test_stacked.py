@@ -1,4 +1,4 @@
-"""Stacked training: a member is the run that its point would be alone."""
+"""Stacked training: a member equals the run of its point alone."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ CASES = {
     "log-tau": ["experiment=mnist_parametrized_lif", *MNIST, "num_steps=12", "neuron.log_tau=true"],
     "random-spikes": ["experiment=mnist_rleaky_count", *MNIST, "encoder=bernoulli", "data.drop_last=false"],
 }
-"""Every neuron, with labels and traces, currents, lists of spikes and drawn spikes; 50 steps each."""
+"""Every neuron, with labels and traces, currents, sparse spikes and random spikes; 50 steps each."""
 ALWAYS = ["trainer=cpu", "logger=jsonl", "trainer.log_every_n_steps=1"]
 
 Ends = dict[int, Outcome]
@@ -54,7 +54,7 @@ def train(members: Sequence[Point], folder: Path) -> Ends:
     ends: Ends = {}
 
     def ended(index: int, outcome: Outcome) -> None:
-        assert index not in ends, "each is told once"
+        assert index not in ends, "each outcome is reported once"
         ends[index] = outcome
 
     stacked.train(members, folder, begun.__setitem__, ended)
@@ -84,7 +84,7 @@ def weights(path: Path | None, name: str = "last") -> dict[str, Tensor]:
 
 @pytest.fixture
 def double() -> Iterator[None]:
-    """Whatever is made is made in float64, where two ways to compute the same stay close for many steps."""
+    """Compute in float64, where two implementations stay close for many steps."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -92,7 +92,7 @@ def double() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _data(tiny_mnist: Path) -> None:
-    """All cases find the small images."""
+    """Use small images."""
 
 
 def close(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], rtol: float) -> None:
@@ -104,8 +104,8 @@ def close(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], rtol
 @pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("case", "kernel"), [*((case, "fused") for case in CASES), ("rleaky", "reference")])
-def test_a_member_is_the_run_that_its_point_would_be_alone(case: str, kernel: str, tmp_path: Path) -> None:
-    """The same start to the bit; 50 steps, all that is logged and measured in float64 to 1e-4."""
+def test_a_member_equals_the_run_of_its_point_alone(case: str, kernel: str, tmp_path: Path) -> None:
+    """Identical initial weights; 50 steps, all logged values and metrics equal to 1e-4 in float64."""
     members = [member(*CASES[case], f"seed={seed}", f"kernel={kernel}") for seed in (3, 1, 2)]
     ends = train(members, tmp_path / "stack")
     path, run = alone(members[1], tmp_path / "alone"), ends[1].run
@@ -119,7 +119,7 @@ def test_a_member_is_the_run_that_its_point_would_be_alone(case: str, kernel: st
 
 
 def parallel(*lists: Sequence[str]) -> list[Point]:
-    """Members whose own overrides are these."""
+    """Return members with these overrides."""
     return [member(*MNIST_RLEAKY, *overrides) for overrides in lists]
 
 
@@ -145,7 +145,7 @@ NUMBERS = {
     ),
     "sample seed": (["data.val_size=8"], ["data.val_size=8", "seed=5"]),
 }
-"""What may differ within a stack; those without a seed of their own see the same batches."""
+"""What may differ within a stack; members without their own seed see the same batches."""
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_members_may_differ_in(case: str, tmp_path: Path) -> None:
     assert len({grouping.key(member.cfg) for member in members}) == 1
     assert not any(grouping.obstacle(member.cfg) for member in members)
     ends = train(members, tmp_path / "stack")
-    assert rows(ends[0].run) != rows(ends[1].run), "the numbers matter"
+    assert rows(ends[0].run) != rows(ends[1].run), "the numbers have an effect"
     for index, end in ends.items():
         close(rows(end.run), rows(alone(members[index], tmp_path / "alone")), 1e-4)
 
@@ -165,7 +165,7 @@ def test_members_may_differ_in(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
 @pytest.mark.parametrize("case", ["leaky", "rleaky", "rleaky-membrane", "one-to-one", "parametrized"])
 def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -> None:
-    """In float64, of every weight and start value; also for one input that all members share."""
+    """In float64, for every weight and initial value; also with one input shared by all members."""
     torch.manual_seed(0)
     number = "slope" if case == "leaky" else "alpha"
     parts = [build(member(*CASES[case], f"seed={n}", f"surrogate.{number}={n + 2}").cfg) for n in range(3)]
@@ -200,8 +200,8 @@ def test_gradients_of_a_stack_are_those_of_its_members(case: str, kernel: str) -
 
 @pytest.mark.slow
 class TestEnds:
-    def test_a_member_that_diverges_leaves_the_others_as_they_are(self, tmp_path: Path) -> None:
-        """The first of the stack, whose place is the same both times."""
+    def test_a_diverging_member_does_not_affect_the_others(self, tmp_path: Path) -> None:
+        """The first of the stack, at the same position both times."""
         calm = [["loss=mse_membrane", f"seed={seed}"] for seed in range(4)]
         # members are sorted by their optimizers
         calm[0].append("optimizer.betas=[0.5,0.9]")
@@ -223,7 +223,7 @@ class TestEnds:
         ends = train(parallel(*(["loss=mse_membrane", f"optimizer.lr={lr}"] for lr in ("1e30", "1e31"))), tmp_path)
         assert [end.status for end in ends.values()] == ["diverged", "diverged"]
 
-    def test_a_start_value_that_is_refused_ends_its_member_alone(self, tmp_path: Path) -> None:
+    def test_an_invalid_initial_value_ends_only_its_member(self, tmp_path: Path) -> None:
         drawn = "neuron.beta={_target_: snnexp.initializers.Normal, mean: %s, std: 0.001}"
         ends = train(parallel([drawn % 0.5], [drawn % 7.0], [drawn % 0.6]), tmp_path)
         assert [ends[index].status for index in range(3)] == ["finished", "failed", "finished"]
@@ -231,7 +231,7 @@ class TestEnds:
         assert ends[1].reason.startswith("neuron.beta: a start value is ")
         assert {end.run for end in ends.values() if end.run} == {*tmp_path.glob("20*")}
 
-    def test_memory_that_runs_out_ends_all_in_the_ordinary_sentence(
+    def test_out_of_memory_ends_all_members_with_the_usual_message(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(self: Any, *arguments: Any) -> None:
@@ -244,7 +244,7 @@ class TestEnds:
             assert end.reason.startswith("network: does not fit into memory")
             assert Run(end.run or Path()).read()["status"] == "failed"
 
-    def test_layers_that_fill_the_cache_are_trained_one_by_one(
+    def test_members_whose_layers_fill_the_cache_train_sequentially(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("snnexp.training.stacked.CHUNK_BYTES", 0)
@@ -257,7 +257,7 @@ class TestEnds:
 
 @pytest.mark.slow
 class TestInterruption:
-    """A signal in the middle of an epoch, of five batches each."""
+    """A signal in the middle of an epoch; five batches per epoch."""
 
     @pytest.fixture
     def stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ends:
@@ -278,14 +278,14 @@ class TestInterruption:
 
     @staticmethod
     def members(runs: Ends | None = None) -> list[Point]:
-        """Two that share an optimizer, one with its own; each draws its spikes and falls in its learning rate."""
+        """Two members share optimizer settings, one differs; random spikes and a decreasing learning rate."""
         common = ["encoder=bernoulli", "optimizer.schedule=cosine", "neuron.learn_beta=true", "neuron.beta=0.9"]
         made = parallel(*([*common, f"seed={n}", f"optimizer.lr={lr}"] for n, lr in enumerate((2e-3, 1e-3, 2e-3))))
         for index, end in (runs or {}).items():
             made[index].run = end.run
         return made
 
-    def test_saves_all_at_the_step_that_was_reached(self, stopped: Ends) -> None:
+    def test_saves_all_members_at_the_current_step(self, stopped: Ends) -> None:
         assert stopped.keys() == {0, 1, 2}
         for end in stopped.values():
             assert (end.status, end.exit_code, end.reason) == ("interrupted", 143, "stopped by SIGTERM")
@@ -293,7 +293,7 @@ class TestInterruption:
             found = checkpoint(end.run)
             assert (found["epoch"], found["batch"], found["global_step"]) == (1, 1, 6)
 
-    def test_a_stack_goes_on_to_the_same_bits(self, stopped: Ends, tmp_path: Path) -> None:
+    def test_a_resumed_stack_is_bit_identical(self, stopped: Ends, tmp_path: Path) -> None:
         whole = train(self.members(), tmp_path / "whole")
         again = train(self.members(stopped), tmp_path / "stack")
         for index, end in again.items():
@@ -304,9 +304,9 @@ class TestInterruption:
             assert Run(end.run or Path()).read()["resumed_at_step"] == [6]
         done = train(self.members(stopped), tmp_path / "stack")
         assert {end.status for end in done.values()} == {"finished"}
-        assert rows(done[0].run) == rows(whole[0].run), "nothing was left to do"
+        assert rows(done[0].run) == rows(whole[0].run), "nothing is left to do"
 
-    def test_a_stack_that_was_stopped_before_its_first_step_goes_on_to_the_same_bits(
+    def test_a_stack_stopped_before_its_first_step_resumes_bit_identical(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def told(self: Stacked) -> None:
@@ -322,14 +322,14 @@ class TestInterruption:
         again = train(self.members(ends), tmp_path / "stack")
         assert [rows(end.run) for end in again.values()] == [rows(end.run) for end in whole.values()]
 
-    def test_a_member_goes_on_alone(self, stopped: Ends, tmp_path: Path) -> None:
+    def test_a_member_resumes_alone(self, stopped: Ends, tmp_path: Path) -> None:
         path = stopped[1].run
         assert path is not None
         experiment.resume(path)
         close(rows(path), rows(alone(self.members()[1], tmp_path / "alone")), 1e-3)
 
     @pytest.mark.parametrize("members", [1, 2])
-    def test_members_take_what_was_typed_to_resume_them(self, stopped: Ends, tmp_path: Path, members: int) -> None:
+    def test_members_take_the_overrides_of_a_resume(self, stopped: Ends, tmp_path: Path, members: int) -> None:
         keys = ["trainer.log_every_n_steps=3"]
         resumed = self.members(stopped)[:members]
         for member in resumed:
@@ -339,14 +339,14 @@ class TestInterruption:
             assert Run(end.run).read()["resumed_with"] == keys
             assert config.load(end.run / "config.yaml").trainer.log_every_n_steps == 3
 
-    def test_members_at_other_steps_go_on_beside_each_other(self, stopped: Ends, tmp_path: Path) -> None:
+    def test_members_at_different_steps_resume_together(self, stopped: Ends, tmp_path: Path) -> None:
         ends = train(self.members({0: stopped[0]}), tmp_path / "stack")
         assert {end.status for end in ends.values()} == {"finished"}
         assert [len(rows(end.run)) for end in ends.values()] == [19, 19, 19]
 
 
 class Leaves(Observer):
-    """Ends its member in a step, as whatever watches a run may."""
+    """Ends its member in a step, as an observer may."""
 
     def on_train_batch_end(self, trainer: Any, member: Any, outputs: Any, target: Tensor) -> None:
         if trainer.global_step == 7 and member.start.cfg.seed == 1:
@@ -354,15 +354,15 @@ class Leaves(Observer):
 
 
 def same(one: Path | None, other: Path | None) -> bool:
-    """Whether two members ended with the same bits."""
+    """Return True if two members ended bit-identical."""
     assert one is not None
     assert other is not None
     return content(one) == content(other)
 
 
 @pytest.mark.slow
-class TestPlaces:
-    """A member that has ended keeps its place, also when the others are resumed, so that they round as before."""
+class TestSlots:
+    """A member that has ended keeps its slot, also when the others resume, so that their rounding is the same."""
 
     MEMBERS = (["seed=0"], ["seed=1"], ["seed=2", "optimizer.lr=3e-3"], ["seed=3"])
 
@@ -372,7 +372,7 @@ class TestPlaces:
         watching = stack_member.run_observers
         monkeypatch.setattr(stack_member, "run_observers", lambda *of: [*watching(*of), Leaves()])
 
-    def test_what_an_observer_ends_is_no_matter_of_the_others(
+    def test_a_member_ended_by_an_observer_does_not_affect_the_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = train(parallel(*self.MEMBERS), tmp_path / "whole")
@@ -387,7 +387,7 @@ class TestPlaces:
 
     @staticmethod
     def stopped(points: Sequence[Point], folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> Ends:
-        """How points ended that a signal stopped after some steps."""
+        """Return the outcomes of points interrupted by a signal after some steps."""
         ends: Ends = {}
         train_step = Stacked.training_step
 
@@ -408,7 +408,7 @@ class TestPlaces:
     def test_a_stack_in_which_one_has_ended_resumes_as_the_same_stack(
         self, case: str, over: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A point that diverged is over, or is tried again from its last checkpoint, by itself."""
+        """A diverged point is finished, or retried alone from its last checkpoint."""
         members = [*self.MEMBERS]
         if case == "one order":
             members = [["data.seed=0", "optimizer.lr=2e-3", "seed=0"], ["data.seed=0", "seed=1"], ["data.seed=0"]]
@@ -427,7 +427,7 @@ class TestPlaces:
             assert same(found[index].run, whole[index].run)
             assert place(found[index].run) == place(whole[index].run)
 
-    def test_one_that_is_over_and_cannot_be_built_is_not_told(
+    def test_an_ended_point_that_cannot_be_built_is_not_reported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         points = parallel(["seed=1"], ["seed=2"])
@@ -439,10 +439,10 @@ class TestPlaces:
         assert {index: end.status for index, end in found.items()} == {1: "finished", 2: "finished"}
         assert len([*tmp_path.glob("2*")]) == 2
 
-    def test_one_at_an_older_step_does_not_hold_the_others_back(
+    def test_a_member_at_an_earlier_step_does_not_delay_the_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Two were stopped within a save, and a third one long before, by itself."""
+        """Two were stopped during a save, and a third one much earlier on its own."""
         members = [[*words, "logger.save_every_s=0"] for words in self.MEMBERS[:3]]
         early = self.stopped(parallel(*members), tmp_path / "early", 3, monkeypatch)
         late = self.stopped(parallel(*members), tmp_path / "late", 8, monkeypatch)
@@ -458,8 +458,8 @@ class TestPlaces:
         resumed = [Run(ends[index].run or Path()).read()["resumed_at_step"] for index in range(3)]
         assert resumed == [[3], [7], [7]]
 
-    def test_what_has_finished_is_told_as_finished(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A signal comes while the first ends are written."""
+    def test_a_finished_member_is_reported_as_finished(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A signal arrives while the first outcomes are written."""
         update, told = Run.update, []
 
         def and_a_signal(self: Run, **changes: Any) -> Any:
@@ -478,7 +478,7 @@ class TestPlaces:
             assert (end.status, end.metrics) == (record["status"], record["metrics"])
         assert "finished" in {end.status for end in ends.values()}
 
-    def test_a_stack_that_was_stopped_in_its_test_reports_its_last_validation(
+    def test_a_stack_stopped_in_its_test_reports_its_last_validation(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         members = [[*overrides, "data.val_size=8"] for overrides in self.MEMBERS]
@@ -496,10 +496,10 @@ class TestPlaces:
             assert "val/loss" in end.metrics
 
     @pytest.mark.parametrize("saved", [0, 1, 3])
-    def test_a_kill_within_a_save_is_resumed_from_the_step_that_all_have(
+    def test_a_kill_during_a_save_is_resumed_from_the_common_step(
         self, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """``saved`` of four members have written the checkpoint that the others have not."""
+        """``saved`` of four members have written the checkpoint, the others have not."""
         members = [[*overrides, "logger.save_every_s=0"] for overrides in self.MEMBERS]
         whole = train(parallel(*members), tmp_path / "whole")
         written: list[str] = []
@@ -518,7 +518,7 @@ class TestPlaces:
         begun: dict[int, Path] = {}
         with monkeypatch.context() as patch:
             patch.setattr(MemberCheckpoints, "write", killed)
-            # one after the other
+            # sequentially
             patch.setattr(saving, "THREADS", 1)
             with pytest.raises(KilledError):
                 stacked.train(parallel(*members), tmp_path / "stack", begun.__setitem__, lambda index, end: None)
@@ -531,12 +531,12 @@ class TestPlaces:
 
 
 def place(path: Path | None) -> int:
-    """The place of a member in its stack."""
+    """Return the position of a member in its stack."""
     return Run(path or Path()).read()["stack"]["member"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.slow
-def test_rates_and_schedules_side_by_side_are_those_of_runs_alone(tmp_path: Path) -> None:
+def test_stacked_learning_rates_equal_those_of_single_runs(tmp_path: Path) -> None:
     """Steps, epochs and names of all rows, and the state of each schedule."""
     common = ["optimizer.schedule=cosine", "trainer.log_every_n_steps=2", "data.val_size=8"]
     points = parallel(*([*common, f"optimizer.lr={rate}"] for rate in (1e-3, 2e-3, 5e-3)))
@@ -551,8 +551,8 @@ def test_rates_and_schedules_side_by_side_are_those_of_runs_alone(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["leaky", "rleaky", "one-to-one", "parametrized"])
-def test_matrices_are_multiplied_in_bfloat16_where_that_is_asked_for(case: str, tmp_path: Path) -> None:
-    """The first steps, as long as differences in the last of its eight binary digits have not moved a spike."""
+def test_bfloat16_applies_to_matrix_products(case: str, tmp_path: Path) -> None:
+    """Compare the first steps, before rounding to eight significant bits moves a spike."""
     words = [*CASES[case], "trainer.max_epochs=1"]
     points = [member(*words, "trainer.precision=bf16-mixed", f"seed={seed}") for seed in (3, 1, 2)]
     ends = train(points, tmp_path / "stack")
@@ -560,7 +560,7 @@ def test_matrices_are_multiplied_in_bfloat16_where_that_is_asked_for(case: str, 
     path = alone(points[1], tmp_path / "alone")
     losses = [[row["train/loss"] for row in rows(run) if "train/loss" in row] for run in (ends[1].run, path)]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=3e-2)
-    assert not same(ends[1].run, precise[1].run), "it is asked for, and done"
+    assert not same(ends[1].run, precise[1].run), "bfloat16 has an effect"
 
 
 @pytest.mark.slow
@@ -570,7 +570,7 @@ class TestRunDirectories:
         lists = (["seed=1", "logger=tensorboard"], ["seed=2", "logger=tensorboard"], ["seed=3", "logger=tensorboard"])
         return train(parallel(*lists), tmp_path / "stack")[1]
 
-    def test_hold_what_that_of_a_run_alone_holds(self, end: Outcome, tmp_path: Path) -> None:
+    def test_have_the_content_of_a_single_run(self, end: Outcome, tmp_path: Path) -> None:
         assert end.run is not None
         path = alone(parallel(["seed=2", "logger=tensorboard"])[0], tmp_path / "alone")
         names = [
@@ -594,12 +594,12 @@ class TestRunDirectories:
             assert all(mine[key].shape == other[key].shape for key in mine)
         assert scalars(end.run) == scalars(path)
 
-    def test_are_measured_again_as_they_reported(self, end: Outcome) -> None:
+    def test_evaluate_to_the_reported_metrics(self, end: Outcome) -> None:
         assert end.run is not None
         again = experiment.evaluate(end.run)
         assert again == pytest.approx(end.metrics, rel=1e-5)
 
-    def test_go_on_as_a_run_alone_would(self, end: Outcome, tmp_path: Path) -> None:
+    def test_resume_like_a_single_run(self, end: Outcome, tmp_path: Path) -> None:
         assert end.run is not None
         longer = experiment.resume(end.run, ["trainer.max_epochs=5"])
         path = alone(parallel(["seed=2", "trainer.max_epochs=5"])[0], tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""How runs begin: what is left by those that cannot, and what is not."""
+"""The start of runs, and what failed starts leave behind."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ from snnexp.training.start import Start
 TINY = ("experiment=regression_sqrt", "network.hidden=[4]", "trainer.max_epochs=3", "logger=jsonl", "trainer=cpu")
 
 
-def test_a_run_in_memory_is_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepared_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     start = Start.new(compose(["experiment=regression_sqrt"]), ["experiment=regression_sqrt"])
     start.open()
@@ -38,8 +38,8 @@ def test_a_run_in_memory_is_nowhere_else(tmp_path: Path, monkeypatch: pytest.Mon
     start.run.close()
 
 
-def test_a_run_that_cannot_begin_again_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may fail, or take a while, comes before the first change of its record."""
+def test_a_run_that_cannot_be_resumed_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything that may fail or take long precedes the first change of its record."""
     path = execute.run(compose([*TINY]), parent=tmp_path).path
     with open(path / "metrics.jsonl", "a") as rows:
         rows.write('{"step": 99, "epoch": 9, "train/loss": 1.0}\n')
@@ -54,14 +54,14 @@ def test_a_run_that_cannot_begin_again_stays_as_it_is(tmp_path: Path, monkeypatc
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
-def test_ids_that_are_taken_are_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_in_use_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (Run.prepare(tmp_path, "{}", []) for _ in range(2))
     second.path = first.path
     assert first.publish({}).path != second.publish({}).path
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_run_that_is_killed_before_it_begins(tmp_path: Path) -> None:
+def test_a_run_killed_before_it_begins_leaves_nothing(tmp_path: Path) -> None:
     script = (
         "import os, signal; from snnexp import experiment; from snnexp.training import start\n"
         "start.build = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -72,7 +72,7 @@ def test_nothing_is_left_of_a_run_that_is_killed_before_it_begins(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_point_without_data_has_a_directory_that_says_so(tmp_path: Path) -> None:
+def test_a_point_without_data_has_a_directory_with_the_reason(tmp_path: Path) -> None:
     def command(*words: str, code: int = 0) -> str:
         allowed = {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
         done = snnexp(*words, cwd=tmp_path, code=code, SNNEXP_ALLOW_TARGETS="faults", **allowed)
@@ -81,7 +81,7 @@ def test_a_point_without_data_has_a_directory_that_says_so(tmp_path: Path) -> No
 
     late = ("train", *TINY, "data._target_=faults.late_data", "+data.file=there")
     told = command(*late, "-m", "seed=0,1", code=7)
-    assert told.count("failed  there: no such file") == 4, "as it ends, and in the table"
+    assert told.count("failed  there: no such file") == 4, "when it ends, and in the table"
     assert [point["exit_code"] for point in points(tmp_path)] == [4, 4]
     found = [home(tmp_path) / point["run"] for point in points(tmp_path)]
     for run, seed in zip(found, (0, 1), strict=True):
@@ -115,7 +115,7 @@ def test_a_member_without_data_has_one_too(tmp_path: Path, tiny_mnist: Path) -> 
     assert len([*tmp_path.glob("*/run.json")]) == 3
 
 
-def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
+def test_a_member_locked_by_another_process_is_not_changed(tmp_path: Path) -> None:
     cfgs = [compose([*TINY, f"seed={seed}"]) for seed in range(2)]
     ends: dict[int, stacked.Outcome] = {}
     stacked.train([stacked.Point(cfg, []) for cfg in cfgs], tmp_path, lambda *begun: None, ends.__setitem__)
@@ -141,7 +141,7 @@ def test_a_member_that_another_process_has_is_left_to_it(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_has_finished_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_marked_as_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     succeed = execute.succeed
 
@@ -156,7 +156,7 @@ def test_what_has_finished_is_not_interrupted(tmp_path: Path, monkeypatch: pytes
     assert (record(run)["status"], record(run)["exit_code"]) == ("finished", 0)
 
 
-def test_wherever_a_signal_comes_no_run_looks_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_at_any_instruction_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("snnexp.record.run.versions", dict)
     monkeypatch.setattr("snnexp.record.run.git", lambda: None)
     cfg = compose([*TINY])
@@ -184,7 +184,7 @@ def test_wherever_a_signal_comes_no_run_looks_killed(tmp_path: Path, monkeypatch
 
 @contextmanager
 def interrupted_at(place: int, functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """Raise what a signal does before one of the instructions of some functions, which are counted as they come."""
+    """Raise the exception of a signal before the n-th instruction of some functions."""
     codes, left = {function.__code__ for function in functions}, iter(range(place, -1, -1))
 
     def traced(frame: FrameType, event: str, argument: object) -> Any:

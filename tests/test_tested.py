@@ -1,4 +1,4 @@
-"""What a run tells of its test split: a single class, a table of classes, predictions, and rows of every epoch."""
+"""Reports about the test split: a single predicted class, metrics per class, predictions, and rows per epoch."""
 
 import csv
 import os
@@ -27,18 +27,18 @@ TRACE = [
     *("data.num_samples=5", "data.batch_size=2", "logger=jsonl"),
 ]
 SEVERAL = ["loss=nll_max_voltage", "network.hidden=[100]", "optimizer.lr=1e-6"]
-"""Of a network that assigns its samples to several classes."""
+"""Overrides for a network that predicts several classes."""
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not rendered, which takes most of the time."""
+    """Create figures without rendering them, which takes most of the time."""
     monkeypatch.setattr(style, "png", lambda figure: b"\x89PNG")
     monkeypatch.setattr(style, "svg", lambda figure: "<svg>\n <defs></defs></svg>")
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_mnist: Path) -> None:
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_mnist: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -47,8 +47,8 @@ def rows(path: Path) -> list[dict[str, str]]:
         return [*csv.DictReader(file)]
 
 
-def test_one_class_for_all_samples_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """A readout that never fires has no votes, and the lowest class wins; membranes differ."""
+def test_a_single_predicted_class_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """A silent readout gives a tie, won by the lowest class; membranes differ."""
     silent = run(compose([*IMAGES, "neuron.threshold=1e6"]))
     sentence = (
         f"test/accuracy {silent.metrics['test/accuracy']:.4f} is the share of class 0: "
@@ -61,7 +61,7 @@ def test_one_class_for_all_samples_is_told(capsys: pytest.CaptureFixture[str]) -
     assert "only_class" not in Run(several.path).read()
 
 
-def test_a_run_that_goes_on_forgets_it() -> None:
+def test_a_resumed_run_clears_it() -> None:
     several = run(compose([*IMAGES, *SEVERAL]))
     Run(several.path).update(only_class=7)
     resume(several.path, ["trainer.max_epochs=2"])
@@ -69,8 +69,8 @@ def test_a_run_that_goes_on_forgets_it() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_report_tells_it_and_has_a_table_of_classes() -> None:
-    """Precision, recall and F1 by hand, of the confusion matrix; of a class that is never predicted no precision."""
+def test_a_report_has_it_and_a_table_of_classes() -> None:
+    """Precision, recall and F1 computed from the confusion matrix; a class never predicted has no precision."""
     done = run(compose([*IMAGES, "logger.draw_every_n_epochs=1"]))
     counts = np.zeros((10, 10), dtype=int)
     counts[:2, :2] = [[3, 1], [2, 4]]
@@ -86,12 +86,14 @@ def test_a_report_tells_it_and_has_a_table_of_classes() -> None:
     assert [*found[3].values()] == ["3", "digit 3", "", "", "", "0"]
     Run(done.path).update(classes=[str(k) for k in range(10)])
     assert "<th>name</th>" not in report([done.path]).read_text()
-    assert {row["name"] for row in rows(done.path / "figures" / "classes.csv")} == {""}, "which a number says already"
+    assert {row["name"] for row in rows(done.path / "figures" / "classes.csv")} == {""}, (
+        "names equal to the numbers are omitted"
+    )
 
 
 @pytest.mark.parametrize("words", [IMAGES, TRACE], ids=["labels", "trace"])
-def test_a_run_leaves_its_predictions(words: list[str]) -> None:
-    """Those of snnexp predict, which replaces the file; of a run alone, without its last test, and in a stack."""
+def test_a_run_writes_its_predictions(words: list[str]) -> None:
+    """Equal to those of snnexp predict; for a single run, a resumed one, and a stack."""
     words = [*words, "logger.predictions=true"]
     done = run(compose(words)).path
     own = (done / "predictions.csv").read_bytes()
@@ -112,13 +114,13 @@ def test_a_run_leaves_its_predictions(words: list[str]) -> None:
     assert found[0] != found[1]
 
 
-def test_predictions_of_several_devices_are_refused() -> None:
+def test_predictions_of_several_devices_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"^logger\.predictions: got true, .*; use snnexp predict RUN$"):
         compose([*IMAGES, "logger.predictions=true", "trainer=ddp", "trainer.devices=2"])
 
 
 class TestTestSplitEveryEpoch:
-    """Rows of the test split while training, and all else as it was without them."""
+    """Rows of the test split while training; nothing else changes."""
 
     WORDS = ("trainer.max_epochs=3", "data.val_size=8", "encoder=bernoulli", "trainer.log_every_n_steps=2")
     OFTEN = "logger.test_every_epoch=true"
@@ -145,7 +147,7 @@ class TestTestSplitEveryEpoch:
         assert same_weights(plain.path, often.path)
 
     @pytest.mark.parametrize("step", [4, 6])
-    def test_a_run_that_was_stopped_goes_on_to_the_bit(self, step: int) -> None:
+    def test_a_resumed_run_is_bit_identical(self, step: int) -> None:
         words = [*IMAGES, *self.WORDS, self.OFTEN, "logger.save_every_s=0"]
         whole = run(compose(words))
         with pytest.raises(InterruptedRunError):
@@ -165,13 +167,13 @@ class TestTestSplitEveryEpoch:
             pairs = zip(self.rows(end.run or Path()), self.rows(alone.path), strict=True)
             assert all(one == pytest.approx(other, rel=1e-4, abs=1e-6) for one, other in pairs)
 
-    def test_nothing_is_chosen_by_it(self) -> None:
+    def test_nothing_is_selected_by_it(self) -> None:
         with pytest.raises(ConfigError, match=r"^schedule\.measure: got test/loss, must be one of train/epoch_loss"):
             build(compose([*IMAGES, self.OFTEN, "schedule=plateau", "schedule.measure=test/loss"]))
 
 
 class StopAt(Callback):
-    """A signal after a step."""
+    """Sends a signal after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -1,4 +1,4 @@
-"""With how many threads a run computes, and that it goes on with as many."""
+"""The number of threads of a run, and of a resumed run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def eight_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *((None, None, damaged, 1) for damaged in ("5", 0, True, 2.0, [5])),
     ],
 )
-def test_what_is_typed_counts_first(
+def test_the_config_takes_precedence(
     typed: int | None, variable: str | None, recorded: object, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable is not None:
@@ -47,7 +47,7 @@ def test_what_is_typed_counts_first(
 
 
 @pytest.mark.parametrize("value", ["x", "0", "-1", "1.5", "²"])
-def test_a_variable_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_invalid_variable_is_rejected(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     with pytest.raises(ConfigError, match=r"^OMP_NUM_THREADS: "):
         run(compose(RUN))
@@ -55,7 +55,7 @@ def test_a_variable_that_is_no_number_is_refused(value: str, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_run_computes_with_one_unless_told_and_is_resumed_with_as_many(
+def test_the_default_is_one_and_resume_keeps_the_number(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     used: list[int] = []
@@ -76,18 +76,18 @@ def test_a_run_computes_with_one_unless_told_and_is_resumed_with_as_many(
     evaluate(path)
     resume(path, ["trainer.max_epochs=5"])
     assert used[2:] == [1, 1]
-    assert capsys.readouterr().err.count("threads: 2 -> 1") == 2, "it is told that it cannot be as many"
+    assert capsys.readouterr().err.count("threads: 2 -> 1") == 2, "the smaller number is reported"
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["train", "sweep", "search", "resume", "eval"])
-def test_more_than_there_are_cores_are_refused(verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["train", "sweep", "search", "resume", "eval"])
+def test_more_threads_than_cores_are_rejected(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     searched = ["hydra/sweeper=optuna", "hydra.sweeper.metric=test/l1", "neuron.beta=interval(0.1,0.9)"]
-    if verb in ("resume", "eval"):
-        words = [verb, str(run(compose(RUN)).path)]
+    if command in ("resume", "eval"):
+        words = [command, str(run(compose(RUN)).path)]
     else:
-        words = ["train", *RUN, *{"sweep": ["-m", "seed=0,1"], "search": ["-m", *searched]}.get(verb, [])]
+        words = ["train", *RUN, *{"sweep": ["-m", "seed=0,1"], "search": ["-m", *searched]}.get(command, [])]
     capsys.readouterr()
     before = [*tmp_path.rglob("*")]
     assert main([*words, "trainer.threads=9"]) == 2
@@ -96,7 +96,7 @@ def test_more_than_there_are_cores_are_refused(verb: str, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_members_of_a_stack_follow_the_same_rule(tmp_path: Path) -> None:
+def test_members_of_a_stack_keep_their_number(tmp_path: Path) -> None:
     def train(*typed: str, at: Sequence[Path | None] = (None, None)) -> list[Path]:
         members = [stacked.Point(compose([*RUN, f"seed={seed}", *typed]), [], run) for seed, run in enumerate(at)]
         found: dict[int, Path] = {}

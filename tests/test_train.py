@@ -1,4 +1,4 @@
-"""What ``snnexp train`` makes of what was typed, before anything runs."""
+"""How ``snnexp train`` interprets its command line, before anything runs."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write(here: Path) -> Write:
-    """Writes a config into a folder; gives the folder."""
+    """Return a function that writes a config into a folder and returns the folder."""
 
     def write(name: str, text: str) -> Path:
         path = here / name
@@ -49,7 +49,7 @@ def write(here: Path) -> Write:
 
 @pytest.fixture
 def ledgers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What sweeps would run, none of which does."""
+    """The ledgers of sweeps, which are not run."""
     found: list[dict[str, Any]] = []
 
     def drive(ledger: Any, *_: Any) -> int:
@@ -75,7 +75,7 @@ def ledgers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_config_is_composed_and_checked_once(
     monkeypatch: pytest.MonkeyPatch, words: list[str], compositions: int, checks: int
 ) -> None:
-    # which composes the recipe once more, to compare the run with it
+    # it would compose the recipe again, to compare the result with published numbers
     monkeypatch.setattr("snnexp.training.execute.execute", lambda start, begun: None)
     made: Counter[str] = Counter()
     for owner, name in ((ConfigLoaderImpl, "load_configuration"), (config, "check")):
@@ -92,10 +92,10 @@ def test_a_config_is_composed_and_checked_once(
 
 
 class TestAgreement:
-    """What starts a sweep is what its points choose."""
+    """The launcher of a sweep is the one that its points choose."""
 
     @pytest.mark.parametrize("recipes", ["together,regression_linear", "regression_linear,together"])
-    def test_a_launcher_that_some_choose_starts_all(
+    def test_a_launcher_chosen_by_some_points_applies_to_all(
         self, write: Write, ledgers: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], recipes: str
     ) -> None:
         conf = str(write("conf/experiment/together.yaml", f"{CHOOSES}stacked\nhydra:\n  launcher:\n    members: 5\n"))
@@ -106,7 +106,7 @@ class TestAgreement:
         assert "hydra/launcher: stacked starts all points, though not all" in capsys.readouterr().err
 
     @pytest.mark.usefixtures("ledgers")
-    def test_a_launcher_that_all_choose_needs_no_word(
+    def test_a_launcher_chosen_by_all_points_gives_no_warning(
         self, write: Write, capsys: pytest.CaptureFixture[str], here: Path
     ) -> None:
         for name in ("one", "other"):
@@ -114,7 +114,7 @@ class TestAgreement:
         assert launch.train(["--config-dir", conf, "-m", "experiment=one,other"]) == 0
         assert "launcher" not in capsys.readouterr().err
 
-    def test_different_launchers_are_refused_unless_one_is_typed(
+    def test_conflicting_launchers_are_rejected_unless_overridden(
         self, write: Write, ledgers: list[dict[str, Any]], here: Path
     ) -> None:
         for name in ("stacked", "processes"):
@@ -127,19 +127,19 @@ class TestAgreement:
         assert ledgers[0]["launcher"]["kind"] == "stacked"
 
     @pytest.mark.parametrize("words", [[], ["hydra/sweeper=grid"]])
-    def test_different_points_of_swept_sweeps_are_refused(self, here: Path, words: list[str]) -> None:
+    def test_sweeping_over_sweeps_with_different_points_is_rejected(self, here: Path, words: list[str]) -> None:
         with pytest.raises(ConfigError, match=r"^hydra/sweeper: "):
             launch.train(["-m", "sweep=seeds,learned_or_fixed", *words])
         assert [*here.iterdir()] == []
 
-    def test_a_search_agrees_too(self, write: Write, ledgers: list[dict[str, Any]]) -> None:
+    def test_a_search_uses_the_launcher_of_its_points(self, write: Write, ledgers: list[dict[str, Any]]) -> None:
         conf = str(write("conf/experiment/together.yaml", f"{CHOOSES}stacked\n"))
         words = ["experiment=regression_linear,together", "hydra/sweeper=optuna", "hydra.sweeper.metric=test/l1"]
         assert launch.train(["--config-dir", conf, "-m", *words]) == 0
         assert ledgers[0]["launcher"]["kind"] == "stacked"
 
 
-def test_what_is_typed_may_belong_to_what_a_file_sweeps_over(write: Write) -> None:
+def test_an_override_may_belong_to_a_recipe_that_a_file_sweeps_over(write: Write) -> None:
     recipes = "mnist_rleaky_count,mnist_rleaky_membrane"
     conf = write("conf/sweep/both.yaml", f"hydra:\n  sweeper:\n    params: {{experiment: '{recipes}'}}\n")
     found, _ = prepare_sweep(["sweep=both", "neuron.feedback=one_to_one"], [conf])
@@ -153,7 +153,7 @@ def test_a_search_may_vary_a_key_that_the_defaults_do_not_have() -> None:
     asked, _ = prepare_sweep(words)
     assert isinstance(asked, SearchRequest)
     assert asked.checked["neuron"]["feedback"] == "one_to_one"
-    # what it has kept is composed for its points too
+    # the saved search composes its points too
     again = SearchRequest.from_record(asked.to_record(), {})
     assert again.overrides == asked.overrides
 
@@ -165,7 +165,7 @@ def test_a_sweep_is_named_after_its_first_point(ledgers: list[dict[str, Any]], h
     assert ledger["path"].relative_to("there/sweeps/regression_sqrt")
 
 
-def test_a_range_without_values_is_refused(here: Path) -> None:
+def test_an_empty_range_is_rejected(here: Path) -> None:
     with pytest.raises(ConfigError, match=r"^seed: "):
         launch.train(["-m", "seed=range(3,3)"])
     assert [*here.iterdir()] == []
@@ -179,7 +179,7 @@ def test_a_range_without_values_is_refused(here: Path) -> None:
         ("--resolve seed=1", ["--resolve"]),
     ],
 )
-def test_flags_that_exclude_each_other(words: str, keys: list[str]) -> None:
+def test_mutually_exclusive_flags(words: str, keys: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         launch.train(words.split())
     assert [said.partition(":")[0] for said in caught.value.args] == keys
@@ -195,13 +195,15 @@ def test_flags_that_exclude_each_other(words: str, keys: list[str]) -> None:
         ("-p", "-p", "nothing"),
     ],
 )
-def test_a_flag_is_no_value_of_another(words: str, flag: str, got: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_is_not_the_value_of_another(
+    words: str, flag: str, got: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", *words.split()]) == 2
     assert capsys.readouterr().err == f"snnexp: {flag}: got {got}, must be followed by a value\n"
 
 
 @pytest.mark.parametrize("typed", ["network.hidden=[ se", "network.hidden='[4, 5]' se", "seed=${ neu"])
-def test_what_is_no_config_yet_has_no_completions(
+def test_an_incomplete_config_has_no_completions(
     typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COMP_LINE", f"snnexp train {typed}")
@@ -210,7 +212,7 @@ def test_what_is_no_config_yet_has_no_completions(
 
 
 @pytest.mark.parametrize("asked", ["query=bash", "query=[", "query="])
-def test_a_completion_that_no_shell_asks_for(
+def test_a_completion_not_requested_by_a_shell(
     asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("COMP_LINE", raising=False)
@@ -219,7 +221,7 @@ def test_a_completion_that_no_shell_asks_for(
 
 
 class TestFolders:
-    """``--config-dir`` several times."""
+    """Several ``--config-dir`` options."""
 
     @pytest.fixture
     def folders(self, write: Write) -> list[str]:
@@ -232,7 +234,7 @@ class TestFolders:
     def flags(self, folders: list[str]) -> list[str]:
         return [word for folder in folders for word in ("--config-dir", folder)]
 
-    def test_are_searched_in_order_and_before_what_is_shipped(
+    def test_are_searched_in_order_and_before_the_package(
         self, folders: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         for recipe, steps in (("both", 1), ("mine", 50), ("mnist_leaky", 9)):
@@ -246,7 +248,7 @@ class TestFolders:
         assert main(["list", "experiment", "both", *self.flags([*reversed(folders)])]) == 0
         assert capsys.readouterr().out.split()[:2] == ["num_steps", "2"]
 
-    def test_are_recorded_and_found_again(self, folders: list[str], here: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_are_recorded_and_reused(self, folders: list[str], here: Path, capsys: pytest.CaptureFixture) -> None:
         for given in (folders, folders[1:]):
             absolute = [str(here / folder) for folder in given]
             words = ["experiment=mine", *TINY[1:]]
@@ -270,11 +272,11 @@ class TestFolders:
         assert SearchRequest.from_record(ledgers[1]["search"], {}).compose(["experiment=mine"])["seed"] == 5
 
     @pytest.mark.parametrize("kept", [5, [5], {"a": "b"}, [""]])
-    def test_what_cannot_have_been_recorded_is_none(self, kept: object) -> None:
+    def test_an_invalid_record_of_folders_is_rejected(self, kept: object) -> None:
         with pytest.raises(TypeError):
             parse_folders(kept)
 
-    def test_complete_what_is_typed(
+    def test_are_used_for_completion(
         self, folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for typed, choice in (("bo", "both"), ("mi", "mine")):
@@ -285,13 +287,13 @@ class TestFolders:
             assert capsys.readouterr().out.strip() == f"experiment={choice}"
 
 
-def test_a_name_may_have_the_id_of_a_run_in_it_from_a_notebook_too() -> None:
+def test_a_name_may_contain_the_run_id_in_a_notebook_too() -> None:
     cfg = compose(["name='x_${new_run_id:}'"])
     assert cfg.name.startswith("x_2")
     assert config.overrides_of(cfg) == [f"name={cfg.name}"]
 
 
-def test_a_folder_of_more_configs_has_no_root_of_its_own(
+def test_a_config_dir_must_not_contain_a_root_config(
     here: Path, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write("more/neuron/mine.yaml", "_target_: snnexp.neurons.Leaky")

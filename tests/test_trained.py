@@ -1,4 +1,4 @@
-"""The verbs of a trained run: measured on other data, its predictions, its weights alone."""
+"""Commands for a trained run: evaluation on other data, predictions, export of weights."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ class TestPredict:
     @pytest.mark.parametrize(
         ("words", "split", "ckpt"), [([], "test", "last"), ([], "val", "init"), (MEMBRANE, "train", "best")]
     )
-    def test_the_accuracy_of_its_rows_is_that_of_eval(self, words: list[str], split: str, ckpt: str) -> None:
+    def test_the_accuracy_of_its_rows_equals_that_of_eval(self, words: list[str], split: str, ckpt: str) -> None:
         done = run(compose([*IMAGES, *words])).path
         file = predict(done, ckpt, split)
         assert file.name == "predictions.csv"
@@ -81,7 +81,7 @@ class TestPredict:
         torch.testing.assert_close(scores, compared)
         assert [int(row["predicted"]) for row in found] == scores.argmax(-1).tolist()
 
-    def test_of_a_regression_it_has_a_row_for_each_step(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_regression_has_a_row_per_step(self, capsys: pytest.CaptureFixture[str]) -> None:
         done = run(compose([*TRACE, "num_steps=8", "data.num_samples=5", "data.batch_size=2"])).path
         capsys.readouterr()
         assert main(["predict", str(done), "--output", "there.csv"]) == 0
@@ -92,7 +92,7 @@ class TestPredict:
         errors = [abs(float(row["target_0"]) - float(row["output_0"])) for row in found]
         assert sum(errors) / len(errors) == pytest.approx(evaluate(done)["test/l1"], rel=1e-5)
 
-    def test_what_is_interrupted_leaves_the_file_as_it_was(self, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_interruption_does_not_change_the_file(self, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = predict(done, "init").read_bytes()
         files = {*done.rglob("*")}
         write = predictions.write_all
@@ -119,7 +119,7 @@ class TestPredict:
             (["--config-dir", "nowhere"], "--config-dir: nowhere is not a folder"),
         ],
     )
-    def test_what_cannot_be_is_refused(
+    def test_invalid_arguments_are_rejected(
         self, words: list[str], sentence: str, done: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         Path("there.csv").write_text("mine")
@@ -131,7 +131,7 @@ class TestPredict:
 
 
 class TestExport:
-    def test_gives_the_weights_of_each_checkpoint(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_writes_the_weights_of_each_checkpoint(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
         network, _ = load(done)
         shutil.rmtree("data")
         torch.save({f"network.{name}": value for name, value in weights(done, "init").items()}, "weights.pt")
@@ -145,7 +145,7 @@ class TestExport:
             assert all(torch.equal(state[name], value) for name, value in weights(done, name).items())
         assert [path.name for path in file.parent.iterdir()] == ["network.pt"]
 
-    def test_what_cannot_be_is_refused(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_invalid_arguments_are_rejected(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["export", str(done), "--to", "onnx"]) == 2
         assert "choose from" in capsys.readouterr().err
         assert main(["export", str(done)]) == 2
@@ -160,10 +160,10 @@ class TestExport:
 
 
 class TestOtherData:
-    def test_a_choice_gives_what_its_keys_give(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_choice_equals_its_keys(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
         standardized = evaluate(done, overrides=["data.mean=0.1307", "data.std=0.3081"])
         assert standardized != evaluate(done)
-        # of its own batches
+        # with its own batch size
         capsys.readouterr()
         assert main(["eval", str(done), "data=mnist_standardized", "data.batch_size=8", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == standardized
@@ -173,7 +173,7 @@ class TestOtherData:
         assert len(network(build(cfg).encoder(build(cfg).data.test[[0]][0]))[-1].membrane) == 3
 
     @pytest.mark.parametrize("verb", [evaluate, load, predict])
-    def test_inputs_that_do_not_fit_are_told_with_both_shapes(
+    def test_inputs_that_do_not_fit_are_reported_with_both_shapes(
         self, verb: Any, done: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.syspath_prepend(str(PARTS))
@@ -194,7 +194,7 @@ class TestOtherData:
             (["init_from.freeze=[hidden1]"], "init_from.freeze: an evaluation does not train"),
         ],
     )
-    def test_what_cannot_be_is_refused(self, words: list[str], sentence: str, done: Path) -> None:
+    def test_invalid_arguments_are_rejected(self, words: list[str], sentence: str, done: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             evaluate(done, overrides=words)
         assert [str(each).startswith(sentence) for each in caught.value.args[:1]] == [True], caught.value.args
@@ -202,14 +202,14 @@ class TestOtherData:
 
 @dataclass(frozen=True)
 class LastStep(Loss):
-    """A loss that reads the last step alone."""
+    """A loss that reads only the last step."""
 
     targets = ("values", "trace")
     reads = "last_membrane"
 
 
 class TestRows:
-    """What a row of predictions holds, for each kind of target."""
+    """The rows of predictions for each kind of target."""
 
     T, B, K = 3, 2, 2
 
@@ -224,13 +224,13 @@ class TestRows:
         with path.open() as file:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
-    def test_values_stand_beside_every_step(self, tmp_path: Path) -> None:
+    def test_a_constant_target_is_repeated_for_every_step(self, tmp_path: Path) -> None:
         found = self.rows(tmp_path / "a.csv", None, MSEMembrane(), torch.tensor([[0.5, 1.5], [2.5, 3.5]]))
         assert list(found[0]) == ["index", "step", "target_0", "target_1", "output_0", "output_1"]
         assert [(row["index"], row["step"]) for row in found] == [(b, t) for b in range(4) for t in range(3)]
         assert [*found[4].values()] == [1, 1, 2.5, 3.5, 6, 7]
 
-    def test_a_loss_of_the_last_step_has_a_row_for_each_sample(self, tmp_path: Path) -> None:
+    def test_a_loss_of_the_last_step_has_a_row_per_sample(self, tmp_path: Path) -> None:
         found = self.rows(tmp_path / "a.csv", None, LastStep(), torch.tensor([[0.5, 1.5], [2.5, 3.5]]))
         assert [[*row.values()] for row in found[:2]] == [[0, 0.5, 1.5, 8, 9], [1, 2.5, 3.5, 10, 11]]
         assert len(found) == 4
