@@ -296,8 +296,8 @@ def _list_keys(group: str, choice: str, folders: "Sequence[Path]") -> int:
 
     rows, unread = config.describe_choice(group, choice, folders)
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    for key, value, about in rows:
-        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {about}".rstrip())
+    for key, value, *about in rows:
+        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {'; '.join(filter(None, about))}".rstrip())
     for sentence in unread:
         print(sentence)
     return 0

@@ -17,7 +17,7 @@ from snnexp.spec.source import UnreadableError
 
 def describe_choice(
     group: str, choice: str, folders: Sequence[Path] = ()
-) -> tuple[list[tuple[str, str, str]], list[str]]:
+) -> tuple[list[tuple[str, str, str, str]], list[str]]:
     """Rows of a key, its value as it is typed, and what it may be and means; and what could not be read of its parts.
 
     Arguments that the file of a choice does not set have the default of their part.
@@ -26,7 +26,7 @@ def describe_choice(
         ConfigError: there is no such choice, or it cannot be composed.
     """
     found = keys_of_choice(group, choice, folders)
-    rows = [(key, hydra_literal(value), _describe_key(key, found)) for key, value in found.items()]
+    rows = [(key, hydra_literal(value), *_describe_key(key, found)) for key, value in found.items()]
     unread = []
     for key, target in found.items():
         path, _, name = key.rpartition(".")
@@ -48,11 +48,11 @@ def describe_choice(
             own = f"{path}.{argument.name}"
             is_set = any(f"{other}.".startswith(f"{own}.") for other in found)
             if not (is_set or argument.name in given or argument.default is None):
-                rows.append((own, argument.default, _describe_argument(argument)))
+                rows.append((own, argument.default, *_describe_argument(argument)))
     return rows, unread
 
 
-def _describe_key(key: str, found: Mapping[str, Any]) -> str:
+def _describe_key(key: str, found: Mapping[str, Any]) -> tuple[str, str]:
     path, _, name = key.rpartition(".")
     if found[key] == "???" and name == "_target_":
         # what an argument needs is said of its object
@@ -62,10 +62,10 @@ def _describe_key(key: str, found: Mapping[str, Any]) -> str:
         entry = keys.lookup(found.get(f"{path}._target_"), path, name)
     if isinstance(entry, Argument):
         return _describe_argument(entry)
-    return "" if entry is None or entry.domain is None else str(entry.domain)
+    return "" if entry is None or entry.domain is None else str(entry.domain), ""
 
 
-def _describe_argument(argument: Argument) -> str:
+def _describe_argument(argument: Argument) -> tuple[str, str]:
     domain = "" if argument.domain is None else str(argument.domain)
     owed = [f"at {'most' if isinstance(each, AtMost) else 'least'} {each.bound}" for each in argument.relations]
-    return "; ".join(filter(None, [domain, *owed, argument.doc]))
+    return "; ".join(filter(None, [domain, *owed])), argument.doc
