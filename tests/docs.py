@@ -1,0 +1,110 @@
+"""The pages of the documentation: their links, files and commands; for tests and scripts.
+
+Blocks of code on a page run from top to bottom in one empty folder. A ``python`` or ``yaml`` block whose first line is a
+comment with a path is a file; another ``python`` block is a fragment to be executed; a ``bash`` block is commands, of
+which ``RUN``, ``OTHER`` and ``SWEEP`` stand for the newest run, the one before it, and the newest sweep.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+PATH = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
+NEEDS = re.compile(r"\s# (needs .*|runs for minutes|stays open)$")
+"""What a command says that cannot run everywhere, or not in a few seconds."""
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a page shows."""
+
+    path: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Python code that a page shows."""
+
+    code: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that a page shows.
+
+    Args:
+        words: without the variables in front of it.
+        variables: of the environment.
+        need: what its comment says that it needs, or how long it takes; "" for none.
+    """
+
+    words: tuple[str, ...]
+    variables: Mapping[str, str]
+    need: str = ""
+
+    def __str__(self) -> str:
+        return shlex.join(self.words)
+
+    def arguments(self, folder: Path) -> list[str]:
+        """The words after the first, with the runs below ``folder`` in place of their placeholders."""
+        return [
+            re.sub(r"\b(RUN|OTHER|SWEEP)\b", lambda match: _newest(match[0], folder), word) for word in self.words[1:]
+        ]
+
+
+def steps(text: str) -> Iterator[File | Fragment | Command]:
+    """What a page shows, in its order."""
+    for language, content in BLOCK.findall(text):
+        path = PATH.match(content)
+        if language == "bash":
+            yield from _commands(content)
+        elif path:
+            yield File(path[1], content.partition("\n")[2])
+        elif language == "python":
+            yield Fragment(content)
+
+
+def _commands(content: str) -> Iterator[Command]:
+    for line in content.replace("\\\n", " ").splitlines():
+        need = NEEDS.search(line)
+        words = shlex.split(line, comments=True)
+        count = next((index for index, word in enumerate(words) if not re.match(r"\w+=", word)), len(words))
+        variables = dict(word.split("=", 1) for word in words[:count])
+        if words:
+            yield Command(tuple(words[count:]), variables, need[1] if need else "")
+
+
+def _newest(placeholder: str, folder: Path) -> str:
+    pattern = "outputs/sweeps/*/*/sweep.json" if placeholder == "SWEEP" else "outputs/*/*/run.json"
+    found = sorted((path for path in folder.glob(pattern) if path.parts[-4:-2] != ("outputs", "sweeps")), key=_began)
+    index = -2 if placeholder == "OTHER" else -1
+    if len(found) < -index:
+        raise LookupError(f"{placeholder} stands for a run that is not below {folder}")
+    return str(found[index].parent.relative_to(folder))
+
+
+def _began(path: Path) -> tuple[str, int]:
+    return path.parent.name[:15], os.stat(path.parent / "config.yaml" if path.name == "run.json" else path).st_mtime_ns
+
+
+def links(text: str) -> set[str]:
+    """The targets of the links and images of a page."""
+    return {next(filter(None, found)) for found in LINK.findall(BLOCK.sub("", text))}
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.M)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
