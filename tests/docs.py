@@ -1,7 +1,7 @@
 """The pages of the documentation: their links, files and commands; for tests and scripts.
 
-Blocks of code on a page run from top to bottom in one empty folder. A ``python`` or ``yaml`` block whose first line is a
-comment with a path is a file; another ``python`` block is a fragment to be executed; a ``bash`` block is commands, of
+Blocks of code on a page run from top to bottom in one empty folder. A ``python`` or ``yaml`` block whose first line is
+a comment with a path is a file; another ``python`` block is a fragment to be executed; a ``bash`` block is commands, in
 which ``RUN``, ``OTHER`` and ``SWEEP`` stand for the newest run, the one before it, and the newest sweep.
 """
 
@@ -58,9 +58,8 @@ class Command:
 
     def arguments(self, folder: Path) -> list[str]:
         """The words after the first, with the runs below ``folder`` in place of their placeholders."""
-        return [
-            re.sub(r"\b(RUN|OTHER|SWEEP)\b", lambda match: _newest(match[0], folder), word) for word in self.words[1:]
-        ]
+        known = re.compile(r"\b(RUN|OTHER|SWEEP)\b")
+        return [known.sub(lambda match: _newest(match[0], folder), word) for word in self.words[1:]]
 
 
 def steps(text: str) -> Iterator[File | Fragment | Command]:

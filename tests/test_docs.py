@@ -13,8 +13,9 @@ import pytest
 
 import docs
 
-NO_STEP = {"pip", "git", "cd", "tensorboard", "eval", "torchrun", "srun", "sbatch"}
-"""Commands of other programs, which are not run."""
+NOT_RUN = {"pip", "git", "cd", "tensorboard", "eval", "torchrun", "srun", "sbatch", "duckdb"}
+"""Other programs on pages."""
+SHELL = {"python", "cp", "mv", "rm", "mkdir", "head", "ls"}
 
 
 @pytest.mark.parametrize("page", docs.PAGES)
@@ -69,12 +70,13 @@ class Page:
         if program == "make":
             targets = re.findall(r"^([\w-]+):", (docs.ROOT / "Makefile").read_text(), re.M)
             assert {word for word in command.words[1:] if "=" not in word} <= {*targets}
-        elif program == "python":
-            subprocess.run([sys.executable, *command.words[1:]], cwd=self.folder, env=self.env, check=True)
+        elif program in SHELL and not command.need:
+            words = [sys.executable if program == "python" else program, *command.arguments(self.folder)]
+            subprocess.run(words, cwd=self.folder, env=self.env, check=True)
         elif program == "snnexp":
             self.snnexp(command)
         else:
-            assert program in NO_STEP, f"{program}: not a command that a page may show"
+            assert program in NOT_RUN | SHELL, f"{program}: not a command that a page may show"
 
     def snnexp(self, command: docs.Command) -> None:
         arguments = command.arguments(self.folder)
