@@ -55,7 +55,7 @@ class Parts:
 
     def __repr__(self) -> str:
         splits = {name: getattr(self.data, name) for name in ("train", "val", "test")}
-        samples = ", ".join(f"{len(found)} {name}" for name, found in splits.items() if found is not None)
+        samples = ", ".join(f"{len(split)} {name}" for name, split in splits.items() if split is not None)
         weights = sum(parameter.numel() for parameter in self.network.parameters())
         parts = {
             "data": f"{type(self.data).__name__}({samples})",
@@ -196,9 +196,9 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     contracts.require_data(data)
     encoder = encoder.for_data(data.sequences)
     outputs = decoder.neurons(data.outputs) if isinstance(decoder, Decoder) else data.outputs
-    given = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
-    made = make_network(nodes["network"], "network", **given, num_steps=cfg.num_steps)
-    network = contracts.as_network(made, data.inputs, outputs, cfg.num_steps, encoder.constant)
+    arguments = {"inputs": data.inputs, "outputs": outputs, "neuron": neuron, "readout": readout}
+    module = make_network(nodes["network"], "network", **arguments, num_steps=cfg.num_steps)
+    network = contracts.as_network(module, data.inputs, outputs, cfg.num_steps, encoder.constant)
     contracts.require_shareable(network, trainer.world_size)
     initial.freeze(network, get_init_from(nodes).freeze)
     with key_prefix("data"):
@@ -210,18 +210,18 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     for name, measure in measures.items():
         rules.require_measure(name, measure, data, [*network.neurons().values()][-1])
     with user_parts.wrap_errors("data"):
-        found = check(data, cfg.num_steps)
+        summary = check(data, cfg.num_steps)
         loss = _with_class_weights(loss, data)
     if isinstance(loss, Loss) and data.target not in rules.DECODED:
-        loss.require_range(*found.targets)
-    _require_encoded(encoder, data, found, cfg.num_steps)
+        loss.require_range(*summary.targets)
+    _require_encoded(encoder, data, summary, cfg.num_steps)
     contracts.require_results(network, loss, decoder, measures, penalties, data, cfg.num_steps)
     if spikes is not None:
         data.description = replace(data.description, spikes=spikes)
     if data.spikes and not (data.sequences or encoder.spikes):
         raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
     # values that are all 0 or 1 are spikes if they change over time
-    spikes_come_in = encoder.spikes or (found.binary if data.spikes is None else data.spikes)
+    spikes_come_in = encoder.spikes or (summary.binary if data.spikes is None else data.spikes)
     device = trainer.strategy.root_device
     kernel = kernels.use(network, cfg.kernel, device)
     encode = _encode(encoder, network, kernel, device)
@@ -271,8 +271,8 @@ def _optimizer(node: Mapping[str, Any]) -> Callable[..., Any]:
     """Return a callable that makes the optimizer from parameters."""
     if targets.is_optimizer(node["_target_"]):
         return TorchOptimizer(factory(node, "optimizer", given=("params",)), node.get("weight_decay", 0.0))
-    made: Callable[..., Any] = instantiate(node, "optimizer")
-    return made
+    optimizer: Callable[..., Any] = instantiate(node, "optimizer")
+    return optimizer
 
 
 def _decoder(node: Mapping[str, Any] | None) -> Decoder | None:
@@ -287,11 +287,11 @@ def _decoder(node: Mapping[str, Any] | None) -> Decoder | None:
 def _by_name(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return the parts of a config group that takes several, by name."""
     kinds = {"regularizer": Penalty, "measure": metrics.Measure}
-    found = {name: instantiate(node, f"{place}.{name}") for name, node in nodes.items()}
-    for name, each in found.items():
+    result = {name: instantiate(node, f"{place}.{name}") for name, node in nodes.items()}
+    for name, each in result.items():
         contracts.require_kind(each, kinds[place], f"{place}.{name}")
         contracts.require_reads(each, f"{place}.{name}")
-    return found
+    return result
 
 
 def _require_compatible(
@@ -347,10 +347,10 @@ def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
     return loss
 
 
-def _require_encoded(encoder: Encoder, data: DataModule, found: Found, num_steps: int) -> None:
+def _require_encoded(encoder: Encoder, data: DataModule, summary: Found, num_steps: int) -> None:
     """Reject values that cannot be encoded, and an encoder with another number of steps."""
     with user_parts.wrap_errors("encoder"):
-        encoder.require_range(found.low, found.high)
+        encoder.require_range(summary.low, summary.high)
         data.check_range_with(encoder.require_range)
         if data.sequences or encoder.constant:
             return

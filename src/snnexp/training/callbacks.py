@@ -44,11 +44,11 @@ class LogMeans(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         means = cast(metrics.Totals, pl_module.means)
-        found = means.take(
+        values = means.take(
             lambda sums: cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")),
             lambda state: [state] if trainer.world_size == 1 else gather_all_tensors(state),
         )
-        for name, value in found.items():
+        for name, value in values.items():
             # already equal on all processes; sync_dist silences Lightning's warning
             pl_module.log(name, value, sync_dist=True)
 

@@ -122,14 +122,14 @@ def require_reads(part: Any, key: str) -> None:
         ) from error
 
 
-def as_network(made: Any, inputs: tuple[int, ...], outputs: int, num_steps: int, constant: bool) -> Network:
+def as_network(module: Any, inputs: tuple[int, ...], outputs: int, num_steps: int, constant: bool) -> Network:
     """Return a :class:`Network` as it is, and wrap any other module in an :class:`Opaque` network."""
-    if isinstance(made, Network):
-        made.constant = constant
-        require_network(made)
-        return made
-    require_kind(made, nn.Module, "network")
-    network = Opaque(made, num_steps)
+    if isinstance(module, Network):
+        module.constant = constant
+        require_network(module)
+        return module
+    require_kind(module, nn.Module, "network")
+    network = Opaque(module, num_steps)
     network.constant = constant
     with restored(random_states()), unchanged(network), _reporting_errors(network.kind):
         known = network.inspect(_example(inputs, num_steps, constant), outputs)
@@ -171,12 +171,12 @@ def _require_stateless(network: Network, inputs: tuple[int, ...], num_steps: int
             network(other.clone())
             network(other[:, :SAMPLES].clone())
             weights = [weight.clone() for weight in network.parameters()]
-            again = _results(network, example)
+            second = _results(network, example)
             if any(not torch.equal(*pair) for pair in zip(weights, network.parameters(), strict=True)):
                 raise ConfigError(f"network: reset() of {_kind(network)} changes weights before each batch")
-        if any(not torch.equal(*pair) for pair in zip(first, again, strict=True)):
-            how = "give it a method reset() that forgets all, which is called before each batch"
-            raise ConfigError(f"network: {_kind(network)} keeps state from one batch to the next; {how}")
+        if any(not torch.equal(*pair) for pair in zip(first, second, strict=True)):
+            advice = "give it a method reset() that forgets all, which is called before each batch"
+            raise ConfigError(f"network: {_kind(network)} keeps state from one batch to the next; {advice}")
 
 
 def _results(network: Network, example: Tensor) -> list[Tensor]:
@@ -194,7 +194,7 @@ def require_network(network: Network) -> None:
     """Reject a :class:`Network` subclass that overrides ``forward``: figures, SynOps and stacks would ignore it."""
     if type(network).forward is not Network.forward or "forward" in vars(network):
         raise ConfigError(
-            f"network: {type(network).__name__} has a forward of its own, and figures, synaptic operations and stacks "
+            f"network: {type(network).__name__} overrides forward, but figures, synaptic operations and stacks "
             "assume that its layers are all that is computed; derive it from torch.nn.Module instead of Network"
         )
 
@@ -286,9 +286,9 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
     if not isinstance(trace, Trace):
         raise ConfigError(f"{key}: {name}.scan returned {_with_article(trace)}, must return a {Trace.__module__}.Trace")
     for part in ("spikes", "membrane"):
-        found = getattr(trace, part)
-        if not isinstance(found, Tensor) or found.shape != current.shape:
-            shape = f"of shape {list(found.shape)}" if isinstance(found, Tensor) else f"as {_with_article(found)}"
+        value = getattr(trace, part)
+        if not isinstance(value, Tensor) or value.shape != current.shape:
+            shape = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"as {_with_article(value)}"
             raise ConfigError(
                 f"{key}: {name}.scan gives {part} {shape}, must be {list(current.shape)} here, [T, B, *N]"
             )
@@ -303,8 +303,8 @@ def _require_scalar(loss: Any, trace: Any, data: DataModule, trained: bool) -> N
 def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
     name = type(part).__name__
     if not isinstance(value, Tensor) or value.ndim:
-        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _with_article(value)
-        raise ConfigError(f"{key}: {name} returned {found}, must return a scalar, such as the mean over the batch")
+        actual = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _with_article(value)
+        raise ConfigError(f"{key}: {name} returned {actual}, must return a scalar, such as the mean over the batch")
     if trained and not value.requires_grad:
         raise ConfigError(f"{key}: {name} returned a value without a gradient, so that nothing would be learned")
 
@@ -314,8 +314,8 @@ def _require_scores(decoder: Decoder, trace: Any, data: DataModule) -> None:
         scores: Any = decoder.scores(DeclaredTrace(trace, decoder, "decoder"))
     expected = [SAMPLES, data.outputs]
     if not isinstance(scores, Tensor) or [*scores.shape[-2:]] != expected:
-        found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else _with_article(scores)
-        raise ConfigError(f"decoder: {type(decoder).__name__}.scores gives {found}, must be {expected} here, [B, K]")
+        actual = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else _with_article(scores)
+        raise ConfigError(f"decoder: {type(decoder).__name__}.scores gives {actual}, must be {expected} here, [B, K]")
 
 
 def _require_measure(

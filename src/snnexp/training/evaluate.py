@@ -137,8 +137,8 @@ def export(path: str | Path, checkpoint: str | Path = "last") -> Path:
     else:
         own = checkpoints.read_network_weights(_checkpoint(run_dir, "init"))
         wanted = {f"{checkpoints.NETWORK}{name}": value for name, value in own.items()}
-        found = checkpoints.read_weights(file, wanted)
-        weights = {name.removeprefix(checkpoints.NETWORK): value for name, value in found.items()}
+        loaded = checkpoints.read_weights(file, wanted)
+        weights = {name.removeprefix(checkpoints.NETWORK): value for name, value in loaded.items()}
     module = checkpoints.MODULE.removeprefix(checkpoints.NETWORK)
     if all(name.startswith(module) for name in weights):
         weights = {name.removeprefix(module): value for name, value in weights.items()}
@@ -217,16 +217,16 @@ def _evaluate(
         loader = parts.data.loader(split)
         watching = evaluation_observers(cfg, parts, processes)
         if checkpoint in CHECKPOINT_NAMES:
-            found = checkpoints.read(
+            content = checkpoints.read(
                 file, example_checkpoint(parts, [*watching, saving.MemberCheckpoints(run_dir, "")])
             )
-            weights = found["state_dict"]
+            weights = content["state_dict"]
             for observer in watching:
-                if isinstance(observer, observers.InputScaling) and observer.state_key in found["callbacks"]:
+                if isinstance(observer, observers.InputScaling) and observer.state_key in content["callbacks"]:
                     # user-defined data may have fitted another scaling
-                    observer.load_state_dict(found["callbacks"][observer.state_key])
+                    observer.load_state_dict(content["callbacks"][observer.state_key])
                 if isinstance(observer, observers.TutorialMeanLoss):
-                    observer.sums = found["callbacks"][observer.state_key]["sums"].mean(0)
+                    observer.sums = content["callbacks"][observer.state_key]["sums"].mean(0)
         else:
             weights = checkpoints.read_weights(file, parts.task.state_dict())
             # the training losses of another network are unknown

@@ -33,16 +33,16 @@ def with_fitted_values(cfg: DictConfig, saved: DictConfig, file: Path, overrides
     if not (scales or weighs):
         return cfg
     states, cfg = checkpoints.read_callback_states(file), cfg.copy()
-    if weighs and (found := _numbers(states, ClassWeights.state_key, ("weights",), file)):
-        cfg.loss.class_weights = found["weights"]
+    if weighs and (fitted := _numbers(states, ClassWeights.state_key, ("weights",), file)):
+        cfg.loss.class_weights = fitted["weights"]
     if not scales:
         return cfg
-    if found := _numbers(states, InputScaling.state_key, ("shift", "scale"), file):
+    if fitted := _numbers(states, InputScaling.state_key, ("shift", "scale"), file):
         spec = parts.of(cfg.data._target_)
         if not (spec.takes_all or "scale" in spec.arguments):
             raise ConfigError(f"data: the inputs of this run are scaled, and {spec.name} has no argument scale")
         with open_dict(cfg):
-            cfg.data.scale = found
+            cfg.data.scale = fitted
     elif any(_decides_data(key_of(word)) for word in overrides):
         raise ConfigError(f"data: {file} is older than saved input scaling, which other data need; train again")
     return cfg

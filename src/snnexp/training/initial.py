@@ -67,10 +67,10 @@ def _require_constants(network: Network, weights: dict[str, Tensor]) -> None:
         if not isinstance(neuron, Neuron):
             continue
         for name, value in neuron.named_buffers():
-            found = weights[f"{NETWORK}{path}.{name}"]
-            if value.ndim == 0 and not torch.equal(found, value):
+            saved = weights[f"{NETWORK}{path}.{name}"]
+            if value.ndim == 0 and not torch.equal(saved, value):
                 raise ConfigError(
-                    f"init_from: {_short(f'{path}.{name}')} is {found.item():g} in the weights and {value.item():g} in "
+                    f"init_from: {_short(f'{path}.{name}')} is {saved.item():g} in the weights and {value.item():g} in "
                     "this config, where it is not learned; set it to the same value"
                 )
 

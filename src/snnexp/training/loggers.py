@@ -82,8 +82,8 @@ class Tracker(Logger):
         self.logger: Logger | None = None
         with self._attempted():
             offered = {"save_dir": str(run.path), **dict.fromkeys(("name", "run_name", "id"), run.path.name)}
-            make, given = _maker(self.key, node)
-            self.logger = make(**{name: offered[name] for name in given})
+            make, supplied = _maker(self.key, node)
+            self.logger = make(**{name: offered[name] for name in supplied})
 
     @property
     def name(self) -> str:
@@ -148,8 +148,8 @@ def require(also: Mapping[str, Mapping[str, Any]]) -> None:
 def _maker(key: str, node: Mapping[str, Any]) -> tuple[Callable[..., Logger], list[str]]:
     """Return a factory of a logger, and the names of the arguments that the run supplies."""
     taken = inspect.signature(targets.resolve(str(node["_target_"]), key)).parameters
-    given = [name for name in ("save_dir", "name", "run_name", "id") if name in taken and name not in node]
-    return factory(node, key, given=given), given
+    supplied = [name for name in ("save_dir", "name", "run_name", "id") if name in taken and name not in node]
+    return factory(node, key, given=supplied), supplied
 
 
 def make_loggers(run: Run, cfg: DictConfig, purge_step: int | None, main: bool = True) -> list[Any]:
@@ -161,21 +161,21 @@ def make_loggers(run: Run, cfg: DictConfig, purge_step: int | None, main: bool =
         purge_step: the step that the run resumes from; None for a new run.
         main: True for rank 0, the only process with trackers.
     """
-    found: list[Any] = [RunLogger(run)]
+    loggers: list[Any] = [RunLogger(run)]
     if cfg.logger.tensorboard:
-        found.append(RunTensorBoard(run, purge_step))
+        loggers.append(RunTensorBoard(run, purge_step))
     plain = config.plain(cfg)
     for name, node in plain["logger"].get("also", {}).items() if main else ():
         tracker = Tracker(name, node, run)
         tracker.log_hyperparams(hyperparameters(plain))
-        found.append(tracker)
-    return found
+        loggers.append(tracker)
+    return loggers
 
 
 def hyperparameters(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyperparameters for trackers: the config without loggers and secrets."""
-    found: dict[str, Any] = without_secrets({key: value for key, value in plain.items() if key != "logger"})
-    return found
+    result: dict[str, Any] = without_secrets({key: value for key, value in plain.items() if key != "logger"})
+    return result
 
 
 def log_result(loggers: Sequence[Any], hyperparameters: Mapping[str, Any], measured: Mapping[str, float]) -> None:

@@ -102,13 +102,13 @@ class ActivityMonitor(Observer):
 
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = layers
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
-        return {"told": "\n".join(sorted(self.told))}
+        return {"told": "\n".join(sorted(self.reported))}
 
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
-        self.told = set(state_dict["told"].splitlines())
+        self.reported = set(state_dict["told"].splitlines())
 
     def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -130,11 +130,11 @@ class ActivityMonitor(Observer):
         for layer in self.layers:
             rate = member.metrics.get(f"{split}/firing_rate/{layer}")
             kind = None if rate is None else {0.0: "dead", 1.0: "saturated"}.get(rate.item())
-            told = f"{layer} is {kind}"
-            if kind and told not in self.told:
-                self.told.add(told)
+            message = f"{layer} is {kind}"
+            if kind and message not in self.reported:
+                self.reported.add(message)
                 meaning = "none of its neurons fires" if kind == "dead" else "all of its neurons fire in every step"
-                LOG.warning("%s after step %d: %s", told, trainer.global_step, meaning)
+                LOG.warning("%s after step %d: %s", message, trainer.global_step, meaning)
 
 
 class ProjectParameters(Observer):
@@ -144,15 +144,15 @@ class ProjectParameters(Observer):
 
     def __init__(self) -> None:
         self.left: dict[str, Tensor] = {}
-        self.told = False
+        self.reported = False
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
         # a pending warning would be lost
         self.tell()
-        return {"told": self.told}
+        return {"told": self.reported}
 
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
-        self.told = state_dict["told"]
+        self.reported = state_dict["told"]
 
     def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
         for name, neuron in member.task.network.native_neurons().items():
@@ -167,10 +167,10 @@ class ProjectParameters(Observer):
     def tell(self) -> None:
         """Warn if a parameter has left its domain."""
         names = [name for name, left in self.left.items() if left.item()]
-        if names and not self.told:
-            self.told = True
-            told = "learned parameters left their domain and are projected back after each step: %s"
-            LOG.warning(told, ", ".join(names))
+        if names and not self.reported:
+            self.reported = True
+            message = "learned parameters left their domain and are projected back after each step: %s"
+            LOG.warning(message, ", ".join(names))
 
 
 class MeanLoss(Observer):

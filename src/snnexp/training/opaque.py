@@ -68,29 +68,33 @@ class Opaque(Network):
         return [trace.reduced(statistics[name]) if name in statistics else trace for name, trace in traces.items()]
 
     def _traces(self, dense: Tensor, num_steps: int) -> dict[str, Trace]:
-        found = self.module(dense.expand(num_steps, *dense.shape[1:]))
-        named = {str(name): value for name, value in found.items()} if isinstance(found, Mapping) else {READOUT: found}
-        if not named or len(named) < (len(found) if isinstance(found, Mapping) else 1):
+        outputs = self.module(dense.expand(num_steps, *dense.shape[1:]))
+        named = (
+            {str(name): value for name, value in outputs.items()}
+            if isinstance(outputs, Mapping)
+            else {READOUT: outputs}
+        )
+        if not named or len(named) < (len(outputs) if isinstance(outputs, Mapping) else 1):
             raise ConfigError(f"network: {self.kind} must return its layers by different names, the readout last")
         return {name: self._trace(name, value) for name, value in named.items()}
 
-    def _trace(self, name: str, found: Any) -> Trace:
+    def _trace(self, name: str, output: Any) -> Trace:
         """Return a layer's output as a trace; its state, the last membrane, shows whether all values are finite."""
-        found = (found.spikes, found.membrane) if isinstance(found, Trace) else found
-        whole = (found,) if isinstance(found, Tensor) else found
-        fits = isinstance(found, Tensor) or (isinstance(found, (tuple, list)) and len(found) == 2)
-        if not fits or not all(isinstance(part, Tensor) for part in whole):
-            kind = type(found).__name__
+        output = (output.spikes, output.membrane) if isinstance(output, Trace) else output
+        tensors = (output,) if isinstance(output, Tensor) else output
+        fits = isinstance(output, Tensor) or (isinstance(output, (tuple, list)) and len(output) == 2)
+        if not fits or not all(isinstance(part, Tensor) for part in tensors):
+            kind = type(output).__name__
             need = "must be a membrane [T, B, K], (spikes, membrane) or a Trace"
             raise ConfigError(f"network: {self.kind} returned a {kind} for {name}, {need}")
-        membrane = whole[-1]
-        shapes = {tuple(part.shape) for part in whole}
-        if membrane.ndim < 3 or len(shapes) > 1 or not all(part.is_floating_point() for part in whole):
-            types = " and ".join(f"{str(part.dtype).removeprefix('torch.')}{list(part.shape)}" for part in whole)
+        membrane = tensors[-1]
+        shapes = {tuple(part.shape) for part in tensors}
+        if membrane.ndim < 3 or len(shapes) > 1 or not all(part.is_floating_point() for part in tensors):
+            types = " and ".join(f"{str(part.dtype).removeprefix('torch.')}{list(part.shape)}" for part in tensors)
             raise ConfigError(
                 f"network: {self.kind} returned {types} for {name}, must be floats [T, B, *N] of one shape"
             )
-        spikes = whole[0] if len(whole) == 2 else lambda: torch.zeros_like(membrane)
+        spikes = tensors[0] if len(tensors) == 2 else lambda: torch.zeros_like(membrane)
         return Trace(spikes, membrane, (membrane[-1],))
 
     @torch.no_grad()
@@ -113,8 +117,8 @@ class Opaque(Network):
                     f"network: {self.kind} returned a layer {name!r}; use letters, digits and underscores"
                 )
             if trace.membrane.shape[:2] != (steps, samples):
-                found = f"{list(trace.membrane.shape)} for {name}"
-                raise ConfigError(f"network: {self.kind} returned {found}, must be {[steps, samples]} and neurons")
+                actual = f"{list(trace.membrane.shape)} for {name}"
+                raise ConfigError(f"network: {self.kind} returned {actual}, must be {[steps, samples]} and neurons")
             known[name] = ExternalNeuron(tuple(trace.membrane.shape[2:]), isinstance(trace.given_spikes, Tensor))
         last = [*known.values()][-1].features
         if last != (outputs,):

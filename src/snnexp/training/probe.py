@@ -75,52 +75,52 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
     inputs = task.encode(values)
     currents, traces = zip(*task.network.with_currents(inputs), strict=True)
     loss = task.compare(traces, target)
-    found: dict[str, Any] = {"layers": list(neurons), "num_steps": traces[-1].num_steps}
-    found["hidden_unknown"] = not task.network.layers_known
-    found |= _connections(task, inputs) | _gradients(task, loss, currents)
+    arrays: dict[str, Any] = {"layers": list(neurons), "num_steps": traces[-1].num_steps}
+    arrays["hidden_unknown"] = not task.network.layers_known
+    arrays |= _connections(task, inputs) | _gradients(task, loss, currents)
     for (name, neuron), trace in zip(neurons.items(), traces, strict=True):
         count = trace.membrane[0, 0].numel()
         chosen = torch.linspace(0, count - 1, min(count, NEURONS), device=values.device).round().long()
-        found[f"neurons/{name}"], found[f"size/{name}"] = chosen, count
+        arrays[f"neurons/{name}"], arrays[f"size/{name}"] = chosen, count
         if neuron.spikes:
-            found[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
+            arrays[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
         for parameter in neuron.parameter_names:
-            found[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
+            arrays[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
         if (step := getattr(neuron, "dt", None)) is not None:
-            found["dt"] = step * neuron.time_unit_s
-    found["membrane"] = traces[-1].membrane[:STEPS, 0].flatten(1)[:, chosen]
+            arrays["dt"] = step * neuron.time_unit_s
+    arrays["membrane"] = traces[-1].membrane[:STEPS, 0].flatten(1)[:, chosen]
     for threshold in ("threshold", "v_th"):
         if hasattr(neuron, threshold):
-            found["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
+            arrays["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
     if decoder is None:
         shown = traces[-1].membrane[:STEPS, :TRAJECTORIES]
-        found["trajectory"] = shown.flatten(2)[..., 0]
+        arrays["trajectory"] = shown.flatten(2)[..., 0]
         # a target without time applies to all steps
         trajectory = target.expand_as(traces[-1].membrane)[:STEPS, :TRAJECTORIES]
-        found["target"] = trajectory.flatten(2)[..., 0]
+        arrays["target"] = trajectory.flatten(2)[..., 0]
     elif target.ndim == 1:
-        found["label"], found["predicted"] = target, decoder(traces[-1])
-        found |= {"population": population} if (population := decoder.neurons(1)) > 1 else {}
+        arrays["label"], arrays["predicted"] = target, decoder(traces[-1])
+        arrays |= {"population": population} if (population := decoder.neurons(1)) > 1 else {}
         # sequences are not images
         if values.ndim < len(inputs.shape):
-            found["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
-    return {name: _array(value) if isinstance(value, Tensor) else value for name, value in found.items()}
+            arrays["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
+    return {name: _array(value) if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
 def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
     """Return the numbers of synapses and of products of values and weights, by layer."""
     steps = 0 if task.spikes_come_in else inputs.shape[0]
-    found: dict[str, Any] = {"input_steps": steps}
+    arrays: dict[str, Any] = {"input_steps": steps}
     unknown: set[str] = set()
     for name, features, synapse, values in task.network.connections(inputs.shape[2:]):
         if synapse is None:
             unknown.add(name)
             continue
         count = metrics.synaptic_operations(torch.ones(1, 1, *features, device=task.device), synapse)
-        found[f"connections/{name}"] = found.get(f"connections/{name}", 0) + count
+        arrays[f"connections/{name}"] = arrays.get(f"connections/{name}", 0) + count
         times = {"input": steps, "still": inputs.shape[0], "values": task.network.num_steps}.get(values, 0)
-        found[f"products/{name}"] = found.get(f"products/{name}", 0) + count * times
-    return {key: value for key, value in found.items() if key.partition("/")[2] not in unknown}
+        arrays[f"products/{name}"] = arrays.get(f"products/{name}", 0) + count * times
+    return {key: value for key, value in arrays.items() if key.partition("/")[2] not in unknown}
 
 
 def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
@@ -130,18 +130,18 @@ def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -
     reached = [[part for part in current if part.requires_grad] for current in currents]
     parts = [part for current in reached for part in current]
     gradients = torch.autograd.grad(loss, [*parts, *trained.values()], allow_unused=True)
-    found = {f"norm/{name}": torch.linalg.vector_norm(weight) for name, weight in trained.items()}
+    arrays = {f"norm/{name}": torch.linalg.vector_norm(weight) for name, weight in trained.items()}
     begin = 0
     for name, current in zip(task.network.neurons(), reached, strict=True):
         steps = [each for each in gradients[begin : begin + len(current)] if each is not None]
         begin += len(current)
         if steps:
             whole = torch.cat([*steps])
-            found[f"gradient/{name}"] = torch.linalg.vector_norm(whole.flatten(1), dim=1)
+            arrays[f"gradient/{name}"] = torch.linalg.vector_norm(whole.flatten(1), dim=1)
     for name, gradient in zip(trained, gradients[len(parts) :], strict=True):
         if gradient is not None:
-            found[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
-    return found
+            arrays[f"gradient_norm/{name}"] = torch.linalg.vector_norm(gradient)
+    return arrays
 
 
 def _array(value: Tensor) -> NDArray[Any]:
@@ -258,26 +258,26 @@ class Probe(Observer):
             # training mode, also after a test
             task.network.train()
             values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)
-            found = snapshot(task, (values.to(device), target.to(device)), self.decoder)
-        return {"step": member.progress(trainer)[0], **found}
+            arrays = snapshot(task, (values.to(device), target.to(device)), self.decoder)
+        return {"step": member.progress(trainer)[0], **arrays}
 
 
 def _first_batch(trainer: Trainer, task: Task, data: DataModule) -> tuple[Tensor, Tensor]:
     samples = data.test if data.val is None else data.val
     states = task.network.num_steps * sum(math.prod(neuron.features) for neuron in task.network.neurons().values())
     size = max(1, min(SAMPLES, data.batch_size // trainer.world_size, len(samples), STATES // states))
-    found: tuple[Tensor, Tensor] = samples[list(range(size))]
-    return found
+    batch: tuple[Tensor, Tensor] = samples[list(range(size))]
+    return batch
 
 
 def _test_arrays(counts: EvaluationCounts) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "samples": counts.samples,
         "num_steps": counts.steps // counts.samples,
         "sample_steps": counts.steps,
     }
-    found |= {f"spikes/{name}": count.flatten().cpu().numpy() for name, count in counts.spikes.items()}
-    return found if counts.confusion is None else {**found, "confusion": counts.confusion.cpu().numpy()}
+    arrays |= {f"spikes/{name}": count.flatten().cpu().numpy() for name, count in counts.spikes.items()}
+    return arrays if counts.confusion is None else {**arrays, "confusion": counts.confusion.cpu().numpy()}
 
 
 def _add_image(board: SummaryWriter, tag: str, image: bytes, step: int) -> None:

@@ -195,8 +195,8 @@ class SaveCheckpoints(Callback):
 
 def checkpoints_of(member: Member) -> MemberCheckpoints:
     """Return the observer that writes the checkpoints of a member."""
-    (found,) = (observer for observer in member.observers if isinstance(observer, MemberCheckpoints))
-    return found
+    (checkpoints,) = (observer for observer in member.observers if isinstance(observer, MemberCheckpoints))
+    return checkpoints
 
 
 def run_concurrently(functions: Sequence[Callable[[], object]]) -> list[Exception | None]:

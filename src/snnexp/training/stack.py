@@ -91,11 +91,11 @@ class Stacked(Task):
 
     def rates(self) -> dict[str, Tensor]:
         """Return the learning rates by name, each ``[M]``."""
-        found = [member.optimizer_group.rates() for member in self.members]
-        several = len(found[0]) > 1 or not isinstance(self.schedule, Constant)
-        return {name: torch.tensor([own[name] for own in found]) for name in found[0]} if several else {}
+        by_member = [member.optimizer_group.rates() for member in self.members]
+        several = len(by_member[0]) > 1 or not isinstance(self.schedule, Constant)
+        return {name: torch.tensor([own[name] for own in by_member]) for name in by_member[0]} if several else {}
 
-    def log(self, name: str, value: Any, *how: Any, **more: Any) -> None:
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         for member, own in zip(self.members, value.unbind(0), strict=True):
             member.log(name, own)
 
@@ -104,16 +104,16 @@ class Stacked(Task):
         traces, (_, target, target_at) = outputs["traces"], batch
         targets = [target] * len(self.members) if target_at is None else target.unbind(target_at)
         reads = [_CachedTrace(trace) for trace in traces]
-        found: list[dict[str, Any]] = [
+        shares: list[dict[str, Any]] = [
             {"traces": [_MemberTrace(read, position) for read in reads]} for position in range(len(self.members))
         ]
         if "losses" in outputs:
             finite = self._finite(outputs["minimized"], traces)
             columns = outputs["losses"].unbind(0), outputs["minimized"].unbind(0), finite
-            for own, loss, minimized, is_finite in zip(found, *columns, strict=True):
+            for own, loss, minimized, is_finite in zip(shares, *columns, strict=True):
                 samples = outputs["samples"]
                 own |= {"loss": loss, "minimized": minimized, "samples": samples, "finite": is_finite}
-        return list(zip(found, targets, strict=True))
+        return list(zip(shares, targets, strict=True))
 
     def _step(
         self, batch: Any, statistics: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -141,11 +141,11 @@ class Stacked(Task):
         steps = trace.num_steps
         numbers = self._numbers(steps, lambda member: member.task.loss.numbers(steps))
 
-        def alone(parts: dict[str, Tensor], target: Tensor, *numbers: Tensor) -> Tensor:
+        def member_loss(parts: dict[str, Tensor], target: Tensor, *numbers: Tensor) -> Tensor:
             return self.loss.compare(pooled(self.decoder, _member_view(trace, parts)), target, *numbers)
 
         parts = _statistics(trace, statistic_names(self.loss.reads))
-        return vmap(alone, (-2, target_at, *[0] * len(numbers)))(parts, target, *numbers)
+        return vmap(member_loss, (-2, target_at, *[0] * len(numbers)))(parts, target, *numbers)
 
     def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
         """Return the penalties by name, each ``[M]``."""
@@ -155,13 +155,13 @@ class Stacked(Task):
     def _penalties(self, name: str, penalty: Penalty, traces: Mapping[str, Any]) -> Tensor:
         numbers = self._numbers(name, lambda member: member.task.penalties[name].numbers())
 
-        def alone(parts: dict[str, dict[str, Tensor]], *numbers: Tensor) -> Tensor:
+        def member_penalty(parts: dict[str, dict[str, Tensor]], *numbers: Tensor) -> Tensor:
             return penalty.penalty(
                 {layer: _member_view(traces[layer], each) for layer, each in parts.items()}, *numbers
             )
 
         parts = {layer: _statistics(traces[layer], statistic_names(penalty.reads)) for layer in self.penalized[name]}
-        return vmap(alone, (-2, *[0] * len(numbers)))(parts, *numbers)
+        return vmap(member_penalty, (-2, *[0] * len(numbers)))(parts, *numbers)
 
     def _numbers(self, key: Any, numbers: Callable[[StackMember], Sequence[Any]]) -> list[Tensor]:
         """Return the numeric settings of a part: scalars as ``[M]``, lists as ``[M, *]``."""
@@ -174,10 +174,10 @@ class Stacked(Task):
     def _measured(self, traces: list[Any], batch: Any, split: str) -> dict[str, metrics.State]:
         _, target, target_at = batch
 
-        def alone(parts: list[Any], target: Tensor) -> dict[str, metrics.State]:
+        def member_states(parts: list[Any], target: Tensor) -> dict[str, metrics.State]:
             return super(Stacked, self)._measured(parts, (target, target), split)
 
-        return self._over_members(alone, traces, target, target_at)
+        return self._over_members(member_states, traces, target, target_at)
 
     def _operations(self, traces: list[Any], inputs: Tensor | SparseSpikes) -> dict[str, metrics.State]:
         dense = inputs.dense() if isinstance(inputs, SparseSpikes) else inputs
@@ -197,10 +197,10 @@ class Stacked(Task):
             for name, trace in zip(self.network.neurons(), traces, strict=True)
         ]
 
-        def alone(tensors: Any, more: Tensor) -> dict[str, metrics.State]:
+        def member_function(tensors: Any, more: Tensor) -> dict[str, metrics.State]:
             return function([_member_view(*pair) for pair in zip(traces, tensors, strict=True)], more)
 
-        return vmap(alone, (-2, axis))(tensors, more)
+        return vmap(member_function, (-2, axis))(tensors, more)
 
     def _finite(self, losses: Tensor, traces: Sequence[Any]) -> list[bool]:
         """Fast check of each member for finite values; False may be a false alarm, if a sum overflows."""
@@ -224,16 +224,16 @@ class Stacked(Task):
         equal = itertools.groupby(self.members, key=lambda member: update_settings(member.start.cfg))
         self.parts = [OptimizerGroup([*members], weights, lengths) for _, members in equal]
         groups = Parameters.from_groups(group for part in self.parts for group in part.groups)
-        made = self.scheduled(build_optimizer(self.optimizer, groups, lengths[0]), *lengths)
+        configuration = self.scheduled(build_optimizer(self.optimizer, groups, lengths[0]), *lengths)
         at = 0
         for part in self.parts:
-            at = part.take_place(made, at)
+            at = part.take_place(configuration, at)
             part.require_own_settings()
             for member in part.members:
                 member.optimizer_group = part
         if any(member.is_training and member.start.checkpoint is not None for member in self.members):
-            load_states(made, [part.loaded_state() for part in self.parts])
-        return made
+            load_states(configuration, [part.loaded_state() for part in self.parts])
+        return configuration
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

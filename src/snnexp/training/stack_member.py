@@ -211,12 +211,12 @@ class StackMember(Member):
         """End a member that failed, and record why."""
         if self.ended:
             return
-        begun = hasattr(self, "start") and self.start.has_begun
+        has_begun = hasattr(self, "start") and self.start.has_begun
         if hasattr(self, "start"):
             self.start.fail(error)
         known = None if self.run_dir is None else self.run_dir.facts()
         # a signal may arrive after the end was recorded
-        if begun and known is not None and known.status == "finished":
+        if has_begun and known is not None and known.status == "finished":
             self.end(Outcome("finished", known.path, known.metrics))
         else:
             self.end(failed_outcome(error, None if known is None else known.path))

@@ -30,9 +30,9 @@ class OptimizerGroup:
         self.members, self.weights = members, weights
         self.where = slice(members[0].position, members[-1].position + 1)
         self.views = [nn.Parameter(weight.detach()[self.where], weight.requires_grad) for weight in weights]
-        made = members[0].task.make_optimizer(self.views, *lengths)
-        self.groups = made["optimizer"].param_groups
-        self.own_settings = _settings(self.groups, made.get("lr_scheduler", {}).get("scheduler"))
+        configuration = members[0].task.make_optimizer(self.views, *lengths)
+        self.groups = configuration["optimizer"].param_groups
+        self.own_settings = _settings(self.groups, configuration.get("lr_scheduler", {}).get("scheduler"))
         for group in self.groups:
             # the schedule of the stack starts from the initial rates of this one
             group["lr"] = group.pop("initial_lr", group["lr"])
@@ -42,9 +42,12 @@ class OptimizerGroup:
         self.at = slice(0, 0)
         """Slice of the optimizer's groups that are these."""
 
-    def take_place(self, made: dict[str, Any], begin: int) -> int:
+    def take_place(self, configuration: dict[str, Any], begin: int) -> int:
         """Take the groups of an optimizer from index ``begin`` on; return the end index."""
-        self.optimizer, self.schedule = made["optimizer"], made.get("lr_scheduler", {}).get("scheduler")
+        self.optimizer, self.schedule = (
+            configuration["optimizer"],
+            configuration.get("lr_scheduler", {}).get("scheduler"),
+        )
         self.at = slice(begin, begin + len(self.groups))
         return self.at.stop
 
@@ -95,8 +98,8 @@ class OptimizerGroup:
         }
         schedules = []
         if self.schedule is not None:
-            whole = self.schedule.state_dict()
-            schedules = [{**whole, **{name: whole[name][self.at] for name in OF_GROUPS}}]
+            schedule_state = self.schedule.state_dict()
+            schedules = [{**schedule_state, **{name: schedule_state[name][self.at] for name in OF_GROUPS}}]
         return {"optimizer_states": [{"state": state, "param_groups": self._packed()}], "lr_schedulers": schedules}
 
     def _packed(self) -> list[dict[str, Any]]:
@@ -137,11 +140,11 @@ class OptimizerGroup:
 def _settings(groups: Sequence[dict[str, Any]], schedule: Any) -> str:
     """Return the settings that decide how groups are updated, as text to compare."""
     of_groups = [{name: value for name, value in sorted(group.items()) if name != "params"} for group in groups]
-    whole = {} if schedule is None else schedule.state_dict()
-    return repr((of_groups, {name: value for name, value in sorted(whole.items()) if name not in OF_GROUPS}))
+    schedule_state = {} if schedule is None else schedule.state_dict()
+    return repr((of_groups, {name: value for name, value in sorted(schedule_state.items()) if name not in OF_GROUPS}))
 
 
-def load_states(made: dict[str, Any], contents: Sequence[dict[str, Any]]) -> None:
+def load_states(configuration: dict[str, Any], contents: Sequence[dict[str, Any]]) -> None:
     """Load states into an optimizer whose groups are those of ``contents``, in this order."""
     state: dict[int, Any] = {}
     groups: list[dict[str, Any]] = []
@@ -151,9 +154,9 @@ def load_states(made: dict[str, Any], contents: Sequence[dict[str, Any]]) -> Non
         state |= {index + place: entry for place, entry in own["state"].items()}
         groups += [{**group, "params": [index + place for place in group["params"]]} for group in own["param_groups"]]
         index += sum(len(group["params"]) for group in own["param_groups"])
-    made["optimizer"].load_state_dict({"state": state, "param_groups": groups})
-    if "lr_scheduler" in made:
+    configuration["optimizer"].load_state_dict({"state": state, "param_groups": groups})
+    if "lr_scheduler" in configuration:
         schedules = [content["lr_schedulers"][0] for content in contents]
-        whole = {name: value for own in schedules for name, value in own.items()}
+        schedule_state = {name: value for own in schedules for name, value in own.items()}
         of_groups = {name: [value for own in schedules for value in own[name]] for name in OF_GROUPS}
-        made["lr_scheduler"]["scheduler"].load_state_dict({**whole, **of_groups})
+        configuration["lr_scheduler"]["scheduler"].load_state_dict({**schedule_state, **of_groups})

@@ -141,14 +141,14 @@ class Start:
         self.max_epochs = checkpoint.config["trainer"]["max_epochs"]
 
     def _find_checkpoint(self, observers: Sequence[Observer], step: int | None = None) -> Checkpoint | None:
-        now = config.plain(self.cfg)
+        current = config.plain(self.cfg)
 
-        def require_same(before: dict[str, Any]) -> None:
+        def require_same(saved: dict[str, Any]) -> None:
             try:
-                known = config.check(OmegaConf.create(before))
+                known = config.check(OmegaConf.create(saved))
             except (ConfigError, RecursionError) as error:
                 raise CheckpointError(f"the config in a checkpoint cannot work: {error}") from error
-            config.require_same(config.plain(known), now)
+            config.require_same(config.plain(known), current)
 
         trainer, data = self.parts.trainer, self.parts.data
         # each process of ddp has its share of the batches
@@ -189,22 +189,22 @@ class Start:
         """Completed optimizer steps."""
         return 0 if self.checkpoint is None else self.checkpoint.step
 
-    def begin(self, **more: Any) -> None:
+    def begin(self, **extra: Any) -> None:
         """Publish a new run, or rewind the record of a resumed one to its checkpoint.
 
         Args:
-            more: entries of run.json in addition to those of :func:`facts`.
+            extra: entries of run.json in addition to those of :func:`facts`.
         """
-        now = {**facts(self.cfg, self.parts), **more}
+        record = {**facts(self.cfg, self.parts), **extra}
         if self.is_new:
-            self.run.publish(now)
+            self.run.publish(record)
             return
         # anything that may fail or take long precedes the first change
-        made_with = {} if "versions" in more else {"versions": versions(), "git": git()}
+        made_with = {} if "versions" in extra else {"versions": versions(), "git": git()}
         resumed = self.run.resume_entries(self.previous_record, self.step, self.overrides)
         for name in ("device", "threads", "kernel"):
-            if name in self.previous_record and self.previous_record[name] != now[name]:
-                change = f"{name}: {self.previous_record[name]} -> {now[name]}"
+            if name in self.previous_record and self.previous_record[name] != record[name]:
+                change = f"{name}: {self.previous_record[name]} -> {record[name]}"
                 terminal.warn(f"{change}, so the run may end in other digits than one that was not interrupted")
         preserved = {
             key: value for key, value in self.previous_record.items() if key not in ("reason", "stack", "only_class")
@@ -212,7 +212,7 @@ class Start:
         self._rewound = True
         self.run.rewind(0 if self.checkpoint is None else self.checkpoint.content["metrics"]["bytes"])
         write_atomically(self.run.path / "config.yaml", OmegaConf.to_yaml(self.cfg).encode())
-        self.run.write({**preserved, **made_with, **now, "status": "running", "exit_code": None, **resumed})
+        self.run.write({**preserved, **made_with, **record, "status": "running", "exit_code": None, **resumed})
 
     def fail(self, error: BaseException) -> bool:
         """Record a failure in run.json; return False if the run has no directory.
@@ -272,8 +272,8 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
 
 def label_names(description: Description) -> dict[str, list[str]]:
     """Return the names of classes and features, if any."""
-    found = {"classes": description.classes, "features": description.features}
-    return {what: [*each] for what, each in found.items() if each is not None}
+    names = {"classes": description.classes, "features": description.features}
+    return {what: [*each] for what, each in names.items() if each is not None}
 
 
 def limits_of(cfg: DictConfig) -> tuple[int | None, int | None]:

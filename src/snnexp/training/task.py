@@ -77,20 +77,20 @@ class Task(LightningModule):
     def _needed(self) -> dict[str, tuple[str, ...]]:
         layers = self.network.neurons()
         readout = [*layers][-1]
-        found: dict[str, list[Reads]] = {name: [] for name in layers}
+        needed: dict[str, list[Reads]] = {name: [] for name in layers}
         for name, neuron in layers.items():
             # for firing rates and synaptic operations
             if neuron.spikes or name != readout:
-                found[name].append("spike_count")
+                needed[name].append("spike_count")
             # spikes of the last step are never delivered
             if neuron.feedback_synapse is not None or name in self.network.feedback_layers:
-                found[name].append("last_spikes")
-        found[readout] += [self.loss.reads, *(measure.reads for measure in self.measures.values())]
-        found[readout] += [] if self.decoder is None else [self.decoder.reads]
+                needed[name].append("last_spikes")
+        needed[readout] += [self.loss.reads, *(measure.reads for measure in self.measures.values())]
+        needed[readout] += [] if self.decoder is None else [self.decoder.reads]
         for name, penalty in self.penalties.items():
             for layer in self.penalized[name]:
-                found[layer].append(penalty.reads)
-        return {name: union(reads) for name, reads in found.items()}
+                needed[layer].append(penalty.reads)
+        return {name: union(reads) for name, reads in needed.items()}
 
     def training_step(self, batch: Any, index: int) -> dict[str, Any]:
         if self.accumulation is not None:
@@ -149,9 +149,9 @@ class Task(LightningModule):
 
     def rates(self) -> dict[str, Tensor]:
         """Return the learning rates by name; empty for a single constant rate."""
-        found = learning_rates(self.optimizers().param_groups)  # type: ignore[union-attr]
-        several = len(found) > 1 or not isinstance(self.schedule, Constant)
-        return {name: torch.tensor(rate) for name, rate in found.items()} if several else {}
+        by_name = learning_rates(self.optimizers().param_groups)  # type: ignore[union-attr]
+        several = len(by_name) > 1 or not isinstance(self.schedule, Constant)
+        return {name: torch.tensor(rate) for name, rate in by_name.items()} if several else {}
 
     def split_by_member(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
         """Return the outputs of a step and the targets for each member."""
@@ -160,12 +160,12 @@ class Task(LightningModule):
         return [(outputs, batch[1])]
 
     def configure_optimizers(self) -> Any:
-        made = self.make_optimizer([*self.parameters()], *self.lengths())
+        configuration = self.make_optimizer([*self.parameters()], *self.lengths())
         if self.resumed is not None:
-            made["optimizer"].load_state_dict(self.resumed["optimizer_states"][0])
-            if "lr_scheduler" in made:
-                made["lr_scheduler"]["scheduler"].load_state_dict(self.resumed["lr_schedulers"][0])
-        return made
+            configuration["optimizer"].load_state_dict(self.resumed["optimizer_states"][0])
+            if "lr_scheduler" in configuration:
+                configuration["lr_scheduler"]["scheduler"].load_state_dict(self.resumed["lr_schedulers"][0])
+        return configuration
 
     def lengths(self) -> tuple[int, int]:
         """Return the total numbers of steps and epochs."""
@@ -192,25 +192,27 @@ class Task(LightningModule):
             for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
         ]
         # a user-defined optimizer may apply weight decay itself
-        made = build_optimizer(self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps)
-        return self.scheduled(made, steps, epochs)
+        configuration = build_optimizer(
+            self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps
+        )
+        return self.scheduled(configuration, steps, epochs)
 
     def higher_is_better(self, metric: str) -> bool | None:
         """Return the better direction of a metric; see :mod:`snnexp.record.measures`."""
         return higher_is_better(metric, {name: measure.higher_is_better for name, measure in self.measures.items()})
 
-    def scheduled(self, made: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
+    def scheduled(self, configuration: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
         """Add the learning rate schedule to an optimizer configuration for Lightning."""
         schedule: Any = self.schedule
         higher = {"higher_is_better": bool(self.higher_is_better(schedule.measure))} if schedule.watches else {}
-        scheduler = schedule(made["optimizer"], epochs if schedule.unit == "epoch" else steps, **higher)
+        scheduler = schedule(configuration["optimizer"], epochs if schedule.unit == "epoch" else steps, **higher)
         if scheduler is None:
-            return made
-        if "lr_scheduler" in made:
+            return configuration
+        if "lr_scheduler" in configuration:
             name = type(self.optimizer).__name__
             raise ConfigError(f"schedule: {name} has its own schedule; use schedule=constant")
         watched = {"monitor": schedule.measure, "reduce_on_plateau": True} if schedule.watches else {}
-        return {**made, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.unit, **watched}}
+        return {**configuration, "lr_scheduler": {"scheduler": scheduler, "interval": schedule.unit, **watched}}
 
     def compare(self, traces: Sequence[Any], target: Tensor) -> Tensor:
         """Return the loss."""
@@ -259,9 +261,9 @@ class Task(LightningModule):
             else:
                 arriving[name] = arriving[name] + metrics.synaptic_operations(spikes, synapse)
         known = {name: value for name, value in arriving.items() if name not in unknown}
-        whole = {} if unknown else {"test/synops": torch.stack([*known.values()]).sum()}
-        found, samples = {**whole, **known}, traces[-1].samples
-        return {name: metrics.counted(value * samples, samples) for name, value in found.items()}
+        total = {} if unknown else {"test/synops": torch.stack([*known.values()]).sum()}
+        counts, samples = {**total, **known}, traces[-1].samples
+        return {name: metrics.counted(value * samples, samples) for name, value in counts.items()}
 
     @torch.no_grad()
     def _measured(self, traces: list[Trace | ReducedTrace], batch: Any, split: str) -> dict[str, metrics.State]:
