@@ -15,7 +15,7 @@ from rich.console import Console
 
 from snnexp.terminal import _letter, config_tree, console, curve, format_duration, loss_curve, result_table
 from snnexp.text import format_number
-from snnexp.training.progress import ProgressDisplay, fitting
+from snnexp.training.progress import ProgressDisplay, fit_line
 
 ROWS: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0, "train/loss": 4.0},
@@ -240,11 +240,11 @@ class TestProgress:
             "samples": "2506 samples/s",
             "left": "0:05 left",
         }
-        line = fitting(parts, width)
+        line = fit_line(parts, width)
         assert line.startswith("loss 0.1234")
         assert line.endswith("0:05 left")
         assert len(line) <= max(width, len("loss 0.1234  0:05 left"))
-        assert fitting(parts, None) == "  ".join(parts.values())
+        assert fit_line(parts, None) == "  ".join(parts.values())
         assert [part for part in parts.values() if part in line] == line.split("  ")
 
     @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ class TestProgress:
         display.on_train_start(trainer, None)  # type: ignore[arg-type]
         for second in range(1, 31):
             now, trainer.global_step = 1000.0 + second, 50 + second
-            display.on_train_batch_end(trainer, None, {"loss_alone": torch.tensor(1.5), "samples": 64}, None, 0)  # type: ignore[arg-type]
+            display.on_train_batch_end(trainer, None, {"unregularized_loss": torch.tensor(1.5), "samples": 64}, None, 0)  # type: ignore[arg-type]
         (line,) = capsys.readouterr().out.splitlines()
         # 20 steps in 20 s, 80 more to go; two processes have 64 samples each
         assert line == "epoch 2/3  step 70/150  loss 1.5  acc 0.875  firing 0.500  128 samples/s  1:20 left"
@@ -305,7 +305,7 @@ class TestProgress:
         for step in (51, 100, 149):
             trainer.global_step, trainer.current_epoch = step, step * 16
             display.on_train_batch_end(
-                trainer, None, {"loss_alone": torch.tensor(1.234e-05), "samples": 99999}, None, 0
+                trainer, None, {"unregularized_loss": torch.tensor(1.234e-05), "samples": 99999}, None, 0
             )  # type: ignore[arg-type]
             text = io.StringIO()
             Console(file=text, width=width).print(display.bar.get_renderable())

@@ -77,8 +77,8 @@ def test_kernels_give_equal_runs(tiny_mnist: Path, recipe: str) -> None:
     assert records[0].metrics == pytest.approx(records[1].metrics, rel=1e-3, abs=1e-6)
     entries = [json.loads((record.path / "run.json").read_text()) for record in records]
     assert [entry["kernel"] for entry in entries] == ["reference", "fused"]
-    spikes_come_in = recipe == "mnist_parametrized_lif"
-    assert [entry["inputs"] for entry in entries] == ["dense", "events" if spikes_come_in else "dense"]
+    inputs_are_spikes = recipe == "mnist_parametrized_lif"
+    assert [entry["inputs"] for entry in entries] == ["dense", "events" if inputs_are_spikes else "dense"]
 
 
 @pytest.mark.slow

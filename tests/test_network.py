@@ -203,21 +203,21 @@ FEEDBACK: dict[str, Callable[[int, int], list[int]]] = {
 
 @pytest.mark.parametrize("readout", [*FEEDBACK, "integrator"])
 @pytest.mark.parametrize("neuron", FEEDBACK)
-@pytest.mark.parametrize("spikes_come_in", [True, False])
-def test_synaptic_operations_equal_a_count_spike_by_spike(neuron: str, readout: str, spikes_come_in: bool) -> None:
+@pytest.mark.parametrize("inputs_are_spikes", [True, False])
+def test_synaptic_operations_equal_a_count_spike_by_spike(neuron: str, readout: str, inputs_are_spikes: bool) -> None:
     network = mlp(neuron, readout)
     inputs = values(T, B, 5).gt(0.5).double()
     traces = network(inputs)
     feedback = [FEEDBACK[neuron], FEEDBACK[neuron], FEEDBACK.get(readout, FEEDBACK["leaky"])]
     sizes = [6, 4, 2]
     counted = 0
-    if spikes_come_in:
+    if inputs_are_spikes:
         counted += sum(sizes[0] for spike in inputs.flatten().tolist() if spike)
     for index, (trace, targets, size) in enumerate(zip(traces, feedback, sizes, strict=True)):
         for t, _, i in trace.spikes.nonzero().tolist():
             counted += sum(sizes[index + 1 : index + 2])
             counted += len(targets(i, size)) if t + 1 < T else 0
-    deliveries = network.deliveries(traces, inputs if spikes_come_in else None)
+    deliveries = network.deliveries(traces, inputs if inputs_are_spikes else None)
     measured = sum(synaptic_operations(spikes, synapse).item() for _, spikes, synapse in deliveries)
     assert traces[0].spikes.any()
     assert measured == pytest.approx(counted / B, rel=1e-12)

@@ -104,25 +104,25 @@ def test_a_wrong_number_of_processes_is_reported_once(tmp_path: Path, alone: pyt
 
 
 def test_rank_and_world_size_come_from_the_launcher(alone: pytest.MonkeyPatch) -> None:
-    def here() -> tuple[int, int, bool]:
-        place = processes.ProcessEnvironment.here(4)
+    def detect() -> tuple[int, int, bool]:
+        place = processes.ProcessEnvironment.from_variables(4)
         return place.global_rank(), place.world_size(), place.external
 
     # the number of tasks of a job is not that of a step
     alone.setenv("SLURM_NTASKS", "8")
     alone.setenv("LOCAL_RANK", "1")
-    assert here() == (0, 4, False)
+    assert detect() == (0, 4, False)
     for name, value in {**STEP, "SLURM_PROCID": "1"}.items():
         alone.setenv(name, value)
-    assert here() == (1, 2, True)
+    assert detect() == (1, 2, True)
     for name, value in {**TORCHRUN, "WORLD_SIZE": "6"}.items():
         alone.setenv(name, value)
-    assert here() == (1, 6, True)
+    assert detect() == (1, 6, True)
     alone.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match=r"^trainer\.devices: the processes are on 2 machines"):
-        processes.ProcessEnvironment.here(6).require(6)
+        processes.ProcessEnvironment.from_variables(6).require(6)
     launchers.clear_rank_variables()
-    assert here() == (0, 4, False)
+    assert detect() == (0, 4, False)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_the_port_is_reserved_before_it_is_passed_on(tmp_path: Path, monkeypatch
             pass
         ports.append(place.port)
 
-    monkeypatch.setattr(processes, "_started", started)
+    monkeypatch.setattr(processes, "_start_process", started)
     launcher = processes.Launcher(processes.ProcessEnvironment(3))
     launcher.run = Run.prepare(tmp_path, "", [])
     assert [launcher.launch(lambda: "done") for _ in range(2)] == ["done"] * 2
@@ -208,5 +208,5 @@ def test_a_task_that_ends_stops_the_run_with_a_message(tmp_path: Path, alone: py
 def test_invalid_launcher_variables_are_ignored(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
     for name, value in told.items():
         alone.setenv(name, value)
-    place = processes.ProcessEnvironment.here(3)
+    place = processes.ProcessEnvironment.from_variables(3)
     assert (place.processes, place.rank, place.external) == (3, 0, False)

@@ -103,7 +103,7 @@ def test_training_minimizes_the_sum_and_reports_the_loss() -> None:
     assert loss == parts.loss(traces[-1], y)
     parts.task.trainer = SimpleNamespace(log_every_n_steps=10, global_step=1)  # type: ignore[assignment]
     outputs = parts.task.training_step((x, y), 0)
-    assert outputs["loss"] == loss + penalties["target_rate"] > outputs["loss_alone"] == loss
+    assert outputs["loss"] == loss + penalties["target_rate"] > outputs["unregularized_loss"] == loss
     assert parts.task.split_by_member(outputs, (x, y))[0][0]["loss"] == loss
 
 

@@ -143,13 +143,13 @@ def test_a_member_locked_by_another_process_is_not_changed(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_finished_run_is_not_marked_as_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    succeed = execute.succeed
+    record_success = execute.record_success
 
     def and_then_a_signal(*given: Any) -> None:
-        succeed(*given)
+        record_success(*given)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(execute, "succeed", and_then_a_signal)
+    monkeypatch.setattr(execute, "record_success", and_then_a_signal)
     with pytest.raises(InterruptedRunError):
         execute.run(compose([*TINY]))
     (run,) = tmp_path.glob("outputs/*/*")

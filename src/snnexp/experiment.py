@@ -27,7 +27,7 @@ from snnexp.sweeps.ledger import Ledger, Point
 from snnexp.training.assembly import Parts
 from snnexp.training.evaluate import evaluate, export, load, predict
 from snnexp.training.execute import Record, resume, run
-from snnexp.training.start import build_started
+from snnexp.training.start import build_with_initial_weights
 
 __all__ = [
     "Parts",
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 compose = isolated(computing=False)(launch.compose)
-build = isolated()(build_started)
+build = isolated()(build_with_initial_weights)
 
 
 @isolated()

@@ -12,20 +12,22 @@ class Accumulation(NamedTuple):
 
     Args:
         size: samples per batch.
-        values_at: sample axis of the inputs.
-        target_at: sample axis of the targets.
+        input_axis: sample axis of the inputs.
+        target_axis: sample axis of the targets.
     """
 
     size: int
-    values_at: int
-    target_at: int
+    input_axis: int
+    target_axis: int
 
     def batches(self, step: tuple[Tensor, Tensor]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
         """Yield the batches in order, each with its fraction of the samples."""
         values, target = step
-        samples = values.shape[self.values_at]
+        samples = values.shape[self.input_axis]
         parts = zip(
-            torch.split(values, self.size, self.values_at), torch.split(target, self.size, self.target_at), strict=True
+            torch.split(values, self.size, self.input_axis),
+            torch.split(target, self.size, self.target_axis),
+            strict=True,
         )
         for part in parts:
-            yield part, part[0].shape[self.values_at] / samples
+            yield part, part[0].shape[self.input_axis] / samples

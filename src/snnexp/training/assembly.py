@@ -110,7 +110,7 @@ def make_trainer(
     place = processes.ProcessEnvironment(1)
     chosen: str | processes.Ddp = strategy
     if launchers.is_distributed({"strategy": strategy, "devices": devices}):
-        place = processes.ProcessEnvironment.here(devices)
+        place = processes.ProcessEnvironment.from_variables(devices)
         # the readout's threshold is unused if the loss reads the membrane
         chosen = processes.Ddp(place, find_unused_parameters=strategy == "ddp")
     try:
@@ -221,13 +221,13 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     if data.spikes and not (data.sequences or encoder.spikes):
         raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
     # values that are all 0 or 1 are spikes if they change over time
-    spikes_come_in = encoder.spikes or (summary.binary if data.spikes is None else data.spikes)
+    inputs_are_spikes = encoder.spikes or (summary.binary if data.spikes is None else data.spikes)
     device = trainer.strategy.root_device
     kernel = kernels.use(network, cfg.kernel, device)
     encode = _encode(encoder, network, kernel, device)
     measures = _shipped_measures(decoder) | measures
     data.accumulate = accumulate
-    task = Task(network, encode, spikes_come_in, loss, measures, optimizer, decoder, penalties, schedule)
+    task = Task(network, encode, inputs_are_spikes, loss, measures, optimizer, decoder, penalties, schedule)
     if accumulate > 1:
         task.accumulation = Accumulation(data.batch_size, int(data.sequences), int(data.description.is_timed))
     _require_measures(task, data, nodes["trainer"], parts.of(nodes["data"]["_target_"]))

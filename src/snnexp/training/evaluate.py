@@ -25,13 +25,13 @@ from snnexp.text import format_value
 from snnexp.training import callbacks, observers, saving
 from snnexp.training.assembly import Parts, build
 from snnexp.training.fitted import with_fitted_values
-from snnexp.training.initial import checkpoint_file
+from snnexp.training.initial import require_checkpoint_file
 from snnexp.training.members import Bridge, Member, Observer
 from snnexp.training.observer_setup import evaluation_observers
 from snnexp.training.opaque import Opaque
 from snnexp.training.predictions import Predictions
 from snnexp.training.signals import Signals
-from snnexp.training.start import example_checkpoint, is_overridden, label_names, limits_of, without_download
+from snnexp.training.start import batch_limits, example_checkpoint, is_overridden, label_names, without_download
 
 
 @isolated()
@@ -206,7 +206,7 @@ def _evaluate(
         config.require_split(split, saved.data, cfg.data)
         processes, cfg.trainer.devices, cfg.trainer.strategy = cfg.trainer.devices, 1, "auto"
         if split != "test":
-            cfg.trainer.limit_test_batches = limits_of(cfg)[0]
+            cfg.trainer.limit_test_batches = batch_limits(cfg)[0]
         file = _checkpoint(run_dir, checkpoint)
         cfg = _with_fitted_values(cfg, saved, run_dir, checkpoint, overrides)
         threads.use(_threads_of(cfg, run_dir, overrides))
@@ -297,7 +297,7 @@ def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, ove
 
 def _checkpoint(run_dir: Run, name: str | Path) -> Path:
     """Return the file of one of the run's checkpoints, or any other file."""
-    return checkpoint_file(run_dir.checkpoints / f"{name}.ckpt" if name in CHECKPOINT_NAMES else Path(name))
+    return require_checkpoint_file(run_dir.checkpoints / f"{name}.ckpt" if name in CHECKPOINT_NAMES else Path(name))
 
 
 def _threads_of(cfg: DictConfig, run_dir: Run, overrides: Sequence[str]) -> int:

@@ -161,7 +161,7 @@ def execute(
                 start.begin()
                 signals.run = start.run
                 on_created(start.run.path)
-                others.lead(start.parts.trainer, start.run)
+                others.announce(start.parts.trainer, start.run)
                 record = _execute(start, clock, signals)
             return _print_summary(start.cfg, record)
         finally:
@@ -234,7 +234,7 @@ def _execute(start: Start, clock: Clock, signals: Signals) -> Record:
     if trainer.is_global_zero:
         (member,), saver = Bridge.of(trainer).members, signals.checkpoints
         assert saver is not None
-        succeed(start, member, measured, clock.wall_s(saver.spent_s, drawing_s(member.observers)), trainer)
+        record_success(start, member, measured, clock.wall_s(saver.spent_s, drawing_s(member.observers)), trainer)
     return Record(start.run.path, "finished", measured)
 
 
@@ -302,18 +302,18 @@ def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, ch
     if checkpoint is not None:
         screen.print(f"resumed from {checkpoint.path.name}, step {checkpoint.step}")
     init = config.get_init_from(cfg)
-    if checkpoint is None and (file := initial.checkpoint_of(init)) is not None:
+    if checkpoint is None and (file := initial.initial_checkpoint(init)) is not None:
         screen.print(f"starts from the weights of {terminal.format_path(file)}")
     if init.freeze:
         screen.print(f"not trained: {', '.join(init.freeze)}")
-    if parts.task.spikes_come_in and not parts.encoder.spikes and parts.data.spikes is None:
+    if parts.task.inputs_are_spikes and not parts.encoder.spikes and parts.data.spikes is None:
         screen.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
     checks_itself = getattr(parts.data.train, "checks_itself", False)
     if parts.data.spikes is None and parts.data.sequences and checks_itself and not parts.encoder.spikes:
         screen.print("inputs are not known before they are read and count as values; data.spikes=true counts spikes")
 
 
-def succeed(
+def record_success(
     start: Start, member: Member, measured: Mapping[str, float], wall_s: Mapping[str, float], trainer: Trainer
 ) -> None:
     """Record that a run finished, where it stopped early, and whether it predicts only one class."""

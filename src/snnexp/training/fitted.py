@@ -43,7 +43,7 @@ def with_fitted_values(cfg: DictConfig, saved: DictConfig, file: Path, overrides
             raise ConfigError(f"data: the inputs of this run are scaled, and {spec.name} has no argument scale")
         with open_dict(cfg):
             cfg.data.scale = fitted
-    elif any(_decides_data(key_of(word)) for word in overrides):
+    elif any(_affects_data(key_of(word)) for word in overrides):
         raise ConfigError(f"data: {file} is older than saved input scaling, which other data need; train again")
     return cfg
 
@@ -57,5 +57,5 @@ def _numbers(states: Any, key: str, names: Sequence[str], file: Path) -> dict[st
     return {name: states[key][name].tolist() for name in names}
 
 
-def _decides_data(key: str) -> bool:
+def _affects_data(key: str) -> bool:
     return key.partition(".")[0] == "data" and not key.startswith((*config.MAY_CHANGE, "data.batch_size"))

@@ -14,18 +14,18 @@ from snnexp.record.checkpoint import NETWORK, read_weights
 from snnexp.record.names import CHECKPOINT_NAMES
 from snnexp.record.run import Run
 from snnexp.text import format_value, list_options
-from snnexp.training.observers import short
+from snnexp.training.observers import display_name
 from snnexp.training.task import Task
 
 
-def load_start(init: InitFrom, task: Task) -> None:
+def load_initial_weights(init: InitFrom, task: Task) -> None:
     """Load the weights that ``init_from`` names into a task; without a run or a file, keep those that were drawn.
 
     Raises:
         ConfigError: ``init_from.run`` is not a run, or a fixed neuron parameter differs from this config.
         CheckpointError: the checkpoint is missing, damaged, or of another network.
     """
-    file = checkpoint_of(init)
+    file = initial_checkpoint(init)
     if file is None:
         return
     is_own = init.ckpt in CHECKPOINT_NAMES
@@ -35,19 +35,19 @@ def load_start(init: InitFrom, task: Task) -> None:
         except ConfigError as error:
             raise ConfigError(f"init_from.run: {error}") from error
     about = f"init_from: {file.name}{f' of {Path(str(init.run)).name}' if is_own else ''}"
-    weights = read_weights(checkpoint_file(file), task.state_dict(), foreign=not is_own, about=about)
+    weights = read_weights(require_checkpoint_file(file), task.state_dict(), foreign=not is_own, about=about)
     _require_constants(task.network, weights)
     task.load_state_dict(weights)
 
 
-def checkpoint_of(init: InitFrom) -> Path | None:
+def initial_checkpoint(init: InitFrom) -> Path | None:
     """Return the file of the initial weights; None if they are drawn."""
     if init.ckpt not in CHECKPOINT_NAMES:
         return Path(init.ckpt)
     return None if init.run is None else Run(Path(init.run)).checkpoints / f"{init.ckpt}.ckpt"
 
 
-def checkpoint_file(file: Path) -> Path:
+def require_checkpoint_file(file: Path) -> Path:
     """Return ``file`` if it exists.
 
     Raises:
@@ -70,8 +70,8 @@ def _require_constants(network: Network, weights: dict[str, Tensor]) -> None:
             saved = weights[f"{NETWORK}{path}.{name}"]
             if value.ndim == 0 and not torch.equal(saved, value):
                 raise ConfigError(
-                    f"init_from: {_short(f'{path}.{name}')} is {saved.item():g} in the weights and {value.item():g} in "
-                    "this config, where it is not learned; set it to the same value"
+                    f"init_from: {_short_name(f'{path}.{name}')} is {saved.item():g} in the weights and "
+                    f"{value.item():g} in this config, where it is not learned; set it to the same value"
                 )
 
 
@@ -89,7 +89,7 @@ def freeze(network: Network, names: Sequence[str]) -> None:
     parameters: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
         # a parameter stored as its logarithm is also known by its name in the equation
-        parameters |= {_short(name): parameter, _short(name.removesuffix(".original")): parameter}
+        parameters |= {_short_name(name): parameter, _short_name(name.removesuffix(".original")): parameter}
     for name in names:
         if not any(_is_below(key, name) for key in parameters):
             # suggest layers first, then everything inside them
@@ -105,9 +105,9 @@ def freeze(network: Network, names: Sequence[str]) -> None:
         raise ConfigError("init_from.freeze: every parameter is frozen, so that nothing is left to train")
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     # the parameters of a single-layer module have no layer name
-    return short(f"{NETWORK}{name}").lstrip(".")
+    return display_name(f"{NETWORK}{name}").lstrip(".")
 
 
 def _is_below(key: str, name: str) -> bool:

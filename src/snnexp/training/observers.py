@@ -35,7 +35,7 @@ class DivergenceGuard(Observer):
     def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
         if outputs.get("finite"):
             return
-        logged = at_logged_step(trainer)
+        logged = is_logged_step(trainer)
         if not logged and (member.task.device.type != "cpu" or trainer.world_size > 1):
             return
         loss = outputs["minimized"].item()
@@ -85,7 +85,7 @@ def require_finite_parameters(trainer: Trainer, member: Member) -> None:
     for name, weight in member.task.named_parameters():
         for kind, value in {"": weight, **states.get(weight, {})}.items():
             if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                what = f"{kind} of {short(name)}" if kind else short(name)
+                what = f"{kind} of {display_name(name)}" if kind else display_name(name)
                 raise DivergedError(f"{what} is not finite after step {trainer.global_step}; {ADVICE}")
 
 
@@ -353,16 +353,16 @@ class ParameterHistograms(Observer):
         for logger in member.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, parameter in member.task.named_parameters():
-                    tag = f"weights/{short(name).replace('.', '/')}"
+                    tag = f"weights/{display_name(name).replace('.', '/')}"
                     logger.experiment.add_histogram(tag, parameter.detach().cpu(), trainer.global_step)
 
 
-def at_logged_step(trainer: Trainer) -> bool:
+def is_logged_step(trainer: Trainer) -> bool:
     """Return True if the completed step is logged, or is the last of its epoch."""
     return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
-def short(name: str) -> str:
+def display_name(name: str) -> str:
     """Return the display name of a parameter, such as ``hidden1.neuron.beta``; ``log_beta`` if stored as logarithm."""
     own = re.sub(r"^network\.(layers|module)\.", "", name)
     layer, _, leaf = own.removesuffix(".original").rpartition(".")

@@ -49,7 +49,7 @@ from snnexp.seeds import fold
 from snnexp.sparse import SparseSpikes
 from snnexp.training.contracts import unchanged
 from snnexp.training.members import Member, Observer
-from snnexp.training.observers import EvaluationCounts, short
+from snnexp.training.observers import EvaluationCounts, display_name
 from snnexp.training.task import Task
 
 LOG = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
 
 def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
     """Return the numbers of synapses and of products of values and weights, by layer."""
-    steps = 0 if task.spikes_come_in else inputs.shape[0]
+    steps = 0 if task.inputs_are_spikes else inputs.shape[0]
     arrays: dict[str, Any] = {"input_steps": steps}
     unknown: set[str] = set()
     for name, features, synapse, values in task.network.connections(inputs.shape[2:]):
@@ -124,7 +124,7 @@ def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
 
 
 def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-    trained = {short(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
+    trained = {display_name(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
     # autograd.grad leaves parameter.grad alone, which the optimizer reads
     # a current that depends on no trained parameter has no gradient
     reached = [[part for part in current if part.requires_grad] for current in currents]

@@ -61,7 +61,7 @@ class ProcessEnvironment(ClusterEnvironment):
         self.external, self.nodes = external, nodes
 
     @classmethod
-    def here(cls, processes: int) -> "ProcessEnvironment":
+    def from_variables(cls, processes: int) -> "ProcessEnvironment":
         """Return that of this process; rank 0 of ``processes`` without torchrun and srun."""
         variables, number, rank = os.environ, launchers.number, launchers.rank()
         if launchers.started_by_torchrun():
@@ -151,10 +151,10 @@ class Launcher:
         self.place.port = store.port
         for rank in range(1, self.place.processes):
             assert self.run is not None
-            self.others.append(_started(self.run, self.place, rank))
+            self.others.append(_start_process(self.run, self.place, rank))
 
 
-def _started(run: Run, place: ProcessEnvironment, rank: int) -> subprocess.Popen[bytes]:
+def _start_process(run: Run, place: ProcessEnvironment, rank: int) -> subprocess.Popen[bytes]:
     variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -179,11 +179,11 @@ class Ddp(DDPStrategy):
 
     def __init__(self, place: ProcessEnvironment, **settings: Any) -> None:
         super().__init__(**settings)
-        self.starter = Launcher(place)
+        self.run_launcher = Launcher(place)
 
     @property
     def launcher(self) -> Launcher:  # type: ignore[override]
-        return self.starter
+        return self.run_launcher
 
 
 class PeerProcesses:
@@ -204,7 +204,10 @@ class PeerProcesses:
             LostProcessError: the processes do not find each other.
         """
         processes = cfg.trainer.get("devices", 1)
-        if not launchers.is_distributed(cfg.trainer) or not (place := ProcessEnvironment.here(processes)).external:
+        if (
+            not launchers.is_distributed(cfg.trainer)
+            or not (place := ProcessEnvironment.from_variables(processes)).external
+        ):
             return None
         try:
             store = _store(place.address, place.port, place.rank, place.processes)
@@ -218,10 +221,10 @@ class PeerProcesses:
         place.require(processes)
         return None
 
-    def lead(self, trainer: Trainer, run: Run) -> None:
+    def announce(self, trainer: Trainer, run: Run) -> None:
         """Pass the run to the other processes: those already waiting, and those still to be started."""
         if isinstance(trainer.strategy, Ddp):
-            trainer.strategy.starter.run = run
+            trainer.strategy.run_launcher.run = run
         if self.store is not None:
             self.store.set(self.key, str(run.path.absolute()))
             self.store = None
@@ -271,7 +274,7 @@ def _acknowledgement(key: str) -> str:
 def require_others(trainer: Trainer, error: Exception) -> None:
     """Raise :class:`LostProcessError` for a lost connection to a process started by torchrun or srun."""
     strategy = trainer.strategy
-    external = isinstance(strategy, Ddp) and strategy.starter.place.external
+    external = isinstance(strategy, Ddp) and strategy.run_launcher.place.external
     if trainer.is_global_zero and external and "onnection" in str(error):
         raise LostProcessError("another process of the run has ended, and the run with it") from error
 

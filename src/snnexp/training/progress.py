@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from snnexp.terminal import format_duration
 from snnexp.text import format_number
 
-SHOWN = {
+METRIC_LABELS = {
     "train/accuracy": "acc",
     "val/loss": "val loss",
     "val/accuracy": "val acc",
@@ -58,17 +58,17 @@ class ProgressDisplay(Callback):
         if now - self.drawn_at < (self.plain_every_s if self.bar is None else self.live_every_s):
             return
         self.drawn_at = now
-        parts = self._parts(trainer, f"loss {format_number(outputs['loss_alone'].item())}", now)
+        parts = self._parts(trainer, f"loss {format_number(outputs['unregularized_loss'].item())}", now)
         done, steps = trainer.global_step - self.first_step, self._steps(trainer)
         if done > 0:
             parts["left"] = f"{format_duration((steps - trainer.global_step) * (now - self.started_at) / done)} left"
         epoch = self._epoch(trainer)
         if self.bar is None:
             step = f"step {trainer.global_step}/{steps}"
-            self.terminal.print(fitting({"epoch": epoch, "step": step, **parts}, None))
+            self.terminal.print(fit_line({"epoch": epoch, "step": step, **parts}, None))
         else:
             room = self.terminal.width - len(epoch) - self.shortest_bar - 2
-            values = fitting(parts, room)
+            values = fit_line(parts, room)
             self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, values=values, refresh=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +82,7 @@ class ProgressDisplay(Callback):
             **self._parts(trainer, f"mean loss {format_number(loss)}", now),
         }
         parts["seconds"] = f"{now - self.started_at:.0f} s"
-        self.terminal.print(fitting(parts, self.terminal.width if self.terminal.is_terminal else None))
+        self.terminal.print(fit_line(parts, self.terminal.width if self.terminal.is_terminal else None))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -103,7 +103,9 @@ class ProgressDisplay(Callback):
     def _parts(self, trainer: Trainer, loss: str, now: float) -> dict[str, str]:
         logged = trainer.callback_metrics
         parts = {"loss": loss}
-        parts |= {label: f"{label} {float(logged[name]):.3f}" for name, label in SHOWN.items() if name in logged}
+        parts |= {
+            label: f"{label} {float(logged[name]):.3f}" for name, label in METRIC_LABELS.items() if name in logged
+        }
         rates = [float(rate) for name, rate in logged.items() if name.startswith("train/firing_rate/")]
         if rates:
             parts["firing"] = f"firing {sum(rates) / len(rates):.3f}"
@@ -112,7 +114,7 @@ class ProgressDisplay(Callback):
         return parts
 
 
-def fitting(parts: Mapping[str, str], width: int | None) -> str:
+def fit_line(parts: Mapping[str, str], width: int | None) -> str:
     """Join the parts of a line, dropping :data:`DISPENSABLE` ones until it fits ``width``."""
     kept = dict(parts)
     for name in DISPENSABLE:

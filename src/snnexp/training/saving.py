@@ -18,7 +18,7 @@ from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.checksum import read_checkpoint, write_checkpoint
 from snnexp.record.run import Run
 from snnexp.training.members import Bridge, Member, Observer
-from snnexp.training.observers import at_logged_step, require_finite_parameters
+from snnexp.training.observers import is_logged_step, require_finite_parameters
 
 THREADS = 8
 """Threads that write checkpoints: concurrent flushes to the disk cost as much as one."""
@@ -242,4 +242,4 @@ def any_process(trainer: Trainer, wish: bool) -> bool:
     """Return True if ``wish`` is true in any process; ddp reduces it only at logged steps, because it blocks."""
     if trainer.world_size == 1:
         return wish
-    return at_logged_step(trainer) and trainer.strategy.reduce_boolean_decision(wish, all=False)
+    return is_logged_step(trainer) and trainer.strategy.reduce_boolean_decision(wish, all=False)

@@ -136,7 +136,7 @@ class Signals(Callback):
                 self._end(last)
             if not arrived or self.acted_on:
                 continue
-            if self._waits(self.patience_s):
+            if self._is_interruptible(self.patience_s):
                 signal.pthread_kill(self.main, self.reminder)
             elif not reported:
                 reported = True
@@ -144,7 +144,7 @@ class Signals(Callback):
                 with suppress(OSError):
                     os.write(2, f"snnexp: {signal.Signals(last).name} {what}\n".encode())
 
-    def _waits(self, at_least_s: float = 0.0) -> bool:
+    def _is_interruptible(self, at_least_s: float = 0.0) -> bool:
         """Return True outside of training, or if the main thread has waited ``at_least_s`` for a batch."""
         if not self.training:
             return True
@@ -158,11 +158,11 @@ class Signals(Callback):
             self._end(number)
         self.received, self.received_at = number, time.monotonic()
         # several processes save together; nothing can be saved during a validation
-        if not self.training or (self.launcher is None and not self.validating and self._waits()):
+        if not self.training or (self.launcher is None and not self.validating and self._is_interruptible()):
             self.raise_if_received()
 
     def _remind(self, number: int, frame: object) -> None:
-        if self._waits(self.patience_s):
+        if self._is_interruptible(self.patience_s):
             self.raise_if_received()
 
     def _give_up(self) -> None:

@@ -22,7 +22,7 @@ from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant
 from snnexp.seeds import fold
 from snnexp.sparse import SparseSpikes
-from snnexp.training.observers import at_logged_step
+from snnexp.training.observers import is_logged_step
 from snnexp.training.stack_member import StackMember, update_settings
 from snnexp.training.stacked_optimizer import OptimizerGroup, load_states
 from snnexp.training.task import Task
@@ -48,7 +48,7 @@ class Stacked(Task):
         super().__init__(
             network,
             task.encode,
-            task.spikes_come_in,
+            task.inputs_are_spikes,
             first.loss,
             task.measures,
             task.optimizer,
@@ -84,7 +84,7 @@ class Stacked(Task):
         minimized = outputs["loss"]
         return {
             **outputs,
-            "losses": outputs["loss_alone"],
+            "losses": outputs["unregularized_loss"],
             "minimized": minimized.detach(),
             "loss": minimized.sum(),
         }
@@ -101,8 +101,8 @@ class Stacked(Task):
 
     @torch.no_grad()
     def split_by_member(self, outputs: Any, batch: Any) -> list[tuple[Any, Tensor]]:
-        traces, (_, target, target_at) = outputs["traces"], batch
-        targets = [target] * len(self.members) if target_at is None else target.unbind(target_at)
+        traces, (_, target, target_axis) = outputs["traces"], batch
+        targets = [target] * len(self.members) if target_axis is None else target.unbind(target_axis)
         reads = [_CachedTrace(trace) for trace in traces]
         shares: list[dict[str, Any]] = [
             {"traces": [_MemberTrace(read, position) for read in reads]} for position in range(len(self.members))
@@ -118,10 +118,10 @@ class Stacked(Task):
     def _step(
         self, batch: Any, statistics: Mapping[str, Sequence[str]] = MappingProxyType({})
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | SparseSpikes, list[Any]]:
-        values, target, target_at = batch
+        values, target, target_axis = batch
         inputs = self._encoded(values)
         traces = self.network(inputs, statistics=statistics)
-        return self._losses(traces[-1], target, target_at), self.penalize(traces), inputs, traces
+        return self._losses(traces[-1], target, target_axis), self.penalize(traces), inputs, traces
 
     def _encoded(self, values: Tensor) -> Tensor | SparseSpikes:
         """Encode a batch; each member has its own random numbers and encoder settings."""
@@ -136,7 +136,7 @@ class Stacked(Task):
             encoded.append(cast(Tensor, member.task.encode(column)))
         return torch.stack(encoded, 2)
 
-    def _losses(self, trace: Any, target: Tensor, target_at: int | None) -> Tensor:
+    def _losses(self, trace: Any, target: Tensor, target_axis: int | None) -> Tensor:
         """Return the loss of each member, ``[M]``."""
         steps = trace.num_steps
         numbers = self._numbers(steps, lambda member: member.task.loss.numbers(steps))
@@ -145,7 +145,7 @@ class Stacked(Task):
             return self.loss.compare(pooled(self.decoder, _member_view(trace, parts)), target, *numbers)
 
         parts = _statistics(trace, statistic_names(self.loss.reads))
-        return vmap(member_loss, (-2, target_at, *[0] * len(numbers)))(parts, target, *numbers)
+        return vmap(member_loss, (-2, target_axis, *[0] * len(numbers)))(parts, target, *numbers)
 
     def penalize(self, traces: Sequence[Any]) -> dict[str, Tensor]:
         """Return the penalties by name, each ``[M]``."""
@@ -172,12 +172,12 @@ class Stacked(Task):
 
     @torch.no_grad()
     def _measured(self, traces: list[Any], batch: Any, split: str) -> dict[str, metrics.State]:
-        _, target, target_at = batch
+        _, target, target_axis = batch
 
         def member_states(parts: list[Any], target: Tensor) -> dict[str, metrics.State]:
             return super(Stacked, self)._measured(parts, (target, target), split)
 
-        return self._over_members(member_states, traces, target, target_at)
+        return self._over_members(member_states, traces, target, target_axis)
 
     def _operations(self, traces: list[Any], inputs: Tensor | SparseSpikes) -> dict[str, metrics.State]:
         dense = inputs.dense() if isinstance(inputs, SparseSpikes) else inputs
@@ -204,7 +204,7 @@ class Stacked(Task):
 
     def _finite(self, losses: Tensor, traces: Sequence[Any]) -> list[bool]:
         """Fast check of each member for finite values; False may be a false alarm, if a sum overflows."""
-        logged = at_logged_step(self.trainer)
+        logged = is_logged_step(self.trainer)
         if losses.device.type != "cpu" and not logged:
             # reading would synchronize with the device
             return [True] * len(self.members)

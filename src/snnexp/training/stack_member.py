@@ -35,7 +35,7 @@ class Point:
         cfg: a checked config.
         overrides: command-line overrides, for the record.
         run: the run directory to resume; None for a new run.
-        keys: overrides of a resumed run, already applied to ``cfg``.
+        resume_overrides: overrides of a resumed run, already applied to ``cfg``.
         has_ended: it has ended and only keeps its slot, so that the numerical results of the others do not change.
         observers: additional observers.
     """
@@ -43,7 +43,7 @@ class Point:
     cfg: DictConfig
     overrides: list[str]
     run: Path | None = None
-    keys: Sequence[str] = ()
+    resume_overrides: Sequence[str] = ()
     has_ended: bool = False
     observers: Sequence[Observer] = ()
 
@@ -53,7 +53,7 @@ class Point:
             cfg = config.without_init_run(self.cfg) if self.has_ended else self.cfg
             start = Start.new(cfg, self.overrides, parent, keep_failed=not self.has_ended)
         else:
-            start = Start.resumed(self.run, self.keys)
+            start = Start.resumed(self.run, self.resume_overrides)
         start.extra_observers = self.observers
         return start
 

@@ -24,7 +24,7 @@ from snnexp.limits import out_of_memory_as_config_error
 from snnexp.record.checkpoint import Checkpoint
 from snnexp.record.environment import git, versions
 from snnexp.training import callbacks
-from snnexp.training.execute import Clock, drawing_s, execute, fit_and_test, succeed
+from snnexp.training.execute import Clock, drawing_s, execute, fit_and_test, record_success
 from snnexp.training.loggers import log_result
 from snnexp.training.members import AllEndedError, Bridge
 from snnexp.training.saving import SaveCheckpoints, run_concurrently
@@ -250,7 +250,7 @@ def _train_group(
     drawn = {stage: sum(drawing_s(member.observers)[stage] for member in running) for stage in ("fit", "test")}
     wall_s = clock.wall_s(saving.spent_s, drawn, len(running))
     measured = [(member, member.measured()) for member in members if not member.ended]
-    ends = [partial(succeed, member.start, member, values, wall_s, trainer) for member, values in measured]
+    ends = [partial(record_success, member.start, member, values, wall_s, trainer) for member, values in measured]
     for (member, values), error in zip(measured, run_concurrently(ends), strict=True):
         with member.ending_on_error():
             if error is not None:

@@ -85,17 +85,21 @@ class StackedDataset:
 
     def __getitem__(self, indices: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int | None]:
         """Return inputs, targets, and the member axis of the targets; None if all members share them."""
-        values_at, target_at = int(self.sequences), int(self.timed)
+        input_axis, target_axis = int(self.sequences), int(self.timed)
         if self.same and all(part == indices[0] for part in indices[1:]):
             values, target = self.samples[0][indices[0]]
-            return values.unsqueeze(values_at + 1), target, None
+            return values.unsqueeze(input_axis + 1), target, None
         if self.same:
             order = torch.tensor(indices).t()
             values, target = self.samples[0][order.flatten()]
-            return values.unflatten(values_at, order.shape), target.unflatten(target_at, order.shape), target_at + 1
+            return (
+                values.unflatten(input_axis, order.shape),
+                target.unflatten(target_axis, order.shape),
+                target_axis + 1,
+            )
         batches = [samples[part] for samples, part in zip(self.samples, indices, strict=True)]
         values, target = zip(*batches, strict=True)
-        return torch.stack(values, values_at + 1), torch.stack(target, target_at + 1), target_at + 1
+        return torch.stack(values, input_axis + 1), torch.stack(target, target_axis + 1), target_axis + 1
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

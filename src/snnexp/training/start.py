@@ -29,7 +29,7 @@ from snnexp.record.run import Run
 from snnexp.text import one_line
 from snnexp.training import contracts, loggers
 from snnexp.training.assembly import Parts, build
-from snnexp.training.initial import load_start
+from snnexp.training.initial import load_initial_weights
 from snnexp.training.members import Observer
 
 
@@ -112,7 +112,7 @@ class Start:
         """
         loggers.require(config.plain(self.cfg)["logger"].get("also", {}))
         self.parts = build(self.cfg, trainer)
-        limit, _ = limits_of(self.cfg)
+        limit, _ = batch_limits(self.cfg)
         contracts.require_batch_norm_samples(self.parts.network, self.parts.data, self.cfg.num_steps, limit)
         return self.parts
 
@@ -128,7 +128,7 @@ class Start:
         if not self.is_new and (checkpoint := self._find_checkpoint(observers)) is not None:
             self.resume_from(checkpoint)
         else:
-            load_start(config.get_init_from(self.cfg), self.parts.task)
+            load_initial_weights(config.get_init_from(self.cfg), self.parts.task)
 
     def find_checkpoint_at(self, observers: Sequence[Observer], step: int) -> Checkpoint | None:
         """Return the checkpoint of a step; None if there is no usable one."""
@@ -237,14 +237,14 @@ class Start:
         return self.run.published
 
 
-def build_started(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
+def build_with_initial_weights(cfg: DictConfig, trainer: Trainer | None = None) -> Parts:
     """:func:`snnexp.training.assembly.build`, with the weights named by ``init_from``.
 
     Raises:
         SnnexpError: as there, or the weights are missing or do not fit.
     """
     parts = build(cfg, trainer)
-    load_start(config.get_init_from(cfg), parts.task)
+    load_initial_weights(config.get_init_from(cfg), parts.task)
     return parts
 
 
@@ -259,11 +259,11 @@ def facts(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
         "device": f"{parts.trainer.world_size} x {name}",
         "threads": torch.get_num_threads(),
         "kernel": parts.kernel,
-        "input_spikes": parts.task.spikes_come_in,
+        "input_spikes": parts.task.inputs_are_spikes,
         "inputs": "dense" if parts.task.encode is parts.encoder else "events",
         "decoder": None if parts.decoder is None else parts.decoder.display_name,
         "higher_is_better": {name: measure.higher_is_better for name, measure in parts.task.measures.items()},
-        "samples": parts.data.counts(*limits_of(cfg), parts.trainer.world_size),
+        "samples": parts.data.counts(*batch_limits(cfg), parts.trainer.world_size),
         **label_names(parts.data.description),
         "wall_s": {},
         "samples_per_s": None,
@@ -276,7 +276,7 @@ def label_names(description: Description) -> dict[str, list[str]]:
     return {what: [*each] for what, each in names.items() if each is not None}
 
 
-def limits_of(cfg: DictConfig) -> tuple[int | None, int | None]:
+def batch_limits(cfg: DictConfig) -> tuple[int | None, int | None]:
     """Return the limits of training and test batches."""
     return cfg.trainer.get("limit_batches"), cfg.trainer.get("limit_test_batches")
 

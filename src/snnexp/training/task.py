@@ -28,7 +28,7 @@ class Task(LightningModule):
     Args:
         network: returns the traces of an encoded batch.
         encode: encodes values as currents or spikes.
-        spikes_come_in: True if the inputs are spikes, which cost synaptic operations.
+        inputs_are_spikes: True if the inputs are spikes, which cost synaptic operations.
         loss: the loss to minimize.
         measures: reported metrics by name.
         optimizer: an :class:`~snnexp.optimizers.OptimizerFactory`.
@@ -41,7 +41,7 @@ class Task(LightningModule):
         self,
         network: Network,
         encode: Callable[[Tensor], Tensor | SparseSpikes],
-        spikes_come_in: bool,
+        inputs_are_spikes: bool,
         loss: Loss,
         measures: Mapping[str, metrics.Measure],
         optimizer: Callable[..., Any],
@@ -52,7 +52,7 @@ class Task(LightningModule):
         super().__init__()
         self.network = network
         self.encode = encode
-        self.spikes_come_in = spikes_come_in
+        self.inputs_are_spikes = inputs_are_spikes
         self.loss = loss
         self.measures = measures
         self.optimizer = optimizer
@@ -102,7 +102,7 @@ class Task(LightningModule):
             measured = self._measured(traces, batch, "train")
             self._log_step(loss, penalties, {name: self.means.compute(name, each) for name, each in measured.items()})
         minimized = sum(penalties.values(), loss)
-        return {"loss": minimized, "loss_alone": loss.detach(), "samples": samples, "traces": traces}
+        return {"loss": minimized, "unregularized_loss": loss.detach(), "samples": samples, "traces": traces}
 
     def _accumulated(self, step: Any, accumulation: Accumulation) -> dict[str, Any]:
         """:meth:`training_step` over several batches; the returned traces are those of the last."""
@@ -120,10 +120,10 @@ class Task(LightningModule):
             # Lightning runs the backward pass of the last batch
             if index + 1 < len(batches):
                 minimized.backward()  # type: ignore[no-untyped-call]
-        loss, samples = totals.pop(""), step[0].shape[accumulation.values_at]
+        loss, samples = totals.pop(""), step[0].shape[accumulation.input_axis]
         if self._is_logged():
             self._log_step(loss, totals, measured.take())
-        return {"loss": minimized, "loss_alone": loss, "samples": samples, "traces": traces}
+        return {"loss": minimized, "unregularized_loss": loss, "samples": samples, "traces": traces}
 
     def _is_logged(self) -> bool:
         """Return True if the current step is logged."""
@@ -156,7 +156,7 @@ class Task(LightningModule):
     def split_by_member(self, outputs: Any, batch: Any) -> Sequence[tuple[Any, Tensor]]:
         """Return the outputs of a step and the targets for each member."""
         if "loss" in outputs:
-            outputs = {**outputs, "minimized": outputs["loss"], "loss": outputs["loss_alone"]}
+            outputs = {**outputs, "minimized": outputs["loss"], "loss": outputs["unregularized_loss"]}
         return [(outputs, batch[1])]
 
     def configure_optimizers(self) -> Any:
@@ -254,7 +254,7 @@ class Task(LightningModule):
         """Return ``test/synops`` in total and per receiving layer, without layers whose synapses are unknown."""
         arriving = {f"test/synops/{name}": torch.zeros((), device=self.device) for name in self.network.neurons()}
         unknown: set[str] = set()
-        for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.spikes_come_in else None):
+        for layer, spikes, synapse in self.network.deliveries(traces, inputs if self.inputs_are_spikes else None):
             name = f"test/synops/{layer}"
             if synapse is None:
                 unknown.add(name)
