@@ -71,12 +71,12 @@ class TestSnapshot:
         assert np.array_equal(found["images"], x)
 
     def test_records_a_subset_of_a_large_layer(self) -> None:
-        size = 3 * probe.NEURONS
+        size = 3 * probe.MAX_NEURONS
         parts = build(compose([*REGRESSION, f"network.hidden=[{size}]"]))
         batch = parts.data.test[[0]]
         found = probe.snapshot(parts.task, batch, None)
         neurons = found["neurons/hidden1"]
-        assert len(neurons) == probe.NEURONS
+        assert len(neurons) == probe.MAX_NEURONS
         assert neurons[0] == 0
         assert neurons[-1] == size - 1
         assert found["size/hidden1"] == size
@@ -84,7 +84,7 @@ class TestSnapshot:
         assert np.array_equal(found["spikes/hidden1"], trace.spikes[:, 0, neurons].bool().numpy())
 
     def test_records_the_first_of_many_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(probe, "STEPS", 5)
+        monkeypatch.setattr(probe, "MAX_STEPS", 5)
         parts = build(compose(REGRESSION))
         found = probe.snapshot(parts.task, parts.data.test[[0]], None)
         assert [len(found[name]) for name in ("membrane", "spikes/hidden1", "trajectory", "target")] == [5] * 4
@@ -267,7 +267,7 @@ class TestRuns:
         self, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # 8 steps of 12 + 10 neurons
-        monkeypatch.setattr(probe, "STATES", 3 * 8 * 22)
+        monkeypatch.setattr(probe, "MAX_STATES", 3 * 8 * 22)
         folder = run(compose(["experiment=mnist_rleaky_count", *MNIST])).path
         assert len(Run(folder).arrays("last")["label"]) == 3
 

@@ -154,8 +154,8 @@ def execute(
                     on_created(start.run.path)
                 raise
             if start.is_finished:
-                shown = terminal.format_path(start.run.path)
-                terminal.console().print(f"run {shown}  {start.finished_message}, nothing is left to do")
+                run_path = terminal.format_path(start.run.path)
+                terminal.console().print(f"run {run_path}  {start.finished_message}, nothing is left to do")
                 return Record(start.run.path, "finished", start.previous_record.get("metrics", {}))
             with _record_failures(start), out_of_memory_as_config_error(), signals.reraising_interrupts():
                 start.begin()
@@ -190,7 +190,7 @@ def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Recor
 
 
 def _prepare(start: Start, signals: Signals, others: Sequence[Callback]) -> None:
-    """Prepare everything before the first step that does not write to the disk."""
+    """Do all preparation that writes nothing to the disk."""
     threads.use(start.threads)
     parts = start.build()
     trainer, logger = parts.trainer, start.cfg.logger
@@ -295,9 +295,9 @@ def _train_and_test(start: Start, clock: Clock) -> dict[str, float]:
 
 def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, checkpoint: Checkpoint | None) -> None:
     device, count, processes = parts.trainer.strategy.root_device, torch.get_num_threads(), parts.trainer.world_size
-    computing = f"{count} thread{'s' if count > 1 else ''}"
-    computing = f"{processes} processes of {computing}" if processes > 1 else computing
-    screen.print(f"{cfg.name}  seed {cfg.seed}  on {device}, {computing}")
+    resources = f"{count} thread{'s' if count > 1 else ''}"
+    resources = f"{processes} processes of {resources}" if processes > 1 else resources
+    screen.print(f"{cfg.name}  seed {cfg.seed}  on {device}, {resources}")
     screen.print(f"run {terminal.format_path(path)}")
     if checkpoint is not None:
         screen.print(f"resumed from {checkpoint.path.name}, step {checkpoint.step}")

@@ -53,13 +53,13 @@ from snnexp.training.observers import EvaluationCounts, display_name
 from snnexp.training.task import Task
 
 LOG = logging.getLogger(__name__)
-SAMPLES, IMAGES, TRAJECTORIES = 64, 27, 4
+MAX_SAMPLES, MAX_IMAGES, MAX_TRAJECTORIES = 64, 27, 4
 """Maximum batch size, and how many of its samples are shown."""
-NEURONS, STEPS = 400, 1000
+MAX_NEURONS, MAX_STEPS = 400, 1000
 """Maximum numbers shown of a sample."""
-STATES = 2**24
+MAX_STATES = 2**24
 """Maximum of steps times samples times neurons: unlike training, a snapshot stores all of them for the gradient."""
-IMAGE_BYTES = 2**22
+MAX_IMAGE_BYTES = 2**22
 
 
 def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) -> dict[str, Any]:
@@ -80,30 +80,30 @@ def snapshot(task: Task, batch: tuple[Tensor, Tensor], decoder: Decoder | None) 
     arrays |= _connections(task, inputs) | _gradients(task, loss, currents)
     for (name, neuron), trace in zip(neurons.items(), traces, strict=True):
         count = trace.membrane[0, 0].numel()
-        chosen = torch.linspace(0, count - 1, min(count, NEURONS), device=values.device).round().long()
+        chosen = torch.linspace(0, count - 1, min(count, MAX_NEURONS), device=values.device).round().long()
         arrays[f"neurons/{name}"], arrays[f"size/{name}"] = chosen, count
         if neuron.spikes:
-            arrays[f"spikes/{name}"] = trace.spikes[:STEPS, 0].flatten(1)[:, chosen].bool()
+            arrays[f"spikes/{name}"] = trace.spikes[:MAX_STEPS, 0].flatten(1)[:, chosen].bool()
         for parameter in neuron.parameter_names:
             arrays[f"parameter/{name}/{parameter}"] = getattr(neuron, parameter).flatten()
         if (step := getattr(neuron, "dt", None)) is not None:
             arrays["dt"] = step * neuron.time_unit_s
-    arrays["membrane"] = traces[-1].membrane[:STEPS, 0].flatten(1)[:, chosen]
+    arrays["membrane"] = traces[-1].membrane[:MAX_STEPS, 0].flatten(1)[:, chosen]
     for threshold in ("threshold", "v_th"):
         if hasattr(neuron, threshold):
             arrays["threshold"] = getattr(neuron, threshold).expand(neuron.features).flatten()[chosen]
     if decoder is None:
-        shown = traces[-1].membrane[:STEPS, :TRAJECTORIES]
+        shown = traces[-1].membrane[:MAX_STEPS, :MAX_TRAJECTORIES]
         arrays["trajectory"] = shown.flatten(2)[..., 0]
         # a target without time applies to all steps
-        trajectory = target.expand_as(traces[-1].membrane)[:STEPS, :TRAJECTORIES]
+        trajectory = target.expand_as(traces[-1].membrane)[:MAX_STEPS, :MAX_TRAJECTORIES]
         arrays["target"] = trajectory.flatten(2)[..., 0]
     elif target.ndim == 1:
         arrays["label"], arrays["predicted"] = target, decoder(traces[-1])
         arrays |= {"population": population} if (population := decoder.neurons(1)) > 1 else {}
         # sequences are not images
         if values.ndim < len(inputs.shape):
-            arrays["images"] = values[: min(IMAGES, IMAGE_BYTES // values[0].nbytes)]
+            arrays["images"] = values[: min(MAX_IMAGES, MAX_IMAGE_BYTES // values[0].nbytes)]
     return {name: _array(value) if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
@@ -265,7 +265,7 @@ class Probe(Observer):
 def _first_batch(trainer: Trainer, task: Task, data: DataModule) -> tuple[Tensor, Tensor]:
     samples = data.test if data.val is None else data.val
     states = task.network.num_steps * sum(math.prod(neuron.features) for neuron in task.network.neurons().values())
-    size = max(1, min(SAMPLES, data.batch_size // trainer.world_size, len(samples), STATES // states))
+    size = max(1, min(MAX_SAMPLES, data.batch_size // trainer.world_size, len(samples), MAX_STATES // states))
     batch: tuple[Tensor, Tensor] = samples[list(range(size))]
     return batch
 

@@ -62,20 +62,20 @@ class Stacked(Task):
         self.members = members
         encoders = [member.start.cfg.encoder for member in members]
         self.encoders_agree = all(encoder == encoders[0] for encoder in encoders)
-        self.place: tuple[Any, ...] = ()
+        self.batch_position: tuple[Any, ...] = ()
         """Position of the current batch, for seeding."""
         self.numbers: dict[Any, list[Tensor]] = {}
-        self.parts: list[OptimizerGroup] = []
+        self.optimizer_groups: list[OptimizerGroup] = []
         for position, member in enumerate(members):
             member.position = position
             if not member.ended:
                 _alias_weights(network, member.parts.network, position)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.place = ("train", self.trainer.current_epoch, batch_idx, 0)
+        self.batch_position = ("train", self.trainer.current_epoch, batch_idx, 0)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.place = ("evaluate", batch_idx, 0)
+        self.batch_position = ("evaluate", batch_idx, 0)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -132,7 +132,7 @@ class Stacked(Task):
         shape = [*values.shape[:axis], len(self.members), *values.shape[axis + 1 :]]
         encoded = []
         for member, column in zip(self.members, values.expand(shape).unbind(axis), strict=True):
-            torch.manual_seed(fold(member.start.cfg.seed, *self.place))
+            torch.manual_seed(fold(member.start.cfg.seed, *self.batch_position))
             encoded.append(cast(Tensor, member.task.encode(column)))
         return torch.stack(encoded, 2)
 
@@ -213,7 +213,7 @@ class Stacked(Task):
             for trace in traces:
                 for part in trace.state:
                     sums += part.sum(-1).sum(0)
-            for group in self.parts:
+            for group in self.optimizer_groups:
                 for tensor in group.tensors():
                     sums[group.where] += tensor.flatten(1).sum(1)
         return cast(list[bool], torch.isfinite(sums).tolist())
@@ -222,17 +222,17 @@ class Stacked(Task):
         """Make one optimizer, with parameter groups of weight views for each set of members with equal settings."""
         weights, lengths = [*self.network.parameters()], self.lengths()
         equal = itertools.groupby(self.members, key=lambda member: update_settings(member.start.cfg))
-        self.parts = [OptimizerGroup([*members], weights, lengths) for _, members in equal]
-        groups = Parameters.from_groups(group for part in self.parts for group in part.groups)
+        self.optimizer_groups = [OptimizerGroup([*members], weights, lengths) for _, members in equal]
+        groups = Parameters.from_groups(entry for group in self.optimizer_groups for entry in group.groups)
         configuration = self.scheduled(build_optimizer(self.optimizer, groups, lengths[0]), *lengths)
         at = 0
-        for part in self.parts:
-            at = part.take_place(configuration, at)
-            part.require_own_settings()
-            for member in part.members:
-                member.optimizer_group = part
+        for group in self.optimizer_groups:
+            at = group.take_place(configuration, at)
+            group.require_own_settings()
+            for member in group.members:
+                member.optimizer_group = group
         if any(member.is_training and member.start.checkpoint is not None for member in self.members):
-            load_states(configuration, [part.loaded_state() for part in self.parts])
+            load_states(configuration, [group.loaded_state() for group in self.optimizer_groups])
         return configuration
 
     def configure_gradient_clipping(
@@ -249,13 +249,13 @@ class Stacked(Task):
             each.mul_(factors.view(-1, *[1] * (each.ndim - 1)))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        for part in self.parts:
-            part.take_gradients()
+        for group in self.optimizer_groups:
+            group.take_gradients()
 
     def optimizer_step(self, *arguments: Any) -> None:
         super().optimizer_step(*arguments)
         # free the memory before the next forward pass
-        for weight in itertools.chain(self.network.parameters(), *(part.views for part in self.parts)):
+        for weight in itertools.chain(self.network.parameters(), *(group.views for group in self.optimizer_groups)):
             weight.grad = None
 
     def optimizer_zero_grad(self, *arguments: Any) -> None:

@@ -191,14 +191,14 @@ def _group_by_position(members: Sequence[StackMember]) -> list[list[StackMember]
 
     A member that stopped early, and is only tested, joins the first group with its number of threads.
     """
-    places: dict[tuple[tuple[int, int], int], list[StackMember]] = {}
+    groups: dict[tuple[tuple[int, int], int], list[StackMember]] = {}
     for member in sorted(members, key=lambda member: not member.is_training):
         if not member.ended:
             checkpoint, threads = member.start.checkpoint, member.start.threads
-            at = (0, 0) if checkpoint is None else checkpoint.position
-            others = (place for place in places if place[1] == threads and not member.is_training)
-            places.setdefault(next(others, (at, threads)), []).append(member)
-    return list(places.values())
+            position = (0, 0) if checkpoint is None else checkpoint.position
+            others = (key for key in groups if key[1] == threads and not member.is_training)
+            groups.setdefault(next(others, (position, threads)), []).append(member)
+    return list(groups.values())
 
 
 def _train_group(
