@@ -124,18 +124,18 @@ class TestDivergence:
 
 class TestActivityMonitor:
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             (["neuron.v_th=1e6"], "hidden1 is dead after step 1: none of its neurons fires"),
             (["neuron.v_th=-1e6"], "hidden2 is saturated after step 1: all of its neurons fire in every step"),
         ],
     )
-    def test_warns_once_per_layer(self, change: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_warns_once_per_layer(self, change: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
         record = train(*LIF, *change, "trainer.max_epochs=4")
         lines = capfd.readouterr().err.splitlines()
-        assert lines.count(f"snnexp: {told}") == 1
+        assert lines.count(f"snnexp: {message}") == 1
         assert len(lines) == len(set(lines)) == 2, "one line per layer"
-        assert told in (record.path / "train.log").read_text()
+        assert message in (record.path / "train.log").read_text()
 
     def test_warns_in_a_run_without_logged_steps(self, capfd: pytest.CaptureFixture[str]) -> None:
         train(*LIF, "neuron.v_th=1e6", "trainer.max_epochs=2", "trainer.log_every_n_steps=100")
@@ -170,8 +170,8 @@ class TestProjection:
         observer.on_train_epoch_end(None, member)
         step(-30, 100, 5000, 0, 50)
         observer.on_train_epoch_end(None, member)
-        (told,) = caplog.messages
-        assert told.endswith(": hidden2.tau_mem_inv")
+        (message,) = caplog.messages
+        assert message.endswith(": hidden2.tau_mem_inv")
 
     def test_parameters_stay_in_their_domain(self, capfd: pytest.CaptureFixture[str]) -> None:
         record = train(*LIF, "optimizer.lr=400", "trainer.max_epochs=6")
@@ -179,9 +179,9 @@ class TestProjection:
         taus = torch.cat([value for name, value in state.items() if name.endswith("hidden1.neuron.tau_mem_inv")])
         assert taus.shape == (6,)
         assert ((taus > 0) & (taus <= 1000)).all()
-        told = "learned parameters left their domain and are projected back after each step: hidden2.tau_mem_inv"
-        assert (record.path / "train.log").read_text().count(told) == 1
-        assert capfd.readouterr().err.splitlines().count(f"snnexp: {told}") == 1
+        message = "learned parameters left their domain and are projected back after each step: hidden2.tau_mem_inv"
+        assert (record.path / "train.log").read_text().count(message) == 1
+        assert capfd.readouterr().err.splitlines().count(f"snnexp: {message}") == 1
 
 
 class TestCheckpoints:
@@ -312,11 +312,11 @@ class TestSignals:
     ) -> None:
         whole = train("trainer.max_epochs=3")
 
-        def told(self: Task) -> None:
+        def interrupt(self: Task) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Task, hook, told, raising=False)
+            patch.setattr(Task, hook, interrupt, raising=False)
             with pytest.raises(InterruptedRunError) as caught:
                 train("trainer.max_epochs=3")
         assert caught.value.exit_code == 143
@@ -337,12 +337,12 @@ class TestSignals:
         whole = run(compose(words))
         batches = OrderedBatches.__iter__
 
-        def told(self: OrderedBatches) -> Iterator[list[int]]:
+        def interrupt(self: OrderedBatches) -> Iterator[list[int]]:
             os.kill(os.getpid(), signal.SIGTERM)
             return batches(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(OrderedBatches, "__iter__", told)
+            patch.setattr(OrderedBatches, "__iter__", interrupt)
             with pytest.raises(InterruptedRunError):
                 run(compose(words))
         (path,) = (path for path in whole.path.parent.iterdir() if path != whole.path)
@@ -354,11 +354,11 @@ class TestSignals:
         with Signals() as signals:
             forked = get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
             forked.start()
-            told = get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
-            told.start()
-            told.terminate()
-            told.join(10)
-            assert told.exitcode == -signal.SIGTERM
+            terminated = get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+            terminated.start()
+            terminated.terminate()
+            terminated.join(10)
+            assert terminated.exitcode == -signal.SIGTERM
             assert signals.received is None
         assert forked.is_alive()
         forked.kill()

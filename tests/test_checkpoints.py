@@ -52,12 +52,12 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def find(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Checkpoint | None]:
     """Find the checkpoint to resume from, with the arguments that ``resume`` passes for this run."""
-    asked: list[Any] = []
+    captured: list[Any] = []
     original = checkpoints.find
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "find", lambda *arguments: asked.extend(arguments) or original(*arguments))
+        patch.setattr(checkpoints, "find", lambda *arguments: captured.extend(arguments) or original(*arguments))
         resume(copied)
-    return lambda: original(Run(copied), *asked[1:])
+    return lambda: original(Run(copied), *captured[1:])
 
 
 def load(path: Path) -> dict[str, Any]:

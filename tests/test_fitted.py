@@ -172,7 +172,7 @@ class TestSplits:
         found = [sentence.partition(": ") for sentence in caught.value.args]
         assert {key for key, _, _ in found} == {f"data.{word.partition('=')[0]}" for word in words}
         scaled = "inputs are scaled as those that the run was trained with; train a run with another"
-        assert all(told == scaled or told.endswith("keep it, or measure other data") for _, _, told in found)
+        assert all(reason == scaled or reason.endswith("keep it, or measure other data") for _, _, reason in found)
 
     def test_training_samples_are_not_tested(self) -> None:
         np.savez("ids.npz", **np.load("own.npz"), subject=np.arange(40) // 4)
@@ -231,7 +231,7 @@ class TestNames:
         self.table("own.csv", ["width", "height", "kind"], "ab")
         words = [word for word in PLAIN if not word.startswith(("data=", "data.path"))]
         path = run(compose(["data=csv", "data.path=own.csv", "data.target=kind", *words])).path
-        for name, header, classes, told in (
+        for name, header, classes, message in (
             ("other.csv", ["width", "height", "kind"], "bc", r"^data: the classes are b, c, .* trained with a, b"),
             (
                 "turned.csv",
@@ -241,7 +241,7 @@ class TestNames:
             ),
         ):
             self.table(name, header, classes)
-            with pytest.raises(ConfigError, match=told):
+            with pytest.raises(ConfigError, match=message):
                 evaluate(path, overrides=[f"data.path={name}"])
         self.table("same.csv", ["width", "height", "kind"], "ba")
         assert "test/accuracy" in evaluate(path, overrides=["data.path=same.csv"])

@@ -101,8 +101,8 @@ class TestTracker:
         record = run(compose(tracked(f"fails: {fails}")))
         assert record.status == "finished"
         log = (record.path / "train.log").read_text()
-        (told,) = [line for line in log.splitlines() if "logger.also.mine failed and is left out: " in line]
-        assert "OSError: the server is gone" in told
+        (message,) = [line for line in log.splitlines() if "logger.also.mine failed and is left out: " in line]
+        assert "OSError: the server is gone" in message
 
     def test_is_notified_that_a_run_failed(self, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         def diverge(*_: Any) -> None:

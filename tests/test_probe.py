@@ -89,8 +89,8 @@ class TestSnapshot:
         found = probe.snapshot(parts.task, parts.data.test[[0]], None)
         assert [len(found[name]) for name in ("membrane", "spikes/hidden1", "trajectory", "target")] == [5] * 4
         assert found["num_steps"] == len(found["gradient/hidden1"]) == 8
-        told = [picture.caption for draw in snapshots.drawing_functions({"now": found}, {}) if (picture := draw())]
-        assert sum("The first 5 of 8 steps." in caption for caption in told) == 3
+        captions = [picture.caption for draw in snapshots.drawing_functions({"now": found}, {}) if (picture := draw())]
+        assert sum("The first 5 of 8 steps." in caption for caption in captions) == 3
 
     def test_gradient_of_a_leaky_membrane(self) -> None:
         """U[t] = sum_s beta^(t-s) I[s], L = mean (U - y)^2: dL/dI[s] = sum_(t>=s) 2 (U[t] - y[t]) beta^(t-s) / n."""
@@ -243,11 +243,11 @@ class TestRuns:
         record = run(compose([*REGRESSION, *ALWAYS]))
         assert record.status == Run(record.path).read()["status"] == "finished"
         assert Run(record.path).read()["metrics"] == record.metrics
-        told = [
+        warnings = [
             line for line in capfd.readouterr().err.splitlines() if line.startswith("snnexp: no figures after step")
         ]
-        assert len(told) >= 3
-        assert all(type(error).__name__ in line for line in told)
+        assert len(warnings) >= 3
+        assert all(type(error).__name__ in line for line in warnings)
 
     def test_an_interruption_during_a_failing_figure_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: Any) -> None:

@@ -66,8 +66,8 @@ def test_a_notebook_trains_on_several_processes(tmp_path: Path, alone: pytest.Mo
 def test_a_point_trains_on_several_processes(tmp_path: Path, alone: pytest.MonkeyPatch, search: bool) -> None:
     """Also if the sweep itself is one of several processes."""
     study = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.metric=test/l1"]
-    asked = [*study, "optimizer.lr=tag(log,interval(1e-4,1e-3))"] if search else ["seed=3"]
-    words = [*TINY, "hydra.launcher.workers=1", *asked]
+    more = [*study, "optimizer.lr=tag(log,interval(1e-4,1e-3))"] if search else ["seed=3"]
+    words = [*TINY, "hydra.launcher.workers=1", *more]
     done = snnexp("train", "-m", *words, cwd=tmp_path, **TORCHRUN)
     assert "Traceback" not in done.stderr
     found = record(only_run(tmp_path, "outputs/sweeps/*/*/runs/*/run.json"))
@@ -97,9 +97,9 @@ def test_tasks_of_a_slurm_step_train_and_resume_one_run(tmp_path: Path, alone: p
 
 @pytest.mark.slow
 def test_a_wrong_number_of_processes_is_reported_once(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
-    (first, told), other = run_by_srun(tmp_path, "train", *TINY, "trainer.devices=4")
+    (first, stderr), other = run_by_srun(tmp_path, "train", *TINY, "trainer.devices=4")
     assert (first, other) == (2, (2, ""))
-    assert told.startswith("snnexp: trainer.devices: got 4, ")
+    assert stderr.startswith("snnexp: trainer.devices: got 4, ")
     assert not (tmp_path / "outputs").exists()
 
 
@@ -126,7 +126,7 @@ def test_rank_and_world_size_come_from_the_launcher(alone: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("told", "shared", "shows"),
+    ("variables", "shared", "shows"),
     [
         ({"LOCAL_RANK": "1"}, True, True),
         ({**TORCHRUN, "RANK": "0"}, True, True),
@@ -137,9 +137,9 @@ def test_rank_and_world_size_come_from_the_launcher(alone: pytest.MonkeyPatch) -
     ],
 )
 def test_only_rank_0_shows_the_config(
-    told: dict[str, str], shared: bool, shows: bool, alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    variables: dict[str, str], shared: bool, shows: bool, alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in told.items():
+    for name, value in variables.items():
         alone.setenv(name, value)
     alone.setattr(sys.stdout, "isatty", lambda: True)
     train.check([*TINY, *([] if shared else ["trainer=cpu"])])
@@ -189,15 +189,15 @@ def test_a_task_that_ends_stops_the_run_with_a_message(tmp_path: Path, alone: py
     alone.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
     words = ["--config-dir", str(parts / "conf"), "data=trouble", "data.kind=broken", "network.hidden=[4]"]
     words += ["num_steps=2", "trainer=ddp", "trainer.accelerator=cpu", "logger=jsonl"]
-    (first, told), (other, why) = run_by_srun(tmp_path, "train", *words)
+    (first, stderr), (other, why) = run_by_srun(tmp_path, "train", *words)
     assert (first, other) == (1, 8)
-    assert told.splitlines()[-1] == "snnexp: another process of the run has ended, and the run with it"
+    assert stderr.splitlines()[-1] == "snnexp: another process of the run has ended, and the run with it"
     assert "KeyError" in why.splitlines()[-1]
     assert record(only_run(tmp_path))["status"] == "failed"
 
 
 @pytest.mark.parametrize(
-    "told",
+    "variables",
     [
         {"SLURM_STEP_NUM_TASKS": ""},
         {"SLURM_STEP_NUM_TASKS": "2"},
@@ -205,8 +205,8 @@ def test_a_task_that_ends_stops_the_run_with_a_message(tmp_path: Path, alone: py
         {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "1"},
     ],
 )
-def test_invalid_launcher_variables_are_ignored(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
-    for name, value in told.items():
+def test_invalid_launcher_variables_are_ignored(variables: dict[str, str], alone: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
         alone.setenv(name, value)
     place = processes.ProcessEnvironment.from_variables(3)
     assert (place.processes, place.rank, place.external) == (3, 0, False)

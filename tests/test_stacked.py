@@ -50,15 +50,15 @@ def member(*overrides: str) -> Point:
 
 
 def train(members: Sequence[Point], folder: Path) -> Ends:
-    begun: dict[int, Path] = {}
+    created: dict[int, Path] = {}
     ends: Ends = {}
 
     def ended(index: int, outcome: Outcome) -> None:
         assert index not in ends, "each outcome is reported once"
         ends[index] = outcome
 
-    stacked.train(members, folder, begun.__setitem__, ended)
-    assert begun.items() <= {index: outcome.run for index, outcome in ends.items()}.items()
+    stacked.train(members, folder, created.__setitem__, ended)
+    assert created.items() <= {index: outcome.run for index, outcome in ends.items()}.items()
     assert ends.keys() == set(range(len(members)))
     return ends
 
@@ -265,13 +265,13 @@ class TestInterruption:
         steps = iter(range(100))
         step = Stacked.training_step
 
-        def told(self: Stacked, *arguments: Any) -> Any:
+        def interrupt(self: Stacked, *arguments: Any) -> Any:
             if next(steps) == 5:
                 signal.raise_signal(signal.SIGTERM)
             return step(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Stacked, "training_step", told)
+            patch.setattr(Stacked, "training_step", interrupt)
             with pytest.raises(InterruptedRunError):
                 stacked.train(self.members(), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
         return ends
@@ -309,12 +309,12 @@ class TestInterruption:
     def test_a_stack_stopped_before_its_first_step_resumes_bit_identical(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def told(self: Stacked) -> None:
+        def interrupt(self: Stacked) -> None:
             signal.raise_signal(signal.SIGTERM)
 
         ends: Ends = {}
         with monkeypatch.context() as patch:
-            patch.setattr(Stacked, "on_train_epoch_start", told)
+            patch.setattr(Stacked, "on_train_epoch_start", interrupt)
             with pytest.raises(InterruptedRunError):
                 stacked.train(self.members(), tmp_path / "stack", lambda index, path: None, ends.__setitem__)
         assert checkpoint(ends[0].run)["global_step"] == 0
@@ -391,13 +391,13 @@ class TestSlots:
         ends: Ends = {}
         train_step = Stacked.training_step
 
-        def told(self: Stacked, batch: Any, index: int) -> Any:
+        def interrupt(self: Stacked, batch: Any, index: int) -> Any:
             if self.trainer.global_step == step - 1:
                 signal.raise_signal(signal.SIGTERM)
             return train_step(self, batch, index)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Stacked, "training_step", told)
+            patch.setattr(Stacked, "training_step", interrupt)
             with pytest.raises(InterruptedRunError):
                 stacked.train(points, folder, lambda index, path: None, ends.__setitem__)
         return ends
@@ -460,12 +460,12 @@ class TestSlots:
 
     def test_a_finished_member_is_reported_as_finished(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A signal arrives while the first outcomes are written."""
-        update, told = Run.update, []
+        update, interrupted = Run.update, []
 
         def and_a_signal(self: Run, **changes: Any) -> Any:
             record = update(self, **changes)
-            if changes.get("status") == "finished" and not told:
-                told.append(self)
+            if changes.get("status") == "finished" and not interrupted:
+                interrupted.append(self)
                 os.kill(os.getpid(), signal.SIGTERM)
             return record
 
@@ -515,15 +515,15 @@ class TestSlots:
         class KilledError(Exception):
             pass
 
-        begun: dict[int, Path] = {}
+        created: dict[int, Path] = {}
         with monkeypatch.context() as patch:
             patch.setattr(MemberCheckpoints, "write", killed)
             # sequentially
             patch.setattr(saving, "THREADS", 1)
             with pytest.raises(KilledError):
-                stacked.train(parallel(*members), tmp_path / "stack", begun.__setitem__, lambda index, end: None)
+                stacked.train(parallel(*members), tmp_path / "stack", created.__setitem__, lambda index, end: None)
         again = parallel(*members)
-        for index, path in begun.items():
+        for index, path in created.items():
             again[index].run = path
         ends = train(again, tmp_path / "stack")
         assert {step for end in ends.values() for step in Run(end.run or Path()).read()["resumed_at_step"]} == {7}

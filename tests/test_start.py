@@ -80,8 +80,8 @@ def test_a_point_without_data_has_a_directory_with_the_reason(tmp_path: Path) ->
         return done.stdout + done.stderr
 
     late = ("train", *TINY, "data._target_=faults.late_data", "+data.file=there")
-    told = command(*late, "-m", "seed=0,1", code=7)
-    assert told.count("failed  there: no such file") == 4, "when it ends, and in the table"
+    output = command(*late, "-m", "seed=0,1", code=7)
+    assert output.count("failed  there: no such file") == 4, "when it ends, and in the table"
     assert [point["exit_code"] for point in points(tmp_path)] == [4, 4]
     found = [home(tmp_path) / point["run"] for point in points(tmp_path)]
     for run, seed in zip(found, (0, 1), strict=True):
@@ -104,9 +104,9 @@ def test_a_member_without_data_has_one_too(tmp_path: Path, tiny_mnist: Path) -> 
     words = ["experiment=mnist_leaky", "network.hidden=[4]", "data.batch_size=8", "logger=jsonl", "trainer=cpu"]
     roots = ["nowhere", str(tiny_mnist), str(tiny_mnist)]
     cfgs = [compose([*words, f"seed={seed}", f"data.root={root}"]) for seed, root in enumerate(roots)]
-    begun: dict[int, Path] = {}
+    created: dict[int, Path] = {}
     ends: dict[int, stacked.Outcome] = {}
-    stacked.train([stacked.Point(cfg, []) for cfg in cfgs], tmp_path, begun.__setitem__, ends.__setitem__)
+    stacked.train([stacked.Point(cfg, []) for cfg in cfgs], tmp_path, created.__setitem__, ends.__setitem__)
     assert [ends[index].status for index in range(3)] == ["failed", "finished", "finished"]
     run = ends[0].run
     assert run is not None
@@ -118,7 +118,7 @@ def test_a_member_without_data_has_one_too(tmp_path: Path, tiny_mnist: Path) -> 
 def test_a_member_locked_by_another_process_is_not_changed(tmp_path: Path) -> None:
     cfgs = [compose([*TINY, f"seed={seed}"]) for seed in range(2)]
     ends: dict[int, stacked.Outcome] = {}
-    stacked.train([stacked.Point(cfg, []) for cfg in cfgs], tmp_path, lambda *begun: None, ends.__setitem__)
+    stacked.train([stacked.Point(cfg, []) for cfg in cfgs], tmp_path, lambda *created: None, ends.__setitem__)
     first, second = ends[0].run, ends[1].run
     assert first is not None
     assert second is not None
@@ -133,7 +133,7 @@ def test_a_member_locked_by_another_process_is_not_changed(tmp_path: Path) -> No
             stacked.Point(cfg, [], run, ["trainer.max_epochs=4"])
             for cfg, run in zip(longer, (first, second), strict=True)
         ]
-        stacked.train(members, tmp_path, lambda *begun: None, ends.__setitem__)
+        stacked.train(members, tmp_path, lambda *created: None, ends.__setitem__)
         assert (ends[0].status, ends[0].exit_code) == ("failed", 6)
         assert ends[1].status == "finished"
         assert (first / "run.json").read_bytes() == before

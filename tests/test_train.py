@@ -76,7 +76,7 @@ def test_a_config_is_composed_and_checked_once(
     monkeypatch: pytest.MonkeyPatch, words: list[str], compositions: int, checks: int
 ) -> None:
     # it would compose the recipe again, to compare the result with published numbers
-    monkeypatch.setattr("snnexp.training.execute.execute", lambda start, begun: None)
+    monkeypatch.setattr("snnexp.training.execute.execute", lambda start, on_created: None)
     made: Counter[str] = Counter()
     for owner, name in ((ConfigLoaderImpl, "load_configuration"), (config, "check")):
 
@@ -150,12 +150,12 @@ def test_an_override_may_belong_to_a_recipe_that_a_file_sweeps_over(write: Write
 def test_a_search_may_vary_a_key_that_the_defaults_do_not_have() -> None:
     words = ["hydra/sweeper=optuna", "experiment=mnist_rleaky_count,mnist_rleaky_membrane"]
     words += ["neuron.feedback=one_to_one,linear", "hydra.sweeper.metric=test/accuracy"]
-    asked, _ = prepare_sweep(words)
-    assert isinstance(asked, SearchRequest)
-    assert asked.checked["neuron"]["feedback"] == "one_to_one"
+    request, _ = prepare_sweep(words)
+    assert isinstance(request, SearchRequest)
+    assert request.checked["neuron"]["feedback"] == "one_to_one"
     # the saved search composes its points too
-    again = SearchRequest.from_record(asked.to_record(), {})
-    assert again.overrides == asked.overrides
+    again = SearchRequest.from_record(request.to_record(), {})
+    assert again.overrides == request.overrides
 
 
 def test_a_sweep_is_named_after_its_first_point(ledgers: list[dict[str, Any]], here: Path) -> None:
@@ -211,12 +211,12 @@ def test_an_incomplete_config_has_no_completions(
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("asked", ["query=bash", "query=[", "query="])
+@pytest.mark.parametrize("query", ["query=bash", "query=[", "query="])
 def test_a_completion_not_requested_by_a_shell(
-    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    query: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("COMP_LINE", raising=False)
-    assert main(["train", "-sc", asked]) == 2
+    assert main(["train", "-sc", query]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -172,15 +172,15 @@ class TestOtherData:
         assert all(torch.equal(value, weights(done, "best")[name]) for name, value in network.state_dict().items())
         assert len(network(build(cfg).encoder(build(cfg).data.test[[0]][0]))[-1].membrane) == 3
 
-    @pytest.mark.parametrize("verb", [evaluate, load, predict])
+    @pytest.mark.parametrize("function", [evaluate, load, predict])
     def test_inputs_that_do_not_fit_are_reported_with_both_shapes(
-        self, verb: Any, done: Path, monkeypatch: pytest.MonkeyPatch
+        self, function: Any, done: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.syspath_prepend(str(PARTS))
         monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
         sentence = r"^data: inputs \[16\] and 4 outputs do not fit .* inputs \[1, 28, 28\] and 10 outputs$"
         with pytest.raises(ConfigError, match=sentence):
-            verb(done, overrides=["data=blobs"], folders=[PARTS / "conf"])
+            function(done, overrides=["data=blobs"], folders=[PARTS / "conf"])
         assert not (done / "predictions.csv").exists()
 
     @pytest.mark.parametrize(
