@@ -101,7 +101,7 @@ class TestTracker:
         record = run(compose(tracked(f"fails: {fails}")))
         assert record.status == "finished"
         log = (record.path / "train.log").read_text()
-        (message,) = [line for line in log.splitlines() if "logger.also.mine failed and is left out: " in line]
+        (message,) = [line for line in log.splitlines() if "logger.also.mine failed and is disabled: " in line]
         assert "OSError: the server is gone" in message
 
     def test_is_notified_that_a_run_failed(self, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:

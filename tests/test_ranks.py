@@ -157,7 +157,7 @@ def test_processes_that_do_not_find_each_other(alone: pytest.MonkeyPatch) -> Non
     alone.setattr(processes, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.1))
     for name, value in TORCHRUN.items():
         alone.setenv(name, value)
-    with pytest.raises(LostProcessError, match=r"^the 2 processes of the run do not meet at 127\.0\.0\.1:1$"):
+    with pytest.raises(LostProcessError, match=r"^the 2 processes of the run cannot connect at 127\.0\.0\.1:1$"):
         processes.PeerProcesses().wait_for_run(OmegaConf.create({"trainer": {"strategy": "ddp", "devices": 2}}))
 
 

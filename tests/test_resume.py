@@ -377,7 +377,7 @@ class TestRuns:
         path = killed_at(compose(TINY), 7)
         Run(path).update(threads=17)
         resume(path)
-        assert "snnexp: threads: 17 -> 1, so the run may end in other digits" in capsys.readouterr().err
+        assert "snnexp: threads: 17 -> 1, so results may differ in the last digits" in capsys.readouterr().err
 
     def test_a_resumed_diverged_run_diverges_again(self) -> None:
         from snnexp.errors import DivergedError

@@ -219,7 +219,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     if spikes is not None:
         data.description = replace(data.description, spikes=spikes)
     if data.spikes and not (data.sequences or encoder.spikes):
-        raise ConfigError("data.spikes: got true, and these inputs do not change over time; use false or null")
+        raise ConfigError("data.spikes: got true, but these inputs do not change over time; use false or null")
     # values that are all 0 or 1 are spikes if they change over time
     inputs_are_spikes = encoder.spikes or (summary.binary if data.spikes is None else data.spikes)
     device = trainer.strategy.root_device

@@ -175,7 +175,7 @@ def _require_stateless(network: Network, inputs: tuple[int, ...], num_steps: int
             if any(not torch.equal(*pair) for pair in zip(weights, network.parameters(), strict=True)):
                 raise ConfigError(f"network: reset() of {_kind(network)} changes weights before each batch")
         if any(not torch.equal(*pair) for pair in zip(first, second, strict=True)):
-            advice = "give it a method reset() that forgets all, which is called before each batch"
+            advice = "add a method reset() that clears it, which is called before each batch"
             raise ConfigError(f"network: {_kind(network)} keeps state from one batch to the next; {advice}")
 
 

@@ -310,7 +310,7 @@ def _print_header(screen: Console, cfg: DictConfig, parts: Parts, path: Path, ch
         screen.print("all inputs are 0 or 1 and count as spikes; data.spikes=false counts them as values")
     checks_itself = getattr(parts.data.train, "checks_itself", False)
     if parts.data.spikes is None and parts.data.sequences and checks_itself and not parts.encoder.spikes:
-        screen.print("inputs are not known before they are read and count as values; data.spikes=true counts spikes")
+        screen.print("inputs are read lazily and count as values; data.spikes=true counts them as spikes")
 
 
 def record_success(

@@ -128,7 +128,7 @@ class Tracker(Logger):
                 yield
             except Exception as error:
                 self.logger = None
-                LOG.warning("%s failed and is left out: %s: %s", self.key, type(error).__name__, one_line(str(error)))
+                LOG.warning("%s failed and is disabled: %s: %s", self.key, type(error).__name__, one_line(str(error)))
 
 
 def require(also: Mapping[str, Mapping[str, Any]]) -> None:

@@ -110,11 +110,11 @@ class Member:
         return (trainer.global_step, trainer.current_epoch) if self.stopped is None else self.stopped[1::-1]
 
     def pause(self) -> None:
-        """Save its weights while the stack continues to train."""
+        """Pause it while its stack trains on; a stacked member saves its weights."""
         self.paused = True
 
     def unpause(self) -> None:
-        """Restore the weights that it had when it was paused."""
+        """Undo :meth:`pause`; a stacked member restores its weights."""
         self.paused = False
 
     def log(self, name: str, value: Tensor, sync_dist: bool = False) -> None:
@@ -196,7 +196,7 @@ def require_keys(observers: Sequence[Observer]) -> None:
     for observer in observers:
         key, name = observer.state_key, type(observer).__name__
         if not key and type(observer).state_dict is not Observer.state_dict:
-            raise ConfigError(f"observers: {name} keeps a state and has no state_key; give it one")
+            raise ConfigError(f"observers: {name} has a state but no state_key")
         if key and key in known:
             raise ConfigError(f"observers: {type(known[key]).__name__} and {name} have the same state_key {key}")
         known[key] = observer

@@ -58,7 +58,7 @@ class DivergenceGuard(Observer):
     @staticmethod
     def _require_fine(what: str | None, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(what is not None, all=False):
-            what = what or "another process has met a number that is not finite"
+            what = what or "another process has a value that is not finite"
             raise DivergedError(f"{what} after step {trainer.global_step}; {ADVICE}")
 
 

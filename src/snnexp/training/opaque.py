@@ -63,7 +63,7 @@ class Opaque(Network):
         traces = self._traces(inputs.dense() if isinstance(inputs, SparseSpikes) else inputs, num_steps)
         if [*traces] != [*self.known]:
             raise ConfigError(
-                f"network: {self.kind} returned {', '.join(traces)}, and at first {', '.join(self.known)}"
+                f"network: {self.kind} returned {', '.join(traces)}, but {', '.join(self.known)} at first"
             )
         return [trace.reduced(statistics[name]) if name in statistics else trace for name, trace in traces.items()]
 

@@ -213,7 +213,7 @@ class PeerProcesses:
             store = _store(place.address, place.port, place.rank, place.processes)
         except torch.distributed.DistError as error:
             where = f"{place.address}:{place.port}"
-            raise LostProcessError(f"the {place.processes} processes of the run do not meet at {where}") from error
+            raise LostProcessError(f"the {place.processes} processes of the run cannot connect at {where}") from error
         self.key = f"snnexp/{next(_runs)}"
         if place.rank:
             return _receive_run(store, self.key)

@@ -18,7 +18,7 @@ def main(folder: Path) -> int:
         signal.signal(number, signal.SIG_DFL)
     try:
         if Run(folder).writer_pid() != first:
-            raise ConfigError(f"{folder}: the process that started this one does not write there")
+            raise ConfigError(f"{folder}: is not locked by the process that started this one")
         from snnexp.training import execute
 
         execute.follow(folder, first)

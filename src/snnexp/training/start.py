@@ -147,7 +147,7 @@ class Start:
             try:
                 known = config.check(OmegaConf.create(saved))
             except (ConfigError, RecursionError) as error:
-                raise CheckpointError(f"the config in a checkpoint cannot work: {error}") from error
+                raise CheckpointError(f"the config in a checkpoint is invalid: {error}") from error
             config.require_same(config.plain(known), current)
 
         trainer, data = self.parts.trainer, self.parts.data
@@ -205,7 +205,7 @@ class Start:
         for name in ("device", "threads", "kernel"):
             if name in self.previous_record and self.previous_record[name] != record[name]:
                 change = f"{name}: {self.previous_record[name]} -> {record[name]}"
-                terminal.warn(f"{change}, so the run may end in other digits than one that was not interrupted")
+                terminal.warn(f"{change}, so results may differ in the last digits from an uninterrupted run")
         preserved = {
             key: value for key, value in self.previous_record.items() if key not in ("reason", "stack", "only_class")
         }
