@@ -335,7 +335,7 @@ class TestObservers:
         class Nameless(Keeping):
             state_key = ""
 
-        with pytest.raises(ConfigError, match="Nameless keeps a state and has no state_key"):
+        with pytest.raises(ConfigError, match="Nameless has a state but no state_key"):
             Member(None, [Nameless()])  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="Keeping and Keeping have the same state_key keeping"):
             Member(None, [Keeping(), EarlyStopping(1), Keeping()])  # type: ignore[arg-type]
