@@ -6,7 +6,7 @@ SUITE := -n 3 --dist loadfile --no-loadscope-reorder
 # also for what builds a package; pip before 25.3 knows the first name alone, later ones read the second there
 PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
-.PHONY: train test quick test-latest bits constraints check dashboard report reproduce benchmark looking stacked chaos structure gallery clean
+.PHONY: train test quick test-latest bits constraints check dashboard report reproduce benchmark looking stacked chaos structure gallery reference docs-commands clean
 
 train: .venv/installed ## the main job; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
@@ -50,6 +50,12 @@ looking: .venv/installed-dev ## what drawing, reports and lists of runs cost; tw
 
 gallery: .venv/installed-dev ## the figures of the README; a few minutes
 	$(BIN)/python scripts/gallery.py
+
+reference: .venv/installed-dev ## docs/reference.md, the keys of every choice
+	$(BIN)/python scripts/reference.py
+
+docs-commands: .venv/installed-dev ## run the commands of the documentation as they are written; ARGS="docs/sweeps.md" for one page
+	$(BIN)/python scripts/docs_commands.py $(ARGS)
 
 stacked: .venv/installed-dev ## what stacked training gains, and what a sweep costs per point; nothing else running
 	$(BIN)/python scripts/stacked.py $(ARGS)

@@ -5,12 +5,18 @@ a comment with a path is a file; another ``python`` block is a fragment to be ex
 which ``RUN``, ``OTHER`` and ``SWEEP`` stand for the newest run, the one before it, and the newest sweep.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import commands
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -107,3 +113,63 @@ def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.M)
     plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower() for heading in headings)
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+NOT_RUN = {"pip", "git", "cd", "tensorboard", "eval", "torchrun", "srun", "sbatch", "duckdb"}
+"""Other programs on pages."""
+SHELL = {"python", "cp", "mv", "rm", "mkdir", "head", "ls"}
+
+
+class Reader:
+    """A reader who types what a page shows, in an empty folder.
+
+    Args:
+        folder: the folder.
+        whole: train as the page says, and not one batch; also what runs for minutes.
+    """
+
+    def __init__(self, folder: Path, whole: bool = False) -> None:
+        self.folder, self.whole = folder, whole
+        self.env = {**os.environ, "COLUMNS": "120"}
+        self.names: dict[str, object] = {}
+
+    def take(self, step: File | Fragment | Command) -> None:
+        if isinstance(step, File):
+            path = self.folder / step.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(step.content)
+        elif isinstance(step, Fragment):
+            self.execute(step.code)
+        else:
+            self.type(step)
+
+    def execute(self, code: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(code if self.whole else re.sub(r'("experiment=\w+")', r'\1, "debug=batch"', code), self.names)
+
+    def type(self, command: Command) -> None:
+        if not command.words or command.words[0] == "export":
+            self.env |= command.variables | dict(word.split("=", 1) for word in command.words[1:])
+            return
+        program = command.words[0]
+        if program == "make":
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+            assert {word for word in command.words[1:] if "=" not in word} <= {*targets}
+        elif program in SHELL and not command.need:
+            words = [sys.executable if program == "python" else program, *command.arguments(self.folder)]
+            subprocess.run(words, cwd=self.folder, env=self.env, check=True)
+        elif program == "snnexp":
+            self.snnexp(command)
+        else:
+            assert program in NOT_RUN | SHELL, f"{program}: not a command that a page may show"
+
+    def snnexp(self, command: Command) -> None:
+        arguments = command.arguments(self.folder)
+        trains = arguments[0] == "train" and "--cfg" not in arguments
+        checked_only = bool(command.need) and not (self.whole and command.need == "runs for minutes")
+        if checked_only and not trains:
+            return
+        if trains and (checked_only or not self.whole):
+            arguments += ["--cfg", "job"] if checked_only else ["debug=batch"]
+        ended = commands.run(arguments, self.folder, {**self.env, **command.variables}, timeout_s=300)
+        assert ended.returncode == 0, f"{command}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"

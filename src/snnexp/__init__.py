@@ -9,4 +9,4 @@ The way data flows, and where each step lives::
 ``runs`` writes and reads the record, ``cli`` is the command line. Sequences are time first: ``[T, B, *N]``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
