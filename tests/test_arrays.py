@@ -11,7 +11,7 @@ from samples import whole
 from snnexp import limits
 from snnexp.config import compose
 from snnexp.data import arrays_data
-from snnexp.data.reading import Indexed, Stored
+from snnexp.data.reading import InMemorySamples, LazySamples
 from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import build
 
@@ -84,7 +84,7 @@ class TestKinds:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file = saved(tmp_path, inputs=RANDOM.normal(size=(50, 3)), labels=np.arange(50) % 5)
-        for memory, kind in ((50 * 16 * 2 + 1, Stored), (50 * 16 * 2, Indexed)):
+        for memory, kind in ((50 * 16 * 2 + 1, InMemorySamples), (50 * 16 * 2, LazySamples)):
             monkeypatch.setattr(limits, "memory", lambda memory=memory: memory)
             assert type(arrays_data(file).train) is kind
 

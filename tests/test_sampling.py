@@ -11,15 +11,15 @@ from torch.utils.data import Dataset
 from snnexp.data import DataModule, from_dataset
 from snnexp.data.batches import Batch, ShuffledBatches
 from snnexp.data.check import check
-from snnexp.data.reading import Stored
+from snnexp.data.reading import InMemorySamples
 from snnexp.data.splits import split
 from snnexp.errors import ConfigError
 
 LABELS = torch.tensor([0] * 80 + [2] * 15 + [1] * 5)
 
 
-def stored(targets: Tensor = LABELS) -> Stored:
-    return Stored(torch.arange(float(len(targets)))[:, None], targets, (0, 0))
+def stored(targets: Tensor = LABELS) -> InMemorySamples:
+    return InMemorySamples(torch.arange(float(len(targets)))[:, None], targets, (0, 0))
 
 
 def module(sampling: Any = "balanced", train: Any = None, seed: int = 0, **arguments: Any) -> DataModule:

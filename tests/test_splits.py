@@ -160,7 +160,7 @@ class TestFolds:
 class TestGiven:
     def test_words_name_the_splits(self) -> None:
         words = ["train", "VAL", "Test", "valid", "Train", "validation"]
-        assert splits.given(words) == {"train": [0, 4], "val": [1, 3, 5], "test": [2]}
+        assert splits.from_names(words) == {"train": [0, 4], "val": [1, 3, 5], "test": [2]}
 
     @pytest.mark.parametrize(
         ("words", "sentence"),
@@ -171,5 +171,5 @@ class TestGiven:
     )
     def test_others_are_refused(self, words: list[str], sentence: str) -> None:
         with pytest.raises(ConfigError) as raised:
-            splits.given(words)
+            splits.from_names(words)
         assert str(raised.value) == sentence

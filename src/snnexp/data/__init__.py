@@ -1,4 +1,4 @@
-"""What comes in: samples, served as whole batches out of memory or read one by one."""
+"""Data modules: samples that are served in whole batches from memory, or read one by one."""
 
 from snnexp.data.arrays import arrays_data
 from snnexp.data.dataset import from_dataset

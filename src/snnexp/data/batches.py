@@ -1,4 +1,4 @@
-"""Which samples make a batch: an order that depends on the seed and the epoch alone, and each process's share of it."""
+"""Batch samplers: the order depends only on the seed and the epoch, and each process gets its share of a batch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,28 +10,28 @@ from snnexp.seeds import fold
 
 
 class Batch(list[int]):
-    """The samples of a batch of training, and where in training they are, for what is drawn anew each time.
+    """The indices of a training batch, with its epoch and positions, which seed random transforms.
 
     Args:
-        indices: of the samples.
-        epoch: its number.
-        places: of the samples in the order of the epoch.
+        indices: indices of the samples.
+        epoch: number of the epoch.
+        positions: positions of the samples in the order of the epoch.
     """
 
-    def __init__(self, indices: Iterable[int], epoch: int, places: Sequence[int]) -> None:
+    def __init__(self, indices: Iterable[int], epoch: int, positions: Sequence[int]) -> None:
         super().__init__(indices)
-        self.epoch, self.places = epoch, places
+        self.epoch, self.positions = epoch, positions
 
     def __reduce__(self) -> tuple[type["Batch"], tuple[list[int], int, Sequence[int]]]:
-        return Batch, ([*self], self.epoch, self.places)
+        return Batch, ([*self], self.epoch, self.positions)
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Batches in an order that is a function of (seed, epoch); each of ``world`` processes takes its share of each.
+    """Batches in an order that is a function of (seed, epoch); each of ``world`` processes gets its share of a batch.
 
-    A batch that the processes cannot share equally loses its remainder, so that their gradients weigh the same.
-    ``begin`` is where a resumed run begins: an epoch, and the batches of it that are done. With ``weights``, one per
-    sample, an epoch has as many samples, drawn with replacement in proportion to them.
+    Samples that cannot be divided equally are dropped from a batch, so that the gradients of all processes have equal
+    weight. ``begin`` is the position at which a run resumes: an epoch, and its number of completed batches. With
+    ``weights``, one per sample, an epoch has as many samples, drawn with replacement in proportion to the weights.
     """
 
     def __init__(
@@ -64,29 +64,29 @@ class ShuffledBatches(Sampler[list[int]]):
         order = self._order(torch.Generator().manual_seed(fold(self.seed, self.epoch))).tolist()
         for index, size in list(enumerate(self.sizes))[self.done :]:
             start = index * self.batch_size
-            places = range(start + self.rank, start + size, self.world)
-            yield Batch([order[place] for place in places], self.epoch, places)
+            positions = range(start + self.rank, start + size, self.world)
+            yield Batch([order[place] for place in positions], self.epoch, positions)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         if self.weights is None:
             return torch.randperm(self.length, generator=generator)
-        # torch.multinomial takes 2**24 samples at most
+        # torch.multinomial supports at most 2**24 samples
         ends = self.weights.cumsum(0)
         drawn = torch.rand(self.length, dtype=torch.float64, generator=generator) * ends[-1]
         return torch.searchsorted(ends, drawn, right=True)
 
 
 class OrderedBatches(Sampler[list[int]]):
-    """All samples once, in order; of ``world`` processes, each takes its share of every batch.
+    """All samples once, in order; each of ``world`` processes gets its share of a batch.
 
-    Where the first batch has fewer samples than there are processes, each of them takes all.
+    If the first batch has fewer samples than there are processes, each process gets all samples.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         if min(batch_size, length) < world:
             rank, world = 0, 1
         self.world = world
-        """How many processes share the batches; 1 where each of them goes over all."""
+        """Number of processes that share the batches; 1 if each process gets all samples."""
         shares = (range(start, length)[:batch_size][rank::world] for start in range(0, length, batch_size))
         self.batches = [list(share) for share in shares if share]
 

@@ -1,4 +1,4 @@
-"""What data deliver, held against what they promise, once and before anything is written."""
+"""Check the samples of a data module against its description before a run starts."""
 
 from collections.abc import Hashable, Sequence
 from copy import copy
@@ -18,13 +18,13 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 @dataclass
-class Found:
-    """What the samples of all splits have in common.
+class DataSummary:
+    """Value ranges of the samples.
 
     Args:
-        low: the lowest input.
-        high: the highest input.
-        targets: the lowest and the highest target.
+        low: lowest input.
+        high: highest input.
+        targets: lowest and highest target.
         binary: whether all inputs are 0 or 1.
     """
 
@@ -34,8 +34,8 @@ class Found:
     binary: bool
 
     @classmethod
-    def of(cls, parts: Sequence["Found"]) -> "Found":
-        """That of several splits together."""
+    def merge(cls, parts: Sequence["DataSummary"]) -> "DataSummary":
+        """Merge the summaries of several splits."""
         low, high = min(part.low for part in parts), max(part.high for part in parts)
         targets = [part.targets for part in parts]
         whole = min(lowest for lowest, _ in targets), max(highest for _, highest in targets)
@@ -43,7 +43,7 @@ class Found:
 
 
 class Converted:
-    """Samples of other number types as the network takes them: inputs and traces as floats, labels as int64."""
+    """Converts inputs and traces to the default dtype, and labels to int64."""
 
     def __init__(self, samples: Samples, labels: bool) -> None:
         self.samples, self.labels = samples, labels
@@ -63,33 +63,33 @@ class Converted:
         return other
 
 
-def check(data: DataModule, num_steps: int) -> Found:
-    """Hold every split against what the data module promises; other number types are converted from here on.
+def check(data: DataModule, num_steps: int) -> DataSummary:
+    """Check every split against the description of the data module, and wrap those of other dtypes in a conversion.
 
-    Of samples that check themselves when they are read, the first batch of each split is looked at.
+    Of samples with ``checks_itself``, only the first batch of each split is checked.
 
     Args:
-        data: the module.
-        num_steps: of the run.
+        data: the data module.
+        num_steps: number of steps of the run.
 
     Raises:
-        DataError: shapes, types or values are not those that were promised.
+        DataError: shapes, dtypes or values do not match the description.
         ConfigError: the data have another number of steps than the run.
     """
     _require_groups(data)
-    found: list[Found] = []
+    summaries: list[DataSummary] = []
     for name in ("train", "val", "test"):
         samples = getattr(data, name)
         if samples is not None:
             converted = _Split(name, samples, data).check(num_steps)
             setattr(data, name, converted)
-            found.append(_values(name, converted, data, num_steps))
-    return Found.of(found)
+            summaries.append(_summarize(name, converted, data, num_steps))
+    return DataSummary.merge(summaries)
 
 
 @dataclass
 class _Split:
-    """One split, looked at by a batch of two samples and a batch of three."""
+    """Checks one split with a batch of two samples and a batch of three."""
 
     name: str
     samples: Samples
@@ -134,7 +134,7 @@ class _Split:
         if {*found} != {promised}:
             raise self.error(f"has sequences of {found[0]} steps, must be {promised}")
         if promised != num_steps:
-            raise _other_steps(self.name, promised, num_steps)
+            raise _steps_error(self.name, promised, num_steps)
 
     def require_targets(self, pair: Sequence[Tensor], steps: Sequence[int]) -> None:
         two, three = pair
@@ -156,12 +156,12 @@ class _Split:
         return DataError(f"data: the {self.name} split {what}")
 
 
-def _values(name: str, samples: Samples, data: DataModule, num_steps: int) -> Found:
-    """Look at all values of a split."""
+def _summarize(name: str, samples: Samples, data: DataModule, num_steps: int) -> DataSummary:
+    """Check the values of a split, and return their ranges."""
     if isinstance(samples, MNIST):
-        # a checksum vouches for them
+        # verified by its checksum
         low, high = samples.limits
-        return Found(low, high, (0, data.outputs - 1), binary=False)
+        return DataSummary(low, high, (0, data.outputs - 1), binary=False)
     checks_itself = getattr(samples, "checks_itself", False)
     low, high, binary = float("inf"), float("-inf"), data.sequences
     lowest, highest = low, high
@@ -179,21 +179,21 @@ def _values(name: str, samples: Samples, data: DataModule, num_steps: int) -> Fo
                 f"data: the {name} split has labels from {int(target.min())} to {int(target.max())}, "
                 f"must be from 0 to {data.outputs - 1}"
             )
-    # batches of sequences may differ in length, and then num_steps is none of them
+    # with batches of different lengths, num_steps need not equal any of them
     if data.sequences and len(lengths) == 1 and lengths != {num_steps}:
-        raise _other_steps(name, lengths.pop(), num_steps)
-    # what was not read may be anything
-    return Found(low, high, (lowest, highest), binary and high > 0 and not checks_itself)
+        raise _steps_error(name, lengths.pop(), num_steps)
+    # batches that were not read may have other values
+    return DataSummary(low, high, (lowest, highest), binary and high > 0 and not checks_itself)
 
 
-def _other_steps(name: str, steps: int, num_steps: int) -> ConfigError:
+def _steps_error(name: str, steps: int, num_steps: int) -> ConfigError:
     return ConfigError(
         f"data: the {name} split has sequences of {steps} steps, and num_steps is {num_steps}; use num_steps={steps}"
     )
 
 
 def _require_groups(data: DataModule) -> None:
-    """Refuse groups that do not fit the samples, or that have samples in two splits."""
+    """Raise an error if group ids do not match the samples, or a group has samples in two splits."""
     for name, groups in (data.description.groups or {}).items():
         samples = getattr(data, name, None)
         if samples is None or len(groups) != len(samples):
@@ -209,14 +209,14 @@ def _require_groups(data: DataModule) -> None:
 
 
 def _is_batch(tensor: Tensor, size: int, axis: int, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor holds ``size`` samples of a shape on ``axis``; an axis before it is time."""
+    """Return True if ``tensor`` holds ``size`` samples of shape ``shape`` along ``axis``."""
     return (
         tensor.ndim == axis + 1 + len(shape) and tensor.shape[axis] == size and tuple(tensor.shape[axis + 1 :]) == shape
     )
 
 
 def _shape(two: Tensor, three: Tensor) -> str:
-    """The shape of a batch, with B for the axis on which a batch of two and one of three differ."""
+    """Format the shape of a batch, with B for the axis where batches of two and three samples differ."""
     if two.ndim != three.ndim:
         return str(list(two.shape))
     sizes = ("B" if (a, b) == (2, 3) else str(a) for a, b in zip(two.shape, three.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Any map-style dataset of PyTorch's as the data of a run."""
+"""Data from map-style PyTorch datasets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,23 +31,23 @@ def from_dataset(
     in_memory: bool | None = False,
     **options: Any,
 ) -> DataModule:
-    """The data module of a map-style dataset, whose samples are pairs (x, y) without a batch axis.
+    """Make a data module from a map-style dataset whose samples are pairs (x, y) without a batch axis.
 
-    x is a tensor, an array or a number, ``[*N]``, or with ``sequences`` ``[T, *N]``; a number is a vector of one.
+    x is a tensor, an array or a number, ``[*N]``, or ``[T, *N]`` with ``sequences``. A number is a vector of length 1.
 
     Args:
-        dataset: the training samples, and those of splits by fraction.
-        val: the validation samples, in place of a fraction.
-        test: the test samples, in place of a fraction.
-        groups: an attribute of the dataset with one id per sample; samples of a group stay in one split.
-        sequences: whether x begins with time; null where it has two axes or four.
-        in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
-            to read all where they take less than half of the memory.
-        options: as of :func:`~snnexp.data.prepare.prepared`.
+        dataset: training samples, from which splits by fraction are taken.
+        val: validation samples, instead of a fraction.
+        test: test samples, instead of a fraction.
+        groups: attribute of the dataset with one id per sample; samples of a group stay in the same split.
+        sequences: whether the first axis of x is time; null to infer true for two or four axes.
+        in_memory: read all samples once; false to read samples per batch, which redraws random ones every epoch; null
+            to read all if they fit into half of the memory.
+        options: see :func:`~snnexp.data.prepare.prepared`.
 
     Raises:
         ConfigError: the arguments contradict each other or the first sample.
-        DataError: a sample cannot be used.
+        DataError: a sample is unsupported.
     """
     given = {"train": ("dataset", dataset), "val": ("val", val), "test": ("test", test)}
     sources = {split: _source(name, each, groups) for split, (name, each) in given.items() if each is not None}
@@ -55,10 +55,10 @@ def from_dataset(
 
 
 def _source(name: str, dataset: Any, groups: str | None) -> Source:
-    """A map-style dataset as a source.
+    """Wrap a dataset as a source.
 
     Raises:
-        ConfigError: it is none, or has no such groups.
+        ConfigError: the dataset is not map-style, or has no such groups.
     """
     kind = type(dataset)
     if isinstance(dataset, IterableDataset) or not (hasattr(kind, "__len__") and hasattr(kind, "__getitem__")):
@@ -67,14 +67,14 @@ def _source(name: str, dataset: Any, groups: str | None) -> Source:
 
 
 def _group_ids(name: str, dataset: Any, attribute: str) -> list[Any]:
-    """The ids of the groups of all samples.
+    """Return the group ids of all samples.
 
     Raises:
         ConfigError: the dataset has no such attribute, or not one id per sample.
     """
-    found: Any = getattr(dataset, attribute, None)
-    found = found.tolist() if hasattr(found, "tolist") else found
-    ids: list[Any] | None = [*found] if isinstance(found, Sequence) else None
+    value: Any = getattr(dataset, attribute, None)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    ids: list[Any] | None = [*value] if isinstance(value, Sequence) else None
     if ids is None:
         raise ConfigError(f"groups: got {attribute}, and {name} has no such attribute with one id for each sample")
     if len(ids) != len(dataset):

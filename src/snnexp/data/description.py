@@ -1,4 +1,4 @@
-"""What a set of samples is: the shapes of a sample, and the meaning of its parts."""
+"""Description of a set of samples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,30 +9,30 @@ from snnexp.spec.annotations import Count, Steps
 from snnexp.spec.checked import check_fields
 
 Target = Literal["labels", "trace", "values", "step_labels"]
-"""What a sample is compared with, by the shape of a batch of B targets over T steps with K outputs:
+"""Kind of target, for B samples, T steps and K outputs:
 
-``labels`` ``[B]``, whole numbers from 0 to K - 1; ``trace`` ``[T, B, K]``, numbers for each step; ``values``
-``[B, K]``, numbers that stand for all steps; ``step_labels`` ``[T, B]``, a class for each step.
+``labels`` ``[B]``, integers from 0 to K - 1; ``trace`` ``[T, B, K]``, numbers per step; ``values`` ``[B, K]``, numbers
+for the whole sequence; ``step_labels`` ``[T, B]``, a class per step.
 """
 
 
 @dataclass(frozen=True)
 class Description:
-    """What the samples of a data module are.
+    """Shapes and meaning of the samples of a data module.
 
     Args:
         inputs: shape of one input, without time.
-        outputs: classes, or features of a target.
+        outputs: number of classes, or of target features.
         target: ``labels``, ``trace``, ``values`` or ``step_labels``.
-        sequences: whether inputs have a time axis of their own, ``[T, B, *N]``; else they are constant, ``[B, *N]``.
-        num_steps: T, where all sequences have the same; None for constant inputs, and where it is not known.
-        spikes: whether inputs are spikes, which cost synaptic operations; None to look whether all are 0 or 1.
-        classes: their names, where they have some.
-        features: the names of inputs, where they have some.
-        groups: by split, one id per sample of what samples have in common, such as a patient; None without groups.
+        sequences: whether inputs have a time axis, ``[T, B, *N]``; otherwise they are constant, ``[B, *N]``.
+        num_steps: T, if all sequences have the same length; None for constant inputs, or if unknown.
+        spikes: whether inputs are spikes, which count as synaptic operations; None to infer it: all values are 0 or 1.
+        classes: names of the classes, if any.
+        features: names of the input features, if any.
+        groups: by split, one group id per sample, such as a patient; None without groups.
 
     Raises:
-        ConfigError: an argument lies outside its domain, or there are not as many names as classes.
+        ConfigError: an argument is outside its domain, or the number of names differs from that of classes.
     """
 
     inputs: tuple[int, ...]
@@ -61,5 +61,5 @@ class Description:
         return self.target in ("trace", "step_labels")
 
     def target_shape(self, num_steps: int) -> tuple[int, ...]:
-        """The shape of one target over ``num_steps`` steps."""
+        """Return the shape of one target for ``num_steps`` steps."""
         return (num_steps,) * self.is_timed + (self.outputs,) * (not self.is_classified)

@@ -1,7 +1,7 @@
-"""Digits: 1,797 handwritten digits, 8 x 8 pixels of 17 levels.
+"""Digits: 1,797 handwritten digits, 8 x 8 pixels with 17 levels.
 
 The test set of Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998; UCI repository,
-https://doi.org/10.24432/C50P49, CC BY 4.0) as scikit-learn 1.9 has it. The file holds ``inputs`` ``[1797, 8, 8]``,
+https://doi.org/10.24432/C50P49, CC BY 4.0), as in scikit-learn 1.9. The file contains ``inputs`` ``[1797, 8, 8]``,
 from 0 to 16, and ``labels`` ``[1797]``.
 """
 
@@ -30,13 +30,13 @@ LEVELS = 16
 )
 @checked
 def digits_data(**options: Any) -> DataModule:
-    """The data module of the digits, pixels from 0 to 1.
+    """Make the data module of the digits, with pixels from 0 to 1.
 
     Args:
-        options: as of :func:`~snnexp.data.prepare.prepared`.
+        options: see :func:`~snnexp.data.prepare.prepared`.
     """
-    with np.load(FILE) as found:
-        images, labels = found["inputs"], found["labels"].astype(np.int64)
+    with np.load(FILE) as file:
+        images, labels = file["inputs"], file["labels"].astype(np.int64)
     pixels = images[:, None].astype(np.float32) / LEVELS
     classes = [str(digit) for digit in range(10)]
     sources = {"train": Source("digits", ArrayDataset(pixels, labels, classes), key="digits")}

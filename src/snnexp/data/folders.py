@@ -1,4 +1,4 @@
-"""Folders of images by class, or of npz files with a sample each, as the data of a run."""
+"""Data from folders of images, or of npz files with one sample each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from snnexp import files
 from snnexp.data.description import Target
 from snnexp.data.module import DataModule
-from snnexp.data.prepare import files_of, prepared
+from snnexp.data.prepare import prepared, split_files
 from snnexp.data.sources import Source
 from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import Count, Given, InFile
@@ -22,9 +22,9 @@ from snnexp.text import format_value, one_line, suggest
 if TYPE_CHECKING:
     from PIL import Image
 
-GREY = ("1", "L", "LA")
-DEEP = ("I", "F")
-"""Modes of images, which begin so, with more than 8 bits for a pixel."""
+GRAYSCALE_MODES = ("1", "L", "LA")
+DEEP_MODES = ("I", "F")
+"""Prefixes of the modes of images with more than 8 bits per pixel."""
 SPLITS = ("train", "val", "test")
 
 
@@ -49,24 +49,24 @@ def folder_data(
     sequences: bool | None = None,
     **options: Any,
 ) -> DataModule:
-    """The data module of a folder, with a folder of images or npz files for each class, or npz files beside each other.
+    """Make a data module from a folder with one subfolder of images or npz files per class, or with npz files only.
 
-    A folder ``path`` with folders train and test, and perhaps val, has the splits in these. Images are ``[C, H, W]``
-    from 0 to 1. An npz file holds the inputs of a sample, ``[F]``, ``[T, C]``, ``[C, H, W]`` or ``[T, C, H, W]``, and
-    without folders for classes its target too.
+    A folder ``path`` with subfolders train and test, and optionally val, contains the splits. Images are ``[C, H, W]``
+    from 0 to 1. An npz file contains the inputs of one sample, ``[F]``, ``[T, C]``, ``[C, H, W]`` or ``[T, C, H, W]``,
+    and its target if there are no class folders.
 
     Args:
-        path: the folder of all samples.
-        train: the folder of the training samples, in place of ``path``.
-        val: the folder of the validation samples.
-        test: the folder of the test samples.
-        size: of images, height and width, or one number for both; null for images of one size.
-        grey: whether images have one channel and not three; null as the first image has it.
-        x: the name of the inputs in npz files.
-        y: the name of the target.
-        target: what targets are; null to tell it from their number type and axes.
-        sequences: whether inputs begin with time; null where they have two axes or four.
-        options: as of :func:`~snnexp.data.prepare.prepared`.
+        path: folder of all samples.
+        train: folder of the training samples, instead of ``path``.
+        val: folder of the validation samples.
+        test: folder of the test samples.
+        size: height and width to which images are resized, or one number for both; null if all have the same size.
+        grey: convert images to grayscale if true, to RGB if false; null to follow the first image.
+        x: name of the inputs in npz files.
+        y: name of the target in npz files.
+        target: kind of target; null to infer it from the dtype and the number of axes.
+        sequences: whether the first axis of the inputs is time; null to infer true for two or four axes.
+        options: see :func:`~snnexp.data.prepare.prepared`.
 
     Raises:
         ConfigError: the arguments contradict each other or the samples.
@@ -74,16 +74,16 @@ def folder_data(
     """
     if isinstance(size, Sequence) and len(size) != 2:
         raise ConfigError(f"size: got {len(size)} numbers, must be height and width, or one number for both")
-    given = files_of(path, train, val, test)
+    given = split_files(path, train, val, test)
     folders = {split: _folder(Path(name)) for split, (_, name) in given.items()}
-    if (inside := _inside(folders["train"])) and train is None:
+    if (inside := _split_folders(folders["train"])) and train is None:
         if len(folders) > 1:
             raise ConfigError(f"path: {format_value(path)} has folders for its splits, and others are given")
         folders = inside
     classes = _classes(folders["train"])
-    found = {split: _Files(folder, classes) for split, folder in folders.items()}
-    read = found["train"].reader(size, grey, x, y)
-    sources = {split: each.source(read, (str(size), grey, x, y)) for split, each in found.items()}
+    splits = {split: _SplitFolder(folder, classes) for split, folder in folders.items()}
+    read = splits["train"].reader(size, grey, x, y)
+    sources = {split: each.source(read, (str(size), grey, x, y)) for split, each in splits.items()}
     return prepared(sources, target=target, sequences=sequences, **options)
 
 
@@ -92,8 +92,8 @@ def _folder(path: Path) -> Path:
     if not path.is_dir():
         near = [each.name for each in _folders(path.parent)] if path.parent.is_dir() else []
         hint = f"; {suggest(path.name, near)}" if near else ""
-        what = "is no folder" if path.exists() else "is not there"
-        raise DataError(f"data: the folder {path} {what}{hint}")
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise DataError(f"data: {path} {what}{hint}")
     return path
 
 
@@ -101,22 +101,22 @@ def _folders(path: Path) -> list[Path]:
     return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
-def _inside(path: Path) -> dict[str, Path]:
-    """The folders of splits in a folder, where there are some."""
-    found = {each.name: each for each in _folders(path) if each.name in SPLITS}
-    return found if {"train"} < found.keys() else {}
+def _split_folders(path: Path) -> dict[str, Path]:
+    """Return the subfolders of splits, or an empty mapping if there is no train folder beside others."""
+    splits = {each.name: each for each in _folders(path) if each.name in SPLITS}
+    return splits if {"train"} < splits.keys() else {}
 
 
 def _classes(path: Path) -> list[str]:
     return [each.name for each in _folders(path)]
 
 
-class _Files:
-    """The files of a split, in the order of their names.
+class _SplitFolder:
+    """The files of a split, sorted by name.
 
     Args:
-        folder: of the split.
-        classes: the folders in that of the training split; none where files are beside each other.
+        folder: folder of the split.
+        classes: names of the class folders of the training split; empty without class folders.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
@@ -135,19 +135,19 @@ class _Files:
             self.targets += [label] * len(paths)
         beside = [path for path in self._samples(folder) if path.parent == folder] if classes else []
         if beside:
-            raise DataError(f"data: {beside[0]} is beside the folders of classes, must be in one of them")
+            raise DataError(f"data: {beside[0]} is not in a class folder")
         if not classes:
             self.paths = self._samples(folder)
         if not self.paths:
             raise DataError(f"data: the folder {folder} has no images by class and no npz files")
         self.are_images = self.paths[0].suffix.lower() != ".npz"
         if any((path.suffix.lower() != ".npz") != self.are_images for path in self.paths):
-            raise DataError(f"data: the folder {folder} has images and npz files, must be one of them")
+            raise DataError(f"data: the folder {folder} has images and npz files, must have only one of them")
         if self.are_images and not classes:
             raise DataError(f"data: the images in {folder} must be in a folder for each class")
 
     def _samples(self, folder: Path) -> list[Path]:
-        # which takes a while, here as below
+        # importing torchvision is slow
         from torchvision.datasets.folder import IMG_EXTENSIONS
 
         known = (*IMG_EXTENSIONS, ".npz")
@@ -158,13 +158,13 @@ class _Files:
         )
 
     def reader(self, size: int | Sequence[int] | None, grey: bool | None, x: str, y: str) -> "Callable[[Path], Any]":
-        """What reads a file: as the first of the training split is."""
+        """Return the function that reads a file, with the size and mode of the first image as defaults."""
         if not self.are_images:
-            return _Npz(x, None if self.classes else y)
-        with _opened(self.paths[0]) as image:
-            wanted = (image.height, image.width)
-            found = image.mode in GREY if grey is None else grey
-        return _Images(found, grey is None, wanted, (size, size) if isinstance(size, int) else size)
+            return _NpzReader(x, None if self.classes else y)
+        with _open_image(self.paths[0]) as image:
+            first = (image.height, image.width)
+            grayscale = image.mode in GRAYSCALE_MODES if grey is None else grey
+        return _ImageReader(grayscale, grey is None, first, (size, size) if isinstance(size, int) else size)
 
     def source(self, read: "Callable[[Path], Any]", settings: tuple[Any, ...]) -> Source:
         dataset = FileDataset(self.paths, self.targets, self.classes, read)
@@ -177,13 +177,13 @@ class _Files:
 
 
 class FileDataset:
-    """A sample for each file.
+    """A dataset with one sample per file.
 
     Args:
-        paths: of the files.
-        targets: the label of each; none where a file holds its target.
-        classes: the names of labels.
-        read: a file, to its inputs, or to inputs and target.
+        paths: the files.
+        targets: label of each file; empty if files contain their targets.
+        classes: names of the labels.
+        read: reads the inputs of a file, or its inputs and target.
     """
 
     target_transform = None
@@ -198,11 +198,11 @@ class FileDataset:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        found = self.read(self.paths[index])
-        return found if self.targets is None else (found, int(self.targets[index]))
+        content = self.read(self.paths[index])
+        return content if self.targets is None else (content, int(self.targets[index]))
 
 
-def _opened(path: Path) -> "Image.Image":
+def _open_image(path: Path) -> "Image.Image":
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -212,31 +212,32 @@ def _opened(path: Path) -> "Image.Image":
         raise DataError(f"data: {path} cannot be read as an image: {one_line(str(error))}") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise DataError(f"data: {path} cannot be read as an image") from error
-    if image.mode.startswith(DEEP):
-        raise DataError(f"data: {path} has more than 8 bits for a pixel; save its values as npz")
+    if image.mode.startswith(DEEP_MODES):
+        raise DataError(f"data: {path} has more than 8 bits per pixel; save its values as npz")
     return image
 
 
-class _Images:
+class _ImageReader:
     """Reads images as ``[C, H, W]`` from 0 to 1.
 
     Args:
-        grey: whether C is 1, else 3.
-        alike: whether all images must be grey where the first is.
-        first: height and width of the first image, and of all where these are not resized.
-        size: to resize to, or None.
+        grayscale: convert to one channel, otherwise to three.
+        strict: raise an error for color images if ``grayscale``.
+        first: height and width of the first image, required of all images if ``size`` is None.
+        size: height and width to which images are resized.
     """
 
-    def __init__(self, grey: bool, alike: bool, first: tuple[int, int], size: Sequence[int] | None) -> None:
-        self.mode, self.first, self.size = "L" if grey else "RGB", first, size
-        self.alike = alike and grey
+    def __init__(self, grayscale: bool, strict: bool, first: tuple[int, int], size: Sequence[int] | None) -> None:
+        self.mode, self.first, self.size = "L" if grayscale else "RGB", first, size
+        self.require_grayscale = strict and grayscale
 
     def __call__(self, path: Path) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        with _opened(path) as image:
-            if self.alike and image.mode not in GREY:
-                raise DataError(f"data: {path} has colours, and the first image is grey; use data.grey=true or false")
+        with _open_image(path) as image:
+            if self.require_grayscale and image.mode not in GRAYSCALE_MODES:
+                reason = "is a color image, and the first image is grayscale"
+                raise DataError(f"data: {path} {reason}; use data.grey=true or false")
             pixels: Tensor = functional.pil_to_tensor(image.convert(self.mode))
         if self.size is not None:
             pixels = functional.resize(pixels, [*self.size], antialias=True)
@@ -248,21 +249,19 @@ class _Images:
         return pixels.to(torch.get_default_dtype()) / 255
 
 
-class _Npz:
-    """Reads inputs from an npz file, and its target where that has a name there."""
+class _NpzReader:
+    """Reads the inputs of an npz file, and its target if ``y`` is not None."""
 
     def __init__(self, x: str, y: str | None) -> None:
         self.x, self.y = x, y
 
     def __call__(self, path: Path) -> Any:
-        found = files.open_arrays(path)
-        inputs = files.get_array(found, path, "x", self.x).load()
-        if self.y is None:
-            return inputs
-        # a target may be a single value
-        return inputs, self._target(found, path)
+        arrays = files.open_arrays(path)
+        inputs = files.get_array(arrays, path, "x", self.x).load()
+        return inputs if self.y is None else (inputs, self._target(arrays, path))
 
-    def _target(self, found: Mapping[str, files.Array], path: Path) -> Any:
+    def _target(self, arrays: Mapping[str, files.Array], path: Path) -> Any:
         assert self.y is not None
-        array = found.get(self.y)
-        return files.get_array(found, path, "y", self.y).load() if array is None or array.shape else array.load()[()]
+        array = arrays.get(self.y)
+        # files.get_array refuses scalars, which are valid targets
+        return files.get_array(arrays, path, "y", self.y).load() if array is None or array.shape else array.load()[()]

@@ -1,4 +1,4 @@
-"""MNIST: 70,000 handwritten digits, 28 x 28 pixels of 8 bits (LeCun, Cortes and Burges, 1998)."""
+"""MNIST: 70,000 handwritten digits, 28 x 28 pixels with 8 bits (LeCun, Cortes and Burges, 1998)."""
 
 import functools
 import hashlib
@@ -21,21 +21,21 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-"""The four files of torchvision's layout, ``<root>/MNIST/raw/``."""
+"""Checksums of the four files in ``<root>/MNIST/raw/``, the layout of torchvision."""
 
 
 class MNIST:
     """Digits in memory; ``mnist[indices]`` is a batch ``[B, 1, 28, 28]`` of (x / 255 - mean) / std, and labels ``[B]``.
 
     Args:
-        root: the folder above ``MNIST/raw/``.
-        train: the 60,000 training images, else the 10,000 test images.
-        mean: subtracted from each pixel.
-        std: divides each pixel.
-        download: let torchvision fetch what is missing.
+        root: folder that contains ``MNIST/raw/``.
+        train: load the 60,000 training images if true, the 10,000 test images if false.
+        mean: mean that is subtracted from each pixel.
+        std: standard deviation by which each pixel is divided.
+        download: download missing files with torchvision.
 
     Raises:
-        DataError: a file is missing, or is not the file that was published.
+        DataError: a file is missing or does not match its checksum.
     """
 
     inputs = (1, 28, 28)
@@ -46,15 +46,15 @@ class MNIST:
         self, root: str | Path, train: bool = True, mean: float = 0.0, std: Positive = 1.0, download: bool = False
     ) -> None:
         prefix = "train" if train else "t10k"
-        folder = find(root, download)
-        # the headers of the two formats are 16 and 8 bytes; the checksums vouch for the rest
+        folder = raw_folder(root, download)
+        # skip the headers of 16 and 8 bytes; the checksums verify the content
         self.images = _read(folder / f"{prefix}-images-idx3-ubyte")[16:].view(-1, *self.inputs)
         self.labels = _read(folder / f"{prefix}-labels-idx1-ubyte")[8:].long()
         self.mean, self.std = mean, std
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The lowest and the highest value of a pixel, which the checksum vouches for."""
+        """The lowest and the highest value of a pixel."""
         return (0 - self.mean) / self.std, (1 - self.mean) / self.std
 
     @property
@@ -72,12 +72,12 @@ class MNIST:
         return images, self.labels[indices]
 
     def split(self, size: int, seed: int) -> "tuple[MNIST, MNIST]":
-        """All but ``size`` samples, and those ``size``, chosen at random by ``seed``."""
+        """Split off ``size`` random samples; return the other samples, and these."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._subset(order[size:].sort().values), self._subset(order[:size].sort().values)
 
     def to(self, device: torch.device) -> "MNIST":
-        """The same samples in the memory of a device."""
+        """Return a copy on a device."""
         return self._with(self.images.to(device), self.labels.to(device))
 
     def _subset(self, indices: Tensor) -> "MNIST":
@@ -102,7 +102,7 @@ def mnist_data(
     num_workers: Workers = 0,
     seed: Stackable[Seed] = 0,
 ) -> DataModule:
-    """The data module of MNIST; ``val_size`` training images are set aside for validation, chosen by ``seed``."""
+    """Make the data module of MNIST; ``val_size`` random training images, drawn with ``seed``, are for validation."""
     train = MNIST(root, train=True, mean=mean, std=std, download=download)
     if val_size >= len(train):
         raise ConfigError(f"val_size: got {val_size}, must be less than the {len(train)} training samples")
@@ -123,8 +123,12 @@ def mnist_data(
     )
 
 
-def find(root: str | Path, download: bool = False) -> Path:
-    """The folder of the four files, or :class:`DataError`; with ``download``, torchvision fetches what is missing."""
+def raw_folder(root: str | Path, download: bool = False) -> Path:
+    """Return the folder of the four files, after a download of missing ones if ``download``.
+
+    Raises:
+        DataError: a file is missing.
+    """
     folder = Path(root).expanduser() / "MNIST" / "raw"
     missing = [name for name in SHA256 if not (folder / name).is_file()]
     if missing and download:
@@ -149,23 +153,25 @@ def _download(root: str | Path) -> None:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(
             f"MNIST could not be downloaded into {Path(root).absolute()}: {reason}; "
-            "put the four files of MNIST into MNIST/raw below it yourself"
+            "place the four files of MNIST in its subfolder MNIST/raw"
         ) from error
 
 
 def _read(path: Path) -> Tensor:
     try:
         status = path.stat()
-        content = _bytes(path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        content = _read_verified(
+            path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        )
     except OSError as error:
         raise DataError(f"MNIST cannot be read: {path.absolute()}: {error.strerror}") from error
-    # copied by the first one who writes to it, so that the others never see that
+    # copy on write: the cached tensor is shared by all runs of the process
     return content._lazy_clone()
 
 
 @functools.lru_cache(maxsize=len(SHA256))
-def _bytes(path: Path, signature: tuple[int, ...]) -> Tensor:
-    """The bytes of a file that has its checksum; all runs of a process share them while the file is the same."""
+def _read_verified(path: Path, signature: tuple[int, ...]) -> Tensor:
+    """Read a file and verify its checksum; cached until the file changes."""
     content = torch.empty(path.stat().st_size, dtype=torch.uint8)
     with path.open("rb") as file:
         length = file.readinto(content.numpy().data)

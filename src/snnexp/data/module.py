@@ -1,4 +1,4 @@
-"""The data module: whole batches out of memory, in an order that depends on the seed and the epoch alone."""
+"""The data module: whole batches, in an order that depends only on the seed and the epoch."""
 
 import multiprocessing
 import os
@@ -33,17 +33,17 @@ from snnexp.spec.checked import checked
 from snnexp.text import format_value
 
 Sampling = Literal["shuffled", "balanced"]
-LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
-"""Data workers hand over batches through a socket in a folder there, and the path of a socket has 107 bytes at most."""
+MAX_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+"""Data workers send batches through a socket below TMPDIR, and the path of a socket has at most 107 bytes."""
 
 
 class Samples(Protocol):
-    """A dataset whose index is a list of samples and whose item is a whole batch.
+    """A dataset that is indexed by a list of indices and returns a whole batch.
 
-    All of it is read and checked before a run begins, unless an attribute ``checks_itself`` says that each batch is
-    checked when it is read, as for samples that do not fit into memory; such samples are given an attribute
-    ``require_range``, a function that raises for a lowest and a highest value that the encoder cannot take.
-    Where labels are counted, samples are read for them once, unless an attribute ``targets`` has them all.
+    All samples are read and checked before a run starts, unless an attribute ``checks_itself`` is true: then each batch
+    is checked when it is read, as for samples that do not fit into memory. The attribute ``require_range`` of such
+    samples is set to a function of the lowest and the highest value, which raises if the encoder does not support them.
+    To count labels, all samples are read once, unless an attribute ``targets`` has all labels.
     """
 
     def __len__(self) -> int: ...
@@ -51,34 +51,34 @@ class Samples(Protocol):
     def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]: ...
 
     def to(self, device: torch.device) -> "Samples":
-        """The same samples in the memory of a device."""
+        """Return a copy on a device."""
         ...
 
 
 class DataModule(LightningDataModule):
-    """Training, validation and test samples, and what they are.
+    """Training, validation and test samples, and their description.
 
     Args:
         train: training samples.
         test: test samples.
-        inputs: as of :class:`~snnexp.data.Description`; with ``outputs``, ``target``, ``sequences`` and ``spikes`` a
-            short form of a description.
+        inputs: see :class:`~snnexp.data.Description`; with ``outputs``, ``target``, ``sequences`` and ``spikes`` a
+            short form of ``description``.
         outputs: see ``inputs``.
         target: see ``inputs``.
         sequences: see ``inputs``.
         val: validation samples, if any.
-        batch_size: samples per optimiser step, over all processes together.
-        drop_last: leave out an epoch's last batch where it is not full.
-        num_workers: processes that prepare batches; 0 is fastest for data in memory.
-        seed: fixes the order of each epoch.
+        batch_size: samples per optimizer step, over all processes.
+        drop_last: drop the last batch of an epoch if it is not full.
+        num_workers: number of processes that prepare batches; 0 is fastest for data in memory.
+        seed: seed of the order of each epoch.
         spikes: see ``inputs``.
-        description: of the samples, in place of the short form.
-        sampling: what an epoch goes over: all samples, ``shuffled``; or as many, drawn with replacement so that each
-            class is drawn equally often on average, ``balanced``.
-        scaling: of the inputs, fitted on the training split; a run keeps it for other data.
+        description: description of the samples, instead of the short form.
+        sampling: ``shuffled`` for all samples once per epoch; ``balanced`` for as many samples, drawn with replacement
+            so that all classes are equally frequent on average.
+        scaling: scaling of the inputs, fitted on the training split; saved with a run and applied to other data.
 
     Raises:
-        ConfigError: an argument lies outside its domain, or no full batch can be made.
+        ConfigError: an argument is outside its domain, or there are too few samples for a full batch.
     """
 
     @checked
@@ -105,8 +105,8 @@ class DataModule(LightningDataModule):
         self.description = description or Description(*short, spikes=spikes)
         limits.require_processes("num_workers", num_workers)
         limits.require_files("num_workers", num_workers)
-        if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > LONGEST_TMPDIR:
-            most = f"TMPDIR has {length} bytes, and data workers need one of at most {LONGEST_TMPDIR}"
+        if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > MAX_TMPDIR:
+            most = f"TMPDIR has {length} bytes, and data workers need one of at most {MAX_TMPDIR}"
             raise ConfigError(f"num_workers: {most}; shorten it, or set num_workers=0")
         if drop_last and batch_size > len(train):
             raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
@@ -116,14 +116,14 @@ class DataModule(LightningDataModule):
         self.scaling = scaling
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed
         self.accumulate = 1
-        """Batches of an optimiser step, which come as one."""
+        """Batches per optimizer step, which are loaded as one."""
         self.begin = (0, 0)
-        """Where training begins: epochs that are done, and batches of the next one that are."""
+        """Position at which training starts: completed epochs, and completed batches of the next epoch."""
         self.waiting_since: float | None = None
-        """When the wait for a batch began; None while none is waited for."""
+        """When the wait for the current batch began; None while not waiting."""
         self.starting_workers = False
         self.workers: set[multiprocessing.process.BaseProcess] = set()
-        """The data workers of all loaders."""
+        """Data workers of all loaders."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -151,24 +151,24 @@ class DataModule(LightningDataModule):
 
     @property
     def step_size(self) -> int:
-        """Samples of an optimiser step."""
+        """Samples per optimizer step."""
         return self.batch_size * self.accumulate
 
     @cached_property
     def _labels(self) -> Tensor:
-        """Those of all training samples, ``[N]``, or of all their steps."""
-        known = getattr(self.train, "targets", None)
-        if known is None:
+        """Labels of all training samples or their steps, flattened."""
+        labels = getattr(self.train, "targets", None)
+        if labels is None:
             batches = OrderedBatches(len(self.train), self.batch_size)
-            known = torch.cat([self.train[indices][1].flatten().cpu() for indices in batches])
-        return known.to("cpu", torch.int64).flatten()
+            labels = torch.cat([self.train[indices][1].flatten().cpu() for indices in batches])
+        return labels.to("cpu", torch.int64).flatten()
 
     def class_counts(self) -> list[int] | None:
-        """How many training samples, or steps of them, each class has; None where targets are no labels."""
+        """Return the number of training samples, or of their steps, per class; None if targets are not classes."""
         return class_counts(self._labels, self.outputs) if self.description.is_classified else None
 
     def require_shareable(self, processes: int) -> None:
-        """Raise :class:`ConfigError` unless that many processes can share a batch of training samples equally."""
+        """Raise :class:`ConfigError` if a training batch cannot be divided equally between ``processes``."""
         samples = min(self.batch_size, len(self.train))
         if samples % processes:
             raise ConfigError(
@@ -176,13 +176,13 @@ class DataModule(LightningDataModule):
             )
 
     def check_range_with(self, require_range: Callable[[float, float], object]) -> None:
-        """Let samples that check themselves refuse the lowest and highest value that ``require_range`` refuses."""
+        """Set ``require_range`` of samples that check themselves."""
         for samples in (self.train, self.val, self.test):
             if getattr(samples, "checks_itself", False):
                 samples.require_range = require_range  # type: ignore[union-attr]
 
     def setup(self, stage: str) -> None:
-        """Move the samples to the device that will use them, once and not batch by batch."""
+        """Move all samples to the device of the trainer, once and not per batch."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type != "cpu" and self.num_workers == 0:
             self.train, self.test = self.train.to(device), self.test.to(device)
@@ -197,13 +197,13 @@ class DataModule(LightningDataModule):
         return self._loader(self.train, batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return [] if self.val is None else self._loader(self.val, self._in_order(self.val))
+        return [] if self.val is None else self._loader(self.val, self._ordered_batches(self.val))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test, self._in_order(self.test))
+        return self._loader(self.test, self._ordered_batches(self.test))
 
     def loader(self, split: str) -> DataLoader[Any]:
-        """All samples of ``test``, ``val`` or ``train``, once and in order.
+        """Return a loader of all samples of ``test``, ``val`` or ``train``, once and in order.
 
         Raises:
             ConfigError: there is no such split.
@@ -211,33 +211,33 @@ class DataModule(LightningDataModule):
         splits = {"test": self.test, "val": self.val, "train": self.train}
         samples = splits.get(split)
         if samples is None:
-            there = ", ".join(name for name, samples in splits.items() if samples is not None)
-            raise ConfigError(f"split: got {format_value(split)}, these data have {there}")
-        return self._loader(samples, self._in_order(samples))
+            known = ", ".join(name for name, samples in splits.items() if samples is not None)
+            raise ConfigError(f"split: got {format_value(split)}, these data have {known}")
+        return self._loader(samples, self._ordered_batches(samples))
 
     def smallest_batch(self, limit: int | None) -> int:
-        """Samples of the smallest batch of an epoch of training with so many optimiser steps; None for all steps."""
+        """Return the size of the smallest batch in the first ``limit`` optimizer steps of an epoch; None for all."""
         steps = ShuffledBatches(len(self.train), self.step_size, self.drop_last, self.seed).sizes[:limit]
         return min(samples % self.batch_size or self.batch_size for samples in steps)
 
     def counts(self, limit: int | None, test_limit: int | None, processes: int = 1) -> dict[str, int]:
-        """How many samples an epoch of training, a validation and a test go over, by split.
+        """Return the number of samples in a training epoch, a validation and a test, by split.
 
         Args:
-            limit: optimiser steps, and batches of validation; None for all.
-            test_limit: batches of the test; None for all.
-            processes: that share each batch.
+            limit: number of optimizer steps, and of validation batches; None for all.
+            test_limit: number of test batches; None for all.
+            processes: number of processes that share each batch.
         """
         batches = ShuffledBatches(len(self.train), self.step_size, self.drop_last, self.seed, 0, processes)
-        found = {"train": sum(batches.sizes[:limit])}
+        counts = {"train": sum(batches.sizes[:limit])}
         for split, samples, most in (("val", self.val, limit), ("test", self.test, test_limit)):
             if samples is not None:
-                found[split] = len(samples) if most is None else min(len(samples), most * self.batch_size)
-        return found
+                counts[split] = len(samples) if most is None else min(len(samples), most * self.batch_size)
+        return counts
 
     @contextmanager
     def wait(self, waits: bool = True) -> Iterator[None]:
-        """Note when a wait for a batch began; a signal that ends it ends the data workers, whatever they are at."""
+        """Record when the wait for a batch began. If a signal interrupts the wait, kill the data workers."""
         self.waiting_since = time.monotonic() if waits else None
         try:
             yield
@@ -248,18 +248,18 @@ class DataModule(LightningDataModule):
             self.waiting_since = None
 
     def end_workers(self) -> None:
-        """Kill the data workers: the end of the run would wait for the batches that they are at."""
+        """Kill the data workers; a regular shutdown would wait for the batches that they are loading."""
         workers, self.workers = self.workers, set()
         if not workers:
             return
-        with _deaths_ignored():
+        with _ignore_worker_exits():
             for worker in workers:
                 worker.kill()
             for worker in workers:
                 worker.join()
 
     def _loader(self, samples: Samples, batches: "Sampler[list[int]]") -> DataLoader[Any]:
-        # the sampler's items are whole batches, so that the loader neither collates nor pickles single samples
+        # the sampler yields lists of indices, so the loader neither collates nor pickles single samples
         return _Loader(
             self,
             samples,
@@ -267,14 +267,14 @@ class DataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_begin_worker if self.num_workers else None,
+            worker_init_fn=_init_worker if self.num_workers else None,
         )
 
     def _weights(self) -> Tensor:
-        """Of each training sample: one over the samples of its class."""
+        """Return the sampling weight of each training sample: 1 / (number of samples of its class)."""
         return 1 / torch.bincount(self._labels)[self._labels].double()
 
-    def _in_order(self, samples: Samples) -> "Sampler[list[int]]":
+    def _ordered_batches(self, samples: Samples) -> "Sampler[list[int]]":
         return OrderedBatches(len(samples), self.batch_size, *self._rank())
 
     def _rank(self) -> tuple[int, int]:
@@ -282,8 +282,8 @@ class DataModule(LightningDataModule):
 
 
 @contextmanager
-def _deaths_ignored() -> Iterator[None]:
-    """PyTorch takes the death of a worker for an error; that handler, as any, is set in the main thread alone."""
+def _ignore_worker_exits() -> Iterator[None]:
+    """Disable PyTorch's SIGCHLD handler, which raises an error when a worker dies; only set in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -295,7 +295,7 @@ def _deaths_ignored() -> Iterator[None]:
 
 
 class _Loader(DataLoader[Any]):
-    """Notes when it waits: a signal then need not wait as well."""
+    """Records its waits in the data module, so that a signal can interrupt them."""
 
     def __init__(self, module: DataModule, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -303,7 +303,7 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         others = set(multiprocessing.active_children())
-        # persistent workers first finish what they had begun in the epoch before
+        # persistent workers first finish the batches of the previous epoch
         with self._module.wait(self._iterator is not None):
             self._module.starting_workers = True
             try:
@@ -326,51 +326,51 @@ class _Batches:
             return next(self.batches)
 
 
-def _begin_worker(worker: int) -> None:
-    # Ctrl-C and `timeout` reach workers as well, and the run still needs them to finish its step
+def _init_worker(worker: int) -> None:
+    # Ctrl-C and `timeout` also signal the workers, which the run still needs to finish its step
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    torch_worker.ExceptionWrapper = _Raised  # type: ignore[attr-defined]
-    # a batch is sent in a thread, whose errors are else printed only, and the run waits for the batch for ever
+    torch_worker.ExceptionWrapper = _WorkerError  # type: ignore[attr-defined]
+    # the thread that sends batches only prints its errors by default, and the run would wait forever
     Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 
 def _send_error(queue: "Queue[Any]", error: Exception, item: tuple[int, Any]) -> None:
     if isinstance(item[1], ExceptionWrapper):
-        # that an error cannot be sent either is seen by the end of this process
+        # the error cannot be sent either, so exit, which the run detects
         os._exit(1)
-    queue.put((item[0], _NotSent(error)))
+    queue.put((item[0], _SendError(error)))
 
 
-class _Raised(ExceptionWrapper):
-    """What the run gets instead of a batch for which its data worker has raised an error."""
+class _WorkerError(ExceptionWrapper):
+    """Sent instead of a batch if a data worker raised an error."""
 
     def __init__(self, exc_info: Any = None, where: str = "in a data worker") -> None:
         error = sys.exc_info()[1]
         super().__init__(exc_info, where)  # type: ignore[no-untyped-call]
-        self.told: SnnexpError | None = None
+        self.error: SnnexpError | None = None
         if isinstance(error, Exception):
-            self.told = error if isinstance(error, SnnexpError) else user_parts.part_error(error, "data")
+            self.error = error if isinstance(error, SnnexpError) else user_parts.part_error(error, "data")
 
     def reraise(self) -> None:
-        if self.told is None:
+        if self.error is None:
             return super().reraise()  # type: ignore[no-untyped-call, no-any-return]
-        raise self.told
+        raise self.error
 
 
-class _NotSent(ExceptionWrapper):
-    """What the run gets instead of a batch that its data worker could not send."""
+class _SendError(ExceptionWrapper):
+    """Sent instead of a batch that a data worker could not send."""
 
     def __init__(self, error: Exception) -> None:
         raised = (type(error), error, error.__traceback__)
         super().__init__(raised, "while a data worker sent a batch")  # type: ignore[no-untyped-call]
-        # of shared memory, PyTorch tells the system's error as text
-        found = re.search(r"\((\d+)\)$", str(error)) if isinstance(error, RuntimeError) else None
-        self.errno: int | None = int(found[1]) if found else getattr(error, "errno", None)
-        self.file = "/dev/shm" if found else getattr(error, "filename", None) or tempfile.gettempdir()
+        # for shared memory, PyTorch raises a RuntimeError with the errno in its text
+        match = re.search(r"\((\d+)\)$", str(error)) if isinstance(error, RuntimeError) else None
+        self.errno: int | None = int(match[1]) if match else getattr(error, "errno", None)
+        self.file = "/dev/shm" if match else getattr(error, "filename", None) or tempfile.gettempdir()
 
     def reraise(self) -> None:
         if self.errno is None:
             return super().reraise()  # type: ignore[no-untyped-call, no-any-return]
-        reason = f"{os.strerror(self.errno)}, and data workers need it; data.num_workers=0 does without"
+        reason = f"{os.strerror(self.errno)}, needed by data workers; use data.num_workers=0"
         raise OSError(self.errno, reason, self.file)

@@ -12,7 +12,14 @@ from snnexp.config import user_parts
 from snnexp.data import scaling, splits
 from snnexp.data.description import Description, Target
 from snnexp.data.module import DataModule, Sampling
-from snnexp.data.reading import Augmented, Form, Indexed, Stored, inputs_of, seed_generators
+from snnexp.data.reading import (
+    AugmentedSamples,
+    InMemorySamples,
+    LazySamples,
+    SampleShapes,
+    iterate_inputs,
+    seed_generators,
+)
 from snnexp.data.sources import Source, is_image
 from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
@@ -25,7 +32,7 @@ TEST_FRACTION = 0.2
 MEMORY_SHARE = 0.5
 """Of the machine's memory: samples that take more are read when they are needed."""
 TO_TENSOR = "'data.transform={_target_: torchvision.transforms.ToTensor}'"
-_latest: dict[Hashable, "_Made"] = {}
+_cache: dict[Hashable, "_Prepared"] = {}
 """The samples in memory that were made last, which members of a stack and points of a sweep share."""
 
 
@@ -86,31 +93,32 @@ def prepared(
     """
     steps = (_as_list("transform", transform), _as_list("target_transform", target_transform))
     changes = _as_list("augment", augment)
-    sources = {name: source.transformed(*steps) for name, source in sources.items()}
+    sources = {name: source.with_transforms(*steps) for name, source in sources.items()}
     for source in sources.values():
         with user_parts.wrap_errors("data"):
             length = len(source)
         if not length:
             raise DataError(f"data: {source.name} has no samples")
-    form = _form(sources["train"], sequences, target, seed)
-    known = _outputs(sources, form, outputs)
-    places = _Splitting(val_fraction, test_fraction, stratify, fold, folds, split_seed).places(sources, form)
-    if form.kind == "labels":
-        _require_classes(sources["train"], places["train"][1])
+    shapes = _infer_shapes(sources["train"], sequences, target, seed)
+    known = _known_outputs(sources, shapes, outputs)
+    places = _Splitting(val_fraction, test_fraction, stratify, fold, folds, split_seed).places(sources, shapes)
+    if shapes.kind == "labels":
+        _require_two_classes(sources["train"], places["train"][1])
     if in_memory is None:
-        in_memory = sum(map(len, sources.values())) * form.bytes < MEMORY_SHARE * limits.memory()
+        in_memory = sum(map(len, sources.values())) * shapes.bytes < MEMORY_SHARE * limits.memory()
 
-    given = scaling.Scaling.of(scale, form.features) if isinstance(scale, Mapping) else None
+    given = scaling.Scaling.of(scale, shapes.features) if isinstance(scale, Mapping) else None
 
-    def make() -> _Made:
+    def make() -> _Prepared:
         samples: dict[str, Any] = {
-            name: Indexed(sources[origin], indices, form, seed, known) for name, (origin, indices) in places.items()
+            name: LazySamples(sources[origin], indices, shapes, seed, known)
+            for name, (origin, indices) in places.items()
         }
         if in_memory:
-            samples = {name: Stored.read(each) for name, each in samples.items()}
+            samples = {name: InMemorySamples.read(each) for name, each in samples.items()}
         fitted = given
         if isinstance(scale, str):
-            fitted = scaling.fit(scale, inputs_of(samples["train"]), form.axes[0] + 1)
+            fitted = scaling.fit(scale, iterate_inputs(samples["train"]), shapes.axes[0] + 1)
         if fitted is not None:
             # what is augmented is scaled after that
             still = {"train"} if changes else set()
@@ -119,20 +127,20 @@ def prepared(
 
     keys = tuple(source.key for source in sources.values())
     chosen = tuple((name, origin, tuple(indices)) for name, (origin, indices) in places.items())
-    settings = (form, known, given or scale, bool(changes), torch.get_default_dtype())
+    settings = (shapes, known, given or scale, bool(changes), torch.get_default_dtype())
     # samples that are drawn, or read anew, are each run's own
-    samples, fitted = _shared(None if None in keys or not in_memory else (keys, chosen, settings), make)
+    samples, fitted = _cached(None if None in keys or not in_memory else (keys, chosen, settings), make)
     if known is None:
-        known = _counted(samples)
+        known = _count_classes(samples)
     if changes:
-        samples["train"] = Augmented(samples["train"], changes, form, seed, fitted)
+        samples["train"] = AugmentedSamples(samples["train"], changes, shapes, seed, fitted)
     description = Description(
-        inputs=form.inputs[int(form.sequences) :],
+        inputs=shapes.inputs[int(shapes.sequences) :],
         outputs=known,
-        target=form.kind,
-        sequences=form.sequences,
-        num_steps=form.inputs[0] if form.sequences else None,
-        classes=sources["train"].classes if form.is_classified else None,
+        target=shapes.kind,
+        sequences=shapes.sequences,
+        num_steps=shapes.inputs[0] if shapes.sequences else None,
+        classes=sources["train"].classes if shapes.is_classified else None,
         features=getattr(sources["train"].dataset, "features", None),
         groups=_groups(sources, places),
     )
@@ -150,7 +158,7 @@ def prepared(
     )
 
 
-def files_of(path: str | None, train: str | None, val: str | None, test: str | None) -> dict[str, tuple[str, str]]:
+def split_files(path: str | None, train: str | None, val: str | None, test: str | None) -> dict[str, tuple[str, str]]:
     """By split, the key that names its file, and the file; ``train`` is that of all samples where ``path`` is set.
 
     Raises:
@@ -175,22 +183,22 @@ def _as_list(key: str, transform: Any) -> list[Any]:
     return found
 
 
-Places = Mapping[str, tuple[str, list[int]]]
+SplitIndices = Mapping[str, tuple[str, list[int]]]
 """By split: the source that its samples are of, and their indices there."""
 
 
-_Made = tuple[dict[str, Any], scaling.Scaling | None]
+_Prepared = tuple[dict[str, Any], scaling.Scaling | None]
 """Samples by split, and what their inputs were scaled by."""
 
 
-def _shared(key: Hashable, make: Callable[[], _Made]) -> _Made:
+def _cached(key: Hashable, make: Callable[[], _Prepared]) -> _Prepared:
     """What ``make`` gives, or what it gave last for an equal key; None is equal to none."""
     if key is None:
         return make()
-    if key not in _latest:
-        _latest.clear()
-        _latest[key] = make()
-    samples, fitted = _latest[key]
+    if key not in _cache:
+        _cache.clear()
+        _cache[key] = make()
+    samples, fitted = _cache[key]
     return dict(samples), fitted
 
 
@@ -205,13 +213,13 @@ class _Splitting:
     folds: int
     seed: int
 
-    def places(self, sources: Mapping[str, Source], form: Form) -> Places:
+    def places(self, sources: Mapping[str, Source], shapes: SampleShapes) -> SplitIndices:
         whole = sources["train"]
-        own = self._given(sources) if whole.split is not None else self._drawn(sources, form)
+        own = self._by_name(sources) if whole.split is not None else self._at_random(sources, shapes)
         places = {name: ("train", indices) for name, indices in own.items()}
         return places | {name: (name, [*range(len(each))]) for name, each in sources.items() if name != "train"}
 
-    def _given(self, sources: Mapping[str, Source]) -> dict[str, list[int]]:
+    def _by_name(self, sources: Mapping[str, Source]) -> dict[str, list[int]]:
         """The splits that the samples name."""
         asked: dict[str, Any] = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
         asked |= {"fold": self.fold, "stratify": self.stratify or None}
@@ -220,15 +228,15 @@ class _Splitting:
             if value is not None:
                 told = f"and {sources['train'].name} says itself which sample is in which split"
                 raise ConfigError(f"{key}: got {format_value(value)}, {told}")
-        return splits.given(sources["train"].split or ())
+        return splits.from_names(sources["train"].split or ())
 
-    def _drawn(self, sources: Mapping[str, Source], form: Form) -> dict[str, list[int]]:
+    def _at_random(self, sources: Mapping[str, Source], shapes: SampleShapes) -> dict[str, list[int]]:
         whole, labels = sources["train"], None
         if self.val_fraction and "val" in sources:
             raise ConfigError(f"val_fraction: got {self.val_fraction:g} beside data.val; give one of them")
         if self.stratify:
-            if form.kind != "labels":
-                raise ConfigError(f"stratify: got true, and the targets are no labels, but {form.kind}")
+            if shapes.kind != "labels":
+                raise ConfigError(f"stratify: got true, and the targets are no labels, but {shapes.kind}")
             labels = _all_labels(whole)
         if self.fold is None:
             return splits.split(len(whole), self._fractions(sources), self.seed, whole.groups, labels)
@@ -260,7 +268,7 @@ def _all_labels(source: Source) -> list[int]:
         return [int(source.read(index)[1]) for index in range(len(source))]
 
 
-def _groups(sources: Mapping[str, Source], places: Places) -> dict[str, list[Any]] | None:
+def _groups(sources: Mapping[str, Source], places: SplitIndices) -> dict[str, list[Any]] | None:
     if sources["train"].groups is None:
         return None
     for source in sources.values():
@@ -270,7 +278,7 @@ def _groups(sources: Mapping[str, Source], places: Places) -> dict[str, list[Any
     return {name: [ids[origin][index] for index in indices] for name, (origin, indices) in places.items()}
 
 
-def _form(source: Source, sequences: bool | None, target: Target | None, seed: int) -> Form:
+def _infer_shapes(source: Source, sequences: bool | None, target: Target | None, seed: int) -> SampleShapes:
     """What the first sample has, which is the same each time that it is read."""
     with user_parts.wrap_errors("data"), restored(cpu_random_states()):
         seed_generators(seed)
@@ -289,24 +297,24 @@ def _form(source: Source, sequences: bool | None, target: Target | None, seed: i
         )
     if sequences is None:
         sequences = first[0].ndim in (2, 4)
-    return Form.of(*first, sequences=sequences, kind=target)
+    return SampleShapes.infer(*first, sequences=sequences, kind=target)
 
 
-def _outputs(sources: Mapping[str, Source], form: Form, outputs: int | None) -> int | None:
+def _known_outputs(sources: Mapping[str, Source], shapes: SampleShapes, outputs: int | None) -> int | None:
     """How many features a target has, or how many classes there are, as far as that is known before samples are read.
 
     Raises:
         ConfigError: that contradicts what was given.
     """
-    if not form.is_classified:
-        if outputs not in (None, form.targets[-1]):
-            raise ConfigError(f"outputs: got {outputs}, and targets have {form.targets[-1]} features")
-        return form.targets[-1]
+    if not shapes.is_classified:
+        if outputs not in (None, shapes.targets[-1]):
+            raise ConfigError(f"outputs: got {outputs}, and targets have {shapes.targets[-1]} features")
+        return shapes.targets[-1]
     names = sources["train"].classes
     if names and outputs not in (None, len(names)):
         raise ConfigError(f"outputs: got {outputs}, and the dataset has names of {len(names)} classes")
     outputs = outputs or (len(names) if names else None)
-    axes = 1 + len(form.targets)
+    axes = 1 + len(shapes.targets)
     labels = {name: found for name, source in sources.items() if (found := source.labels(axes)) is not None}
     for name, each in labels.items():
         sources[name].require_labels(torch.tensor(each), range(len(each)), outputs)
@@ -319,7 +327,7 @@ def _outputs(sources: Mapping[str, Source], form: Form, outputs: int | None) -> 
     return highest + 1
 
 
-def _require_classes(source: Source, indices: Sequence[int]) -> None:
+def _require_two_classes(source: Source, indices: Sequence[int]) -> None:
     """Refuse a training split of a single class, where labels are known before samples are read."""
     labels = source.labels()
     found = set() if labels is None else {*labels[indices].tolist()}
@@ -328,9 +336,9 @@ def _require_classes(source: Source, indices: Sequence[int]) -> None:
         raise DataError(f"data: {count} the label {found.pop()}; there must be two classes or more")
 
 
-def _counted(samples: Mapping[str, Any]) -> int:
+def _count_classes(samples: Mapping[str, Any]) -> int:
     """The number of classes of samples in memory, or of those whose targets are."""
-    stored = [each for each in samples.values() if isinstance(each, Stored)]
+    stored = [each for each in samples.values() if isinstance(each, InMemorySamples)]
     if not stored:
         raise ConfigError(
             "outputs: the number of classes is not known before all samples are read; "

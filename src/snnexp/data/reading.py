@@ -15,17 +15,17 @@ from snnexp.config import user_parts
 from snnexp.data.batches import Batch, OrderedBatches
 from snnexp.data.description import Target
 from snnexp.data.scaling import Scaling
-from snnexp.data.sources import Source, transformed
+from snnexp.data.sources import Source, apply_transform
 from snnexp.errors import ConfigError, DataError
 from snnexp.isolation import cpu_random_states, restored
 from snnexp.seeds import fold
 
-STORED = 256
+READ_BATCH = 256
 """Samples that are read at a time into memory."""
 
 
 @dataclass(frozen=True)
-class Form:
+class SampleShapes:
     """The shapes that all samples of a set have.
 
     Args:
@@ -41,7 +41,7 @@ class Form:
     sequences: bool
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, sequences: bool, kind: Target | None) -> "Form":
+    def infer(cls, x: Tensor, y: Tensor, sequences: bool, kind: Target | None) -> "SampleShapes":
         """That of the first sample.
 
         Args:
@@ -57,14 +57,14 @@ class Form:
             raise ConfigError("sequences: got true, and the first input is a number, must be [T, *N]")
         kind = kind or _kind(x, y, sequences)
         wanted = {"labels": 0, "values": 1, "trace": 2, "step_labels": 1}[kind]
-        form = cls(tuple(_input(x, sequences).shape), tuple(_target(y, kind).shape), kind, sequences)
-        if len(form.targets) != wanted or (form.is_classified and y.is_floating_point()):
-            vector = "[T], whole numbers" if form.is_classified else "a number or [K]"
+        shapes = cls(tuple(_input(x, sequences).shape), tuple(_target(y, kind).shape), kind, sequences)
+        if len(shapes.targets) != wanted or (shapes.is_classified and y.is_floating_point()):
+            vector = "[T], whole numbers" if shapes.is_classified else "a number or [K]"
             need = {0: "a whole number", 1: vector, 2: "[T, K]"}[wanted]
-            raise ConfigError(f"target: got {kind}, and the first sample has {_told(y)}, must be {need}")
-        return form
+            raise ConfigError(f"target: got {kind}, and the first sample has {_describe_target(y)}, must be {need}")
+        return shapes
 
-    def fitted(self, source: Source, index: int) -> tuple[Tensor, Tensor]:
+    def read(self, source: Source, index: int) -> tuple[Tensor, Tensor]:
         """A sample of these shapes.
 
         Raises:
@@ -111,7 +111,7 @@ def _kind(x: Tensor, y: Tensor, sequences: bool) -> Target:
     elif sequences and y.shape == x.shape[:1]:
         return "step_labels"
     known = "labels, trace, values or step_labels"
-    raise ConfigError(f"target: got null, and the first sample has {_told(y)}; set data.target to {known}")
+    raise ConfigError(f"target: got null, and the first sample has {_describe_target(y)}; set data.target to {known}")
 
 
 def _input(x: Tensor, sequences: bool) -> Tensor:
@@ -125,7 +125,7 @@ def _target(y: Tensor, kind: Target) -> Tensor:
     return y.unsqueeze(-1) if y.ndim == {"values": 0, "trace": 1}.get(kind, -1) else y
 
 
-def _told(y: Tensor) -> str:
+def _describe_target(y: Tensor) -> str:
     return f"a target of {_dtype(y)}, shape {list(y.shape)}"
 
 
@@ -133,7 +133,7 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-class Indexed:
+class LazySamples:
     """Samples that are read one by one, by the process that makes the batch, and checked then.
 
     What a sample draws from the global generators of PyTorch, NumPy and Python depends on the seed, the epoch and its
@@ -142,7 +142,7 @@ class Indexed:
     Args:
         source: the dataset.
         indices: which of its samples.
-        form: what all have in common.
+        shapes: what all have in common.
         seed: of what samples draw.
         outputs: classes, where targets are some; None if that is not known yet.
     """
@@ -150,9 +150,9 @@ class Indexed:
     checks_itself = True
 
     def __init__(
-        self, source: Source, indices: Sequence[int], form: Form, seed: int, outputs: int | None = None
+        self, source: Source, indices: Sequence[int], shapes: SampleShapes, seed: int, outputs: int | None = None
     ) -> None:
-        self.source, self.indices, self.form, self.seed, self.outputs = source, indices, form, seed, outputs
+        self.source, self.indices, self.shapes, self.seed, self.outputs = source, indices, shapes, seed, outputs
         self.scaling: Scaling | None = None
         self.require_range: Callable[[float, float], object] | None = None
         """What raises where the encoder cannot take the lowest and the highest value."""
@@ -161,7 +161,7 @@ class Indexed:
     @property
     def targets(self) -> Tensor | None:
         """The labels of all samples, where they are known without reading these."""
-        known = self.source.labels() if self.form.kind == "labels" else None
+        known = self.source.labels() if self.shapes.kind == "labels" else None
         return None if known is None else torch.tensor(known[list(self.indices)])
 
     def __len__(self) -> int:
@@ -169,71 +169,71 @@ class Indexed:
 
     def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
         chosen = [self.indices[index] for index in (indices.tolist() if isinstance(indices, Tensor) else indices)]
-        place = ("train", indices.epoch) if isinstance(indices, Batch) else ("evaluate",)
+        key = ("train", indices.epoch) if isinstance(indices, Batch) else ("evaluate",)
         with user_parts.wrap_errors("data"), restored(cpu_random_states()):
-            values, target = self._several(chosen) if self.source.takes_several else self._each(chosen, place)
+            values, target = self._read_batch(chosen) if self.source.supports_take else self._read_each(chosen, key)
         wanted = torch.get_default_dtype()
-        values, target = values.to(wanted), target.to(torch.int64 if self.form.is_classified else wanted)
-        values = values if self.scaling is None else self.scaling(values, self.form.axes[0] + 1)
+        values, target = values.to(wanted), target.to(torch.int64 if self.shapes.is_classified else wanted)
+        values = values if self.scaling is None else self.scaling(values, self.shapes.axes[0] + 1)
         self._check(chosen, values, target)
         return values.to(self.device), target.to(self.device)
 
-    def to(self, device: torch.device) -> "Indexed":
+    def to(self, device: torch.device) -> "LazySamples":
         """The same samples, whose batches are moved to a device."""
         return self._with(device=device)
 
-    def scaled(self, scaling: Scaling) -> "Indexed":
+    def scaled(self, scaling: Scaling) -> "LazySamples":
         """The same samples with scaled inputs."""
         return self._with(scaling=scaling)
 
-    def _with(self, **changed: Any) -> "Indexed":
+    def _with(self, **changed: Any) -> "LazySamples":
         other = copy(self)
         vars(other).update(changed)
         return other
 
-    def _each(self, indices: Sequence[int], place: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
-        inputs, targets = zip(*(self._sample(index, place) for index in indices), strict=True)
-        values_at, target_at = self.form.axes
+    def _read_each(self, indices: Sequence[int], key: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
+        inputs, targets = zip(*(self._sample(index, key) for index in indices), strict=True)
+        values_at, target_at = self.shapes.axes
         return torch.stack(inputs, values_at), torch.stack(targets, target_at)
 
-    def _several(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _read_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         values, target = self.source.take(indices)
-        for what, found, wanted in (("inputs", values, self.form.inputs), ("targets", target, self.form.targets)):
+        for what, found, wanted in (("inputs", values, self.shapes.inputs), ("targets", target, self.shapes.targets)):
             # a number is a vector of one
             if tuple(found.shape[1:]) not in (wanted, wanted[:-1] if wanted[-1:] == (1,) else wanted):
                 shapes = f"{[*found.shape[1:]]}, must be {[*wanted]}"
                 raise DataError(
                     f"data: {self.source.name} has {what} of shape {shapes} as those of the training samples"
                 )
-        values_at, target_at = self.form.axes
-        values = values.reshape(len(indices), *self.form.inputs)
-        return values.movedim(0, values_at), target.reshape(len(indices), *self.form.targets).movedim(0, target_at)
+        values_at, target_at = self.shapes.axes
+        values = values.reshape(len(indices), *self.shapes.inputs)
+        return values.movedim(0, values_at), target.reshape(len(indices), *self.shapes.targets).movedim(0, target_at)
 
-    def _sample(self, index: int, place: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
-        seed_generators(fold(self.seed, "sample", *place, index))
-        return self.form.fitted(self.source, index)
+    def _sample(self, index: int, key: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
+        seed_generators(fold(self.seed, "sample", *key, index))
+        return self.shapes.read(self.source, index)
 
     def _check(self, indices: Sequence[int], values: Tensor, targets: Tensor) -> None:
         """Refuse values that cannot be."""
-        for batch, axis in zip((values, targets), self.form.axes, strict=True):
+        for batch, axis in zip((values, targets), self.shapes.axes, strict=True):
             if not torch.isfinite(batch).all():
                 wrong = (~torch.isfinite(batch)).movedim(axis, 0).reshape(len(indices), -1).any(1)
                 raise self.source.error(indices[int(wrong.int().argmax())], "has values that are NaN or infinite")
-        if self.form.is_classified:
-            self.source.require_labels(targets.movedim(self.form.axes[1], 0), indices, self.outputs)
+        if self.shapes.is_classified:
+            self.source.require_labels(targets.movedim(self.shapes.axes[1], 0), indices, self.outputs)
         if self.require_range is not None:
             self.require_range(values.min().item(), values.max().item())
 
 
-class Augmented:
+class AugmentedSamples:
     """Training samples that are changed at random, anew in each epoch; whoever else reads them sees them as they are.
 
-    What is drawn depends on the seed, the epoch and the place of the sample in its order alone.
+    What is drawn depends on the seed, the epoch and the position of the sample in its order alone.
 
     Args:
         samples: not scaled.
         transforms: of the inputs of a sample, in this order.
-        form: of the samples.
+        shapes: of the samples.
         seed: of what is drawn.
         scaling: of the changed inputs.
     """
@@ -242,19 +242,19 @@ class Augmented:
 
     def __init__(
         self,
-        samples: "Indexed | Stored",
+        samples: "LazySamples | InMemorySamples",
         transforms: Sequence[Callable[[Any], Any]],
-        form: Form,
+        shapes: SampleShapes,
         seed: int,
         scaling: Scaling | None,
     ) -> None:
-        self.samples, self.transforms, self.form, self.seed, self.scaling = samples, transforms, form, seed, scaling
+        self.samples, self.transforms, self.shapes, self.seed, self.scaling = samples, transforms, shapes, seed, scaling
         self.require_range: Callable[[float, float], object] | None = None
         """What raises where the encoder cannot take the lowest and the highest value."""
         self.device = torch.device("cpu")
         # what cannot be is refused before a run begins
         with user_parts.wrap_errors("data"), restored(cpu_random_states()):
-            self._changed(samples[[0]][0].select(form.axes[0], 0), seed)
+            self._augment(samples[[0]][0].select(shapes.axes[0], 0), seed)
 
     @property
     def targets(self) -> Tensor | None:
@@ -266,11 +266,11 @@ class Augmented:
 
     def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
         values, target = self.samples[indices]
-        axis, _ = self.form.axes
+        axis, _ = self.shapes.axes
         if isinstance(indices, Batch):
             with user_parts.wrap_errors("data"), restored(cpu_random_states()):
-                seeds = [fold(self.seed, "augment", indices.epoch, place) for place in indices.places]
-                changed = map(self._changed, values.unbind(axis), seeds)
+                seeds = [fold(self.seed, "augment", indices.epoch, position) for position in indices.positions]
+                changed = map(self._augment, values.unbind(axis), seeds)
                 values = torch.stack([*changed], axis).to(values.dtype)
         values = values if self.scaling is None else self.scaling(values, axis + 1)
         if not torch.isfinite(values).all():
@@ -279,17 +279,17 @@ class Augmented:
             self.require_range(values.min().item(), values.max().item())
         return values.to(self.device), target.to(self.device)
 
-    def to(self, device: torch.device) -> "Augmented":
+    def to(self, device: torch.device) -> "AugmentedSamples":
         """The same samples, whose batches are moved to a device."""
         other = copy(self)
         other.device = device
         return other
 
-    def _changed(self, x: Tensor, seed: int) -> Tensor:
+    def _augment(self, x: Tensor, seed: int) -> Tensor:
         seed_generators(seed)
         found: Any = x
         for transform in self.transforms:
-            found = transformed(transform, found, "augment")
+            found = apply_transform(transform, found, "augment")
         if not isinstance(found, Tensor) or found.shape != x.shape:
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ConfigError(f"augment: makes {got} of inputs of shape {list(x.shape)}, must keep their shape")
@@ -303,12 +303,12 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
 
 
-class Stored:
+class InMemorySamples:
     """Samples in memory.
 
     Args:
         inputs: ``[B, *N]``, or ``[T, B, *N]``.
-        targets: of the kind of the form.
+        targets: of the kind of the shapes.
         axes: of the batch, in inputs and in targets.
     """
 
@@ -316,10 +316,10 @@ class Stored:
         self.inputs, self.targets, self.axes = inputs, targets, axes
 
     @classmethod
-    def read(cls, samples: Indexed) -> "Stored":
+    def read(cls, samples: LazySamples) -> "InMemorySamples":
         """Read all samples, once and in order."""
-        axes, count, stored = samples.form.axes, len(samples), None
-        for indices in OrderedBatches(count, STORED):
+        axes, count, stored = samples.shapes.axes, len(samples), None
+        for indices in OrderedBatches(count, READ_BATCH):
             batch = samples[indices]
             if stored is None:
                 stored = [part.new_empty(_with_size(part, axis, count)) for part, axis in zip(batch, axes, strict=True)]
@@ -338,13 +338,13 @@ class Stored:
         )
         return inputs, targets
 
-    def to(self, device: torch.device) -> "Stored":
+    def to(self, device: torch.device) -> "InMemorySamples":
         """The same samples in the memory of a device."""
-        return Stored(self.inputs.to(device), self.targets.to(device), self.axes)
+        return InMemorySamples(self.inputs.to(device), self.targets.to(device), self.axes)
 
-    def scaled(self, scaling: Scaling) -> "Stored":
+    def scaled(self, scaling: Scaling) -> "InMemorySamples":
         """The same samples with scaled inputs."""
-        return Stored(scaling(self.inputs, self.axes[0] + 1), self.targets, self.axes)
+        return InMemorySamples(scaling(self.inputs, self.axes[0] + 1), self.targets, self.axes)
 
 
 def _with_size(tensor: Tensor, axis: int, size: int) -> list[int]:
@@ -353,7 +353,7 @@ def _with_size(tensor: Tensor, axis: int, size: int) -> list[int]:
     return shape
 
 
-def inputs_of(samples: Any) -> Iterator[Tensor]:
+def iterate_inputs(samples: Any) -> Iterator[Tensor]:
     """The inputs of all samples, in batches and in order."""
-    for indices in OrderedBatches(len(samples), STORED):
+    for indices in OrderedBatches(len(samples), READ_BATCH):
         yield samples[indices][0]

@@ -38,7 +38,7 @@ class Source:
         self.transforms: Sequence[Callable[[Any], Any]] = ()
         self.target_transforms: Sequence[Callable[[Any], Any]] = ()
 
-    def transformed(
+    def with_transforms(
         self, transforms: Sequence[Callable[[Any], Any]], target_transforms: Sequence[Callable[[Any], Any]]
     ) -> "Source":
         """The same source, with functions that are applied to x and to y, in this order."""
@@ -71,7 +71,7 @@ class Source:
         return labels if fits else None
 
     @property
-    def takes_several(self) -> bool:
+    def supports_take(self) -> bool:
         """Whether several samples are read at a time."""
         return hasattr(self.dataset, "take") and not (self.transforms or self.target_transforms)
 
@@ -91,9 +91,9 @@ class Source:
             raise self.error(index, f"is a {type(found).__name__}, must be a pair (x, y)")
         x, y = found
         for transform in self.transforms:
-            x = transformed(transform, x, "transform")
+            x = apply_transform(transform, x, "transform")
         for transform in self.target_transforms:
-            y = transformed(transform, y, "target_transform")
+            y = apply_transform(transform, y, "target_transform")
         return x, y
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def is_image(value: Any) -> bool:
     return any(kind.__module__.partition(".")[0] == "PIL" for kind in type(value).__mro__)
 
 
-def transformed(transform: Callable[[Any], Any], value: Any, key: str) -> Any:
+def apply_transform(transform: Callable[[Any], Any], value: Any, key: str) -> Any:
     """What a transform makes of a value.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from snnexp.errors import ConfigError
 from snnexp.text import format_value
 
-WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The split that a word stands for."""
 
 
@@ -35,7 +35,7 @@ def split(
     Raises:
         ConfigError: a split would have no samples, or a class has fewer samples than there are splits.
     """
-    _require_one(groups, labels)
+    _require_not_both(groups, labels)
     if labels is not None:
         _require_all_classes(labels, len(fractions) + 1)
     left = [*_by_id(_shuffled(length, seed), labels).values()] if labels is not None else _units(length, seed, groups)
@@ -44,7 +44,7 @@ def split(
         wanted = round(fraction * length)
         if not wanted:
             raise ConfigError(f"{name}_fraction: got {fraction:g}, which is none of the {length} samples")
-        found[name], left = _whole(left, wanted) if labels is None else _of_each(left, wanted)
+        found[name], left = _take_units(left, wanted) if labels is None else _take_stratified(left, wanted)
     found["train"] = [*chain.from_iterable(left)]
     if not found["train"]:
         *_, key = fractions
@@ -78,7 +78,7 @@ def fold(
         ConfigError: there is no such fold, there are too few samples, groups or samples of a class for so many folds,
             or a split would have no samples.
     """
-    _require_one(groups, labels)
+    _require_not_both(groups, labels)
     if not 0 <= fold < folds:
         raise ConfigError(f"fold: got {fold}, must be {'0 or more' if fold < 0 else f'less than folds = {folds}'}")
     _require_folds(length, folds, groups, labels)
@@ -90,7 +90,7 @@ def fold(
     return {"test": sorted(test)} | {name: [rest[place] for place in places] for name, places in found.items()}
 
 
-def given(words: Sequence[Any]) -> dict[str, list[int]]:
+def from_names(words: Sequence[Any]) -> dict[str, list[int]]:
     """The indices of each split by name, in order, where each sample says its own.
 
     Args:
@@ -102,7 +102,7 @@ def given(words: Sequence[Any]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for index, word in enumerate(words):
         # a column or an array may hold numbers
-        found.setdefault(WORDS.get(str(word).lower(), ""), []).append(index)
+        found.setdefault(SPLIT_NAMES.get(str(word).lower(), ""), []).append(index)
     if "" in found:
         others = sorted({str(words[index]) for index in found[""]})
         raise ConfigError(f"split: got {format_value(', '.join(others))}, must be train, val or test for each sample")
@@ -136,14 +136,14 @@ def _units(length: int, seed: int, groups: Sequence[Any] | None) -> list[list[in
     return [members[place] for place in _shuffled(len(members), seed)]
 
 
-def _whole(units: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
+def _take_units(units: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
     """The first units that have so many samples together, and the other units."""
     sizes = np.cumsum([len(unit) for unit in units])
     count = int(np.searchsorted(sizes, wanted)) + 1
     return [*chain.from_iterable(units[:count])], [*units[count:]]
 
 
-def _of_each(classes: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
+def _take_stratified(classes: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
     """So many samples, of each class in proportion, and what that leaves of each class."""
     total = sum(map(len, classes))
     shares = [divmod(wanted * len(members), total) for members in classes]
@@ -170,7 +170,7 @@ def _parts(
     return parts
 
 
-def _require_one(groups: Sequence[Any] | None, labels: Sequence[int] | None) -> None:
+def _require_not_both(groups: Sequence[Any] | None, labels: Sequence[int] | None) -> None:
     if groups is not None and labels is not None:
         raise ConfigError("stratify: got true beside data.groups; only one of the two is possible")
 

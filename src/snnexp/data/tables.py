@@ -10,7 +10,7 @@ from annotated_types import Interval
 from snnexp import files
 from snnexp.data.csv_file import Array, CSVFile
 from snnexp.data.module import DataModule
-from snnexp.data.prepare import TEST_FRACTION, files_of, prepared
+from snnexp.data.prepare import TEST_FRACTION, prepared, split_files
 from snnexp.data.sources import ArrayDataset, Source
 from snnexp.errors import ConfigError, DataError
 from snnexp.spec.annotations import AtMost, BelowOne, Count, Given, Index
@@ -78,7 +78,7 @@ def csv_data(
         ConfigError: the arguments contradict each other or the columns.
         DataError: a file is missing or damaged, or a field is missing.
     """
-    named = files_of(path, train, val, test)
+    named = split_files(path, train, val, test)
     columns = _Columns(delimiter, target, drop, groups, split)
     tables = {name: columns.read(file) for name, (_, file) in named.items()}
     names = _classes([*tables.values()], classify)

@@ -22,26 +22,26 @@ from snnexp.text import format_value, one_line, suggest
 Splits = Mapping[str, Mapping[str, Any]]
 
 
-def _words(*, val: str | None = None, train: str = "train", test: str = "test") -> Splits:
+def _split_argument(*, val: str | None = None, train: str = "train", test: str = "test") -> Splits:
     words = {"train": train, "val": val, "test": test}
     return {split: {"split": word} for split, word in words.items() if word is not None}
 
 
-FLAG: Splits = {"train": {"train": True}, "test": {"train": False}}
-WHOLE: Splits = {"train": {}}
+TRAIN_FLAG: Splits = {"train": {"train": True}, "test": {"train": False}}
+NO_SPLITS: Splits = {"train": {}}
 """A set without splits of its own."""
 SETS: dict[str, Splits] = {
-    **dict.fromkeys(("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), FLAG),
-    **dict.fromkeys(("Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _words()),
-    **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _words(val="val")),
-    "Country211": _words(val="valid"),
-    "OxfordIIITPet": _words(train="trainval"),
-    **dict.fromkeys(("ImageNet", "Imagenette"), _words(test="val")),
-    "Places365": _words(train="train-standard", test="val"),
-    **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), WHOLE),
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), TRAIN_FLAG),
+    **dict.fromkeys(("Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _split_argument()),
+    **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _split_argument(val="val")),
+    "Country211": _split_argument(val="valid"),
+    "OxfordIIITPet": _split_argument(train="trainval"),
+    **dict.fromkeys(("ImageNet", "Imagenette"), _split_argument(test="val")),
+    "Places365": _split_argument(train="train-standard", test="val"),
+    **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), NO_SPLITS),
 }
 """By name, the arguments that ask for each split."""
-NOT_OFFERED = ("ImageNet", "StanfordCars")
+NOT_DOWNLOADABLE = ("ImageNet", "StanfordCars")
 """Sets that torchvision does not download."""
 
 
@@ -80,20 +80,20 @@ def torchvision_data(
         known = ", ".join(datasets.EMNIST.splits)
         must = f"must be one of {known}" if name == "EMNIST" else "must be null, only EMNIST has variants"
         raise ConfigError(f"variant: got {format_value(variant)}, {must}")
-    if download and name in NOT_OFFERED:
+    if download and name in NOT_DOWNLOADABLE:
         raise ConfigError(f"download: got true, must be false, torchvision does not download {name}")
     more = {} if variant is None else {"split": variant}
     folder = files.absolute(root)
     sources = {}
     for split, arguments in SETS[name].items():
-        found = _set(name, folder, {**arguments, **more}, download)
-        dataset = found if transform is not None else _pixels(found)
+        found = _load(name, folder, {**arguments, **more}, download)
+        dataset = found if transform is not None else _with_tensors(found)
         signature = _signature(found, folder)
         sources[split] = Source(f"{name} {split}", dataset, key=signature and (name, variant, split, signature))
     return prepared(sources, target="labels", sequences=False, transform=transform, **options)
 
 
-def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) -> Any:
+def _load(name: str, root: Path, arguments: Mapping[str, Any], download: bool) -> Any:
     from torchvision import datasets
 
     try:
@@ -107,7 +107,7 @@ def _set(name: str, root: Path, arguments: Mapping[str, Any], download: bool) ->
         if download:
             raise DataError(f"data: {name} could not be downloaded into {root}: {reason}") from error
         hint = "set data.root to the folder above it"
-        if name not in NOT_OFFERED:
+        if name not in NOT_DOWNLOADABLE:
             hint += ", or pass data.download=true"
         raise DataError(f"data: {name} cannot be read below {root}: {reason}; {hint}") from error
     labels = getattr(found, "targets", getattr(found, "labels", None))
@@ -134,9 +134,9 @@ def image_tensor(image: Any) -> Tensor:
     return pixels.to(torch.get_default_dtype()) / 255
 
 
-def _pixels(dataset: Any) -> Any:
+def _with_tensors(dataset: Any) -> Any:
     """The same samples with tensors for images; those of a set in memory several at a time."""
-    whole = _Images(dataset)
+    whole = _ImageSamples(dataset)
     pixels = _in_memory(dataset)
     labels = whole.targets
     if pixels is None or labels is None or not all(torch.equal(whole[at][0], pixels[[at]][0]) for at in (0, -1)):
@@ -144,7 +144,7 @@ def _pixels(dataset: Any) -> Any:
     return ArrayDataset(pixels, labels, whole.classes)
 
 
-class _Images:
+class _ImageSamples:
     """The samples of a set, with tensors for images."""
 
     target_transform = None

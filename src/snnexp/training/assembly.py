@@ -15,7 +15,7 @@ from torch import Tensor
 from snnexp import kernels, limits, metrics, terminal
 from snnexp.config import decoding, factory, get_init_from, instantiate, make_network, targets, user_parts
 from snnexp.data import DataModule
-from snnexp.data.check import Found, check
+from snnexp.data.check import DataSummary, check
 from snnexp.decoders import Decoder
 from snnexp.encoders import Encoder
 from snnexp.errors import ConfigError, key_prefix
@@ -347,7 +347,7 @@ def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
     return loss
 
 
-def _require_encoded(encoder: Encoder, data: DataModule, summary: Found, num_steps: int) -> None:
+def _require_encoded(encoder: Encoder, data: DataModule, summary: DataSummary, num_steps: int) -> None:
     """Reject values that cannot be encoded, and an encoder with another number of steps."""
     with user_parts.wrap_errors("encoder"):
         encoder.require_range(summary.low, summary.high)
