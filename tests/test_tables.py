@@ -156,8 +156,8 @@ class TestRefusals:
         [
             ("", "is empty, 0 bytes"),
             ("a,b\n", "has a header and no rows"),
-            ("\n\n", "has no row, must have one with the names of its columns"),
-            ("1,2\n3,4\n", "the first row of bad.csv holds numbers"),
+            ("\n\n", "has no header with the names of its columns"),
+            ("1,2\n3,4\n", "the first row of bad.csv has numbers"),
             ("a,b\n1,2\n3\n", "sample 1 of bad.csv has 1 fields, and the header 2"),
             ("a,b\n1,2\n,4\nNA,5\n", "2 of 3 fields in column a of bad.csv are missing, the first in sample 1"),
             ("a,a\n1,2\n", "two columns of the same name"),

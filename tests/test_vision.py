@@ -227,5 +227,5 @@ class TestAugment:
 
     def test_keeps_the_shape(self) -> None:
         crop = "data.augment={_target_: torchvision.transforms.v2.RandomCrop, size: 6}"
-        with pytest.raises(ConfigError, match=r"^data.augment: makes \[1, 6, 6\] of inputs of shape \[1, 8, 8\]"):
+        with pytest.raises(ConfigError, match=r"^data.augment: returns \[1, 6, 6\] for inputs of shape \[1, 8, 8\]"):
             build(compose([*self.WORDS, crop]))

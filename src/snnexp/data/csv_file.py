@@ -1,4 +1,4 @@
-"""The columns of a CSV file."""
+"""CSV files by column."""
 
 import csv
 import warnings
@@ -17,22 +17,22 @@ MISSING = ("", "na", "n/a", "nan", "null", "none")
 
 
 class CSVFile:
-    """The fields of a CSV file by column.
+    """A CSV file with a header, by column.
 
     Args:
         path: the file.
-        delimiter: between the fields of a row.
+        delimiter: separator of the fields.
 
     Raises:
-        DataError: it is damaged, has no header, or rows differ in length.
+        DataError: the file is damaged, has no header, or rows differ in length.
     """
 
     def __init__(self, path: Path, delimiter: str) -> None:
         self.path, self.delimiter = path, delimiter
         self.matrix: Array | None = None
-        """``[N, columns]``, where all fields are numbers."""
+        """``[N, columns]``, if all fields are numbers."""
         self.text: Mapping[str, Sequence[str]] = {}
-        """Of any other file, the fields by column."""
+        """Otherwise the fields by column."""
         try:
             self._read()
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -44,36 +44,36 @@ class CSVFile:
             self.header = [name.strip() for name in next(filter(None, reader), [])]
             self._require_header()
             with warnings.catch_warnings(), suppress(ValueError):
-                # that there are no rows
+                # np.loadtxt warns if there are no rows
                 warnings.simplefilter("ignore")
-                found = np.loadtxt(file, delimiter=self.delimiter, comments=None, quotechar='"', ndmin=2)
-                if found.shape[1] == len(self.header):
-                    self.matrix = found
+                matrix = np.loadtxt(file, delimiter=self.delimiter, comments=None, quotechar='"', ndmin=2)
+                if matrix.shape[1] == len(self.header):
+                    self.matrix = matrix
                     return
-        # which tells what is wrong, or reads text
+        # slower, but reads text and finds errors
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             _, *rows = filter(None, csv.reader(file, delimiter=self.delimiter, strict=True))
         for index, row in enumerate(rows):
             if len(row) != len(self.header):
-                told = f"sample {index} of {self.path.name} has {len(row)} fields, and the header {len(self.header)}"
-                raise DataError(f"data: {told}")
+                reason = f"sample {index} of {self.path.name} has {len(row)} fields, and the header {len(self.header)}"
+                raise DataError(f"data: {reason}")
         if not rows:
             raise DataError(f"data: {self.path.name} has a header and no rows")
         self.text = dict(zip(self.header, zip(*rows, strict=True), strict=True))
 
     def _require_header(self) -> None:
         if not self.header:
-            raise DataError(f"data: {self.path.name} has no row, must have one with the names of its columns")
+            raise DataError(f"data: {self.path.name} has no header with the names of its columns")
         if all(map(_is_number, self.header)):
-            raise DataError(f"data: the first row of {self.path.name} holds numbers, must be the names of its columns")
+            raise DataError(f"data: the first row of {self.path.name} has numbers, must be the names of its columns")
         if len({*self.header}) < len(self.header):
             raise DataError(f"data: {self.path.name} has two columns of the same name")
 
     def require(self, key: str, name: str) -> None:
-        """Refuse a name that is no column's.
+        """Raise an error if there is no column ``name``.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: there is none.
         """
         if name in self.header:
             return
@@ -84,7 +84,7 @@ class CSVFile:
         raise ConfigError(f"{key}: {self.path.name} has no column {format_value(name)}, {hint}")
 
     def values(self, name: str) -> Array:
-        """A column as numbers, or as text where a field is no number.
+        """Return a column as numbers, or as strings if any field is not a number.
 
         Raises:
             DataError: a field is missing.
@@ -95,7 +95,7 @@ class CSVFile:
         else:
             fields = [field.strip() for field in self.text[name]]
             missing = [index for index, field in enumerate(fields) if field.lower() in MISSING]
-            # Python reads 1_0 as 10
+            # float("1_0") is 10.0
             is_text = any("_" in field or not _is_number(field) for field in fields)
             column = np.array(fields) if is_text or missing else np.array(fields, dtype=np.float64)
         if missing:
@@ -106,20 +106,20 @@ class CSVFile:
         return column
 
     def numbers(self, names: Sequence[str], key: str = "drop") -> Array:
-        """Columns of numbers, ``[N, F]``.
+        """Return columns of numbers, ``[N, F]``.
 
         Raises:
-            ConfigError: there are none, or some hold text.
+            ConfigError: there are no columns, or some contain text.
         """
-        found = {name: self.values(name) for name in names}
-        text = [name for name, each in found.items() if each.dtype.kind == "U"]
+        columns = {name: self.values(name) for name in names}
+        text = [name for name, each in columns.items() if each.dtype.kind == "U"]
         if text:
             hint = f"; leave them out by 'data.drop=[{','.join(text)}]'" if key == "drop" else ""
-            columns = ", ".join(map(format_value, text))
-            raise ConfigError(f"{key}: {self.path.name} has text in {columns}, must be numbers{hint}")
-        if not found:
+            names_of_text = ", ".join(map(format_value, text))
+            raise ConfigError(f"{key}: {self.path.name} has text in {names_of_text}, must be numbers{hint}")
+        if not columns:
             raise ConfigError(f"drop: leaves no feature of {self.path.name}, which has {', '.join(self.header)}")
-        return np.stack([*found.values()], 1)
+        return np.stack([*columns.values()], 1)
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Data of any origin made ready for a run: their kind is told, they are split, scaled, and held in memory or not."""
+"""Prepare samples for a run: infer their shapes, split, scale and augment them, and read them into memory."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from snnexp.spec.checked import checked
 from snnexp.text import format_value
 
 TEST_FRACTION = 0.2
-"""Where nothing else is said."""
+"""Default of ``test_fraction``."""
 MEMORY_SHARE = 0.5
-"""Of the machine's memory: samples that take more are read when they are needed."""
+"""Share of the machine's memory up to which samples are read into memory."""
 TO_TENSOR = "'data.transform={_target_: torchvision.transforms.ToTensor}'"
 _cache: dict[Hashable, "_Prepared"] = {}
-"""The samples in memory that were made last, which members of a stack and points of a sweep share."""
+"""The last samples in memory, shared by the members of a stack and the points of a sweep."""
 
 
 @checked
@@ -59,37 +59,37 @@ def prepared(
     num_workers: Workers = 0,
     seed: Stackable[Seed] = 0,
 ) -> DataModule:
-    """The data module of samples of any origin.
+    """Make a data module from sources.
 
     Args:
-        sources: by split: ``train``, and perhaps ``val`` and ``test``; splits by fraction are taken from ``train``.
-        val_fraction: of the samples, set aside for validation; null for none.
-        test_fraction: of the samples, set aside for the test; null for 0.2, or for none beside data.test.
-        stratify: whether each split by fraction or fold has each class in proportion.
-        fold: of a cross-validation, the part that is the test split, from 0; null for none.
-        folds: how many parts there are.
-        split_seed: draws the splits, whatever the seed of the run.
-        sequences: whether inputs begin with time, ``[T, *N]``; null where they have two axes or four.
-        target: what a sample is compared with; null to tell it from the first: a whole number is a label, and one for
-            each step are step_labels; a real number or a vector is values; a matrix is a trace.
-        outputs: how many classes; null for those that are named, or for the highest label plus one.
-        transform: applied to x, one or a list.
-        target_transform: applied to y, one or a list.
-        augment: applied to x of training samples, one or a list that keeps its shape, drawn anew in each epoch.
-        scale: each feature or channel to mean 0 and deviation 1, or from 0 to 1, as the training split has it;
-            or by given numbers, (x - shift) / scale.
-        in_memory: read all samples once; false to read each when its batch is made, and to draw random ones anew; null
-            to read all where they take less than half of the memory.
-        sampling: shuffled for each sample once in an epoch; balanced to draw samples with replacement, of each class
-            equally often on average.
-        batch_size: samples of an optimiser step.
-        drop_last: leave out an epoch's last batch where it is not full.
-        num_workers: processes that read samples.
-        seed: of the order of batches, and of what samples draw.
+        sources: by split: ``train``, and optionally ``val`` and ``test``; splits by fraction are taken from ``train``.
+        val_fraction: fraction of the samples for validation; null for none.
+        test_fraction: fraction of the samples for the test; null for 0.2, or for none with data.test.
+        stratify: keep the proportions of the classes in each split by fraction or fold.
+        fold: index of the test fold in a cross-validation; null for none.
+        folds: number of folds.
+        split_seed: seed of the splits, independent of the seed of the run.
+        sequences: whether the first axis of the inputs is time, ``[T, *N]``; null to infer true for two or four axes.
+        target: kind of target; null to infer it from the first sample: an integer is a label, an integer per step is
+            step_labels, a float or a vector of floats is values, a matrix is a trace.
+        outputs: number of classes; null for the number of class names, or the highest label plus one.
+        transform: transform of x, one or a list.
+        target_transform: transform of y, one or a list.
+        augment: random transform of x in training that keeps its shape, one or a list.
+        scale: standard (mean 0 and standard deviation 1) or minmax (0 to 1) for each feature or channel, fitted on the
+            training split; or numbers for (x - shift) / scale.
+        in_memory: read all samples once; false to read samples per batch, which redraws random ones every epoch; null
+            to read all if they fit into half of the memory.
+        sampling: shuffled for all samples once per epoch; balanced to draw samples with replacement so that all classes
+            are equally frequent on average.
+        batch_size: samples per optimizer step.
+        drop_last: drop the last batch of an epoch if it is not full.
+        num_workers: number of processes that read samples.
+        seed: seed of the order of batches, and of random transforms.
 
     Raises:
         ConfigError: the arguments contradict each other or the samples.
-        DataError: a sample cannot be used.
+        DataError: a sample is unsupported.
     """
     steps = (_as_list("transform", transform), _as_list("target_transform", target_transform))
     changes = _as_list("augment", augment)
@@ -120,15 +120,15 @@ def prepared(
         if isinstance(scale, str):
             fitted = scaling.fit(scale, iterate_inputs(samples["train"]), shapes.axes[0] + 1)
         if fitted is not None:
-            # what is augmented is scaled after that
-            still = {"train"} if changes else set()
-            samples = {name: each if name in still else each.scaled(fitted) for name, each in samples.items()}
+            # augmented samples are scaled after their augmentation
+            unscaled = {"train"} if changes else set()
+            samples = {name: each if name in unscaled else each.scaled(fitted) for name, each in samples.items()}
         return samples, fitted
 
     keys = tuple(source.key for source in sources.values())
     chosen = tuple((name, origin, tuple(indices)) for name, (origin, indices) in places.items())
     settings = (shapes, known, given or scale, bool(changes), torch.get_default_dtype())
-    # samples that are drawn, or read anew, are each run's own
+    # samples that are random or not in memory cannot be shared
     samples, fitted = _cached(None if None in keys or not in_memory else (keys, chosen, settings), make)
     if known is None:
         known = _count_classes(samples)
@@ -159,40 +159,40 @@ def prepared(
 
 
 def split_files(path: str | None, train: str | None, val: str | None, test: str | None) -> dict[str, tuple[str, str]]:
-    """By split, the key that names its file, and the file; ``train`` is that of all samples where ``path`` is set.
+    """Return the argument name and the file of each split; ``train`` is the file of all samples if ``path`` is set.
 
     Raises:
-        ConfigError: both are set, or neither is.
+        ConfigError: not exactly one of ``path`` and ``train`` is set.
     """
     if (path is None) == (train is None):
         got = "neither is set" if path is None else "both are set"
         raise ConfigError(f"path: must be the file of all samples, or data.train that of the training samples; {got}")
-    found = {
+    by_split = {
         "train": ("path", path) if train is None else ("train", train),
         "val": ("val", val),
         "test": ("test", test),
     }
-    return {split: (key, file) for split, (key, file) in found.items() if file is not None}
+    return {split: (key, file) for split, (key, file) in by_split.items() if file is not None}
 
 
 def _as_list(key: str, transform: Any) -> list[Any]:
-    found = [] if transform is None else [*transform] if isinstance(transform, (list, tuple)) else [transform]
-    for each in found:
+    transforms = [] if transform is None else [*transform] if isinstance(transform, (list, tuple)) else [transform]
+    for each in transforms:
         if not callable(each):
             raise ConfigError(f"{key}: got a {type(each).__name__}, must be a function of a sample")
-    return found
+    return transforms
 
 
 SplitIndices = Mapping[str, tuple[str, list[int]]]
-"""By split: the source that its samples are of, and their indices there."""
+"""By split: the name of the source of its samples, and their indices in it."""
 
 
 _Prepared = tuple[dict[str, Any], scaling.Scaling | None]
-"""Samples by split, and what their inputs were scaled by."""
+"""Samples by split, and the scaling of their inputs."""
 
 
 def _cached(key: Hashable, make: Callable[[], _Prepared]) -> _Prepared:
-    """What ``make`` gives, or what it gave last for an equal key; None is equal to none."""
+    """Return ``make()``, or its last result if ``key`` is the same and not None."""
     if key is None:
         return make()
     if key not in _cache:
@@ -204,7 +204,7 @@ def _cached(key: Hashable, make: Callable[[], _Prepared]) -> _Prepared:
 
 @dataclass(frozen=True)
 class _Splitting:
-    """How samples are split; the fields are arguments of :func:`prepared`."""
+    """Split settings; the fields are arguments of :func:`prepared`."""
 
     val_fraction: float | None
     test_fraction: float | None
@@ -220,14 +220,14 @@ class _Splitting:
         return places | {name: (name, [*range(len(each))]) for name, each in sources.items() if name != "train"}
 
     def _by_name(self, sources: Mapping[str, Source]) -> dict[str, list[int]]:
-        """The splits that the samples name."""
-        asked: dict[str, Any] = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
-        asked |= {"fold": self.fold, "stratify": self.stratify or None}
-        asked |= {name: source.name for name, source in sources.items() if name != "train"}
-        for key, value in asked.items():
+        """Return the splits defined by the samples."""
+        others: dict[str, Any] = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
+        others |= {"fold": self.fold, "stratify": self.stratify or None}
+        others |= {name: source.name for name, source in sources.items() if name != "train"}
+        for key, value in others.items():
             if value is not None:
-                told = f"and {sources['train'].name} says itself which sample is in which split"
-                raise ConfigError(f"{key}: got {format_value(value)}, {told}")
+                reason = f"and {sources['train'].name} defines the split of each sample"
+                raise ConfigError(f"{key}: got {format_value(value)}, {reason}")
         return splits.from_names(sources["train"].split or ())
 
     def _at_random(self, sources: Mapping[str, Source], shapes: SampleShapes) -> dict[str, list[int]]:
@@ -248,7 +248,7 @@ class _Splitting:
         )
 
     def _fractions(self, sources: Mapping[str, Source]) -> dict[str, float]:
-        """By split, the test first, which then stays the same whatever is set aside for validation."""
+        """Return the fractions by split; the test comes first, so that it does not depend on the validation split."""
         test_fraction = self.test_fraction
         if test_fraction is None and "test" not in sources:
             test_fraction = TEST_FRACTION
@@ -273,21 +273,21 @@ def _groups(sources: Mapping[str, Source], places: SplitIndices) -> dict[str, li
         return None
     for source in sources.values():
         if source.groups is None:
-            raise ConfigError(f"groups: the samples of data.{source.name} have none, and the others do")
+            raise ConfigError(f"groups: the samples of data.{source.name} have no groups, and the others do")
     ids = {name: source.groups or () for name, source in sources.items()}
     return {name: [ids[origin][index] for index in indices] for name, (origin, indices) in places.items()}
 
 
 def _infer_shapes(source: Source, sequences: bool | None, target: Target | None, seed: int) -> SampleShapes:
-    """What the first sample has, which is the same each time that it is read."""
+    """Infer the shapes from the first sample, which must be the same each time it is read."""
     with user_parts.wrap_errors("data"), restored(cpu_random_states()):
         seed_generators(seed)
         x, _ = source.raw(0)
         if is_image(x):
-            raise ConfigError(f"transform: the inputs are images of PIL, must be tensors; use {TO_TENSOR}")
+            raise ConfigError(f"transform: the inputs are PIL images, must be tensors; use {TO_TENSOR}")
         seed_generators(seed)
         first = source.read(0)
-        # what a dataset draws from a generator of its own depends on what was read before
+        # a dataset with its own generator gives another sample after this read
         source.read(len(source) - 1)
         seed_generators(seed)
         again = source.read(0)
@@ -301,10 +301,10 @@ def _infer_shapes(source: Source, sequences: bool | None, target: Target | None,
 
 
 def _known_outputs(sources: Mapping[str, Source], shapes: SampleShapes, outputs: int | None) -> int | None:
-    """How many features a target has, or how many classes there are, as far as that is known before samples are read.
+    """Return the number of target features or classes, or None if it is unknown before all samples are read.
 
     Raises:
-        ConfigError: that contradicts what was given.
+        ConfigError: it contradicts ``outputs``.
     """
     if not shapes.is_classified:
         if outputs not in (None, shapes.targets[-1]):
@@ -322,22 +322,22 @@ def _known_outputs(sources: Mapping[str, Source], shapes: SampleShapes, outputs:
         return outputs
     highest, count = max(int(each.max()) for each in labels.values()), sum(map(len, sources.values()))
     if highest >= max(count, 2):
-        told = f"labels go up to {highest} for {count} samples"
-        raise ConfigError(f"target: {told}; use data.target=values, or set data.outputs")
+        reason = f"labels go up to {highest} for {count} samples"
+        raise ConfigError(f"target: {reason}; use data.target=values, or set data.outputs")
     return highest + 1
 
 
 def _require_two_classes(source: Source, indices: Sequence[int]) -> None:
-    """Refuse a training split of a single class, where labels are known before samples are read."""
+    """Raise an error for a training split with a single class, if labels are known before samples are read."""
     labels = source.labels()
-    found = set() if labels is None else {*labels[indices].tolist()}
-    if len(found) == 1:
+    classes = set() if labels is None else {*labels[indices].tolist()}
+    if len(classes) == 1:
         count = f"all {len(indices)} training samples have" if len(indices) > 1 else "the only training sample has"
-        raise DataError(f"data: {count} the label {found.pop()}; there must be two classes or more")
+        raise DataError(f"data: {count} the label {classes.pop()}; there must be two classes or more")
 
 
 def _count_classes(samples: Mapping[str, Any]) -> int:
-    """The number of classes of samples in memory, or of those whose targets are."""
+    """Return the highest label of the samples in memory plus one."""
     stored = [each for each in samples.values() if isinstance(each, InMemorySamples)]
     if not stored:
         raise ConfigError(

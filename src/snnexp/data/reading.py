@@ -1,4 +1,4 @@
-"""Samples of a source: checked as they are read, drawn by seed, epoch and index, and held in memory or not."""
+"""Read the samples of a source: checked, with reproducible random transforms, per batch or into memory."""
 
 import math
 import random
@@ -21,18 +21,18 @@ from snnexp.isolation import cpu_random_states, restored
 from snnexp.seeds import fold
 
 READ_BATCH = 256
-"""Samples that are read at a time into memory."""
+"""Batch size when samples are read into memory."""
 
 
 @dataclass(frozen=True)
 class SampleShapes:
-    """The shapes that all samples of a set have.
+    """The shapes of a sample, common to all samples.
 
     Args:
-        inputs: of x, with time.
-        targets: of y.
-        kind: of the target.
-        sequences: whether x begins with time.
+        inputs: shape of x, including time.
+        targets: shape of y.
+        kind: kind of target.
+        sequences: whether the first axis of x is time.
     """
 
     inputs: tuple[int, ...]
@@ -42,16 +42,16 @@ class SampleShapes:
 
     @classmethod
     def infer(cls, x: Tensor, y: Tensor, sequences: bool, kind: Target | None) -> "SampleShapes":
-        """That of the first sample.
+        """Infer the shapes from the first sample.
 
         Args:
             x: input.
             y: target.
-            sequences: whether x begins with time.
-            kind: of the target; None to tell it from the number type and the axes.
+            sequences: whether the first axis of x is time.
+            kind: kind of target; None to infer it from the dtype and the number of axes.
 
         Raises:
-            ConfigError: the sample is not of the kind, or the kind cannot be told.
+            ConfigError: the sample does not match the kind, or the kind is ambiguous.
         """
         if sequences and not x.ndim:
             raise ConfigError("sequences: got true, and the first input is a number, must be [T, *N]")
@@ -65,10 +65,10 @@ class SampleShapes:
         return shapes
 
     def read(self, source: Source, index: int) -> tuple[Tensor, Tensor]:
-        """A sample of these shapes.
+        """Read a sample.
 
         Raises:
-            DataError: it has others.
+            DataError: its shapes differ.
         """
         x, y = source.read(index)
         if self.is_classified and y.is_floating_point():
@@ -87,22 +87,22 @@ class SampleShapes:
 
     @property
     def features(self) -> int:
-        """Of a vector, or channels of a map."""
+        """Number of features of a vector, or of channels of an image."""
         return self.inputs[int(self.sequences)]
 
     @property
     def bytes(self) -> int:
-        """What a sample takes in memory."""
+        """Size of a sample in memory."""
         return torch.get_default_dtype().itemsize * (math.prod(self.inputs) + math.prod(self.targets))
 
     @property
     def axes(self) -> tuple[int, int]:
-        """The axes of the batch, in inputs and in targets."""
+        """The batch axes of inputs and targets."""
         return int(self.sequences), int(self.kind in ("trace", "step_labels"))
 
 
 def _kind(x: Tensor, y: Tensor, sequences: bool) -> Target:
-    """Real numbers: one or a vector is values, a matrix a trace. Whole numbers: one is a label, T are step labels."""
+    """Infer the kind: floats are values (0 or 1 axis) or a trace (2 axes), integers are labels or T step labels."""
     if y.is_floating_point():
         if y.ndim <= 2:
             return "trace" if y.ndim == 2 else "values"
@@ -115,7 +115,7 @@ def _kind(x: Tensor, y: Tensor, sequences: bool) -> Target:
 
 
 def _input(x: Tensor, sequences: bool) -> Tensor:
-    # a number is a vector of one
+    # a scalar becomes a vector of length 1
     return x.unsqueeze(-1) if x.ndim == int(sequences) else x
 
 
@@ -134,17 +134,17 @@ def _dtype(tensor: Tensor) -> str:
 
 
 class LazySamples:
-    """Samples that are read one by one, by the process that makes the batch, and checked then.
+    """Samples that are read and checked when a batch is made.
 
-    What a sample draws from the global generators of PyTorch, NumPy and Python depends on the seed, the epoch and its
-    index alone, whichever process reads it; an evaluation draws the same each time.
+    Before a sample is read, the global generators of PyTorch, NumPy and Python are seeded with the seed, the epoch and
+    its index, so that random transforms do not depend on the process. Evaluations use the same seeds every time.
 
     Args:
         source: the dataset.
-        indices: which of its samples.
-        shapes: what all have in common.
-        seed: of what samples draw.
-        outputs: classes, where targets are some; None if that is not known yet.
+        indices: indices of the samples.
+        shapes: shapes of the samples.
+        seed: seed of random transforms.
+        outputs: number of classes; None if unknown, or if targets are not classes.
     """
 
     checks_itself = True
@@ -160,7 +160,7 @@ class LazySamples:
 
     @property
     def targets(self) -> Tensor | None:
-        """The labels of all samples, where they are known without reading these."""
+        """The labels of all samples, if known without reading them."""
         known = self.source.labels() if self.shapes.kind == "labels" else None
         return None if known is None else torch.tensor(known[list(self.indices)])
 
@@ -179,11 +179,11 @@ class LazySamples:
         return values.to(self.device), target.to(self.device)
 
     def to(self, device: torch.device) -> "LazySamples":
-        """The same samples, whose batches are moved to a device."""
+        """Return a copy that moves batches to a device."""
         return self._with(device=device)
 
     def scaled(self, scaling: Scaling) -> "LazySamples":
-        """The same samples with scaled inputs."""
+        """Return a copy with scaled inputs."""
         return self._with(scaling=scaling)
 
     def _with(self, **changed: Any) -> "LazySamples":
@@ -199,7 +199,7 @@ class LazySamples:
     def _read_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         values, target = self.source.take(indices)
         for what, found, wanted in (("inputs", values, self.shapes.inputs), ("targets", target, self.shapes.targets)):
-            # a number is a vector of one
+            # a scalar becomes a vector of length 1
             if tuple(found.shape[1:]) not in (wanted, wanted[:-1] if wanted[-1:] == (1,) else wanted):
                 shapes = f"{[*found.shape[1:]]}, must be {[*wanted]}"
                 raise DataError(
@@ -214,7 +214,7 @@ class LazySamples:
         return self.shapes.read(self.source, index)
 
     def _check(self, indices: Sequence[int], values: Tensor, targets: Tensor) -> None:
-        """Refuse values that cannot be."""
+        """Raise an error for invalid values."""
         for batch, axis in zip((values, targets), self.shapes.axes, strict=True):
             if not torch.isfinite(batch).all():
                 wrong = (~torch.isfinite(batch)).movedim(axis, 0).reshape(len(indices), -1).any(1)
@@ -226,16 +226,16 @@ class LazySamples:
 
 
 class AugmentedSamples:
-    """Training samples that are changed at random, anew in each epoch; whoever else reads them sees them as they are.
+    """Training samples with random augmentation. Evaluations of the training split read them without it.
 
-    What is drawn depends on the seed, the epoch and the position of the sample in its order alone.
+    The augmentation depends only on the seed, the epoch and the position of the sample in its order.
 
     Args:
-        samples: not scaled.
-        transforms: of the inputs of a sample, in this order.
-        shapes: of the samples.
-        seed: of what is drawn.
-        scaling: of the changed inputs.
+        samples: unscaled samples.
+        transforms: transforms of the inputs of a sample, in order.
+        shapes: shapes of the samples.
+        seed: seed of the augmentation.
+        scaling: scaling of the augmented inputs.
     """
 
     checks_itself = True
@@ -252,13 +252,13 @@ class AugmentedSamples:
         self.require_range: Callable[[float, float], object] | None = None
         """What raises where the encoder cannot take the lowest and the highest value."""
         self.device = torch.device("cpu")
-        # what cannot be is refused before a run begins
+        # fail before a run starts if a transform is unsupported
         with user_parts.wrap_errors("data"), restored(cpu_random_states()):
             self._augment(samples[[0]][0].select(shapes.axes[0], 0), seed)
 
     @property
     def targets(self) -> Tensor | None:
-        """As of the samples."""
+        """The labels of all samples, if known."""
         return self.samples.targets
 
     def __len__(self) -> int:
@@ -280,24 +280,24 @@ class AugmentedSamples:
         return values.to(self.device), target.to(self.device)
 
     def to(self, device: torch.device) -> "AugmentedSamples":
-        """The same samples, whose batches are moved to a device."""
+        """Return a copy that moves batches to a device."""
         other = copy(self)
         other.device = device
         return other
 
     def _augment(self, x: Tensor, seed: int) -> Tensor:
         seed_generators(seed)
-        found: Any = x
+        value: Any = x
         for transform in self.transforms:
-            found = apply_transform(transform, found, "augment")
-        if not isinstance(found, Tensor) or found.shape != x.shape:
-            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ConfigError(f"augment: makes {got} of inputs of shape {list(x.shape)}, must keep their shape")
-        return found
+            value = apply_transform(transform, value, "augment")
+        if not isinstance(value, Tensor) or value.shape != x.shape:
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"augment: returns {got} for inputs of shape {list(x.shape)}, must keep their shape")
+        return value
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the global generators of a CPU."""
+    """Seed the global CPU generators of PyTorch, NumPy and Python."""
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -308,8 +308,8 @@ class InMemorySamples:
 
     Args:
         inputs: ``[B, *N]``, or ``[T, B, *N]``.
-        targets: of the kind of the shapes.
-        axes: of the batch, in inputs and in targets.
+        targets: targets.
+        axes: batch axes of inputs and targets.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, axes: tuple[int, int]) -> None:
@@ -339,11 +339,11 @@ class InMemorySamples:
         return inputs, targets
 
     def to(self, device: torch.device) -> "InMemorySamples":
-        """The same samples in the memory of a device."""
+        """Return a copy on a device."""
         return InMemorySamples(self.inputs.to(device), self.targets.to(device), self.axes)
 
     def scaled(self, scaling: Scaling) -> "InMemorySamples":
-        """The same samples with scaled inputs."""
+        """Return a copy with scaled inputs."""
         return InMemorySamples(scaling(self.inputs, self.axes[0] + 1), self.targets, self.axes)
 
 
@@ -354,6 +354,6 @@ def _with_size(tensor: Tensor, axis: int, size: int) -> list[int]:
 
 
 def iterate_inputs(samples: Any) -> Iterator[Tensor]:
-    """The inputs of all samples, in batches and in order."""
+    """Yield the inputs of all samples in batches, in order."""
     for indices in OrderedBatches(len(samples), READ_BATCH):
         yield samples[indices][0]

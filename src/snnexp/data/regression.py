@@ -1,4 +1,4 @@
-"""Lines and square roots of lines, for a membrane to follow (Henkes and Eshraghian, snnTorch regression tutorial I)."""
+"""Linear and square-root targets for the membrane (Henkes and Eshraghian, snnTorch regression tutorial I)."""
 
 from copy import copy
 from typing import Annotated, Literal
@@ -14,20 +14,20 @@ from snnexp.spec.parts import part
 
 Mode = Literal["linear", "sqrt"]
 Trajectory = Annotated[int, Interval(ge=2, le=1_000_000)]
-"""A time of at least two steps, so that the input rises."""
+"""Number of steps, at least two."""
 
 
 class RegressionDataset:
-    """Random trajectories: x rises evenly from 0 to an end drawn from U(0, 1).
+    """Random trajectories: x increases linearly from 0 to an end drawn from U(0, 1).
 
-    The target is x itself (``linear``), or sqrt(slope x) with one slope from U(0, 1) for the dataset (``sqrt``).
-    One draw per dataset: the ends in order, then the slope.
+    The target is x itself (``linear``), or sqrt(slope x) with one slope from U(0, 1) per dataset (``sqrt``). The ends
+    are drawn in order, then the slope.
 
     Args:
         num_steps: T.
-        num_samples: trajectories.
+        num_samples: number of trajectories.
         mode: ``linear`` or ``sqrt``.
-        seed: seed of the draw; without one, torch's random state is drawn from, as the tutorial does.
+        seed: seed of the trajectories; None for PyTorch's global generator, as in the tutorial.
 
     ``dataset[indices]`` is a batch of inputs and targets, each ``[T, B, 1]``; ``dataset[i]`` a sample ``[T, 1]``.
     """
@@ -52,7 +52,7 @@ class RegressionDataset:
         return self.features[:, indices], self.labels[:, indices]
 
     def to(self, device: torch.device) -> "RegressionDataset":
-        """The same samples in the memory of a device."""
+        """Return a copy on a device."""
         other = copy(self)
         other.features, other.labels = self.features.to(device), self.labels.to(device)
         return other
@@ -78,10 +78,10 @@ def regression_data(
     num_workers: Workers = 0,
     seed: Stackable[Seed] = 0,
 ) -> DataModule:
-    """The data module of a regression dataset, tested on the trajectories that it trains on.
+    """Make the data module of a regression dataset, with the same trajectories for training and test.
 
-    ``sample_seed`` draws the trajectories, ``seed`` the order of batches. Without a ``sample_seed`` the trajectories
-    come from torch's random state: a run seeds it, draws its data and then its weights, in the order of the tutorial.
+    ``sample_seed`` seeds the trajectories, ``seed`` the order of batches. If ``sample_seed`` is null, trajectories are
+    drawn from PyTorch's global generator: a run seeds it, draws its data and then its weights, as in the tutorial.
     """
     samples = RegressionDataset(num_steps, num_samples, mode, sample_seed)
     return DataModule(

@@ -1,4 +1,4 @@
-"""Scale inputs by what the training split holds."""
+"""Scaling of inputs, fitted on the training split."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,17 +13,17 @@ from snnexp.errors import ConfigError
 
 Method = Literal["standard", "minmax"]
 ROUNDING = 1e-5
-"""A relative error that comes from the order of a sum."""
+"""Tolerance for differences from the order of floating-point sums."""
 Numbers = Annotated[Mapping[str, Sequence[float]], doc("a mapping {shift: [...], scale: [...]}")]
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """(x - shift) / scale, for each feature of a vector or each channel of a map.
+    """(x - shift) / scale, for each feature of a vector or each channel of an image.
 
     Args:
-        shift: a number for each feature.
-        scale: as many.
+        shift: one number per feature.
+        scale: one number per feature.
     """
 
     shift: tuple[float, ...]
@@ -31,10 +31,10 @@ class Scaling:
 
     @classmethod
     def of(cls, numbers: Mapping[str, Sequence[float]], features: int) -> "Scaling":
-        """A scaling by given numbers.
+        """Make a scaling from a mapping of ``shift`` and ``scale``.
 
         Raises:
-            ConfigError: they are not one shift and one scale for each feature, or a scale is 0.
+            ConfigError: there is not one shift and one scale per feature, or a scale is 0.
         """
         if numbers.keys() != {"shift", "scale"}:
             raise ConfigError(f"scale: got {', '.join(numbers) or 'nothing'}, must be a mapping of shift and scale")
@@ -47,23 +47,23 @@ class Scaling:
 
     @property
     def numbers(self) -> dict[str, tuple[float, ...]]:
-        """What :meth:`of` takes."""
+        """The argument of :meth:`of`."""
         return asdict(self)
 
     def is_close(self, other: "Scaling | None") -> bool:
-        """Whether another is the same up to rounding, by which two machines may differ."""
+        """Return True if ``other`` is equal up to rounding, which differs between machines."""
         if other is None or len(other.shift) != len(self.shift):
             return False
-        # a shift is small or large beside the scale, whatever its own size
+        # compare shifts in units of the scale
         shifts = np.subtract(self.shift, other.shift) / self.scale
         return bool(np.allclose(shifts, 0, atol=ROUNDING)) and np.allclose(self.scale, other.scale, rtol=ROUNDING)
 
     def __call__(self, values: Tensor, axis: int) -> Tensor:
-        """Scaled values of a batch.
+        """Scale a batch.
 
         Args:
-            values: of the batch.
-            axis: of the features.
+            values: the batch.
+            axis: axis of the features.
         """
         shape = [-1] + [1] * (values.ndim - axis - 1)
         shift, scale = (values.new_tensor(part).reshape(shape) for part in (self.shift, self.scale))
@@ -71,14 +71,14 @@ class Scaling:
 
 
 def fit(method: Method, batches: Iterable[Tensor], axis: int) -> Scaling:
-    """A scaling to mean 0 and standard deviation 1 (``standard``), or to [0, 1] (``minmax``).
+    """Fit a scaling to mean 0 and standard deviation 1 (``standard``), or to [0, 1] (``minmax``).
 
-    The standard deviation is that of the population. A feature that is the same everywhere is only shifted, to 0.
+    The standard deviation is that of the population. A constant feature is shifted to 0 and not scaled.
 
     Args:
-        method: which.
-        batches: all inputs that count.
-        axis: of the features in a batch.
+        method: ``standard`` or ``minmax``.
+        batches: the inputs.
+        axis: axis of the features in a batch.
     """
     fitted: Callable[[Iterable[Tensor]], tuple[Tensor, Tensor]] = _standard if method == "standard" else _minmax
     shift, scale = fitted(batch.movedim(axis, 0).flatten(1).double() for batch in batches)
@@ -86,7 +86,7 @@ def fit(method: Method, batches: Iterable[Tensor], axis: int) -> Scaling:
 
 
 def _standard(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, merged batch by batch (Chan, Golub and LeVeque, 1983)."""
+    """Return mean and standard deviation, merged per batch (Chan, Golub and LeVeque, 1983)."""
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for values in batches:
         size, own = values.shape[1], values.mean(1)

@@ -1,4 +1,4 @@
-"""Datasets that samples are read from, and what is applied to each sample."""
+"""Datasets and their transforms."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from snnexp.text import one_line
 
 
 class Source:
-    """A dataset, and what is applied to each of its samples.
+    """A dataset with transforms.
 
-    A dataset may have a method ``take(indices)`` that gives inputs and targets of several samples, ``[B, ...]``; it is
-    called where nothing is applied. Names of classes are in its attribute ``classes``, and all labels in
-    ``targets``, as in the datasets of torchvision.
+    A dataset may have a method ``take(indices)`` that returns inputs and targets of several samples, ``[B, ...]``.
+    It is used if there are no transforms. Attributes ``classes`` and ``targets`` have the class names and all labels,
+    as in the datasets of torchvision.
 
     Args:
-        name: for messages.
-        dataset: map-style, ``len(dataset)`` and ``dataset[index]``, whose samples are pairs (x, y).
-        groups: one id per sample of what samples have in common; None without groups.
-        split: the split of each sample, ``train``, ``val`` or ``test``; None where they do not say.
-        key: equal for sources whose samples are the same and are not drawn; None where that is not known.
+        name: name in messages.
+        dataset: map-style dataset, ``len(dataset)`` and ``dataset[index]``, with samples (x, y).
+        groups: one group id per sample; None without groups.
+        split: the split of each sample, ``train``, ``val`` or ``test``; None if not defined.
+        key: equal for sources with the same, not random, samples; None if unknown.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Source:
     def with_transforms(
         self, transforms: Sequence[Callable[[Any], Any]], target_transforms: Sequence[Callable[[Any], Any]]
     ) -> "Source":
-        """The same source, with functions that are applied to x and to y, in this order."""
+        """Return the source with transforms of x and of y, applied in order."""
         if not (transforms or target_transforms):
             return self
         other = Source(self.name, self.dataset, self.groups, self.split)
@@ -53,43 +53,43 @@ class Source:
 
     @property
     def classes(self) -> list[str] | None:
-        """The names of classes; None where there are none."""
-        found = getattr(self.dataset, "classes", None)
-        if not isinstance(found, (list, tuple)) or not found or not all(isinstance(name, str) for name in found):
+        """The names of the classes, if any."""
+        names = getattr(self.dataset, "classes", None)
+        if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
             return None
-        return list(found)
+        return list(names)
 
     def labels(self, axes: int = 1) -> np.ndarray[Any, Any] | None:
-        """The labels of all samples, ``[N]``, or ``[N, T]`` with two axes, where these need not be read for it."""
-        found = getattr(self.dataset, "targets", None)
-        # that of another class than torchvision's may be anything
-        changed = self.target_transforms or getattr(self.dataset, "target_transform", found) is not None
-        if found is None or changed:
+        """Return the labels of all samples, ``[N]``, or ``[N, T]`` for ``axes=2``, if known without reading them."""
+        targets = getattr(self.dataset, "targets", None)
+        # a dataset without the attribute target_transform is not one of torchvision, and its targets may be anything
+        changed = self.target_transforms or getattr(self.dataset, "target_transform", targets) is not None
+        if targets is None or changed:
             return None
-        labels = np.asarray(found)
+        labels = np.asarray(targets)
         fits = labels.ndim == axes and len(labels) == len(self) and labels.dtype.kind in "iu"
         return labels if fits else None
 
     @property
     def supports_take(self) -> bool:
-        """Whether several samples are read at a time."""
+        """Whether :meth:`take` is available."""
         return hasattr(self.dataset, "take") and not (self.transforms or self.target_transforms)
 
     def take(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Several samples as tensors, ``[B, ...]``."""
+        """Return several samples as tensors, ``[B, ...]``."""
         x, y = self.dataset.take(indices)
         return self._tensor(indices[0], "an input", x), self._tensor(indices[0], "a target", y)
 
     def raw(self, index: int) -> tuple[Any, Any]:
-        """A sample after its transforms, of any types.
+        """Return a transformed sample, without conversion to tensors.
 
         Raises:
-            DataError: it is no pair.
+            DataError: the sample is not a pair.
         """
-        found = self.dataset[index]
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
-            raise self.error(index, f"is a {type(found).__name__}, must be a pair (x, y)")
-        x, y = found
+        sample = self.dataset[index]
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            raise self.error(index, f"is a {type(sample).__name__}, must be a pair (x, y)")
+        x, y = sample
         for transform in self.transforms:
             x = apply_transform(transform, x, "transform")
         for transform in self.target_transforms:
@@ -97,17 +97,17 @@ class Source:
         return x, y
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """A sample as tensors.
+        """Return a transformed sample as tensors.
 
         Raises:
-            DataError: it is no pair of tensors, arrays or numbers.
+            DataError: the sample is not a pair of tensors, arrays or numbers.
         """
         x, y = self.raw(index)
         return self._tensor(index, "an input", x), self._tensor(index, "a target", y)
 
     def require_labels(self, labels: Tensor, indices: Sequence[int], outputs: int | None) -> None:
-        """Refuse labels of samples, ``[B]`` or ``[B, T]``, that are negative or not less than the number of classes."""
-        # PyTorch does not compare the unsigned types
+        """Raise an error for labels, ``[B]`` or ``[B, T]``, outside [0, ``outputs``)."""
+        # PyTorch does not implement comparisons of unsigned types
         labels = labels.to(torch.int64)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= (high + 1 if outputs is None else outputs):
@@ -117,25 +117,25 @@ class Source:
             raise self.error(indices[int(at.int().argmax())], f"has the label {label}, must be {must}")
 
     def error(self, index: int, what: str) -> DataError:
-        """The error for a sample."""
+        """Return an error with a message about a sample."""
         return DataError(f"data: sample {index} of {self.name} {what}")
 
     def _tensor(self, index: int, what: str, value: Any) -> Tensor:
-        found = _as_tensor(value)
-        if found is None:
+        tensor = _as_tensor(value)
+        if tensor is None:
             kind = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
             raise self.error(index, f"has {what} of type {kind}, must be a tensor, a NumPy array or a number")
-        return found
+        return tensor
 
 
 class ArrayDataset:
-    """The samples of two arrays, one by one or several at a time.
+    """A dataset from two arrays.
 
     Args:
-        x: inputs, ``[N, ...]``, perhaps read from the disk.
+        x: inputs, ``[N, ...]``, in memory or memory-mapped.
         y: targets, ``[N, ...]``.
-        classes: the names of labels.
-        features: the names of inputs.
+        classes: names of the labels.
+        features: names of the input features.
     """
 
     target_transform = None
@@ -159,17 +159,17 @@ class ArrayDataset:
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         x, y = self.take([index])
-        # transforms of torchvision leave arrays of NumPy as they are
+        # transforms of torchvision ignore NumPy arrays
         return _as_tensor(x[0]), y[0]
 
     def take(self, indices: Sequence[int]) -> tuple[Any, Any]:
-        """Several samples, ``[B, ...]``."""
+        """Return several samples, ``[B, ...]``."""
         return self.x[indices], self.y[indices]
 
 
 def _as_tensor(value: Any) -> Tensor | None:
     if isinstance(value, (np.ndarray, np.generic)):
-        # a copy: an array may be read-only, or have its bytes in another order
+        # copy: the array may be read-only or not in native byte order
         array = np.array(value, order="C")
         if array.dtype.kind not in "biuf":
             return None
@@ -182,15 +182,15 @@ def _as_tensor(value: Any) -> Tensor | None:
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is an image of the Python Imaging Library, without importing it."""
+    """Return True if ``value`` is a PIL image, without importing PIL."""
     return any(kind.__module__.partition(".")[0] == "PIL" for kind in type(value).__mro__)
 
 
 def apply_transform(transform: Callable[[Any], Any], value: Any, key: str) -> Any:
-    """What a transform makes of a value.
+    """Apply a transform.
 
     Raises:
-        ConfigError: a transform of torchvision cannot take the value; that of a user's own raises what it raises.
+        ConfigError: a transform of torchvision does not support the value. Errors of other transforms propagate.
     """
     try:
         return transform(value)

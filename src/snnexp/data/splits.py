@@ -1,4 +1,4 @@
-"""Which samples are in which split: functions of the number of samples, a seed, and what samples have in common."""
+"""Splits as lists of indices: random, grouped, stratified, cross-validation folds, or given by name."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -12,7 +12,7 @@ from snnexp.errors import ConfigError
 from snnexp.text import format_value
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""The split that a word stands for."""
+"""Accepted names of splits."""
 
 
 def split(
@@ -22,34 +22,34 @@ def split(
     groups: Sequence[Any] | None = None,
     labels: Sequence[int] | None = None,
 ) -> dict[str, list[int]]:
-    """The indices of each split by name, in order; what is left is ``train``.
+    """Return the sorted indices of each split; the remaining samples are ``train``.
 
     Args:
-        length: samples.
-        fractions: of all samples, by split.
-        seed: of the draw.
+        length: number of samples.
+        fractions: fraction of all samples, by split.
+        seed: seed of the split.
         groups: one id per sample; a split takes whole groups until it has its fraction.
-        labels: one per sample; a split takes of each class its share of what the splits before have left, rounded down
-            or up, as :class:`sklearn.model_selection.StratifiedShuffleSplit` does.
+        labels: one label per sample; a split takes its share of the remaining samples of each class, rounded down or
+            up as in :class:`sklearn.model_selection.StratifiedShuffleSplit`.
 
     Raises:
-        ConfigError: a split would have no samples, or a class has fewer samples than there are splits.
+        ConfigError: a split would be empty, or a class has fewer samples than there are splits.
     """
     _require_not_both(groups, labels)
     if labels is not None:
         _require_all_classes(labels, len(fractions) + 1)
     left = [*_by_id(_shuffled(length, seed), labels).values()] if labels is not None else _units(length, seed, groups)
-    found: dict[str, list[int]] = {}
+    result: dict[str, list[int]] = {}
     for name, fraction in fractions.items():
         wanted = round(fraction * length)
         if not wanted:
             raise ConfigError(f"{name}_fraction: got {fraction:g}, which is none of the {length} samples")
-        found[name], left = _take_units(left, wanted) if labels is None else _take_stratified(left, wanted)
-    found["train"] = [*chain.from_iterable(left)]
-    if not found["train"]:
+        result[name], left = _take_units(left, wanted) if labels is None else _take_stratified(left, wanted)
+    result["train"] = [*chain.from_iterable(left)]
+    if not result["train"]:
         *_, key = fractions
         raise ConfigError(f"{key}_fraction: got {fractions[key]:g}, which leaves none of {length} samples to train on")
-    return {name: sorted(indices) for name, indices in found.items()}
+    return {name: sorted(indices) for name, indices in result.items()}
 
 
 def fold(
@@ -61,22 +61,22 @@ def fold(
     groups: Sequence[Any] | None = None,
     labels: Sequence[int] | None = None,
 ) -> dict[str, list[int]]:
-    """The indices of each split by name, in order, for one fold of a cross-validation.
+    """Return the sorted indices of each split for one fold of a cross-validation.
 
-    The samples are dealt into as many parts as there are folds, the same for each fold; one part is the test split.
+    The samples are partitioned into ``folds`` parts, independent of ``fold``; part ``fold`` is the test split.
 
     Args:
-        length: samples.
-        fold: the part that is the test split, from 0.
-        folds: how many parts there are; their sizes differ by one sample at most, but for groups.
-        val_fraction: of the other parts, set aside for validation; None for none.
-        seed: of both draws.
-        groups: one id per sample; whole groups are dealt, the largest first, each to the smallest part.
-        labels: one per sample; the samples of a class are dealt as evenly as all samples.
+        length: number of samples.
+        fold: index of the test fold, from 0.
+        folds: number of folds; without groups, their sizes differ by at most one sample.
+        val_fraction: fraction of the other folds for validation; None for none.
+        seed: seed of the folds and of the validation split.
+        groups: one id per sample; each group, the largest first, is added to the smallest part.
+        labels: one label per sample; the samples of each class are distributed evenly over the parts.
 
     Raises:
-        ConfigError: there is no such fold, there are too few samples, groups or samples of a class for so many folds,
-            or a split would have no samples.
+        ConfigError: there is no such fold, there are fewer samples, groups or samples of a class than folds, or a split
+            would be empty.
     """
     _require_not_both(groups, labels)
     if not 0 <= fold < folds:
@@ -86,34 +86,36 @@ def fold(
     rest = [index for index in range(length) if index not in test]
     of_rest = [None if ids is None else [ids[index] for index in rest] for ids in (groups, labels)]
     fractions = {} if val_fraction is None else {"val": val_fraction}
-    found = split(len(rest), fractions, seed, *of_rest)
-    return {"test": sorted(test)} | {name: [rest[place] for place in places] for name, places in found.items()}
+    others = split(len(rest), fractions, seed, *of_rest)
+    return {"test": sorted(test)} | {name: [rest[index] for index in indices] for name, indices in others.items()}
 
 
-def from_names(words: Sequence[Any]) -> dict[str, list[int]]:
-    """The indices of each split by name, in order, where each sample says its own.
+def from_names(names: Sequence[Any]) -> dict[str, list[int]]:
+    """Return the indices of each split, given the name of the split of each sample.
 
     Args:
-        words: one per sample, ``train``, ``val`` (or ``valid``, ``validation``) or ``test``, in any case.
+        names: one per sample, ``train``, ``val`` (or ``valid``, ``validation``) or ``test``, case-insensitive.
 
     Raises:
-        ConfigError: there are other words, or no sample is in the training or in the test split.
+        ConfigError: there are other names, or the training or the test split is empty.
     """
-    found: dict[str, list[int]] = {}
-    for index, word in enumerate(words):
-        # a column or an array may hold numbers
-        found.setdefault(SPLIT_NAMES.get(str(word).lower(), ""), []).append(index)
-    if "" in found:
-        others = sorted({str(words[index]) for index in found[""]})
+    result: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        # names from a column or an array may be numbers
+        result.setdefault(SPLIT_NAMES.get(str(name).lower(), ""), []).append(index)
+    if "" in result:
+        others = sorted({str(names[index]) for index in result[""]})
         raise ConfigError(f"split: got {format_value(', '.join(others))}, must be train, val or test for each sample")
-    for name in ("train", "test"):
-        if name not in found:
-            raise ConfigError(f"split: none of the {len(words)} samples is in the {name} split, and every run needs it")
-    return found
+    for split in ("train", "test"):
+        if split not in result:
+            raise ConfigError(
+                f"split: none of the {len(names)} samples is in the {split} split, and every run needs it"
+            )
+    return result
 
 
 def class_counts(labels: Sequence[int] | Tensor, outputs: int) -> list[int]:
-    """How many samples each class has."""
+    """Return the number of samples per class."""
     counts: list[int] = np.bincount(np.asarray(labels, dtype=np.int64), minlength=outputs).tolist()
     return counts
 
@@ -124,33 +126,33 @@ def _shuffled(length: int, seed: int) -> list[int]:
 
 
 def _by_id(indices: Sequence[int], ids: Sequence[Any]) -> dict[Any, list[int]]:
-    found: dict[Any, list[int]] = {}
+    by_id: dict[Any, list[int]] = {}
     for index in indices:
-        found.setdefault(ids[index], []).append(index)
-    return found
+        by_id.setdefault(ids[index], []).append(index)
+    return by_id
 
 
 def _units(length: int, seed: int, groups: Sequence[Any] | None) -> list[list[int]]:
-    """What stays together, shuffled: the samples of each group, or each sample alone."""
+    """Return the indivisible units in random order: groups, or single samples."""
     members = [*_by_id(range(length), range(length) if groups is None else groups).values()]
-    return [members[place] for place in _shuffled(len(members), seed)]
+    return [members[index] for index in _shuffled(len(members), seed)]
 
 
 def _take_units(units: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
-    """The first units that have so many samples together, and the other units."""
+    """Take the first units with at least ``wanted`` samples in total; return their samples, and the other units."""
     sizes = np.cumsum([len(unit) for unit in units])
     count = int(np.searchsorted(sizes, wanted)) + 1
     return [*chain.from_iterable(units[:count])], [*units[count:]]
 
 
 def _take_stratified(classes: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
-    """So many samples, of each class in proportion, and what that leaves of each class."""
+    """Take ``wanted`` samples in proportion to the classes; return them, and the other samples of each class."""
     total = sum(map(len, classes))
     shares = [divmod(wanted * len(members), total) for members in classes]
-    # the remainders that are largest get one more; the order of classes is drawn, and with it who wins a tie
-    by_remainder = sorted(range(len(classes)), key=lambda place: -shares[place][1])
+    # classes with the largest remainders get one more sample; ties are broken by the random order of the classes
+    by_remainder = sorted(range(len(classes)), key=lambda index: -shares[index][1])
     more = {*by_remainder[: wanted - sum(share for share, _ in shares)]}
-    counts = [share + (place in more) for place, (share, _) in enumerate(shares)]
+    counts = [share + (index in more) for index, (share, _) in enumerate(shares)]
     taken = [members[:count] for members, count in zip(classes, counts, strict=True)]
     return [*chain.from_iterable(taken)], [members[count:] for members, count in zip(classes, counts, strict=True)]
 
@@ -158,12 +160,12 @@ def _take_stratified(classes: Sequence[list[int]], wanted: int) -> tuple[list[in
 def _parts(
     length: int, folds: int, seed: int, groups: Sequence[Any] | None, labels: Sequence[int] | None
 ) -> list[list[int]]:
-    """The samples, dealt into as many parts as there are folds."""
+    """Partition the samples into folds."""
     if groups is None:
         order = _shuffled(length, seed)
-        # dealing goes on from class to class, so that the sizes of parts differ by one at most
-        dealt = order if labels is None else [*chain.from_iterable(_by_id(order, labels).values())]
-        return [dealt[part::folds] for part in range(folds)]
+        # sort by class and distribute round-robin, so that the sizes of folds differ by at most one
+        order = order if labels is None else [*chain.from_iterable(_by_id(order, labels).values())]
+        return [order[part::folds] for part in range(folds)]
     parts: list[list[int]] = [[] for _ in range(folds)]
     for unit in sorted(_units(length, seed, groups), key=len, reverse=True):
         min(parts, key=len).extend(unit)
@@ -194,6 +196,6 @@ def _require_folds(length: int, folds: int, groups: Sequence[Any] | None, labels
 
 
 def _smallest_class(labels: Sequence[int]) -> tuple[int, int]:
-    """The class that has the fewest samples, of those that have some, and its count."""
+    """Return the smallest class that has samples, and its number of samples."""
     counts = {label: len(indices) for label, indices in sorted(_by_id(range(len(labels)), labels).items())}
     return min(counts.items(), key=lambda item: item[1])

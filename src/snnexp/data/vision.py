@@ -1,4 +1,4 @@
-"""The image classification sets of torchvision as the data of a run."""
+"""Image classification datasets of torchvision."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def _split_argument(*, val: str | None = None, train: str = "train", test: str =
 
 TRAIN_FLAG: Splits = {"train": {"train": True}, "test": {"train": False}}
 NO_SPLITS: Splits = {"train": {}}
-"""A set without splits of its own."""
+"""Arguments of a dataset without predefined splits."""
 SETS: dict[str, Splits] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "EMNIST", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS"), TRAIN_FLAG),
     **dict.fromkeys(("Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _split_argument()),
@@ -40,9 +40,9 @@ SETS: dict[str, Splits] = {
     "Places365": _split_argument(train="train-standard", test="val"),
     **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), NO_SPLITS),
 }
-"""By name, the arguments that ask for each split."""
+"""Arguments that select each split, by dataset."""
 NOT_DOWNLOADABLE = ("ImageNet", "StanfordCars")
-"""Sets that torchvision does not download."""
+"""Datasets that torchvision cannot download."""
 
 
 @part(target="labels", sequences=False, validation=("val_fraction",), splits_in_file=True, stackable=True)
@@ -55,25 +55,25 @@ def torchvision_data(
     transform: Object | Sequence[Object] | None = None,
     **options: Any,
 ) -> DataModule:
-    """The data module of a set of torchvision: images ``[C, H, W]`` from 0 to 1, and the splits of the set.
+    """Make a data module from a torchvision dataset with its splits: images ``[C, H, W]`` from 0 to 1.
 
-    A set without splits of its own is split by fractions. torchvision verifies published checksums where it has them.
+    A dataset without predefined splits is split by fractions. torchvision verifies checksums, if it knows them.
 
     Args:
-        root: the folder above that of the set.
-        name: of the set, such as FashionMNIST, KMNIST or CIFAR10.
-        variant: of EMNIST, such as letters or balanced.
-        download: let torchvision fetch what is missing.
-        transform: applied to images of the Python Imaging Library, one or a list; null to make tensors of them.
-        options: as of :func:`~snnexp.data.prepare.prepared`.
+        root: folder that contains that of the dataset.
+        name: name of the dataset, such as FashionMNIST, KMNIST or CIFAR10.
+        variant: split of EMNIST, such as letters or balanced.
+        download: download missing files with torchvision.
+        transform: transform of the PIL images, one or a list; null to convert them to tensors.
+        options: see :func:`~snnexp.data.prepare.prepared`.
 
     Raises:
-        ConfigError: there is no such set, or torchvision does not download it.
+        ConfigError: there is no such dataset, or torchvision cannot download it.
         DataError: its files are missing or damaged.
     """
     if name not in SETS:
         raise ConfigError(f"name: got {format_value(name)}, {suggest(str(name), sorted(SETS))}")
-    # which takes a while, here as below
+    # importing torchvision is slow
     from torchvision import datasets
 
     if (name == "EMNIST") != (variant is not None):
@@ -81,14 +81,14 @@ def torchvision_data(
         must = f"must be one of {known}" if name == "EMNIST" else "must be null, only EMNIST has variants"
         raise ConfigError(f"variant: got {format_value(variant)}, {must}")
     if download and name in NOT_DOWNLOADABLE:
-        raise ConfigError(f"download: got true, must be false, torchvision does not download {name}")
+        raise ConfigError(f"download: got true, must be false, torchvision cannot download {name}")
     more = {} if variant is None else {"split": variant}
     folder = files.absolute(root)
     sources = {}
     for split, arguments in SETS[name].items():
-        found = _load(name, folder, {**arguments, **more}, download)
-        dataset = found if transform is not None else _with_tensors(found)
-        signature = _signature(found, folder)
+        loaded = _load(name, folder, {**arguments, **more}, download)
+        dataset = loaded if transform is not None else _with_tensors(loaded)
+        signature = _signature(loaded, folder)
         sources[split] = Source(f"{name} {split}", dataset, key=signature and (name, variant, split, signature))
     return prepared(sources, target="labels", sequences=False, transform=transform, **options)
 
@@ -99,7 +99,7 @@ def _load(name: str, root: Path, arguments: Mapping[str, Any], download: bool) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
+            dataset = getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
     except ModuleNotFoundError as error:
         raise ConfigError(f"name: {name} needs the package {error.name}") from error
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, AssertionError) as error:
@@ -110,14 +110,14 @@ def _load(name: str, root: Path, arguments: Mapping[str, Any], download: bool) -
         if name not in NOT_DOWNLOADABLE:
             hint += ", or pass data.download=true"
         raise DataError(f"data: {name} cannot be read below {root}: {reason}; {hint}") from error
-    labels = getattr(found, "targets", getattr(found, "labels", None))
-    if labels is not None and len(labels) != len(found):
-        raise DataError(f"data: {name} below {root} has {len(found)} images and {len(labels)} labels in a split")
-    return found
+    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if labels is not None and len(labels) != len(dataset):
+        raise DataError(f"data: {name} below {root} has {len(dataset)} images and {len(labels)} labels in a split")
+    return dataset
 
 
 def _signature(dataset: Any, root: Path) -> tuple[Any, ...] | None:
-    """Equal for the files of a set that have not changed; None where it does not say which folder they are in."""
+    """Return a signature of the dataset's files that changes with them, or None if their folder is unknown."""
     inside = getattr(dataset, "base_folder", None)
     folder = getattr(dataset, "raw_folder", inside and root / inside)
     if folder is None:
@@ -127,7 +127,7 @@ def _signature(dataset: Any, root: Path) -> tuple[Any, ...] | None:
 
 
 def image_tensor(image: Any) -> Tensor:
-    """An image of the Python Imaging Library as ``[C, H, W]`` from 0 to 1."""
+    """Convert a PIL image to ``[C, H, W]`` from 0 to 1."""
     from torchvision.transforms.v2 import functional
 
     pixels: Tensor = functional.pil_to_tensor(image)
@@ -135,26 +135,26 @@ def image_tensor(image: Any) -> Tensor:
 
 
 def _with_tensors(dataset: Any) -> Any:
-    """The same samples with tensors for images; those of a set in memory several at a time."""
-    whole = _ImageSamples(dataset)
+    """Return the samples with tensors for images, as an :class:`ArrayDataset` if the dataset is in memory."""
+    samples = _ImageSamples(dataset)
     pixels = _in_memory(dataset)
-    labels = whole.targets
-    if pixels is None or labels is None or not all(torch.equal(whole[at][0], pixels[[at]][0]) for at in (0, -1)):
-        return whole
-    return ArrayDataset(pixels, labels, whole.classes)
+    labels = samples.targets
+    if pixels is None or labels is None or not all(torch.equal(samples[at][0], pixels[[at]][0]) for at in (0, -1)):
+        return samples
+    return ArrayDataset(pixels, labels, samples.classes)
 
 
 class _ImageSamples:
-    """The samples of a set, with tensors for images."""
+    """The samples of a dataset, with tensors for images."""
 
     target_transform = None
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.classes = getattr(dataset, "classes", None)
-        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
-        known = np.asarray(found) if found is not None else np.zeros(())
-        self.targets = known.astype(np.int64) if known.shape == (len(dataset),) and known.dtype.kind in "iu" else None
+        targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        array = np.asarray(targets) if targets is not None else np.zeros(())
+        self.targets = array.astype(np.int64) if array.shape == (len(dataset),) and array.dtype.kind in "iu" else None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -165,7 +165,7 @@ class _ImageSamples:
 
 
 class _Pixels:
-    """Images of 8 bits in memory, ``pixels[indices]`` is ``[B, C, H, W]`` from 0 to 1."""
+    """8-bit images in memory; ``pixels[indices]`` is ``[B, C, H, W]`` from 0 to 1."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -175,7 +175,7 @@ class _Pixels:
 
 
 def _in_memory(dataset: Any) -> _Pixels | None:
-    """The images that a set holds in memory, where these are of 8 bits."""
+    """Return the images of a dataset if they are 8-bit and in memory."""
     data = getattr(dataset, "data", None)
     if isinstance(data, np.ndarray):
         data = torch.from_numpy(data) if data.dtype == np.uint8 else None
