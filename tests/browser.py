@@ -1,4 +1,4 @@
-"""A page in a real browser: what it asks for, what it complains about, and whether its figures can be seen."""
+"""Open pages in Chromium: figures, console messages and network requests."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ class Page:
         self.driver = driver
 
     def look(self, path: Path, width: int, dark: bool = False) -> list[dict[str, Any]]:
-        """Open a file at a width in CSS pixels; returns what the figures look like."""
+        """Open a file at a width in CSS pixels; return the geometry of its figures."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
@@ -42,11 +42,11 @@ class Page:
         return self.driver.execute_script(text)
 
     def complaints(self) -> list[str]:
-        """What the console has said since the last call."""
+        """Return the console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> set[str]:
-        """The addresses that were asked for since the last call."""
+        """Return the requested URLs since the last call."""
         messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         return {
             message["params"]["request"]["url"]
@@ -57,7 +57,7 @@ class Page:
 
 @contextmanager
 def open_browser(profile: Path) -> Iterator[Page]:
-    """Chromium without a window, in an empty profile."""
+    """Open headless Chromium with an empty profile."""
     options = ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (

@@ -1,7 +1,7 @@
-"""Starts ``snnexp``, and the workers of its sweeps, without the seconds that imports take.
+"""Start ``snnexp`` and its workers by fork from a server, which saves the seconds that imports take.
 
-A server imports what they need, and each process is forked from it. From there on it is a process like any other: a
-child of who asked for it, with arguments, variables, streams, signals and an exit code of its own.
+The server imports all modules. A forked process behaves like a regular one: it is a child of the requesting process and
+has its own arguments, environment variables, streams, signal handlers and exit code.
 """
 
 import atexit
@@ -30,17 +30,17 @@ LATER = re.compile(
     r"|TORCH_CPP_LOG_LEVEL|SLURM_.*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHINDUCTOR_CACHE_DIR|PL_GLOBAL_SEED"
     r"|PYTORCH_NVML_BASED_CUDA_CHECK|CUBLAS_WORKSPACE_CONFIG"
 )
-"""The variables that nothing reads before a command does; with other differences it starts from the beginning."""
+"""Variables that are not read on import. If others differ, a regular process is started."""
 CLONE, CLONE_PARENT, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID = 56, 0x8000, 0x200000, 0x1000000
 PR_SET_PDEATHSIG, PR_GET_TID_ADDRESS = 1, 40
-"""Of Linux on x86-64."""
+"""Constants of Linux on x86-64."""
 FORKS = sys.platform == "linux" and os.uname().machine == "x86_64"
 LIBC = ctypes.PyDLL(None)
 _connected: list[socket.socket] = []
 
 
 class Popen(subprocess.Popen[Any]):
-    """Forks what the server can, and starts everything else as usual."""
+    """Forks snnexp and workers from the server, and starts other programs as usual."""
 
     def _execute_child(self, args: Any, executable: Any, *rest: Any) -> None:
         preexec, _, handed, cwd, env, _, _, shell, *pipes = rest[:14]
@@ -63,7 +63,7 @@ class Popen(subprocess.Popen[Any]):
 
 
 class Command(Popen):
-    """``snnexp`` with these arguments in a session of its own, its output in pipes unless ``streams`` say otherwise."""
+    """``snnexp`` in a new session, with pipes for its output unless ``streams`` replaces them."""
 
     def __init__(self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], **streams: Any) -> None:
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
@@ -78,22 +78,22 @@ class Command(Popen):
 def run(
     arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout_s: float
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end."""
+    """Run a command and wait for it."""
     with Command(arguments, cwd, env) as process:
         out, err = process.communicate(timeout=timeout_s)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def no_sync(handle: Any) -> None:
-    """``os.fsync`` for files that need not outlive the machine: waiting for a disk is a tenth of the tests' time."""
+    """Replacement of ``os.fsync``, which would take a tenth of the time of the tests."""
 
 
 def server() -> socket.socket:
-    """Where requests are sent: a message of JSON with the handles of three streams; a process id comes back."""
+    """Return the socket of the server. A request is JSON with three file descriptors; the answer is a PID."""
     if not _connected:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with there:
-            # streams that cannot seek, as pipes and terminals cannot
+            # sockets are not seekable, like pipes and terminals
             process = subprocess.Popen([sys.executable, __file__], env=START, stdin=there, stdout=there, stderr=there)
         _connected.append(here)
 
@@ -107,7 +107,7 @@ def server() -> socket.socket:
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork a process for each request, and return in it, with what was asked for."""
+    """Fork a process for each request, and return the request in the forked process."""
     handlers = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
@@ -116,7 +116,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
     streams: list[int] = []
     while True:
         for number in handlers:
-            # for the processes beside this one
+            # signals are meant for the forked processes
             signal.signal(number, signal.SIG_IGN)
         for handle in streams:
             os.close(handle)
@@ -138,10 +138,10 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             _connected.append(here)
             subprocess.Popen = Popen  # type: ignore[misc]
             break
-        # the server of this command, which ends with it
+        # nested server for the workers of this sweep, which dies with its driver
         here.close()
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # what it says while it is killed is no answer of the server above
+        # its output must not be read as an answer of the outer server
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(nothing, number)
@@ -160,8 +160,8 @@ def _is_of_a_sweep(asked: Mapping[str, Any]) -> bool:
 
 
 def _fork_sibling() -> int:
-    """Fork a child of this process's own parent, which is the one to wait for it."""
-    # where the C library keeps the number of the main thread
+    """Fork a process with the same parent, which can then wait for it."""
+    # address where the C library stores the id of the main thread
     thread = ctypes.c_void_p()
     assert LIBC.prctl(PR_GET_TID_ADDRESS, ctypes.byref(thread)) == 0
     flags = CLONE_PARENT | CLONE_CHILD_CLEARTID | CLONE_CHILD_SETTID | signal.SIGCHLD
@@ -176,13 +176,13 @@ def _fork_sibling() -> int:
 
 
 def carry_out(asked: Mapping[str, Any]) -> int:
-    """Be the process that was asked for."""
+    """Run the requested command."""
     words = asked["arguments"]
     os.environ.clear()
     os.environ.update(asked["env"])
     time.tzset()
     os.chdir(asked["cwd"])
-    # which its import reads
+    # lightning reads the rank on import
     rank_zero_only.rank = _get_rank() or 0
     first = "" if words[0] == sys.executable else str(Path(PROGRAM).parent)
     safe = [] if "PYTHONSAFEPATH" in os.environ else [first]
@@ -197,7 +197,7 @@ def carry_out(asked: Mapping[str, Any]) -> int:
 
 
 def leave(asked: Mapping[str, Any]) -> NoReturn:
-    """End as Python does, but without taking its modules apart, which takes seconds."""
+    """Run the requested command, and exit like Python but without the slow teardown of modules."""
     try:
         code: Any = carry_out(asked)
     except SystemExit as end:
@@ -216,7 +216,7 @@ def leave(asked: Mapping[str, Any]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # read when torch is imported, and set by the command line before that
+    # must be set before torch is imported, as the command line does
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     import torch.utils.tensorboard  # noqa: F401
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
@@ -229,6 +229,6 @@ if __name__ == "__main__":
     from snnexp.cli import main
 
     os.fsync = no_sync
-    # what is shared is not copied in order to be looked through
+    # garbage collection would copy shared pages
     gc.freeze()
     leave(serve(socket.socket(fileno=os.dup(0))))

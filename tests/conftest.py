@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Configuration and fixtures of the tests."""
 
 import hashlib
 import os
@@ -9,30 +9,30 @@ from pathlib import Path
 
 import pytest
 
-# two threads of one process and another process on two cores slow each other down
+# avoid more threads than cores when tests start processes
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-# the processes that tests start compile each module once together, not each of them all
+# let the processes of tests share compiled bytecode
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# read when Triton is imported: its kernels then run on the CPU
+# run Triton kernels on the CPU; must be set before Triton is imported
 os.environ["TRITON_INTERPRET"] = "1"
 
 import commands  # noqa: E402
 
-# no test cuts the power
+# syncing to disk is slow and not needed in tests
 os.fsync = commands.no_sync
-# for the workers of sweeps
+# also forks the workers of sweeps from the server
 subprocess.Popen = commands.Popen  # type: ignore[misc]
-# a shell lets what it starts with & ignore it
+# background processes of a shell ignore SIGINT
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None):
-        # its workers run the tests
+        # the workers of pytest-xdist run the tests
         return
     with warnings.catch_warnings():
-        # scienceplots, which torchmetrics imports where it is installed, calls what matplotlib deprecates
+        # torchmetrics imports scienceplots if installed, which calls deprecated functions of matplotlib
         warnings.filterwarnings("ignore", "The (read_style_directory|update_nested_dict) function was deprecated")
         import lightning.pytorch  # noqa: F401
     import torch
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root with 40 training and 20 test images in MNIST's format, found and taken for the published ones."""
+    """Make a data root with 40 training and 20 test images in MNIST's format, and patch the checksums."""
     import torch
 
     from snnexp.data import mnist

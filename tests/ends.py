@@ -1,4 +1,4 @@
-"""How a run ended, to the bit; for tests and scripts."""
+"""Bit-exact comparison of runs, for tests and scripts."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def content(path: Path) -> str:
-    """A hash of all that must be the same: metrics.jsonl, tensors and counts of the last and the best checkpoint."""
+    """Return a hash of metrics.jsonl, and of tensors and counts in the last and the best checkpoint."""
     digest = hashlib.sha256((path / "metrics.jsonl").read_bytes())
     for name in ("last", "best"):
         checkpoint = torch.load(path / "checkpoints" / f"{name}.ckpt", weights_only=True)

@@ -1,4 +1,4 @@
-"""A loss that ends its process in many ways, and data that come late; named with SNNEXP_ALLOW_TARGETS=faults."""
+"""A loss with faults, and data that appear later; used with SNNEXP_ALLOW_TARGETS=faults."""
 
 import ctypes
 import os
@@ -61,11 +61,11 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Faulty(MSEMembrane):
-    """``mse_membrane``, until it is called the third time in a run whose ``point`` has a fault.
+    """``mse_membrane`` with a fault in its third call.
 
     Args:
-        point: which run this is.
-        faults: by point, one of :data:`WAYS`, ``diverge``, or nothing.
+        point: index of the run in ``faults``.
+        faults: by point, one of :data:`WAYS`, ``diverge``, or an empty string.
     """
 
     point: int = 0
@@ -85,7 +85,7 @@ class Faulty(MSEMembrane):
 
 
 def late_data(file: str, **settings: Any) -> DataModule:
-    """The data of ``regression_data``, once there is a file."""
+    """Return ``regression_data``; raise an error until a file exists."""
     if not Path(file).exists():
         raise DataError(f"{file}: no such file")
     return regression_data(**settings)

@@ -1,4 +1,4 @@
-"""Overrides that nobody would type, for tests and scripts."""
+"""Random overrides for tests and scripts."""
 
 import random
 from collections.abc import Iterator
@@ -98,7 +98,7 @@ PIECES = [
 
 
 def overrides(count: int, seed: int = 0) -> Iterator[list[str]]:
-    """``count`` lists of one to three override strings, the same for the same ``seed``."""
+    """Yield ``count`` lists of one to three override strings, reproducible by ``seed``."""
     chance = random.Random(seed)
     for _ in range(count):
         yield [_override(chance) for _ in range(chance.choice([1, 1, 1, 2, 3]))]

@@ -1,4 +1,4 @@
-"""Runs that are killed between two steps, then resumed."""
+"""Kill a run between two steps, and resume it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from snnexp.training.task import Task
 
 
 class KilledError(BaseException):
-    """Stands for whatever ends a process."""
+    """Simulates the death of a process."""
 
 
 def killed_and_resumed(cfg: DictConfig, step: int, parent: Path) -> Path:
-    """The directory of a run below ``parent`` that was killed before a training step, counted from 0, and resumed."""
+    """Run a config below ``parent``, kill it before training step ``step``, resume it, and return its directory."""
     original, count = Task.training_step, iter(range(100))
 
     def die(self: Task, *arguments: Any) -> Any:

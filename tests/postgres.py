@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own: its data in a new folder, on a free port of this machine, with a password."""
+"""A temporary PostgreSQL server with a password, on a free port of localhost."""
 
 import os
 import pwd
@@ -18,18 +18,18 @@ USER = "searcher"
 
 
 def program(name: str) -> str | None:
-    """Where a program of PostgreSQL lies; Debian keeps them out of PATH."""
+    """Return the path of a PostgreSQL program; on Debian it is not on PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     return shutil.which(name) or (str(found[-1]) if found else None)
 
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The URL of a running server's empty database."""
+    """Start a server; yield the URL of its empty database."""
     initdb, pg_ctl = program("initdb"), program("pg_ctl")
     if initdb is None or pg_ctl is None:
         pytest.skip("PostgreSQL is not installed; on Debian: apt-get install postgresql")
-    # it refuses to run as root, and another user cannot enter pytest's folders
+    # PostgreSQL refuses to run as root, and other users cannot access pytest's folders
     nobody = pwd.getpwnam("nobody")
     other: dict[str, Any] = {}
     if os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""What tests of data read of a data module."""
+"""Read samples of a data module in tests."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from snnexp.data import DataModule
 
 
 def whole(data: DataModule, split: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of all samples of a split."""
+    """Return inputs and targets of all samples of a split."""
     samples: Any = getattr(data, split)
     x, y = samples[[*range(len(samples))]]
     return x, y

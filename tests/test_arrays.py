@@ -1,4 +1,4 @@
-"""Arrays in files as data: what is told of them, how they are split, and what is refused."""
+"""Data from files of arrays: inference of targets, splits, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class TestKinds:
             ((5, 4), np.arange(100).reshape(20, 5) % 7 // 6, (4,), 5, "step_labels", 2),
         ],
     )
-    def test_are_told_from_axes_and_number_types(
+    def test_are_inferred_from_axes_and_dtypes(
         self, tmp_path: Path, x: Any, y: Any, inputs: Any, steps: Any, target: str, outputs: int
     ) -> None:
         data = arrays_data(saved(tmp_path, inputs=RANDOM.normal(size=(20, *x)), labels=y))
@@ -65,7 +65,7 @@ class TestKinds:
                 assert torch.equal(sample, torch.tensor(x[index], dtype=torch.float32))
                 assert label == y[index]
 
-    def test_text_is_named_in_the_order_of_the_alphabet_over_all_files(self, tmp_path: Path) -> None:
+    def test_class_names_are_sorted_over_all_files(self, tmp_path: Path) -> None:
         train = saved(tmp_path, "train.npz", inputs=RANDOM.normal(size=(4, 2)), labels=["cat", "ant", "cat", "ant"])
         test = saved(tmp_path, "test.npz", inputs=RANDOM.normal(size=(2, 2)), labels=["bee", "cat"])
         data = arrays_data(train=train, test=test)
@@ -80,9 +80,7 @@ class TestKinds:
             assert torch.equal(a[0], b[0])
             assert torch.equal(a[1], b[1])
 
-    def test_those_that_take_most_of_the_memory_are_mapped(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_large_arrays_are_memory_mapped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = saved(tmp_path, inputs=RANDOM.normal(size=(50, 3)), labels=np.arange(50) % 5)
         for memory, kind in ((50 * 16 * 2 + 1, InMemorySamples), (50 * 16 * 2, LazySamples)):
             monkeypatch.setattr(limits, "memory", lambda memory=memory: memory)
@@ -102,16 +100,16 @@ class TestRefusals:
             ),
             ({"labels": np.arange(20) % 3 - 1}, {}, r"sample 0 of all.npz has the label -1, must be 0 or more"),
             ({"labels": np.full(20, 3)}, {}, r"all 16 training samples have the label 3"),
-            ({"labels": np.arange(20) % 2, "lengths": np.arange(20)}, {}, r"sequences differ in length"),
+            ({"labels": np.arange(20) % 2, "lengths": np.arange(20)}, {}, r"sequences of different lengths"),
             ({"labels": np.arange(19)}, {}, r"inputs \[20, 4\] and 19 labels"),
             ({"labels": np.arange(20) % 3, "groups": np.arange(4)}, {}, r"inputs \[20, 4\] and 4 groups"),
         ],
     )
-    def test_contradictions_are_told(self, tmp_path: Path, arrays: Any, settings: Any, words: str) -> None:
+    def test_contradictions_are_refused(self, tmp_path: Path, arrays: Any, settings: Any, words: str) -> None:
         with pytest.raises((ConfigError, DataError), match=words):
             arrays_data(saved(tmp_path, inputs=np.zeros((20, 4)), **arrays), **settings)
 
-    def test_vectors_that_are_all_0_have_the_class_that_is_given(self, tmp_path: Path) -> None:
+    def test_unlabeled_is_the_class_of_zero_vectors(self, tmp_path: Path) -> None:
         labels = np.arange(20 * 6).reshape(20, 6) % 3
         vectors = np.eye(3, dtype=np.uint8)[labels]
         vectors[:, 4] = 0
@@ -124,7 +122,7 @@ class TestRefusals:
         found = torch.cat([whole(data, split)[1] for split in ("train", "test")], 1)
         assert sorted(found.T.tolist()) == sorted(labels.tolist())
 
-    def test_as_many_classes_as_steps_are_labels_or_one_hot(self, tmp_path: Path) -> None:
+    def test_as_many_classes_as_steps_is_ambiguous(self, tmp_path: Path) -> None:
         classes = np.eye(5, dtype=int)[np.arange(20) % 5]
         file = saved(tmp_path, inputs=np.zeros((20, 5, 4)), labels=classes)
         with pytest.raises(ConfigError, match=r"^target: got null, .* use data.target=labels or step_labels"):
@@ -132,7 +130,7 @@ class TestRefusals:
         found = [arrays_data(file, target="labels"), arrays_data(file, target="step_labels")]
         assert [(data.target, data.outputs) for data in found] == [("labels", 5), ("step_labels", 2)]
 
-    def test_splits_of_the_file_are_not_drawn_again(self, tmp_path: Path) -> None:
+    def test_splits_of_the_file_exclude_other_splits(self, tmp_path: Path) -> None:
         arrays: dict[str, Any] = {"inputs": np.arange(20.0), "labels": np.arange(20) // 2 % 2}
         file = saved(tmp_path, **arrays, split=["train", "Valid", "train", "test"] * 5)
         data = arrays_data(file)
@@ -148,7 +146,7 @@ class TestRefusals:
         data = arrays_data(saved(tmp_path, **arrays, split=np.array(["train", "test"] * 10, dtype="S")))
         assert (len(data.train), len(data.test)) == (10, 10)
 
-    def test_files_of_other_shapes_are_told(self, tmp_path: Path) -> None:
+    def test_files_with_other_shapes_are_refused(self, tmp_path: Path) -> None:
         labels = np.arange(20) % 2
         train = saved(tmp_path, "train.npz", inputs=np.zeros((20, 10, 3)), labels=labels)
         for shape in ((20, 6, 3), (20, 10, 4), (20, 30)):
@@ -160,7 +158,7 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"test.npz has targets of shape \[2\], must be \[1\]"):
             arrays_data(train=one, test=other)
 
-    def test_runs_that_split_otherwise_share_no_samples(self, tmp_path: Path) -> None:
+    def test_runs_with_other_splits_share_no_samples(self, tmp_path: Path) -> None:
         ids = {"by_four": np.arange(20) // 4, "by_five": np.arange(20) % 5}
         file = saved(tmp_path, inputs=np.arange(20.0), labels=np.arange(20) // 2 % 2, **ids)
         for name, groups in ids.items():

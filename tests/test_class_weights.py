@@ -1,4 +1,4 @@
-"""Losses that weigh classes: the definition of PyTorch's, the balanced rule, and weights that stay those of a run."""
+"""Class weights of losses: PyTorch's definition, the balanced rule, and weights in a checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ Wanted = Callable[[Tensor, Tensor | None], Tensor]
 
 @KINDS
 @pytest.mark.parametrize("weights", [WEIGHTS, None])
-def test_is_the_mean_of_pytorch(kind: Kind, wanted: Wanted, weights: list[float] | None) -> None:
+def test_matches_the_weighted_mean_of_pytorch(kind: Kind, wanted: Wanted, weights: list[float] | None) -> None:
     torch.manual_seed(0)
     membrane = torch.randn(6, 5, 4, dtype=torch.float64, requires_grad=True)
     loss = kind(weights)(trace_of(membrane), TARGET)
@@ -85,7 +85,7 @@ def test_balanced_is_n_over_k_times_n_c() -> None:
         (lambda: CEMembrane("balanced").numbers(3), "are not counted yet"),
     ],
 )
-def test_what_cannot_be_is_refused(refused: Callable[[], Any], sentence: str) -> None:
+def test_invalid_weights_are_refused(refused: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=f"class_weights.*{sentence}"):
         refused()
 
@@ -96,7 +96,7 @@ class TestRun:
         parts = build(compose(BALANCED))
         counts = parts.data.class_counts()
         assert counts is not None
-        assert len({*counts}) > 1, "else all weights are 1"
+        assert len({*counts}) > 1, "otherwise all weights would be 1"
         assert isinstance(parts.loss, CrossEntropy)
         assert parts.loss.class_weights == [32 / (3 * count) for count in counts]
 
@@ -107,11 +107,11 @@ class TestRun:
             ("[0,0,0]", "got 0 for all classes, must be more for one"),
         ],
     )
-    def test_lists_that_cannot_be_are_refused(self, weights: str, sentence: str) -> None:
+    def test_invalid_lists_are_refused(self, weights: str, sentence: str) -> None:
         with pytest.raises(ConfigError, match=rf"^loss\.class_weights: {sentence}$"):
             build(compose([*BUMPS, "loss=ce_membrane", f"loss.class_weights={weights}"]))
 
-    def test_an_evaluation_on_other_samples_has_the_weights_of_the_run(self, tmp_path: Path) -> None:
+    def test_evaluation_on_other_samples_uses_the_weights_of_the_run(self, tmp_path: Path) -> None:
         done = run(compose(BALANCED), [*BALANCED], tmp_path)
         weights = build(compose(BALANCED)).loss.class_weights  # type: ignore[attr-defined]
         other = ["data.dataset.count=70"]
@@ -121,12 +121,12 @@ class TestRun:
         assert found == evaluate(done.path, overrides=typed)["test/loss"]
         assert found != evaluate(done.path, overrides=[*other, "loss.class_weights=null"])["test/loss"]
 
-    def test_a_checkpoint_without_weights_has_no_key_more(self, tmp_path: Path) -> None:
+    def test_a_checkpoint_without_weights_has_no_additional_key(self, tmp_path: Path) -> None:
         typed = [*BUMPS, "loss=ce_membrane"]
         last = run(compose(typed), typed, tmp_path).path / "checkpoints" / "last.ckpt"
         assert "class_weights" not in decode(read_checkpoint(last), last)["callbacks"]
 
-    def test_a_stack_trains_as_its_members_do(self, tmp_path: Path) -> None:
+    def test_a_stack_matches_its_members(self, tmp_path: Path) -> None:
         typed = [[*BALANCED, f"seed={seed}"] for seed in (0, 1)]
         ends: dict[int, Any] = {}
         points = [Point(compose(words), words) for words in typed]

@@ -1,4 +1,4 @@
-"""Sweeps whose points are jobs of a cluster: a local one, and programs of the test that answer as SLURM's do."""
+"""Sweeps on a cluster: the local executor of submitit, and a fake SLURM."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SETTINGS = {
     **dict.fromkeys(("partition", "account", "qos", "constraint", "memory_gb", "gpus")),
     **{"kind": "slurm", "cluster": "local", "workers": 1, "threads": 1, "timeout_min": 60},
 }
-# a job's number is that of the process that has submitted it; its state is a file, and so is the process that computes
+# job id: PID of sbatch; state: $CLUSTER/<job id>; PID of the job: $CLUSTER/<job id>.pid
 SLURM = {
     "sbatch": """
         grep -q partition=full "$1" && echo "sbatch: error: no room" >&2 && exit 1
@@ -39,7 +39,7 @@ SLURM = {
         ) >"$CLUSTER/$$.log" 2>&1 &
         echo "Submitted batch job $$"
     """,
-    # after --unbuffered --output FILE --error FILE
+    # skips --unbuffered --output FILE --error FILE
     "srun": 'echo $$ >"$CLUSTER/$SLURM_JOB_ID.pid"; exec "${@:6}"',
     "sacct": """
         echo "JobID|State|NodeList"
@@ -57,7 +57,7 @@ SLURM = {
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which a SLURM of the test keeps its jobs; its programs are found first."""
+    """Put a fake SLURM on PATH; return the folder of its jobs."""
     folder = tmp_path / "cluster"
     (folder / "bin").mkdir(parents=True)
     for name, text in SLURM.items():
@@ -70,14 +70,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an executor sets for the jobs that it submits does not outlive a test."""
+    """Restore the environment variables that an executor sets."""
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.delenv("PYTHONSAFEPATH")
 
 
 def only_run(cwd: Path) -> Path | None:
-    """The run of a sweep of one point, once there is one."""
-    # a directory has another name until it is whole
+    """Return the run of a sweep with one point, if it exists."""
+    # temporary directories of runs that are being created start with a dot
     found = [path.parent for path in cwd.glob("outputs/sweeps/*/*/runs/[!.]*/run.json")]
     assert len(found) <= 1, "no point runs twice"
     return found[0] if found else None
@@ -90,7 +90,7 @@ def trains(cwd: Path) -> bool:
 
 @pytest.fixture
 def halted() -> Iterator[list[int]]:
-    """Processes that the test has halted; none is left so."""
+    """PIDs of stopped processes, which are killed after the test."""
     found: list[int] = []
     yield found
     for process in found:
@@ -99,7 +99,7 @@ def halted() -> Iterator[list[int]]:
 
 
 def leave(driver: "subprocess.Popen[str]", cwd: Path, halted: list[int]) -> None:
-    """Kill a driver while its job trains; the job is halted, so that the test decides when it goes on."""
+    """Kill a driver while its job trains, and stop the job with SIGSTOP until the test continues it."""
     wait_until(lambda: trains(cwd))
     run = only_run(cwd)
     assert run is not None
@@ -108,13 +108,13 @@ def leave(driver: "subprocess.Popen[str]", cwd: Path, halted: list[int]) -> None
     driver.kill()
     driver.wait()
     for pipe in (driver.stdout, driver.stderr):
-        # a local job has them too: their end is not the driver's
+        # do not wait for the end of the pipes: a local job inherits them
         assert pipe is not None
         pipe.close()
 
 
 def resumed(cwd: Path) -> "subprocess.Popen[str]":
-    """A driver that goes on with a sweep, and has begun to."""
+    """Start a driver that resumes a sweep, and wait until its point runs."""
     before = (home(cwd) / "sweep.json").stat().st_mtime_ns
     driver = started(cwd, "resume", str(home(cwd)))
     wait_until(lambda: (home(cwd) / "sweep.json").stat().st_mtime_ns > before and statuses(cwd) == ["running"])
@@ -122,7 +122,7 @@ def resumed(cwd: Path) -> "subprocess.Popen[str]":
 
 
 def ended(driver: "subprocess.Popen[str]", by: int) -> str:
-    """What a driver has told after a signal that it heeds."""
+    """Stop a driver with a signal; return its output."""
     driver.send_signal(by)
     out, err = driver.communicate(timeout=100)
     assert driver.returncode == 128 + by, out + err
@@ -131,7 +131,7 @@ def ended(driver: "subprocess.Popen[str]", by: int) -> str:
 
 
 class TestLocal:
-    def test_points_end_in_jobs_of_their_own(self, tmp_path: Path) -> None:
+    def test_each_point_runs_in_its_own_job(self, tmp_path: Path) -> None:
         ways = ["loss._target_=faults.Faulty", "+loss.point=${seed}", "+loss.faults=['',diverge,SIGKILL]"]
         lean = [*LOCAL, "hydra.launcher.workers=3", "hydra.launcher.threads=1"]
         environment = {
@@ -151,10 +151,10 @@ class TestLocal:
         runs = [record(home(tmp_path) / point["run"]) for point in found]
         assert [run["seed"] for run in runs] == [0, 1, 2]
         assert [run["status"] for run in runs] == ["finished", "diverged", "failed"]
-        assert runs[0]["threads"] == 1, "as was asked for, not as the driver has"
+        assert runs[0]["threads"] == 1, "the setting of the launcher, not of the driver"
         assert not done.stderr
 
-    def test_a_job_outlives_its_driver_and_is_waited_for(self, tmp_path: Path, halted: list[int]) -> None:
+    def test_a_job_outlives_its_driver_and_is_found_on_resume(self, tmp_path: Path, halted: list[int]) -> None:
         driver = started(tmp_path, *LONG, *LOCAL)
         wait_until(lambda: trains(tmp_path))
         told = ended(driver, by=signal.SIGTERM)
@@ -165,7 +165,7 @@ class TestLocal:
         leave(resumed(tmp_path), tmp_path, halted)
         ended(resumed(tmp_path), by=signal.SIGINT)
         assert statuses(tmp_path) == ["interrupted"]
-        assert record(run)["status"] == "running", "it is not this driver's to end"
+        assert record(run)["status"] == "running", "a driver does not stop jobs of another driver"
         driver = resumed(tmp_path)
         os.kill(halted[-1], signal.SIGCONT)
         out, err = driver.communicate(timeout=100)
@@ -173,11 +173,11 @@ class TestLocal:
         assert statuses(tmp_path) == [record(run)["status"]] == ["finished"]
         assert only_run(tmp_path) == run
         assert len(record(run)["resumed_at_step"]) == 1
-        assert len([*home(tmp_path).glob("jobs/*/*_submitted.pkl")]) == 2, "none for a run that is under way"
+        assert len([*home(tmp_path).glob("jobs/*/*_submitted.pkl")]) == 2, "no job is submitted for a running run"
 
 
 class TestSlurm:
-    def test_a_job_is_found_cancelled_and_told_when_time_is_up(
+    def test_a_job_is_found_cancelled_and_saved_before_its_time_limit(
         self, tmp_path: Path, slurm: Path, halted: list[int]
     ) -> None:
         driver = started(tmp_path, *LONG, "hydra/launcher=slurm", "hydra.launcher.workers=null")
@@ -197,13 +197,13 @@ class TestSlurm:
         assert (driver.returncode, err) == (7, "")
         assert f"snnexp resume {home(tmp_path).relative_to(tmp_path)}" in out
         assert statuses(tmp_path) == [record(run)["status"]] == ["interrupted"]
-        # the tenth step has a row of its own beside that of its epoch
+        # step 10 is logged twice, in a row of its own and in that of the epoch
         rows = (run / "metrics.jsonl").read_text().splitlines()
         steps = [json.loads(row)["step"] for row in rows]
         assert (steps, len(set(rows))) == (sorted(steps), len(rows))
         assert record(run)["resumed_at_step"][0] > 0
 
-    def test_is_asked_for_what_the_settings_say(self, tmp_path: Path, slurm: Path) -> None:
+    def test_sbatch_options(self, tmp_path: Path, slurm: Path) -> None:
         asked = {"partition": "long", "account": "me", "qos": "low", "constraint": "avx2", "memory_gb": 2.5, "gpus": 2}
         made = cluster.make_executor(tmp_path / "jobs", {**SETTINGS, **asked, "cluster": "slurm", "threads": 3})
         job = made.submit(print)
@@ -222,7 +222,7 @@ class TestSlurm:
         wait_until(lambda: len([*slurm.glob("*[0-9]")]) == 2)
 
     @pytest.mark.parametrize("state", ["RUNNING", "OUT_OF_MEMORY", "PREEMPTED"])
-    def test_a_job_without_a_result_is_told_by_its_state(self, tmp_path: Path, slurm: Path, state: str) -> None:
+    def test_a_job_without_a_result_is_reported_with_its_state(self, tmp_path: Path, slurm: Path, state: str) -> None:
         (slurm / "bin" / "srun").write_text("#!/bin/bash\n")
         slot = cluster.ClusterJob(cluster.make_executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
         point = Point([])
@@ -233,7 +233,7 @@ class TestSlurm:
         assert slot.events() == gone
         assert slot.ready == bool(gone)
 
-    def test_refuses_in_a_sentence(
+    def test_a_refused_job_is_reported(
         self, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -242,9 +242,7 @@ class TestSlurm:
         assert capfd.readouterr().err == told
 
 
-def test_a_password_stays_out_of_what_is_submitted(
-    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_is_not_submitted(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql://me:{PASSWORD}@host/name"
     task = {"config": {}, "overrides": [], "log": str(tmp_path / "log"), "prune": {"storage": url, "trial": 3}}
     slot = cluster.ClusterJob(cluster.make_executor(tmp_path / "jobs", {**SETTINGS, "cluster": "slurm"}), threads=1)
@@ -253,7 +251,7 @@ def test_a_password_stays_out_of_what_is_submitted(
     slot.start([Point([])], task)
     assert isinstance(slot.job, cluster.submitit.Job)
     given = slot.job.submission()
-    assert task["prune"] == {"storage": url, "trial": 3}, "others read it too"
+    assert task["prune"] == {"storage": url, "trial": 3}, "the task is not modified"
     wait_until(lambda: [*slurm.glob("*[0-9]")])
     found = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"trial" in found
@@ -271,8 +269,8 @@ def test_a_password_stays_out_of_what_is_submitted(
     assert seen == [task]
 
 
-def test_nothing_runs_that_a_sweep_brings_along(tmp_path: Path) -> None:
-    """A job runs the file of its number, which in a folder that was there could be anybody's."""
+def test_jobs_do_not_use_files_of_a_copied_sweep(tmp_path: Path) -> None:
+    """A job unpickles a file that is named after its id, so an existing folder is not trusted."""
     first, second = (cluster.make_executor(tmp_path / "jobs", SETTINGS).folder for _ in range(2))
     assert first != second
     assert not [*first.iterdir(), *second.iterdir()]

@@ -1,4 +1,4 @@
-"""Data: the tutorial's trajectories, MNIST or a sentence about what is wrong with it, and who gets which batch when."""
+"""Data modules: trajectories of the tutorial, MNIST, and batch samplers."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from snnexp.experiment import build, compose
 
 
 def tutorial(num_steps: int, num_samples: int, mode: str, seed: int) -> tuple[Tensor, Tensor]:
-    """The trajectories as snnTorch's tutorial draws them, one number at a time."""
+    """Draw trajectories as in snnTorch's tutorial, one number at a time."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(num_samples):
@@ -52,20 +52,20 @@ class TestRegression:
         assert torch.equal(labels, wanted_labels)
         assert len(dataset) == num_samples
 
-    def test_lines_rise_evenly_from_zero_to_an_end_below_one(self) -> None:
+    def test_inputs_increase_linearly_to_an_end_below_one(self) -> None:
         features, labels = RegressionDataset(11, 20, "linear", seed=4)[list(range(20))]
         assert torch.equal(labels, features)
         assert features[0].eq(0).all()
         assert 0 < features[-1].min() < features[-1].max() < 1
         torch.testing.assert_close(features.diff(dim=0), (features[-1] / 10).expand(10, -1, -1))
 
-    def test_roots_share_one_slope(self) -> None:
+    def test_square_roots_share_one_slope(self) -> None:
         features, labels = RegressionDataset(30, 12, "sqrt", seed=5)[list(range(12))]
         slope = labels[1:].square() / features[1:]
         assert 0 < slope[0, 0, 0] < 1
         torch.testing.assert_close(slope, slope[0, 0, 0].expand_as(slope))
 
-    def test_is_a_function_of_its_seed_alone(self) -> None:
+    def test_depends_only_on_its_seed(self) -> None:
         torch.manual_seed(1)
         first = RegressionDataset(num_steps=5, num_samples=4, seed=9)
         torch.manual_seed(2)
@@ -74,7 +74,7 @@ class TestRegression:
         assert torch.equal(first.labels, again.labels)
         assert not torch.equal(first.features, other.features)
 
-    def test_one_index_is_a_sample_and_a_list_a_batch(self) -> None:
+    def test_an_index_gives_a_sample_and_a_list_a_batch(self) -> None:
         dataset = RegressionDataset(num_steps=5, num_samples=4)
         assert dataset[2][0].shape == (5, 1)
         assert torch.equal(dataset[[3, 1]][1], torch.stack([dataset[3][1], dataset[1][1]], dim=1))
@@ -104,7 +104,7 @@ class TestShuffledBatches:
         assert sorted(chain(*batches)) == list(range(length))
         assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
 
-    def test_drop_last_leaves_out_what_does_not_fill_a_batch(self) -> None:
+    def test_drop_last(self) -> None:
         dropped, kept = epoch(2, 11, 4, True, 7), epoch(2, 11, 4, False, 7)
         assert dropped == kept[:2]
         assert [len(batch) for batch in kept] == [4, 4, 3]
@@ -117,7 +117,7 @@ class TestShuffledBatches:
             torch.manual_seed(number)
             batches.set_epoch(number)
             orders.append(list(batches))
-            assert list(batches) == orders[-1], "read twice, an epoch is the same"
+            assert list(batches) == orders[-1], "iterating twice gives the same order"
         assert orders == [epoch(number, 30, 4, False, 3) for number in range(3)]
         distinct = {str(epoch(number, 30, 4, False, seed)) for number in range(5) for seed in (0, 1, 3, 2**32 - 1)}
         assert len(distinct) == 20
@@ -127,7 +127,7 @@ class TestShuffledBatches:
     def test_processes_share_every_batch(self, length: int, world: int) -> None:
         alone = epoch(1, length, 4, False, 0)
         ranks = [epoch(1, length, 4, False, 0, rank, world) for rank in range(world)]
-        assert len({tuple(len(share) for share in shares) for shares in ranks}) == 1, "all take as many"
+        assert len({tuple(len(share) for share in shares) for shares in ranks}) == 1, "all have the same size"
         for index, shares in enumerate(zip(*ranks, strict=True)):
             together = list(chain(*shares))
             assert len(together) == len(set(together)) == len(alone[index]) // world * world
@@ -137,8 +137,8 @@ class TestShuffledBatches:
     @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
     @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
     @pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
-    def test_training_takes_the_order_of_each_epoch(self) -> None:
-        class Watched(RegressionDataset):
+    def test_training_uses_the_order_of_each_epoch(self) -> None:
+        class Recorded(RegressionDataset):
             seen: list[list[int]] = []  # noqa: RUF012
 
             def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
@@ -147,14 +147,14 @@ class TestShuffledBatches:
 
         tiny = ["data.num_samples=5", "data.batch_size=2", "num_steps=3", "network.hidden=[]", "trainer.max_epochs=3"]
         parts = build(compose(["experiment=regression_linear", "trainer=cpu", "seed=6", *tiny]))
-        parts.data.train = Watched(num_steps=3, num_samples=5)
+        parts.data.train = Recorded(num_steps=3, num_samples=5)
         parts.trainer.fit(parts.task, datamodule=parts.data)
-        assert Watched.seen == [batch for number in range(3) for batch in epoch(number, 5, 2, False, 6)]
+        assert Recorded.seen == [batch for number in range(3) for batch in epoch(number, 5, 2, False, 6)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_samples_lie_on_the_device_that_uses_them(num_workers: int) -> None:
-    """Save where other processes prepare the batches, which have no part in the device."""
+def test_samples_are_moved_to_the_device(num_workers: int) -> None:
+    """Except with data workers, which do not use the device."""
     module = regression_data("sqrt", num_steps=4, num_samples=3, num_workers=num_workers)
     module.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))  # type: ignore[assignment]
     module.setup("fit")
@@ -169,7 +169,7 @@ class TestOrderedBatches:
     def test_all_samples_once_over_all_processes(self, length: int, batch_size: int, world: int) -> None:
         ranks = [OrderedBatches(length, batch_size, rank, world) for rank in range(world)]
         if min(length, batch_size) < world:
-            # nothing to share: each process takes all, so that a mean over processes is the mean
+            # too few samples to share: each process gets all, so that the mean over processes is correct
             assert all(list(chain(*batches)) == list(range(length)) for batches in ranks)
         else:
             assert sorted(index for batches in ranks for index in chain(*batches)) == list(range(length))
@@ -182,24 +182,24 @@ class TestOrderedBatches:
 
 
 class TestDataModule:
-    def test_batch_larger_than_the_training_data_is_refused_where_it_would_leave_none(self) -> None:
+    def test_drop_last_without_a_full_batch_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"^batch_size: got 4, must be at most the 3 "):
             regression_data("sqrt", num_steps=2, num_samples=3, batch_size=4, drop_last=True)
 
-    def test_processes_that_cannot_share_a_batch_are_refused(self) -> None:
+    def test_a_batch_that_cannot_be_divided_equally_is_refused(self) -> None:
         data = regression_data("sqrt", num_steps=2, num_samples=6, batch_size=3)
         data.require_shareable(3)
         with pytest.raises(ConfigError, match="batch_size"):
             data.require_shareable(2)
 
-    def test_workers_prepare_the_same_batches(self, tiny_mnist: Path) -> None:
+    def test_batches_do_not_depend_on_workers(self, tiny_mnist: Path) -> None:
         def images(num_workers: int) -> Tensor:
             data = mnist_data(str(tiny_mnist), batch_size=16, num_workers=num_workers, seed=2)
             return torch.cat([images for images, _ in data.train_dataloader()])
 
         assert torch.equal(images(0), images(1))
 
-    def test_a_wait_that_is_given_up_ends_the_workers_in_any_thread(self, tiny_mnist: Path) -> None:
+    def test_an_interrupted_wait_kills_the_workers_in_any_thread(self, tiny_mnist: Path) -> None:
         def give_up() -> tuple[set[BaseProcess], set[BaseProcess]]:
             data = mnist_data(str(tiny_mnist), batch_size=16, num_workers=1)
             batches = iter(data.train_dataloader())
@@ -215,7 +215,7 @@ class TestDataModule:
 
 
 class TestMNIST:
-    def test_reads_the_format_as_torchvision_does(self, tiny_mnist: Path) -> None:
+    def test_matches_torchvision(self, tiny_mnist: Path) -> None:
         for train in (True, False):
             ours, theirs = MNIST(tiny_mnist, train=train), torchvision.datasets.MNIST(str(tiny_mnist), train=train)
             assert ours.images.dtype == torch.uint8
@@ -223,7 +223,7 @@ class TestMNIST:
             assert torch.equal(ours.labels, theirs.targets)
             assert ours.labels.dtype == torch.int64
 
-    def test_pixels_from_zero_to_one_or_normalised(self, tiny_mnist: Path) -> None:
+    def test_pixels_are_from_0_to_1_or_normalized(self, tiny_mnist: Path) -> None:
         plain, normal = MNIST(tiny_mnist), MNIST(tiny_mnist, mean=0.1307, std=0.3081)
         images, labels = plain[[3, 0, 5]]
         assert images.shape == (3, 1, 28, 28)
@@ -232,9 +232,9 @@ class TestMNIST:
         assert torch.equal(images, plain.images[[3, 0, 5]] / 255)
         assert torch.equal(labels, plain.labels[[3, 0, 5]])
         torch.testing.assert_close(normal[[3, 0, 5]][0], (images - 0.1307) / 0.3081)
-        assert torch.equal(plain[[3, 0, 5]][0], images), "reading leaves the stored images as they are"
+        assert torch.equal(plain[[3, 0, 5]][0], images), "reading does not modify the stored images"
 
-    def test_what_one_writes_another_does_not_read(self, tiny_mnist: Path) -> None:
+    def test_writes_do_not_affect_other_instances(self, tiny_mnist: Path) -> None:
         first = MNIST(tiny_mnist)
         images, labels = first.images.clone(), first.labels.clone()
         first.images[:].numpy()[:] = 0
@@ -243,13 +243,13 @@ class TestMNIST:
         assert torch.equal(again.images, images)
         assert torch.equal(again.labels, labels)
 
-    def test_reading_copies_nothing(self, tiny_mnist: Path) -> None:
+    def test_instances_share_memory(self, tiny_mnist: Path) -> None:
         data = build(compose(["experiment=mnist_leaky", "data.batch_size=8", "network.hidden=[3]"])).data
         for images, _ in data.train_dataloader():
             assert images.any()
         assert torch._C._is_cow_tensor(data.train.images)
 
-    def test_validation_is_set_aside(self, tiny_mnist: Path) -> None:
+    def test_validation_split(self, tiny_mnist: Path) -> None:
         def rows(samples: Any) -> set[bytes]:
             return {image.numpy().tobytes() for image in samples.images}
 
@@ -266,7 +266,7 @@ class TestMNIST:
         assert mnist_data(str(tiny_mnist), batch_size=8).val_dataloader() == []
 
     @pytest.mark.parametrize("size", [40, 60_000])
-    def test_validation_that_leaves_no_training_is_refused(self, tiny_mnist: Path, size: int) -> None:
+    def test_a_validation_split_of_all_samples_is_refused(self, tiny_mnist: Path, size: int) -> None:
         with pytest.raises(ConfigError, match=f"^val_size: got {size}, .*40"):
             mnist_data(str(tiny_mnist), val_size=size)
 
@@ -276,7 +276,7 @@ class TestMNIST:
         [lambda content: content[:-1], lambda content: b"", lambda content: content[:-1] + bytes([content[-1] ^ 1])],
         ids=["truncated", "empty", "one bit"],
     )
-    def test_damage_is_found(self, tiny_mnist: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    def test_damaged_files_are_detected(self, tiny_mnist: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
         path = tiny_mnist / "MNIST" / "raw" / name
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(DataError, match="damaged") as caught:
@@ -284,7 +284,7 @@ class TestMNIST:
         assert str(path) in str(caught.value)
         assert caught.value.exit_code == 4
 
-    def test_other_files_under_the_published_names_are_not_taken(self, tmp_path: Path) -> None:
+    def test_other_files_with_the_published_names_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "MNIST" / "raw").mkdir(parents=True)
         for name in mnist.SHA256:
             (tmp_path / "MNIST" / "raw" / name).write_bytes(bytes(1000))
@@ -292,7 +292,7 @@ class TestMNIST:
             MNIST(tmp_path)
 
     @pytest.mark.parametrize("name", list(mnist.SHA256))
-    def test_a_missing_file_is_told_with_the_place_and_the_remedy(self, tiny_mnist: Path, name: str) -> None:
+    def test_a_missing_file_is_reported(self, tiny_mnist: Path, name: str) -> None:
         folder = tiny_mnist / "MNIST" / "raw"
         (folder / name).unlink()
         with pytest.raises(DataError) as caught:
@@ -318,7 +318,7 @@ class TestMNIST:
         assert caught.value.exit_code == 4
         assert "\n" not in str(caught.value)
 
-    def test_nothing_is_downloaded_where_nothing_is_missing_nor_unasked(
+    def test_downloads_only_missing_files_and_only_on_request(
         self, tiny_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torchvision.datasets, "MNIST", lambda *_, **__: pytest.fail("downloads"))
@@ -347,7 +347,7 @@ class TestPublishedMNIST:
         assert train.images.shape == (60_000, 1, 28, 28)
         images, _ = train[list(range(1000))]
         assert (images.min(), images.max()) == (0, 1)
-        # the figures that every MNIST example normalises with
+        # the mean and standard deviation used by MNIST examples
         pixels = train.images.double() / 255
         assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
 
@@ -368,7 +368,7 @@ class TestPublishedMNIST:
 
 
 class TestLengths:
-    """Sequences of several lengths, padded to the longest of a batch."""
+    """Sequences of different lengths, padded to the longest of a batch."""
 
     class Padded:
         def __init__(self, lengths: list[int]) -> None:
@@ -386,11 +386,11 @@ class TestLengths:
         return DataModule(samples, samples, (3,), 2, "labels", sequences=True, batch_size=2)
 
     @pytest.mark.parametrize("lengths", [[4, 3, 2, 7], [7, 4, 4, 5], [1, 2, 3, 4]])
-    def test_of_which_none_is_that_of_the_run_are_taken(self, lengths: list[int]) -> None:
+    def test_different_lengths_need_not_equal_num_steps(self, lengths: list[int]) -> None:
         check(self.module(lengths), num_steps=50)
 
     @pytest.mark.parametrize("lengths", [[4, 4, 4, 4], [4, 1, 3, 4, 2, 4]])
-    def test_that_are_one_in_all_batches_must_be_that_of_the_run(self, lengths: list[int]) -> None:
+    def test_a_common_length_must_equal_num_steps(self, lengths: list[int]) -> None:
         check(self.module(lengths), num_steps=4)
         with pytest.raises(ConfigError, match="num_steps=4"):
             check(self.module(lengths), num_steps=50)

@@ -1,4 +1,4 @@
-"""Any map-style dataset as data: what is told of its samples, how they are drawn, split, scaled and refused."""
+"""Map-style datasets: inference of shapes, random transforms, splits, scaling, and errors."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ BUMPS = ["data=dataset", "data.dataset._target_=adaptpkg.bumps.Bumps", "network.
 
 
 class Made(Dataset[Any]):
-    """Samples that a function makes of their index."""
+    """A dataset whose samples are made by a function of the index."""
 
     def __init__(self, make: Callable[[int], Any], count: int = 40, **attributes: Any) -> None:
         self.make, self.count, self.read = make, count, list[int]()
@@ -46,7 +46,7 @@ class Made(Dataset[Any]):
 
 
 def drawn(index: int) -> tuple[Tensor, int]:
-    """A sample with a number of each generator."""
+    """Return a sample with a random number from each global generator."""
     return torch.tensor([torch.rand(()).item(), np.random.rand(), random.random(), float(index)]), index % 3
 
 
@@ -66,7 +66,7 @@ def read_all(data: DataModule) -> None:
             for _ in loader:
                 pass
     finally:
-        # the error still holds the loader
+        # the traceback keeps the loader alive
         data.end_workers()
 
 
@@ -118,7 +118,7 @@ class TestSamples:
             ((torch.rand(4), 0.5), {"outputs": 3}, r"^outputs: got 3, and targets have 1"),
         ],
     )
-    def test_that_contradict_the_config_are_refused(self, sample: Any, settings: dict[str, Any], words: str) -> None:
+    def test_contradictions_of_the_config_are_refused(self, sample: Any, settings: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigError, match=words):
             from_dataset(Made(lambda _: sample), **settings)
 
@@ -137,7 +137,7 @@ class TestSamples:
             ((torch.rand(4), -1), "has the label -1, must be from 0 to 2"),
         ],
     )
-    def test_are_checked_when_they_are_read(self, odd: Any, words: str) -> None:
+    def test_checked_when_read(self, odd: Any, words: str) -> None:
         data = from_dataset(Made(lambda index: odd if index == 17 else plain(index)), outputs=3, batch_size=4)
         with pytest.raises(DataError, match=f"^data: sample 17 of dataset {words}"):
             read_all(data)
@@ -150,14 +150,14 @@ class TestSamples:
         data = from_dataset(dataset, outputs=2, transform=[np.asarray, lambda x: x / 255])
         assert torch.equal(data.train[[0]][0], torch.full((1, 2, 3), 0.2))
 
-    def test_classes_are_named_or_found(self) -> None:
+    def test_classes_are_named_or_counted(self) -> None:
         named = from_dataset(Made(plain, classes=["a", "b", "c", "d"]))
         assert (named.outputs, named.description.classes) == (4, ["a", "b", "c", "d"])
         assert from_dataset(Made(plain), in_memory=True).outputs == 3
         with pytest.raises(ConfigError, match=r"^outputs: got 5, .* 4 classes"):
             from_dataset(Made(plain, classes=["a", "b", "c", "d"]), outputs=5)
 
-    def test_what_is_no_map_style_dataset_is_refused(self) -> None:
+    def test_only_map_style_datasets_are_accepted(self) -> None:
         class Stream(IterableDataset[Any]):
             def __iter__(self) -> Iterator[Any]:
                 yield plain(0)
@@ -168,14 +168,14 @@ class TestSamples:
         with pytest.raises(DataError, match="test has no samples"):
             from_dataset(Made(plain), test=Made(plain, 0))
 
-    def test_of_a_large_set_the_first_are_read_before_the_run(self) -> None:
+    def test_only_the_first_batch_of_a_lazy_dataset_is_read_before_the_run(self) -> None:
         dataset = Made(plain, 10_000)
         check(from_dataset(dataset, outputs=3, batch_size=8), num_steps=5)
         assert len({*dataset.read}) < 40
 
 
 @pytest.mark.parametrize("columns", [1, 8])
-def test_targets_of_another_shape_than_those_of_samples_are_not_labels(columns: int) -> None:
+def test_targets_that_do_not_match_the_samples_are_not_labels(columns: int) -> None:
     targets = torch.arange(40).reshape(-1, 1) % 2 + 100 * torch.arange(columns)
     made = Made(lambda index: (torch.rand(4), targets[index, 0]), targets=targets, target_transform=None)
     data = from_dataset(made, outputs=2)
@@ -184,9 +184,9 @@ def test_targets_of_another_shape_than_those_of_samples_are_not_labels(columns: 
 
 
 class TestDraws:
-    """What samples draw is a function of seed, epoch and index."""
+    """Random numbers of samples depend only on the seed, the epoch and the index."""
 
-    def test_whoever_reads_them(self) -> None:
+    def test_do_not_depend_on_workers(self) -> None:
         runs = [
             [
                 batches(from_dataset(Made(drawn), outputs=3, batch_size=8, num_workers=workers), epoch)
@@ -197,23 +197,23 @@ class TestDraws:
         assert same(runs[0][0], runs[1][0])
         assert same(runs[0][1], runs[1][1])
         seen = {number for run in runs[0] for x, _ in run for number in x[:, :3].flatten().tolist()}
-        assert len(seen) == 2 * 32 * 3, "each epoch draws anew, and each generator is another"
+        assert len(seen) == 2 * 32 * 3, "epochs and generators differ"
         other = batches(from_dataset(Made(drawn), outputs=3, batch_size=8, seed=1))
         assert not seen & {number for x, _ in other for number in x[:, :3].flatten().tolist()}
 
-    def test_also_when_resumed(self) -> None:
+    def test_do_not_change_on_resume(self) -> None:
         whole = batches(from_dataset(Made(drawn), outputs=3, batch_size=8), epoch=2)
         resumed = from_dataset(Made(drawn), outputs=3, batch_size=8)
         resumed.begin = (2, 3)
         assert same(batches(resumed, epoch=2), whole[3:])
 
-    def test_an_evaluation_draws_the_same_each_time(self) -> None:
+    def test_are_fixed_in_evaluation(self) -> None:
         data = from_dataset(Made(drawn), outputs=3, batch_size=8)
         first = [*data.test_dataloader()]
         batches(data, epoch=4)
         assert same(first, [*data.test_dataloader()])
 
-    def test_nothing_else_notices(self) -> None:
+    def test_preserve_the_global_generators(self) -> None:
         def after(read: Callable[[], object]) -> tuple[float, ...]:
             for seed in (torch.manual_seed, np.random.seed, random.seed):
                 seed(5)
@@ -223,21 +223,21 @@ class TestDraws:
         whole = after(lambda: from_dataset(Made(drawn), outputs=3, scale="standard").train[[0, 1]])
         assert whole == after(lambda: None)
 
-    def test_from_a_generator_of_its_own_are_refused(self) -> None:
+    def test_other_generators_are_refused(self) -> None:
         own = np.random.default_rng(0)
         with pytest.raises(DataError, match="is not the same when it is read twice"):
             from_dataset(Made(lambda index: (own.random(4), 1)), outputs=2)
 
 
 class TestSplits:
-    def test_are_drawn_by_their_own_seed(self) -> None:
+    def test_depend_only_on_split_seed(self) -> None:
         found = split(100, {"test": 0.2, "val": 0.1}, 0)
         assert {name: len(indices) for name, indices in found.items()} == {"test": 20, "val": 10, "train": 70}
         assert sorted(chain.from_iterable(found.values())) == [*range(100)]
-        assert split(100, {"test": 0.2}, 0)["test"] == found["test"], "whatever is set aside for validation"
+        assert split(100, {"test": 0.2}, 0)["test"] == found["test"], "independent of the validation split"
         assert split(100, {"test": 0.2}, 1)["test"] != found["test"]
         data = [from_dataset(Made(plain), outputs=3, seed=seed).test[[*range(8)]] for seed in (0, 1)]
-        assert torch.equal(data[0][0], data[1][0]), "the seed of the run draws no split"
+        assert torch.equal(data[0][0], data[1][0]), "independent of the seed of the run"
 
     def test_keep_groups_together(self) -> None:
         groups = [index // 7 for index in range(100)]
@@ -269,7 +269,7 @@ class TestSplits:
             ({"groups": "subject"}, r"^groups: got subject, and dataset has no such attribute"),
         ],
     )
-    def test_that_cannot_be_are_refused(self, settings: dict[str, Any], words: str) -> None:
+    def test_invalid_arguments_are_refused(self, settings: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigError, match=words):
             from_dataset(Made(plain), outputs=3, **settings)
 
@@ -277,7 +277,7 @@ class TestSplits:
 class TestScaling:
     @pytest.mark.parametrize("in_memory", [False, True])
     @pytest.mark.parametrize("sequences", [False, True])
-    def test_is_that_of_the_training_split(self, in_memory: bool, sequences: bool) -> None:
+    def test_is_fitted_on_the_training_split(self, in_memory: bool, sequences: bool) -> None:
         generator = torch.Generator().manual_seed(0)
         shape = (60, 5, 3) if sequences else (60, 3, 2, 2)
         values = 4 * torch.rand(shape, generator=generator) - 1
@@ -301,7 +301,7 @@ class TestScaling:
             torch.testing.assert_close(found, expected.transpose(0, 1) if sequences else expected)
             inputs = data.train[[*range(48)]][0]
             if scale == "minmax":
-                assert (inputs.min(), inputs.max()) == (0, 1), "no rounding beyond what an encoder takes"
+                assert (inputs.min(), inputs.max()) == (0, 1), "no rounding error outside [0, 1]"
 
 
 class TestProtocol:
@@ -335,7 +335,7 @@ class TestProtocol:
         with pytest.raises(ConfigError, match=f"^{words}"):
             Description(**{"inputs": (3,), "outputs": 4, **wrong})
 
-    def test_a_loss_takes_values_for_all_steps(self) -> None:
+    def test_losses_accept_values(self) -> None:
         membrane, values = torch.rand(6, 5, 3), torch.rand(5, 3)
         trace = Trace(membrane, membrane, None)
         expected = sum(((step - values) ** 2).mean() for step in membrane) / 6
@@ -344,7 +344,7 @@ class TestProtocol:
     @pytest.mark.parametrize(
         ("target", "shape"), [("values", (4, 2)), ("step_labels", (7, 4)), ("trace", (7, 4, 2)), ("labels", (4,))]
     )
-    def test_members_of_a_stack_have_targets_of_each_kind(self, target: Any, shape: tuple[int, ...]) -> None:
+    def test_stacks_support_all_kinds_of_target(self, target: Any, shape: tuple[int, ...]) -> None:
         description = Description((3,), 2, target, sequences=True)
         axis = int(description.is_timed)
 
@@ -375,14 +375,14 @@ def bumps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class TestConfig:
-    def test_the_class_has_to_be_named(self) -> None:
+    def test_the_class_is_required(self) -> None:
         with pytest.raises(ConfigError, match=r"^data\.dataset\._target_: has no value, add data\.dataset\._target_="):
             compose(["data=dataset"])
         rows = {key: (value, about) for key, value, about, _ in describe_choice("data", "dataset")[0]}
         assert rows["data.dataset._target_"] == ("???", rows["data.dataset._target_"][1])
         assert "training samples" in rows["data.dataset._target_"][1]
 
-    def test_its_arguments_are_checked_and_passed(self, bumps: list[str]) -> None:
+    def test_arguments_are_checked_and_passed(self, bumps: list[str]) -> None:
         data = build(compose([*bumps, "+data.dataset.count=50", "data.val_fraction=0.2", "data.groups=subjects"])).data
         assert (data.inputs, data.outputs) == ((16,), 3)
         assert len(data.train) + len(data.val) + len(data.test) == 50
@@ -399,7 +399,7 @@ class TestConfig:
         )
         assert torch.equal(once, 2 * plain)
         assert torch.equal(twice, 5 * once)
-        # a module within a list is no layer that waits for its place in a network
+        # a module in a list is built, and not treated as a layer of a network
         relu = build(compose([*bumps, "data.transform=[{_target_: torch.nn.ReLU}]"])).data.test[[0]][0]
         assert torch.equal(relu, plain.relu())
         with pytest.raises(ConfigError, match=r"^data\.transform\.1\.fcator: unknown key"):
@@ -407,14 +407,14 @@ class TestConfig:
         with pytest.raises(ConfigError, match=r"^data\.transform\.0\._target_: os\.system is not from"):
             compose([*bumps, "data.transform=[{_target_: os.system}]"])
 
-    def test_a_list_may_hold_what_its_argument_may(self, bumps: list[str]) -> None:
+    def test_items_of_a_list_are_checked(self, bumps: list[str]) -> None:
         listed = [{"_target_": "snnexp.surrogates.ATan"}]
         targets.require_targets({"_target_": "adaptpkg.bumps.Scaled", "factor": listed}, "data.transform", "")
         with pytest.raises(ConfigError, match=r"^network\.hidden\.0\._target_: nothing is built here"):
             targets.require_targets({"_target_": "snnexp.network.MLP", "hidden": listed}, "network", "network")
 
     @pytest.mark.parametrize("at", [0, 30])
-    def test_an_error_of_its_code_is_the_users(self, bumps: list[str], at: int) -> None:
+    def test_errors_of_its_code_are_part_errors(self, bumps: list[str], at: int) -> None:
         words = [*bumps, f"+data.dataset.fault_at={at}", "data.batch_size=4"]
         for more in ("data.in_memory=true", "data.num_workers=0", "data.num_workers=1"):
             with pytest.raises(PartError, match=r"^data: adaptpkg\.bumps\.Bumps raised KeyError") as caught:
@@ -422,9 +422,7 @@ class TestConfig:
             assert caught.value.exit_code == 8
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_values_that_an_encoder_cannot_take_are_refused_when_they_are_read(
-        self, bumps: list[str], workers: int
-    ) -> None:
+    def test_values_out_of_the_range_of_an_encoder_are_refused_when_read(self, bumps: list[str], workers: int) -> None:
         words = [*bumps, "+data.dataset.noise=0", "+data.dataset.jitter=0", f"data.num_workers={workers}"]
         words += ["data.batch_size=4", "encoder=bernoulli", "+data.dataset.peak_at=30"]
         with pytest.raises(ConfigError, match=r"^encoder: needs values from 0 to 1, .* to 9"):
@@ -442,25 +440,25 @@ class TestConfig:
             (["data.val_fraction=0.5", "data.test_fraction=0.6"], r"data\.test_fraction: got 0\.6, must be at most"),
         ],
     )
-    def test_what_is_typed_is_checked_before_the_set_is_read(
+    def test_overrides_are_checked_before_data_are_read(
         self, bumps: list[str], overrides: list[str], words: str
     ) -> None:
         with pytest.raises(ConfigError, match=f"^{words}"):
             compose([*bumps, *overrides])
 
-    def test_sequences_of_another_length_than_the_run(self) -> None:
+    def test_sequences_must_have_the_length_of_the_run(self) -> None:
         regression = parts.of("snnexp.data.regression_data")
         rules.require_steps(rules.Facts(regression, {"num_steps": 7}), 7)
         rules.require_steps(rules.Facts(regression), 7)
         with pytest.raises(ConfigError, match=r"^data: these sequences have 7 steps, .* use num_steps=7"):
             rules.require_steps(rules.Facts(regression, {"num_steps": 7}), 8)
 
-    def test_a_stack_takes_any_dataset(self, bumps: list[str]) -> None:
+    def test_any_dataset_can_be_stacked(self, bumps: list[str]) -> None:
         cfgs = [compose([*bumps, f"seed={seed}"]) for seed in (0, 1)]
         assert grouping.obstacle(cfgs[0]) is None
         assert grouping.key(cfgs[0]) == grouping.key(cfgs[1])
 
-    def test_a_search_needs_its_validation_split(self, bumps: list[str]) -> None:
+    def test_a_search_needs_a_validation_split(self, bumps: list[str]) -> None:
         settings = Settings(n_trials=1)
         for word in ("data.val_fraction=0.2", "data.val={_target_: adaptpkg.bumps.Bumps}"):
             cfg = check_config(compose_unchecked([*bumps, word, "data.target=labels"])[0])

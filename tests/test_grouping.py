@@ -1,4 +1,4 @@
-"""Which points can be one model is told from their configs."""
+"""Grouping of points into stacks by their configs."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ NORM = "{_target_: snnexp.initializers.Normal, mean: %s, std: 0.1}"
         ([*COUNT, "trainer=ddp", "trainer.accelerator=cpu"], "it trains on several devices"),
         ([*COUNT, "kernel=triton"], "kernel=triton does not support stacks"),
         ([*COUNT, "data.num_workers=1"], "it uses data workers"),
-        # a second WandbLogger in a process would go on with the run of the first
+        # a second WandbLogger in a process would continue the run of the first
         ([*COUNT, f"+logger.also.own={{_target_: {CSV}}}"], f"{CSV} is not stackable"),
         (COUNT, None),
         (["experiment=regression_linear"], None),
@@ -30,20 +30,20 @@ NORM = "{_target_: snnexp.initializers.Normal, mean: %s, std: 0.1}"
         (["experiment=mnist_parametrized_lif"], None),
     ],
 )
-def test_what_stands_in_the_way_is_said(overrides: list[str], why: str | None) -> None:
+def test_obstacles(overrides: list[str], why: str | None) -> None:
     cfg = compose(overrides)
     assert grouping.obstacle(cfg) == why
     assert grouping.obstacle(OmegaConf.to_container(cfg)) == why  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("node", ["neuron", "loss", "data", "encoder", "surrogate", "neuron.surrogate"])
-def test_a_part_that_does_not_say_so_stands_in_the_way(node: str) -> None:
+def test_an_unmarked_part_is_an_obstacle(node: str) -> None:
     cfg = compose(COUNT)
     OmegaConf.update(cfg, f"{node}._target_", "mine.Part")
     assert grouping.obstacle(cfg) == "mine.Part is not stackable"
 
 
-def test_a_class_says_so_of_its_own_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stackable_is_not_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "from snnexp.neurons import Leaky\nclass Same(Leaky):\n    stackable = True\nclass Other(Leaky):\n    pass\n"
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -69,7 +69,7 @@ def test_numbers_share_a_stack(overrides: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_distributions_share_one_whichever_they_are() -> None:
+def test_distributions_share_a_stack() -> None:
     drawn = [compose([*COUNT, f"neuron.beta={NORM % mean}"]) for mean in (0.5, 0.7)]
     assert grouping.key(drawn[0]) == grouping.key(drawn[1]) != grouping.key(compose(COUNT))
 
@@ -96,15 +96,15 @@ def test_distributions_share_one_whichever_they_are() -> None:
         "logger=jsonl",
     ],
 )
-def test_what_decides_shapes_or_what_is_computed_does_not(override: str) -> None:
+def test_other_keys_must_be_equal(override: str) -> None:
     assert grouping.key(compose([*COUNT, override])) != grouping.key(compose(COUNT))
 
 
-def test_samples_may_have_seeds_of_their_own() -> None:
+def test_sample_seeds_share_a_stack() -> None:
     keys = {grouping.key(compose(["experiment=regression_sqrt", f"data.sample_seed={seed}"])) for seed in (1, 2)}
     assert len(keys) == 1
 
 
-def test_nothing_heavy_is_needed_to_tell() -> None:
+def test_torch_is_not_imported() -> None:
     code = "import sys, snnexp.sweeps.grouping; sys.exit(any(m in sys.modules for m in ('torch', 'lightning')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

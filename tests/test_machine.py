@@ -1,4 +1,4 @@
-"""What is told of the limits of a process, and of processes that a machine cannot bear."""
+"""Messages about limits of a process and of the machine."""
 
 import errno
 import resource
@@ -23,20 +23,18 @@ from snnexp.training.assembly import make_trainer
         (OSError(errno.ENOSPC, "No space left on device"), None),
     ],
 )
-def test_an_error_tells_which_limit_was_met(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, begins: str | None
-) -> None:
+def test_an_error_names_the_limit(monkeypatch: pytest.MonkeyPatch, error: Exception, begins: str | None) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
     said = limits.describe_limit(error)
     assert said is None if begins is None else said is not None and said.startswith(begins)
 
 
-def test_memory_without_a_limit_is_not_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlimited_memory_is_not_reported_as_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert limits.describe_limit(MemoryError()) is None
 
 
-def test_the_processes_of_ddp_are_bounded_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddp_processes_are_limited_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "cores", lambda: 2)
     with pytest.raises(ConfigError, match=r"^devices: got 60000 processes, a machine of 2 cores allows at most 64"):
         make_trainer(accelerator="cpu", devices=60000, strategy="ddp")

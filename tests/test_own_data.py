@@ -1,4 +1,4 @@
-"""Data of one's own, from a file to a report: trained, killed and resumed, stacked, evaluated and predicted."""
+"""Own data from file to report: training, resume, stacks, evaluation and prediction."""
 
 import csv
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def words(source: str) -> list[str]:
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int], Path]:
-    """Run a config, end it in a training step, and return its directory."""
+    """Run a config, kill it in a training step, and return its directory."""
 
     def start(cfg: Any, step: int) -> Path:
         original, count = Task.training_step, iter(range(10**6))
@@ -117,7 +117,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int], Path]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_killed_and_resumed_to_the_bit_and_measured_again(source: str, killed: Callable[[Any, int], Path]) -> None:
+def test_a_killed_run_resumes_bit_for_bit(source: str, killed: Callable[[Any, int], Path]) -> None:
     cfg = compose(words(source))
     whole = run(cfg)
     path = killed(cfg, 4)
@@ -130,7 +130,7 @@ def test_killed_and_resumed_to_the_bit_and_measured_again(source: str, killed: C
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["sequences", "augmented"])
-def test_a_stack_is_as_single_runs(source: str) -> None:
+def test_a_stack_matches_single_runs(source: str) -> None:
     points = sweep([*words(source), "seed=0,1", "hydra/launcher=stacked"])
     for seed, point in enumerate(points):
         alone = run(compose([*words(source), f"seed={seed}"]))
@@ -146,14 +146,14 @@ def test_sequences_are_drawn(capfd: pytest.CaptureFixture[str]) -> None:
     assert "predictions" not in figures
 
 
-def test_each_sample_is_tested_in_one_fold() -> None:
+def test_folds_cover_all_samples() -> None:
     still = [*words("still"), "data.scale=null", "data.folds=4"]
     tests = [build(compose([*still, f"data.fold={fold}"])).data.test for fold in range(4)]
     tested = torch.cat([samples[[*range(len(samples))]][0] for samples in tests])
     assert sorted(tested.tolist()) == sorted(np.load("still.npz")["inputs"].astype(np.float32).tolist())
 
 
-def test_another_file_is_measured_and_a_page_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_on_another_file_and_report(capsys: pytest.CaptureFixture[str]) -> None:
     made = run(compose(words("rows")))
     table(Path("other.csv"))
     measured = evaluate(made.path, overrides=["data.path=null", "data.train=table.csv", "data.test=other.csv"])
@@ -180,7 +180,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_files_are_told_in_a_sentence(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_reported_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     x = RANDOM.normal(size=(40, 5))
     np.savez("short.npz", inputs=x, labels=LABELS[:39])
     np.savez("nan.npz", inputs=np.where(np.arange(40)[:, None] == 3, np.nan, x), labels=LABELS)

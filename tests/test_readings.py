@@ -1,4 +1,4 @@
-"""Statistics of a trace: the closed form and the streaming form are one, and an evaluation keeps what is read alone."""
+"""Statistics of a trace: closed and streaming form agree, and an evaluation keeps only what is read."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from snnexp.neurons import STATISTICS, Leaky, LeakyIntegrator, ReducedTrace, Sta
 
 
 class Late(Statistic):
-    """sum of S U over the second half: states its closed form alone."""
+    """sum of S U over the second half, without a streaming form."""
 
     name = "late_of_a_test"
     reads_spikes = True
@@ -33,8 +33,8 @@ def random_trace(num_steps: int, seed: int = 0) -> Trace:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 @pytest.mark.parametrize("name", STATISTICS)
-def test_the_streaming_form_is_the_closed_form(name: str, num_steps: int) -> None:
-    """Steps lie in memory that is overwritten, as in a kernel."""
+def test_streaming_matches_the_closed_form(name: str, num_steps: int) -> None:
+    """Steps are overwritten in memory, as in a kernel."""
     trace, statistic = random_trace(num_steps), STATISTICS[name]
     S, U = torch.empty_like(trace.spikes[0]), torch.empty_like(trace.membrane[0])
     state = statistic.start(U, num_steps)
@@ -64,7 +64,7 @@ def test_values_by_hand() -> None:
     assert wanted.keys() == {name for name, each in STATISTICS.items() if not each.per_step} - {"late_of_a_test"}
 
 
-def test_a_trace_that_is_read_step_by_step_stays_whole() -> None:
+def test_reading_step_by_step_keeps_the_trace() -> None:
     trace = random_trace(5)
     assert trace.reduced(["spike_count", "membrane"]) is trace
     less = trace.reduced(["last_membrane"])
@@ -77,7 +77,7 @@ def test_a_trace_that_is_read_step_by_step_stays_whole() -> None:
 
 @pytest.mark.parametrize("kernel", ["fused", "reference"])
 @pytest.mark.parametrize("kind", [Leaky, LeakyIntegrator])
-def test_a_statistic_of_ones_own_is_kept_by_any_kernel(kind: Any, kernel: str) -> None:
+def test_all_kernels_support_user_statistics(kind: Any, kernel: str) -> None:
     neuron = kind(5)
     kernels.use(neuron, kernel, torch.device("cpu"))
     current = torch.rand((9, 3, 5), generator=torch.Generator().manual_seed(0)) * 2
@@ -94,7 +94,7 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["spike_count", "no name", "_private", 3])
-def test_a_name_is_a_name_and_is_taken_once(name: object) -> None:
+def test_names_are_valid_and_unique(name: object) -> None:
     with pytest.raises(TypeError, match="name: "):
         type("Other", (Statistic,), {"name": name})
 
@@ -113,7 +113,7 @@ def test_a_name_is_a_name_and_is_taken_once(name: object) -> None:
         (["loss=mse_count", "decoder=first_spike"], {"spike_count"}, {"spike_count", "first_spike"}),
     ],
 )
-def test_an_evaluation_keeps_the_union_of_what_is_read(words: list[str], hidden: set[str], readout: set[str]) -> None:
+def test_an_evaluation_keeps_the_union_of_reads(words: list[str], hidden: set[str], readout: set[str]) -> None:
     parts = build(compose([*words, "trainer=cpu", "network.hidden=[4]", "data.batch_size=8"]))
     assert {name: {*kept} for name, kept in parts.task.statistics.items()} == {"hidden1": hidden, "readout": readout}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Weighted and balanced sampling: how often samples are drawn, and that the order depends on seed and epoch alone."""
+"""Weighted and balanced sampling: frequencies of samples, and reproducible order."""
 
 from itertools import chain
 from typing import Any
@@ -34,17 +34,17 @@ def order(data: DataModule, epoch: int = 0) -> list[int]:
 
 
 class TestWeights:
-    def test_are_in_proportion_to_what_is_drawn(self) -> None:
+    def test_frequencies_are_proportional_to_weights(self) -> None:
         weights = torch.tensor([1.0, 0.0, 3.0, 4.0, 0.0]).repeat_interleave(4000)
         batches = ShuffledBatches(20_000, 64, False, 3, weights=weights)
         drawn = torch.tensor([*chain.from_iterable(batches)])
         assert len(drawn) == 20_000
         found = torch.bincount(drawn // 4000, minlength=5) / 20_000
-        # four standard deviations of a share are .014
+        # four standard deviations of a frequency are .014
         torch.testing.assert_close(found, torch.tensor([0.125, 0, 0.375, 0.5, 0]), rtol=0, atol=0.014)
         assert found[1] == found[4] == 0
 
-    def test_the_order_goes_on_where_it_was(self) -> None:
+    def test_the_order_continues_on_resume(self) -> None:
         weights = [1.0, 2.0, 3.0] * 10
         whole = ShuffledBatches(30, 4, False, 1, weights=weights)
         rest = ShuffledBatches(30, 4, False, 1, begin=(2, 3), weights=weights)
@@ -69,22 +69,22 @@ class TestBalanced:
         shares = torch.bincount(drawn, minlength=4) / len(drawn)
         torch.testing.assert_close(shares, torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]), rtol=0, atol=0.025)
 
-    def test_the_order_depends_on_seed_and_epoch_alone(self) -> None:
+    def test_the_order_depends_only_on_seed_and_epoch(self) -> None:
         assert order(module(), 1) == order(module(), 1)
         assert order(module(), 1) != order(module(), 2)
         assert order(module(), 1) != order(module(seed=1), 1)
 
     @pytest.mark.parametrize("target", ["values", "step_labels"])
-    def test_targets_that_are_no_labels_are_refused(self, target: Any) -> None:
+    def test_requires_labels(self, target: Any) -> None:
         with pytest.raises(ConfigError, match=f"^sampling: got balanced, and the targets are no labels, but {target}$"):
             module(target=target)
 
-    def test_shuffled_goes_over_all(self) -> None:
+    def test_shuffled_has_all_samples(self) -> None:
         assert sorted(order(module("shuffled"))) == [*range(100)]
 
 
 class Pairs(Dataset[Any]):
-    """Samples that count how often they are read."""
+    """A dataset that counts its reads."""
 
     def __init__(self, **attributes: Any) -> None:
         self.reads = 0
@@ -99,12 +99,12 @@ class Pairs(Dataset[Any]):
 
 
 class TestEvaluationCounts:
-    def test_are_those_of_the_training_samples(self) -> None:
+    def test_counts_of_the_training_samples(self) -> None:
         assert module().class_counts() == [80, 5, 15, 0]
         assert module(target="step_labels", sampling="shuffled").class_counts() == [80, 5, 15, 0]
         assert module(target="values", sampling="shuffled").class_counts() is None
 
-    def test_samples_of_another_number_type_are_counted(self) -> None:
+    def test_other_dtypes_are_counted(self) -> None:
         data = module(train=stored(LABELS.int()))
         check(data, 5)
         assert data.class_counts() == [80, 5, 15, 0]
@@ -120,7 +120,7 @@ class TestEvaluationCounts:
             ({"targets": LABELS}, {}, True),
         ],
     )
-    def test_a_dataset_is_read_where_it_does_not_have_its_labels(
+    def test_a_dataset_without_known_labels_is_read(
         self, attributes: dict[str, Any], arguments: dict[str, Any], is_read: bool
     ) -> None:
         dataset = Pairs(**attributes)

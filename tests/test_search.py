@@ -1,4 +1,4 @@
-"""Search: what may be searched, how points are shared between processes, and what is left of the best one."""
+"""Search: spaces, settings, studies shared between processes, pruning, and the best point."""
 
 import json
 import math
@@ -71,15 +71,15 @@ search.close()
 
 @pytest.fixture(autouse=True)
 def closed_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Connections end with a test: one that is left to the garbage collector warns, in whatever test that happens."""
+    """Close connections after each test: one that is garbage-collected warns in some later test."""
     opened = []
 
-    class Kept(storage.RDBStorage):
+    class Recorded(storage.RDBStorage):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             opened.append(self)
 
-    monkeypatch.setattr(storage, "RDBStorage", Kept)
+    monkeypatch.setattr(storage, "RDBStorage", Recorded)
     yield
     for each in opened:
         storage.close(each)
@@ -136,13 +136,13 @@ class TestSpace:
     def test_hydras_grammar(self, values: str, expected: Any) -> None:
         assert space([f"neuron.mine={values}"], {}) == ([], {"neuron.mine": expected})
 
-    def test_bounds_of_a_key_that_counts_are_whole(self) -> None:
+    def test_bounds_of_an_integer_key_are_integers(self) -> None:
         _, found = space(["num_steps=interval(5,50)", "data.batch_size=tag(log,interval(16,256))"], {})
         assert found == {"num_steps": IntDistribution(5, 50), "data.batch_size": IntDistribution(16, 256, log=True)}
         _, found = space(["neuron.beta=interval(0,1)"], {})
         assert found == {"neuron.beta": FloatDistribution(0, 1)}
 
-    def test_so_are_those_of_a_key_of_a_part_from_elsewhere(
+    def test_bounds_of_an_integer_key_of_a_user_part_are_integers(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         code = "class Mine:\n    def __init__(self, features, size: int = 2, rate: float = 1): ...\n"
@@ -152,14 +152,14 @@ class TestSpace:
         _, found = space(searched, {}, lambda fixed: {"neuron": {"_target_": "mine.Mine"}})
         assert found == {"neuron.size": IntDistribution(1, 9), "neuron.rate": FloatDistribution(1, 9)}
 
-    def test_what_is_typed_replaces_what_is_written(self) -> None:
+    def test_overrides_replace_params(self) -> None:
         params = {"seed": 3, "neuron.beta": "interval(0.1,0.2)", "neuron": "leaky,rleaky"}
         typed = ["experiment=mnist_leaky", "neuron.beta=0.9", "+optimizer.lr=interval(1,2)", "seed=4"]
         fixed, found = space(typed, params)
         assert sorted(fixed) == ["experiment=mnist_leaky", "neuron.beta=0.9", "seed=4"]
-        assert list(found) == ["neuron", "+optimizer.lr"], "keys keep their signs"
+        assert list(found) == ["neuron", "+optimizer.lr"], "keys keep their prefixes"
 
-    def test_settings_of_the_sweep_are_none_of_its_points(self) -> None:
+    def test_settings_of_hydra_are_not_passed_to_points(self) -> None:
         typed = ["hydra/sweeper=optuna", f"hydra.sweeper.storage='postgresql://me:{PASSWORD}@host/db'", *LINE]
         assert space(typed, {})[0] == []
 
@@ -182,7 +182,7 @@ class TestSpace:
             ("neuron.beta=0.9", "hydra.sweeper.params: nothing to search"),
         ],
     )
-    def test_what_cannot_be_searched_is_told_in_a_sentence(self, override: str, sentence: str) -> None:
+    def test_invalid_spaces_are_refused(self, override: str, sentence: str) -> None:
         with pytest.raises(ConfigError) as refused:
             space([override], {})
         assert str(refused.value).startswith(sentence)
@@ -207,18 +207,18 @@ class TestSettings:
             ({"storage": 3}, "hydra.sweeper.storage: not the URL of a database"),
         ],
     )
-    def test_what_cannot_work_is_told_in_a_sentence(self, chosen: dict[str, Any], sentence: str) -> None:
+    def test_invalid_settings_are_refused(self, chosen: dict[str, Any], sentence: str) -> None:
         with pytest.raises(ConfigError) as refused:
             Settings(**chosen)
         assert str(refused.value).startswith(sentence)
         assert PASSWORD not in str(refused.value)
 
-    def test_the_shipped_file_is_the_defaults(self) -> None:
+    def test_the_shipped_file_has_the_defaults(self) -> None:
         written = OmegaConf.load(config.conf_dir() / "hydra" / "sweeper" / "optuna.yaml")
         node = {key: value for key, value in written.items() if key not in ("_target_", "params")}
         assert Settings(**node) == Settings()
 
-    def test_the_measure_is_that_of_the_validation_split(self) -> None:
+    def test_the_default_metric_is_of_the_validation_split(self) -> None:
         cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky"]))
         cfg["data"]["val_size"] = 10
         assert objective(Settings(), cfg) == ("val/accuracy", "maximize")
@@ -229,19 +229,19 @@ class TestSettings:
 
     @pytest.mark.parametrize("experiment", ["mnist_leaky", "regression_sqrt"])
     @pytest.mark.parametrize("metric", [None, "val/loss"])
-    def test_the_test_split_is_no_default(self, experiment: str, metric: str | None) -> None:
+    def test_the_test_split_is_never_the_default(self, experiment: str, metric: str | None) -> None:
         cfg = OmegaConf.to_container(config.compose([f"experiment={experiment}"]))
         with pytest.raises(ConfigError, match=r"^data\.val_size: .*hydra\.sweeper\.metric=test/"):
             objective(Settings(metric=metric), cfg)
         assert objective(Settings(metric="test/loss"), cfg) == ("test/loss", "minimize")
 
     @pytest.mark.parametrize(("metric", "direction"), [("test/l1", "maximize"), ("test/accuracy", "minimize")])
-    def test_the_better_value_is_not_the_worse_one(self, metric: str, direction: str) -> None:
+    def test_the_wrong_direction_is_refused(self, metric: str, direction: str) -> None:
         cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky"]))
         with pytest.raises(ConfigError, match=r"^hydra\.sweeper\.direction: "):
             objective(Settings(metric=metric, direction=direction), cfg)
 
-    def test_a_chosen_measure_says_which_value_is_better(self) -> None:
+    def test_the_direction_of_a_chosen_metric(self) -> None:
         cfg = OmegaConf.to_container(config.compose(["experiment=mnist_leaky", "measure=macro_f1"]))
         assert objective(Settings(metric="test/macro_f1"), cfg) == ("test/macro_f1", "maximize")
         with pytest.raises(
@@ -249,7 +249,7 @@ class TestSettings:
         ):
             objective(Settings(metric="test/macro_f1", direction="minimize"), cfg)
 
-    def test_a_measure_is_read_from_the_record_of_a_run(self, tmp_path: Path) -> None:
+    def test_a_metric_is_read_from_the_record_of_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text('{"metrics": {"test/accuracy": 0.5}}')
         rows = [{"step": 0, "val/accuracy": 0.1}, {"step": 1, "val/accuracy": 0.7}, {"step": 1, "train/loss": 1.0}]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -258,7 +258,7 @@ class TestSettings:
 
 
 def least(folder: Path, seed: int, sampler: str) -> float:
-    """How close a search of two parameters comes to the bottom of a bowl."""
+    """Return the minimum that a search finds of a quadratic function of two parameters."""
     folder = folder / f"{sampler}-{seed}"
     folder.mkdir()
     wanted = ["optimizer.momentum=interval(-10,10)", "optimizer.lr=tag(log,interval(1e-6,1))"]
@@ -275,12 +275,12 @@ def least(folder: Path, seed: int, sampler: str) -> float:
 
 class TestSampling:
     @pytest.mark.slow
-    def test_tpe_comes_closer_than_random(self, tmp_path: Path) -> None:
+    def test_tpe_beats_random_search(self, tmp_path: Path) -> None:
         tpe, random = ([least(tmp_path, seed, sampler) for seed in range(2)] for sampler in ("tpe", "random"))
         assert math.prod(tpe) < math.prod(random) / 10
 
     @pytest.mark.slow
-    def test_a_seed_draws_the_same_points_whoever_asks_first(self, tmp_path: Path) -> None:
+    def test_points_depend_on_the_seed_and_not_on_the_process(self, tmp_path: Path) -> None:
         def points(name: str, seed: int, processes: int) -> list[list[str]]:
             (tmp_path / name).mkdir()
             asking = [begin(tmp_path / name, sampler="random", seed=seed, n_trials=6) for _ in range(processes)]
@@ -292,7 +292,7 @@ class TestSampling:
         assert points("other", 2, 1) != alone
 
     @pytest.mark.slow
-    def test_a_grid_covers_each_cell_once(self, folder: Path) -> None:
+    def test_a_grid_has_each_point_once(self, folder: Path) -> None:
         wanted = ["seed=range(3)", "neuron=leaky,rleaky", "neuron.beta=range(0.1,0.4,0.1)", "name=mine"]
         search = begin(folder, wanted, sampler="grid", n_trials=None)
         cells = []
@@ -311,7 +311,7 @@ class TestSampling:
         seeds = [int(drawn(search.ask()[1])["seed"]) for _ in range(5)]
         assert search.ask() is None
         assert len(set(seeds)) == 5
-        assert max(seeds) > 10, "not only its beginning"
+        assert max(seeds) > 10, "points are shuffled"
 
     @pytest.mark.parametrize(
         ("override", "sentence"),
@@ -320,16 +320,16 @@ class TestSampling:
             ("seed=range(1,2000) num_steps=range(1,2000)", "hydra.sweeper.params: a grid of 3996001 points"),
         ],
     )
-    def test_what_is_no_grid(self, folder: Path, override: str, sentence: str) -> None:
+    def test_invalid_grids_are_refused(self, folder: Path, override: str, sentence: str) -> None:
         with pytest.raises(ConfigError) as refused:
             begin(folder, override.split(), sampler="grid")
         assert str(refused.value).startswith(sentence)
-        assert not [*folder.iterdir()], "nothing is left behind"
+        assert not [*folder.iterdir()], "no files are written"
 
 
-class TestTelling:
+class TestReports:
     @pytest.mark.slow
-    def test_what_failed_counts_and_what_was_interrupted_waits(self, folder: Path) -> None:
+    def test_failed_trials_count_and_interrupted_ones_remain(self, folder: Path) -> None:
         search = begin(folder, n_trials=5)
         told = [("finished", 2.0), ("failed", None), ("diverged", None), ("pruned", None), ("interrupted", None)]
         for number, (status, value) in enumerate(told):
@@ -343,7 +343,7 @@ class TestTelling:
         assert states == expected
 
     @pytest.mark.parametrize("value", [None, math.nan, math.inf])
-    def test_a_point_without_its_measure_has_failed(self, folder: Path, value: float | None) -> None:
+    def test_a_point_without_a_finite_metric_has_failed(self, folder: Path, value: float | None) -> None:
         search = begin(folder, n_trials=1)
         search.tell(search.ask()[0], "finished", value)
         (trial,) = trials(*beside(folder))
@@ -352,7 +352,7 @@ class TestTelling:
         assert search.remaining() == 0
         assert search.best() is None
 
-    def test_what_was_told_stays(self, folder: Path) -> None:
+    def test_the_first_report_of_a_trial_counts(self, folder: Path) -> None:
         search = begin(folder, n_trials=1)
         number, _ = search.ask()
         search.tell(number, "finished", 1.0)
@@ -361,13 +361,13 @@ class TestTelling:
         assert search.best() == (0, 1.0)
         assert search.remaining() == 0
 
-    def test_the_best_is_the_highest_where_that_is_wanted(self, folder: Path) -> None:
+    def test_the_best_trial_of_a_maximization(self, folder: Path) -> None:
         search = begin(folder, direction="maximize", n_trials=3)
         for value in (1.0, 3.0, 2.0):
             search.tell(search.ask()[0], "finished", value)
         assert search.best() == (1, 3.0)
 
-    def test_the_overrides_of_a_trial_are_those_that_were_given(self, folder: Path) -> None:
+    def test_overrides_of_a_trial(self, folder: Path) -> None:
         wanted = ["seed=3", *LINE, "neuron.beta=range(0.1,0.9,0.1)", "neuron=leaky,rleaky", "num_steps=interval(2,9)"]
         search = begin(folder, wanted)
         for number, overrides in (search.ask(), search.ask()):
@@ -375,7 +375,7 @@ class TestTelling:
             assert overrides[0] == "seed=3"
             assert len(drawn(overrides)["neuron.beta"]) == 3, "without rounding errors"
 
-    def test_a_study_that_grows(self, folder: Path) -> None:
+    def test_n_trials_can_grow(self, folder: Path) -> None:
         search = begin(folder, n_trials=1)
         search.tell(search.ask()[0], "finished", 1.0)
         more = begin(folder, n_trials=3)
@@ -383,8 +383,8 @@ class TestTelling:
         assert more.ask()[0] == 1
 
 
-class TestGoingOn:
-    def test_a_process_that_is_gone_leaves_its_place_and_values(self, folder: Path, monkeypatch: Any) -> None:
+class TestResume:
+    def test_a_silent_trial_is_released_with_its_parameters(self, folder: Path, monkeypatch: Any) -> None:
         clock = SimpleNamespace(now=0.0)
         monkeypatch.setattr("snnexp.search.study.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
         gone, here = (begin(folder, n_trials=2, heartbeat_s=10, grace_s=30) for _ in range(2))
@@ -393,24 +393,24 @@ class TestGoingOn:
         for clock.now in range(0, 31, 10):
             gone.heartbeat()
             here.heartbeat()
-        assert here.ask() is None, "it gives signs of life"
+        assert here.ask() is None, "it sends heartbeats"
         for clock.now in (40, 50, 60):
             here.heartbeat()
-        assert here.ask() is None, "it may still give one"
+        assert here.ask() is None, "the grace period has not passed"
         for clock.now in (70, 80):
             here.heartbeat()
         number, values = here.ask()
         assert values == point
         assert number not in (lost, mine)
         assert here.ask() is None
-        assert not gone.reclaim(lost), "another one has begun it anew"
+        assert not gone.reclaim(lost), "another process has restarted it"
         gone.tell(lost, "finished", 1.0)
         here.tell(mine, "finished", 2.0)
         here.tell(number, "finished", 3.0)
         assert here.remaining() == 0
-        assert here.best() == (mine, 2.0), "what came too late does not count twice"
+        assert here.best() == (mine, 2.0), "the late report is ignored"
 
-    def test_signs_of_life_need_no_asking(self, folder: Path, monkeypatch: Any) -> None:
+    def test_reclaiming_sends_a_heartbeat(self, folder: Path, monkeypatch: Any) -> None:
         clock = SimpleNamespace(now=0.0)
         monkeypatch.setattr("snnexp.search.study.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
         before, other = (begin(folder, n_trials=1, heartbeat_s=10, grace_s=30) for _ in range(2))
@@ -420,11 +420,11 @@ class TestGoingOn:
         resumed = begin(folder, n_trials=1, heartbeat_s=10, grace_s=30)
         assert resumed.reclaim(number)
         other.heartbeat()
-        assert other.ask() is None, "it has given a sign since"
+        assert other.ask() is None, "reclaiming sent a heartbeat"
         resumed.tell(number, "finished", 1.0)
         assert other.remaining() == 0
 
-    def test_again_is_for_what_is_under_way(self, folder: Path) -> None:
+    def test_only_running_trials_can_be_reclaimed(self, folder: Path) -> None:
         search = begin(folder, n_trials=2)
         first, second = search.ask()[0], search.ask()[0]
         search.tell(first, "finished", 1.0)
@@ -432,7 +432,7 @@ class TestGoingOn:
         assert [resumed.reclaim(number) for number in (first, second, 99)] == [False, True, False]
 
     @pytest.mark.slow
-    def test_two_that_claim_one_place_agree_whose_it_is(self, folder: Path) -> None:
+    def test_concurrent_claims_of_a_place(self, folder: Path) -> None:
         one, other = (begin(folder, n_trials=1) for _ in range(2))
         place, values = one._free_place()
         assert (one._claim(place, values), other._claim(place, values)) == (0, None)
@@ -443,7 +443,7 @@ class TestGoingOn:
 
 
 class Drivers:
-    """Processes that work on one study, and begin at the same moment."""
+    """Processes that share a study and start at the same time."""
 
     def __init__(self, folder: Path, url: str, **chosen: Any) -> None:
         self.folder, self.start = folder, folder / "start"
@@ -470,12 +470,12 @@ class Drivers:
 
     @staticmethod
     def begun(process: subprocess.Popen[str]) -> int:
-        """The number of the trial that a process begins next."""
+        """Return the number of the next trial that a process starts."""
         assert process.stdout is not None
         return int(process.stdout.readline())
 
     def finish(self) -> list[int]:
-        """The numbers of the trials that they have begun, and nobody has asked for."""
+        """Wait for all processes; return the numbers of trials that were not read by :meth:`begun`."""
         begun = []
         for process in self.processes:
             out, err = process.communicate(timeout=120)
@@ -486,14 +486,14 @@ class Drivers:
 
 
 def exactly(found: list[FrozenTrial], size: int) -> None:
-    """No place was lost, and none was done twice."""
+    """Assert that each place was done once."""
     done = [trial for trial in found if trial.state in DONE]
     assert Counter(trial.user_attrs["place"] for trial in done) == Counter(range(size))
     assert len({trial.params["optimizer.momentum"] for trial in done}) == size
     assert not [trial for trial in found if not trial.state.is_finished()]
 
 
-class TestTogether:
+class TestProcesses:
     @pytest.mark.slow
     def test_two_processes_on_sqlite(self, folder: Path) -> None:
         url = f"sqlite:///{folder / 'shared.db'}"
@@ -530,7 +530,7 @@ def database() -> Iterator[str]:
 
 
 class TestStorage:
-    def test_passwords_and_options_stay_unsaid(self) -> None:
+    def test_passwords_and_options_are_removed(self) -> None:
         url = "postgresql://me:s3cret@host:5433/db?sslmode=require"
         assert storage.without_password(url) == "postgresql://me@host:5433/db"
 
@@ -545,24 +545,24 @@ class TestStorage:
         assert "0ther" not in told
         assert "\n" not in told
 
-    def test_a_server_that_is_not_there(self, folder: Path) -> None:
+    def test_a_server_that_does_not_run(self, folder: Path) -> None:
         with pytest.raises(ConfigError) as refused:
             begin(folder, storage="postgresql://me:s3cret@127.0.0.1:1/db")
         assert str(refused.value).startswith("hydra.sweeper.storage: postgresql://me@127.0.0.1:1/db cannot be used: ")
         assert "refused" in str(refused.value)
         assert "s3cret" not in str(refused.value)
 
-    def test_a_folder_that_is_not_there(self, folder: Path) -> None:
+    def test_a_folder_that_does_not_exist(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match=r"hydra.sweeper.storage: sqlite:///\S+/none/a.db cannot be used: unable"):
             begin(folder, storage=f"sqlite:///{folder}/none/a.db")
 
-    def test_a_path_of_any_letters(self, tmp_path: Path) -> None:
+    def test_a_path_with_special_characters(self, tmp_path: Path) -> None:
         folder = tmp_path / "größe {0} 100% ?#"
         folder.mkdir()
         assert begin(folder).ask()[0] == 0
         assert [path.name for path in folder.iterdir()] == ["study.db"]
 
-    def test_what_one_process_has_read_stays_true_until_it_writes(self, folder: Path) -> None:
+    def test_transactions_lock_before_their_first_read(self, folder: Path) -> None:
         begin(folder)
         url, _ = beside(folder)
         other = sqlite3.connect(folder / "study.db", timeout=0)
@@ -586,7 +586,7 @@ class TestStorage:
             ([*LINE, "seed=3"], {}, "overrides: the study X was created with seed=3"),
         ],
     )
-    def test_another_study_of_that_name_is_refused(
+    def test_a_study_with_other_settings_is_refused(
         self, folder: Path, overrides: list[str], chosen: dict[str, Any], sentence: str
     ) -> None:
         begin(folder)
@@ -594,13 +594,13 @@ class TestStorage:
             begin(folder, overrides, **chosen)
         assert str(refused.value).startswith(sentence.replace("X", folder.name))
 
-    def test_what_computes_nothing_else_may_differ(self, folder: Path) -> None:
+    def test_keys_without_effect_on_results_may_differ(self, folder: Path) -> None:
         begin(folder)
         assert begin(folder, [*LINE, "logger.root=elsewhere", "trainer=gpu"], n_trials=30).remaining() == 30
 
 
 def curve(pruning: Pruning, values: list[float], metric: str) -> str:
-    """What a run with these values after its epochs is told."""
+    """Return the reason with which a run with these values is pruned, or an empty string."""
     trainer: Any = SimpleNamespace(max_epochs=len(values), world_size=1)
     for trainer.current_epoch, value in enumerate(values):
         member: Any = SimpleNamespace(metrics={metric: value})
@@ -622,7 +622,7 @@ class TestPruning:
         return search
 
     @pytest.mark.slow
-    def test_a_point_that_is_worse_than_the_median_is_stopped(self, folder: Path) -> None:
+    def test_a_point_worse_than_the_median_is_pruned(self, folder: Path) -> None:
         others = [[0.2, 0.7, 0.8, 0.9], [0.3, 0.8, 0.8, 0.9], [0.1, 0.5, 0.7, 0.9]]
         search = self.search(folder, "val/accuracy", "maximize", others, "val/accuracy")
         number, _ = search.ask()
@@ -635,12 +635,12 @@ class TestPruning:
         good = Pruning(**search.pruning_arguments(search.ask()[0]))
         assert curve(good, [0.0, 0.75, 0.9, 0.0], "val/accuracy") == ""
 
-    def test_nothing_is_stopped_before_enough_have_finished(self, folder: Path) -> None:
+    def test_nothing_is_pruned_before_startup_trials_have_finished(self, folder: Path) -> None:
         search = self.search(folder, "val/accuracy", "maximize", [[0.9] * 4] * 2, "val/accuracy")
         assert curve(Pruning(**search.pruning_arguments(search.ask()[0])), [0.0] * 4, "val/accuracy") == ""
 
     @pytest.mark.slow
-    def test_a_measure_of_the_test_split_is_stood_for_by_the_training_loss(self, folder: Path) -> None:
+    def test_the_training_loss_replaces_a_test_metric(self, folder: Path) -> None:
         losses = [[5.0, 2.0, 1.0]] * 3
         search = self.search(folder, "test/accuracy", "maximize", losses, "train/epoch_loss")
         first, second = (Pruning(**search.pruning_arguments(search.ask()[0])) for _ in range(2))
@@ -650,14 +650,14 @@ class TestPruning:
         )
 
     @pytest.mark.slow
-    def test_long_runs_report_now_and_then(self, folder: Path) -> None:
+    def test_long_runs_limit_their_reports(self, folder: Path) -> None:
         search = begin(folder)
         number, _ = search.ask()
         curve(Pruning(**search.pruning_arguments(number)), [1.0] * 600, "train/epoch_loss")
         reported = trials(*beside(folder))[number].intermediate_values
         assert sorted(reported) == list(range(20, 600, 20))
 
-    def test_a_run_that_another_process_has_begun_anew_goes_on_unpruned(self, folder: Path, caplog: Any) -> None:
+    def test_a_restarted_trial_is_not_pruned(self, folder: Path, caplog: Any) -> None:
         search = begin(folder)
         number, _ = search.ask()
         pruning = Pruning(**search.pruning_arguments(number))
@@ -690,7 +690,7 @@ class TestBest:
         try:
             self.compose_again(tmp_path, [*chosen, *([f"neuron.beta={beta}"] if beta else []), "name=1e3"])
         except ConfigError:
-            # parts that cannot work together have no best point
+            # the choices are incompatible
             return
 
     def compose_again(self, folder: Path, overrides: list[str]) -> None:
@@ -702,11 +702,11 @@ class TestBest:
         again, _ = config.compose_unchecked(["experiment=found"], [folder])
         assert OmegaConf.to_container(config.check(again)) == plain
         assert config.choices("experiment", [folder])["found"] == "Best of 20 points: val/accuracy 0.97"
-        assert plain["data"]["_target_"] in parts.shipped("data"), "a recipe of this package"
+        assert plain["data"]["_target_"] in parts.shipped("data"), "an experiment of this package"
 
 
 @pytest.mark.parametrize("overrides", [["data=fetched"], ["data.download=true"]])
-def test_a_resumed_search_downloads_only_where_that_is_typed(tmp_path: Path, overrides: list[str]) -> None:
+def test_a_resumed_search_never_downloads(tmp_path: Path, overrides: list[str]) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "fetched.yaml").write_text("defaults: [mnist]\ndownload: true\n")
     facts = SearchRequest({}, {"neuron.beta": "interval(0.1,0.9)"}, overrides, config.Composer([tmp_path])).to_record()

@@ -1,4 +1,4 @@
-"""Searches run as a user runs them: shared between processes, killed, interrupted, and gone on with."""
+"""Searches on the command line: shared between processes, killed, interrupted, and resumed."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def trials(url: str, name: str) -> list[FrozenTrial]:
 
 
 def runs(cwd: Path) -> list[Path]:
-    # a directory that is only being made is no run yet
+    # skip temporary directories of runs that are being created
     return sorted(path.parent for path in home(cwd).glob("runs/[0-9]*/run.json"))
 
 
@@ -49,7 +49,7 @@ def begun(cwd: Path) -> bool:
 
 
 def kill_within_a_point(driver: "subprocess.Popen[str]", cwd: Path) -> dict[str, Any]:
-    """Kill a driver and its worker while a point trains; returns the point."""
+    """Kill a driver and its worker while a point trains; return the point."""
 
     def trains() -> bool:
         assert driver.poll() is None, driver.communicate()
@@ -71,7 +71,7 @@ def kill_within_a_point(driver: "subprocess.Popen[str]", cwd: Path) -> dict[str,
 
 
 class Shared:
-    """Two processes work on one study, one is killed within a point; then the other has finished the study."""
+    """Two processes share a study; one is killed during a point, and the other finishes the study."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.url, self.said = url, ""
@@ -103,7 +103,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 class TestShared:
-    def test_no_place_is_lost_and_none_is_done_twice(self, shared: Shared) -> None:
+    def test_each_place_is_done_once(self, shared: Shared) -> None:
         found = trials(shared.url, "s")
         done = [trial for trial in found if trial.state in ENDS.values()]
         assert sorted(trial.user_attrs["place"] for trial in done) == list(range(12))
@@ -113,7 +113,7 @@ class TestShared:
         assert lost.state == TrialState.FAIL
         assert again.params == lost.params
 
-    def test_the_ledgers_say_what_the_study_says(self, shared: Shared) -> None:
+    def test_ledgers_and_study_agree(self, shared: Shared) -> None:
         found = trials(shared.url, "s")
         noted = [(cwd, point) for cwd in (shared.killed, shared.other) for point in points(cwd)]
         ended = {point["trial"]: (cwd, point) for cwd, point in noted if point["status"] in ENDS}
@@ -125,7 +125,7 @@ class TestShared:
             if point["status"] == "finished":
                 assert found[number].value == record(home(cwd) / point["run"])["metrics"]["test/l1"]
 
-    def test_the_killed_sweep_says_what_became_of_its_point(self, shared: Shared) -> None:
+    def test_the_killed_sweep_records_that_its_point_was_taken_over(self, shared: Shared) -> None:
         refused = shared.resumed(code=2).stderr
         assert refused.startswith("snnexp: hydra.sweeper.storage: ")
         assert refused.count("\n") == 1
@@ -150,7 +150,7 @@ class TestShared:
             assert not [text for text in said if secret.encode() in text]
 
 
-def test_an_interrupted_search_goes_on_to_a_best_point_that_can_be_run_again(tmp_path: Path) -> None:
+def test_an_interrupted_search_resumes_and_its_best_point_is_reproducible(tmp_path: Path) -> None:
     wanted = ["hydra.sweeper.n_trials=8", "hydra.sweeper.sampler=random", "hydra.sweeper.startup_trials=2"]
     driver = started(tmp_path, *SEARCH, "trainer.max_epochs=30", "logger.save_every_s=0", *wanted)
     wait_until(lambda: begun(tmp_path) and len(runs(tmp_path)) > 1)
@@ -179,7 +179,7 @@ def test_an_interrupted_search_goes_on_to_a_best_point_that_can_be_run_again(tmp
     assert rows[0] == rows[1] != b""
 
 
-def test_members_of_a_stack_are_pruned_and_the_others_do_not_notice(tmp_path: Path) -> None:
+def test_pruned_members_do_not_affect_the_others(tmp_path: Path) -> None:
     wanted = ["hydra.sweeper.n_trials=24", "hydra.sweeper.sampler=random", "hydra.sweeper.startup_trials=2"]
     asked = [*SEARCH, "trainer.max_epochs=6", *wanted, "hydra/launcher=stacked", "hydra.launcher.members=8"]
     ways = {way: tmp_path / way for way in ("true", "false")}
@@ -189,7 +189,7 @@ def test_members_of_a_stack_are_pruned_and_the_others_do_not_notice(tmp_path: Pa
     pruned, whole = (points(cwd) for cwd in ways.values())
     assert [point["overrides"] for point in pruned] == [point["overrides"] for point in whole]
     assert {point["status"] for point in whole} == {"finished"}
-    assert [point["status"] for point in pruned[:8]] == ["finished"] * 8, "there was nothing to compare them with"
+    assert [point["status"] for point in pruned[:8]] == ["finished"] * 8, "startup trials are not pruned"
     assert {point["status"] for point in pruned[8:]} == {"finished", "pruned"}
     found = trials(f"sqlite:///{home(ways['true'])}/study.db", home(ways["true"]).name)
     assert [trial.state for trial in found] == [ENDS[point["status"]] for point in pruned]

@@ -1,4 +1,4 @@
-"""Which samples are in which split: every sample in one, the right numbers, and the same at each call."""
+"""Splits: each sample is in one split, sizes are correct, and results are reproducible."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ CHECKS = settings(max_examples=60, deadline=None, derandomize=True)
 
 @st.composite
 def classes(draw: st.DrawFn, least: int = 3) -> list[int]:
-    """Labels of up to 6 classes, each of which has a few samples at least."""
+    """Labels of up to 6 classes with at least ``least`` samples each."""
     counts = draw(st.lists(st.integers(least, 25), min_size=1, max_size=6))
     return draw(st.permutations([label for label, count in enumerate(counts) for _ in range(count)]))
 
@@ -46,13 +46,13 @@ class TestStratified:
         assert splits.split(length, fractions, seed, labels=labels) == found
         assert splits.split(length, {"test": test}, seed, labels=labels)["test"] == found["test"]
 
-    def test_is_exact_where_it_can_be(self) -> None:
+    def test_is_exact_if_possible(self) -> None:
         labels = [0] * 60 + [1] * 30 + [2] * 10
         found = splits.split(100, {"test": 0.2, "val": 0.1}, 0, labels=labels)
         counts = {name: splits.class_counts([labels[index] for index in found[name]], 4) for name in found}
         assert counts == {"test": [12, 6, 2, 0], "val": [6, 3, 1, 0], "train": [42, 21, 7, 0]}
 
-    def test_which_class_has_one_more_is_drawn(self) -> None:
+    def test_ties_are_broken_at_random(self) -> None:
         labels = [0, 1] * 5
         more = {
             tuple(labels[i] for i in splits.split(10, {"test": 0.1}, seed, labels=labels)["test"]) for seed in range(9)
@@ -63,7 +63,7 @@ class TestStratified:
         with pytest.raises(ConfigError, match=r"^stratify: class 7 has 2 samples, too few for 3 splits$"):
             splits.split(12, {"test": 0.2, "val": 0.2}, 0, labels=[3] * 10 + [7] * 2)
 
-    def test_groups_beside_it_are_refused(self) -> None:
+    def test_groups_and_stratify_are_exclusive(self) -> None:
         with pytest.raises(ConfigError, match=r"^stratify: got true beside data.groups"):
             splits.split(4, {"test": 0.5}, 0, groups=[0, 0, 1, 1], labels=[0, 1, 0, 1])
         with pytest.raises(ConfigError, match=r"^stratify: got true beside data.groups"):
@@ -73,7 +73,7 @@ class TestStratified:
 class TestGroups:
     @given(groups=st.lists(st.integers(0, 9), min_size=20, max_size=60), seed=SEEDS)
     @CHECKS
-    def test_stay_whole_and_fill_the_fraction(self, groups: list[int], seed: int) -> None:
+    def test_groups_stay_whole_and_fill_the_fraction(self, groups: list[int], seed: int) -> None:
         sizes, wanted = Counter(groups), round(0.2 * len(groups))
         assume(len(groups) - max(sizes.values()) >= wanted)
         found = splits.split(len(groups), {"test": 0.2}, seed, groups)
@@ -83,7 +83,7 @@ class TestGroups:
 
 
 def dealt(length: int, folds: int, seed: int, **ids: Any) -> list[list[int]]:
-    """The test split of each fold; with it, all are looked at with and without a validation split."""
+    """Return the test split of each fold, after checks with and without a validation split."""
     found = []
     for number in range(folds):
         whole = splits.fold(length, number, folds, None, seed, **ids)
@@ -106,7 +106,7 @@ class TestFolds:
         assert spread([len(part) for part in tests]) <= 1
         found = splits.fold(length, 1, folds, val, seed)
         assert is_partition(found, length)
-        assert found["test"] == tests[1], "whatever is set aside for validation"
+        assert found["test"] == tests[1], "independent of the validation split"
         assert len(found["val"]) == round(val * (length - len(tests[1])))
 
     @given(labels=classes(least=6), folds=st.integers(2, 6), seed=SEEDS)
@@ -124,16 +124,16 @@ class TestFolds:
         assume(len(sizes) >= folds)
         tests = dealt(len(groups), folds, seed, groups=groups)
         ids = [{groups[index] for index in part} for part in tests]
-        assert sum(map(len, ids)) == len(sizes), "no group is in two parts"
+        assert sum(map(len, ids)) == len(sizes), "no group is in two folds"
         assert spread([len(part) for part in tests]) <= max(sizes.values())
 
     @given(seed=SEEDS)
     @CHECKS
-    def test_deal_the_largest_groups_first(self, seed: int) -> None:
+    def test_large_groups_are_balanced(self, seed: int) -> None:
         tests = dealt(8, 2, seed, groups="aaaabbcc")
         assert [len(part) for part in tests] == [4, 4]
 
-    def test_are_drawn_by_the_seed(self) -> None:
+    def test_depend_on_the_seed(self) -> None:
         groups = [index // 2 for index in range(40)]
         for ids in ({}, {"groups": groups}, {"labels": [index % 3 for index in range(40)]}):
             drawn = [splits.fold(40, 0, 4, 0.2, seed, **ids) for seed in (0, 0, 1)]
@@ -151,14 +151,14 @@ class TestFolds:
             ((5, 0, 3), {"labels": [0, 0, 0, 4, 4]}, "folds: got 3, must be at most the 2 samples of class 4"),
         ],
     )
-    def test_that_cannot_be_are_refused(self, arguments: tuple[int, int, int], ids: Any, sentence: str) -> None:
+    def test_invalid_arguments_are_refused(self, arguments: tuple[int, int, int], ids: Any, sentence: str) -> None:
         with pytest.raises(ConfigError) as raised:
             splits.fold(*arguments, None, 0, **ids)
         assert str(raised.value) == sentence
 
 
 class TestGiven:
-    def test_words_name_the_splits(self) -> None:
+    def test_names_of_splits(self) -> None:
         words = ["train", "VAL", "Test", "valid", "Train", "validation"]
         assert splits.from_names(words) == {"train": [0, 4], "val": [1, 3, 5], "test": [2]}
 
@@ -169,7 +169,7 @@ class TestGiven:
             (["train", "val"], "split: none of the 2 samples is in the test split, and every run needs it"),
         ],
     )
-    def test_others_are_refused(self, words: list[str], sentence: str) -> None:
+    def test_other_names_are_refused(self, words: list[str], sentence: str) -> None:
         with pytest.raises(ConfigError) as raised:
             splits.from_names(words)
         assert str(raised.value) == sentence

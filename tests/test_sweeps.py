@@ -1,4 +1,4 @@
-"""Sweeps in processes of their own: no point is lost, none runs twice, none harms another."""
+"""Sweeps in worker processes: each point runs once, and a failed point does not affect others."""
 
 import csv
 import io
@@ -73,7 +73,7 @@ class TestLedger:
         ledger.save()
         return ledger
 
-    def test_comes_back_as_it_was(self, tmp_path: Path) -> None:
+    def test_round_trip(self, tmp_path: Path) -> None:
         ledger = self.make(tmp_path)
         ledger.points[1].status, ledger.points[1].reason, ledger.points[1].exit_code = "failed", "why", 1
         ledger.save()
@@ -85,12 +85,12 @@ class TestLedger:
         assert (found.experiment, found.launcher) == ("regression_sqrt", SETTINGS)
         assert found.varied() == ["seed"]
 
-    def test_two_sweeps_of_one_second_have_a_directory_each(self, tmp_path: Path) -> None:
+    def test_two_sweeps_with_the_same_id_get_separate_directories(self, tmp_path: Path) -> None:
         first, second = (Ledger.create(tmp_path / "sweep", "x", SETTINGS) for _ in range(2))
         assert first.path != second.path
         assert first.path.parent == second.path.parent
 
-    def test_is_driven_by_one_process_at_a_time(self, tmp_path: Path) -> None:
+    def test_is_locked_by_one_process(self, tmp_path: Path) -> None:
         ledger = self.make(tmp_path)
         with pytest.raises(InUseError):
             Ledger.open(ledger.path)
@@ -116,7 +116,7 @@ class TestLedger:
         ],
         ids=str,
     )
-    def test_that_is_damaged_is_refused(self, tmp_path: Path, change: dict[str, Any]) -> None:
+    def test_damaged_values_are_refused(self, tmp_path: Path, change: dict[str, Any]) -> None:
         self.make(tmp_path).close()
         path = tmp_path / "sweep" / "sweep.json"
         found = json.loads(path.read_text())
@@ -129,20 +129,20 @@ class TestLedger:
             Ledger.open(tmp_path / "sweep")
 
     @pytest.mark.parametrize("text", ["", "[", "5", "{}", '{"points": []', "\x00"])
-    def test_that_is_no_json_is_refused(self, tmp_path: Path, text: str) -> None:
+    def test_invalid_json_is_refused(self, tmp_path: Path, text: str) -> None:
         self.make(tmp_path).close()
         (tmp_path / "sweep" / "sweep.json").write_text(text)
         with pytest.raises(CheckpointError):
             Ledger.open(tmp_path / "sweep")
 
-    def test_without_configs_is_refused(self, tmp_path: Path) -> None:
+    def test_missing_configs_are_refused(self, tmp_path: Path) -> None:
         self.make(tmp_path).close()
         (tmp_path / "sweep" / "configs.jsonl").write_text("{}\n")
         with pytest.raises(CheckpointError):
             Ledger.open(tmp_path / "sweep")
 
-    def test_a_run_that_was_being_made_is_nobodys(self, tmp_path: Path) -> None:
-        """Killed between the first file of a run and its name."""
+    def test_an_incomplete_run_directory_is_ignored(self, tmp_path: Path) -> None:
+        """The driver was killed before the temporary directory of a run was renamed."""
         ledger = self.make(tmp_path)
         ledger.points[0].status = "running"
         ledger.save()
@@ -157,7 +157,7 @@ class TestLedger:
 
     @pytest.mark.parametrize("part", ["runs", "runs/x", "conf", ".lock", "sweep.json", "summary.csv"])
     @pytest.mark.parametrize("hard", [False, True])
-    def test_a_link_is_refused_before_anything_is_written(self, tmp_path: Path, part: str, hard: bool) -> None:
+    def test_a_link_is_refused_before_any_write(self, tmp_path: Path, part: str, hard: bool) -> None:
         self.make(tmp_path).close()
         elsewhere = tmp_path / "elsewhere"
         path = tmp_path / "sweep" / part
@@ -175,7 +175,7 @@ class TestLedger:
         assert elsewhere.is_dir() or elsewhere.read_text() == "mine"
         assert not elsewhere.is_dir() or not [*elsewhere.iterdir()]
 
-    def test_a_torn_config_is_one_of_no_point(self, tmp_path: Path) -> None:
+    def test_an_incomplete_config_is_dropped(self, tmp_path: Path) -> None:
         ledger = self.make(tmp_path)
         ledger.close()
         with (ledger.path / "configs.jsonl").open("a") as file:
@@ -187,8 +187,8 @@ class TestLedger:
         again = Ledger.open(ledger.path)
         assert [again.config(point)["seed"] for point in again.points] == [0, 1, 2, 4]
 
-    def test_the_runs_are_right_where_it_was_left_behind(self, tmp_path: Path) -> None:
-        """Killed after a run had begun, or ended, and before that was written."""
+    def test_run_directories_take_precedence(self, tmp_path: Path) -> None:
+        """The driver was killed before it recorded the start or end of a run."""
         ledger = self.make(tmp_path)
         ended, begun, _ = ledger.points
         ended.status = begun.status = "running"
@@ -220,20 +220,20 @@ class TestPoints:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("typed", LISTS, ids=lambda typed: " ".join(typed))
-    def test_composed_together_are_those_composed_alone(self, typed: list[str]) -> None:
+    def test_composing_points_together_equals_composing_each(self, typed: list[str]) -> None:
         listed = [*config.points(typed)]
         together = [*config.compose_points(listed)]
         assert len(together) == len(listed) > 0
         for point, cfg in zip(listed, together, strict=True):
             assert cfg == config.compose_unchecked(point)[0]
 
-    def test_what_is_unknown_is_told_as_hydra_tells_it(self) -> None:
+    def test_an_unknown_key_is_reported(self) -> None:
         with pytest.raises(ConfigError, match=r"^neuron\.betta: unknown key, did you mean neuron\.beta\?"):
             [*config.compose_points([["neuron.betta=0.5"]])]
 
     @pytest.mark.slow
-    def test_that_ask_for_the_same_run_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        monkeypatch.setattr(driver, "drive", lambda ledger, asked: ledger.save() or 0)
+    def test_duplicates_run_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr(driver, "drive", lambda ledger, request: ledger.save() or 0)
         monkeypatch.chdir(tmp_path)
         assert launch.train(["-m", "experiment=regression_sqrt", "seed=1,2,1", "neuron.beta=0.5,0.50"]) == 0
         assert [point["overrides"][-2:] for point in points(tmp_path)] == [
@@ -243,7 +243,7 @@ class TestPoints:
         assert capsys.readouterr().err == "snnexp: 4 of 6 points are duplicates and are not run again\n"
 
 
-def test_the_first_point_of_a_search_is_told_by_what_is_searched(tmp_path: Path) -> None:
+def test_the_first_point_of_a_search_is_described_by_its_searched_keys(tmp_path: Path) -> None:
     search = {"overrides": ["seed=3", "optimizer.lr=interval(1e-4,1e-2)"]}
     with closing(Ledger.create(tmp_path / "sweep", "x", {"kind": "processes"}, search)) as ledger:
         ledger.add(["seed=3", "optimizer.lr=0.001"], {}, 0)
@@ -252,8 +252,8 @@ def test_the_first_point_of_a_search_is_told_by_what_is_searched(tmp_path: Path)
         assert ledger.varied() == ["optimizer.lr"]
 
 
-def test_members_that_have_ended_keep_their_places(tmp_path: Path) -> None:
-    """A stack is asked for as it was begun; a point that was tried alone stays alone."""
+def test_ended_members_keep_their_positions_in_a_stack(tmp_path: Path) -> None:
+    """A stack resumes with all its members; a point that was retried alone stays alone."""
     with closing(Ledger.create(tmp_path / "sweep", "x", {"kind": "stacked", "members": 64, "workers": 1})) as ledger:
         whole = config.plain(config.compose(RUN[1:]))
         ends = ["finished", "diverged", "interrupted", "pruned", "interrupted"]
@@ -275,7 +275,7 @@ def test_members_that_have_ended_keep_their_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_told_is_numbered_without_those_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_do_not_count_ended_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(points: Sequence[stacked.Point], parent: Path, begun: Any, ended: Any) -> None:
         for index, point in enumerate(points):
             if not point.has_ended:
@@ -289,7 +289,7 @@ def test_what_is_told_is_numbered_without_those_that_are_over(tmp_path: Path, mo
 
 
 class TestSlots:
-    """Workers that are programs of the test, which do what no run does."""
+    """Workers whose programs are defined by the test."""
 
     @pytest.fixture
     def ledger(self, tmp_path: Path) -> Iterator[Ledger]:
@@ -308,12 +308,12 @@ class TestSlots:
         engine.run()
         return engine
 
-    def test_share_a_process_while_it_is_sound(self, ledger: Ledger) -> None:
+    def test_a_worker_is_reused(self, ledger: Ledger) -> None:
         self.drive(ledger, "for task in tasks: end(str(os.getpid())); say(idle=True)")
         assert len({point.reason for point in ledger.points}) == 1
         assert {point.status for point in ledger.points} == {"failed"}
 
-    def test_get_another_process_when_it_ends(self, ledger: Ledger) -> None:
+    def test_a_worker_is_restarted_after_it_exited(self, ledger: Ledger) -> None:
         self.drive(ledger, "next(tasks); end(str(os.getpid()))")
         assert len({point.reason for point in ledger.points}) == 4
 
@@ -332,7 +332,7 @@ class TestSlots:
             ),
         ],
     )
-    def test_tell_how_a_process_was_lost(self, ledger: Ledger, program: str, status: str, reason: str) -> None:
+    def test_the_reason_of_a_lost_process(self, ledger: Ledger, program: str, status: str, reason: str) -> None:
         self.drive(ledger, program, timeout_s=0.3 if "sleep(60)" in program else None)
         assert {point.status for point in ledger.points} == {status}
         assert all(reason in point.reason for point in ledger.points)
@@ -349,7 +349,7 @@ tasks = map(json.loads, sys.stdin)
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Nine points of which six end their process in as many ways; the driver is killed on the way."""
+    """Nine points of which six fail in different ways; the driver is killed and the sweep resumed."""
     cwd = tmp_path_factory.mktemp("faulty")
     told = ",".join(f"'{way}'" for way in ["", *WAYS, "", ""])
     typed = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{told}]", "-m", "seed=range(9)"]
@@ -362,7 +362,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     return cwd, snnexp("resume", str(home(cwd)), cwd=cwd, code=7, **environment)
 
 
-def test_a_worker_that_is_gone_is_missed_whatever_it_has_left_running() -> None:
+def test_the_exit_of_a_worker_is_detected_while_its_child_runs() -> None:
     worker = Worker({})
     worker.command = [sys.executable, "-c", "import os, time; os.fork() or time.sleep(1000); os._exit(3)"]
     worker.start(Job([]), {})
@@ -375,8 +375,8 @@ def test_a_worker_that_is_gone_is_missed_whatever_it_has_left_running() -> None:
         worker.close()
 
 
-def test_a_signal_that_arrives_twice_is_one(tmp_path: Path) -> None:
-    """As ``timeout`` sends it: to the process, and then to its group."""
+def test_duplicate_signals_count_once(tmp_path: Path) -> None:
+    """``timeout`` signals the process, and then its process group."""
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     ledger.add(["seed=0"], {"seed": 0})
     worker = Worker({})
@@ -422,7 +422,7 @@ def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("way", ["ended by SIGKILL", "hang"])
-def test_a_stack_that_fails_is_tried_point_by_point(tmp_path: Path, way: str) -> None:
+def test_members_of_a_failed_stack_are_retried_alone(tmp_path: Path, way: str) -> None:
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     for seed in range(3):
         ledger.add([f"seed={seed}"], {"seed": seed})
@@ -442,7 +442,7 @@ for task in tasks:
 
 @pytest.mark.slow
 class TestCommand:
-    def test_every_point_ends_as_it_would_alone(self, faulty: tuple[Path, Any]) -> None:
+    def test_each_fault_ends_only_its_own_point(self, faulty: tuple[Path, Any]) -> None:
         cwd, _ = faulty
         ends = dict(zip(range(1, 7), WAYS, strict=True))
         for seed, point in enumerate(points(cwd)):
@@ -456,7 +456,7 @@ class TestCommand:
             assert run["status"] != "running"
         assert len([*home(cwd).glob("runs/*/run.json")]) == 9
 
-    def test_causes_are_told_at_once_and_in_the_table(self, faulty: tuple[Path, Any]) -> None:
+    def test_reasons_are_reported_immediately_and_in_the_table(self, faulty: tuple[Path, Any]) -> None:
         cwd, done = faulty
         live, table = done.stdout.split("\nseed ", 1)
         for point in points(cwd):
@@ -473,14 +473,14 @@ class TestCommand:
         run = record(home(cwd) / points(cwd)[3]["run"])
         assert (run["status"], run["reason"]) == ("failed", points(cwd)[3]["reason"])
 
-    def test_each_log_is_in_its_directory(self, faulty: tuple[Path, Any]) -> None:
+    def test_logs_are_in_the_run_directories(self, faulty: tuple[Path, Any]) -> None:
         cwd, _ = faulty
         by_seed = [home(cwd) / point["run"] / "train.log" for point in points(cwd)]
         assert "seed 0  on cpu, 1 thread" in by_seed[0].read_text()
         assert "raise ArithmeticError" in by_seed[1].read_text()
         assert not [*home(cwd).glob("runs/.point-*")]
 
-    def test_a_point_is_what_a_run_alone_is_and_an_interrupted_sweep_goes_on(
+    def test_an_interrupted_sweep_resumes_to_the_results_of_single_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         alone = tmp_path / "alone"
@@ -509,17 +509,19 @@ class TestCommand:
         assert record(resumed)["resumed_at_step"][0] > 0
         assert content(resumed) == content(single)
 
-    def test_a_terminal_shows_one_live_table(self, tmp_path: Path) -> None:
+    def test_a_terminal_shows_a_live_table(self, tmp_path: Path) -> None:
         lines = in_a_terminal(tmp_path, *RUN, "-m", "seed=0,1", "trainer.max_epochs=300", "hydra.launcher.workers=1")
         text = " ".join(" ".join(lines).split())
         assert re.search(r"1/2 points done 1 running best test/l1 0\.\d+ \(seed=\d\) 0:\d\d left", text)
         assert re.search(r"point \d seed=\d process step \d+, epoch \d+", text)
-        assert "loss" not in text.replace("test/loss", "").replace("seed_mean_loss", ""), "no log of a run"
+        assert "loss" not in text.replace("test/loss", "").replace("seed_mean_loss", ""), (
+            "the output of runs is not shown"
+        )
 
 
-def test_a_resumed_sweep_takes_other_settings_of_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_settings_can_change_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driven: list[dict[str, Any]] = []
-    monkeypatch.setattr(driver, "drive", lambda ledger, asked, keys: driven.append(ledger.launcher) or 0)
+    monkeypatch.setattr(driver, "drive", lambda ledger, request, keys: driven.append(ledger.launcher) or 0)
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     ledger.add(["seed=0"], config.plain(config.compose(["experiment=regression_sqrt"])))
     ledger.save()
@@ -531,7 +533,7 @@ def test_a_resumed_sweep_takes_other_settings_of_its_launcher(tmp_path: Path, mo
     assert len(driven) == 1
 
 
-def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_an_untrusted_ledger_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     ledger = Ledger.create(tmp_path / "sweep", "x", SETTINGS)
     cfg = config.plain(config.compose(["experiment=regression_sqrt"]))
     ledger.add(["seed=0"], {**cfg, "loss": {"_target_": "os.system", "command": f"touch {tmp_path / 'marker'}"}})
@@ -564,7 +566,7 @@ def test_a_ledger_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: pytes
         ),
     ],
 )
-def test_a_launcher_that_cannot_work_is_refused(
+def test_invalid_launcher_settings_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, typed: list[str], sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -576,7 +578,7 @@ def test_a_launcher_that_cannot_work_is_refused(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_ready_sweep_takes_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_sweep_requires_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^sweep: seeds is a sweep, which takes -m$"):
         launch.train(["experiment=regression_sqrt", "sweep=seeds"])
@@ -587,14 +589,14 @@ def test_a_ready_sweep_takes_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("typed", "count"),
     [(["sweep=seeds", "experiment=regression_linear"], 10), (["sweep=learned_or_fixed", "seed=0"], 4)],
 )
-def test_ready_sweeps_have_their_points(typed: list[str], count: int) -> None:
+def test_number_of_points_of_shipped_sweeps(typed: list[str], count: int) -> None:
     chosen, launcher = prepare_sweep(typed)
     assert isinstance(chosen, list)
     assert len(chosen) == count
     assert launcher["kind"] == "processes"
 
 
-def test_the_ready_search_has_its_space() -> None:
+def test_space_of_the_shipped_search() -> None:
     chosen, launcher = prepare_sweep(["sweep=beta_and_lr"])
     assert not isinstance(chosen, list)
     assert sorted(chosen.space()[2]) == ["neuron.beta", "optimizer.lr"]
@@ -602,7 +604,7 @@ def test_the_ready_search_has_its_space() -> None:
     assert launcher["kind"] == "processes"
 
 
-def test_a_sweep_ends_with_means_over_seeds_and_the_best(tmp_path: Path) -> None:
+def test_means_over_seeds_and_the_best_point_are_printed(tmp_path: Path) -> None:
     def told(*typed: list[str]) -> str:
         ledger = Ledger.create(tmp_path / f"a sweep of {len(typed)}", "x", SETTINGS)
         for value, overrides in enumerate(typed):
@@ -627,7 +629,7 @@ def test_a_sweep_ends_with_means_over_seeds_and_the_best(tmp_path: Path) -> None
     assert "best" not in folds
 
 
-def test_the_best_point_is_the_one_with_the_best_measure() -> None:
+def test_best_point_by_metric() -> None:
     made = [Point([f"seed={i}"], "finished", metrics={"test/l1": 1 - i, "test/accuracy": i}, index=i) for i in range(3)]
     made.append(Point(["seed=9"], "diverged", metrics={"test/accuracy": 9.0}))
     assert best_of(made, None) is made[2]

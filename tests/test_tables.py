@@ -1,4 +1,4 @@
-"""Tables in CSV files as data: rows and windows, classes and values, and what is refused."""
+"""Data from CSV files: rows and windows, classes and values, and errors."""
 
 import csv
 from pathlib import Path
@@ -29,7 +29,7 @@ def write(folder: Path, rows: Any, name: str = "table.csv", **dialect: Any) -> s
 
 
 class TestRows:
-    def test_are_samples_with_all_other_columns(self, file: str) -> None:
+    def test_all_other_columns_are_features(self, file: str) -> None:
         data = csv_data(file, target="loss", drop=["id", "name"])
         x, y = (torch.cat(parts) for parts in zip(whole(data, "train"), whole(data, "test"), strict=True))
         assert (data.inputs, data.outputs, data.target, data.sequences) == ((2,), 1, "values", False)
@@ -45,7 +45,7 @@ class TestRows:
         assert csv_data(file, target="kind", drop=["name"], classify=False).target == "values"
         assert csv_data(file, target=["kind", "loss"], drop=["name"]).outputs == 2
 
-    def test_labels_need_not_begin_at_0(self, tmp_path: Path) -> None:
+    def test_labels_need_not_start_at_0(self, tmp_path: Path) -> None:
         file = write(tmp_path, [["a", "b"], *([index, [-1, 10, 2][index % 3]] for index in range(30))])
         data = csv_data(file, target="b")
         assert data.description.classes == ["-1", "2", "10"]
@@ -60,7 +60,7 @@ class TestRows:
             (["a 1", '"b"'], ["a 1", "b"]),
         ],
     )
-    def test_fields_are_read_as_they_are_written(self, tmp_path: Path, labels: list[str], names: list[str]) -> None:
+    def test_fields_are_read_exactly(self, tmp_path: Path, labels: list[str], names: list[str]) -> None:
         path = tmp_path / "a.csv"
         path.write_text(
             "x, y \n" + "".join(f"{index}, {labels[index % 2]}\n" for index in range(20)).replace(', "', ',"')
@@ -71,7 +71,7 @@ class TestRows:
         wanted = [labels[int(value) % 2].strip('"').removesuffix(".0") for value in x[:, 0]]
         assert [names[label] for label in y] == wanted
 
-    def test_files_of_one_name_are_two(self, tmp_path: Path) -> None:
+    def test_files_with_the_same_name_are_distinct(self, tmp_path: Path) -> None:
         for folder, kinds in (("a", "xy"), ("b", "yz")):
             (tmp_path / folder).mkdir()
             write(tmp_path / folder, [["v", "kind"], *([index, kinds[index % 2]] for index in range(8))])
@@ -90,7 +90,7 @@ class TestRows:
         assert groups is not None
         assert not {*groups["train"]} & {*groups["test"]}
 
-    def test_other_delimiters_quotes_and_marks(self, tmp_path: Path) -> None:
+    def test_other_delimiters_quotes_and_byte_order_marks(self, tmp_path: Path) -> None:
         file = Path(write(tmp_path, [['a "b"', "c;d"], *([index, index / 8] for index in range(10))], delimiter=";"))
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + b"\r\n")
         data = csv_data(str(file), target="c;d", delimiter=";")
@@ -98,7 +98,7 @@ class TestRows:
 
 
 class TestWindows:
-    def test_are_sequences_of_rows_in_the_order_of_time(self, file: str) -> None:
+    def test_are_chronological_sequences_of_rows(self, file: str) -> None:
         data = csv_data(file, target="loss", drop=["id", "name", "kind"], window=4, horizon=2, val_fraction=0.2)
         assert (data.num_steps, data.inputs, data.target) == (4, (2,), "values")
         for split, begin, count in (("train", 0, 18), ("val", 18, 6), ("test", 24, 6)):
@@ -108,14 +108,14 @@ class TestWindows:
             assert torch.equal(x, torch.stack([steps / 8, -steps / 4], -1))
             assert torch.equal(y[:, 0], -(first + 5) / 4)
 
-    def test_a_series_may_be_its_target_alone(self, tmp_path: Path) -> None:
+    def test_the_target_may_be_the_only_column(self, tmp_path: Path) -> None:
         file = write(tmp_path, [["y"], *([index / 2] for index in range(40))])
         data = csv_data(file, target="y", window=4)
         x, y = whole(data, "train")
         assert (data.inputs, data.description.features) == ((1,), ["y"])
         assert torch.equal(y, x[-1] + 0.5)
 
-    def test_a_target_that_is_dropped_is_no_feature(self, file: str) -> None:
+    def test_a_dropped_target_is_not_a_feature(self, file: str) -> None:
         words: dict[str, Any] = {"target": "loss", "window": 3}
         assert csv_data(file, drop=["name"], **words).description.features == ["id", "width", "kind", "loss"]
         assert csv_data(file, drop=["name", "loss"], **words).description.features == ["id", "width", "kind"]
@@ -202,7 +202,7 @@ def test_no_split_of_a_time_series_is_empty(file: str, fractions: dict[str, floa
         csv_data(file, target="loss", drop=["name"], window=2, **fractions)
 
 
-def test_words_of_splits_are_text(file: str) -> None:
+def test_names_of_splits_must_be_text(file: str) -> None:
     with pytest.raises(ConfigError, match=r"^split: got 0.0, 1.0, 2.0, must be train, val or test"):
         csv_data(file, target="loss", drop=["name"], split="kind")
 

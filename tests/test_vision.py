@@ -1,4 +1,4 @@
-"""Sets of torchvision, from generated files in their format, and transforms that a config names."""
+"""Datasets of torchvision from generated files, and transforms in configs."""
 
 import hashlib
 import pickle
@@ -40,7 +40,7 @@ def mnist_like(root: Path, name: str) -> dict[str, tuple[Any, Any]]:
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray[Any, Any]:
-    """CIFAR-10 with 4 images in each of its files, whose checksums are taken for the published ones."""
+    """CIFAR-10 with 4 images per file, and patched checksums."""
     folder = tmp_path / datasets.CIFAR10.base_folder
     folder.mkdir()
     images = RANDOM.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
@@ -62,12 +62,12 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray[Any, An
 
 
 class TestSets:
-    def test_are_all_in_torchvision_with_these_arguments(self) -> None:
+    def test_arguments_exist_in_torchvision(self) -> None:
         for name, splits in SETS.items():
             code = getattr(datasets, name).__init__.__code__
             known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
             for arguments in splits.values():
-                # of EMNIST and QMNIST, train is passed on
+                # EMNIST and QMNIST pass train to their base class
                 assert {*arguments} <= {*known, *(["train"] if name in ("EMNIST", "QMNIST") else [])}
 
     @pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST"])
@@ -82,14 +82,14 @@ class TestSets:
             assert torch.equal(x, torch.tensor(images)[:, None] / 255)
             assert y.tolist() == labels.tolist()
 
-    def test_that_have_changed_are_read_again(self, tmp_path: Path) -> None:
+    def test_changed_files_are_read_again(self, tmp_path: Path) -> None:
         mnist_like(tmp_path, "KMNIST")
         before = torchvision_data(str(tmp_path), "KMNIST").test[[0]][0]
         shutil.rmtree(tmp_path / "KMNIST")
         mnist_like(tmp_path, "KMNIST")
         assert not torch.equal(torchvision_data(str(tmp_path), "KMNIST").test[[0]][0], before)
 
-    def test_may_be_read_image_by_image(self, tmp_path: Path) -> None:
+    def test_support_single_images(self, tmp_path: Path) -> None:
         mnist_like(tmp_path, "KMNIST")
         steps = [{"_target_": "torchvision.transforms.ToTensor"}]
         words = ["data=torchvision", "data.name=KMNIST", f"data.root={tmp_path}", "data.val_fraction=0.25"]
@@ -99,32 +99,32 @@ class TestSets:
             assert torch.equal(one[0], other[0])
             assert torch.equal(one[1], other[1])
 
-    def test_have_colours(self, tmp_path: Path, cifar: np.ndarray[Any, Any]) -> None:
+    def test_color_images(self, tmp_path: Path, cifar: np.ndarray[Any, Any]) -> None:
         data = torchvision_data(str(tmp_path), "CIFAR10")
         assert data.inputs == (3, 32, 32)
         assert torch.equal(data.test[[0, 1, 2, 3]][0], torch.tensor(cifar[20:]) / 255)
 
-    def test_damaged_and_missing_ones_are_told(self, tmp_path: Path, cifar: np.ndarray[Any, Any]) -> None:
+    def test_damaged_and_missing_files_are_reported(self, tmp_path: Path, cifar: np.ndarray[Any, Any]) -> None:
         file = tmp_path / datasets.CIFAR10.base_folder / "data_batch_1"
         file.write_bytes(file.read_bytes()[:-1] + b"x")
         for name in ("CIFAR10", "FashionMNIST"):
             with pytest.raises(DataError, match=rf"^data: {name} cannot be read below /.*data.download=true$"):
                 torchvision_data(str(tmp_path), name)
 
-    def test_files_of_another_format_are_told(self, tmp_path: Path) -> None:
+    def test_files_with_another_format_are_reported(self, tmp_path: Path) -> None:
         mnist_like(tmp_path, "KMNIST")
         file = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
         file.write_bytes(b"x" * file.stat().st_size)
         with pytest.raises(DataError, match=r"^data: KMNIST cannot be read below "):
             torchvision_data(str(tmp_path), "KMNIST")
 
-    def test_a_label_for_each_image_is_needed(self, tmp_path: Path) -> None:
+    def test_each_image_needs_a_label(self, tmp_path: Path) -> None:
         mnist_like(tmp_path, "KMNIST")
         idx(tmp_path / "KMNIST" / "raw" / "train-labels-idx1-ubyte", np.zeros(30, dtype=np.uint8))
         with pytest.raises(DataError, match=r"^data: KMNIST below .* has 40 images and 30 labels"):
             torchvision_data(str(tmp_path), "KMNIST")
 
-    def test_no_download_is_offered_where_there_is_none(self, tmp_path: Path) -> None:
+    def test_downloads_are_suggested_only_if_available(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"; set data.root to the folder above it$"):
             torchvision_data(str(tmp_path), "StanfordCars")
 
@@ -138,7 +138,7 @@ class TestSets:
             ({"name": "KMNIST", "variant": "letters"}, r"^variant: got letters, must be null"),
         ],
     )
-    def test_what_there_is_not_is_refused(self, tmp_path: Path, settings: Any, words: str) -> None:
+    def test_unknown_datasets_are_refused(self, tmp_path: Path, settings: Any, words: str) -> None:
         with pytest.raises(ConfigError, match=words):
             torchvision_data(str(tmp_path), **settings)
 
@@ -146,7 +146,7 @@ class TestSets:
 class TestTransforms:
     WORDS = ("data=digits", "num_steps=3", "data.batch_size=8")
 
-    def test_are_named_without_leave(self) -> None:
+    def test_transforms_of_torchvision_are_allowed(self) -> None:
         crop = "data.transform=[{_target_: torchvision.transforms.v2.CenterCrop, size: 6}]"
         assert build(compose([*self.WORDS, crop])).data.inputs == (1, 6, 6)
         pad = "{_target_: torchvision.transforms.Pad, padding: 1}"
@@ -165,11 +165,11 @@ class TestTransforms:
             "torchvision.transforms.InterpolationMode",
         ],
     )
-    def test_nothing_else_of_torchvision_is(self, target: str) -> None:
+    def test_nothing_else_of_torchvision_is_allowed(self, target: str) -> None:
         with pytest.raises(ConfigError, match=r"^data.transform._target_: "):
             build(compose([*self.WORDS, f"data.transform={{_target_: {target}}}"]))
 
-    def test_mistakes_are_told(self) -> None:
+    def test_mistakes_are_reported(self) -> None:
         with pytest.raises(ConfigError, match=r"^data.transform.sice: .*CenterCrop has no such argument"):
             build(compose([*self.WORDS, "data.transform={_target_: torchvision.transforms.CenterCrop, sice: 3}"]))
         with pytest.raises(ConfigError, match=r"^data.transform: ToTensor cannot take these inputs: "):
@@ -190,7 +190,7 @@ class TestAugment:
         finally:
             data.end_workers()
 
-    def test_changes_training_samples_anew_in_each_epoch_and_by_the_seed(self) -> None:
+    def test_depends_on_epoch_and_seed(self) -> None:
         first = self.batches()
         plain = self.batches("data.augment=null")
         assert all(map(torch.equal, first, self.batches()))
@@ -202,7 +202,7 @@ class TestAugment:
             assert other is not None
             assert torch.equal(one[[0, 1, 2]][0], other[[0, 1, 2]][0])
 
-    def test_is_the_same_however_samples_are_read(self) -> None:
+    def test_does_not_depend_on_how_samples_are_read(self) -> None:
         wanted = self.batches("data.in_memory=true", epoch=2)
         assert all(map(torch.equal, wanted, self.batches("data.in_memory=false", epoch=2)))
         assert all(map(torch.equal, wanted, self.batches("data.num_workers=2", epoch=2)))
@@ -210,14 +210,14 @@ class TestAugment:
         assert len(resumed) == len(wanted) - 5
         assert all(map(torch.equal, wanted[5:], resumed))
 
-    def test_a_sample_that_is_drawn_twice_is_changed_twice(self) -> None:
+    def test_a_sample_drawn_twice_is_augmented_independently(self) -> None:
         words = ["data.sampling=balanced", "data.scale=null"]
         changed = [tuple(x.flatten().tolist()) for batch in self.batches(*words) for x in batch]
         plain = [tuple(x.flatten().tolist()) for batch in self.batches(*words, "data.augment=null") for x in batch]
         assert len({*plain}) < 0.8 * len(plain)
         assert len({*changed}) > 0.95 * len(changed)
 
-    def test_members_of_a_stack_are_as_alone(self) -> None:
+    def test_members_of_a_stack_match_single_runs(self) -> None:
         alone = [self.batches(f"data.seed={seed}")[0] for seed in (0, 1)]
         members = [build(compose([*self.WORDS, f"data.seed={seed}"])).data for seed in (0, 1)]
         loader: Any = StackedData(members, torch.device("cpu")).train_dataloader()

@@ -1,4 +1,4 @@
-"""What a user's type checker sees: mypy reads this file, nothing runs it."""
+"""Types of the notebook interface; checked by mypy, never run."""
 
 from pathlib import Path
 
@@ -14,4 +14,4 @@ loaded: tuple[Network, DictConfig] = load(record.path, checkpoint="best")
 accuracy: float = evaluate(str(record.path))["test/accuracy"]
 files: list[Path] = [predict(record.path, split="val"), export(record.path)]
 paths: list[str] = [str(point["path"]) for point in [*sweep(["seed=0,1"]), *runs()]]
-compose(5)  # type: ignore[arg-type]  # this line alone is a mistake, which must be found
+compose(5)  # type: ignore[arg-type]  # mypy must report this line
