@@ -265,7 +265,7 @@ class TestSplits:
             ({"val_fraction": 0.9}, r"^val_fraction: got 0\.9, which leaves none"),
             ({"val_fraction": 0.5, "test_fraction": 0.6}, r"^test_fraction: got 0\.6, must be at most"),
             ({"test_fraction": 0}, r"^test_fraction: got 0, and every run needs a test split"),
-            ({"test": Made(plain), "test_fraction": 0.5}, r"^test_fraction: got 0\.5 beside data\.test"),
+            ({"test": Made(plain), "test_fraction": 0.5}, r"^test_fraction: got 0\.5, and data\.test is set"),
             ({"groups": "subject"}, r"^groups: got subject, and dataset has no such attribute"),
         ],
     )

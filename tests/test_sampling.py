@@ -76,7 +76,7 @@ class TestBalanced:
 
     @pytest.mark.parametrize("target", ["values", "step_labels"])
     def test_requires_labels(self, target: Any) -> None:
-        with pytest.raises(ConfigError, match=f"^sampling: got balanced, and the targets are no labels, but {target}$"):
+        with pytest.raises(ConfigError, match=f"^sampling: got balanced, but the targets are {target}, not labels$"):
             module(target=target)
 
     def test_shuffled_has_all_samples(self) -> None:

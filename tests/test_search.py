@@ -178,7 +178,7 @@ class TestSpace:
             ("optimizer.lr=range(0,inf)", "optimizer.lr: got range(0,inf,1), must hold at least one value and at most"),
             ("neuron=glob(*)", "neuron: glob(..) cannot be searched; list the values: neuron=a,b"),
             ("neuron.beta=interval(0,", "neuron.beta=interval(0,: not key=value"),
-            ("hydra.job.name=a,b", "hydra.job.name: Hydra's own settings are no part of a search"),
+            ("hydra.job.name=a,b", "hydra.job.name: settings of Hydra cannot be searched"),
             ("neuron.beta=0.9", "hydra.sweeper.params: nothing to search"),
         ],
     )

@@ -64,9 +64,9 @@ class TestStratified:
             splits.split(12, {"test": 0.2, "val": 0.2}, 0, labels=[3] * 10 + [7] * 2)
 
     def test_groups_and_stratify_are_exclusive(self) -> None:
-        with pytest.raises(ConfigError, match=r"^stratify: got true beside data.groups"):
+        with pytest.raises(ConfigError, match=r"^stratify: got true, and data.groups is set"):
             splits.split(4, {"test": 0.5}, 0, groups=[0, 0, 1, 1], labels=[0, 1, 0, 1])
-        with pytest.raises(ConfigError, match=r"^stratify: got true beside data.groups"):
+        with pytest.raises(ConfigError, match=r"^stratify: got true, and data.groups is set"):
             splits.fold(4, 0, 2, None, 0, groups=[0, 0, 1, 1], labels=[0, 1, 0, 1])
 
 

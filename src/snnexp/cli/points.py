@@ -48,7 +48,7 @@ def prepare_sweep(
     hydras = [word for word in overrides if word not in typed]
     for word in hydras:
         if config.has_sweep([word]):
-            raise ConfigError(f"{word.partition('=')[0]}: Hydra's own settings are no part of a sweep")
+            raise ConfigError(f"{word.partition('=')[0]}: settings of Hydra cannot be swept")
     composer = config.Composer(folders, [word for word in hydras if not word.lstrip("+~").startswith("hydra.")])
     begun = composer.node(config.first_point(typed, folders))
     # a config may list values too, which a part that was typed may need

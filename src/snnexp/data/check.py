@@ -53,8 +53,8 @@ class Converted:
 
     def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
         values, target = self.samples[indices]
-        wanted = torch.get_default_dtype()
-        return values.to(wanted), target.to(torch.int64 if self.labels else wanted)
+        expected = torch.get_default_dtype()
+        return values.to(expected), target.to(torch.int64 if self.labels else expected)
 
     def to(self, device: torch.device) -> "Converted":
         """The same samples in the memory of a device."""
@@ -105,8 +105,8 @@ class _Split:
             self.require_steps([len(x) for x in inputs], num_steps)
         classified = self.data.description.is_classified
         self.require_targets(targets, [len(x) if self.data.sequences else num_steps for x in inputs])
-        wanted = (torch.get_default_dtype(), torch.int64 if classified else torch.get_default_dtype())
-        same = all((x.dtype, y.dtype) == wanted for x, y in pairs)
+        expected = (torch.get_default_dtype(), torch.int64 if classified else torch.get_default_dtype())
+        same = all((x.dtype, y.dtype) == expected for x, y in pairs)
         return self.samples if same else Converted(self.samples, classified)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
@@ -148,9 +148,9 @@ class _Split:
         time, shape = int(description.is_timed), description.target_shape(steps[0])[description.is_timed :]
         fits = _is_batch(two, 2, time, shape) and _is_batch(three, 3, time, shape)
         if not fits or (time and [len(two), len(three)] != [*steps]):
-            wanted = ", ".join(map(str, [*steps[:time], "B", *shape]))
+            expected = ", ".join(map(str, [*steps[:time], "B", *shape]))
             each = ", one class for each sample" * (description.target == "labels")
-            raise self.error(f"has {what} of shape {_shape(two, three)}, must be [{wanted}]{each}")
+            raise self.error(f"has {what} of shape {_shape(two, three)}, must be [{expected}]{each}")
 
     def error(self, what: str) -> DataError:
         return DataError(f"data: the {self.name} split {what}")

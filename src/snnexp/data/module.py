@@ -111,7 +111,7 @@ class DataModule(LightningDataModule):
         if drop_last and batch_size > len(train):
             raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
         if sampling == "balanced" and self.target != "labels":
-            raise ConfigError(f"sampling: got balanced, and the targets are no labels, but {self.target}")
+            raise ConfigError(f"sampling: got balanced, but the targets are {self.target}, not labels")
         self.train, self.val, self.test, self.sampling = train, val, test, sampling
         self.scaling = scaling
         self.batch_size, self.drop_last, self.num_workers, self.seed = batch_size, drop_last, num_workers, seed

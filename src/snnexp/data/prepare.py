@@ -233,16 +233,16 @@ class _Splitting:
     def _at_random(self, sources: Mapping[str, Source], shapes: SampleShapes) -> dict[str, list[int]]:
         whole, labels = sources["train"], None
         if self.val_fraction and "val" in sources:
-            raise ConfigError(f"val_fraction: got {self.val_fraction:g} beside data.val; give one of them")
+            raise ConfigError(f"val_fraction: got {self.val_fraction:g}, and data.val is set; use only one of them")
         if self.stratify:
             if shapes.kind != "labels":
-                raise ConfigError(f"stratify: got true, and the targets are no labels, but {shapes.kind}")
+                raise ConfigError(f"stratify: got true, but the targets are {shapes.kind}, not labels")
             labels = _all_labels(whole)
         if self.fold is None:
             return splits.split(len(whole), self._fractions(sources), self.seed, whole.groups, labels)
         for key, value in (("test_fraction", self.test_fraction), ("test", "test" in sources or None)):
             if value is not None:
-                raise ConfigError(f"fold: got {self.fold} beside data.{key}; the fold is the test split")
+                raise ConfigError(f"fold: got {self.fold}, and data.{key} is set; the fold is the test split")
         return splits.fold(
             len(whole), self.fold, self.folds, self.val_fraction or None, self.seed, whole.groups, labels
         )
@@ -253,7 +253,7 @@ class _Splitting:
         if test_fraction is None and "test" not in sources:
             test_fraction = TEST_FRACTION
         if test_fraction and "test" in sources:
-            raise ConfigError(f"test_fraction: got {test_fraction:g} beside data.test; give one of them")
+            raise ConfigError(f"test_fraction: got {test_fraction:g}, and data.test is set; use only one of them")
         if not test_fraction and "test" not in sources:
             raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
         fractions = {"test": test_fraction, "val": self.val_fraction}

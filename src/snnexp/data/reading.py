@@ -56,11 +56,11 @@ class SampleShapes:
         if sequences and not x.ndim:
             raise ConfigError("sequences: got true, and the first input is a number, must be [T, *N]")
         kind = kind or _kind(x, y, sequences)
-        wanted = {"labels": 0, "values": 1, "trace": 2, "step_labels": 1}[kind]
+        expected = {"labels": 0, "values": 1, "trace": 2, "step_labels": 1}[kind]
         shapes = cls(tuple(_input(x, sequences).shape), tuple(_target(y, kind).shape), kind, sequences)
-        if len(shapes.targets) != wanted or (shapes.is_classified and y.is_floating_point()):
+        if len(shapes.targets) != expected or (shapes.is_classified and y.is_floating_point()):
             vector = "[T], whole numbers" if shapes.is_classified else "a number or [K]"
-            need = {0: "a whole number", 1: vector, 2: "[T, K]"}[wanted]
+            need = {0: "a whole number", 1: vector, 2: "[T, K]"}[expected]
             raise ConfigError(f"target: got {kind}, and the first sample has {_describe_target(y)}, must be {need}")
         return shapes
 
@@ -74,9 +74,9 @@ class SampleShapes:
         if self.is_classified and y.is_floating_point():
             raise source.error(index, f"has a target of {_dtype(y)}, must be whole numbers")
         x, y = _input(x, self.sequences), _target(y, self.kind)
-        for what, found, wanted in (("an input", x, self.inputs), ("a target", y, self.targets)):
-            if tuple(found.shape) != wanted:
-                shapes = f"{list(found.shape)}, must be {list(wanted)} as that of the first sample"
+        for what, found, expected in (("an input", x, self.inputs), ("a target", y, self.targets)):
+            if tuple(found.shape) != expected:
+                shapes = f"{list(found.shape)}, must be {list(expected)} as that of the first sample"
                 raise source.error(index, f"has {what} of shape {shapes}")
         return x, y
 
@@ -172,8 +172,8 @@ class LazySamples:
         key = ("train", indices.epoch) if isinstance(indices, Batch) else ("evaluate",)
         with user_parts.wrap_errors("data"), restored(cpu_random_states()):
             values, target = self._read_batch(chosen) if self.source.supports_take else self._read_each(chosen, key)
-        wanted = torch.get_default_dtype()
-        values, target = values.to(wanted), target.to(torch.int64 if self.shapes.is_classified else wanted)
+        expected = torch.get_default_dtype()
+        values, target = values.to(expected), target.to(torch.int64 if self.shapes.is_classified else expected)
         values = values if self.scaling is None else self.scaling(values, self.shapes.axes[0] + 1)
         self._check(chosen, values, target)
         return values.to(self.device), target.to(self.device)
@@ -198,10 +198,10 @@ class LazySamples:
 
     def _read_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         values, target = self.source.take(indices)
-        for what, found, wanted in (("inputs", values, self.shapes.inputs), ("targets", target, self.shapes.targets)):
+        for what, found, expected in (("inputs", values, self.shapes.inputs), ("targets", target, self.shapes.targets)):
             # a scalar becomes a vector of length 1
-            if tuple(found.shape[1:]) not in (wanted, wanted[:-1] if wanted[-1:] == (1,) else wanted):
-                shapes = f"{[*found.shape[1:]]}, must be {[*wanted]}"
+            if tuple(found.shape[1:]) not in (expected, expected[:-1] if expected[-1:] == (1,) else expected):
+                shapes = f"{[*found.shape[1:]]}, must be {[*expected]}"
                 raise DataError(
                     f"data: {self.source.name} has {what} of shape {shapes} as those of the training samples"
                 )

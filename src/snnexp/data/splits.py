@@ -41,10 +41,10 @@ def split(
     left = [*_by_id(_shuffled(length, seed), labels).values()] if labels is not None else _units(length, seed, groups)
     result: dict[str, list[int]] = {}
     for name, fraction in fractions.items():
-        wanted = round(fraction * length)
-        if not wanted:
+        count = round(fraction * length)
+        if not count:
             raise ConfigError(f"{name}_fraction: got {fraction:g}, which is none of the {length} samples")
-        result[name], left = _take_units(left, wanted) if labels is None else _take_stratified(left, wanted)
+        result[name], left = _take_units(left, count) if labels is None else _take_stratified(left, count)
     result["train"] = [*chain.from_iterable(left)]
     if not result["train"]:
         *_, key = fractions
@@ -138,20 +138,20 @@ def _units(length: int, seed: int, groups: Sequence[Any] | None) -> list[list[in
     return [members[index] for index in _shuffled(len(members), seed)]
 
 
-def _take_units(units: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
-    """Take the first units with at least ``wanted`` samples in total; return their samples, and the other units."""
+def _take_units(units: Sequence[list[int]], size: int) -> tuple[list[int], list[list[int]]]:
+    """Take the first units with at least ``size`` samples in total; return their samples, and the other units."""
     sizes = np.cumsum([len(unit) for unit in units])
-    count = int(np.searchsorted(sizes, wanted)) + 1
+    count = int(np.searchsorted(sizes, size)) + 1
     return [*chain.from_iterable(units[:count])], [*units[count:]]
 
 
-def _take_stratified(classes: Sequence[list[int]], wanted: int) -> tuple[list[int], list[list[int]]]:
-    """Take ``wanted`` samples in proportion to the classes; return them, and the other samples of each class."""
+def _take_stratified(classes: Sequence[list[int]], size: int) -> tuple[list[int], list[list[int]]]:
+    """Take ``size`` samples in proportion to the classes; return them, and the other samples of each class."""
     total = sum(map(len, classes))
-    shares = [divmod(wanted * len(members), total) for members in classes]
+    shares = [divmod(size * len(members), total) for members in classes]
     # classes with the largest remainders get one more sample; ties are broken by the random order of the classes
     by_remainder = sorted(range(len(classes)), key=lambda index: -shares[index][1])
-    more = {*by_remainder[: wanted - sum(share for share, _ in shares)]}
+    more = {*by_remainder[: size - sum(share for share, _ in shares)]}
     counts = [share + (index in more) for index, (share, _) in enumerate(shares)]
     taken = [members[:count] for members, count in zip(classes, counts, strict=True)]
     return [*chain.from_iterable(taken)], [members[count:] for members, count in zip(classes, counts, strict=True)]
@@ -174,7 +174,7 @@ def _parts(
 
 def _require_not_both(groups: Sequence[Any] | None, labels: Sequence[int] | None) -> None:
     if groups is not None and labels is not None:
-        raise ConfigError("stratify: got true beside data.groups; only one of the two is possible")
+        raise ConfigError("stratify: got true, and data.groups is set; use only one of them")
 
 
 def _require_all_classes(labels: Sequence[int], splits: int) -> None:

@@ -253,7 +253,7 @@ class _Series:
         fractions = {"val": val or 0.0, "test": test or 0.0}
         for name, fraction in fractions.items():
             if fraction and name in tables:
-                raise ConfigError(f"{name}_fraction: got {fraction:g} beside data.{name}; give one of them")
+                raise ConfigError(f"{name}_fraction: got {fraction:g}, and data.{name} is set; use only one of them")
         if not fractions["test"] and "test" not in tables:
             raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
         whole = tables["train"]

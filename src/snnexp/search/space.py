@@ -51,7 +51,7 @@ def space(
     for key, override in by_key.items():
         if override.is_sweep_override():
             if override.is_hydra_override():
-                raise ConfigError(f"{key}: Hydra's own settings are no part of a search")
+                raise ConfigError(f"{key}: settings of Hydra cannot be searched")
             swept[override.get_key_element()] = override
         elif not override.is_hydra_override():
             fixed.append(str(override.input_line))
