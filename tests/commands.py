@@ -127,10 +127,10 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             requests.send(str(pid).encode())
             continue
         requests.close()
-        asked: dict[str, Any] = json.loads(text)
-        if asked["session"]:
+        request: dict[str, Any] = json.loads(text)
+        if request["session"]:
             os.setsid()
-        if not _is_of_a_sweep(asked):
+        if not _starts_workers(request):
             break
         here, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork():
@@ -151,12 +151,12 @@ def serve(requests: socket.socket) -> dict[str, Any]:
     for number, handle in enumerate(streams):
         os.dup2(handle, number)
         os.close(handle)
-    return asked
+    return request
 
 
-def _is_of_a_sweep(asked: Mapping[str, Any]) -> bool:
-    words = asked["arguments"]
-    return "-m" in words or (words[1:2] == ["resume"] and Path(asked["cwd"], *words[2:3], "sweep.json").is_file())
+def _starts_workers(request: Mapping[str, Any]) -> bool:
+    words = request["arguments"]
+    return "-m" in words or (words[1:2] == ["resume"] and Path(request["cwd"], *words[2:3], "sweep.json").is_file())
 
 
 def _fork_sibling() -> int:
@@ -175,13 +175,13 @@ def _fork_sibling() -> int:
     return pid
 
 
-def carry_out(asked: Mapping[str, Any]) -> int:
+def run_request(request: Mapping[str, Any]) -> int:
     """Run the requested command."""
-    words = asked["arguments"]
+    words = request["arguments"]
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update(request["env"])
     time.tzset()
-    os.chdir(asked["cwd"])
+    os.chdir(request["cwd"])
     # lightning reads the rank on import
     rank_zero_only.rank = _get_rank() or 0
     first = "" if words[0] == sys.executable else str(Path(PROGRAM).parent)
@@ -196,10 +196,10 @@ def carry_out(asked: Mapping[str, Any]) -> int:
     return main()
 
 
-def leave(asked: Mapping[str, Any]) -> NoReturn:
+def leave(request: Mapping[str, Any]) -> NoReturn:
     """Run the requested command, and exit like Python but without the slow teardown of modules."""
     try:
-        code: Any = carry_out(asked)
+        code: Any = run_request(request)
     except SystemExit as end:
         code = end.code
     except Exception:

@@ -27,10 +27,10 @@ def _hang() -> None:
         time.sleep(1)
 
 
-def _eat() -> None:
-    kept = []
+def _exhaust_memory() -> None:
+    tensors = []
     while True:
-        kept.append(torch.ones(2**26))
+        tensors.append(torch.ones(2**26))
 
 
 WAYS: dict[str, Callable[[], object]] = {
@@ -41,7 +41,7 @@ WAYS: dict[str, Callable[[], object]] = {
     "SIGSEGV": lambda: ctypes.string_at(0),
     "SIGABRT": lambda: os.abort(),
     "hang": _hang,
-    "memory": _eat,
+    "memory": _exhaust_memory,
     "too large": lambda: torch.empty(2**55),
 }
 REASONS = {

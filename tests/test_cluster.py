@@ -157,10 +157,10 @@ class TestLocal:
     def test_a_job_outlives_its_driver_and_is_found_on_resume(self, tmp_path: Path, halted: list[int]) -> None:
         driver = started(tmp_path, *LONG, *LOCAL)
         wait_until(lambda: trains(tmp_path))
-        told = ended(driver, by=signal.SIGTERM)
+        output = ended(driver, by=signal.SIGTERM)
         run = only_run(tmp_path)
         assert run is not None
-        assert "seed=4  interrupted  stopped by SIGTERM" in told.replace("the only point", "seed=4")
+        assert "seed=4  interrupted  stopped by SIGTERM" in output.replace("the only point", "seed=4")
         assert statuses(tmp_path) == [record(run)["status"]] == ["interrupted"]
         leave(resumed(tmp_path), tmp_path, halted)
         ended(resumed(tmp_path), by=signal.SIGINT)
@@ -204,9 +204,9 @@ class TestSlurm:
         assert record(run)["resumed_at_step"][0] > 0
 
     def test_sbatch_options(self, tmp_path: Path, slurm: Path) -> None:
-        asked = {"partition": "long", "account": "me", "qos": "low", "constraint": "avx2", "memory_gb": 2.5, "gpus": 2}
-        made = cluster.make_executor(tmp_path / "jobs", {**SETTINGS, **asked, "cluster": "slurm", "threads": 3})
-        job = made.submit(print)
+        chosen = {"partition": "long", "account": "me", "qos": "low", "constraint": "avx2", "memory_gb": 2.5, "gpus": 2}
+        executor = cluster.make_executor(tmp_path / "jobs", {**SETTINGS, **chosen, "cluster": "slurm", "threads": 3})
+        job = executor.submit(print)
         text = job.paths.submission_file.read_text()
         found = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", text, re.M))
         expected = {"partition": "long", "account": "me", "qos": "low", "constraint": "avx2"}
@@ -229,17 +229,19 @@ class TestSlurm:
         slot.start([point], {"log": str(tmp_path / "log")})
         wait_until((slurm / point.job).exists)
         (slurm / point.job).write_text(state)
-        gone = [] if state == "RUNNING" else [{"gone": f"its job left no result, its state is {state}", "exit_code": 1}]
-        assert slot.events() == gone
-        assert slot.ready == bool(gone)
+        events = (
+            [] if state == "RUNNING" else [{"gone": f"its job left no result, its state is {state}", "exit_code": 1}]
+        )
+        assert slot.events() == events
+        assert slot.ready == bool(events)
 
     def test_a_refused_job_is_reported(
         self, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert main(["train", *LONG[1:], "hydra/launcher=slurm", "hydra.launcher.partition=full"]) == 2
-        told = "snnexp: hydra/launcher=slurm: a job was refused: sbatch: error: no room\n"
-        assert capfd.readouterr().err == told
+        message = "snnexp: hydra/launcher=slurm: a job was refused: sbatch: error: no room\n"
+        assert capfd.readouterr().err == message
 
 
 def test_a_password_is_not_submitted(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

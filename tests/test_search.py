@@ -54,11 +54,11 @@ search = Search(Settings(**settings), fixed, searched, folder, "test/loss", "min
 count = 0
 while search.remaining():
     search.heartbeat()
-    asked = search.ask()
-    if asked is None:
+    trial = search.ask()
+    if trial is None:
         time.sleep(0.05)
         continue
-    number, overrides = asked
+    number, overrides = trial
     print(number, flush=True)
     while count == hang_at:
         search.heartbeat()
@@ -263,10 +263,10 @@ def least(folder: Path, seed: int, sampler: str) -> float:
     folder.mkdir()
     wanted = ["optimizer.momentum=interval(-10,10)", "optimizer.lr=tag(log,interval(1e-6,1))"]
     search = begin(folder, wanted, sampler=sampler, seed=seed, n_trials=20)
-    while (asked := search.ask()) is not None:
-        values = drawn(asked[1])
+    while (trial := search.ask()) is not None:
+        values = drawn(trial[1])
         bowl = float(values["optimizer.momentum"]) ** 2 + (math.log10(float(values["optimizer.lr"])) + 2) ** 2
-        search.tell(asked[0], "finished", bowl)
+        search.tell(trial[0], "finished", bowl)
     assert search.remaining() == 0
     best = search.best()
     assert best is not None
@@ -296,9 +296,9 @@ class TestSampling:
         wanted = ["seed=range(3)", "neuron=leaky,rleaky", "neuron.beta=range(0.1,0.4,0.1)", "name=mine"]
         search = begin(folder, wanted, sampler="grid", n_trials=None)
         cells = []
-        while (asked := search.ask()) is not None:
-            cells.append(tuple(asked[1]))
-            search.tell(asked[0], "finished", 0.0)
+        while (trial := search.ask()) is not None:
+            cells.append(tuple(trial[1]))
+            search.tell(trial[0], "finished", 0.0)
         _, found = space(wanted, {})
         steps = round((found["neuron.beta"].high - 0.1) / 0.1) + 1
         assert len(cells) == len(set(cells)) == 3 * 2 * steps
@@ -331,8 +331,8 @@ class TestReports:
     @pytest.mark.slow
     def test_failed_trials_count_and_interrupted_ones_remain(self, folder: Path) -> None:
         search = begin(folder, n_trials=5)
-        told = [("finished", 2.0), ("failed", None), ("diverged", None), ("pruned", None), ("interrupted", None)]
-        for number, (status, value) in enumerate(told):
+        reports = [("finished", 2.0), ("failed", None), ("diverged", None), ("pruned", None), ("interrupted", None)]
+        for number, (status, value) in enumerate(reports):
             assert search.ask()[0] == number
             search.tell(number, status, value, "because")
         assert search.ask() is None
@@ -387,11 +387,11 @@ class TestResume:
     def test_a_silent_trial_is_released_with_its_parameters(self, folder: Path, monkeypatch: Any) -> None:
         clock = SimpleNamespace(now=0.0)
         monkeypatch.setattr("snnexp.search.study.time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
-        gone, here = (begin(folder, n_trials=2, heartbeat_s=10, grace_s=30) for _ in range(2))
-        lost, point = gone.ask()
+        silent, here = (begin(folder, n_trials=2, heartbeat_s=10, grace_s=30) for _ in range(2))
+        lost, point = silent.ask()
         mine, _ = here.ask()
         for clock.now in range(0, 31, 10):
-            gone.heartbeat()
+            silent.heartbeat()
             here.heartbeat()
         assert here.ask() is None, "it sends heartbeats"
         for clock.now in (40, 50, 60):
@@ -403,8 +403,8 @@ class TestResume:
         assert values == point
         assert number not in (lost, mine)
         assert here.ask() is None
-        assert not gone.reclaim(lost), "another process has restarted it"
-        gone.tell(lost, "finished", 1.0)
+        assert not silent.reclaim(lost), "another process has restarted it"
+        silent.tell(lost, "finished", 1.0)
         here.tell(mine, "finished", 2.0)
         here.tell(number, "finished", 3.0)
         assert here.remaining() == 0
@@ -538,12 +538,12 @@ class TestStorage:
         wrong = database.replace("s3cret", "0ther")
         with pytest.raises(ConfigError) as refused:
             begin(folder, storage=wrong)
-        told = str(refused.value)
-        assert told.startswith("hydra.sweeper.storage: postgresql://searcher@127.0.0.1")
-        assert "cannot be used" in told
-        assert "authentication failed" in told
-        assert "0ther" not in told
-        assert "\n" not in told
+        message = str(refused.value)
+        assert message.startswith("hydra.sweeper.storage: postgresql://searcher@127.0.0.1")
+        assert "cannot be used" in message
+        assert "authentication failed" in message
+        assert "0ther" not in message
+        assert "\n" not in message
 
     def test_a_server_that_does_not_run(self, folder: Path) -> None:
         with pytest.raises(ConfigError) as refused:
@@ -627,9 +627,9 @@ class TestPruning:
         search = self.search(folder, "val/accuracy", "maximize", others, "val/accuracy")
         number, _ = search.ask()
         bad = Pruning(**search.pruning_arguments(number))
-        told = curve(bad, [0.0, 0.61, 0.7, 0.8], "val/accuracy")
-        assert told == "pruned after epoch 2: val/accuracy 0.61 is worse than the median of the other points"
-        search.tell(number, "pruned", None, told)
+        reason = curve(bad, [0.0, 0.61, 0.7, 0.8], "val/accuracy")
+        assert reason == "pruned after epoch 2: val/accuracy 0.61 is worse than the median of the other points"
+        search.tell(number, "pruned", None, reason)
         found = trials(*beside(folder))[number]
         assert (found.state, found.value) == (TrialState.PRUNED, 0.61)
         good = Pruning(**search.pruning_arguments(search.ask()[0]))

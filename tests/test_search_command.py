@@ -44,7 +44,7 @@ def runs(cwd: Path) -> list[Path]:
     return sorted(path.parent for path in home(cwd).glob("runs/[0-9]*/run.json"))
 
 
-def begun(cwd: Path) -> bool:
+def has_running_point(cwd: Path) -> bool:
     return bool([*cwd.glob("outputs/sweeps/*/*/sweep.json")]) and "running" in statuses(cwd)
 
 
@@ -53,7 +53,7 @@ def kill_within_a_point(driver: "subprocess.Popen[str]", cwd: Path) -> dict[str,
 
     def trains() -> bool:
         assert driver.poll() is None, driver.communicate()
-        return begun(cwd) and any(record(run)["status"] == "running" for run in runs(cwd))
+        return has_running_point(cwd) and any(record(run)["status"] == "running" for run in runs(cwd))
 
     while True:
         wait_until(trains)
@@ -153,7 +153,7 @@ class TestShared:
 def test_an_interrupted_search_resumes_and_its_best_point_is_reproducible(tmp_path: Path) -> None:
     wanted = ["hydra.sweeper.n_trials=8", "hydra.sweeper.sampler=random", "hydra.sweeper.startup_trials=2"]
     driver = started(tmp_path, *SEARCH, "trainer.max_epochs=30", "logger.save_every_s=0", *wanted)
-    wait_until(lambda: begun(tmp_path) and len(runs(tmp_path)) > 1)
+    wait_until(lambda: has_running_point(tmp_path) and len(runs(tmp_path)) > 1)
     driver.send_signal(signal.SIGINT)
     out, err = driver.communicate(timeout=100)
     assert (driver.returncode, err) == (130, "snnexp: stopped by SIGINT\n"), out
@@ -181,11 +181,11 @@ def test_an_interrupted_search_resumes_and_its_best_point_is_reproducible(tmp_pa
 
 def test_pruned_members_do_not_affect_the_others(tmp_path: Path) -> None:
     wanted = ["hydra.sweeper.n_trials=24", "hydra.sweeper.sampler=random", "hydra.sweeper.startup_trials=2"]
-    asked = [*SEARCH, "trainer.max_epochs=6", *wanted, "hydra/launcher=stacked", "hydra.launcher.members=8"]
+    arguments = [*SEARCH, "trainer.max_epochs=6", *wanted, "hydra/launcher=stacked", "hydra.launcher.members=8"]
     ways = {way: tmp_path / way for way in ("true", "false")}
     for way, cwd in ways.items():
         cwd.mkdir()
-        snnexp(*asked, f"hydra.sweeper.prune={way}", cwd=cwd)
+        snnexp(*arguments, f"hydra.sweeper.prune={way}", cwd=cwd)
     pruned, whole = (points(cwd) for cwd in ways.values())
     assert [point["overrides"] for point in pruned] == [point["overrides"] for point in whole]
     assert {point["status"] for point in whole} == {"finished"}
@@ -200,5 +200,5 @@ def test_pruned_members_do_not_affect_the_others(tmp_path: Path) -> None:
         assert all_rows.read_text().startswith(mine.read_text())
         assert (mine.read_text() == all_rows.read_text()) == (left["status"] == "finished")
         ended = record(run)
-        told = ("interrupted", 0, left["reason"]) if left["status"] == "pruned" else ("finished", 0, "")
-        assert (ended["status"], ended["exit_code"], ended.get("reason", "")) == told
+        expected = ("interrupted", 0, left["reason"]) if left["status"] == "pruned" else ("finished", 0, "")
+        assert (ended["status"], ended["exit_code"], ended.get("reason", "")) == expected

@@ -190,11 +190,11 @@ class TestLedger:
     def test_run_directories_take_precedence(self, tmp_path: Path) -> None:
         """The driver was killed before it recorded the start or end of a run."""
         ledger = self.make(tmp_path)
-        ended, begun, _ = ledger.points
-        ended.status = begun.status = "running"
+        ended, running, _ = ledger.points
+        ended.status = running.status = "running"
         ledger.save()
         ledger.close()
-        for point, status in ((ended, "finished"), (begun, "running")):
+        for point, status in ((ended, "finished"), (running, "running")):
             run = Run.prepare(ledger.runs, "{}", point.overrides).publish({})
             run.update(status=status, metrics={"test/l1": 0.5}, exit_code=0 if status == "finished" else None)
             run.close()
@@ -282,10 +282,10 @@ def test_events_do_not_count_ended_members(tmp_path: Path, monkeypatch: pytest.M
                 ended(index, stacked.Outcome("finished", None))
 
     monkeypatch.setattr(stacked, "train", train)
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     seats = [{"config": {}, "overrides": [], "run": None, "over": over} for over in (True, False, True, False)]
-    worker._stack({"members": seats, "parent": str(tmp_path)}, tmp_path / "log", told.append)
-    assert [event["ended"] for event in told] == [0, 1]
+    worker._stack({"members": seats, "parent": str(tmp_path)}, tmp_path / "log", events.append)
+    assert [event["ended"] for event in events] == [0, 1]
 
 
 class TestSlots:
@@ -351,8 +351,8 @@ tasks = map(json.loads, sys.stdin)
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Nine points of which six fail in different ways; the driver is killed and the sweep resumed."""
     cwd = tmp_path_factory.mktemp("faulty")
-    told = ",".join(f"'{way}'" for way in ["", *WAYS, "", ""])
-    typed = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{told}]", "-m", "seed=range(9)"]
+    faults = ",".join(f"'{way}'" for way in ["", *WAYS, "", ""])
+    typed = ["loss._target_=faults.Faulty", "+loss.point=${seed}", f"+loss.faults=[{faults}]", "-m", "seed=range(9)"]
     limits = ["hydra.launcher.timeout_s=5", "hydra.launcher.memory_gb=2", "hydra.launcher.workers=2"]
     environment = {"PYTHONPATH": str(Path(__file__).parent), "SNNEXP_ALLOW_TARGETS": "faults"}
     process = started(cwd, *RUN, *typed, *limits, **environment)
@@ -605,7 +605,7 @@ def test_space_of_the_shipped_search() -> None:
 
 
 def test_means_over_seeds_and_the_best_point_are_printed(tmp_path: Path) -> None:
-    def told(*typed: list[str]) -> str:
+    def summary(*typed: list[str]) -> str:
         ledger = Ledger.create(tmp_path / f"a sweep of {len(typed)}", "x", SETTINGS)
         for value, overrides in enumerate(typed):
             point = ledger.add(overrides, {})
@@ -615,16 +615,16 @@ def test_means_over_seeds_and_the_best_point_are_printed(tmp_path: Path) -> None
         ledger.close()
         return screen.file.getvalue()  # type: ignore[attr-defined]
 
-    lines = told(*([f"seed={seed}", f"x={x}"] for x in (1, 2) for seed in (0, 1, 2))).splitlines()
+    lines = summary(*([f"seed={seed}", f"x={x}"] for x in (1, 2) for seed in (0, 1, 2))).splitlines()
     (head,) = [index for index, line in enumerate(lines) if "mean test/l1" in line]
     assert [line.split() for line in lines[head + 1 : head + 3]] == [["1", "3", "1", "1"], ["2", "3", "4", "1"]]
     assert lines[head + 3].split() == ["best", "test/l1", "0", "seed=0", "x=1"]
     (command,) = [line for line in lines if "snnexp report" in line]
     assert Path(shlex.split(command)[-1]).name == "a sweep of 6"
-    without = told(["x=1"], ["x=2"])
+    without = summary(["x=1"], ["x=2"])
     assert "mean test/l1" not in without
     assert "best test/l1 0" in without
-    folds = told(["data.fold=0"], ["data.fold=1"], ["data.fold=2"])
+    folds = summary(["data.fold=0"], ["data.fold=1"], ["data.fold=2"])
     assert "mean test/l1" in folds
     assert "best" not in folds
 
