@@ -378,7 +378,7 @@ class TestConfig:
     def test_the_class_is_required(self) -> None:
         with pytest.raises(ConfigError, match=r"^data\.dataset\._target_: has no value, add data\.dataset\._target_="):
             compose(["data=dataset"])
-        rows = {key: (value, about) for key, value, about, _ in describe_choice("data", "dataset")[0]}
+        rows = {key: (value, about) for key, value, _, about in describe_choice("data", "dataset")[0]}
         assert rows["data.dataset._target_"] == ("???", rows["data.dataset._target_"][1])
         assert "training samples" in rows["data.dataset._target_"][1]
 
