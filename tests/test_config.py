@@ -561,5 +561,5 @@ class TestWhatTakesNeurons:
 
     @pytest.mark.parametrize("word", ["readout=leaky", "network.layers=[{name: readout, neuron: null}]"])
     def test_a_neuron_that_no_layer_takes_is_refused(self, word: str) -> None:
-        with pytest.raises(ConfigError, match=r"^neuron: no layer of this network takes it, Graph has neurons"):
+        with pytest.raises(ConfigError, match=r"^neuron: no layer of this network uses it, Graph defines its own"):
             compose(["network=graph", self.LAST, word, "neuron.beta=0.5"])

@@ -233,7 +233,7 @@ class TestChoice:
 
     def test_note_about_a_replaced_decoder(self) -> None:
         cfg, _ = config.compose_unchecked(["experiment=mnist_leaky", "loss=nll_max_voltage"])
-        line = "decoder: max_membrane goes with what was typed, and replaces the recipe's spike_count"
+        line = "decoder: max_membrane, the default for the command-line overrides, replaces spike_count of the recipe"
         assert config.decoder_note(cfg) == line
         for words in (["experiment=mnist_leaky"], ["experiment=mnist_leaky", "loss=mse_count"], ["loss=mse_membrane"]):
             assert config.decoder_note(config.compose_unchecked(words)[0]) is None

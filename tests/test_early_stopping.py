@@ -187,7 +187,7 @@ class TestAlone:
         metrics = Run(path).read()["metrics"]
         for overrides in ([], ["data.val_size=0"]):
             assert experiment.evaluate(path, overrides=overrides)["test/loss"] == metrics["test/loss"]
-        with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: an evaluation does not train"):
+        with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: has no effect on an evaluation"):
             experiment.evaluate(path, overrides=["trainer.early_stopping=null"])
 
     def test_the_patience_cannot_be_changed(self, cfg: Any) -> None:

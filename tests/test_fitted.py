@@ -171,8 +171,8 @@ class TestSplits:
             evaluate(done, overrides=[f"data.{word}" for word in words])
         found = [sentence.partition(": ") for sentence in caught.value.args]
         assert {key for key, _, _ in found} == {f"data.{word.partition('=')[0]}" for word in words}
-        scaled = "inputs are scaled as those that the run was trained with; train a run with another"
-        assert all(reason == scaled or reason.endswith("keep it, or measure other data") for _, _, reason in found)
+        scaled = "inputs must be scaled as in training; train another run to change it"
+        assert all(reason == scaled or reason.endswith("keep it, or evaluate other data") for _, _, reason in found)
 
     def test_training_samples_are_not_tested(self) -> None:
         np.savez("ids.npz", **np.load("own.npz"), subject=np.arange(40) // 4)

@@ -198,7 +198,7 @@ def test_a_sweep_over_runs_keeps_ids_that_look_like_numbers() -> None:
     ("words", "key"),
     [
         (["init_from=nowhere"], "init_from.run: nowhere: no such directory"),
-        (["init_from=outputs/first"], "init_from.run: outputs/first is not the directory of a run"),
+        (["init_from=outputs/first"], "init_from.run: outputs/first is not a run directory"),
         (["init_from=/nowhere"], "init_from.run: /nowhere: not the directory of a run"),
         (["init_from.ckpt=best"], "init_from.ckpt: got best"),
         (["init_from.freeze=hidden1"], "init_from.freeze: got hidden1, must be a list"),

@@ -133,7 +133,7 @@ def test_parts_objects_and_references_of_a_recipe_give_way(folder: Path) -> None
         "network=conv does not take them",
         f"experiment=own: neuron.beta={text.format_value(NORMAL)} is left out, neuron=leaky_random does not take it",
         "experiment=own: readout.beta=0.5 is left out, readout=same does not take it",
-        "decoder: sum_membrane goes with what was typed, and replaces the recipe's spike_count",
+        "decoder: sum_membrane, the default for the command-line overrides, replaces spike_count of the recipe",
     ]
 
 

@@ -139,11 +139,11 @@ class TestTracker:
             ),
             (
                 ["+logger.also.x={_target_: lightning.pytorch.loggers.CSVLogger, api_key: abc}"],
-                "logger.also.x: has a password or key, which config.yaml would show",
+                "logger.also.x: contains a password or key, which config.yaml would show",
             ),
             (["+logger.also.x=3"], "logger.also.x: got 3, must be a mapping with _target_"),
-            (["logger.also=3"], "logger.also: got 3, must be a mapping of names to loggers"),
-            (["logger.also=null"], "logger.also: got null, must be a mapping of names to loggers"),
+            (["logger.also=3"], "logger.also: got 3, must be a mapping from names to loggers"),
+            (["logger.also=null"], "logger.also: got null, must be a mapping from names to loggers"),
             (
                 ["+logger.also.x={_target_: torch.nn.Linear}"],
                 "logger.also.x._target_: got torch.nn.Linear, must be a class of lightning.pytorch.loggers",

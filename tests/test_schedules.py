@@ -125,7 +125,7 @@ class TestEarlierKey:
                 "schedule=sawtooth: no such choice, there are constant, cosine, exponential",
             ),
             (["optimizer.schedule=3"], "optimizer.schedule: unknown key, L2Adam has no such argument"),
-            (["optimizer.schedule=cosine", "schedule=cosine"], "optimizer.schedule: is another name of schedule"),
+            (["optimizer.schedule=cosine", "schedule=cosine"], "optimizer.schedule: is the former name of schedule"),
         ],
     )
     def test_refuses_other_values(self, overrides: Sequence[str], message: str) -> None:

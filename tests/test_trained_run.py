@@ -190,8 +190,8 @@ class TestOtherData:
             (["data=mnist", "data.meen=1"], "data.meen: unknown key"),
             (["data=mnist", "data.std=0"], "data.std: got 0"),
             (["data=linear"], "loss: CEMembrane compares with labels"),
-            (["network=conv"], "network: a choice is made when a run starts"),
-            (["init_from.freeze=[hidden1]"], "init_from.freeze: an evaluation does not train"),
+            (["network=conv"], "network: cannot choose another part of an existing run"),
+            (["init_from.freeze=[hidden1]"], "init_from.freeze: has no effect on an evaluation"),
         ],
     )
     def test_invalid_arguments_are_rejected(self, words: list[str], sentence: str, done: Path) -> None:

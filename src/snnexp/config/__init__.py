@@ -1,4 +1,4 @@
-"""What was asked for: a config is composed, checked, saved and read again."""
+"""Compose, check, save and load configs."""
 
 from snnexp.config.build import factory, instantiate, make_network
 from snnexp.config.checks import check

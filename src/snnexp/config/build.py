@@ -1,4 +1,4 @@
-"""Objects from a config: the only door from a config to code, and ``targets`` says for what it opens."""
+"""Build objects from a config. Nothing else calls code that a config names; ``targets`` decides what is allowed."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -11,17 +11,17 @@ from snnexp.spec.places import MODULE, NEURON, PLACES, SYNAPSE
 
 
 def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
-    """Build the object that a node describes: ``_target_`` is called with the node's other keys and ``arguments``.
+    """Build the object that a node describes: call ``_target_`` with the other keys of the node and ``arguments``.
 
     Raises:
-        ConfigError: the target is not allowed, or refuses its arguments; the sentence begins with the key.
-        PartError: code of a part of the user's own raised another error.
+        ConfigError: the target is not allowed, or rejects its arguments; the message begins with the key.
+        PartError: code of a user's part raised another error.
     """
     return factory(node, path, given=arguments)(**arguments)
 
 
 def make_network(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
-    """As :func:`instantiate`, of a network; the constructor of any other module gets those arguments that it names."""
+    """Build a network as :func:`instantiate`; pass other modules only the arguments that their constructor names."""
     with user_parts.wrap_errors(path):
         target = targets.resolve(str(node.get("_target_")), path)
     place = PLACES["network"]
@@ -31,11 +31,11 @@ def make_network(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
 
 
 def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Callable[..., Any]:
-    """A function that builds the object of a node each time it is called, with what is still missing.
+    """Return a function that builds the object of a node from the arguments that the node does not set.
 
     Args:
         node: a mapping with ``_target_``.
-        path: where the node stands in the config, for messages.
+        path: key of the node in the config, for messages.
         given: names of the arguments that the caller will pass.
     """
     with user_parts.wrap_errors(path):
@@ -57,16 +57,16 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
         try:
             signature.bind(*positional, **values, **more)
         except TypeError as error:
-            raise _refused(f"{path}: {target.__name__} is {error}") from error
+            raise _with_path(f"{path}: {target.__name__} is {error}") from error
         if targets.is_library(str(node["_target_"])):
             try:
                 return target(*positional, **values, **more)
             except (RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())
-                raise _refused(f"{path}: {target.__name__} refuses its arguments: {reason}") from error
+                raise _with_path(f"{path}: {target.__name__} rejects its arguments: {reason}") from error
         with user_parts.wrap_constructor_errors(path), key_prefix(path):
             if not targets.is_snnexp(str(node["_target_"])):
-                # those of this package check by themselves, however they are called
+                # the constructors of this package check their arguments themselves
                 checked.check(checked.constructor(target) if inspect.isclass(target) else target, values)
             return target(*positional, **values, **more)
 
@@ -74,7 +74,7 @@ def factory(node: Mapping[str, Any], path: str, given: Iterable[str] = ()) -> Ca
 
 
 def _build_nested(value: Any, path: str) -> Any:
-    """A value with the parts that it holds: made, or a ``PartFactory`` where their place gives them more."""
+    """Build the parts in a value; a neuron or module whose caller supplies arguments becomes a ``PartFactory``."""
     if isinstance(value, list):
         return [_build_nested(each, f"{path}.{index}") for index, each in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -92,7 +92,7 @@ def _build_nested(value: Any, path: str) -> Any:
 
 
 def _build_value(value: Any, path: str) -> Any:
-    """A value of a config, with the objects that it describes in place of their nodes."""
+    """Replace the nodes in a value of a config by the objects that they describe."""
     if isinstance(value, list):
         return [_build_value(each, f"{path}.{index}") for index, each in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -102,8 +102,8 @@ def _build_value(value: Any, path: str) -> Any:
     return {key: _build_value(each, f"{path}.{key}") for key, each in value.items()}
 
 
-def _refused(sentence: str) -> ConfigError:
-    """Raised perhaps within the constructor of another part, whose key is not to be put in front."""
-    error = ConfigError(sentence)
+def _with_path(message: str) -> ConfigError:
+    """Return an error whose message has its key already, so that an outer constructor does not prepend its own."""
+    error = ConfigError(message)
     error.has_path = True
     return error

@@ -1,4 +1,4 @@
-"""Values of a config are held against the domains of their names, and parts against each other, without torch."""
+"""Check the values of a config against their domains, and its parts against each other, without importing torch."""
 
 import inspect
 import os
@@ -25,18 +25,18 @@ RESERVED = (
     *("loss", "epoch_loss", "penalty", "accuracy", "undecided", "l1", "relative_error", "seed_mean_loss"),
     *("firing_rate", "dead", "saturated", "synops"),
 )
-"""Names of values that runs measure by themselves."""
+"""Names of the metrics that every run logs."""
 
 
 def check(cfg: DictConfig, together: bool = True) -> DictConfig:
-    """Resolve ``cfg`` and hold every value against what its part takes.
+    """Resolve ``cfg`` and check its values.
 
     Args:
         cfg: a composed config.
-        together: whether parts are held against each other too.
+        together: whether to check the parts against each other too.
 
     Raises:
-        ConfigError: values cannot work; one sentence for each key.
+        ConfigError: values are invalid; one message for each key.
     """
     with in_one_line(), explain_errors(), registered_resolvers():
         if missing := [key for key in (*KEYS, *NODES) if key not in cfg and key not in OPTIONAL]:
@@ -45,7 +45,7 @@ def check(cfg: DictConfig, together: bool = True) -> DictConfig:
         written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         security.require_bounded(written, written)
         cfg = steps.resolve_num_steps(cfg)
-        # a recipe may be older than the places of parts
+        # a recipe may have been written for an earlier version
         resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         plain = decoding.with_missing_nodes(upgrade.with_schedule(upgrade.with_targets(resolved)))
         return OmegaConf.create(_checked(plain, written, together))
@@ -59,17 +59,17 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
         elif key not in (*KEYS, *NODES):
             errors.add(f"{format_value(key)}: unknown key, {suggest(str(key), (*KEYS, *GROUPS))}")
         elif key == "decoder" and value in (None, decoding.AUTO, decoding.EARLIER):
-            # none, or one that is decided when the parts are made
+            # no decoder, or one that is chosen when the parts are built
             continue
         elif key in NODES and not isinstance(value, dict):
-            hint = "must be a mapping, as a file of this group holds it" if isinstance(value, list) else None
+            hint = "must be a mapping, as in a file of this group" if isinstance(value, list) else None
             errors.add(f"{key}: got {format_value(value)}, {hint or list_options(choices(key))}")
         elif key == "init_from":
             initial.check(value, errors)
         else:
             named = {f"{key}.{name}": node for name, node in value.items()} if _is_collection(key) else {key: value}
             if key == "logger":
-                # has loggers of its own, which are checked below
+                # the loggers below `also` are checked separately
                 named = {key: {name: node for name, node in value.items() if name != "also"}}
             for path, node in named.items():
                 with errors.collect():
@@ -100,7 +100,7 @@ def _checked(plain: dict[str, Any], written: Mapping[str, Any], together: bool) 
             _check_arguments(node, path, specs[path], *_given(specs[path], PLACES[place]), errors)
         _check_pairs(plain, nodes, specs, errors)
     for key in [*errors.messages]:
-        # what is only read from a key that is refused itself is told once
+        # an interpolation of an invalid key is not reported again
         if any(origin in errors.messages for origin in _origins(key, written)):
             del errors.messages[key]
     errors.raise_if_any()
@@ -113,24 +113,31 @@ def _is_collection(key: str) -> bool:
 
 
 def _require_name(path: str) -> None:
-    """Refuse a name that cannot be that of a measured value, or that another value has."""
+    """Refuse an invalid or reserved name of a metric or penalty."""
     place, _, name = path.partition(".")
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-        raise ConfigError(f"{place}.{format_value(name)}: a name must be of letters, digits and _, the first a letter")
+        raise ConfigError(
+            f"{place}.{format_value(name)}: must consist of letters, digits and _, and begin with a letter"
+        )
     if place == "measure" and name in RESERVED:
-        raise ConfigError(f"{path}: every run has this measure; use another name")
+        raise ConfigError(f"{path}: every run logs a metric of this name; use another name")
 
 
 def expand_user_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    """Expand ``~`` in the paths of a config, in place."""
     for key in ("data", "logger"):
-        # once, so that all who read a path mean the same
         if isinstance(root := plain[key].get("root"), str):
             plain[key]["root"] = os.path.expanduser(root)
     return plain
 
 
 def _origins(key: str, written: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that a key of a config gets its value from, by interpolations as they were written."""
+    """Yield the keys that the value of a key is interpolated from.
+
+    Args:
+        key: a dotted key.
+        written: the config, not resolved.
+    """
     node: Any = written
     words = key.split(".")
     for index, word in enumerate(words):
@@ -142,7 +149,7 @@ def _origins(key: str, written: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_user_object(value: Any) -> bool:
-    """Whether code from elsewhere makes the value, so that it is checked when it is there."""
+    """Return True if code of an allowed package creates the value, which cannot be checked before."""
     return isinstance(value, Mapping) and targets.is_allowed(str(value.get("_target_")))
 
 
@@ -152,7 +159,7 @@ def _is_part(node: Any, path: str, errors: ConfigErrors) -> bool:
 
 
 def _children(node: Any, path: str, errors: ConfigErrors) -> Iterator[tuple[str, Any, Spec]]:
-    """The parts within a node, without those within these."""
+    """Yield the parts in a node, not those nested in them."""
     for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
         child = f"{path}.{key}"
         if _is_part(value, child, errors):
@@ -188,7 +195,7 @@ def _check_arguments(
     offered: Sequence[str],
     errors: ConfigErrors,
 ) -> None:
-    """Refuse what a part does not take, what it lacks, and values that do not fit each other."""
+    """Refuse unknown and missing arguments of a part, and values that contradict each other."""
     own = _values(node)
     known = [name for name in spec.arguments if name not in given]
     if not spec.takes_all:
@@ -201,8 +208,8 @@ def _check_arguments(
         whole = _with_defaults(own, spec)
         for argument in spec.arguments.values():
             for relation in argument.relations:
-                if sentence := checked.violation(argument.name, relation, argument.domain, whole):
-                    errors.add(f"{path}.{sentence}")
+                if message := checked.violation(argument.name, relation, argument.domain, whole):
+                    errors.add(f"{path}.{message}")
         with errors.collect():
             _call(spec, "requires", path, whole)
     for child, value, its in _children(node, path, errors):
@@ -210,7 +217,7 @@ def _check_arguments(
 
 
 def _given(spec: Spec, place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The arguments that a place gives a part, and those that it offers: to another kind of module, all of them."""
+    """Return the arguments that a place supplies and those that it offers; a plain module is offered all of them."""
     if place is PLACES["network"] and place.base not in spec.bases:
         return (), (*place.given, *place.offered)
     return place.given, place.offered
@@ -222,7 +229,7 @@ def _with_defaults(own: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
 
 
 def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
-    """The result of a static method of a part; None where there is none, or it needs what is not known here."""
+    """Return the result of a static method of a part; None if there is none, or one of its arguments is unknown."""
     try:
         rule = spec.rule(name, targets.may_call_rules)
     except UnreadableError:
@@ -240,7 +247,7 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
         with user_parts.wrap_constructor_errors(path), key_prefix(path):
             return rule(*given, **named)
     except ConfigError as error:
-        # what is described by a mapping is no number yet
+        # the method expected a number, and the config has a mapping that describes one
         if error.__cause__ is not None and any(isinstance(value, Mapping) for value in (*given, *named.values())):
             return None
         raise
@@ -249,12 +256,12 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
 def _check_pairs(
     plain: Mapping[str, Any], nodes: Mapping[str, Any], specs: Mapping[str, Spec], errors: ConfigErrors
 ) -> None:
-    """Hold parts against each other and the length of the run, as far as their sources tell."""
+    """Check the parts against each other and ``num_steps``, as far as their source determines it."""
     plain_decoder, num_steps = MISSING if plain["decoder"] is not None else None, plain["num_steps"]
     facts = {key: Facts(spec, _with_defaults(_values(nodes[key]), spec)) for key, spec in specs.items()}
     data, loss, encoder, readout = (facts.get(key) for key in ("data", "loss", "encoder", "readout"))
     if "network" in nodes and not rules.takes_neurons(nodes["network"], "readout"):
-        # another one, which its constructor knows
+        # the network defines its readout itself
         readout = None
     if data and loss:
         with errors.collect():
@@ -294,7 +301,7 @@ def _check_pairs(
 
 
 def _watched_metrics(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> Iterator[tuple[str, Any, Any]]:
-    """Keys that ask for a measure to be watched, their values, and the measure."""
+    """Yield the keys that monitor a metric, their values, and the metric."""
     if "schedule" in facts and facts["schedule"].watches is True:
         own = _with_defaults(_values(nodes["schedule"]), facts["schedule"].spec)
         yield "schedule.measure", own.get("measure"), own.get("measure")
@@ -303,7 +310,7 @@ def _watched_metrics(nodes: Mapping[str, Any], facts: Mapping[str, Facts]) -> It
 
 
 def _check_shapes(nodes: Mapping[str, Any], specs: Mapping[str, Spec], data: Facts, errors: ConfigErrors) -> None:
-    """Hold neurons against the shapes that their network gives them."""
+    """Check the neurons against the shapes of their layers."""
     shapes = {name: value for name in ("inputs", "outputs") if (value := getattr(data, name)) is not MISSING}
     known = _with_defaults(_values(nodes["network"]), specs["network"])
     found = _call(specs["network"], "shapes", "network", {**known, **shapes})

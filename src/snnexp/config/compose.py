@@ -27,18 +27,18 @@ from snnexp.spec import parts, rules
 from snnexp.text import format_value
 
 MAX_REFUSALS = 20
-"""Refusals of one command: each takes one more composition."""
+"""Maximum number of errors that one command reports; each takes another composition."""
 NO_SEARCH = "hydra.searchpath=[]"
-"""Keeps a config from adding folders, or packages, to where Hydra looks; ``--config-dir`` is for the user."""
+"""Prevents configs from extending Hydra's search path; only ``--config-dir`` does."""
 Composed = tuple[DictConfig, dict[str, Any]]
-"""A config, and Hydra's own node as it was written."""
+"""A config, and the ``hydra`` node, not resolved."""
 
 
 def keys_of_choice(group: str, choice: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """The keys that a choice brings or sets, and their values, with interpolations as they are written.
+    """Return the keys that a choice sets and their values; interpolations are not resolved.
 
     Raises:
-        ConfigError: there is no such choice, or it cannot be composed.
+        ConfigError: the choice does not exist or cannot be composed.
     """
 
     def values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -59,10 +59,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose, resolve and check the config of one run, as ``snnexp train`` would.
 
     Args:
-        overrides: in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
+        overrides: overrides in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
 
     Raises:
-        ConfigError: it cannot work; the sentence names the key.
+        ConfigError: the config is invalid; the message names the key.
     """
     cfg, errors = resolve_num_steps(compose_unchecked(overrides)[0]), ConfigErrors()
     checked = cfg
@@ -75,18 +75,17 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
-    """Compose a config and let it through the gate; values are not validated yet.
+    """Compose a config and apply the security checks, but do not validate its values.
 
     Args:
-        overrides: in Hydra's grammar.
-        folders: more configs, as of ``--config-dir``.
+        overrides: overrides in Hydra's grammar.
+        folders: additional config folders, as of ``--config-dir``.
 
     Returns:
-        The config, and Hydra's own node as it was written.
+        The config, and the ``hydra`` node, not resolved.
 
     Raises:
-        ConfigError: it cannot be composed, or asks for more than a config may. Each override that is refused is told,
-            and what is wrong with the values of the others.
+        ConfigError: the config cannot be composed, or violates a security check. All invalid overrides are reported.
     """
     left, errors = quoted(overrides), ConfigErrors()
     absent: set[str] = set()
@@ -112,26 +111,26 @@ def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) ->
 
 
 def compose_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """A config with these choices, of which the nodes that they make are wanted: parts need not fit each other.
+    """Compose a config of which only the nodes of the given choices are used; values are not validated.
 
     Raises:
-        ConfigError: it cannot be composed, or asks for more than a config may.
+        ConfigError: the config cannot be composed, or violates a security check.
     """
     return _compose_in_hydra(quoted(words), folders)[0]
 
 
 def _is_below(key: str, absent: set[str]) -> bool:
-    """Whether a key may belong to a choice that could not be made, without which it looks unknown."""
+    """Return True if a key may belong to a choice that could not be composed, and is unknown only for that reason."""
     return "." in key and (key.partition(".")[0] in absent or not absent.isdisjoint(GLOBAL))
 
 
 def _culprit(error: ConfigError, overrides: Sequence[str]) -> str | None:
-    """The key of the override that a refusal is about, if it is about one."""
-    told = str(error.args[0])
+    """Return the key of the override that caused an error, or None."""
+    message = str(error.args[0])
     for override in overrides:
         key = key_of(override)
         names = (short(key), override, format_value(override), *(key[:dot] for dot in _dots(key)))
-        if told.startswith(tuple(f"{name}:" for name in names)):
+        if message.startswith(tuple(f"{name}:" for name in names)):
             return key
     return None
 
@@ -156,7 +155,7 @@ def _compose_in_hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Comp
         record_left_out(cfg, cast(Loader, hydra.config_loader).left_out)
         with user_parts.wrap_errors("hydra"):
             security.require_shipped_hydra(node, overrides)
-        # what is wrong in a run's part is told by that, and not by what was typed
+        # check the keys of a run first, so that the message names them and not the hydra node
         security.require_bounded(whole, sorted(whole, key="hydra".__eq__))
         for group in GLOBAL:
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
@@ -165,20 +164,20 @@ def _compose_in_hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Comp
 
 
 def _with_schedule(overrides: Sequence[str]) -> DictConfig:
-    """As Hydra composes it, where a text ``optimizer.schedule`` is the choice of ``schedule`` that it stands for."""
+    """Compose with Hydra; a string ``optimizer.schedule``, as of earlier versions, becomes a choice of ``schedule``."""
     keys = [key_of(word) for word in overrides]
     words = [word for word, key in zip(overrides, keys, strict=True) if key != upgrade.SCHEDULE]
     if len(words) < len(overrides):
         if "schedule" in keys:
-            raise ConfigError(f"{upgrade.SCHEDULE}: is another name of schedule; leave out one of them")
-        # keys of the choice are not there before it is made
+            raise ConfigError(f"{upgrade.SCHEDULE}: is the former name of schedule; leave out one of them")
+        # the keys of a schedule do not exist before it is chosen
         cfg = _hydra_compose([word for word in overrides if not key_of(word).startswith("schedule.")])
     else:
         cfg = _hydra_compose(overrides)
     choice = _old_schedule(cfg)
     if choice is None:
         return cfg if len(words) == len(overrides) else _hydra_compose(overrides)
-    # what was typed comes before a text in a file
+    # an override takes precedence over a string in a file
     cfg = _hydra_compose(words if "schedule" in keys else [*words, f"schedule={choice}"])
     with open_dict(cfg):
         cfg.optimizer.pop("schedule", None)
@@ -186,7 +185,7 @@ def _with_schedule(overrides: Sequence[str]) -> DictConfig:
 
 
 def _hydra_compose(overrides: Sequence[str]) -> DictConfig:
-    # an optimiser of the user's own may have such an argument
+    # a user's optimizer may have an argument of this name
     words = [f"++{word}" if word.startswith(f"{upgrade.SCHEDULE}=") else word for word in with_cleared_parts(overrides)]
     files.Files.visits = 0
     try:
@@ -196,7 +195,7 @@ def _hydra_compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def _old_schedule(cfg: DictConfig) -> str | None:
-    """The schedule that ``optimizer.schedule`` chooses by a text, where the optimiser has no such argument itself."""
+    """Return the schedule that a string ``optimizer.schedule`` chooses, if the optimizer has no such argument."""
     optimizer = OmegaConf.to_container(cfg.optimizer) if OmegaConf.is_dict(cfg.get("optimizer")) else {}
     assert isinstance(optimizer, dict)
     text, target = optimizer.get("schedule"), optimizer.get("_target_")
@@ -206,40 +205,37 @@ def _old_schedule(cfg: DictConfig) -> str | None:
 
 
 def downloads(cfg: DictConfig) -> bool:
-    """Whether a run of a composed config would download data."""
+    """Return True if a run of a composed config may download data."""
     with explain_errors(), registered_resolvers():
         return bool(OmegaConf.select(cfg, "data.download"))
 
 
 def require_used(overrides: Collection[str], cfg: DictConfig) -> None:
-    """Refuse a surrogate, a neuron or a readout that was typed where nothing of a composed config takes one.
-
-    And loggers whose packages are not installed.
-    """
-    typed = {key_of(override).partition(".")[0] for override in overrides}
+    """Refuse overrides of a surrogate, neuron or readout that the config does not use, and missing logger packages."""
+    groups = {key_of(override).partition(".")[0] for override in overrides}
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    if "surrogate" in typed and not any("${surrogate" in text for text in strings(plain)):
+    if "surrogate" in groups and not any("${surrogate" in text for text in strings(plain)):
         raise ConfigError("surrogate: no neuron of this config takes one")
     if isinstance(logger := plain.get("logger"), Mapping):
         loggers.require_packages(logger.get("also"), overrides)
     network = plain.get("network")
     for key in ("neuron", "readout"):
-        # readout=same takes the neuron too
-        takers = {key, "readout"} if plain.get("readout") == f"${{{key}}}" else {key}
-        if key in typed and isinstance(network, Mapping) and not any(rules.takes_neurons(network, at) for at in takers):
+        # readout=same uses the neuron too
+        users = {key, "readout"} if plain.get("readout") == f"${{{key}}}" else {key}
+        if key in groups and isinstance(network, Mapping) and not any(rules.takes_neurons(network, at) for at in users):
             name = str(network["_target_"]).rpartition(".")[2]
-            raise ConfigError(f"{key}: no layer of this network takes it, {name} has neurons of its own")
+            raise ConfigError(f"{key}: no layer of this network uses it, {name} defines its own neurons")
 
 
 class Composer:
-    """Composes the points of a sweep, in a fifth of the time that :func:`composed` takes.
+    """Composes the points of a sweep, about five times as fast as :func:`compose_unchecked`.
 
-    Hydra makes all choices first and sets values afterwards, so that points which differ in values share what was
-    composed. A value that stands beside another one for the same part of the config is left to Hydra.
+    Hydra applies choices before values, so points that differ only in values share one composition. Overrides that
+    set the same part of the config more than once are left to Hydra.
 
     Args:
-        folders: more configs, as of ``--config-dir``.
-        common: overrides of all points, which stand before their own.
+        folders: additional config folders, as of ``--config-dir``.
+        common: overrides that precede those of each point.
     """
 
     def __init__(self, folders: Sequence[Path] = (), common: Sequence[str] = ()) -> None:
@@ -248,24 +244,24 @@ class Composer:
         self._parser = OverridesParser.create()
 
     def point(self, overrides: Sequence[str]) -> Composed:
-        """As :func:`composed`."""
+        """Compose one point, as :func:`compose_unchecked`."""
         values, (shared, node) = self._shared(overrides)
         cfg = shared.copy()
         try:
             for override in values:
                 OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
         except OmegaConfBaseException:
-            # Hydra's own words tell what is wrong
+            # compose again for Hydra's error message
             cfg, node = compose_unchecked([*self.common, *overrides], self.folders)
         require_used(overrides, cfg)
         return cfg, node
 
     def node(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """Hydra's own node of a point, on which its values have no influence; they need not be right."""
+        """Return the ``hydra`` node of a point; the values of the point are not applied or checked."""
         return self._shared(overrides)[1][1]
 
     def left_out(self, overrides: Sequence[str]) -> list[str]:
-        """A sentence for each file whose keys gave way in any of the points; of a key among ``overrides`` none."""
+        """Return a message for each file with keys that were left out in any point, except keys in ``overrides``."""
         return left_out((cfg for cfg, _ in self._composed.values()), overrides)
 
     def _shared(self, overrides: Sequence[str]) -> tuple[list[Override], Composed]:
@@ -279,17 +275,17 @@ class Composer:
             try:
                 self._composed[chosen] = compose_unchecked(chosen, self.folders)
             except ConfigError:
-                # which names what is wrong with values too
+                # report errors of the values too
                 compose_unchecked(overrides, self.folders)
                 raise
         return values, self._composed[chosen]
 
 
 def compose_points(points: Iterable[Sequence[str]], folders: Sequence[Path] = ()) -> Iterator[DictConfig]:
-    """The config of each point of a sweep, as :func:`composed` gives it.
+    """Yield the config of each point of a sweep, as :func:`compose_unchecked` returns it.
 
     Raises:
-        ConfigError: as :func:`composed`.
+        ConfigError: as :func:`compose_unchecked`.
     """
     composer = Composer(folders)
     return (composer.point(point)[0] for point in points)

@@ -1,4 +1,4 @@
-"""The decoder of a config: the default of its loss, and what a config of an earlier version means."""
+"""The default decoder of a config, and the decoder of configs from earlier versions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,17 +19,17 @@ from snnexp.spec.rules import Facts
 from snnexp.text import format_value, snake_case
 
 AUTO, EARLIER, NONE = "auto", "earlier", "none"
-"""Stand for a decoder whose parts cannot be read before they are made: the default of today, or that of versions
-whose configs had no decoder; and the choice of none."""
+"""AUTO and EARLIER stand for a default that is only known when the parts are built: the present default, or that of
+versions whose configs had no decoder. NONE is the choice of no decoder."""
 DEPEND = ("loss", "readout", "data")
-"""The groups that decide which decoder is the default."""
+"""The groups that determine the default decoder."""
 DECISIVE = tuple(f"{group}._target_" for group in DEPEND)
 NOTE = "snnexp_decoder"
 UNREAD = Spec("unread", takes_all=True)
 
 
 def with_missing_nodes(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved config with the nodes that those of earlier versions lack."""
+    """Return a resolved config with the nodes that earlier versions did not have."""
     found = initial.with_defaults(plain)
     for key in ("regularizer", "measure"):
         found.setdefault(key, {})
@@ -40,7 +40,7 @@ def with_missing_nodes(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shipped_node(name: str | None) -> dict[str, Any] | None:
-    """The node of a shipped decoder, as its choice has it."""
+    """Return the node of a shipped decoder with its default arguments."""
     if name is None:
         return None
     spec = parts.by_choice("decoder")[name]
@@ -48,11 +48,11 @@ def shipped_node(name: str | None) -> dict[str, Any] | None:
 
 
 def decoder_name(cfg: Mapping[str, Any], otherwise: object = None) -> str:
-    """The decoder of a config in a word, as reports show it.
+    """Return the name of the decoder of a config, as reports show it.
 
     Args:
         cfg: the config of a run.
-        otherwise: where the config does not name it, what run.json says.
+        otherwise: the decoder in run.json, used if the config has none.
     """
     found = cfg.get("decoder")
     target = found.get("_target_") if isinstance(found, Mapping) else None
@@ -62,12 +62,12 @@ def decoder_name(cfg: Mapping[str, Any], otherwise: object = None) -> str:
 
 
 def measure_descriptions(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """What the measures that a config names say of themselves."""
+    """Return the descriptions of the metrics that a config adds, by name."""
     return {name: spec.doc.rstrip(".") for name, spec in parts.measures(cfg).items()}
 
 
 def _default(plain: Mapping[str, Any], earlier: bool = False) -> Any:
-    """As :func:`snnexp.spec.rules.default_decoder`, as far as the sources of the parts tell."""
+    """Return :func:`snnexp.spec.rules.default_decoder` for the parts as their source describes them."""
     nodes = (plain.get(key) for key in DEPEND)
     found = (node.get("_target_") if isinstance(node, Mapping) else None for node in nodes)
     loss, readout, data = (Facts(parts.of(each) if isinstance(each, str) else UNREAD) for each in found)
@@ -78,18 +78,18 @@ Compose = Callable[[Sequence[str]], DictConfig]
 
 
 def compose_with_decoder(overrides: Sequence[str], compose: Compose, folders: Sequence[Path] = ()) -> DictConfig:
-    """Compose a config whose decoder is chosen: the one that was typed, that of the recipe, or the loss's default.
+    """Compose a config with the decoder of the overrides, of the recipe, or the default of the loss, in this order.
 
-    That of a recipe belongs to its loss and readout: where another loss or readout is typed and no decoder, or data
-    whose targets it does not decode, the default takes its place; :func:`note` says so.
+    The decoder of a recipe belongs to its loss and readout. If the overrides change these, or choose data that it does
+    not decode, and set no decoder, the default replaces it; :func:`decoder_note` returns a message about that.
 
     Args:
-        overrides: what was typed.
-        compose: composes overrides as they are, with Hydra's own node.
-        folders: more configs.
+        overrides: the command-line overrides.
+        compose: composes overrides as they are, including the ``hydra`` node.
+        folders: additional config folders.
 
     Raises:
-        ConfigError: the loss names a decoder that is no choice, or the decoder is deleted.
+        ConfigError: the default of the loss does not exist, or the decoder is deleted.
     """
     if any(override.startswith("~decoder") and key_of(override) == "decoder" for override in overrides):
         raise ConfigError("decoder: cannot be deleted; decoder=null leaves it out, decoder=auto is the default")
@@ -110,24 +110,26 @@ def compose_with_decoder(overrides: Sequence[str], compose: Compose, folders: Se
         loss = str(named["loss"]["_target_"]).rpartition(".")[2]
         raise ConfigError(f"loss: {loss}.decoder is {format_value(name)}, must be one of {', '.join(known)}")
     if choice == AUTO and not any((folder / "decoder" / f"{name}.yaml").is_file() for folder in folders):
-        # what the file of a shipped choice holds, without a second composition
+        # equals the file of the shipped choice, without a second composition
         with open_dict(cfg):
             cfg.decoder = name if name == AUTO else shipped_node(None if name == NONE else name)
             cfg.hydra.runtime.choices.decoder = name
         return cfg
     cfg = compose([*others, f"decoder={name}"])
     if choice != AUTO:
-        vars(cfg._metadata)[NOTE] = f"decoder: {name} goes with what was typed, and replaces the recipe's {choice}"
+        vars(cfg._metadata)[NOTE] = (
+            f"decoder: {name}, the default for the command-line overrides, replaces {choice} of the recipe"
+        )
     return cfg
 
 
 def _another(overrides: Sequence[str], cfg: DictConfig, compose: Compose) -> set[str]:
-    """The groups that a recipe's decoder depends on, of which another choice was typed."""
-    typed = {key_of(override) for override in overrides} & {*DEPEND}
-    if not typed:
+    """Return the groups in DEPEND for which the overrides choose another part than the recipe."""
+    chosen = {key_of(override) for override in overrides} & {*DEPEND}
+    if not chosen:
         return set()
-    own = compose([override for override in overrides if key_of(override).partition(".")[0] not in typed])
-    return {group for group in typed if _choices(own).get(group) != _choices(cfg).get(group)}
+    own = compose([override for override in overrides if key_of(override).partition(".")[0] not in chosen])
+    return {group for group in chosen if _choices(own).get(group) != _choices(cfg).get(group)}
 
 
 def _choices(cfg: DictConfig) -> DictConfig:
@@ -136,7 +138,7 @@ def _choices(cfg: DictConfig) -> DictConfig:
 
 
 def _named(cfg: DictConfig, key: str) -> dict[str, Any]:
-    """The target of a node; what is wrong with it is told later."""
+    """Return a node with only its target; errors are reported later, when the config is checked."""
     try:
         found = OmegaConf.select(cfg, f"{key}._target_")
     except OmegaConfBaseException:
@@ -145,6 +147,6 @@ def _named(cfg: DictConfig, key: str) -> dict[str, Any]:
 
 
 def decoder_note(cfg: DictConfig) -> str | None:
-    """What is to be said of the decoder of a composed config; None where nothing is."""
+    """Return a message if the decoder of the recipe was replaced, else None."""
     found: str | None = vars(cfg._metadata).get(NOTE)
     return found

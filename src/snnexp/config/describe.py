@@ -1,4 +1,4 @@
-"""What ``snnexp list`` tells of a choice: its keys, their values, what they may be, and what they mean."""
+"""Describe a choice for ``snnexp list``: its keys, their values, domains and documentation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ from snnexp.spec.source import UnreadableError
 def describe_choice(
     group: str, choice: str, folders: Sequence[Path] = ()
 ) -> tuple[list[tuple[str, str, str, str]], list[str]]:
-    """Rows of a key, its value as it is typed, and what it may be and means; and what could not be read of its parts.
+    """Return rows (key, value, domain, documentation), and notes on what is not checked before a part is built.
 
-    Arguments that the file of a choice does not set have the default of their part.
+    The rows include the arguments that the file of the choice does not set, with their defaults.
 
     Raises:
-        ConfigError: there is no such choice, or it cannot be composed.
+        ConfigError: the choice does not exist or cannot be composed.
     """
     found = keys_of_choice(group, choice, folders)
     rows = [(key, hydra_literal(value), *_describe_key(key, found)) for key, value in found.items()]
@@ -33,16 +33,16 @@ def describe_choice(
         if name != "_target_" or group in GLOBAL or not isinstance(target, str):
             continue
         if target == "???":
-            unread.append(f"{path}: name a part of your own by {key}=mypkg.Mine")
+            unread.append(f"{path}: set {key}=mypkg.Mine to use your own class")
             continue
         spec = parts.of(target)
         if spec.unread:
-            unread.append(f"{path}: the arguments of {target} are not checked early: {spec.unread}")
+            unread.append(f"{path}: the arguments of {target} are not checked before it is built: {spec.unread}")
         for rule in targets.RULES:
             try:
                 spec.rule(rule, targets.may_call_rules)
             except UnreadableError as error:
-                unread.append(f"{path}: {rule} of {target} is not called early: {error}")
+                unread.append(f"{path}: {rule} of {target} is not called before it is built: {error}")
         given = PLACES[path].given if path in PLACES else ()
         for argument in spec.arguments.values():
             own = f"{path}.{argument.name}"
@@ -55,7 +55,7 @@ def describe_choice(
 def _describe_key(key: str, found: Mapping[str, Any]) -> tuple[str, str]:
     path, _, name = key.rpartition(".")
     if found[key] == "???" and name == "_target_":
-        # what an argument needs is said of its object
+        # an object without a target: describe the argument that takes it
         node, _, argument = path.rpartition(".")
         entry = keys.lookup(found.get(f"{node}._target_"), node, argument)
     else:
@@ -67,5 +67,5 @@ def _describe_key(key: str, found: Mapping[str, Any]) -> tuple[str, str]:
 
 def _describe_argument(argument: Argument) -> tuple[str, str]:
     domain = "" if argument.domain is None else str(argument.domain)
-    owed = [f"at {'most' if isinstance(each, AtMost) else 'least'} {each.bound}" for each in argument.relations]
-    return "; ".join(filter(None, [domain, *owed])), argument.doc
+    bounds = [f"at {'most' if isinstance(each, AtMost) else 'least'} {each.bound}" for each in argument.relations]
+    return "; ".join(filter(None, [domain, *bounds])), argument.doc

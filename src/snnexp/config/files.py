@@ -1,4 +1,4 @@
-"""Config files are read: small, plain, with no function called in them but those of this package."""
+"""Read config files safely: plain YAML of limited size, without tags, aliases and calls of other resolvers."""
 
 import copy
 import io
@@ -17,35 +17,35 @@ from snnexp.errors import ConfigError
 from snnexp.text import format_value
 
 OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
-"""Numbers that YAML 1.1 reads to the base 8 or 60."""
+"""Numbers that YAML 1.1 reads in base 8 or 60."""
 MAX_BYTES = 2**20
 MAX_NODES = 10_000
 MAX_DEPTH = 32
 MAX_VISITS = 500
-"""How many configs one composition may go through, each as often as it is named; a recipe takes about 50."""
+"""Maximum number of config files that one composition may include, counting repetitions; a recipe takes about 50."""
 RESOLVERS = ("new_run_id",)
-"""Functions that an interpolation may call."""
+"""Resolvers that an interpolation may call."""
 RESOLVER = re.compile(r"\$\{([^${}:]*):([^,}$]*\$?)")
 OWN_VARIABLE = re.compile(r"SNNEXP_\w*", re.ASCII)
 BUILT_NAME = re.compile(r"\$\{[^${}:]*\$\{")
 
 
 def read(path: Path) -> str:
-    """The text of a config file.
+    """Return the content of a config file.
 
     Raises:
-        ConfigError: it is not there, or is no plain YAML of a size that a person would write.
+        ConfigError: the file does not exist, is too large, or is not plain YAML.
     """
     try:
         if not path.is_file():
-            raise ConfigError(f"{path}: there is no such file")
+            raise ConfigError(f"{path}: no such file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         text = content.decode()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not a text in UTF-8") from error
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes")
     depth = nodes = 0
@@ -53,23 +53,23 @@ def read(path: Path) -> str:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(f"{path}: line {line} has an alias; write the value out, or ${{...}}")
+                raise ConfigError(f"{path}: line {line} has an alias; repeat the value, or use ${{...}}")
             if getattr(event, "tag", None) is not None:
-                raise ConfigError(f"{path}: line {line} has a tag; plain values have none")
+                raise ConfigError(f"{path}: line {line} has a tag; only plain values are allowed")
             if isinstance(event, yaml.ScalarEvent):
-                # Hydra resolves some before a config is composed
+                # Hydra resolves some interpolations before a config is composed
                 require_own_resolvers(event.value, f"{path}: line {line}")
             scalar = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
             if scalar and OTHER_BASE.fullmatch(event.value) and not isinstance(yaml.safe_load(event.value), str):
                 raise ConfigError(
-                    f"{path}: line {line} has {event.value}, which YAML takes for {yaml.safe_load(event.value)}; "
-                    "write a decimal number, or quotes around a text"
+                    f"{path}: line {line} has {event.value}, which YAML reads as {yaml.safe_load(event.value)}; "
+                    "write a decimal number, or quote the string"
                 )
             nodes += isinstance(event, yaml.NodeEvent)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH or nodes > MAX_NODES:
                 raise ConfigError(
-                    f"{path}: line {line} is nested too deeply, or there are more than {MAX_NODES} values"
+                    f"{path}: line {line} is nested too deeply, or the file has more than {MAX_NODES} values"
                 )
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error
@@ -77,65 +77,66 @@ def read(path: Path) -> str:
 
 
 def describe(error: yaml.YAMLError) -> str:
-    """Where a text is not YAML, and why."""
+    """Return the line and the reason of a YAML error."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1} is not YAML: {error.problem}"
     return f"is not YAML: {str(error).splitlines()[0]}"
 
 
 class Files(FileConfigSource):
-    """Hydra's folders of configs, with :func:`read` in front of each file."""
+    """Hydra's source of config files, with the checks of :func:`read`."""
 
     visits: ClassVar[int | None] = None
-    """How many configs the composition under way has gone through."""
+    """Number of config files that the current composition has included; None outside one."""
     _parsed: ClassVar[dict[Path, tuple[str, DictConfig | ListConfig]]] = {}
-    """The text of each file, and what it was parsed to."""
+    """Content and parsed config of each file."""
 
     @classmethod
     def register(cls) -> None:
-        """Let Hydra read files through this class; safe to call again."""
-        # Hydra's plugins register the class that is replaced
+        """Make Hydra read files through this class; idempotent."""
+        # initialize Hydra's plugins first, they register the class to replace
         Plugins.instance()
         SourcesRegistry.instance().types["file"] = cls
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
-        # Hydra looks for its `# @package` in front of what YAML leaves out
+        # YAML ignores a byte order mark, but Hydra would miss `# @package` after it
         text = read(path).removeprefix("\ufeff")
         if self._parsed.get(path, ("",))[0] != text:
             try:
                 self._parsed[path] = (text, OmegaConf.load(io.StringIO(text)))
             except yaml.YAMLError as error:
                 raise ConfigError(f"{path}: {describe(error)}") from error
-        # Hydra takes the defaults list out of the config that it gets
+        # Hydra removes the defaults list from the config that it gets
         config = copy.deepcopy(self._parsed[path][1])
         return _Result(self.provider, f"file://{self.path}", config, self._get_header_dict(text[:512]))
 
 
 class _Result(ConfigResult):
-    """A config file as Hydra keeps it: read once, but gone through each time that a defaults list names it."""
+    """A config file as Hydra caches it; counts how often a defaults list includes it."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "header" and Files.visits is not None:
             Files.visits += 1
             if Files.visits > MAX_VISITS:
-                raise ConfigError("defaults: one config leads to too many others")
+                raise ConfigError("defaults: a config includes too many others")
         return super().__getattribute__(name)
 
 
 def require_own_resolvers(text: str, place: str) -> None:
-    """Refuse a text whose interpolation calls a function, but for those of this package and a variable of its own.
+    """Refuse interpolations that call anything but the resolvers of this package or read foreign variables.
 
-    Any function may be registered in this process, and any variable may hold a secret, which a run would record.
+    Any function may be registered as a resolver in this process, and any environment variable may hold a secret,
+    which a run would record.
 
     Args:
-        text: as it was written.
-        place: the key, or file and line.
+        text: a string of a config, not resolved.
+        place: its key, or its file and line.
     """
     if BUILT_NAME.search(text):
-        raise ConfigError(f"{place}: an interpolation may not be made of others")
+        raise ConfigError(f"{place}: nested interpolations are not allowed")
     for match in RESOLVER.finditer(text):
         name, argument = match[1].strip(), match[2].strip()
         if name not in RESOLVERS and not (name == "oc.env" and OWN_VARIABLE.fullmatch(argument)):
             called = format_value(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{argument}")
-            raise ConfigError(f"{place}: {called} is not resolved, only ${{key}} and ${{oc.env:SNNEXP_...}} are")
+            raise ConfigError(f"{place}: {called} is not allowed, only ${{key}} and ${{oc.env:SNNEXP_...}} are")

@@ -1,4 +1,4 @@
-"""The folders of configs, and what can be chosen there."""
+"""The config folders, and the groups and choices in them."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -39,18 +39,18 @@ GROUPS = (
     "debug",
 )
 NODES, GLOBAL = GROUPS[:-3], GROUPS[-3:]
-"""The groups that become a node of the config, and those whose choices only set keys of others."""
+"""Groups that become a node of the config, and groups whose choices only set keys of other nodes."""
 OPTIONAL = ("decoder", "regularizer", "measure", "init_from")
-"""Nodes that a config may lack: one of an earlier version, or of a folder of configs of one's own."""
+"""Nodes that may be missing, in a config from an earlier version or from a user's config folder."""
 LOGGER = tuple(keys.Logger.__annotations__)
 KEYS = (*keys.Run.__annotations__, "init_from")
 
 
 def conf_dir() -> Path:
-    """The folder of configs: $SNNEXP_CONF, else inside the installed package, else beside ``src/``.
+    """Return the main config folder: $SNNEXP_CONF, else in the installed package, else next to ``src/``.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: the folder does not exist.
     """
     here = Path(__file__).resolve().parents[1]
     given = os.environ.get("SNNEXP_CONF")
@@ -58,23 +58,23 @@ def conf_dir() -> Path:
     for place in places:
         if (place / "train.yaml").is_file():
             return place.resolve()
-    raise ConfigError(f"SNNEXP_CONF: no train.yaml in {places[0]}; unset it, or set it to a folder of configs")
+    raise ConfigError(f"SNNEXP_CONF: no train.yaml in {places[0]}; unset it, or set it to a config folder")
 
 
 def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:
-    """What can be chosen in a group: name to description, which is the first line of comment in its file.
+    """Return the choices of a group and their descriptions, the first comment line of each file.
 
     Args:
-        group: its name.
-        folders: more configs, as of ``--config-dir``; a file there stands before one of the same name.
+        group: name of the group.
+        folders: additional config folders, as of ``--config-dir``; their files override shipped ones.
     """
     return {name: _description(path) for name, path in sorted(_files(group, folders).items())}
 
 
 def _files(group: str, folders: Sequence[Path]) -> dict[str, Path]:
-    # of two files of a name the last one here counts
+    # of two files with the same name, the last one wins
     places = [conf_dir(), *reversed(folders)]
-    # one that begins with an underscore is a part of others
+    # files that begin with an underscore are only included by others
     return {path.stem: path for place in places for path in (place / group).glob("[!_]*.yaml")}
 
 
@@ -86,7 +86,7 @@ def _description(path: Path) -> str:
 
 
 def require_global(name: str, folders: Sequence[Path]) -> None:
-    """Refuse a file of one of the groups that set keys of others, where it does not say so."""
+    """Refuse a file of a group in GLOBAL without the line ``# @package _global_``."""
     paths = (place / f"{name}.yaml" for place in (*folders, conf_dir()))
     path = next((path for path in paths if path.is_file()), None)
     if path is not None and "@package" not in read(path)[:512]:
@@ -95,10 +95,10 @@ def require_global(name: str, folders: Sequence[Path]) -> None:
 
 @contextmanager
 def registered_resolvers() -> Iterator[None]:
-    """What interpolations of a config may call, in place of another application's."""
+    """Register the resolvers of this package; restore those of another application afterwards."""
     with restored(RESOLVING):
         if not os.environ.get("SNNEXP_DATA_DIR"):
-            # an interpolation would take the empty text for a path
+            # an interpolation would treat the empty string as a path
             os.environ.pop("SNNEXP_DATA_DIR", None)
         OmegaConf.register_new_resolver("new_run_id", new_id, use_cache=True, replace=True)
         yield
@@ -106,8 +106,8 @@ def registered_resolvers() -> Iterator[None]:
 
 @contextmanager
 def initialized_hydra(folders: Sequence[Path]) -> Iterator[Hydra]:
-    """Hydra, which reads the shipped configs and those of ``folders``."""
-    # another application may be running in this process
+    """Initialize Hydra with the shipped configs and those of ``folders``."""
+    # another application may use Hydra in this process
     with restored(HYDRA), registered_resolvers():
         GlobalHydra.instance().clear()
         Files.register()

@@ -1,4 +1,4 @@
-"""``init_from``: the run whose weights another one starts from, and what of them stays as it is."""
+"""``init_from``: the run whose weights another run starts from, and the weights that are frozen."""
 
 import os
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ KEYS = tuple(field.name for field in fields(InitFrom))
 
 
 def get_init_from(cfg: Mapping[Any, Any]) -> InitFrom:
-    """What a config says; one without the node, or with null, starts from weights that are drawn."""
+    """Return ``init_from`` of a config; its defaults, random weights, if the node is missing or null."""
     return InitFrom(**(cfg.get("init_from") or {}))
 
 
 def without_init_run(cfg: DictConfig) -> DictConfig:
-    """A checked config whose weights are drawn: it can be built where the run that it starts from is gone."""
+    """Return a copy of a checked config without the run of ``init_from``, so that it can be built without that run."""
     start = {"run": None, "ckpt": InitFrom.ckpt, "freeze": [*get_init_from(cfg).freeze]}
     changed = cfg.copy()
     OmegaConf.update(changed, "init_from", start, merge=False, force_add=True)
@@ -32,7 +32,7 @@ def without_init_run(cfg: DictConfig) -> DictConfig:
 
 
 def with_defaults(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with every key of the node, as recipes and runs of earlier versions have none."""
+    """Return a config with all keys of ``init_from``; configs from earlier versions do not have them."""
     node = plain.get("init_from")
     given = {} if node is None else {"run": node} if isinstance(node, str) else node
     defaults = {"run": InitFrom.run, "ckpt": InitFrom.ckpt, "freeze": [*InitFrom.freeze]}
@@ -40,7 +40,7 @@ def with_defaults(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(node: Any, errors: ConfigErrors) -> None:
-    """Collect what is wrong with the keys of the node."""
+    """Collect the errors of the node."""
     if not isinstance(node, Mapping):
         errors.add(f"init_from: got {format_value(node)}, must be a run, or a mapping with {', '.join(KEYS)}")
         return
@@ -54,13 +54,12 @@ def check(node: Any, errors: ConfigErrors) -> None:
 
 
 def with_absolute_paths(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The node with absolute paths, so that a run can be started again from any working directory.
+    """Return the node with absolute paths, so that a run can be repeated from any working directory.
 
-    A run that is named by an absolute path is not looked for: what a run has saved is still its config after the other
-    run has been deleted.
+    A run given by an absolute path is not looked up, so a saved config stays valid after that run has been deleted.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: the run does not exist.
     """
     run, ckpt = node["run"], node["ckpt"]
     if run is not None and not os.path.isabs(os.path.expanduser(run)):
@@ -69,9 +68,7 @@ def with_absolute_paths(node: Mapping[str, Any]) -> dict[str, Any]:
         except ConfigError as error:
             raise ConfigError(f"init_from.run: {error}") from error
         if not (path / "config.yaml").is_file():
-            raise ConfigError(
-                f"init_from.run: {one_line(run)} is not the directory of a run, its id, or the end of its id"
-            )
+            raise ConfigError(f"init_from.run: {one_line(run)} is not a run directory, a run id, or the end of one")
         run = path
     found = {
         "run": None if run is None else _absolute(run),

@@ -1,4 +1,4 @@
-"""The keys of a config that belong to no part, annotated as the arguments of parts are."""
+"""The config keys that belong to no part, annotated like the arguments of parts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from snnexp.spec.values import Domain
 
 
 class Run:
-    """Of the run itself."""
+    """Top-level keys."""
 
     seed: Seed
     num_steps: Steps
     kernel: Literal["auto", "reference", "fused", "triton"]
     name: Name
-    published: Annotated[Mapping[str, float], doc("a mapping of metric names to figures")]
+    published: Annotated[Mapping[str, float], doc("a mapping from metric names to numbers")]
 
 
 @dataclass(frozen=True)
 class InitFrom:
-    """Of ``init_from``, the weights that a run starts from; a config without the node has these defaults."""
+    """Keys of ``init_from``, the weights that a run starts from, with their defaults."""
 
     run: str | None = None
     ckpt: str = "last"
@@ -33,13 +33,13 @@ class InitFrom:
 
 
 class Logger:
-    """Of ``logger``."""
+    """Keys of ``logger``."""
 
     root: str
     tensorboard: bool
     csv: bool
     keep: Literal["all", "best", "last", "none"]
-    also: Annotated[Mapping[str, Any], doc("loggers of Lightning by name, each a mapping with _target_")]
+    also: Annotated[Mapping[str, Any], doc("a mapping from names to Lightning loggers, each with _target_")]
     save_every_n_epochs: Count
     save_every_s: NonNegative
     draw_every_n_epochs: Index
@@ -49,13 +49,13 @@ class Logger:
 
 
 class Data:
-    """Of ``data``, beside the arguments of the part."""
+    """Keys of ``data`` that are not arguments of the part."""
 
     spikes: bool | None
 
 
 class Launcher:
-    """Of ``hydra.launcher``; each kind has some of them."""
+    """Keys of ``hydra.launcher``; each kind of launcher has some of them."""
 
     kind: Literal["processes", "stacked", "slurm"]
     workers: Count | None
@@ -79,19 +79,19 @@ NODE_CLASSES: dict[str, type] = {
     "data": Data,
     "hydra.launcher": Launcher,
 }
-"""By the node that they stand in."""
+"""By node."""
 SHORTHANDS = {"init_from": "init_from.run"}
-"""The key that a text means which is typed for a whole node."""
+"""The key that a string given for a whole node is assigned to."""
 
 
 def lookup(target: Any, node: str, name: str) -> Argument | checked.ArgumentAnnotation | None:
-    """The annotation of a key: an argument of the part that ``target`` names, or a key of the node beside those."""
+    """Return the annotation of a key: an argument of the part ``target``, or another key of the node."""
     argument = parts.of(target).arguments.get(name) if isinstance(target, str) else None
     return argument or (checked.argument_annotations(NODE_CLASSES[node]).get(name) if node in NODE_CLASSES else None)
 
 
 def domain_in(cfg: Mapping[str, Any], key: str) -> Domain | None:
-    """The values that a key takes in a config; None for any."""
+    """Return the values that a key of a config accepts; None for any."""
     path, _, name = key.rpartition(".")
     node: Any = cfg
     for word in filter(None, path.split(".")):
@@ -101,7 +101,7 @@ def domain_in(cfg: Mapping[str, Any], key: str) -> Domain | None:
 
 
 def domains_of(key: str) -> list[Domain]:
-    """What a key such as ``network.hidden`` may be, whichever of the shipped parts is chosen."""
+    """Return the domains of a key such as ``network.hidden`` in all shipped parts."""
     node, _, name = key.rpartition(".")
     targets = parts.shipped(node) if node in PLACES else ()
     found = (lookup(target, node, name) for target in (*targets, None))

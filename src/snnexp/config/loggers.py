@@ -1,4 +1,4 @@
-"""Loggers of Lightning that a config names below ``logger.also``, beside the run's own."""
+"""Lightning loggers in ``logger.also``, in addition to the run's own logger."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -16,17 +16,17 @@ PACKAGES = {
     "NeptuneLogger": "neptune",
     "WandbLogger": "wandb",
 }
-"""What they need, by class."""
+"""Required package, by logger class."""
 EXTRAS = ("mlflow", "wandb")
-"""Those that an extra of this package installs."""
+"""Packages that an extra of this package installs."""
 SECRET = re.compile(r"(^|_)(passw(or)?d|tokens?|secrets?|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
 WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 
 def check(nodes: Any, errors: ConfigErrors) -> None:
-    """Refuse nodes that are no loggers, and secrets, which config.yaml would show."""
+    """Refuse nodes that are not loggers, and secrets, which would be saved in config.yaml."""
     if not isinstance(nodes, Mapping):
-        errors.add(f"{PLACE}: got {format_value(nodes)}, must be a mapping of names to loggers")
+        errors.add(f"{PLACE}: got {format_value(nodes)}, must be a mapping from names to loggers")
         return
     for name, node in nodes.items():
         with errors.collect():
@@ -41,33 +41,33 @@ def check(nodes: Any, errors: ConfigErrors) -> None:
             targets.require_targets(node, path, "")
             if without_secrets(node) != node:
                 raise ConfigError(
-                    f"{path}: has a password or key, which config.yaml would show; set its variable instead"
+                    f"{path}: contains a password or key, which config.yaml would show; set its environment variable"
                 )
 
 
-def require_packages(also: Any, typed: Collection[str]) -> None:
+def require_packages(also: Any, overrides: Collection[str]) -> None:
     """Refuse loggers whose package is not installed.
 
     Args:
-        also: the node of a config.
-        typed: overrides; of a choice among them that has brought a logger, the sentence tells.
+        also: the node ``logger.also``.
+        overrides: command-line overrides; the message names the choice among them that added the logger.
 
     Raises:
-        ConfigError: packages are missing; a sentence for each.
+        ConfigError: packages are missing; one message for each.
     """
     errors = ConfigErrors()
     for name, node in also.items() if isinstance(also, Mapping) else ():
         target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
         package = PACKAGES.get(target.rpartition(".")[2]) if targets.is_logger(target) else None
         if package is not None and find_spec(package) is None:
-            key = f"logger={name}" if f"logger={name}" in typed else f"{PLACE}.{name}"
+            key = f"logger={name}" if f"logger={name}" in overrides else f"{PLACE}.{name}"
             install = f"'snnexp[{package}]'" if package in EXTRAS else package
             errors.add(f"{key}: needs the package {package}; pip install {install}")
     errors.raise_if_any()
 
 
 def without_secrets(node: Any) -> Any:
-    """A copy without keys that are named like secrets, and without addresses that have a password."""
+    """Return a copy without keys that are named like secrets, and without URLs that contain a password."""
     if isinstance(node, Mapping):
         return {key: without_secrets(value) for key, value in node.items() if not _is_secret(str(key), value)}
     return [without_secrets(each) for each in node if not _is_secret("", each)] if isinstance(node, list) else node

@@ -1,4 +1,4 @@
-"""One sentence for what Hydra, OmegaConf or YAML refuse."""
+"""Convert errors of Hydra, OmegaConf and YAML to one-line messages."""
 
 import os
 import re
@@ -20,12 +20,12 @@ from snnexp.errors import ConfigError, SnnexpError
 from snnexp.text import format_value, list_options, suggest, truncate
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-"""What Hydra raises about what was typed or written; :func:`explain` makes one sentence of it."""
+"""Errors that Hydra raises for invalid overrides and files; :func:`explain` converts them."""
 
 
 @contextmanager
 def explain_errors(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Iterator[None]:
-    """What Hydra, OmegaConf and YAML raise about a text from outside becomes a :class:`ConfigError`."""
+    """Convert errors of Hydra, OmegaConf and YAML in the body to :class:`ConfigError`."""
     try:
         yield
     except RecursionError as error:
@@ -37,7 +37,7 @@ def explain_errors(overrides: Sequence[str] = (), folders: Sequence[Path] = ()) 
 
 
 def _is_hydras(error: Exception) -> bool:
-    """Whether Hydra or a parser raised it, rather than this package; Hydra has no class of its own for some texts."""
+    """Return True if Hydra or a parser raised an error; for some inputs it is of a builtin class."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised_in = str(frame.f_globals.get("__name__")).partition(".")[0]
     return isinstance(error, REFUSALS) or raised_in in ("hydra", "omegaconf", "antlr4", "yaml")
@@ -45,21 +45,21 @@ def _is_hydras(error: Exception) -> bool:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Keep each sentence of a :class:`ConfigError` that passes to one line of at most 190 characters."""
+    """Shorten each message of a :class:`ConfigError` in the body to one line of at most 190 characters."""
     try:
         yield
     except ConfigError as error:
-        error.args = tuple(truncate(str(said)) for said in error.args)
+        error.args = tuple(truncate(str(message)) for message in error.args)
         raise
 
 
 def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> ConfigError:
-    """One sentence for what Hydra, OmegaConf or YAML refused: the key, what is wrong, what would do.
+    """Convert an error of Hydra, OmegaConf or YAML to one message: the key, what is wrong, and how to fix it.
 
     Args:
-        error: what was raised.
-        overrides: what was typed, where the error itself does not name the key.
-        folders: more configs, as of ``--config-dir``.
+        error: the error.
+        overrides: the overrides, for errors that do not name the key.
+        folders: additional config folders, as of ``--config-dir``.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return ConfigError(f"{error.problem_mark.name}: {files.describe(error)}")
@@ -69,7 +69,7 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[P
         found := _about_a_key(error) or _about_a_choice(error, overrides, folders)
     ):
         return found
-    # an interpolation in the name of a choice; or a defect of a parser, which only some texts bring out
+    # an interpolation in the name of a choice, or a bug of a parser
     reason = _first_line(error.__cause__ or error)
     return ConfigError(f"{format_value(' '.join(overrides))}: {reason}" if overrides else reason)
 
@@ -77,9 +77,9 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[P
 def _no_override(word: str, folders: Sequence[Path]) -> ConfigError:
     text = f"{format_value(word.strip() or repr(word))}: not key=value or group=choice"
     if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
-        return ConfigError(f"{text}, brackets do not match; a list with blanks needs quotes: 'key=[1, 2]'")
+        return ConfigError(f"{text}, brackets do not match; a list with spaces needs quotes: 'key=[1, 2]'")
     if "=" in word:
-        return ConfigError(f"{text} as Hydra reads it; quote what holds a quote, a bracket or '$': key='\"value\"'")
+        return ConfigError(f"{text} in Hydra's grammar; quote a value with a quote, a bracket or '$': key='\"value\"'")
     if group := next((group for group in GROUPS if word in choices(group, folders)), None):
         return ConfigError(f"{text}, did you mean {group}={word}?")
     if word in GROUPS:
@@ -93,7 +93,7 @@ def _about_a_key(error: Exception) -> ConfigError | None:
     for cause in _causes(error):
         key = getattr(cause, "full_key", None)
         if key == "_dummy_":
-            # where Hydra resolves what stands in the name of a choice
+            # Hydra resolves an interpolation in the name of a choice under this key
             return None
         if key and "not in struct" in str(cause):
             parent = getattr(cause, "parent_node", None)
@@ -109,9 +109,9 @@ def _about_a_key(error: Exception) -> ConfigError | None:
 
 
 def unknown(key: str, parent: DictConfig) -> str:
-    """What is told of a key that ``parent``, where it stands or would stand, does not have."""
+    """Return the message for a key that its parent node does not have."""
     options = {str(name) for name in parent}
-    # Hydra refuses a group of no such name in the same words
+    # Hydra raises the same error for an unknown group
     options |= {*GROUPS} if "." not in key else set()
     path = _elsewhere(parent, key)
     return f"{short(key)}: unknown key, {f'did you mean {path}?' if path else _near(key, options)}"
@@ -130,11 +130,11 @@ def _about_a_choice(error: Exception, overrides: Sequence[str], folders: Sequenc
         return ConfigError(f"{match[1]}: no such group, {suggest(match[1].split('@')[0], GROUPS)}")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         key = match[1].partition("=")[0]
-        return ConfigError(f"{key}: several values; add -m for a sweep, or brackets for a list: key=[1,2]")
+        return ConfigError(f"{key}: has several values; add -m for a sweep, or brackets for a list: key=[1,2]")
     if match := re.search(r"Could not (?:append|delete) .*?'([^']+)'", text):
         return ConfigError(f"{short(match[1])}: {_first_line(error)}")
     if "Config group override must be" in text:
-        # Hydra does not say which group it means
+        # Hydra's message does not name the group
         for group, _, choice in (override.partition("=") for override in overrides):
             if group in GROUPS and choice not in choices(group, folders):
                 return _no_choice(group, choice, folders)
@@ -142,7 +142,7 @@ def _about_a_choice(error: Exception, overrides: Sequence[str], folders: Sequenc
 
 
 def short(key: str) -> str:
-    """A key as it is, or its first and last letters; the values of a sentence have to fit behind it."""
+    """Abbreviate a long key, so that the rest of a message fits in the line."""
     return key if len(key) <= 80 else f"{key[:40]}...{key[-30:]}"
 
 
@@ -151,19 +151,19 @@ def _no_choice(group: str, choice: str, folders: Sequence[Path]) -> ConfigError:
     if choice in ("", "null"):
         return ConfigError(f"{group}: every run needs one, {list_options(known)}")
     if any((place / group / f"{choice}.yml").is_file() for place in (*folders, conf_dir())):
-        return ConfigError(f"{group}={choice}: the name of its file must end with .yaml, not .yml")
+        return ConfigError(f"{group}={choice}: the file name must end with .yaml, not .yml")
     return ConfigError(f"{group}={choice}: no such choice, {suggest(Path(choice).name, known)}")
 
 
 def _elsewhere(cfg: DictConfig, key: str) -> str | None:
-    """The one key of a composed config whose last part is ``key``, or max_epochs for epochs."""
+    """Return the only key of a config whose last component is ``key`` or ``max_<key>``, else None."""
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     paths = [path for path in flat(plain) if not path.startswith(("hydra.", "published."))]
     for found in (
         [path for path in paths if path.rpartition(".")[2] == key],
         [path for path in paths if path.rpartition(".")[2] == f"max_{key}"],
     ):
-        # the readout is another neuron
+        # a key of both neuron and readout counts once
         if len({path.replace("readout.", "neuron.", 1) for path in found}) == 1:
             return found[0]
     return None
@@ -173,9 +173,9 @@ def _near(key: str, options: set[str]) -> str:
     options = options - {"hydra", "_target_"}
     parent, _, leaf = key.rpartition(".")
     if not options and parent == "readout":
-        return "readout=same repeats the neuron; choose another readout to set it apart"
+        return "readout=same copies the neuron; choose another readout to set its keys"
     prefix = f"{parent}." if parent else ""
-    return suggest(leaf, options, prefix) if options else f"an argument that its file does not set is typed +{key}=..."
+    return suggest(leaf, options, prefix) if options else f"add an argument that its file does not set by +{key}=..."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

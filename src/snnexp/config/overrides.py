@@ -1,4 +1,4 @@
-"""What is typed: overrides in Hydra's grammar, and the points that a list of them stands for."""
+"""Command-line overrides in Hydra's grammar, and the points of a sweep that they describe."""
 
 import itertools
 import math
@@ -22,26 +22,26 @@ from snnexp.text import format_value
 
 MAX_POINTS = 10_000
 MAX_LENGTH = 4096
-"""Characters of an override: Hydra's parser takes seconds for lists that are longer."""
+"""Maximum length of an override; Hydra's parser takes seconds for longer lists."""
 MAX_KEY_LENGTH = 200
-"""Characters of a key, which may become the name of a file that Hydra looks for."""
+"""Maximum length of a key, which Hydra may use as a file name."""
 
 
 def is_independent(override: Override, keys: Sequence[str]) -> bool:
-    """Whether an override sets a value, and no other one sets it, a part of it, or what it is a part of."""
+    """Return True if an override sets a value and no other override sets it, its parent or one of its children."""
     key = str(override.key_or_group)
     plain = override.get_key_element() == key and "/" not in key and "@" not in key
     mine = [other for other in keys if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")]
-    # which part is chosen decides what gives way to it, and which decoder goes with it
+    # the chosen part determines which keys are left out, and the default decoder
     chooses = key in (*GROUPS, SCHEDULE) or key.endswith("._target_")
     return plain and not chooses and not key.startswith("hydra") and mine == [key]
 
 
 def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[list[str]]:
-    """The overrides of each point of a sweep.
+    """Yield the overrides of each point of a sweep.
 
     Raises:
-        ConfigError: an override cannot be parsed, cannot be listed, or there are too many points.
+        ConfigError: an override cannot be parsed or enumerated, or there are too many points.
     """
     with _parsed(overrides, folders) as parsed:
         variants = [list(itertools.islice(_variants(override), MAX_POINTS + 1)) for override in parsed]
@@ -51,7 +51,7 @@ def points(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[l
 
 
 def first_point(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
-    """The overrides of one point of a sweep or a search, or of the only one.
+    """Return the overrides of the first point of a sweep or search.
 
     Raises:
         ConfigError: an override cannot be parsed, or has no value.
@@ -74,20 +74,20 @@ def _parsed(overrides: Sequence[str], folders: Sequence[Path]) -> Iterator[list[
     overrides = quoted(overrides)
     with in_one_line(), explain_errors(overrides), initialized_hydra(folders) as hydra:
         parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
-        # of what is given twice, the last counts
+        # the last of several overrides of a key wins
         yield [*{override.get_key_element(): override for override in parsed}.values()]
 
 
 def has_sweep(overrides: Sequence[str]) -> bool:
-    """Whether one of these overrides stands for several values."""
+    """Return True if one of the overrides has several values."""
     with in_one_line(), explain_errors(overrides):
         return any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides([*overrides]))
 
 
 def params_to_overrides(node: Mapping[str, Any]) -> list[str]:
-    """The overrides that ``hydra.sweeper.params`` stands for: a text in Hydra's grammar, or a value, or a list of them.
+    """Convert ``hydra.sweeper.params`` to overrides. A value may be a string in Hydra's grammar, or a list of values.
 
-    A list is one value where its key takes it as one, as ``network.hidden`` takes ``[256, 128]``.
+    A list is a single value if its key accepts it, as ``network.hidden`` accepts ``[256, 128]``.
     """
     return [f"{key}={_values(str(key), value)}" for key, value in node.items()]
 
@@ -101,7 +101,7 @@ def _values(key: str, value: Any) -> str:
 
 
 def hydra_literal(value: Any) -> str:
-    """A value of YAML as Hydra's grammar reads it back."""
+    """Format a value so that Hydra's override grammar parses it back."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {hydra_literal(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, (list, tuple)):
@@ -129,36 +129,36 @@ def _variants(override: Override) -> Iterator[str]:
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from error
     elif override.is_sweep_override():
-        raise ConfigError(f"{key}: a range without steps cannot be listed; hydra/sweeper=optuna searches in it")
+        raise ConfigError(f"{key}: a continuous interval cannot be enumerated; use hydra/sweeper=optuna to search it")
     else:
         yield str(override.input_line)
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Overrides as they were typed, with quotes around values that Hydra reads only then, such as ``/daten/größe``.
+    """Quote values that Hydra cannot parse without quotes, such as ``/daten/größe``, and expand shorthands.
 
-    A text for a node that :data:`~snnexp.config.keys.SHORTHANDS` has becomes the value of the key that it means:
-    ``init_from=5193`` is ``init_from.run=5193``.
+    A string for a node in :data:`~snnexp.config.keys.SHORTHANDS` is assigned to a key of the node:
+    ``init_from=5193`` becomes ``init_from.run=5193``.
 
     Raises:
-        ConfigError: one is too long to be parsed.
+        ConfigError: an override is too long, or has spaces around ``=``.
     """
     parser = OverridesParser.create()
     with in_one_line():
         for before, word in itertools.pairwise(["", *overrides]):
             if before and (word.startswith("=") if "=" not in before else before.endswith("=") and "=" not in word):
                 key = before.rstrip("=")
-                raise ConfigError(f"{key}: no blanks around '=', as in {key}=value")
+                raise ConfigError(f"{key}: no spaces around '=', as in {key}=value")
         return [_quoted(override, parser) for override in overrides]
 
 
 def with_cleared_parts(overrides: Sequence[str]) -> list[str]:
-    """Overrides for Hydra, which merges mappings: before one that describes an object, its key is emptied.
+    """Clear the key of each override that describes an object, because Hydra would merge it into the previous object.
 
-    That of a group stays, for an empty group would be a choice.
+    Groups are not cleared, because ``null`` would be a choice.
     """
     words: list[str] = []
-    # which Hydra takes in a file alone
+    # Hydra accepts null as a choice only in files
     nothing = {f"{group}=null": f"{group}=none" for group in ("decoder", *(key for key in PLACES if PLACES[key].many))}
     for text in (nothing.get(word, word) for word in overrides):
         override = OverridesParser.create().parse_override(text) if "_target_" in text else None
@@ -169,6 +169,7 @@ def with_cleared_parts(overrides: Sequence[str]) -> list[str]:
 
 
 def is_part(override: Override) -> bool:
+    """Return True if an override sets a key to a mapping with ``_target_``."""
     key = override.key_or_group
     if override.get_key_element() != key or key in GROUPS or override.is_sweep_override():
         return False
@@ -178,24 +179,24 @@ def is_part(override: Override) -> bool:
 
 def _quoted(override: str, parser: OverridesParser) -> str:
     if len(override) > MAX_LENGTH:
-        raise ConfigError(f"{format_value(override)}: {len(override)} characters, at most {MAX_LENGTH} are read")
+        raise ConfigError(f"{format_value(override)}: has {len(override)} characters, at most {MAX_LENGTH} are allowed")
     key, _, value = override.partition("=")
     if key in SHORTHANDS and not value.startswith("{"):
         key = SHORTHANDS[key]
         override = f"{key}={value}"
     if key in SHORTHANDS.values() and not set(value) & set("[]{}()'\"$"):
-        # the end of an id may look like a number
+        # the end of a run id may look like a number
         value = ",".join(_quote_number(each, parser) for each in value.split(","))
         override = f"{key}={value}"
     if key != key.strip() and value:
-        raise ConfigError(f"{key.strip()}: no blanks around '=', as in {key.strip()}=value")
+        raise ConfigError(f"{key.strip()}: no spaces around '=', as in {key.strip()}=value")
     if len(key) > MAX_KEY_LENGTH:
-        raise ConfigError(f"{short(key)}: unknown key, none has more than {MAX_KEY_LENGTH} characters")
+        raise ConfigError(f"{short(key)}: unknown key, longer than {MAX_KEY_LENGTH} characters")
     if (match := re.fullmatch(r"choice\((.*)\)", value)) and not _parses(override, parser):
-        # Hydra's own function takes no null
+        # Hydra's choice() does not accept null
         options = f"{key}={match[1]}"
         return options if _parses(options, parser) else override
-    # what these stand for is the user's to say
+    # the meaning of these characters is ambiguous
     if not value or set(value) & set("[]{}'\"$,") or _parses(override, parser):
         return override
     text = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
@@ -203,7 +204,7 @@ def _quoted(override: str, parser: OverridesParser) -> str:
 
 
 def _quote_number(value: str, parser: OverridesParser) -> str:
-    """A value that is a text, quoted where Hydra would read a number; null stays."""
+    """Quote a value that Hydra would parse as a number."""
     text = f"key={value}"
     if not _parses(text, parser) or not isinstance(parser.parse_override(text).value(), int | float):
         return value
@@ -219,10 +220,10 @@ def _parses(override: str, parser: OverridesParser) -> bool:
 
 
 def parse_assignments(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """The keys and values of overrides that are nothing but ``key=value``, in Hydra's grammar.
+    """Yield the keys and values of overrides of the form ``key=value``.
 
     Raises:
-        ConfigError: one is something else.
+        ConfigError: an override has another form.
     """
     overrides, errors = quoted(overrides), ConfigErrors()
     parsed: list[Override] = []

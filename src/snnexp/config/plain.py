@@ -1,4 +1,4 @@
-"""Configs as plain values."""
+"""Convert configs to plain Python values."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -7,12 +7,12 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A checked config as plain values."""
+    """Return a checked config as plain Python values."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg))
 
 
 def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Flatten nested mappings: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flattened: dict[str, Any] = {}
     for key, value in node.items():
         flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -20,7 +20,7 @@ def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def strings(node: Any) -> Iterator[str]:
-    """All keys and values that are strings."""
+    """Yield all strings among the values of nested lists and mappings, and all keys."""
     if isinstance(node, dict):
         yield from (str(key) for key in node)
         node = list(node.values())

@@ -1,4 +1,4 @@
-"""How a config was made, which it and its copies remember beside its values."""
+"""Metadata of a config and its copies: its overrides and the keys that were left out when it was composed."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -6,16 +6,16 @@ from typing import Any, cast
 from omegaconf import DictConfig
 
 from snnexp.config import decoding
-from snnexp.config.loader import LeftOut, sentences
+from snnexp.config.loader import LeftOut, left_out_messages
 from snnexp.config.plain import plain
 
 KEY, LEFT_OUT = "snnexp_made_of", "snnexp_left_out"
 Provenance = tuple[list[str], DictConfig, dict[str, Any]]
-"""What was typed, the config that it composed to, not resolved, and its values when it was checked."""
+"""The overrides, the unresolved config that they compose to, and the checked values."""
 
 
 def with_provenance(cfg: DictConfig, overrides: Sequence[str], unresolved: DictConfig) -> DictConfig:
-    """A checked config that knows how it was made."""
+    """Attach the provenance to a checked config."""
     record_left_out(cfg, _left_out(unresolved))
     vars(cfg._metadata)[decoding.NOTE] = decoding.decoder_note(unresolved)
     vars(cfg._metadata)[KEY] = ([*overrides], unresolved, plain(cfg))
@@ -23,28 +23,26 @@ def with_provenance(cfg: DictConfig, overrides: Sequence[str], unresolved: DictC
 
 
 def provenance_of(cfg: DictConfig) -> Provenance | None:
-    """How a config was made; None of one from elsewhere."""
+    """Return the provenance of a config, or None if it has none."""
     return cast(Provenance | None, vars(cfg._metadata).get(KEY))
 
 
 def record_left_out(cfg: DictConfig, found: Iterable[LeftOut]) -> None:
-    """Note the keys of files that gave way to what was typed when a config was composed."""
-    # OmegaConf copies what it keeps beside the values
+    """Attach the keys that were left out of a composition."""
+    # OmegaConf copies the metadata with the config
     vars(cfg._metadata)[LEFT_OUT] = [*found]
 
 
 def left_out(configs: Iterable[DictConfig], overrides: Sequence[str]) -> list[str]:
-    """A sentence for each key of a file, or decoder of a recipe, that gave way when configs were composed.
-
-    Configs from elsewhere have none.
+    """Return messages about keys of files that were left out, and about decoders that were replaced.
 
     Args:
-        configs: composed ones, or one that :func:`~snnexp.config.compose` has given.
-        overrides: what was typed.
+        configs: composed configs, checked or not.
+        overrides: the command-line overrides.
     """
     known = [*configs]
     notes = dict.fromkeys(note for cfg in known if (note := decoding.decoder_note(cfg)))
-    return [*sentences(dict.fromkeys(found for cfg in known for found in _left_out(cfg)), overrides), *notes]
+    return [*left_out_messages(dict.fromkeys(found for cfg in known for found in _left_out(cfg)), overrides), *notes]
 
 
 def _left_out(cfg: DictConfig) -> list[LeftOut]:

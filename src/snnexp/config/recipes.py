@@ -15,53 +15,53 @@ INCIDENTAL = (
     *("seed", "data.seed", "data.sample_seed", "name", "kernel"),
     *("trainer.accelerator", "trainer.devices", "trainer.strategy"),
 )
-"""Keys that leave results comparable: what decides nothing, what is drawn, and by what it is computed."""
+"""Keys that may differ between comparable results: keys without effect, seeds, and the device."""
 
 
 def recipe_name(cfg: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """The name of the recipe that was typed; if nothing was typed, as in a notebook, the name of the run."""
-    typed = {key_of(override): override.partition("=")[2] for override in overrides}
-    return typed.get("experiment", "" if overrides else str(cfg.get("name", "")))
+    """Return the recipe in the overrides; without overrides, as in a notebook, the name of the run."""
+    values = {key_of(override): override.partition("=")[2] for override in overrides}
+    return values.get("experiment", "" if overrides else str(cfg.get("name", "")))
 
 
 def known_recipe(cfg: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
-    """The recipe of a run; empty where it has none, None where there is no such recipe here."""
+    """Return the recipe of a run; "" if it has none, None if it is not a shipped one."""
     name = recipe_name(cfg, overrides)
-    # nothing but a known name is composed: a record of others could ask for more
+    # compose known names only: a record from elsewhere may contain anything
     return name if not name or name in config.choices("experiment") else None
 
 
 def differences(cfg: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """The keys in which a run differs from its recipe, or without one from the defaults: the value there, and its own.
+    """Return the keys in which a run differs from its recipe, or from the defaults: (value of the recipe, own value).
 
-    A key that one of them does not have is null there. Keys that do not decide what is computed are left out.
+    The value of a missing key is None. Keys that do not affect the computation are left out.
     """
-    here = config.flat(config.with_missing_nodes(cfg))
+    own = config.flat(config.with_missing_nodes(cfg))
     recipe = config.flat(_composed(known_recipe(cfg, overrides) or "", config.conf_dir()))
-    both = {key: (recipe.get(key), here.get(key)) for key in {**here, **recipe}}
+    both = {key: (recipe.get(key), own.get(key)) for key in {**own, **recipe}}
     return {key: pair for key, pair in both.items() if pair[0] != pair[1] and not key.startswith(config.MAY_CHANGE)}
 
 
-def decisive(changed: Iterable[str]) -> list[str]:
-    """Of the keys that :func:`changed` gives, those that make results incomparable."""
-    return [key for key in changed if not key.startswith(INCIDENTAL)]
+def decisive(keys: Iterable[str]) -> list[str]:
+    """Return the keys of :func:`differences` that make results incomparable."""
+    return [key for key in keys if not key.startswith(INCIDENTAL)]
 
 
 def hyperparameters(cfg: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """What tells a run from others of its recipe, by key; a part by its class."""
-    here = config.flat(cfg)
-    found = {key: now for key, (_, now) in differences(cfg, overrides).items() if key in here}
+    """Return the keys and values in which a run differs from its recipe; a part is represented by its class name."""
+    own = config.flat(cfg)
+    found = {key: value for key, (_, value) in differences(cfg, overrides).items() if key in own}
     for key in [key for key in found if key.endswith("._target_")]:
         found[key.removesuffix("._target_")] = str(found.pop(key)).rpartition(".")[2]
     return {"experiment": cfg["name"], "seed": cfg["seed"]} | found
 
 
 def published(cfg: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, float]:
-    """The figures that the recipe of a run states itself, if nothing that decides the result differs from it."""
+    """Return the published results of the recipe of a run, if the run is comparable with the recipe."""
     name = known_recipe(cfg, overrides)
     if not name or decisive(differences(cfg, overrides)):
         return {}
-    # one that is derived from another inherits figures that are not its own
+    # a recipe that is derived from another inherits results that are not its own
     text = (config.conf_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     if not re.search(r"^published:", text, re.MULTILINE):
         return {}
@@ -70,7 +70,7 @@ def published(cfg: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, flo
 
 @cache
 def _composed(name: str, conf: Path) -> dict[str, Any]:
-    """The config of a recipe, of which a sweep has many runs; empty where it cannot be composed here."""
+    """Return the config of a recipe, or {} if it cannot be composed; cached, because a sweep has many runs."""
     try:
         return config.plain(config.compose([f"experiment={name}"] if name else []))
     except SnnexpError:

@@ -1,4 +1,4 @@
-"""Configs of runs: read again, changed where that is allowed, and told as what was typed."""
+"""Load the configs of runs, change them as far as that is allowed, and convert them back to overrides."""
 
 import copy
 import os
@@ -31,8 +31,7 @@ MAY_CHANGE = (
     *("logger.", "published.", "data.root", "data.download", "data.num_workers"),
     *("trainer.log_every_n_steps", "trainer.threads"),
 )
-"""Keys of a run that do not decide what it computes."""
-
+"""Keys that do not affect what a run computes."""
 
 ONLY_TRAINING = (
     "trainer.accumulate",
@@ -40,44 +39,43 @@ ONLY_TRAINING = (
     "trainer.gradient_clip",
     "trainer.max_epochs",
 )
-"""Keys of the trainer that make no difference to an evaluation."""
+"""Trainer keys that have no effect on an evaluation."""
 MEASURED_WITH = ("data", "decoder")
-"""Groups of which a trained network can be measured with another choice."""
+"""Groups whose choice can be changed for an evaluation."""
 SPLITTING = ("split_seed", "val_fraction", "test_fraction", "stratify", "fold", "folds", "groups", "split")
-"""Keys of data that say which samples a run was trained with."""
+"""Data keys that determine how samples are split."""
 SOURCES = ("_target_", "dataset", "path", "train", "root", "name", "variant")
-"""Keys of data that say which samples are split."""
+"""Data keys that determine which samples are split."""
 
 
 def overrides_of(cfg: DictConfig) -> list[str]:
-    """The overrides that give ``cfg``: what was typed, and what was changed since; none of a config from elsewhere."""
-    if (made := provenance_of(cfg)) is None:
+    """Return the overrides that compose to ``cfg``, including later changes; [] if its provenance is unknown."""
+    if (provenance := provenance_of(cfg)) is None:
         return []
-    typed, unresolved, before = made
-    now = plain(check(cfg))
-    changes = [*_changes(before, now)]
-    again = plain(unresolved)
+    overrides, unresolved, old = provenance
+    new = plain(check(cfg))
+    changes = [*_changes(old, new)]
+    tree = plain(unresolved)
     for sign, key, value in changes:
         if sign != "~":
-            _put(again, before, key.split("."), value)
-    # what is computed from a value that was changed later, such as data.seed from seed, has not followed
+            _put(tree, old, key.split("."), value)
+    # a value that is interpolated from a changed one, such as data.seed from seed, was not changed with it
     with registered_resolvers():
-        followed = expand_user_paths(
-            cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(again), resolve=True))
-        )
-    changes += [change for change in _changes(followed, now) if change[0] != "~"]
-    if any(key in decoding.DECISIVE for _, key, _ in changes) and (kept := decoder_overrides(now)):
-        # a loss that was changed later would bring its own
+        resolved = expand_user_paths(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(tree), resolve=True)))
+    changes += [change for change in _changes(resolved, new) if change[0] != "~"]
+    if any(key in decoding.DECISIVE for _, key, _ in changes) and (decoder := decoder_overrides(new)):
+        # a changed loss would select its own default decoder
         changes = [change for change in changes if not _is_of_decoder(change[1])]
-        typed = [*(word for word in typed if not _is_of_decoder(key_of(word))), *kept]
+        overrides = [*(word for word in overrides if not _is_of_decoder(key_of(word))), *decoder]
     words = {key: _words(sign, key, value) for sign, key, value in changes}
-    return [*(word for word in typed if key_of(word) not in words), *chain.from_iterable(words.values())]
+    return [*(word for word in overrides if key_of(word) not in words), *chain.from_iterable(words.values())]
 
 
 def _words(sign: str, key: str, value: Any) -> list[str]:
+    """Format a change of :func:`_changes` as overrides."""
     if sign != "~":
         return [f"{sign}{key}={hydra_literal(value)}"]
-    # Hydra takes a key that is null for one that is not there
+    # Hydra cannot delete a key whose value is null
     return [*([f"{key}=0"] if value is None else []), f"~{key}"]
 
 
@@ -86,14 +84,14 @@ def _is_of_decoder(key: str) -> bool:
 
 
 def decoder_overrides(plain: Mapping[str, Any]) -> list[str]:
-    """The overrides that give a shipped decoder, whatever goes with the loss; none for another."""
+    """Return the overrides that select a shipped decoder, independent of the loss; [] for another decoder."""
     found = plain["decoder"]
     if found is None:
         return [f"decoder={decoding.NONE}"]
     if not isinstance(found, Mapping) or not parts.is_shipped(str(found["_target_"]), "decoder"):
         return []
-    usual = decoding.shipped_node(decoding.decoder_name(plain)) or {}
-    arguments = {key: value for key, value in found.items() if value != usual.get(key)}
+    default = decoding.shipped_node(decoding.decoder_name(plain)) or {}
+    arguments = {key: value for key, value in found.items() if value != default.get(key)}
     return [
         f"decoder={decoding.decoder_name(plain)}",
         *(f"decoder.{key}={hydra_literal(value)}" for key, value in arguments.items()),
@@ -101,35 +99,36 @@ def decoder_overrides(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a value in an unresolved config, in place."""
     name, *rest = path
     if rest:
-        # a reference to another part of the config, as of the readout to the neuron, becomes a part of its own
+        # replace a reference to another node, as of the readout to the neuron, by a copy of it
         tree[name] = tree[name] if isinstance(tree[name], dict) else copy.deepcopy(resolved[name])
         _put(tree[name], resolved[name], rest, value)
     else:
         tree[name] = value
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """What differs, as the sign of an override, its key, and the value; of what is gone, the one before."""
-    for name in {**before, **now}:
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield differences as the sign of an override, its key, and the new value; the old one for a deleted key."""
+    for name in {**old, **new}:
         key = f"{prefix}{name}"
-        if name not in now:
-            yield "~", key, before[name]
-        elif name not in before:
-            yield "+", key, now[name]
-        elif isinstance(before[name], Mapping) and isinstance(now[name], Mapping):
-            # what was published elsewhere decides nothing
-            yield from _changes(before[name], now[name], f"{key}.") if key != "published" else ()
-        elif before[name] != now[name]:
-            yield "", key, now[name]
+        if name not in new:
+            yield "~", key, old[name]
+        elif name not in old:
+            yield "+", key, new[name]
+        elif isinstance(old[name], Mapping) and isinstance(new[name], Mapping):
+            # published results do not affect the computation
+            yield from _changes(old[name], new[name], f"{key}.") if key != "published" else ()
+        elif old[name] != new[name]:
+            yield "", key, new[name]
 
 
 def load(path: Path) -> DictConfig:
-    """Read and check the config that a run has saved, which is resolved.
+    """Read and check the saved config of a run.
 
     Raises:
-        ConfigError: it is not there, is no plain YAML of a sensible size, or cannot work.
+        ConfigError: the file does not exist, is not plain YAML, or the config is invalid.
     """
     with in_one_line(), explain_errors():
         text = files.read(path)
@@ -141,42 +140,46 @@ def load(path: Path) -> DictConfig:
 
 
 def offline(cfg: DictConfig) -> DictConfig:
-    """A saved config may come from elsewhere: the network is used only where that is typed."""
+    """Disable downloads in a saved config, in place; only a command-line override enables them."""
     if "download" in cfg.data:
         cfg.data.download = False
     return cfg
 
 
 def check_saved(cfg: Any, path: Path) -> DictConfig:
-    """Check a config that was saved in ``path``, perhaps elsewhere.
+    """Check a saved config from an untrusted source.
+
+    Args:
+        cfg: the config.
+        path: its file, for messages.
 
     Raises:
-        ConfigError: it is no mapping, is not resolved, or cannot work.
+        ConfigError: it is not a mapping, is not resolved, or is invalid.
     """
     with in_one_line(), explain_errors():
         if isinstance(cfg, dict) and any("${" in value for value in strings(cfg)):
-            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+            raise ConfigError(f"{path}: contains ${{...}}, but the saved config of a run is resolved")
         cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
         if not isinstance(cfg, DictConfig):
-            raise ConfigError(f"{path}: is not a mapping, as the config of a run is")
+            raise ConfigError(f"{path}: must be a mapping, as the config of a run is")
         plain = OmegaConf.to_container(cfg)
         if any("${" in value for value in strings(plain)):
-            raise ConfigError(f"{path}: holds ${{...}}, the config that a run saves is resolved")
+            raise ConfigError(f"{path}: contains ${{...}}, but the saved config of a run is resolved")
         return check(OmegaConf.create(upgrade.config(cast(dict[str, Any], plain))))
 
 
 def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A checked config with other values for keys that it has; interpolations are resolved, so each key stands alone.
+    """Change keys of a checked config. It is resolved, so keys that were interpolated do not follow.
 
     Raises:
-        ConfigError: an override is no ``key=value``, has no such key, or a value that cannot work.
+        ConfigError: an override is not ``key=value``, its key does not exist, or its value is invalid.
     """
     changed, errors = cfg.copy(), ConfigErrors()
     with in_one_line(), explain_errors(overrides):
         for key, value in parse_assignments(overrides):
             parent, _, leaf = key.rpartition(".")
             if key in GROUPS and not isinstance(value, dict):
-                errors.add(f"{key}: a choice is made when a run starts; here, keys of it can be changed")
+                errors.add(f"{key}: cannot choose another part of an existing run; only its keys can be changed")
                 continue
             if leaf not in _keys(cfg, parent) and key != upgrade.SCHEDULE:
                 node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -190,96 +193,101 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """As :func:`change`, of a run that is measured: a change of ``num_steps`` reaches all parts that had the same.
+    """Change the config of a run for an evaluation, as :func:`change`.
 
-    A choice of a group of :data:`MEASURED_WITH` replaces that node; keys of it that are typed are set in the new one.
+    A change of ``num_steps`` applies to all parts with the same value. A choice of a group in :data:`MEASURED_WITH`
+    replaces its node.
 
     Args:
-        cfg: the run's.
-        overrides: what was typed.
-        folders: more configs, as of ``--config-dir``.
+        cfg: config of the run.
+        overrides: the command-line overrides.
+        folders: additional config folders, as of ``--config-dir``.
 
     Raises:
-        ConfigError: as :func:`change`, or a key has no effect on an evaluation.
+        ConfigError: as :func:`change`, or a key cannot be changed for an evaluation.
     """
     errors = ConfigErrors()
-    typed = [*parse_assignments(overrides)]
-    for key, _ in typed:
+    assignments = [*parse_assignments(overrides)]
+    for key, _ in assignments:
         node = key.partition(".")[0]
         if node in ("neuron", "readout") and isinstance(domain_in(cfg, key), Parameter):
-            errors.add(f"{format_value(key)}: the checkpoint holds its values; train a run with others")
+            errors.add(f"{format_value(key)}: its values are in the checkpoint; train another run to change them")
         elif node in ("optimizer", "schedule", "init_from") or key in ONLY_TRAINING:
-            errors.add(f"{format_value(key)}: an evaluation does not train")
+            errors.add(f"{format_value(key)}: has no effect on an evaluation")
         elif f"{key}.".startswith("data.scale."):
-            errors.add(f"{key}: inputs are scaled as those that the run was trained with; train a run with another")
-    changed = cfg = _without_watching(cfg)
+            errors.add(f"{key}: inputs must be scaled as in training; train another run to change it")
+    changed = cfg = _without_monitors(cfg)
     with errors.collect():
-        groups = {key for key, value in typed if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)}
+        groups = {
+            key for key, value in assignments if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)
+        }
         own = [word for word in overrides if key_of(word).partition(".")[0] in groups]
         others = [word for word in overrides if word not in own]
-        changed = change_all(_chosen(cfg, own, groups, folders) if own else cfg, others, ("num_steps",))
+        changed = change_all(_replace_nodes(cfg, own, groups, folders) if own else cfg, others, ("num_steps",))
     errors.add(*_other_splits(cfg.data, changed.data))
     errors.raise_if_any()
     return changed
 
 
-def _other_splits(trained: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences about other splits of the run's own samples, which would have training samples in the test split."""
-    if not _same_samples(trained, now):
+def _other_splits(trained: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield messages about changed splits of the training data, which would mix training and test samples."""
+    if not _same_samples(trained, data):
         return
     for name in ("val", "test"):
-        if trained.get(name) is not None and now.get(name) is None and _is_drawn(name, now):
-            told = f"got null, and the run was trained with {format_value(trained[name])}"
-            yield f"data.{name}: {told}; keep it, or measure other data"
+        if trained.get(name) is not None and data.get(name) is None and _is_drawn(name, data):
+            value = format_value(trained[name])
+            yield f"data.{name}: got null, and the run was trained with {value}; keep it, or evaluate other data"
     for key in SPLITTING:
         split = key.removesuffix("_fraction")
-        # samples of a split of their own take the place of a fraction
-        replaced = split != key and trained.get(split) != now.get(split)
-        if trained.get(key) != now.get(key) and not replaced:
-            before, after = format_value(trained.get(key)), format_value(now.get(key))
-            yield f"data.{key}: got {after}, and the run was trained with {before}; keep it, or measure other data"
+        # a split with its own samples replaces one by a fraction
+        replaced = split != key and trained.get(split) != data.get(split)
+        if trained.get(key) != data.get(key) and not replaced:
+            old, new = format_value(trained.get(key)), format_value(data.get(key))
+            yield f"data.{key}: got {new}, and the run was trained with {old}; keep it, or evaluate other data"
 
 
 def _is_drawn(name: str, data: Mapping[str, Any]) -> bool:
-    """Whether a split without samples of its own is taken from the training samples."""
+    """Return True if a split without its own samples is drawn from the training samples."""
     return name == "test" or bool(data.get(f"{name}_fraction"))
 
 
-def require_split(split: str, trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to measure a split of the run's own samples that others have become part of.
+def require_split(split: str, trained: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Refuse to evaluate a split that would contain samples of another split of the run.
 
-    Where a file takes the place of a split by fraction, the other splits are drawn without that.
+    This happens if a file replaces a split by fraction: the other splits are then drawn from its samples too.
 
     Args:
-        split: that is measured.
-        trained: the data of the run.
-        now: those of the evaluation.
+        split: the split to evaluate.
+        trained: data node of the run.
+        data: data node of the evaluation.
 
     Raises:
-        ConfigError: it is such a split.
+        ConfigError: the split would contain such samples.
     """
-    if (now.get(split) is not None and split != "train") or not _same_samples(trained, now):
+    if (data.get(split) is not None and split != "train") or not _same_samples(trained, data):
         return
     for name in ("val", "test"):
-        if name != split and trained.get(name) is None and now.get(name) is not None:
-            told = f"which would have samples of the {name} split of the run; leave out data.{name}"
-            raise ConfigError(f"split: got {split}, {told}")
+        if name != split and trained.get(name) is None and data.get(name) is not None:
+            reason = f"which would have samples of the {name} split of the run; leave out data.{name}"
+            raise ConfigError(f"split: got {split}, {reason}")
 
 
-def _same_samples(trained: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether samples are split that the run was trained with."""
-    return all(_source(trained.get(key)) == _source(now.get(key)) for key in SOURCES)
+def _same_samples(trained: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Return True if the samples that are split are those of the training run."""
+    return all(_source(trained.get(key)) == _source(data.get(key)) for key in SOURCES)
 
 
 def _source(value: Any) -> Any:
-    """A file is the same however its path is written."""
+    """Normalize a path for comparison."""
     return os.path.realpath(os.path.expanduser(value)) if isinstance(value, str) else value
 
 
-def _chosen(cfg: DictConfig, words: Sequence[str], groups: Collection[str], folders: Sequence[Path]) -> DictConfig:
-    """A saved config with other choices of ``groups``, which ``words`` make and change.
+def _replace_nodes(
+    cfg: DictConfig, words: Sequence[str], groups: Collection[str], folders: Sequence[Path]
+) -> DictConfig:
+    """Replace the nodes ``groups`` of a saved config by those that the overrides ``words`` compose.
 
-    What the choices take from other nodes, such as ``${num_steps}``, is that of the saved config.
+    Their interpolations, such as ``${num_steps}``, refer to the saved config.
     """
     found = compose_choices(words, folders)
     with in_one_line(), explain_errors(words, folders), registered_resolvers():
@@ -292,8 +300,8 @@ def _chosen(cfg: DictConfig, words: Sequence[str], groups: Collection[str], fold
         return check(found)
 
 
-def _without_watching(cfg: DictConfig) -> DictConfig:
-    """A config of which nothing watches a measure in training: other data may have no validation split."""
+def _without_monitors(cfg: DictConfig) -> DictConfig:
+    """Return a config without early stopping and plateau schedules: the new data may have no validation split."""
     changed = cfg.copy()
     if parts.of(cfg.schedule["_target_"]).fact("watches") is not False:
         changed.schedule = {"_target_": upgrade.SCHEDULES["constant"]}
@@ -303,7 +311,7 @@ def _without_watching(cfg: DictConfig) -> DictConfig:
 
 
 def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] = ("seed", "num_steps")) -> DictConfig:
-    """As :func:`change`, where a change of a ``shared`` key reaches all parts that had the same.
+    """Change a config as :func:`change`; a change of a ``shared`` key applies to all parts with the same value.
 
     Raises:
         ConfigError: as :func:`change`.
@@ -324,34 +332,34 @@ def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] 
 
 
 def computes_same(cfg: DictConfig, saved: DictConfig) -> bool:
-    """Whether a composed config asks for what a saved one does, up to keys that do not decide what is computed.
+    """Return True if a composed config and a saved one differ only in keys that do not affect the computation.
 
     Raises:
-        ConfigError: it cannot work.
+        ConfigError: the config is invalid.
     """
     old, new = flat(saved), flat(check(cfg))
     return all(old.get(key) == new.get(key) for key in old.keys() | new.keys() if not key.startswith(MAY_CHANGE))
 
 
-def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to resume a run under a config that would compute something else than the run has so far.
+def require_same(saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with a config that changes its computation.
 
     Args:
-        before: the config that the run was computed under.
-        now: the one to resume it under.
+        saved: the config of the run so far.
+        cfg: the config to resume it with.
 
     Raises:
-        ConfigError: a key differs that decides what is computed, ``key: old -> new``.
+        ConfigError: a key that affects the computation differs, ``key: old -> new``.
     """
-    old, new, errors = flat(before), flat(now), ConfigErrors()
+    old, new, errors = flat(saved), flat(cfg), ConfigErrors()
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE):
             continue
         both = [format_value(config[key]) if key in config else "nothing" for config in (old, new)]
         change = f"{key}: {' -> '.join(both)}"
         if key != "trainer.max_epochs":
-            errors.add(f"{change}, and the run so far depends on it; put it back, or start a new run")
-        elif _depends_on_length(now["schedule"]):
+            errors.add(f"{change}, and the run so far depends on it; restore it, or start a new run")
+        elif _depends_on_length(cfg["schedule"]):
             errors.add(f"{change}, and the learning rates so far depend on it; start a new run")
         elif new[key] < old[key]:
             errors.add(f"{change}, and a run cannot become shorter")
@@ -367,12 +375,12 @@ def _depends_on_length(schedule: Mapping[str, Any]) -> bool:
 
 
 def command(overrides: Sequence[str], node: Mapping[str, Any], folders: Iterable[str | Path] = ()) -> str:
-    """The command that trains ``overrides`` again, as a shell reads it.
+    """Return the shell command that trains ``overrides`` again.
 
     Args:
-        overrides: in Hydra's grammar.
-        node: the config that they compose to; packages that it names besides this one have to be allowed.
-        folders: more configs, as of ``--config-dir``.
+        overrides: overrides in Hydra's grammar.
+        node: the config that they compose to; determines SNNEXP_ALLOW_TARGETS of the command.
+        folders: additional config folders, as of ``--config-dir``.
     """
     targets = (str(value) for key, value in flat(node).items() if key.rpartition(".")[2] == "_target_")
     packages = dict.fromkeys(target.partition(".")[0] for target in targets)

@@ -1,7 +1,7 @@
-"""What a config may do besides naming parts, whoever wrote it: its interpolations end, and Hydra's switches stay.
+"""Security checks of composed configs from untrusted sources: bounded interpolations, and Hydra's settings as shipped.
 
-Before it is composed, :mod:`snnexp.config.files` holds its text against the same; :mod:`snnexp.config.targets` tells
-which parts it may name.
+:mod:`snnexp.config.files` checks the files before they are composed; :mod:`snnexp.config.targets` checks which code a
+config may name.
 """
 
 import re
@@ -28,33 +28,33 @@ HYDRA: dict[str, Any] = {
     "verbose": False,
     "job": {"chdir": None, "env_set": {}, "env_copy": []},
 }
-"""What of Hydra's node writes, prints or calls, as conf/train.yaml leaves it; the rest is text, or is set by Hydra."""
+"""The settings of Hydra that write, print or call something, with the values of conf/train.yaml."""
 STARTERS = {"launcher": ("processes", "slurm", "stacked"), "sweeper": ("grid", "optuna")}
-"""What a sweep is started by, the usual first: a ``_target_`` is one of these names, and nothing is called by it."""
+"""The launchers and sweepers of this package, the default first. ``_target_`` is one of these names, not a class."""
 BASIC = {
     "launcher": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "sweeper": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 }
-"""What Hydra has where nothing was chosen."""
+"""Hydra's defaults, if nothing was chosen."""
 STORAGE = "hydra.sweeper.storage="
 
 
 def require_bounded(plain: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuse interpolations that lead back to themselves, or whose values together are too large.
+    """Refuse circular interpolations, and interpolations that resolve to too many values.
 
     Args:
-        plain: a config's containers and values, not yet resolved.
-        keys: what is looked at.
+        plain: a config as plain values, not resolved.
+        keys: the top-level keys to check.
     """
-    weights = _ResolvedSizes(plain)
+    sizes = _ResolvedSizes(plain)
     for key in keys:
-        weights.of(plain[key], (str(key),))
+        sizes.of(plain[key], (str(key),))
 
 
 class _ResolvedSizes:
-    """How many values a node comes to when it is resolved, without resolving it."""
+    """Computes the number of values of a node after resolution, without resolving it."""
 
-    # what OmegaConf lets a reference be made of
+    # the syntax of a reference in OmegaConf
     reference = re.compile(r"\$\{[ \t]*([^\\${}():\s'\"]+)[ \t]*\}")
 
     def __init__(self, root: Any) -> None:
@@ -63,14 +63,14 @@ class _ResolvedSizes:
 
     def of(self, node: Any, path: tuple[str, ...]) -> int:
         if path not in self.known:
-            # while it is being computed, whoever meets it again has gone in a circle
+            # a node that is reached again during its computation is circular
             self.known[path] = -1
             self.known[path] = self._count(node, path)
-        weight = self.known[path]
-        if weight < 0 or len(path) > MAX_DEPTH or weight > MAX_NODES:
-            reason = "leads back to itself" if weight < 0 else "is too large or nested too deeply"
+        size = self.known[path]
+        if size < 0 or len(path) > MAX_DEPTH or size > MAX_NODES:
+            reason = "refers to itself" if size < 0 else "is too large or nested too deeply"
             raise ConfigError(f"{'.'.join(path) or '${...}'}: {reason}")
-        return weight
+        return size
 
     def _count(self, node: Any, path: tuple[str, ...]) -> int:
         if isinstance(node, (Mapping, list)):
@@ -79,7 +79,7 @@ class _ResolvedSizes:
         if not isinstance(node, str):
             return 1
         require_own_resolvers(node, ".".join(path))
-        # long texts count for more, for they multiply as well
+        # long strings count more, because they multiply as well
         return 1 + len(node) // 64 + sum(self._reference_size(word, path) for word in self.reference.findall(node))
 
     def _reference_size(self, word: str, path: tuple[str, ...]) -> int:
@@ -93,7 +93,7 @@ class _ResolvedSizes:
             elif isinstance(node, Mapping) and key in node:
                 node = node[key]
             elif isinstance(node, str):
-                # the target lies in what is itself a reference, and is at most all of it
+                # the target is inside another reference, whose size is an upper bound
                 break
             else:
                 return 0
@@ -101,21 +101,19 @@ class _ResolvedSizes:
         return self.of(node, target[:walked])
 
 
-def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) -> None:
-    """Refuse what would make Hydra write elsewhere or call anything, and launchers and sweepers that are not ours.
+def require_shipped_hydra(node: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
+    """Refuse settings of Hydra that write elsewhere or call code, and launchers and sweepers of other packages.
 
     Args:
-        node: Hydra's own node of a composed config, not resolved.
-        typed: overrides.
+        node: the ``hydra`` node of a composed config, not resolved.
+        overrides: the command-line overrides.
     """
     for key, shipped in HYDRA.items():
         found = node.get(key)
         if key == "job" and isinstance(found, Mapping):
             found = {name: found.get(name) for name in HYDRA["job"]}
         if found != shipped:
-            raise ConfigError(
-                f"hydra.{key}: stays as snnexp ships it; choose hydra/launcher or hydra/sweeper, or use -m"
-            )
+            raise ConfigError(f"hydra.{key}: cannot be changed; choose hydra/launcher or hydra/sweeper, or use -m")
     for key in STARTERS:
         starter = node.get(key)
         if not isinstance(starter, Mapping):
@@ -125,22 +123,24 @@ def require_shipped_hydra(node: Mapping[str, Any], typed: Sequence[str] = ()) ->
         if key == "launcher":
             checked.check(keys.Launcher, starter, "hydra.launcher.")
     sweeper = node["sweeper"]
-    if sweeper.get("storage") is not None and not any(override.lstrip("+").startswith(STORAGE) for override in typed):
-        raise ConfigError(f"{STORAGE[:-1]}: only the command line names a database, a config file may not")
+    if sweeper.get("storage") is not None and not any(
+        override.lstrip("+").startswith(STORAGE) for override in overrides
+    ):
+        raise ConfigError(f"{STORAGE[:-1]}: a database can be set on the command line only, not in a config file")
     batch = values.Either(values.COUNT, values.NULL)
     if sweeper.get("max_batch_size") not in batch:
         size = format_value(sweeper["max_batch_size"])
         raise ConfigError(f"hydra.sweeper.max_batch_size: got {size}, must be {batch}")
     for name in sweeper.get("params") or {}:
         if "hydra" in str(name):
-            raise ConfigError(f"hydra.sweeper.params.{format_value(name)}: Hydra's own settings are no part of a sweep")
+            raise ConfigError(f"hydra.sweeper.params.{format_value(name)}: Hydra's own settings cannot be swept")
 
 
 def starter_kind(starter: Mapping[str, Any], key: str) -> str:
-    """Which launcher or sweeper, as ``key`` says, a node of Hydra's describes; "basic" where none was chosen.
+    """Return the kind of the launcher or sweeper, as ``key`` says, of a node; "basic" if none was chosen.
 
     Raises:
-        ConfigError: none of ours.
+        ConfigError: it is not one of this package.
     """
     name = starter.get("_target_")
     if name == BASIC[key]:
@@ -149,7 +149,7 @@ def starter_kind(starter: Mapping[str, Any], key: str) -> str:
     if kind not in STARTERS[key]:
         *others, last = STARTERS[key]
         known = f"{', '.join(others)} and {last}"
-        raise ConfigError(f"hydra.{key}: snnexp sweeps through its own; there are {known}")
+        raise ConfigError(f"hydra.{key}: must be one of snnexp's, {known}")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""The number of time steps of a run whose config leaves it to the data."""
+"""Resolve ``num_steps=auto``, the number of time steps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +14,17 @@ from snnexp.spec.rules import Facts
 
 AUTO = "auto"
 DEFAULT = 25
-"""Of inputs that do not change over time, and of sequences whose length the data do not tell before they are read."""
+"""Steps of inputs that are constant in time, and of sequences whose length is unknown before they are read."""
 
 
 def resolve_num_steps(cfg: DictConfig) -> DictConfig:
-    """A composed config with a number in place of ``num_steps=auto``."""
+    """Replace ``num_steps=auto`` in a composed config by a number."""
     if OmegaConf.is_interpolation(cfg, "num_steps") or cfg.get("num_steps") != AUTO:
         return cfg
     try:
         data = OmegaConf.to_container(cfg.data, resolve=True)
     except OmegaConfBaseException:
-        # what is wrong with it is told where values are checked
+        # reported when values are checked
         data = None
     found = cfg.copy()
     OmegaConf.update(
@@ -34,7 +34,7 @@ def resolve_num_steps(cfg: DictConfig) -> DictConfig:
 
 
 def num_steps_of_data(node: Mapping[Any, Any]) -> int | None:
-    """The steps of the sequences that a data part describes, as far as its source and its file tell."""
+    """Return the length of the sequences of a data part, if its source or its file determines it."""
     target = node.get("_target_")
     if not isinstance(target, str):
         return None
@@ -50,7 +50,7 @@ def _in_file(fact: InFile, values: Mapping[str, Any]) -> int | None:
     path = next((values[key] for key in fact.files if isinstance(values.get(key), str)), None)
     if path is None or not isinstance(name, str):
         return None
-    # NumPy is imported by those alone who need it
+    # imports NumPy, which most configs do not need
     from snnexp import files
 
     try:
@@ -59,7 +59,7 @@ def _in_file(fact: InFile, values: Mapping[str, Any]) -> int | None:
             file = _first(file)
         array = None if file is None else files.open_arrays(file).get(name)
     except (SnnexpError, OSError, ValueError):
-        # what is wrong with the file is told when it is read
+        # reported when the file is read
         return None
     shape = () if array is None else ((0,) if fact.per_sample else ()) + array.shape
     timed = sequences is True or (sequences is None and len(shape) in (3, 5))
@@ -67,7 +67,7 @@ def _in_file(fact: InFile, values: Mapping[str, Any]) -> int | None:
 
 
 def _first(folder: Path) -> Path | None:
-    """The first npz file of a folder, or of the first folder in it, and so on: there may be very many."""
+    """Return the first npz file of a folder, else of its first subfolder, without listing all files."""
     found = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
     file = next((each for each in found if each.suffix == ".npz"), None)
     inside = next((each for each in found if each.is_dir()), None)

@@ -1,4 +1,4 @@
-"""Which code a config may name: parts of this package where they belong, and packages that the user allowed."""
+"""Which code a config may name: parts of this package at their places, and packages that the user allowed."""
 
 import importlib
 import inspect
@@ -17,24 +17,24 @@ from snnexp.spec.values import ANY
 from snnexp.text import format_value, suggest
 
 RULES = ("requires", "fits", "shapes")
-"""Static methods that a check calls."""
+"""Static methods of parts that are called while a config is checked."""
 
 
 def allowed_packages() -> tuple[str, ...]:
-    """Packages besides this one whose code a config may name: those in SNNEXP_ALLOW_TARGETS."""
+    """Return the packages in SNNEXP_ALLOW_TARGETS, whose code a config may name."""
     named = (package.strip() for package in os.environ.get("SNNEXP_ALLOW_TARGETS", "").split(","))
-    # what is no name of a package opens nothing; of this one, the table tells what may be named
+    # ignore invalid names; parts of this package are allowed by PLACES alone
     real = (package for package in named if all(word.isidentifier() for word in package.split(".")))
     return tuple(package for package in real if package.split(".")[0] != "snnexp")
 
 
 def require_targets(node: Any, path: str, place: str | None) -> None:
-    """Refuse each ``_target_`` in a node that may not stand where it stands, and keys that Hydra would give a meaning.
+    """Refuse each ``_target_`` in a node that is not allowed at its key, and keys that are special to Hydra.
 
     Args:
         node: a resolved node.
-        path: where it stands; in its place itself, or below it where the place holds many by name.
-        place: what is built from it, a key of :data:`~snnexp.spec.places.PLACES`; "" for any, None for nothing at all.
+        path: its key; that of a place, or a key below it if the place holds several parts by name.
+        place: the place in :data:`~snnexp.spec.places.PLACES` that it is built for; "" for any part, None for none.
     """
     if isinstance(node, list):
         for index, value in enumerate(node):
@@ -46,9 +46,9 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
         return
     for key in node:
         if not isinstance(key, str):
-            raise ConfigError(f"{path}.{format_value(key)}: a key must be a text")
+            raise ConfigError(f"{path}.{format_value(key)}: a key must be a string")
         if key.startswith("_") and key != "_target_":
-            raise ConfigError(f"{path}.{format_value(key)}: unknown key, of those with an underscore only _target_")
+            raise ConfigError(f"{path}.{format_value(key)}: unknown key, only _target_ may begin with an underscore")
     spec = None
     if "_target_" in node or place == path or is_named:
         name = _text(node.get("_target_"), path)
@@ -59,7 +59,7 @@ def require_targets(node: Any, path: str, place: str | None) -> None:
 
 
 def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
-    """What may be built from the value of a key."""
+    """Return the place that the value of a key is built for, as in :func:`require_targets`."""
     if spec is None:
         return "" if place == "" else None
     argument = spec.arguments.get(key)
@@ -68,73 +68,77 @@ def _place(spec: Spec | None, key: str, place: str | None) -> str | None:
     found = [parts.place_of(kind) for kind in argument.kinds] if argument is not None else []
     if len(found) == 1:
         return found[0]
-    # a part of a user's own may take anything that is allowed
+    # a user's part may accept anything that is allowed
     return "" if found or not is_snnexp(spec.target) else None
 
 
 def is_snnexp(target: str) -> bool:
-    """Whether a name is within this package."""
+    """Return True if a name is in this package."""
     return _within(target, ("snnexp",))
 
 
 def is_allowed(target: str) -> bool:
-    """Whether a name is one of a package that the user allowed."""
+    """Return True if a name is in a package that the user allowed."""
     return all(word.isidentifier() for word in target.split(".")) and _within(target, allowed_packages())
 
 
 def is_module(target: str) -> bool:
-    """Whether a name is that of a layer of PyTorch, such as ``torch.nn.Conv2d``: nothing else is called by it."""
+    """Return True if a name has the form of a PyTorch layer, such as ``torch.nn.Conv2d``."""
     return re.fullmatch(r"torch\.nn\.[A-Z]\w*", target) is not None
 
 
 def is_transform(target: str) -> bool:
-    """Whether a name is that of a transform of torchvision, such as ``torchvision.transforms.v2.RandomCrop``."""
+    """Return True if a name has the form of a transform, such as ``torchvision.transforms.v2.RandomCrop``."""
     return re.fullmatch(r"torchvision\.transforms\.(v2\.)?(?!Lambda$)[A-Z]\w*", target) is not None
 
 
 def is_optimizer(target: str) -> bool:
-    """Whether a name is that of an optimiser of PyTorch, such as ``torch.optim.NAdam``."""
+    """Return True if a name has the form of a PyTorch optimizer, such as ``torch.optim.NAdam``."""
     return re.fullmatch(r"torch\.optim\.(?!Optimizer$|LBFGS$|SparseAdam$)[A-Z]\w*", target) is not None
 
 
 def is_logger(target: str) -> bool:
-    """Whether a name is that of a logger of Lightning, such as ``lightning.pytorch.loggers.WandbLogger``."""
+    """Return True if a name has the form of a logger, such as ``lightning.pytorch.loggers.WandbLogger``."""
     return re.fullmatch(r"lightning\.pytorch\.loggers\.[A-Z]\w*", target) is not None
 
 
 def is_library(target: str) -> bool:
-    """Whether a name is one of those of PyTorch, torchvision and Lightning."""
+    """Return True if a name is that of a class of PyTorch, torchvision or Lightning."""
     return is_module(target) or is_transform(target) or is_optimizer(target) or is_logger(target)
 
 
 def may_call_rules(source: Source) -> bool:
-    """Whether functions of a file may be called while a config is checked."""
+    """Return True if static methods of a file may be called while a config is checked."""
     return _within(source.name, ("snnexp", *allowed_packages()))
 
 
 def _text(name: object, path: str) -> str:
     if not isinstance(name, str):
-        raise ConfigError(f"{path}._target_: got {format_value(name)}, must be a name such as snnexp.neurons.Leaky")
+        raise ConfigError(
+            f"{path}._target_: got {format_value(name)}, must be a dotted name such as snnexp.neurons.Leaky"
+        )
     return name
 
 
 def require_target(name: str, path: str, place: str | None) -> None:
-    """Refuse a name that is neither shipped for this place nor from a package that the user allowed."""
+    """Refuse a name that is neither a shipped part of a place nor in a package that the user allowed."""
     anywhere = place == "" and (is_module(name) or is_transform(name) or is_logger(name))
     if anywhere or (place == "optimizer" and is_optimizer(name)) or is_allowed(name):
         return
     places = [*PLACES] if place == "" else [place] if place in PLACES else []
     if any(parts.is_shipped(name, each) for each in places):
         return
-    told = format_value(name)
+    formatted = format_value(name)
     if not _within(name, ("snnexp",)):
         packages = ", ".join(("snnexp", *allowed_packages()))
-        raise ConfigError(f"{path}._target_: {told} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package")
+        raise ConfigError(
+            f"{path}._target_: {formatted} is not from {packages}; SNNEXP_ALLOW_TARGETS can allow its package"
+        )
     if not places:
-        raise ConfigError(f"{path}._target_: nothing is built here, got {told}")
+        raise ConfigError(f"{path}._target_: no part is allowed here, got {formatted}")
     names = [target.rpartition(".")[2] for each in places for target in parts.shipped(each)]
-    hint = suggest(told.rpartition(".")[2], names)
-    raise ConfigError(f"{path}._target_: {told} cannot stand here, {hint}")
+    hint = suggest(formatted.rpartition(".")[2], names)
+    raise ConfigError(f"{path}._target_: {formatted} is not allowed here, {hint}")
 
 
 def _within(name: str, packages: Iterable[str]) -> bool:
@@ -142,10 +146,10 @@ def _within(name: str, packages: Iterable[str]) -> bool:
 
 
 def resolve(name: str, path: str) -> Any:
-    """The class or function that the ``_target_`` at ``path`` names.
+    """Import the class or function that the ``_target_`` at ``path`` names.
 
     Raises:
-        ConfigError: it may not be called, or there is none.
+        ConfigError: it is not allowed, or does not exist.
     """
     require_target(name, path, path if path in PLACES else "")
     if is_module(name) and not is_allowed(name):
@@ -160,37 +164,37 @@ def resolve(name: str, path: str) -> Any:
 
 
 def _layer(name: str, path: str) -> Any:
-    """A layer of PyTorch."""
+    """Import a layer of PyTorch."""
     found = locate(name, path, ("torch.nn",))
     if MODULE not in class_names(found) or not found.__module__.startswith("torch.nn.modules."):
-        raise ConfigError(f"{path}._target_: {format_value(name)} is no layer")
+        raise ConfigError(f"{path}._target_: {format_value(name)} is not a layer")
     return found
 
 
 def _transform(name: str, path: str) -> Any:
-    """A transform of torchvision."""
+    """Import a transform of torchvision."""
     found = locate(name, path, ("torchvision.transforms",))
-    # an enumeration, such as InterpolationMode, is none
+    # excludes enumerations such as InterpolationMode
     if not any("__call__" in vars(base) for base in getattr(found, "__mro__", ())):
-        raise ConfigError(f"{path}._target_: {format_value(name)} is no transform")
+        raise ConfigError(f"{path}._target_: {format_value(name)} is not a transform")
     return found
 
 
 def class_names(kind: Any) -> list[str]:
-    """The names of a class and of all that it derives from, ``module.name``; none of a function."""
+    """Return the names of a class and its bases as ``module.name``; [] for a function."""
     return [f"{base.__module__}.{base.__qualname__}" for base in getattr(kind, "__mro__", ())]
 
 
 def locate(name: str, path: str, packages: Iterable[str]) -> Any:
-    """The class or function of that name, if it is defined in one of ``packages``.
+    """Import the class or function of a name, if it is defined in one of ``packages``.
 
     Raises:
-        ConfigError: it is not, or there is none.
-        Exception: whatever a module raises while it is imported.
+        ConfigError: it does not exist, or is defined elsewhere.
+        Exception: any error that a module raises while it is imported.
     """
     packages = tuple(packages)
-    told = format_value(name)
-    refusal = f"{path}._target_: {told} is not from {', '.join(packages) or 'snnexp'}"
+    formatted = format_value(name)
+    refusal = f"{path}._target_: {formatted} is not from {', '.join(packages) or 'snnexp'}"
     if not _within(name, packages):
         raise ConfigError(f"{refusal}; SNNEXP_ALLOW_TARGETS can allow its package")
     target, found, imported = None, "", True
@@ -200,12 +204,12 @@ def locate(name: str, path: str, packages: Iterable[str]) -> Any:
         imported = module is not None
         if not imported and not hasattr(target, word):
             where = f"{inside} has no {word}" if inside else f"no module {word} is installed"
-            raise ConfigError(f"{path}._target_: there is no {told}: {where}")
+            raise ConfigError(f"{path}._target_: {formatted} does not exist: {where}")
         target = module if imported else getattr(target, word)
-    # objects that can be called, such as functools.partial, hide what they call
+    # other callables, such as functools.partial, hide what they call
     if not (inspect.isclass(target) or inspect.isroutine(target)):
-        raise ConfigError(f"{path}._target_: {told} is neither a class nor a function")
-    # a name inside an allowed package may be bound to something that the package imported
+        raise ConfigError(f"{path}._target_: {formatted} is neither a class nor a function")
+    # an allowed package may have imported the object from another one
     origin = str(getattr(target, "__module__", None))
     if not _within(origin, packages):
         raise ConfigError(f"{refusal}, but from {origin}")
@@ -213,13 +217,13 @@ def locate(name: str, path: str, packages: Iterable[str]) -> Any:
 
 
 def _module(name: str) -> ModuleType | None:
-    """The module of that name; what it raises while it is imported is passed on."""
+    """Import the module of a name, or return None if there is none."""
     if not all(word.isidentifier() for word in name.split(".")):
         return None
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # another name is that of a module which it imports
+        # the module exists, but imports a missing one
         if error.name != name:
             raise
         return None

@@ -1,6 +1,6 @@
-"""Errors that code of a user's own part raises, told in one sentence: which part, what was raised, and where.
+"""Convert errors of users' parts to one-line messages: which part, which error, and where it was raised.
 
-A part is the user's own if its module lies in a package that SNNEXP_ALLOW_TARGETS names.
+A part is a user's part if its module is in a package that SNNEXP_ALLOW_TARGETS names.
 """
 
 import pkgutil
@@ -20,19 +20,19 @@ MAX_MESSAGE_LENGTH = 180
 
 
 class Place(NamedTuple):
-    """Where an error was raised: module and name of the functions or their classes on the way there, and file:line."""
+    """Where an error was raised: module and name of each function or its class in the traceback, and ``file:line``."""
 
     names: list[tuple[str, str]]
     line: str
 
 
 def part_error(error: Exception, key: str | None = None, cfg: Mapping[str, Any] | None = None) -> PartError | None:
-    """The sentence for an error on whose way code of a user's part was running; None for any other error.
+    """Return a :class:`PartError` if code of a user's part is in the traceback of an error, else None.
 
     Args:
-        error: what was raised.
-        key: the part, where it is known.
-        cfg: a config, whose targets tell the part where ``key`` does not.
+        error: the error.
+        key: key of the part, if known.
+        cfg: a config; its targets identify the part if ``key`` is None.
     """
     if (
         isinstance(error, SnnexpError)
@@ -46,16 +46,16 @@ def part_error(error: Exception, key: str | None = None, cfg: Mapping[str, Any] 
     place = _place(error)
     if place is None:
         return None
-    # what was called first is the part, and what it calls may be anything of the user's
+    # the outermost frame belongs to the part; it may call any other code of the user
     key, (module, name) = (key, place.names[0]) if key else _key(place, cfg or {})
-    sentence = _fitting(f"{key}: {module}.{name} raised {type(error).__name__}", str(error), place)
-    # as text: what a data worker has raised is not sent
-    return PartError(sentence, "".join(traceback.format_exception(error)))
+    message = _truncate(f"{key}: {module}.{name} raised {type(error).__name__}", str(error), place)
+    # as a string: the error of a data worker may not be picklable
+    return PartError(message, "".join(traceback.format_exception(error)))
 
 
 @contextmanager
 def wrap_errors(key: str | None = None, cfg: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Raise :class:`PartError` for what code of a user's part raises; arguments as of :func:`part_error`."""
+    """Raise :class:`PartError` for errors of users' parts in the body; arguments as of :func:`part_error`."""
     try:
         yield
     except Exception as error:
@@ -66,7 +66,7 @@ def wrap_errors(key: str | None = None, cfg: Mapping[str, Any] | None = None) ->
 
 @contextmanager
 def wrap_constructor_errors(key: str) -> Iterator[None]:
-    """As :func:`wrap_errors`, and a ValueError or TypeError is about the arguments: :class:`ConfigError`."""
+    """As :func:`wrap_errors`, but convert a ValueError or TypeError, about arguments, to :class:`ConfigError`."""
     with wrap_errors(key):
         try:
             yield
@@ -74,12 +74,12 @@ def wrap_constructor_errors(key: str) -> Iterator[None]:
             place = None if isinstance(error, SnnexpError) else _place(error)
             if place is None:
                 raise
-            refused = ConfigError(_fitting(key, str(error) or type(error).__name__, place))
+            refused = ConfigError(_truncate(key, str(error) or type(error).__name__, place))
             refused.has_path = True
             raise refused from error
 
 
-def _fitting(start: str, message: str, place: Place) -> str:
+def _truncate(start: str, message: str, place: Place) -> str:
     message = text.one_line(message)
     room = max(20, MAX_MESSAGE_LENGTH - len(start) - len(place.line))
     message = message if len(message) <= room else f"{message[: room - 3]}..."
@@ -87,7 +87,7 @@ def _fitting(start: str, message: str, place: Place) -> str:
 
 
 def _place(error: Exception) -> Place | None:
-    """The frames of an error that are code of a user's part."""
+    """Return the location of an error in code of a user's part, or None."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(_module(frame))]
     if isinstance(error, SyntaxError) and error.filename and not frames:
         file = Path(error.filename)
@@ -98,7 +98,7 @@ def _place(error: Exception) -> Place | None:
         return None
     names = [_name(frame) for frame, _ in frames]
     frame, line = frames[-1]
-    # from the package on
+    # path from the package on
     levels = _module(frame).count(".") + 1 + (Path(frame.f_code.co_filename).name == "__init__.py")
     return Place(names, f"{'/'.join(Path(frame.f_code.co_filename).parts[-levels:])}:{line}")
 
@@ -112,7 +112,7 @@ def _is_users(module: str) -> bool:
 
 
 def _name(frame: FrameType) -> tuple[str, str]:
-    """Module and name of the class whose method runs, or of the function."""
+    """Return module and name of the class if the frame is a method, else of the function."""
     kind = type(frame.f_locals.get("self"))
     if _is_users(kind.__module__):
         return kind.__module__, kind.__qualname__
@@ -120,7 +120,7 @@ def _name(frame: FrameType) -> tuple[str, str]:
 
 
 def _key(place: Place, cfg: Mapping[str, Any]) -> tuple[str, tuple[str, str]]:
-    """The part of a config that raised, and its name; the module where no single part is from there."""
+    """Return the key of the part that raised, and its name; the module if it does not identify a single part."""
     targets = {path: name for path, name in _targets(cfg, "") if _is_users(name)}
     by_name: dict[tuple[str, str], str] = {}
     for path, target in targets.items():
