@@ -410,7 +410,7 @@ class TestConfig:
     def test_items_of_a_list_are_checked(self, bumps: list[str]) -> None:
         listed = [{"_target_": "snnexp.surrogates.ATan"}]
         targets.require_targets({"_target_": "adaptpkg.bumps.Scaled", "factor": listed}, "data.transform", "")
-        with pytest.raises(ConfigError, match=r"^network\.hidden\.0\._target_: nothing is built here"):
+        with pytest.raises(ConfigError, match=r"^network\.hidden\.0\._target_: no part is allowed here"):
             targets.require_targets({"_target_": "snnexp.network.MLP", "hidden": listed}, "network", "network")
 
     @pytest.mark.parametrize("at", [0, 30])

@@ -146,9 +146,7 @@ def test_hydras_own_switches_stay_as_they_are(override: str) -> None:
 
 @pytest.mark.parametrize("allowed", ["", "elsewhere"])
 @pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
-@pytest.mark.parametrize(
-    ("name", "kinds"), [("launcher", "processes, slurm and stacked"), ("sweeper", "grid and optuna")]
-)
+@pytest.mark.parametrize(("name", "kinds"), [("launcher", "processes, slurm, stacked"), ("sweeper", "grid, optuna")])
 def test_launchers_and_sweepers_of_other_packages_start_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, words: list[str], name: str, kinds: str
 ) -> None:
@@ -160,7 +158,7 @@ def test_launchers_and_sweepers_of_other_packages_start_nothing(
     for target in ("elsewhere.Starter", "os.system", "hydra_plugins.snnexp_sweeps.Other", "5"):
         with pytest.raises(ConfigError) as caught:
             launch.train([*words, f"hydra.{name}._target_={target}"])
-        assert caught.value.args == (f"hydra.{name}: snnexp sweeps through its own; there are {kinds}",)
+        assert caught.value.args == (f"hydra.{name}: must be one of {kinds}",)
     assert tree(tmp_path) == []
 
 
@@ -422,7 +420,7 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"seed: 0": "seed: ${oc.env:HOME}"}, "resolved"),
+            ({"seed: 0": "seed: ${oc.env:HOME}"}, "is not allowed"),
             ({"seed: 0": 'seed: "\\x24{num_steps}"'}, "resolved"),
             ({"seed: 0": "${x}: 1\nseed: 0"}, "resolved"),
             ({"seed: 0": "seed: -1"}, "seed: got -1"),

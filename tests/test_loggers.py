@@ -161,7 +161,7 @@ class TestTracker:
     @pytest.mark.parametrize(
         ("node", "sentence"),
         [
-            ("_target_: lightning.pytorch.loggers.CVSLogger", "logger.also.x._target_: there is no "),
+            ("_target_: lightning.pytorch.loggers.CVSLogger", "logger.also.x._target_: lightning.pytorch.loggers.CVS"),
             ("_target_: lightning.pytorch.loggers.CSVLogger, prefx: a", "logger.also.x.prefx: unknown key"),
         ],
     )

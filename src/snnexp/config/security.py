@@ -147,9 +147,7 @@ def starter_kind(starter: Mapping[str, Any], key: str) -> str:
         return "basic"
     kind = upgrade.TARGETS.get(name, name) if isinstance(name, str) else None
     if kind not in STARTERS[key]:
-        *others, last = STARTERS[key]
-        known = f"{', '.join(others)} and {last}"
-        raise ConfigError(f"hydra.{key}: must be one of snnexp's, {known}")
+        raise ConfigError(f"hydra.{key}: must be one of {', '.join(STARTERS[key])}")
     return kind
 
 
