@@ -19,7 +19,7 @@ VARIABLE = "OMP_NUM_THREADS"
 VARIABLES = (VARIABLE, "MKL_NUM_THREADS")
 
 
-def variable() -> int | None:
+def from_environment() -> int | None:
     """Return OMP_NUM_THREADS (its outermost level); None if unset.
 
     Raises:
@@ -38,7 +38,7 @@ def require(cfg: Mapping[str, Any]) -> None:
     threads = cfg["trainer"].get("threads")
     if threads is not None and threads > limits.cores():
         raise ConfigError(f"trainer.threads: got {threads}, must be at most {limits.cores()}, the cores that are here")
-    variable()
+    from_environment()
 
 
 def number(cfg: Mapping[str, Any], recorded: object = None) -> int:
@@ -49,7 +49,7 @@ def number(cfg: Mapping[str, Any], recorded: object = None) -> int:
         recorded: ``threads`` in its run.json, if any.
     """
     saved = cfg["trainer"].get("threads")
-    if saved is None and (threads := variable()) is not None:
+    if saved is None and (threads := from_environment()) is not None:
         return threads
     previous = int(recorded) if recorded in COUNT else 1  # type: ignore[call-overload]
     return min(saved or previous, limits.cores())

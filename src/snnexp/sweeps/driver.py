@@ -323,7 +323,7 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
     if each > len(gpus):
         raise ConfigError(f"hydra.launcher.gpus: got {each}, there are {len(gpus)} for these points here")
     workers = min(launcher["workers"] or (len(gpus) // each if each else cores), jobs)
-    limit = threads.variable()
+    limit = threads.from_environment()
     share = launcher["threads"] or (limit and min(limit, max(1, cores // max(1, workers))))
     memory_gb = launcher["memory_gb"]
     slots: list[Slot] = []

@@ -10,7 +10,7 @@ GROUP_VARIABLES = ("RANK", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_USE_AGENT_STORE
 """Variables that mark a process as one of several."""
 
 
-def number(name: str, default: int) -> int:
+def int_variable(name: str, default: int) -> int:
     """Return the integer value of a variable, or ``default`` if it is unset or not a number."""
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default
@@ -23,7 +23,7 @@ def started_by_torchrun() -> bool:
 
 def started_by_srun() -> bool:
     """Return True if srun started this process as one of several tasks."""
-    return number("SLURM_STEP_NUM_TASKS", 1) > 1 and all(os.environ.get(name, "").isdecimal() for name in SRUN)
+    return int_variable("SLURM_STEP_NUM_TASKS", 1) > 1 and all(os.environ.get(name, "").isdecimal() for name in SRUN)
 
 
 def rank() -> int:

@@ -63,17 +63,17 @@ class ProcessEnvironment(ClusterEnvironment):
     @classmethod
     def from_variables(cls, processes: int) -> "ProcessEnvironment":
         """Return that of this process; rank 0 of ``processes`` without torchrun and srun."""
-        variables, number, rank = os.environ, launchers.number, launchers.rank()
+        variables, int_variable, rank = os.environ, launchers.int_variable, launchers.rank()
         if launchers.started_by_torchrun():
             count, port = int(variables["WORLD_SIZE"]), int(variables["MASTER_PORT"])
-            nodes = count // max(1, number("LOCAL_WORLD_SIZE", count))
+            nodes = count // max(1, int_variable("LOCAL_WORLD_SIZE", count))
             return cls(count, rank, variables["MASTER_ADDR"], port, True, nodes)
         if launchers.started_by_srun():
             first = SLURMEnvironment.resolve_root_node_address(variables.get("SLURM_STEP_NODELIST", "127.0.0.1"))
             # steps of one job may run at the same time
-            own = 31 * int(variables["SLURM_JOB_ID"]) + number("SLURM_STEP_ID", 0)
-            address, port = variables.get("MASTER_ADDR", first), number("MASTER_PORT", 15000 + own % 10000)
-            count, nodes = int(variables["SLURM_STEP_NUM_TASKS"]), number("SLURM_STEP_NUM_NODES", 1)
+            own = 31 * int(variables["SLURM_JOB_ID"]) + int_variable("SLURM_STEP_ID", 0)
+            address, port = variables.get("MASTER_ADDR", first), int_variable("MASTER_PORT", 15000 + own % 10000)
+            count, nodes = int(variables["SLURM_STEP_NUM_TASKS"]), int_variable("SLURM_STEP_NUM_NODES", 1)
             return cls(count, rank, address, port, True, nodes)
         return cls(processes)
 
