@@ -77,8 +77,8 @@ def test_a_point_trains_on_several_processes(tmp_path: Path, alone: pytest.Monke
 def run_by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
     """Return exit code and stderr of each of two tasks."""
     with ExitStack() as stack:
-        places = ({**os.environ, **STEP, "SLURM_PROCID": place, "LOCAL_RANK": place} for place in "01")
-        tasks = [stack.enter_context(commands.Command(words, folder, place)) for place in places]
+        environments = ({**os.environ, **STEP, "SLURM_PROCID": rank, "LOCAL_RANK": rank} for rank in "01")
+        tasks = [stack.enter_context(commands.Command(words, folder, rank)) for rank in environments]
         said = [task.communicate(timeout=120)[1] for task in tasks]
     return [(task.returncode, err) for task, err in zip(tasks, said, strict=True)]
 
@@ -105,8 +105,8 @@ def test_a_wrong_number_of_processes_is_reported_once(tmp_path: Path, alone: pyt
 
 def test_rank_and_world_size_come_from_the_launcher(alone: pytest.MonkeyPatch) -> None:
     def detect() -> tuple[int, int, bool]:
-        place = processes.ProcessEnvironment.from_variables(4)
-        return place.global_rank(), place.world_size(), place.external
+        cluster = processes.ProcessEnvironment.from_variables(4)
+        return cluster.global_rank(), cluster.world_size(), cluster.external
 
     # the number of tasks of a job is not that of a step
     alone.setenv("SLURM_NTASKS", "8")
@@ -170,16 +170,16 @@ def test_only_a_run_starts_processes() -> None:
 def test_the_port_is_reserved_before_it_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = []
 
-    def started(run: Run, place: processes.ProcessEnvironment, rank: int) -> None:
-        with pytest.raises(OSError, match="in use"), socket.create_server((place.address, place.port)):
+    def started(run: Run, cluster: processes.ProcessEnvironment, rank: int) -> None:
+        with pytest.raises(OSError, match="in use"), socket.create_server((cluster.address, cluster.port)):
             pass
-        ports.append(place.port)
+        ports.append(cluster.port)
 
     monkeypatch.setattr(processes, "_start_process", started)
     launcher = processes.Launcher(processes.ProcessEnvironment(3))
     launcher.run = Run.prepare(tmp_path, "", [])
     assert [launcher.launch(lambda: "done") for _ in range(2)] == ["done"] * 2
-    assert ports == [launcher.place.port] * 2
+    assert ports == [launcher.cluster.port] * 2
 
 
 @pytest.mark.slow
@@ -208,5 +208,5 @@ def test_a_task_that_ends_stops_the_run_with_a_message(tmp_path: Path, alone: py
 def test_invalid_launcher_variables_are_ignored(variables: dict[str, str], alone: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         alone.setenv(name, value)
-    place = processes.ProcessEnvironment.from_variables(3)
-    assert (place.processes, place.rank, place.external) == (3, 0, False)
+    cluster = processes.ProcessEnvironment.from_variables(3)
+    assert (cluster.processes, cluster.rank, cluster.external) == (3, 0, False)

@@ -107,12 +107,12 @@ def make_trainer(
     """
     # Lightning makes PyTorch query NVML for GPUs, and PyTorch's optimizers would repeat that at every step
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    place = processes.ProcessEnvironment(1)
+    cluster = processes.ProcessEnvironment(1)
     chosen: str | processes.Ddp = strategy
     if launchers.is_distributed({"strategy": strategy, "devices": devices}):
-        place = processes.ProcessEnvironment.from_variables(devices)
+        cluster = processes.ProcessEnvironment.from_variables(devices)
         # the readout's threshold is unused if the loss reads the membrane
-        chosen = processes.Ddp(place, find_unused_parameters=strategy == "ddp")
+        chosen = processes.Ddp(cluster, find_unused_parameters=strategy == "ddp")
     try:
         with terminal.quiet():
             trainer = Trainer(
@@ -134,7 +134,7 @@ def make_trainer(
                 enable_model_summary=False,
                 logger=False,
                 # otherwise Lightning detects an environment itself, and requeues SLURM jobs
-                plugins=[place],
+                plugins=[cluster],
                 default_root_dir=os.devnull,
                 callbacks=[callbacks.LogMeans(), Bridge(observers.ProjectParameters, observers.DivergenceGuard)],
             )
@@ -178,7 +178,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
     contracts.require_loss(loss)
     contracts.require_kind(encoder, Encoder, "encoder")
     decoder = nodes["decoder"] if isinstance(nodes["decoder"], str) else _decoder(nodes["decoder"])
-    penalties, measures = (_by_name(nodes[place], place) for place in ("regularizer", "measure"))
+    penalties, measures = (_by_name(nodes[group], group) for group in ("regularizer", "measure"))
     optimizer, schedule = _optimizer(nodes["optimizer"]), instantiate(nodes["schedule"], "schedule")
     contracts.require_kind(schedule, Schedule, "schedule")
     neuron, readout = (
@@ -284,13 +284,13 @@ def _decoder(node: Mapping[str, Any] | None) -> Decoder | None:
     return decoder  # type: ignore[no-any-return]
 
 
-def _by_name(nodes: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _by_name(nodes: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return the parts of a config group that takes several, by name."""
     kinds = {"regularizer": Penalty, "measure": metrics.Measure}
-    result = {name: instantiate(node, f"{place}.{name}") for name, node in nodes.items()}
+    result = {name: instantiate(node, f"{group}.{name}") for name, node in nodes.items()}
     for name, each in result.items():
-        contracts.require_kind(each, kinds[place], f"{place}.{name}")
-        contracts.require_reads(each, f"{place}.{name}")
+        contracts.require_kind(each, kinds[group], f"{group}.{name}")
+        contracts.require_reads(each, f"{group}.{name}")
     return result
 
 

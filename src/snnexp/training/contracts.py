@@ -71,7 +71,7 @@ def require_batch_norm_samples(network: Network, data: DataModule, num_steps: in
     """Reject training batches of one sample if a batch norm would see a single value per channel.
 
     Args:
-        network: with its modules in training mode.
+        network: with its modules in their modes of training.
         data: of the run.
         num_steps: T.
         limit: optimizer steps per epoch; None for all.

@@ -2,8 +2,8 @@
 
 Rank 0 creates the run directory and is the only one to write to it. Either it starts the others, as
 ``python -m snnexp.training.rank RUN``, or torchrun or srun starts all processes, and rank 0 sends the directory to the
-others through a store. Lightning gets the ranks and
-addresses from :class:`ProcessEnvironment`, not from environment variables that anyone may have set.
+others through a store. Lightning gets ranks and addresses from :class:`ProcessEnvironment`, not from environment
+variables that anyone may have set.
 """
 
 import functools
@@ -126,8 +126,8 @@ class Launcher:
 
     is_interactive_compatible = True
 
-    def __init__(self, place: ProcessEnvironment) -> None:
-        self.place = place
+    def __init__(self, cluster: ProcessEnvironment) -> None:
+        self.cluster = cluster
         self.run: Run | None = None
         self.others: list[subprocess.Popen[bytes]] = []
         """The processes started by this one."""
@@ -135,7 +135,7 @@ class Launcher:
         """Listens at the port passed to the others; PyTorch's process group shares it."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
-        if not self.place.external and self.store is None:
+        if not self.cluster.external and self.store is None:
             self._start()
         return function(*args, **kwargs)
 
@@ -143,25 +143,25 @@ class Launcher:
         """Do nothing: the run ends them after it has been recorded."""
 
     def _start(self) -> None:
-        if self.run is None and self.place.processes > 1:
+        if self.run is None and self.cluster.processes > 1:
             raise ConfigError("trainer: only a run starts processes; use snnexp.experiment.run, or torchrun")
         self.store = store = TCPStore(
-            self.place.address, 0, self.place.processes, is_master=True, wait_for_workers=False, multi_tenant=True
+            self.cluster.address, 0, self.cluster.processes, is_master=True, wait_for_workers=False, multi_tenant=True
         )
-        self.place.port = store.port
-        for rank in range(1, self.place.processes):
+        self.cluster.port = store.port
+        for rank in range(1, self.cluster.processes):
             assert self.run is not None
-            self.others.append(_start_process(self.run, self.place, rank))
+            self.others.append(_start_process(self.run, self.cluster, rank))
 
 
-def _start_process(run: Run, place: ProcessEnvironment, rank: int) -> subprocess.Popen[bytes]:
+def _start_process(run: Run, cluster: ProcessEnvironment, rank: int) -> subprocess.Popen[bytes]:
     variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(place.processes),
-        "LOCAL_WORLD_SIZE": str(place.processes),
-        "MASTER_ADDR": place.address,
-        "MASTER_PORT": str(place.port),
+        "WORLD_SIZE": str(cluster.processes),
+        "LOCAL_WORLD_SIZE": str(cluster.processes),
+        "MASTER_ADDR": cluster.address,
+        "MASTER_PORT": str(cluster.port),
         # the same import path as this process
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
         "PYTHONSAFEPATH": "1",
@@ -177,9 +177,9 @@ def _start_process(run: Run, place: ProcessEnvironment, rank: int) -> subprocess
 class Ddp(DDPStrategy):
     """Lightning's strategy with our :class:`Launcher`."""
 
-    def __init__(self, place: ProcessEnvironment, **settings: Any) -> None:
+    def __init__(self, cluster: ProcessEnvironment, **settings: Any) -> None:
         super().__init__(**settings)
-        self.run_launcher = Launcher(place)
+        self.run_launcher = Launcher(cluster)
 
     @property
     def launcher(self) -> Launcher:  # type: ignore[override]
@@ -206,19 +206,19 @@ class PeerProcesses:
         processes = cfg.trainer.get("devices", 1)
         if (
             not launchers.is_distributed(cfg.trainer)
-            or not (place := ProcessEnvironment.from_variables(processes)).external
+            or not (cluster := ProcessEnvironment.from_variables(processes)).external
         ):
             return None
         try:
-            store = _store(place.address, place.port, place.rank, place.processes)
+            store = _store(cluster.address, cluster.port, cluster.rank, cluster.processes)
         except torch.distributed.DistError as error:
-            where = f"{place.address}:{place.port}"
-            raise LostProcessError(f"the {place.processes} processes of the run cannot connect at {where}") from error
+            where = f"{cluster.address}:{cluster.port}"
+            raise LostProcessError(f"the {cluster.processes} processes of the run cannot connect at {where}") from error
         self.key = f"snnexp/{next(_runs)}"
-        if place.rank:
+        if cluster.rank:
             return _receive_run(store, self.key)
-        self.store, self.count = store, place.processes - 1
-        place.require(processes)
+        self.store, self.count = store, cluster.processes - 1
+        cluster.require(processes)
         return None
 
     def announce(self, trainer: Trainer, run: Run) -> None:
@@ -274,7 +274,7 @@ def _acknowledgement(key: str) -> str:
 def require_others(trainer: Trainer, error: Exception) -> None:
     """Raise :class:`LostProcessError` for a lost connection to a process started by torchrun or srun."""
     strategy = trainer.strategy
-    external = isinstance(strategy, Ddp) and strategy.run_launcher.place.external
+    external = isinstance(strategy, Ddp) and strategy.run_launcher.cluster.external
     if trainer.is_global_zero and external and "onnection" in str(error):
         raise LostProcessError("another process of the run has ended, and the run with it") from error
 
