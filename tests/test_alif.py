@@ -125,8 +125,8 @@ def test_gradients_are_the_derivatives() -> None:
         for name, value in zip(values, parameters, strict=True):
             neuron._parameters.pop(name, None)
             neuron._buffers[name] = value
-        found: Tensor = neuron(current, state=ALIFState(U, torch.zeros_like(U), b)).membrane
-        return found
+        membrane: Tensor = neuron(current, state=ALIFState(U, torch.zeros_like(U), b)).membrane
+        return membrane
 
     current = current_for(12).requires_grad_()
     assert torch.autograd.gradcheck(membrane, (current, start, start.detach().clone().requires_grad_(), *leaves))

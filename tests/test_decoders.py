@@ -129,17 +129,17 @@ class TestPopulation:
     def test_equals_snntorch(self) -> None:
         functional = pytest.importorskip("snntorch.functional")
         spikes, labels = random_trace(30).spikes, torch.arange(40) % 10
-        wanted = functional.accuracy_rate(spikes, labels, population_code=True, num_classes=10)
+        expected = functional.accuracy_rate(spikes, labels, population_code=True, num_classes=10)
         accuracy = (Population(3)(Trace(spikes, spikes, None)) == labels).float().mean().item()
-        assert accuracy == pytest.approx(wanted)
+        assert accuracy == pytest.approx(expected)
 
     @pytest.mark.parametrize("loss", [losses.CEMembrane(), losses.MSECount(), losses.NLLMaxVoltage()])
     def test_the_loss_reads_averaged_statistics(self, loss: losses.Loss) -> None:
         trace, target = random_trace(6), torch.arange(40) % 3
         averaged = {name: getattr(trace, name) for name in statistic_names(loss.reads)}
         averaged = {name: (value[..., ::2] + value[..., 1::2]) / 2 for name, value in averaged.items()}
-        wanted = loss(SimpleNamespace(num_steps=7, **averaged), target)
-        torch.testing.assert_close(loss(Population(2).pooled(trace), target), wanted)
+        expected = loss(SimpleNamespace(num_steps=7, **averaged), target)
+        torch.testing.assert_close(loss(Population(2).pooled(trace), target), expected)
 
     @pytest.mark.usefixtures("tiny_mnist")
     def test_readout_has_size_neurons_per_class(self) -> None:
@@ -158,14 +158,14 @@ def test_metrics_compare_the_same_statistic_as_the_loss() -> None:
     """Metrics of a loss on spikes compare spikes, those of a loss on the last step the last step."""
     trace = random_trace(2)
     target = torch.rand(7, 40, 2)
-    for reads, wanted in {
+    for reads, expected in {
         "spikes": (trace.spikes, target),
         "membrane": (trace.membrane, target),
         "last_membrane": (trace.membrane[-1], target[-1]),
         ("mean_membrane", "spikes"): (trace.membrane.mean(0), target[-1]),
     }.items():
         loss = type("Own", (losses.Loss,), {"reads": reads})()
-        for ours, theirs in zip(Readout(trace, None, loss).compared(target), wanted, strict=True):
+        for ours, theirs in zip(Readout(trace, None, loss).compared(target), expected, strict=True):
             assert torch.equal(ours, theirs)
     values = torch.rand(40, 2)
     assert torch.equal(Readout(trace, None, losses.MSEMembrane()).compared(values)[1], values.expand(7, 40, 2))

@@ -67,11 +67,11 @@ def test_hooks_are_called_and_do_not_change_results(neuron: str, place: str, kin
     made = network(neuron, kernel)
     called: list[object] = []
     hook = KINDS[kind](made.get_submodule(place), lambda *arguments: called.append(arguments))
-    found = computed(made, statistics=("hidden1", "hidden2"))
+    actual = computed(made, statistics=("hidden1", "hidden2"))
     # the feedback synapse is called once per step; its last call may have no gradient
     steps = 7 if "recurrent" in place else 1
     assert steps - ("backward" in kind and steps > 1) <= len(called) <= steps
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     hook.remove()
     called.clear()
     assert all(map(torch.equal, computed(made), expected))
@@ -115,9 +115,9 @@ def test_hooks_on_a_stack_do_not_change_results(neuron: str) -> None:
         stacked.get_submodule("layers.hidden2.neuron.recurrent").register_forward_hook(lambda *arguments: None)
     stacked.layers["hidden2"].neuron.register_forward_hook(lambda *arguments: None)
     x = torch.rand(1, 2, 5)
-    found = stacked(x.unsqueeze(2))
+    actual = stacked(x.unsqueeze(2))
     for member, made in enumerate(singles):
-        for mine, expected in zip(found, made(x), strict=True):
+        for mine, expected in zip(actual, made(x), strict=True):
             torch.testing.assert_close(mine.membrane[:, :, member], expected.membrane)
 
 
@@ -163,8 +163,8 @@ def test_parametrized_parameters_do_not_change_results(place: str, name: str, ke
     expected = computed(network("rleaky", kernel))
     made = network("rleaky", kernel)
     parametrize.register_parametrization(made.get_submodule(f"layers.hidden2.{place}"), name, Doubled())
-    found = computed(made)
-    torch.testing.assert_close(found[:4], expected[:4])
+    actual = computed(made)
+    torch.testing.assert_close(actual[:4], expected[:4])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -228,12 +228,12 @@ def test_overridden_forward_is_called(where: str) -> None:
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_membranes_are_float32_with_bfloat16_weights(neuron: str, kernel: str) -> None:
     expected = computed(network(neuron, kernel))
-    found = computed(network(neuron, kernel).to(torch.bfloat16))
-    assert [value.dtype for value in found[:4]] == [torch.float32] * 4
-    assert {value.dtype for value in found[4:]} == {torch.bfloat16}
-    assert all(torch.isfinite(value).all() for value in found)
+    actual = computed(network(neuron, kernel).to(torch.bfloat16))
+    assert [value.dtype for value in actual[:4]] == [torch.float32] * 4
+    assert {value.dtype for value in actual[4:]} == {torch.bfloat16}
+    assert all(torch.isfinite(value).all() for value in actual)
     # counts may differ by one spike
-    torch.testing.assert_close(found[0], expected[0], atol=1, rtol=0)
+    torch.testing.assert_close(actual[0], expected[0], atol=1, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -243,8 +243,8 @@ def test_products_have_the_precision_of_their_weights(neuron: str, kernel: str) 
     expected = network(neuron, kernel)(x)
     made = network(neuron, kernel)
     made.layers["hidden2"].synapse.to(torch.bfloat16)
-    found = made(x)
-    assert torch.equal(found[0].membrane, expected[0].membrane), "its weights are float32"
+    actual = made(x)
+    assert torch.equal(actual[0].membrane, expected[0].membrane), "its weights are float32"
     assert expected[0].spike_count.any()
     made = network(neuron, kernel)
     made.layers["hidden1"].neuron.recurrent.to(torch.bfloat16)

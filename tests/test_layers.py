@@ -182,10 +182,10 @@ def test_equals_layers_of_spikingjelly() -> None:
     inputs = 3 * torch.rand(T, B, 1, 8, 8, dtype=torch.float64)
     spikes, expected = network(inputs)[1].spikes, peer(inputs)
     torch.testing.assert_close(spikes, expected)
-    wanted = torch.rand_like(spikes)
+    target = torch.rand_like(spikes)
     gradients = [
-        torch.autograd.grad(F.mse_loss(found, wanted), [convolution.weight, norm.weight, norm.bias])  # type: ignore[arg-type]
-        for found, convolution, norm in ((spikes, one[0], one[1]), (expected, peer[0], peer[1]))  # type: ignore[index]
+        torch.autograd.grad(F.mse_loss(output, target), [convolution.weight, norm.weight, norm.bias])  # type: ignore[arg-type]
+        for output, convolution, norm in ((spikes, one[0], one[1]), (expected, peer[0], peer[1]))  # type: ignore[index]
     ]
     torch.testing.assert_close(*gradients)
     assert all(gradient.abs().max() > 0 for gradient in gradients[0])

@@ -269,8 +269,8 @@ class TestMSELast:
         expected = F.mse_loss(trace.membrane[-1], target[-1])
         require_equal(losses.MSELast()(trace, target), expected, trace.membrane)
         assert losses.MSELast()(trace, target[-1]) == expected
-        output, wanted = losses.MSELast().compared(trace, target)
-        assert F.mse_loss(output, wanted) == expected
+        output, last = losses.MSELast().compared(trace, target)
+        assert F.mse_loss(output, last) == expected
 
     def test_labels(self, trace: Trace) -> None:
         expected = F.mse_loss(trace.membrane[-1], F.one_hot(LABELS, K).float() * 3 - 1)
@@ -298,11 +298,11 @@ class TestMSETemporal:
         spikes.requires_grad_()
         loss = losses.MSETemporal()(Population(size=2).pooled(Trace(spikes, spikes, None)), torch.tensor([0]))
         torch.testing.assert_close(loss.item(), (1.5**2 + 1**2) / 2 / 4**2)
-        wanted = torch.zeros(4, 1, 4)
+        expected = torch.zeros(4, 1, 4)
         # derivative of the loss by the mean time, times -1 / 2 for each neuron's spike
-        wanted[0, 0, 0] = wanted[3, 0, 1] = -1.5 / 4**2 / 2
-        wanted[1, 0, 2] = wanted[3, 0, 3] = 1 / 4**2 / 2
-        torch.testing.assert_close(torch.autograd.grad(loss, spikes)[0], wanted)
+        expected[0, 0, 0] = expected[3, 0, 1] = -1.5 / 4**2 / 2
+        expected[1, 0, 2] = expected[3, 0, 3] = 1 / 4**2 / 2
+        torch.testing.assert_close(torch.autograd.grad(loss, spikes)[0], expected)
 
     @pytest.mark.parametrize(("key", "value"), [("on_target", T), ("off_target", -T - 1)])
     def test_refuses_steps_out_of_range(self, key: str, value: int, trace: Trace) -> None:

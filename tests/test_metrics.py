@@ -92,12 +92,12 @@ class TestTotals:
                 means.add({"error": metrics.relative_error(membrane[:, batch], target[:, batch])})
                 means.add({"hit": metrics.accuracy(membrane[0, batch].argmax(-1), target[0, batch].argmax(-1))})
             shares.append(means)
-        found = reduce_all(shares)
+        actual = reduce_all(shares)
         whole = (membrane - target).abs().double().mean()
         ratio = torch.linalg.vector_norm(membrane - target, dim=-1) / torch.linalg.vector_norm(target, dim=-1)
         hits = (membrane[0].argmax(-1) == target[0].argmax(-1)).double().mean()
-        wanted = torch.stack([whole, ratio[1:].double().mean(), hits])
-        torch.testing.assert_close(torch.stack([*found.values()]).double(), wanted, rtol=1e-6, atol=0)
+        expected = torch.stack([whole, ratio[1:].double().mean(), hits])
+        torch.testing.assert_close(torch.stack([*actual.values()]).double(), expected, rtol=1e-6, atol=0)
 
     @pytest.mark.parametrize("batch_size", [3, 6, 18])
     def test_equal_losses_do_not_accumulate_rounding_errors(self, batch_size: int) -> None:
@@ -140,8 +140,8 @@ def test_custom_merge() -> None:
     for share, own in zip(shares, (batches[:1], batches[1:]), strict=True):
         for batch in own:
             share.add({"test/largest": Largest().update(None, batch), "test/loss": metrics.counted(batch.sum(), 1)})
-    found = reduce_all(shares)
-    assert (found["test/largest"], found["test/loss"]) == (4, pytest.approx(10 / 3))
+    actual = reduce_all(shares)
+    assert (actual["test/largest"], actual["test/loss"]) == (4, pytest.approx(10 / 3))
     stacked = metrics.Totals({"largest": Largest()}, stacked=True)
     for values in ([1, 5], [3, 2]):
         stacked.add({"test/largest": (torch.tensor(values),)})
@@ -170,16 +170,16 @@ def test_classification_metrics_equal_torchmetrics(measure: metrics.Measure, pee
     """With 30 classes, many do not occur."""
     random = torch.Generator().manual_seed(classes)
     target, scores = torch.randint(classes, (50,), generator=random), torch.rand((50, classes), generator=random)
-    wanted = peer(scores.argmax(-1), target, classes, average="macro")
-    torch.testing.assert_close(in_batches(measure, scores, target), wanted)
+    expected = peer(scores.argmax(-1), target, classes, average="macro")
+    torch.testing.assert_close(in_batches(measure, scores, target), expected)
     assert in_batches(measure, scores, target).dtype == torch.float32
 
 
 def test_balanced_accuracy_ignores_classes_without_labels() -> None:
     """Recall is 2/3 for class 0 and 1 for class 1; class 2 is predicted once and has no labels."""
     scores = torch.eye(3)[torch.tensor([0, 0, 2, 1])]
-    found = in_batches(metrics.BalancedAccuracy(), scores, torch.tensor([0, 0, 0, 1]))
-    torch.testing.assert_close(found, torch.tensor((2 / 3 + 1) / 2))
+    actual = in_batches(metrics.BalancedAccuracy(), scores, torch.tensor([0, 0, 0, 1]))
+    torch.testing.assert_close(actual, torch.tensor((2 / 3 + 1) / 2))
 
 
 class TestRocAuc:
@@ -191,8 +191,8 @@ class TestRocAuc:
         scores = torch.randint(4, (50, classes), generator=random).float()
         # round probabilities that differ in the last digit due to the order of summation
         equal = scores.double().softmax(-1).round(decimals=9)
-        wanted = multiclass_auroc(equal, target, classes, average="macro", thresholds=None)
-        torch.testing.assert_close(in_batches(metrics.RocAuc(), scores, target), wanted)
+        expected = multiclass_auroc(equal, target, classes, average="macro", thresholds=None)
+        torch.testing.assert_close(in_batches(metrics.RocAuc(), scores, target), expected)
 
     def test_by_hand(self) -> None:
         """Two samples per class: 3 of 4 pairs are in the correct order."""
@@ -204,8 +204,8 @@ class TestRocAuc:
         """Also if a probability rounds to 1."""
         random = torch.Generator().manual_seed(0)
         scores, target = torch.randint(9, (50, 2), generator=random).float(), torch.arange(50) % 2
-        wanted = in_batches(metrics.RocAuc(), scores, target)
-        assert in_batches(metrics.RocAuc(), scale * scores, target) == wanted
+        expected = in_batches(metrics.RocAuc(), scores, target)
+        assert in_batches(metrics.RocAuc(), scale * scores, target) == expected
 
     def test_scores_of_minus_infinity(self) -> None:
         """``SpikeCount(ties="membrane")`` scores all classes without the highest count -inf."""
@@ -245,7 +245,7 @@ class TestValues:
         random = torch.Generator().manual_seed(0)
         target = 1000 + torch.rand(shape, generator=random)
         output = target + 0.1 * torch.randn(shape, generator=random)
-        for measure, wanted in (
+        for measure, expected in (
             # in float32, the R2 of torchmetrics has an error of 0.1
             (metrics.R2(), r2_score(output.double().flatten(0, -2), target.double().flatten(0, -2))),
             (metrics.RMSE(), mean_squared_error(output, target, squared=False)),
@@ -255,7 +255,7 @@ class TestValues:
                 pair = output[..., batch, :], target[..., batch, :]
                 readout = SimpleNamespace(compared=lambda target, pair=pair: pair)
                 totals.add({"test/own": measure.update(readout, pair[1])})
-            torch.testing.assert_close(totals.take()["test/own"], wanted.float())
+            torch.testing.assert_close(totals.take()["test/own"], expected.float())
 
     def test_r2_of_constant_targets_is_nan(self) -> None:
         output, target = torch.rand(9, 1), torch.full((9, 1), 0.3)
@@ -266,8 +266,8 @@ class TestValues:
         """Targets alternate between 1e6 - .5 and 1e6 + .5, all errors are .1."""
         target = 1e6 + (torch.arange(1000) % 2 - 0.5).unsqueeze(1)
         readout = SimpleNamespace(compared=lambda target: (target.double() + 0.1, target))
-        found = metrics.R2().compute(metrics.R2().update(readout, target))
-        assert found.item() == pytest.approx(1 - 0.1**2 / 0.5**2)
+        actual = metrics.R2().compute(metrics.R2().update(readout, target))
+        assert actual.item() == pytest.approx(1 - 0.1**2 / 0.5**2)
 
 
 def test_firing_rate() -> None:

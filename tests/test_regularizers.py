@@ -25,8 +25,8 @@ def test_a_target_rate_by_hand() -> None:
     """Rates .5, 0 and 1, target .25, averaged over the neurons of both layers."""
     one = SimpleNamespace(spike_count=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), num_steps=4)
     other = SimpleNamespace(spike_count=torch.tensor([[4.0], [4.0]]), num_steps=4)
-    found = TargetRate(weight=3.0, target=0.25)({"hidden1": one, "hidden2": other})
-    assert found.item() == pytest.approx(3 * (0.25**2 + 0.25**2 + 0.75**2) / 3)
+    actual = TargetRate(weight=3.0, target=0.25)({"hidden1": one, "hidden2": other})
+    assert actual.item() == pytest.approx(3 * (0.25**2 + 0.25**2 + 0.75**2) / 3)
 
 
 def test_l1_sums_over_layers_and_averages_over_samples() -> None:
@@ -44,8 +44,8 @@ def test_a_band_by_hand() -> None:
     """Rates .5, 0 and 1, band .25 to .75: the first is within the band, the others add .25^2 each."""
     one = SimpleNamespace(spike_count=torch.tensor([[4.0, 0.0], [0.0, 0.0]]), num_steps=4)
     other = SimpleNamespace(spike_count=torch.tensor([[4.0], [4.0]]), num_steps=4)
-    found = Band(3.0, 0.25, 0.75)({"hidden1": one, "hidden2": other})
-    assert found.item() == pytest.approx(3 * 2 * 0.25**2 / 3)
+    actual = Band(3.0, 0.25, 0.75)({"hidden1": one, "hidden2": other})
+    assert actual.item() == pytest.approx(3 * 2 * 0.25**2 / 3)
     with pytest.raises(ConfigError, match=r"upper: got 0\.1, must be at least lower"):
         Band(lower=0.2, upper=0.1)
 
@@ -79,7 +79,7 @@ def test_layers() -> None:
 def test_gradients_reach_the_hidden_layers_through_any_kernel(neuron: Any) -> None:
     """With a constant current, for which the fused kernel saves no steps, and with a changing one."""
     for steps in (1, 7):
-        found: list[tuple[Tensor, ...]] = []
+        results: list[tuple[Tensor, ...]] = []
         for kernel in ("fused", "reference"):
             torch.manual_seed(0)
             made = MLP((5,), 3, neuron, neuron, num_steps=7, hidden=(6, 4)).double()
@@ -91,8 +91,8 @@ def test_gradients_reach_the_hidden_layers_through_any_kernel(neuron: Any) -> No
             assert all(gradient.any() for gradient in own)
             # together with a loss, whose gradient reaches the same layers
             both = torch.autograd.grad(penalty + traces[-1].membrane.mean(), weights)
-            found.append((penalty, *own, *both))
-        torch.testing.assert_close(*found)
+            results.append((penalty, *own, *both))
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.usefixtures("tiny_mnist")

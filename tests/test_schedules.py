@@ -90,8 +90,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def of(folder: Path, *overrides: str) -> dict[str, object]:
     cfg = config.check(compose_unchecked(overrides, [folder])[0])
-    found = plain(cfg)
-    return {"schedule": found["schedule"], "own": found["optimizer"].get("schedule")}
+    nodes = plain(cfg)
+    return {"schedule": nodes["schedule"], "own": nodes["optimizer"].get("schedule")}
 
 
 class TestEarlierKey:
@@ -105,8 +105,8 @@ class TestEarlierKey:
     def test_sweep_selects_the_choices(self) -> None:
         points = [*config.points([RECIPE, "optimizer.schedule=constant,cosine", "seed=1,2"])]
         composer = config.Composer()
-        found = [plain(config.check(composer.point(point)[0]))["schedule"] for point in points]
-        assert found == [CONSTANT, CONSTANT, COSINE, COSINE]
+        actual = [plain(config.check(composer.point(point)[0]))["schedule"] for point in points]
+        assert actual == [CONSTANT, CONSTANT, COSINE, COSINE]
 
     def test_overrides_take_precedence_over_the_key_in_a_file(self, folder: Path) -> None:
         assert of(folder, "experiment=old") == {"schedule": COSINE, "own": None}
@@ -114,8 +114,8 @@ class TestEarlierKey:
         assert of(folder, "experiment=old", "optimizer.schedule=constant") == {"schedule": CONSTANT, "own": None}
 
     def test_an_optimizer_can_have_an_argument_schedule(self, folder: Path) -> None:
-        found = of(folder, RECIPE, "optimizer=warmup", "optimizer.schedule=other")
-        assert found == {"schedule": CONSTANT, "own": "other"}
+        actual = of(folder, RECIPE, "optimizer=warmup", "optimizer.schedule=other")
+        assert actual == {"schedule": CONSTANT, "own": "other"}
 
     @pytest.mark.parametrize(
         ("overrides", "message"),
@@ -256,8 +256,8 @@ class TestParameters:
         plain = Parameters(named)
         assert [*map(id, plain)] == [*map(id, (weight, bias, beta, other))]
         optimizer = torch.optim.SGD(plain.by_role(neuron={"lr": 0.1}, bias={"momentum": 0.5}), lr=1.0)
-        found = [([*map(id, group["params"])], group["lr"], group["momentum"]) for group in optimizer.param_groups]
-        assert found == [([id(weight), id(other)], 1.0, 0), ([id(bias)], 1.0, 0.5), ([id(beta)], 0.1, 0)]
+        actual = [([*map(id, group["params"])], group["lr"], group["momentum"]) for group in optimizer.param_groups]
+        assert actual == [([id(weight), id(other)], 1.0, 0), ([id(bias)], 1.0, 0.5), ([id(beta)], 0.1, 0)]
 
     def test_neurons_have_no_weight_decay(self, named: list[NamedParameter]) -> None:
         for groups in (decayed := Parameters(named, 0.1)), decayed.by_role(bias={"lr": 2.0}):
@@ -294,10 +294,10 @@ class TestUserParts:
         for lr in ("0.01", "0.02"):
             words = [*self.TINY, "optimizer=byrole", f"optimizer.lr={lr}", "schedule=cosine"]
             points.append(Point(config.check(compose_unchecked(words, [folder])[0]), words))
-        found: dict[int, Outcome] = {}
-        stacked.train(points, Path("stack"), lambda *_: None, found.__setitem__)
+        outcomes: dict[int, Outcome] = {}
+        stacked.train(points, Path("stack"), lambda *_: None, outcomes.__setitem__)
         for index, lr in ((0, 0.01), (1, 0.02)):
-            path = found[index].run
+            path = outcomes[index].run
             assert path is not None
             content = torch.load(path / "checkpoints" / "init.ckpt", weights_only=True)
             rates = [group["lr"] for group in content["optimizer_states"][0]["param_groups"]]
@@ -354,10 +354,10 @@ def test_members_of_a_stack_equal_single_runs(words: str, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     typed = [[*SMALL, *words.split(), f"optimizer.lr={lr}"] for lr in ("0.001", "0.002")]
     points = [Point(compose(overrides), overrides) for overrides in typed]
-    found: dict[int, Outcome] = {}
-    stacked.train(points, Path("stack"), lambda *_: None, found.__setitem__)
+    outcomes: dict[int, Outcome] = {}
+    stacked.train(points, Path("stack"), lambda *_: None, outcomes.__setitem__)
     for index, overrides in enumerate(typed):
-        path = found[index].run
+        path = outcomes[index].run
         assert path is not None
         alone = experiment.run(compose(overrides), parent=tmp_path / "alone").path
         contents = [torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (path, alone)]
@@ -376,7 +376,7 @@ def test_a_run_equals_a_pytorch_training_loop(
     words = [*SMALL, "data.num_samples=9", "kernel=reference", f"trainer.accumulate={accumulate}"]
     cfg = compose([*words, f"trainer.gradient_clip={'null' if clip is None else clip}"])
     record = experiment.run(cfg)
-    found = torch.load(record.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    actual = torch.load(record.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
     parts = build(cfg)
     task, network = parts.task, parts.network
@@ -393,7 +393,7 @@ def test_a_run_equals_a_pytorch_training_loop(
             optimizer.step()
             for neuron in network.neurons().values():
                 neuron.project()
-    torch.testing.assert_close(found, {name: each.detach() for name, each in task.state_dict().items()})
+    torch.testing.assert_close(actual, {name: each.detach() for name, each in task.state_dict().items()})
 
 
 def test_build_optimizer_takes_both_protocols() -> None:

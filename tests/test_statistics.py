@@ -15,18 +15,18 @@ SAMPLES = st.lists(NUMBERS, min_size=2, max_size=12).filter(lambda values: len(s
 
 
 def test_summary_in_closed_form() -> None:
-    found = summary([1.0, 2.0, 3.0])
+    result = summary([1.0, 2.0, 3.0])
     # t(0.975, 2) = 4.30265
     half = 4.30265 / math.sqrt(3)
-    assert (found.n, found.mean, found.std) == (3, 2.0, 1.0)
-    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-5)
+    assert (result.n, result.mean, result.std) == (3, 2.0, 1.0)
+    assert (result.low, result.high) == pytest.approx((2 - half, 2 + half), rel=1e-5)
 
 
 @given(SAMPLES)
 def test_interval_equals_scipy(values: list[float]) -> None:
-    found = summary(values)
+    result = summary(values)
     low, high = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (result.low, result.high) == pytest.approx((low, high))
 
 
 def test_coverage_of_the_interval() -> None:
@@ -46,27 +46,27 @@ def test_paired_tests_equal_scipy(pairs: list[tuple[float, float]]) -> None:
     first, second = (np.array(column) for column in zip(*pairs, strict=True))
     d = np.round(second - first, 3)
     assume(len(set(d)) > 1)
-    found = paired(dict(enumerate(first)), dict(enumerate(second)))
+    result = paired(dict(enumerate(first)), dict(enumerate(second)))
     expected = scipy.stats.ttest_rel(second, first)
     low, high = expected.confidence_interval(0.95)
-    assert (found.difference, found.low, found.high) == pytest.approx((d.mean(), low, high), abs=1e-9)
-    assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
-    assert found.missing == ""
+    assert (result.difference, result.low, result.high) == pytest.approx((d.mean(), low, high), abs=1e-9)
+    assert result.p == pytest.approx(expected.pvalue, abs=1e-9)
+    assert result.missing == ""
     sizes = np.abs(d[d != 0])
     if len(set(sizes)) == len(sizes):
         exact = scipy.stats.wilcoxon(d[d != 0], method="exact")
-        assert found.p_ranks == pytest.approx(exact.pvalue)
+        assert result.p_ranks == pytest.approx(exact.pvalue)
 
 
 def test_ties_are_tested_exactly() -> None:
     # of the 2^4 sign patterns of ranks 1.5, 1.5, 3.5, 3.5, three have a sum of at most 1.5
-    found = paired(dict.fromkeys(range(4), 0.0), {0: -1.0, 1: 1.0, 2: 2.0, 3: 2.0})
-    assert found.p_ranks == pytest.approx(2 * 3 / 16)
+    result = paired(dict.fromkeys(range(4), 0.0), {0: -1.0, 1: 1.0, 2: 2.0, 3: 2.0})
+    assert result.p_ranks == pytest.approx(2 * 3 / 16)
 
 
 def test_unpaired_seeds_are_ignored() -> None:
-    found = paired({0: 1.0, 1: 2.0, 7: 100.0}, {1: 4.0, 0: 2.0, 8: -50.0})
-    assert (found.n, found.difference) == (2, 1.5)
+    result = paired({0: 1.0, 1: 2.0, 7: 100.0}, {1: 4.0, 0: 2.0, 8: -50.0})
+    assert (result.n, result.difference) == (2, 1.5)
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=8))
@@ -90,9 +90,9 @@ def test_swapped_groups_flip_the_sign(pairs: list[tuple[float, float]]) -> None:
     ],
 )
 def test_reasons_for_no_test(first: dict, second: dict, n: int, difference: float | None, word: str) -> None:
-    found = paired(first, second)
-    assert (found.n, found.difference, found.p) == (n, difference, None)
-    assert word in found.missing
+    result = paired(first, second)
+    assert (result.n, result.difference, result.p) == (n, difference, None)
+    assert word in result.missing
 
 
 def test_importance_in_closed_form() -> None:
