@@ -298,7 +298,7 @@ class TestEvaluationCounts:
     def test_restart_with_each_test(self, tiny_mnist: Path) -> None:
         parts = build(compose(["experiment=mnist_rleaky_count", *MNIST]))
         counts = EvaluationCounts(["hidden1", "readout"], parts.decoder)
-        Bridge.of(parts.trainer).given = [Member(parts.task, [counts])]
+        Bridge.of(parts.trainer).assigned = [Member(parts.task, [counts])]
         for _ in range(2):
             with terminal.quiet():
                 parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
