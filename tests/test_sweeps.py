@@ -283,8 +283,8 @@ def test_events_do_not_count_ended_members(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(stacked, "train", train)
     events: list[dict[str, Any]] = []
-    seats = [{"config": {}, "overrides": [], "run": None, "over": over} for over in (True, False, True, False)]
-    worker._stack({"members": seats, "parent": str(tmp_path)}, tmp_path / "log", events.append)
+    members = [{"config": {}, "overrides": [], "run": None, "over": over} for over in (True, False, True, False)]
+    worker._stack({"members": members, "parent": str(tmp_path)}, tmp_path / "log", events.append)
     assert [event["ended"] for event in events] == [0, 1]
 
 

@@ -143,7 +143,10 @@ class TestRefusals:
             ({"target": "loss", "drop": ["name", "id", "width", "kind"]}, r"^drop: leaves no feature"),
             ({"target": "loss", "drop": ["name"], "delimiter": ";"}, r"^target: .* use 'data.delimiter=\",\"'"),
             ({"target": ["loss", "loss"]}, r"^target: got loss, loss, must name each column once"),
-            ({"target": "loss", "drop": ["name"], "window": 40}, r"24 rows of table.csv make no sample, .* need 41"),
+            (
+                {"target": "loss", "drop": ["name"], "window": 40},
+                r"24 rows of table.csv are too few for a sample, .* need 41",
+            ),
             ({"target": "loss", "drop": ["name"], "window": 4, "fold": 0}, r"^fold: got 0, and splits of a time"),
         ],
     )

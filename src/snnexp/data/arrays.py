@@ -101,7 +101,7 @@ class _ArrayFile:
             # MATLAB stores vectors as matrices with one row or column
             self.y = self.y.reshape(-1)
         if LENGTHS in arrays and len(np.unique(arrays[LENGTHS].load())) > 1:
-            reason = f"the array lengths of {self.name} has sequences of different lengths, which are not supported"
+            reason = f"{self.name} has sequences of different lengths (array lengths), which are not supported"
             raise DataError(f"data: {reason}; cut them to one length, or remove the array")
         named = {GROUPS: groups or GROUPS, SPLIT: SPLIT}
         known = {what: name for what, name in named.items() if name in arrays or (what == GROUPS and groups)}

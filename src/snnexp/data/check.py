@@ -198,7 +198,7 @@ def _require_groups(data: DataModule) -> None:
         samples = getattr(data, name, None)
         if samples is None or len(groups) != len(samples):
             count = "no" if samples is None else len(samples)
-            raise DataError(f"data: the {name} split has {len(groups)} ids of groups for {count} samples")
+            raise DataError(f"data: the {name} split has {len(groups)} group ids for {count} samples")
     splits: dict[Hashable, str] = {}
     for name, groups in (data.description.groups or {}).items():
         for group in dict.fromkeys(groups):

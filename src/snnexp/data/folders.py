@@ -123,7 +123,7 @@ class _SplitFolder:
         self.folder, self.classes = folder, [*classes]
         if classes and (others := [name for name in _classes(folder) if name not in classes]):
             raise DataError(
-                f"data: {folder} has a class {format_value(others[0])}, and the training split has none of it"
+                f"data: {folder} has a class {format_value(others[0])} that the training split does not have"
             )
         self.paths: list[Path] = []
         self.targets: list[int] = []

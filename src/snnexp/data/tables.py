@@ -280,7 +280,7 @@ class _Series:
         starts = np.arange(begin, end - offset, self.stride)
         if not len(starts):
             need = f"a window of {self.window} and a horizon of {self.horizon} need {offset + 1}"
-            raise DataError(f"data: {end - begin} rows of {table.name} make no sample, {need}")
+            raise DataError(f"data: {end - begin} rows of {table.name} are too few for a sample, {need}")
         y = _class_indices(table.y, self.names)[starts + offset]
         rows = _Windows(table.x(self.features), starts, self.window)
         settings = (self.window, self.horizon, self.stride)

@@ -111,7 +111,7 @@ class ClusterJob:
                 # submitit also prints the error, which is raised below
                 job = self.executor.submit(carry_out, task, event_file, self.threads)
         except (FailedSubmissionError, FailedJobError) as error:
-            reason = one_line(str(error)) or "sbatch does not say why"
+            reason = one_line(str(error)) or "sbatch gave no reason"
             raise ConfigError(f"hydra/launcher=slurm: a job was refused: {reason}") from error
         for link in self.executor.folder.glob(".submission_file_*"):
             # Ledger.open refuses a sweep that contains links

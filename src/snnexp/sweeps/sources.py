@@ -91,7 +91,7 @@ class SearchRequest:
         except (TypeError, ValueError, LookupError) as error:
             raise ConfigError("search: its record in sweep.json is invalid") from error
         if record["settings"].get("storage") is not None:
-            raise ConfigError(f"{storage.KEY}: sweep.json names a database, only the command line may")
+            raise ConfigError(f"{storage.KEY}: set in sweep.json, must be set on the command line")
         if elsewhere:
             raise ConfigError(f"{storage.KEY}: the URL of the study's database is not recorded; add {storage.KEY}=URL")
         request = cls({"storage": None, **settings}, params, overrides, composer, study)
