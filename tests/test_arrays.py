@@ -89,7 +89,7 @@ class TestKinds:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("arrays", "settings", "words"),
+        ("arrays", "settings", "message"),
         [
             ({"labels": np.arange(20.0)}, {}, r"^target: got null, .* whole numbers from 0 to 19 stored as float64"),
             ({"labels": np.arange(20) * 100}, {}, r"^target: labels go up to 1900 for 20 samples; use data.target=val"),
@@ -105,8 +105,8 @@ class TestRefusals:
             ({"labels": np.arange(20) % 3, "groups": np.arange(4)}, {}, r"inputs \[20, 4\] and 4 groups"),
         ],
     )
-    def test_contradictions_are_refused(self, tmp_path: Path, arrays: Any, settings: Any, words: str) -> None:
-        with pytest.raises((ConfigError, DataError), match=words):
+    def test_contradictions_are_refused(self, tmp_path: Path, arrays: Any, settings: Any, message: str) -> None:
+        with pytest.raises((ConfigError, DataError), match=message):
             arrays_data(saved(tmp_path, inputs=np.zeros((20, 4)), **arrays), **settings)
 
     def test_unlabeled_is_the_class_of_zero_vectors(self, tmp_path: Path) -> None:
@@ -168,8 +168,11 @@ class TestRefusals:
 
     def test_a_validation_split_may_be_in_the_file(self, tmp_path: Path) -> None:
         arrays: dict[str, Any] = {"inputs": np.zeros((8, 3)), "labels": np.arange(8) // 4}
-        words = ["data=arrays", f"data.path={saved(tmp_path, **arrays, split=['train', 'val', 'train', 'test'] * 2)}"]
-        assert build(compose([*words, "trainer.early_stopping=2"])).data.val is not None
+        overrides = [
+            "data=arrays",
+            f"data.path={saved(tmp_path, **arrays, split=['train', 'val', 'train', 'test'] * 2)}",
+        ]
+        assert build(compose([*overrides, "trainer.early_stopping=2"])).data.val is not None
         plain = ["data=arrays", f"data.path={saved(tmp_path, 'plain.npz', **arrays)}", "trainer.early_stopping=2"]
         with pytest.raises(ConfigError, match=r"^trainer.early_stopping: .* set data.val_fraction"):
             build(compose(plain))

@@ -78,15 +78,15 @@ def test_balanced_is_n_over_k_times_n_c() -> None:
 
 
 @pytest.mark.parametrize(
-    ("refused", "sentence"),
+    ("refused", "message"),
     [
         (lambda: CEMembrane("balanced").balanced([3, 0, 1]), "class 1 has no training sample"),
         (lambda: CEMembrane([1.0, -1.0]), "at least 0"),
         (lambda: CEMembrane("balanced").numbers(3), "are not counted yet"),
     ],
 )
-def test_invalid_weights_are_refused(refused: Callable[[], Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=f"class_weights.*{sentence}"):
+def test_invalid_weights_are_refused(refused: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"class_weights.*{message}"):
         refused()
 
 
@@ -101,14 +101,14 @@ class TestRun:
         assert parts.loss.class_weights == [32 / (3 * count) for count in counts]
 
     @pytest.mark.parametrize(
-        ("weights", "sentence"),
+        ("weights", "message"),
         [
             ("[1,2]", "got 2 of them, must be 3, one for each class"),
             ("[0,0,0]", "got 0 for all classes, must be more for one"),
         ],
     )
-    def test_invalid_lists_are_refused(self, weights: str, sentence: str) -> None:
-        with pytest.raises(ConfigError, match=rf"^loss\.class_weights: {sentence}$"):
+    def test_invalid_lists_are_refused(self, weights: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=rf"^loss\.class_weights: {message}$"):
             build(compose([*BUMPS, "loss=ce_membrane", f"loss.class_weights={weights}"]))
 
     def test_evaluation_on_other_samples_uses_the_weights_of_the_run(self, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class TestSamples:
         check(data, num_steps=7)
 
     @pytest.mark.parametrize(
-        ("sample", "settings", "words"),
+        ("sample", "settings", "message"),
         [
             ((torch.rand(4), torch.arange(3)), {}, r"^target: got null, .* int64, shape \[3\]"),
             ((torch.rand(4), torch.rand(2, 2, 2)), {}, r"^target: got null"),
@@ -118,12 +118,14 @@ class TestSamples:
             ((torch.rand(4), 0.5), {"outputs": 3}, r"^outputs: got 3, and targets have 1"),
         ],
     )
-    def test_contradictions_of_the_config_are_refused(self, sample: Any, settings: dict[str, Any], words: str) -> None:
-        with pytest.raises(ConfigError, match=words):
+    def test_contradictions_of_the_config_are_refused(
+        self, sample: Any, settings: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=message):
             from_dataset(Made(lambda _: sample), **settings)
 
     @pytest.mark.parametrize(
-        ("odd", "words"),
+        ("odd", "message"),
         [
             (torch.rand(4), "is a Tensor, must be a pair"),
             (([1.0], 1), "has an input of type list"),
@@ -137,9 +139,9 @@ class TestSamples:
             ((torch.rand(4), -1), "has the label -1, must be from 0 to 2"),
         ],
     )
-    def test_checked_when_read(self, odd: Any, words: str) -> None:
+    def test_checked_when_read(self, odd: Any, message: str) -> None:
         data = from_dataset(Made(lambda index: odd if index == 17 else plain(index)), outputs=3, batch_size=4)
-        with pytest.raises(DataError, match=f"^data: sample 17 of dataset {words}"):
+        with pytest.raises(DataError, match=f"^data: sample 17 of dataset {message}"):
             read_all(data)
 
     def test_images_need_a_transform(self) -> None:
@@ -259,7 +261,7 @@ class TestSplits:
             check(data, num_steps=1)
 
     @pytest.mark.parametrize(
-        ("settings", "words"),
+        ("settings", "message"),
         [
             ({"val_fraction": 0.001}, r"^val_fraction: got 0\.001, which is none"),
             ({"val_fraction": 0.9}, r"^val_fraction: got 0\.9, which leaves none"),
@@ -269,8 +271,8 @@ class TestSplits:
             ({"groups": "subject"}, r"^groups: got subject, and dataset has no such attribute"),
         ],
     )
-    def test_invalid_arguments_are_refused(self, settings: dict[str, Any], words: str) -> None:
-        with pytest.raises(ConfigError, match=words):
+    def test_invalid_arguments_are_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
             from_dataset(Made(plain), outputs=3, **settings)
 
 
@@ -321,18 +323,21 @@ class TestProtocol:
         data = DataModule(Steps(3, 5), Steps(3, 5), description=description)  # type: ignore[arg-type]
         check(data, num_steps=5)
         assert data.train[[0, 1]][1].dtype == torch.int64
-        for wrong, words in ((Steps(4, 5), "labels from 4 to 4"), (Steps(3, 4), r"labels of shape \[4, B\], must be")):
-            with pytest.raises(DataError, match=words):
+        for wrong, message in (
+            (Steps(4, 5), "labels from 4 to 4"),
+            (Steps(3, 4), r"labels of shape \[4, B\], must be"),
+        ):
+            with pytest.raises(DataError, match=message):
                 check(DataModule(wrong, wrong, description=description), num_steps=5)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="use num_steps=5"):
             check(data, num_steps=6)
 
     @pytest.mark.parametrize(
-        ("wrong", "words"),
+        ("wrong", "message"),
         [({"target": "classes"}, "target"), ({"classes": ["a"]}, "classes: got 1 names"), ({"outputs": 0}, "outputs")],
     )
-    def test_a_description_is_checked(self, wrong: dict[str, Any], words: str) -> None:
-        with pytest.raises(ConfigError, match=f"^{words}"):
+    def test_a_description_is_checked(self, wrong: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=f"^{message}"):
             Description(**{"inputs": (3,), "outputs": 4, **wrong})
 
     def test_losses_accept_values(self) -> None:
@@ -394,8 +399,8 @@ class TestConfig:
     def test_transforms_are_one_or_a_list(self, bumps: list[str]) -> None:
         one, other = (f"{{_target_: adaptpkg.bumps.Scaled, factor: {factor}}}" for factor in (2, 5))
         plain, once, twice = (
-            build(compose([*bumps, *words])).data.test[[0]][0]
-            for words in ([], [f"data.transform={one}"], [f"data.transform=[{one}, {other}]"])
+            build(compose([*bumps, *overrides])).data.test[[0]][0]
+            for overrides in ([], [f"data.transform={one}"], [f"data.transform=[{one}, {other}]"])
         )
         assert torch.equal(once, 2 * plain)
         assert torch.equal(twice, 5 * once)
@@ -415,21 +420,21 @@ class TestConfig:
 
     @pytest.mark.parametrize("at", [0, 30])
     def test_errors_of_its_code_are_part_errors(self, bumps: list[str], at: int) -> None:
-        words = [*bumps, f"+data.dataset.fault_at={at}", "data.batch_size=4"]
+        overrides = [*bumps, f"+data.dataset.fault_at={at}", "data.batch_size=4"]
         for more in ("data.in_memory=true", "data.num_workers=0", "data.num_workers=1"):
             with pytest.raises(PartError, match=r"^data: adaptpkg\.bumps\.Bumps raised KeyError") as caught:
-                read_all(build(compose([*words, more])).data)
+                read_all(build(compose([*overrides, more])).data)
             assert caught.value.exit_code == 8
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_values_out_of_the_range_of_an_encoder_are_refused_when_read(self, bumps: list[str], workers: int) -> None:
-        words = [*bumps, "+data.dataset.noise=0", "+data.dataset.jitter=0", f"data.num_workers={workers}"]
-        words += ["data.batch_size=4", "encoder=bernoulli", "+data.dataset.peak_at=30"]
+        overrides = [*bumps, "+data.dataset.noise=0", "+data.dataset.jitter=0", f"data.num_workers={workers}"]
+        overrides += ["data.batch_size=4", "encoder=bernoulli", "+data.dataset.peak_at=30"]
         with pytest.raises(ConfigError, match=r"^encoder: needs values from 0 to 1, .* to 9"):
-            read_all(build(compose(words)).data)
+            read_all(build(compose(overrides)).data)
 
     @pytest.mark.parametrize(
-        ("overrides", "words"),
+        ("overrides", "message"),
         [
             (["data.target=values"], "loss: CEMembrane compares with labels, these data have values; use loss=mse_mem"),
             (["data.target=step_labels"], "loss: CEMembrane compares with labels, these data have a label for each"),
@@ -441,9 +446,9 @@ class TestConfig:
         ],
     )
     def test_overrides_are_checked_before_data_are_read(
-        self, bumps: list[str], overrides: list[str], words: str
+        self, bumps: list[str], overrides: list[str], message: str
     ) -> None:
-        with pytest.raises(ConfigError, match=f"^{words}"):
+        with pytest.raises(ConfigError, match=f"^{message}"):
             compose([*bumps, *overrides])
 
     def test_sequences_must_have_the_length_of_the_run(self) -> None:

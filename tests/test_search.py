@@ -164,7 +164,7 @@ class TestSpace:
         assert space(typed, {})[0] == []
 
     @pytest.mark.parametrize(
-        ("override", "sentence"),
+        ("override", "message"),
         [
             ("neuron.beta=interval(1,0)", "neuron.beta: got interval(1,0), must go from one finite number to a larger"),
             ("neuron.beta=interval(1,1)", "neuron.beta: got interval(1,1), must go"),
@@ -182,16 +182,16 @@ class TestSpace:
             ("neuron.beta=0.9", "hydra.sweeper.params: nothing to search"),
         ],
     )
-    def test_invalid_spaces_are_refused(self, override: str, sentence: str) -> None:
+    def test_invalid_spaces_are_refused(self, override: str, message: str) -> None:
         with pytest.raises(ConfigError) as refused:
             space([override], {})
-        assert str(refused.value).startswith(sentence)
+        assert str(refused.value).startswith(message)
         assert "\n" not in str(refused.value)
 
 
 class TestSettings:
     @pytest.mark.parametrize(
-        ("chosen", "sentence"),
+        ("chosen", "message"),
         [
             ({"n_trials": 0}, "hydra.sweeper.n_trials: got 0, must be a whole number of at least 1"),
             ({"n_trials": None}, "hydra.sweeper.n_trials: got null, must be"),
@@ -207,10 +207,10 @@ class TestSettings:
             ({"storage": 3}, "hydra.sweeper.storage: not the URL of a database"),
         ],
     )
-    def test_invalid_settings_are_refused(self, chosen: dict[str, Any], sentence: str) -> None:
+    def test_invalid_settings_are_refused(self, chosen: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError) as refused:
             Settings(**chosen)
-        assert str(refused.value).startswith(sentence)
+        assert str(refused.value).startswith(message)
         assert PASSWORD not in str(refused.value)
 
     def test_the_shipped_file_has_the_defaults(self) -> None:
@@ -314,16 +314,16 @@ class TestSampling:
         assert max(seeds) > 10, "points are shuffled"
 
     @pytest.mark.parametrize(
-        ("override", "sentence"),
+        ("override", "message"),
         [
             ("neuron.beta=interval(0,1)", "neuron.beta: an interval has infinitely many values; a grid needs range"),
             ("seed=range(1,2000) num_steps=range(1,2000)", "hydra.sweeper.params: a grid of 3996001 points"),
         ],
     )
-    def test_invalid_grids_are_refused(self, folder: Path, override: str, sentence: str) -> None:
+    def test_invalid_grids_are_refused(self, folder: Path, override: str, message: str) -> None:
         with pytest.raises(ConfigError) as refused:
             begin(folder, override.split(), sampler="grid")
-        assert str(refused.value).startswith(sentence)
+        assert str(refused.value).startswith(message)
         assert not [*folder.iterdir()], "no files are written"
 
 
@@ -573,7 +573,7 @@ class TestStorage:
         other.close()
 
     @pytest.mark.parametrize(
-        ("overrides", "chosen", "sentence"),
+        ("overrides", "chosen", "message"),
         [
             (
                 ["optimizer.momentum=interval(-10,11)"],
@@ -587,12 +587,12 @@ class TestStorage:
         ],
     )
     def test_a_study_with_other_settings_is_refused(
-        self, folder: Path, overrides: list[str], chosen: dict[str, Any], sentence: str
+        self, folder: Path, overrides: list[str], chosen: dict[str, Any], message: str
     ) -> None:
         begin(folder)
         with pytest.raises(ConfigError) as refused:
             begin(folder, overrides, **chosen)
-        assert str(refused.value).startswith(sentence.replace("X", folder.name))
+        assert str(refused.value).startswith(message.replace("X", folder.name))
 
     def test_keys_without_effect_on_results_may_differ(self, folder: Path) -> None:
         begin(folder)

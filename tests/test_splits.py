@@ -141,7 +141,7 @@ class TestFolds:
             assert drawn[0]["test"] != drawn[2]["test"]
 
     @pytest.mark.parametrize(
-        ("arguments", "ids", "sentence"),
+        ("arguments", "ids", "message"),
         [
             ((10, 5, 5), {}, "fold: got 5, must be less than folds = 5"),
             ((10, -1, 5), {}, "fold: got -1, must be 0 or more"),
@@ -151,25 +151,25 @@ class TestFolds:
             ((5, 0, 3), {"labels": [0, 0, 0, 4, 4]}, "folds: got 3, must be at most the 2 samples of class 4"),
         ],
     )
-    def test_invalid_arguments_are_refused(self, arguments: tuple[int, int, int], ids: Any, sentence: str) -> None:
+    def test_invalid_arguments_are_refused(self, arguments: tuple[int, int, int], ids: Any, message: str) -> None:
         with pytest.raises(ConfigError) as raised:
             splits.fold(*arguments, None, 0, **ids)
-        assert str(raised.value) == sentence
+        assert str(raised.value) == message
 
 
 class TestGiven:
     def test_names_of_splits(self) -> None:
-        words = ["train", "VAL", "Test", "valid", "Train", "validation"]
-        assert splits.from_names(words) == {"train": [0, 4], "val": [1, 3, 5], "test": [2]}
+        names = ["train", "VAL", "Test", "valid", "Train", "validation"]
+        assert splits.from_names(names) == {"train": [0, 4], "val": [1, 3, 5], "test": [2]}
 
     @pytest.mark.parametrize(
-        ("words", "sentence"),
+        ("names", "message"),
         [
             (["train", "dev", "test", "b"], "split: got b, dev, must be train, val or test for each sample"),
             (["train", "val"], "split: none of the 2 samples is in the test split, and every run needs it"),
         ],
     )
-    def test_other_names_are_refused(self, words: list[str], sentence: str) -> None:
+    def test_other_names_are_refused(self, names: list[str], message: str) -> None:
         with pytest.raises(ConfigError) as raised:
-            splits.from_names(words)
-        assert str(raised.value) == sentence
+            splits.from_names(names)
+        assert str(raised.value) == message

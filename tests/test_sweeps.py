@@ -546,7 +546,7 @@ def test_an_untrusted_ledger_runs_no_code(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("typed", "sentence"),
+    ("typed", "message"),
     [
         (["hydra.launcher.workers=0"], "hydra.launcher.workers: got 0, must be "),
         (["hydra.launcher.timeout_s=-1"], "hydra.launcher.timeout_s: got -1, must be "),
@@ -567,13 +567,13 @@ def test_an_untrusted_ledger_runs_no_code(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_invalid_launcher_settings_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, typed: list[str], sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, typed: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["train", "experiment=regression_sqrt", "-m", "seed=1,2", *typed]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"snnexp: {sentence}")
+    assert error.startswith(f"snnexp: {message}")
     assert len(error.splitlines()) == 1
     assert not [*tmp_path.iterdir()]
 

@@ -80,8 +80,8 @@ class TestRows:
         assert [whole(data, split)[1][:2].tolist() for split in ("train", "test")] == [[0, 1], [1, 2]]
 
     def test_groups_and_splits_are_columns(self, tmp_path: Path) -> None:
-        words = ["train", "train", "val", "test"]
-        rows = [[index, index % 2, f"p{index // 4}", words[index % 4]] for index in range(24)]
+        names = ["train", "train", "val", "test"]
+        rows = [[index, index % 2, f"p{index // 4}", names[index % 4]] for index in range(24)]
         file = write(tmp_path, [["a", "b", "patient", "part"], *rows])
         data = csv_data(file, target="b", split="part", drop=["patient"])
         assert sorted(whole(data, "test")[0].flatten().tolist()) == [3, 7, 11, 15, 19, 23]
@@ -116,9 +116,9 @@ class TestWindows:
         assert torch.equal(y, x[-1] + 0.5)
 
     def test_a_dropped_target_is_not_a_feature(self, file: str) -> None:
-        words: dict[str, Any] = {"target": "loss", "window": 3}
-        assert csv_data(file, drop=["name"], **words).description.features == ["id", "width", "kind", "loss"]
-        assert csv_data(file, drop=["name", "loss"], **words).description.features == ["id", "width", "kind"]
+        settings: dict[str, Any] = {"target": "loss", "window": 3}
+        assert csv_data(file, drop=["name"], **settings).description.features == ["id", "width", "kind", "loss"]
+        assert csv_data(file, drop=["name", "loss"], **settings).description.features == ["id", "width", "kind"]
 
     def test_neither_classes_nor_a_target_of_the_same_row_are_features(self, file: str) -> None:
         assert csv_data(file, target="kind", drop=["name"], window=3).inputs == (3,)
@@ -131,7 +131,7 @@ class TestWindows:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("settings", "words"),
+        ("settings", "message"),
         [
             ({}, r"^target: must name a column of table.csv: id, width, name"),
             ({"target": "los"}, r"^target: table.csv has no column los, did you mean loss"),
@@ -150,12 +150,12 @@ class TestRefusals:
             ({"target": "loss", "drop": ["name"], "window": 4, "fold": 0}, r"^fold: got 0, and splits of a time"),
         ],
     )
-    def test_of_what_was_typed(self, file: str, settings: Any, words: str) -> None:
-        with pytest.raises((ConfigError, DataError), match=words):
+    def test_of_what_was_typed(self, file: str, settings: Any, message: str) -> None:
+        with pytest.raises((ConfigError, DataError), match=message):
             csv_data(file, **settings)
 
     @pytest.mark.parametrize(
-        ("content", "words"),
+        ("content", "message"),
         [
             ("", "is empty, 0 bytes"),
             ("a,b\n", "has a header and no rows"),
@@ -168,10 +168,10 @@ class TestRefusals:
             ('a,b\n"1,2\n', "cannot be read as CSV"),
         ],
     )
-    def test_of_damaged_files(self, tmp_path: Path, content: str, words: str) -> None:
+    def test_of_damaged_files(self, tmp_path: Path, content: str, message: str) -> None:
         path = tmp_path / "bad.csv"
         path.write_text(content)
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             csv_data(str(path), target="b", classify=False)
         path.write_text("a,b\n1,inf\n" + "2,1\n" * 9)
         with pytest.raises(DataError, match="NaN or infinite"):
@@ -191,7 +191,7 @@ class TestRefusals:
 
 
 @pytest.mark.parametrize(
-    ("fractions", "sentence"),
+    ("fractions", "message"),
     [
         ({"test_fraction": 0.01}, "test_fraction: got 0.01, which is none of the 30 rows"),
         ({"val_fraction": 0.01}, "val_fraction: got 0.01, which is none of the 30 rows"),
@@ -200,8 +200,8 @@ class TestRefusals:
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction: got 0.5, which leaves none of 30 rows"),
     ],
 )
-def test_no_split_of_a_time_series_is_empty(file: str, fractions: dict[str, float], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{sentence}"):
+def test_no_split_of_a_time_series_is_empty(file: str, fractions: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
         csv_data(file, target="loss", drop=["name"], window=2, **fractions)
 
 

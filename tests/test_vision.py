@@ -92,9 +92,9 @@ class TestSets:
     def test_support_single_images(self, tmp_path: Path) -> None:
         mnist_like(tmp_path, "KMNIST")
         steps = [{"_target_": "torchvision.transforms.ToTensor"}]
-        words = ["data=torchvision", "data.name=KMNIST", f"data.root={tmp_path}", "data.val_fraction=0.25"]
-        whole = build(compose([*words, "data.in_memory=true"])).data
-        alone = build(compose([*words, "data.in_memory=false", f"data.transform={steps}".replace("'", "")])).data
+        overrides = ["data=torchvision", "data.name=KMNIST", f"data.root={tmp_path}", "data.val_fraction=0.25"]
+        whole = build(compose([*overrides, "data.in_memory=true"])).data
+        alone = build(compose([*overrides, "data.in_memory=false", f"data.transform={steps}".replace("'", "")])).data
         for one, other in zip(whole.train_dataloader(), alone.train_dataloader(), strict=True):
             assert torch.equal(one[0], other[0])
             assert torch.equal(one[1], other[1])
@@ -129,7 +129,7 @@ class TestSets:
             torchvision_data(str(tmp_path), "StanfordCars")
 
     @pytest.mark.parametrize(
-        ("settings", "words"),
+        ("settings", "message"),
         [
             ({"name": "FashonMNIST"}, r"^name: got FashonMNIST, did you mean FashionMNIST"),
             ({}, r"^name: got null, "),
@@ -138,20 +138,20 @@ class TestSets:
             ({"name": "KMNIST", "variant": "letters"}, r"^variant: got letters, must be null"),
         ],
     )
-    def test_unknown_datasets_are_refused(self, tmp_path: Path, settings: Any, words: str) -> None:
-        with pytest.raises(ConfigError, match=words):
+    def test_unknown_datasets_are_refused(self, tmp_path: Path, settings: Any, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
             torchvision_data(str(tmp_path), **settings)
 
 
 class TestTransforms:
-    WORDS = ("data=digits", "num_steps=3", "data.batch_size=8")
+    OVERRIDES = ("data=digits", "num_steps=3", "data.batch_size=8")
 
     def test_transforms_of_torchvision_are_allowed(self) -> None:
         crop = "data.transform=[{_target_: torchvision.transforms.v2.CenterCrop, size: 6}]"
-        assert build(compose([*self.WORDS, crop])).data.inputs == (1, 6, 6)
+        assert build(compose([*self.OVERRIDES, crop])).data.inputs == (1, 6, 6)
         pad = "{_target_: torchvision.transforms.Pad, padding: 1}"
         several = f"data.transform={{_target_: torchvision.transforms.Compose, transforms: [{pad}, {pad}]}}"
-        assert build(compose([*self.WORDS, several])).data.inputs == (1, 12, 12)
+        assert build(compose([*self.OVERRIDES, several])).data.inputs == (1, 12, 12)
 
     @pytest.mark.parametrize(
         "target",
@@ -167,21 +167,28 @@ class TestTransforms:
     )
     def test_nothing_else_of_torchvision_is_allowed(self, target: str) -> None:
         with pytest.raises(ConfigError, match=r"^data.transform._target_: "):
-            build(compose([*self.WORDS, f"data.transform={{_target_: {target}}}"]))
+            build(compose([*self.OVERRIDES, f"data.transform={{_target_: {target}}}"]))
 
     def test_mistakes_are_reported(self) -> None:
         with pytest.raises(ConfigError, match=r"^data.transform.sice: .*CenterCrop has no such argument"):
-            build(compose([*self.WORDS, "data.transform={_target_: torchvision.transforms.CenterCrop, sice: 3}"]))
+            build(compose([*self.OVERRIDES, "data.transform={_target_: torchvision.transforms.CenterCrop, sice: 3}"]))
         with pytest.raises(ConfigError, match=r"^data.transform: ToTensor cannot take these inputs: "):
-            build(compose([*self.WORDS, "data.transform={_target_: torchvision.transforms.ToTensor}"]))
+            build(compose([*self.OVERRIDES, "data.transform={_target_: torchvision.transforms.ToTensor}"]))
 
 
 class TestAugment:
     SHIFT = "data.augment={_target_: torchvision.transforms.v2.RandomAffine, degrees: 20, translate: [0.1, 0.1]}"
-    WORDS = ("data=digits", "num_steps=3", "data.batch_size=64", "data.val_fraction=0.1", "data.scale=standard", SHIFT)
+    OVERRIDES = (
+        "data=digits",
+        "num_steps=3",
+        "data.batch_size=64",
+        "data.val_fraction=0.1",
+        "data.scale=standard",
+        SHIFT,
+    )
 
-    def batches(self, *words: str, epoch: int = 0, skip: int = 0) -> list[torch.Tensor]:
-        data = build(compose([*self.WORDS, *words])).data
+    def batches(self, *overrides: str, epoch: int = 0, skip: int = 0) -> list[torch.Tensor]:
+        data = build(compose([*self.OVERRIDES, *overrides])).data
         data.begin = (epoch, skip)
         loader: Any = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
@@ -196,7 +203,7 @@ class TestAugment:
         assert all(map(torch.equal, first, self.batches()))
         for other in (plain, self.batches(epoch=1), self.batches("data.seed=1")):
             assert not any(map(torch.equal, first, other))
-        data, still = (build(compose([*self.WORDS, *words])).data for words in ([], ["data.augment=null"]))
+        data, still = (build(compose([*self.OVERRIDES, *overrides])).data for overrides in ([], ["data.augment=null"]))
         for one, other in ((data.val, still.val), (data.test, still.test), (data.train, still.train)):
             assert one is not None
             assert other is not None
@@ -211,15 +218,15 @@ class TestAugment:
         assert all(map(torch.equal, wanted[5:], resumed))
 
     def test_a_sample_drawn_twice_is_augmented_independently(self) -> None:
-        words = ["data.sampling=balanced", "data.scale=null"]
-        changed = [tuple(x.flatten().tolist()) for batch in self.batches(*words) for x in batch]
-        plain = [tuple(x.flatten().tolist()) for batch in self.batches(*words, "data.augment=null") for x in batch]
+        overrides = ["data.sampling=balanced", "data.scale=null"]
+        changed = [tuple(x.flatten().tolist()) for batch in self.batches(*overrides) for x in batch]
+        plain = [tuple(x.flatten().tolist()) for batch in self.batches(*overrides, "data.augment=null") for x in batch]
         assert len({*plain}) < 0.8 * len(plain)
         assert len({*changed}) > 0.95 * len(changed)
 
     def test_members_of_a_stack_match_single_runs(self) -> None:
         alone = [self.batches(f"data.seed={seed}")[0] for seed in (0, 1)]
-        members = [build(compose([*self.WORDS, f"data.seed={seed}"])).data for seed in (0, 1)]
+        members = [build(compose([*self.OVERRIDES, f"data.seed={seed}"])).data for seed in (0, 1)]
         loader: Any = StackedData(members, torch.device("cpu")).train_dataloader()
         loader.sampler.set_epoch(0)
         batch = next(iter(loader))[0]
@@ -228,4 +235,4 @@ class TestAugment:
     def test_keeps_the_shape(self) -> None:
         crop = "data.augment={_target_: torchvision.transforms.v2.RandomCrop, size: 6}"
         with pytest.raises(ConfigError, match=r"^data.augment: returns \[1, 6, 6\] for inputs of shape \[1, 8, 8\]"):
-            build(compose([*self.WORDS, crop]))
+            build(compose([*self.OVERRIDES, crop]))
