@@ -78,7 +78,7 @@ def run_by_srun(folder: Path, *words: str) -> list[tuple[int, str]]:
     """Return exit code and stderr of each of two tasks."""
     with ExitStack() as stack:
         environments = ({**os.environ, **STEP, "SLURM_PROCID": rank, "LOCAL_RANK": rank} for rank in "01")
-        tasks = [stack.enter_context(commands.Command(words, folder, rank)) for rank in environments]
+        tasks = [stack.enter_context(commands.Command(words, folder, environment)) for environment in environments]
         said = [task.communicate(timeout=120)[1] for task in tasks]
     return [(task.returncode, err) for task, err in zip(tasks, said, strict=True)]
 
