@@ -50,7 +50,7 @@ def test_every_recipe_runs(tiny_mnist: Path, recipe: str) -> None:
 @pytest.mark.parametrize("neuron", ["leaky", "leaky_random", "rleaky", "parametrized_lif"])
 @pytest.mark.parametrize("loss", ["ce_membrane", "mse_count", "mse_membrane", "nll_max_voltage"])
 def test_every_neuron_trains_with_every_loss(tiny_mnist: Path, neuron: str, loss: str) -> None:
-    small = ["network.hidden=[20]", "num_steps=8", "data.batch_size=20", "trainer.max_epochs=1"]
+    small = ["network.hidden=[20]", "num_steps=8", "data.batch_size=20", "trainer.max_epochs=1", "logger=jsonl"]
     record = run(compose(["experiment=mnist_leaky", f"neuron={neuron}", f"loss={loss}", *small]))
     before, after = (torch.load(record.path / f"checkpoints/{name}.ckpt")["state_dict"] for name in ("init", "last"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -65,14 +65,14 @@ def test_every_neuron_trains_with_every_loss(tiny_mnist: Path, neuron: str, loss
     [["encoder=bernoulli"], ["encoder=latency"], ["encoder=constant_current_lif", "data=mnist_standardized"]],
 )
 def test_every_image_encoder_trains(tiny_mnist: Path, words: list[str]) -> None:
-    record = run(compose(["experiment=mnist_rleaky_count", *words, "debug=batch", "data.batch_size=4"]))
+    record = run(compose(["experiment=mnist_rleaky_count", *words, "debug=batch", "data.batch_size=4", "logger=jsonl"]))
     assert record.metrics["test/synops"] > 0, "input spikes are counted"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_kernels_give_equal_runs(tiny_mnist: Path, recipe: str) -> None:
-    short = ["debug=batch", "data.batch_size=1"]
+    short = ["debug=batch", "data.batch_size=1", "logger=jsonl"]
     records = [run(compose([f"experiment={recipe}", *short, f"kernel={kernel}"])) for kernel in ("reference", "fused")]
     assert records[0].metrics == pytest.approx(records[1].metrics, rel=1e-3, abs=1e-6)
     entries = [json.loads((record.path / "run.json").read_text()) for record in records]
@@ -84,7 +84,7 @@ def test_kernels_give_equal_runs(tiny_mnist: Path, recipe: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regression_sqrt"])
 def test_bfloat16_gives_nearly_equal_results(tiny_mnist: Path, recipe: str) -> None:
-    small = ["debug=batch", "data.batch_size=1"]
+    small = ["debug=batch", "data.batch_size=1", "logger=jsonl"]
     exact, mixed = (
         run(compose([f"experiment={recipe}", *small, f"trainer.precision={precision}"]))
         for precision in ("32-true", "bf16-mixed")
@@ -122,7 +122,8 @@ def test_a_seed_fixes_weights_and_data() -> None:
 
 @pytest.mark.slow
 def test_metrics_belong_to_the_last_weights(tiny_mnist: Path) -> None:
-    cfg = compose(["experiment=mnist_rleaky_count", "trainer.max_epochs=1", "data.batch_size=8", "network.hidden=[30]"])
+    small = ["trainer.max_epochs=1", "data.batch_size=8", "network.hidden=[30]", "logger=jsonl"]
+    cfg = compose(["experiment=mnist_rleaky_count", *small])
     record = run(cfg)
     parts = build(cfg)
     parts.task.load_state_dict(torch.load(record.path / "checkpoints/last.ckpt")["state_dict"])
@@ -137,7 +138,7 @@ def test_metrics_belong_to_the_last_weights(tiny_mnist: Path) -> None:
 
 @pytest.mark.slow
 def test_best_has_the_lowest_validation_loss(tiny_mnist: Path) -> None:
-    small = ["data.val_size=10", "data.batch_size=10", "network.hidden=[30]"]
+    small = ["data.val_size=10", "data.batch_size=10", "network.hidden=[30]", "logger=jsonl"]
     record = run(compose(["experiment=mnist_leaky", *small, "trainer.max_epochs=4", "optimizer.lr=0.02"]))
     losses = [row["val/loss"] for row in Run(record.path).metrics() if "val/loss" in row]
     assert len(losses) == 4
@@ -156,7 +157,8 @@ def test_regression_follows_its_target() -> None:
 @pytest.mark.slow
 @real_mnist
 def test_mnist_is_learned_in_100_steps() -> None:
-    record = run(compose(["experiment=mnist_rleaky_count", "trainer.limit_batches=100", "trainer.max_epochs=1"]))
+    short = ["trainer.limit_batches=100", "trainer.max_epochs=1", "logger=jsonl"]
+    record = run(compose(["experiment=mnist_rleaky_count", *short]))
     assert record.metrics["test/accuracy"] > 0.8
 
 
