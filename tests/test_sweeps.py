@@ -29,7 +29,7 @@ from snnexp.cli.points import prepare_sweep
 from snnexp.errors import CheckpointError, ConfigError, InterruptedRunError, InUseError
 from snnexp.record.run import Run
 from snnexp.sweeps import driver, worker
-from snnexp.sweeps.display import Display, best_of
+from snnexp.sweeps.display import Display, best_point
 from snnexp.sweeps.engine import Engine, Tasks
 from snnexp.sweeps.ledger import Ledger, Point
 from snnexp.sweeps.slots import Job, Worker
@@ -83,7 +83,7 @@ class TestLedger:
         assert (found.points[1].reason, found.points[1].exit_code) == ("why", 1)
         assert [found.config(point) for point in found.points] == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
         assert (found.experiment, found.launcher) == ("regression_sqrt", SETTINGS)
-        assert found.varied() == ["seed"]
+        assert found.varied_keys() == ["seed"]
 
     def test_two_sweeps_with_the_same_id_get_separate_directories(self, tmp_path: Path) -> None:
         first, second = (Ledger.create(tmp_path / "sweep", "x", SETTINGS) for _ in range(2))
@@ -247,9 +247,9 @@ def test_the_first_point_of_a_search_is_described_by_its_searched_keys(tmp_path:
     search = {"overrides": ["seed=3", "optimizer.lr=interval(1e-4,1e-2)"]}
     with closing(Ledger.create(tmp_path / "sweep", "x", {"kind": "processes"}, search)) as ledger:
         ledger.add(["seed=3", "optimizer.lr=0.001"], {}, 0)
-        assert ledger.varied() == ["optimizer.lr"]
+        assert ledger.varied_keys() == ["optimizer.lr"]
         ledger.add(["seed=3", "optimizer.lr=0.002"], {}, 1)
-        assert ledger.varied() == ["optimizer.lr"]
+        assert ledger.varied_keys() == ["optimizer.lr"]
 
 
 def test_ended_members_keep_their_positions_in_a_stack(tmp_path: Path) -> None:
@@ -263,15 +263,15 @@ def test_ended_members_keep_their_positions_in_a_stack(tmp_path: Path) -> None:
             point.stack = [3, 1, 2, 0] if seed < 4 else []
         ledger.save()
     with closing(Ledger.open(tmp_path / "sweep")) as ledger:
-        stack, alone, new = driver.jobs_of(ledger, ledger.points)
+        stack, alone, new = driver.make_jobs(ledger, ledger.points)
         assert [point.index for point in stack] == [1, 2]
         assert [point.index for point in stack.members] == [3, 1, 2, 0]
         assert (alone, alone.members) == ([ledger.points[4]], [ledger.points[4]])
         assert new == ledger.points[5:]
-        members = Tasks(ledger).of(stack)["members"]
+        members = Tasks(ledger).make(stack)["members"]
         assert [member["over"] for member in members] == [True, False, False, True]
         assert [member["config"]["seed"] for member in members] == [3, 1, 2, 0]
-        assert "members" not in Tasks(ledger).of(alone)
+        assert "members" not in Tasks(ledger).make(alone)
 
 
 @pytest.mark.slow
@@ -400,12 +400,12 @@ while True: time.sleep(1)
 
 
 def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_gpus", lambda: ["3", "5", "7"])
+    monkeypatch.setattr(driver, "_visible_gpus", lambda: ["3", "5", "7"])
     monkeypatch.setattr(limits, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
 
     def shares(**changes: Any) -> list[tuple[str, str | None]]:
-        slots = driver.slots_of(tmp_path, {**SETTINGS, "workers": None, "threads": None, **changes}, 8, {"auto"})
+        slots = driver.make_slots(tmp_path, {**SETTINGS, "workers": None, "threads": None, **changes}, 8, {"auto"})
         found = [slot.environment for slot in slots if isinstance(slot, Worker)]
         return [(one["OMP_NUM_THREADS"], one.get("CUDA_VISIBLE_DEVICES")) for one in found]
 
@@ -414,7 +414,7 @@ def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert shares(workers=1, gpus=2) == [("3", "3,5")], "no more than OMP_NUM_THREADS"
     assert shares(gpus=0, threads=4) == [("4", "")] * 8
     monkeypatch.delenv("OMP_NUM_THREADS")
-    (alone,) = driver.slots_of(tmp_path, {**SETTINGS, "workers": 1, "threads": None, "gpus": 0}, 8, {"auto"})
+    (alone,) = driver.make_slots(tmp_path, {**SETTINGS, "workers": 1, "threads": None, "gpus": 0}, 8, {"auto"})
     assert isinstance(alone, Worker)
     assert "OMP_NUM_THREADS" not in alone.environment, "each run decides for itself"
     with pytest.raises(ConfigError, match=r"^hydra\.launcher\.gpus: got 4, there are 3"):
@@ -632,7 +632,7 @@ def test_means_over_seeds_and_the_best_point_are_printed(tmp_path: Path) -> None
 def test_best_point_by_metric() -> None:
     made = [Point([f"seed={i}"], "finished", metrics={"test/l1": 1 - i, "test/accuracy": i}, index=i) for i in range(3)]
     made.append(Point(["seed=9"], "diverged", metrics={"test/accuracy": 9.0}))
-    assert best_of(made, None) is made[2]
-    assert best_of(made, "test/l1") is made[2]
-    assert best_of(made[:2], "test/accuracy") is made[1]
-    assert best_of([], None) is None
+    assert best_point(made, None) is made[2]
+    assert best_point(made, "test/l1") is made[2]
+    assert best_point(made[:2], "test/accuracy") is made[1]
+    assert best_point([], None) is None

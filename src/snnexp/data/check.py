@@ -42,7 +42,7 @@ class DataSummary:
         return cls(low, high, whole, all(part.binary for part in parts))
 
 
-class Converted:
+class ConvertedSamples:
     """Converts inputs and traces to the default dtype, and labels to int64."""
 
     def __init__(self, samples: Samples, labels: bool) -> None:
@@ -56,7 +56,7 @@ class Converted:
         expected = torch.get_default_dtype()
         return values.to(expected), target.to(torch.int64 if self.labels else expected)
 
-    def to(self, device: torch.device) -> "Converted":
+    def to(self, device: torch.device) -> "ConvertedSamples":
         """The same samples in the memory of a device."""
         other = copy(self)
         other.samples = self.samples.to(device)
@@ -107,7 +107,7 @@ class _Split:
         self.require_targets(targets, [len(x) if self.data.sequences else num_steps for x in inputs])
         expected = (torch.get_default_dtype(), torch.int64 if classified else torch.get_default_dtype())
         same = all((x.dtype, y.dtype) == expected for x, y in pairs)
-        return self.samples if same else Converted(self.samples, classified)
+        return self.samples if same else ConvertedSamples(self.samples, classified)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         indices = [index % len(self.samples) for index in range(size)]

@@ -93,7 +93,7 @@ class Display:
     def end(self, to_go: bool) -> None:
         """Print the results of all points, and the commands to resume the sweep and to report on it."""
         ledger = self.ledger
-        rows, varied = ledger.rows(), ledger.varied()
+        rows, varied = ledger.rows(), ledger.varied_keys()
         # too many columns with the metrics of single layers
         names = [name for name in ledger.metric_names() if not is_layer_metric(name) and name != "test/synops"]
         hows = {row["how"].split()[0] for row in rows if row["how"]}
@@ -116,11 +116,11 @@ class Display:
 
     def _print_repeats(self) -> None:
         """Print mean and deviation of the main metric over seeds and folds, and the best point of a list."""
-        best = best_of(self.ledger.points, self.metric, self.higher)
+        best = best_point(self.ledger.points, self.metric, self.higher)
         if best is None or len(self.ledger.points) == 1:
             return
         name = self.metric or main_metric(best.metrics) or ""
-        varied = self.ledger.varied()
+        varied = self.ledger.varied_keys()
         others = [key for key in varied if key not in REPEATS]
         heading = " and ".join(name for key, name in REPEATS.items() if key in varied)
         by_setting: dict[tuple[str, ...], list[float]] = {}
@@ -140,7 +140,7 @@ class Display:
             self.terminal.print(f"best {name} {format_number(best.metrics[name])}  {escape(self._name(best))}")
 
     def _name(self, point: Point) -> str:
-        return describe(point, self.ledger.varied())
+        return describe(point, self.ledger.varied_keys())
 
     def _progress(self) -> list[str]:
         points = self.ledger.points
@@ -149,7 +149,7 @@ class Display:
         ended = len(states) - states.count("pending") - states.count("running")
         words = [f"{ended}/{total} points done", f"{states.count('running')} running"]
         words += [f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state in UNSUCCESSFUL]
-        if (best := best_of(points, self.metric, self.higher)) is not None:
+        if (best := best_point(points, self.metric, self.higher)) is not None:
             name = self.metric or main_metric(best.metrics) or ""
             words.append(f"best {name} {format_number(best.metrics[name])} ({escape(self._name(best))})")
         if self.ended_count and ended < total:
@@ -178,7 +178,7 @@ REPEATS = {"seed": "seeds", "data.fold": "folds"}
 UNSUCCESSFUL = ("failed", "diverged", "interrupted", "timeout", "pruned")
 
 
-def best_of(points: Sequence[Point], metric: str | None, higher: bool | None = None) -> Point | None:
+def best_point(points: Sequence[Point], metric: str | None, higher: bool | None = None) -> Point | None:
     """Return the best finished point by ``metric``, or by the main metric."""
     finished = [point for point in points if point.status == "finished"]
     name = metric or next(filter(None, (main_metric(point.metrics) for point in finished)), None)

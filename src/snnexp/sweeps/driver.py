@@ -66,7 +66,7 @@ def start(
     ledger = Ledger.create(folder, experiment, launcher, folders=folders)
     for overrides, whole in unique:
         ledger.add(overrides, whole)
-    return _begin(ledger)
+    return _run_new(ledger)
 
 
 def search(folder: Path, request: SearchRequest, launcher: Mapping[str, Any]) -> tuple[int, Ledger]:
@@ -74,10 +74,10 @@ def search(folder: Path, request: SearchRequest, launcher: Mapping[str, Any]) ->
     check(launcher)
     _require_threads(launcher, request.composed)
     ledger = Ledger.create(folder, request.checked["name"], launcher, request.to_record(), request.composer.folders)
-    return _begin(ledger, request)
+    return _run_new(ledger, request)
 
 
-def _begin(ledger: Ledger, request: SearchRequest | None = None) -> tuple[int, Ledger]:
+def _run_new(ledger: Ledger, request: SearchRequest | None = None) -> tuple[int, Ledger]:
     try:
         ledger.save()
         return drive(ledger, request), ledger
@@ -106,7 +106,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
     """
     ledger = Ledger.open(folder)
     try:
-        launcher, sweeper, keys = _changed(changes, ledger.search is not None)
+        launcher, sweeper, keys = _parse_changes(changes, ledger.search is not None)
         ledger.launcher |= launcher
         check(ledger.launcher)
         request = None if ledger.search is None else SearchRequest.from_record(ledger.search, sweeper)
@@ -131,7 +131,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> int:
         ledger.close()
 
 
-def _changed(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _parse_changes(changes: Sequence[str], searched: bool) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Split the changes of a resumed sweep into launcher settings, search settings, and overrides of the points."""
     nodes: dict[str, dict[str, Any]] = {"launcher": {}, "sweeper": {}}
     keys: list[str] = []
@@ -162,18 +162,18 @@ def drive(ledger: Ledger, request: SearchRequest | None = None, keys: Sequence[s
     """
     if request is not None:
         return _drive_search(ledger, request, keys)
-    source = ListSource(jobs_of(ledger, ledger.points))
+    source = ListSource(make_jobs(ledger, ledger.points))
     left = [point for job in source.jobs for point in job]
     view = display.Display(console(), ledger)
     view.say(f"{len(left)} of {len(ledger.points)} points")
     accelerators = {_accelerator(ledger.config(point)) for point in left}
-    slots = slots_of(ledger.path, ledger.launcher, len(source.jobs), accelerators)
+    slots = make_slots(ledger.path, ledger.launcher, len(source.jobs), accelerators)
     engine = Engine(ledger, source, slots, Tasks(ledger, keys=keys), ledger.launcher.get("timeout_s"), view)
     try:
         engine.run()
     finally:
         view.end(to_go=not all(point.done for point in ledger.points))
-    return _code(ledger, engine)
+    return _exit_code(ledger, engine)
 
 
 def _drive_search(ledger: Ledger, request: SearchRequest, keys: Sequence[str]) -> int:
@@ -184,13 +184,13 @@ def _drive_search(ledger: Ledger, request: SearchRequest, keys: Sequence[str]) -
             f"{KEY}: SLURM would store the password in the environment of jobs; put it in ~/.pgpass instead"
         )
     members = launcher["members"] if launcher["kind"] == "stacked" else 1
-    source = StudySource(ledger, request, members, lambda points: jobs_of(ledger, points))
+    source = StudySource(ledger, request, members, lambda points: make_jobs(ledger, points))
     try:
         view = display.Display(console(), ledger, source.metric, source.direction == "maximize", source.study.size)
         to_go = f"{source.study.remaining()} of {source.study.size} points to go"
         seen = ", so the test split is no longer held out" if source.metric.startswith("test/") else ""
         view.say(f"study {source.study.name}, {to_go}, compared by {source.metric}{seen}")
-        slots = slots_of(ledger.path, launcher, source.study.size, {_accelerator(request.checked)})
+        slots = make_slots(ledger.path, launcher, source.study.size, {_accelerator(request.checked)})
         tasks = Tasks(ledger, source.pruning_arguments if source.prune else None, keys)
         engine = Engine(ledger, source, slots, tasks, launcher.get("timeout_s"), view)
         try:
@@ -199,7 +199,7 @@ def _drive_search(ledger: Ledger, request: SearchRequest, keys: Sequence[str]) -
             # failed points keep their places in the study, so they are not resumed
             view.end(to_go=any(point.status in UNDER_WAY for point in ledger.points))
             _print_best(source, view)
-        return _code(ledger, engine)
+        return _exit_code(ledger, engine)
     finally:
         source.close()
 
@@ -217,7 +217,7 @@ def _print_best(source: StudySource, view: display.Display) -> None:
         view.terminal.print(f"best {source.metric} {text.format_number(value)}: {escape(command)}", soft_wrap=True)
 
 
-def _code(ledger: Ledger, engine: Engine) -> int:
+def _exit_code(ledger: Ledger, engine: Engine) -> int:
     if engine.disk_error is not None:
         warn(engine.disk_error)
         return 74
@@ -250,7 +250,7 @@ def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str,
             threads.require(whole)
 
 
-def jobs_of(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
+def make_jobs(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
     """Group the remaining points into jobs, and report those that cannot be stacked.
 
     Points of an earlier stack form the same stack again. Its ended members keep their positions, so that rounding does
@@ -297,7 +297,7 @@ def _split_evenly(points: Sequence[Point], size: int) -> list[Sequence[Point]]:
     return [points[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators: set[str]) -> list[Slot]:
+def make_slots(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators: set[str]) -> list[Slot]:
     """Make the slots of a launcher, each with its share of cores and GPUs.
 
     With ``threads: null``, OMP_NUM_THREADS is limited to this share; if it is not set, each run decides for itself.
@@ -317,7 +317,7 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
         executor = cluster.make_executor(folder / "jobs", launcher)
         count = min(launcher["workers"] or jobs, jobs)
         return [cluster.ClusterJob(executor, launcher["threads"]) for _ in range(count)]
-    gpus = _gpus() if accelerators != {"cpu"} else []
+    gpus = _visible_gpus() if accelerators != {"cpu"} else []
     cores = limits.cores()
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
     if each > len(gpus):
@@ -337,7 +337,7 @@ def slots_of(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerators:
     return slots
 
 
-def _gpus() -> list[str]:
+def _visible_gpus() -> list[str]:
     """Return the visible NVIDIA GPUs without importing PyTorch, which takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

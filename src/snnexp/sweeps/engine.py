@@ -177,7 +177,7 @@ class Engine:
     def _start(self, slot: Slot, job: Job) -> None:
         modified_ns = [self.ledger.modified_ns(point) for point in job]
         try:
-            slot.start(job, self.tasks.of(job))
+            slot.start(job, self.tasks.make(job))
         except SnnexpError as error:
             for point in job:
                 point.status = "pending"
@@ -227,7 +227,7 @@ class Engine:
         elif "gone" in event and not task.started and not self._stopping and task.job[0].index not in self.restarted:
             # the process died before it read the task; restart it once
             self.restarted.add(task.job[0].index)
-            slot.start(task.job, self.tasks.of(task.job))
+            slot.start(task.job, self.tasks.make(task.job))
             # save the number of the new cluster job
             self.has_new_runs = True
         elif "gone" in event:
@@ -314,7 +314,7 @@ class Tasks:
     ) -> None:
         self.ledger, self.prune, self.keys = ledger, prune, keys
 
-    def of(self, job: Job) -> dict[str, Any]:
+    def make(self, job: Job) -> dict[str, Any]:
         """Return the task of a job in the format of :mod:`snnexp.sweeps.worker`."""
         ledger, first = self.ledger, job[0]
         for point in job:

@@ -209,7 +209,7 @@ class Ledger:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each ended point, all with the same columns."""
-        varied, names = self.varied(), self.metric_names()
+        varied, names = self.varied_keys(), self.metric_names()
         return [
             {
                 **{key: dict(split_overrides(point.overrides)).get(key, "") for key in varied},
@@ -236,7 +236,7 @@ class Ledger:
         """Return the names of the metrics of all points."""
         return sorted({name for point in self.points for name in point.metrics})
 
-    def varied(self) -> list[str]:
+    def varied_keys(self) -> list[str]:
         """Return the keys whose values differ between points; for a search with one point, the searched keys."""
         values = [dict(split_overrides(point.overrides)) for point in self.points]
         if self.search is not None and len(values) == 1:
