@@ -128,7 +128,7 @@ class TestRun:
         (bottom,) = [number for number, line in enumerate(lines) if "train/loss" in line]
         assert lines[bottom].split() == ["1", *lines[bottom].split()[1:-1], "4"], "from the first step to the last"
         assert all("|" in line or "+" in line for line in lines[bottom - 6 : bottom])
-        assert lines[bottom + 1].split() == ["measure", "measured"]
+        assert lines[bottom + 1].split() == ["metric", "value"]
         layers = {line.split()[0]: line.split()[1:] for line in lines[bottom + 2 : -1] if not line.startswith("test/")}
         measured = record(only_run(finished[0]))["metrics"]
         assert layers["layer"][:2] == ["firing", "rate"]

@@ -172,7 +172,7 @@ class TestConfigTree:
             "neuron leaky  beta=Normal(mean=0.9)*  reset=zero",
             "optimizer adam",
             "trainer cpu*  max_epochs=100",
-            "* typed; config.yaml has all values",
+            "* command-line override; config.yaml has all values",
         ]
 
 
@@ -180,7 +180,7 @@ class TestResultTable:
     def test_measures_first_then_a_row_per_layer(self) -> None:
         lines = [line.split() for line in shown(result_table(MEASURED, {"test/accuracy": 0.9387}))]
         assert lines == [
-            ["measure", "measured", "published"],
+            ["metric", "value", "published"],
             ["test/loss", "0.5"],
             ["test/accuracy", "0.875", "0.9387"],
             ["test/synops", "61,665"],
@@ -207,14 +207,14 @@ class TestResultTable:
     def test_columns_that_nobody_has_are_left_out(self, split: str) -> None:
         lines = shown(result_table({f"{split}/loss": 0.5, f"{split}/firing_rate/hidden1": 0.25}, {}))
         assert [line.split() for line in lines] == [
-            ["measure", "measured"],
+            ["metric", "value"],
             [f"{split}/loss", "0.5"],
             ["layer", "firing", "rate"],
             ["hidden1", "0.25"],
         ]
 
     def test_without_layers_there_is_no_table_of_them(self) -> None:
-        assert shown(result_table({"test/loss": 0.5}, {})) == ["measure    measured", "test/loss       0.5"]
+        assert shown(result_table({"test/loss": 0.5}, {})) == ["metric     value", "test/loss    0.5"]
 
     def test_a_published_figure_of_a_layer_keeps_its_row(self) -> None:
         lines = shown(result_table(MEASURED, {"test/firing_rate/hidden1": 0.5}))

@@ -1,6 +1,6 @@
-"""Arrays in files of other programs, npz, pt, mat and h5, and in folders of npy files. Nothing is unpickled.
+"""Read arrays from npz, pt, mat and h5 files, and from folders of npy files. Nothing is unpickled.
 
-Of large files parts are read. PyTorch is imported for its own files alone.
+Arrays are memory-mapped or read lazily where the format allows. PyTorch is imported only for its own files.
 """
 
 import functools
@@ -19,12 +19,12 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.text import format_value, suggest
 
 NDArray = np.ndarray[Any, Any]
-KINDS = "biufUS"
-"""Of number types: numbers and text."""
-LARGEST = 8
-"""Bytes of a number that PyTorch has a type for."""
+DTYPE_KINDS = "biufUS"
+"""NumPy kinds of the supported dtypes: numbers and text."""
+MAX_FLOAT_BYTES = 8
+"""Size of the largest float that PyTorch supports."""
 SUFFIXES = (".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5")
-OTHERS = {
+HINTS = {
     ".csv": "use data=csv",
     ".npy": "it holds one array, give the folder of inputs.npy and labels.npy",
     ".pkl": "a pickle may run code and is not read; save its arrays as npz",
@@ -33,13 +33,13 @@ OTHERS = {
 
 
 class Array:
-    """An array of a file, which is read when it is asked for.
+    """An array in a file, read on demand.
 
     Args:
-        shape: its shape.
-        dtype: its number type.
-        open_: what gives the array, or what reads parts of it from the disk.
-        mapped: whether parts are read from the disk.
+        shape: shape of the array.
+        dtype: dtype of the array.
+        open_: returns the array, or an object that reads parts of it from disk when indexed.
+        mapped: True if indexing reads only the requested samples from disk.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, open_: Callable[[], Any], mapped: bool) -> None:
@@ -47,16 +47,16 @@ class Array:
         self._open = open_
 
     def __getitem__(self, indices: Any) -> NDArray:
-        """Samples by a list of indices of the first axis."""
+        """Return the samples with these indices along the first axis."""
         return _native(np.asarray(self._open()[indices]))
 
     def load(self) -> NDArray:
-        """All of it."""
+        """Return the whole array."""
         return _native(np.asarray(self._open()[...]))
 
     @classmethod
     def of(cls, array: NDArray) -> "Array":
-        """An array that is in memory, or a memory map."""
+        """Wrap an array in memory, or a memory map."""
         return cls(array.shape, array.dtype, lambda: array, True)
 
 
@@ -65,75 +65,75 @@ def _native(array: NDArray) -> NDArray:
 
 
 def open_arrays(path: Path, key: str = "path") -> dict[str, Array]:
-    """The arrays of a file by name, or those of the npy files in a folder by their names.
+    """Return the arrays of a file by name, or those of the npy files in a folder by file stem.
 
     Args:
-        path: the file or the folder.
-        key: that names it in a config, for messages.
+        path: the file or folder.
+        key: its key in the config, for messages.
 
     Raises:
-        ConfigError: its name has another end, or a package that reads it is not installed.
-        DataError: it is missing or damaged.
+        ConfigError: the suffix is not supported, or the package that reads the format is not installed.
+        DataError: the file is missing or corrupt.
     """
     if path.is_dir():
         return _folder(path)
     if path.suffix.lower() not in SUFFIXES:
         *others, last = SUFFIXES
-        hint = OTHERS.get(path.suffix.lower())
+        hint = HINTS.get(path.suffix.lower())
         why = f"; {hint}" if hint else ""
         raise ConfigError(f"{key}: got {format_value(path.name)}, must end in {', '.join(others)} or {last}{why}")
     require_file(path)
-    with _read(path):
+    with _read_errors(path):
         if path.suffix.lower() == ".npz":
             return _npz(path)
         if path.suffix.lower() in (".pt", ".pth"):
             return _pt(path)
-        if path.suffix.lower() == ".mat" and not _begins(path, b"MATLAB 7.3"):
+        if path.suffix.lower() == ".mat" and not _starts_with(path, b"MATLAB 7.3"):
             return _mat(path)
         return _h5(path, key, path.suffix.lower() == ".mat")
 
 
-def get_array(found: Mapping[str, Array], path: Path, key: str, name: str) -> Array:
-    """The array of a name.
+def get_array(arrays: Mapping[str, Array], path: Path, key: str, name: str) -> Array:
+    """Return the array of that name.
 
     Args:
-        found: the arrays of the file.
+        arrays: the arrays of the file.
         path: the file.
-        key: that names the array in a config.
-        name: its name.
+        key: key in the config that names the array, for messages.
+        name: name of the array.
 
     Raises:
-        DataError: there is none, or it holds neither numbers nor text.
+        DataError: there is no such array, or it contains neither numbers nor text.
     """
-    if name not in found:
-        has = ", ".join(map(_told, found.items())) or "nothing"
-        hint = f"set data.{key} to one of its arrays: {has}" if any(found) else f"it has one without a name: {has}"
+    if name not in arrays:
+        has = ", ".join(map(_describe, arrays.items())) or "nothing"
+        hint = f"set data.{key} to one of its arrays: {has}" if any(arrays) else f"it has one without a name: {has}"
         raise DataError(f"data: {path.name} has no array {format_value(name)}; {hint}")
-    array = found[name]
+    array = arrays[name]
     if not array.shape:
         raise DataError(f"data: {path.name} has a single value in {format_value(name)}, must be one for each sample")
-    if array.dtype.kind not in KINDS or (array.dtype.kind == "f" and array.dtype.itemsize > LARGEST):
+    if array.dtype.kind not in DTYPE_KINDS or (array.dtype.kind == "f" and array.dtype.itemsize > MAX_FLOAT_BYTES):
         what = "Python objects" if array.dtype.kind == "O" else f"{array.dtype}"
         raise DataError(f"data: {path} has {what} in {format_value(name)}, must be numbers or text")
     return array
 
 
-def _told(item: tuple[str, Array]) -> str:
+def _describe(item: tuple[str, Array]) -> str:
     name, array = item
     return f"{name} {[*array.shape]} {array.dtype}".strip()
 
 
 def require_file(path: Path) -> None:
-    """Refuse a file that is missing or empty.
+    """Check that ``path`` is a file and not empty.
 
     Raises:
-        DataError: it is.
+        DataError: it is not.
     """
     if not path.exists():
-        near = (
+        others = (
             [each.name for each in path.parent.glob("*") if each.suffix == path.suffix] if path.parent.is_dir() else []
         )
-        hint = f"; {suggest(path.name, near)}" if near else ""
+        hint = f"; {suggest(path.name, others)}" if others else ""
         raise DataError(f"data: there is no file {path}{hint}")
     if path.is_dir():
         raise DataError(f"data: {path} is a folder, must be a file")
@@ -142,8 +142,8 @@ def require_file(path: Path) -> None:
 
 
 @contextmanager
-def _read(path: Path) -> Iterator[None]:
-    """What libraries raise about a file, in a sentence."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Convert the errors of libraries that read ``path`` to :class:`DataError`."""
     try:
         yield
     except (ConfigError, DataError, MemoryError):
@@ -154,41 +154,41 @@ def _read(path: Path) -> Iterator[None]:
         raise DataError(f"data: {path} is damaged, or is no {path.suffix[1:]} file") from error
 
 
-def _begins(path: Path, mark: bytes) -> bool:
+def _starts_with(path: Path, prefix: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(len(mark)) == mark
+        return file.read(len(prefix)) == prefix
 
 
 def absolute(path: str | Path) -> Path:
-    """A path from the root; a home that is not known stays as it is typed."""
+    """Return the absolute path; a ``~`` that cannot be expanded is kept."""
     return Path(os.path.expanduser(path)).absolute()
 
 
 def signature(path: Path) -> tuple[Any, ...]:
-    """Equal for a file, or a folder of npy files, that has not changed."""
-    parts = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-    status = [(str(part), part.stat()) for part in parts]
+    """Return a value that changes whenever the file, or an npy file in the folder, changes."""
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    status = [(str(file), file.stat()) for file in files]
     return tuple((name, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for name, each in status)
 
 
 def _folder(path: Path) -> dict[str, Array]:
-    found = {}
+    arrays = {}
     for file in sorted(path.glob("*.npy")):
         require_file(file)
-        with _read(file):
-            found[file.stem] = Array.of(np.load(file, mmap_mode="r", allow_pickle=False))
-    if not found:
+        with _read_errors(file):
+            arrays[file.stem] = Array.of(np.load(file, mmap_mode="r", allow_pickle=False))
+    if not arrays:
         raise DataError(f"data: the folder {path} has no npy files; for a folder of images use data=folder")
-    return found
+    return arrays
 
 
 def _npz(path: Path) -> dict[str, Array]:
-    found = {}
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.filename.endswith(".npy"):
-                found[member.filename.removesuffix(".npy")] = _member(path, archive, member)
-    return found
+                arrays[member.filename.removesuffix(".npy")] = _member(path, archive, member)
+    return arrays
 
 
 def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
@@ -200,22 +200,22 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ar
     name = member.filename.removesuffix(".npy")
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if dtype.hasobject or member.compress_type != zipfile.ZIP_STORED or not size:
-        return Array(shape, dtype, partial(_loaded, path, name), False)
+        return Array(shape, dtype, partial(_load, path, name), False)
     if header + size != member.file_size:
         raise DataError(
             f"data: {path} is damaged: {format_value(name)} has {member.file_size - header} bytes and not {size}"
         )
     with path.open("rb") as file:
-        # the local header of the member, whose name and extra field have other lengths than in the directory
+        # name and extra field of the local header may differ in length from those in the central directory
         file.seek(member.header_offset + 26)
         lengths = np.frombuffer(file.read(4), "<u2")
     offset = member.header_offset + 30 + int(lengths.sum()) + header
     return Array.of(np.memmap(path, dtype, "r", offset, shape, "F" if is_fortran else "C"))
 
 
-def _loaded(path: Path, name: str) -> NDArray:
-    with _read(path), np.load(path, allow_pickle=False) as found:
-        array: NDArray = found[name]
+def _load(path: Path, name: str) -> NDArray:
+    with _read_errors(path), np.load(path, allow_pickle=False) as archive:
+        array: NDArray = archive[name]
         return array
 
 
@@ -236,10 +236,10 @@ def _pt(path: Path) -> dict[str, Array]:
     }
     if not dense:
         raise DataError(f"data: {path} must hold a tensor, or a mapping of names to tensors")
-    # NumPy has none of the short types of PyTorch but float16
-    short = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-    plain = {name: each.float() if each.dtype in short else each for name, each in dense.items()}
-    return {name: Array.of(each.numpy()) for name, each in plain.items()}
+    # NumPy lacks these dtypes
+    low_precision = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+    converted = {name: each.float() if each.dtype in low_precision else each for name, each in dense.items()}
+    return {name: Array.of(each.numpy()) for name, each in converted.items()}
 
 
 def _mat(path: Path) -> dict[str, Array]:
@@ -255,9 +255,9 @@ def _mat(path: Path) -> dict[str, Array]:
 
     @functools.cache
     def load(name: str) -> NDArray:
-        with _read(path):
+        with _read_errors(path):
             array: NDArray = io.loadmat(path, variable_names=[name])[name]
-        if array.dtype.kind not in KINDS:
+        if array.dtype.kind not in DTYPE_KINDS:
             raise DataError(f"data: {path.name} has {array.dtype} in {format_value(name)}, must be numbers or text")
         return array
 
@@ -268,18 +268,18 @@ def _mat(path: Path) -> dict[str, Array]:
     }
 
 
-class _InHDF5:
-    """A dataset of an HDF5 file, opened by each process for itself."""
+class _HDF5Dataset:
+    """A dataset of an HDF5 file, which each process opens separately."""
 
     def __init__(self, path: Path, name: str, reversed_: bool) -> None:
         self.path, self.name, self.reversed = path, name, reversed_
         self.opened: tuple[int, Any] | None = None
 
-    def __call__(self) -> "_InHDF5":
+    def __call__(self) -> "_HDF5Dataset":
         return self
 
     def __reduce__(self) -> Any:
-        return _InHDF5, (self.path, self.name, self.reversed)
+        return _HDF5Dataset, (self.path, self.name, self.reversed)
 
     def __getitem__(self, indices: Any) -> NDArray:
         import h5py
@@ -292,31 +292,31 @@ class _InHDF5:
         if indices is ... or self.reversed:
             whole = np.asarray(dataset[...])
             whole = whole.astype(str) if whole.dtype.kind == "O" else whole
-            # MATLAB keeps the first axis last
+            # MATLAB stores the axes in reverse order
             return whole.T[indices] if self.reversed else whole
-        # HDF5 reads in rising order, each once
-        order, back = np.unique(np.asarray(indices), return_inverse=True)
-        found: NDArray = np.asarray(dataset[order])[back]
-        return found.astype(str) if found.dtype.kind == "O" else found
+        # h5py needs ascending indices without repeats
+        order, inverse = np.unique(np.asarray(indices), return_inverse=True)
+        samples: NDArray = np.asarray(dataset[order])[inverse]
+        return samples.astype(str) if samples.dtype.kind == "O" else samples
 
 
 def _h5(path: Path, key: str, is_matlab: bool) -> dict[str, Array]:
     try:
         import h5py
     except ImportError as error:
-        need = "is a file of HDF5, which h5py reads; pip install 'snnexp[events]'"
+        need = "is an HDF5 file, which needs the package h5py; pip install 'snnexp[events]'"
         raise ConfigError(f"{key}: {format_value(path.name)} {need}") from error
-    found: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
 
     def visit(name: str, item: Any) -> None:
-        # MATLAB keeps the elements of cells there, and text as numbers
+        # MATLAB stores the elements of cells in #refs#, and text as numbers
         if isinstance(item, h5py.Dataset) and not name.startswith("#refs#"):
             if item.attrs.get("MATLAB_class") == b"char":
                 return
             dtype = "U1" if h5py.check_string_dtype(item.dtype) else item.dtype
             shape = item.shape[::-1] if is_matlab else item.shape
-            found[name] = Array(shape, dtype, _InHDF5(path, name, is_matlab), not is_matlab)
+            arrays[name] = Array(shape, dtype, _HDF5Dataset(path, name, is_matlab), not is_matlab)
 
     with h5py.File(path, "r") as file:
         file.visititems(visit)
-    return found
+    return arrays

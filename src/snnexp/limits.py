@@ -1,4 +1,4 @@
-"""What this machine, and the limits of a process (``ulimit``), allow."""
+"""Resource limits: cores and memory of the machine or container, and the limits of the process (``ulimit``)."""
 
 import errno
 import os
@@ -10,34 +10,34 @@ from pathlib import Path
 from snnexp.errors import ConfigError, DataError, is_out_of_memory, is_worker_failure
 from snnexp.text import one_line
 
-PER_CORE = 16
-"""More processes per core than this only compete for it."""
-FEWEST = 64
+PROCESSES_PER_CORE = 16
+"""Upper bound on processes per core; more only compete for it."""
+MIN_PROCESSES = 64
 FILES, FILES_PER_WORKER = 32, 8
-"""Open files of a run, and of each data worker: pipes for training and test, and batches on their way."""
+"""Open files that a run needs, and each data worker: pipes for training and test, and batches in transit."""
 
 
 def cores() -> int:
-    """The cores that this process may use, which a container may have fewer of than the machine."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores available to this process, considering CPU affinity and the cgroup quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        found = min(found, max(1, int(quota) // int(period)))
-    return found
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def memory() -> int:
-    """The bytes of memory of this machine, of which a container or ``ulimit`` may allow fewer."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of memory available to this process, considering the cgroup limit and ``ulimit -v``."""
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):
-        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found, _soft(resource.RLIMIT_AS) or found)
+        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(size, _soft_limit(resource.RLIMIT_AS) or size)
 
 
 def require_processes(key: str, count: int) -> None:
-    """Raise :class:`ConfigError` where this machine should not run as many processes."""
-    most, why = max(FEWEST, PER_CORE * cores()), f"a machine of {cores()} cores"
-    allowed = _soft(resource.RLIMIT_NPROC)
+    """Raise :class:`ConfigError` if ``count`` processes are too many for this machine."""
+    most, why = max(MIN_PROCESSES, PROCESSES_PER_CORE * cores()), f"a machine of {cores()} cores"
+    allowed = _soft_limit(resource.RLIMIT_NPROC)
     if allowed is not None and allowed < most:
         most, why = allowed, "ulimit -u"
     if count > most:
@@ -45,37 +45,37 @@ def require_processes(key: str, count: int) -> None:
 
 
 def require_files(key: str, workers: int) -> None:
-    """Raise :class:`ConfigError` where as many data workers need more open files than a process may have."""
-    needed, allowed = FILES + FILES_PER_WORKER * workers, _soft(resource.RLIMIT_NOFILE)
+    """Raise :class:`ConfigError` if ``workers`` data workers need more open files than ``ulimit -n`` allows."""
+    needed, allowed = FILES + FILES_PER_WORKER * workers, _soft_limit(resource.RLIMIT_NOFILE)
     if workers and allowed is not None and needed > allowed:
         raise ConfigError(
-            f"{key}: got {workers}, they need {needed} open files, ulimit -n allows {allowed}; raise it, or take fewer"
+            f"{key}: got {workers}, they need {needed} open files, ulimit -n allows {allowed}; raise it, or use fewer"
         )
 
 
 def has_file_size_limit() -> bool:
-    """Whether the files that this process writes may only have some length."""
-    return _soft(resource.RLIMIT_FSIZE) is not None
+    """Return True if the size of files that this process writes is limited (``ulimit -f``)."""
+    return _soft_limit(resource.RLIMIT_FSIZE) is not None
 
 
 def describe_limit(error: BaseException) -> str | None:
-    """A sentence about the limit of this process that an error tells of; None where it tells of none."""
+    """Return a message about the ``ulimit`` that caused ``error``, or None if no limit did."""
     text, number = str(error), getattr(error, "errno", None)
-    # the whole machine's is another limit
-    many = "Too many open files" in text and number != errno.ENFILE
-    if number == errno.EMFILE or many or "items of ancdata" in text:
-        return f"ulimit -n: {_soft(resource.RLIMIT_NOFILE)} open files do not suffice; raise it"
-    words = ("failed to map segment", "annot allocate memory", "can't allocate memory")
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(word in text for word in words):
+    # ENFILE is the limit of the whole machine
+    too_many = "Too many open files" in text and number != errno.ENFILE
+    if number == errno.EMFILE or too_many or "items of ancdata" in text:
+        return f"ulimit -n: {_soft_limit(resource.RLIMIT_NOFILE)} open files do not suffice; raise it"
+    phrases = ("failed to map segment", "annot allocate memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(phrase in text for phrase in phrases):
         for letter, kind in (("v", resource.RLIMIT_AS), ("d", resource.RLIMIT_DATA)):
-            if (bytes_ := _soft(kind)) is not None:
+            if (bytes_ := _soft_limit(kind)) is not None:
                 return f"ulimit -{letter}: {bytes_ / 1e9:.3g} GB of memory do not suffice; raise it"
     return None
 
 
 @contextmanager
 def out_of_memory_as_config_error() -> Iterator[None]:
-    """What PyTorch has no class for: memory that does not suffice for the config, and a data worker that died."""
+    """Convert out-of-memory errors to :class:`ConfigError`, and a data worker's death to :class:`DataError`."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
@@ -88,6 +88,6 @@ def out_of_memory_as_config_error() -> Iterator[None]:
         raise
 
 
-def _soft(kind: int) -> int | None:
+def _soft_limit(kind: int) -> int | None:
     soft, _ = resource.getrlimit(kind)
     return None if soft == resource.RLIM_INFINITY else soft

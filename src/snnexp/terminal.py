@@ -1,4 +1,4 @@
-"""What a person sees in the terminal; quiet, plain lines where nobody watches."""
+"""Terminal output; plain text if stdout is not a terminal."""
 
 import io
 import itertools
@@ -23,13 +23,13 @@ from snnexp.record.measures import LAYER_METRICS, MEANINGS, split_name
 from snnexp.text import format_number, format_value
 
 UNCOMMON = ("test/seed_mean_loss",)
-"""Measures whose names other programs do not use."""
+"""Metrics with names that are specific to snnexp; tables explain them."""
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Dots of a Braille letter, four rows of two."""
+"""Bits of the dots of a Braille character, four rows of two."""
 
 
 class Terminal(Console):
-    """A console that is a terminal only where its file is one; FORCE_COLOR brings Rich's live displays into files."""
+    """A console that is a terminal only if its file is one, even if FORCE_COLOR is set."""
 
     @property
     def is_terminal(self) -> bool:
@@ -37,44 +37,44 @@ class Terminal(Console):
 
 
 def console() -> Console:
-    """The terminal, or plain text whose lines are never broken where there is none."""
-    watched = sys.stdout.isatty()
+    """Return a console for stdout; lines are not wrapped if stdout is not a terminal."""
+    is_terminal = sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # a name that its encoding lacks must not end a run
+        # a character that the encoding lacks must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Terminal(file=sys.stdout, highlight=False, soft_wrap=not watched, width=None if watched else 240)
+    return Terminal(file=sys.stdout, highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else 240)
 
 
 def config_tree(
-    choices: Mapping[str, str], values: Mapping[str, Mapping[str, Any]], typed: Collection[str], title: str
+    choices: Mapping[str, str], values: Mapping[str, Mapping[str, Any]], overridden: Collection[str], title: str
 ) -> Group:
-    """What a run was chosen to be: a line per group, with the values that its choice alone would not give.
+    """Return the config as a tree: one line per group with its choice, and the values that differ from the choice.
 
     Args:
-        choices: of each group, in the order in which data flow.
-        values: of each group, by key; those that belong to no group under an empty name.
-        typed: the groups and the dotted keys that were typed, which are marked.
-        title: the first line, which an experiment that was typed has chosen.
+        choices: of each group, in the order of the data flow.
+        values: by group and key; under ``""`` those that belong to no group.
+        overridden: the groups and dotted keys given on the command line, which are marked.
+        title: the first line, the name of the experiment.
     """
 
-    keys = [word for word in typed if word not in choices]
+    keys = [key for key in overridden if key not in choices]
 
     def line(name: str, group: str, chosen_by: str) -> str:
-        words = [f"[bold]{escape(name)}[/]{'[yellow]*[/]' if chosen_by in typed else ''}"]
+        cells = [f"[bold]{escape(name)}[/]{'[yellow]*[/]' if chosen_by in overridden else ''}"]
         for key, value in values.get(group, {}).items():
             path = f"{group}.{key}" if group else key
-            mark = "[yellow]*[/]" if any(path == word or path.startswith(f"{word}.") for word in keys) else ""
-            words.append(f"{escape(key)}[dim]=[/]{escape(_brief(value))}{mark}")
-        return "  ".join(words)
+            mark = "[yellow]*[/]" if any(path == prefix or path.startswith(f"{prefix}.") for prefix in keys) else ""
+            cells.append(f"{escape(key)}[dim]=[/]{escape(_brief(value))}{mark}")
+        return "  ".join(cells)
 
     tree = Tree(line(title, "", "experiment"), guide_style="dim")
     for group, choice in choices.items():
         tree.add(f"[cyan]{escape(group)}[/] {line(choice, group, group)}")
-    return Group(tree, "[dim]* typed; config.yaml has all values[/]")
+    return Group(tree, "[dim]* command-line override; config.yaml has all values[/]")
 
 
 def _brief(value: Any) -> str:
-    """A value in one word; of a part its class and arguments."""
+    """Format a value; a part as its class with its arguments."""
     if not isinstance(value, Mapping):
         return format_value(value)
     inner = ", ".join(f"{key}={_brief(entry)}" for key, entry in value.items() if key != "_target_")
@@ -82,32 +82,31 @@ def _brief(value: Any) -> str:
 
 
 def result_table(metrics: Mapping[str, float], published: Mapping[str, float], decoder: str = "") -> Group:
-    """The measures, with the published figure beside those that have one; below, a row for each layer.
+    """Return a table of metrics with their published values, if any, and a table of the metrics of layers.
 
     Args:
         metrics: of a run.
-        published: figures by measure.
-        decoder: in a word, how a class is read off the readout; it stands beside the accuracy.
+        published: published values by metric.
+        decoder: the name of the decoder, shown beside the accuracy.
     """
     layers: dict[str, dict[str, float]] = {}
     table = Table(box=None, pad_edge=False)
-    table.add_column("measure")
-    table.add_column("measured", justify="right")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
     if published:
         table.add_column("published", justify="right")
     notes = [f"{name}: {MEANINGS[name.partition('/')[2]]}" for name in UNCOMMON if name in metrics]
     if any(name in metrics for name in published):
-        notes.append("published: what the source prints; what its code gives is in README.md, Recipes")
+        notes.append("published: as stated in the source; README.md, Recipes, has the results of its code")
     for name, value in metrics.items():
         _, measure, layer = split_name(name)
         if layer and name not in published:
             layers.setdefault(layer, {})[measure] = value
             continue
-        figure = published.get(name)
+        reference = published.get(name)
         label = f"{name} ({decoder})" if measure == "accuracy" and decoder else name
-        table.add_row(
-            label, format_number(value), *([("" if figure is None else format_number(figure))] if published else [])
-        )
+        cells = [label, format_number(value)]
+        table.add_row(*cells, *([("" if reference is None else format_number(reference))] if published else []))
     return Group(table, *([_layer_table(layers)] if layers else []), *notes)
 
 
@@ -123,82 +122,82 @@ def _layer_table(layers: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def loss_curve(terminal: Console, rows: Iterable[Mapping[str, Any]]) -> str:
-    """The training loss of a run, a few lines high: by logged steps, by epochs where fewer than two steps were logged.
+    """Plot the training loss as text: per logged step, or per epoch if fewer than two steps were logged.
 
     Args:
-        terminal: where it is shown.
+        terminal: where the plot will be printed.
         rows: of metrics.jsonl.
 
     Returns:
-        Nothing where there are fewer than two values.
+        The plot; empty for fewer than two values.
     """
-    fancy = terminal.is_terminal and not terminal.options.ascii_only
+    braille = terminal.is_terminal and not terminal.options.ascii_only
     points: dict[str, list[tuple[int, float]]] = {"train/loss": [], "train/epoch_loss": []}
     for row in rows:
-        for name, found in points.items():
+        for name, series in points.items():
             if row.get(name) is not None:
-                # counted as the line of progress does
-                found.append((row["step"] + 1, row[name]))
-    for name, found in points.items():
-        if len(found) > 1:
-            steps, losses = zip(*found, strict=True)
-            return "\n".join(curve(steps, losses, name, fancy))
+                # counted from 1, as in the progress bar
+                series.append((row["step"] + 1, row[name]))
+    for name, series in points.items():
+        if len(series) > 1:
+            steps, losses = zip(*series, strict=True)
+            return "\n".join(curve(steps, losses, name, braille))
     return ""
 
 
 def curve(
-    steps: Sequence[int], values: Sequence[float | None], label: str, fancy: bool, width: int = 72, height: int = 6
+    steps: Sequence[int], values: Sequence[float | None], label: str, braille: bool, width: int = 72, height: int = 6
 ) -> list[str]:
-    """A small plot of values over steps, with the smallest and the largest on the axes.
+    """Plot values over steps as text, with the minimum and the maximum on the axes.
 
-    What falls into one column is averaged; columns between are interpolated. The vertical axis is logarithmic if all
-    that is drawn is positive and spans more than two decades, and then the label says so.
+    Values within one column are averaged; empty columns are interpolated. The vertical axis is logarithmic if all
+    drawn values are positive and span more than two decades, and the label then says so.
 
     Args:
-        steps: rising.
-        values: one per step; None, which NaN is in metrics.jsonl, is left out.
-        label: what the values are.
-        fancy: draw with Braille dots, else with ASCII alone.
-        width: of a line, at most.
-        height: lines of the plot; one for the horizontal axis comes below.
+        steps: ascending.
+        values: one per step; None, which is NaN in metrics.jsonl, is skipped.
+        label: name of the values.
+        braille: draw with Braille dots, otherwise with ASCII only.
+        width: maximum number of characters in a line.
+        height: number of lines, without the one of the horizontal axis.
     """
     points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
     if not points:
         return []
-    # numbers take twelve letters at most, -999,999,999
+    # numbers take at most twelve characters, -999,999,999
     columns = width - 14
-    across, down = (2 * columns, 4 * height) if fancy else (columns, height)
+    across, down = (2 * columns, 4 * height) if braille else (columns, height)
     means = _binned(points, across)
     low, high = min(means), max(means)
     logarithmic = low > 0 and high / low > 100
     heights = [math.log10(mean) for mean in means] if logarithmic else means
     top, bottom = max(heights), min(heights)
-    # a flat line is drawn in the middle
+    # a constant is drawn in the middle
     span = top - bottom or 1.0
     ys = [round((top - y) / span * (down - 1)) if top > bottom else down // 2 for y in heights]
-    dots = {(x, y) for x, here in enumerate(ys) for y in _between(ys[max(0, x - 1)], here)}
+    dots = {(x, y) for x, end in enumerate(ys) for y in _between(ys[max(0, x - 1)], end)}
     marks = (
         {0: format_number(high), height - 1: format_number(low)} if top > bottom else {height // 2: format_number(high)}
     )
     margin = max(map(len, marks.values()))
     lines = []
     for row in range(height):
-        letters = (_letter(dots, column, row, fancy) for column in range(columns))
-        tick, bar = ("┤", "│") if fancy else ("+", "|")
-        lines.append(f"{marks.get(row, ''):>{margin}} {tick if row in marks else bar}{''.join(letters)}".rstrip())
+        characters = (_character(dots, column, row, braille) for column in range(columns))
+        tick, bar = ("┤", "│") if braille else ("+", "|")
+        lines.append(f"{marks.get(row, ''):>{margin}} {tick if row in marks else bar}{''.join(characters)}".rstrip())
     name = f"{label}{', logarithmic,' if logarithmic else ''} by step"
     first, last = str(points[0][0]), str(points[-1][0]) if len(points) > 1 else ""
     lines.append(f"{'':{margin}} {first}{name:^{columns + 1 - len(first) - len(last)}}{last}".rstrip())
     return lines
 
 
-def _between(before: int, here: int) -> range:
-    """From where a line comes, exclusively if it is elsewhere, to where it is."""
-    return range(before + 1, here + 1) if before < here else range(here, max(before, here + 1))
+def _between(start: int, end: int) -> range:
+    """Return the rows that a line covers from ``start``, exclusive if it differs, to ``end``, inclusive."""
+    return range(start + 1, end + 1) if start < end else range(end, max(start, end + 1))
 
 
-def _letter(dots: set[tuple[int, int]], column: int, row: int, fancy: bool) -> str:
-    if not fancy:
+def _character(dots: set[tuple[int, int]], column: int, row: int, braille: bool) -> str:
+    if not braille:
         return "*" if (column, row) in dots else " "
     code = sum(
         bit for y, bits in enumerate(BRAILLE) for x, bit in enumerate(bits) if (2 * column + x, 4 * row + y) in dots
@@ -207,7 +206,7 @@ def _letter(dots: set[tuple[int, int]], column: int, row: int, fancy: bool) -> s
 
 
 def _binned(points: Sequence[tuple[int, float]], bins: int) -> list[float]:
-    """Means of the values in each of ``bins`` equal parts of the steps, and between them on a line; one for one."""
+    """Average the values in ``bins`` equal ranges of steps; empty bins are interpolated, a single step is one bin."""
     first, last = points[0][0], points[-1][0]
     if first == last:
         return [math.fsum(value for _, value in points) / len(points)]
@@ -215,45 +214,44 @@ def _binned(points: Sequence[tuple[int, float]], bins: int) -> list[float]:
     for step, value in points:
         inside.setdefault(round((step - first) / (last - first) * (bins - 1)), []).append(value)
     means = {index: math.fsum(values) / len(values) for index, values in inside.items()}
-    found = sorted(means)
-    drawn = [means[0]]
-    for before, here in itertools.pairwise(found):
-        start, end = means[before], means[here]
-        drawn += [start + (end - start) * (x - before) / (here - before) for x in range(before + 1, here + 1)]
-    return drawn
+    result = [means[0]]
+    for left, right in itertools.pairwise(sorted(means)):
+        start, end = means[left], means[right]
+        result += [start + (end - start) * (x - left) / (right - left) for x in range(left + 1, right + 1)]
+    return result
 
 
 def format_duration(seconds: float) -> str:
-    """``0:05``, ``12:34`` or ``1:02:03``."""
+    """Format a duration as ``0:05``, ``12:34`` or ``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def relative_to_cwd(path: Path) -> Path:
-    """``path`` as short as it can be typed from here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    """Return ``path`` relative to the working directory if it is below it."""
+    folder = Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
-def print_command(terminal: Console, what: str, *words: str | Path) -> None:
-    """A command that can be copied: quoted for the shell, and in one line however narrow the terminal."""
-    typed = shlex.join(str(relative_to_cwd(word)) if isinstance(word, Path) else word for word in words)
-    terminal.print(f"{escape(what)}: {escape(typed)}", soft_wrap=True)
+def print_command(terminal: Console, label: str, *words: str | Path) -> None:
+    """Print a command to copy, quoted for the shell and never wrapped."""
+    command = shlex.join(str(relative_to_cwd(word)) if isinstance(word, Path) else word for word in words)
+    terminal.print(f"{escape(label)}: {escape(command)}", soft_wrap=True)
 
 
 def format_path(path: Path) -> str:
-    """``path`` as short as it can be typed from here, for :class:`Console.print`."""
+    """Format ``path`` relative to the working directory, escaped for :meth:`Console.print`."""
     return escape(str(relative_to_cwd(path)))
 
 
-def warn(sentence: str) -> None:
-    """A warning to the person, beside whatever is being shown."""
-    print(f"snnexp: {sentence}", file=sys.stderr)
+def warn(message: str) -> None:
+    """Print a warning to stderr."""
+    print(f"snnexp: {message}", file=sys.stderr)
 
 
 class LogFile(logging.FileHandler):
-    """A log in a directory that may be anybody's; a disk that says no is told like everywhere else."""
+    """A log file in a directory that may not be trusted; I/O errors are raised."""
 
     def _open(self) -> io.TextIOWrapper:
         return io.TextIOWrapper(open(open_for_append(Path(self.baseFilename)), "ab"), encoding=self.encoding)
@@ -264,27 +262,27 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def quiet(log: Path | None = None) -> Iterator[None]:
-    """Lightning's notes and Python's warnings go to ``log``; our own warnings reach the person as well.
+    """Redirect Lightning's messages and Python's warnings to ``log``; warnings of snnexp also go to stderr.
 
-    TensorBoard raises an I/O error of its writer thread again in this thread.
+    I/O errors of TensorBoard's writer thread are not printed: TensorBoard raises them again in the main thread.
     """
     handler = LogFile(log, encoding="utf-8", delay=True) if log else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    shown = logging.StreamHandler()
-    shown.setFormatter(logging.Formatter("snnexp: %(message)s"))
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(logging.Formatter("snnexp: %(message)s"))
     handlers_of: dict[str, list[logging.Handler]] = {
         name: [handler] for name in ("lightning.pytorch", "lightning.fabric", "py.warnings")
     }
-    handlers_of["snnexp"] = [handler, shown] if log else [handler]
-    before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in handlers_of}
-    before_threads = threading.excepthook
+    handlers_of["snnexp"] = [handler, to_stderr] if log else [handler]
+    saved = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in handlers_of}
+    saved_excepthook = threading.excepthook
 
-    def in_thread(found: threading.ExceptHookArgs) -> None:
-        board = type(found.thread).__module__.startswith("tensorboard")
-        if not (board and isinstance(found.exc_value, OSError)):
-            before_threads(found)
+    def excepthook(hook_args: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(hook_args.thread).__module__.startswith("tensorboard")
+        if not (of_tensorboard and isinstance(hook_args.exc_value, OSError)):
+            saved_excepthook(hook_args)
 
-    threading.excepthook = in_thread
+    threading.excepthook = excepthook
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         logging.captureWarnings(True)
@@ -294,9 +292,9 @@ def quiet(log: Path | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            threading.excepthook = before_threads
+            threading.excepthook = saved_excepthook
             logging.captureWarnings(False)
-            for name, (handlers, propagate) in before.items():
+            for name, (handlers, propagate) in saved.items():
                 logging.getLogger(name).handlers = handlers
                 logging.getLogger(name).propagate = propagate
             handler.close()
