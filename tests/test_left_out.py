@@ -233,7 +233,7 @@ def test_a_run_records_what_counts_and_can_be_repeated(
     saved = yaml.safe_load((run.parent / "config.yaml").read_text())
     assert saved["network"] == {"_target_": "left_out_pkg.Small", "num_steps": 50, "width": 4}
     assert yaml.safe_load((run.parent / "overrides.yaml").read_text()) == typed
-    folders, overrides, changed = train.earlier(run.parent, [], ["seed=1"])
+    folders, overrides, changed = train.config_of_run(run.parent, [], ["seed=1"])
     assert (folders, overrides, changed) == ([folder], [*typed, "seed=1"], None), "it composes as before"
     assert cli.main(["eval", str(run.parent), "--json"]) == 0
 

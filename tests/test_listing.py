@@ -188,7 +188,7 @@ class TestConditions:
             ),
             (["--metric", "statsu"], "statsu: no run has such a column, measure or key, did you mean status?"),
             (["seed>many"], "seed: got many, must be a number"),
-            (["outputs", "curve"], "curve: no condition, one reads KEY=VALUE"),
+            (["outputs", "curve"], "curve: not a condition; use KEY=VALUE"),
             (["--limit", "0"], "runs: --limit: got 0, must be at least 1"),
             (["--limit", "x"], "runs: argument --limit: invalid int value: 'x'"),
             (["--frobnicate"], "runs: unrecognized arguments: --frobnicate"),

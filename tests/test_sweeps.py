@@ -580,7 +580,7 @@ def test_invalid_launcher_settings_are_refused(
 
 def test_a_shipped_sweep_requires_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"^sweep: seeds is a sweep, which takes -m$"):
+    with pytest.raises(ConfigError, match=r"^sweep: seeds is a sweep; add -m$"):
         launch.train(["experiment=regression_sqrt", "sweep=seeds"])
     assert not [*tmp_path.iterdir()]
 

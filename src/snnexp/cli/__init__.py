@@ -1,4 +1,4 @@
-"""The command line. Nothing is imported before a verb needs it."""
+"""The command line. Each subcommand imports only what it needs."""
 
 from snnexp.cli.main import main
 

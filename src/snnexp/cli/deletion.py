@@ -1,4 +1,4 @@
-"""Delete runs: ``snnexp runs --delete``."""
+"""``snnexp runs --delete``: delete runs."""
 
 import shutil
 import sys
@@ -11,19 +11,19 @@ from snnexp.record.run import Run
 from snnexp.text import one_line
 
 
-def delete(folders: Sequence[Path], shown: str, confirmed: bool) -> str:
-    """Delete run directories, all or none of which are refused; asks on the terminal first.
+def delete(folders: Sequence[Path], listing: str, confirmed: bool) -> str:
+    """Delete run directories after a confirmation on the terminal; all are checked before any is deleted.
 
     Args:
-        folders: of the runs.
-        shown: a table of them.
-        confirmed: whether not to ask.
+        folders: the run directories.
+        listing: a table of the runs, to print before the question.
+        confirmed: delete without asking.
 
     Returns:
-        What was done, in a line.
+        A one-line summary.
 
     Raises:
-        ConfigError: one is a point of a sweep, or no directory of a run, or nobody can be asked.
+        ConfigError: one is a point of a sweep or not a run directory, or there is no terminal for the question.
         InUseError: a process writes to one of them.
     """
     runs = [Run.open(folder) for folder in folders]
@@ -34,22 +34,22 @@ def delete(folders: Sequence[Path], shown: str, confirmed: bool) -> str:
         if run.in_use():
             raise InUseError(f"{name}: in use by another process")
     size = sum(file.lstat().st_size for run in runs for file in run.path.rglob("*"))
-    told = f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size / 1e6:.1f} MB"
+    summary = f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size / 1e6:.1f} MB"
     if not confirmed:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise ConfigError("--delete: there is no terminal to ask on; add --yes to delete without a question")
-        print(shown)
-        print(f"delete {told}? [y/N] ", end="", flush=True)
-        # nothing where the input has ended
+        print(listing)
+        print(f"delete {summary}? [y/N] ", end="", flush=True)
+        # returns an empty string at the end of the input
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return "nothing deleted"
-    with ExitStack() as locked:
+    with ExitStack() as stack:
         for run in runs:
             run.lock()
-            locked.callback(run.close)
+            stack.callback(run.close)
         for run in runs:
-            # a name that no command looks into: what is left of it after an interruption is no run
+            # hidden directories are not searched: what an interruption leaves behind is not listed as a run
             hidden = run.path.with_name(f".{run.path.name}.deleted")
             run.path.rename(hidden)
             shutil.rmtree(hidden)
-    return f"deleted {told}"
+    return f"deleted {summary}"

@@ -1,4 +1,4 @@
-"""``snnexp doctor``: what is installed and found here, one line each."""
+"""``snnexp doctor``: report versions, devices, data and configs, one per line."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from snnexp.record.environment import versions
 
 
 def report() -> int:
-    """Print versions, devices, kernels, data and configs; returns the exit code, 0."""
+    """Print versions, devices, kernels, data and configs; return the exit code, 0."""
     for package, version in versions().items():
         print(f"{package:<12} {version}")
     import torch
@@ -32,10 +32,10 @@ def report() -> int:
 def _kernels(gpu: bool) -> str:
     import importlib.util
 
-    found = ["reference", "fused"]
+    available = ["reference", "fused"]
     if gpu and importlib.util.find_spec("triton"):
-        found.append("triton")
-    return f"{', '.join(found)}; kernel=auto takes {found[-1]}"
+        available.append("triton")
+    return f"{', '.join(available)}; kernel=auto takes {available[-1]}"
 
 
 def _data(root: str) -> str:

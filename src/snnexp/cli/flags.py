@@ -1,4 +1,4 @@
-"""The flags of ``snnexp train``, which are Hydra's and ``--from``."""
+"""Flags of ``snnexp train``: those of Hydra, and ``--from``."""
 
 import itertools
 import os
@@ -13,8 +13,8 @@ CFG_FLAGS = ("--cfg", "-c")
 DIR_FLAGS = ("--config-dir", "-cd")
 PACKAGE = ("--package", "-p")
 FROM = "--from"
-VALUED = (FROM, *CFG_FLAGS, *DIR_FLAGS, *PACKAGE)
-OTHER_CONF = ("--config-path", "-cp", "--config-name", "-cn")
+WITH_VALUE = (FROM, *CFG_FLAGS, *DIR_FLAGS, *PACKAGE)
+UNSUPPORTED = ("--config-path", "-cp", "--config-name", "-cn")
 CFG = ("job", "hydra", "all")
 INFO_FLAGS = ("--info", "-i")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -28,10 +28,10 @@ COMMANDS = (RUN, SWEEP, CFG_FLAGS, INFO_FLAGS, COMPLETE)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides; Hydra itself wants all overrides in one piece.
+    """Split arguments into flags, each followed by its value if it takes one, and overrides.
 
     Raises:
-        ConfigError: a flag that Hydra does not have, or that lacks its value.
+        ConfigError: a flag is unknown, lacks its value, or conflicts with another one.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -40,17 +40,17 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in rest:
         if not word.startswith("-"):
             overrides.append(word)
-        elif word.partition("=")[0] in VALUED:
+        elif word.partition("=")[0] in WITH_VALUE:
             flag, _, value = word.partition("=")
             value = value or next(rest, "")
-            # argparse takes none that looks like a flag
-            misses = not value or (value.startswith("-") and "=" not in word)
+            # as argparse: a separate value must not look like a flag
+            is_missing = not value or (value.startswith("-") and "=" not in word)
             if flag == FROM and FROM in flags:
                 errors.add(f"{FROM}: given twice, takes one run")
-            if misses or (flag in CFG_FLAGS and value not in CFG):
+            if is_missing or (flag in CFG_FLAGS and value not in CFG):
                 needed = f"one of {', '.join(CFG)}" if flag in CFG_FLAGS else "a value"
                 errors.add(f"{flag}: got {value or 'nothing'}, must be followed by {needed}")
-            if flag in DIR_FLAGS and not misses:
+            if flag in DIR_FLAGS and not is_missing:
                 value = os.path.expanduser(value)
                 if Path(value).resolve() in map(Path.resolve, folders_of(flags)):
                     errors.add(f"{flag}: given twice, with {text.format_value(value)}")
@@ -60,20 +60,20 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                     errors.add(f"{flag}: {text.format_value(value)} has no folder of a group, such as neuron/")
                 elif (Path(value) / "train.yaml").is_file():
                     errors.add(f"{flag}: {text.format_value(value)} has a train.yaml, set SNNEXP_CONF to use it")
-            flags += [flag, "" if misses else value]
+            flags += [flag, "" if is_missing else value]
         elif word.partition("=")[0] in INFO_FLAGS:
             flag, _, value = word.partition("=")
-            # Hydra would take the next word for it
+            # Hydra would take the next word as the value
             flags += [flag, value or "all"]
             if flags[-1] not in INFO:
                 errors.add(f"{flag}: got {value}, {suggest(value, INFO)}")
         elif word in PLAIN:
             flags.append(word)
-        elif word.partition("=")[0] in OTHER_CONF:
+        elif word.partition("=")[0] in UNSUPPORTED:
             errors.add(f"{word}: set SNNEXP_CONF to another folder of configs, or add one with --config-dir")
         else:
             key = word.lstrip("-")
-            hint = suggest(word, [*VALUED, *INFO_FLAGS, *PLAIN])
+            hint = suggest(word, [*WITH_VALUE, *INFO_FLAGS, *PLAIN])
             if "=" in word or key in (*config.KEYS, *config.GROUPS):
                 hint = f"did you mean {key if '=' in key else f'{key}=VALUE'}?"
             errors.add(f"{word}: no such flag, {hint}")
@@ -87,10 +87,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def folders_of(flags: Sequence[str]) -> list[Path]:
-    """What ``--config-dir`` among flags names, in the order typed."""
+    """Return the folders given by ``--config-dir``, in order."""
     return [Path(value) for flag, value in itertools.pairwise(flags) if flag in DIR_FLAGS]
 
 
 def value_of(flags: Sequence[str], *names: str) -> str | None:
-    """What follows one of these names among flags, the last one if there are several."""
+    """Return the value of the last flag with one of these names, or None."""
     return next((value for flag, value in reversed([*itertools.pairwise(flags)]) if flag in names), None)

@@ -1,4 +1,4 @@
-"""What a run has for a key that a person types, and how it compares."""
+"""Values of runs by key, and conditions on them."""
 
 import re
 import sys
@@ -19,12 +19,12 @@ MISSING = object()
 
 
 class Row:
-    """A run, and what stands in its line.
+    """A run as a row of the table.
 
     Args:
-        facts: what is known of it.
-        now: seconds since the epoch.
-        metric: the key that is shown as its main measure, by default the one that stands for such a run.
+        facts: the facts of the run.
+        now: current time in seconds since the epoch.
+        metric: key of the value in the metric column; by default the run's main metric.
     """
 
     def __init__(self, facts: Facts, now: float, metric: str | None = None) -> None:
@@ -41,9 +41,9 @@ class Row:
             return {}
 
     def value(self, key: str) -> Any:
-        """The column, measure or entry of run.json of this name, or the key of config.yaml that was looked up before.
+        """Return the column, metric, entry of run.json, or key of config.yaml read by :meth:`look_up`.
 
-        A measure of the test split goes without its ``test/`` too, as the table shows it.
+        A metric of the test split may be given without ``test/``. MISSING if the run has no such value.
         """
         if key in COLUMNS:
             value = COLUMNS[key](self)
@@ -54,26 +54,26 @@ class Row:
         return self.configured[key] if key in self.configured else _entry(self.facts.record, key)
 
     def look_up(self, key: str) -> None:
-        """Read a key of config.yaml, which takes longer than all else that is known."""
+        """Read a key of config.yaml, which is slow compared with the other values."""
         self.configured[key] = _entry(self.config, key)
 
     def other_keys(self) -> Iterator[str]:
-        """All keys that :meth:`value` knows beside the columns."""
+        """Yield all keys with a value, apart from the columns."""
         yield from self.facts.metrics
         yield from _keys(self.facts.record)
         yield from _keys(self.config)
 
     @property
     def overridden(self) -> list[str]:
-        """What was typed beside the experiment that the run is named after, and when it was resumed."""
+        """The overrides of the run and of its resumes, without its experiment."""
         known = f"experiment={self.facts.experiment}"
         return [one_line(override) for override in self.facts.effective_overrides if override != known]
 
     @property
     def note(self) -> str:
-        """Why a run did not finish, or finished early, or how far it is; other reasons say that themselves."""
-        at = self.facts.last_position if self.facts.status in ("running", "killed") else ""
-        return ", ".join(filter(None, (one_line(self.facts.reason), at, self.facts.stopped_early)))
+        """Why the run failed or stopped early, and the position of a running or killed one."""
+        position = self.facts.last_position if self.facts.status in ("running", "killed") else ""
+        return ", ".join(filter(None, (one_line(self.facts.reason), position, self.facts.stopped_early)))
 
 
 COLUMNS: dict[str, Callable[[Row], Any]] = {
@@ -104,20 +104,20 @@ def _entry(node: Any, key: str) -> Any:
     return MISSING if node is None else node
 
 
-def _keys(node: Mapping[Any, Any], before: str = "") -> Iterator[str]:
+def _keys(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
-        # run.json may be anybody's, and nested as deep as they like
-        if isinstance(value, dict) and before.count(".") < 32:
-            yield from _keys(value, f"{before}{key}.")
+        # run.json is not trusted and may be nested deeply
+        if isinstance(value, dict) and prefix.count(".") < 32:
+            yield from _keys(value, f"{prefix}{key}.")
         else:
-            yield f"{before}{key}"
+            yield f"{prefix}{key}"
 
 
 def matches(value: Any, operator: str, text: str, key: str) -> bool:
-    """Whether a condition is true of the value that a run has for ``key``; what it does not have is unlike all.
+    """Return True if ``value OPERATOR text`` holds; a missing value differs from every text.
 
     Raises:
-        ConfigError: a number is compared with what is none.
+        ConfigError: the value of ``key`` is a number and ``text`` is not.
     """
     if operator in ("=", "!="):
         return _same(value, text) == (operator == "=")
@@ -134,7 +134,7 @@ def _same(value: Any, text: str) -> bool:
         return text == str(value).lower()
     if isinstance(value, (int, float)):
         return value == _number(text)
-    # a list as a person types it, [256,128]
+    # a list may be written without spaces, [256,128]
     return str(value).replace(" ", "") == text.replace(" ", "")
 
 
@@ -143,7 +143,7 @@ def _compare(value: Any, operator: str, other: Any) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """A number, or a time in seconds."""
+    """Parse a number, or a duration such as ``2h`` as seconds."""
     match = TIME.fullmatch(text)
     try:
         return float(match[1]) * UNITS[match[2]] if match else float(text)
@@ -152,7 +152,7 @@ def _number(text: str) -> float | None:
 
 
 def sort_rows(rows: Sequence[Row], key: str, reverse: bool = False) -> list[Row]:
-    """Rows by the value of a key, numbers before texts; those that have none come first in either direction."""
+    """Sort rows by the value of a key: rows without the key first in either direction, numbers before text."""
 
     def rank(row: Row) -> tuple[bool, float, str]:
         value = row.value(key)

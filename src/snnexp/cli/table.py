@@ -1,4 +1,4 @@
-"""Runs as a table for a person, or as CSV."""
+"""Format runs as a text table or as CSV."""
 
 import csv
 import io
@@ -23,11 +23,11 @@ STYLES = {
 }
 RIGHT = ("age", "duration")
 WIDE, WHOLE = 120, 100_000
-"""Cells from which on a terminal shows whole paths, and of a line that nothing crops."""
+"""Width from which whole paths are shown, and width of an uncropped line, in character cells."""
 
 
 def as_csv(runs: Sequence[Facts]) -> str:
-    """Runs as CSV, with a column per measure; texts are escaped so that each run is one line."""
+    """Format runs as CSV with a column per metric; line breaks are escaped, so that each run is one line."""
     names = {name: None for facts in runs for name in facts.metrics}
     text = io.StringIO()
     columns = ("path", "id", "status", "started", "duration_s", "experiment", "seed", "overrides")
@@ -45,43 +45,43 @@ def as_csv(runs: Sequence[Facts]) -> str:
 def table(
     rows: Sequence[Row], width: int | None = None, unicode: bool = True, known: Sequence[Row] | None = None
 ) -> str:
-    """A table for a person, one line per run; at least one.
+    """Format runs as a table, one line per run.
 
-    Without a width nothing is cropped, and what is to be said of a run that did not finish is the last column. In a
-    terminal that stands below the table, and overrides take what room there is.
+    Without a width nothing is cropped and notes are the last column. With a width, notes are listed below the table
+    and the overrides take the remaining width.
 
     Args:
-        rows: in their order.
-        width: cells of a line in a terminal.
-        unicode: whether it can show more than ASCII.
-        known: runs from which the end of an id that is shown tells its run apart; None for ``rows``.
+        rows: in display order; at least one.
+        width: width of the terminal in character cells; None if stdout is not a terminal.
+        unicode: whether the terminal can show more than ASCII.
+        known: runs among which the shown suffix of an id must be unique; None for ``rows``.
     """
     metrics = {row.metric for row in rows if row.metric}
-    alone = len(metrics) == 1
-    told, paths = [row.overridden for row in rows], [one_line(str(row.facts.path)) for row in rows]
+    same_metric = len(metrics) == 1
+    overrides, paths = [row.overridden for row in rows], [one_line(str(row.facts.path)) for row in rows]
     if width is not None:
-        # what many have in common comes last, to be cropped first
-        times = Counter(override for overridden in told for override in overridden)
-        told = [sorted(overridden, key=times.__getitem__) for overridden in told]
+        # overrides that many runs share come last, to be cropped first
+        counts = Counter(override for own in overrides for override in own)
+        overrides = [sorted(own, key=counts.__getitem__) for own in overrides]
     ids = {row.facts.id for row in known or rows}
-    # a command takes the end of an id, if no other one ends so: its digits, these and the time, or the date too
-    letters = next((count for count in (4, 11) if len({name[-count:] for name in ids}) == len(ids)), 20)
-    ends = [one_line(row.facts.id[-letters:]) for row in rows]
-    where = ("path", paths) if width is None or width >= WIDE else ("id", ends)
+    # a unique suffix: the random digits, or these and the time, or the whole id
+    length = next((count for count in (4, 11) if len({name[-count:] for name in ids}) == len(ids)), 20)
+    suffixes = [one_line(row.facts.id[-length:]) for row in rows]
+    where = ("path", paths) if width is None or width >= WIDE else ("id", suffixes)
     columns = {
         "status": [row.facts.status for row in rows],
         "age": [_time(row.value("age")) for row in rows],
         "experiment": [one_line(row.facts.experiment) for row in rows],
-        _short(*metrics) if alone else "metric": [_measure(row, alone) for row in rows],
+        _short(*metrics) if same_metric else "metric": [_metric(row, same_metric) for row in rows],
         "duration": [_time(row.value("duration")) for row in rows],
         where[0]: where[1],
-        "overrides": [" ".join(overridden) for overridden in told],
+        "overrides": [" ".join(own) for own in overrides],
         "note": [row.note if width is None else "" for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     needed = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
     if width is not None:
-        needed = _fitting(needed, width)
+        needed = _fit(needed, width)
     drawn = Table(box=None, pad_edge=False)
     for name, room in needed.items():
         justify: JustifyMethod = "right" if name in RIGHT else "left"
@@ -90,41 +90,43 @@ def table(
         status, *others = map(Text, cells)
         status.stylize(STYLES.get(row.facts.status, ""))
         drawn.add_row(status, *others)
-    watched = width is not None
+    in_terminal = width is not None
     text = io.StringIO()
-    console = Console(file=text, force_terminal=watched, width=width or WHOLE, highlight=False, legacy_windows=False)
+    console = Console(
+        file=text, force_terminal=in_terminal, width=width or WHOLE, highlight=False, legacy_windows=False
+    )
     console.print(drawn)
-    for row, end in zip(rows, ends, strict=True):
-        if watched and row.note:
-            console.print(Text(f"{end} {row.facts.status}: {row.note}", style="dim"))
-    return "\n".join(shown.rstrip() for shown in text.getvalue().splitlines())
+    for row, suffix in zip(rows, suffixes, strict=True):
+        if in_terminal and row.note:
+            console.print(Text(f"{suffix} {row.facts.status}: {row.note}", style="dim"))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _fitting(needed: Mapping[str, int], width: int) -> dict[str, int]:
-    """The cells of each column in a line: overrides take what is left, and the duration is left out first."""
-    fitting = dict(needed)
-    if "overrides" in fitting:
-        fitting["overrides"] = min(needed["overrides"], len("overrides"))
+def _fit(needed: Mapping[str, int], width: int) -> dict[str, int]:
+    """Return the width of each column: overrides take the rest, and the duration is dropped first."""
+    widths = dict(needed)
+    if "overrides" in widths:
+        widths["overrides"] = min(needed["overrides"], len("overrides"))
 
-    def room(name: str) -> int:
-        return width - sum(fitting.values()) + fitting[name] - 2 * (len(fitting) - 1)
+    def available(name: str) -> int:
+        return width - sum(widths.values()) + widths[name] - 2 * (len(widths) - 1)
 
-    if "duration" in fitting and room("duration") < fitting["duration"]:
-        del fitting["duration"]
-    # recipes are told apart by the ends of their names
+    if "duration" in widths and available("duration") < widths["duration"]:
+        del widths["duration"]
+    # names of recipes often differ only at their ends
     for name in ("experiment", "overrides"):
-        if name in fitting:
-            fitting[name] = min(needed[name], max(len(name), room(name)))
-    return fitting
+        if name in widths:
+            widths[name] = min(needed[name], max(len(name), available(name)))
+    return widths
 
 
-def _measure(row: Row, alone: bool) -> str:
+def _metric(row: Row, same_metric: bool) -> str:
     value = MISSING if row.metric is None else row.value(row.metric)
     if value is MISSING:
         return ""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     text = f"{value:.4g}" if number else format_value(value)
-    return text if alone else f"{_short(row.metric or '')} {text}"
+    return text if same_metric else f"{_short(row.metric or '')} {text}"
 
 
 def _short(metric: str) -> str:
@@ -132,9 +134,9 @@ def _short(metric: str) -> str:
 
 
 def _time(seconds: Any) -> str:
-    """Seconds in the unit that a person would choose, with two digits or three."""
+    """Format seconds in a suitable unit, with two or three digits."""
     if seconds is MISSING:
         return ""
-    # from two minutes on in minutes, from two hours on in hours, from two days on in days
+    # minutes from two minutes on, hours from two hours on, days from two days on
     unit = next((unit for unit in ("d", "h", "min") if abs(seconds) >= 2 * UNITS[unit]), "s")
     return f"{seconds / UNITS[unit]:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""``snnexp train``: what was typed is composed and checked, and then shown, run or swept."""
+"""``snnexp train``: compose and check a config, then show it, run it, or run a sweep."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Run what ``snnexp train ARGUMENTS`` asks for; returns the exit code.
+    """Run ``snnexp train ARGUMENTS``; return the exit code.
 
     Raises:
         SnnexpError: a single run could not start, diverged or was interrupted.
@@ -46,7 +46,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def sweep(words: Sequence[str]) -> "Ledger | None":
-    """Run the sweep of ``snnexp train -m WORD ...``; returns its record, None where the words only ask for help.
+    """Run the sweep of ``snnexp train -m WORD ...``; return its ledger, or None if the words only request output.
 
     Raises:
         SnnexpError: it could not start, or was interrupted.
@@ -61,21 +61,21 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
         _show(flags, overrides, folders)
         return 0, None
     if (source := value_of(flags, FROM)) is not None:
-        path, typed = locate(source), overrides
-        folders, overrides, saved = earlier(path, flags, typed)
+        path = locate(source)
+        folders, overrides, saved = config_of_run(path, flags, overrides)
         if saved is not None:
             _run_saved(saved, str(path), flags, overrides, folders)
             return 0, None
     if any(flag in SHOW for flag in flags):
-        # what no config may do is refused before Hydra composes it again
+        # check for security before Hydra composes it again
         cfg, node = config.compose_unchecked(overrides, folders)
         warn_all(config.left_out([cfg], overrides))
         decoder = node["runtime"]["choices"].get("decoder")
-        # which was chosen by the loss, if it was not typed
+        # chosen by the loss unless given on the command line
         others = [word for word in overrides if key_of(word) != "decoder"]
         words = [*others, f"decoder={decoder}"] if decoder else [*overrides]
-        if (decided := config.resolve_num_steps(cfg)) is not cfg:
-            words.append(f"num_steps={decided.num_steps}")
+        if (resolved := config.resolve_num_steps(cfg)) is not cfg:
+            words.append(f"num_steps={resolved.num_steps}")
         _show(flags, words, folders)
     elif any(flag in SWEEP for flag in flags):
         return _sweep(overrides, folders)
@@ -84,84 +84,84 @@ def _start(arguments: Sequence[str]) -> "tuple[int, Ledger | None]":
     return 0, None
 
 
-def earlier(
-    source: Path, flags: Sequence[str], typed: Sequence[str]
+def config_of_run(
+    source: Path, flags: Sequence[str], changes: Sequence[str]
 ) -> tuple[list[Path], list[str], DictConfig | None]:
-    """What ``--from RUN`` stands for.
+    """Return the config of a new run that starts from ``--from RUN``.
 
     Args:
-        source: the run.
+        source: the run directory.
         flags: the other flags.
-        typed: the overrides beside it.
+        changes: overrides given in addition.
 
     Returns:
-        The folders of more configs; the overrides of the run with those ``typed``; and, where these no longer compose
-        to what the run has saved, the config that it has saved, with what was typed changed in it as on resume.
+        The additional config folders; the overrides of the run, updated by ``changes``; and None, or the saved config
+        of the run with ``changes`` applied as on resume, if the overrides no longer compose to the saved config.
 
     Raises:
-        ConfigError: it is no run, or what was typed cannot be changed so.
-        CheckpointError: its record is damaged.
+        ConfigError: it is not a run directory, or a change is invalid.
+        CheckpointError: its record is corrupt.
     """
     run = Run.open(source)
     saved = config.load(run.path / "config.yaml")
-    # they raise what is damaged, which `facts` only tells
+    # these raise for corrupt files; `facts` does not
     run.read()
     run.overrides()
     facts = run.facts()
     folders = folders_of(flags) or [folder for folder in origin(facts).folders if folder.is_dir()]
-    # a record may come from elsewhere, and downloads only where that is typed
-    kept = ("hydra", "data.download")
-    recorded = [word for word in facts.effective_overrides if not key_of(word).startswith(kept)]
-    keys = {key_of(word) for word in typed}
-    overrides = [*(word for word in recorded if key_of(word) not in keys), *typed]
+    # the record may not be trusted: only the command line can enable downloads
+    excluded = ("hydra", "data.download")
+    recorded = [word for word in facts.effective_overrides if not key_of(word).startswith(excluded)]
+    keys = {key_of(word) for word in changes}
+    overrides = [*(word for word in recorded if key_of(word) not in keys), *changes]
     try:
         same = config.computes_same(config.compose_unchecked(recorded, folders)[0], saved)
     except ConfigError:
         same = False
     if same:
         if "data.download" not in keys:
-            one, _ = config.compose_unchecked(config.first_point(run_overrides(overrides), folders), folders)
-            overrides += ["data.download=false"] if config.downloads(one) else []
+            cfg, _ = config.compose_unchecked(config.first_point(run_overrides(overrides), folders), folders)
+            overrides += ["data.download=false"] if config.downloads(cfg) else []
         return folders, config.quoted(overrides), None
     if needs := [flag for flag in flags if flag in (*SWEEP, *INFO_FLAGS)]:
         raise ConfigError(f"{FROM}: the config of this run cannot be composed again, which {needs[0]} needs")
-    changed = config.change_all(saved, typed)
+    changed = config.change_all(saved, changes)
     if not any(key.partition(".")[0] == "decoder" for key in map(key_of, overrides)):
-        # composed anew, the loss may have another
+        # another composition may choose another decoder by the loss
         overrides += config.decoder_overrides(config.plain(changed))
     return folders, overrides, changed if "data.download" in keys else config.offline(changed)
 
 
 def _show(flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path]) -> None:
-    """Print what Hydra tells of a config or of itself."""
+    """Print Hydra's output for ``--cfg``, ``--info``, ``--hydra-help``, ``--version`` or shell completion."""
     if "--version" in flags:
         print(f"Hydra {hydra.__version__}")
         return
     words = [config.NO_SEARCH, *config.with_cleared_parts(overrides)]
-    with config.explain_errors(overrides, folders), config.initialized_hydra(folders) as reading:
+    with config.explain_errors(overrides, folders), config.initialized_hydra(folders) as hydra_app:
         if any(flag in COMPLETE for flag in flags):
-            # which Hydra expects from the shell
+            # Hydra expects it from the shell
             os.environ.setdefault("COMP_LINE", "")
-            reading.shell_completion("train", [*overrides])
+            hydra_app.shell_completion("train", [*overrides])
         elif "--hydra-help" in flags:
             parser = get_args_parser()
-            reading.hydra_help("train", parser, parser.parse_args(words))
+            hydra_app.hydra_help("train", parser, parser.parse_args(words))
         elif (info := value_of(flags, *INFO_FLAGS)) is not None:
-            reading.show_info(info, "train", words)
+            hydra_app.show_info(info, "train", words)
         elif (part := value_of(flags, *CFG_FLAGS)) is not None:
-            reading.show_cfg("train", words, part, value_of(flags, *PACKAGE), "--resolve" in flags)
+            hydra_app.show_cfg("train", words, part, value_of(flags, *PACKAGE), "--resolve" in flags)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose, resolve and check the config of one run, as ``snnexp train`` would.
 
-    Where a choice was typed, a line on stderr names the keys of a recipe that gave way to it.
+    If an override replaces a choice of a recipe, a warning on stderr names the keys of the recipe that are dropped.
 
     Args:
         overrides: in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
 
     Raises:
-        ConfigError: it cannot work; the sentence names the key.
+        ConfigError: the config is invalid; the message names the key.
     """
     cfg = config.compose(overrides)
     warn_all(config.left_out([cfg], overrides))
@@ -169,10 +169,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """Compose and check the config of one run, and show it in a terminal.
+    """Compose and check the config of one run; print it if stdout is a terminal.
 
     Raises:
-        ConfigError: it cannot work, or asks for a sweep.
+        ConfigError: the config is invalid, or is one of a sweep.
     """
     cfg, node = config.compose_unchecked(overrides, folders)
     choices = node["runtime"]["choices"]
@@ -183,11 +183,11 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     with errors.collect():
         config.require_used(overrides, cfg)
     for starter in security.STARTERS:
-        begins = (f"hydra/{starter}", f"hydra.{starter}")
-        if any(override.lstrip("+~").startswith(begins) for override in overrides):
-            errors.add(f"hydra/{starter}: belongs to a sweep, which takes -m")
+        prefixes = (f"hydra/{starter}", f"hydra.{starter}")
+        if any(override.lstrip("+~").startswith(prefixes) for override in overrides):
+            errors.add(f"hydra/{starter}: is for sweeps only; add -m")
     if sweep := choices.get("sweep"):
-        errors.add(f"sweep: {sweep} is a sweep, which takes -m")
+        errors.add(f"sweep: {sweep} is a sweep; add -m")
     errors.raise_if_any()
     # torchrun and srun start several processes with this command
     is_first = not (launchers.is_distributed(checked["trainer"]) and launchers.rank())
@@ -201,27 +201,27 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
 def _show_tree(
     cfg: DictConfig, checked: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], folders: Sequence[Path]
 ) -> None:
-    """Print what was chosen, and the values that differ from those of the choices: a recipe's, and what was typed."""
+    """Print the choices, and the values that differ from their defaults: those of the recipe and of the overrides."""
     chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
     alone, _ = config.compose_unchecked([f"{group}={choice}" for group, choice in chosen.items()], folders)
-    # as written, for what follows from another value is no change of its own
-    before, now = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
+    # unresolved: a value that is interpolated from a changed one has not changed itself
+    default, actual = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
     plain = config.plain(checked)
-    values = {"": {"seed": plain["seed"], **_differing(before, now, plain, ("num_steps", "kernel"))}}
+    values = {"": {"seed": plain["seed"], **_differing(default, actual, plain, ("num_steps", "kernel"))}}
     for group in chosen:
-        if isinstance(before[group], dict) and isinstance(now[group], dict):
-            values[group] = _differing(before[group], now[group], plain[group], now[group])
-    typed = {key_of(override) for override in overrides}
-    # Rich takes longer to import than a refusal should
+        if isinstance(default[group], dict) and isinstance(actual[group], dict):
+            values[group] = _differing(default[group], actual[group], plain[group], actual[group])
+    overridden = {key_of(override) for override in overrides}
+    # Rich is slow to import
     from snnexp import terminal
 
-    terminal.console().print(terminal.config_tree(chosen, values, typed, plain["name"]))
+    terminal.console().print(terminal.config_tree(chosen, values, overridden, plain["name"]))
 
 
 def _differing(
-    before: Mapping[str, Any], now: Mapping[str, Any], shown: Mapping[str, Any], keys: Iterable[str]
+    default: Mapping[str, Any], actual: Mapping[str, Any], resolved: Mapping[str, Any], keys: Iterable[str]
 ) -> dict[str, Any]:
-    return {key: shown[key] for key in keys if key not in before or before[key] != now[key]}
+    return {key: resolved[key] for key in keys if key not in default or default[key] != actual[key]}
 
 
 def _run(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) -> None:
@@ -238,7 +238,7 @@ def _run(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) -> 
 def _run_saved(
     cfg: DictConfig, source: str, flags: Sequence[str], overrides: Sequence[str], folders: Sequence[Path]
 ) -> None:
-    """Run, or show, the saved config of a run, which no overrides compose to."""
+    """Run or show the saved config of a run whose overrides no longer compose to it."""
     if "--hydra-help" in flags:
         _show(flags, [], folders)
     elif any(flag in SHOW for flag in flags):
@@ -246,16 +246,16 @@ def _run_saved(
     else:
         from snnexp import terminal
 
-        terminal.warn(f"{source}: what was typed for this run now gives another config; its config.yaml is used")
+        terminal.warn(f"{source}: the overrides of this run now compose to another config; using its config.yaml")
         _run(cfg, overrides, folders)
 
 
 def _sweep(overrides: Sequence[str], folders: Sequence[Path]) -> "tuple[int, Ledger]":
-    chosen, launcher = prepare_sweep(overrides, folders)
-    first = chosen[0][1] if isinstance(chosen, list) else chosen.checked
-    place = Path(first["logger"]["root"]) / "sweeps" / first["name"] / new_id()
+    source, launcher = prepare_sweep(overrides, folders)
+    cfg = source[0][1] if isinstance(source, list) else source.checked
+    path = Path(cfg["logger"]["root"]) / "sweeps" / cfg["name"] / new_id()
     from snnexp.sweeps import driver
 
-    if isinstance(chosen, list):
-        return driver.start(place, first["name"], chosen, launcher, folders)
-    return driver.search(place, chosen, launcher)
+    if isinstance(source, list):
+        return driver.start(path, cfg["name"], source, launcher, folders)
+    return driver.search(path, source, launcher)

@@ -1,4 +1,4 @@
-"""The verbs that take a trained run: what was typed is checked before PyTorch is imported."""
+"""Subcommands that take a trained run: their arguments are checked before PyTorch is imported."""
 
 import argparse
 import json
@@ -16,100 +16,100 @@ from snnexp.record.origin import origin
 from snnexp.record.run import Run
 
 FORMATS = ("state_dict",)
-"""What weights can be exported to."""
+"""Formats of ``snnexp export --to``."""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """Print what ``snnexp eval ARGUMENTS`` measures; returns the exit code.
+    """Run ``snnexp eval ARGUMENTS`` and print the metrics; return the exit code.
 
     Raises:
         SnnexpError: as :func:`snnexp.training.evaluate.evaluate`.
     """
-    asked = parsed("eval", arguments)
+    args = parse("eval", arguments)
     from snnexp.terminal import console, result_table
     from snnexp.training.evaluate import evaluate as measure
 
-    measured = measure(asked.run, asked.ckpt, asked.split, asked.override, asked.folders)
-    if asked.json:
-        print(json.dumps(measured, indent=2))
+    metrics = measure(args.run, args.ckpt, args.split, args.override, args.folders)
+    if args.json:
+        print(json.dumps(metrics, indent=2))
     else:
-        decoder = decoding.decoder_name(asked.cfg, Run.open(asked.run).read().get("decoder"))
-        console().print(result_table(measured, {}, decoder))
+        decoder = decoding.decoder_name(args.cfg, Run.open(args.run).read().get("decoder"))
+        console().print(result_table(metrics, {}, decoder))
     return 0
 
 
 def predict(arguments: Sequence[str]) -> int:
-    """Write what ``snnexp predict ARGUMENTS`` asks for, and print the path; returns the exit code.
+    """Run ``snnexp predict ARGUMENTS`` and print the path of the file; return the exit code.
 
     Raises:
         SnnexpError: as :func:`snnexp.training.evaluate.predict`.
     """
-    asked = parsed("predict", arguments)
+    args = parse("predict", arguments)
     from snnexp.training.evaluate import predict as write
 
-    print(write(asked.run, asked.ckpt, asked.split, asked.override, asked.output, asked.folders))
+    print(write(args.run, args.ckpt, args.split, args.override, args.output, args.folders))
     return 0
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Write what ``snnexp export ARGUMENTS`` asks for, and print the path; returns the exit code.
+    """Run ``snnexp export ARGUMENTS`` and print the path of the file; return the exit code.
 
     Raises:
         SnnexpError: as :func:`snnexp.training.evaluate.export`.
     """
-    asked = parsed("export", arguments)
+    args = parse("export", arguments)
     from snnexp.training.evaluate import export as write
 
-    print(write(asked.run, asked.ckpt))
+    print(write(args.run, args.ckpt))
     return 0
 
 
-def parsed(verb: str, arguments: Sequence[str]) -> Any:
-    """What was typed after a verb that takes a run.
+def parse(subcommand: str, arguments: Sequence[str]) -> Any:
+    """Parse and check the arguments of a subcommand that takes a run.
 
     Raises:
-        ConfigError: it cannot work.
+        ConfigError: the arguments are invalid.
     """
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            # argparse takes changes of the config for required too
-            raise ConfigError(f"{verb}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
+            # argparse lists the overrides as required too
+            raise ConfigError(f"{subcommand}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
 
-    parser = Parser(prog=f"snnexp {verb}", add_help=False)
+    parser = Parser(prog=f"snnexp {subcommand}", add_help=False)
     parser.add_argument("run", metavar="RUN")
-    if verb != "export":
+    if subcommand != "export":
         parser.add_argument("override", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("-h", "--help", action="help")
-    if verb != "resume":
+    if subcommand != "resume":
         parser.add_argument("--ckpt", default="last", type=os.path.expanduser, help="last, best, init, or a file")
-    if verb in ("eval", "predict"):
+    if subcommand in ("eval", "predict"):
         parser.add_argument("--split", default="test", choices=("test", "val", "train"))
-        more = "more configs, such as data of your own; by default those of the run"
+        more = "additional config folder, such as for your own data; default: those of the run"
         parser.add_argument(*DIR_FLAGS, dest="folders", action="append", default=[], metavar="DIR", help=more)
-    if verb == "eval":
-        parser.add_argument("--json", action="store_true", help="every digit, for programs")
-    if verb == "predict":
-        output = "a new file; by default predictions.csv in the run directory"
+    if subcommand == "eval":
+        parser.add_argument("--json", action="store_true", help="print the metrics as JSON, with all digits")
+    if subcommand == "predict":
+        output = "file to create; default: predictions.csv in the run directory"
         parser.add_argument("--output", type=os.path.expanduser, metavar="FILE", help=output)
-    if verb == "export":
-        parser.add_argument("--to", required=True, choices=FORMATS, help="what to write")
-    asked = parser.parse_intermixed_args([*arguments])
-    asked.run = locate(asked.run)
-    run = Run.open(asked.run)
+    if subcommand == "export":
+        parser.add_argument("--to", required=True, choices=FORMATS, help="format of the weights")
+    args = parser.parse_intermixed_args([*arguments])
+    args.run = locate(args.run)
+    run = Run.open(args.run)
     saved = config.load(run.path / "config.yaml")
-    if verb == "export":
-        return asked
-    if verb == "resume":
-        changed = config.change(saved, asked.override)
+    if subcommand == "export":
+        return args
+    if subcommand == "resume":
+        changed = config.change(saved, args.override)
         config.require_same(saved, changed)
     else:
-        # which says what is wrong with them
-        split([word for folder in asked.folders for word in (DIR_FLAGS[0], folder)])
-        asked.folders = [Path(os.path.expanduser(folder)) for folder in asked.folders]
-        known = asked.folders or [folder for folder in origin(run.facts()).folders if folder.is_dir()]
-        changed = config.change_evaluation(saved, asked.override, known)
-    if any(word.startswith("trainer.threads=") for word in asked.override):
+        # raises for invalid folders
+        split([word for folder in args.folders for word in (DIR_FLAGS[0], folder)])
+        args.folders = [Path(os.path.expanduser(folder)) for folder in args.folders]
+        folders = args.folders or [folder for folder in origin(run.facts()).folders if folder.is_dir()]
+        changed = config.change_evaluation(saved, args.override, folders)
+    if any(word.startswith("trainer.threads=") for word in args.override):
         threads.require(changed)
-    asked.cfg = changed
-    return asked
+    args.cfg = changed
+    return args
