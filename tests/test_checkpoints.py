@@ -222,7 +222,7 @@ class TestDamaged:
             assert (found.path, found.step) == (previous, 3), name
             (warning,) = caplog.messages
             assert str(last) in warning, name
-            assert warning.endswith("going on from previous.ckpt, step 3")
+            assert warning.endswith("continuing from previous.ckpt, step 3")
             if not checksum and count % 5 == 0:
                 with pytest.raises(CheckpointError) as caught:
                     evaluate(copied)

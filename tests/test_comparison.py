@@ -196,7 +196,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
     listed = table(tmp_path, "not_finished")
     assert [(row["run"], row["status"], row["reason"]) for row in listed] == [
         (failed.name, "diverged", "loss is NaN in layer hidden1"),
-        (killed.name, "killed", "its process is gone"),
+        (killed.name, "killed", "its process died"),
         (damaged.name, "damaged", "run.json: missing or damaged"),
         (stripped.name, "damaged", "overrides.yaml: missing or damaged"),
         ("", "failed", "no memory for it"),

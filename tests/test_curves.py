@@ -160,7 +160,7 @@ class TestParts:
         assert "fraction of steps of samples that are assigned to their class, by each_step" in read
         assert "[tau_m, tau_adp]" in {row["this run"] for row in table(folder, "differences")}
         meanings = {row["measure"]: row["meaning"] for row in table(folder, "result")}
-        assert meanings["test/penalty/l1"] == "mean of what is minimized beside the loss"
+        assert meanings["test/penalty/l1"] == "mean penalty added to the loss"
         rates = [float(row["learning rate, all parameters"]) for row in table(folder, "learning_rate")]
         total = len(rates)
         wanted = [1e-3 * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total)]

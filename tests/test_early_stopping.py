@@ -319,11 +319,11 @@ class TestObservers:
         [
             ({}, None),
             ({"value": 0.5, "seen": [1, 2], "words": "a\nb"}, None),
-            ({"value": "0.5"}, "callbacks.keeping.value is str where float | None belongs"),
-            ({"value": float("nan")}, "callbacks.keeping.value is float where float | None belongs"),
-            ({"seen": [1, 2.5]}, "callbacks.keeping.seen is list where list[int] belongs"),
-            ({"seen": [2**63]}, "callbacks.keeping.seen is list where list[int] belongs"),
-            ({"words": None}, "callbacks.keeping.words is NoneType where str belongs"),
+            ({"value": "0.5"}, "callbacks.keeping.value is str, must be float | None"),
+            ({"value": float("nan")}, "callbacks.keeping.value is float, must be float | None"),
+            ({"seen": [1, 2.5]}, "callbacks.keeping.seen is list, must be list[int]"),
+            ({"seen": [2**63]}, "callbacks.keeping.seen is list, must be list[int]"),
+            ({"words": None}, "callbacks.keeping.words is NoneType, must be str"),
         ],
     )
     def test_a_state_has_the_declared_types(self, state: dict[str, Any], what: str | None) -> None:

@@ -294,7 +294,7 @@ class TestForms:
             *("outputs/mnist/20261120-120003-0003", "seed=3", "neuron.beta=0.8"),
         ]
         assert rows[3].endswith(r"[bold]no\x1b[31m way")
-        assert rows[4].endswith("its process is gone, step 9, epoch 1")
+        assert rows[4].endswith("its process died, step 9, epoch 1")
         assert rows[5].endswith("run.json: missing or damaged")
 
     def test_what_nobody_has_is_no_column(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +319,7 @@ class TestForms:
             assert max(map(cell_len, lines)) <= width
         assert set(lines[-3:]) == {
             r"0004 failed: [bold]no\x1b[31m way",
-            "0005 killed: its process is gone, step 9, epoch 1",
+            "0005 killed: its process died, step 9, epoch 1",
             "0006 damaged: run.json: missing or damaged",
         }
 

@@ -132,7 +132,7 @@ class TestAFinishedRun:
         change(folder, metrics={**values, "test/firing_rate/hidden1": 0.1, "val/firing_rate/hidden1": 0.2})
         cfg = yaml.safe_load((folder / "config.yaml").read_text())
         (folder / "config.yaml").write_text(yaml.safe_dump(cfg | {"decoder": {"_target_": "mine.LateVotes"}}))
-        assert "fraction of samples that are assigned to their class, by late_votes" in text(report([folder]))
+        assert "fraction of correctly classified samples (decoder late_votes)" in text(report([folder]))
         assert {row["measure"] for row in table(folder, "result")} == values.keys()
         assert [row["layer"] for row in table(folder, "layers")] == ["hidden1"]
         del cfg["decoder"]
@@ -405,7 +405,7 @@ class TestOtherRuns:
         (folder / "checkpoints" / "backup.ckpt").hardlink_to(folder / "checkpoints" / "last.ckpt")
         content = report([folder]).read_text()
         assert "hunter2" not in content
-        assert "config.yaml: not a plain file" in content
+        assert "config.yaml: not a regular file" in content
 
     @pytest.mark.usefixtures("undrawn")
     def test_what_is_no_character_is_escaped(self, folder: Path, tmp_path: Path) -> None:

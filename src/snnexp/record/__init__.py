@@ -1,1 +1,1 @@
-"""What is on disk: runs, checkpoints, and what tells where they come from."""
+"""Run directories and checkpoints on disk, and their provenance."""

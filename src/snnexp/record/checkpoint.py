@@ -1,17 +1,17 @@
-"""Checkpoints: what is in them, and what is checked before one is believed.
+"""Find, read and validate checkpoints.
 
-A checkpoint holds tensors, numbers and texts alone:
+A checkpoint contains only tensors, numbers and strings:
 
-    state_dict, optimizer_states, lr_schedulers   as PyTorch has them
-    callbacks                                     what observers have counted, and what was fitted
+    state_dict, optimizer_states, lr_schedulers   as in PyTorch
+    callbacks                                     states of callbacks, and fitted values
     format                                        see :mod:`snnexp.record.upgrade`
-    epoch, batch, global_step                     epochs done, batches done in the one after, optimiser steps
-    config, metrics                               the run's config, JSON; length and SHA-256 of its metrics so far
-    stopped_early                                 of a run that has stopped early: epoch, step and reason
-    finishing                                     why it is to stop after the epoch that is under way, if it is
+    epoch, batch, global_step                     completed epochs, batches of the next epoch, optimizer steps
+    config, metrics                               the config as JSON; length and SHA-256 of metrics.jsonl so far
+    stopped_early                                 epoch, step and reason of early stopping, if it happened
+    finishing                                     reason to stop after the current epoch, if any
 
-It is taken between two steps, when all that belongs to the step before is done and logged, and nothing else decides how
-the run goes on: random numbers depend on the seed and the place in the run alone.
+It is taken between two steps, after everything of the previous step has been logged. It determines how the run
+continues: random numbers depend only on the seed and the position in the run.
 """
 
 import io
@@ -38,17 +38,17 @@ from snnexp.text import format_value, list_options, one_line
 
 LOG = logging.getLogger(__name__)
 NETWORK = "network."
-"""In front of the names of a network's weights, in the state of its task."""
+"""Prefix of the network's weights in the state dict of the task."""
 MODULE = f"{NETWORK}module."
-"""In front of those of a plain module that is the network."""
+"""Prefix of the weights of a plain module used as the network."""
 NEWEST_FIRST = ("last", "previous", "best")
 MAX_PICKLE_BYTES = 2**20
-"""Of what describes the tensors: a few hundred bytes each."""
+"""Maximum size of the pickled structure, which takes a few hundred bytes per tensor."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was checked, and the config that it was taken under."""
+    """A validated checkpoint, and its config."""
 
     path: Path
     content: dict[str, Any]
@@ -56,12 +56,12 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimiser steps that are done."""
+        """Optimizer steps done."""
         return int(self.content["global_step"])
 
     @property
     def position(self) -> tuple[int, int]:
-        """Epochs that are done, and batches of the next one that are."""
+        """Completed epochs, and completed batches of the next epoch."""
         return self.content["epoch"], self.content["batch"]
 
 
@@ -72,24 +72,24 @@ def find(
     require_same: Callable[[dict[str, Any]], None],
     step: int | None = None,
 ) -> Checkpoint | None:
-    """The newest undamaged checkpoint of a run, to resume it from; None where nothing has been trained yet.
+    """Return the newest valid checkpoint of a run to resume from; None if nothing has been trained yet.
 
     Args:
         run: the run directory.
-        wanted: a checkpoint of the same run, see :func:`template`.
-        batches: of an epoch.
-        require_same: raises for the config of a checkpoint that the run cannot be resumed from.
-        step: look for one of this step, and return None where no undamaged one is.
+        wanted: the expected structure, see :func:`template`.
+        batches: batches per epoch.
+        require_same: raises if the run cannot be resumed from a checkpoint with this config.
+        step: return the checkpoint of this step, or None if there is no valid one.
 
     Raises:
-        CheckpointError: there are checkpoints, and all are damaged or not of this run; or there should be one.
+        CheckpointError: all checkpoints are corrupt or of another run, or a checkpoint is missing.
     """
     folder = run.checkpoints
     if step is not None:
         return _of_step(step, run, wanted, batches, require_same)
     errors: list[CheckpointError] = []
     paths = [path for path in (folder / f"{name}.ckpt" for name in NEWEST_FIRST) if path.exists()]
-    # to begin anew is right for a run that was not saved yet, and too much where something is damaged
+    # start over from init.ckpt only if nothing else was saved, not if something is corrupt
     for path in paths or [path for path in [folder / "init.ckpt"] if path.exists()]:
         try:
             found = _of_run(path, run, wanted, batches, require_same)
@@ -97,7 +97,7 @@ def find(
             errors.append(error)
         else:
             for earlier in errors:
-                LOG.warning("%s; going on from %s, step %d", one_line(str(earlier)), path.name, found.step)
+                LOG.warning("%s; continuing from %s, step %d", one_line(str(earlier)), path.name, found.step)
             return found
     if errors:
         raise errors[0]
@@ -119,8 +119,8 @@ def _of_run(
     path: Path, run: Run, wanted: Mapping[str, Any], batches: int, require_same: Callable[[dict[str, Any]], None]
 ) -> Checkpoint:
     content = decode(read_checkpoint(path, at_most=_limit(wanted)), path)
-    about = ("config", "metrics", "epoch", "batch", "global_step")
-    _require_alike(path, {name: content.get(name) for name in about}, {name: wanted[name] for name in about})
+    keys = ("config", "metrics", "epoch", "batch", "global_step")
+    _require_match(path, {name: content.get(name) for name in keys}, {name: wanted[name] for name in keys})
     if not run.has_metrics(content["metrics"]):
         raise CheckpointError(f"{path}: checkpoint does not belong to the metrics.jsonl of this run")
     try:
@@ -130,92 +130,92 @@ def _of_run(
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: checkpoint holds no config")
     config = upgrade.config(config)
-    # a config that changed is told by its key, before what follows from it
+    # report the key of a changed config first, not its consequences
     require_same(config)
-    _require_alike(path, content, wanted)
+    _require_match(path, content, wanted)
     found = Checkpoint(path, content, config)
     epoch, batch = found.position
     if batch >= batches or found.step != epoch * batches + batch:
-        raise CheckpointError(f"{path}: checkpoint is of no place in this run")
+        raise CheckpointError(f"{path}: checkpoint has an invalid position for this run")
     return found
 
 
 def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint of one's own run, to measure with: its optimiser, and what watched it in training, may be another.
+    """Return a checkpoint of this run for evaluation; optimizer, scheduler and other callbacks are not compared.
 
     Raises:
-        CheckpointError: it is not what was written, or not like ``wanted``: names, shapes, types, finite numbers.
+        CheckpointError: it is corrupt, or its names, shapes or types differ from ``wanted``, or a value is not finite.
     """
     found = decode(read_checkpoint(path, at_most=_limit(wanted)), path)
     others = {name: wanted[name] for name in ("optimizer_states", "lr_schedulers")}
     if isinstance(states := found.get("callbacks"), dict):
         others["callbacks"] = {key: state for key, state in states.items() if key in wanted["callbacks"]}
-    _require_alike(path, {**found, **others}, wanted)
+    _require_match(path, {**found, **others}, wanted)
     return found
 
 
 def read_callback_states(path: Path) -> dict[str, Any]:
-    """What the observers of a run kept in one of its own checkpoints, by their keys.
+    """Return the states of callbacks in a checkpoint of this run by their keys.
 
     Raises:
-        CheckpointError: it is not what was written.
+        CheckpointError: it is corrupt.
     """
     found = decode(read_checkpoint(path), path).get("callbacks")
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: checkpoint holds no states of observers")
+        raise CheckpointError(f"{path}: checkpoint holds no states of callbacks")
     return found
 
 
 @dataclass(frozen=True)
 class TypeSpec:
-    """What a value of a checkpoint may be: ``str``, ``float | None``, ``list[int]``, ``Tensor`` of any shape."""
+    """The type of a value in a checkpoint: ``str``, ``float | None``, ``list[int]``, ``Tensor`` of any shape."""
 
     annotation: Any
 
     def difference(self, found: Any, path: str) -> str | None:
-        """What makes ``found`` another value than these."""
-        if _is(found, self.annotation):
+        """Return a message if ``found`` does not have this type."""
+        if _is_instance(found, self.annotation):
             return None
         name = self.annotation.__name__ if type(self.annotation) is type else self.annotation
-        return f"{path} is {type(found).__name__} where {name} belongs"
+        return f"{path} is {type(found).__name__}, must be {name}"
 
 
-def _is(value: Any, annotation: Any) -> bool:
+def _is_instance(value: Any, annotation: Any) -> bool:
     if isinstance(annotation, UnionType):
-        return any(_is(value, each) for each in get_args(annotation))
+        return any(_is_instance(value, each) for each in get_args(annotation))
     if get_origin(annotation) is list:
-        return isinstance(value, list) and all(_is(each, *get_args(annotation)) for each in value)
-    # a number may be none, or out of range
+        return isinstance(value, list) and all(_is_instance(each, *get_args(annotation)) for each in value)
+    # a number must also be in range and not NaN
     return type(value) is (annotation or NoneType) and difference(value, value) is None
 
 
 OPTIONAL = {"stopped_early": {"epoch": 0, "step": 0, "reason": ""}, "finishing": ""}
-"""What a checkpoint may hold beside the rest."""
+"""Optional entries of a checkpoint."""
 LATER = ("scaling",)
-"""Keys of states that older checkpoints of a run do not hold."""
+"""Keys of states that older checkpoints do not have."""
 
 
-def _require_alike(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _require_match(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     wanted = {**wanted, **{name: value for name, value in OPTIONAL.items() if name in found}}
-    if isinstance(kept := found.get("callbacks"), dict):
+    if isinstance(states := found.get("callbacks"), dict):
         expected = wanted["callbacks"].items()
-        wanted["callbacks"] = {key: state for key, state in expected if key in kept or key not in LATER}
-    what = difference(_with_all_states(found, wanted), wanted)
-    if what:
-        raise CheckpointError(f"{path}: checkpoint does not fit this run: {what}")
+        wanted["callbacks"] = {key: state for key, state in expected if key in states or key not in LATER}
+    reason = difference(_with_all_states(found, wanted), wanted)
+    if reason:
+        raise CheckpointError(f"{path}: checkpoint does not fit this run: {reason}")
 
 
 def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``found`` in which each optimiser has a state for every parameter.
+    """Return a copy of ``found`` in which each optimizer has a state for every parameter.
 
-    A parameter that takes no part in the loss has none, and before the first step no parameter has one.
+    Parameters without a gradient have none, and before the first step no parameter has one.
     """
-    parts, known = (_list(content.get("optimizer_states")) for content in (found, wanted))
-    if len(parts) != len(known):
+    partial, complete = (_list(content.get("optimizer_states")) for content in (found, wanted))
+    if len(partial) != len(complete):
         return dict(found)
     filled = [
         {**part, "state": {**whole["state"], **part["state"]}} if isinstance(part.get("state"), dict) else part
-        for part, whole in zip(parts, known, strict=True)
+        for part, whole in zip(partial, complete, strict=True)
     ]
     return {**found, "optimizer_states": filled} if filled else dict(found)
 
@@ -223,15 +223,15 @@ def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dic
 def read_network_weights(
     path: Path, wanted: Mapping[str, Tensor] | None = None, foreign: bool = False
 ) -> dict[str, Tensor]:
-    """The weights of a checkpoint by their names in the network, without ``network.`` in front.
+    """Return the weights of a checkpoint by their names in the network, without the prefix ``network.``.
 
     Args:
         path: the file.
-        wanted: the state of a network; a file that is much larger is not read.
-        foreign: it may come without a checksum, and with the names alone.
+        wanted: the state dict of a network; a file that is much larger is not read.
+        foreign: allow a missing checksum, and a plain state dict.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, or holds no weights.
+        CheckpointError: it is missing, corrupt, or contains no weights.
     """
     at_most = None if wanted is None else _limit(wanted)
     content = decode(read_checkpoint(path, at_most, foreign), path)
@@ -247,55 +247,55 @@ def read_network_weights(
 def read_weights(
     path: Path, wanted: Mapping[str, Tensor], foreign: bool = True, about: object = None
 ) -> dict[str, Tensor]:
-    """The weights of a checkpoint from anywhere: ``state_dict`` of a checkpoint, or a file that holds nothing else.
+    """Return the weights of any checkpoint: its ``state_dict``, or the content of a file with a plain state dict.
 
     Args:
         path: the file.
-        wanted: the state of the run's task; names may also be those of its network, without ``network.`` in front.
-        foreign: it may come without a checksum.
-        about: what a sentence about weights that do not fit begins with; the path by default.
+        wanted: the state dict of the task; names in the file may lack the prefix ``network.``.
+        foreign: allow a missing checksum.
+        about: prefix of error messages about weights that do not fit; default: the path.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, or is of another network.
+        CheckpointError: it is missing, corrupt, or of another network.
     """
     about = path if about is None else about
     found = decode(read_checkpoint(path, at_most=_limit(wanted), foreign=foreign), path)
     weights = found.get("state_dict", found)
     if isinstance(weights, dict) and weights.keys() != wanted.keys():
-        # those of a plain module stand one place deeper
-        ways = [{f"{before}{name}": value for name, value in weights.items()} for before in (NETWORK, MODULE)]
-        named = next((way for way in ways if way.keys() == wanted.keys()), ways[0])
+        # the weights of a plain module have a longer prefix
+        renamed = [{f"{prefix}{name}": value for name, value in weights.items()} for prefix in (NETWORK, MODULE)]
+        named = next((each for each in renamed if each.keys() == wanted.keys()), renamed[0])
         if named.keys() != wanted.keys():
             missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *named}]
             others = [name for name in weights if name not in wanted and f"{NETWORK}{name}" not in wanted]
             unknown = [f"unknown {format_value(str(name).removeprefix(NETWORK))}" for name in others]
-            wrong = [*missing, *unknown, f"{NETWORK} stands before some names only"][0]
+            wrong = [*missing, *unknown, f"only some names have the prefix {NETWORK}"][0]
             expected = list_options(name.removeprefix(NETWORK) for name in wanted)
             raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {expected}")
         weights = named
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
     pairs = ((weights[name], wanted[name], name.removeprefix(NETWORK)) for name in wanted)
-    if misfits := [*filter(None, (difference(*pair) for pair in pairs))]:
-        raise CheckpointError(f"{about}: weights do not fit this run's network: {'; '.join(misfits)}")
+    if differences := [*filter(None, (difference(*pair) for pair in pairs))]:
+        raise CheckpointError(f"{about}: weights do not fit this run's network: {'; '.join(differences)}")
     return weights
 
 
 def decode(content: bytes, path: Path) -> dict[str, Any]:
-    """The mapping that a checkpoint's bytes hold, if they hold tensors and plain values; none of its code is run.
+    """Decode the bytes of a checkpoint without executing code from it.
 
     Raises:
-        CheckpointError: they hold something else.
+        CheckpointError: it contains anything but tensors and plain values.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of PyTorch") from error
-    # PyTorch compresses nothing; what it would unpack must not be larger than what came
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > len(content):
-        raise CheckpointError(f"{path}: not a checkpoint of PyTorch, its content is packed")
+    # PyTorch does not compress; the content must not be larger than the file
+    is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if is_compressed or sum(entry.file_size for entry in entries) > len(content):
+        raise CheckpointError(f"{path}: not a checkpoint of PyTorch, its content is compressed")
     if any(entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE_BYTES for entry in entries):
         raise CheckpointError(f"{path}: describes more tensors than a network has")
     try:
@@ -305,7 +305,7 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
     except SnnexpError:
         raise
     except Exception as error:
-        # in a damaged stream the reader may meet anything
+        # a corrupt stream may cause any exception
         raise CheckpointError(f"{path}: holds more than tensors and plain values, so it is not trusted") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: not a checkpoint, it holds a {type(found).__name__}")
@@ -313,13 +313,13 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def template(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of a run looks like: every name, shape and type; the values mean nothing.
+    """Return the expected structure of a checkpoint: names, shapes and types; the values are arbitrary.
 
     Args:
-        task: the :class:`~snnexp.training.task.Task` that will be trained.
-        callbacks: the states of callbacks, by their keys.
+        task: the :class:`~snnexp.training.task.Task` to train.
+        callbacks: the states of callbacks by their keys.
     """
-    # the first step gives an optimiser its state, and a copy must take it
+    # optimizers create their state in the first step, which is done on copies of the parameters
     copies = [parameter.detach().clone().requires_grad_() for parameter in task.parameters()]
     made = task.make_optimizer(copies, 1)
     for copy in copies:
@@ -342,12 +342,12 @@ def template(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """What makes ``found`` unlike ``wanted``, whatever their values: names, types, shapes, numbers that are none."""
+    """Return a message if names, types or shapes of ``found`` and ``wanted`` differ, or a value is not finite."""
     if isinstance(wanted, TypeSpec):
         return wanted.difference(found, path)
     if isinstance(wanted, Tensor):
         if not isinstance(found, Tensor) or found.layout != torch.strided:
-            return f"{path} is no tensor"
+            return f"{path} is not a tensor"
         if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
             return f"{path} is {_kind(found)}, must be {_kind(wanted)}"
         return None if torch.isfinite(found).all() else f"{path} is not finite"
@@ -359,12 +359,12 @@ def difference(found: Any, wanted: Any, path: str = "") -> str | None:
         pairs = [(found[key], wanted[key], f"{path}.{key}".lstrip(".")) for key in wanted]
     elif isinstance(wanted, (list, tuple)):
         if not isinstance(found, (list, tuple)) or len(found) != len(wanted):
-            return f"{path} is no list of {len(wanted)}"
+            return f"{path} is not a list of {len(wanted)}"
         pairs = [(found[index], part, f"{path}.{index}") for index, part in enumerate(wanted)]
     else:
         if type(found) is not type(wanted) or (isinstance(found, float) and math.isnan(found)):
-            return f"{path} is {type(found).__name__} where {type(wanted).__name__} belongs"
-        # counts go into 64 bits
+            return f"{path} is {type(found).__name__}, must be {type(wanted).__name__}"
+        # counts must fit into 64 bits
         return f"{path} is out of range" if isinstance(found, int) and not 0 <= found < 2**62 else None
     return next(filter(None, (difference(*pair) for pair in pairs)), None)
 
@@ -378,7 +378,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _limit(wanted: Any) -> int:
-    """Bytes beyond which a file is not even looked at: those of any optimiser, and room to say what is wrong."""
+    """Return the maximum size of a file to read, which is enough for any optimizer."""
     return 2**26 + 4 * sum(tensor.nbytes for tensor in _tensors(wanted))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints as bytes, each with its checksum beside it."""
+"""Read and write checkpoint files with a SHA-256 checksum file beside each."""
 
 import hashlib
 from pathlib import Path
@@ -8,51 +8,51 @@ from snnexp.record.files import read_regular, write_atomically
 
 
 def write_checkpoint(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Replace a checkpoint and its checksum, in the format of ``sha256sum``.
+    """Replace a checkpoint and its checksum file, which has the format of ``sha256sum``.
 
-    While one is replaced, the checksum's file vouches for the old and the new content, so that whatever a kill leaves
-    is a whole checkpoint with its checksum.
+    While the checkpoint is being replaced, the checksum file lists the digests of the old and the new content, so that
+    a kill at any time leaves a whole checkpoint with a valid checksum.
 
     Args:
         path: the checkpoint.
-        content: its new content.
-        keep: where the content before goes, if it is undamaged.
+        content: the new content.
+        keep: where to save the old content, if it is intact.
 
     Raises:
-        CheckpointError: its checksum is no plain file.
+        CheckpointError: the checksum file is not a regular file.
     """
     digest = hashlib.sha256(content).hexdigest()
-    vouched = _vouched(path)
-    if keep is not None and vouched:
-        before = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(before).hexdigest() in vouched:
-            write_checkpoint(keep, before)
-    _vouch(path, digest, *vouched)
+    valid = _read_digests(path)
+    if keep is not None and valid:
+        old = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(old).hexdigest() in valid:
+            write_checkpoint(keep, old)
+    _write_digests(path, digest, *valid)
     write_atomically(path, content)
-    _vouch(path, digest)
+    _write_digests(path, digest)
 
 
 def read_checkpoint(path: Path, at_most: int | None = None, foreign: bool = False) -> bytes:
-    """The bytes of a checkpoint that has its checksum.
+    """Return the bytes of a checkpoint after verifying its checksum.
 
     Args:
         path: the checkpoint.
-        at_most: bytes that it may have.
-        foreign: it may come without a checksum.
+        at_most: maximum size in bytes.
+        foreign: allow a missing checksum.
 
     Raises:
-        CheckpointError: it is missing, or is not the file that was written.
+        CheckpointError: the checkpoint or its checksum is missing, or they do not match.
     """
     try:
-        vouched, content = _vouched(path), read_regular(path, at_most, follow=foreign)
-        if vouched and hashlib.sha256(content).hexdigest() not in vouched:
-            # its run may have replaced it just now
-            vouched, content = _vouched(path), read_regular(path, at_most, follow=foreign)
+        valid, content = _read_digests(path), read_regular(path, at_most, follow=foreign)
+        if valid and hashlib.sha256(content).hexdigest() not in valid:
+            # its run may have just replaced it
+            valid, content = _read_digests(path), read_regular(path, at_most, follow=foreign)
     except OSError as error:
         raise CheckpointError(f"{path}: checkpoint cannot be read: {error.strerror}") from error
-    if not vouched and not foreign:
+    if not valid and not foreign:
         raise CheckpointError(f"{path}: checkpoint has no checksum beside it, or a damaged one")
-    if vouched and hashlib.sha256(content).hexdigest() not in vouched:
+    if valid and hashlib.sha256(content).hexdigest() not in valid:
         raise CheckpointError(f"{path}: checkpoint is damaged, its checksum differs")
     return content
 
@@ -61,11 +61,11 @@ def _checksum(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _vouch(path: Path, *digests: str) -> None:
+def _write_digests(path: Path, *digests: str) -> None:
     write_atomically(_checksum(path), "".join(f"{digest}  {path.name}\n" for digest in digests).encode())
 
 
-def _vouched(path: Path) -> list[str]:
+def _read_digests(path: Path) -> list[str]:
     try:
         return read_regular(_checksum(path), at_most=4096, follow=True).decode("ascii").split()[::2]
     except (FileNotFoundError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What a run was made with: versions and commit."""
+"""The software environment of a run: package versions and git commit."""
 
 import os
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from snnexp.text import one_line
 
 GIT_S = 10
-"""How long git may take."""
+"""Timeout of a git command in seconds."""
 PACKAGES = ("snnexp", "torch", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+    """Return the versions of Python and of the packages that affect the results of a run."""
     import platform
     from importlib import metadata
 
@@ -19,23 +19,23 @@ def versions() -> dict[str, str]:
 
 
 def git() -> dict[str, Any] | None:
-    """Commit of the working directory's repository, and whether files that it tracks have changed; None outside of one.
+    """Return ``commit`` and ``dirty`` of the repository of the working directory, or None outside a repository.
 
-    A repository that cannot be asked, such as one of another owner, gives the ``reason``; nothing here ends a run.
+    If git fails, such as in a repository of another user, the result is the ``reason``. Never raises.
     """
     import subprocess
 
-    # the index stays as it is, and no file watcher that a repository names is run
-    ask = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false"]
-    answers, plain = [], {**os.environ, "LC_ALL": "C"}
-    for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+    # do not write the index, nor run a file system monitor configured by the repository
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false"]
+    outputs, environment = [], {**os.environ, "LC_ALL": "C"}
+    for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
-            done = subprocess.run([*ask, *what], capture_output=True, timeout=GIT_S, env=plain)
+            done = subprocess.run([*command, *arguments], capture_output=True, timeout=GIT_S, env=environment)
         except (OSError, subprocess.TimeoutExpired) as error:
             return None if isinstance(error, FileNotFoundError) else {"reason": f"git: {error}"}
         if done.returncode:
             reason = one_line(done.stderr.decode(errors="replace"))
             return None if "not a git repository" in reason else {"reason": reason}
-        answers.append(done.stdout.decode(errors="replace").strip())
-    commit, changes = answers
+        outputs.append(done.stdout.decode(errors="replace").strip())
+    commit, changes = outputs
     return {"commit": commit, "dirty": bool(changes)}

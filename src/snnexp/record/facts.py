@@ -1,4 +1,4 @@
-"""What is known of a run, whatever state it is in."""
+"""The facts of a run in any state, from its run directory."""
 
 import os
 import time
@@ -14,35 +14,35 @@ from snnexp.record.plain import is_finite_number
 from snnexp.text import one_line
 
 END_STATUSES = ("finished", "failed", "diverged", "interrupted")
-"""What run.json says of a run that has ended."""
+"""Statuses in run.json of a run that has ended."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run, whatever state it is in."""
+    """The facts of a run, complete as far as its files allow."""
 
     path: Path
     id: str
     status: str
-    """That of run.json; ``killed`` where it says running and no process writes there; ``damaged`` where a file of the
-    record is missing or cannot be read."""
+    """The status in run.json; ``killed`` if that is ``running`` but no process writes to the directory; ``damaged`` if
+    a file of the record is missing or corrupt."""
     reason: str
-    """Why it did not finish; empty for a run that did, or still may."""
+    """Why the run did not finish; empty for a finished or running run."""
     started: datetime | None
-    """From the record, or else the run id; None where neither tells."""
+    """From run.json, or else from the run id; None if neither has it."""
     duration_s: float | None
-    """Of a finished run what it has measured, else until now or until the last sign of it, without the time between an
-    end and a resume; None where that is unknown."""
+    """Of a finished run the recorded duration, else the time until now or until the last write, without interruptions;
+    None if unknown."""
     experiment: str
     seed: int | None
     overrides: list[str]
     metrics: dict[str, float]
-    """The test measures that are finite."""
+    """The finite metrics of the test split."""
     exit_code: int | None
     progress: dict[str, int] | None
-    """``step`` and ``epoch`` of the last row of training, both from 0, of a run that has not finished."""
+    """``step`` and ``epoch`` of the last logged row of training, both from 0; None for a finished run."""
     record: dict[str, Any]
-    """All of run.json."""
+    """The content of run.json."""
 
     @classmethod
     def of(
@@ -54,7 +54,7 @@ class Facts:
         overrides: list[str],
         progress: dict[str, int] | None,
     ) -> "Facts":
-        """What a record comes to, of which every entry may be missing, or be anything."""
+        """Create facts from run.json, whose entries may be missing or of any type."""
         name = os.path.basename(os.path.abspath(path))
         metrics = record.get("metrics")
         seed, exit_code = record.get("seed"), record.get("exit_code")
@@ -80,15 +80,15 @@ class Facts:
 
     @property
     def effective_overrides(self) -> list[str]:
-        """The overrides that it was started with, and those that it was resumed with; of each key the last."""
+        """The overrides of the start and of all resumes; of each key the last one."""
         changes = self.record.get("resumed_with")
         changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
-        known = {key_of(change): change for change in changes}
-        return [*(override for override in self.overrides if key_of(override) not in known), *known.values()]
+        by_key = {key_of(change): change for change in changes}
+        return [*(override for override in self.overrides if key_of(override) not in by_key), *by_key.values()]
 
     @property
     def stopped_early(self) -> str:
-        """Where and why its training stopped early; empty where it did not."""
+        """Where and why the training stopped early; empty if it did not."""
         stop = self.record.get("stopped_early")
         if not isinstance(stop, dict):
             return ""
@@ -97,28 +97,28 @@ class Facts:
 
     @property
     def classes(self) -> list[str]:
-        """The names of classes, where the data have some."""
-        found = self.record.get("classes")
-        return [one_line(str(name)) for name in found] if isinstance(found, list) else []
+        """The names of the classes; empty if the data have none."""
+        names = self.record.get("classes")
+        return [one_line(str(name)) for name in names] if isinstance(names, list) else []
 
     @property
     def single_class_note(self) -> str:
-        """That the accuracy is the share of the one class that all samples of the test are assigned to, if it is."""
-        found, accuracy = self.record.get("only_class"), self.metrics.get("test/accuracy")
-        if not isinstance(found, int) or accuracy is None:
+        """A note if the network assigns all samples of the test split to one class; empty otherwise."""
+        index, accuracy = self.record.get("only_class"), self.metrics.get("test/accuracy")
+        if not isinstance(index, int) or accuracy is None:
             return ""
-        name = self.classes[found] if 0 <= found < len(self.classes) else found
-        told = f"test/accuracy {accuracy:.4f} is the share of class {name}"
-        return f"{told}: the network assigns all samples of the test split to it"
+        name = self.classes[index] if 0 <= index < len(self.classes) else index
+        note = f"test/accuracy {accuracy:.4f} is the share of class {name}"
+        return f"{note}: the network assigns all samples of the test split to it"
 
     @property
     def last_position(self) -> str:
-        """How far it came, as far as is known."""
+        """The last logged step and epoch; empty if unknown."""
         return f"step {self.progress['step']}, epoch {self.progress['epoch'] + 1}" if self.progress else ""
 
 
 def duration_s(path: Path, status: str, record: Mapping[str, Any]) -> float | None:
-    """How long a run took, or has taken by now; None where that is not known."""
+    """Return the duration of a run, without interruptions; of a running one until now. None if unknown."""
     earlier = _earlier_s(record)
     if status == "finished":
         wall_s = record.get("wall_s")
@@ -126,25 +126,25 @@ def duration_s(path: Path, status: str, record: Mapping[str, Any]) -> float | No
         return None if earlier is None or not is_finite_number(total) else earlier + cast(float, total)
     resumed = record.get("resumed_at_step")
     name = os.path.basename(os.path.abspath(path))
-    began = _instant(record.get("resumed")) if resumed else _started(name, record.get("started"))
-    if status == "damaged" or began is None or earlier is None:
+    start = _parse_time(record.get("resumed")) if resumed else _started(name, record.get("started"))
+    if status == "damaged" or start is None or earlier is None:
         return None
     last = time.time() if status == "running" else 0.0
     for name in ("metrics.jsonl", "run.json"):
         with suppress(OSError):
             last = max(last, (path / name).stat().st_mtime)
-    seconds = last - began.timestamp()
+    seconds = last - start.timestamp()
     return earlier + seconds if seconds >= 0 else None
 
 
 def _started(run_id: str, recorded: Any) -> datetime | None:
-    """When a run began: the instant in its record, else the local time in its id; shown in the time zone of here."""
+    """Return the start time from the record, or else from the run id, in the local time zone."""
     match = RUN_ID.fullmatch(run_id)
-    known: tuple[Any, ...] = (recorded, match and match[1].replace("-", "T"))
-    return next(filter(None, map(_instant, known)), None)
+    candidates: tuple[Any, ...] = (recorded, match and match[1].replace("-", "T"))
+    return next(filter(None, map(_parse_time, candidates)), None)
 
 
-def _instant(text: Any) -> datetime | None:
+def _parse_time(text: Any) -> datetime | None:
     try:
         return datetime.fromisoformat(text).astimezone()
     except (TypeError, ValueError, OverflowError):
@@ -152,6 +152,6 @@ def _instant(text: Any) -> datetime | None:
 
 
 def _earlier_s(record: Mapping[str, Any]) -> float | None:
-    """What a run took before it was resumed; None where that is not known."""
+    """Return the duration before the last resume; None if unknown."""
     earlier = record.get("earlier_s") if record.get("resumed_at_step") else 0.0
     return cast(float, earlier) if is_finite_number(earlier) else None

@@ -1,4 +1,4 @@
-"""Files in directories that others may have written: opened without waiting or following links, replaced whole."""
+"""File access in untrusted directories: regular files only, no links, no blocking; files are replaced atomically."""
 
 import errno
 import os
@@ -12,26 +12,26 @@ from snnexp.errors import CheckpointError
 
 
 def open_for_append(path: Path, create: bool = True) -> int:
-    """A handle that appends to a plain file.
+    """Open a regular file for appending; return its file descriptor.
 
     Raises:
-        CheckpointError: it is something else; a pipe would wait for ever, and a link lead elsewhere.
+        CheckpointError: it is not a regular file, but a link, pipe or device.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
     return open_regular_fd(path, flags)
 
 
 def open_regular(path: Path, at_most: int | None = None, follow: bool = False) -> BinaryIO:
-    """A plain file to read from, which may have ``at_most`` bytes; a link is followed only if told so.
+    """Open a regular file of at most ``at_most`` bytes for reading; links are followed only with ``follow``.
 
     Raises:
-        CheckpointError: it is something else, or is longer.
+        CheckpointError: it is not a regular file, or is larger.
     """
     file = os.fdopen(open_regular_fd(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
     size = os.fstat(file.fileno()).st_size
     if at_most is not None and size > at_most:
         file.close()
-        raise CheckpointError(f"{path}: {size} bytes, at most {at_most} can belong here")
+        raise CheckpointError(f"{path}: {size} bytes, at most {at_most} are allowed")
     return file
 
 
@@ -39,20 +39,20 @@ def open_regular_fd(path: Path, flags: int) -> int:
     try:
         handle = os.open(path, flags, 0o644)
     except OSError as error:
-        # a link, or a pipe that nobody reads
+        # a link, or a pipe without a reader
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise
-        raise CheckpointError(f"{path}: not a plain file") from error
+        raise CheckpointError(f"{path}: not a regular file") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise CheckpointError(f"{path}: not a plain file")
+        raise CheckpointError(f"{path}: not a regular file")
     return handle
 
 
 def read_regular(path: Path, at_most: int | None = None, last: int | None = None, follow: bool = False) -> bytes:
-    """The content of a plain file, or its last bytes: a pipe would wait for ever, a device never end.
+    """Return the content of a regular file, or its ``last`` bytes.
 
-    A link in a run directory of others may lead to what is nobody's business, and is followed only if told so.
+    Links in untrusted run directories could point to private files; they are followed only with ``follow``.
     """
     with open_regular(path, at_most, follow) as file:
         if last is not None:
@@ -60,29 +60,29 @@ def read_regular(path: Path, at_most: int | None = None, last: int | None = None
         return file.read()
 
 
-def reject_links(part: Path) -> None:
-    """Refuse a part of a directory that leads elsewhere, or that is neither a plain file nor a folder.
+def reject_links(path: Path) -> None:
+    """Check that ``path`` is a regular file or a folder.
 
     Raises:
-        CheckpointError: it is a link, also a hard one, a pipe or a device.
+        CheckpointError: it is a symbolic or hard link, a pipe or a device.
     """
     try:
-        status = part.lstat()
+        status = path.lstat()
     except FileNotFoundError:
-        # replaced just now by the process that writes here
+        # just replaced by the process that writes here
         return
-    file = stat.S_ISREG(status.st_mode)
-    if stat.S_ISLNK(status.st_mode) or (file and status.st_nlink > 1):
-        raise CheckpointError(f"{part}: a link, and this directory may not lead elsewhere; put the file here")
-    if not file and not stat.S_ISDIR(status.st_mode):
-        raise CheckpointError(f"{part}: neither a plain file nor a folder; delete it")
+    is_file = stat.S_ISREG(status.st_mode)
+    if stat.S_ISLNK(status.st_mode) or (is_file and status.st_nlink > 1):
+        raise CheckpointError(f"{path}: a link, which is not allowed in this directory; put the file here")
+    if not is_file and not stat.S_ISDIR(status.st_mode):
+        raise CheckpointError(f"{path}: neither a regular file nor a folder; delete it")
 
 
 def write_atomically(path: Path, content: bytes | bytearray, mark: str = "") -> None:
-    """Write beside the target, flush to the disk, then replace: a reader sees the old file or the new one.
+    """Replace a file atomically: write a temporary file beside it, flush it to disk, then rename it.
 
-    One process writes a file at a time, so what a killed one has left is deleted by the next; where several may, each
-    has a ``mark`` of its own. Nothing that is there is written to: it may be a pipe, or a link to what is elsewhere.
+    Only one process may write a file at a time, unless each passes a different ``mark``; leftovers of a killed process
+    are deleted. The existing file is never opened, since it may be a pipe or a link.
     """
     with replacing(path, mark) as handle:
         write_all(handle, content)
@@ -90,9 +90,9 @@ def write_atomically(path: Path, content: bytes | bytearray, mark: str = "") -> 
 
 @contextmanager
 def replacing(path: Path, mark: str = "") -> Iterator[int]:
-    """A handle of a file that takes the place of ``path`` at the end of the block, as :func:`write_atomically` says.
+    """Yield the descriptor of a temporary file that replaces ``path`` after the block, as :func:`write_atomically`.
 
-    A block that raises leaves nothing behind, and ``path`` as it was.
+    If the block raises, the temporary file is deleted and ``path`` is unchanged.
     """
     temporary = path.with_name(f".{path.name}{mark}.tmp")
     try:
@@ -117,7 +117,7 @@ def write_all(handle: int, content: bytes | bytearray) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
+    """Flush the directory entries of a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -126,12 +126,12 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_figure(folder: Path, name: str, content: bytes) -> None:
-    """Replace a file of a folder of figures, which a run and a report about it may write at the same time.
+    """Replace a file in a folder of figures, to which a run and its report may write at the same time.
 
     Raises:
-        CheckpointError: the folder leads elsewhere.
+        CheckpointError: the folder is a link.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
-        raise CheckpointError(f"{folder}: a link, and figures are not written elsewhere; put a folder here")
+        raise CheckpointError(f"{folder}: a link, which is not allowed here; put a folder here")
     write_atomically(folder / name, content, f".{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Where runs are: below a folder, or by what was typed."""
+"""Find run directories below a folder, or by id."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ from snnexp.record.run import Run
 from snnexp.text import list_options, one_line, suggest
 
 OUTPUTS = "outputs"
-"""The folder of runs, where ``logger.root`` names no other one."""
+"""The default of ``logger.root``, the folder of runs."""
 
 
 def list_runs(folder: Path) -> list[Facts]:
-    """What is known of each run below a folder, the newest last.
+    """Return the facts of all runs below a folder, newest last.
 
     Raises:
         ConfigError: there is no such folder.
@@ -29,20 +29,20 @@ def list_runs(folder: Path) -> list[Facts]:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The run directories in and below a folder; no link is followed, and nothing hidden is looked into."""
+    """Yield the run directories in and below a folder; links and hidden folders are skipped."""
     folders = [folder]
     while folders:
         here = folders.pop()
         try:
-            with os.scandir(here) as listed:
-                entries = {entry.name: entry for entry in listed}
+            with os.scandir(here) as scan:
+                entries = {entry.name: entry for entry in scan}
         except FileNotFoundError:
-            # a run that has just been renamed or removed
+            # a run that was just renamed or deleted
             continue
         except OSError as error:
             print(f"snnexp: {one_line(str(here))}: {error.strerror}", file=sys.stderr)
             continue
-        # other folders may have a config.yaml too
+        # other folders may contain a config.yaml too
         if "run.json" in entries or ("config.yaml" in entries and RUN_ID.fullmatch(here.name)):
             yield here
             continue
@@ -54,7 +54,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 
 def as_json(facts: Facts) -> dict[str, Any]:
-    """What is known of a run, for programs."""
+    """Return the facts of a run as JSON values."""
     return {
         "path": str(facts.path),
         "id": facts.id,
@@ -71,31 +71,31 @@ def as_json(facts: Facts) -> dict[str, Any]:
     }
 
 
-def locate(typed: str) -> Path:
-    """The directory of a run or sweep, which is typed as a path, as its id, or as an end that no other id has.
+def locate(name: str) -> Path:
+    """Return the directory of a run or sweep.
 
     Args:
-        typed: ids are searched for below ``outputs/``, those of a sweep's runs too.
+        name: a path, an id, or a unique suffix of an id. Ids are searched below ``outputs/``, including runs of sweeps.
 
     Raises:
-        ConfigError: there is none, or several ids end so.
+        ConfigError: no id, or more than one, ends with ``name``.
     """
-    path = Path(os.path.expanduser(typed))
+    path = Path(os.path.expanduser(name))
     if os.path.exists(path) or len(path.parts) != 1:
         return path
-    found = [*_directories(Path(OUTPUTS))]
-    ending = [one for one in found if one.name.endswith(path.name)]
-    if len(ending) == 1:
-        return ending[0]
-    if ending:
-        raise ConfigError(f"{one_line(typed)}: {len(ending)} ids end with it, {list_options(map(str, ending))}")
-    ids = [one.name for one in found]
-    hint = suggest(typed, ids) if ids else f"there are none below {OUTPUTS}/"
-    raise ConfigError(f"{one_line(typed)}: no such directory, and no id of a run or sweep ends with it; {hint}")
+    directories = [*_directories(Path(OUTPUTS))]
+    matching = [each for each in directories if each.name.endswith(path.name)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise ConfigError(f"{one_line(name)}: {len(matching)} ids end with it, {list_options(map(str, matching))}")
+    ids = [each.name for each in directories]
+    hint = suggest(name, ids) if ids else f"there are none below {OUTPUTS}/"
+    raise ConfigError(f"{one_line(name)}: no such directory, and no id of a run or sweep ends with it; {hint}")
 
 
 def _directories(folder: Path) -> Iterator[Path]:
-    """The directories of runs and sweeps below a folder, by their names; no link is followed."""
+    """Yield the directories of runs and sweeps below a folder, recognized by name; links are skipped."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(
@@ -104,12 +104,12 @@ def _directories(folder: Path) -> Iterator[Path]:
                 if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
             )
     except OSError:
-        # it is not there, or is nobody's to read
+        # missing or not readable
         return
     for name in names:
         path = folder / name
-        is_one = RUN_ID.fullmatch(name) is not None
-        if is_one:
+        has_id = RUN_ID.fullmatch(name) is not None
+        if has_id:
             yield path
-        if not is_one or (path / "sweep.json").is_file():
+        if not has_id or (path / "sweep.json").is_file():
             yield from _directories(path)

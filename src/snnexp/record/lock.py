@@ -1,4 +1,4 @@
-"""One process at a time writes to a directory."""
+"""Exclusive locks on run and sweep directories."""
 
 import errno
 import fcntl
@@ -13,25 +13,25 @@ from snnexp.errors import InUseError
 from snnexp.record.files import open_regular_fd
 
 BUSY = (errno.EACCES, errno.EAGAIN)
-LOOKS, LOOK_S = 10, 0.02
-"""How often and how long to wait for a process that only looks whether a directory is locked."""
+LOCK_ATTEMPTS, RETRY_S = 10, 0.02
+"""Retries, and seconds between them, since a process that only queries the owner holds a shared lock briefly."""
 
 
 class Lock:
-    """Keeps others from writing to a directory until :meth:`release`, or until this process ends in whatever way.
+    """An exclusive lock on a directory, held until :meth:`release` or the end of this process.
 
-    The directory itself is locked, which no deleted file frees, and the file ``.lock`` in it, which names the process,
-    and which older versions and other machines look at.
+    It consists of a lock on the directory itself, which survives the deletion of files, and one on the file ``.lock``
+    in it, which contains the process id and is checked by older versions and other machines.
 
     Raises:
-        InUseError: another process writes there, or another part of this one.
-        CheckpointError: its ``.lock`` is not a plain file.
+        InUseError: another process, or this one, already holds the lock.
+        CheckpointError: its ``.lock`` is not a regular file.
     """
 
     _held: ClassVar[set[tuple[int, int]]] = set()
-    """Directories that this process has locked: to the system, it does not stand in its own way at a file."""
+    """Directories that this process has locked; POSIX file locks never conflict within one process."""
     _folders: ClassVar[set[int]] = set()
-    """Handles of those, which a process that is forked gets too, and with them the lock."""
+    """Descriptors of those directories, which forked processes inherit together with the lock."""
 
     def __init__(self, path: Path) -> None:
         self._id = _id(path)
@@ -47,24 +47,24 @@ class Lock:
         self._held.add(self._id)
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         self._held.discard(self._id)
         os.close(self._file)
         self._close_folder()
 
     def _close_folder(self) -> None:
-        # a process that was forked has let go of it
+        # a forked process has already closed it
         if self._folder in self._folders:
             self._folders.discard(self._folder)
             os.close(self._folder)
 
     @classmethod
     def owner(cls, path: Path) -> int | None:
-        """The process that has locked a directory, 0 where it is not known; None where there is none."""
+        """Return the id of the process that holds the lock of a directory, 0 if it is unknown, or None if unlocked."""
         if not path.is_dir():
             return None
         if _id(path) in cls._held:
-            # nor is the file opened here: closing it again would let go of the lock that this process has
+            # do not open the file here: closing it would release the lock of this process
             return os.getpid()
         try:
             handle = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -73,19 +73,19 @@ class Lock:
                 raise
         else:
             try:
-                if (found := _holder(handle)) is not None:
-                    return found
+                if (owner := _holder(handle)) is not None:
+                    return owner
             finally:
                 os.close(handle)
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return None if _flocked(handle, fcntl.LOCK_SH) else 0
+            return None if _flock(handle, fcntl.LOCK_SH) else 0
         finally:
             os.close(handle)
 
     @classmethod
     def _after_fork_in_child(cls) -> None:
-        # a data worker may outlive a process that is killed
+        # a data worker may outlive a killed process
         for handle in cls._folders:
             os.close(handle)
         cls._folders.clear()
@@ -103,10 +103,10 @@ def _id(path: Path) -> tuple[int, int]:
 def _locked_folder(path: Path) -> int:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for _ in range(LOOKS):
-            if _flocked(handle, fcntl.LOCK_EX):
+        for _ in range(LOCK_ATTEMPTS):
+            if _flock(handle, fcntl.LOCK_EX):
                 return handle
-            time.sleep(LOOK_S)
+            time.sleep(RETRY_S)
         owner = Lock.owner(path)
         raise InUseError(f"{path}: in use by {f'process {owner}' if owner else 'another process'}")
     except BaseException:
@@ -114,9 +114,9 @@ def _locked_folder(path: Path) -> int:
         raise
 
 
-def _flocked(handle: int, how: int) -> bool:
+def _flock(handle: int, operation: int) -> bool:
     try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in BUSY:
             raise
@@ -127,7 +127,7 @@ def _flocked(handle: int, how: int) -> bool:
 def _locked_file(path: Path) -> int:
     handle = open_regular_fd(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        # not inherited either
+        # forked processes do not inherit this lock
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
@@ -141,10 +141,10 @@ def _locked_file(path: Path) -> int:
 
 
 def _holder(handle: int) -> int | None:
-    """The other process that has locked an open file; None where there is none, 0 where it is out of sight."""
-    # struct flock: type, whence, start, length, process; macOS has it the other way round
+    """Return the id of another process that has locked an open file, 0 if it is not visible, or None if unlocked."""
+    # struct flock: type, whence, start, length, process; in reverse order on macOS
     layout, kind, process = ("qqihh", 3, 2) if sys.platform == "darwin" else ("hhqqi4x", 0, 4)
-    asked = [0, 0, 0, 0, 0]
-    asked[kind] = fcntl.F_WRLCK
-    answer = struct.unpack(layout, fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *asked)))
-    return None if answer[kind] == fcntl.F_UNLCK else max(0, int(answer[process]))
+    query = [0, 0, 0, 0, 0]
+    query[kind] = fcntl.F_WRLCK
+    reply = struct.unpack(layout, fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *query)))
+    return None if reply[kind] == fcntl.F_UNLCK else max(0, int(reply[process]))

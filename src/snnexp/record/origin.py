@@ -1,4 +1,4 @@
-"""What the sweep that a run belongs to has recorded of it."""
+"""The origin of a run: config folders, and the sweep or search that it belongs to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,18 @@ from snnexp.record.files import read_regular
 from snnexp.record.plain import parse_json
 
 MAX_BYTES = 2**28
-"""Of sweep.json."""
+"""Maximum size of sweep.json."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run comes from.
+    """The origin of a run.
 
     Args:
-        folders: more configs that it was composed with, as of ``--config-dir``.
-        experiment: the experiment of its sweep; empty where it belongs to none.
-        metric: what the search that chose it went by; empty where it was not chosen.
-        maximize: whether that search looked for a high value; None where that is not recorded.
+        folders: additional config folders, as given by ``--config-dir``.
+        experiment: the experiment of its sweep; empty without a sweep.
+        metric: the metric optimized by its search; empty without a search.
+        maximize: True if the search maximizes the metric; None if not recorded.
     """
 
     folders: tuple[Path, ...] = ()
@@ -32,13 +32,13 @@ class Origin:
 
 
 def origin(run: Facts) -> Origin:
-    """Where a run comes from, as far as its record and that of its sweep tell."""
-    found = read_sweep(run.path.parents[1]) if run.path.parent.name == "runs" else Origin()
-    return replace(found, folders=_folders(run.record, "config_dir") or found.folders)
+    """Return the origin of a run from its record and that of its sweep."""
+    of_sweep = read_sweep(run.path.parents[1]) if run.path.parent.name == "runs" else Origin()
+    return replace(of_sweep, folders=_folders(run.record, "config_dir") or of_sweep.folders)
 
 
 def read_sweep(folder: Path) -> Origin:
-    """What a sweep has recorded; nothing where it has no record that can be read."""
+    """Return the origin recorded in sweep.json; an empty one if the file is missing or corrupt."""
     try:
         record = parse_json(read_regular(folder / "sweep.json", at_most=MAX_BYTES))
     except (CheckpointError, OSError, ValueError, RecursionError):
@@ -47,7 +47,7 @@ def read_sweep(folder: Path) -> Origin:
     settings = _mapping(search, "settings")
     direction = settings.get("direction")
     return Origin(
-        # earlier versions kept it for a search alone
+        # earlier versions stored it for searches only
         _folders(record, "config_dir") or _folders(search, "folder"),
         _text(record, "experiment"),
         _text(settings, "metric"),
@@ -56,34 +56,34 @@ def read_sweep(folder: Path) -> Origin:
 
 
 def serialize_folders(folders: Sequence[Path]) -> str | list[str] | None:
-    """How folders of configs are recorded: one as a text, as in earlier versions, several as a list."""
+    """Return config folders as JSON values: a string for one folder, as in earlier versions, else a list."""
     paths = [str(folder.absolute()) for folder in folders]
     return paths if len(paths) > 1 else paths[0] if paths else None
 
 
-def parse_folders(kept: object) -> tuple[Path, ...]:
-    """What :func:`serialize_folders` has given.
+def parse_folders(value: object) -> tuple[Path, ...]:
+    """Parse the result of :func:`serialize_folders`.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: it has another type.
     """
-    paths = [] if kept is None else [kept] if isinstance(kept, str) else kept
+    paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise TypeError(kept)
+        raise TypeError(value)
     return tuple(map(Path, paths))
 
 
 def common_search(runs: Sequence[Facts]) -> Origin:
-    """The search that all runs come from, or searches by the same metric; no metric where there is none."""
+    """Return the origin of all runs if their searches optimize the same metric, else an empty one."""
     folders = dict.fromkeys(run.path.parents[1] if run.path.parent.name == "runs" else None for run in runs)
-    found = [Origin() if folder is None else read_sweep(folder) for folder in folders]
-    by = {(one.metric, one.maximize) for one in found}
-    return found[0] if len(by) == 1 else Origin()
+    origins = [Origin() if folder is None else read_sweep(folder) for folder in folders]
+    objectives = {(each.metric, each.maximize) for each in origins}
+    return origins[0] if len(objectives) == 1 else Origin()
 
 
 def _mapping(node: Any, key: str) -> Mapping[str, Any]:
-    found = node.get(key) if isinstance(node, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    value = node.get(key) if isinstance(node, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
 
 
 def _folders(node: Any, key: str) -> tuple[Path, ...]:
@@ -94,5 +94,5 @@ def _folders(node: Any, key: str) -> tuple[Path, ...]:
 
 
 def _text(node: Any, key: str) -> str:
-    found = node.get(key) if isinstance(node, Mapping) else None
-    return found if isinstance(found, str) else ""
+    value = node.get(key) if isinstance(node, Mapping) else None
+    return value if isinstance(value, str) else ""

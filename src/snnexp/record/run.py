@@ -1,18 +1,18 @@
-"""The directory of a run: what stands in it, written and read here.
+"""Write and read run directories.
 
     outputs/<experiment>/<run id>/
       run.json  config.yaml  overrides.yaml  metrics.jsonl  train.log
-      checkpoints/{init,previous,last,best}.ckpt, each with a .sha256 beside it
-      probe/{init,last,test}.npz    what the network did with a fixed batch, and with the test split
-      figures/          what was drawn of it
+      checkpoints/{init,previous,last,best}.ckpt, each with a .sha256 file
+      probe/{init,last,test}.npz    activity of the network on the probe batch and on the test split
+      figures/          figures of the probe data
       tensorboard/
-      .lock             held by the process that writes here
+      .lock             locked by the process that writes here
     outputs/sweeps/<experiment>/<sweep id>/
       summary.csv  runs/<run id>/...
 
-A run id is YYYYMMDD-HHMMSS-xxxx. A file is replaced whole or not at all, and is on the disk before anything that refers
-to it; only metrics.jsonl grows, and a checkpoint says how much of it belongs to it. Nothing heavy is imported here, so
-that runs can be listed quickly.
+A run id is YYYYMMDD-HHMMSS-xxxx. Files are replaced atomically, and are flushed to disk before any file that refers to
+them; only metrics.jsonl is appended to, and a checkpoint records how much of it belongs to the checkpoint. This module
+imports no slow packages, so that runs can be listed quickly.
 """
 
 import csv
@@ -51,7 +51,7 @@ from snnexp.record.plain import parse_json, read_yaml, replace_non_finite
 from snnexp.text import format_value
 
 EPOCH = "train/epoch_loss"
-"""What the row of an epoch holds, and no other."""
+"""A metric that only the rows of epochs have."""
 MAX_METRICS_BYTES, MAX_ROW_BYTES = 2**30, 2**20
 
 
@@ -68,12 +68,12 @@ class Run:
 
     @classmethod
     def prepare(cls, parent: Path, config: str, overrides: Sequence[str]) -> "Run":
-        """A new run in memory; :meth:`publish` makes its directory.
+        """Create a run in memory; :meth:`publish` creates its directory.
 
         Args:
-            parent: the folder of runs.
-            config: the resolved config, YAML.
-            overrides: what was typed.
+            parent: the folder of the new run directory.
+            config: the resolved config as YAML.
+            overrides: the overrides of the run.
         """
         run = cls(parent / new_id())
         run._prepared = config, overrides
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def published(self) -> bool:
-        """Whether there is a directory."""
+        """True if the run has a directory."""
         return self._prepared is None
 
     @property
@@ -93,13 +93,13 @@ class Run:
         return self.path / "probe"
 
     def publish(self, facts: Mapping[str, Any]) -> "Run":
-        """Make a directory that no other run has, locked, with all that is known before the start.
+        """Create the run directory, locked, with a new id and its initial files.
 
-        It is filled under another name and then renamed: nobody ever sees half of it. Where this raises, nothing is
-        left of it.
+        It is filled under a temporary name and then renamed, so it is never visible half-written. On an error it is
+        deleted.
 
         Args:
-            facts: first entries of run.json, beside ``status``; versions and git are added where they are not there.
+            facts: initial entries of run.json besides ``status``; versions and git are added if missing.
         """
         assert self._prepared is not None
         prepared, parent = self._prepared, self.path.parent
@@ -114,14 +114,14 @@ class Run:
             write_atomically(new / "config.yaml", config.encode())
             write_atomically(new / "overrides.yaml", yaml.safe_dump(list(overrides)).encode())
             (new / "metrics.jsonl").touch()
-            found = {} if "versions" in facts else {"versions": versions(), "git": git()}
+            environment = {} if "versions" in facts else {"versions": versions(), "git": git()}
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            self.write({"status": "running", "exit_code": None, "started": started, **facts, **found})
+            self.write({"status": "running", "exit_code": None, "started": started, **facts, **environment})
             self._rename(new)
             self._prepared = None
         except BaseException:
             self.close()
-            # a signal may have come when it was renamed already
+            # a signal may have arrived after the rename
             shutil.rmtree(new if new.exists() else self.path, ignore_errors=True)
             self._prepared = prepared
             raise
@@ -131,7 +131,7 @@ class Run:
         while True:
             self.path = new.with_name(new_id())
             try:
-                # replaces no directory that holds anything, and every run does
+                # rename replaces only empty directories, and a run directory is never empty
                 new.rename(self.path)
                 break
             except OSError as error:
@@ -142,51 +142,50 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> "Run":
-        """A run directory that exists, perhaps from elsewhere.
+        """Open an existing run directory, which may not be trusted.
 
         Raises:
-            ConfigError: it is no run directory.
-            CheckpointError: a part of it is a link, also a hard one, so that writing here would write elsewhere, or is
-                neither a plain file nor a folder.
+            ConfigError: it is not a run directory.
+            CheckpointError: it contains a symbolic or hard link, which could point elsewhere, a pipe or a device.
         """
         run = cls(path.resolve())
         if (run.path / "sweep.json").is_file():
             raise ConfigError(f"{path}: a sweep, not a run; its runs are in {path / 'runs'}")
         if not (run.path / "config.yaml").is_file():
             raise ConfigError(f"{path}: not the directory of a run, there is no config.yaml in it")
-        for part in run.path.rglob("*"):
-            reject_links(part)
+        for file in run.path.rglob("*"):
+            reject_links(file)
         return run
 
     def lock(self) -> None:
-        """Keep others from writing here until :meth:`close`, or until this process ends in whatever way.
+        """Lock the run directory until :meth:`close` or the end of this process.
 
         Raises:
-            InUseError: another process writes here.
+            InUseError: another process has locked it.
         """
         self._lock = Lock(self.path)
 
     def in_use(self) -> bool:
-        """Whether a process writes here now."""
+        """Return True if a process writes to this directory."""
         return self.writer_pid() is not None
 
     def writer_pid(self) -> int | None:
-        """The process that writes here now, 0 where its number is not known; None where there is none."""
+        """Return the id of the process that writes to this directory, 0 if it is unknown, or None if there is none."""
         return Lock.owner(self.path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Replace run.json."""
+        """Write run.json."""
         text = json.dumps(
             {**replace_non_finite(record), "format": upgrade.FORMAT}, indent=2, ensure_ascii=False, allow_nan=False
         )
-        # half of a surrogate pair, which a reason may hold, is written as JSON's escape
+        # a reason may contain unpaired surrogates, which are written as JSON escapes
         write_atomically(self.path / "run.json", text.encode(errors="backslashreplace") + b"\n")
 
     def read(self) -> dict[str, Any]:
-        """The content of run.json.
+        """Return the content of run.json.
 
         Raises:
-            CheckpointError: it is missing or is no JSON.
+            CheckpointError: it is missing or corrupt.
         """
         path = self.path / "run.json"
         try:
@@ -199,18 +198,18 @@ class Run:
         return record
 
     def overrides(self) -> list[str]:
-        """What was typed.
+        """Return the overrides that the run was started with.
 
         Raises:
             CheckpointError: overrides.yaml is missing or damaged.
         """
-        typed = read_yaml(self.path / "overrides.yaml")
-        if not isinstance(typed, list) or not all(isinstance(override, str) for override in typed):
-            raise CheckpointError(f"{self.path / 'overrides.yaml'}: damaged, it holds no list of texts")
-        return typed
+        overrides = read_yaml(self.path / "overrides.yaml")
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+            raise CheckpointError(f"{self.path / 'overrides.yaml'}: damaged, not a list of strings")
+        return overrides
 
     def config(self) -> dict[str, Any]:
-        """The content of config.yaml as it stands there, unchecked.
+        """Return the unchecked content of config.yaml.
 
         Raises:
             CheckpointError: it is missing or damaged.
@@ -221,7 +220,7 @@ class Run:
         return content
 
     def facts(self) -> Facts:
-        """All that a list of runs shows; what is missing or damaged here is told by it, and not raised."""
+        """Return the facts of the run; missing or corrupt files give the status ``damaged`` and do not raise."""
         record: dict[str, Any] = {}
         overrides: list[str] = []
         reason = ""
@@ -229,12 +228,12 @@ class Run:
             record = self.read()
             status = record.get("status")
             if status == "running" and not self.in_use():
-                # it may have ended between the two looks
+                # the run may have ended in between
                 record = self.read()
                 status = "killed" if record.get("status") == "running" else record.get("status")
             if status not in ("running", "killed", *END_STATUSES):
                 raise CheckpointError(f"{self.path / 'run.json'}: damaged, no status is {format_value(status)}")
-            reason = "its process is gone" if status == "killed" else str(record.get("reason") or "")
+            reason = "its process died" if status == "killed" else str(record.get("reason") or "")
         except (CheckpointError, OSError) as error:
             status, reason = "damaged", self._damage(error)
         try:
@@ -250,22 +249,22 @@ class Run:
         return str(error).removeprefix(f"{self.path}/")
 
     def resume_entries(self, record: Mapping[str, Any], step: int, changes: Sequence[str]) -> dict[str, Any]:
-        """What run.json says of a run that is resumed: where, since when, what it took before, and what was typed."""
+        """Return the entries of run.json for a resume: step, time, earlier duration and overrides."""
         status = "finished" if record.get("status") == "finished" else "interrupted"
-        steps, typed = record.get("resumed_at_step"), record.get("resumed_with")
+        steps, overrides = record.get("resumed_at_step"), record.get("resumed_with")
         return {
             "resumed_at_step": [*(steps if isinstance(steps, list) else []), step],
-            "resumed_with": [*(typed if isinstance(typed, list) else []), *changes],
+            "resumed_with": [*(overrides if isinstance(overrides, list) else []), *changes],
             "resumed": datetime.now(UTC).isoformat(timespec="seconds"),
             "earlier_s": duration_s(self.path, status, record),
         }
 
     def progress(self) -> dict[str, int] | None:
-        """``step`` and ``epoch`` of the last row of training in metrics.jsonl, both from 0."""
+        """Return ``step`` and ``epoch`` of the last row of training in metrics.jsonl, both from 0, or None."""
         try:
-            # behind the last line break is nothing, or a row that was torn
+            # a last line without a line break is incomplete
             lines = read_regular(self.path / "metrics.jsonl", last=2**16).split(b"\n")[:-1]
-            # the row of the last test counts the steps that are done
+            # skip the row of the final test, whose step is the number of steps done
             rows = (row for row in map(json.loads, reversed(lines)) if "test/loss" not in row or EPOCH in row)
             row: dict[str, Any] = next(rows, {})
             return {name: int(row[name]) for name in ("step", "epoch")}
@@ -273,25 +272,25 @@ class Run:
             return None
 
     def update(self, **changes: Any) -> dict[str, Any]:
-        """Change some entries of run.json; returns all."""
+        """Update entries of run.json; return its content."""
         record = {**self.read(), **changes}
         self.write(record)
         return record
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row to metrics.jsonl; NaN and infinity become null."""
+        """Append a row to metrics.jsonl; NaN and infinity are written as null."""
         if self._metrics is None:
             self._metrics = open_for_append(self.path / "metrics.jsonl", create=False)
-        written = json.dumps(replace_non_finite(row), allow_nan=False).encode() + b"\n"
-        write_all(self._metrics, written)
-        self._written += len(written)
-        self._digest.update(written)
+        line = json.dumps(replace_non_finite(row), allow_nan=False).encode() + b"\n"
+        write_all(self._metrics, line)
+        self._written += len(line)
+        self._digest.update(line)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that was torn when its process ended is none.
+        """Yield the rows of metrics.jsonl; an incomplete last line is skipped.
 
         Raises:
-            CheckpointError: a line is no row that a run writes.
+            CheckpointError: a line is corrupt.
         """
         path = self.path / "metrics.jsonl"
         with open_regular(path, at_most=MAX_METRICS_BYTES) as file:
@@ -303,41 +302,40 @@ class Run:
                 except (ValueError, RecursionError) as error:
                     raise CheckpointError(f"{path}: line {number} is damaged") from error
                 if not isinstance(row, dict) or type(row.get("step")) is not int:
-                    raise CheckpointError(f"{path}: line {number} is damaged, it is no row of metrics")
+                    raise CheckpointError(f"{path}: line {number} is damaged, not a row of metrics")
                 yield row
 
     def last_validation(self) -> dict[str, float]:
-        """What the last validation has measured; empty where there was none."""
-        found: dict[str, float] = {}
+        """Return the finite metrics of the last validation; empty if there was none."""
+        last: dict[str, float] = {}
         for row in self.metrics():
-            found = {name: value for name, value in row.items() if name.startswith("val/")} or found
-        # what was not finite is null
-        return {name: value for name, value in found.items() if value is not None}
+            last = {name: value for name, value in row.items() if name.startswith("val/")} or last
+        return {name: value for name, value in last.items() if value is not None}
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Replace ``probe/<name>.npz``; the arrays hold numbers or texts."""
+        """Write arrays of numbers or strings to ``probe/<name>.npz``."""
         self.probe.mkdir(exist_ok=True)
         write_arrays(self.probe / f"{name}.npz", arrays)
 
     def write_figure(self, name: str, content: bytes) -> None:
-        """Replace ``figures/<name>``."""
+        """Write ``figures/<name>``."""
         write_figure(self.path / "figures", name, content)
 
     def arrays(self, name: str) -> dict[str, Any]:
-        """The arrays of ``probe/<name>.npz``; none where there is no such file.
+        """Return the arrays of ``probe/<name>.npz``; empty if there is no such file.
 
         Raises:
-            CheckpointError: it is damaged, or not what :meth:`write_arrays` writes.
+            CheckpointError: it is corrupt, or could not be written by :meth:`write_arrays`.
         """
         path = self.probe / f"{name}.npz"
         if not path.exists():
             return {}
         if self.probe.is_symlink():
-            raise CheckpointError(f"{self.probe}: a link, and a run directory may not lead elsewhere")
+            raise CheckpointError(f"{self.probe}: a link, which is not allowed in a run directory")
         return read_arrays(path)
 
     def write_csv(self) -> None:
-        """Write the rows of metrics.jsonl as metrics.csv, with a column for each value that any of them has."""
+        """Write the rows of metrics.jsonl to metrics.csv, with a column for each key of any row."""
         rows = [*self.metrics()]
         text = io.StringIO()
         names = dict.fromkeys(name for row in rows for name in row)
@@ -347,7 +345,7 @@ class Run:
         write_atomically(self.path / "metrics.csv", text.getvalue().encode())
 
     def keep_checkpoints(self, which: str) -> None:
-        """Remove all checkpoints but ``best`` or ``last``; ``none`` of them stays, or ``all``."""
+        """Delete checkpoints except those selected by ``which``: ``best``, ``last``, ``none`` or ``all``."""
         if which == "all":
             return
         for path in sorted(self.checkpoints.glob("*.ckpt*")):
@@ -355,25 +353,25 @@ class Run:
                 path.unlink()
 
     def metrics_so_far(self) -> dict[str, Any]:
-        """Length and SHA-256 of the rows that this process knows of, once they are on the disk."""
+        """Flush metrics.jsonl to disk; return its length and SHA-256 up to the last row of this process."""
         if self._metrics is not None:
             os.fsync(self._metrics)
         return {"bytes": self._written, "sha256": self._digest.hexdigest()}
 
     def has_metrics(self, so_far: Mapping[str, Any]) -> bool:
-        """Whether metrics.jsonl begins with the rows that :meth:`metrics_so_far` told of."""
+        """Return True if metrics.jsonl begins with the rows described by :meth:`metrics_so_far`."""
         length, digest = int(so_far["bytes"]), str(so_far["sha256"])
         content = read_regular(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
         return len(content) == length and hashlib.sha256(content).hexdigest() == digest
 
     def rewind(self, length: int) -> None:
-        """Cut metrics.jsonl to its first ``length`` bytes, and go on from there."""
+        """Truncate metrics.jsonl to its first ``length`` bytes and continue from there."""
         content = read_regular(self.path / "metrics.jsonl", at_most=MAX_METRICS_BYTES)[:length]
         write_atomically(self.path / "metrics.jsonl", content)
         self._written, self._digest = length, hashlib.sha256(content)
 
     def close_metrics(self) -> None:
-        """Flush the rows to the disk; the next one opens the file again."""
+        """Flush metrics.jsonl to disk and close it; the next row opens it again."""
         if self._metrics is not None:
             handle, self._metrics = self._metrics, None
             try:
@@ -382,7 +380,7 @@ class Run:
                 os.close(handle)
 
     def close(self) -> None:
-        """Close what is open, and let others write."""
+        """Close metrics.jsonl and release the lock."""
         try:
             self.close_metrics()
         finally:

@@ -1,7 +1,7 @@
-"""Files of earlier versions, turned into today's in memory.
+"""Upgrade the content of files of earlier versions.
 
-run.json, sweep.json and checkpoints carry ``format``; a file without one has format 1. A node that a config lacks means
-what the code of that time did. A file of a newer format is refused.
+run.json, sweep.json and checkpoints contain ``format``; a file without it has format 1. Missing nodes of a config are
+set to the behavior of the version that wrote it. Files of a newer format are rejected.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from snnexp.text import format_value
 FORMAT = 2
 TARGETS = {
     "snnexp.assembly.make_trainer": "snnexp.training.assembly.make_trainer",
-    # launchers and sweepers were plugins of Hydra
+    # launchers and sweepers were Hydra plugins
     **{
         f"hydra_plugins.snnexp_sweeps.{name}": name.lower()
         for name in ("Processes", "Stacked", "Slurm", "Grid", "Optuna")
     },
 }
-"""What a ``_target_`` of an earlier version is now."""
+"""Current values of the ``_target_`` of earlier versions."""
 STATE_KEYS = {
     "ProjectParameters": "projection",
     "QuietLayers": "quiet_layers",
@@ -27,23 +27,23 @@ STATE_KEYS = {
     "SeedMeanLoss": "seed_mean_loss",
     "Checkpoints": "checkpoints",
 }
-"""By which name the state of a callback is kept now; format 1 had the names of classes."""
+"""Current keys of the states of callbacks; format 1 used class names."""
 
 
 SCHEDULE = "optimizer.schedule"
-"""The key of the text that chose a schedule; typed, it means ``schedule``."""
+"""The earlier key of the schedule; as an override it now means ``schedule``."""
 SCHEDULED = ("snnexp.optimizers.Adam", "snnexp.optimizers.L2Adam", "snnexp.optimizers.SGD")
-"""Optimisers that had an argument ``schedule``, a text, and the one that ``adam`` is today."""
+"""Optimizers that had an argument ``schedule``, a string; ``L2Adam`` is the current ``adam``."""
 SCHEDULES = {"constant": "snnexp.schedules.Constant", "cosine": "snnexp.schedules.Cosine"}
-"""What that text is now, as the ``_target_`` of the node ``schedule``."""
+"""Current ``_target_`` of the node ``schedule`` for each value of that argument."""
 
 
 def require_known(content: Mapping[str, Any], name: object) -> None:
-    """Raise :class:`CheckpointError` for a file of a newer format, or with an invalid format.
+    """Raise :class:`CheckpointError` for a newer or invalid format.
 
     Args:
-        content: of the file.
-        name: of the file, for the sentence.
+        content: content of the file.
+        name: name of the file, for the message.
     """
     found = content.get("format", 1)
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
@@ -53,14 +53,14 @@ def require_known(content: Mapping[str, Any], name: object) -> None:
 
 
 def config(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a run, as today's code reads it."""
+    """Return the config of a run in the current format."""
     upgraded = with_schedule(with_targets(plain))
     if "optimizer" in upgraded:
-        # where it has none, its optimiser decided
+        # earlier optimizers without this argument had a constant learning rate
         upgraded.setdefault("schedule", {"_target_": SCHEDULES["constant"]})
     trainer = upgraded.get("trainer")
     if isinstance(trainer, dict) and "limit_batches" in trainer:
-        # it limited the test as well
+        # it used to limit the test as well
         trainer.setdefault("limit_test_batches", trainer["limit_batches"])
     if isinstance(trainer, dict) and trainer.get("_target_") == "snnexp.training.assembly.make_trainer":
         trainer.setdefault("threads", None)
@@ -69,11 +69,11 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
         trainer.setdefault("accumulate", 1)
     data = upgraded.get("data")
     if isinstance(data, dict):
-        # inputs of 0 and 1 counted as values
+        # inputs of 0 and 1 used to count as values
         data.setdefault("spikes", False)
     logger = upgraded.get("logger")
     if isinstance(logger, dict):
-        # nothing was drawn
+        # earlier versions drew no figures
         for key in ("draw_every_n_epochs", "draw_every_s"):
             logger.setdefault(key, 0)
         for key in ("csv", "predictions", "test_every_epoch"):
@@ -84,7 +84,7 @@ def config(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_targets(node: Any) -> Any:
-    """A copy in which every ``_target_`` that has moved is at its new place."""
+    """Return a copy with each moved ``_target_`` updated."""
     if isinstance(node, Mapping):
         return {
             key: TARGETS.get(value, value) if _is_target(key, value) else with_targets(value)
@@ -94,7 +94,7 @@ def with_targets(node: Any) -> Any:
 
 
 def with_schedule(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A config in which the schedule is a node of its own, and no text of the optimiser."""
+    """Return a config with a separate ``schedule`` node instead of the optimizer's argument."""
     optimizer = plain.get("optimizer")
     if not isinstance(optimizer, Mapping) or optimizer.get("_target_") not in SCHEDULED:
         return {**plain}
@@ -102,7 +102,7 @@ def with_schedule(plain: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(text, str) or text not in SCHEDULES:
         return {**plain}
     rest = {key: value for key, value in optimizer.items() if key != "schedule"}
-    # behind the optimiser, as today
+    # after the optimizer, as in current configs
     changed = {"optimizer": rest, "schedule": {"_target_": SCHEDULES[text]}}
     nodes = [(name, node) for name, node in plain.items() if name != "schedule"]
     parts = (changed if name == "optimizer" else {name: node} for name, node in nodes)
@@ -114,14 +114,14 @@ def _is_target(key: object, value: object) -> bool:
 
 
 def checkpoint(content: dict[str, Any], name: object) -> dict[str, Any]:
-    """The content of a checkpoint, as today's code reads it; one that holds nothing but weights stays.
+    """Return the content of a checkpoint in the current format; a plain state dict is unchanged.
 
     Args:
-        content: of the file.
-        name: of the file, for the sentence.
+        content: content of the file.
+        name: name of the file, for the message.
 
     Raises:
-        CheckpointError: it is of a newer format.
+        CheckpointError: it has a newer format.
     """
     if not isinstance(content.get("callbacks"), dict):
         return content
