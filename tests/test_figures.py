@@ -42,7 +42,7 @@ def texts(figure: Figure) -> list[str]:
 class TestColors:
     @pytest.mark.parametrize("eyes", CONES)
     def test_lines_of_one_figure_can_be_told_apart(self, eyes: str) -> None:
-        seen = [lab(np.array(CONES[eyes]) @ linear(color)) for color in (*style.COLORS, style.GREY)]
+        seen = [lab(np.array(CONES[eyes]) @ linear(color)) for color in (*style.COLORS, style.GRAY)]
         for (i, one), (j, other) in itertools.combinations(enumerate(seen), 2):
             assert np.linalg.norm(one - other) > 15, (i, j)
 

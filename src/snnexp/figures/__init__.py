@@ -1,1 +1,1 @@
-"""Arrays drawn as pictures."""
+"""Figures drawn with matplotlib."""

@@ -1,4 +1,4 @@
-"""Figures of many runs: pure functions from arrays and numbers to new matplotlib figures."""
+"""Figures that compare runs: pure functions that return a new matplotlib figure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from snnexp.figures.style import (
     BLUE,
-    GREY,
+    GRAY,
     INK,
     ORANGE,
     SHADES,
@@ -27,23 +27,23 @@ from snnexp.figures.style import (
 )
 
 SPREAD = LinearSegmentedColormap.from_list("spread", [BLUE, "#7f9a9a", YELLOW])
-"""For lines: every color stands out from white and from a dark page."""
-CHARACTER = 0.02
-"""The width of a character, of that of the axes."""
+"""Colormap for lines, visible on white and on a dark page."""
+CHARACTER_WIDTH = 0.02
+"""Width of a character relative to the axes."""
 MAX_WIDENING = 4
-"""How far an interval may widen the frame, in margins around the values."""
+"""Maximum widening of the axis limits by an interval, in margins around the values."""
 
 
-def _framed(values: Sequence[float], intervals: Iterable[tuple[float, float] | None], log: bool) -> tuple[float, float]:
-    """Limits around values and intervals, less of those that are so wide that nothing else would be seen."""
+def _limits(values: Sequence[float], intervals: Iterable[tuple[float, float] | None], log: bool) -> tuple[float, float]:
+    """Return axis limits around values and intervals; intervals that are too wide are ignored."""
     edges = np.array([min(values), max(values)], float)
     edges = np.log(edges) if log else edges
     margin = 0.35 * float(np.ptp(edges)) or 0.1 * abs(float(edges[0])) or 1.0
     ends = np.array([end for interval in intervals for end in interval or ()], float)
     ends = np.log(ends[ends > 0]) if log else ends
     near = ends[np.abs(ends - edges.mean()) <= np.ptp(edges) / 2 + MAX_WIDENING * margin]
-    framed = np.append(edges, near)
-    edges = np.array([framed.min() - margin / 2, framed.max() + margin / 2])
+    covered = np.append(edges, near)
+    edges = np.array([covered.min() - margin / 2, covered.max() + margin / 2])
     return cast(tuple[float, float], tuple(np.exp(edges) if log else edges))
 
 
@@ -51,13 +51,13 @@ def _framed(values: Sequence[float], intervals: Iterable[tuple[float, float] | N
 def strips(
     samples: Mapping[str, Sequence[float]], intervals: Sequence[tuple[float, float] | None], names: str, metric: str
 ) -> Figure:
-    """Each run as a dot, per group: with the mean as a line, and its interval as a bar.
+    """Draw a strip plot: a row per group, with runs as dots, the mean as a line, and its interval as a bar.
 
     Args:
-        samples: label of a group to the values of its runs, from the top.
-        intervals: of the means, in the same order; None where there is none.
-        names: what the labels are values of.
-        metric: what is measured.
+        samples: values of the runs by label of the group, from the top.
+        intervals: intervals of the means in the same order, or None.
+        names: names of the parameters whose values are the labels.
+        metric: name of the metric.
     """
     figure = Figure(figsize=(WIDTH, 1.0 + 0.27 * len(samples)), layout="constrained")
     axes = figure.subplots()
@@ -66,13 +66,13 @@ def strips(
     for row, (values, interval) in enumerate(zip(samples.values(), intervals, strict=True)):
         if interval is not None:
             low = max(interval[0], np.finfo(float).tiny) if log else interval[0]
-            axes.plot([low, interval[1]], [row, row], color=GREY, linewidth=6, solid_capstyle="butt", alpha=0.4)
+            axes.plot([low, interval[1]], [row, row], color=GRAY, linewidth=6, solid_capstyle="butt", alpha=0.4)
         axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=4.5, markeredgewidth=0)
         if len(values) > 1:
             axes.plot([np.mean(values)], [row], "|", color=INK, markersize=11, markeredgewidth=1.8)
     if log:
         axes.set_xscale("log")
-    axes.set_xlim(_framed(every, intervals, log))
+    axes.set_xlim(_limits(every, intervals, log))
     axes.set_yticks(range(len(samples)), [shorten(label) for label in samples])
     axes.set_ylim(len(samples) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -89,14 +89,14 @@ def response(
     parameter: str,
     metric: str,
 ) -> Figure:
-    """A metric against one parameter: each run as a dot, the means joined, their intervals as bars.
+    """Plot a metric against one parameter: runs as dots, the means connected, their intervals as bars.
 
     Args:
         levels: values of the parameter, ascending.
-        samples: the metric of the runs at each.
-        intervals: of the means; None where there is none.
-        parameter: what is varied.
-        metric: what is measured.
+        samples: values of the metric for each level.
+        intervals: intervals of the means, or None.
+        parameter: name of the parameter.
+        metric: name of the metric.
     """
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -105,16 +105,16 @@ def response(
     for level, values, interval in zip(levels, samples, intervals, strict=True):
         if interval is not None:
             low = max(interval[0], np.finfo(float).tiny) if log else interval[0]
-            axes.plot([level, level], [low, interval[1]], color=GREY, linewidth=6, solid_capstyle="butt", alpha=0.4)
+            axes.plot([level, level], [low, interval[1]], color=GRAY, linewidth=6, solid_capstyle="butt", alpha=0.4)
         axes.plot([level] * len(values), values, "o", color=BLUE, markersize=4.5, markeredgewidth=0)
     axes.plot(levels, [np.mean(values) for values in samples], "-", marker="_", color=INK, markersize=10)
     if needs_log_scale(levels):
         axes.set_xscale("log")
     if log:
         axes.set_yscale("log")
-    axes.set_ylim(_framed(every, intervals, log))
+    axes.set_ylim(_limits(every, intervals, log))
     heights, named = sorted(_scale(levels)[0]), [shorten(level) for level in levels]
-    if min(np.diff(heights), default=1.0) > CHARACTER * (2 + max(map(len, named))):
+    if min(np.diff(heights), default=1.0) > CHARACTER_WIDTH * (2 + max(map(len, named))):
         axes.set_xticks(levels, named)
         axes.minorticks_off()
     elif not needs_log_scale(levels):
@@ -126,13 +126,13 @@ def response(
 
 @styled()
 def scatter(values: Mapping[str, Sequence[Any]], results: Sequence[float], metric: str, best: int | None) -> Figure:
-    """A metric against each parameter, a panel each, and each run as a dot.
+    """Plot a metric against each parameter, with a panel for each parameter and a dot for each run.
 
     Args:
-        values: parameter to its value in each run; an axis of numbers, or of texts in the order of their appearance.
+        values: values of the runs by parameter; strings are placed in order of appearance.
         results: the metric of each run.
-        metric: what is measured.
-        best: the index of the run that stands out; None for none.
+        metric: name of the metric.
+        best: index of the run to highlight, or None.
     """
     across = min(2, len(values))
     down = -(-len(values) // across)
@@ -167,15 +167,15 @@ def scatter(values: Mapping[str, Sequence[Any]], results: Sequence[float], metri
 def heat_map(
     means: Array, counts: Array, rows: Sequence[object], columns: Sequence[object], names: tuple[str, str], metric: str
 ) -> Figure:
-    """The mean of a metric over two parameters, written into the cells, with n where not all cells have as many runs.
+    """Draw a heat map of the mean of a metric over two parameters; cells show the mean, and n if it differs.
 
     Args:
-        means: ``[rows, columns]``, NaN where nothing was run.
-        counts: runs behind each mean.
+        means: ``[rows, columns]``, NaN for cells without runs.
+        counts: number of runs in each cell.
         rows: values of the first parameter.
-        columns: values of the second one.
-        names: of the two parameters.
-        metric: what is measured.
+        columns: values of the second parameter.
+        names: names of the two parameters.
+        metric: name of the metric.
     """
     figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -203,13 +203,13 @@ def heat_map(
 
 @styled()
 def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metric: str, better: str) -> Figure:
-    """Parallel coordinates: a line per group goes through its value of each parameter, and ends at its metric.
+    """Draw parallel coordinates: one line per group through its value of each parameter to its metric.
 
     Args:
-        values: parameter to its value in each group; an axis of numbers, or of texts in the order of their appearance.
+        values: values of the groups by parameter; strings are placed in order of appearance.
         results: the metric of each group.
-        metric: its name.
-        better: ``max`` or ``min``; the best lines are drawn last, the best of all wider.
+        metric: name of the metric.
+        better: ``max`` or ``min``; lines are drawn from worst to best, the best one wider.
     """
     figure = Figure(figsize=(max(WIDTH, 1.2 * (len(values) + 1)), 3.4), layout="constrained")
     axes = figure.subplots()
@@ -232,9 +232,9 @@ def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metr
         )
     for place, (_, ticks) in zip(places, scales, strict=True):
         axes.axvline(place, color=INK, linewidth=0.8)
-        # right of the last axis no line goes, elsewhere above one there is room
+        # labels are right of the last axis, where there are no lines, and above the lines at the others
         last = place == places[-1]
-        for height, label in _apart(ticks):
+        for height, label in _without_overlap(ticks):
             axes.annotate(
                 shorten(label, 16),
                 (place, height),
@@ -253,45 +253,45 @@ def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metr
 
 
 def _scale(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, Any]]]:
-    """Heights of values on an axis from 0 to 1, and what is written beside it."""
+    """Return the positions of values on an axis from 0 to 1, and the positions and values of its labels."""
     levels = list(dict.fromkeys(column))
     if all(isinstance(level, (int, float)) for level in levels):
         levels.sort()
-        shown = np.log if needs_log_scale(levels) else np.asarray
-        low, high = float(shown(levels[0])), float(shown(levels[-1]))
-        heights = {level: (float(shown(level)) - low) / ((high - low) or 1.0) for level in levels}
+        transform = np.log if needs_log_scale(levels) else np.asarray
+        low, high = float(transform(levels[0])), float(transform(levels[-1]))
+        heights = {level: (float(transform(level)) - low) / ((high - low) or 1.0) for level in levels}
         if len(levels) > 6:
-            middle = float(np.exp((low + high) / 2) if shown is np.log else (low + high) / 2)
+            middle = float(np.exp((low + high) / 2) if transform is np.log else (low + high) / 2)
             return [heights[value] for value in column], [(0.0, levels[0]), (0.5, middle), (1.0, levels[-1])]
     else:
         heights = {level: index / max(1, len(levels) - 1) for index, level in enumerate(levels)}
-    written = levels if len(levels) <= 12 else [levels[0], levels[-1]]
-    return [heights[value] for value in column], [(heights[level], level) for level in written]
+    labeled = levels if len(levels) <= 12 else [levels[0], levels[-1]]
+    return [heights[value] for value in column], [(heights[level], level) for level in labeled]
 
 
-def _apart(ticks: Sequence[tuple[float, Any]], room: float = 0.06) -> list[tuple[float, Any]]:
-    """Ticks without those that would be written over the one before."""
-    found: list[tuple[float, Any]] = []
+def _without_overlap(ticks: Sequence[tuple[float, Any]], min_distance: float = 0.06) -> list[tuple[float, Any]]:
+    """Return the ticks without those that would overlap the previous one."""
+    kept: list[tuple[float, Any]] = []
     for height, label in sorted(ticks, key=lambda tick: tick[0]):
-        if not found or height - found[-1][0] > room:
-            found.append((height, label))
-    return found
+        if not kept or height - kept[-1][0] > min_distance:
+            kept.append((height, label))
+    return kept
 
 
 @styled()
-def shares(importance: Mapping[str, float], grey: Sequence[str] = ()) -> Figure:
-    """Which parameter mattered: a bar per parameter, from the top.
+def shares(importance: Mapping[str, float], gray: Sequence[str] = ()) -> Figure:
+    """Draw the importance of each parameter as a bar, from the top.
 
     Args:
-        importance: parameter to the share of variance that it explains, which may be below 0.
-        grey: what is shown for comparison only.
+        importance: explained share of the variance by parameter, possibly negative.
+        gray: parameters shown for comparison only.
     """
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(importance)), layout="constrained")
     axes = figure.subplots()
-    colors = [GREY if name in grey else BLUE for name in importance]
+    colors = [GRAY if name in gray else BLUE for name in importance]
     axes.barh([shorten(name) for name in importance], list(importance.values()), color=colors, height=0.6)
     for row, share in enumerate(importance.values()):
-        # on the side of the bar where its name does not stand
+        # right of the bar, and of zero
         axes.text(max(share, 0.0) + 0.015, row, f"{share:.2f}", va="center", fontsize=8)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.invert_yaxis()
@@ -303,13 +303,13 @@ def shares(importance: Mapping[str, float], grey: Sequence[str] = ()) -> Figure:
 
 @styled()
 def bands(groups: Mapping[str, tuple[Array, Array, Array, Array]], names: str, metric: str, x: str) -> Figure:
-    """Curves of groups: the mean over runs, and a band around it.
+    """Plot a curve with a band for each group.
 
     Args:
-        groups: label of a group to x, mean, and where the band begins and ends.
-        names: what the labels are values of.
-        metric: what is measured.
-        x: over what.
+        groups: x, mean, lower and upper bound by label of the group.
+        names: names of the parameters whose values are the labels.
+        metric: name of the metric.
+        x: label of the x axis.
     """
     longest = max(map(len, groups))
     across = 3 if longest < 14 else 2 if longest < 24 else 1
@@ -322,7 +322,7 @@ def bands(groups: Mapping[str, tuple[Array, Array, Array, Array]], names: str, m
     means = np.concatenate([mean for _, mean, _, _ in groups.values()])
     if needs_log_scale(means):
         axes.set_yscale("log")
-        # one seed that comes close to zero would flatten all else
+        # a single seed close to zero would compress all other curves
         axes.set_ylim(bottom=means.min() / 4)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(x)
@@ -333,13 +333,13 @@ def bands(groups: Mapping[str, tuple[Array, Array, Array, Array]], names: str, m
 
 @styled()
 def pairs(first: Sequence[float], second: Sequence[float], labels: tuple[str, str], metric: str) -> Figure:
-    """Two groups seed by seed: a line joins what one seed gave in both.
+    """Draw a paired plot of two groups, with one line per common seed.
 
     Args:
-        first: the metric of the first group, per common seed.
-        second: of the second one.
-        labels: of the groups.
-        metric: what is measured.
+        first: the metric of the first group for each common seed.
+        second: the metric of the second group.
+        labels: labels of the two groups.
+        metric: name of the metric.
     """
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()

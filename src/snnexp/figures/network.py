@@ -1,7 +1,7 @@
-"""Figures of a network and its training: pure functions from arrays to new matplotlib figures.
+"""Figures of a network and its training: pure functions that return a new matplotlib figure.
 
-Arrays are NumPy's, time first: spikes and membranes ``[T, N]`` of one sample. Where a figure compares, it takes a
-mapping from a title (``before training``) to what is drawn under it.
+Arrays are NumPy arrays, time-first: spikes and membranes ``[T, N]`` of one sample. Functions that compare snapshots
+take a mapping from titles, such as ``before training``, to arrays.
 """
 
 import math
@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from snnexp.figures.style import (
     BLUE,
-    GREY,
+    GRAY,
     INK,
     ORANGE,
     SHADES,
@@ -37,15 +37,15 @@ from snnexp.figures.style import (
 
 @styled()
 def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], time: str = STEP_LABEL) -> Figure:
-    """Which neuron fired when, a row per layer.
+    """Draw a spike raster with a row per layer.
 
     Args:
-        columns: title to layer to spikes ``[T, N]``, the indices ``[N]`` of their neurons, and the layer's size.
-        time: what a step is.
+        columns: by title and layer: spikes ``[T, N]``, indices ``[N]`` of the neurons, and the size of the layer.
+        time: label of the time axis.
     """
     layers = list(dict.fromkeys(layer for column in columns.values() for layer in column))
-    shown = {layer: len(neurons) for column in columns.values() for layer, (_, neurons, _) in column.items()}
-    heights = [0.55 if shown[layer] <= 3 else 1.15 for layer in layers]
+    counts = {layer: len(neurons) for column in columns.values() for layer, (_, neurons, _) in column.items()}
+    heights = [0.55 if counts[layer] <= 3 else 1.15 for layer in layers]
     shared: dict[str, Any] = {"sharex": True, "sharey": "row"}
     height = 0.6 + sum(heights)
     figure, grid = subplots_with_margins(
@@ -68,7 +68,7 @@ def spike_raster(columns: Mapping[str, Mapping[str, tuple[Array, Array, int]]], 
                 color=color,
                 rasterized=len(step) > 2000,
             )
-            # each step is an instant in the middle of its cell
+            # each step is in the middle of its cell
             axes[row].set(xlim=(-0.5, len(spikes) - 0.5), ylim=(-0.5, size - 0.5))
             set_integer_ticks(axes[row], len(spikes))
             if size == 1:
@@ -89,13 +89,13 @@ def output_membrane(
     name: str = "",
     time: str = STEP_LABEL,
 ) -> Figure:
-    """Membranes of the readout, with threshold and spikes.
+    """Draw the membranes of the readout with thresholds and spikes.
 
     Args:
-        columns: title to membrane ``[T, K]``, spikes ``[T, K]`` and thresholds ``[K]``; None for a readout without.
-        chosen: the outputs that stand out, those of the sample's class; all do without.
-        name: what they are called.
-        time: what a step is.
+        columns: by title: membrane ``[T, K]``, spikes ``[T, K]`` and thresholds ``[K]``, None if not spiking.
+        chosen: indices of the highlighted outputs, those of the sample's class; all if empty.
+        name: label of the highlighted outputs.
+        time: label of the time axis.
     """
     figure, grid = subplots_with_margins(
         1, len(columns), 2.7, above=0.4, below=0.85, across=0.15, sharex=True, sharey=True
@@ -104,14 +104,14 @@ def output_membrane(
         K = membrane.shape[1]
         front = [*chosen] or [*range(K)]
         back = [k for k in range(K) if k not in front]
-        axes.plot(membrane[:, back], color=GREY, linewidth=0.8, alpha=0.7)
+        axes.plot(membrane[:, back], color=GRAY, linewidth=0.8, alpha=0.7)
         axes.plot(membrane[:, front], color=BLUE, linewidth=1.6)
         if threshold is not None:
             for height in np.unique(threshold[front]):
                 axes.axhline(height, color=ORANGE, linestyle="--", linewidth=1)
         if spikes is not None:
-            # above all membranes: how often the chosen outputs and all others fire
-            for height, which, color in ((1.07, back, GREY), (1.02, front, BLUE)):
+            # above the membranes: spikes of the chosen outputs, and of all others
+            for height, which, color in ((1.07, back, GRAY), (1.02, front, BLUE)):
                 step = np.nonzero(spikes[:, which])[0]
                 above = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
                 axes.plot(step, np.full(len(step), height), "|", color=color, markersize=5, **above)
@@ -120,7 +120,7 @@ def output_membrane(
         set_integer_ticks(axes, len(membrane))
     grid[0, 0].set_ylabel("membrane (dimensionless)")
     entries = [Line2D([], [], color=BLUE, label=name if chosen else "output")]
-    entries += [Line2D([], [], color=GREY, label="other outputs")] if 0 < len(chosen) < K else []
+    entries += [Line2D([], [], color=GRAY, label="other outputs")] if 0 < len(chosen) < K else []
     entries += [Line2D([], [], color=ORANGE, linestyle="--", label="threshold")] if threshold is not None else []
     entries += [Line2D([], [], color=INK, linestyle="none", marker="|", label="spike")] if spikes is not None else []
     figure.legend(handles=entries, loc="lower center", ncols=2)
@@ -129,8 +129,8 @@ def output_membrane(
 
 @styled()
 def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP_LABEL) -> Figure:
-    """Output membranes beside their targets; ``[T, S]`` of S samples, a panel each."""
-    # wider than a panel in one line
+    """Draw output membranes and their targets, ``[T, S]``, with a panel for each of S samples."""
+    # too wide for a panel in one line
     time = time.replace(" (", "\n(")
     below = 0.85 if "\n" in time else 0.7
     figure, grid = subplots_with_margins(
@@ -149,7 +149,7 @@ def trajectory(columns: Mapping[str, Array], target: Array, time: str = STEP_LAB
 
 @styled()
 def predictions(images: Array, predicted: Array, label: Array, across: int = 9) -> Figure:
-    """Images ``[S, H, W]`` with what they were taken for; where that is wrong, with what they are."""
+    """Draw images ``[S, H, W]`` with their predicted classes, and with the true class if the prediction is wrong."""
     down = -(-len(images) // across)
     H, W = images.shape[1:]
     # room for a line of text, 0.17 inches whatever the size of the images
@@ -162,11 +162,11 @@ def predictions(images: Array, predicted: Array, label: Array, across: int = 9) 
     for index, image in enumerate(images):
         y, x = index // across * (H + gap) + gap, index % across * (W + 2)
         mosaic[y : y + H, x : x + W] = (image - low) / ((high - low) or 1)
-        right = predicted[index] == label[index]
-        text = f"{predicted[index]}" if right else f"{predicted[index]}, is {label[index]}"
-        look = {"color": INK} if right else {"color": ORANGE, "weight": "bold"}
-        place: dict[str, Any] = {"xytext": (0, 1.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-        axes.annotate(text, (x + W / 2 - 0.5, y - 0.5), size=8, **place, **look)
+        is_correct = predicted[index] == label[index]
+        text = f"{predicted[index]}" if is_correct else f"{predicted[index]}, is {label[index]}"
+        style = {"color": INK} if is_correct else {"color": ORANGE, "weight": "bold"}
+        offset: dict[str, Any] = {"xytext": (0, 1.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(text, (x + W / 2 - 0.5, y - 0.5), size=8, **offset, **style)
     axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     return figure
@@ -174,7 +174,7 @@ def predictions(images: Array, predicted: Array, label: Array, across: int = 9) 
 
 @styled()
 def confusion(counts: Array) -> Figure:
-    """Which class was taken for which: ``[K, K]``, a row per true class; shades are fractions of the row."""
+    """Draw a confusion matrix ``[K, K]`` with a row per true class; shades are fractions of the row."""
     K = len(counts)
     size = WIDTH * 0.9
     figure, grid = subplots_with_margins(1, 1, size * 0.82, above=0.1, right=0)
@@ -198,9 +198,9 @@ def confusion(counts: Array) -> Figure:
 
 @styled()
 def distributions(columns: Mapping[str, Mapping[str, Array]]) -> Figure:
-    """Histograms of parameters: title to name, such as ``hidden1 beta``, to values ``[N]``.
+    """Draw histograms of parameters, values ``[N]`` by title and name, such as ``hidden1 beta``.
 
-    Where all neurons share one value, it is a line.
+    A value shared by all neurons is a line.
     """
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     across = min(2, len(names))
@@ -212,19 +212,19 @@ def distributions(columns: Mapping[str, Mapping[str, Array]]) -> Figure:
         axes.set_axis_off()
     for axes, name in zip(grid.flat, names, strict=False):
         values = {title: column[name] for title, column in columns.items() if name in column}
-        everything = np.concatenate([*values.values()])
-        edges = np.histogram_bin_edges(everything, bins=24)
+        pooled = np.concatenate([*values.values()])
+        edges = np.histogram_bin_edges(pooled, bins=24)
         for (title, array), color in zip(columns.items(), comparison_colors(columns), strict=True):
             if name not in array:
                 continue
             if np.ptp(array[name]):
                 axes.hist(array[name], edges, histtype="step", color=color, linewidth=1.3, label=title)
             else:
-                style = "--" if color == GREY else "-"
+                style = "--" if color == GRAY else "-"
                 axes.axvline(array[name][0], color=color, linestyle=style, linewidth=1.3, label=title)
         unit = UNITS.get(name.split()[-1])
-        axes.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="neurons" if np.ptp(everything) else "")
-        axes.xaxis.set_major_locator(MaxNLocator(4 if np.ptp(everything) > 0.05 else 2))
+        axes.set(xlabel=f"{name} ({unit})" if unit else name, ylabel="neurons" if np.ptp(pooled) else "")
+        axes.xaxis.set_major_locator(MaxNLocator(4 if np.ptp(pooled) > 0.05 else 2))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         if all(not np.ptp(array) for array in values.values()):
             axes.set_yticks([])
@@ -238,14 +238,14 @@ def distributions(columns: Mapping[str, Mapping[str, Array]]) -> Figure:
 
 @styled()
 def gradient_norms(columns: Mapping[str, Mapping[str, Array]], time: str = STEP_LABEL) -> Figure:
-    """|| dL / dI[t] || of each layer and step: title to layer to ``[T]``, on a logarithmic axis."""
+    """Draw || dL / dI[t] ||, ``[T]`` by title and layer, on a logarithmic axis."""
     layers = list(dict.fromkeys(layer for column in columns.values() for layer in column))
     figure, grid = subplots(1, len(columns), height=2.6, sharex=True, sharey=True)
     for axes, (title, column) in zip(grid[0], columns.items(), strict=True):
         for layer, color in zip(layers, cycle_colors(layers), strict=True):
             if layer in column:
                 norm = column[layer]
-                # a gradient of exactly zero has no place on this axis
+                # zero is not defined on a logarithmic axis
                 axes.plot(np.where(norm > 0, norm, np.nan), color=color, label=layer)
         axes.set(xlabel=time, title=title, yscale="log")
         set_integer_ticks(axes, max(map(len, column.values()), default=0))
@@ -257,7 +257,7 @@ def gradient_norms(columns: Mapping[str, Mapping[str, Array]], time: str = STEP_
 
 @styled()
 def loss_curves(iteration: tuple[Array, Array], epochs: Mapping[str, tuple[Array, Array]]) -> Figure:
-    """Loss per iteration (steps and losses) and per epoch (name to epochs and losses); no panel for what is empty."""
+    """Draw the loss per iteration (steps, losses) and per epoch (epochs, losses by name); empty panels are omitted."""
     panels = [bool(len(iteration[0])), any(len(x) for x, _ in epochs.values())]
     figure, grid = subplots(1, max(1, sum(panels)), height=2.5)
     free = list(grid[0])
@@ -288,7 +288,7 @@ def loss_curves(iteration: tuple[Array, Array], epochs: Mapping[str, tuple[Array
 
 @styled()
 def activity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
-    """Values over the course of training: label of a panel to curve, such as a layer, to iterations and values."""
+    """Draw values over iterations: (iterations, values) by label of the panel and name of the curve."""
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     figure, grid = subplots(down, across, height=0.5 + 2 * down, sharex=True)
@@ -312,7 +312,7 @@ def activity(panels: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> Figure:
 
 @styled()
 def rate_distribution(rates: Mapping[str, Array], unit: str) -> Figure:
-    """How often neurons fire: layer to rates ``[N]``, spikes per ``unit``, a panel per layer."""
+    """Draw histograms of firing rates ``[N]`` by layer, in spikes per ``unit``."""
     figure, grid = subplots(1, len(rates), height=2.2)
     for axes, (layer, rate), color in zip(grid[0], rates.items(), cycle_colors(rates), strict=True):
         axes.hist(rate, bins=np.linspace(0, rate.max() or 1, 21), color=color)
@@ -324,12 +324,12 @@ def rate_distribution(rates: Mapping[str, Array], unit: str) -> Figure:
 
 @styled()
 def bars(values: Mapping[str, float], label: str, colors: Sequence[str] = (BLUE,)) -> Figure:
-    """One horizontal bar per name, with its number; ``colors`` are for all bars, or for each."""
+    """Draw a horizontal bar with its value for each name; ``colors`` has one color for all bars, or one for each."""
     figure, grid = subplots(1, 1, height=0.7 + 0.3 * len(values))
     axes = grid[0, 0]
     drawn = axes.barh(list(values), list(values.values()), color=list(colors), height=0.65)
-    told = [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values.values()]
-    axes.bar_label(drawn, told, size=8, padding=3)
+    labels = [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values.values()]
+    axes.bar_label(drawn, labels, size=8, padding=3)
     axes.set_xlabel(label)
     axes.invert_yaxis()
     axes.margins(x=0.15)

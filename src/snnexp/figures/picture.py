@@ -1,4 +1,4 @@
-"""What a figure is called, says and was drawn from."""
+"""A figure with its name, caption and data."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ class Picture:
     """A figure.
 
     Args:
-        name: its files are ``figures/<name>.png``, ``.svg`` and ``.csv``.
-        figure: see :mod:`snnexp.figures.network`.
-        caption: what is seen, for those too who cannot see it.
-        data: what was drawn, in columns; where one is shorter, its last cells are empty.
+        name: name of its files, ``figures/<name>.png``, ``.svg`` and ``.csv``.
+        figure: the matplotlib figure.
+        caption: the caption, also used as the alternative text.
+        data: the plotted values by column; shorter columns are padded with empty cells in the CSV file.
     """
 
     name: str

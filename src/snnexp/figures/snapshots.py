@@ -1,4 +1,4 @@
-"""Pictures of what a network did with its probe batch; ``snnexp.training.probe`` says what a snapshot holds."""
+"""Pictures of the network activity on the probe batch; see ``snnexp.training.probe`` for the format of a snapshot."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ Snapshot = Mapping[str, Any]
 
 
 def drawing_functions(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Callable[[], Picture | None]]:
-    """What draws each figure; one that the snapshots have nothing for is None.
+    """Return the functions that draw the pictures; each returns None without data for its picture.
 
     Args:
-        snapshots: title to snapshot, the newest last; empty ones are left out.
-        test: what a test split adds up to; empty where there was none.
+        snapshots: snapshots by title, newest last; empty ones are skipped.
+        test: statistics of the test split; empty if there was no test.
     """
     columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
     if not columns:
@@ -36,9 +36,9 @@ def drawing_functions(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list
 
 
 def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Picture]:
-    """Those that are drawn while a network trains: of the newest snapshot, beside the older ones where that is cheap.
+    """Draw the pictures shown during training: of the newest snapshot, and compared with older ones if that is cheap.
 
-    Arguments as of :func:`drawing_functions`.
+    Arguments as for :func:`drawing_functions`.
     """
     columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
     newest, time = _newest(columns)
@@ -55,7 +55,7 @@ def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Pic
 
 
 def _newest(columns: Mapping[str, Snapshot]) -> tuple[Snapshot, str]:
-    """The newest snapshot, and what a step of it is; some neurons have a time in seconds."""
+    """Return the newest snapshot, and the label of its time axis, with the step in ms if it is known."""
     newest = [*columns.values()][-1]
     return newest, f"time step ({1e3 * float(newest['dt']):g} ms)" if "dt" in newest else STEP_LABEL
 
@@ -67,7 +67,7 @@ def _some_steps(snapshot: Snapshot) -> str:
 
 
 def with_prefix(snapshot: Snapshot, prefix: str) -> dict[str, Any]:
-    """``{"a/b": 1}`` as ``{"b": 1}`` for the prefix ``a/``."""
+    """Return the entries whose keys start with ``prefix``, without it: ``{"a/b": 1}`` gives ``{"b": 1}`` for ``a/``."""
     return {key.removeprefix(prefix): value for key, value in snapshot.items() if key.startswith(prefix)}
 
 
@@ -137,7 +137,7 @@ def _trajectory(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
     data = {
         f"{title}: sample {s + 1}": values[:, s] for title, values in curves.items() for s in range(values.shape[1])
     }
-    caption = f"The membrane of the readout beside its target.{_some_steps(newest)}"
+    caption = f"Membrane of the readout and its target.{_some_steps(newest)}"
     size = int(newest.get(f"size/{newest['layers'][-1]}", 1))
     caption += f" The first of {size} outputs." if size > 1 else ""
     return Picture("trajectory", network.trajectory(drawn, target, time), caption, _by_step(data))
@@ -149,10 +149,10 @@ def _predictions(snapshot: Snapshot) -> Picture | None:
         return None
     count = len(images)
     predicted, label = snapshot["predicted"], snapshot["label"]
-    right = int((predicted == label).sum())
+    correct = int((predicted == label).sum())
     caption = (
-        f"What the first {count} samples of the probe batch were taken for, mistakes in orange; "
-        f"{right} of all {len(label)} are right."
+        f"Predictions for the first {count} samples of the probe batch, errors in orange; "
+        f"{correct} of all {len(label)} are correct."
     )
     data = {"sample": range(len(label)), "predicted": predicted, "label": label}
     return Picture("predictions", network.predictions(images, predicted[:count], label[:count]), caption, data)
@@ -169,10 +169,10 @@ def _confusion(snapshot: Snapshot, test: Snapshot) -> Picture | None:
         return None
     data = {"true class": range(len(counts))} | {f"taken for {k}": counts[:, k] for k in range(len(counts))}
     labels, samples = int(counts.sum()), int(test["samples"]) if "confusion" in test else 0
-    all_of_them = f"all samples of {what} ({labels:,})"
+    counted = f"all samples of {what} ({labels:,})"
     if samples and labels != samples:
-        all_of_them = f"all labels of {what} ({labels:,} of {samples:,} samples)"
-    caption = f"Which class was taken for which, over {all_of_them}."
+        counted = f"all labels of {what} ({labels:,} of {samples:,} samples)"
+    caption = f"Confusion matrix of {counted}."
     return Picture("confusion", network.confusion(counts), caption, data)
 
 
@@ -180,15 +180,15 @@ def _rates(test: Snapshot) -> Picture | None:
     spikes = with_prefix(test, "spikes/")
     if not spikes:
         return None
-    # batches may differ in length; one of an older version told of equal ones alone
+    # batches may differ in length; older versions recorded only equal lengths
     trials = int(test.get("sample_steps", int(test["samples"]) * int(test["num_steps"])))
     rates = {layer: count / trials for layer, count in spikes.items()}
-    caption = f"How often each neuron fires, over all samples of the test split ({int(test['samples']):,})."
+    caption = f"Distribution of firing rates of neurons over all samples of the test split ({int(test['samples']):,})."
     return Picture("firing_rates", network.rate_distribution(rates, "step"), caption, rates)
 
 
 def _as_images(values: Array) -> Array | None:
-    """``[S, H, W]`` of values that are images of one channel; None for others."""
+    """Return images of one channel as ``[S, H, W]``; None for other data."""
     if values.ndim == 4 and values.shape[1] == 1:
         values = values[:, 0]
     return values if values.ndim == 3 and min(values.shape[1:]) > 1 else None
@@ -200,14 +200,14 @@ def _gradients(columns: Mapping[str, Snapshot], time: str) -> Picture | None:
         return None
     data = {f"{title}: {layer}": norm for title, layers in drawn.items() for layer, norm in layers.items()}
     caption = (
-        "How much of the loss's gradient reaches the current I[t] of each layer in each step: its norm over the probe "
-        "batch and the layer's neurons."
+        "Norm of the gradient of the loss with respect to the input current I[t] of each layer in each step, over the "
+        "probe batch and the layer's neurons."
     )
     return Picture("gradient_norms", network.gradient_norms(drawn, time), caption, _by_step(data))
 
 
 def _parameters(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]:
-    """By ``layer name``: those parameters that vary between neurons or over training."""
+    """Return the parameters that vary between neurons or over training, by ``layer name``."""
     return {
         f"{layer} {name}": versions[title]
         for (layer, name), versions in _versions(columns).items()
@@ -216,7 +216,7 @@ def _parameters(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]
 
 
 def _moved(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]:
-    """By ``layer name``: those parameters that training has moved."""
+    """Return the parameters that changed during training, by ``layer name``."""
     return {
         f"{layer} {name}": versions[title]
         for (layer, name), versions in _versions(columns).items()
@@ -225,19 +225,19 @@ def _moved(columns: Mapping[str, Snapshot], title: str) -> dict[str, Array]:
 
 
 def _versions(columns: Mapping[str, Snapshot]) -> dict[tuple[str, str], dict[str, Array]]:
-    """Layer and name of each neuron parameter to its values by title."""
-    found: dict[tuple[str, str], dict[str, Array]] = {}
+    """Return the values of each neuron parameter by (layer, name) and title."""
+    versions: dict[tuple[str, str], dict[str, Array]] = {}
     for title, snapshot in columns.items():
         for key, values in with_prefix(snapshot, "parameter/").items():
             layer, _, name = key.partition("/")
-            found.setdefault((layer, name), {})[title] = values
-    return found
+            versions.setdefault((layer, name), {})[title] = values
+    return versions
 
 
 def _distributions(drawn: Mapping[str, Mapping[str, Array]]) -> Picture | None:
     if not any(drawn.values()):
         return None
-    caption = "Neuron parameters: how many neurons have which value; a line where all of a layer share one."
+    caption = "Histograms of neuron parameters; a line if all neurons of a layer share one value."
     data = {f"{title}: {name}": values for title, column in drawn.items() for name, values in column.items()}
     return Picture("parameters", network.distributions(drawn), caption, data)
 

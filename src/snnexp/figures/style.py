@@ -1,6 +1,6 @@
-"""The style that figures share, their files, and the axes and labels that they are made of.
+"""Common style of figures, export to PNG and SVG, and helpers for axes and labels.
 
-Colors are those of Okabe and Ito, which color-blind people can tell apart; on a page, ink takes the page's color.
+Colors are the color-blind safe palette of Okabe and Ito; on a page, INK is replaced by the page's text color.
 """
 
 import io
@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from snnexp.text import one_line
 
 Array = NDArray[Any]
-INK, GREY = "#1c1c1e", "#6b6b70"
+INK, GRAY = "#1c1c1e", "#6b6b70"
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f2f6fa", "#56b4e9", "#0072b2", "#00304d"])
-"""From few to many: lightness alone tells them in order."""
+"""Sequential colormap with monotonic lightness."""
 UNITS = {"tau_mem_inv": "1/s", "tau_syn_inv": "1/s", "tau_m": "ms", "tau_adp": "ms"}
-"""Of neuron parameters; all others are dimensionless."""
+"""Units of neuron parameters; all others are dimensionless."""
 STEP_LABEL = "time step"
 WIDTH = 4.6
-"""Inches of each figure, so that text has the same size in all."""
-LONG = 10**1.5
-"""Positive values that span more than this factor are drawn on a logarithmic axis."""
-MEASURED_IN = {"accuracy": "fraction", "relative_error": "fraction", "synops": "additions per sample"}
+"""Width of all figures in inches, so that text has the same size in all."""
+LOG_SCALE_RATIO = 10**1.5
+"""Positive values whose maximum / minimum exceeds this are drawn on a logarithmic axis."""
+METRIC_UNITS = {"accuracy": "fraction", "relative_error": "fraction", "synops": "additions per sample"}
 MAX_LABEL_LENGTH = 34
 
 STYLE = {
@@ -61,35 +61,35 @@ STYLE = {
 
 
 def styled() -> _GeneratorContextManager[None]:
-    """The style of all figures, also as a decorator."""
+    """Return a context manager, also usable as a decorator, that applies the common style."""
     return matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
-    """A figure as PNG, on white."""
+    """Render a figure as PNG on a white background."""
     buffer = io.BytesIO()
     with styled():
-        _settle(figure)
+        _finalize(figure)
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 
 def svg(figure: Figure) -> str:
-    """A figure as SVG, on no ground, the same text for the same figure; the texts in it stay text."""
+    """Render a figure as reproducible SVG with a transparent background; text is kept as text."""
     buffer = io.StringIO()
     with styled():
-        _settle(figure)
+        _finalize(figure)
         figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def _settle(figure: Figure) -> None:
-    """Lay a figure out once, and not again for each file; in its texts, what cannot be printed is escaped."""
+def _finalize(figure: Figure) -> None:
+    """Compute the layout once for all formats, and escape non-printable characters."""
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        # a tick's text is made anew whenever it is drawn
+        # tick labels are regenerated whenever they are drawn
         labels = [text.get_text() for text in axis.get_ticklabels()]
-        if (shown := [*map(_printable, labels)]) != labels:
-            axis.set_ticks(axis.get_ticklocs(), shown)
+        if (escaped := [*map(_printable, labels)]) != labels:
+            axis.set_ticks(axis.get_ticklocs(), escaped)
     for text in figure.findobj(Text):
         text.set_text(_printable(text.get_text()))
     engine = figure.get_layout_engine()
@@ -104,7 +104,7 @@ def _printable(text: str) -> str:
 
 
 def subplots(rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, Any]:
-    """A figure of that height in inches, and its axes ``[rows, columns]``."""
+    """Return a figure of that height in inches, and its axes ``[rows, columns]``."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
@@ -123,9 +123,9 @@ def subplots_with_margins(
     shares: Sequence[float] | None = None,
     **shared: Any,
 ) -> tuple[Figure, Any]:
-    """As :func:`subplots`, with margins and gaps in inches that suit short labels.
+    """Return subplots as :func:`subplots` does, with fixed margins and gaps in inches that suit short labels.
 
-    For what is drawn while a network trains: a layout by what is drawn takes as long as drawing.
+    For figures drawn during training: a constrained layout takes as long as drawing.
     """
     figure = Figure(figsize=(WIDTH, height))
     wide, high = WIDTH - left - right - across * (columns - 1), height - above - below - down * (rows - 1)
@@ -135,7 +135,7 @@ def subplots_with_margins(
 
 
 def set_integer_ticks(axes: Axes, count: int) -> None:
-    """Ticks at whole steps; a single step, which is no line, becomes a dot."""
+    """Set integer ticks; a single step is drawn as a dot, since it has no line."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if count == 1:
         axes.set(xlim=(-0.5, 0.5), xticks=[0])
@@ -143,7 +143,7 @@ def set_integer_ticks(axes: Axes, count: int) -> None:
 
 
 def mark_isolated_points(axes: Axes) -> None:
-    """Make points visible that no line leads to, for those beside them are not finite."""
+    """Mark points whose neighbors are not finite, since no line connects them."""
     for curve in axes.lines:
         known = np.isfinite(np.asarray(curve.get_ydata(), dtype=float))
         alone = known & ~np.insert(known[:-1], 0, False) & ~np.append(known[1:], False)
@@ -152,9 +152,9 @@ def mark_isolated_points(axes: Axes) -> None:
 
 
 def comparison_colors(columns: Iterable[str]) -> list[str]:
-    """The last column is what one looks at, those before it what it is compared with."""
+    """Return gray for all columns but the last, which is blue."""
     count = len(list(columns))
-    return [GREY] * (count - 1) + [BLUE]
+    return [GRAY] * (count - 1) + [BLUE]
 
 
 def cycle_colors(names: Iterable[str]) -> list[str]:
@@ -162,7 +162,7 @@ def cycle_colors(names: Iterable[str]) -> list[str]:
 
 
 def text_color_on(shade: float) -> str:
-    """The color of a text on one of :data:`SHADES`: it stays when the page is dark."""
+    """Return the color of text on a shade of :data:`SHADES`, independent of the page's colors."""
     return "#ffffff" if shade > 0.45 else "#111111"
 
 
@@ -171,25 +171,25 @@ def set_log_if_needed(axes: Axes, values: Array) -> None:
         axes.set_yscale("log")
 
 
-def shorten(text: object, most: int = MAX_LABEL_LENGTH) -> str:
-    """A label that leaves room for the figure."""
-    shown = f"{text:.4g}" if isinstance(text, float) else str(text)
-    # matplotlib reads what stands between dollars as mathematics
-    shown = shown.replace("$", r"\$")
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+def shorten(text: object, max_length: int = MAX_LABEL_LENGTH) -> str:
+    """Format a label in at most ``max_length`` characters."""
+    label = f"{text:.4g}" if isinstance(text, float) else str(text)
+    # matplotlib interprets text between dollar signs as math
+    label = label.replace("$", r"\$")
+    return label if len(label) <= max_length else f"{label[: max_length - 1]}…"
 
 
 def with_unit(name: str) -> str:
-    """The name of a metric or parameter as an axis has it."""
-    # behind the measure, a layer may have the name of another one
-    measure = [*name.split("/"), ""][1] or name
-    unit = MEASURED_IN.get(measure) or UNITS.get(name.rpartition(".")[2])
+    """Return the name of a metric or parameter with its unit, as the label of an axis."""
+    # the name of the metric comes before that of a layer
+    metric = [*name.split("/"), ""][1] or name
+    unit = METRIC_UNITS.get(metric) or UNITS.get(name.rpartition(".")[2])
     return f"{shorten(name)} [{unit}]" if unit else shorten(name)
 
 
 def needs_log_scale(values: Iterable[float]) -> bool:
-    """Whether values need a logarithmic axis: they span decades, and not just because one of many comes close to 0."""
+    """Return True if values need a logarithmic axis: they span decades, not only because of a few close to 0."""
     known = np.sort([value for value in values if np.isfinite(value)])
     if not known.size or known[0] <= 0:
         return False
-    return bool(known[-1] / known[0] > LONG and known[(len(known) - 1) // 2] < known[-1] / 4)
+    return bool(known[-1] / known[0] > LOG_SCALE_RATIO and known[(len(known) - 1) // 2] < known[-1] / 4)

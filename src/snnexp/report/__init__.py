@@ -1,7 +1,7 @@
-"""What runs look like: one page about a run, or about many that are compared.
+"""HTML reports: one page about a run, or one that compares runs.
 
-``single`` and ``comparison`` say what is told of what ``findings``, ``groups``, ``statistics`` find out, ``pictures``
-draws it, and ``page`` writes sections as HTML. Reads what runs have left and knows no network.
+``single`` and ``comparison`` build the sections of the two pages, ``findings``, ``groups`` and ``statistics`` analyze
+the runs, ``pictures`` and ``curves`` draw figures, and ``page`` renders HTML. Only files of run directories are read.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,19 @@ from snnexp.record.find import find_runs
 
 
 def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None = None) -> Path:
-    """Write the page about a run, or one that compares the runs of a sweep, or of several folders.
+    """Write the report of a run, or the comparison of several runs.
 
     Args:
-        paths: run directories, sweeps, or folders with runs somewhere below.
-        folder: where to; by default what ``paths`` names, or a folder ``report`` beside the first if they are several.
-        metric: what is compared, by default that of the search that chose the runs, or else the main measure; nothing
-            for a single run.
+        paths: run directories, sweeps, or folders that contain runs.
+        folder: the output folder; by default the path, or with several paths a folder ``report`` next to the first.
+        metric: the metric to compare; by default that of the search, or else the main metric. Not for a single run.
 
     Returns:
-        The page, ``report.html``.
+        The path of ``report.html``.
 
     Raises:
-        ConfigError: there is no run, or none has that metric.
-        CheckpointError: a part of a run that is written to is a link.
+        ConfigError: there is no run, or no run has that metric.
+        CheckpointError: the folder of figures is a link.
     """
     every: dict[Path, None] = {}
     for path in paths:
@@ -33,13 +32,13 @@ def report(paths: Sequence[Path], folder: Path | None = None, metric: str | None
             raise ConfigError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
         below = [run.resolve() for run in find_runs(path)]
         if not below:
-            raise ConfigError(f"{path}: no run is there")
+            raise ConfigError(f"{path}: contains no runs")
         every |= dict.fromkeys(below)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out: {folder} is a file, must be a folder")
     if len(every) == 1:
         if metric is not None:
-            raise ConfigError("--metric: says what runs are compared by, and this is a single run")
+            raise ConfigError("--metric: only for a comparison of several runs, and this is a single run")
         from snnexp.report import single
 
         (path,) = every

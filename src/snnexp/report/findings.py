@@ -1,4 +1,4 @@
-"""What is found out about runs: what was varied between them, and which groups that makes."""
+"""Analyze runs for a comparison: varied parameters, groups and missing points."""
 
 import csv
 import io
@@ -29,13 +29,13 @@ from snnexp.report.statistics import Summary, summary
 from snnexp.text import format_value, suggest
 
 MAX_LEVELS = 10
-"""Values of a parameter that are named one by one."""
+"""Maximum number of values of a parameter that are listed individually."""
 MAX_SUMMARY_BYTES = 2**24
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a sweep that left no run directory."""
+    """A point of a sweep without a run directory."""
 
     status: str
     reason: str
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found out about runs, and is told section by section."""
+    """The results of comparing runs, from which the sections of the page are built."""
 
     runs: Sequence[Facts]
     points: Sequence[Point]
@@ -54,22 +54,23 @@ class Comparison:
     metric: str
     groups: Sequence[Group]
 
-    searched: Origin = field(default_factory=Origin)
-    """The search that chose the runs."""
+    search: Origin = field(default_factory=Origin)
+    """The search that the runs belong to, if any."""
 
     @property
     def higher(self) -> bool | None:
+        """True if higher values of the metric are better, False if lower ones are; None if undefined."""
         known = higher_is_better(self.metric, self._recorded("higher_is_better"))
-        return self.searched.maximize if known is None and self.metric == self.searched.metric else known
+        return self.search.maximize if known is None and self.metric == self.search.metric else known
 
     def _recorded(self, entry: str) -> dict[str, Any]:
-        """An entry of run.json that is a mapping, of all runs together."""
-        found = (run.record.get(entry) for run in self.runs)
-        return {name: value for each in found if isinstance(each, dict) for name, value in each.items()}
+        """Merge an entry of run.json that is a mapping over all runs."""
+        entries = (run.record.get(entry) for run in self.runs)
+        return {name: value for each in entries if isinstance(each, dict) for name, value in each.items()}
 
     @property
     def order(self) -> str:
-        """In which order groups stand, and why."""
+        """Description of the order of groups."""
         if self.higher is None:
             return "lowest first"
         return f"best first ({'higher' if self.higher else 'lower'} is better)"
@@ -80,27 +81,27 @@ class Comparison:
 
     @property
     def names(self) -> list[str]:
-        """The last words of the keys, where they tell them apart."""
+        """The last components of the keys if they are unique, else the keys."""
         last = [key.rpartition(".")[2] for key in self.keys]
         return last if len(set(last)) == len(last) else self.keys
 
     @cached_property
     def numbered(self) -> bool:
-        """Whether groups are named by their place in the table, because not all of their values fit beside a figure."""
-        return any(len(", ".join(self._shown(group))) > style.MAX_LABEL_LENGTH for group in self.groups)
+        """True if labels start with the group's number, because their values do not fit beside a figure."""
+        return any(len(", ".join(self._format(group))) > style.MAX_LABEL_LENGTH for group in self.groups)
 
     def label(self, group: Group) -> str:
-        """The values of a group, in the order of the names."""
-        values = ", ".join(self._shown(group)) or "all runs"
+        """Return the values of a group, in the order of ``names``."""
+        values = ", ".join(self._format(group)) or "all runs"
         return f"{self.groups.index(group) + 1}: {values}" if self.numbered else values
 
-    def told(self, group: Group) -> str:
-        """A group in a sentence."""
-        pairs = zip(self.names, self._shown(group), strict=True)
+    def describe(self, group: Group) -> str:
+        """Return the names and values of a group."""
+        pairs = zip(self.names, self._format(group), strict=True)
         return ", ".join(f"{name}={value}" for name, value in pairs) or "all runs"
 
-    def _shown(self, group: Group) -> list[str]:
-        return [parameter.shown(value) for parameter, value in zip(self.parameters, group.values, strict=True)]
+    def _format(self, group: Group) -> list[str]:
+        return [parameter.format(value) for parameter, value in zip(self.parameters, group.values, strict=True)]
 
     def values(self, group: Group) -> list[float]:
         return list(group.metric(self.metric).values())
@@ -110,7 +111,7 @@ class Comparison:
 
 
 def compare(paths: Sequence[Path], metric: str | None = None, summaries: Sequence[Path] = ()) -> Comparison:
-    """Find what was varied between runs, and the groups that this makes; arguments and errors as of :func:`report`."""
+    """Find varied parameters and groups; arguments and errors as for :func:`snnexp.report.comparison.report`."""
     runs = [Run(path).facts() for path in dict.fromkeys(path.resolve() for path in paths)]
     require_known(metric, runs)
     return compare_runs(runs, [point for path in summaries for point in missing_points(path, runs)], metric)
@@ -125,38 +126,38 @@ def require_known(metric: str | None, runs: Sequence[Facts]) -> None:
 def compare_runs(runs: Sequence[Facts], points: Sequence[Point], metric: str | None) -> Comparison:
     configs = {run.path: flat_config(run) for run in runs}
     parameters = varied_parameters(runs, configs)
-    searched = common_search(runs)
-    if metric is None and any(searched.metric in run.metrics for run in runs if run.status == "finished"):
-        metric = searched.metric
+    search = common_search(runs)
+    if metric is None and any(search.metric in run.metrics for run in runs if run.status == "finished"):
+        metric = search.metric
     metric = metric or default_metric(runs) or ""
-    found = Comparison(runs, points, configs, parameters, metric, [], searched)
-    return replace(found, groups=make_groups(runs, parameters, metric, bool(found.higher)))
+    comparison = Comparison(runs, points, configs, parameters, metric, [], search)
+    return replace(comparison, groups=make_groups(runs, parameters, metric, bool(comparison.higher)))
 
 
 def missing_points(path: Path, runs: Sequence[Facts]) -> list[Point]:
-    """The points in summary.csv of a sweep that none of ``runs`` belongs to, or that it cannot be read."""
+    """Return the points in summary.csv of a sweep without a run in ``runs``; one ``damaged`` point if it is corrupt."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_SUMMARY_BYTES).decode()
         rows = list(csv.DictReader(io.StringIO(text)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        return [Point("damaged", f"{path.name}, which may tell of more points, cannot be read: {error}", [])]
-    here = [run for run in runs if run.path.parent.parent == path.parent.resolve()]
-    there = {run.id for run in here}
-    stopped = [parse_overrides(run.overrides) for run in here if run.status != "finished"]
+        return [Point("damaged", f"{path.name}, which may list more points, cannot be read: {error}", [])]
+    members = [run for run in runs if run.path.parent.parent == path.parent.resolve()]
+    ids = {run.id for run in members}
+    stopped = [parse_overrides(run.overrides) for run in members if run.status != "finished"]
     points = []
     experiment = read_sweep(path.parent).experiment
-    # a recipe may have another name than its file
-    words = [(parse_overrides(run.overrides), run.experiment) for run in here if run.experiment]
-    names_of = {own.get("experiment"): name for own, name in words if "name" not in own}
+    # the name of a recipe may differ from that of its file
+    named = [(parse_overrides(run.overrides), run.experiment) for run in members if run.experiment]
+    names_of = {own.get("experiment"): name for own, name in named if "name" not in own}
     for row in rows:
         names = [name for name in row if name is not None]
         keys = names[: names.index("status")] if "status" in names else []
         overrides = [f"{key}={row[key]}" for key in keys if row[key]]
         own = parse_overrides(overrides)
-        # a point that failed is not told with its directory, but may have one
+        # a failed point may have a directory that summary.csv does not list
         started = not row.get("run") and any(own.items() <= values.items() for values in stopped)
-        if keys and row.get("run") not in there and not started:
+        if keys and row.get("run") not in ids and not started:
             reason = "no run can be read in its directory" if row.get("run") else row.get("reason") or ""
             recipe = own.get("experiment")
             name = own.get("name", names_of.get(recipe, experiment if recipe is None else recipe))
@@ -164,12 +165,15 @@ def missing_points(path: Path, runs: Sequence[Facts]) -> list[Point]:
     return points
 
 
-def decoders(found: Comparison) -> list[str]:
-    """In a word each, how classes are read off the readouts of the runs."""
-    kept = ((found.configs[run.path].get("decoder._target_"), run.record.get("decoder")) for run in found.runs)
-    return sorted({*filter(None, (decoder_name({"decoder": {"_target_": target}}, name) for target, name in kept))})
+def decoders(comparison: Comparison) -> list[str]:
+    """Return the names of the decoders of the runs."""
+    runs, configs = comparison.runs, comparison.configs
+    pairs = ((configs[run.path].get("decoder._target_"), run.record.get("decoder")) for run in runs)
+    return sorted({*filter(None, (decoder_name({"decoder": {"_target_": target}}, name) for target, name in pairs))})
 
 
-def losses(found: Comparison) -> set[Level]:
-    runs = [run for group in found.groups for run in group.runs.values()]
-    return {found.configs[run.path]["loss._target_"] for run in runs if "loss._target_" in found.configs[run.path]}
+def losses(comparison: Comparison) -> set[Level]:
+    """Return the classes of the losses of the runs."""
+    runs = [run for group in comparison.groups for run in group.runs.values()]
+    configs = [comparison.configs[run.path] for run in runs]
+    return {config["loss._target_"] for config in configs if "loss._target_" in config}

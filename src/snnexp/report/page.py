@@ -1,6 +1,6 @@
-"""A report: sections of texts, tables and pictures become one HTML file that needs nothing else.
+"""Render sections of text, tables and pictures as one self-contained HTML file.
 
-The same pictures are written beside it, as PNG and SVG, with their data as CSV.
+The pictures are also written as PNG and SVG, with their data as CSV.
 """
 
 import csv
@@ -21,7 +21,7 @@ from snnexp.text import format_number
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, or a command that can be copied."""
+    """A paragraph, or a command to copy."""
 
     text: str
     command: bool = False
@@ -29,7 +29,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Link:
-    """A cell that leads to another page."""
+    """A cell that links to another page."""
 
     text: str
     address: str
@@ -40,14 +40,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells: texts, links, numbers, None for what is not known.
+    """Rows of cells: strings, links, numbers, or None for unknown values.
 
     Args:
-        columns: the names of the columns; one that is known in no row is in the CSV file alone.
+        columns: the names of the columns; a column without values is only written to the CSV file.
         rows: one cell per column.
-        caption: what the table tells.
-        name: its CSV file is ``figures/<name>.csv``; none without a name.
-        folded: shown on demand, for what is long.
+        caption: the caption.
+        name: name of the CSV file, ``figures/<name>.csv``; none is written if empty.
+        folded: collapse the table, if it is long.
     """
 
     columns: Sequence[str]
@@ -58,27 +58,27 @@ class Table:
 
     @property
     def known(self) -> list[bool]:
-        """Which columns are known in a row."""
+        """True for each column that has a value."""
         return [any(row[index] is not None for row in self.rows) for index in range(len(self.columns))]
 
     @property
     def wide(self) -> bool:
-        """Whether half a page is too narrow for it."""
-        shown = [index for index, known in enumerate(self.known) if known]
-        names = [self.columns[index] for index in shown]
-        words = [[word for row in self.rows for word in cell(row[index]).split()] for index in shown]
-        # which are not broken
+        """True if half the width of the page is too narrow."""
+        indices = [index for index, known in enumerate(self.known) if known]
+        names = [self.columns[index] for index in indices]
+        # lines are broken between words only
+        words = [[word for row in self.rows for word in cell(row[index]).split()] for index in indices]
         longest = sum(max(map(len, each), default=0) for each in words)
-        return len(shown) > 6 or sum(map(len, names)) > 48 or longest > 64
+        return len(indices) > 6 or sum(map(len, names)) > 48 or longest > 64
 
     @property
     def long(self) -> bool:
-        """Whether it may need more than a page of paper."""
+        """True if the table may need more than one printed page."""
         return len(self.rows) > 30
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers, perhaps beside what is not known."""
+        """True for each column that contains a number."""
         cells = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.columns)
         return [
             any(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in column) for column in cells
@@ -87,7 +87,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Values:
-    """Names and values, as at the beginning of a page."""
+    """A list of names and values, as at the top of a page."""
 
     pairs: Sequence[tuple[str, Any]]
 
@@ -97,13 +97,13 @@ Block = Text | Table | Picture | Values
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what follows.
+    """A section of the page.
 
     Args:
         title: the heading.
-        blocks: what follows.
-        anchor: a name that a :class:`Link` can lead to, ``#anchor``.
-        below: whether it is a part of the section before.
+        blocks: the content.
+        anchor: target of links, ``#anchor``.
+        below: True for a subsection.
     """
 
     title: str
@@ -113,26 +113,26 @@ class Section:
 
 
 def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: Sequence[Section]) -> Path:
-    """Write ``report.html``, and the pictures and their data below ``figures/``; returns the page.
+    """Write ``report.html``, and the pictures and their data to ``figures/``; return the path of the page.
 
     Args:
-        folder: where to; made if it is not there.
+        folder: the output folder; created if missing.
         title: the heading.
-        facts: what is told first, by name.
-        sections: the page, in order; one without blocks is left out.
+        facts: names and values at the top of the page.
+        sections: the sections, in order; those without blocks are skipped.
     """
     files = folder / "figures"
     sections = [section for section in sections if section.blocks]
-    inside: dict[str, str] = {}
+    inline_svgs: dict[str, str] = {}
     for block in (block for section in sections for block in section.blocks):
         if isinstance(block, Picture):
             try:
                 drawn, image = style.svg(block.figure), style.png(block.figure)
             except (ArithmeticError, ValueError) as error:
-                # axes that end beyond the largest number, say
-                inside[block.name] = f"<p>This cannot be drawn: {escape(str(error))}.</p>"
+                # for instance, axis limits that overflow
+                inline_svgs[block.name] = f"<p>This cannot be drawn: {escape(str(error))}.</p>"
                 continue
-            inside[block.name] = inline(block.name, drawn)
+            inline_svgs[block.name] = inline(block.name, drawn)
             write_figure(files, f"{block.name}.png", image)
             write_figure(files, f"{block.name}.svg", _on_white(drawn).encode())
             if block.data:
@@ -140,7 +140,7 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
                 write_figure(files, f"{block.name}.csv", _csv(list(block.data), rows))
         elif isinstance(block, Table) and block.name:
             write_figure(files, f"{block.name}.csv", _csv(block.columns, block.rows))
-    # training draws pictures too, and writes no page
+    # training imports this module for pictures only
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("snnexp", "report"), autoescape=True, trim_blocks=True)
@@ -149,31 +149,31 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
     environment.tests["values"] = lambda block: isinstance(block, Values)
     environment.tests["link"] = lambda value: isinstance(value, Link)
     environment.tests["table"] = lambda block: isinstance(block, Table)
-    html = environment.get_template("page.html").render(title=title, facts=facts, sections=sections, inside=inside)
+    html = environment.get_template("page.html").render(title=title, facts=facts, sections=sections, svgs=inline_svgs)
     folder.mkdir(parents=True, exist_ok=True)
-    # a path or a text of others may hold what is no character
+    # untrusted paths and strings may contain unpaired surrogates
     write_atomically(folder / "report.html", html.encode(errors="backslashreplace"))
     return folder / "report.html"
 
 
 def cell(value: Any) -> str:
-    """A value as a person reads it: four significant digits, a dash for what is not known."""
+    """Format a value of a table: four significant digits, a dash for None."""
     if value is None:
         return "–"  # noqa: RUF001
     return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _on_white(svg: str) -> str:
-    """A file of its own may be looked at on any ground."""
+    """Add a white background, since a separate file may be viewed on any background."""
     return svg.replace("\n <defs>", '\n <rect width="100%" height="100%" fill="white"/>\n <defs>', 1)
 
 
 def inline(name: str, svg: str) -> str:
-    """SVG inside a page: in the page's color, its names apart from those of other pictures."""
+    """Return SVG to embed in a page: with the page's text color, and with ids that are unique in the page."""
     text = svg[svg.index("<svg") :].replace(style.INK, "currentColor")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    # the size is the page's; the shape stays in viewBox
+    # the page sets the size; viewBox keeps the aspect ratio
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return text
