@@ -61,7 +61,7 @@ STOP = {"epoch": 3, "step": 12, "reason": "val/loss did not improve"}
 def test_runs_that_stopped_early_are_said_to(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "runs", 0.5, seed, **({"stopped_early": STOP} if seed else {})) for seed in (0, 1)]
     words = " ".join(report(runs, tmp_path).split())
-    assert "A run stopped early; the mean of a group ends where the first of its runs did." in words
+    assert "A run stopped early; the mean of a group ends at its shortest run." in words
     rows = {row["seed"]: row["stopped early"] for row in table(tmp_path, "runs")}
     assert rows == {"0": "", "1": "after epoch 3, step 12: val/loss did not improve"}
     assert "stopped early" not in report(runs[:1], tmp_path / "one")
@@ -99,7 +99,7 @@ def test_decoders_are_told_beside_accuracies(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "runs", 0.5, seed, decoder=name) for seed, name in names.items()]
     words = told(report(runs, tmp_path))
     assert "decoder max_membrane, spike_count" in words
-    assert "Classes are read off the readouts in different ways: max_membrane, spike_count." in words
+    assert "The runs use different decoders: max_membrane, spike_count." in words
 
 
 SCORES = {0.001: [0.80, 0.84, 0.85], 0.01: [0.90, 0.91, 0.95]}
@@ -140,8 +140,8 @@ def test_two_groups_are_compared_seed_by_seed(tmp_path: Path, two_groups: list[P
     test = scipy.stats.ttest_rel(SCORES[0.01], SCORES[0.001])
     low, high = test.confidence_interval()
     assert "test/accuracy of lr=0.01 is higher by 0.09 on average than that of lr=0.001" in words
-    assert f"{low:.4g} to {high:.4g}, p = {test.pvalue:.4g} by the paired t-test over 3 common seeds" in words
-    assert "cannot fall below 0.25" in words
+    assert f"{low:.4g} to {high:.4g}, p = {test.pvalue:.4g}, paired t-test over 3 common seeds" in words
+    assert "its p is at least 0.25" in words
     assert table(tmp_path, "paired")[-1]["value"] == "0.25"
 
 
@@ -212,7 +212,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
 def test_a_damaged_summary_is_told(tmp_path: Path, two_groups: list[Path]) -> None:
     (tmp_path / "summary.csv").write_bytes(b"\xff\xfe")
     words = told(report(two_groups, tmp_path, summaries=[tmp_path / "summary.csv"]))
-    assert "summary.csv, which may tell of more points, cannot be read" in words
+    assert "summary.csv, which may list more points, cannot be read" in words
     assert len(table(tmp_path, "groups")) == 2
 
 
@@ -233,7 +233,7 @@ def test_repeated_seeds_are_counted_once(tmp_path: Path, two_groups: list[Path])
     words = told(report([*older, *two_groups, two_groups[0]], tmp_path))
     assert [row["n"] for row in table(tmp_path, "groups")] == ["3", "3"]
     assert float(table(tmp_path, "groups")[0]["mean"]) == pytest.approx(np.mean(SCORES[0.01])), "the latest counts"
-    assert "2 runs repeat the values and the seed of a later one" in words
+    assert "2 runs have the same values and seed as a later run" in words
     assert "8: 8 finished" in words, "a path that is given twice is one run"
 
 
@@ -295,7 +295,7 @@ def test_hidden_differences_within_a_group_are_told(tmp_path: Path, two_groups: 
     record["versions"]["torch"] = "0.1"
     (two_groups[0] / "run.json").write_text(json.dumps(record))
     words = told(report(two_groups, tmp_path))
-    assert "Runs of one group differ in more than the seed: num_steps." in words
+    assert "Runs of a group differ in more than the seed: num_steps." in words
     assert "differs: torch 0.1, " in words
 
 
@@ -366,7 +366,7 @@ def test_no_finished_run_is_still_a_report(tmp_path: Path) -> None:
     path = make_run(tmp_path / "runs", None, status="interrupted", reason="stopped by SIGTERM")
     words = told(report([path, tmp_path / "nowhere"], tmp_path))
     assert "No run has finished" in words
-    assert "by which the search chose" not in words
+    assert "optimized by the search" not in words
     assert "stopped by SIGTERM" in words
     assert "nowhere" in words
 
@@ -374,7 +374,7 @@ def test_no_finished_run_is_still_a_report(tmp_path: Path) -> None:
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / "runs", score, 5, optimizer__lr=lr) for lr, score in ((1, 0.5), (2, 0.7))]
     words = told(report(paths, tmp_path))
-    assert "one seed only, so there is neither a standard deviation nor an interval" in words
+    assert "only one seed, so there is no standard deviation and no confidence interval" in words
     assert "One common seed gives neither an interval nor a test." in words
     assert table(tmp_path, "groups")[0]["std"] == ""
 
@@ -386,13 +386,13 @@ def test_a_mean_is_told_where_one_is_drawn(tmp_path: Path, seeds: list[int]) -> 
         for reset in ("zero", "none")
         for seed in seeds
     ]
-    assert ("the line the mean" in told(report(runs, tmp_path))) == (len(seeds) > 1)
+    assert ("the line is the mean" in told(report(runs, tmp_path))) == (len(seeds) > 1)
 
 
 def test_one_group_is_told_without_a_comparison(tmp_path: Path) -> None:
     words = told(report([make_run(tmp_path / "runs", 0.5 + seed / 10, seed) for seed in range(3)], tmp_path))
     assert table(tmp_path, "groups")[0]["n"] == "3"
-    assert "Which parameter mattered" not in words
+    assert "Parameter importance" not in words
 
 
 @pytest.mark.slow
@@ -533,7 +533,7 @@ def test_a_run_whose_config_is_gone_is_in_no_group_and_said_so(tmp_path: Path, t
     (stripped / "config.yaml").write_text("{}\n")
     (stripped / "overrides.yaml").write_text("[]\n")
     words = told(report(two_groups, tmp_path / "page"))
-    assert f"What 1 runs were run with is not known, so they are in no group: {stripped.name}." in words
+    assert f"The config of 1 runs is unknown, so they are in no group: {stripped.name}." in words
 
 
 @pytest.mark.slow
@@ -648,11 +648,11 @@ class TestASearch:
     @pytest.mark.slow
     def test_is_compared_by_its_own_measure(self, tmp_path: Path, runs: list[Path]) -> None:
         words = told(report(runs, tmp_path))
-        assert "val/score, by which the search chose" in words
+        assert "val/score, optimized by the search" in words
         assert "val/score over seeds, best first (lower is better)" in words
         assert float(table(tmp_path, "groups")[0]["mean"]) == 0
         words = told(report(runs, tmp_path, metric="test/accuracy"))
-        assert "The search went by val/score, and not by test/accuracy." in words
+        assert "The search optimized val/score, not test/accuracy." in words
 
     @pytest.mark.slow
     def test_has_dots_and_no_grid(self, tmp_path: Path, runs: list[Path]) -> None:
@@ -673,7 +673,7 @@ def test_sparse_values_are_no_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     paths = [make_run(tmp_path / "runs", 0.1 * i, 0, optimizer__lr=i / 7, num_steps=5 + i) for i in range(5)]
     words = told(report(paths, tmp_path))
     assert len(table(tmp_path, "scatter")) == 5
-    assert "against the first 1 of 2 parameters: a dot is a run" in words
+    assert "against the first 1 of 2 parameters: dots are runs" in words
     assert not (tmp_path / "report" / "figures" / "heat_map.csv").exists()
 
 
@@ -686,7 +686,7 @@ def test_equal_means_are_called_equal(tmp_path: Path) -> None:
         for seed, score in enumerate(scores[lr])
     ]
     words = told(report(paths, tmp_path))
-    assert "test/accuracy of lr=2 is on average equal to that of lr=1 (95 % interval" in words
+    assert "test/accuracy of lr=2 is on average equal to that of lr=1 (95 % confidence interval" in words
 
 
 @pytest.mark.slow

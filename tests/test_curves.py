@@ -156,8 +156,8 @@ class TestParts:
         words += ["regularizer=l1", "trainer=cpu", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
         folder = run(compose([*words, f"logger.root={tmp_path}"]), words).path
         read = text(report([folder]))
-        assert "over all labels of the test split (120 of 10 samples)" in read
-        assert "fraction of steps of samples that are assigned to their class, by each_step" in read
+        assert "all labels of the test split (120 of 10 samples)" in read
+        assert "fraction of correctly classified steps of samples (decoder each_step)" in read
         assert "[tau_m, tau_adp]" in {row["this run"] for row in table(folder, "differences")}
         meanings = {row["measure"]: row["meaning"] for row in table(folder, "result")}
         assert meanings["test/penalty/l1"] == "mean penalty added to the loss"

@@ -181,12 +181,12 @@ class TestConditions:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (["nueron.beta=1"], "nueron.beta: no run has such a column, measure or key, did you mean neuron.beta?"),
+            (["nueron.beta=1"], "nueron.beta: no run has such a column, metric or key, did you mean neuron.beta?"),
             (
                 ["--sort", "test/acuracy"],
-                "test/acuracy: no run has such a column, measure or key, did you mean test/accuracy?",
+                "test/acuracy: no run has such a column, metric or key, did you mean test/accuracy?",
             ),
-            (["--metric", "statsu"], "statsu: no run has such a column, measure or key, did you mean status?"),
+            (["--metric", "statsu"], "statsu: no run has such a column, metric or key, did you mean status?"),
             (["seed>many"], "seed: got many, must be a number"),
             (["outputs", "curve"], "curve: not a condition; use KEY=VALUE"),
             (["--limit", "0"], "runs: --limit: got 0, must be at least 1"),

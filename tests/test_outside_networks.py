@@ -46,9 +46,9 @@ class TestNetworks:
         for name in ("norse", "skip"):
             snnexp("report", str(run_of(sweep, name)), cwd=sweep)
             pages[name] = (run_of(sweep, name) / "report.html").read_text()
-        assert "Synaptic operations in front of readout are not known" in pages["norse"]
-        assert "nothing is known of layers within it" in pages["norse"]
-        assert "nothing is known of layers" not in pages["skip"]
+        assert "Synaptic operations into readout are unknown" in pages["norse"]
+        assert "nothing is known about its layers" in pages["norse"]
+        assert "nothing is known about its layers" not in pages["skip"]
         assert "Estimated energy" not in pages["norse"]
         assert "Estimated energy" in pages["skip"]
 

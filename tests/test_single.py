@@ -106,16 +106,16 @@ class TestAFinishedRun:
         (folder := tmp_path / "20260101-000000-abcd").mkdir()
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
-        assert "This is experiment=regression_linear, with nothing changed." in text(report([folder]))
+        assert "This is experiment=regression_linear without changes." in text(report([folder]))
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
     def test_tells_no_published_figure_of_another_network(self, folder: Path) -> None:
         read = text(report([folder]))
-        assert "published figure for test/seed_mean_loss, test/relative_error; it is not comparable" in read
+        assert "published value for test/seed_mean_loss, test/relative_error; it is not comparable" in read
         assert {"published", "difference"}.isdisjoint(table(folder, "result")[0])
         (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=of mine"]))
-        assert "no recipe here to compare with" in text(report([folder]))
+        assert "no recipe to compare this run with" in text(report([folder]))
 
     @pytest.mark.usefixtures("undrawn")
     def test_its_heading_is_what_runs_are_compared_by(self, folder: Path) -> None:
@@ -138,7 +138,7 @@ class TestAFinishedRun:
         del cfg["decoder"]
         (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
         change(folder, decoder="max_voltage")
-        assert "assigned to their class, by max_membrane" in text(report([folder])), "of an earlier version"
+        assert "correctly classified samples (decoder max_membrane)" in text(report([folder])), "of an earlier version"
 
     @pytest.mark.usefixtures("undrawn")
     def test_tells_the_published_figure_beside_the_measured_one(self, folder: Path) -> None:
@@ -260,7 +260,7 @@ class TestOtherRuns:
         (folder / "probe" / "test.npz").unlink()
         read = text(report([folder]))
         assert "killed" in read
-        assert "before its first drawing" in read
+        assert "before its first snapshot" in read
         assert "before training" in (folder / "figures" / "spike_raster.svg").read_text()
 
     @pytest.mark.usefixtures("undrawn")
@@ -310,7 +310,7 @@ class TestOtherRuns:
         arrays = Run(folder).arrays("last")
         Run(folder).write_arrays("last", arrays | {"membrane": np.zeros(3)})
         page = report([folder])
-        assert "A part of this page cannot be made of what the run holds: IndexError" in text(page)
+        assert "A part of this page cannot be built from the files of the run: IndexError" in text(page)
         assert (folder / "figures" / "spike_raster.svg").exists(), "the others are drawn"
 
     @pytest.mark.usefixtures("undrawn")
@@ -416,7 +416,7 @@ class TestOtherRuns:
 
     def test_a_config_of_another_version_is_compared_as_far_as_it_goes(self, folder: Path) -> None:
         (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=gone", "seed=3"]))
-        assert "There is no recipe gone here to compare with." in text(report([folder]))
+        assert "There is no recipe named gone to compare with." in text(report([folder]))
 
 
 def test_a_run_that_is_written_to_can_be_reported_on(tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_the_same_run_twice_is_one(folder: Path) -> None:
 
 class TestRefusals:
     def test_no_run(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no run is there"):
+        with pytest.raises(ConfigError, match="contains no runs"):
             report([tmp_path])
         with pytest.raises(ConfigError, match="no such folder"):
             report([tmp_path / "none"])

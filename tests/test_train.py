@@ -103,7 +103,7 @@ class TestAgreement:
         (ledger,) = ledgers
         assert (ledger["launcher"]["kind"], ledger["launcher"]["members"]) == ("stacked", 5)
         assert ledger["launcher"]["threads"] == 1
-        assert "hydra/launcher: stacked starts all points, though not all" in capsys.readouterr().err
+        assert "hydra/launcher: stacked starts all points, although some do not" in capsys.readouterr().err
 
     @pytest.mark.usefixtures("ledgers")
     def test_a_launcher_chosen_by_all_points_gives_no_warning(
