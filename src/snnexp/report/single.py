@@ -308,7 +308,7 @@ def _operations(facts: Facts, snapshot: Mapping[str, Any]) -> list[Block]:
         f"network {WITHOUT_SPIKES} (gray)."
     )
     data = {"layer": [row[0] for row in rows], "energy (nJ)": [row[3] for row in rows]}
-    return [Picture("energy", drawn, caption, data), Table(columns, rows, "Operations per sample.", "operations"), Text(ENERGY)]
+    return [Picture("energy", drawn, caption, data), Table(columns, rows, "Per sample.", "operations"), Text(ENERGY)]
 
 
 def _norms(init: Mapping[str, Any], last: Mapping[str, Any]) -> list[Block]:
