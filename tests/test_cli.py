@@ -1,4 +1,4 @@
-"""The command line, run in processes of its own as a user runs it."""
+"""The command line, run in separate processes as by a user."""
 
 import csv
 import hashlib
@@ -64,7 +64,7 @@ class TestTexts:
         assert snnexp(cwd=tmp_path).stdout == snnexp("--help", cwd=tmp_path).stdout
         assert snnexp("--version", cwd=tmp_path).stdout.startswith("snnexp 0.")
 
-    def test_list_names_every_group_and_recipe(self, tmp_path: Path) -> None:
+    def test_list_shows_every_group_and_recipe(self, tmp_path: Path) -> None:
         everything = snnexp("list", cwd=tmp_path).stdout
         assert all(word in everything for word in ("rleaky", "nll_max_voltage", "regression_sqrt_fit", "ddp"))
         neurons = snnexp("list", "neuron", cwd=tmp_path).stdout.splitlines()
@@ -72,7 +72,7 @@ class TestTexts:
         assert all(len(line.split()) > 3 for line in neurons), "each has a description"
 
     @pytest.mark.slow
-    def test_doctor_tells_versions_and_where_data_are_missing(self, tmp_path: Path) -> None:
+    def test_doctor_shows_versions_and_missing_data(self, tmp_path: Path) -> None:
         told = snnexp("doctor", cwd=tmp_path, SNNEXP_DATA_DIR=str(tmp_path / "none")).stdout
         assert torch.__version__.split("+")[0] in told
         assert "MNIST is missing" in told
@@ -97,7 +97,7 @@ class TestTexts:
 
 
 @pytest.mark.parametrize("arguments", [["train", "nueron=leaky"], ["train", "-m", "neuron.beta=0.5,1.5"], ["tarin"]])
-def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path: Path, arguments: list[str]) -> None:
+def test_an_error_is_one_line_and_writes_nothing(tmp_path: Path, arguments: list[str]) -> None:
     done = snnexp(*arguments, cwd=tmp_path, code=2)
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
@@ -120,7 +120,7 @@ class TestRun:
         assert "\r" not in printed
         measures = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.startswith("test/")}
         assert float(measures["test/relative_error"][0]) > 0
-        assert len(measures["test/relative_error"]) == 1, "no published figure, for the recipe trains longer"
+        assert len(measures["test/relative_error"]) == 1, "no published value, since the recipe trains longer"
         assert f"run {only_run(cwd).relative_to(cwd)}" in printed
 
     def test_ends_with_the_loss_curve_and_the_tables(self, finished: tuple[Path, str]) -> None:
@@ -156,14 +156,14 @@ class TestRun:
         spent = entries["wall_s"]
         assert set(spent) == {"build", "fit", "save", "draw", "test", "total"}
         assert min(spent.values()) > 0
-        assert sum(spent.values()) == pytest.approx(2 * spent["total"]), "the parts are the whole"
+        assert sum(spent.values()) == pytest.approx(2 * spent["total"]), "the parts add up to the total"
         assert {"test/loss", "test/l1", "test/relative_error", "test/seed_mean_loss", "test/synops"} <= set(
             entries["metrics"]
         )
         assert all(0 <= entries["metrics"][f"test/firing_rate/{layer}"] <= 1 for layer in ("hidden1", "hidden2"))
         assert (run / "overrides.yaml").read_text().splitlines()[0] == "- experiment=regression_sqrt"
 
-    def test_config_is_whole_and_resolved(self, finished: tuple[Path, str]) -> None:
+    def test_config_is_complete_and_resolved(self, finished: tuple[Path, str]) -> None:
         text = (only_run(finished[0]) / "config.yaml").read_text()
         assert "${" not in text
         assert "seed: 3" in text
@@ -188,7 +188,7 @@ class TestRun:
         first, last = (torch.load(folder / f"{name}.ckpt", weights_only=True) for name in ("init", "last"))
         assert (first["global_step"], last["global_step"]) == (0, 4)
 
-    def test_its_log_tells_of_no_unsafe_checkpoints(self, finished: tuple[Path, str]) -> None:
+    def test_its_log_has_no_warning_about_unsafe_checkpoints(self, finished: tuple[Path, str]) -> None:
         assert "weights_only" not in (only_run(finished[0]) / "train.log").read_text()
 
     def test_tensorboard_events(self, finished: tuple[Path, str]) -> None:
@@ -202,22 +202,22 @@ class TestRun:
         assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
         assert {"weights/hidden1/neuron/beta", "weights/hidden2/synapse/weight"} <= set(tags["histograms"])
         groups = sorted({tag.partition("/")[0] for kind in ("scalars", "histograms", "images") for tag in tags[kind]})
-        assert groups == ["test", "train", "visualization", "weights"], "the first two are shown at once"
+        assert groups == ["test", "train", "visualization", "weights"], "the first two are expanded by default"
         content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         written = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
         assert {*written} == {
             *("experiment", "seed", "data.seed", "trainer.accelerator", "trainer.max_epochs"),
-        }, "what differs from the recipe"
+        }, "differences from the recipe"
 
-    def test_the_same_again_writes_the_same_metrics(self, finished: tuple[Path, str], tmp_path: Path) -> None:
-        # sets are then in another order
+    def test_a_repeated_run_writes_the_same_metrics(self, finished: tuple[Path, str], tmp_path: Path) -> None:
+        # changes the order of sets
         snnexp(*SHORT, "seed=3", cwd=tmp_path, PYTHONHASHSEED="1")
         first, second = (only_run(cwd) / "metrics.jsonl" for cwd in (finished[0], tmp_path))
         assert first.read_bytes() == second.read_bytes()
 
 
 def in_a_terminal(cwd: Path, *arguments: str, **env: str) -> list[str]:
-    """The lines of a terminal of 80 columns, without colours and the like."""
+    """The lines of a terminal of 80 columns, without control sequences."""
     outer, inner = pty.openpty()
     without = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     process = commands.Command(arguments, cwd, {**without, "TERM": "xterm", **env}, stdout=inner, stderr=inner)
@@ -237,7 +237,7 @@ def in_a_terminal(cwd: Path, *arguments: str, **env: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_terminal_shows_the_config_the_bar_the_curve_and_the_table(tmp_path: Path) -> None:
-    # long enough for the bar to be drawn with values
+    # long enough for the progress bar to show values
     lines = in_a_terminal(tmp_path, *RUN, "trainer.max_epochs=60", "trainer.log_every_n_steps=1")
     text = "\n".join(lines)
     assert "├── neuron leaky_random" in text
@@ -251,8 +251,8 @@ def test_a_terminal_shows_the_config_the_bar_the_curve_and_the_table(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_parts_that_are_no_choices(tmp_path: Path) -> None:
-    """A neuron of the user's that takes no surrogate, and a part that was typed in place of a choice."""
+def test_a_terminal_shows_parts_given_by_target(tmp_path: Path) -> None:
+    """A user's neuron without a surrogate, and a part given by ``_target_`` instead of a choice."""
     parts = Path(__file__).parent / "behaviour" / "parts"
     outside = {"SNNEXP_ALLOW_TARGETS": "mypkg", "PYTHONPATH": f"{parts}:{os.environ.get('PYTHONPATH', '')}"}
     trainer = (
@@ -261,13 +261,13 @@ def test_a_terminal_shows_parts_that_are_no_choices(tmp_path: Path) -> None:
     words = ("--config-dir", str(parts / "conf"), "experiment=mnist_leaky", "data=blobs", "network.hidden=[4]")
     more = ("neuron=own", "loss=mse_membrane", "logger=jsonl", "num_steps=2", "~trainer", trainer)
     text = "\n".join(in_a_terminal(tmp_path, "train", *words, *more, **outside))
-    assert re.search(r"^mnist_leaky\*", text, re.M), "the recipe was typed"
+    assert re.search(r"^mnist_leaky\*", text, re.M), "the recipe is an override"
     assert "neuron own*" in text
     assert only_run(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_terminal_and_a_pipe_that_take_ascii_alone(tmp_path: Path) -> None:
+def test_an_ascii_only_terminal_and_pipe(tmp_path: Path) -> None:
     arguments = [*SHORT, f"logger.root={tmp_path / 'größe 😀'}"]
     assert all(map(str.isascii, in_a_terminal(tmp_path, *arguments, PYTHONIOENCODING="ascii")))
     printed = snnexp(*arguments, cwd=tmp_path, PYTHONIOENCODING="ascii").stdout
@@ -298,7 +298,7 @@ def test_divergence_keeps_the_last_finite_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*SHORT, "optimizer.lr=1e30"]) == 3
-    # before that, such a step has led decays out of their domain
+    # such a step has moved decays out of their domain
     told = capfd.readouterr().err.splitlines()
     assert [line.split()[1:3] for line in told] == [["learned", "parameters"], ["the", "loss"]]
     run = only_run(tmp_path)
@@ -318,7 +318,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_stops(tmp_path: Path) -> N
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        # as a terminal and `timeout` do, to the workers as well
+        # as a terminal and `timeout` do, also to the workers
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -348,7 +348,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert record(two)["metrics"]["test/l1"] == pytest.approx(record(one)["metrics"]["test/l1"], rel=1e-2)
     for run in (one, two):
         counted = Run(run).arrays("test")
-        assert (counted["samples"], counted["step"]) == (4, 4), "each sample once, whoever tested it"
+        assert (counted["samples"], counted["step"]) == (4, 4), "each sample is counted once over all processes"
         assert (run / "figures" / "trajectory.png").exists()
         assert "sync_dist" not in (run / "train.log").read_text()
 
@@ -363,7 +363,7 @@ def test_an_output_folder_that_is_a_file(
     assert "outputs" in line
 
 
-def test_a_current_folder_that_is_gone(
+def test_a_deleted_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "gone").mkdir()
@@ -375,20 +375,20 @@ def test_a_current_folder_that_is_gone(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_none_is_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_null_is_a_single_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*SHORT, "sweep=[]"]) == 0
 
 
 class TestDamagedData:
-    """Six damages of each of the four files of MNIST, met by the command."""
+    """Six kinds of damage to each of the four files of MNIST."""
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
         "name", [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     )
     @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "longer", "one bit", "folder"])
-    def test_is_told_in_a_line_that_names_the_file(
+    def test_is_reported_in_one_line_with_the_file(
         self,
         name: str,
         damage: str,
@@ -437,12 +437,12 @@ def test_no_run_uses_the_network(tmp_path: Path) -> None:
     command = [sys.executable, "-c", NO_NETWORK, *SHORT]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     before, _, after = done.stderr.partition("no network so far\n")
-    assert before == "", "nor does it warn"
-    assert "the network was used" in after, "or the test would prove nothing"
+    assert before == "", "no warning either"
+    assert "the network was used" in after, "otherwise the test proves nothing"
 
 
 @pytest.mark.slow
-def test_a_foreign_run_downloads_nothing(tmp_path: Path, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrusted_run_downloads_nothing(tmp_path: Path, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "experiment=mnist_leaky", "debug=batch", "data.batch_size=4", "data.download=true"]) == 0
     config = only_run(tmp_path) / "config.yaml"

@@ -1,4 +1,4 @@
-"""The report about many runs: what it says is what their files say, whatever state they are in."""
+"""The comparison of runs in any state: its numbers are those of their files."""
 
 import csv
 import html
@@ -36,7 +36,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_run(parent: Path, score: float | None, seed: int = 0, typed: bool = True, **facts: Any) -> Path:
-    """A run directory as a run leaves it; ``facts`` may hold keys of the config, dots written as two underscores."""
+    """A run directory; ``facts`` may contain keys of the config, with two underscores for a dot."""
     keys = {key.replace("__", "."): value for key, value in facts.items() if key not in RECORD}
     record = {key: value for key, value in facts.items() if key in RECORD}
     config = {"seed": seed, "data.seed": seed, "optimizer.lr": 0.001, "logger.root": str(parent), **keys}
@@ -58,7 +58,7 @@ RECORD = ("status", "reason", "stopped_early", "metrics", "versions", "wall_s", 
 STOP = {"epoch": 3, "step": 12, "reason": "val/loss did not improve"}
 
 
-def test_runs_that_stopped_early_are_said_to(tmp_path: Path) -> None:
+def test_early_stopping_is_noted(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "runs", 0.5, seed, **({"stopped_early": STOP} if seed else {})) for seed in (0, 1)]
     words = " ".join(report(runs, tmp_path).split())
     assert "A run stopped early; the mean of a group ends at its shortest run." in words
@@ -77,13 +77,13 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 def told(page: str) -> str:
-    """The words of a page, without its figures."""
+    """The text of a page, without its figures."""
     words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(words).split())
 
 
-def test_a_measure_of_ones_own_says_which_value_is_better(tmp_path: Path) -> None:
-    """As run.json has it, for its code may be gone."""
+def test_a_users_metric_determines_its_direction(tmp_path: Path) -> None:
+    """As recorded in run.json, since its code may be missing."""
     for known, order in (({"mine": True}, "best first (higher is better)"), ({}, "lowest first")):
         folder = tmp_path / str(len(known))
         runs = [
@@ -94,7 +94,7 @@ def test_a_measure_of_ones_own_says_which_value_is_better(tmp_path: Path) -> Non
         assert found.order == order
 
 
-def test_decoders_are_told_beside_accuracies(tmp_path: Path) -> None:
+def test_decoders_are_shown_with_accuracies(tmp_path: Path) -> None:
     names = {0: "spike_count", 1: "max_voltage"}
     runs = [make_run(tmp_path / "runs", 0.5, seed, decoder=name) for seed, name in names.items()]
     words = told(report(runs, tmp_path))
@@ -115,7 +115,7 @@ def two_groups(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_groups_hold_the_numbers_of_their_seeds(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_groups_summarize_their_seeds(tmp_path: Path, two_groups: list[Path]) -> None:
     words = told(report(two_groups, tmp_path))
     rows = table(tmp_path, "groups")
     assert [float(row["optimizer.lr"]) for row in rows] == [0.01, 0.001], "the higher accuracy first"
@@ -131,7 +131,7 @@ def test_groups_hold_the_numbers_of_their_seeds(tmp_path: Path, two_groups: list
     assert "test/accuracy over seeds, best first (higher is better)" in words
     further = table(tmp_path, "further_metrics")
     assert float(further[0]["test/loss"]) == pytest.approx(1 - np.mean(SCORES[0.01]))
-    assert not any("firing_rate" in name for name in further[0]), "layers have no place there"
+    assert not any("firing_rate" in name for name in further[0]), "metrics of layers are not included"
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_two_groups_are_compared_seed_by_seed(tmp_path: Path, two_groups: list[P
 
 
 @pytest.mark.slow
-def test_importance_is_told_with_the_seed_beside_it(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_importance_includes_the_seed(tmp_path: Path, two_groups: list[Path]) -> None:
     report(two_groups, tmp_path)
     rows = {row["parameter"]: float(row["share"]) for row in table(tmp_path, "importance")}
     within = sum(np.var(scores) * 3 for scores in SCORES.values()) / 4
@@ -166,7 +166,7 @@ def test_curves_are_means_with_a_band_from_lowest_to_highest(tmp_path: Path, two
         assert found == pytest.approx([np.mean(losses), min(losses), max(losses)])
 
 
-def test_long_curves_are_thinned_by_means(tmp_path: Path) -> None:
+def test_long_curves_are_averaged_in_bins(tmp_path: Path) -> None:
     x, y = np.arange(10_000.0), np.sin(np.arange(10_000.0) / 500)
     place, mean, low, _ = pictures._band([(x, y), (x, y + 2)])
     assert len(place) == 200
@@ -209,7 +209,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
 
 
 @pytest.mark.slow
-def test_a_damaged_summary_is_told(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_a_corrupt_summary_is_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     (tmp_path / "summary.csv").write_bytes(b"\xff\xfe")
     words = told(report(two_groups, tmp_path, summaries=[tmp_path / "summary.csv"]))
     assert "summary.csv, which may list more points, cannot be read" in words
@@ -217,7 +217,7 @@ def test_a_damaged_summary_is_told(tmp_path: Path, two_groups: list[Path]) -> No
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "configs"])
-def test_a_random_search_keeps_its_parameters_apart(tmp_path: Path, typed: bool) -> None:
+def test_parameters_of_a_random_search_are_separate(tmp_path: Path, typed: bool) -> None:
     paths = [
         make_run(tmp_path / "runs", 0.5, seed, typed=typed, optimizer__lr=lr, neuron__beta=beta)
         for lr, beta in ((0.1, 0.5), (0.2, 0.9))
@@ -234,11 +234,11 @@ def test_repeated_seeds_are_counted_once(tmp_path: Path, two_groups: list[Path])
     assert [row["n"] for row in table(tmp_path, "groups")] == ["3", "3"]
     assert float(table(tmp_path, "groups")[0]["mean"]) == pytest.approx(np.mean(SCORES[0.01])), "the latest counts"
     assert "2 runs have the same values and seed as a later run" in words
-    assert "8: 8 finished" in words, "a path that is given twice is one run"
+    assert "8: 8 finished" in words, "a path given twice is one run"
 
 
 @pytest.mark.slow
-def test_texts_of_others_stay_texts(tmp_path: Path) -> None:
+def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("$x_{$")</script>&'
     paths = [make_run(tmp_path / "runs", 0.5 + seed / 10, seed, name=name) for seed in (0, 1) for name in (evil, "b")]
     paths += [make_run(tmp_path / "runs", None, 2, name=evil, status="failed", reason=evil)]
@@ -248,7 +248,7 @@ def test_texts_of_others_stay_texts(tmp_path: Path) -> None:
     assert table(tmp_path, "not_finished")[0]["reason"] == evil
 
 
-def test_notebook_runs_are_told_apart_by_their_configs(tmp_path: Path) -> None:
+def test_notebook_runs_are_distinguished_by_their_configs(tmp_path: Path) -> None:
     paths = [
         make_run(
             tmp_path / "runs", beta + seed / 100, seed, typed=False, num_steps=10,
@@ -262,11 +262,11 @@ def test_notebook_runs_are_told_apart_by_their_configs(tmp_path: Path) -> None:
     assert [(group.values, list(group.runs)) for group in found.groups] == [((0.7,), [3, 4]), ((0.5,), [3, 4])]
 
 
-def test_classes_stand_for_what_comes_with_them(tmp_path: Path) -> None:
+def test_a_class_and_its_arguments_are_one_parameter(tmp_path: Path) -> None:
     kinds = [("ATan", "alpha"), ("FastSigmoid", "slope")]
     surrogates = [{"_target_": f"snnexp.surrogates.{name}", argument: 25.0} for name, argument in kinds]
     paths = [
-        # a copy, for YAML would write an alias of what it has written before, and those are not read
+        # a copy, since YAML would write an alias for a repeated object, and aliases are rejected
         make_run(tmp_path / "runs", 0.5, seed, typed=False, surrogate=kind, neuron__surrogate=dict(kind))
         for kind in surrogates
         for seed in (0, 1)
@@ -276,7 +276,7 @@ def test_classes_stand_for_what_comes_with_them(tmp_path: Path) -> None:
     assert {group.values for group in found.groups} == {("ATan",), ("FastSigmoid",)}
 
 
-def test_a_value_that_was_not_typed_is_that_of_the_config(tmp_path: Path) -> None:
+def test_a_value_without_an_override_is_that_of_the_config(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / "runs", 0.5, 0), make_run(tmp_path / "runs", 0.6, 0, optimizer__lr=0.01)]
     paths += [make_run(tmp_path / "runs", 0.7, 0, surrogate="atan")]
     (paths[2] / "config.yaml").unlink()
@@ -288,7 +288,7 @@ def test_a_value_that_was_not_typed_is_that_of_the_config(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_hidden_differences_within_a_group_are_told(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_other_differences_within_a_group_are_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     config = two_groups[0] / "config.yaml"
     config.write_text(config.read_text() + "num_steps: 99\n")
     record = json.loads((two_groups[0] / "run.json").read_text())
@@ -299,12 +299,12 @@ def test_hidden_differences_within_a_group_are_told(tmp_path: Path, two_groups: 
     assert "differs: torch 0.1, " in words
 
 
-def test_yaml_that_explodes_is_not_read(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_exponentially_growing_yaml_is_not_read(tmp_path: Path, two_groups: list[Path]) -> None:
     layers = [f"{name}: &{name} [{', '.join(['*' + before] * 9)}]" for before, name in itertools.pairwise("abcdefgh")]
     bomb = "\n".join(["a: &a [x, x, x]", *layers])
     for path in two_groups:
         (path / "config.yaml").write_text(bomb)
-    assert [group.values for group in findings.compare(two_groups).groups] == [(0.01,), (0.001,)], "as typed"
+    assert [group.values for group in findings.compare(two_groups).groups] == [(0.01,), (0.001,)], "as in the overrides"
 
 
 @pytest.mark.parametrize(
@@ -314,12 +314,12 @@ def test_yaml_that_explodes_is_not_read(tmp_path: Path, two_groups: list[Path]) 
         ([64, 64], "[64,64]"), ("[64, 64]", "[64,64]"), ("nan", "nan"), ("atan", "atan"), ("", ""),
     ],
 )  # fmt: skip
-def test_equal_values_are_equal_however_they_are_written(value: Any, expected: Any) -> None:
+def test_equal_values_are_equal_in_any_notation(value: Any, expected: Any) -> None:
     assert normalize(value) == expected
 
 
 @pytest.mark.slow
-def test_one_number_is_drawn_as_an_axis(tmp_path: Path) -> None:
+def test_one_numeric_parameter_is_an_axis(tmp_path: Path) -> None:
     paths = [
         make_run(tmp_path / "runs", 0.5 + seed / 10 + step / 5, seed, optimizer__lr=lr)
         for step, lr in enumerate([1e-4, 1e-2])
@@ -345,7 +345,7 @@ def test_two_parameters_are_a_heat_map(tmp_path: Path) -> None:
     assert len(cells) == 6
     assert cells["2", "c"] == ("0", "")
     assert float(cells["2", "b"][1]) == pytest.approx(0.4)
-    assert "paired" not in text, "five groups are not compared in pairs"
+    assert "paired" not in text, "only two groups are compared in pairs"
 
 
 @pytest.mark.slow
@@ -362,7 +362,7 @@ def test_three_parameters_are_parallel_coordinates(tmp_path: Path) -> None:
     assert [row["num_steps"] for row in rows] == ["5", "10", "10", "5"]
 
 
-def test_no_finished_run_is_still_a_report(tmp_path: Path) -> None:
+def test_a_report_without_a_finished_run(tmp_path: Path) -> None:
     path = make_run(tmp_path / "runs", None, status="interrupted", reason="stopped by SIGTERM")
     words = told(report([path, tmp_path / "nowhere"], tmp_path))
     assert "No run has finished" in words
@@ -380,7 +380,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
-def test_a_mean_is_told_where_one_is_drawn(tmp_path: Path, seeds: list[int]) -> None:
+def test_the_caption_mentions_a_mean_only_if_it_is_drawn(tmp_path: Path, seeds: list[int]) -> None:
     runs = [
         make_run(tmp_path / "runs", 0.5 + seed / 10, seed, neuron__reset=reset)
         for reset in ("zero", "none")
@@ -389,7 +389,7 @@ def test_a_mean_is_told_where_one_is_drawn(tmp_path: Path, seeds: list[int]) -> 
     assert ("the line is the mean" in told(report(runs, tmp_path))) == (len(seeds) > 1)
 
 
-def test_one_group_is_told_without_a_comparison(tmp_path: Path) -> None:
+def test_one_group_has_no_comparison(tmp_path: Path) -> None:
     words = told(report([make_run(tmp_path / "runs", 0.5 + seed / 10, seed) for seed in range(3)], tmp_path))
     assert table(tmp_path, "groups")[0]["n"] == "3"
     assert "Parameter importance" not in words
@@ -404,14 +404,14 @@ def test_the_metric_can_be_chosen(tmp_path: Path, two_groups: list[Path]) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_without_the_metric_is_told(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_a_run_without_the_metric_is_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     other = make_run(tmp_path / "runs", 0.5, 9, optimizer__lr=0.01, metrics={"test/loss": 0.5})
     words = told(report([*two_groups, other], tmp_path))
     assert f"1 finished runs have no test/accuracy: {other.name}" in words
 
 
 @pytest.mark.slow
-def test_curves_that_cannot_be_read_are_told(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_unreadable_curves_are_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     (two_groups[0] / "metrics.jsonl").write_text("{\n")
     words = told(report(two_groups, tmp_path))
     assert "Not drawn:" in words
@@ -448,7 +448,7 @@ def drawn(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_heat_map_writes_means_and_counts_where_they_differ() -> None:
+def test_heat_map_shows_means_and_differing_counts() -> None:
     means, counts = np.array([[0.25, np.nan], [0.5, 0.75]]), np.array([[3, 0], [3, 3]])
     names = ("optimizer.lr", "neuron.tau_mem_inv")
     figure = figures.heat_map(means, counts, ["a", "b"], [1, 2], names, "test/accuracy")
@@ -467,11 +467,11 @@ def test_heat_map_writes_means_and_counts_where_they_differ() -> None:
         ("accuracy", "accuracy [fraction]"),
     ],
 )
-def test_a_unit_is_that_of_the_measure_and_not_of_a_layer(name: str, label: str) -> None:
+def test_a_unit_is_that_of_the_metric_and_not_of_a_layer(name: str, label: str) -> None:
     assert style.with_unit(name) == label
 
 
-def test_strips_draw_each_run_and_cut_wide_intervals() -> None:
+def test_strips_draw_each_run_and_clip_wide_intervals() -> None:
     figure = figures.strips({"a": [1.0, 2.0], "b": [1.5]}, [(-50.0, 60.0), None], "lr", "test/l1")
     axes = figure.axes[0]
     dots = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
@@ -481,7 +481,7 @@ def test_strips_draw_each_run_and_cut_wide_intervals() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
-def test_response_takes_a_logarithmic_axis_for_decades() -> None:
+def test_response_has_a_logarithmic_axis_for_decades() -> None:
     wide = figures.response([1e-4, 1e-3, 1e-2], [[0.1], [0.2], [0.3]], [None] * 3, "optimizer.lr", "test/l1").axes[0]
     near = figures.response([1.0, 2.0, 3.0], [[0.1], [0.2], [0.3]], [None] * 3, "optimizer.lr", "test/l1").axes[0]
     assert (wide.get_xscale(), near.get_xscale()) == ("log", "linear")
@@ -495,17 +495,17 @@ def test_parallel_lines_end_at_their_metric_and_the_best_is_widest() -> None:
     assert {tuple(np.round(line.get_ydata(), 4).tolist()) for line in lines} == {(0, 0, 0), (0.3333, 1, 0.5), (1, 0, 1)}
     widest = max(lines, key=lambda line: line.get_linewidth())
     assert list(widest.get_ydata()) == [0, 0, 0]
-    assert widest is lines[-1], "nothing lies above the best"
+    assert widest is lines[-1], "the best line is on top"
 
 
-def test_shares_below_zero_are_drawn_as_they_are() -> None:
+def test_negative_shares_are_drawn() -> None:
     axes = figures.shares({"lr": 0.5, "seed": -0.2}, ("seed",)).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.5, -0.2]
     assert axes.get_xlim()[0] < -0.2
     assert drawn(axes.figure) == ["0.50", "-0.20"]
 
 
-def test_bands_and_pairs_draw_what_they_are_given() -> None:
+def test_bands_and_pairs_draw_their_values() -> None:
     x = np.arange(3.0)
     axes = figures.bands({"1": (x, x + 1, x, x + 2)}, "lr", "train/loss", "step").axes[0]
     assert axes.lines[0].get_ydata().tolist() == [1, 2, 3]
@@ -514,7 +514,7 @@ def test_bands_and_pairs_draw_what_they_are_given() -> None:
     assert [list(line.get_ydata()) for line in axes.lines] == [[1.0, 2.0], [2.0, 4.0], [1.5, 3.0]]
 
 
-def test_labels_are_no_formulas_and_leave_room() -> None:
+def test_labels_are_not_math_and_are_shortened() -> None:
     assert len(style.shorten("x" * 200)) == style.MAX_LABEL_LENGTH
     assert "$a_{$" in style.svg(figures.shares({"$a_{$": 0.5}))
 
@@ -522,13 +522,13 @@ def test_labels_are_no_formulas_and_leave_room() -> None:
 def test_a_logarithmic_axis_needs_decades() -> None:
     assert style.needs_log_scale([1e-4, 1e-2])
     assert style.needs_log_scale(np.geomspace(1e-5, 1e-1, 50))
-    assert not style.needs_log_scale(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not bend the axis"
+    assert not style.needs_log_scale(np.linspace(1e-4, 1.0, 50)), "one value near 0 does not change the axis"
     assert not style.needs_log_scale([0.0, 1e-4, 1.0])
     assert not style.needs_log_scale([])
 
 
 @pytest.mark.slow
-def test_a_run_whose_config_is_gone_is_in_no_group_and_said_so(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_a_run_without_a_config_is_in_no_group_and_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     stripped = two_groups[0]
     (stripped / "config.yaml").write_text("{}\n")
     (stripped / "overrides.yaml").write_text("[]\n")
@@ -537,7 +537,7 @@ def test_a_run_whose_config_is_gone_is_in_no_group_and_said_so(tmp_path: Path, t
 
 
 @pytest.mark.slow
-def test_a_measure_that_is_neither_good_nor_bad_is_in_order_of_size(tmp_path: Path) -> None:
+def test_a_metric_without_a_direction_is_sorted_ascending(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path, 0.5, seed, optimizer__lr=lr, metrics={"test/firing_rate/h": lr * seed, "test/loss": 1.0})
         for seed in (1, 2)
@@ -585,7 +585,7 @@ class TestSeveralExperiments:
         assert all(f'<h2 id="{link}">' in page for link in links)
 
     @pytest.mark.slow
-    def test_nothing_is_compared_across_them(self, tmp_path: Path, runs: list[Path]) -> None:
+    def test_experiments_are_not_compared_with_each_other(self, tmp_path: Path, runs: list[Path]) -> None:
         page = report(runs, tmp_path)
         files = {path.name for path in (tmp_path / "report").rglob("*.csv")}
         assert {"mine_groups.csv", "_other_groups.csv", "mine_importance.csv", "mine_paired.csv"} <= files
@@ -594,14 +594,14 @@ class TestSeveralExperiments:
         assert [*table(tmp_path, "_other_groups")[0]] == ["n", "mean", "std", "95 % from", "95 % to"]
         assert len(names := re.findall(r'\bid="([^"]*)"', page)) == len(set(names))
 
-    def test_a_measure_of_one_of_them_is_no_mistake(self, tmp_path: Path, runs: list[Path]) -> None:
+    def test_a_metric_of_one_experiment_is_accepted(self, tmp_path: Path, runs: list[Path]) -> None:
         assert "The finished runs have no test metric to compare." in told(report(runs, tmp_path, metric="test/l1"))
         with pytest.raises(ConfigError, match="--metric: no finished run has test/l2, did you mean test/l1"):
             report(runs, tmp_path, metric="test/l2")
 
     @pytest.mark.slow
-    def test_a_point_that_left_no_run_is_counted_under_its_own(self, tmp_path: Path, runs: list[Path]) -> None:
-        # the recipe of the other one has another name than its file
+    def test_a_point_without_a_run_counts_for_its_experiment(self, tmp_path: Path, runs: list[Path]) -> None:
+        # the name of the other recipe differs from that of its file
         for path in runs[-2:]:
             (path / "overrides.yaml").write_text("[experiment=file]")
         points = [("mine", 1), ("file", 2), ("gone", 3)]
@@ -616,13 +616,13 @@ class TestSeveralExperiments:
         assert counts == {"../other": "4", "gone": "3", "mine": "5"}
 
     @pytest.mark.slow
-    def test_no_group_is_best_where_no_direction_is_known(self, tmp_path: Path, runs: list[Path]) -> None:
+    def test_no_group_is_best_without_a_direction(self, tmp_path: Path, runs: list[Path]) -> None:
         report(runs, tmp_path, metric="test/firing_rate/hidden1")
         (mine,) = [row for row in table(tmp_path, "experiments") if row["experiment"] == "mine"]
         assert (mine["metric"], mine["best mean"], mine["n"]) == ("test/firing_rate/hidden1", "", "")
 
     @pytest.mark.slow
-    def test_a_damaged_run_is_no_other_experiment(self, tmp_path: Path, two_groups: list[Path]) -> None:
+    def test_a_damaged_run_is_not_another_experiment(self, tmp_path: Path, two_groups: list[Path]) -> None:
         (two_groups[0] / "run.json").write_text("{")
         report(two_groups, tmp_path)
         assert len(table(tmp_path, "groups")) == 2
@@ -631,7 +631,7 @@ class TestSeveralExperiments:
 class TestASearch:
     @pytest.fixture
     def runs(self, tmp_path: Path) -> list[Path]:
-        """Six points of a search by a measure that is not the main one."""
+        """Six points of a search by a metric that is not the main one."""
         found = []
         for index in range(6):
             lr, beta = 10.0 ** -(index / 2), 0.5 + index / 20
@@ -646,7 +646,7 @@ class TestASearch:
         return found
 
     @pytest.mark.slow
-    def test_is_compared_by_its_own_measure(self, tmp_path: Path, runs: list[Path]) -> None:
+    def test_is_compared_by_its_metric(self, tmp_path: Path, runs: list[Path]) -> None:
         words = told(report(runs, tmp_path))
         assert "val/score, optimized by the search" in words
         assert "val/score over seeds, best first (lower is better)" in words
@@ -662,7 +662,7 @@ class TestASearch:
         files = {path.stem for path in (tmp_path / "report" / "figures").glob("*.svg")}
         assert files.isdisjoint({"heat_map", "seeds"})
 
-    def test_a_record_that_cannot_be_read_changes_nothing(self, tmp_path: Path, runs: list[Path]) -> None:
+    def test_an_unreadable_record_is_ignored(self, tmp_path: Path, runs: list[Path]) -> None:
         for content in ("{", "[]", '{"search": 3}', '{"search": {"settings": {"metric": []}}}'):
             (tmp_path / "sweep.json").write_text(content)
             assert findings.compare(runs).metric == "test/accuracy"
@@ -690,7 +690,7 @@ def test_equal_means_are_called_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_lead_to_their_own_pages(tmp_path: Path, two_groups: list[Path]) -> None:
+def test_runs_link_to_their_pages(tmp_path: Path, two_groups: list[Path]) -> None:
     folder = two_groups[0].rename(two_groups[0].parent / "with a blank")
     (folder / "report.html").touch()
     page = report([folder, *two_groups[1:]], tmp_path)
@@ -698,7 +698,7 @@ def test_runs_lead_to_their_own_pages(tmp_path: Path, two_groups: list[Path]) ->
     assert {row["run"] for row in table(tmp_path, "runs")} == {folder.name, *(path.name for path in two_groups[1:])}
 
 
-def test_what_is_not_known_has_no_column(tmp_path: Path) -> None:
+def test_unknown_values_have_no_column(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / "runs", score, 5, optimizer__lr=lr) for lr, score in ((1, 0.5), (2, 0.7))]
     page = report(paths, tmp_path)
     assert "<th" in page
@@ -716,19 +716,19 @@ def test_long_labels_have_the_number_of_their_group(tmp_path: Path) -> None:
     assert [row["group"] for row in table(tmp_path, "groups")] == ["1", "2"]
 
 
-def test_frames_hold_intervals_that_leave_the_dots_apart() -> None:
+def test_axis_limits_include_intervals_that_are_not_too_wide() -> None:
     axes = figures.strips({"a": [1.0, 2.0]}, [(0.5, 2.5)], "lr", "test/l1").axes[0]
     low, high = axes.get_xlim()
     assert low < 0.5 < 2.5 < high
 
 
-def test_ticks_do_not_stand_on_each_other() -> None:
+def test_ticks_do_not_overlap() -> None:
     assert [label for _, label in figures._apart([(0.0, 1), (0.5, 2), (0.52, 3), (1.0, 4)])] == [1, 2, 4]
     axes = figures.response([0.0001247, 0.0002474, 0.01], [[1], [2], [3]], [None] * 3, "lr", "test/l1").axes[0]
     assert "0.0002474" not in [label.get_text() for label in axes.get_xticklabels()]
 
 
-def test_a_choice_that_was_not_typed_may_be_one_that_was(tmp_path: Path) -> None:
+def test_a_default_choice_may_equal_an_override(tmp_path: Path) -> None:
     kinds = {"atan": "ATan", "default": "ATan", "flat": "StraightThrough"}
     paths = [
         make_run(tmp_path / "runs", 0.5, seed, surrogate={"_target_": f"snnexp.surrogates.{kind}"}, data__seed=seed)

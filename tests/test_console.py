@@ -1,4 +1,4 @@
-"""What a person sees: the loss curve, the tables, the line of progress."""
+"""Terminal output: the loss curve, the tables, the progress line."""
 
 import io
 import itertools
@@ -57,7 +57,7 @@ def rows_of(lines: list[str], mark: str = "*") -> list[int]:
 
 
 class TestCurve:
-    def test_a_falling_line_falls_from_its_largest_to_its_smallest_value(self) -> None:
+    def test_a_decreasing_curve_runs_from_its_maximum_to_its_minimum(self) -> None:
         lines = curve(range(0, 60), [60.0 - step for step in range(60)], "train/loss", fancy=False)
         assert len(lines) == 7
         assert lines[0].startswith("60 +*")
@@ -67,7 +67,7 @@ class TestCurve:
         assert len(rows_of(lines)) == 58, "each column is drawn"
         assert lines[6].split() == ["0", "train/loss", "by", "step", "59"]
 
-    def test_as_braille_it_has_the_same_numbers(self) -> None:
+    def test_braille_has_the_same_numbers(self) -> None:
         values = [60.0 - step for step in range(60)]
         plain, dotted = (curve(range(60), values, "train/loss", fancy) for fancy in (False, True))
         assert dotted[-1] == plain[-1]
@@ -76,8 +76,8 @@ class TestCurve:
         assert dotted[1][3] == "│"
         assert set("".join(line[4:] for line in dotted[:-1])) <= {" ", *map(chr, range(0x2801, 0x2900))}
 
-    def test_every_dot_of_braille_is_where_it_belongs(self) -> None:
-        # dots 1 and 8 of the letter: its upper left corner and its lower right one
+    def test_braille_dots_are_at_their_positions(self) -> None:
+        # dots 1 and 8 of the character: upper left and lower right
         assert _letter({(0, 0), (1, 3)}, 0, 0, fancy=True) == "\u2881"
         assert _letter({(2, 4)}, 1, 1, fancy=True) == "\u2801"
         assert _letter(set(), 0, 0, fancy=True) == " "
@@ -86,7 +86,7 @@ class TestCurve:
         ("values", "logarithmic"),
         [([1e-3, 1.0], True), ([1e-2, 1.0], False), ([0.0, 1.0], False), ([-1.0, 1000.0], False), ([1.0, 101.0], True)],
     )
-    def test_two_decades_of_positive_values_need_a_logarithm_and_say_so(
+    def test_two_decades_of_positive_values_give_a_labeled_logarithmic_axis(
         self, values: list[float], logarithmic: bool
     ) -> None:
         lines = curve([0, 10], values, "train/loss", fancy=False)
@@ -105,17 +105,17 @@ class TestCurve:
         assert [line for line in lines if "*" in line] == ["2.5 +*"]
         assert lines[-1].split() == ["7", "train/loss", "by", "step"]
 
-    def test_equal_values_are_a_line_with_one_number(self) -> None:
+    def test_equal_values_are_a_line_with_one_label(self) -> None:
         lines = curve([0, 5, 9], [0.0, 0.0, 0.0], "train/loss", fancy=False)
         (line,) = [line for line in lines if "*" in line]
         assert line.split() == ["0", "+" + "*" * 58]
 
-    def test_what_is_not_a_number_is_left_out(self) -> None:
+    def test_nan_is_skipped(self) -> None:
         assert curve([], [], "x", fancy=False) == curve([1, 2], [None, None], "x", fancy=True) == []
         with_gap = curve([0, 10, 20, 30], [3.0, None, 1.0, None], "x", fancy=False)
         assert with_gap == curve([0, 20], [3.0, 1.0], "x", fancy=False)
 
-    def test_a_gap_in_the_steps_is_as_wide_as_it_is_long(self) -> None:
+    def test_the_horizontal_axis_is_proportional_to_steps(self) -> None:
         rows = rows_of(curve([0, 90, 100], [1.0, 1.0, 0.0], "x", fancy=False))
         assert 50 <= rows.count(0) <= 56
 
@@ -128,7 +128,7 @@ class TestCurve:
 
     @given(values=st.lists(st.none() | FINITE, min_size=1, max_size=200), fancy=st.booleans(), data=st.data())
     @example(values=[0.0, -999_999_999.0], fancy=False, data=None)
-    def test_any_values_make_a_plot_of_that_size(
+    def test_any_values_give_a_plot_of_the_requested_size(
         self, values: list[float | None], fancy: bool, data: st.DataObject | None
     ) -> None:
         sizes = st.lists(st.integers(1, 10**6), min_size=len(values), max_size=len(values))
@@ -145,15 +145,15 @@ class TestLossCurve:
         assert lines[-1].split() == ["1", "train/loss", "by", "step", "3"]
         assert "⠉" in lines[0]
 
-    def test_by_epochs_where_no_two_steps_were_logged(self) -> None:
+    def test_by_epochs_if_fewer_than_two_steps_were_logged(self) -> None:
         rows = [*ROWS[1:], {"step": 5, "epoch": 1, "train/epoch_loss": 8.0}]
         assert loss_curve(terminal(), rows).splitlines()[-1].split() == ["3", "train/epoch_loss", "by", "step", "6"]
 
-    def test_of_less_than_two_values_there_is_none(self) -> None:
+    def test_fewer_than_two_values_give_no_curve(self) -> None:
         assert loss_curve(terminal(), ROWS[1:]) == loss_curve(terminal(), []) == ""
 
     @pytest.mark.parametrize(("encoding", "watched"), [("ascii", True), ("latin-1", True), ("utf-8", False)])
-    def test_where_it_may_not_be_shown_there_is_no_braille(self, encoding: str, watched: bool) -> None:
+    def test_no_braille_without_a_unicode_terminal(self, encoding: str, watched: bool) -> None:
         assert loss_curve(terminal(encoding=encoding, watched=watched), ROWS).isascii()
 
 
@@ -165,7 +165,7 @@ class TestConfigTree:
         "trainer": {"max_epochs": 100},
     }
 
-    def test_a_line_for_each_group_marks_what_was_typed(self) -> None:
+    def test_a_line_for_each_group_marks_overrides(self) -> None:
         typed = {"seed", "trainer", "neuron.beta.mean", "neuron.beta", "experiment"}
         assert [line.lstrip("├└─ ") for line in shown(config_tree(self.CHOICES, self.VALUES, typed, "x"))] == [
             "x*  seed=0*  num_steps=10",
@@ -177,7 +177,7 @@ class TestConfigTree:
 
 
 class TestResultTable:
-    def test_measures_first_then_a_row_per_layer(self) -> None:
+    def test_metrics_first_then_a_row_per_layer(self) -> None:
         lines = [line.split() for line in shown(result_table(MEASURED, {"test/accuracy": 0.9387}))]
         assert lines == [
             ["metric", "value", "published"],
@@ -189,14 +189,14 @@ class TestResultTable:
             ["readout", "0.125", "61,665"],
             lines[-1],
         ]
-        assert lines[-1][0] == "published:", "whose figures these are"
+        assert lines[-1][0] == "published:", "the source of the published values"
 
-    def test_the_decoder_stands_beside_an_accuracy(self) -> None:
+    def test_the_decoder_is_shown_with_an_accuracy(self) -> None:
         lines = [line.split() for line in shown(result_table(MEASURED, {}, "spike_count"))]
         assert lines[1:3] == [["test/loss", "0.5"], ["test/accuracy", "(spike_count)", "0.875"]]
         assert not any("spike_count" in line for line in shown(result_table({"test/l1": 0.5}, {}, "spike_count")))
 
-    def test_a_value_stands_below_the_name_of_its_column(self) -> None:
+    def test_values_are_below_their_column_titles(self) -> None:
         lines = shown(result_table(MEASURED, {}))
         head, hidden, readout = lines[-3:]
         assert len(head) == len(readout)
@@ -204,7 +204,7 @@ class TestResultTable:
             assert hidden[: head.index(name) + len(name)].endswith(value)
 
     @pytest.mark.parametrize("split", ["test", "val", "train"])
-    def test_columns_that_nobody_has_are_left_out(self, split: str) -> None:
+    def test_empty_columns_are_omitted(self, split: str) -> None:
         lines = shown(result_table({f"{split}/loss": 0.5, f"{split}/firing_rate/hidden1": 0.25}, {}))
         assert [line.split() for line in lines] == [
             ["metric", "value"],
@@ -213,14 +213,14 @@ class TestResultTable:
             ["hidden1", "0.25"],
         ]
 
-    def test_without_layers_there_is_no_table_of_them(self) -> None:
+    def test_no_table_of_layers_without_layers(self) -> None:
         assert shown(result_table({"test/loss": 0.5}, {})) == ["metric     value", "test/loss    0.5"]
 
-    def test_a_published_figure_of_a_layer_keeps_its_row(self) -> None:
+    def test_a_published_value_of_a_layer_keeps_its_row(self) -> None:
         lines = shown(result_table(MEASURED, {"test/firing_rate/hidden1": 0.5}))
         assert ["test/firing_rate/hidden1", "0.25", "0.5"] in [line.split() for line in lines]
 
-    def test_it_fits(self) -> None:
+    def test_it_fits_into_80_columns(self) -> None:
         layers = [f"a_layer_with_a_name_{number}" for number in range(3)]
         measures = ("firing_rate", "dead", "saturated", "synops")
         measured = {f"test/{measure}/{layer}": 123_456_789.0 for measure in measures for layer in layers}
@@ -250,12 +250,12 @@ class TestProgress:
     @pytest.mark.parametrize(
         ("seconds", "expected"), [(0.2, "0:00"), (5, "0:05"), (59.9, "1:00"), (754, "12:34"), (3723, "1:02:03")]
     )
-    def test_time_as_a_clock_has_it(self, seconds: float, expected: str) -> None:
+    def test_durations_are_formatted_as_a_clock(self, seconds: float, expected: str) -> None:
         assert format_duration(seconds) == expected
 
     @pytest.fixture
     def trainer(self) -> SimpleNamespace:
-        """As much of Lightning's trainer as is looked at, in epoch 2 of 3."""
+        """The used part of Lightning's trainer, in epoch 2 of 3."""
         logged = {
             "train/accuracy": torch.tensor(0.875),
             "train/firing_rate/hidden1": torch.tensor(0.25),
@@ -267,7 +267,7 @@ class TestProgress:
             callback_metrics=logged,
         )  # fmt: skip
 
-    def test_lines_in_a_pipe_tell_all_now_and_then(
+    def test_lines_in_a_pipe_have_all_values_at_intervals(
         self, trainer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         now = 1000.0
@@ -285,7 +285,7 @@ class TestProgress:
         line = capsys.readouterr().out.strip()
         assert line == "epoch 2/3  step 80/150  mean loss 2.5  acc 0.875  firing 0.500  128 samples/s  30 s"
 
-    def test_the_bar_draws_in_no_thread_that_could_hold_a_lock_at_a_fork(self, trainer: Any) -> None:
+    def test_the_bar_uses_no_thread_that_could_hold_a_lock_during_a_fork(self, trainer: Any) -> None:
         display = ProgressDisplay(terminal())
         before = threading.active_count()
         display.on_train_start(trainer, None)  # type: ignore[arg-type]
@@ -317,7 +317,7 @@ class TestProgress:
         assert display.bar is None
 
 
-def test_a_stream_without_unicode_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_unicode_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", stream)
     console().print("größe 😀")

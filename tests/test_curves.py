@@ -1,4 +1,4 @@
-"""The page of a run with schedules, measures, penalties, populations and labels for each step."""
+"""The page of a run with schedules, metrics, penalties, populations and labels for each step."""
 
 import math
 from itertools import pairwise
@@ -47,14 +47,14 @@ def drawn(rows: list[dict[str, Any]], cfg: dict[str, Any]) -> dict[str, Picture]
 
 
 def sizes(figure: Figure) -> Any:
-    """What measures the texts of a figure."""
+    """A renderer to measure the text of a figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return canvas.get_renderer()
 
 
 class TestCurves:
-    def test_rates_measures_and_penalties_are_those_of_the_rows(self) -> None:
+    def test_rates_metrics_and_penalties_are_those_of_the_rows(self) -> None:
         found = drawn(ROWS, CFG)
         rates, measures, penalties = (found[name].data for name in ("learning_rate", "measures", "penalties"))
         assert rates["iteration (learning rate, weights)"].tolist() == [1, 3]
@@ -63,16 +63,16 @@ class TestCurves:
         assert [measures[f"r2, {split}"].tolist() for split in ("train", "val")] == [[-2.0, 0.5], [0.25]]
         assert [penalties[f"l1, {split}"].tolist() for split in ("train", "val")] == [[3.0, 2.0], [4.0]]
 
-    def test_there_is_no_picture_of_what_a_run_has_not(self) -> None:
+    def test_no_picture_without_data(self) -> None:
         assert drawn([{"step": 1, "train/r2": 0.5}], {}).keys() == set()
 
-    def test_a_measure_below_0_is_not_cut_off(self) -> None:
+    def test_a_negative_metric_is_not_clipped(self) -> None:
         (axes,) = drawn(ROWS, CFG)["measures"].figure.axes
         assert axes.get_ylim()[0] < -2
         (axes,) = drawn(ROWS, CFG)["penalties"].figure.axes
         assert axes.get_ylim()[0] == 0
 
-    def test_panels_stand_in_rows_of_two_with_one_legend_for_all(self) -> None:
+    def test_panels_are_in_rows_of_two_with_one_legend(self) -> None:
         values = np.arange(3), np.arange(3) / 3
         figure = network.activity({"a": {"x": values}, "b": {"y": values}, "c": {"x": values}})
         shown = [axes for axes in figure.axes if axes.axison]
@@ -81,7 +81,7 @@ class TestCurves:
         assert [label.get_text() for label in figure.legends[0].get_texts()] == ["x", "y"]
 
     def test_a_point_between_gaps_is_a_dot(self) -> None:
-        """As of a loss of the last step, and of a measure that needs all classes in a batch."""
+        """As for a loss of the last step, and a metric that needs all classes in a batch."""
         gaps = np.array([1.0, np.nan, 2.0, np.nan, 3.0, 4.0])
         last = np.array([0.0, 0.0, 5.0])
         (measured,) = network.activity({"roc_auc": {"train": (np.arange(6), gaps)}}).axes[0].lines
@@ -94,7 +94,7 @@ class TestCurves:
 
 class TestSpace:
     @pytest.mark.parametrize("side", [8, 28])
-    def test_words_above_an_image_do_not_reach_into_the_one_above(self, side: int) -> None:
+    def test_labels_of_images_do_not_overlap(self, side: int) -> None:
         figure = network.predictions(np.ones((18, side, side)), np.arange(18) % 10, np.arange(18) % 7)
         renderer, axes = sizes(figure), figure.axes[0]
         below = [word.get_window_extent(renderer).transformed(axes.transData.inverted()) for word in axes.texts[9:]]
@@ -102,18 +102,18 @@ class TestSpace:
         rows = np.flatnonzero(~np.ma.getmaskarray(mosaic).all(1) & np.isfinite(mosaic.filled(np.nan)).any(1))
         first, second = rows[:side], rows[side:]
         for box in below:
-            # rows are counted downwards
+            # rows are counted from the top
             assert first[-1] + 0.5 <= min(box.y0, box.y1)
             assert max(box.y0, box.y1) <= second[0] - 0.5
 
-    def test_the_labels_of_narrow_panels_stand_apart(self) -> None:
+    def test_labels_of_narrow_panels_do_not_overlap(self) -> None:
         figure = network.trajectory({"now": np.zeros((9, 4))}, np.ones((9, 4)), "time step (0.5 ms)")
         renderer = sizes(figure)
         boxes = [axes.xaxis.label.get_window_extent(renderer) for axes in figure.axes]
         assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
         assert all(box.y0 > figure.legends[0].get_texts()[0].get_window_extent(renderer).y1 for box in boxes)
 
-    def test_a_table_of_long_names_gets_the_whole_page(self) -> None:
+    def test_a_table_with_long_names_has_full_width(self) -> None:
         names = ["neuron.tau_adp._target_", "snnexp.neurons.Leaky", "snnexp.initializers.LogNormal"]
         assert Table(["key", "recipe", "run"], [names]).wide
         assert not Table(["key", "recipe", "run"], [[*names[:2], "of words that can be broken into lines"]]).wide
@@ -139,12 +139,12 @@ class TestParts:
 
     @pytest.mark.parametrize(("neuron", "dt"), [("alif", 1e-3), ("lif", 1e-3)])
     def test_a_step_has_its_time_in_seconds(self, neuron: str, dt: float) -> None:
-        """dt is 1 ms in both, which one counts in ms and the other in s."""
+        """dt is 1 ms in both, given in ms by one and in s by the other."""
         parts = build(compose(["experiment=digits_leaky", f"neuron={neuron}", "network.hidden=[4]", "num_steps=4"]))
         assert probe.snapshot(parts.task, parts.data.test[[0]], parts.decoder)["dt"] == pytest.approx(dt)
 
-    def test_a_page_tells_all_of_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Labels for each step, a rate that falls, a penalty and a measure."""
+    def test_a_page_shows_everything(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Labels for each step, a learning rate schedule, a penalty and a metric."""
         monkeypatch.setattr(style, "png", lambda figure, dpi=0: b"\x89PNG")
         monkeypatch.setattr(style, "svg", lambda figure: "<svg>\n <defs></defs></svg>")
         random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Figures: what is drawn where, from arrays alone; and colors that everybody can tell apart."""
+"""Figures: what is drawn where, and colors that are distinguishable with color blindness."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from snnexp.figures import network, style
 RANDOM = np.random.default_rng(0)
 SPIKES = RANDOM.random((20, 12)) < 0.3
 MEMBRANE = RANDOM.normal(size=(20, 4))
-# Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009: what people without one kind of cone see, in linear RGB
+# Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009: simulated dichromacy, in linear RGB
 CONES = {
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
@@ -29,7 +29,7 @@ def linear(color: object) -> np.ndarray:
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE 1976 L*a*b* of linear sRGB, for white D65."""
+    """CIE 1976 L*a*b* of linear sRGB, with white point D65."""
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     x, y, z = np.cbrt(np.clip(np.array(to_xyz) @ rgb, 1e-4, None) / [0.9505, 1.0, 1.089])
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
@@ -41,13 +41,13 @@ def texts(figure: Figure) -> list[str]:
 
 class TestColors:
     @pytest.mark.parametrize("eyes", CONES)
-    def test_lines_of_one_figure_can_be_told_apart(self, eyes: str) -> None:
+    def test_lines_of_one_figure_are_distinguishable(self, eyes: str) -> None:
         seen = [lab(np.array(CONES[eyes]) @ linear(color)) for color in (*style.COLORS, style.GRAY)]
         for (i, one), (j, other) in itertools.combinations(enumerate(seen), 2):
             assert np.linalg.norm(one - other) > 15, (i, j)
 
     @pytest.mark.parametrize("eyes", CONES)
-    def test_shades_grow_darker_for_everybody(self, eyes: str) -> None:
+    def test_shades_darken_monotonically_for_all_color_vision(self, eyes: str) -> None:
         lightness = [lab(np.array(CONES[eyes]) @ linear(style.SHADES(x)))[0] for x in np.linspace(0, 1, 30)]
         assert np.all(np.diff(lightness) < 0)
 
@@ -64,7 +64,7 @@ class TestOneRun:
         assert axes.get_ylim() == (-0.5, 35.5)
         assert not marks.get_rasterized()
 
-    def test_many_spikes_become_pixels(self) -> None:
+    def test_many_spikes_are_rasterized(self) -> None:
         many = np.ones((100, 50), bool)
         (axes,) = network.spike_raster({"": {"hidden": (many, np.arange(50), 50)}}).axes
         assert axes.lines[0].get_rasterized()
@@ -78,7 +78,7 @@ class TestOneRun:
         assert len(figure.axes) == 4
         assert style.png(figure).startswith(b"\x89PNG")
 
-    def test_membrane_of_the_class_stands_out_of_the_others(self) -> None:
+    def test_membrane_of_the_class_is_highlighted(self) -> None:
         threshold = np.array([1.0, 2.0, 3.0, 4.0])
         figure = network.output_membrane({"now": (MEMBRANE, SPIKES[:, :4], threshold)}, [2], "class 2")
         lines = [line for line in figure.axes[0].lines if len(line.get_ydata()) == 20]
@@ -93,7 +93,7 @@ class TestOneRun:
         figure = network.output_membrane({"now": (MEMBRANE, None, None)})
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["output"]
 
-    def test_trajectories_stand_beside_their_targets(self) -> None:
+    def test_trajectories_are_drawn_with_their_targets(self) -> None:
         target = RANDOM.random((20, 2))
         figure = network.trajectory({"before": MEMBRANE[:, :2], "after": MEMBRANE[:, 2:]}, target)
         for sample, axes in enumerate(figure.axes):
@@ -101,7 +101,7 @@ class TestOneRun:
             assert all(np.array_equal(line.get_ydata(), y) for line, y in zip(axes.lines, expected, strict=True))
             assert [line.get_label() for line in axes.lines] == ["before", "after", "target"]
 
-    def test_predictions_name_mistakes(self) -> None:
+    def test_predictions_mark_errors(self) -> None:
         images = RANDOM.random((11, 8, 8))
         predicted, label = np.arange(11) % 10, np.arange(11) % 10
         predicted[3] = 8
@@ -166,7 +166,7 @@ class TestOneRun:
         assert mean.get_ydata()[0] == pytest.approx(loss[:10].mean())
         assert mean.get_ydata()[-1] == pytest.approx(loss[-10:].mean())
 
-    def test_bars_carry_their_numbers(self) -> None:
+    def test_bars_have_labels(self) -> None:
         assert [text.strip() for text in texts(network.bars({"fit": 12.345, "all": 123456.0}, "s"))] == [
             "12.3",
             "123,456",
@@ -188,7 +188,7 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_drawing_leaves_nothing_behind(name: str) -> None:
+def test_drawing_has_no_side_effects(name: str) -> None:
     before, arrays = dict(matplotlib.rcParams), (SPIKES.copy(), MEMBRANE.copy())
     first, second = (DRAWN[name]() for _ in range(2))
     assert style.png(first).startswith(b"\x89PNG")
@@ -200,13 +200,13 @@ def test_drawing_leaves_nothing_behind(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_axes_say_what_they_show(name: str) -> None:
+def test_axes_have_labels(name: str) -> None:
     for axes in DRAWN[name]().axes:
-        assert axes.get_xlabel() or axes.get_ylabel(), "both, but for bars whose names are the axis"
+        assert axes.get_xlabel() or axes.get_ylabel(), "both, except for bars, whose names are the axis"
 
 
 @pytest.mark.parametrize("name", ["a\x07b", "a\x1b[31mb", "a\u200eb", "a\ud800b"])
-def test_what_cannot_be_printed_is_escaped_in_every_text(name: str) -> None:
+def test_non_printable_characters_are_escaped_in_all_text(name: str) -> None:
     figure = Figure(figsize=(3, 3))
     axes = figure.add_subplot()
     axes.plot([0, 1], label=name)

@@ -1,4 +1,4 @@
-"""Arrays in files of other programs: equal to what was written, read in parts, and never unpickled."""
+"""Arrays in files: equal to what was written, read in parts, and never unpickled."""
 
 import pickle
 from collections.abc import Callable
@@ -55,7 +55,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 class TestArrays:
     @pytest.mark.parametrize("name", WRITERS)
-    def test_are_what_was_written(self, tmp_path: Path, name: str) -> None:
+    def test_are_equal_to_what_was_written(self, tmp_path: Path, name: str) -> None:
         path = tmp_path / name
         WRITERS[name](path)
         found = open_arrays(path)
@@ -67,13 +67,13 @@ class TestArrays:
             order = [7, 0, 7, 3]
             assert np.array_equal(x[order], X[order])
 
-    def test_large_ones_are_read_in_parts(self, tmp_path: Path) -> None:
+    def test_large_arrays_are_read_in_parts(self, tmp_path: Path) -> None:
         for name in ("a.npz", "fortran.npz", "a.pt", "a.h5", "folder"):
             WRITERS[name](tmp_path / name)
             assert all(array.mapped for array in open_arrays(tmp_path / name).values())
 
     @pytest.mark.parametrize("kind", ["u2", "u4", "u8", ">i8", ">u2", "i1"])
-    def test_labels_may_be_of_any_integer_type(self, tmp_path: Path, kind: str) -> None:
+    def test_labels_may_have_any_integer_dtype(self, tmp_path: Path, kind: str) -> None:
         np.savez(tmp_path / "a.npz", inputs=X.astype(">f4"), labels=Y.astype(kind))
         data = arrays_data(str(tmp_path / "a.npz"))
         labels = torch.cat([samples[[*range(len(samples))]][1] for samples in (data.train, data.test)])
@@ -111,7 +111,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["a.npz", "a.pt", "a.mat", "a.h5"])
     @pytest.mark.parametrize("share", [0, 0.02, 0.5])
-    def test_damaged_files_are_told(self, tmp_path: Path, name: str, share: float) -> None:
+    def test_corrupt_files_are_reported(self, tmp_path: Path, name: str, share: float) -> None:
         path = tmp_path / name
         WRITERS[name](path)
         content = path.read_bytes()
@@ -120,7 +120,7 @@ class TestRefusals:
             get_array(open_arrays(path), path, "y", "y").load()
         assert "\n" not in str(error.value)
 
-    def test_missing_files_and_arrays_are_told(self, tmp_path: Path) -> None:
+    def test_missing_files_and_arrays_are_reported(self, tmp_path: Path) -> None:
         path = tmp_path / "train.npz"
         np.savez(path, x=X, y=Y)
         with pytest.raises(DataError, match=r"^data: there is no file /.*/trian.npz; did you mean train.npz"):
@@ -142,7 +142,7 @@ class TestRefusals:
             (np.array(3), "has a single value in x, must be one for each sample"),
         ],
     )
-    def test_what_is_no_array_of_numbers_is_told(self, tmp_path: Path, values: Any, words: str) -> None:
+    def test_unsupported_arrays_are_reported(self, tmp_path: Path, values: Any, words: str) -> None:
         np.savez(tmp_path / "a.npz", x=values)
         io.savemat(tmp_path / "a.mat", {"x": X + 1j})
         with pytest.raises(DataError, match=words):

@@ -1,4 +1,4 @@
-"""The table of runs: which runs, in which order, in which form."""
+"""``snnexp runs``: selection, order and format of the table."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ HEAVY = {"torch", "lightning", "hydra", "omegaconf", "matplotlib", "subprocess",
 def make(
     parent: Path, number: int, config: dict | None = None, overrides: list[str] | None = None, **facts: object
 ) -> Path:
-    """A run that began at 12:00 and ``number`` seconds."""
+    """A run that started at 12:00 and ``number`` seconds."""
     path = parent / f"20261120-12{number // 60:02d}{number % 60:02d}-{number:04x}"
     (path / "checkpoints").mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(config or CONFIG))
@@ -50,7 +50,7 @@ def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs of all kinds, in the current folder."""
+    """Runs of all kinds in the working directory."""
     monkeypatch.chdir(tmp_path)
     outputs = tmp_path / "outputs"
     accurate = {"test/loss": 0.25, "test/accuracy": 0.875}
@@ -71,28 +71,28 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) ->
 
 
 def seconds(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[int]:
-    """The runs that are shown, by the number that :func:`make` was given."""
+    """The listed runs, by the number given to :func:`make`."""
     return [int(run["id"][-4:], 16) for run in json.loads(shown(capsys, *arguments, "--json"))]
 
 
 class TestFind:
-    def test_newest_last_wherever_they_lie(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_newest_last_in_any_folder(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert seconds(capsys) == seconds(capsys, "outputs") == seconds(capsys, ".") == [1, 2, 3, 4, 5, 6]
         assert seconds(capsys, "outputs/sweeps") == [1]
         assert seconds(capsys, str(next(zoo.glob("curve/*")))) == [2]
 
-    def test_paths_can_be_typed_as_they_are_shown(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_shown_paths_can_be_used_as_arguments(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for run in json.loads(shown(capsys, "outputs", "--json")):
             assert Path(run["path"], "config.yaml").is_file()
 
-    def test_the_folder_may_be_the_run_one_stands_in(
+    def test_the_folder_may_be_the_run_itself(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(next(zoo.glob("curve/*")))
         (run,) = json.loads(shown(capsys, ".", "--json"))
         assert (run["path"], run["id"], run["experiment"]) == (".", Path.cwd().name, "curve")
 
-    def test_no_link_is_followed_and_nothing_hidden_or_inside_a_run_is_one(self, tmp_path: Path) -> None:
+    def test_links_hidden_folders_and_folders_in_runs_are_skipped(self, tmp_path: Path) -> None:
         run = make(tmp_path / "runs", 1)
         make(run / "checkpoints", 2)
         make(tmp_path / "runs" / ".new-abc", 3)
@@ -119,7 +119,7 @@ class TestFind:
         Path("file").touch()
         assert "file: there is no such folder" in shown(capsys, "file", code=2)
 
-    def test_a_folder_that_cannot_be_read_is_told_and_the_others_are_listed(
+    def test_an_unreadable_folder_is_reported_and_the_others_are_listed(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         scandir = os.scandir
@@ -169,7 +169,7 @@ class TestConditions:
             (["status>1"], [1, 2, 3, 4, 5, 6]),
         ],
     )
-    def test_all_must_hold(
+    def test_all_conditions_must_hold(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], conditions: list[str], expected: list[int]
     ) -> None:
         assert seconds(capsys, *conditions) == seconds(capsys, "outputs", *conditions) == expected
@@ -195,7 +195,7 @@ class TestConditions:
             (["--csv", "--json"], "runs: argument --json: not allowed with argument --csv"),
         ],
     )
-    def test_mistakes_get_a_sentence(
+    def test_invalid_arguments_are_reported(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
     ) -> None:
         assert shown(capsys, *arguments, code=2).startswith(f"snnexp: {sentence}")
@@ -208,14 +208,14 @@ class TestConditions:
         assert (true("<"), true("="), true(">")) == (value < other, value == other, value > other)
         assert (true(">="), true("!="), true("<=")) == (not true("<"), not true("="), not true(">"))
 
-    def test_a_config_that_cannot_be_read_is_told(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unreadable_config_is_reported(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (next(zoo.glob("curve/*")) / "config.yaml").write_text("[" * 10**5)
         assert main(["runs", "neuron.beta=0.8", "--json"]) == 0
         captured = capsys.readouterr()
         assert re.fullmatch(r"snnexp: outputs/curve/.*/config\.yaml: .*damaged.*\n", captured.err)
         assert [run["seed"] for run in json.loads(captured.out)] == [3, 4, 5, None]
 
-    def test_a_config_is_not_read_where_nobody_asks(
+    def test_configs_are_read_only_if_needed(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Run, "config", lambda self: pytest.fail("read"))
@@ -244,7 +244,7 @@ class TestOrder:
 
 
 class TestForms:
-    def test_json_has_all(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_json_has_all_fields(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         runs = json.loads(shown(capsys, "--json"))
         finished, failed, killed, damaged = runs[2:]
         assert finished == {
@@ -266,7 +266,7 @@ class TestForms:
         assert (killed["status"], killed["progress"]) == ("killed", {"step": 9, "epoch": 0})
         assert (damaged["status"], damaged["reason"]) == ("damaged", "run.json: missing or damaged")
 
-    def test_csv_has_the_same_in_a_line_per_run(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_csv_has_the_same_fields_in_one_line_per_run(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = shown(capsys, "--csv")
         assert len(text.splitlines()) == 7
         assert "\x1b" not in text
@@ -281,7 +281,7 @@ class TestForms:
             assert row["step"] == ("" if run["progress"] is None else "9")
         assert rows[2]["overrides"] == "experiment=x seed=3 neuron.beta=0.8"
 
-    def test_a_table_in_a_pipe_is_whole_and_plain(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_table_in_a_pipe_is_not_cropped_or_styled(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         long = ",".join(["neuron.beta=0.123456789"] * 30)
         make(zoo / "mnist", 7, overrides=[long], metrics={"test/accuracy": 1.0})
         head, *rows = shown(capsys).splitlines()
@@ -297,7 +297,7 @@ class TestForms:
         assert rows[4].endswith("its process died, step 9, epoch 1")
         assert rows[5].endswith("run.json: missing or damaged")
 
-    def test_what_nobody_has_is_no_column(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_empty_columns_are_omitted(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         head = shown(capsys, "status=finished", "experiment=x").splitlines()[0]
         assert head.split() == ["status", "age", "experiment", "accuracy", "duration", "path", "overrides"]
         head = shown(capsys, "status=failed").splitlines()[0]
@@ -308,11 +308,11 @@ class TestForms:
         assert head.split()[3] == "loss"
         assert [row.split()[4] for row in rows] == ["5", "3", "0.25"]
 
-    def test_what_they_are_sorted_by_is_shown(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_sort_key_is_shown(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "loss" in shown(capsys, "--sort", "test/loss", "status=finished").splitlines()[0]
 
     @pytest.mark.slow
-    def test_a_terminal_of_any_width_is_never_wider(self, zoo: Path) -> None:
+    def test_the_table_never_exceeds_the_terminal_width(self, zoo: Path) -> None:
         rows = [Row(Run(path).facts(), 1.8e9) for path in find_runs(zoo)]
         for width in range(10, 200):
             lines = plain(table(rows, width)).splitlines()
@@ -324,7 +324,7 @@ class TestForms:
         }
 
     @given(text=st.text(max_size=60), width=st.integers(20, 100))
-    def test_whatever_was_typed_fits_and_shows(self, text: str, width: int) -> None:
+    def test_any_override_fits_and_is_shown(self, text: str, width: int) -> None:
         facts = Facts(
             Path("a/20261120-120003-0003"), text, "failed", text, None, None, text, 0, [text], {}, 1, None, {}
         )
@@ -334,7 +334,7 @@ class TestForms:
         assert len(whole) == 2
         assert all(line.isprintable() for line in whole)
 
-    def test_what_tells_runs_apart_is_cropped_last(self, tmp_path: Path) -> None:
+    def test_distinguishing_overrides_are_cropped_last(self, tmp_path: Path) -> None:
         common = ["trainer=cpu", "trainer.max_epochs=4", "data.root=/somewhere/else", "logger.tensorboard=false"]
         paths = [make(tmp_path, number, overrides=[*common, f"seed={number}"]) for number in (1, 2)]
         rows = [Row(Run(path).facts(), 1.8e9) for path in paths]
@@ -344,9 +344,9 @@ class TestForms:
         assert first.endswith("…")
         assert "…" not in plain(table(rows, 80, unicode=False))
         whole = table(rows).splitlines()
-        assert whole[1].endswith(" ".join([*common, "seed=1"])), "a pipe has them as they were typed"
+        assert whole[1].endswith(" ".join([*common, "seed=1"])), "in their original order in a pipe"
 
-    def test_ids_of_a_narrow_terminal_can_be_typed(self, tmp_path: Path) -> None:
+    def test_ids_in_a_narrow_terminal_can_be_used_as_arguments(self, tmp_path: Path) -> None:
         folders = [make(tmp_path / str(index), 3 + index * 0x10000, experiment="long" * 20) for index in range(2)]
         for index, folder in enumerate(folders):
             folder.rename(folder.parent / f"20261120-12000{index}-0003")
@@ -354,9 +354,9 @@ class TestForms:
         first = plain(table(rows[:1], 80))
         assert (" 0003" in first, "120000-0003" in first) == (True, False)
         both = plain(table(rows[:1], 80, known=rows))
-        assert rows[0].facts.id[-11:] in both, "so that no other one ends as it does"
+        assert rows[0].facts.id[-11:] in both, "so that the suffix is unique"
 
-    def test_where_there_is_little_room_the_duration_is_left_out_first(self, tmp_path: Path) -> None:
+    def test_the_duration_is_dropped_first_if_space_is_short(self, tmp_path: Path) -> None:
         path = make(
             tmp_path, 1, experiment="regression_sqrt_fit", overrides=["x=1" * 30], metrics={"test/accuracy": 0.8291}
         )
@@ -365,12 +365,12 @@ class TestForms:
         assert "regression_sqrt_fit" in narrow
         assert ("duration" in narrow, "duration" in wide) == (False, True)
 
-    def test_a_recipe_of_another_name_and_what_was_changed_later_are_shown(self, tmp_path: Path) -> None:
+    def test_a_renamed_recipe_and_overrides_of_a_resume_are_shown(self, tmp_path: Path) -> None:
         typed = ["experiment=best", "trainer.max_epochs=1"]
         path = make(tmp_path, 1, overrides=typed, resumed_with=["trainer.max_epochs=3", 5])
         assert "experiment=best trainer.max_epochs=3" in table([Row(Run(path).facts(), 1.8e9)])
 
-    def test_paths_of_a_narrow_terminal_end_as_the_run_does(self, zoo: Path) -> None:
+    def test_a_narrow_terminal_shows_the_suffix_of_the_id(self, zoo: Path) -> None:
         rows = [Row(Run(path).facts(), 1.8e9) for path in zoo.glob("mnist/*3")]
         assert " 0003 " in plain(table(rows, 80))
         assert table(rows, 200).count("outputs/mnist/20261120-120003-0003") == 1
@@ -387,14 +387,14 @@ class TestForms:
             (3e5, "3 d"),
         ],
     )
-    def test_times_as_people_say_them(self, duration_s: float, expected: str) -> None:
+    def test_durations_in_suitable_units(self, duration_s: float, expected: str) -> None:
         facts = Facts(Path("a"), "a", "finished", "", None, duration_s, "x", 0, [], {}, 0, None, {})
         head, row = table([Row(facts, 0.0)]).splitlines()
         assert row[head.index("duration") :][: len("duration")].strip() == expected
 
 
 class TestProcess:
-    """The command in a process of its own."""
+    """The command in a separate process."""
 
     def test_nothing_heavy_is_imported(self, zoo: Path) -> None:
         script = (
@@ -411,7 +411,7 @@ class TestProcess:
             assert done.stdout.isascii()
             assert len(done.stdout.splitlines()) >= 7
 
-    def test_a_reader_that_leaves(self, zoo: Path) -> None:
+    def test_a_reader_that_closes_the_pipe(self, zoo: Path) -> None:
         make(zoo, 7, status="failed", reason="long " * 10**5)
         done = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {sys.executable} -m snnexp.cli runs --json | head -n 1"],
@@ -435,11 +435,13 @@ class TestProcess:
         assert "\x1b" not in "".join(lines)
         assert max(map(cell_len, lines)) <= 80
         assert r"0004 failed: [bold]no\x1b[31m way" in lines
-        assert all(any(f"{number:04x}" in line for line in lines) for number in range(1, 7)), "each run can be told"
+        assert all(any(f"{number:04x}" in line for line in lines) for number in range(1, 7)), (
+            "each run can be identified"
+        )
 
 
 def plain(text: str) -> str:
-    """A text without its colours."""
+    """A text without color codes."""
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
@@ -449,7 +451,7 @@ def run_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]
 
 
 def everything(terminal: int) -> str:
-    """What a program writes to a pseudo-terminal until it ends."""
+    """The output of a program in a pseudo-terminal until it ends."""
     shown = b""
     while True:
         try:

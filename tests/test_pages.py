@@ -1,4 +1,4 @@
-"""Pages of reports in a real browser, and a real TensorBoard server beside a run."""
+"""Report pages in a real browser, and a real TensorBoard server for a run."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SHORT = ["num_steps=8", "data.batch_size=5", "trainer.max_epochs=3", "trainer.lo
 CLASSES = {"predictions", "confusion"}
 ALWAYS = {"loss", "activity", "output_membrane", "spike_raster", "gradient_norms", "firing_rates"}
 OF_ONE_VALUE = {"digits_leaky", "mnist_leaky", "mnist_rleaky_conv", "mnist_rleaky_count", "mnist_rleaky_membrane"}
-"""Recipes whose neuron parameters are neither learned nor drawn."""
+"""Recipes whose neuron parameters are neither learned nor random."""
 
 in_chromium = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs Chromium and its driver; Debian's packages chromium and chromium-driver"
@@ -41,7 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def trained(tiny_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Trains a recipe for a moment."""
+    """Trains a recipe briefly."""
     monkeypatch.chdir(tmp_path)
 
     def train(recipe: str, *overrides: str) -> Path:
@@ -58,7 +58,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @in_chromium
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_page_can_be_seen_without_a_network(trained: Any, page: Page, recipe: str) -> None:
+def test_a_page_renders_without_network_access(trained: Any, page: Page, recipe: str) -> None:
     written = report([trained(recipe, *([] if "conv" in recipe else ["network.hidden=[30,20]"]))])
     page.requests()
     page.complaints()
@@ -73,14 +73,14 @@ def test_a_page_can_be_seen_without_a_network(trained: Any, page: Page, recipe: 
             assert figure["height"] > 40
             assert figure["smallest"] > 7.5, "the smallest text, in pixels"
             assert figure["marks"]
-            assert figure["images"], "what is no vector lies inside the page"
-        assert page.script("return document.documentElement.scrollWidth <= innerWidth"), "no scrolling sideways"
+            assert figure["images"], "raster images are embedded in the page"
+        assert page.script("return document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
     assert {address for address in page.requests() if not address.startswith("data:")} == {written.resolve().as_uri()}
     assert page.complaints() == []
 
 
 @in_chromium
-def test_a_page_is_dark_where_the_reader_is(trained: Any, page: Page) -> None:
+def test_a_page_follows_the_dark_color_scheme(trained: Any, page: Page) -> None:
     written = report([trained("regression_linear")])
     brightness = []
     for dark in (False, True):
@@ -99,14 +99,14 @@ def test_a_page_prints(trained: Any, page: Page) -> None:
     printed = page.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert len(printed["data"]) > 20_000
     shown = "return document.querySelector('details table').checkVisibility({contentVisibilityAuto: true})"
-    assert page.script(shown) is False, "the whole config is folded"
+    assert page.script(shown) is False, "the full config is collapsed"
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert page.script(shown) is True
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 @in_chromium
-def test_captions_of_wide_tables_can_be_read_on_a_telephone(trained: Any, page: Page) -> None:
+def test_captions_of_wide_tables_are_readable_on_a_phone(trained: Any, page: Page) -> None:
     page.look(report([trained("regression_linear", f"optimizer.lr={lr}") for lr in (0.1, 0.2)]), 400)
     boxes = page.script(
         "return [...document.querySelectorAll('.caption')].filter(box => box.offsetParent)"
@@ -120,7 +120,7 @@ def test_captions_of_wide_tables_can_be_read_on_a_telephone(trained: Any, page: 
 
 
 @in_chromium
-def test_two_pictures_do_not_share_names(trained: Any, page: Page) -> None:
+def test_svg_ids_of_two_pictures_are_distinct(trained: Any, page: Page) -> None:
     page.look(report([trained("regression_linear")]), 1280)
     names = page.script("return [...document.querySelectorAll('[id]')].map(element => element.id)")
     assert len(names) == len(set(names))
@@ -136,7 +136,7 @@ def test_two_pictures_do_not_share_names(trained: Any, page: Page) -> None:
 class TestTensorBoard:
     @pytest.fixture
     def ask(self, trained: Any) -> Iterator[Any]:
-        """Answers of a server on the directory of a run that has finished."""
+        """Responses of a server for the directory of a finished run."""
         folder = trained("mnist_parametrized_lif", "data.val_size=10", "logger.draw_every_s=0")
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
         command += ["--host", "127.0.0.1", "--port", "0", "--load_fast", "false"]
@@ -163,7 +163,7 @@ class TestTensorBoard:
             server.wait()
             server.stderr.close()
 
-    def test_serves_what_the_run_has_logged(self, ask: Any) -> None:
+    def test_serves_the_logged_data(self, ask: Any) -> None:
         folder, ask = ask
         (name,) = ask("scalars/tags")
         scalars = ask("scalars/tags")[name]
@@ -186,7 +186,7 @@ class TestTensorBoard:
         assert [entry["step"] for entry in drawn] == [6, 12, 18], "after each epoch, the last after the test"
         assert ask(f"images/individualImage?{drawn[0]['query']}").startswith(b"\x89PNG")
 
-    def test_has_one_row_of_hyperparameters_with_the_final_measures(self, ask: Any) -> None:
+    def test_has_one_row_of_hyperparameters_with_the_final_metrics(self, ask: Any) -> None:
         folder, ask = ask
         infos = ask("hparams/experiment", {})
         columns = [{"metric": info["name"]} for info in infos["metricInfos"]]
@@ -195,7 +195,7 @@ class TestTensorBoard:
         (group,) = ask("hparams/session_groups", request)["sessionGroups"]
         assert group["hparams"]["experiment"] == "mnist_parametrized_lif"
         assert group["hparams"]["data.val_size"] == 10
-        assert "optimizer.lr" not in group["hparams"], "it is the recipe's"
+        assert "optimizer.lr" not in group["hparams"], "it equals that of the recipe"
         (session,) = group["sessions"]
         assert session["status"] == "STATUS_SUCCESS"
         measured = {value["name"]["tag"]: value["value"] for value in session["metricValues"]}

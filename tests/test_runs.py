@@ -1,4 +1,4 @@
-"""Run directories: exclusive, strict JSON, whole or not at all; checkpoints that tell when they are damaged."""
+"""Run directories: exclusive access, strict JSON, atomic writes, and checksums of checkpoints."""
 
 import copy
 import errno
@@ -39,7 +39,7 @@ def create(parent: Path, overrides: list[str] | None = None, **facts: object) ->
 
 
 def strict(text: str) -> object:
-    """JSON as the standard has it, without NaN and Infinity."""
+    """Parse standard JSON, without NaN and Infinity."""
     return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
@@ -47,7 +47,7 @@ class TestIdentity:
     def test_an_id_is_a_time_and_four_hexadecimal_digits(self) -> None:
         assert re.fullmatch(RUN_ID, new_id())
 
-    def test_fifty_threads_that_draw_the_same_ids_share_no_directory(
+    def test_fifty_threads_with_colliding_ids_share_no_directory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         draw = random.Random(0)
@@ -88,7 +88,7 @@ class TestRecord:
         assert record["versions"]["torch"]
         assert (run.path / "config.yaml").read_text() == "seed: 0\n"
 
-    def test_update_changes_what_it_names_and_keeps_the_rest(self, tmp_path: Path) -> None:
+    def test_update_keeps_other_entries(self, tmp_path: Path) -> None:
         run = create(tmp_path, seed=3, experiment="größer 😀")
         returned = run.update(status="finished", metrics={"test/accuracy": 0.9412})
         assert returned == run.read() == Run(run.path).read()
@@ -96,7 +96,7 @@ class TestRecord:
         assert run.read()["metrics"] == {"test/accuracy": 0.9412}
         assert run.read()["status"] == "finished"
 
-    def test_what_json_cannot_hold_becomes_null_wherever_it_stands(self, tmp_path: Path) -> None:
+    def test_non_finite_values_become_null_at_any_level(self, tmp_path: Path) -> None:
         run = create(tmp_path, deep={"a": [1.5, math.nan, (math.inf,)]}, best=-math.inf)
         record = strict((run.path / "run.json").read_text())
         assert isinstance(record, dict)
@@ -140,14 +140,14 @@ class TestRecord:
             pytest.param("name=\x1b[0m", id="escape"),
         ],
     )
-    def test_what_was_typed_is_read_back_letter_by_letter(self, tmp_path: Path, override: str) -> None:
+    def test_overrides_are_read_back_exactly(self, tmp_path: Path, override: str) -> None:
         typed = ["seed=1", override]
         path = create(tmp_path, typed).path / "overrides.yaml"
         assert yaml.safe_load(path.read_text(encoding="utf-8")) == typed
         assert OmegaConf.to_container(OmegaConf.load(path), resolve=False) == typed
         assert Run(path.parent).overrides() == typed
 
-    def test_nothing_typed_is_an_empty_list(self, tmp_path: Path) -> None:
+    def test_no_overrides_are_an_empty_list(self, tmp_path: Path) -> None:
         assert yaml.safe_load((create(tmp_path).path / "overrides.yaml").read_text()) == []
 
 
@@ -167,7 +167,7 @@ class TestAtomicWrites:
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_an_interruption_leaves_no_temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_interruption_leaves_no_temporary_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
@@ -176,7 +176,7 @@ class TestAtomicWrites:
             write_atomically(tmp_path / "run.json", b"new")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_reader_never_sees_a_part(self, tmp_path: Path) -> None:
+    def test_a_reader_never_sees_a_partial_file(self, tmp_path: Path) -> None:
         run = create(tmp_path, text="x" * 100_000)
         with ThreadPoolExecutor(2) as pool:
             writing = pool.submit(lambda: [run.update(number=number) for number in range(30)])
@@ -201,7 +201,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("position", [0, 5000, len(content) - 1])
     @pytest.mark.parametrize("bit", [0, 7])
-    def test_one_flipped_bit_is_found(self, path: Path, position: int, bit: int) -> None:
+    def test_a_flipped_bit_is_detected(self, path: Path, position: int, bit: int) -> None:
         damaged = bytearray(self.content)
         damaged[position] ^= 1 << bit
         path.write_bytes(damaged)
@@ -210,13 +210,13 @@ class TestCheckpoints:
         assert caught.value.exit_code == 5
 
     @pytest.mark.parametrize("content", [b"", content[:-1], content[:100], content + b"\0"])
-    def test_a_wrong_length_is_found(self, path: Path, content: bytes) -> None:
+    def test_a_wrong_length_is_detected(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="damaged"):
             read_checkpoint(path)
 
     @pytest.mark.parametrize("name", ["last.ckpt", "last.ckpt.sha256"])
-    def test_a_missing_file_is_found(self, path: Path, name: str) -> None:
+    def test_a_missing_file_is_detected(self, path: Path, name: str) -> None:
         path.with_name(name).unlink()
         with pytest.raises(
             CheckpointError, match=f"{re.escape(str(path))}: checkpoint (cannot be read|has no checksum)"
@@ -224,16 +224,16 @@ class TestCheckpoints:
             read_checkpoint(path)
 
     @pytest.mark.parametrize("checksum", [b"", b"\n", b"\xff\xfe", b"0" * 64, b"no checksum"])
-    def test_an_unusable_checksum_is_found(self, path: Path, checksum: bytes) -> None:
+    def test_an_invalid_checksum_is_detected(self, path: Path, checksum: bytes) -> None:
         path.with_name("last.ckpt.sha256").write_bytes(checksum)
         with pytest.raises(CheckpointError, match=re.escape(str(path))):
             read_checkpoint(path)
 
-    # every file operation of a save in turn, and half of each write; "dev/shm" is another filesystem
+    # each file operation of a save in turn, and half of each write; "dev/shm" is another file system
     @pytest.mark.slow
     @pytest.mark.parametrize("tmpdir", [".", "/dev/shm"])
     @pytest.mark.parametrize("fault", ["kill", "no space"])
-    def test_a_save_that_is_cut_short_leaves_whole_checkpoints(self, tmp_path: Path, tmpdir: str, fault: str) -> None:
+    def test_an_interrupted_save_leaves_valid_checkpoints(self, tmp_path: Path, tmpdir: str, fault: str) -> None:
         script = """
 import errno, os, signal, sys
 from pathlib import Path
@@ -282,7 +282,7 @@ while True:
     if status == 0:
         break
     assert status == (signal.SIGKILL if fault == "kill" else 7 << 8)
-    # and whatever is left does not stand in the way of the next save
+    # and leftovers do not prevent the next save
     write_checkpoint(last, new, keep=previous)
     assert read_checkpoint(last) == new
     number += 1
@@ -298,7 +298,7 @@ print(number)
         assert done.stderr == ""
         assert int(done.stdout) > 30, "operations of a save"
 
-    def test_a_damaged_one_is_not_kept_in_place_of_a_good_one(self, path: Path) -> None:
+    def test_a_corrupt_checkpoint_does_not_replace_a_valid_one(self, path: Path) -> None:
         previous = path.with_name("previous.ckpt")
         write_checkpoint(path, b"second", keep=previous)
         path.write_bytes(b"damaged")
@@ -306,7 +306,7 @@ print(number)
         assert read_checkpoint(path) == b"third"
         assert read_checkpoint(previous) == self.content
 
-    def test_what_is_no_plain_file_or_too_large_is_not_read(self, tmp_path: Path, path: Path) -> None:
+    def test_only_regular_files_of_limited_size_are_read(self, tmp_path: Path, path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.ckpt")
         for strange in (tmp_path / "pipe.ckpt", Path("/dev/zero"), tmp_path):
             with pytest.raises(CheckpointError, match="not a regular file"):
@@ -328,12 +328,12 @@ class TestLock:
             run.lock()
             run.close()
 
-    def test_who_writes_is_known_without_locking(self, tmp_path: Path) -> None:
+    def test_the_owner_is_known_without_locking(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         (tmp_path / "link").symlink_to(run.path)
         assert Run(run.path).in_use()
         assert Run(tmp_path / "link").in_use()
-        assert in_another_process(run, "in_use()") == "True", "and it was not let go of by looking"
+        assert in_another_process(run, "in_use()") == "True", "the query did not release the lock"
         run.close()
         assert not run.in_use()
         assert in_another_process(run, "in_use()") == "False"
@@ -342,10 +342,10 @@ class TestLock:
         mine = create(tmp_path)
         (run.path / ".lock").symlink_to(mine.path / ".lock")
         assert not run.in_use()
-        assert in_another_process(mine, "in_use()") == "True", "a link must not make us let go of another lock"
+        assert in_another_process(mine, "in_use()") == "True", "a query through a link must not release the lock"
         mine.close()
 
-    def test_a_process_that_writes_is_seen_until_it_is_killed(self, tmp_path: Path) -> None:
+    def test_a_writing_process_is_detected_until_it_is_killed(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         run.close()
         with writing(run) as process:
@@ -383,7 +383,7 @@ def in_another_process(run: Run, call: str) -> str:
 
 
 class TestFacts:
-    def test_of_a_run_that_finished(self, tmp_path: Path) -> None:
+    def test_of_a_finished_run(self, tmp_path: Path) -> None:
         run = create(tmp_path, ["experiment=x", "seed=3"], seed=3, experiment="x", device="1 x cpu")
         run.log_metrics({"step": 7, "epoch": 1, "train/loss": 2.0})
         run.update(status="finished", exit_code=0, metrics={"test/l1": 0.5, "test/loss": None}, wall_s={"total": 4.5})
@@ -396,12 +396,12 @@ class TestFacts:
         assert facts.progress is None
         assert facts.record["device"] == "1 x cpu"
         assert facts.started == datetime.fromisoformat(run.read()["started"])
-        # the second may turn between the two
+        # the second may change between the two
         assert f"{facts.started:%Y%m%d-%H%M%S}" <= run.path.name[:15]
         assert facts.started.utcoffset() == datetime.now().astimezone().utcoffset()
 
     @pytest.mark.parametrize("status", ["failed", "diverged", "interrupted"])
-    def test_of_a_run_that_ended_otherwise(self, tmp_path: Path, status: str) -> None:
+    def test_of_an_unfinished_run(self, tmp_path: Path, status: str) -> None:
         run = create(tmp_path)
         run.log_metrics({"step": 7, "epoch": 1, "train/loss": 2.0})
         run.update(status=status, exit_code=3, reason="the loss is nan")
@@ -416,7 +416,7 @@ class TestFacts:
         assert facts.duration_s == 100
         resumed = run.resume_entries(run.read(), 3, ["trainer.max_epochs=3"])
         run.update(resumed_at_step=[3])
-        assert run.facts().duration_s is None, "the time between is not known"
+        assert run.facts().duration_s is None, "the time in between is unknown"
         run.update(**resumed)
         again = run.read()
         assert (again["earlier_s"], again["resumed_at_step"], again["resumed_with"]) == (
@@ -433,14 +433,14 @@ class TestFacts:
         run.update(earlier_s="long")
         assert run.facts().duration_s is None
 
-    def test_the_row_of_the_test_is_no_step(self, tmp_path: Path) -> None:
+    def test_the_row_of_the_final_test_is_not_a_step(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         run.log_metrics({"step": 99, "epoch": 0, "train/epoch_loss": 2.0})
         run.log_metrics({"step": 100, "epoch": 1, "test/loss": 2.0})
         assert run.facts().progress == {"step": 99, "epoch": 0}
         run.close()
 
-    def test_it_may_end_between_two_looks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_may_end_between_two_reads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run = create(tmp_path)
 
         def ends(self: Run) -> bool:
@@ -451,7 +451,7 @@ class TestFacts:
         assert Run(run.path).facts().status == "finished"
         run.close()
 
-    def test_the_last_whole_row_tells_how_far_it_is_however_long_the_file(self, tmp_path: Path) -> None:
+    def test_the_last_complete_row_gives_the_progress_for_any_file_size(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         assert run.facts().progress is None
         for step in range(5000):
@@ -462,7 +462,7 @@ class TestFacts:
         assert run.facts().progress == {"step": 4999, "epoch": 49}
 
     @pytest.mark.parametrize("row", ["{", "[1]", '{"step": 3}', '{"step": null, "epoch": 1}', "x" * 10**5, "[" * 10**4])
-    def test_a_damaged_row_tells_nothing(self, tmp_path: Path, row: str) -> None:
+    def test_a_corrupt_row_gives_no_progress(self, tmp_path: Path, row: str) -> None:
         run = create(tmp_path)
         run.close()
         (run.path / "metrics.jsonl").write_text(f"{row}\n")
@@ -471,7 +471,7 @@ class TestFacts:
     @pytest.mark.parametrize(
         "content", [None, "", "{", "[1]", '{"status": "bored"}', "{}", '{"status": [1]}', "\xff", "[" * 10**5]
     )
-    def test_a_damaged_record_is_told(self, tmp_path: Path, content: str | None) -> None:
+    def test_a_corrupt_record_is_reported(self, tmp_path: Path, content: str | None) -> None:
         run = create(tmp_path, ["seed=3"])
         run.close()
         (run.path / "run.json").unlink()
@@ -480,7 +480,7 @@ class TestFacts:
         facts = run.facts()
         assert facts.status == "damaged"
         assert re.match(r"run\.json: (missing or )?damaged", facts.reason)
-        assert facts.overrides == ["seed=3"], "what can be read is"
+        assert facts.overrides == ["seed=3"], "readable files are used"
 
     @pytest.mark.parametrize(
         "content",
@@ -500,7 +500,7 @@ class TestFacts:
             *("- &a x\n- *a", "[" * 10**5, "{a: " * 10**5, "- " * 10**5, "[" * 40 + "]" * 40),
         ],
     )
-    def test_damaged_or_hostile_overrides_are_told(self, tmp_path: Path, content: str | None) -> None:
+    def test_corrupt_or_malicious_overrides_are_reported(self, tmp_path: Path, content: str | None) -> None:
         run = create(tmp_path)
         run.update(status="finished", metrics={"test/l1": 1})
         run.close()
@@ -513,14 +513,14 @@ class TestFacts:
         assert facts.metrics == {"test/l1": 1}
 
     @pytest.mark.parametrize("name", ["run.json", "overrides.yaml", "metrics.jsonl"])
-    def test_what_is_no_plain_file_is_not_waited_for(self, tmp_path: Path, name: str) -> None:
+    def test_reading_a_pipe_does_not_block(self, tmp_path: Path, name: str) -> None:
         run = create(tmp_path)
         run.close()
         (run.path / name).unlink()
         os.mkfifo(run.path / name)
         assert run.facts().status == ("killed" if name == "metrics.jsonl" else "damaged")
 
-    def test_values_of_other_kinds_are_left_out(self, tmp_path: Path) -> None:
+    def test_values_of_other_types_are_ignored(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         run.update(
             status="finished", seed="one", experiment=None, wall_s=[1], exit_code="0", metrics={"a": "b", "c": True}
@@ -531,7 +531,7 @@ class TestFacts:
         run.close()
 
     @pytest.mark.parametrize("name", ["mine", "20261399-250000-abcd", "00010101-000000-abcd", "99991231-235959-abcd"])
-    def test_a_directory_of_another_name_has_no_start_or_an_odd_one(self, tmp_path: Path, name: str) -> None:
+    def test_a_directory_of_another_name_has_no_start_time(self, tmp_path: Path, name: str) -> None:
         run = create(tmp_path)
         # as before the start was recorded
         run.write({key: value for key, value in run.update(status="failed").items() if key != "started"})
@@ -540,7 +540,7 @@ class TestFacts:
         assert moved.facts().duration_s is None or name.startswith("0001")
 
     @pytest.mark.parametrize("recorded", ["yesterday", 5, None, [], "2026-13-01T00:00:00+00:00"])
-    def test_a_start_that_is_none_is_that_of_the_id(self, tmp_path: Path, recorded: object) -> None:
+    def test_an_invalid_start_time_is_replaced_by_that_of_the_id(self, tmp_path: Path, recorded: object) -> None:
         run = create(tmp_path)
         run.update(started=recorded, status="failed")
         run.close()
@@ -557,7 +557,7 @@ class TestFacts:
         run.close()
 
 
-def test_the_main_metric_and_which_way_is_better() -> None:
+def test_the_main_metric_and_its_direction() -> None:
     assert main_metric({"test/loss": 1.0, "test/l1": 2.0, "test/accuracy": 0.5}) == "test/accuracy"
     assert main_metric({"test/loss": 1.0, "test/l1": 2.0}) == "test/l1"
     assert main_metric({"val/loss": 1.0}) is None
@@ -580,18 +580,18 @@ def test_the_main_metric_and_which_way_is_better() -> None:
         ("loss", ("", "loss", "")),
     ],
 )
-def test_the_measure_alone_tells_whether_a_metric_is_of_a_layer(metric: str, expected: tuple[str, str, str]) -> None:
+def test_only_the_metric_name_determines_whether_it_is_of_a_layer(metric: str, expected: tuple[str, str, str]) -> None:
     assert split_name(metric) == expected
 
 
 class TestOpen:
     @pytest.mark.parametrize("where", ["nowhere", "."])
-    def test_what_is_no_run_is_refused(self, tmp_path: Path, where: str) -> None:
+    def test_other_folders_are_rejected(self, tmp_path: Path, where: str) -> None:
         with pytest.raises(ConfigError, match="not the directory of a run"):
             Run.open(tmp_path / where)
 
     @pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "checkpoints/last.ckpt", "tensorboard"])
-    def test_a_run_that_leads_elsewhere_is_refused(self, tmp_path: Path, name: str) -> None:
+    def test_a_run_with_links_is_rejected(self, tmp_path: Path, name: str) -> None:
         run = create(tmp_path / "runs")
         run.close()
         (tmp_path / "mine").write_text("mine")
@@ -603,7 +603,7 @@ class TestOpen:
         assert (tmp_path / "mine").read_text() == "mine"
 
     @pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\xff", "[" * 100_000])
-    def test_a_damaged_record_is_told(self, tmp_path: Path, content: str) -> None:
+    def test_a_corrupt_record_is_reported(self, tmp_path: Path, content: str) -> None:
         run = create(tmp_path)
         (run.path / "run.json").write_bytes(content.encode("latin-1"))
         with pytest.raises(CheckpointError, match=r"run\.json: (missing or )?damaged"):
@@ -611,7 +611,7 @@ class TestOpen:
 
 
 class TestRewind:
-    def test_rows_behind_a_checkpoint_are_cut_and_a_torn_one_is_none(self, tmp_path: Path) -> None:
+    def test_rows_after_a_checkpoint_are_truncated_and_an_incomplete_row_is_skipped(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         run.log_metrics({"step": 0})
         so_far = run.metrics_so_far()
@@ -629,7 +629,7 @@ class TestRewind:
         assert again.metrics_so_far()["bytes"] == len((run.path / "metrics.jsonl").read_bytes())
         again.close()
 
-    def test_other_rows_or_fewer_are_noticed(self, tmp_path: Path) -> None:
+    def test_changed_or_missing_rows_are_detected(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         run.log_metrics({"step": 0})
         so_far = run.metrics_so_far()
@@ -640,7 +640,7 @@ class TestRewind:
         assert not run.has_metrics(so_far)
 
 
-def test_no_program_that_a_repository_names_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_configured_by_a_repository_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for command in (["init", "-q"], ["config", "core.fsmonitor", f"touch {tmp_path / 'attacked'}; true"]):
         subprocess.run(["git", *command], check=True)
@@ -654,7 +654,7 @@ def test_no_program_that_a_repository_names_is_run(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "attacked").exists()
 
 
-def test_runs_are_read_without_anything_heavy() -> None:
+def test_reading_runs_imports_no_slow_packages() -> None:
     script = (
         "import sys, snnexp.record.run; print({'torch', 'lightning', 'numpy', 'hydra', 'omegaconf'} & {*sys.modules})"
     )
@@ -663,32 +663,32 @@ def test_runs_are_read_without_anything_heavy() -> None:
 
 
 class TestDamagedRecords:
-    """Of a stranger, or of a disk: one line and exit code 5, never a traceback."""
+    """From an untrusted source or a faulty disk: one line and exit code 5, never a traceback."""
 
     @pytest.mark.parametrize(
         "row",
         ["[]", "3", "{}", '{"loss": 1}', '{"step": "1"}', '{"step": Infinity}', '{"step": 1e999}', '{"step": true}'],
     )
-    def test_a_line_that_is_no_row_is_told(self, tmp_path: Path, row: str) -> None:
+    def test_an_invalid_row_is_reported(self, tmp_path: Path, row: str) -> None:
         run = create(tmp_path)
         (run.path / "metrics.jsonl").write_text(f'{{"step": 0, "epoch": 0}}\n{row}\n')
         with pytest.raises(CheckpointError, match="line 2 is damaged"):
             list(run.metrics())
 
     @pytest.mark.parametrize("value", ["9" * 400, "1e400", "NaN", "[" * 200 + "]" * 200, "[" * 900 + "]" * 900])
-    def test_a_record_with_what_no_run_writes_is_damaged(self, tmp_path: Path, value: str) -> None:
+    def test_a_record_with_invalid_values_is_damaged(self, tmp_path: Path, value: str) -> None:
         run = create(tmp_path)
         (run.path / "run.json").write_text(f'{{"status": "finished", "x": {value}}}')
         with pytest.raises(CheckpointError, match=r"run\.json: missing or damaged"):
             run.read()
 
-    def test_half_of_a_surrogate_pair_is_kept(self, tmp_path: Path) -> None:
+    def test_an_unpaired_surrogate_is_kept(self, tmp_path: Path) -> None:
         run = create(tmp_path)
         run.update(reason="a \ud800 b")
         assert run.read()["reason"] == "a \ud800 b"
 
 
-def test_a_data_worker_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path: Path) -> None:
+def test_a_data_worker_does_not_keep_the_lock_of_a_dead_process(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.close()
     worker = f"{LOCKS}if not os.fork(): assert Run(run.path).in_use(); {WAITS}; os._exit(0)\nos.wait()"
@@ -699,7 +699,7 @@ def test_a_data_worker_does_not_keep_the_lock_of_a_process_that_is_gone(tmp_path
         run.close()
 
 
-def test_an_older_version_that_locks_the_file_alone_is_respected(tmp_path: Path) -> None:
+def test_the_lock_of_an_older_version_is_respected(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.close()
     older = "import fcntl, sys; file = open(f'{sys.argv[1]}/.lock', 'r+'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
@@ -714,7 +714,7 @@ def test_an_older_version_that_locks_the_file_alone_is_respected(tmp_path: Path)
 
 class TestArrays:
     @pytest.mark.parametrize("kind", ["values", "entries", "one content", "object", "complex", "records", "packed"])
-    def test_what_no_run_writes_is_not_read(self, tmp_path: Path, kind: str) -> None:
+    def test_invalid_arrays_are_rejected(self, tmp_path: Path, kind: str) -> None:
         run = create(tmp_path)
         run.write_arrays("last", {"a": np.zeros(1000), "b": np.array(["text"])})
         path = run.probe / "last.npz"
@@ -736,7 +736,7 @@ class TestArrays:
 
 
 def repeated(path: Path, times: int) -> None:
-    """Let the directory of an archive name its first entry many times, each time otherwise."""
+    """Let the central directory of an archive list its first entry many times under different names."""
     with zipfile.ZipFile(path, "a") as archive:
         first = archive.infolist()[0]
         for number in range(times):

@@ -1,4 +1,4 @@
-"""The page about one run: its numbers, whatever state the run is in, and whoever made it."""
+"""The page about one run in any state, and from untrusted sources."""
 
 import csv
 import html
@@ -38,7 +38,7 @@ TYPED = ["experiment=regression_sqrt", "network.hidden=[6,5]", "num_steps=8", "t
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run to copy."""
+    """A finished run to copy."""
     root = tmp_path_factory.mktemp("outputs")
     return run(compose([*TYPED, f"logger.root={root}"]), TYPED).path
 
@@ -50,7 +50,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not rendered, which takes most of the time."""
+    """Create figures without rendering them, which takes most of the time."""
     monkeypatch.setattr(style, "png", lambda figure: b"\x89PNG")
     monkeypatch.setattr(style, "svg", lambda figure: "<svg>\n <defs></defs></svg>")
 
@@ -61,7 +61,7 @@ def change(folder: Path, **entries: Any) -> None:
 
 
 def text(page: Path) -> str:
-    """What a person reads on a page, outside of its pictures."""
+    """The text of a page, without its pictures."""
     content = page.read_text()
     content = re.sub(r"<(svg|style|head)\b.*?</\1>", " ", content, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", content)).split())
@@ -73,7 +73,7 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 class TestAFinishedRun:
-    def test_where_it_stopped_early(self, folder: Path, undrawn: None) -> None:
+    def test_early_stopping_is_shown(self, folder: Path, undrawn: None) -> None:
         assert "stopped early" not in text(report([folder]))
         change(folder, stopped_early={"epoch": 3, "step": 12, "reason": "val/loss did not improve"})
         words = text(report([folder]))
@@ -82,7 +82,7 @@ class TestAFinishedRun:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
-    def test_tells_what_differs_from_the_recipe_first_what_was_typed(self, folder: Path) -> None:
+    def test_shows_differences_from_the_recipe_with_overrides_first(self, folder: Path) -> None:
         read = text(report([folder]))
         assert shlex.join(["snnexp", "train", *TYPED]) in read
         rows = table(folder, "differences")
@@ -90,17 +90,17 @@ class TestAFinishedRun:
         changed = {row["key"]: (row["experiment=regression_sqrt"], row["this run"]) for row in rows}
         assert changed["num_steps"] == ("50", "8")
         assert changed["seed"] == ("0", "3")
-        assert changed["data.seed"] == ("0", "3"), "what follows from it"
+        assert changed["data.seed"] == ("0", "3"), "derived from the seed"
         assert "optimizer.lr" not in changed
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_run_that_was_made_longer_is_repeated_as_long(self, folder: Path) -> None:
+    def test_the_command_of_an_extended_run_has_its_final_length(self, folder: Path) -> None:
         change(folder, resumed_with=["trainer.max_epochs=13", "trainer.max_epochs=14", 5])
         longer = [word for word in TYPED if "max_epochs" not in word] + ["trainer.max_epochs=14"]
         assert shlex.join(["snnexp", "train", *longer]) in text(report([folder]))
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_recipe_without_a_change_is_called_so(self, tmp_path: Path) -> None:
+    def test_an_unchanged_recipe_is_stated(self, tmp_path: Path) -> None:
         typed = ["experiment=regression_linear"]
         cfg = compose(typed)
         (folder := tmp_path / "20260101-000000-abcd").mkdir()
@@ -110,7 +110,7 @@ class TestAFinishedRun:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("undrawn")
-    def test_tells_no_published_figure_of_another_network(self, folder: Path) -> None:
+    def test_shows_no_published_value_of_another_network(self, folder: Path) -> None:
         read = text(report([folder]))
         assert "published value for test/seed_mean_loss, test/relative_error; it is not comparable" in read
         assert {"published", "difference"}.isdisjoint(table(folder, "result")[0])
@@ -118,7 +118,7 @@ class TestAFinishedRun:
         assert "no recipe to compare this run with" in text(report([folder]))
 
     @pytest.mark.usefixtures("undrawn")
-    def test_its_heading_is_what_runs_are_compared_by(self, folder: Path) -> None:
+    def test_its_heading_has_the_main_metric(self, folder: Path) -> None:
         l1 = json.loads((folder / "run.json").read_text())["metrics"]["test/l1"]
         change(folder, threads=1)
         read = text(report([folder]))
@@ -127,7 +127,7 @@ class TestAFinishedRun:
         assert "mean of the training losses and the final L1, not test/l1" in read
 
     @pytest.mark.usefixtures("undrawn")
-    def test_tells_the_decoder_beside_the_accuracy_and_a_penalty_among_the_measures(self, folder: Path) -> None:
+    def test_shows_the_decoder_of_the_accuracy_and_the_penalties(self, folder: Path) -> None:
         values = {"test/accuracy": 0.5, "test/penalty/target_rate": 0.25, "val/penalty/target_rate": 0.5}
         change(folder, metrics={**values, "test/firing_rate/hidden1": 0.1, "val/firing_rate/hidden1": 0.2})
         cfg = yaml.safe_load((folder / "config.yaml").read_text())
@@ -138,10 +138,12 @@ class TestAFinishedRun:
         del cfg["decoder"]
         (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
         change(folder, decoder="max_voltage")
-        assert "correctly classified samples (decoder max_membrane)" in text(report([folder])), "of an earlier version"
+        assert "correctly classified samples (decoder max_membrane)" in text(report([folder])), (
+            "as recorded by an earlier version"
+        )
 
     @pytest.mark.usefixtures("undrawn")
-    def test_tells_the_published_figure_beside_the_measured_one(self, folder: Path) -> None:
+    def test_shows_the_published_value_beside_the_measured_one(self, folder: Path) -> None:
         measured = json.loads((folder / "run.json").read_text())["metrics"]
         same = OmegaConf.to_yaml(compose(["experiment=regression_sqrt", "seed=3"]))
         (folder / "config.yaml").write_text(same)
@@ -157,10 +159,10 @@ class TestAFinishedRun:
         layers = {row["layer"]: row for row in table(folder, "layers")}
         assert float(layers["hidden1"]["spikes per neuron and step"]) == measured["test/firing_rate/hidden1"]
         assert float(layers["hidden2"]["dead"]) == measured["test/dead/hidden2"]
-        assert layers["readout"]["dead"] == "", "nobody reads its spikes"
+        assert layers["readout"]["dead"] == "", "its spikes are not used"
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_layer_may_have_the_name_of_a_measure(self, folder: Path) -> None:
+    def test_a_layer_may_have_the_name_of_a_metric(self, folder: Path) -> None:
         names = {"/hidden1": "/loss", "/hidden2": "/firing_rate", "/readout": "/test"}
         record = (folder / "run.json").read_text()
         for before, after in names.items():
@@ -178,7 +180,7 @@ class TestAFinishedRun:
         assert not any("firing_rate" in name for name in result)
 
     @pytest.mark.usefixtures("undrawn")
-    def test_draws_the_curves_that_were_logged(self, folder: Path) -> None:
+    def test_draws_the_logged_curves(self, folder: Path) -> None:
         report([folder])
         logged = list(Run(folder).metrics())
         rows = table(folder, "loss")
@@ -199,16 +201,16 @@ class TestAFinishedRun:
         for name, products in (("hidden1", 6 * 8), ("hidden2", 0), ("readout", 0)):
             additions = metrics[f"test/synops/{name}"]
             assert float(rows[name]["additions by spikes"]) == additions
-            assert float(rows[name]["products of values"]) == products, "one input, in each of 8 steps"
+            assert float(rows[name]["products of values"]) == products, "one input in each of 8 steps"
             expected = (0.9 * additions + 4.6 * products) / 1000
             assert float(rows[name]["energy (nJ)"]) == pytest.approx(expected)
         dense = (6 + 6 * 5 + 5) * 8
-        assert float(rows["without spikes"]["products of values"]) == dense, "in each of the steps that bring a value"
+        assert float(rows["without spikes"]["products of values"]) == dense, "in each step with a new value"
         total = sum(float(rows[name]["energy (nJ)"]) for name in ("hidden1", "hidden2", "readout"))
         assert float(rows["all layers"]["energy (nJ)"]) == pytest.approx(total)
 
     @pytest.mark.usefixtures("undrawn")
-    def test_parameters_of_one_value_are_told_and_not_drawn(self, folder: Path) -> None:
+    def test_parameters_with_one_value_are_listed_and_not_drawn(self, folder: Path) -> None:
         report([folder])
         drawn = {name.partition(": ")[2] for name in table(folder, "parameters")[0]}
         told = {
@@ -234,7 +236,7 @@ class TestAFinishedRun:
         assert report([folder]).read_bytes() == first
 
     @pytest.mark.slow
-    def test_goes_elsewhere_if_told_so(self, folder: Path, tmp_path: Path) -> None:
+    def test_is_written_to_the_given_folder(self, folder: Path, tmp_path: Path) -> None:
         before = sorted(folder.rglob("*"))
         page = report([folder], tmp_path / "new" / "place")
         assert page == tmp_path / "new" / "place" / "report.html"
@@ -245,7 +247,7 @@ class TestAFinishedRun:
 @pytest.mark.slow
 class TestOtherRuns:
     @pytest.mark.usefixtures("undrawn")
-    def test_a_run_that_diverged_says_why(self, folder: Path) -> None:
+    def test_a_diverged_run_shows_the_reason(self, folder: Path) -> None:
         change(
             folder, status="diverged", metrics={}, reason="the loss is nan after step 7; a lower optimizer.lr may help"
         )
@@ -254,7 +256,7 @@ class TestOtherRuns:
         assert "There are no test results: the run is diverged." in read
         assert (folder / "figures" / "loss.png").exists()
 
-    def test_a_run_that_was_killed_says_so(self, folder: Path) -> None:
+    def test_a_killed_run_is_marked(self, folder: Path) -> None:
         change(folder, status="running", metrics={}, wall_s={})
         (folder / "probe" / "last.npz").unlink()
         (folder / "probe" / "test.npz").unlink()
@@ -276,7 +278,7 @@ class TestOtherRuns:
             ("tensorboard", ""),
         ],
     )
-    def test_what_is_missing_is_told(self, folder: Path, missing: str, told: str) -> None:
+    def test_missing_files_are_reported(self, folder: Path, missing: str, told: str) -> None:
         path = folder / missing
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         assert told in text(report([folder]))
@@ -284,20 +286,20 @@ class TestOtherRuns:
     @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize("name", ["run.json", "config.yaml", "overrides.yaml", "metrics.jsonl", "probe/last.npz"])
     @pytest.mark.parametrize("content", [b"", b"\0\xff\xfe", b"[1, 2", b"a: [b, {c: d}]\n", b"[[[[1]]]]\n", b"{}\n"])
-    def test_what_is_damaged_still_gives_a_page(self, folder: Path, name: str, content: bytes) -> None:
+    def test_corrupt_files_still_give_a_page(self, folder: Path, name: str, content: bytes) -> None:
         (folder / name).write_bytes(content)
         page = report([folder])
         assert "<h2>" in page.read_text()
 
     @pytest.mark.usefixtures("undrawn")
-    def test_rows_before_a_damaged_one_are_drawn(self, folder: Path) -> None:
+    def test_rows_before_a_corrupt_one_are_drawn(self, folder: Path) -> None:
         lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         (folder / "metrics.jsonl").write_bytes(b"".join([*lines[:6], b"{broken\n", *lines[6:]]))
         assert "metrics.jsonl: line 7 is damaged" in text(report([folder]))
         assert len([row for row in table(folder, "loss") if row["training"]]) == 6
 
     @pytest.mark.usefixtures("undrawn")
-    def test_values_that_were_not_finite_are_gaps(self, folder: Path) -> None:
+    def test_non_finite_values_are_gaps(self, folder: Path) -> None:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for row in rows:
             row |= {"train/epoch_loss": None} if row.get("epoch") == 4 and "train/epoch_loss" in row else {}
@@ -306,7 +308,7 @@ class TestOtherRuns:
         assert [row["training"] for row in table(folder, "loss")][4] == "nan"
 
     @pytest.mark.usefixtures("undrawn")
-    def test_arrays_of_another_shape_are_told(self, folder: Path) -> None:
+    def test_arrays_of_another_shape_are_reported(self, folder: Path) -> None:
         arrays = Run(folder).arrays("last")
         Run(folder).write_arrays("last", arrays | {"membrane": np.zeros(3)})
         page = report([folder])
@@ -315,7 +317,7 @@ class TestOtherRuns:
 
     @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize("kind", ["packed", "pickled"])
-    def test_arrays_that_unpack_or_run_are_not_read(self, folder: Path, kind: str, tmp_path: Path) -> None:
+    def test_compressed_or_pickled_arrays_are_not_read(self, folder: Path, kind: str, tmp_path: Path) -> None:
         path = folder / "probe" / "last.npz"
         if kind == "packed":
             np.savez_compressed(path, bomb=np.zeros(10**6))
@@ -329,7 +331,7 @@ class TestOtherRuns:
         assert "damaged" in text(report([folder]))
         assert not (tmp_path / "ran").exists()
 
-    def test_texts_of_others_stay_texts(self, folder: Path) -> None:
+    def test_untrusted_text_is_escaped(self, folder: Path) -> None:
         evil = "<script>alert(1)</script>&<img src=x onerror=alert(2)>"
         change(folder, status="failed", reason=evil, experiment=evil, versions={evil: evil}, device=evil)
         (folder / "overrides.yaml").write_text(yaml.safe_dump([f"name={evil}"]))
@@ -346,14 +348,14 @@ class TestOtherRuns:
         assert "&lt;script&gt;alert(1)" in content
 
     @pytest.mark.usefixtures("undrawn")
-    def test_what_a_test_added_up_to_before_the_run_went_on_is_not_shown(self, folder: Path) -> None:
+    def test_statistics_of_a_test_before_a_resume_are_not_shown(self, folder: Path) -> None:
         run_dir = Run(folder)
         run_dir.write_arrays("test", run_dir.arrays("test") | {"step": 3})
         report([folder])
         assert not (folder / "figures" / "firing_rates.svg").exists()
 
     @pytest.mark.usefixtures("undrawn")
-    def test_time_of_a_resumed_run_is_told_as_such(self, folder: Path) -> None:
+    def test_the_time_of_a_resumed_run_is_labeled(self, folder: Path) -> None:
         assert "since the run was resumed" not in text(report([folder]))
         change(folder, resumed_at_step=[7])
         assert "since the run was resumed" in text(report([folder]))
@@ -361,7 +363,7 @@ class TestOtherRuns:
     @pytest.mark.usefixtures("undrawn")
     @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(value=JSON, place=st.integers(0, 10**6))
-    def test_values_of_other_kinds_still_give_a_page(self, finished: Path, value: Any, place: int) -> None:
+    def test_values_of_other_types_still_give_a_page(self, finished: Path, value: Any, place: int) -> None:
         with tempfile.TemporaryDirectory() as elsewhere:
             folder = Path(shutil.copytree(finished, Path(elsewhere, finished.name)))
             entries = json.loads((folder / "run.json").read_text())
@@ -379,7 +381,7 @@ class TestOtherRuns:
 
     @pytest.mark.filterwarnings("ignore:Attempting to set identical")
     @pytest.mark.usefixtures("undrawn")
-    def test_arrays_that_are_gone_or_texts_still_give_a_page(self, folder: Path) -> None:
+    def test_missing_or_string_arrays_still_give_a_page(self, folder: Path) -> None:
         arrays = Run(folder).arrays("last")
         others: list[Any] = [None, np.array("text"), np.zeros((0, 0))]
         for first in range(6):
@@ -389,7 +391,7 @@ class TestOtherRuns:
             assert "<h2>" in report([folder]).read_text(), damaged
 
     @pytest.mark.usefixtures("undrawn")
-    def test_an_override_of_others_is_not_resolved(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_untrusted_override_is_not_resolved(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SECRET", "hunter2")
         (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=${oc.env:SECRET}"]))
         content = report([folder]).read_text()
@@ -397,7 +399,7 @@ class TestOtherRuns:
         assert "oc.env:SECRET" in content
 
     @pytest.mark.usefixtures("undrawn")
-    def test_links_are_not_read_and_those_beside_do_not_matter(self, folder: Path, tmp_path: Path) -> None:
+    def test_links_in_a_run_are_not_followed(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "secret.yaml").write_text("password: hunter2")
         (folder / "config.yaml").unlink()
         (folder / "config.yaml").symlink_to(tmp_path / "secret.yaml")
@@ -408,18 +410,18 @@ class TestOtherRuns:
         assert "config.yaml: not a regular file" in content
 
     @pytest.mark.usefixtures("undrawn")
-    def test_what_is_no_character_is_escaped(self, folder: Path, tmp_path: Path) -> None:
+    def test_unpaired_surrogates_are_escaped(self, folder: Path, tmp_path: Path) -> None:
         change(folder, status="failed", reason="a \ud800 b")
         moved = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
         folder.rename(moved)
         assert r"a \ud800 b" in report([moved]).read_text()
 
-    def test_a_config_of_another_version_is_compared_as_far_as_it_goes(self, folder: Path) -> None:
+    def test_a_config_of_another_version_is_compared_as_far_as_possible(self, folder: Path) -> None:
         (folder / "overrides.yaml").write_text(yaml.safe_dump(["experiment=gone", "seed=3"]))
         assert "There is no recipe named gone to compare with." in text(report([folder]))
 
 
-def test_a_run_that_is_written_to_can_be_reported_on(tmp_path: Path) -> None:
+def test_a_running_run_can_be_reported(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from snnexp.record.files import write_figure\n"
         "while True: write_figure(Path(sys.argv[1]), 'a.png', b'theirs' * 1000)"
@@ -430,12 +432,12 @@ def test_a_run_that_is_written_to_can_be_reported_on(tmp_path: Path) -> None:
         for _ in range(300):
             write_figure(tmp_path, "a.png", b"ours" * 1000)
             assert (tmp_path / "a.png").read_bytes() in (b"ours" * 1000, b"theirs" * 1000)
-        assert other.poll() is None, "the other has met no mistake either"
+        assert other.poll() is None, "the other process has no error either"
         other.kill()
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_same_run_twice_is_one(folder: Path) -> None:
+def test_a_run_given_twice_counts_once(folder: Path) -> None:
     assert report([folder, folder / ".." / folder.name]) == folder.resolve() / "report.html"
 
 
@@ -449,13 +451,13 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="file: not a folder"):
             report([tmp_path / "file"])
 
-    def test_a_file_in_the_place_of_the_page(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_file_in_place_of_the_folder(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match=r"^--out: .*file is a file, must be a folder"):
             report([folder], tmp_path / "file")
 
     @pytest.mark.slow
-    def test_a_run_that_leads_elsewhere(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_run_with_links(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "victim").mkdir()
         shutil.rmtree(folder / "figures")
         (folder / "figures").symlink_to(tmp_path / "victim")
