@@ -723,7 +723,7 @@ def test_axis_limits_include_intervals_that_are_not_too_wide() -> None:
 
 
 def test_ticks_do_not_overlap() -> None:
-    assert [label for _, label in figures._apart([(0.0, 1), (0.5, 2), (0.52, 3), (1.0, 4)])] == [1, 2, 4]
+    assert [label for _, label in figures._without_overlap([(0.0, 1), (0.5, 2), (0.52, 3), (1.0, 4)])] == [1, 2, 4]
     axes = figures.response([0.0001247, 0.0002474, 0.01], [[1], [2], [3]], [None] * 3, "lr", "test/l1").axes[0]
     assert "0.0002474" not in [label.get_text() for label in axes.get_xticklabels()]
 

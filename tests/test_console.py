@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from snnexp.terminal import _letter, config_tree, console, curve, format_duration, loss_curve, result_table
+from snnexp.terminal import _character, config_tree, console, curve, format_duration, loss_curve, result_table
 from snnexp.text import format_number
 from snnexp.training.progress import ProgressDisplay, fit_line
 
@@ -78,9 +78,9 @@ class TestCurve:
 
     def test_braille_dots_are_at_their_positions(self) -> None:
         # dots 1 and 8 of the character: upper left and lower right
-        assert _letter({(0, 0), (1, 3)}, 0, 0, fancy=True) == "\u2881"
-        assert _letter({(2, 4)}, 1, 1, fancy=True) == "\u2801"
-        assert _letter(set(), 0, 0, fancy=True) == " "
+        assert _character({(0, 0), (1, 3)}, 0, 0, fancy=True) == "\u2881"
+        assert _character({(2, 4)}, 1, 1, fancy=True) == "\u2801"
+        assert _character(set(), 0, 0, fancy=True) == " "
 
     @pytest.mark.parametrize(
         ("values", "logarithmic"),

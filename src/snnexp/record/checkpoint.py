@@ -67,7 +67,7 @@ class Checkpoint:
 
 def find(
     run: Run,
-    wanted: Mapping[str, Any],
+    expected: Mapping[str, Any],
     batches: int,
     require_same: Callable[[dict[str, Any]], None],
     step: int | None = None,
@@ -76,7 +76,7 @@ def find(
 
     Args:
         run: the run directory.
-        wanted: the expected structure, see :func:`template`.
+        expected: the expected structure, see :func:`template`.
         batches: batches per epoch.
         require_same: raises if the run cannot be resumed from a checkpoint with this config.
         step: return the checkpoint of this step, or None if there is no valid one.
@@ -86,19 +86,19 @@ def find(
     """
     folder = run.checkpoints
     if step is not None:
-        return _of_step(step, run, wanted, batches, require_same)
+        return _of_step(step, run, expected, batches, require_same)
     errors: list[CheckpointError] = []
     paths = [path for path in (folder / f"{name}.ckpt" for name in NEWEST_FIRST) if path.exists()]
     # start over from init.ckpt only if nothing else was saved, not if something is corrupt
     for path in paths or [path for path in [folder / "init.ckpt"] if path.exists()]:
         try:
-            found = _of_run(path, run, wanted, batches, require_same)
+            checkpoint = _of_run(path, run, expected, batches, require_same)
         except CheckpointError as error:
             errors.append(error)
         else:
             for earlier in errors:
-                LOG.warning("%s; continuing from %s, step %d", one_line(str(earlier)), path.name, found.step)
-            return found
+                LOG.warning("%s; continuing from %s, step %d", one_line(str(earlier)), path.name, checkpoint.step)
+            return checkpoint
     if errors:
         raise errors[0]
     if not (run.path / "metrics.jsonl").stat().st_size:
@@ -109,18 +109,18 @@ def find(
 def _of_step(step: int, *of_run: Any) -> Checkpoint | None:
     for path in (of_run[0].checkpoints / f"{name}.ckpt" for name in (*NEWEST_FIRST, "init")):
         with suppress(CheckpointError):
-            found = _of_run(path, *of_run)
-            if found.step == step:
-                return found
+            checkpoint = _of_run(path, *of_run)
+            if checkpoint.step == step:
+                return checkpoint
     return None
 
 
 def _of_run(
-    path: Path, run: Run, wanted: Mapping[str, Any], batches: int, require_same: Callable[[dict[str, Any]], None]
+    path: Path, run: Run, expected: Mapping[str, Any], batches: int, require_same: Callable[[dict[str, Any]], None]
 ) -> Checkpoint:
-    content = decode(read_checkpoint(path, at_most=_limit(wanted)), path)
+    content = decode(read_checkpoint(path, at_most=_limit(expected)), path)
     keys = ("config", "metrics", "epoch", "batch", "global_step")
-    _require_match(path, {name: content.get(name) for name in keys}, {name: wanted[name] for name in keys})
+    _require_match(path, {name: content.get(name) for name in keys}, {name: expected[name] for name in keys})
     if not run.has_metrics(content["metrics"]):
         raise CheckpointError(f"{path}: checkpoint does not belong to the metrics.jsonl of this run")
     try:
@@ -132,26 +132,26 @@ def _of_run(
     config = upgrade.config(config)
     # report the key of a changed config first, not its consequences
     require_same(config)
-    _require_match(path, content, wanted)
-    found = Checkpoint(path, content, config)
-    epoch, batch = found.position
-    if batch >= batches or found.step != epoch * batches + batch:
+    _require_match(path, content, expected)
+    checkpoint = Checkpoint(path, content, config)
+    epoch, batch = checkpoint.position
+    if batch >= batches or checkpoint.step != epoch * batches + batch:
         raise CheckpointError(f"{path}: checkpoint has an invalid position for this run")
-    return found
+    return checkpoint
 
 
-def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def read(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint of this run for evaluation; optimizer, scheduler and other callbacks are not compared.
 
     Raises:
-        CheckpointError: it is corrupt, or its names, shapes or types differ from ``wanted``, or a value is not finite.
+        CheckpointError: it is corrupt, its names, shapes or types differ from ``expected``, or a value is not finite.
     """
-    found = decode(read_checkpoint(path, at_most=_limit(wanted)), path)
-    others = {name: wanted[name] for name in ("optimizer_states", "lr_schedulers")}
-    if isinstance(states := found.get("callbacks"), dict):
-        others["callbacks"] = {key: state for key, state in states.items() if key in wanted["callbacks"]}
-    _require_match(path, {**found, **others}, wanted)
-    return found
+    content = decode(read_checkpoint(path, at_most=_limit(expected)), path)
+    others = {name: expected[name] for name in ("optimizer_states", "lr_schedulers")}
+    if isinstance(states := content.get("callbacks"), dict):
+        others["callbacks"] = {key: state for key, state in states.items() if key in expected["callbacks"]}
+    _require_match(path, {**content, **others}, expected)
+    return content
 
 
 def read_callback_states(path: Path) -> dict[str, Any]:
@@ -160,10 +160,10 @@ def read_callback_states(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is corrupt.
     """
-    found = decode(read_checkpoint(path), path).get("callbacks")
-    if not isinstance(found, dict):
+    states = decode(read_checkpoint(path), path).get("callbacks")
+    if not isinstance(states, dict):
         raise CheckpointError(f"{path}: checkpoint holds no states of callbacks")
-    return found
+    return states
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,12 @@ class TypeSpec:
 
     annotation: Any
 
-    def difference(self, found: Any, path: str) -> str | None:
-        """Return a message if ``found`` does not have this type."""
-        if _is_instance(found, self.annotation):
+    def difference(self, value: Any, path: str) -> str | None:
+        """Return a message if ``value`` does not have this type."""
+        if _is_instance(value, self.annotation):
             return None
         name = self.annotation.__name__ if type(self.annotation) is type else self.annotation
-        return f"{path} is {type(found).__name__}, must be {name}"
+        return f"{path} is {type(value).__name__}, must be {name}"
 
 
 def _is_instance(value: Any, annotation: Any) -> bool:
@@ -195,63 +195,64 @@ LATER = ("scaling",)
 """Keys of states that older checkpoints do not have."""
 
 
-def _require_match(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    wanted = {**wanted, **{name: value for name, value in OPTIONAL.items() if name in found}}
-    if isinstance(states := found.get("callbacks"), dict):
-        expected = wanted["callbacks"].items()
-        wanted["callbacks"] = {key: state for key, state in expected if key in states or key not in LATER}
-    reason = difference(_with_all_states(found, wanted), wanted)
+def _require_match(path: Path, content: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    expected = {**expected, **{name: value for name, value in OPTIONAL.items() if name in content}}
+    if isinstance(states := content.get("callbacks"), dict):
+        expected["callbacks"] = {
+            key: state for key, state in expected["callbacks"].items() if key in states or key not in LATER
+        }
+    reason = difference(_with_all_states(content, expected), expected)
     if reason:
         raise CheckpointError(f"{path}: checkpoint does not fit this run: {reason}")
 
 
-def _with_all_states(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of ``found`` in which each optimizer has a state for every parameter.
+def _with_all_states(content: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of ``content`` in which each optimizer has a state for every parameter.
 
     Parameters without a gradient have none, and before the first step no parameter has one.
     """
-    partial, complete = (_list(content.get("optimizer_states")) for content in (found, wanted))
+    partial, complete = (_list(each.get("optimizer_states")) for each in (content, expected))
     if len(partial) != len(complete):
-        return dict(found)
+        return dict(content)
     filled = [
         {**part, "state": {**whole["state"], **part["state"]}} if isinstance(part.get("state"), dict) else part
         for part, whole in zip(partial, complete, strict=True)
     ]
-    return {**found, "optimizer_states": filled} if filled else dict(found)
+    return {**content, "optimizer_states": filled} if filled else dict(content)
 
 
 def read_network_weights(
-    path: Path, wanted: Mapping[str, Tensor] | None = None, foreign: bool = False
+    path: Path, expected: Mapping[str, Tensor] | None = None, foreign: bool = False
 ) -> dict[str, Tensor]:
     """Return the weights of a checkpoint by their names in the network, without the prefix ``network.``.
 
     Args:
         path: the file.
-        wanted: the state dict of a network; a file that is much larger is not read.
+        expected: the state dict of a network; a file that is much larger is not read.
         foreign: allow a missing checksum, and a plain state dict.
 
     Raises:
         CheckpointError: it is missing, corrupt, or contains no weights.
     """
-    at_most = None if wanted is None else _limit(wanted)
+    at_most = None if expected is None else _limit(expected)
     content = decode(read_checkpoint(path, at_most, foreign), path)
     state = content.get("state_dict", content if foreign else None)
     named = {name: value for name, value in state.items() if isinstance(name, str)} if isinstance(state, dict) else {}
-    found = {name.removeprefix(NETWORK): value for name, value in named.items() if name.startswith(NETWORK)}
-    found = found or (named if foreign else {})
-    if not found or not all(isinstance(value, Tensor) for value in found.values()):
+    weights = {name.removeprefix(NETWORK): value for name, value in named.items() if name.startswith(NETWORK)}
+    weights = weights or (named if foreign else {})
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
-    return found
+    return weights
 
 
 def read_weights(
-    path: Path, wanted: Mapping[str, Tensor], foreign: bool = True, about: object = None
+    path: Path, expected: Mapping[str, Tensor], foreign: bool = True, about: object = None
 ) -> dict[str, Tensor]:
     """Return the weights of any checkpoint: its ``state_dict``, or the content of a file with a plain state dict.
 
     Args:
         path: the file.
-        wanted: the state dict of the task; names in the file may lack the prefix ``network.``.
+        expected: the state dict of the task; names in the file may lack the prefix ``network.``.
         foreign: allow a missing checksum.
         about: prefix of error messages about weights that do not fit; default: the path.
 
@@ -259,23 +260,23 @@ def read_weights(
         CheckpointError: it is missing, corrupt, or of another network.
     """
     about = path if about is None else about
-    found = decode(read_checkpoint(path, at_most=_limit(wanted), foreign=foreign), path)
-    weights = found.get("state_dict", found)
-    if isinstance(weights, dict) and weights.keys() != wanted.keys():
+    content = decode(read_checkpoint(path, at_most=_limit(expected), foreign=foreign), path)
+    weights = content.get("state_dict", content)
+    if isinstance(weights, dict) and weights.keys() != expected.keys():
         # the weights of a plain module have a longer prefix
         renamed = [{f"{prefix}{name}": value for name, value in weights.items()} for prefix in (NETWORK, MODULE)]
-        named = next((each for each in renamed if each.keys() == wanted.keys()), renamed[0])
-        if named.keys() != wanted.keys():
-            missing = [f"no {name.removeprefix(NETWORK)}" for name in wanted if name not in {*weights, *named}]
-            others = [name for name in weights if name not in wanted and f"{NETWORK}{name}" not in wanted]
+        named = next((each for each in renamed if each.keys() == expected.keys()), renamed[0])
+        if named.keys() != expected.keys():
+            missing = [f"no {name.removeprefix(NETWORK)}" for name in expected if name not in {*weights, *named}]
+            others = [name for name in weights if name not in expected and f"{NETWORK}{name}" not in expected]
             unknown = [f"unknown {format_value(str(name).removeprefix(NETWORK))}" for name in others]
             wrong = [*missing, *unknown, f"only some names have the prefix {NETWORK}"][0]
-            expected = list_options(name.removeprefix(NETWORK) for name in wanted)
-            raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {expected}")
+            known = list_options(name.removeprefix(NETWORK) for name in expected)
+            raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {known}")
         weights = named
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
-    pairs = ((weights[name], wanted[name], name.removeprefix(NETWORK)) for name in wanted)
+    pairs = ((weights[name], expected[name], name.removeprefix(NETWORK)) for name in expected)
     if differences := [*filter(None, (difference(*pair) for pair in pairs))]:
         raise CheckpointError(f"{about}: weights do not fit this run's network: {'; '.join(differences)}")
     return weights
@@ -301,15 +302,15 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            decoded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except SnnexpError:
         raise
     except Exception as error:
         # a corrupt stream may cause any exception
         raise CheckpointError(f"{path}: holds more than tensors and plain values, so it is not trusted") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: not a checkpoint, it holds a {type(found).__name__}")
-    return upgrade.checkpoint(found, path)
+    if not isinstance(decoded, dict):
+        raise CheckpointError(f"{path}: not a checkpoint, it holds a {type(decoded).__name__}")
+    return upgrade.checkpoint(decoded, path)
 
 
 def template(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,31 +342,31 @@ def template(task: Any, callbacks: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """Return a message if names, types or shapes of ``found`` and ``wanted`` differ, or a value is not finite."""
-    if isinstance(wanted, TypeSpec):
-        return wanted.difference(found, path)
-    if isinstance(wanted, Tensor):
-        if not isinstance(found, Tensor) or found.layout != torch.strided:
+def difference(value: Any, expected: Any, path: str = "") -> str | None:
+    """Return a message if names, types or shapes of ``value`` and ``expected`` differ, or a value is not finite."""
+    if isinstance(expected, TypeSpec):
+        return expected.difference(value, path)
+    if isinstance(expected, Tensor):
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
             return f"{path} is not a tensor"
-        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
-            return f"{path} is {_kind(found)}, must be {_kind(wanted)}"
-        return None if torch.isfinite(found).all() else f"{path} is not finite"
-    if isinstance(wanted, Mapping):
-        if not isinstance(found, dict) or found.keys() != wanted.keys():
-            names = found.keys() ^ wanted.keys() if isinstance(found, dict) else []
+        if (value.dtype, value.shape) != (expected.dtype, expected.shape):
+            return f"{path} is {_kind(value)}, must be {_kind(expected)}"
+        return None if torch.isfinite(value).all() else f"{path} is not finite"
+    if isinstance(expected, Mapping):
+        if not isinstance(value, dict) or value.keys() != expected.keys():
+            names = value.keys() ^ expected.keys() if isinstance(value, dict) else []
             other = sorted(format_value(name) for name in names)[:1]
             return f"{path or 'it'} has other names{''.join(f', {name}' for name in other)}"
-        pairs = [(found[key], wanted[key], f"{path}.{key}".lstrip(".")) for key in wanted]
-    elif isinstance(wanted, (list, tuple)):
-        if not isinstance(found, (list, tuple)) or len(found) != len(wanted):
-            return f"{path} is not a list of {len(wanted)}"
-        pairs = [(found[index], part, f"{path}.{index}") for index, part in enumerate(wanted)]
+        pairs = [(value[key], expected[key], f"{path}.{key}".lstrip(".")) for key in expected]
+    elif isinstance(expected, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) != len(expected):
+            return f"{path} is not a list of {len(expected)}"
+        pairs = [(value[index], part, f"{path}.{index}") for index, part in enumerate(expected)]
     else:
-        if type(found) is not type(wanted) or (isinstance(found, float) and math.isnan(found)):
-            return f"{path} is {type(found).__name__}, must be {type(wanted).__name__}"
+        if type(value) is not type(expected) or (isinstance(value, float) and math.isnan(value)):
+            return f"{path} is {type(value).__name__}, must be {type(expected).__name__}"
         # counts must fit into 64 bits
-        return f"{path} is out of range" if isinstance(found, int) and not 0 <= found < 2**62 else None
+        return f"{path} is out of range" if isinstance(value, int) and not 0 <= value < 2**62 else None
     return next(filter(None, (difference(*pair) for pair in pairs)), None)
 
 
@@ -377,9 +378,9 @@ def _list(value: Any) -> list[Any]:
     return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
 
 
-def _limit(wanted: Any) -> int:
+def _limit(expected: Any) -> int:
     """Return the maximum size of a file to read, which is enough for any optimizer."""
-    return 2**26 + 4 * sum(tensor.nbytes for tensor in _tensors(wanted))
+    return 2**26 + 4 * sum(tensor.nbytes for tensor in _tensors(expected))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -45,11 +45,13 @@ def require_known(content: Mapping[str, Any], name: object) -> None:
         content: content of the file.
         name: name of the file, for the message.
     """
-    found = content.get("format", 1)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise CheckpointError(f"{name}: damaged, its format is {format_value(found)}")
-    if found > FORMAT:
-        raise CheckpointError(f"{name}: format {found} is of a newer snnexp, this one reads up to {FORMAT}; update it")
+    version = content.get("format", 1)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise CheckpointError(f"{name}: damaged, its format is {format_value(version)}")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{name}: format {version} is of a newer snnexp, this one reads up to {FORMAT}; update it"
+        )
 
 
 def config(plain: Mapping[str, Any]) -> dict[str, Any]:
