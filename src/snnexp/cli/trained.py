@@ -77,14 +77,17 @@ def parse(subcommand: str, arguments: Sequence[str]) -> Any:
             raise ConfigError(f"{subcommand}: {message.replace(', KEY=VALUE', '')}; see snnexp --help")
 
     parser = Parser(prog=f"snnexp {subcommand}", add_help=False)
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="a run directory, an id below outputs/, or a unique suffix of an id")
     if subcommand != "export":
-        parser.add_argument("override", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("-h", "--help", action="help")
+        parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="override of the config")
+    parser.add_argument("-h", "--help", action="help", help="show this help message and exit")
     if subcommand != "resume":
-        parser.add_argument("--ckpt", default="last", type=os.path.expanduser, help="last, best, init, or a file")
+        parser.add_argument(
+            "--ckpt", default="last", type=os.path.expanduser, help="last (default), best, init, or a file"
+        )
     if subcommand in ("eval", "predict"):
-        parser.add_argument("--split", default="test", choices=("test", "val", "train"))
+        splits = ("test", "val", "train")
+        parser.add_argument("--split", default="test", choices=splits, help="the split to evaluate; default: test")
         more = "additional config folder, such as for your own data; default: those of the run"
         parser.add_argument(*DIR_FLAGS, dest="folders", action="append", default=[], metavar="DIR", help=more)
     if subcommand == "eval":

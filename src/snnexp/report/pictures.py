@@ -74,7 +74,7 @@ def _bars(intervals: Sequence[tuple[float, float] | None], frame: tuple[float, f
         return ""
     is_clipped = any(low < frame[0] or high > frame[1] for low, high in known)
     none = " (none for a single seed)" if len(known) < len(intervals) else ""
-    return f", bars are its 95 % interval{none}{', clipped at the frame' if is_clipped else ''}"
+    return f", bars are 95 % confidence intervals of the mean{none}{', clipped at the frame' if is_clipped else ''}"
 
 
 def _strips(comparison: Comparison) -> Picture:
