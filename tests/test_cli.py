@@ -73,13 +73,13 @@ class TestTexts:
 
     @pytest.mark.slow
     def test_doctor_shows_versions_and_missing_data(self, tmp_path: Path) -> None:
-        told = snnexp("doctor", cwd=tmp_path, SNNEXP_DATA_DIR=str(tmp_path / "none")).stdout
-        assert torch.__version__.split("+")[0] in told
-        assert "MNIST is missing" in told
+        output = snnexp("doctor", cwd=tmp_path, SNNEXP_DATA_DIR=str(tmp_path / "none")).stdout
+        assert torch.__version__.split("+")[0] in output
+        assert "MNIST is missing" in output
 
     def test_config_as_hydra_shows_it(self, tmp_path: Path) -> None:
-        shown = snnexp("train", "neuron.beta=0.8", "--cfg", "job", "seed=3", "-p", "neuron", cwd=tmp_path).stdout
-        assert "beta: 0.8" in shown
+        output = snnexp("train", "neuron.beta=0.8", "--cfg", "job", "seed=3", "-p", "neuron", cwd=tmp_path).stdout
+        assert "beta: 0.8" in output
 
     @pytest.mark.parametrize(
         ("line", "expected"),
@@ -92,8 +92,8 @@ class TestTexts:
     def test_a_folder_of_configs_from_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "mine" / "optimizer").mkdir(parents=True)
         (tmp_path / "mine" / "optimizer" / "slow.yaml").write_text("# Slow\ndefaults: [adam]\nlr: 1e-5\n")
-        shown = snnexp("train", "--config-dir", "mine", "optimizer=slow", "--cfg", "job", cwd=tmp_path).stdout
-        assert "lr: 1.0e-05" in shown
+        output = snnexp("train", "--config-dir", "mine", "optimizer=slow", "--cfg", "job", cwd=tmp_path).stdout
+        assert "lr: 1.0e-05" in output
 
 
 @pytest.mark.parametrize("arguments", [["train", "nueron=leaky"], ["train", "-m", "neuron.beta=0.5,1.5"], ["tarin"]])
@@ -222,7 +222,7 @@ def in_a_terminal(cwd: Path, *arguments: str, **env: str) -> list[str]:
     without = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     process = commands.Command(arguments, cwd, {**without, "TERM": "xterm", **env}, stdout=inner, stderr=inner)
     os.close(inner)
-    shown = b""
+    output = b""
     while True:
         try:
             piece = os.read(outer, 65536)
@@ -230,9 +230,9 @@ def in_a_terminal(cwd: Path, *arguments: str, **env: str) -> list[str]:
             break
         if not piece:
             break
-        shown += piece
-    assert process.wait() == 0, shown
-    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()))
+        output += piece
+    assert process.wait() == 0, output
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode()))
 
 
 @pytest.mark.slow
@@ -299,8 +299,8 @@ def test_divergence_keeps_the_last_finite_checkpoint(
     monkeypatch.chdir(tmp_path)
     assert main([*SHORT, "optimizer.lr=1e30"]) == 3
     # such a step has moved decays out of their domain
-    told = capfd.readouterr().err.splitlines()
-    assert [line.split()[1:3] for line in told] == [["learned", "parameters"], ["the", "loss"]]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[1:3] for line in lines] == [["learned", "parameters"], ["the", "loss"]]
     run = only_run(tmp_path)
     assert record(run)["status"] == "diverged"
     assert "the loss is" in record(run)["reason"]

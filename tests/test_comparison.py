@@ -76,7 +76,7 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def told(page: str) -> str:
+def page_text(page: str) -> str:
     """The text of a page, without its figures."""
     words = re.sub(r"<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(words).split())
@@ -97,7 +97,7 @@ def test_a_users_metric_determines_its_direction(tmp_path: Path) -> None:
 def test_decoders_are_shown_with_accuracies(tmp_path: Path) -> None:
     names = {0: "spike_count", 1: "max_voltage"}
     runs = [make_run(tmp_path / "runs", 0.5, seed, decoder=name) for seed, name in names.items()]
-    words = told(report(runs, tmp_path))
+    words = page_text(report(runs, tmp_path))
     assert "decoder max_membrane, spike_count" in words
     assert "The runs use different decoders: max_membrane, spike_count." in words
 
@@ -116,7 +116,7 @@ def two_groups(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_groups_summarize_their_seeds(tmp_path: Path, two_groups: list[Path]) -> None:
-    words = told(report(two_groups, tmp_path))
+    words = page_text(report(two_groups, tmp_path))
     rows = table(tmp_path, "groups")
     assert [float(row["optimizer.lr"]) for row in rows] == [0.01, 0.001], "the higher accuracy first"
     for row in rows:
@@ -136,7 +136,7 @@ def test_groups_summarize_their_seeds(tmp_path: Path, two_groups: list[Path]) ->
 
 @pytest.mark.slow
 def test_two_groups_are_compared_seed_by_seed(tmp_path: Path, two_groups: list[Path]) -> None:
-    words = told(report(two_groups, tmp_path))
+    words = page_text(report(two_groups, tmp_path))
     test = scipy.stats.ttest_rel(SCORES[0.01], SCORES[0.001])
     low, high = test.confidence_interval()
     assert "test/accuracy of lr=0.01 is higher by 0.09 on average than that of lr=0.001" in words
@@ -192,7 +192,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
     ]
     write_summary(sweep / "summary.csv", rows)
     paths = [*two_groups, failed, killed, damaged, stripped]
-    words = told(report(paths, tmp_path, summaries=[sweep / "summary.csv"]))
+    words = page_text(report(paths, tmp_path, summaries=[sweep / "summary.csv"]))
     listed = table(tmp_path, "not_finished")
     assert [(row["run"], row["status"], row["reason"]) for row in listed] == [
         (failed.name, "diverged", "loss is NaN in layer hidden1"),
@@ -211,7 +211,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
 @pytest.mark.slow
 def test_a_corrupt_summary_is_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     (tmp_path / "summary.csv").write_bytes(b"\xff\xfe")
-    words = told(report(two_groups, tmp_path, summaries=[tmp_path / "summary.csv"]))
+    words = page_text(report(two_groups, tmp_path, summaries=[tmp_path / "summary.csv"]))
     assert "summary.csv, which may list more points, cannot be read" in words
     assert len(table(tmp_path, "groups")) == 2
 
@@ -230,7 +230,7 @@ def test_parameters_of_a_random_search_are_separate(tmp_path: Path, typed: bool)
 def test_repeated_seeds_are_counted_once(tmp_path: Path, two_groups: list[Path]) -> None:
     ids = [make_run(tmp_path / "runs", score, 1, optimizer__lr=0.01) for score in (0.2, 0.3)]
     older = [path.rename(path.with_name(f"20200101-00000{index}-abcd")) for index, path in enumerate(ids)]
-    words = told(report([*older, *two_groups, two_groups[0]], tmp_path))
+    words = page_text(report([*older, *two_groups, two_groups[0]], tmp_path))
     assert [row["n"] for row in table(tmp_path, "groups")] == ["3", "3"]
     assert float(table(tmp_path, "groups")[0]["mean"]) == pytest.approx(np.mean(SCORES[0.01])), "the latest counts"
     assert "2 runs have the same values and seed as a later run" in words
@@ -244,7 +244,7 @@ def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
     paths += [make_run(tmp_path / "runs", None, 2, name=evil, status="failed", reason=evil)]
     text = report(paths, tmp_path)
     assert "<script" not in text
-    assert evil in told(text)
+    assert evil in page_text(text)
     assert table(tmp_path, "not_finished")[0]["reason"] == evil
 
 
@@ -294,7 +294,7 @@ def test_other_differences_within_a_group_are_reported(tmp_path: Path, two_group
     record = json.loads((two_groups[0] / "run.json").read_text())
     record["versions"]["torch"] = "0.1"
     (two_groups[0] / "run.json").write_text(json.dumps(record))
-    words = told(report(two_groups, tmp_path))
+    words = page_text(report(two_groups, tmp_path))
     assert "Runs of a group differ in more than the seed: num_steps." in words
     assert "differs: torch 0.1, " in words
 
@@ -364,7 +364,7 @@ def test_three_parameters_are_parallel_coordinates(tmp_path: Path) -> None:
 
 def test_a_report_without_a_finished_run(tmp_path: Path) -> None:
     path = make_run(tmp_path / "runs", None, status="interrupted", reason="stopped by SIGTERM")
-    words = told(report([path, tmp_path / "nowhere"], tmp_path))
+    words = page_text(report([path, tmp_path / "nowhere"], tmp_path))
     assert "No run has finished" in words
     assert "optimized by the search" not in words
     assert "stopped by SIGTERM" in words
@@ -373,7 +373,7 @@ def test_a_report_without_a_finished_run(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / "runs", score, 5, optimizer__lr=lr) for lr, score in ((1, 0.5), (2, 0.7))]
-    words = told(report(paths, tmp_path))
+    words = page_text(report(paths, tmp_path))
     assert "only one seed, so there is no standard deviation and no confidence interval" in words
     assert "One common seed gives neither an interval nor a test." in words
     assert table(tmp_path, "groups")[0]["std"] == ""
@@ -386,11 +386,11 @@ def test_the_caption_mentions_a_mean_only_if_it_is_drawn(tmp_path: Path, seeds: 
         for reset in ("zero", "none")
         for seed in seeds
     ]
-    assert ("the line is the mean" in told(report(runs, tmp_path))) == (len(seeds) > 1)
+    assert ("the line is the mean" in page_text(report(runs, tmp_path))) == (len(seeds) > 1)
 
 
 def test_one_group_has_no_comparison(tmp_path: Path) -> None:
-    words = told(report([make_run(tmp_path / "runs", 0.5 + seed / 10, seed) for seed in range(3)], tmp_path))
+    words = page_text(report([make_run(tmp_path / "runs", 0.5 + seed / 10, seed) for seed in range(3)], tmp_path))
     assert table(tmp_path, "groups")[0]["n"] == "3"
     assert "Parameter importance" not in words
 
@@ -406,14 +406,14 @@ def test_the_metric_can_be_chosen(tmp_path: Path, two_groups: list[Path]) -> Non
 @pytest.mark.slow
 def test_a_run_without_the_metric_is_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     other = make_run(tmp_path / "runs", 0.5, 9, optimizer__lr=0.01, metrics={"test/loss": 0.5})
-    words = told(report([*two_groups, other], tmp_path))
+    words = page_text(report([*two_groups, other], tmp_path))
     assert f"1 finished runs have no test/accuracy: {other.name}" in words
 
 
 @pytest.mark.slow
 def test_unreadable_curves_are_reported(tmp_path: Path, two_groups: list[Path]) -> None:
     (two_groups[0] / "metrics.jsonl").write_text("{\n")
-    words = told(report(two_groups, tmp_path))
+    words = page_text(report(two_groups, tmp_path))
     assert "Not drawn:" in words
     assert "line 1 is damaged" in words
 
@@ -430,8 +430,8 @@ def test_many_runs_stay_small(tmp_path: Path) -> None:
         lr, beta, steps = random.uniform(size=3).tolist()
         config = {"seed": index, "optimizer": {"lr": lr}, "neuron": {"beta": beta}, "num_steps": steps}
         typed = [f"seed={index}", f"optimizer.lr={lr}", f"neuron.beta={beta}", f"num_steps={steps}"]
-        told = json.loads(record) | {"seed": index, "metrics": {"test/accuracy": 0.5 + beta / 4}}
-        (path / "run.json").write_text(json.dumps(told))
+        content = json.loads(record) | {"seed": index, "metrics": {"test/accuracy": 0.5 + beta / 4}}
+        (path / "run.json").write_text(json.dumps(content))
         (path / "config.yaml").write_text(yaml.safe_dump(config))
         (path / "overrides.yaml").write_text(yaml.safe_dump(typed))
         (path / "metrics.jsonl").write_text(rows)
@@ -532,7 +532,7 @@ def test_a_run_without_a_config_is_in_no_group_and_reported(tmp_path: Path, two_
     stripped = two_groups[0]
     (stripped / "config.yaml").write_text("{}\n")
     (stripped / "overrides.yaml").write_text("[]\n")
-    words = told(report(two_groups, tmp_path / "page"))
+    words = page_text(report(two_groups, tmp_path / "page"))
     assert f"The config of 1 runs is unknown, so they are in no group: {stripped.name}." in words
 
 
@@ -543,7 +543,7 @@ def test_a_metric_without_a_direction_is_sorted_ascending(tmp_path: Path) -> Non
         for seed in (1, 2)
         for lr in (0.1, 0.2)
     ]
-    words = told(report(runs, tmp_path / "page", metric="test/firing_rate/h"))
+    words = page_text(report(runs, tmp_path / "page", metric="test/firing_rate/h"))
     assert "test/firing_rate/h over seeds, lowest first" in words
     assert "best" not in words
 
@@ -595,7 +595,9 @@ class TestSeveralExperiments:
         assert len(names := re.findall(r'\bid="([^"]*)"', page)) == len(set(names))
 
     def test_a_metric_of_one_experiment_is_accepted(self, tmp_path: Path, runs: list[Path]) -> None:
-        assert "The finished runs have no test metric to compare." in told(report(runs, tmp_path, metric="test/l1"))
+        assert "The finished runs have no test metric to compare." in page_text(
+            report(runs, tmp_path, metric="test/l1")
+        )
         with pytest.raises(ConfigError, match="--metric: no finished run has test/l2, did you mean test/l1"):
             report(runs, tmp_path, metric="test/l2")
 
@@ -647,11 +649,11 @@ class TestASearch:
 
     @pytest.mark.slow
     def test_is_compared_by_its_metric(self, tmp_path: Path, runs: list[Path]) -> None:
-        words = told(report(runs, tmp_path))
+        words = page_text(report(runs, tmp_path))
         assert "val/score, optimized by the search" in words
         assert "val/score over seeds, best first (lower is better)" in words
         assert float(table(tmp_path, "groups")[0]["mean"]) == 0
-        words = told(report(runs, tmp_path, metric="test/accuracy"))
+        words = page_text(report(runs, tmp_path, metric="test/accuracy"))
         assert "The search optimized val/score, not test/accuracy." in words
 
     @pytest.mark.slow
@@ -671,7 +673,7 @@ class TestASearch:
 def test_sparse_values_are_no_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MAX_PANELS", 1)
     paths = [make_run(tmp_path / "runs", 0.1 * i, 0, optimizer__lr=i / 7, num_steps=5 + i) for i in range(5)]
-    words = told(report(paths, tmp_path))
+    words = page_text(report(paths, tmp_path))
     assert len(table(tmp_path, "scatter")) == 5
     assert "against the first 1 of 2 parameters: dots are runs" in words
     assert not (tmp_path / "report" / "figures" / "heat_map.csv").exists()
@@ -685,7 +687,7 @@ def test_equal_means_are_called_equal(tmp_path: Path) -> None:
         for lr in scores
         for seed, score in enumerate(scores[lr])
     ]
-    words = told(report(paths, tmp_path))
+    words = page_text(report(paths, tmp_path))
     assert "test/accuracy of lr=2 is on average equal to that of lr=1 (95 % confidence interval" in words
 
 

@@ -37,12 +37,12 @@ MEASURED = {
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-def terminal(width: int = 80, encoding: str = "utf-8", watched: bool = True) -> Console:
+def terminal(width: int = 80, encoding: str = "utf-8", is_terminal: bool = True) -> Console:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
-    return Console(file=file, force_terminal=watched, width=width, highlight=False, soft_wrap=not watched)
+    return Console(file=file, force_terminal=is_terminal, width=width, highlight=False, soft_wrap=not is_terminal)
 
 
-def shown(what: Any, width: int = 80) -> list[str]:
+def rendered(what: Any, width: int = 80) -> list[str]:
     text = io.StringIO()
     Console(file=text, width=width).print(what)
     return [line.rstrip() for line in text.getvalue().splitlines()]
@@ -152,9 +152,9 @@ class TestLossCurve:
     def test_fewer_than_two_values_give_no_curve(self) -> None:
         assert loss_curve(terminal(), ROWS[1:]) == loss_curve(terminal(), []) == ""
 
-    @pytest.mark.parametrize(("encoding", "watched"), [("ascii", True), ("latin-1", True), ("utf-8", False)])
-    def test_no_braille_without_a_unicode_terminal(self, encoding: str, watched: bool) -> None:
-        assert loss_curve(terminal(encoding=encoding, watched=watched), ROWS).isascii()
+    @pytest.mark.parametrize(("encoding", "is_terminal"), [("ascii", True), ("latin-1", True), ("utf-8", False)])
+    def test_no_braille_without_a_unicode_terminal(self, encoding: str, is_terminal: bool) -> None:
+        assert loss_curve(terminal(encoding=encoding, is_terminal=is_terminal), ROWS).isascii()
 
 
 class TestConfigTree:
@@ -166,8 +166,8 @@ class TestConfigTree:
     }
 
     def test_a_line_for_each_group_marks_overrides(self) -> None:
-        typed = {"seed", "trainer", "neuron.beta.mean", "neuron.beta", "experiment"}
-        assert [line.lstrip("├└─ ") for line in shown(config_tree(self.CHOICES, self.VALUES, typed, "x"))] == [
+        overridden = {"seed", "trainer", "neuron.beta.mean", "neuron.beta", "experiment"}
+        assert [line.lstrip("├└─ ") for line in rendered(config_tree(self.CHOICES, self.VALUES, overridden, "x"))] == [
             "x*  seed=0*  num_steps=10",
             "neuron leaky  beta=Normal(mean=0.9)*  reset=zero",
             "optimizer adam",
@@ -178,7 +178,7 @@ class TestConfigTree:
 
 class TestResultTable:
     def test_metrics_first_then_a_row_per_layer(self) -> None:
-        lines = [line.split() for line in shown(result_table(MEASURED, {"test/accuracy": 0.9387}))]
+        lines = [line.split() for line in rendered(result_table(MEASURED, {"test/accuracy": 0.9387}))]
         assert lines == [
             ["metric", "value", "published"],
             ["test/loss", "0.5"],
@@ -192,12 +192,12 @@ class TestResultTable:
         assert lines[-1][0] == "published:", "the source of the published values"
 
     def test_the_decoder_is_shown_with_an_accuracy(self) -> None:
-        lines = [line.split() for line in shown(result_table(MEASURED, {}, "spike_count"))]
+        lines = [line.split() for line in rendered(result_table(MEASURED, {}, "spike_count"))]
         assert lines[1:3] == [["test/loss", "0.5"], ["test/accuracy", "(spike_count)", "0.875"]]
-        assert not any("spike_count" in line for line in shown(result_table({"test/l1": 0.5}, {}, "spike_count")))
+        assert not any("spike_count" in line for line in rendered(result_table({"test/l1": 0.5}, {}, "spike_count")))
 
     def test_values_are_below_their_column_titles(self) -> None:
-        lines = shown(result_table(MEASURED, {}))
+        lines = rendered(result_table(MEASURED, {}))
         head, hidden, readout = lines[-3:]
         assert len(head) == len(readout)
         for name, value in (("firing rate", "0.25"), ("dead", "0.0625")):
@@ -205,7 +205,7 @@ class TestResultTable:
 
     @pytest.mark.parametrize("split", ["test", "val", "train"])
     def test_empty_columns_are_omitted(self, split: str) -> None:
-        lines = shown(result_table({f"{split}/loss": 0.5, f"{split}/firing_rate/hidden1": 0.25}, {}))
+        lines = rendered(result_table({f"{split}/loss": 0.5, f"{split}/firing_rate/hidden1": 0.25}, {}))
         assert [line.split() for line in lines] == [
             ["metric", "value"],
             [f"{split}/loss", "0.5"],
@@ -214,17 +214,17 @@ class TestResultTable:
         ]
 
     def test_no_table_of_layers_without_layers(self) -> None:
-        assert shown(result_table({"test/loss": 0.5}, {})) == ["metric     value", "test/loss    0.5"]
+        assert rendered(result_table({"test/loss": 0.5}, {})) == ["metric     value", "test/loss    0.5"]
 
     def test_a_published_value_of_a_layer_keeps_its_row(self) -> None:
-        lines = shown(result_table(MEASURED, {"test/firing_rate/hidden1": 0.5}))
+        lines = rendered(result_table(MEASURED, {"test/firing_rate/hidden1": 0.5}))
         assert ["test/firing_rate/hidden1", "0.25", "0.5"] in [line.split() for line in lines]
 
     def test_it_fits_into_80_columns(self) -> None:
         layers = [f"a_layer_with_a_name_{number}" for number in range(3)]
         measures = ("firing_rate", "dead", "saturated", "synops")
         measured = {f"test/{measure}/{layer}": 123_456_789.0 for measure in measures for layer in layers}
-        lines = shown(result_table({"test/relative_error": 1e-30, **measured}, {"test/accuracy": 0.5}))
+        lines = rendered(result_table({"test/relative_error": 1e-30, **measured}, {"test/accuracy": 0.5}))
         assert len(lines) == 6
         assert max(map(len, lines)) <= 80
 

@@ -75,9 +75,9 @@ class TestCurves:
     def test_panels_are_in_rows_of_two_with_one_legend(self) -> None:
         values = np.arange(3), np.arange(3) / 3
         figure = network.activity({"a": {"x": values}, "b": {"y": values}, "c": {"x": values}})
-        shown = [axes for axes in figure.axes if axes.axison]
-        assert [axes.get_ylabel() for axes in shown] == ["a", "b", "c"]
-        assert [axes.get_xlabel() for axes in shown] == ["", "iteration", "iteration"], "the lowest of each column"
+        visible = [axes for axes in figure.axes if axes.axison]
+        assert [axes.get_ylabel() for axes in visible] == ["a", "b", "c"]
+        assert [axes.get_xlabel() for axes in visible] == ["", "iteration", "iteration"], "the lowest of each column"
         assert [label.get_text() for label in figure.legends[0].get_texts()] == ["x", "y"]
 
     def test_a_point_between_gaps_is_a_dot(self) -> None:

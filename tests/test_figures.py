@@ -106,10 +106,10 @@ class TestOneRun:
         predicted, label = np.arange(11) % 10, np.arange(11) % 10
         predicted[3] = 8
         figure = network.predictions(images, predicted, label)
-        shown = texts(figure)
-        assert shown[:3] == ["0", "1", "2"]
-        assert shown[3] == "8, is 3"
-        assert len(shown) == 11
+        labels = texts(figure)
+        assert labels[:3] == ["0", "1", "2"]
+        assert labels[3] == "8, is 3"
+        assert len(labels) == 11
 
     @pytest.mark.parametrize("value", [0.0, 3.0])
     def test_images_of_one_shade_are_drawn(self, value: float) -> None:

@@ -63,7 +63,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return outputs
 
 
-def shown(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
     assert main(["runs", *arguments]) == code
     captured = capsys.readouterr()
     assert (captured.err == "") == (code == 0)
@@ -72,7 +72,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) ->
 
 def seconds(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[int]:
     """The listed runs, by the number given to :func:`make`."""
-    return [int(run["id"][-4:], 16) for run in json.loads(shown(capsys, *arguments, "--json"))]
+    return [int(run["id"][-4:], 16) for run in json.loads(output(capsys, *arguments, "--json"))]
 
 
 class TestFind:
@@ -82,14 +82,14 @@ class TestFind:
         assert seconds(capsys, str(next(zoo.glob("curve/*")))) == [2]
 
     def test_shown_paths_can_be_used_as_arguments(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        for run in json.loads(shown(capsys, "outputs", "--json")):
+        for run in json.loads(output(capsys, "outputs", "--json")):
             assert Path(run["path"], "config.yaml").is_file()
 
     def test_the_folder_may_be_the_run_itself(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(next(zoo.glob("curve/*")))
-        (run,) = json.loads(shown(capsys, ".", "--json"))
+        (run,) = json.loads(output(capsys, ".", "--json"))
         assert (run["path"], run["id"], run["experiment"]) == (".", Path.cwd().name, "curve")
 
     def test_links_hidden_folders_and_folders_in_runs_are_skipped(self, tmp_path: Path) -> None:
@@ -105,19 +105,19 @@ class TestFind:
 
     def test_without_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = str(tmp_path)
-        assert shown(capsys, folder) == f"there are no runs below {folder}\n"
-        assert shown(capsys, folder, "foo=1", "--sort", "bar") == f"there are no runs below {folder}\n"
-        assert json.loads(shown(capsys, folder, "--json")) == []
-        assert shown(capsys, folder, "--csv").startswith("path,id,status,")
+        assert output(capsys, folder) == f"there are no runs below {folder}\n"
+        assert output(capsys, folder, "foo=1", "--sort", "bar") == f"there are no runs below {folder}\n"
+        assert json.loads(output(capsys, folder, "--json")) == []
+        assert output(capsys, folder, "--csv").startswith("path,id,status,")
 
     def test_without_the_folder(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert "outputs: there is no such folder" in shown(capsys, code=2)
-        assert "none: no such directory" in shown(capsys, "none", code=2)
+        assert "outputs: there is no such folder" in output(capsys, code=2)
+        assert "none: no such directory" in output(capsys, "none", code=2)
         Path("file").touch()
-        assert "file: there is no such folder" in shown(capsys, "file", code=2)
+        assert "file: there is no such folder" in output(capsys, "file", code=2)
 
     def test_an_unreadable_folder_is_reported_and_the_others_are_listed(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -175,8 +175,8 @@ class TestConditions:
         assert seconds(capsys, *conditions) == seconds(capsys, "outputs", *conditions) == expected
 
     def test_nothing_matches(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert shown(capsys, "seed=987654") == "none of 6 runs below outputs matches\n"
-        assert "curve?" in shown(capsys, "experiment=curv")
+        assert output(capsys, "seed=987654") == "none of 6 runs below outputs matches\n"
+        assert "curve?" in output(capsys, "experiment=curv")
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
@@ -198,7 +198,7 @@ class TestConditions:
     def test_invalid_arguments_are_reported(
         self, zoo: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
     ) -> None:
-        assert shown(capsys, *arguments, code=2).startswith(f"snnexp: {sentence}")
+        assert output(capsys, *arguments, code=2).startswith(f"snnexp: {sentence}")
 
     @given(value=st.floats(allow_nan=False, allow_infinity=False), other=st.floats(allow_nan=False))
     def test_numbers_are_compared_as_numbers(self, value: float, other: float) -> None:
@@ -245,7 +245,7 @@ class TestOrder:
 
 class TestForms:
     def test_json_has_all_fields(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        runs = json.loads(shown(capsys, "--json"))
+        runs = json.loads(output(capsys, "--json"))
         finished, failed, killed, damaged = runs[2:]
         assert finished == {
             "path": "outputs/mnist/20261120-120003-0003",
@@ -267,11 +267,11 @@ class TestForms:
         assert (damaged["status"], damaged["reason"]) == ("damaged", "run.json: missing or damaged")
 
     def test_csv_has_the_same_fields_in_one_line_per_run(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        text = shown(capsys, "--csv")
+        text = output(capsys, "--csv")
         assert len(text.splitlines()) == 7
         assert "\x1b" not in text
         rows = list(csv.DictReader(text.splitlines()))
-        runs = json.loads(shown(capsys, "--json"))
+        runs = json.loads(output(capsys, "--json"))
         for row, run in zip(rows, runs, strict=True):
             assert all(
                 row[name] == ("" if run[name] is None else str(run[name])) for name in ("id", "seed", "exit_code")
@@ -284,7 +284,7 @@ class TestForms:
     def test_a_table_in_a_pipe_is_not_cropped_or_styled(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
         long = ",".join(["neuron.beta=0.123456789"] * 30)
         make(zoo / "mnist", 7, overrides=[long], metrics={"test/accuracy": 1.0})
-        head, *rows = shown(capsys).splitlines()
+        head, *rows = output(capsys).splitlines()
         names = ["status", "age", "experiment", "metric", "duration", "path", "overrides", "note"]
         assert head.split() == names
         assert len(rows) == 7, "one line per run"
@@ -298,18 +298,18 @@ class TestForms:
         assert rows[5].endswith("run.json: missing or damaged")
 
     def test_empty_columns_are_omitted(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        head = shown(capsys, "status=finished", "experiment=x").splitlines()[0]
+        head = output(capsys, "status=finished", "experiment=x").splitlines()[0]
         assert head.split() == ["status", "age", "experiment", "accuracy", "duration", "path", "overrides"]
-        head = shown(capsys, "status=failed").splitlines()[0]
+        head = output(capsys, "status=failed").splitlines()[0]
         assert head.split() == ["status", "age", "experiment", "duration", "path", "note"]
 
     def test_another_metric(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        head, *rows = shown(capsys, "--metric", "test/loss", "status=finished").splitlines()
+        head, *rows = output(capsys, "--metric", "test/loss", "status=finished").splitlines()
         assert head.split()[3] == "loss"
         assert [row.split()[4] for row in rows] == ["5", "3", "0.25"]
 
     def test_the_sort_key_is_shown(self, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "loss" in shown(capsys, "--sort", "test/loss", "status=finished").splitlines()[0]
+        assert "loss" in output(capsys, "--sort", "test/loss", "status=finished").splitlines()[0]
 
     @pytest.mark.slow
     def test_the_table_never_exceeds_the_terminal_width(self, zoo: Path) -> None:
@@ -421,8 +421,8 @@ class TestProcess:
         )
         assert (done.stdout, done.stderr) == ("[\n", "")
 
-    @pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
-    def test_a_terminal(self, zoo: Path, env: dict[str, str], coloured: bool) -> None:
+    @pytest.mark.parametrize(("env", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+    def test_a_terminal(self, zoo: Path, env: dict[str, str], colored: bool) -> None:
         outer, inner = pty.openpty()
         command = [sys.executable, "-m", "snnexp.cli", "runs"]
         without = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
@@ -430,7 +430,7 @@ class TestProcess:
             os.close(inner)
             text = everything(outer)
         assert process.returncode == 0
-        assert ("\x1b[31mfailed" in text) == coloured
+        assert ("\x1b[31mfailed" in text) == colored
         lines = plain(text).splitlines()
         assert "\x1b" not in "".join(lines)
         assert max(map(cell_len, lines)) <= 80
@@ -452,12 +452,12 @@ def run_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]
 
 def everything(terminal: int) -> str:
     """The output of a program in a pseudo-terminal until it ends."""
-    shown = b""
+    received = b""
     while True:
         try:
             piece = os.read(terminal, 65536)
         except OSError:  # how Linux says that the other side is closed
-            return shown.decode()
+            return received.decode()
         if not piece:
-            return shown.decode()
-        shown += piece
+            return received.decode()
+        received += piece

@@ -98,10 +98,10 @@ def test_a_page_prints(trained: Any, page: Page) -> None:
     page.look(report([trained("regression_linear")]), 1280, dark=True)
     printed = page.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert len(printed["data"]) > 20_000
-    shown = "return document.querySelector('details table').checkVisibility({contentVisibilityAuto: true})"
-    assert page.script(shown) is False, "the full config is collapsed"
+    is_visible = "return document.querySelector('details table').checkVisibility({contentVisibilityAuto: true})"
+    assert page.script(is_visible) is False, "the full config is collapsed"
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert page.script(shown) is True
+    assert page.script(is_visible) is True
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 

@@ -213,11 +213,11 @@ class TestAFinishedRun:
     def test_parameters_with_one_value_are_listed_and_not_drawn(self, folder: Path) -> None:
         report([folder])
         drawn = {name.partition(": ")[2] for name in table(folder, "parameters")[0]}
-        told = {
+        constant = {
             f"{row['layer']} {row['parameter']}": float(row["value"]) for row in table(folder, "constant_parameters")
         }
         assert drawn == {"hidden1 beta", "hidden1 threshold", "hidden2 beta", "hidden2 threshold", "readout beta"}
-        assert told == {"readout threshold": 1.0}
+        assert constant == {"readout threshold": 1.0}
 
     @pytest.mark.slow
     def test_writes_each_figure_as_png_svg_and_csv(self, folder: Path) -> None:
@@ -267,7 +267,7 @@ class TestOtherRuns:
 
     @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize(
-        ("missing", "told"),
+        ("missing", "expected"),
         [
             ("run.json", "run.json: missing or damaged"),
             ("metrics.jsonl", "metrics.jsonl: No such file or directory"),
@@ -278,10 +278,10 @@ class TestOtherRuns:
             ("tensorboard", ""),
         ],
     )
-    def test_missing_files_are_reported(self, folder: Path, missing: str, told: str) -> None:
+    def test_missing_files_are_reported(self, folder: Path, missing: str, expected: str) -> None:
         path = folder / missing
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        assert told in text(report([folder]))
+        assert expected in text(report([folder]))
 
     @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize("name", ["run.json", "config.yaml", "overrides.yaml", "metrics.jsonl", "probe/last.npz"])
