@@ -512,7 +512,7 @@ class TestEvaluate:
             ({}, "no layers.hidden1.synapse.weight"),
             (parts.network.state_dict() | extra, "unknown fc1.weight"),
             (parts.task.state_dict() | {1: torch.ones(3)}, "unknown 1"),
-            (mixed, "only some names"),
+            (mixed, "only some names have the prefix network"),
         ):
             torch.save(weights, tmp_path / "other.ckpt")
             with pytest.raises(CheckpointError, match=f"{words}, there are layers.hidden1.neuron.beta, layers.hidden1"):

@@ -58,7 +58,7 @@ def rows_of(lines: list[str], mark: str = "*") -> list[int]:
 
 class TestCurve:
     def test_a_decreasing_curve_runs_from_its_maximum_to_its_minimum(self) -> None:
-        lines = curve(range(0, 60), [60.0 - step for step in range(60)], "train/loss", fancy=False)
+        lines = curve(range(0, 60), [60.0 - step for step in range(60)], "train/loss", braille=False)
         assert len(lines) == 7
         assert lines[0].startswith("60 +*")
         assert lines[5].startswith(" 1 + ")
@@ -69,7 +69,7 @@ class TestCurve:
 
     def test_braille_has_the_same_numbers(self) -> None:
         values = [60.0 - step for step in range(60)]
-        plain, dotted = (curve(range(60), values, "train/loss", fancy) for fancy in (False, True))
+        plain, dotted = (curve(range(60), values, "train/loss", braille) for braille in (False, True))
         assert dotted[-1] == plain[-1]
         assert [line.split()[0] for line in (dotted[0], dotted[5])] == ["60", "1"]
         assert dotted[0][:4] == "60 ┤"
@@ -78,9 +78,9 @@ class TestCurve:
 
     def test_braille_dots_are_at_their_positions(self) -> None:
         # dots 1 and 8 of the character: upper left and lower right
-        assert _character({(0, 0), (1, 3)}, 0, 0, fancy=True) == "\u2881"
-        assert _character({(2, 4)}, 1, 1, fancy=True) == "\u2801"
-        assert _character(set(), 0, 0, fancy=True) == " "
+        assert _character({(0, 0), (1, 3)}, 0, 0, braille=True) == "\u2881"
+        assert _character({(2, 4)}, 1, 1, braille=True) == "\u2801"
+        assert _character(set(), 0, 0, braille=True) == " "
 
     @pytest.mark.parametrize(
         ("values", "logarithmic"),
@@ -89,54 +89,54 @@ class TestCurve:
     def test_two_decades_of_positive_values_give_a_labeled_logarithmic_axis(
         self, values: list[float], logarithmic: bool
     ) -> None:
-        lines = curve([0, 10], values, "train/loss", fancy=False)
+        lines = curve([0, 10], values, "train/loss", braille=False)
         assert ("train/loss, logarithmic, by step" in lines[-1]) == logarithmic
         assert ("train/loss by step" in lines[-1]) != logarithmic
 
     def test_an_exponential_is_a_straight_line_on_a_logarithmic_axis(self) -> None:
-        rows = rows_of(curve(range(60), [10 ** (-step / 10) for step in range(60)], "x", fancy=False))
+        rows = rows_of(curve(range(60), [10 ** (-step / 10) for step in range(60)], "x", braille=False))
         lengths = [len(list(group)) for _, group in itertools.groupby(rows)]
         assert len(lengths) == 6
         assert max(lengths[1:-1]) - min(lengths[1:-1]) <= 1
 
     def test_one_value_is_one_dot(self) -> None:
-        lines = curve([7], [2.5], "train/loss", fancy=False)
+        lines = curve([7], [2.5], "train/loss", braille=False)
         assert "".join(lines).count("*") == 1
         assert [line for line in lines if "*" in line] == ["2.5 +*"]
         assert lines[-1].split() == ["7", "train/loss", "by", "step"]
 
     def test_equal_values_are_a_line_with_one_label(self) -> None:
-        lines = curve([0, 5, 9], [0.0, 0.0, 0.0], "train/loss", fancy=False)
+        lines = curve([0, 5, 9], [0.0, 0.0, 0.0], "train/loss", braille=False)
         (line,) = [line for line in lines if "*" in line]
         assert line.split() == ["0", "+" + "*" * 58]
 
     def test_nan_is_skipped(self) -> None:
-        assert curve([], [], "x", fancy=False) == curve([1, 2], [None, None], "x", fancy=True) == []
-        with_gap = curve([0, 10, 20, 30], [3.0, None, 1.0, None], "x", fancy=False)
-        assert with_gap == curve([0, 20], [3.0, 1.0], "x", fancy=False)
+        assert curve([], [], "x", braille=False) == curve([1, 2], [None, None], "x", braille=True) == []
+        with_gap = curve([0, 10, 20, 30], [3.0, None, 1.0, None], "x", braille=False)
+        assert with_gap == curve([0, 20], [3.0, 1.0], "x", braille=False)
 
     def test_the_horizontal_axis_is_proportional_to_steps(self) -> None:
-        rows = rows_of(curve([0, 90, 100], [1.0, 1.0, 0.0], "x", fancy=False))
+        rows = rows_of(curve([0, 90, 100], [1.0, 1.0, 0.0], "x", braille=False))
         assert 50 <= rows.count(0) <= 56
 
     def test_many_values_are_averaged(self) -> None:
         values = [1.0 + (-1) ** step for step in range(10**5)]
         values[-50:] = [2.0] * 50
-        lines = curve(range(10**5), values, "x", fancy=False)
+        lines = curve(range(10**5), values, "x", braille=False)
         assert float(lines[0].split()[0]) < 1.1, "single values of 2 are not drawn"
         assert float(lines[5].split()[0]) > 0.9
 
-    @given(values=st.lists(st.none() | FINITE, min_size=1, max_size=200), fancy=st.booleans(), data=st.data())
-    @example(values=[0.0, -999_999_999.0], fancy=False, data=None)
+    @given(values=st.lists(st.none() | FINITE, min_size=1, max_size=200), braille=st.booleans(), data=st.data())
+    @example(values=[0.0, -999_999_999.0], braille=False, data=None)
     def test_any_values_give_a_plot_of_the_requested_size(
-        self, values: list[float | None], fancy: bool, data: st.DataObject | None
+        self, values: list[float | None], braille: bool, data: st.DataObject | None
     ) -> None:
         sizes = st.lists(st.integers(1, 10**6), min_size=len(values), max_size=len(values))
         gaps = data.draw(sizes) if data else [1] * len(values)
-        lines = curve([*itertools.accumulate(gaps)], values, "train/epoch_loss", fancy)
+        lines = curve([*itertools.accumulate(gaps)], values, "train/epoch_loss", braille)
         assert len(lines) == (7 if any(value is not None for value in values) else 0)
         assert all(len(line) <= 72 for line in lines)
-        assert fancy or all(line.isascii() for line in lines)
+        assert braille or all(line.isascii() for line in lines)
 
 
 class TestLossCurve:

@@ -97,7 +97,7 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float], d
         table.add_column("published", justify="right")
     notes = [f"{name}: {MEANINGS[name.partition('/')[2]]}" for name in UNCOMMON if name in metrics]
     if any(name in metrics for name in published):
-        notes.append("published: as stated in the source; README.md, Recipes, has the results of its code")
+        notes.append("published: as stated in the source; results of its code: README.md, Recipes")
     for name, value in metrics.items():
         _, measure, layer = split_name(name)
         if layer and name not in published:

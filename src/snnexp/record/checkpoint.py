@@ -270,7 +270,7 @@ def read_weights(
             missing = [f"no {name.removeprefix(NETWORK)}" for name in expected if name not in {*weights, *named}]
             others = [name for name in weights if name not in expected and f"{NETWORK}{name}" not in expected]
             unknown = [f"unknown {format_value(str(name).removeprefix(NETWORK))}" for name in others]
-            wrong = [*missing, *unknown, f"only some names have the prefix {NETWORK}"][0]
+            wrong = [*missing, *unknown, "only some names have the prefix network"][0]
             known = list_options(name.removeprefix(NETWORK) for name in expected)
             raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {known}")
         weights = named
