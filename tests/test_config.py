@@ -1,4 +1,4 @@
-"""Configs: what the recipes say, what is refused and in which words, and who may be called from a config."""
+"""Configs: values of the recipes, errors of invalid overrides, and overrides that reproduce a config."""
 
 import pickle
 import shutil
@@ -181,13 +181,13 @@ NEEDS = {
     "network=module": ["network._target_=torch.nn.Sequential"],
     "neuron=rleaky_conv": ["network=conv", "readout=leaky"],
 }
-"""Choices that need others beside them."""
+"""Choices that require other overrides."""
 CHOICES = [(group, choice) for group in GROUPS for choice in choices(group)]
 
 
 class TestRecipes:
     @pytest.mark.parametrize("experiment", choices("experiment"))
-    def test_is_what_was_published(self, experiment: str) -> None:
+    def test_has_the_published_values(self, experiment: str) -> None:
         cfg = compose([f"experiment={experiment}"])
         wanted = RECIPES[experiment] | {"name": experiment}
         found = {key: OmegaConf.select(cfg, key) for key in wanted}
@@ -197,26 +197,26 @@ class TestRecipes:
         assert cfg.network.num_steps == cfg.num_steps
         assert cfg.data.seed == cfg.seed
 
-    def test_the_square_root_has_both_figures_of_its_tutorial(self) -> None:
+    def test_regression_sqrt_has_both_results_of_its_tutorial(self) -> None:
         published = compose(["experiment=regression_sqrt"]).published
         assert sorted(published.values()) == [1.22e-2, 2.84e-2]
         assert published["test/relative_error"] == 2.84e-2
 
-    def test_overrides_reach_all_that_depends_on_them(self) -> None:
+    def test_overrides_propagate_through_interpolations(self) -> None:
         cfg = compose(["experiment=mnist_parametrized_lif", "num_steps=7", "seed=9", "surrogate=atan"])
         assert (cfg.network.num_steps, cfg.encoder.num_steps, cfg.data.seed) == (7, 7, 9)
         assert cfg.neuron.surrogate._target_ == "snnexp.surrogates.ATan"
         assert compose(["experiment=mnist_rleaky_count", "neuron.beta=0.8"]).readout.beta == 0.8
 
-    def test_an_initializer_is_an_override(self) -> None:
-        cfg = compose(["experiment=regression_linear", "neuron=leaky", f"neuron.beta={typed(UNIFORM)}"])
+    def test_an_initializer_can_be_set_by_an_override(self) -> None:
+        cfg = compose(["experiment=regression_linear", "neuron=leaky", f"neuron.beta={inline(UNIFORM)}"])
         assert cfg.neuron.beta == UNIFORM
         beta = build(cfg).network.neurons()["hidden1"].beta
         assert beta.shape == (128,)
         assert 0 <= beta.min() < 0.1 < 0.9 < beta.max() <= 1
 
 
-def typed(node: Mapping[str, Any]) -> str:
+def inline(node: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in node.items()) + "}"
 
 
@@ -241,26 +241,26 @@ class TestFiles:
         known |= {
             name for spec in [x for place in PLACES for x in parts.shipped(place).values()] for name in spec.arguments
         }
-        # a node may be handed on whole, `surrogate: ${surrogate}`
+        # a node may be an interpolation, `surrogate: ${surrogate}`
         found = [(where, key) for where, key in leaves(content) if not where.startswith("also.")]
         unknown = [where for where, key in found if key not in known and key not in NODES]
         assert unknown == []
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("group", "choice"), CHOICES)
-    def test_every_choice_composes_and_is_described(
+    def test_every_choice_composes_and_has_a_description(
         self, group: str, choice: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "torch")
-        # packages of trackers are no dependencies
+        # packages of trackers are not dependencies
         monkeypatch.setattr(loggers, "find_spec", lambda package: package)
         if "each_step" not in choice:
-            # no shipped data have a label for each step
+            # no shipped data set has a label for each step
             cfg = compose([f"{group}={choice}", *NEEDS.get(f"{group}={choice}", [])])
-            assert check(cfg) == cfg, "a checked config stays as it is"
+            assert check(cfg) == cfg, "check is idempotent"
         assert len(choices(group)[choice]) > 3
 
-    def test_every_group_is_there_and_no_other(self) -> None:
+    def test_groups_are_complete(self) -> None:
         assert sorted(path.name for path in conf_dir().iterdir() if path.is_dir()) == sorted([*GROUPS, "hydra"])
         assert {group for group, _ in CHOICES} == set(GROUPS)
         assert set(choices("data")) >= {"mnist", "linear", "sqrt"}
@@ -274,7 +274,7 @@ class TestFiles:
         found = choices("loss", [tmp_path])
         assert (found["mine"], found["yours"]) == ("", "Yours")
 
-    def test_a_folder_of_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_users_config_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         mine = tmp_path / "conf"
         shutil.copytree(conf_dir(), mine)
         (mine / "experiment" / "mine.yaml").write_text("# @package _global_\n# Mine\nname: mine\nseed: 7\n")
@@ -284,7 +284,7 @@ class TestFiles:
         cfg = compose(["experiment=mine"])
         assert (cfg.name, cfg.seed) == ("mine", 7)
 
-    def test_a_wrong_folder_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_invalid_config_folder_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SNNEXP_CONF", str(tmp_path))
         with pytest.raises(ConfigError, match=f"^SNNEXP_CONF: .*{tmp_path}") as caught:
             compose()
@@ -307,11 +307,11 @@ class TestFiles:
     ],
     ids=str,
 )
-def test_a_value_of_yaml_is_read_back_from_hydras_grammar(value: Any) -> None:
+def test_hydra_literal_round_trip(value: Any) -> None:
     assert OverridesParser.create().parse_override(f"key={hydra_literal(value)}").value() == value
 
 
-def test_lists_of_a_sweep_are_values_to_try_where_no_key_takes_them() -> None:
+def test_lists_of_sweep_params_are_values_unless_the_key_accepts_lists() -> None:
     node = {"seed": [0, 1], "network.hidden": [4, 2], "neuron.learn": [[], ["v_th"]], "data.sample_seed": [None, 3]}
     assert params_to_overrides({**node, "optimizer.lr": "interval(0,1)", "name": "a,b", "kernel": None}) == [
         "seed=0,1",
@@ -338,7 +338,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("neuron=leeky", ["neuron=leeky:", "leaky?"]),
     ("experiment=mnist_leeky", ["experiment=mnist_leeky:", "mnist_leaky?"]),
     ("debug=nope", ["debug=nope:", "batch"]),
-    # nothing, or no name, where a choice is needed
+    # empty or invalid choices
     ("neuron=null", ["neuron", "leaky"]),
     ("neuron=", ["neuron:", "leaky"]),
     ("neuron=5", ["neuron"]),
@@ -383,13 +383,13 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("trainer.max_epochs=0", ["trainer.max_epochs:"]),
     ("trainer.limit_batches=0", ["trainer.limit_batches:", "null"]),
     ("trainer.accelerator=abacus", ["trainer.accelerator:", "abacus", "cpu"]),
-    # names that would leave the folder of runs
+    # names that are not a directory name
     ("name=../elsewhere", ["name:", "../elsewhere"]),
     ("name=.hidden", ["name:"]),
     ("name='two words'", ["name:", "two words"]),
     ("name=null", ["name:", "null"]),
     (f"name={'x' * 101}", ["name:", "at most 100"]),
-    # no override, or one that leads nowhere
+    # malformed overrides and unresolvable interpolations
     ("neuron.beta", ["neuron.beta", "key=value"]),
     ("neuron.beta=[1", ["neuron.beta=[1"]),
     ("neuron.beta=${nothing}", ["neuron.beta:", "nothing"]),
@@ -398,7 +398,7 @@ REFUSED: list[tuple[str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("override", "words"), REFUSED, ids=[override for override, _ in REFUSED])
-def test_what_cannot_work_is_refused_in_one_line_that_names_the_key(override: str, words: list[str]) -> None:
+def test_invalid_overrides_are_refused_in_one_line_that_names_the_key(override: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose([override])
     sentence = str(caught.value)
@@ -411,12 +411,12 @@ def test_what_cannot_work_is_refused_in_one_line_that_names_the_key(override: st
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["neuron=leaky", f"neuron.beta={typed(UNIFORM | {'high': 3})}"], ["neuron.beta:", "from 0 to 1"]),
+        (["neuron=leaky", f"neuron.beta={inline(UNIFORM | {'high': 3})}"], ["neuron.beta:", "from 0 to 1"]),
         (["trainer.accelerator=tpu"], ["trainer.accelerator:", "tpu"]),
     ],
     ids=lambda value: " ".join(value),
 )
-def test_what_only_building_can_find_is_refused_as_clearly(overrides: list[str], words: list[str]) -> None:
+def test_errors_while_building_are_one_line_too(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         build(compose(["experiment=regression_linear", *overrides]))
     sentence = str(caught.value)
@@ -431,16 +431,16 @@ def node(group: str, choice: str) -> Any:
 
 
 @cache
-def node_of_loss(loss: str) -> Any:
-    """As of its file; it may not fit the default data."""
+def loss_node(loss: str) -> Any:
+    """The node in the file of a loss, which may be incompatible with the default data."""
     return OmegaConf.load(conf_dir() / "loss" / f"{loss}.yaml")
 
 
-def mixed(network: str, data: str, neuron: str, readout: str, loss: str) -> Any:
-    """The config of one mix; the groups are composed once, there are hundreds of mixes."""
+def combined(network: str, data: str, neuron: str, readout: str, loss: str) -> Any:
+    """The config of a combination; each group is composed once, because there are hundreds of combinations."""
     cfg = compose_once(f"data={data}", *NEEDS.get(f"data={data}", [])).copy()
     cfg.network = {**node("network", network), "num_steps": 4}
-    cfg.neuron, cfg.loss = node("neuron", neuron), node_of_loss(loss)
+    cfg.neuron, cfg.loss = node("neuron", neuron), loss_node(loss)
     cfg.readout = cfg.neuron if readout == "same" else node("readout", readout)
     return cfg
 
@@ -452,7 +452,7 @@ def compose_once(*overrides: str) -> Any:
 
 
 def works(network: str, data: str, neuron: str, readout: str, loss: str) -> bool:
-    """Which mixes there should be: every neuron with every loss that fits the target, on layers of its shape."""
+    """Return True if a combination should work: the loss supports the targets, and the neurons the layer shapes."""
     on_maps = {"alif", "leaky", "leaky_random", "lif", "rleaky_conv", "synaptic"}
     hidden_fits = neuron in on_maps if network == "conv" else neuron != "rleaky_conv"
     readout_fits = not (readout == "same" and neuron == "rleaky_conv")
@@ -468,12 +468,12 @@ def works(network: str, data: str, neuron: str, readout: str, loss: str) -> bool
 @pytest.mark.parametrize("neuron", choices("neuron"))
 @pytest.mark.parametrize(("network", "data"), [("mlp", "mnist"), ("mlp", "sqrt"), ("conv", "mnist"), ("conv", "sqrt")])
 @pytest.mark.usefixtures("tiny_mnist")
-def test_every_mix_learns_or_is_refused(network: str, data: str, neuron: str, tmp_path: Path) -> None:
+def test_every_combination_trains_or_is_refused(network: str, data: str, neuron: str, tmp_path: Path) -> None:
     wrong = []
     shortest = ["ce_membrane", "mse_count", "mse_membrane", "nll_max_voltage"]
     for readout in choices("readout"):
         for loss in choices("loss") if (network, neuron) == ("mlp", "leaky") else shortest:
-            cfg = mixed(network, data, neuron, readout, loss)
+            cfg = combined(network, data, neuron, readout, loss)
             if data == "mnist":
                 cfg.data.root = str(tmp_path / "data")
             try:
@@ -497,16 +497,16 @@ def test_every_mix_learns_or_is_refused(network: str, data: str, neuron: str, tm
     assert wrong == []
 
 
-class TestOverridden:
+class TestOverridesOf:
     @pytest.mark.parametrize(
         "root", ["a b", "true", "1e3", "it's", "ünder", "a,b", "[c]", "d=e", "back\\", "\\'", "5", "x:y"]
     )
-    def test_a_text_can_be_typed_again(self, root: str) -> None:
+    def test_strings_round_trip(self, root: str) -> None:
         cfg = compose(["experiment=regression_sqrt"])
         cfg.logger.root = root
-        typed = overrides_of(cfg)
-        assert compose(typed) == cfg
-        assert overrides_of(compose(typed)) == typed
+        overrides = overrides_of(cfg)
+        assert compose(overrides) == cfg
+        assert overrides_of(compose(overrides)) == overrides
 
     def test_other_kinds_of_values(self) -> None:
         cfg = compose(["experiment=mnist_leaky", "num_steps=5", "readout=leaky", "data.root=~/data"])
@@ -516,50 +516,57 @@ class TestOverridden:
         cfg.loss = {"_target_": "snnexp.losses.MSECount", "correct_rate": 0.75}
         assert compose(overrides_of(cfg)) == cfg
 
-    def test_what_did_not_follow_is_told(self) -> None:
+    def test_interpolated_keys_that_did_not_follow_are_included(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.neuron.beta, cfg.num_steps, cfg.encoder = 0.5, 7, {"_target_": "snnexp.encoders.Bernoulli", "num_steps": 3}
-        told = overrides_of(cfg)
-        assert told[:3] == ["experiment=mnist_leaky", "num_steps=7", "encoder._target_=snnexp.encoders.Bernoulli"]
-        assert {*told[3:]} == {"+encoder.num_steps=3", "neuron.beta=0.5", "readout.beta=0.95", "network.num_steps=25"}
+        overrides = overrides_of(cfg)
+        assert overrides[:3] == ["experiment=mnist_leaky", "num_steps=7", "encoder._target_=snnexp.encoders.Bernoulli"]
+        assert {*overrides[3:]} == {
+            "+encoder.num_steps=3",
+            "neuron.beta=0.5",
+            "readout.beta=0.95",
+            "network.num_steps=25",
+        }
 
-    def test_a_change_of_what_is_a_reference(self) -> None:
+    def test_a_change_inside_a_reference(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.readout.surrogate.alpha = 3.0
         assert overrides_of(cfg) == ["experiment=mnist_leaky", "readout.surrogate.alpha=3.0"]
         cfg.neuron.beta = cfg.readout.beta = 0.5
         assert {*overrides_of(cfg)[1:]} == {"neuron.beta=0.5", "readout.beta=0.5", "readout.surrogate.alpha=3.0"}
 
-    def test_of_copies_and_of_configs_from_elsewhere(self) -> None:
+    def test_copies_and_configs_without_provenance(self) -> None:
         cfg = compose(["experiment=mnist_leaky"])
         cfg.seed = 3
-        typed = ["experiment=mnist_leaky", "seed=3", "data.seed=0"]
+        overrides = ["experiment=mnist_leaky", "seed=3", "data.seed=0"]
         copies = [cfg.copy(), deepcopy(cfg), pickle.loads(pickle.dumps(cfg)), OmegaConf.merge(cfg, {"seed": 3})]
-        assert [overrides_of(copied) for copied in copies] == [typed] * 4
+        assert [overrides_of(copied) for copied in copies] == [overrides] * 4
         assert overrides_of(OmegaConf.create(OmegaConf.to_container(cfg))) == []
 
 
 @pytest.mark.parametrize("kind", [KeyError, ValueError, AssertionError])
-def test_a_defect_of_a_check_is_not_told_as_a_mistake(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_check_is_not_reported_as_a_config_error(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*given: object) -> None:
-        raise kind("ours")
+        raise kind("bug")
 
     monkeypatch.setattr(rules, "require_target", broken)
-    with pytest.raises(kind, match="ours") as caught:
+    with pytest.raises(kind, match="bug") as caught:
         compose(["experiment=regression_sqrt"])
     assert not isinstance(caught.value, ConfigError)
-    with pytest.raises(kind, match="ours"):
+    with pytest.raises(kind, match="bug"):
         cli.main(["train", "experiment=regression_sqrt"])
 
 
-class TestWhatTakesNeurons:
+class TestUnusedNeurons:
     LAST = "network.layers=[{name: readout}]"
 
-    def test_a_readout_that_is_the_same_takes_the_neuron(self) -> None:
+    def test_readout_same_uses_the_neuron(self) -> None:
         cfg = compose(["network=graph", self.LAST, "neuron.beta=0.5"])
         assert cfg.readout.beta == 0.5
 
     @pytest.mark.parametrize("word", ["readout=leaky", "network.layers=[{name: readout, neuron: null}]"])
-    def test_a_neuron_that_no_layer_takes_is_refused(self, word: str) -> None:
+    def test_a_neuron_that_no_layer_uses_is_refused(self, word: str) -> None:
         with pytest.raises(ConfigError, match=r"^neuron: no layer of this network uses it, Graph defines its own"):
             compose(["network=graph", self.LAST, word, "neuron.beta=0.5"])

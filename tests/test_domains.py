@@ -1,4 +1,4 @@
-"""Domains: what each accepts and refuses, and sentences that name the key."""
+"""Domains: accepted and refused values, and error messages."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_accepts_and_refuses(domain: Domain, accepted: list[object], refused: li
 
 
 @pytest.mark.parametrize(("place", "target", "name"), ARGUMENTS)
-def test_no_argument_takes_what_is_no_number_and_each_refusal_names_it(place: str, target: str, name: str) -> None:
+def test_no_argument_accepts_nan_or_infinity(place: str, target: str, name: str) -> None:
     domain = parts.shipped(place)[target].arguments[name].domain
     for value in (math.nan, math.inf, -math.inf):
         assert value not in domain
@@ -67,7 +67,7 @@ def test_no_argument_takes_what_is_no_number_and_each_refusal_names_it(place: st
 
 
 @pytest.mark.parametrize(("place", "target", "name"), ARGUMENTS)
-def test_only_flags_take_a_truth_value(place: str, target: str, name: str) -> None:
+def test_only_flags_accept_booleans(place: str, target: str, name: str) -> None:
     domain = parts.shipped(place)[target].arguments[name].domain
     assert {True in domain, False in domain} == {"true or false" in str(domain)}
 
@@ -115,7 +115,7 @@ def test_keys(key: str, accepted: list[object], refused: list[object]) -> None:
         (keys.Launcher, "workers", [1, None], [0, True]),
     ],
 )
-def test_keys_of_no_part(node: type, key: str, accepted: list[object], refused: list[object]) -> None:
+def test_keys_outside_parts(node: type, key: str, accepted: list[object], refused: list[object]) -> None:
     for value in accepted:
         check(node, {key: value})
     for value in refused:
@@ -123,7 +123,7 @@ def test_keys_of_no_part(node: type, key: str, accepted: list[object], refused: 
             check(node, {key: value})
 
 
-def test_refusal_reads_as_a_sentence() -> None:
+def test_refusal_messages() -> None:
     cases = {
         "beta: got 1.5, must be a finite number from 0 to 1, or an initializer": ("neuron.beta", 1.5),
         "dt: got -1, must be a finite number from 1e-30 to 1e+30": ("neuron.dt", -1),
@@ -140,7 +140,7 @@ def test_refusal_reads_as_a_sentence() -> None:
         assert refusal(key.partition(".")[2], value, keys.domains_of(key)[0]) == sentence
 
 
-def test_check_names_where_the_key_lies_and_passes_over_unknown_ones() -> None:
+def test_check_prepends_the_prefix_and_ignores_unknown_keys() -> None:
     check(keys.Run, {"seed": 5, "somebody_elses": object()})
     with pytest.raises(ConfigError, match=r"^somewhere\.seed: got -2, "):
         check(keys.Run, {"num_steps": 1, "seed": -2}, prefix="somewhere.")
@@ -152,13 +152,13 @@ def test_refusal_is_a_value_error_with_exit_code_2() -> None:
     assert caught.value.exit_code == 2
 
 
-def test_shown_is_short_and_as_a_config_file_has_it() -> None:
+def test_format_value() -> None:
     assert [format_value(value) for value in (None, True, False, "", 0.5)] == ["null", "true", "false", "''", "0.5"]
     assert len(format_value("x" * 1000)) == 40
     assert format_value("a\x1b[2Jb\0\udc80") == "a\\x1b[2Jb\\x00\\udc80"
     assert one_line("a\n b\t\rc") == "a b c"
 
 
-def test_closest_hints_at_the_key_that_was_meant() -> None:
+def test_suggest() -> None:
     assert suggest("treshold", ["beta", "threshold"]) == "did you mean threshold?"
     assert suggest("xyzzy", ["b", "a"]) == "there are a, b"

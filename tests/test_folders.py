@@ -1,4 +1,4 @@
-"""Folders as data: images by class, npz files with a sample each, and what is refused."""
+"""Data in folders: one subfolder of images per class, or one npz file per sample."""
 
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ def sample(path: Path, **arrays: Any) -> None:
 
 
 class TestImages:
-    def test_are_channels_from_0_to_1_with_the_class_of_their_folder(self, tmp_path: Path) -> None:
+    def test_images_are_scaled_to_0_1_with_the_class_of_their_folder(self, tmp_path: Path) -> None:
         pixels = images(tmp_path / "all")
-        (tmp_path / "all" / "cat" / "._0.png").write_text("of another system")
+        (tmp_path / "all" / "cat" / "._0.png").write_text("metadata of macOS")
         picture(tmp_path / "all" / "cat" / ".thumbnails" / "0.png")
         data = folder_data(str(tmp_path / "all"), stratify=True)
         assert (data.inputs, data.outputs, data.description.classes) == ((3, 6, 5), 2, ["ant", "cat"])
@@ -51,14 +51,14 @@ class TestImages:
     def test_splits_may_be_folders(self, tmp_path: Path) -> None:
         images(tmp_path / "train")
         images(tmp_path / "val", 1)
-        # of which a class is missing
+        # without one of the classes
         images(tmp_path / "test", 2, ("cat",))
         data = folder_data(str(tmp_path))
         assert [len(each) for each in (data.train, data.val or [], data.test)] == [10, 2, 2]
         assert whole(data, "test")[1].tolist() == [1, 1]
         assert len(folder_data(train=str(tmp_path / "train"), test=str(tmp_path / "test")).test) == 2
 
-    def test_are_grey_or_resized(self, tmp_path: Path) -> None:
+    def test_grey_and_resized_images(self, tmp_path: Path) -> None:
         for name in ("a", "b"):
             for index in range(4):
                 picture(tmp_path / name / f"{index}.png", (4 + index, 6))
@@ -69,7 +69,7 @@ class TestImages:
 
 
 class TestArrays:
-    def test_by_class_are_sequences_of_as_many_steps_as_the_first_has(self, tmp_path: Path) -> None:
+    def test_arrays_by_class_are_sequences_with_the_length_of_the_first(self, tmp_path: Path) -> None:
         for name in ("up", "down"):
             for index in range(5):
                 sample(tmp_path / name / f"{index}.npz", inputs=np.full((7, 2), index))
@@ -77,7 +77,7 @@ class TestArrays:
         assert (data.sequences, data.num_steps, data.inputs, data.outputs) == (True, 7, (2,), 2)
         assert compose(["data=folder", f"data.path={tmp_path}"]).num_steps == 7
 
-    def test_beside_each_other_have_their_targets(self, tmp_path: Path) -> None:
+    def test_arrays_in_one_folder_contain_their_targets(self, tmp_path: Path) -> None:
         for index in range(10):
             sample(tmp_path / f"{index}.npz", inputs=np.full(3, index), labels=index / 2)
         data = folder_data(str(tmp_path))
@@ -87,7 +87,7 @@ class TestArrays:
 
 
 class TestRefusals:
-    def test_of_missing_and_empty_folders(self, tmp_path: Path) -> None:
+    def test_missing_and_empty_folders(self, tmp_path: Path) -> None:
         images(tmp_path / "pictures")
         with pytest.raises(DataError, match=r"/picture does not exist; did you mean pictures"):
             folder_data(str(tmp_path / "picture"))
@@ -98,13 +98,13 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"pictures/bee has no images and no npz files"):
             folder_data(str(tmp_path / "pictures"))
 
-    def test_of_images_that_are_too_large(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_images_that_are_too_large(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         images(tmp_path)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
         with pytest.raises(DataError, match=r"ant/0.png cannot be read as an image: .*30 pixels"):
             folder_data(str(tmp_path))
 
-    def test_of_files_that_are_none(self, tmp_path: Path) -> None:
+    def test_files_that_are_not_images(self, tmp_path: Path) -> None:
         images(tmp_path)
         (tmp_path / "cat" / "3.png").write_bytes(b"no image")
         with pytest.raises(DataError, match=r"cat/3.png cannot be read as an image"):
@@ -116,7 +116,7 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"has images and npz files"):
             folder_data(str(tmp_path))
 
-    def test_of_what_would_be_lost_without_a_word(self, tmp_path: Path) -> None:
+    def test_images_that_would_lose_information(self, tmp_path: Path) -> None:
         for index in range(5):
             picture(tmp_path / "a" / f"{index}.png", (6, 5))
             picture(tmp_path / "b" / f"{index}.png")
@@ -132,7 +132,7 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"/0.png is not in a class folder"):
             folder_data(str(tmp_path), grey=True)
 
-    def test_of_other_classes_and_sizes(self, tmp_path: Path) -> None:
+    def test_inconsistent_classes_and_sizes(self, tmp_path: Path) -> None:
         images(tmp_path / "train")
         images(tmp_path / "test", 1, ("bee",))
         with pytest.raises(DataError, match=r"test has a class bee that the training split"):

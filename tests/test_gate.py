@@ -1,4 +1,4 @@
-"""Configs from elsewhere: no code of theirs runs, no file of theirs is left, and none of them takes long."""
+"""Security of configs from untrusted sources: no code runs, no files are written, and checks take bounded time."""
 
 import functools
 import importlib
@@ -24,7 +24,7 @@ from snnexp.sweeps import driver
 CALL = "{_target_: builtins.exec, _args_: [\"import pathlib; pathlib.Path('marker').touch()\"]}"
 HANDLER = "{'()': subprocess.Popen, args: [touch, marker]}"
 LOG = f"{{version: 1, root: {{handlers: [h]}}, handlers: {{h: {HANDLER}}}}}"
-HOSTILE = {
+MALICIOUS = {
     "callback": f"hydra:\n  callbacks:\n    x: {CALL}",
     "launcher": "hydra:\n  launcher:\n    _target_: subprocess.Popen\n    args: [touch, marker]",
     "sweeper": f"hydra:\n  sweeper: {CALL}",
@@ -63,9 +63,11 @@ def tree(path: Path) -> list[str]:
     return sorted(str(entry.relative_to(path)) for entry in path.rglob("*"))
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("text", MALICIOUS.values(), ids=MALICIOUS)
 @pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
-def test_hostile_files_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sweep: list[str]) -> None:
+def test_malicious_files_have_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sweep: list[str]
+) -> None:
     conf = folder(tmp_path, text)
     monkeypatch.chdir(tmp_path)
     before, environment = tree(tmp_path), dict(os.environ)
@@ -79,10 +81,10 @@ def test_hostile_files_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", ["callback", "job_logging", "own function"])
-def test_hostile_files_do_nothing_on_the_command_line(
+def test_malicious_files_have_no_effect_on_the_command_line(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    conf = folder(tmp_path, HOSTILE[kind])
+    conf = folder(tmp_path, MALICIOUS[kind])
     before = tree(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config-dir", str(conf), "experiment=evil"]) == 2
@@ -93,11 +95,11 @@ def test_hostile_files_do_nothing_on_the_command_line(
     assert tree(tmp_path) == before
 
 
-def test_what_no_point_has_is_not_composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice of a swept group replaces that of a recipe in every point; one point that has it is refused."""
+def test_a_replaced_choice_is_not_composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A swept choice replaces that of a recipe; the malicious choice is refused if any point contains it."""
     conf = folder(tmp_path, "defaults:\n  - override /neuron: evil")
     (conf / "neuron").mkdir()
-    (conf / "neuron" / "evil.yaml").write_text(f"# @package _global_\n{HOSTILE['callback']}\n")
+    (conf / "neuron" / "evil.yaml").write_text(f"# @package _global_\n{MALICIOUS['callback']}\n")
     monkeypatch.chdir(tmp_path)
     found, _ = prepare_sweep(["experiment=evil", "neuron=leaky,rleaky"], [conf])
     assert isinstance(found, list)
@@ -115,7 +117,7 @@ def test_what_no_point_has_is_not_composed(tmp_path: Path, monkeypatch: pytest.M
         ("hydra:\n  sweeper: {max_batch_size: 0}", "hydra.sweeper"),
     ],
 )
-def test_what_a_config_sweeps_over_is_checked_as_what_is_typed(
+def test_sweep_params_of_a_file_are_checked_like_overrides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, key: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -139,7 +141,7 @@ def test_what_a_config_sweeps_over_is_checked_as_what_is_typed(
         "hydra/launcher=null",
     ],
 )
-def test_hydras_own_switches_stay_as_they_are(override: str) -> None:
+def test_settings_of_hydra_cannot_be_changed(override: str) -> None:
     with pytest.raises(ConfigError, match=r"^hydra"):
         compose([override])
 
@@ -147,7 +149,7 @@ def test_hydras_own_switches_stay_as_they_are(override: str) -> None:
 @pytest.mark.parametrize("allowed", ["", "elsewhere"])
 @pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
 @pytest.mark.parametrize(("name", "kinds"), [("launcher", "processes, slurm, stacked"), ("sweeper", "grid, optuna")])
-def test_launchers_and_sweepers_of_other_packages_start_nothing(
+def test_launchers_and_sweepers_of_other_packages_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, words: list[str], name: str, kinds: str
 ) -> None:
     module = ModuleType("elsewhere")
@@ -174,7 +176,7 @@ def test_launchers_and_sweepers_of_other_packages_start_nothing(
         ),
     ],
 )
-def test_a_launcher_of_ones_own_is_one_of_ours_with_other_settings(tmp_path: Path, text: str, kind: str) -> None:
+def test_a_users_launcher_file_configures_a_shipped_launcher(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "hydra" / "launcher" / "mine.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -212,7 +214,7 @@ class TestTargets:
             ),
         ],
     )
-    def test_that_do_not_belong_there_are_refused(self, name: str) -> None:
+    def test_targets_of_other_places_are_refused(self, name: str) -> None:
         for override, key in [(f"neuron._target_='{name}'", "neuron"), (f"loss={{_target_: '{name}x'}}", "loss")]:
             with pytest.raises(ConfigError, match=rf"^{key}\._target_: "):
                 compose([override])
@@ -237,7 +239,7 @@ class TestTargets:
             ),
         ],
     )
-    def test_are_looked_at_again_when_they_are_built(self, name: str) -> None:
+    def test_targets_are_checked_again_when_they_are_built(self, name: str) -> None:
         with pytest.raises(ConfigError, match=r"^loss\._target_: "):
             config.instantiate({"_target_": name}, "loss")
 
@@ -264,7 +266,7 @@ class TestTargets:
             ("neuron.beta={_target_: snnexp.surrogates.ATan}", "neuron.beta._target_"),
         ],
     )
-    def test_stand_where_something_is_built_and_nowhere_else(self, override: str, key: str) -> None:
+    def test_targets_are_refused_where_no_part_is_allowed(self, override: str, key: str) -> None:
         with pytest.raises(ConfigError) as caught:
             compose(override.split(" ", 1) if override.startswith("encoder=") else [override])
         assert str(caught.value).startswith(f"{key}: ")
@@ -288,7 +290,7 @@ class TestTargets:
         with pytest.raises(ConfigError, match="SNNEXP_ALLOW_TARGETS"):
             compose(["neuron._target_=torch.nn.ReLU"])
 
-    def test_an_allowed_package_opens_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_allowed_package_does_not_allow_its_imports(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType("elsewhere")
         called: list[object] = []
         monkeypatch.setattr(os, "system", called.append)
@@ -308,10 +310,12 @@ class TestTargets:
         assert called == []
 
 
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijklmnopqrst"))
+BILLION_LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijklmnopqrst")
+)
 BOMBS = {
-    "aliases": (LAUGHS, "alias"),
-    # which of the parser and the gate refuses first depends on the release of PyYAML
+    "aliases": (BILLION_LAUGHS, "alias"),
+    # whether the parser or this package refuses first depends on the version of PyYAML
     "flow nesting": ("name: " + "[" * 100_000, r"line \d+ "),
     "block nesting": ("- " * 50_000, r"line \d+ "),
     "size": ("name: " + "x" * 2**20, "larger than"),
@@ -322,7 +326,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize(("text", "words"), BOMBS.values(), ids=BOMBS)
-def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+def test_yaml_bombs_are_refused_quickly(tmp_path: Path, text: str, words: str) -> None:
     conf = folder(tmp_path, text)
     (tmp_path / "config.yaml").write_text(text)
     for read in (lambda: compose_unchecked(["experiment=evil"], [conf]), lambda: load(tmp_path / "config.yaml")):
@@ -333,7 +337,7 @@ def test_files_that_explode_are_refused_at_once(tmp_path: Path, text: str, words
 
 
 @pytest.mark.parametrize("text", ["0:30", "0:30:59", "00:60"])
-def test_a_text_that_looks_like_a_number_to_another_base_is_none(tmp_path: Path, text: str) -> None:
+def test_a_time_is_not_read_as_a_base_60_number(tmp_path: Path, text: str) -> None:
     compose_unchecked(["experiment=evil"], [folder(tmp_path, f"published: {{at: {text}}}")])
 
 
@@ -362,7 +366,7 @@ INTERPOLATIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", INTERPOLATIONS.values(), ids=INTERPOLATIONS)
-def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text: str) -> None:
+def test_unbounded_interpolations_are_refused_quickly(tmp_path: Path, text: str) -> None:
     conf = folder(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         compose_unchecked(["experiment=evil"], [conf])
@@ -371,18 +375,18 @@ def test_interpolations_that_never_end_are_refused_at_once(tmp_path: Path, text:
 
 
 @pytest.mark.parametrize("text", ["${" + " " * 2**20, "${oc.env:SNNEXP_A," * 2**16, "${a " * 2**18])
-def test_a_long_text_is_read_in_one_go(text: str) -> None:
+def test_long_strings_are_scanned_in_linear_time(text: str) -> None:
     with suppress(ConfigError):
         files.require_own_resolvers(text, "name")
 
 
 @pytest.mark.parametrize("text", ["${oc.env:SNNEXP_${name}}", "${ oc.env :HOME}", "${oc.env:SNNEXP_A.B}", "${ x:}"])
-def test_resolvers_however_they_are_written(text: str) -> None:
+def test_foreign_resolvers_are_refused_in_any_notation(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^name: "):
         files.require_own_resolvers(text, "name")
 
 
-def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:
+def test_a_defaults_list_calls_no_resolver(tmp_path: Path) -> None:
     conf = folder(tmp_path, "defaults:\n  - override /data: ${${debug}:HOME}")
     (conf / "debug" / "oc.env.yaml").parent.mkdir()
     (conf / "debug" / "oc.env.yaml").write_text("# @package _global_\nseed: 1\n")
@@ -392,7 +396,7 @@ def test_a_defaults_list_resolves_no_function(tmp_path: Path) -> None:
     assert "line 3" in str(caught.value)
 
 
-def test_defaults_that_double_are_refused_at_once(tmp_path: Path) -> None:
+def test_doubling_defaults_lists_are_refused_quickly(tmp_path: Path) -> None:
     conf = folder(tmp_path, "defaults:\n  - e1@a\n  - e1@b")
     for index in range(1, 30):
         text = f"defaults:\n  - e{index + 1}@a\n  - e{index + 1}@b\n"
@@ -402,7 +406,7 @@ def test_defaults_that_double_are_refused_at_once(tmp_path: Path) -> None:
         compose_unchecked(["experiment=evil"], [conf])
 
 
-def test_what_people_write_is_not_refused(tmp_path: Path) -> None:
+def test_ordinary_interpolations_are_accepted(tmp_path: Path) -> None:
     text = "name: run_${seed}_${neuron.reset}\nreadout:\n  beta: ${neuron.beta}"
     text += "\ndata:\n  root: ${oc.env:SNNEXP_NO_SUCH,/tmp/${name}}"
     conf = folder(tmp_path, f"defaults:\n  - mnist_leaky\n  - override /readout: leaky\n{text}")
@@ -412,7 +416,7 @@ def test_what_people_write_is_not_refused(tmp_path: Path) -> None:
 
 
 class TestLoad:
-    def test_reads_what_a_run_has_saved(self, tmp_path: Path) -> None:
+    def test_loads_a_saved_config(self, tmp_path: Path) -> None:
         cfg = compose(["experiment=regression_sqrt", "optimizer.lr=1e-5"])
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         assert load(tmp_path / "config.yaml") == cfg
@@ -432,7 +436,7 @@ class TestLoad:
             ({"seed: 0": "seed: 0\nhydra: {}"}, "hydra: unknown key"),
         ],
     )
-    def test_refuses_what_no_run_saves(self, tmp_path: Path, change: dict[str, str], words: str) -> None:
+    def test_refuses_modified_configs(self, tmp_path: Path, change: dict[str, str], words: str) -> None:
         text = OmegaConf.to_yaml(compose([]))
         for old, new in change.items():
             assert old in text
@@ -444,12 +448,12 @@ class TestLoad:
         assert len(str(caught.value)) <= 190
 
     @pytest.mark.parametrize("text", ["", "- 1", "word", "null", "5"])
-    def test_refuses_what_is_no_mapping(self, tmp_path: Path, text: str) -> None:
+    def test_refuses_other_values_than_mappings(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ConfigError):
             load(tmp_path / "config.yaml")
 
-    def test_needs_a_file_of_text(self, tmp_path: Path) -> None:
+    def test_refuses_other_files_than_utf8_text(self, tmp_path: Path) -> None:
         (tmp_path / "folder.yaml").mkdir()
         (tmp_path / "latin.yaml").write_bytes("name: größe".encode("latin-1"))
         os.mkfifo(tmp_path / "pipe.yaml")
@@ -484,7 +488,7 @@ class TestSweeps:
 
 
 @pytest.mark.parametrize("flag", ["-cp", "-cn", "--config-path", "--config-name"])
-def test_other_primary_configs_are_named_by_the_environment(flag: str) -> None:
+def test_flags_for_other_primary_configs_are_refused(flag: str) -> None:
     for arguments in ([flag, "x"], [f"{flag}=x"]):
         with pytest.raises(ConfigError, match=r"SNNEXP_CONF .* --config-dir"):
             launch.train(arguments)
@@ -496,7 +500,7 @@ def test_a_folder_that_is_given_twice_is_refused(tmp_path: Path) -> None:
         launch.train(["--config-dir", str(tmp_path), f"--config-dir={tmp_path}"])
 
 
-def test_hydra_as_shipped_is_what_the_gate_expects() -> None:
+def test_shipped_settings_of_hydra_pass_the_checks() -> None:
     _, node = compose_unchecked([])
     security.require_shipped_hydra(node)
     assert {key: node[key] for key in ("run", "sweep", "callbacks")} == {

@@ -1,4 +1,4 @@
-"""Imports point one way: the table of who may know whom, read from the source without running it."""
+"""Dependencies between the packages follow the table below, without cycles; read from the source."""
 
 import ast
 import sys
@@ -12,13 +12,13 @@ import snnexp
 
 PACKAGE = Path(snnexp.__file__).parent
 LEAVES = {"errors", "text", "seeds"}
-"""What every room may import."""
+"""Modules that every package may import."""
 EQUATIONS = {
     *("neurons", "surrogates", "initializers", "encoders"),
     *("losses", "decoders", "metrics", "regularizers", "optimizers", "schedules", "sparse"),
 }
 
-# room: the others that it may import, besides the leaves
+# package: the other packages that it may import, besides LEAVES
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "spec": set(),
     **{name: {"spec"} for name in ("surrogates", "initializers", "optimizers", "schedules")},
-    # what they read of a trace are statistics
+    # they read statistics of a trace
     **{name: {"spec", "neurons"} for name in ("losses", "decoders", "metrics", "regularizers")},
     "sparse": set(),
     "encoders": {"spec", "sparse"},
@@ -37,9 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     "network": EQUATIONS | {"spec"},
     "kernels": {"neurons", "surrogates"},
     "record": set(),
-    # a saved config is upgraded, and a new one has a run's id
+    # upgrades saved configs, and creates run ids
     "config": {"spec", "record", "isolation", "limits", "files"},
-    # code of a user's own tells of itself by config.user_parts
+    # reports errors of users' code with config.user_parts
     "data": EQUATIONS | {"spec", "config", "limits", "isolation", "files"},
     "figures": set(),
     "threads": {"spec", "limits"},
@@ -60,14 +60,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {"record", "figures", "config"},
     "search": {"record", "config", "spec"},
-    # training only inside what a worker executes
+    # training is imported only by the functions of a worker
     "sweeps": {"record", "config", "spec", "search", "training", "limits", "terminal", "threads"},
-    # what users import; nothing imports it
+    # the public API; nothing imports it
     "experiment": {"cli", "config", "record", "sweeps", "training", "isolation"},
     "cli": {"__init__", "config", "data", "limits", "record", "report", "spec", "sweeps", "terminal", "threads"}
     | {"training"},
 }
-KNOW_HYDRA = {"cli", "config", "isolation", "search", "sweeps", "training"}
+IMPORT_HYDRA = {"cli", "config", "isolation", "search", "sweeps", "training"}
 
 
 def part(path: Path) -> str:
@@ -76,7 +76,7 @@ def part(path: Path) -> str:
 
 
 def imported(path: Path, module_level: bool = False) -> Iterator[str]:
-    """Full names of what a file imports, anywhere or when it is itself imported."""
+    """Yield the full names that a file imports, anywhere or only at module level."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     lazy = {
         node
@@ -95,7 +95,7 @@ def imported(path: Path, module_level: bool = False) -> Iterator[str]:
 
 
 def siblings(path: Path) -> set[str]:
-    """The other parts of the package that a file imports."""
+    """Return the other packages that a file imports."""
     names = {name.split(".")[1] for name in imported(path) if name.startswith("snnexp.")}
     parts = {part(other) for other in SOURCES}
     return {name if name in parts else "__init__" for name in names} - {part(path)}
@@ -105,12 +105,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_no_more_than_its_room_may(path: Path) -> None:
-    assert part(path) in ALLOWED, "a new room: say here what it may import"
+def test_imports_only_allowed_packages(path: Path) -> None:
+    assert part(path) in ALLOWED, "a new package: add the packages that it may import"
     assert siblings(path) <= ALLOWED[part(path)] | LEAVES
 
 
-def test_there_are_no_cycles_between_rooms_nor_between_files() -> None:
+def test_packages_and_modules_have_no_import_cycles() -> None:
     parts: dict[str, set[str]] = {}
     files: dict[str, set[str]] = {}
     modules = {".".join(("snnexp", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in SOURCES}
@@ -121,17 +121,17 @@ def test_there_are_no_cycles_between_rooms_nor_between_files() -> None:
         files[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
     TopologicalSorter(parts).prepare()
     TopologicalSorter(files).prepare()
-    assert files["snnexp.network.network"] >= {"snnexp.neurons", "snnexp.spec.checked"}, "the graph was read"
+    assert files["snnexp.network.network"] >= {"snnexp.neurons", "snnexp.spec.checked"}, "imports were found"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_the_assembly_knows_hydra(path: Path) -> None:
-    if part(path) not in KNOW_HYDRA:
+def test_only_some_packages_import_hydra(path: Path) -> None:
+    if part(path) not in IMPORT_HYDRA:
         known = {name.split(".")[0] for name in imported(path, module_level=part(path) == "cli")}
         assert not known & {"hydra", "omegaconf"}
 
 
 @pytest.mark.parametrize("name", ["cli/main.py", "cli/__init__.py", "__init__.py"])
-def test_nothing_heavy_is_imported_before_a_verb_needs_it(name: str) -> None:
+def test_command_line_imports_are_light(name: str) -> None:
     modules = {*imported(PACKAGE / name, module_level=True)} - {"snnexp.cli.main.main"}
     assert {module.split(".")[0] for module in modules} <= set(sys.stdlib_module_names)

@@ -1,4 +1,4 @@
-"""What a recipe sets gives way to a choice that was typed and does not take it; what was typed never does."""
+"""Keys of a recipe that a part chosen on the command line does not accept are left out; overrides never are."""
 
 import shutil
 from pathlib import Path
@@ -43,7 +43,7 @@ FILES = {
     "network/mlp": "_target_: left_out_pkg.Thin\n",
     "experiment/odd": "# @package _global_\nnetwork: {1: 2, width: '???'}\n",
     "experiment/low": "# @package _global_\nneuron: {beta: {low: 0.25}}\n",
-    # of a recipe of one's own, all that gives way
+    # a user's recipe with every kind of key that is left out
     "experiment/own": (
         "# @package _global_\ndefaults: [mnist_leaky, override /readout: leaky]\n"
         "network: {_target_: left_out_pkg.Net, hidden: 2}\n"
@@ -67,28 +67,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "conf"
 
 
-def composed(*typed: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The checked config, and the lines."""
-    cfg, _ = config.compose_unchecked(typed, [folder])
-    return config.plain(config.check(cfg)), config.left_out([cfg], typed)
+def composed(*overrides: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The checked config, and the messages."""
+    cfg, _ = config.compose_unchecked(overrides, [folder])
+    return config.plain(config.check(cfg)), config.left_out([cfg], overrides)
 
 
 @pytest.mark.parametrize(
     ("choice", "left", "network"),
     [
         ("thin", True, {"_target_": "left_out_pkg.Thin", "width": 7}),
-        # a file there stands before the shipped one of its name
+        # overrides the shipped file of the same name
         ("mlp", True, {"_target_": "left_out_pkg.Thin"}),
         ("sub/thin", True, {"_target_": "left_out_pkg.Thin"}),
-        # whose file is derived from another of the group
+        # derived from another file of the group
         ("derived", True, {"_target_": "left_out_pkg.Net", "width": 7}),
-        # the same key, but not with such values
+        # has the key, but does not accept the value
         ("count", True, {"_target_": "left_out_pkg.Net", "hidden": 64}),
         ("any", False, {"_target_": "left_out_pkg.Any", "hidden": [1000]}),
         ("unread", False, {"_target_": "left_out_pkg.Missing", "hidden": [1000]}),
     ],
 )
-def test_a_key_of_the_recipe_gives_way(choice: str, left: bool, network: dict[str, Any], folder: Path) -> None:
+def test_a_key_of_the_recipe_is_left_out(choice: str, left: bool, network: dict[str, Any], folder: Path) -> None:
     found, lines = composed("experiment=mnist_leaky", f"network={choice}", folder=folder)
     assert found["network"] == network
     assert lines == ([HIDDEN.format(choice)] if left else [])
@@ -96,38 +96,38 @@ def test_a_key_of_the_recipe_gives_way(choice: str, left: bool, network: dict[st
     assert found["optimizer"]["lr"] == 5e-4
 
 
-def test_without_a_typed_choice_nothing_gives_way(folder: Path) -> None:
+def test_without_a_choice_on_the_command_line_nothing_is_left_out(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"^network.hidden: unknown key, Thin has no such argument"):
         composed("experiment=mnist_leaky", folder=folder)
 
 
 @pytest.mark.parametrize(
-    ("typed", "refusal"),
+    ("overrides", "refusal"),
     [
         (["network=thin", "network.hidden=[5]"], "^network.hidden: unknown key"),
         (["network=thin", "+network.hidden=[5]"], "^network.hidden: unknown key, Thin has no such argument"),
         (["network=count", "network.hidden=[5]"], r"^network.hidden: got \[5\]"),
-        # nor what the file of the choice sets
+        # keys in the file of the choice are not left out either
         (["network=broken"], "^network.widht: unknown key, Thin has no such argument, did you mean width"),
     ],
 )
-def test_what_was_typed_is_refused_as_before(typed: list[str], refusal: str, folder: Path) -> None:
+def test_overrides_are_never_left_out(overrides: list[str], refusal: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=refusal):
-        composed("experiment=mnist_leaky", *typed, folder=folder)
+        composed("experiment=mnist_leaky", *overrides, folder=folder)
 
 
-def test_a_typed_value_needs_no_line(folder: Path) -> None:
+def test_an_overridden_key_is_not_reported(folder: Path) -> None:
     found, lines = composed("experiment=mnist_leaky", "network=count", "network.hidden=9", folder=folder)
     assert (found["network"]["hidden"], lines) == (9, [])
 
 
-def test_parts_objects_and_references_of_a_recipe_give_way(folder: Path) -> None:
-    typed = ["experiment=own", "network=conv", "neuron=leaky_random", "readout=same", "logger=jsonl"]
-    found, lines = composed(*typed, folder=folder)
-    shipped = config.plain(config.compose([*typed[1:], "experiment=mnist_rleaky_conv"]))
+def test_parts_objects_and_references_of_a_recipe_are_left_out(folder: Path) -> None:
+    overrides = ["experiment=own", "network=conv", "neuron=leaky_random", "readout=same", "logger=jsonl"]
+    found, lines = composed(*overrides, folder=folder)
+    shipped = config.plain(config.compose([*overrides[1:], "experiment=mnist_rleaky_conv"]))
     assert found["network"] == {**shipped["network"], "num_steps": 25, "hidden": [1000]}
     assert found["neuron"] == found["readout"] == shipped["neuron"]
-    assert found["logger"]["root"] == "elsewhere", "a key that it takes stays"
+    assert found["logger"]["root"] == "elsewhere", "an accepted key is kept"
     assert lines == [
         "experiment=own: network._target_=left_out_pkg.Net, network.hidden=2 are left out, "
         "network=conv does not take them",
@@ -137,18 +137,18 @@ def test_parts_objects_and_references_of_a_recipe_give_way(folder: Path) -> None
     ]
 
 
-def test_the_part_itself_gives_way_to_one_that_takes_any_key(folder: Path) -> None:
+def test_the_target_of_a_recipe_is_left_out_for_a_part_that_accepts_any_key(folder: Path) -> None:
     found, lines = composed("experiment=own", "network=any", folder=folder)
     assert found["network"] == {"_target_": "left_out_pkg.Any", "hidden": 2}
     assert lines == ["experiment=own: network._target_=left_out_pkg.Net is left out, network=any does not take it"]
 
 
-def test_a_part_that_was_typed_beside_its_choice_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    typed = ["experiment=mnist_leaky", "network=module", "network._target_=left_out_pkg.Thin"]
-    line = HIDDEN.format("").replace("network= ", f"{typed[-1]} ")
-    found, lines = composed(*typed, folder=folder)
+def test_a_target_on_the_command_line_is_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["experiment=mnist_leaky", "network=module", "network._target_=left_out_pkg.Thin"]
+    line = HIDDEN.format("").replace("network= ", f"{overrides[-1]} ")
+    found, lines = composed(*overrides, folder=folder)
     assert (found["network"], lines) == ({"_target_": "left_out_pkg.Thin"}, [line])
-    swept, _ = points.prepare_sweep([*typed, "+network.width=1,2"], [folder])
+    swept, _ = points.prepare_sweep([*overrides, "+network.width=1,2"], [folder])
     assert isinstance(swept, list)
     assert [cfg["network"] for _, cfg in swept] == [
         {"_target_": "left_out_pkg.Thin", "width": width} for width in (1, 2)
@@ -156,7 +156,7 @@ def test_a_part_that_was_typed_beside_its_choice_counts(folder: Path, capsys: py
     assert capsys.readouterr().err == f"snnexp: {line}\n"
 
 
-def test_arguments_of_an_object_stay_where_the_choice_has_that_object(folder: Path) -> None:
+def test_arguments_of_an_object_are_kept_if_the_choice_has_the_object(folder: Path) -> None:
     found, lines = composed("experiment=low", "neuron=leaky_random", folder=folder)
     assert (found["neuron"]["beta"]["low"], found["neuron"]["beta"]["high"], lines) == (0.25, 1.0, [])
     found, lines = composed("experiment=low", "neuron=leaky", folder=folder)
@@ -164,24 +164,22 @@ def test_arguments_of_an_object_stay_where_the_choice_has_that_object(folder: Pa
     assert lines == ["experiment=low: neuron.beta={'low': 0.25} is left out, neuron=leaky does not take it"]
 
 
-def test_keys_of_other_types_and_values_that_are_still_to_be_typed(folder: Path) -> None:
-    cfg, _ = config.compose_unchecked(typed := ["experiment=odd", "network=sub/thin"], [folder])
+def test_integer_keys_and_missing_values(folder: Path) -> None:
+    cfg, _ = config.compose_unchecked(overrides := ["experiment=odd", "network=sub/thin"], [folder])
     line = "experiment=odd: network.1=2 is left out, network=sub/thin does not take it"
-    assert config.left_out([cfg], typed) == [line]
+    assert config.left_out([cfg], overrides) == [line]
     with pytest.raises(ConfigError, match=r"^network.width: "):
         config.check(cfg)
-    found, _ = composed(*typed, "network.width=5", folder=folder)
+    found, _ = composed(*overrides, "network.width=5", folder=folder)
     assert found["network"]["width"] == 5
 
 
-def test_an_object_that_the_choice_takes_stays(folder: Path) -> None:
+def test_an_accepted_object_is_kept(folder: Path) -> None:
     found, lines = composed("experiment=own", "neuron=leaky", folder=folder)
     assert (found["neuron"]["beta"]["mean"], lines) == (0.5, [])
 
 
-def test_the_points_of_a_sweep_give_way_each_and_one_line_says_so(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_points_of_a_sweep_report_each_choice_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = points.prepare_sweep(["experiment=mnist_leaky", "network=mlp,conv,thin,count", "seed=0,1"], [folder])
     assert isinstance(found, list)
     assert [cfg["network"].get("hidden") for _, cfg in found] == [None, None, [1000], [1000], None, None, 64, 64]
@@ -192,7 +190,7 @@ def test_the_points_of_a_sweep_give_way_each_and_one_line_says_so(
     assert lines == [f"snnexp: {HIDDEN.format(choice)}" for choice in ("mlp", "thin", "count")]
 
 
-def test_what_a_file_sweeps_gives_way_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_params_of_a_file_are_left_out_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = points.prepare_sweep(["sweep=learned_or_fixed", "neuron=leaky"])
     assert isinstance(found, list)
     assert [overrides for overrides, _ in found] == [
@@ -203,7 +201,9 @@ def test_what_a_file_sweeps_gives_way_too(folder: Path, capsys: pytest.CaptureFi
     assert line.endswith(" is left out, neuron=leaky does not take it")
 
 
-def test_a_note_in_python(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compose_in_python_prints_the_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     conf = shutil.copytree(config.conf_dir(), folder.parent / "whole")
     shutil.copy(folder / "network" / "thin.yaml", conf / "network")
     monkeypatch.setenv("SNNEXP_CONF", str(conf))
@@ -213,7 +213,7 @@ def test_a_note_in_python(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert config.overrides_of(cfg) == ["experiment=mnist_leaky", "network=thin"]
 
 
-def test_the_config_is_shown_without_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cfg_job_prints_the_config_without_the_key(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config-dir", str(folder), "experiment=mnist_leaky", "network=thin"]
     assert cli.main(["train", *words, "--cfg", "job"]) == 0
     out, err = capsys.readouterr()
@@ -221,32 +221,32 @@ def test_the_config_is_shown_without_it(folder: Path, capsys: pytest.CaptureFixt
     assert err == f"snnexp: {HIDDEN.format('thin')}\n"
 
 
-def test_a_run_records_what_counts_and_can_be_repeated(
+def test_a_run_saves_its_config_and_can_be_repeated(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    typed = ["experiment=regression_linear", "network=small", "debug=batch", "logger=jsonl", "trainer=cpu"]
-    assert cli.main(["train", "--config-dir", str(folder), *typed]) == 0
+    overrides = ["experiment=regression_linear", "network=small", "debug=batch", "logger=jsonl", "trainer=cpu"]
+    assert cli.main(["train", "--config-dir", str(folder), *overrides]) == 0
     line = "experiment=regression_linear: network.hidden=[128, 128] is left out, network=small does not take it"
     assert capsys.readouterr().err.splitlines() == [f"snnexp: {line}"]
     (run,) = folder.parent.glob("outputs/*/*/run.json")
     saved = yaml.safe_load((run.parent / "config.yaml").read_text())
     assert saved["network"] == {"_target_": "left_out_pkg.Small", "num_steps": 50, "width": 4}
-    assert yaml.safe_load((run.parent / "overrides.yaml").read_text()) == typed
-    folders, overrides, changed = train.config_of_run(run.parent, [], ["seed=1"])
-    assert (folders, overrides, changed) == ([folder], [*typed, "seed=1"], None), "it composes as before"
+    assert yaml.safe_load((run.parent / "overrides.yaml").read_text()) == overrides
+    folders, repeated, changed = train.config_of_run(run.parent, [], ["seed=1"])
+    assert (folders, repeated, changed) == ([folder], [*overrides, "seed=1"], None), "it composes as before"
     assert cli.main(["eval", str(run.parent), "--json"]) == 0
 
 
-def test_no_shipped_recipe_stands_in_the_way_of_a_shipped_choice() -> None:
+def test_shipped_recipes_work_with_all_shipped_choices() -> None:
     for recipe in config.choices("experiment"):
         written = yaml.safe_load((config.conf_dir() / "experiment" / f"{recipe}.yaml").read_text())
         choices = {group: [*config.choices(group)] for group in config.NODES if group in written}
         for index in range(max(map(len, choices.values()), default=0)):
-            # several groups at once, for pairs that do not fit are another matter
-            typed = [f"{group}={names[index % len(names)]}" for group, names in choices.items()]
-            cfg, _ = config.compose_unchecked([f"experiment={recipe}", *typed])
+            # several groups at once; incompatible parts are not tested here
+            overrides = [f"{group}={names[index % len(names)]}" for group, names in choices.items()]
+            cfg, _ = config.compose_unchecked([f"experiment={recipe}", *overrides])
             errors = ConfigErrors()
             with errors.collect():
                 config.check(cfg)
-            assert not [said for said in errors.messages.values() if "unknown key" in said], typed
+            assert not [message for message in errors.messages.values() if "unknown key" in message], overrides

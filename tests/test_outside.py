@@ -1,4 +1,4 @@
-"""A package of parts from outside, written from ``docs/parts.md`` alone, through the command line."""
+"""A third-party package of parts, written from ``docs/parts.md`` alone, on the command line."""
 
 import json
 import os
@@ -59,26 +59,28 @@ def points(sweep: Path) -> list[dict[str, Any]]:
 
 
 def of_point(sweep: Path, *overrides: str) -> dict[str, Any]:
-    """The record of the only point with these overrides among its own."""
-    (run,) = (sweep / "runs" / Path(point["run"]).name for point in points(sweep) if {*overrides} <= {*typed(point)})
+    """The record of the only point with the given overrides."""
+    (run,) = (
+        sweep / "runs" / Path(point["run"]).name for point in points(sweep) if {*overrides} <= {*overrides_of(point)}
+    )
     return record(run)
 
 
-def typed(point: dict[str, Any]) -> list[str]:
+def overrides_of(point: dict[str, Any]) -> list[str]:
     overrides: list[str] = point["overrides"]
     return overrides
 
 
-def test_the_package_knows_nothing_of_it() -> None:
+def test_snnexp_does_not_mention_the_package() -> None:
     assert SOURCES.is_dir()
     files = [path for path in SOURCES.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert len(files) > 20
     assert not [path for path in files if "adaptpkg" in path.read_text(errors="replace")]
 
 
-def test_list_says_what_each_argument_may_be(tmp_path: Path) -> None:
-    told = snnexp("list", "neuron", "adaptive", *CONF, cwd=tmp_path).stdout.splitlines()
-    rows = {line.split()[0]: line for line in told}
+def test_list_describes_each_argument(tmp_path: Path) -> None:
+    output = snnexp("list", "neuron", "adaptive", *CONF, cwd=tmp_path).stdout.splitlines()
+    rows = {line.split()[0]: line for line in output}
     assert {"neuron.beta", "neuron.alpha", "neuron.rho", "neuron.threshold", "neuron.learn_rho"} <= {*rows}
     assert re.search(r"1\.8 +a finite number from 0 to 2, or an initializer; how far", rows["neuron.beta"])
     assert re.search(r"0\.0 +a finite number from 0 to 1", rows["neuron.alpha"])
@@ -87,7 +89,7 @@ def test_list_says_what_each_argument_may_be(tmp_path: Path) -> None:
 
 
 class TestMistakes:
-    """Each is told in a line that begins with its key, without PyTorch, and leaves nothing."""
+    """Each is reported in one line that begins with the key, before PyTorch is imported, and leaves no files."""
 
     @pytest.fixture(autouse=True)
     def nothing_is_left(self, tmp_path: Path) -> Iterator[None]:
@@ -126,7 +128,7 @@ class TestMistakes:
         assert hint in line
 
     @pytest.mark.parametrize("mistake", ["neuron.bta=1", "neuron.beta=2.5", "neuron.rho=0.1"])
-    def test_is_told_before_torch_is_imported(self, tmp_path: Path, mistake: str) -> None:
+    def test_is_reported_before_torch_is_imported(self, tmp_path: Path, mistake: str) -> None:
         script = "import sys; from snnexp.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
         words = [sys.executable, "-c", script, *RUN, mistake]
         done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
@@ -185,13 +187,13 @@ class TestRun:
         assert "accuracy" in page
         assert (run / "figures" / "spike_raster.png").is_file()
 
-    def test_beta_above_one_and_alpha_zero_are_taken(self, tmp_path: Path) -> None:
+    def test_beta_above_one_and_alpha_zero_are_accepted(self, tmp_path: Path) -> None:
         snnexp(*SHORT, "neuron.beta=1.8", "neuron.alpha=0", "trainer.max_epochs=1", cwd=tmp_path)
         assert re.search(r"beta: 1\.8\n", (only_run(tmp_path) / "config.yaml").read_text())
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_like_one_left_alone(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     words = (*RUN, "trainer.max_epochs=20", "neuron.learn_beta=true")
     for name in ("alone", "stopped"):
         (tmp_path / name).mkdir()
@@ -200,8 +202,8 @@ def test_an_interrupted_run_ends_like_one_left_alone(tmp_path: Path) -> None:
     with commands.Command(words, here, environment()) as process:
         wait_until(lambda: any(path.stat().st_size for path in here.glob("outputs/adaptive/*/metrics.jsonl")))
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
+        _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
     run = only_run(here)
     assert record(run)["status"] == "interrupted"
     left = (only_run(tmp_path / "alone") / "metrics.jsonl").read_bytes()
@@ -212,7 +214,7 @@ def test_an_interrupted_run_ends_like_one_left_alone(tmp_path: Path) -> None:
 
 
 class TestDataset:
-    """A torch Dataset of the package, each reading of which is drawn anew, without a file of its own in ``conf``."""
+    """A torch Dataset of the package with random samples, without a file in ``conf``."""
 
     words = (
         *(
@@ -227,7 +229,7 @@ class TestDataset:
     )
 
     @pytest.mark.slow
-    def test_learns_and_ends_alike_with_workers_and_after_an_interruption(self, tmp_path: Path) -> None:
+    def test_trains_the_same_with_workers_and_after_an_interruption(self, tmp_path: Path) -> None:
         alone, stopped = tmp_path / "alone", tmp_path / "stopped"
         for folder in (alone, stopped):
             folder.mkdir()
@@ -236,8 +238,8 @@ class TestDataset:
         with commands.Command(words, stopped, environment()) as process:
             wait_until(lambda: any(path.stat().st_size for path in stopped.glob("outputs/bumps/*/metrics.jsonl")))
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=60)
-        assert process.returncode == 130, told
+            _, output = process.communicate(timeout=60)
+        assert process.returncode == 130, output
         first, run = (only(folder, "outputs/bumps/*/run.json").parent for folder in (alone, stopped))
         left = (first / "metrics.jsonl").read_bytes()
         assert len((run / "metrics.jsonl").read_bytes()) < len(left)
@@ -248,7 +250,7 @@ class TestDataset:
         assert record(run)["samples"] == {"train": 53, "val": 24, "test": 19}
 
     @pytest.mark.slow
-    def test_a_stack_gives_what_its_members_give_alone(self, tmp_path: Path) -> None:
+    def test_a_stack_equals_separate_runs(self, tmp_path: Path) -> None:
         words = (*self.words, "trainer.max_epochs=2", "data.scale=standard")
         printed = snnexp(*words, "-m", "seed=0,1", "hydra/launcher=stacked", cwd=tmp_path).stdout
         assert printed.count("stack of 2") == 2
@@ -270,16 +272,14 @@ class TestSweeps:
         assert "surrogate.width" in (sweep / "report.html").read_text()
 
     @pytest.mark.parametrize("numbers", [OF_NEURONS, GROUP_VARIABLES], ids=["neurons", "others"])
-    def test_a_stack_gives_what_its_members_give_alone(
-        self, tmp_path: Path, numbers: dict[str, tuple[float, float]]
-    ) -> None:
+    def test_a_stack_equals_separate_runs(self, tmp_path: Path, numbers: dict[str, tuple[float, float]]) -> None:
         count = 2 ** len(numbers)
         grid = [f"{key}={','.join(map(str, values))}" for key, values in numbers.items()]
         printed = snnexp(*SHORT, "-m", "hydra/launcher=stacked", *grid, cwd=tmp_path).stdout
         sweep = only(tmp_path, "outputs/sweeps/adaptive/*/sweep.json").parent
         assert [point["status"] for point in points(sweep)] == ["finished"] * count
         assert printed.count(f"stack of {count}") == count
-        losses = {of_point(sweep, *typed(point))["metrics"]["test/loss"] for point in points(sweep)}
+        losses = {of_point(sweep, *overrides_of(point))["metrics"]["test/loss"] for point in points(sweep)}
         assert len(losses) == count, "each number has an effect"
         for end in (0, 1):
             chosen = [f"{key}={values[end]}" for key, values in numbers.items()]
@@ -289,8 +289,8 @@ class TestSweeps:
             expected = record(only_run(alone))["metrics"]
             assert of_point(sweep, *chosen)["metrics"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
-    def test_a_statistic_with_all_that_reads_it(self, tmp_path: Path) -> None:
-        """A loss, its own decoder, a measure and a penalty: in a stack, and as one of its members alone."""
+    def test_a_statistic_and_the_parts_that_read_it(self, tmp_path: Path) -> None:
+        """A loss with its own decoder, a metric and a penalty: in a stack, and alone."""
         late = ("loss=late_entropy", "measure=[least_recall,macro_f1]", "regularizer=late_silence")
         numbers = ("loss.scale=0.5", "regularizer.late_silence.weight=0.1")
         grid = ("loss.scale=0.5,1", "regularizer.late_silence.weight=0,0.1")
@@ -315,7 +315,9 @@ class TestSweeps:
         sweep = only(tmp_path, "outputs/sweeps/adaptive/*/sweep.json").parent
         assert [point["status"] for point in points(sweep)] == ["finished"] * 3
         assert "val/accuracy" in printed
-        drawn = [float(dict(word.split("=", 1) for word in typed(point))["neuron.rho"]) for point in points(sweep)]
+        drawn = [
+            float(dict(word.split("=", 1) for word in overrides_of(point))["neuron.rho"]) for point in points(sweep)
+        ]
         assert len({*drawn}) == 3
         assert all(0.8 <= value <= 0.99 for value in drawn)
         assert (sweep / "conf" / "experiment" / "best.yaml").is_file()

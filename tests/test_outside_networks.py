@@ -1,4 +1,4 @@
-"""Networks from outside, through the command line: a graph, a plain module, and those of other libraries."""
+"""Third-party networks on the command line: a graph, a plain module, and networks of other libraries."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ class TestNetworks:
         assert known == inner | ({"readout"} if name != "norse" else set())
         assert ("test/synops" in entries["metrics"]) == (name == "skip")
 
-    def test_a_report_says_what_is_not_known(self, sweep: Path) -> None:
+    def test_a_report_states_what_is_unknown(self, sweep: Path) -> None:
         pages = {}
         for name in ("norse", "skip"):
             snnexp("report", str(run_of(sweep, name)), cwd=sweep)
@@ -58,11 +58,11 @@ class TestNetworks:
         assert measured == {name: record(run)["metrics"][name] for name in measured}
 
     @pytest.mark.parametrize("name", ["skip", "snntorch"])
-    def test_a_run_resumes_to_the_same_end(self, sweep: Path, tmp_path: Path, name: str) -> None:
+    def test_a_run_resumes_to_the_same_result(self, sweep: Path, tmp_path: Path, name: str) -> None:
         snnexp(*SHORT, f"network={name}", "trainer.max_epochs=1", cwd=tmp_path)
         run = only(tmp_path, "outputs/custom/*/run.json").parent
         snnexp("resume", str(run), "trainer.max_epochs=2", cwd=tmp_path)
-        # the test of one epoch is a row of its own
+        # the test of the first run is a separate row
         expected = [row for row in losses(run_of(sweep, name)) if "test/loss" not in row]
         assert [row for row in losses(run) if "test/loss" not in row] == expected
         assert record(run)["metrics"] == record(run_of(sweep, name))["metrics"]

@@ -1,4 +1,4 @@
-"""Parts that cannot work together: what the check of a config refuses is what building would refuse."""
+"""Incompatible parts: the check of a config raises the same errors as building the parts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from snnexp.errors import ConfigError
 from snnexp.experiment import build
 
 
-def typed(node: Mapping[str, Any]) -> str:
+def inline(node: Mapping[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in node.items()) + "}"
 
 
@@ -39,10 +39,10 @@ PAIRS = [
     (CONV, "network.channels=[1,1,1,1]", "network.channels: the output of convolution 3 is empty"),
     (CONV, "network.kernel_size=null", "network.kernel_size: got null"),
     (REGRESSION, "network=conv", "network.inputs: got [1], a conv network needs images"),
-    (DENSE, f"neuron.beta={typed(UNIFORM)}", "neuron.beta.high: got 1, must be at least low = 2"),
+    (DENSE, f"neuron.beta={inline(UNIFORM)}", "neuron.beta.high: got 1, must be at least low = 2"),
     (
         DENSE,
-        f"neuron.threshold={typed(LOG_NORMAL)}",
+        f"neuron.threshold={inline(LOG_NORMAL)}",
         "neuron.threshold.mean: got 0, must be a finite number",
     ),
     (LIF, "neuron.tau_mem_inv=2000", "neuron.tau_mem_inv: a start value is 2000, must be at most 1000"),
@@ -71,10 +71,10 @@ NEEDS_MNIST = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "override", "sentence"), PAIRS, ids=[f"{pair[0]} {pair[1]}" for pair in PAIRS])
+@pytest.mark.parametrize(("recipe", "override", "message"), PAIRS, ids=[f"{pair[0]} {pair[1]}" for pair in PAIRS])
 @pytest.mark.usefixtures("tiny_mnist")
-def test_is_refused_as_building_would_refuse_it(recipe: str, override: str, sentence: str) -> None:
-    """The constructors check the same for those who use them without a config: the two must not drift apart."""
+def test_check_and_build_raise_the_same_error(recipe: str, override: str, message: str) -> None:
+    """Constructors check the same rules for users without a config; both must agree."""
     overrides = [
         f"experiment={recipe}",
         "trainer.accelerator=cpu",
@@ -82,7 +82,7 @@ def test_is_refused_as_building_would_refuse_it(recipe: str, override: str, sent
     ]
     with pytest.raises(ConfigError) as early:
         compose(overrides)
-    assert str(early.value).startswith(sentence)
+    assert str(early.value).startswith(message)
     if override != "trainer=ddp" and "+surrogate" not in override:
         cfg, _ = compose_unchecked([*overrides, "data.batch_size=4"] if "mnist" in recipe else overrides)
         with pytest.raises(ConfigError) as late:
@@ -91,14 +91,14 @@ def test_is_refused_as_building_would_refuse_it(recipe: str, override: str, sent
         assert str(late.value) == str(early.value)
 
 
-@pytest.mark.parametrize(("overrides", "sentence"), NEEDS_MNIST)
-def test_sizes_that_the_training_images_do_not_allow(overrides: str, sentence: str) -> None:
+@pytest.mark.parametrize(("overrides", "message"), NEEDS_MNIST)
+def test_sizes_that_exceed_the_training_images(overrides: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["experiment=mnist_leaky", "trainer.accelerator=cpu", *overrides.split()])
-    assert str(caught.value).startswith(sentence)
+    assert str(caught.value).startswith(message)
 
 
-def test_sizes_that_they_just_allow() -> None:
+def test_largest_valid_sizes() -> None:
     compose(["data.val_size=59872", "data.batch_size=128"])
     compose(["data.batch_size=60000"])
     compose(["network=conv", "network.kernel_size=28", "network.channels=[4]"])
@@ -106,7 +106,7 @@ def test_sizes_that_they_just_allow() -> None:
     compose(["neuron=parametrized_lif", "neuron.tau_mem_inv=1000"])
 
 
-def test_parts_from_elsewhere_are_left_to_their_constructors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_parts_are_checked_by_their_constructors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "elsewhere")
     cfg, _ = compose_unchecked(["experiment=regression_sqrt", "loss=ce_membrane"])
     with pytest.raises(ConfigError, match=r"^loss: "):

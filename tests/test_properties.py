@@ -1,4 +1,4 @@
-"""Laws that every shipped part obeys, also one that is added later: its arguments are drawn from its annotations."""
+"""Property tests of all shipped parts, with arguments drawn from their annotations."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 T, B, N = 6, 3, 4
 LIMIT = 50.0
-"""Numbers are drawn up to this, where their domain goes on."""
+"""Largest absolute value that is drawn."""
 CHECKS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
 
 
@@ -38,7 +38,7 @@ def values(domain: Domain | None) -> st.SearchStrategy[Any]:
             # extremes have tests of their own
             low, high = max(domain.low, -LIMIT, 2.0**-10 if domain.low > 0 else -LIMIT), min(domain.high, LIMIT)
             open_low, open_high = domain.open_low and low == domain.low, domain.open_high and high == domain.high
-            return st.floats(low, high, exclude_min=open_low, exclude_max=open_high, width=32).filter(_ordinary)
+            return st.floats(low, high, exclude_min=open_low, exclude_max=open_high, width=32).filter(_is_normal)
         case Parameter():
             return values(domain.number) | values(domain.number).map(lambda x: torch.full((N,), x))
         case OneOf():
@@ -58,13 +58,13 @@ def values(domain: Domain | None) -> st.SearchStrategy[Any]:
 
 
 def _plain(place: str, target: str) -> Any:
-    """The part with its defaults."""
+    """Build a part with its defaults."""
     required = {name: 0.5 for name, argument in parts.shipped(place)[target].arguments.items() if argument.required}
     return pkgutil.resolve_name(target)(**required)
 
 
-def _ordinary(x: float) -> bool:
-    """Not so near to zero that its square is none in 32 bits."""
+def _is_normal(x: float) -> bool:
+    """Return True unless the square of a number underflows in float32."""
     return x == 0 or abs(x) > 1e-3
 
 
@@ -84,13 +84,13 @@ def arguments(place: str, target: str) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-def made(place: str, target: str, found: dict[str, Any], **more: Any) -> Any:
-    """The part with arguments of its domains: it is made, or refuses what they owe each other in a sentence."""
+def build(place: str, target: str, found: dict[str, Any], **more: Any) -> Any:
+    """Build a part; discard the example if the arguments violate a relation between them."""
     try:
         return pkgutil.resolve_name(target)(**more, **found)
     except ConfigError as error:
-        told = str(error)
-        assume(not told)
+        message = str(error)
+        assume(not message)
 
 
 def targets(place: str) -> Any:
@@ -105,7 +105,7 @@ def same(one: Any, other: Any) -> None:
 @CHECKS
 @given(data=st.data())
 def test_neurons(target: str, data: Any) -> None:
-    neuron: Neuron = made("neuron", target, data.draw(arguments("neuron", target)), features=N).double()
+    neuron: Neuron = build("neuron", target, data.draw(arguments("neuron", target)), features=N).double()
     current = torch.randn((T, B, N), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     current = (data.draw(st.sampled_from([0.1, 1.0, 10.0])) * current).requires_grad_()
     whole: Trace = neuron(current)
@@ -114,27 +114,27 @@ def test_neurons(target: str, data: Any) -> None:
     assert whole.spikes.shape == whole.membrane.shape == current.shape
     assert set(whole.spikes.unique().tolist()) <= {0.0, 1.0}
     assert neuron.spikes or not whole.spikes.any()
-    # stepwise = whole, and in two parts
+    # the sequence can be split
     first = neuron(current[:2], state=state)
     second = neuron(current[2:], state=first.state)
     same(torch.cat([first.membrane, second.membrane]), whole.membrane)
     same(torch.cat([first.spikes, second.spikes]), whole.spikes)
-    # samples do not know of each other
+    # samples are independent
     alone = neuron(current[:, 1:2])
     same(alone.membrane, whole.membrane[:, 1:2])
     trained = [current, *(weight for weight in neuron.parameters() if weight.requires_grad)]
     assume(whole.membrane.isfinite().all())
     for gradient in torch.autograd.grad(whole.membrane.sum() + whole.spikes.sum(), trained, allow_unused=True):
         assert gradient is None or gradient.isfinite().all()
-    assert not any(left.any() for left in neuron.project().values()), "start values lie in their domains"
+    assert not any(left.any() for left in neuron.project().values()), "initial values are in their domains"
 
 
 @targets("neuron")
 @CHECKS
 @given(data=st.data())
-def test_neurons_on_maps(target: str, data: Any) -> None:
+def test_neurons_on_feature_maps(target: str, data: Any) -> None:
     found = {name: value for name, value in data.draw(arguments("neuron", target)).items() if _is_whole(value)}
-    neuron: Neuron = made("neuron", target, found, features=(2, 3, 3))
+    neuron: Neuron = build("neuron", target, found, features=(2, 3, 3))
     trace: Trace = neuron(torch.randn(T, B, 2, 3, 3))
     assert trace.membrane.shape == (T, B, 2, 3, 3)
 
@@ -147,7 +147,7 @@ def _is_whole(value: Any) -> bool:
 @CHECKS
 @given(data=st.data())
 def test_surrogates(target: str, data: Any) -> None:
-    surrogate = made("surrogate", target, data.draw(arguments("surrogate", target)))
+    surrogate = build("surrogate", target, data.draw(arguments("surrogate", target)))
     x = torch.linspace(-3, 3, 25, dtype=torch.float64).view(5, 5)
     derivative = surrogate(x)
     assert (derivative.shape, derivative.dtype) == (x.shape, x.dtype)
@@ -162,7 +162,7 @@ def test_surrogates(target: str, data: Any) -> None:
 @CHECKS
 @given(data=st.data())
 def test_encoders(target: str, data: Any) -> None:
-    encoder = made("encoder", target, data.draw(arguments("encoder", target)))
+    encoder = build("encoder", target, data.draw(arguments("encoder", target)))
     sequences = data.draw(st.booleans()) if encoder.takes_sequences == "both" else encoder.takes_sequences
     encoder = encoder.for_data(sequences)
     values = torch.rand((T, B, N) if sequences else (B, N), generator=torch.Generator().manual_seed(0))
@@ -181,11 +181,11 @@ def test_encoders(target: str, data: Any) -> None:
 def test_losses(target: str, data: Any) -> None:
     drawn = data.draw(arguments("loss", target))
     if "class_weights" in drawn:
-        # counted by a run, or one for each class; of a batch, some are above 0
+        # None or one weight per class; "balanced" needs the data of a run
         drawn["class_weights"] = data.draw(st.lists(st.floats(0.01, LIMIT), min_size=N, max_size=N) | st.none())
     # steps of the sequence
     drawn |= {name: data.draw(st.integers(-T, T - 1)) for name in ("on_target", "off_target") if _is_step(target, name)}
-    loss = made("loss", target, drawn)
+    loss = build("loss", target, drawn)
     membrane = torch.randn((T, B, N), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     trace = Trace((membrane > 0).double() + 0 * membrane, membrane, ())
     goals = {"labels": torch.tensor([0, 2, 1]), "trace": torch.zeros((T, B, N), dtype=torch.float64)}
@@ -198,7 +198,7 @@ def test_losses(target: str, data: Any) -> None:
         assert value >= 0
         (gradient,) = torch.autograd.grad(value, membrane)
         assert gradient.isfinite().all()
-        # a mean over samples: their order makes no difference
+        # invariant to the order of samples
         turned = [2, 0, 1]
         again = Trace(trace.spikes[:, turned], membrane[:, turned], ())
         goal = goals[kind]
@@ -215,24 +215,24 @@ def _is_step(target: str, name: str) -> bool:
 @given(data=st.data())
 def test_optimizers(target: str, data: Any) -> None:
     drawn = data.draw(arguments("optimizer", target))
-    # the penalty of a weight, or what is added to a root, may be larger than its gradient
+    # weight decay and eps may dominate the gradient
     drawn = {name: value for name, value in drawn.items() if name not in ("weight_decay", "eps")}
-    factory = made("optimizer", target, drawn)
+    factory = build("optimizer", target, drawn)
     weight = nn.Parameter(torch.full((3,), 0.5))
     optimizer = factory(Parameters([NamedParameter("weight", "weight", weight)]))
     weight.grad = torch.tensor([1.0, 0.0, -1.0])
     optimizer.step()
     assert weight.isfinite().all()
-    assert weight[0] < weight[1] < weight[2], "against the gradient"
+    assert weight[0] < weight[1] < weight[2], "descends"
 
 
 @targets("schedule")
 @CHECKS
 @given(data=st.data())
 def test_schedules(target: str, data: Any) -> None:
-    """Rates stay between 0 and that of the optimiser, and one that is resumed gives the same ones."""
+    """Learning rates are between 0 and that of the optimizer, and resuming reproduces them."""
     found = data.draw(arguments("schedule", target))
-    schedule = made("schedule", target, found)
+    schedule = build("schedule", target, found)
 
     def rates(stopped: int | None) -> list[float]:
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
@@ -251,7 +251,7 @@ def test_schedules(target: str, data: Any) -> None:
         return seen
 
     whole = rates(None)
-    # a smallest rate that is higher than that of the optimiser is none
+    # a minimum rate above that of the optimizer raises the rate
     assert all(0 <= rate <= max(0.5, found.get("min_lr", 0), found.get("eta_min", 0)) for rate in whole)
     assert rates(data.draw(st.integers(0, 9))) == whole
 
@@ -268,7 +268,7 @@ def test_networks(target: str, data: Any) -> None:
         sizes = data.draw(st.lists(st.integers(1, 4), max_size=3))
         small["layers"] = [{"name": f"layer{index}", "size": size} for index, size in enumerate(sizes)]
         small["layers"].append({"name": "readout"})
-    network = made("network", target, small, inputs=shape, outputs=N, neuron=Leaky, readout=Leaky, num_steps=T)
+    network = build("network", target, small, inputs=shape, outputs=N, neuron=Leaky, readout=Leaky, num_steps=T)
     traces = network(torch.rand(T, B, *shape))
     known = {name: argument.value for name, argument in spec.arguments.items()} | small
     rule = pkgutil.resolve_name(target).shapes
@@ -283,7 +283,7 @@ def _smaller(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("place", ["neuron", "surrogate", "encoder", "loss", "optimizer", "schedule", "initializer"])
-def test_each_law_is_about_something(place: str) -> None:
+def test_there_are_parts_to_test(place: str) -> None:
     assert parts.shipped(place)
 
 
@@ -293,7 +293,7 @@ def test_each_law_is_about_something(place: str) -> None:
 def test_initializers(target: str, data: Any) -> None:
     found = data.draw(arguments("initializer", target))
     required = {name: 0.5 for name, each in parts.shipped("initializer")[target].arguments.items() if each.required}
-    initializer = made("initializer", target, required | found)
+    initializer = build("initializer", target, required | found)
     values = initializer((2, 3))
     assert values.shape == (2, 3)
     assert values.isfinite().all()

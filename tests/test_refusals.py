@@ -1,4 +1,4 @@
-"""Overrides that cannot work, made by rule and at random: one line that names the key, without heavy imports."""
+"""Systematic and random invalid overrides: a one-line error that names the key, without heavy imports."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from snnexp.errors import ConfigError
 
 RECIPES = ("mnist_leaky", "mnist_rleaky_conv", "mnist_parametrized_lif", "regression_sqrt", "digits_leaky")
 BAD = ("nan", "inf", "-inf", "-1", "0", "null", "'${nothing}'", "???")
-FINE = {
+VALID = {
     **dict.fromkeys(("seed", "val_size", "num_workers", "weight_decay", "save_every_s"), "0"),
     **dict.fromkeys(("draw_every_n_epochs", "draw_every_s"), "0"),
     **dict.fromkeys(("beta", "threshold", "correct_rate", "incorrect_rate", "high"), "0"),
@@ -36,7 +36,7 @@ FINE = {
     # linear feedback has no kernel
     "readout.kernel_size": "null",
 }
-"""Which of the bad values are good ones, by key or by a key's last name."""
+"""The values in BAD that are valid, by key or by the last component of a key."""
 
 
 def leaves(node: Any, path: str = "") -> Iterator[str]:
@@ -44,7 +44,7 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{path}{key}.")
         elif key not in ("_target_", "published", "decoder", "regularizer", "measure", "also"):
-            # an empty node is chosen, not given a value
+            # empty nodes are choices, not values
             yield f"{path}{key}"
 
 
@@ -54,7 +54,7 @@ def composed(recipe: str) -> DictConfig:
 
 
 def bad() -> Iterator[tuple[str, str, str]]:
-    """A recipe, an override, and what its refusal must name."""
+    """Yield a recipe, an invalid override, and the key that the error must name."""
     seen = set()
     for recipe in RECIPES:
         plain: Any = OmegaConf.to_container(composed(recipe), resolve=False)
@@ -64,14 +64,14 @@ def bad() -> Iterator[tuple[str, str, str]]:
             if key in seen:
                 continue
             seen.add(key)
-            fine = (FINE.get(key) or FINE.get(key.rpartition(".")[2], "")).split()
+            fine = (VALID.get(key) or VALID.get(key.rpartition(".")[2], "")).split()
             wrong = "5" if isinstance(OmegaConf.select(resolved, key), (bool, str, list)) else "word"
             yield recipe, f"{key}{key[-1]}=1", f"{key}{key[-1]}"
             yield from ((recipe, f"{key}={value}", key) for value in (wrong, *BAD) if value not in fine)
 
 
 def refusal(recipe: str, override: str) -> str:
-    """What :func:`compose` would say: the override is applied as Hydra applies it, to a recipe composed once."""
+    """The error of :func:`compose`, with the override applied by Hydra to a recipe that is composed once."""
     cfg = composed(recipe).copy()
     try:
         ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides([override]), cfg)
@@ -82,17 +82,17 @@ def refusal(recipe: str, override: str) -> str:
 
 
 @pytest.mark.slow
-def test_bad_values_of_every_key_are_refused_in_one_line_that_names_it() -> None:
-    # a readout is chosen, not given a value
+def test_invalid_values_of_every_key_are_refused_in_one_line_that_names_it() -> None:
+    # a readout is a choice, not a value
     cases = [case for case in bad() if case[2] != "readout"]
     assert len(cases) >= 600
-    told = {(override, key): refusal(recipe, override) for recipe, override, key in cases}
-    assert [override for (override, key), line in told.items() if key not in line.partition(": ")[0]] == []
-    assert [line for line in told.values() if len(line) > 190 or not line.isprintable()] == []
+    messages = {(override, key): refusal(recipe, override) for recipe, override, key in cases}
+    assert [override for (override, key), line in messages.items() if key not in line.partition(": ")[0]] == []
+    assert [line for line in messages.values() if len(line) > 190 or not line.isprintable()] == []
 
 
 @pytest.mark.slow
-def test_the_short_way_says_what_composing_says() -> None:
+def test_the_shortcut_gives_the_error_of_compose() -> None:
     cases = [case for case in bad() if case[2] != "readout"]
     for recipe, override, _ in cases[::40]:
         with pytest.raises(ConfigError) as caught:
@@ -101,7 +101,7 @@ def test_the_short_way_says_what_composing_says() -> None:
 
 
 @pytest.mark.slow
-def test_no_text_is_answered_with_anything_but_a_sentence() -> None:
+def test_random_overrides_raise_config_errors_only() -> None:
     accepted = 0
     for overrides in fuzzed(100):
         try:
@@ -128,7 +128,7 @@ def test_no_text_is_answered_with_anything_but_a_sentence() -> None:
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
-def test_long_deep_and_unprintable_texts(override: str, words: list[str]) -> None:
+def test_long_deep_and_unprintable_strings(override: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose([override])
     sentence = str(caught.value)
@@ -141,23 +141,23 @@ FIVE = ["neuron.bta=1", "optimizer.larate=2", "data.size=3", "foo=4", "trainer.e
 
 
 @pytest.mark.parametrize(
-    ("typed", "named"),
+    ("overrides", "named"),
     [
         (FIVE, FIVE),
         ([*FIVE, "loss=nothing", "encoder=other"], [*FIVE, "loss=nothing", "encoder=other"]),
-        # a choice that could not be made may have taken its keys, and a recipe may have made any choice
+        # keys of an invalid choice are not reported, nor those of any choice of an invalid recipe
         ([*FIVE, "data=nowhere", "data.path=there"], [*(word for word in FIVE if "data" not in word), "data=nowhere"]),
         ([*FIVE, "experiment=none"], ["foo=4", "experiment=none"]),
     ],
 )
-def test_one_refusal_names_all_unknown_keys_and_choices(typed: list[str], named: list[str]) -> None:
+def test_all_unknown_keys_and_choices_are_reported_at_once(overrides: list[str], named: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        compose(typed)
+        compose(overrides)
     wrong = [word if word.partition("=")[0] in config.GROUPS else word.partition("=")[0] for word in named]
     assert sorted(sentence.partition(":")[0] for sentence in caught.value.args) == sorted(wrong)
 
 
-def test_the_refusal_of_a_sweep_names_them_too() -> None:
+def test_a_sweep_reports_all_of_them_too() -> None:
     with pytest.raises(ConfigError) as caught:
         prepare_sweep([*FIVE, "loss=nothing", "optimizer=adam,none", "seed=0,1"])
     named = [sentence.partition(":")[0] for sentence in caught.value.args]
@@ -165,7 +165,7 @@ def test_the_refusal_of_a_sweep_names_them_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "value"),
+    ("override", "value"),
     [
         ("data.root=/daten/größe mit raum", "/daten/größe mit raum"),
         ("data.root=/tmp/a=b", "/tmp/a=b"),
@@ -173,29 +173,29 @@ def test_the_refusal_of_a_sweep_names_them_too() -> None:
         ("data.root=\\\\server\\größe", "\\\\server\\größe"),
         ("data.root=雪 (1)", "雪 (1)"),
         ("data.root=a b", "a b"),
-        # these parse as they are, and mean what they always meant
+        # these parse without quotes
         ("data.root=C:\\daten", "C:\\daten"),
         ("data.root='größe'", "größe"),
         ("data.root=a\\=b", "a=b"),
     ],
 )
-def test_values_are_quoted_for_the_user(typed: str, value: str) -> None:
-    assert compose([typed]).data.root == value
-    (quoted,) = config.quoted([typed])
-    assert config.quoted([quoted]) == [quoted], "what a second process is given"
+def test_values_are_quoted_automatically(override: str, value: str) -> None:
+    assert compose([override]).data.root == value
+    (quoted,) = config.quoted([override])
+    assert config.quoted([quoted]) == [quoted], "idempotent"
 
 
 @pytest.mark.parametrize(
-    "typed", ["data.root=[größe", "data.root=größe,b", "data.root=${größe", "größe=1", "data.root='ö"]
+    "override", ["data.root=[größe", "data.root=größe,b", "data.root=${größe", "größe=1", "data.root='ö"]
 )
-def test_what_could_mean_something_else_is_not_quoted(typed: str) -> None:
-    assert config.quoted([typed]) == [typed]
+def test_ambiguous_values_are_not_quoted(override: str) -> None:
+    assert config.quoted([override]) == [override]
     with pytest.raises(ConfigError):
-        compose([typed])
+        compose([override])
 
 
 @pytest.mark.slow
-def test_a_refusal_imports_nothing_heavy() -> None:
+def test_errors_need_no_heavy_imports() -> None:
     script = (
         "import sys\nfrom snnexp.config import compose\nfrom snnexp.errors import ConfigError\n"
         "for bad in ['seed=-1', 'sed=1'], ['experiment=regression_sqrt', 'loss=ce_membrane'], ['+neuron.foo=1']:\n"

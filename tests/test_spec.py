@@ -1,4 +1,4 @@
-"""What a part is stands in its constructor: read from the source as Python sees it, and held to when it is called."""
+"""Specifications read from the source of constructors agree with Python, and are checked when a part is called."""
 
 import inspect
 import math
@@ -32,21 +32,21 @@ High = Annotated[float, AtLeast("2 * low", "mV")]
 UpToTwo = Annotated[float, Interval(ge=0, le=2)]
 SHIPPED = [(place, target) for place in PLACES for target in parts.shipped(place)]
 ARGUMENTS = [(place, target, name) for place, target in SHIPPED for name in parts.shipped(place)[target].arguments]
-PASSED_ON = inspect.signature(prepared).parameters
+FORWARDED = inspect.signature(prepared).parameters
 GIVEN = {(place, name) for place in PLACES for name in PLACES[place].given}
 
 
 def parameters_of(real: Any, names: Iterable[str]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, and those named ones of the function that it passes ``**options`` on to."""
+    """The parameters of a function, and the named ones of the function that it forwards ``**options`` to."""
     own = dict(inspect.signature(real).parameters)
     if own.pop("options", None) is None:
         return own
-    return {**own, **{name: each for name, each in PASSED_ON.items() if name in names and name not in own}}
+    return {**own, **{name: each for name, each in FORWARDED.items() if name in names and name not in own}}
 
 
 class TestShipped:
     @pytest.mark.parametrize(("place", "target"), SHIPPED)
-    def test_is_read_as_python_sees_it(self, place: str, target: str) -> None:
+    def test_spec_agrees_with_the_signature(self, place: str, target: str) -> None:
         spec, real = parts.shipped(place)[target], pkgutil.resolve_name(target)
         assert (spec.unread, spec.takes_all) == ("", False)
         parameters = parameters_of(real, spec.arguments)
@@ -58,7 +58,7 @@ class TestShipped:
                 assert argument.value == parameters[name].default
 
     @pytest.mark.parametrize(("place", "target", "name"), ARGUMENTS)
-    def test_every_argument_has_a_domain_in_which_its_default_lies(self, place: str, target: str, name: str) -> None:
+    def test_every_argument_has_a_domain_that_contains_its_default(self, place: str, target: str, name: str) -> None:
         if (place, name) in GIVEN:
             return
         argument, real = parts.shipped(place)[target].arguments[name], pkgutil.resolve_name(target)
@@ -73,24 +73,24 @@ class TestShipped:
             assert annotated is not None
             assert parameters_of(real, [name])[name].default in annotated
 
-    def test_are_all_that_a_config_names(self) -> None:
+    def test_configs_name_shipped_parts_only(self) -> None:
         for group in PLACES.keys() - {"initializer"}:
             for choice in choices(group):
                 if choice not in ("same", "auto", "none"):
                     node = compose_unchecked([f"{group}={choice}"])[0][group]
                     named = node.values() if PLACES[group].many else [node]
-                    # what a person has to name is no choice of ours
+                    # targets that the user must set are not shipped
                     targets = {each["_target_"] for each in named if not OmegaConf.is_missing(each, "_target_")}
                     assert targets <= parts.shipped(group).keys()
 
     @pytest.mark.parametrize(("place", "target"), SHIPPED)
-    def test_says_what_others_need_to_know(self, place: str, target: str) -> None:
+    def test_facts_agree_with_class_attributes(self, place: str, target: str) -> None:
         spec, real = parts.shipped(place)[target], pkgutil.resolve_name(target)
         names = {"encoder": ["takes_sequences"], "loss": ["targets", "reads"], "neuron": ["spikes"]}.get(place, [])
         assert [spec.fact(name) for name in names] == [getattr(real, name) for name in names]
 
-    def test_a_file_in_the_package_of_a_group_is_enough(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A class need not be listed by the package."""
+    def test_a_file_in_the_package_of_a_place_is_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A class need not be exported by the package."""
         (tmp_path / "group").mkdir()
         (tmp_path / "group" / "__init__.py").write_text("from group.one import One\n")
         for name in ("One", "Two"):
@@ -101,7 +101,7 @@ class TestShipped:
         assert parts.shipped.__wrapped__("neuron").keys() == {"group.One", "group.two.Two"}
         assert parts.is_shipped("group.two.Two", "neuron")
 
-    def test_says_what_data_hold(self, tiny_mnist: Path) -> None:
+    def test_facts_of_data(self, tiny_mnist: Path) -> None:
         for module, name in (
             (mnist_data(str(tiny_mnist), batch_size=4), "mnist_data"),
             (regression_data("sqrt", 5), "regression_data"),
@@ -213,7 +213,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield folder
-    assert not [name for name in sys.modules if name.startswith("apkg")], "nothing was imported"
+    assert not [name for name in sys.modules if name.startswith("apkg")], "nothing is imported"
 
 
 def domains(spec: Spec) -> dict[str, str]:
@@ -223,7 +223,7 @@ def domains(spec: Spec) -> dict[str, str]:
 @pytest.mark.usefixtures("package")
 class TestReading:
     @pytest.mark.parametrize("name", ["neurons.Plain", "neurons.Inherits", "Renamed", "deep.inner.Alias"])
-    def test_a_class_however_it_is_named(self, name: str) -> None:
+    def test_all_names_of_a_class(self, name: str) -> None:
         spec = read(f"apkg.{name}")
         assert spec.unread == ""
         assert domains(spec) == {
@@ -238,19 +238,19 @@ class TestReading:
         assert spec.arguments["beta"].kinds == ("snnexp.initializers.Initializer",)
         assert "snnexp.neurons.neuron.Neuron" in spec.bases
         assert spec.fact("spikes") is False
-        assert spec.fact("synapse_bias") is True, "as the base has it"
+        assert spec.fact("synapse_bias") is True, "inherited"
 
-    def test_what_a_docstring_says(self) -> None:
+    def test_docstrings(self) -> None:
         spec = read("apkg.neurons.Plain")
         assert (spec.doc, spec.arguments["beta"].doc) == ("One.", "how much stays, in a step.")
 
-    def test_a_constructor_that_passes_the_rest_on(self) -> None:
+    def test_a_constructor_that_forwards_kwargs(self) -> None:
         spec = read("apkg.neurons.PassesOn")
         assert (spec.unread, spec.takes_all) == ("", False)
         assert {"features", "extra", "beta", "reset"} <= spec.arguments.keys()
-        assert "threshold" not in spec.arguments, "it is given already"
+        assert "threshold" not in spec.arguments, "already passed"
 
-    def test_a_constructor_that_takes_anything(self) -> None:
+    def test_a_constructor_that_accepts_any_argument(self) -> None:
         assert read("apkg.neurons.Open").takes_all
 
     def test_dataclasses(self) -> None:
@@ -261,7 +261,7 @@ class TestReading:
         assert str(spec.arguments["also"].domain) == "one of a, b"
         assert "snnexp.surrogates.Surrogate" in spec.bases
 
-    def test_a_function_that_is_marked(self) -> None:
+    def test_a_marked_function(self) -> None:
         spec = read("apkg.neurons.data")
         assert [spec.fact(name) for name in ("target", "outputs", "inputs")] == ["trace", 2, MISSING]
         assert (spec.arguments["n"].value, spec.arguments["n"].default) == (3, "2 + 1")
@@ -279,22 +279,22 @@ class TestReading:
             ("nowhere.Anything", "no source file of apkg.nowhere was found"),
         ],
     )
-    def test_what_cannot_be_read_takes_anything_and_says_why(self, name: str, why: str) -> None:
+    def test_unreadable_parts_accept_any_argument_and_give_a_reason(self, name: str, why: str) -> None:
         spec = read(f"apkg.{name}")
         assert (spec.takes_all, spec.arguments) == (True, {})
         assert why in spec.unread
 
-    def test_what_cannot_be_read_of_one_argument(self) -> None:
+    def test_an_unreadable_annotation(self) -> None:
         spec = read("apkg.neurons.Odd")
         assert (spec.unread, domains(spec)["a"]) == ("", "None")
         assert domains(spec)["b"] == "a whole number of at least 1, below 2^31"
 
-    def test_a_package_that_is_not_there(self) -> None:
+    def test_a_missing_package(self) -> None:
         assert read("not_there.Part").unread == "no module not_there is installed"
 
 
 def test_an_editable_install_is_found_by_its_finder(tmp_path: Path) -> None:
-    """As setuptools makes them: a finder in ``sys.meta_path`` that knows where the source lies."""
+    """setuptools installs a finder in ``sys.meta_path`` that locates the source."""
     (tmp_path / "src" / "edited").mkdir(parents=True)
     (tmp_path / "src" / "edited" / "__init__.py").write_text("raise RuntimeError\n")
     (tmp_path / "src" / "edited" / "parts.py").write_text("class A:\n    def __init__(self, n: int = 1): ...\n")
@@ -315,13 +315,13 @@ print([*read("edited.parts.A").arguments], "torch" in sys.modules, "edited" in s
 
 
 class TestRelations:
-    def test_are_held_by_constructor_and_config_alike(self) -> None:
+    def test_constructor_and_config_check_the_same_bounds(self) -> None:
         with pytest.raises(ConfigError, match=r"^tau_syn_inv: a start value is 200, must be at most 100$"):
             ParametrizedLIF(3, tau_mem_inv=50, dt=0.01)
         with pytest.raises(ConfigError, match=r"^neuron.tau_syn_inv: a start value is 200, must be at most 100$"):
             compose(["experiment=mnist_parametrized_lif", "neuron.dt=0.01", "neuron.tau_mem_inv=50"])
 
-    def test_say_the_bound_and_its_unit(self) -> None:
+    def test_messages_contain_bound_and_unit(self) -> None:
         @checked.checked
         def function(low: float, high: High = 5, n: Annotated[int, AtMost("high")] = 1) -> None: ...
 
@@ -333,7 +333,7 @@ class TestRelations:
 
 
 class TestCalls:
-    def test_values_are_held_against_annotations(self) -> None:
+    def test_arguments_are_checked_against_annotations(self) -> None:
         with pytest.raises(ConfigError) as refused:
             Leaky(3, beta=1.5, reset="hard", learn_beta=1)  # type: ignore[arg-type]
         assert refused.value.args == (
@@ -342,7 +342,7 @@ class TestCalls:
             "reset: got hard, must be one of subtract, zero, none",
         )
 
-    def test_drawn_values_are_held_to_the_annotation_of_their_own_class(self) -> None:
+    def test_drawn_values_are_checked_against_the_annotation_of_their_class(self) -> None:
         class Wide(Neuron):
             @checked.checked
             def __init__(
@@ -383,20 +383,20 @@ def test_domains_of_annotations(annotation: Any, accepted: list[Any], refused: l
 
 
 @pytest.mark.parametrize("annotation", [Any, object, Literal[1, 2], tuple[int, str], list[Any], int | Any])
-def test_what_an_annotation_does_not_say_is_not_checked(annotation: Any) -> None:
+def test_unsupported_annotations_are_not_checked(annotation: Any) -> None:
     assert values.domain(annotation) is None
 
 
-def test_the_reader_is_light() -> None:
+def test_reading_imports_nothing_heavy() -> None:
     code = "import sys; from snnexp.spec.parts import shipped; from snnexp.spec.places import PLACES; "
     code += "[shipped(place) for place in PLACES]; print([m for m in ('torch', 'lightning') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
 
-# what a config may say of each: it is taken by the check, as it is by the constructor
-TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
-    "kwargs that the constructor uses itself": (
+# arguments that both the check and the constructor must accept
+ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "kwargs that the constructor uses": (
         """
         class B:
             def __init__(self, beta: float): ...
@@ -408,7 +408,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         """,
         {"gain": 2.0},
     ),
-    "everything passed on": (
+    "all arguments forwarded": (
         """
         class B:
             def __init__(self, beta: float = 1.0): ...
@@ -430,7 +430,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         """,
         {"x": 2.0},
     ),
-    "fields that the constructor does not take": (
+    "fields that are not in the constructor": (
         """
         from dataclasses import KW_ONLY, dataclass, field
         from typing import ClassVar as CV
@@ -521,7 +521,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         """,
         {"beta": "fast"},
     ),
-    "a name of the class's own": (
+    "a name that the class body binds": (
         """
         from typing import Literal
         Mode = Literal["slow"]
@@ -548,7 +548,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         """,
         {"size": 0.25},
     ),
-    "a number that code makes": (
+    "a number that a function returns": (
         """
         def half(): return 0.5
         class A:
@@ -563,7 +563,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         """,
         {"clip": math.inf, "size": None, "seed": 2**40},
     ),
-    "a constructor of its own beside the fields of a base": (
+    "a constructor in addition to the fields of a base": (
         """
         from dataclasses import dataclass
         from snnexp.spec.annotations import Fraction
@@ -575,7 +575,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         """,
         {"rate": 90.0},
     ),
-    "facts that are set in another way": (
+    "facts that are set in a branch": (
         """
         from snnexp.losses import MSEMembrane
         class A(MSEMembrane):
@@ -599,9 +599,11 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", TAKEN)
-def test_what_a_constructor_takes_is_not_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, arguments = TAKEN[case]
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_arguments_that_a_constructor_accepts_are_not_refused(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, arguments = ACCEPTED[case]
     (tmp_path / "taken.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "taken")
@@ -618,7 +620,7 @@ def test_what_a_constructor_takes_is_not_refused(case: str, tmp_path: Path, monk
     "default",
     ["exec(%r)", "__import__('os').system(%r)", "print(open(%r, 'w'))", "dataclasses.inspect.os.remove(%r)", "exit(3)"],
 )
-def test_reading_runs_no_code(default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_executes_no_code(default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touched = tmp_path / "touched"
     code = f"import dataclasses\nclass A:\n    def __init__(self, beta: float = {default}): ...\n"
     (tmp_path / "evil.py").write_text(code.replace("%r", repr(str(touched))))
@@ -628,7 +630,7 @@ def test_reading_runs_no_code(default: str, tmp_path: Path, monkeypatch: pytest.
     assert not touched.exists()
 
 
-def test_a_name_leads_nowhere_but_to_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_with_a_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text("class A:\n    @staticmethod\n    def requires(): raise SystemExit\n")
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "snnexp,apkg")
     target = f"apkg.{tmp_path}/evil.A"
@@ -639,7 +641,7 @@ def test_a_name_leads_nowhere_but_to_its_package(tmp_path: Path, monkeypatch: py
         check(cfg)
 
 
-def test_a_file_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_modified_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "child.py").write_text("from base import B\nclass A(B): ...\n")
     for name in ("beta", "gamma_"):
@@ -648,18 +650,18 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("bound", ["abs(dt)", "dt.x", "2 ** dt", "n // 2", ""])
-def test_a_bound_that_cannot_be_evaluated_is_told_where_it_is_written(bound: str) -> None:
+def test_an_invalid_bound_fails_at_its_definition(bound: str) -> None:
     with pytest.raises(ValueError, match=r"^a bound "):
         AtMost(bound)
 
 
 @pytest.mark.parametrize("given", [{}, {"dt": 0}, {"dt": None}, {"dt": {"_target_": "x"}}, {"dt": True}])
-def test_a_bound_without_a_value_bounds_nothing(given: dict[str, Any]) -> None:
+def test_a_bound_without_a_value_is_ignored(given: dict[str, Any]) -> None:
     assert checked.violation("n", AtMost("1 / dt"), None, {"n": 5, **given}) is None
 
 
-def test_rules_are_called_by_name_with_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A helper of the module may have the rule's own name, and an argument in the middle may be unknown."""
+def test_rules_are_called_with_the_known_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of the module may have the same name as the rule, and any argument may be unknown."""
     code = """
         from snnexp.errors import ConfigError
         MOST = 3
@@ -728,9 +730,7 @@ class Casual:
 """
 
 
-def test_annotations_that_a_constructor_may_mean_otherwise_refuse_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_annotations_of_convertible_classes_are_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "casual.py").write_text(CASUAL)
     monkeypatch.syspath_prepend(str(tmp_path))
     spec = read("casual.Casual")

@@ -1,4 +1,4 @@
-"""The script that measures the structure of the code: what it counts, and what it does not."""
+"""scripts/structure.py: counts of lines, imports and import cycles."""
 
 import importlib.util
 import sys
@@ -49,7 +49,7 @@ def test_what_is_counted(structure: ModuleType) -> None:
     assert found.chain == ["snnexp.a", "snnexp.d", "snnexp.b.c"]
 
 
-def test_an_arrow_on_a_circle_is_a_back_arrow(structure: ModuleType) -> None:
-    circle = SOURCES | {"snnexp/b/e.py": "from snnexp.a import f\n"}
-    figures = structure.measure(circle).figures
+def test_imports_in_a_cycle_are_back_arrows(structure: ModuleType) -> None:
+    cycle = SOURCES | {"snnexp/b/e.py": "from snnexp.a import f\n"}
+    figures = structure.measure(cycle).figures
     assert (figures["arrows"], figures["back arrows"]) == (4, 4), "a to b, a to d, d to b, b to a"

@@ -1,7 +1,6 @@
-"""The wording of sentences: each table says what was typed, the exit code, and what the one line says.
+"""The wording of error messages: command-line arguments, exit code and message of each case in the tables.
 
-Only the language, or a stricter check, may change these tables; what must hold whatever the words are is in
-``tests/behaviour``.
+Behavior that does not depend on the wording is tested in ``tests/behaviour``.
 """
 
 import os
@@ -16,14 +15,14 @@ import pytest
 HERE = Path(__file__).parent
 PARTS = HERE.parent / "behaviour" / "parts"
 CASES = [
-    pytest.param(case, id=f"{path.stem}-{' '.join(case['typed'])[:60]}")
+    pytest.param(case, id=f"{path.stem}-{' '.join(case['args'])[:60]}")
     for path in sorted(HERE.glob("*.toml"))
-    for case in tomllib.loads(path.read_text())["said"]
+    for case in tomllib.loads(path.read_text())["cases"]
 ]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_says_what_is_wrong(
+def test_error_is_reported_in_one_line(
     case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (entry,) = entry_points(group="console_scripts", name="snnexp")
@@ -31,12 +30,12 @@ def test_one_line_says_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(PARTS))
     monkeypatch.setenv("SNNEXP_ALLOW_TARGETS", "mypkg")
-    typed = [word.replace("PARTS", str(PARTS)) for word in case["typed"]]
-    monkeypatch.setattr(sys, "argv", ["snnexp", *typed])
-    assert main(typed) == case["code"]
+    args = [word.replace("PARTS", str(PARTS)) for word in case["args"]]
+    monkeypatch.setattr(sys, "argv", ["snnexp", *args])
+    assert main(args) == case["code"]
     out, err = capfd.readouterr()
     assert out == ""
     *frames, line = err.splitlines()
-    assert bool(frames) == (case["code"] == 8), "where the error of a user's part was raised"
-    assert line.startswith(f"snnexp: {case['says']}")
+    assert bool(frames) == (case["code"] == 8), "only errors of users' parts have a traceback"
+    assert line.startswith(f"snnexp: {case['message']}")
     assert os.listdir(tmp_path) == []
