@@ -1,6 +1,7 @@
 """Compose the config of a run, and of each point of a sweep, with Hydra's compose API."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config import decoding, files, loggers, security, user_parts
 from snnexp.config.checks import check
-from snnexp.config.folders import GLOBAL, GROUPS, initialized_hydra, registered_resolvers, require_global
+from snnexp.config.folders import GLOBAL, GROUPS, conf_dir, initialized_hydra, registered_resolvers, require_global
 from snnexp.config.loader import Loader
 from snnexp.config.messages import explain_errors, in_one_line, short
 from snnexp.config.overrides import is_independent, is_part, quoted, with_cleared_parts
 from snnexp.config.plain import flat, strings
 from snnexp.config.provenance import left_out, record_left_out, with_provenance
 from snnexp.config.steps import resolve_num_steps
-from snnexp.config.targets import is_allowed, is_snnexp
+from snnexp.config.targets import allowed_packages, is_allowed, is_snnexp
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
@@ -64,7 +65,8 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: the config is invalid; the message names the key.
     """
-    cfg, errors = resolve_num_steps(compose_unchecked(overrides)[0]), ConfigErrors()
+    composer = Composer() if allowed_packages() else _shipped_composer(_files(conf_dir()))
+    cfg, errors = resolve_num_steps(composer.compose(overrides)[0]), ConfigErrors()
     checked = cfg
     with errors.collect():
         checked = check(cfg)
@@ -72,6 +74,17 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         require_used(overrides, cfg)
     errors.raise_if_any()
     return with_provenance(checked, overrides, cfg)
+
+
+@lru_cache(maxsize=1)
+def _shipped_composer(files: object) -> "Composer":
+    """Return the composer of the shipped configs, a new one when a file has changed."""
+    return Composer()
+
+
+def _files(folder: Path) -> tuple[Any, ...]:
+    found = ((path, path.stat()) for path in folder.rglob("*.yaml"))
+    return folder, frozenset((path, status.st_size, status.st_mtime_ns) for path, status in found)
 
 
 def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
@@ -243,7 +256,7 @@ class Composer:
         self._composed: dict[tuple[str, ...], Composed] = {}
         self._parser = OverridesParser.create()
 
-    def point(self, overrides: Sequence[str]) -> Composed:
+    def compose(self, overrides: Sequence[str]) -> Composed:
         """Compose one point, as :func:`compose_unchecked`."""
         values, (shared, node) = self._shared(overrides)
         cfg = shared.copy()
@@ -253,6 +266,11 @@ class Composer:
         except OmegaConfBaseException:
             # compose again for Hydra's error message
             cfg, node = compose_unchecked([*self.common, *overrides], self.folders)
+        return cfg, node
+
+    def point(self, overrides: Sequence[str]) -> Composed:
+        """Compose a point, and refuse overrides that nothing of it uses."""
+        cfg, node = self.compose(overrides)
         require_used(overrides, cfg)
         return cfg, node
 
