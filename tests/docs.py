@@ -18,6 +18,9 @@ from pathlib import Path
 
 import commands
 
+from snnexp.cli.points import prepare_sweep
+from snnexp.config import compose
+
 ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT)): path
@@ -164,12 +167,25 @@ class Reader:
             assert program in NOT_RUN | SHELL, f"{program}: not a command that a page may show"
 
     def snnexp(self, command: Command) -> None:
-        arguments = command.arguments(self.folder)
+        arguments, file = command.arguments(self.folder), None
+        if ">" in arguments:
+            arguments, (_, file) = arguments[:-2], arguments[-2:]
         trains = arguments[0] == "train" and "--cfg" not in arguments
-        checked_only = bool(command.need) and not (self.whole and command.need == "runs for minutes")
-        if checked_only and not trains:
+        if command.need and not (self.whole and command.need == "runs for minutes"):
+            if trains:
+                self.check(arguments)
             return
-        if trains and (checked_only or not self.whole):
-            arguments += ["--cfg", "job"] if checked_only else ["debug=batch"]
-        ended = commands.run(arguments, self.folder, {**self.env, **command.variables}, timeout_s=300)
+        if trains and not self.whole:
+            arguments.append("debug=batch")
+        ended = commands.run(arguments, self.folder, {**self.env, **command.variables}, timeout_s=3600)
         assert ended.returncode == 0, f"{command}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
+        if file:
+            (self.folder / file).write_text(ended.stdout)
+
+    def check(self, arguments: list[str]) -> None:
+        """Compose and check a run, or all points of a sweep."""
+        overrides = [word for word in arguments[1:] if word != "-m"]
+        if "-m" in arguments:
+            prepare_sweep(overrides)
+        else:
+            compose(overrides)
