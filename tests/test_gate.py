@@ -424,7 +424,7 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"seed: 0": "seed: ${oc.env:HOME}"}, "is not allowed"),
+            ({"seed: 0": "seed: ${oc.env:HOME}"}, "${oc.env:HOME} is not allowed"),
             ({"seed: 0": 'seed: "\\x24{num_steps}"'}, "resolved"),
             ({"seed: 0": "${x}: 1\nseed: 0"}, "resolved"),
             ({"seed: 0": "seed: -1"}, "seed: got -1"),

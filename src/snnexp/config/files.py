@@ -138,5 +138,5 @@ def require_own_resolvers(text: str, place: str) -> None:
     for match in RESOLVER.finditer(text):
         name, argument = match[1].strip(), match[2].strip()
         if name not in RESOLVERS and not (name == "oc.env" and OWN_VARIABLE.fullmatch(argument)):
-            called = format_value(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{argument}")
+            called = format_value(f"${{{name}:...}}" if name != "oc.env" else f"${{oc.env:{argument}}}")
             raise ConfigError(f"{place}: {called} is not allowed, only ${{key}} and ${{oc.env:SNNEXP_...}} are")
