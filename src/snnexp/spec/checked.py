@@ -68,10 +68,10 @@ def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
         if value not in domain and not (known[name].tensors and values.is_object(value))
     ]
     refused = refused or [
-        sentence
+        message
         for name, each in known.items()
         for relation in each.relations
-        if (sentence := violation(name, relation, each.domain, given))
+        if (message := violation(name, relation, each.domain, given))
     ]
     if refused:
         raise ConfigError(*refused)

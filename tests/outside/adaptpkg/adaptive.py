@@ -23,7 +23,7 @@ from snnexp.surrogates import ATan, Surrogate, spike
 
 
 class State(NamedTuple):
-    """All that the next step needs."""
+    """State of one step."""
 
     membrane: Tensor
     adaptation: Tensor
@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 
 class Adaptive(Neuron):
-    """Leaky integrate-and-fire with a threshold that rises with each spike and decays back.
+    """Leaky integrate-and-fire with a threshold that rises with each spike and decays.
 
     Args:
         features: neuron axes.
@@ -70,17 +70,17 @@ class Adaptive(Neuron):
 
     @staticmethod
     def requires(beta: object, learn_beta: bool, learn_rho: bool) -> None:
-        """A decay that nothing depends on cannot be learned."""
+        """Refuse to learn a decay that has no effect."""
         if learn_rho and beta == 0 and not learn_beta:
             raise ConfigError("learn_rho: got True, but beta is 0 and not learned, and rho has no effect")
 
     def zero_state(self, current: Tensor) -> State:
-        """Silence: no membrane, no adaptation, no spikes."""
+        """Return zeros."""
         zero = torch.zeros_like(current)
         return State(zero, zero, zero)
 
     def scan(self, current: Sequence[Tensor], state: State) -> Trace:
-        """All steps, one after the other."""
+        """Compute all steps."""
         U, b, S = state
         spikes, membrane = [], []
         for I in current:

@@ -1,4 +1,4 @@
-"""Signals with a bump in one of three places; each reading of a sample shifts it and adds noise."""
+"""Signals with a bump at one of three positions; each access shifts the bump and adds noise."""
 
 import random
 
@@ -14,12 +14,12 @@ class Bumps(Dataset[tuple[Tensor, int]]):
     """Bumps of three classes.
 
     Args:
-        count: samples.
-        noise: standard deviation of the noise, drawn anew each time.
-        jitter: how far a bump is shifted at most, drawn anew each time.
-        spikes: sequences of spikes, of as many steps; 0 for constant signals.
-        fault_at: the sample that raises an error; -1 for none.
-        peak_at: the sample that is ten times as high; -1 for none.
+        count: number of samples.
+        noise: standard deviation of the noise, drawn at each access.
+        jitter: maximum shift of a bump, drawn at each access.
+        spikes: number of steps of spike sequences; 0 for constant signals.
+        fault_at: index of a sample that raises an error; -1 for none.
+        peak_at: index of a sample that is ten times as high; -1 for none.
     """
 
     classes = ("left", "middle", "right")
@@ -54,10 +54,10 @@ class Bumps(Dataset[tuple[Tensor, int]]):
 
 
 class Scaled:
-    """x times a factor.
+    """Multiply x by a factor.
 
     Args:
-        factor: what x is multiplied by.
+        factor: the factor.
     """
 
     def __init__(self, factor: float) -> None:

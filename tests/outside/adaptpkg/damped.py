@@ -1,4 +1,4 @@
-"""The surrogate of adaptive neurons in Bellec et al. (2018): a damped triangle."""
+"""Surrogate of Bellec et al. (2018): a damped triangle."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Damped(Surrogate):
 
     Args:
         damping: height at the threshold.
-        width: half of the base.
+        width: half of the base of the triangle.
     """
 
     stackable = True

@@ -1,4 +1,4 @@
-"""Spikes of the second half of a sequence: a statistic, a loss and a decoder that read it, a measure and a penalty."""
+"""Spikes in the second half of a sequence: a statistic, and a loss, decoder, metric and penalty that read it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class LateEntropy(Loss):
     scale: Stackable[Positive] = 1.0
 
     def numbers(self, num_steps: int) -> tuple[float, ...]:
-        """What may differ in a stack."""
+        """Numbers that may differ between the members of a stack."""
         return (self.scale,)
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
@@ -65,28 +65,28 @@ class LateVotes(Decoder):
 
 @dataclass(frozen=True)
 class LeastRecall(Measure):
-    """The recall of the class that is found least."""
+    """Minimum recall over classes."""
 
     stackable = True
     higher_is_better = True
 
     def update(self, readout: Any, target: Tensor) -> State:
-        """How often each class was found, and how often it was there, [K] each."""
+        """Count true positives and samples of each class, [K] each."""
         labels = F.one_hot(target, readout.scores.shape[-1])
         return (labels * (readout.predicted == target).unsqueeze(-1)).sum(0), labels.sum(0)
 
     def compute(self, state: State) -> Tensor:
         """A scalar."""
-        found, there = state
-        return (found / there).amin()
+        correct, total = state
+        return (correct / total).amin()
 
 
 @dataclass(frozen=True)
 class LateSilence(Penalty):
-    """weight * mean of the squared late spikes of hidden neurons.
+    """weight * mean squared late spikes of hidden neurons.
 
     Args:
-        weight: of the penalty.
+        weight: weight of the penalty.
     """
 
     stackable = True
@@ -94,7 +94,7 @@ class LateSilence(Penalty):
     weight: Stackable[NonNegative] = 1.0
 
     def numbers(self) -> tuple[float, ...]:
-        """What may differ in a stack."""
+        """Numbers that may differ between the members of a stack."""
         return (self.weight,)
 
     def penalty(self, readings: Mapping[str, Any], *numbers: Any) -> Tensor:

@@ -9,13 +9,13 @@ from snnexp.neurons import Neuron
 
 
 class Plain(nn.Module):
-    """Two dense layers and a neuron of the config's; its layers are returned by name.
+    """Two linear layers with the neurons of the config; traces are returned by name.
 
     Args:
         inputs: shape of one input.
         outputs: neurons of the readout.
-        neuron: makes the hidden layer.
-        readout: makes the readout.
+        neuron: builds the hidden neurons.
+        readout: builds the readout neurons.
         width: hidden neurons.
     """
 
@@ -31,7 +31,7 @@ class Plain(nn.Module):
 
 
 class SnnTorch(nn.Module):
-    """Leaky neurons of snnTorch that keep their membranes themselves."""
+    """Leaky neurons of snnTorch that store their state."""
 
     def __init__(self, inputs: tuple[int, ...], outputs: int, width: int = 16, beta: float = 0.9) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class SpikingJelly(nn.Module):
 
 
 class Norse(nn.Module):
-    """LIF cells of Norse and a leaky integrator, whose state is handed on from step to step."""
+    """LIF cells of Norse and a leaky integrator, with explicit state."""
 
     def __init__(self, inputs: tuple[int, ...], outputs: int, num_steps: int, width: int = 16) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class Norse(nn.Module):
         self.net = SequentialState(nn.Linear(size, width), LIFCell(), nn.Linear(width, outputs), LICell())
 
     def forward(self, x: Tensor) -> Tensor:
-        state, found = None, []
+        state, membranes = None, []
         for step in x.flatten(2):
             membrane, state = self.net(step, state)
-            found.append(membrane)
-        assert len(found) == self.num_steps
-        return torch.stack(found)
+            membranes.append(membrane)
+        assert len(membranes) == self.num_steps
+        return torch.stack(membranes)

@@ -1,4 +1,4 @@
-"""A latency code of values from 0 to 1, linear in time."""
+"""Latency code of values from 0 to 1, linear in time."""
 
 from dataclasses import dataclass
 

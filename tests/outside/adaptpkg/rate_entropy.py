@@ -25,7 +25,7 @@ class RateEntropy(Loss):
     scale: Stackable[Positive] = 10.0
 
     def numbers(self, num_steps: int) -> tuple[float, ...]:
-        """What may differ in a stack."""
+        """Numbers that may differ between the members of a stack."""
         return (self.scale,)
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:

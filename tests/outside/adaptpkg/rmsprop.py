@@ -17,8 +17,8 @@ class RMSprop(OptimizerFactory):
 
     Args:
         lr: learning rate after the warm-up.
-        decay: of the mean square of the gradient, per step.
-        weight_decay: of the weights of synapses.
+        decay: decay of the running mean square of the gradient, per step.
+        weight_decay: L2 penalty of the weights of synapses.
         start: the learning rate of the first step, as a fraction of ``lr``.
     """
 
@@ -29,7 +29,7 @@ class RMSprop(OptimizerFactory):
     start: Annotated[float, Interval(gt=0, le=1)] = 0.5
 
     def __call__(self, parameters: Iterable[Any], total_steps: int) -> dict[str, Any]:
-        """The optimiser, and its schedule per step."""
+        """Return the optimizer, and its schedule per step."""
         optimizer = torch.optim.RMSprop(parameters, lr=self.lr, alpha=self.decay, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, self.start, 1.0, max(total_steps // 4, 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""A rate code of spike sequences: how many spikes come through says how sure they are."""
+"""Random thinning of spike sequences."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from snnexp.spec.annotations import Fraction, Stackable
 
 @dataclass(frozen=True)
 class Thinned(Encoder):
-    """Each spike comes through with the same probability.
+    """Keep each spike with the same probability.
 
     Args:
-        keep: probability that a spike comes through.
+        keep: probability that a spike is kept.
     """
 
     stackable = True
@@ -24,5 +24,5 @@ class Thinned(Encoder):
     keep: Stackable[Fraction] = 0.9
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Spikes ``[T, B, *N]`` of spikes ``[T, B, *N]``."""
+        """Thin spikes ``[T, B, *N]``."""
         return values * (torch.rand_like(values) < self.keep)

@@ -1,4 +1,4 @@
-"""Spike sequences of three classes: a wave that runs up the channels, one that runs down, and none."""
+"""Spike sequences of three classes: a wave up the channels, a wave down, and no wave."""
 
 from typing import Self
 
@@ -25,17 +25,17 @@ class Samples:
         return self.spikes[:, indices], self.labels[indices]
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """Move the samples to a device."""
         return type(self)(self.spikes.to(device), self.labels.to(device))
 
 
 def draw(count: int, num_steps: int, noise: float, seed: int) -> Samples:
-    """Samples of the three classes in turn."""
+    """Draw samples, alternating between the classes."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
     place = torch.arange(CHANNELS) / (CHANNELS - 1)
-    now = torch.linspace(0, 1, num_steps)[:, None]
-    up, down = (torch.exp(-(((now - mean) / 0.1) ** 2)) for mean in (place, 1 - place))
+    time = torch.linspace(0, 1, num_steps)[:, None]
+    up, down = (torch.exp(-(((time - mean) / 0.1) ** 2)) for mean in (place, 1 - place))
     rates = torch.stack([up, down, torch.full_like(up, float(up.mean()))])
     chances = (1 - noise) * rates[labels].transpose(0, 1) + noise * 0.5
     return Samples((torch.rand(chances.shape, generator=generator) < chances).float(), labels)
@@ -59,10 +59,10 @@ def waves(
         train_samples: sequences for training.
         test_samples: sequences for the test.
         val_size: sequences for validation.
-        noise: part of the firing that belongs to no wave.
-        sample_seed: what the sequences are drawn from.
-        batch_size: sequences of a step.
-        seed: what the order of batches is drawn from.
+        noise: fraction of spikes that are independent of the wave.
+        sample_seed: seed of the sequences.
+        batch_size: sequences per batch.
+        seed: seed of the order of batches.
     """
     counts = (train_samples, test_samples, val_size)
     train, test, val = (draw(count, num_steps, noise, 3 * sample_seed + place) for place, count in enumerate(counts))
