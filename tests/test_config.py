@@ -284,6 +284,15 @@ class TestFiles:
         cfg = compose(["experiment=mine"])
         assert (cfg.name, cfg.seed) == ("mine", 7)
 
+    def test_a_changed_file_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        copy = tmp_path / "conf"
+        shutil.copytree(conf_dir(), copy)
+        monkeypatch.setenv("SNNEXP_CONF", str(copy))
+        assert [compose([f"seed={seed}"]).neuron.beta for seed in (0, 1)] == [0.95, 0.95]
+        file = copy / "neuron" / "leaky.yaml"
+        file.write_text(file.read_text().replace("0.95", "0.5"))
+        assert compose(["seed=2"]).neuron.beta == 0.5
+
     def test_an_invalid_config_folder_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SNNEXP_CONF", str(tmp_path))
         with pytest.raises(ConfigError, match=f"^SNNEXP_CONF: .*{tmp_path}") as caught:

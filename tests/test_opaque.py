@@ -165,9 +165,7 @@ def test_a_loss_does_not_depend_on_the_previous_batch(module: type[nn.Module]) -
 
 @pytest.mark.parametrize("where", ["attribute", "buffer"])
 def test_state_that_cannot_be_reset_is_rejected(where: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^network: Keeping keeps state from one batch to the next; add a method"
-    ):
+    with pytest.raises(ConfigError, match=r"^network: Keeping keeps state from one batch to the next; add a method"):
         network(Keeping(where))
 
 
