@@ -24,11 +24,12 @@ from typing import Any, NoReturn
 
 PROGRAM = str(shutil.which("snnexp", path=str(Path(sys.executable).parent)))
 WORKER = "from snnexp.sweeps.worker import main; main("
+RANK = [sys.executable, "-m", "snnexp.training.rank"]
 START = dict(os.environ)
 LATER = re.compile(
     r"SNNEXP_.*|PYTHON(SAFE)?PATH|PATH|TERM|FORCE_COLOR|COLUMNS|COMP_.*|TZ|HOME|SLOW_S|STEP_S|LONG_FROM|CLUSTER|PYTEST_.*"
     r"|TORCH_CPP_LOG_LEVEL|SLURM_.*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHINDUCTOR_CACHE_DIR|PL_GLOBAL_SEED"
-    r"|PYTORCH_NVML_BASED_CUDA_CHECK|CUBLAS_WORKSPACE_CONFIG"
+    r"|PYTORCH_NVML_BASED_CUDA_CHECK|CUBLAS_WORKSPACE_CONFIG|PYTHONIOENCODING"
 )
 """Variables that are not read on import. If others differ, a regular process is started."""
 CLONE, CLONE_PARENT, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID = 56, 0x8000, 0x200000, 0x1000000
@@ -46,7 +47,8 @@ class Popen(subprocess.Popen[Any]):
         preexec, _, handed, cwd, env, _, _, shell, *pipes = rest[:14]
         env = os.environ if env is None else env
         words = [args] if isinstance(args, str) else [*map(os.fsdecode, args)]
-        known = words[0] == PROGRAM or (words[:2] == [sys.executable, "-c"] and words[2].startswith(WORKER))
+        worker = words[:2] == [sys.executable, "-c"] and words[2].startswith(WORKER)
+        known = words[0] == PROGRAM or worker or words[:3] == RANK
         changed = {name for name in {*env, *START} if env.get(name) != START.get(name)}
         if not FORKS or not known or executable or preexec or handed or shell or not all(map(LATER.fullmatch, changed)):
             super()._execute_child(args, executable, *rest)
@@ -138,7 +140,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             _connected.append(here)
             subprocess.Popen = Popen  # type: ignore[misc]
             break
-        # nested server for the workers of this sweep, which dies with its driver
+        # nested server for the workers of this sweep, or the ranks of this run, which dies with the command
         here.close()
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         # its output must not be read as an answer of the outer server
@@ -156,7 +158,12 @@ def serve(requests: socket.socket) -> dict[str, Any]:
 
 def _starts_workers(request: Mapping[str, Any]) -> bool:
     words = request["arguments"]
-    return "-m" in words or (words[1:2] == ["resume"] and Path(request["cwd"], *words[2:3], "sweep.json").is_file())
+    if words[1:2] != ["resume"]:
+        # tests that slow a process down count the children of the run
+        return "-m" in words or ("trainer=ddp" in words and "SLOW_S" not in request["env"])
+    path = Path(request["cwd"], *words[2:3])
+    config = path / "config.yaml"
+    return (path / "sweep.json").is_file() or (config.is_file() and "strategy: ddp" in config.read_text())
 
 
 def _fork_sibling() -> int:
@@ -187,7 +194,12 @@ def run_request(request: Mapping[str, Any]) -> int:
     first = "" if words[0] == sys.executable else str(Path(PROGRAM).parent)
     safe = [] if "PYTHONSAFEPATH" in os.environ else [first]
     sys.path[:1] = [*safe, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    encoding = os.environ.get("PYTHONIOENCODING")
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), encoding=encoding)  # type: ignore[union-attr]
+    if encoding:
+        sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")  # type: ignore[union-attr]
+    if words[:3] == RANK:
+        return follow(Path(words[3]))
     if words[0] == sys.executable:
         sys.argv = words[1:2]
         exec(words[2], {"__name__": "__main__"})
@@ -227,6 +239,7 @@ if __name__ == "__main__":
     import snnexp.sweeps.driver
     import snnexp.sweeps.worker  # noqa: F401
     from snnexp.cli import main
+    from snnexp.training.rank import main as follow
 
     os.fsync = no_sync
     # garbage collection would copy shared pages

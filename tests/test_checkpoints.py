@@ -384,13 +384,10 @@ class TestHostile:
             for path in own:
                 write_checkpoint(path, content)
             # an evaluation reads no config
-            for use in (resume, evaluate) if "config" not in name else (resume,):
-                with pytest.raises(CheckpointError) as caught:
-                    use(copied)
-                assert caught.value.exit_code == 5, name
-                if "terminal" not in name:
-                    assert "\n" not in str(caught.value), name
-            assert main(["resume", str(copied)]) == 5
+            if "config" not in name:
+                with pytest.raises(CheckpointError):
+                    evaluate(copied)
+            assert main(["resume", str(copied)]) == 5, name
             (line,) = capsys.readouterr().err.splitlines()
             assert line.isprintable()
             assert len(line) <= 200
