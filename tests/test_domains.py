@@ -11,7 +11,19 @@ from snnexp.initializers import Initializer, Normal
 from snnexp.spec import parts
 from snnexp.spec.checked import check
 from snnexp.spec.places import PLACES
-from snnexp.spec.values import Domain, Either, Kind, ListOf, MappingOf, Number, OneOf, Parameter, Part, Text, refusal
+from snnexp.spec.values import (
+    Domain,
+    Either,
+    Kind,
+    ListOf,
+    MappingOf,
+    Number,
+    OneOf,
+    Parameter,
+    Part,
+    Text,
+    error_message,
+)
 from snnexp.text import format_value, one_line, suggest
 
 GIVEN = {(place, name) for place, here in PLACES.items() for name in here.given}
@@ -63,7 +75,7 @@ def test_no_argument_accepts_nan_or_infinity(place: str, target: str, name: str)
     domain = parts.shipped(place)[target].arguments[name].domain
     for value in (math.nan, math.inf, -math.inf):
         assert value not in domain
-        assert refusal(name, value, domain).startswith(f"{name}: got {value}, must be ")
+        assert error_message(name, value, domain).startswith(f"{name}: got {value}, must be ")
 
 
 @pytest.mark.parametrize(("place", "target", "name"), ARGUMENTS)
@@ -137,7 +149,7 @@ def test_refusal_messages() -> None:
         ),
     }
     for sentence, (key, value) in cases.items():
-        assert refusal(key.partition(".")[2], value, keys.domains_of(key)[0]) == sentence
+        assert error_message(key.partition(".")[2], value, keys.domains_of(key)[0]) == sentence
 
 
 def test_check_prepends_the_prefix_and_ignores_unknown_keys() -> None:

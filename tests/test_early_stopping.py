@@ -94,13 +94,13 @@ class TestPlateau:
             path = killed(cfg, "training_step", step)
             assert resume(path).metrics == whole.metrics
             assert content(path) == content(whole.path), f"killed in step {step}"
-        with pytest.raises(ConfigError, match=r"^trainer\.max_epochs: 4 -> 3, and a run cannot become shorter"):
+        with pytest.raises(ConfigError, match=r"^trainer\.max_epochs: 4 -> 3, and a run cannot be shortened"):
             resume(killed(cfg, "training_step", 5), ["trainer.max_epochs=3"])
 
     @pytest.mark.parametrize(
         ("overrides", "sentence"),
         [
-            (["data.val_size=0"], "schedule.measure: got val/loss, and there is no validation split to watch"),
+            (["data.val_size=0"], "schedule.measure: got val/loss, but there is no validation split"),
             (
                 ["schedule.measure=val/los"],
                 "schedule.measure: got val/los, must be one of train/epoch_loss, val/loss",
@@ -178,7 +178,7 @@ class TestAlone:
         assert Run(shorter.path).read()["metrics"] == whole.metrics
 
     def test_without_a_validation_split_it_is_rejected(self) -> None:
-        with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: got 1, and there is no validation split"):
+        with pytest.raises(ConfigError, match=r"^trainer\.early_stopping: got 1, but there is no validation split"):
             compose([*IMAGES, STOPPING, "data.val_size=0"])
 
     @pytest.mark.slow

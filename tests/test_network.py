@@ -284,7 +284,9 @@ class InvalidSecond(Initializer):
 @pytest.mark.parametrize("group", ["neuron", "readout"])
 def test_error_of_an_initial_value_names_its_group(group: str) -> None:
     choices = {"neuron": Leaky, "readout": Leaky, group: partial(Leaky, beta=InvalidSecond([]))}
-    with pytest.raises(ConfigError, match=rf"^{group}\.beta: a start value is 2, must be a finite number from 0 to 1$"):
+    with pytest.raises(
+        ConfigError, match=rf"^{group}\.beta: an initial value is 2, must be a finite number from 0 to 1$"
+    ):
         MLP((4,), 2, **choices, num_steps=T, hidden=[3])
 
 

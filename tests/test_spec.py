@@ -316,9 +316,9 @@ print([*read("edited.parts.A").arguments], "torch" in sys.modules, "edited" in s
 
 class TestRelations:
     def test_constructor_and_config_check_the_same_bounds(self) -> None:
-        with pytest.raises(ConfigError, match=r"^tau_syn_inv: a start value is 200, must be at most 100$"):
+        with pytest.raises(ConfigError, match=r"^tau_syn_inv: an initial value is 200, must be at most 100$"):
             ParametrizedLIF(3, tau_mem_inv=50, dt=0.01)
-        with pytest.raises(ConfigError, match=r"^neuron.tau_syn_inv: a start value is 200, must be at most 100$"):
+        with pytest.raises(ConfigError, match=r"^neuron.tau_syn_inv: an initial value is 200, must be at most 100$"):
             compose(["experiment=mnist_parametrized_lif", "neuron.dt=0.01", "neuron.tau_mem_inv=50"])
 
     def test_messages_contain_bound_and_unit(self) -> None:
@@ -354,7 +354,7 @@ class TestCalls:
         torch.testing.assert_close(
             Wide(3, beta=torch.tensor([1.8, 0, 2])).get_buffer("beta"), torch.tensor([1.8, 0, 2])
         )
-        with pytest.raises(ConfigError, match=r"^beta: a start value is 3, must be a finite number from 0 to 2$"):
+        with pytest.raises(ConfigError, match=r"^beta: an initial value is 3, must be a finite number from 0 to 2$"):
             Wide(3, beta=torch.tensor(3.0))
 
 

@@ -228,7 +228,7 @@ class TestEnds:
         ends = train(parallel([drawn % 0.5], [drawn % 7.0], [drawn % 0.6]), tmp_path)
         assert [ends[index].status for index in range(3)] == ["finished", "failed", "finished"]
         assert (ends[1].exit_code, ends[1].run) == (2, None)
-        assert ends[1].reason.startswith("neuron.beta: a start value is ")
+        assert ends[1].reason.startswith("neuron.beta: an initial value is ")
         assert {end.run for end in ends.values() if end.run} == {*tmp_path.glob("20*")}
 
     def test_out_of_memory_ends_all_members_with_the_usual_message(

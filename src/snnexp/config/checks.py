@@ -113,7 +113,7 @@ def _is_collection(key: str) -> bool:
 
 
 def _require_name(path: str) -> None:
-    """Refuse an invalid or reserved name of a metric or penalty."""
+    """Reject an invalid or reserved name of a metric or penalty."""
     place, _, name = path.partition(".")
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise ConfigError(
@@ -171,19 +171,19 @@ def _children(node: Any, path: str, errors: ConfigErrors) -> Iterator[tuple[str,
 
 
 def _check_values(node: Mapping[str, Any], path: str, spec: Spec, errors: ConfigErrors) -> None:
-    """Hold each value against what its part takes."""
+    """Check each value against the domain of its argument."""
     for name, value in node.items():
         domain = spec.arguments[name].domain if name in spec.arguments else None
         if _is_user_object(value) or domain is None or value in domain:
             continue
         if not errors.covers(f"{path}.{name}"):
-            errors.add(values.refusal(f"{path}.{name}", value, domain))
+            errors.add(values.error_message(f"{path}.{name}", value, domain))
     for child, value, its in _children(node, path, errors):
         _check_values(value, child, its, errors)
 
 
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
-    # what the inputs are is for the assembly, whatever the data
+    # these keys of data are not arguments of the part
     return {key: value for key, value in node.items() if key not in ("_target_", *keys.Data.__annotations__)}
 
 
@@ -195,7 +195,7 @@ def _check_arguments(
     offered: Sequence[str],
     errors: ConfigErrors,
 ) -> None:
-    """Refuse unknown and missing arguments of a part, and values that contradict each other."""
+    """Reject unknown and missing arguments of a part, and values that contradict each other."""
     own = _values(node)
     known = [name for name in spec.arguments if name not in given]
     if not spec.takes_all:
@@ -247,7 +247,7 @@ def _call(spec: Spec, name: str, path: str, known: Mapping[str, Any]) -> Any:
         with user_parts.wrap_constructor_errors(path), key_prefix(path):
             return rule(*given, **named)
     except ConfigError as error:
-        # the method expected a number, and the config has a mapping that describes one
+        # the method expects a number, but the config has a mapping that describes an object
         if error.__cause__ is not None and any(isinstance(value, Mapping) for value in (*given, *named.values())):
             return None
         raise
@@ -289,7 +289,9 @@ def _check_pairs(
             if targets.is_snnexp(specs["data"].target):
                 rules.require_batches(data.samples, devices, **_with_defaults(_values(nodes["data"]), specs["data"]))
     if isinstance(plain["logger"], dict) and plain["logger"].get("predictions") and devices != 1:
-        errors.add("logger.predictions: got true, and a run on several devices writes none; use snnexp predict RUN")
+        errors.add(
+            "logger.predictions: got true, but a run on several devices writes no predictions; use snnexp predict RUN"
+        )
     if data:
         known = _with_defaults(_values(nodes["data"]), specs["data"])
         for key, value, measure in _watched_metrics(nodes, facts):

@@ -40,7 +40,7 @@ ONLY_TRAINING = (
     "trainer.max_epochs",
 )
 """Trainer keys that have no effect on an evaluation."""
-MEASURED_WITH = ("data", "decoder")
+EVALUATION_GROUPS = ("data", "decoder")
 """Groups whose choice can be changed for an evaluation."""
 SPLITTING = ("split_seed", "val_fraction", "test_fraction", "stratify", "fold", "folds", "groups", "split")
 """Data keys that determine how samples are split."""
@@ -102,7 +102,7 @@ def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str],
     """Set a value in an unresolved config, in place."""
     name, *rest = path
     if rest:
-        # replace a reference to another node, as of the readout to the neuron, by a copy of it
+        # replace a reference to another node, such as the neuron, by a copy of that node
         tree[name] = tree[name] if isinstance(tree[name], dict) else copy.deepcopy(resolved[name])
         _put(tree[name], resolved[name], rest, value)
     else:
@@ -161,7 +161,7 @@ def check_saved(cfg: Any, path: Path) -> DictConfig:
             raise ConfigError(f"{path}: contains ${{...}}, but the saved config of a run is resolved")
         cfg = OmegaConf.create(cfg) if isinstance(cfg, dict) else cfg
         if not isinstance(cfg, DictConfig):
-            raise ConfigError(f"{path}: must be a mapping, as the config of a run is")
+            raise ConfigError(f"{path}: must be a mapping, like the config of a run")
         plain = OmegaConf.to_container(cfg)
         if any("${" in value for value in strings(plain)):
             raise ConfigError(f"{path}: contains ${{...}}, but the saved config of a run is resolved")
@@ -169,7 +169,7 @@ def check_saved(cfg: Any, path: Path) -> DictConfig:
 
 
 def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Change keys of a checked config. It is resolved, so keys that were interpolated do not follow.
+    """Change keys of a checked config. It is resolved, so interpolated keys keep their values.
 
     Raises:
         ConfigError: an override is not ``key=value``, its key does not exist, or its value is invalid.
@@ -193,15 +193,15 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """Change the config of a run for an evaluation, as :func:`change`.
+    """Change the config of a run for an evaluation, like :func:`change`.
 
-    A change of ``num_steps`` applies to all parts with the same value. A choice of a group in :data:`MEASURED_WITH`
+    A change of ``num_steps`` applies to all parts with the same value. A choice of a group in :data:`EVALUATION_GROUPS`
     replaces its node.
 
     Args:
         cfg: config of the run.
         overrides: the command-line overrides.
-        folders: additional config folders, as of ``--config-dir``.
+        folders: additional config folders, from ``--config-dir``.
 
     Raises:
         ConfigError: as :func:`change`, or a key cannot be changed for an evaluation.
@@ -219,7 +219,7 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
     changed = cfg = _without_monitors(cfg)
     with errors.collect():
         groups = {
-            key for key, value in assignments if key in MEASURED_WITH and key in GROUPS and isinstance(value, str)
+            key for key, value in assignments if key in EVALUATION_GROUPS and key in GROUPS and isinstance(value, str)
         }
         own = [word for word in overrides if key_of(word).partition(".")[0] in groups]
         others = [word for word in overrides if word not in own]
@@ -236,14 +236,14 @@ def _other_splits(trained: Mapping[str, Any], data: Mapping[str, Any]) -> Iterat
     for name in ("val", "test"):
         if trained.get(name) is not None and data.get(name) is None and _is_drawn(name, data):
             value = format_value(trained[name])
-            yield f"data.{name}: got null, and the run was trained with {value}; keep it, or evaluate other data"
+            yield f"data.{name}: got null, but the run was trained with {value}; keep it, or evaluate other data"
     for key in SPLITTING:
         split = key.removesuffix("_fraction")
         # a split with its own samples replaces one by a fraction
         replaced = split != key and trained.get(split) != data.get(split)
         if trained.get(key) != data.get(key) and not replaced:
             old, new = format_value(trained.get(key)), format_value(data.get(key))
-            yield f"data.{key}: got {new}, and the run was trained with {old}; keep it, or evaluate other data"
+            yield f"data.{key}: got {new}, but the run was trained with {old}; keep it, or evaluate other data"
 
 
 def _is_drawn(name: str, data: Mapping[str, Any]) -> bool:
@@ -268,7 +268,7 @@ def require_split(split: str, trained: Mapping[str, Any], data: Mapping[str, Any
         return
     for name in ("val", "test"):
         if name != split and trained.get(name) is None and data.get(name) is not None:
-            reason = f"which would have samples of the {name} split of the run; leave out data.{name}"
+            reason = f"which would contain samples of the {name} split of the run; leave out data.{name}"
             raise ConfigError(f"split: got {split}, {reason}")
 
 
@@ -311,7 +311,7 @@ def _without_monitors(cfg: DictConfig) -> DictConfig:
 
 
 def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] = ("seed", "num_steps")) -> DictConfig:
-    """Change a config as :func:`change`; a change of a ``shared`` key applies to all parts with the same value.
+    """Change a config like :func:`change`; a change of a ``shared`` key applies to all parts with the same value.
 
     Raises:
         ConfigError: as :func:`change`.
@@ -362,7 +362,7 @@ def require_same(saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
         elif _depends_on_length(cfg["schedule"]):
             errors.add(f"{change}, and the learning rates so far depend on it; start a new run")
         elif new[key] < old[key]:
-            errors.add(f"{change}, and a run cannot become shorter")
+            errors.add(f"{change}, and a run cannot be shortened")
     errors.raise_if_any()
 
 
@@ -380,7 +380,7 @@ def command(overrides: Sequence[str], node: Mapping[str, Any], folders: Iterable
     Args:
         overrides: overrides in Hydra's grammar.
         node: the config that they compose to; determines SNNEXP_ALLOW_TARGETS of the command.
-        folders: additional config folders, as of ``--config-dir``.
+        folders: additional config folders, from ``--config-dir``.
     """
     targets = (str(value) for key, value in flat(node).items() if key.rpartition(".")[2] == "_target_")
     packages = dict.fromkeys(target.partition(".")[0] for target in targets)

@@ -381,11 +381,11 @@ class Neuron(nn.Module):
         number = self._number(name)
         for x in start.flatten().tolist():
             if x not in number:
-                raise ConfigError(f"{name}: a start value is {x:g}, must be {number}")
+                raise ConfigError(f"{name}: an initial value is {x:g}, must be {number}")
             if x > at_most * ROUNDING:
-                raise ConfigError(f"{name}: a start value is {x:g}, must be at most {at_most:g}")
+                raise ConfigError(f"{name}: an initial value is {x:g}, must be at most {at_most:g}")
             if x * ROUNDING < at_least:
-                raise ConfigError(f"{name}: a start value is {x:g}, must be at least {at_least:g}")
+                raise ConfigError(f"{name}: an initial value is {x:g}, must be at least {at_least:g}")
         try:
             fits = start.expand(self.features).shape == self.features
         except RuntimeError:

@@ -62,7 +62,7 @@ def check(annotated: Any, given: Mapping[str, Any], prefix: str = "") -> None:
     """
     known = argument_annotations(annotated)
     refused = [
-        values.refusal(f"{prefix}{name}", value, domain)
+        values.error_message(f"{prefix}{name}", value, domain)
         for name, value in given.items()
         if name in known and (domain := known[name].domain) is not None
         if value not in domain and not (known[name].tensors and values.is_object(value))
@@ -95,7 +95,7 @@ def violation(name: str, relation: AtMost | AtLeast, domain: Domain | None, give
         return None
     words = f"must be at {'most' if at_most else 'least'}"
     if isinstance(domain, Parameter):
-        return f"{name}: a start value is {value:.10g}, {words} {bound:.10g}"
+        return f"{name}: an initial value is {value:.10g}, {words} {bound:.10g}"
     unit = f" {relation.unit}" if relation.unit else ""
     return f"{name}: got {value:.10g}{unit}, {words} {relation.bound} = {bound:.10g}{unit}"
 

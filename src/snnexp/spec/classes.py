@@ -10,7 +10,7 @@ from snnexp.spec import source as sources
 from snnexp.spec.source import Definition, External, Object, UnreadableError
 
 MISSING = object()
-"""Stands for a value that does not exist, or is known only at runtime."""
+"""A value that does not exist, or is known only at runtime."""
 Class = Definition | External
 PLAIN_BASES = (object, Generic, Protocol)
 

@@ -28,7 +28,7 @@ class PartFactory:
 
 
 def part(**facts: Any) -> Callable[[Function], Function]:
-    """Mark a function as a part, and state facts that other parts depend on.
+    """Mark a function as a part, and declare facts that other parts depend on.
 
     Args:
         facts: for data, ``target`` (such as ``labels`` or ``trace``), ``sequences``, ``inputs``, ``outputs`` and

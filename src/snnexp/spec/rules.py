@@ -46,7 +46,7 @@ class Facts:
 
 
 def require_arguments(path: str, name: str, keys: Collection[Any], known: Collection[str]) -> None:
-    """Refuse those of ``keys`` that are not arguments of ``name``, the part at ``path``."""
+    """Reject those of ``keys`` that are not arguments of ``name``, the part at ``path``."""
     unknown = [
         f"{path}.{format_value(key)}: unknown key, {name} has no such argument, {suggest(str(key), known)}"
         for key in keys
@@ -57,7 +57,7 @@ def require_arguments(path: str, name: str, keys: Collection[Any], known: Collec
 
 
 def require_target(loss: Any, data: Any) -> None:
-    """Refuse a loss that does not support the targets of the data."""
+    """Reject a loss that does not support the targets of the data."""
     known = isinstance(loss.targets, tuple | list) and loss.targets and isinstance(data.target, str)
     if known and data.target not in loss.targets:
         kind, hint = TARGETS.get(data.target, (data.target, OTHER_LOSS))
@@ -65,7 +65,7 @@ def require_target(loss: Any, data: Any) -> None:
 
 
 def require_steps(data: Any, num_steps: Any) -> None:
-    """Refuse sequences whose length differs from ``num_steps``."""
+    """Reject sequences whose length differs from ``num_steps``."""
     known = data.sequences is True and isinstance(data.num_steps, int)
     if known and data.num_steps != num_steps:
         steps, given = data.num_steps, format_value(num_steps)
@@ -73,7 +73,7 @@ def require_steps(data: Any, num_steps: Any) -> None:
 
 
 def require_encoder(encoder: Any, data: Any) -> None:
-    """Refuse an encoder of sequences for constant inputs, and the reverse."""
+    """Reject an encoder of sequences for constant inputs, and the reverse."""
     known = isinstance(encoder.takes_sequences, bool) and isinstance(data.sequences, bool)
     if known and encoder.takes_sequences != data.sequences:
         need = "sequence" if data.sequences else "constant"
@@ -81,7 +81,7 @@ def require_encoder(encoder: Any, data: Any) -> None:
 
 
 def require_spikes(loss: Any, readout: Any) -> None:
-    """Refuse a loss that reads the spikes of a readout that never fires."""
+    """Reject a loss that reads the spikes of a readout that never fires."""
     if readout.spikes is False and reads_spikes(loss):
         raise ConfigError(
             f"loss: {_name(loss)} reads spikes and this readout never fires; use another loss, or a readout that fires"
@@ -106,7 +106,7 @@ def takes_neurons(network: Mapping[str, Any], key: str) -> bool:
 
 
 def require_decoder(decoder: Any, readout: Any, data: Any) -> None:
-    """Refuse a decoder for another kind of target, or one that reads the spikes of a readout that never fires.
+    """Reject a decoder for another kind of target, or one that reads the spikes of a readout that never fires.
 
     Args:
         decoder: the decoder, or None.
@@ -129,7 +129,7 @@ def require_decoder(decoder: Any, readout: Any, data: Any) -> None:
 
 
 def require_measure(name: str, measure: Any, data: Any, readout: Any) -> None:
-    """Refuse a metric that is not defined for the targets, or reads the spikes of a readout that never fires.
+    """Reject a metric that is not defined for the targets, or reads the spikes of a readout that never fires.
 
     Args:
         name: name of the metric in the config.
@@ -222,7 +222,7 @@ def require_validation(key: str, value: Any, measure: Any, data: Any, given: Map
 
 def no_validation(key: str, value: Any, use: str) -> str:
     """Return the message for a key that monitors a missing validation split; the data argument ``use`` creates one."""
-    return f"{key}: got {format_value(value)}, and there is no validation split to watch; set data.{use}"
+    return f"{key}: got {format_value(value)}, but there is no validation split; set data.{use}"
 
 
 def _name(part: Any) -> str:
@@ -232,7 +232,7 @@ def _name(part: Any) -> str:
 def require_batches(
     samples: Any, devices: int, batch_size: int = 1, drop_last: bool = False, val_size: int = 0, **values: Any
 ) -> None:
-    """Refuse batch and validation sizes that exceed the number of training samples.
+    """Reject batch and validation sizes that exceed the number of training samples.
 
     Args:
         samples: number of training samples; MISSING if unknown.

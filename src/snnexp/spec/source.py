@@ -30,7 +30,7 @@ TYPES = {
 }
 """The builtins that an expression may use."""
 CALLABLE = (float, int, TypeVar, annotated_types.doc)
-"""What an expression may call, besides the classes of annotated-types and :mod:`snnexp.spec.annotations`."""
+"""The callables that an expression may call, besides classes of annotated-types and :mod:`snnexp.spec.annotations`."""
 OPAQUE = {"torch", "torchvision", "lightning", "numpy", "scipy", *sys.stdlib_module_names}
 """Packages whose source is not read."""
 
@@ -273,7 +273,7 @@ def member(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset(
 
 
 def resolve_name(source: Source, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Binding:
-    """Return what a name is bound to in a module; raises as :func:`member`."""
+    """Return what a name is bound to in a module; raises like :func:`member`."""
     if name in source.ambiguous:
         raise UnreadableError(f"{source.name}.{name} is bound more than once, or in a branch")
     node = source.names.get(name)

@@ -364,7 +364,7 @@ def relations(annotation: Any) -> list[AtMost | AtLeast]:
     return [part for part in _walk(annotation) if isinstance(part, AtMost | AtLeast)]
 
 
-def refusal(name: str, value: object, domain: Domain) -> str:
+def error_message(name: str, value: object, domain: Domain) -> str:
     """Return the message for a value outside the domain of its key."""
     return f"{name}: got {_quoted_hint(value)}{format_value(value)}, must be {domain}"
 
