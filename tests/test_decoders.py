@@ -253,7 +253,7 @@ class TestChoice:
             (["decoder=each_step"], "decoder: EachStep decodes step_labels, these data have labels; use "),
             (["decoder=spike_count", "decoder.ties=highest"], "decoder.ties: got highest, must be one of"),
             (["decoder=population", "decoder.size=0"], "decoder.size: got 0, must be"),
-            (["~decoder"], "decoder: cannot be deleted; decoder=null leaves it out"),
+            (["~decoder"], "decoder: cannot be deleted; decoder=null disables it"),
             (["decoder=spikecount"], "decoder=spikecount: no such choice, did you mean spike_count?"),
             (
                 ["loss=mse_count", "readout=leaky_integrator"],

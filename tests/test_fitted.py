@@ -177,11 +177,11 @@ class TestSplits:
     def test_training_samples_are_not_tested(self) -> None:
         np.savez("ids.npz", **np.load("own.npz"), subject=np.arange(40) // 4)
         drawn = run(compose([*PLAIN, "data.path=ids.npz"])).path
-        with pytest.raises(ConfigError, match=r"^data.groups: got subject, and the run was trained with null"):
+        with pytest.raises(ConfigError, match=r"^data.groups: got subject, but the run was trained with null"):
             evaluate(drawn, overrides=["data.groups=subject"])
         given = run(compose([*PLAIN, "data.path=null", "data.train=own.npz", "data.test=other.npz"])).path
         for more in ([], ["data.test_fraction=0.5"]):
-            with pytest.raises(ConfigError, match=r"^data.test: got null, and the run was trained with other.npz"):
+            with pytest.raises(ConfigError, match=r"^data.test: got null, but the run was trained with other.npz"):
                 evaluate(given, overrides=["data.test=null", *more])
 
     @pytest.mark.parametrize("split", ["val", "train"])
@@ -259,6 +259,6 @@ class TestNames:
 )
 def test_the_same_samples_are_not_split_again(typed: list[str]) -> None:
     path = run(compose([*PLAIN, "data.split_seed=5"])).path
-    with pytest.raises(ConfigError, match=r"^data.split_seed: got [09], and the run was trained with 5"):
+    with pytest.raises(ConfigError, match=r"^data.split_seed: got [09], but the run was trained with 5"):
         evaluate(path, overrides=typed)
     assert evaluate(path, overrides=["data=arrays", "data.path=own.npz", "data.split_seed=5"]) == evaluate(path)

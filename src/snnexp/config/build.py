@@ -21,7 +21,7 @@ def instantiate(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
 
 
 def make_network(node: Mapping[str, Any], path: str, **arguments: Any) -> Any:
-    """Build a network as :func:`instantiate`; pass other modules only the arguments that their constructor names."""
+    """Build a network like :func:`instantiate`; pass plain modules only the arguments that their constructor names."""
     with user_parts.wrap_errors(path):
         target = targets.resolve(str(node.get("_target_")), path)
     place = PLACES["network"]

@@ -27,7 +27,7 @@ from snnexp.record.names import key_of
 from snnexp.spec import parts, rules
 from snnexp.text import format_value
 
-MAX_REFUSALS = 20
+MAX_ERRORS = 20
 """Maximum number of errors that one command reports; each takes another composition."""
 NO_SEARCH = "hydra.searchpath=[]"
 """Prevents configs from extending Hydra's search path; only ``--config-dir`` does."""
@@ -92,7 +92,7 @@ def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) ->
 
     Args:
         overrides: overrides in Hydra's grammar.
-        folders: additional config folders, as of ``--config-dir``.
+        folders: additional config folders, from ``--config-dir``.
 
     Returns:
         The config, and the ``hydra`` node, not resolved.
@@ -111,7 +111,7 @@ def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) ->
             if not absent or (culprit is not None and not _is_below(culprit, absent)):
                 errors.add(*map(str, error.args))
             left = [override for override in left if key_of(override) != culprit]
-            if culprit is None or not left or len(errors.messages) >= MAX_REFUSALS:
+            if culprit is None or not left or len(errors.messages) >= MAX_ERRORS:
                 errors.raise_if_any()
             absent |= {*GROUPS} & {culprit}
     if errors.messages:
@@ -124,7 +124,7 @@ def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) ->
 
 
 def compose_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """Compose a config of which only the nodes of the given choices are used; values are not validated.
+    """Compose a config to read the nodes of the given choices from; values are not validated.
 
     Raises:
         ConfigError: the config cannot be composed, or violates a security check.
@@ -177,7 +177,7 @@ def _compose_in_hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Comp
 
 
 def _with_schedule(overrides: Sequence[str]) -> DictConfig:
-    """Compose with Hydra; a string ``optimizer.schedule``, as of earlier versions, becomes a choice of ``schedule``."""
+    """Compose with Hydra; a string ``optimizer.schedule``, from earlier versions, becomes a choice of ``schedule``."""
     keys = [key_of(word) for word in overrides]
     words = [word for word, key in zip(overrides, keys, strict=True) if key != upgrade.SCHEDULE]
     if len(words) < len(overrides):
@@ -224,7 +224,7 @@ def downloads(cfg: DictConfig) -> bool:
 
 
 def require_used(overrides: Collection[str], cfg: DictConfig) -> None:
-    """Refuse overrides of a surrogate, neuron or readout that the config does not use, and missing logger packages."""
+    """Reject overrides of a surrogate, neuron or readout that the config does not use, and missing logger packages."""
     groups = {key_of(override).partition(".")[0] for override in overrides}
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     if "surrogate" in groups and not any("${surrogate" in text for text in strings(plain)):
@@ -247,7 +247,7 @@ class Composer:
     set the same part of the config more than once are left to Hydra.
 
     Args:
-        folders: additional config folders, as of ``--config-dir``.
+        folders: additional config folders, from ``--config-dir``.
         common: overrides that precede those of each point.
     """
 
@@ -257,7 +257,7 @@ class Composer:
         self._parser = OverridesParser.create()
 
     def compose(self, overrides: Sequence[str]) -> Composed:
-        """Compose one point, as :func:`compose_unchecked`."""
+        """Compose one point, like :func:`compose_unchecked`."""
         values, (shared, node) = self._shared(overrides)
         cfg = shared.copy()
         try:
@@ -269,7 +269,7 @@ class Composer:
         return cfg, node
 
     def point(self, overrides: Sequence[str]) -> Composed:
-        """Compose a point, and refuse overrides that nothing of it uses."""
+        """Compose a point, and reject overrides that it does not use."""
         cfg, node = self.compose(overrides)
         require_used(overrides, cfg)
         return cfg, node

@@ -92,7 +92,7 @@ def compose_with_decoder(overrides: Sequence[str], compose: Compose, folders: Se
         ConfigError: the default of the loss does not exist, or the decoder is deleted.
     """
     if any(override.startswith("~decoder") and key_of(override) == "decoder" for override in overrides):
-        raise ConfigError("decoder: cannot be deleted; decoder=null leaves it out, decoder=auto is the default")
+        raise ConfigError("decoder: cannot be deleted; decoder=null disables it, decoder=auto is the default")
     cfg = compose(overrides)
     choice = _choices(cfg).get("decoder")
     others = [override for override in overrides if key_of(override) != "decoder"]

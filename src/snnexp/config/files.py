@@ -124,7 +124,7 @@ class _Result(ConfigResult):
 
 
 def require_own_resolvers(text: str, place: str) -> None:
-    """Refuse interpolations that call anything but the resolvers of this package or read foreign variables.
+    """Reject interpolations that call anything but the resolvers of this package or read foreign variables.
 
     Any function may be registered as a resolver in this process, and any environment variable may hold a secret,
     which a run would record.

@@ -66,7 +66,7 @@ def choices(group: str, folders: Sequence[Path] = ()) -> dict[str, str]:
 
     Args:
         group: name of the group.
-        folders: additional config folders, as of ``--config-dir``; their files override shipped ones.
+        folders: additional config folders, from ``--config-dir``; their files override shipped ones.
     """
     return {name: _description(path) for name, path in sorted(_files(group, folders).items())}
 
@@ -86,7 +86,7 @@ def _description(path: Path) -> str:
 
 
 def require_global(name: str, folders: Sequence[Path]) -> None:
-    """Refuse a file of a group in GLOBAL without the line ``# @package _global_``."""
+    """Reject a file of a group in GLOBAL without the line ``# @package _global_``."""
     paths = (place / f"{name}.yaml" for place in (*folders, conf_dir()))
     path = next((path for path in paths if path.is_file()), None)
     if path is not None and "@package" not in read(path)[:512]:

@@ -24,7 +24,7 @@ WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 
 def check(nodes: Any, errors: ConfigErrors) -> None:
-    """Refuse nodes that are not loggers, and secrets, which would be saved in config.yaml."""
+    """Reject nodes that are not loggers, and secrets, which would be saved in config.yaml."""
     if not isinstance(nodes, Mapping):
         errors.add(f"{PLACE}: got {format_value(nodes)}, must be a mapping from names to loggers")
         return
@@ -46,7 +46,7 @@ def check(nodes: Any, errors: ConfigErrors) -> None:
 
 
 def require_packages(also: Any, overrides: Collection[str]) -> None:
-    """Refuse loggers whose package is not installed.
+    """Reject loggers whose package is not installed.
 
     Args:
         also: the node ``logger.also``.

@@ -19,7 +19,7 @@ from snnexp.config.plain import flat
 from snnexp.errors import ConfigError, SnnexpError
 from snnexp.text import format_value, list_options, suggest, truncate
 
-REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """Errors that Hydra raises for invalid overrides and files; :func:`explain` converts them."""
 
 
@@ -40,7 +40,7 @@ def _is_hydras(error: Exception) -> bool:
     """Return True if Hydra or a parser raised an error; for some inputs it is of a builtin class."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised_in = str(frame.f_globals.get("__name__")).partition(".")[0]
-    return isinstance(error, REFUSALS) or raised_in in ("hydra", "omegaconf", "antlr4", "yaml")
+    return isinstance(error, HYDRA_ERRORS) or raised_in in ("hydra", "omegaconf", "antlr4", "yaml")
 
 
 @contextmanager
@@ -59,13 +59,13 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[P
     Args:
         error: the error.
         overrides: the overrides, for errors that do not name the key.
-        folders: additional config folders, as of ``--config-dir``.
+        folders: additional config folders, from ``--config-dir``.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return ConfigError(f"{error.problem_mark.name}: {files.describe(error)}")
     if isinstance(error, OverrideParseException):
         return _no_override(error.override, folders)
-    if isinstance(error, (*REFUSALS, ValueError)) and (
+    if isinstance(error, (*HYDRA_ERRORS, ValueError)) and (
         found := _about_a_key(error) or _about_a_choice(error, overrides, folders)
     ):
         return found

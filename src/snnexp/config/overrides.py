@@ -135,7 +135,7 @@ def _variants(override: Override) -> Iterator[str]:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Quote values that Hydra cannot parse without quotes, such as ``/daten/größe``, and expand shorthands.
+    """Quote values that Hydra cannot parse without quotes, such as ``/data/größe``, and expand shorthands.
 
     A string for a node in :data:`~snnexp.config.keys.SHORTHANDS` is assigned to a key of the node:
     ``init_from=5193`` becomes ``init_from.run=5193``.

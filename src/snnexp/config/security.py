@@ -40,7 +40,7 @@ STORAGE = "hydra.sweeper.storage="
 
 
 def require_bounded(plain: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuse circular interpolations, and interpolations that resolve to too many values.
+    """Reject circular interpolations, and interpolations that resolve to too many values.
 
     Args:
         plain: a config as plain values, not resolved.
@@ -102,7 +102,7 @@ class _ResolvedSizes:
 
 
 def require_shipped_hydra(node: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
-    """Refuse settings of Hydra that write elsewhere or call code, and launchers and sweepers of other packages.
+    """Reject settings of Hydra that write elsewhere or call code, and launchers and sweepers of other packages.
 
     Args:
         node: the ``hydra`` node of a composed config, not resolved.

@@ -29,7 +29,7 @@ def allowed_packages() -> tuple[str, ...]:
 
 
 def require_targets(node: Any, path: str, place: str | None) -> None:
-    """Refuse each ``_target_`` in a node that is not allowed at its key, and keys that are special to Hydra.
+    """Reject each ``_target_`` in a node that is not allowed at its key, and keys that are special to Hydra.
 
     Args:
         node: a resolved node.
@@ -121,7 +121,7 @@ def _text(name: object, path: str) -> str:
 
 
 def require_target(name: str, path: str, place: str | None) -> None:
-    """Refuse a name that is neither a shipped part of a place nor in a package that the user allowed."""
+    """Reject a name that is neither a shipped part of a place nor in a package that the user allowed."""
     anywhere = place == "" and (is_module(name) or is_transform(name) or is_logger(name))
     if anywhere or (place == "optimizer" and is_optimizer(name)) or is_allowed(name):
         return
@@ -194,9 +194,9 @@ def locate(name: str, path: str, packages: Iterable[str]) -> Any:
     """
     packages = tuple(packages)
     formatted = format_value(name)
-    refusal = f"{path}._target_: {formatted} is not from {', '.join(packages) or 'snnexp'}"
+    reason = f"{path}._target_: {formatted} is not from {', '.join(packages) or 'snnexp'}"
     if not _within(name, packages):
-        raise ConfigError(f"{refusal}; SNNEXP_ALLOW_TARGETS can allow its package")
+        raise ConfigError(f"{reason}; SNNEXP_ALLOW_TARGETS can allow its package")
     target, found, imported = None, "", True
     for word in name.split("."):
         inside, found = found, f"{found}.{word}".lstrip(".")
@@ -212,7 +212,7 @@ def locate(name: str, path: str, packages: Iterable[str]) -> Any:
     # an allowed package may have imported the object from another one
     origin = str(getattr(target, "__module__", None))
     if not _within(origin, packages):
-        raise ConfigError(f"{refusal}, but from {origin}")
+        raise ConfigError(f"{reason}, but from {origin}")
     return target
 
 

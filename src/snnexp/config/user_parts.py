@@ -55,7 +55,7 @@ def part_error(error: Exception, key: str | None = None, cfg: Mapping[str, Any] 
 
 @contextmanager
 def wrap_errors(key: str | None = None, cfg: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Raise :class:`PartError` for errors of users' parts in the body; arguments as of :func:`part_error`."""
+    """Raise :class:`PartError` for errors of users' parts in the body; arguments as in :func:`part_error`."""
     try:
         yield
     except Exception as error:
@@ -66,7 +66,7 @@ def wrap_errors(key: str | None = None, cfg: Mapping[str, Any] | None = None) ->
 
 @contextmanager
 def wrap_constructor_errors(key: str) -> Iterator[None]:
-    """As :func:`wrap_errors`, but convert a ValueError or TypeError, about arguments, to :class:`ConfigError`."""
+    """Like :func:`wrap_errors`, but convert ValueError and TypeError of the constructor to :class:`ConfigError`."""
     with wrap_errors(key):
         try:
             yield
@@ -98,7 +98,7 @@ def _place(error: Exception) -> Place | None:
         return None
     names = [_name(frame) for frame, _ in frames]
     frame, line = frames[-1]
-    # path from the package on
+    # the path, starting with the package
     levels = _module(frame).count(".") + 1 + (Path(frame.f_code.co_filename).name == "__init__.py")
     return Place(names, f"{'/'.join(Path(frame.f_code.co_filename).parts[-levels:])}:{line}")
 
