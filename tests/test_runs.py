@@ -552,7 +552,7 @@ class TestFacts:
         run = create(tmp_path)
         assert run.config() == {"seed": 0}
         (run.path / "config.yaml").write_text("- 1")
-        with pytest.raises(CheckpointError, match="holds no mapping"):
+        with pytest.raises(CheckpointError, match="not a mapping"):
             run.config()
         run.close()
 

@@ -59,11 +59,11 @@ def _require_plain(archive: zipfile.ZipFile, path: Path, size: int) -> None:
     for member in members:
         with archive.open(member) as file:
             if npy.read_magic(file) != (1, 0):
-                raise CheckpointError(f"{path}: damaged, an array of another npy version")
+                raise CheckpointError(f"{path}: damaged, an array has an unsupported npy version")
             shape, _, dtype = npy.read_array_header_1_0(file)
             count = math.prod(shape)
             values += count * max(1, dtype.itemsize // 8)
             if dtype.kind not in "biufU" or file.tell() + count * dtype.itemsize != member.file_size:
-                raise CheckpointError(f"{path}: damaged, an array with an invalid dtype or size")
+                raise CheckpointError(f"{path}: damaged, an array has an invalid dtype or size")
     if values > MAX_VALUES:
         raise CheckpointError(f"{path}: {values} values, at most {MAX_VALUES} are allowed")

@@ -10,8 +10,8 @@ A checkpoint contains only tensors, numbers and strings:
     stopped_early                                 epoch, step and reason of early stopping, if it happened
     finishing                                     reason to stop after the current epoch, if any
 
-It is taken between two steps, after everything of the previous step has been logged. It determines how the run
-continues: random numbers depend only on the seed and the position in the run.
+A checkpoint is saved between two steps, after the previous step has been logged. It determines how the run continues:
+random numbers depend only on the seed and the position in the run.
 """
 
 import io
@@ -82,17 +82,17 @@ def find(
         step: return the checkpoint of this step, or None if there is no valid one.
 
     Raises:
-        CheckpointError: all checkpoints are corrupt or of another run, or a checkpoint is missing.
+        CheckpointError: all checkpoints are missing, corrupt or from another run.
     """
     folder = run.checkpoints
     if step is not None:
-        return _of_step(step, run, expected, batches, require_same)
+        return _at_step(step, run, expected, batches, require_same)
     errors: list[CheckpointError] = []
     paths = [path for path in (folder / f"{name}.ckpt" for name in NEWEST_FIRST) if path.exists()]
     # start over from init.ckpt only if nothing else was saved, not if something is corrupt
     for path in paths or [path for path in [folder / "init.ckpt"] if path.exists()]:
         try:
-            checkpoint = _of_run(path, run, expected, batches, require_same)
+            checkpoint = _read_for_resume(path, run, expected, batches, require_same)
         except CheckpointError as error:
             errors.append(error)
         else:
@@ -106,16 +106,16 @@ def find(
     raise CheckpointError(f"{folder}: no checkpoint is left")
 
 
-def _of_step(step: int, *of_run: Any) -> Checkpoint | None:
-    for path in (of_run[0].checkpoints / f"{name}.ckpt" for name in (*NEWEST_FIRST, "init")):
+def _at_step(step: int, run: Run, *arguments: Any) -> Checkpoint | None:
+    for path in (run.checkpoints / f"{name}.ckpt" for name in (*NEWEST_FIRST, "init")):
         with suppress(CheckpointError):
-            checkpoint = _of_run(path, *of_run)
+            checkpoint = _read_for_resume(path, run, *arguments)
             if checkpoint.step == step:
                 return checkpoint
     return None
 
 
-def _of_run(
+def _read_for_resume(
     path: Path, run: Run, expected: Mapping[str, Any], batches: int, require_same: Callable[[dict[str, Any]], None]
 ) -> Checkpoint:
     content = decode(read_checkpoint(path, at_most=_limit(expected)), path)
@@ -126,9 +126,9 @@ def _of_run(
     try:
         config = json.loads(content["config"])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: checkpoint holds no config") from error
+        raise CheckpointError(f"{path}: checkpoint contains no config") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: checkpoint holds no config")
+        raise CheckpointError(f"{path}: checkpoint contains no config")
     config = upgrade.config(config)
     # report the key of a changed config first, not its consequences
     require_same(config)
@@ -162,7 +162,7 @@ def read_callback_states(path: Path) -> dict[str, Any]:
     """
     states = decode(read_checkpoint(path), path).get("callbacks")
     if not isinstance(states, dict):
-        raise CheckpointError(f"{path}: checkpoint holds no states of callbacks")
+        raise CheckpointError(f"{path}: checkpoint contains no callback states")
     return states
 
 
@@ -241,7 +241,7 @@ def read_network_weights(
     weights = {name.removeprefix(NETWORK): value for name, value in named.items() if name.startswith(NETWORK)}
     weights = weights or (named if foreign else {})
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
+        raise CheckpointError(f"{path}: checkpoint contains no network weights")
     return weights
 
 
@@ -275,7 +275,7 @@ def read_weights(
             raise CheckpointError(f"{about}: weights do not fit this run's network: {wrong}, {known}")
         weights = named
     if not isinstance(weights, dict):
-        raise CheckpointError(f"{path}: checkpoint holds no weights of a network")
+        raise CheckpointError(f"{path}: checkpoint contains no network weights")
     pairs = ((weights[name], expected[name], name.removeprefix(NETWORK)) for name in expected)
     if differences := [*filter(None, (difference(*pair) for pair in pairs))]:
         raise CheckpointError(f"{about}: weights do not fit this run's network: {'; '.join(differences)}")
@@ -292,13 +292,13 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of PyTorch") from error
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint") from error
     # PyTorch does not compress; the content must not be larger than the file
     is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if is_compressed or sum(entry.file_size for entry in entries) > len(content):
-        raise CheckpointError(f"{path}: not a checkpoint of PyTorch, its content is compressed")
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, its content is compressed")
     if any(entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE_BYTES for entry in entries):
-        raise CheckpointError(f"{path}: describes more tensors than a network has")
+        raise CheckpointError(f"{path}: its pickle is too large for a checkpoint")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -307,9 +307,11 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         # a corrupt stream may cause any exception
-        raise CheckpointError(f"{path}: holds more than tensors and plain values, so it is not trusted") from error
+        raise CheckpointError(
+            f"{path}: contains objects other than tensors and plain values, so it is not loaded"
+        ) from error
     if not isinstance(decoded, dict):
-        raise CheckpointError(f"{path}: not a checkpoint, it holds a {type(decoded).__name__}")
+        raise CheckpointError(f"{path}: not a checkpoint, it contains a {type(decoded).__name__}")
     return upgrade.checkpoint(decoded, path)
 
 
@@ -356,11 +358,11 @@ def difference(value: Any, expected: Any, path: str = "") -> str | None:
         if not isinstance(value, dict) or value.keys() != expected.keys():
             names = value.keys() ^ expected.keys() if isinstance(value, dict) else []
             other = sorted(format_value(name) for name in names)[:1]
-            return f"{path or 'it'} has other names{''.join(f', {name}' for name in other)}"
+            return f"{path or 'it'} has different keys{''.join(f', such as {name}' for name in other)}"
         pairs = [(value[key], expected[key], f"{path}.{key}".lstrip(".")) for key in expected]
     elif isinstance(expected, (list, tuple)):
         if not isinstance(value, (list, tuple)) or len(value) != len(expected):
-            return f"{path} is not a list of {len(expected)}"
+            return f"{path} is not a list of length {len(expected)}"
         pairs = [(value[index], part, f"{path}.{index}") for index, part in enumerate(expected)]
     else:
         if type(value) is not type(expected) or (isinstance(value, float) and math.isnan(value)):

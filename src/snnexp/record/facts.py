@@ -31,7 +31,7 @@ class Facts:
     started: datetime | None
     """From run.json, or else from the run id; None if neither has it."""
     duration_s: float | None
-    """Of a finished run the recorded duration, else the time until now or until the last write, without interruptions;
+    """The recorded duration of a finished run, else the time until now or until the last write; excludes interruptions;
     None if unknown."""
     experiment: str
     seed: int | None
@@ -40,7 +40,7 @@ class Facts:
     """The finite metrics of the test split."""
     exit_code: int | None
     progress: dict[str, int] | None
-    """``step`` and ``epoch`` of the last logged row of training, both from 0; None for a finished run."""
+    """``step`` and ``epoch`` of the last training row, both counted from 0; None for a finished run."""
     record: dict[str, Any]
     """The content of run.json."""
 
@@ -80,7 +80,7 @@ class Facts:
 
     @property
     def effective_overrides(self) -> list[str]:
-        """The overrides of the start and of all resumes; of each key the last one."""
+        """The overrides of the start and of all resumes, with the last one of each key."""
         changes = self.record.get("resumed_with")
         changes = [change for change in changes if isinstance(change, str)] if isinstance(changes, list) else []
         by_key = {key_of(change): change for change in changes}
@@ -118,7 +118,7 @@ class Facts:
 
 
 def duration_s(path: Path, status: str, record: Mapping[str, Any]) -> float | None:
-    """Return the duration of a run, without interruptions; of a running one until now. None if unknown."""
+    """Return the duration of a run without interruptions, up to now for a running one; None if unknown."""
     earlier = _earlier_s(record)
     if status == "finished":
         wall_s = record.get("wall_s")

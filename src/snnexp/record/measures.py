@@ -47,7 +47,7 @@ def higher_is_better(metric: str, known: Mapping[str, Any] = MappingProxyType({}
 
     Args:
         metric: ``<split>/<name>``.
-        known: the answer of the metrics themselves by name, as stored in run.json under ``higher_is_better``.
+        known: the directions that metrics define, by name, as stored in run.json under ``higher_is_better``.
     """
     _, measure, layer = split_name(metric)
     if layer:

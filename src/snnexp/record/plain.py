@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             # aliases can grow exponentially, tags can construct objects, and deep nesting crashes the loader
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None or depth > MAX_LEVELS:
-                raise CheckpointError(f"{path}: damaged, it holds more than plain values")
+                raise CheckpointError(f"{path}: damaged, it contains tags, aliases or deep nesting")
         return yaml.load(content, Loader=loader)
     except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: missing or damaged") from error

@@ -51,7 +51,7 @@ from snnexp.record.plain import parse_json, read_yaml, replace_non_finite
 from snnexp.text import format_value
 
 EPOCH = "train/epoch_loss"
-"""A metric that only the rows of epochs have."""
+"""A metric that only epoch rows contain."""
 MAX_METRICS_BYTES, MAX_ROW_BYTES = 2**30, 2**20
 
 
@@ -193,7 +193,7 @@ class Run:
         except (FileNotFoundError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: missing or damaged") from error
         if not isinstance(record, dict):
-            raise CheckpointError(f"{path}: damaged, it holds no mapping")
+            raise CheckpointError(f"{path}: damaged, not a mapping")
         upgrade.require_known(record, path)
         return record
 
@@ -216,7 +216,7 @@ class Run:
         """
         content = read_yaml(self.path / "config.yaml")
         if not isinstance(content, dict):
-            raise CheckpointError(f"{self.path / 'config.yaml'}: damaged, it holds no mapping")
+            raise CheckpointError(f"{self.path / 'config.yaml'}: damaged, not a mapping")
         return content
 
     def facts(self) -> Facts:
@@ -232,7 +232,7 @@ class Run:
                 record = self.read()
                 status = "killed" if record.get("status") == "running" else record.get("status")
             if status not in ("running", "killed", *END_STATUSES):
-                raise CheckpointError(f"{self.path / 'run.json'}: damaged, no status is {format_value(status)}")
+                raise CheckpointError(f"{self.path / 'run.json'}: damaged, unknown status {format_value(status)}")
             reason = "its process died" if status == "killed" else str(record.get("reason") or "")
         except (CheckpointError, OSError) as error:
             status, reason = "damaged", self._damage(error)
@@ -260,7 +260,7 @@ class Run:
         }
 
     def progress(self) -> dict[str, int] | None:
-        """Return ``step`` and ``epoch`` of the last row of training in metrics.jsonl, both from 0, or None."""
+        """Return ``step`` and ``epoch`` of the last training row in metrics.jsonl, both counted from 0, or None."""
         try:
             # a last line without a line break is incomplete
             lines = read_regular(self.path / "metrics.jsonl", last=2**16).split(b"\n")[:-1]

@@ -50,7 +50,7 @@ def require_known(content: Mapping[str, Any], name: object) -> None:
         raise CheckpointError(f"{name}: damaged, its format is {format_value(version)}")
     if version > FORMAT:
         raise CheckpointError(
-            f"{name}: format {version} is of a newer snnexp, this one reads up to {FORMAT}; update it"
+            f"{name}: format {version} is from a newer snnexp, this version reads up to {FORMAT}; update snnexp"
         )
 
 
