@@ -199,7 +199,7 @@ class TestDelete:
         assert [entry.name for entry in paths[0].parent.iterdir()] == [paths[0].name]
 
     def test_without_a_terminal_yes_is_required(self, paths: list[Path]) -> None:
-        with pytest.raises(ConfigError, match=r"^--delete: there is no terminal to ask on; add --yes"):
+        with pytest.raises(ConfigError, match=r"^--delete: needs a terminal for the confirmation; add --yes"):
             listing.main(["outputs", "--delete"])
         assert all(path.exists() for path in paths)
 
@@ -237,7 +237,7 @@ class TestDelete:
         (sweep / "runs").mkdir(parents=True)
         (sweep / "sweep.json").write_text("{}")
         point = paths[0].rename(sweep / "runs" / paths[0].name)
-        with pytest.raises(ConfigError, match="a point of a sweep, which would train it again"):
+        with pytest.raises(ConfigError, match="a resume of its sweep would train this point again"):
             listing.main([str(point), "--delete", "--yes"])
         assert point.exists()
 

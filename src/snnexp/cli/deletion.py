@@ -23,21 +23,21 @@ def delete(folders: Sequence[Path], listing: str, confirmed: bool) -> str:
         A one-line summary.
 
     Raises:
-        ConfigError: one is a point of a sweep or not a run directory, or there is no terminal for the question.
+        ConfigError: one is a point of a sweep or not a run directory, or stdin or stdout is not a terminal.
         InUseError: a process writes to one of them.
     """
     runs = [Run.open(folder) for folder in folders]
     for run in runs:
         name = one_line(str(run.path))
         if (run.path.parents[1] / "sweep.json").is_file():
-            raise ConfigError(f"{name}: a point of a sweep, which would train it again; delete the folder of the sweep")
+            raise ConfigError(f"{name}: a resume of its sweep would train this point again; delete the whole sweep")
         if run.in_use():
             raise InUseError(f"{name}: in use by another process")
     size = sum(file.lstat().st_size for run in runs for file in run.path.rglob("*"))
     summary = f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {size / 1e6:.1f} MB"
     if not confirmed:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            raise ConfigError("--delete: there is no terminal to ask on; add --yes to delete without a question")
+            raise ConfigError("--delete: needs a terminal for the confirmation; add --yes to delete without it")
         print(listing)
         print(f"delete {summary}? [y/N] ", end="", flush=True)
         # returns an empty string at the end of the input
@@ -48,7 +48,7 @@ def delete(folders: Sequence[Path], listing: str, confirmed: bool) -> str:
             run.lock()
             stack.callback(run.close)
         for run in runs:
-            # hidden directories are not searched: what an interruption leaves behind is not listed as a run
+            # hidden directories are not searched, so a partly deleted run is not listed
             hidden = run.path.with_name(f".{run.path.name}.deleted")
             run.path.rename(hidden)
             shutil.rmtree(hidden)

@@ -20,7 +20,7 @@ def report() -> int:
             memory = torch.cuda.get_device_properties(index).total_memory / 2**30
             print(f"{'gpu':<12} {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
     else:
-        print(f"{'gpu':<12} none that torch can use")
+        print(f"{'gpu':<12} not available to torch")
     print(f"{'kernels':<12} {_kernels(torch.cuda.is_available())}")
     root = os.path.expanduser(os.environ.get("SNNEXP_DATA_DIR") or "data")
     print(f"{'data':<12} {_data(root)}")
@@ -35,7 +35,7 @@ def _kernels(gpu: bool) -> str:
     available = ["reference", "fused"]
     if gpu and importlib.util.find_spec("triton"):
         available.append("triton")
-    return f"{', '.join(available)}; kernel=auto takes {available[-1]}"
+    return f"{', '.join(available)}; kernel=auto uses {available[-1]}"
 
 
 def _data(root: str) -> str:

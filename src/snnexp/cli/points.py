@@ -35,7 +35,7 @@ def prepare_sweep(
     """Compose and check a sweep before its first point starts.
 
     Args:
-        overrides: from the command line.
+        overrides: the command-line overrides.
         folders: additional config folders, as given by ``--config-dir``.
 
     Returns:
@@ -69,7 +69,7 @@ def _points(
 ) -> "tuple[list[Point] | SearchRequest, list[list[str]], list[dict[str, Any]]]":
     """Return the points or the request for a search; and the overrides of all points with their ``hydra`` nodes.
 
-    Of a search, these are the points at the corners of its space.
+    For a search, these are the points at the corners of the search space.
     """
     params = sweeper.get("params") or {}
     if security.starter_kind(sweeper, "sweeper") == "optuna":

@@ -46,7 +46,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def sweep(words: Sequence[str]) -> "Ledger | None":
-    """Run the sweep of ``snnexp train -m WORD ...``; return its ledger, or None if the words only request output.
+    """Run the sweep of ``snnexp train -m WORD ...``; return its ledger, or None if a flag only prints information.
 
     Raises:
         SnnexpError: it could not start, or was interrupted.
@@ -92,7 +92,7 @@ def config_of_run(
     Args:
         source: the run directory.
         flags: the other flags.
-        changes: overrides given in addition.
+        changes: additional overrides.
 
     Returns:
         The additional config folders; the overrides of the run, updated by ``changes``; and None, or the saved config
@@ -158,7 +158,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     If an override replaces a choice of a recipe, a warning on stderr names the keys of the recipe that are dropped.
 
     Args:
-        overrides: in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
+        overrides: overrides in Hydra's grammar, ``["experiment=mnist_leaky", "neuron.beta=0.9", "seed=3"]``.
 
     Raises:
         ConfigError: the config is invalid; the message names the key.
@@ -172,7 +172,7 @@ def check(overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """Compose and check the config of one run; print it if stdout is a terminal.
 
     Raises:
-        ConfigError: the config is invalid, or is one of a sweep.
+        ConfigError: the config is invalid, or describes a sweep.
     """
     cfg, node = config.compose_unchecked(overrides, folders)
     choices = node["runtime"]["choices"]
@@ -204,7 +204,7 @@ def _show_tree(
     """Print the choices, and the values that differ from their defaults: those of the recipe and of the overrides."""
     chosen = {group: choices[group] for group in config.NODES if choices.get(group)}
     alone, _ = config.compose_unchecked([f"{group}={choice}" for group, choice in chosen.items()], folders)
-    # unresolved: a value that is interpolated from a changed one has not changed itself
+    # unresolved, so that a value interpolated from a changed one does not count as changed
     default, actual = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)) for node in (alone, cfg))
     plain = config.plain(checked)
     values = {"": {"seed": plain["seed"], **_differing(default, actual, plain, ("num_steps", "kernel"))}}

@@ -23,7 +23,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Run ``snnexp eval ARGUMENTS`` and print the metrics; return the exit code.
 
     Raises:
-        SnnexpError: as :func:`snnexp.training.evaluate.evaluate`.
+        SnnexpError: see :func:`snnexp.training.evaluate.evaluate`.
     """
     args = parse("eval", arguments)
     from snnexp.terminal import console, result_table
@@ -42,7 +42,7 @@ def predict(arguments: Sequence[str]) -> int:
     """Run ``snnexp predict ARGUMENTS`` and print the path of the file; return the exit code.
 
     Raises:
-        SnnexpError: as :func:`snnexp.training.evaluate.predict`.
+        SnnexpError: see :func:`snnexp.training.evaluate.predict`.
     """
     args = parse("predict", arguments)
     from snnexp.training.evaluate import predict as write
@@ -55,7 +55,7 @@ def export(arguments: Sequence[str]) -> int:
     """Run ``snnexp export ARGUMENTS`` and print the path of the file; return the exit code.
 
     Raises:
-        SnnexpError: as :func:`snnexp.training.evaluate.export`.
+        SnnexpError: see :func:`snnexp.training.evaluate.export`.
     """
     args = parse("export", arguments)
     from snnexp.training.evaluate import export as write
