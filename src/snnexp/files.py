@@ -26,7 +26,7 @@ MAX_FLOAT_BYTES = 8
 SUFFIXES = (".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5")
 HINTS = {
     ".csv": "use data=csv",
-    ".npy": "it holds one array, give the folder of inputs.npy and labels.npy",
+    ".npy": "it contains a single array; use the folder of inputs.npy and labels.npy",
     ".pkl": "a pickle may run code and is not read; save its arrays as npz",
     ".pickle": "a pickle may run code and is not read; save its arrays as npz",
 }
@@ -151,7 +151,7 @@ def _read_errors(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"data: {path} cannot be read: {os.strerror(error.errno or 0)}") from error
     except Exception as error:
-        raise DataError(f"data: {path} is damaged, or is no {path.suffix[1:]} file") from error
+        raise DataError(f"data: {path} is damaged, or not a {path.suffix} file") from error
 
 
 def _starts_with(path: Path, prefix: bytes) -> bool:
@@ -203,7 +203,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ar
         return Array(shape, dtype, partial(_load, path, name), False)
     if header + size != member.file_size:
         raise DataError(
-            f"data: {path} is damaged: {format_value(name)} has {member.file_size - header} bytes and not {size}"
+            f"data: {path} is damaged: {format_value(name)} has {member.file_size - header} bytes instead of {size}"
         )
     with path.open("rb") as file:
         # name and extra field of the local header may differ in length from those in the central directory
@@ -227,7 +227,9 @@ def _pt(path: Path) -> dict[str, Array]:
     except Exception as error:
         if "weights_only" not in str(error) and "Weights only" not in str(error):
             raise
-        raise DataError(f"data: {path} holds more than tensors, which may run code and is not read") from error
+        raise DataError(
+            f"data: {path} contains objects other than tensors, which may run code, so it is not read"
+        ) from error
     tensors = content if isinstance(content, dict) else {"": content}
     dense = {
         name: each.detach()
@@ -235,7 +237,7 @@ def _pt(path: Path) -> dict[str, Array]:
         if isinstance(name, str) and isinstance(each, torch.Tensor) and each.layout == torch.strided
     }
     if not dense:
-        raise DataError(f"data: {path} must hold a tensor, or a mapping of names to tensors")
+        raise DataError(f"data: {path} must contain a tensor, or a mapping from names to tensors")
     # NumPy lacks these dtypes
     low_precision = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
     converted = {name: each.float() if each.dtype in low_precision else each for name, each in dense.items()}

@@ -64,12 +64,12 @@ def describe_limit(error: BaseException) -> str | None:
     # ENFILE is the limit of the whole machine
     too_many = "Too many open files" in text and number != errno.ENFILE
     if number == errno.EMFILE or too_many or "items of ancdata" in text:
-        return f"ulimit -n: {_soft_limit(resource.RLIMIT_NOFILE)} open files do not suffice; raise it"
+        return f"ulimit -n: {_soft_limit(resource.RLIMIT_NOFILE)} open files are not enough; raise the limit"
     phrases = ("failed to map segment", "annot allocate memory", "can't allocate memory")
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(phrase in text for phrase in phrases):
         for letter, kind in (("v", resource.RLIMIT_AS), ("d", resource.RLIMIT_DATA)):
             if (bytes_ := _soft_limit(kind)) is not None:
-                return f"ulimit -{letter}: {bytes_ / 1e9:.3g} GB of memory do not suffice; raise it"
+                return f"ulimit -{letter}: {bytes_ / 1e9:.3g} GB of memory is not enough; raise the limit"
     return None
 
 

@@ -40,7 +40,7 @@ def console() -> Console:
     """Return a console for stdout; lines are not wrapped if stdout is not a terminal."""
     is_terminal = sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # a character that the encoding lacks must not end a run
+        # a character that the encoding lacks must not raise an error
         sys.stdout.reconfigure(errors="backslashreplace")
     return Terminal(file=sys.stdout, highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else 240)
 
@@ -51,8 +51,8 @@ def config_tree(
     """Return the config as a tree: one line per group with its choice, and the values that differ from the choice.
 
     Args:
-        choices: of each group, in the order of the data flow.
-        values: by group and key; under ``""`` those that belong to no group.
+        choices: the choice of each group, in the order of the data flow.
+        values: values by group and key; those without a group under ``""``.
         overridden: the groups and dotted keys given on the command line, which are marked.
         title: the first line, the name of the experiment.
     """
@@ -85,7 +85,7 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float], d
     """Return a table of metrics with their published values, if any, and a table of the metrics of layers.
 
     Args:
-        metrics: of a run.
+        metrics: metrics of a run.
         published: published values by metric.
         decoder: the name of the decoder, shown beside the accuracy.
     """
@@ -126,7 +126,7 @@ def loss_curve(terminal: Console, rows: Iterable[Mapping[str, Any]]) -> str:
 
     Args:
         terminal: where the plot will be printed.
-        rows: of metrics.jsonl.
+        rows: rows of metrics.jsonl.
 
     Returns:
         The plot; empty for fewer than two values.
@@ -159,7 +159,7 @@ def curve(
         label: name of the values.
         braille: draw with Braille dots, otherwise with ASCII only.
         width: maximum number of characters in a line.
-        height: number of lines, without the one of the horizontal axis.
+        height: number of lines, excluding the horizontal axis.
     """
     points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
     if not points:
