@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, DRIVER, Page, open_browser
 
-from snnexp.config import choices
 from snnexp.experiment import compose, run
 from snnexp.record.run import Run
 from snnexp.report import report
 
 pytestmark = pytest.mark.slow
 
-RECIPES = sorted(choices("experiment"))
+RECIPES = ["digits_leaky", "mnist_parametrized_lif", "mnist_rleaky_conv", "regression_sqrt_fit"]
 SHORT = ["num_steps=8", "data.batch_size=5", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
 CLASSES = {"predictions", "confusion"}
 ALWAYS = {"loss", "activity", "output_membrane", "spike_raster", "gradient_norms", "firing_rates"}
