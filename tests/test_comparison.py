@@ -141,7 +141,7 @@ def test_two_groups_are_compared_seed_by_seed(tmp_path: Path, two_groups: list[P
     low, high = test.confidence_interval()
     assert "test/accuracy of lr=0.01 is higher by 0.09 on average than that of lr=0.001" in words
     assert f"{low:.4g} to {high:.4g}, p = {test.pvalue:.4g}, paired t-test over 3 common seeds" in words
-    assert "its p is at least 0.25" in words
+    assert "its p-value is at least 0.25" in words
     assert table(tmp_path, "paired")[-1]["value"] == "0.25"
 
 
@@ -200,7 +200,7 @@ def test_failed_runs_and_points_are_listed_with_their_reason(tmp_path: Path, two
         (damaged.name, "damaged", "run.json: missing or damaged"),
         (stripped.name, "damaged", "overrides.yaml: missing or damaged"),
         ("", "failed", "no memory for it"),
-        ("", "finished", "no run can be read in its directory"),
+        ("", "finished", "its directory contains no readable run"),
     ]
     assert listed[4]["overrides"] == "optimizer.lr=7.0 seed=0"
     for row in listed:

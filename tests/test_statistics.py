@@ -84,7 +84,7 @@ def test_swapped_groups_flip_the_sign(pairs: list[tuple[float, float]]) -> None:
     [
         ({0: 1.0}, {1: 2.0}, 0, None, "no seed in common"),
         ({0: 1.0}, {0: 2.0}, 1, 1.0, "one common seed"),
-        ({0: 1.0, 1: 5.0}, {0: 1.0, 1: 5.0}, 2, 0.0, "no seed shows a difference"),
+        ({0: 1.0, 1: 5.0}, {0: 1.0, 1: 5.0}, 2, 0.0, "all common seeds have equal values"),
         # 0.3 - 0.1 and 0.4 - 0.2 differ only in the last digit
         ({0: 0.1, 1: 0.2}, {0: 0.3, 1: 0.4}, 2, pytest.approx(0.2), "all differences are equal"),
     ],

@@ -209,7 +209,7 @@ def parallel(values: Mapping[str, Sequence[Any]], results: Sequence[float], metr
         values: values of the groups by parameter; strings are placed in order of appearance.
         results: the metric of each group.
         metric: name of the metric.
-        better: ``max`` or ``min``; lines are drawn from worst to best, the best one wider.
+        better: ``max`` or ``min``; lines are drawn from worst to best, the best one thicker.
     """
     figure = Figure(figsize=(max(WIDTH, 1.2 * (len(values) + 1)), 3.4), layout="constrained")
     axes = figure.subplots()

@@ -152,7 +152,7 @@ def predictions(images: Array, predicted: Array, label: Array, across: int = 9) 
     """Draw images ``[S, H, W]`` with their predicted classes, and with the true class if the prediction is wrong."""
     down = -(-len(images) // across)
     H, W = images.shape[1:]
-    # room for a line of text, 0.17 inches whatever the size of the images
+    # room for a line of text: 0.17 inches for any image size
     gap = math.ceil(0.17 / WIDTH * across * (W + 2))
     mosaic = np.full((down * (H + gap), across * (W + 2)), np.nan)
     height = WIDTH * mosaic.shape[0] / mosaic.shape[1]

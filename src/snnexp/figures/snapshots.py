@@ -36,9 +36,9 @@ def drawing_functions(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list
 
 
 def live_pictures(snapshots: Mapping[str, Snapshot], test: Snapshot) -> list[Picture]:
-    """Draw the pictures shown during training: of the newest snapshot, and compared with older ones if that is cheap.
+    """Draw the pictures shown during training: of the newest snapshot, with older ones only where drawing is cheap.
 
-    Arguments as for :func:`drawing_functions`.
+    The arguments are those of :func:`drawing_functions`.
     """
     columns = {title: snapshot for title, snapshot in snapshots.items() if snapshot}
     newest, time = _newest(columns)
@@ -121,8 +121,8 @@ def _membrane(columns: Mapping[str, Snapshot], time: str) -> Picture:
     caption = "Membranes of the readout, for one sample" + (f" of class {label}." if name else ".")
     many = len({*newest["threshold"].tolist()}) if "threshold" in newest else 0
     if name and many > 1:
-        drawn_are = "that is" if len(chosen) == 1 else "those are"
-        caption += f" The outputs have {many} thresholds, of which {drawn_are} drawn."
+        of_class = "that of its class is" if len(chosen) == 1 else "those of its class are"
+        caption += f" The outputs have {many} different thresholds; only {of_class} drawn."
     caption += _some_steps(newest)
     return Picture("output_membrane", network.output_membrane(drawn, chosen, name, time), caption, data)
 

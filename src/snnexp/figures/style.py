@@ -123,7 +123,7 @@ def subplots_with_margins(
     shares: Sequence[float] | None = None,
     **shared: Any,
 ) -> tuple[Figure, Any]:
-    """Return subplots as :func:`subplots` does, with fixed margins and gaps in inches that suit short labels.
+    """Return subplots like :func:`subplots`, with fixed margins and gaps in inches that suit short labels.
 
     For figures drawn during training: a constrained layout takes as long as drawing.
     """

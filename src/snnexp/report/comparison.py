@@ -72,7 +72,7 @@ def report(
 def _by_experiment(
     runs: Sequence[Facts], points: Sequence[Point]
 ) -> dict[str, tuple[Sequence[Facts], Sequence[Point]]]:
-    """Group runs and points without a run by experiment; those of unknown experiment come last."""
+    """Group runs, and points without a run, by experiment; unknown experiments come last."""
     known = {run.experiment for run in runs} | {point.experiment for point in points}
     names = sorted(known, key=lambda name: (not name, name))
     if len(names) < 3 and "" in names:
@@ -129,7 +129,7 @@ def _overview(comparisons: Mapping[str, Comparison], anchors: Mapping[str, str])
             row += [one.mean, one.std, one.n, shlex.join(_common_overrides(best))]
         rows.append([*row, *[None] * (len(columns) - len(row))])
     caption = (
-        "The group with the best mean over seeds of each experiment, if the metric has a direction. Experiments are "
+        "The group of each experiment with the best mean over seeds, if the metric has a direction. Experiments are "
         "not compared with each other; each has a section below."
     )
     return [Table(columns, rows, caption, name="experiments")]
@@ -264,7 +264,7 @@ def _remarks(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     if comparison.search.metric not in ("", comparison.metric):
         remarks.append(f"The search optimized {comparison.search.metric}, not {comparison.metric}.")
     if comparison.higher is not None and comparison.metric.startswith("test/") and len(comparison.groups) > 1:
-        remarks.append("Choosing hyperparameters by this table means choosing them on the test split.")
+        remarks.append("Selecting hyperparameters by this table means selecting them on the test split.")
     return remarks
 
 
@@ -344,7 +344,7 @@ def _paired(comparison: Comparison) -> list[Block]:
         ("p, paired t-test, two-sided", pair.p),
         ("p, Wilcoxon signed-rank, exact, two-sided", pair.p_ranks),
     ]
-    least = f" With {pair.n} seeds its p is at least {page.cell(2.0 ** (1 - pair.n))}." if pair.n > 1 else ""
+    least = f" With {pair.n} seeds its p-value is at least {page.cell(2.0 ** (1 - pair.n))}." if pair.n > 1 else ""
     caption = (
         f"{other} - {one}. The t-test assumes normally distributed differences, Wilcoxon's test only symmetric ones."
         f"{least}"
@@ -358,7 +358,7 @@ def _paired(comparison: Comparison) -> list[Block]:
             Picture(
                 "pairs",
                 figure,
-                f"{comparison.metric}, one line per common seed; the wide line connects the means.",
+                f"{comparison.metric}, one line per common seed; the thick line connects the means.",
                 data,
             )
         )
@@ -375,7 +375,7 @@ def _unfinished(comparison: Comparison, folder: Path) -> list[Block]:
     if not rows:
         return []
     columns = ["run", "status", "reason", "overrides", "seed"]
-    return [Table(columns, rows, "These runs are not included above.", name="not_finished")]
+    return [Table(columns, rows, "These runs are not included in the results above.", name="not_finished")]
 
 
 def _runs(count: int) -> str:
@@ -398,4 +398,4 @@ def _all(comparison: Comparison, folder: Path) -> list[Block]:
     ]
     columns = ["run", "status", *comparison.keys, "seed", comparison.metric or "metric", "duration [s]"]
     columns += ["stopped early"] if stopped else []
-    return [Table(columns, rows, f"{_runs(len(rows))} in all", name="runs", folded=len(rows) > FEW)]
+    return [Table(columns, rows, f"{_runs(len(rows))} in total", name="runs", folded=len(rows) > FEW)]

@@ -63,7 +63,7 @@ def _by_split(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Curve
 
 
 def _with_prefix(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Curve]:
-    """Return the curves of all metrics whose names start with ``prefix``, by the rest of the name."""
+    """Return the curves of all metrics whose names start with ``prefix``, by name without the prefix."""
     names = [key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith(prefix)]
     return {name.removeprefix(prefix): _curve(rows, name, "step") for name in names}
 

@@ -158,7 +158,7 @@ def missing_points(path: Path, runs: Sequence[Facts]) -> list[Point]:
         # a failed point may have a directory that summary.csv does not list
         started = not row.get("run") and any(own.items() <= values.items() for values in stopped)
         if keys and row.get("run") not in ids and not started:
-            reason = "no run can be read in its directory" if row.get("run") else row.get("reason") or ""
+            reason = "its directory contains no readable run" if row.get("run") else row.get("reason") or ""
             recipe = own.get("experiment")
             name = own.get("name", names_of.get(recipe, experiment if recipe is None else recipe))
             points.append(Point(row["status"] or "unknown", reason, overrides, str(name)))

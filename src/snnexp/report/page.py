@@ -130,7 +130,7 @@ def write(folder: Path, title: str, facts: Sequence[tuple[str, Any]], sections: 
                 drawn, image = style.svg(block.figure), style.png(block.figure)
             except (ArithmeticError, ValueError) as error:
                 # for instance, axis limits that overflow
-                inline_svgs[block.name] = f"<p>This cannot be drawn: {escape(str(error))}.</p>"
+                inline_svgs[block.name] = f"<p>This figure cannot be drawn: {escape(str(error))}.</p>"
                 continue
             inline_svgs[block.name] = inline(block.name, drawn)
             write_figure(files, f"{block.name}.png", image)
@@ -164,7 +164,7 @@ def cell(value: Any) -> str:
 
 
 def _on_white(svg: str) -> str:
-    """Add a white background, since a separate file may be viewed on any background."""
+    """Add a white background, since a separate file may be viewed on a background of any color."""
     return svg.replace("\n <defs>", '\n <rect width="100%" height="100%" fill="white"/>\n <defs>', 1)
 
 

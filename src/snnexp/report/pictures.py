@@ -74,7 +74,7 @@ def _bars(intervals: Sequence[tuple[float, float] | None], frame: tuple[float, f
         return ""
     is_clipped = any(low < frame[0] or high > frame[1] for low, high in known)
     none = " (none for a single seed)" if len(known) < len(intervals) else ""
-    return f", bars are 95 % confidence intervals of the mean{none}{', clipped at the frame' if is_clipped else ''}"
+    return f", bars are 95 % confidence intervals of the mean{none}{', clipped to the axes' if is_clipped else ''}"
 
 
 def _strips(comparison: Comparison) -> Picture:
@@ -119,10 +119,10 @@ def _response(comparison: Comparison) -> Picture:
 
 
 def _heat_map(comparison: Comparison) -> Picture:
-    # the parameter with more values goes across
+    # the parameter with more values is on the x axis
     order = sorted((0, 1), key=lambda index: len(comparison.parameters[index].levels()))
     across, down = order[1], order[0]
-    # values of unfinished runs keep empty cells
+    # levels that only unfinished runs have become empty cells
     rows, columns = comparison.parameters[down].levels(), comparison.parameters[across].levels()
     means, counts = np.full((len(rows), len(columns)), np.nan), np.zeros((len(rows), len(columns)), int)
     for group in comparison.groups:
@@ -150,7 +150,7 @@ def _parallel(comparison: Comparison) -> Picture:
     figure = figures.parallel(values, means, comparison.metric, "max" if comparison.higher else "min")
     caption = (
         f"One line per group, through its value of each parameter to its mean {comparison.metric}, which also sets the "
-        "color; the widest line is the first group of the table."
+        "color; the thickest line is the first group of the table."
     )
     return Picture("parallel", figure, caption, {**values, comparison.metric: means})
 

@@ -24,7 +24,7 @@ from snnexp.report.page import Block, Section, Table, Text
 PJ_PER_ADDITION, PJ_PER_PRODUCT = 0.9, 3.7
 """Picojoules of an addition and a multiplication of 32-bit floating-point numbers in 45 nm (Horowitz, ISSCC 2014)."""
 ENERGY = (
-    f"An estimate: {PJ_PER_ADDITION} pJ for each addition caused by a spike, and additional {PJ_PER_PRODUCT} pJ for "
+    f"An estimate: {PJ_PER_ADDITION} pJ for each addition caused by a spike, and another {PJ_PER_PRODUCT} pJ for "
     "each multiplication where the inputs are values instead of spikes (32-bit floating point, 45 nm; Horowitz, "
     "“Computing's energy problem”, ISSCC 2014). Memory access, neuron updates and communication are not included, and "
     "nothing was measured on a device. “Without spikes” is a non-spiking network of the same layers without feedback, "
@@ -60,7 +60,7 @@ def report(path: Path, folder: Path) -> Path:
     elif not last:
         notes.append("The run ended before its first snapshot, so the network activity is shown before training only.")
     if not np.array_equal(test.get("step", -1), last.get("step", -1)):
-        # the statistics of the test are from before a resume
+        # the test statistics date from before a resume
         test = {}
     pictures = _guarded(lambda: _pictures(facts, init, last, test, notes), {}, notes)
 

@@ -104,7 +104,7 @@ def paired(first: Mapping[Any, float], second: Mapping[Any, float]) -> Paired:
     noise = EQUAL * float(np.abs([x, y]).max())
     d[np.abs(d) <= noise] = 0
     if not d.any():
-        return Paired(n, 0.0, 0.0, 0.0, None, None, "no seed shows a difference, so there is nothing to test")
+        return Paired(n, 0.0, 0.0, 0.0, None, None, "all common seeds have equal values, so there is nothing to test")
     p_ranks = _signed_ranks(d)
     if float(np.ptp(d)) <= noise:
         reason = "all differences are equal, so their variance is zero and there is no t-test"
