@@ -7,10 +7,10 @@ A package is a file or folder at the top of src/snnexp. A line of code is a phys
 comment or docstring; a multi-line statement counts with all its lines. The number of statements does not depend on
 line breaks.
 
-An arrow leads from a package to one that it imports, anywhere in its files; it is a back arrow if it is part of a
-cycle, and then excluded from floors. Floors are the packages on the longest path along arrows, chains the modules on
-the longest path along imports: along those executed at import time, and along all, including imports within functions
-and for type checking. Files are measured by all their lines.
+A dependency is a package that another one imports, anywhere in its files. It is cyclic if it is part of a cycle. The
+depth is the number of packages on the longest path of dependencies that are not cyclic. An import chain is the longest
+path of modules along imports: those executed at import time, or all, including imports within functions and for type
+checking. The length of a file counts all its lines.
 """
 
 import argparse
@@ -39,11 +39,11 @@ class Structure:
     """The measurements of one source tree."""
 
     lines: Counter[str]
-    """Of code, by package."""
+    """Lines of code by package."""
     figures: dict[str, int]
-    """All other figures by name."""
+    """All other measurements by name."""
     chain: list[str]
-    """The longest one, along all imports."""
+    """The longest import chain, along all imports."""
     large: list[tuple[int, str]]
     """Files above ``MAX_LINES``, the largest first."""
 
@@ -89,11 +89,11 @@ def measure(sources: Mapping[str, str]) -> Structure:
         "lines of code": lines.total(),
         "statements": sum(map(statements, trees.values())),
         "packages": len(packages),
-        "floors": len(longest(forward)),
-        "arrows": sum(map(len, packages.values())),
-        "back arrows": len(back),
-        "chain at import time": len(longest(at_import)),
-        "chain in all": len(chain),
+        "depth of packages": len(longest(forward)),
+        "dependencies": sum(map(len, packages.values())),
+        "cyclic dependencies": len(back),
+        "import chain at import time": len(longest(at_import)),
+        "import chain of all imports": len(chain),
         "lines of the largest file": max(lengths.values()),
         f"files above {MAX_LINES} lines": sum(length > MAX_LINES for length in lengths.values()),
     }
@@ -102,12 +102,12 @@ def measure(sources: Mapping[str, str]) -> Structure:
 
 
 def module(path: str) -> str:
-    """``snnexp/data/__init__.py`` is ``snnexp.data``."""
+    """Return the module of a path: ``snnexp.data`` for ``snnexp/data/__init__.py``."""
     return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
 def package(name: str) -> str:
-    """``snnexp.data.mnist`` lies in ``data``, ``snnexp`` is its own ``__init__``; of others, their first word."""
+    """Return the package of a module: ``data`` for ``snnexp.data.mnist``, ``__init__`` for ``snnexp`` itself."""
     first, *rest = name.split(".")
     return first if first != "snnexp" else rest[0] if rest else "__init__"
 
@@ -130,7 +130,7 @@ def code_lines(text: str, tree: ast.AST) -> set[int]:
 
 
 def statements(tree: ast.AST) -> int:
-    """Return the number of statements, without docstrings."""
+    """Return the number of statements, excluding docstrings."""
     return sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) - sum(1 for _ in docstrings(tree))
 
 
@@ -196,10 +196,10 @@ def main() -> None:
     print("\nlines of code by package")
     for name in sorted({name for one in measured.values() for name in one.lines}):
         print(f"{name:28}" + "".join(f"{one.lines.get(name) or '-':>13}" for one in measured.values()))
-    print("\nlargest files here")
+    print("\nlargest files of this checkout")
     for length, path in here.large:
         print(f"{length:5}  {path}")
-    print("\nlongest chain here\n" + "\n".join(f"  {name}" for name in here.chain))
+    print("\nlongest import chain of this checkout\n" + "\n".join(f"  {name}" for name in here.chain))
 
 
 if __name__ == "__main__":

@@ -38,18 +38,18 @@ def test_what_is_counted(structure: ModuleType) -> None:
         "lines of code": 12,
         "statements": 1 + 4 + 3 + 2 + 1,
         "packages": 4,
-        "floors": 3,
-        "arrows": 3,
-        "back arrows": 0,
-        "chain at import time": 2,
-        "chain in all": 3,
+        "depth of packages": 3,
+        "dependencies": 3,
+        "cyclic dependencies": 0,
+        "import chain at import time": 2,
+        "import chain of all imports": 3,
         "lines of the largest file": 8,
         "files above 400 lines": 0,
     }
     assert found.chain == ["snnexp.a", "snnexp.d", "snnexp.b.c"]
 
 
-def test_imports_in_a_cycle_are_back_arrows(structure: ModuleType) -> None:
+def test_imports_in_a_cycle_are_cyclic_dependencies(structure: ModuleType) -> None:
     cycle = SOURCES | {"snnexp/b/e.py": "from snnexp.a import f\n"}
     figures = structure.measure(cycle).figures
-    assert (figures["arrows"], figures["back arrows"]) == (4, 4), "a to b, a to d, d to b, b to a"
+    assert (figures["dependencies"], figures["cyclic dependencies"]) == (4, 4), "a to b, a to d, d to b, b to a"
