@@ -54,7 +54,7 @@ gallery: .venv/installed-dev ## generate the figures of the README; a few minute
 reference: .venv/installed-dev ## generate docs/reference.md, the keys of every choice
 	$(BIN)/python scripts/reference.py
 
-docs-commands: .venv/installed-dev ## run the commands of the documentation as they are written; ARGS="docs/sweeps.md" for one page
+docs-commands: .venv/installed-dev ## run the commands of the documentation verbatim; ARGS="docs/sweeps.md" for one page
 	$(BIN)/python scripts/docs_commands.py $(ARGS)
 
 stacked: .venv/installed-dev ## measure the speedup of stacked training and the overhead per sweep point; on an idle machine

@@ -4,12 +4,12 @@
                                 [--threads 1] [--device cpu] [--out FOLDER]
 
 All implementations share one process and alternate every few steps, so that load on the machine affects them equally.
-They start from the same weights and batches; one whose loss or gradient differs from ours is reported but not timed,
-and the exit code is 1. snnTorch and Norse follow their tutorials, with the matrix product inside the loop over time;
-SpikingJelly and JAX compute the product of the input before it. snnTorch and Norse use the optimizer of their
-tutorials, `torch.optim.Adam`, and snnTorch the step-by-step loss of Tutorial 5; otherwise all PyTorch implementations
-use our loss and optimizer. MNIST is read from $SNNEXP_DATA_DIR; without it, random images of similar statistics are
-used.
+They start from the same weights and batches; an implementation whose loss or gradient differs from ours is reported but
+not timed, and the exit code is 1. snnTorch and Norse follow their tutorials, with the matrix product inside the loop
+over time; SpikingJelly and JAX compute the product of the input before the loop. snnTorch and Norse use the optimizer
+of their tutorials, `torch.optim.Adam`, and snnTorch the step-by-step loss of Tutorial 5; otherwise all PyTorch
+implementations use our loss and optimizer. MNIST is read from $SNNEXP_DATA_DIR; without it, random images of similar
+statistics are used.
 
 steps   training and evaluation step of each recipe. `floor` is the step with identities instead of neurons, `products`
         only its matrix products, into preallocated memory; both use PyTorch, so JAX (XLA) can be faster.
@@ -17,7 +17,7 @@ growth  the training step of mnist_leaky over time steps, width, batch size and 
 open    Linear(n, n) and a LIF neuron over 500 steps of a batch of 16, after Open Neuromorphic's benchmark; `train` is
         forward and backward pass.
 memory  increase of peak resident memory by training steps of mnist_leaky, each in a separate process.
-epoch   `snnexp train experiment=mnist_leaky` as a whole process, including imports, test and record, against only the
+epoch   `snnexp train experiment=mnist_leaky` as a whole process, including imports, test and saving, against only the
         training loop of Tutorial 5 over one epoch, with data in memory; two threads each.
 """
 
@@ -73,7 +73,7 @@ COLORS |= {"spikingjelly": "#cc79a7", "jax": "#e69f00", "floor": "#999999", "pro
 
 @dataclass
 class Workload:
-    """A workload."""
+    """A network with its encoder, loss, optimizer and batches."""
 
     name: str
     network: Network
@@ -99,7 +99,7 @@ class Implementation:
     who: str
     steps: dict[str, Callable[[int], object]]
     start: Callable[[], tuple[float, Tensor | None]] | None
-    """Returns loss and gradient of the input weights for the first batch; None if it need not equal ours."""
+    """Returns loss and gradient of the input weights for the first batch; None if they may differ from ours."""
     note: str = ""
 
 
@@ -228,7 +228,7 @@ def ours(work: Workload, who: str = "ours") -> Implementation:
 def in_snntorch(work: Workload) -> Implementation:
     import snntorch
 
-    # snnTorch keeps all neurons in a class attribute, each with its last graph
+    # snnTorch keeps all neurons in a class attribute, each with its last autograd graph
     snntorch.SpikingNeuron.instances.clear()
     synapses = nn.ModuleList(copy.deepcopy(layer.synapse) for layer in work.layers)
     cells = nn.ModuleList(snntorch_neuron(layer.neuron) for layer in work.layers).to(work.device)
@@ -354,7 +354,7 @@ def in_spikingjelly(work: Workload) -> Implementation:
 
 
 def in_jax(work: Workload) -> Implementation:
-    """Return one compiled step: all layers in one scan over time after the input's product, with the recipe's Adam."""
+    """Return a compiled step: the product of the input, one scan over time with all layers, and the recipe's Adam."""
     import jax
     import numpy as np
 
@@ -709,7 +709,7 @@ class Bench:
         print(f"written to    {folder}")
 
     def machine(self, threads: int) -> None:
-        """Print the hardware and library versions."""
+        """Print the hardware and the library versions."""
         print(f"processor     {processor()}, {os.cpu_count()} cores, {threads} used")
         if self.device.type == "cuda":
             print(f"gpu           {torch.cuda.get_device_name()}")

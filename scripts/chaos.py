@@ -4,9 +4,9 @@
     scripts/chaos.py ddp         SIGKILL of rank 0 of two processes
     scripts/chaos.py signals     SIGTERM and SIGINT
     scripts/chaos.py starts      runs that start at the same time
-    scripts/chaos.py overrides   overrides made of random pieces of Hydra's grammar
-    scripts/chaos.py stacks      SIGKILL of the driver of 4 and of 8 stacked points: at random, within the first step,
-                                 inside a save, and twice in a row
+    scripts/chaos.py overrides   random overrides from pieces of Hydra's grammar
+    scripts/chaos.py stacks      SIGKILL of the driver of 4 and of 8 stacked points: at random, during the first step,
+                                 during a save, and twice in a row
     scripts/chaos.py sweep       60 points, 10 of which fail in different ways, with the driver killed in between
 
 Each run is a separate `snnexp` process on real MNIST images; the runs of the sweep are regressions.
@@ -84,7 +84,7 @@ def main() -> int:
         "--times",
         type=int,
         help="repetitions; by default 5 kills per case, 10 for ddp, 10 of each signal, 12 starts, 500 overrides, 3 per "
-        "case and moment of stacks, 5 of the driver of a sweep",
+        "case and phase of stacks, 5 of the driver of a sweep",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random times")
     args = parser.parse_args()
@@ -133,7 +133,7 @@ def kill_and_resume(folder: Path, rng: random.Random, cases: dict[str, list[str]
             saving = path is not None and any(path.rglob(".*.tmp"))
             same, where = resumes_equal(cwd, path, case, reference)
             good, tried, torn = good + (same and not left), tried + 1, torn + saving
-            note = (", while saving" if saving else "") + (", AND LEFT A PROCESS" if left else "")
+            note = (", while saving" if saving else "") + (", LEFT A PROCESS RUNNING" if left else "")
             print(f"{name:24} {where}{note}: {'the same' if same else 'DIFFERENT'}", flush=True)
     print(f"{good} of {tried} killed runs ended with the same weights, optimizer and metrics; {torn} kills hit a save")
     return good == tried
@@ -174,13 +174,13 @@ def signals(folder: Path, rng: random.Random, times: int | None) -> bool:
             )
             if not fine:
                 print(stderr)
-    print(f"{good} of {tried} signals: exit code, one line, marked as interrupted, and resumed to the same end")
+    print(f"{good} of {tried} signals: exit code, one line, status interrupted, and the same result after a resume")
     return good == tried
 
 
 def starts(folder: Path, rng: random.Random, times: int | None) -> bool:
     """Runs that start together get separate directories."""
-    # half a gigabyte each; the test suite starts 50 processes that only create their directories
+    # each takes half a gigabyte; the test suite starts 50 processes that only create their directories
     times = times or 12
     cwd = folder / "together"
     cwd.mkdir()
@@ -212,7 +212,7 @@ def overrides(folder: Path, rng: random.Random, times: int | None) -> bool:
 
 
 def sweep(folder: Path, rng: random.Random, times: int | None) -> bool:
-    """SIGKILL of the driver at random times, each time resumed; every point ends once, like a run of its own."""
+    """SIGKILL of the driver at random times, then resume; every point finishes once, or fails with its reason."""
     cwd, ways = folder / "sweep", [*faults.REASONS]
     cwd.mkdir()
     where = dict(zip(rng.sample(range(60), len(ways)), ways, strict=True))
@@ -253,8 +253,8 @@ def sweep(folder: Path, rng: random.Random, times: int | None) -> bool:
         good &= point["status"] == "finished" if seed not in where else faults.REASONS[where[seed]] in point["reason"]
     resumed = sum("resumed_at_step" in record for record in records)
     print(
-        f"60 points, {len(ways)} of them at fault, driver killed {times or 5} times: exit {done.returncode}, "
-        f"{len(finished)} finished once each, {60 - len(finished)} reported with their causes, {resumed} were resumed"
+        f"60 points, {len(ways)} of them failing, driver killed {times or 5} times: exit {done.returncode}, "
+        f"{len(finished)} finished once each, {60 - len(finished)} failed as expected, {resumed} were resumed"
     )
     return good
 
@@ -267,7 +267,7 @@ def stacks(folder: Path, rng: random.Random, times: int | None) -> bool:
         began = time.monotonic()
         subprocess.run(command, cwd=create(folder / name), stdout=subprocess.DEVNULL, check=True)
         took_s, reference = time.monotonic() - began, members(folder / name)
-        for moment in ("at random", "within the first step", "inside a save", "twice in a row"):
+        for moment in ("at random", "during the first step", "during a save", "twice in a row"):
             for index in range(times or 3):
                 cwd = create(folder / f"{name}-{moment}-{index}")
                 for kill in range(2 if moment == "twice in a row" else 1):
@@ -303,10 +303,10 @@ def wait_in_stack(
     until = rng.uniform(0.4, 1) * took_s
     while process.poll() is None:
         homes = [*cwd.glob("outputs/sweeps/*/*/runs/[0-9]*")]
-        if moment == "within the first step" and homes and any((home / "checkpoints").glob("init*") for home in homes):
+        if moment == "during the first step" and homes and any((home / "checkpoints").glob("init*") for home in homes):
             break
         late = time.monotonic() - began > until
-        if late and (moment != "inside a save" or any(any(home.rglob(".*.tmp")) for home in homes)):
+        if late and (moment != "during a save" or any(any(home.rglob(".*.tmp")) for home in homes)):
             break
         time.sleep(0.001)
 
@@ -330,7 +330,7 @@ def ledger(path: Path) -> list[str]:
 
 
 def measure(cwd: Path, case: list[str]) -> Reference:
-    """Run a case without interruption."""
+    """Run a case without interruption, as the reference."""
     began = time.perf_counter()
     process = start(cwd, case)
     while directory(cwd) is None and process.poll() is None:

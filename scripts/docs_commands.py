@@ -1,4 +1,4 @@
-"""Run the commands of the documentation as they are written, also long ones, and print how long each takes.
+"""Run the commands of the documentation verbatim, including slow ones, and print the time of each.
 
 make docs-commands ARGS="docs/sweeps.md"
 """

@@ -1,4 +1,4 @@
-"""Draw the gallery of the README from reports of recipes and of a sweep; takes a few minutes.
+"""Draw the gallery of the README from the reports of recipes and of a sweep, in a few minutes.
 
 python scripts/gallery.py docs/gallery
 """

@@ -1,4 +1,4 @@
-"""Time an epoch of data loading against a plain PyTorch DataLoader; interleaved rounds, medians, one thread.
+"""Time an epoch of data loading against a plain PyTorch DataLoader: medians of interleaved rounds, on one thread.
 
     python scripts/loading.py [ROUNDS]
 

@@ -1,9 +1,9 @@
-"""Cost of plotting and reports: figures while training, a report of 200 runs, a list of 1,000 runs.
+"""Measure the cost of figures during training, of a report of 200 runs, and of a list of 1,000 runs.
 
 python scripts/looking.py [draw] [report] [runs]
 
-MNIST is read from $SNNEXP_DATA_DIR. Times are medians of whole commands. For drawing, CPU time with and without it in
-alternating runs, and the time that a run records itself. OMP_NUM_THREADS=1 sets one thread.
+MNIST is read from $SNNEXP_DATA_DIR. Times are medians of whole commands. For drawing, they are the CPU times of
+alternating runs with and without it, and the drawing time recorded by a run. OMP_NUM_THREADS=1 sets one thread.
 """
 
 import json

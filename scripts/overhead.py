@@ -2,10 +2,10 @@
 
     scripts/overhead.py [--points 16] [--times 3] [--experiment regression_sqrt] [OVERRIDE ...]
 
-Sweeps over seeds as whole commands, by one warm worker process and as one stack. The overhead is the time from the
-beginning of the first point to the last ledger, by file times, minus the time of the runs (``wall_s.total`` in
-run.json), divided by the number of points; plus the time to compose and check a point, measured in this process.
-Medians with minimum and maximum; one thread.
+Sweeps over seeds run as whole commands, with one warm worker process or as one stack. The overhead is the time from
+the start of the first point to the last update of the ledger, by modification times, minus the time of the runs
+(``wall_s.total`` in run.json), divided by the number of points; plus the time to compose and check a point, measured in
+this process. Medians with minimum and maximum; one thread.
 """
 
 import argparse

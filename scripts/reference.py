@@ -24,13 +24,13 @@ HEAD = """\
 # Config reference
 
 All config groups, their choices, and the keys of each choice with default, allowed values and meaning. `make reference`
-generates this page; `snnexp list GROUP CHOICE` prints the same for one choice, also for choices of your own with
-`--config-dir`. How keys are set is described in [Configuration](configuration.md).
+generates this page; `snnexp list GROUP CHOICE` prints the same for one choice, including your own choices with
+`--config-dir`. [Configuration](configuration.md) describes how to set keys.
 """
 
 
 class Key(NamedTuple):
-    """A key of a config, as it is written on the page."""
+    """A key of a config, as formatted on the page."""
 
     name: str
     default: str
@@ -96,7 +96,7 @@ def _key(path: Path, key: str, value: Any, prefix: str = "") -> Key:
 
 
 def _table(*tables: list[Key], names: Iterable[str] = ()) -> list[str]:
-    """One row for each key, with a column for the defaults of each table."""
+    """Return a table with a row for each key, and a column for the defaults in each of ``tables``."""
     columns = [*names] if len(tables) > 1 else ["default"]
     rows = [
         (f"`{same[0].name}`", *(f"`{key.default}`" for key in same), same[0].allowed, same[0].meaning)

@@ -3,8 +3,8 @@
     python scripts/reproduce.py [RECIPE ...]
 
 MNIST is read from $SNNEXP_DATA_DIR. Exits with 1 if a result misses its bound. The results of other libraries on MNIST
-were measured with snnTorch 1.0.0 and Norse 1.1.0 in the loops of their tutorials; those of the regression recipes and
-of the digits are measured here, with the same data and initial weights, by snntorch_regression.py and
+were measured with snnTorch 1.0.0 and Norse 1.1.0 in the training loops of their tutorials; those on regression and
+digits are measured by this script, with the same data and initial weights, by snntorch_regression.py and
 snntorch_digits.py. Means have 95 % confidence intervals.
 """
 

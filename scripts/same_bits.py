@@ -1,4 +1,4 @@
-"""Compare training with the code of an earlier commit and with this checkout, bit by bit.
+"""Compare training between an earlier commit and this checkout, bit by bit.
 
     scripts/same_bits.py                            both commits named in tests/old
     scripts/same_bits.py REF [RECIPE ...]           one commit, selected recipes
@@ -134,7 +134,7 @@ def _weights(recipe: str, before: Path, after: Path) -> Iterator[Difference]:
 
 
 def match_expected(found: Sequence[Difference], listed: Sequence[Expected]) -> tuple[list[Difference], list[Expected]]:
-    """Return the differences that no line lists, and the lines without a difference."""
+    """Return the differences that are not listed, and the lines that match no difference."""
     unlisted = [difference for difference in found if not any(line.covers(difference) for line in listed)]
     stale = [line for line in listed if not any(line.covers(difference) for difference in found)]
     return unlisted, stale
@@ -257,7 +257,7 @@ def report(commit: str, recipes: Sequence[str], listed: Sequence[Expected]) -> b
     unlisted, stale = match_expected(found, listed)
     stale = [line for line in stale if any(fnmatch.fnmatchcase(recipe, line.recipes) for recipe in recipes)]
     for line in stale if [*recipes] == [*RECIPES] else []:
-        print(f"  listed, but no difference: {line.recipes} {', '.join(line.names)} from step {line.step}")
+        print(f"  listed, but not found: {line.recipes} {', '.join(line.names)} from step {line.step}")
     return not unlisted and not (stale and [*recipes] == [*RECIPES])
 
 

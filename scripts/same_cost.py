@@ -3,7 +3,7 @@
     scripts/same_cost.py REF [RECIPE] [ROUNDS]     by default mnist_leaky, five rounds
 
 Each run is a whole command on one thread; medians are compared. The exit code is 1 if CPU time exceeds 1.03 times that
-of REF, or peak memory 1.05 times; the machine should be idle otherwise.
+of REF, or peak memory 1.05 times; run it on an idle machine.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The network of digits_leaky in a plain snnTorch loop, with the split, batches and initial weights of a snnexp run.
+"""Train the network of digits_leaky in a plain snnTorch loop, with split, batches and initial weights of a snnexp run.
 
 python scripts/snntorch_digits.py 0 1 2
 """
@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 def train(seed: int) -> float:
-    """Train and return the accuracy on the test split of the recipe, by the highest spike count."""
+    """Train; return the accuracy on the test split of the recipe, decoded by the highest spike count."""
     cfg = compose(["experiment=digits_leaky", f"seed={seed}", "trainer=cpu"])
     parts = build(cfg)
     net = Net(cfg.num_steps, cfg.network.hidden[0])

@@ -1,4 +1,4 @@
-"""The network and loop of the snnTorch regression tutorial, with data and initial weights of the same seed as snnexp.
+"""Train the network of the snnTorch regression tutorial, with data and initial weights of the same seed as snnexp.
 
 python scripts/snntorch_regression.py sqrt 0 1 2
 """

@@ -1,4 +1,4 @@
-"""Throughput of stacked training: seconds per point for stacks, sequential runs, and one process per point.
+"""Measure the throughput of stacked training: seconds per point for stacks, sequential runs, and one process per point.
 
 python scripts/stacked.py [--members 1 4 16 32 64] [--rounds 3] [--device cpu] [--logger jsonl] [RECIPE ...]
 
