@@ -161,12 +161,12 @@ def test_time_constants_are_clamped_to_dt() -> None:
 def test_refuses(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: "):
         ALIF(N, **{key: value})
-    with pytest.raises(ConfigError, match=r"^recurrent: a recurrent layer is flat"):
+    with pytest.raises(ConfigError, match=r"^recurrent: a recurrent layer must be flat"):
         ALIF((2, 3), recurrent=True)
 
 
 def test_uses_the_reference_kernel() -> None:
     neuron = nn.ModuleDict({"hidden": ALIF(N, surrogate=ATan())})
     assert kernels.use(neuron, "auto", torch.device("cpu")) == "reference"
-    with pytest.raises(ConfigError, match="kernel: got fused, ALIF has no fused form; use auto"):
+    with pytest.raises(ConfigError, match="kernel: got fused, ALIF has no fused kernel; use auto"):
         kernels.use(neuron, "fused", torch.device("cpu"))

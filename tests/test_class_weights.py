@@ -80,9 +80,9 @@ def test_balanced_is_n_over_k_times_n_c() -> None:
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
-        (lambda: CEMembrane("balanced").balanced([3, 0, 1]), "class 1 has no training sample"),
+        (lambda: CEMembrane("balanced").balanced([3, 0, 1]), "class 1 has no training samples"),
         (lambda: CEMembrane([1.0, -1.0]), "at least 0"),
-        (lambda: CEMembrane("balanced").numbers(3), "are not counted yet"),
+        (lambda: CEMembrane("balanced").numbers(3), "class counts are not known yet"),
     ],
 )
 def test_invalid_weights_are_refused(refused: Callable[[], Any], message: str) -> None:

@@ -430,7 +430,7 @@ class TestConfig:
     def test_values_out_of_the_range_of_an_encoder_are_refused_when_read(self, bumps: list[str], workers: int) -> None:
         overrides = [*bumps, "+data.dataset.noise=0", "+data.dataset.jitter=0", f"data.num_workers={workers}"]
         overrides += ["data.batch_size=4", "encoder=bernoulli", "+data.dataset.peak_at=30"]
-        with pytest.raises(ConfigError, match=r"^encoder: needs values from 0 to 1, .* to 9"):
+        with pytest.raises(ConfigError, match=r"^encoder: requires values from 0 to 1, .* to 9"):
             read_all(build(compose(overrides)).data)
 
     @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_members_of_a_stack_equal_single_networks() -> None:
         ([layer("a", size=3), layer("readout", "a", "input", synapse=nn.Linear(5, 2))], "readout has several inputs"),
         ([layer("a", size=3), layer("readout", "a", "a")], "inputs of readout must be a list of unique names"),
         ([layer("a", synapse=nn.Linear(4, 3)), layer("readout")], r"a synapse of a, Linear, cannot read \[5\]"),
-        ([layer("readout", synapse=nn.Linear(5, 3))], r"the readout has neurons \[3\], and these data need \[2\]"),
+        ([layer("readout", synapse=nn.Linear(5, 3))], r"the readout has shape \[3\], these data require \[2\]"),
         ([layer("a", "b", synapse=nn.Linear(3, 4)), layer("b", "a", "input", size=3), layer("readout")],
          "a reads only later layers"),
         ([], "must be a list of layers"),

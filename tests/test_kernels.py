@@ -80,7 +80,7 @@ PAIRS = [
     (kernel, name)
     for kernel in ("fused", "triton")
     for name in NEURONS
-    # these have no Triton form, and Triton is not installed everywhere
+    # these have no Triton kernel, and Triton is not installed everywhere
     if kernel != "triton" or (name not in ("rleaky-conv2d", "lif-reset-gradient") and find_spec("triton"))
 ]
 
@@ -409,14 +409,14 @@ class TestUse:
 
         network = self.network(Mine)
         assert kernels.use(network, "auto", CPU) == "reference (hidden1), fused (readout)"
-        with pytest.raises(ConfigError, match=r"^kernel: got fused, Mine has no fused form; use auto$"):
+        with pytest.raises(ConfigError, match=r"^kernel: got fused, Mine has no fused kernel; use auto$"):
             kernels.use(network, "fused", CPU)
 
     @pytest.mark.parametrize(
         ("make", "reason"),
         [
-            (lambda N: RLeaky(N, surrogate=type("Mine", (ATan,), {})()), "Mine has no Triton form"),
-            (lambda N: RLeaky((N, 2, 2), feedback="conv2d", kernel_size=3), "conv2d feedback has no Triton form"),
+            (lambda N: RLeaky(N, surrogate=type("Mine", (ATan,), {})()), "Mine has no Triton kernel"),
+            (lambda N: RLeaky((N, 2, 2), feedback="conv2d", kernel_size=3), "conv2d feedback has no Triton kernel"),
             (lambda N: RLeaky(129), "linear feedback of 129 neurons exceeds the maximum of 128"),
         ],
     )
@@ -434,7 +434,7 @@ class TestUse:
 
     def test_triton_needs_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TRITON_INTERPRET")
-        with pytest.raises(ConfigError, match=r"^kernel: got triton, Triton needs a GPU, this is cpu; use auto$"):
+        with pytest.raises(ConfigError, match=r"^kernel: got triton, Triton requires a GPU, device is cpu; use auto$"):
             kernels.use(Leaky(3), "triton", CPU)
 
 

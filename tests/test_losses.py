@@ -331,7 +331,7 @@ class TestBCE:
 
     @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 7.0)])
     def test_refuses_targets_outside_the_unit_interval(self, low: float, high: float) -> None:
-        with pytest.raises(ConfigError, match=r"^loss: BCE compares with targets from 0 to 1, these data have"):
+        with pytest.raises(ConfigError, match=r"^loss: BCE requires targets from 0 to 1, got"):
             losses.BCE().require_range(low, high)
 
 

@@ -54,7 +54,7 @@ NEURONS: dict[str, Callable[[], Neuron]] = {
 
 
 REFERENCE_ONLY = ("synaptic", "rsynaptic", "alif")
-# conv2d feedback and gradients through the reset have no Triton form
+# conv2d feedback and gradients through the reset have no Triton kernel
 PAIRS = [
     (name, kernel)
     for name in NEURONS

@@ -234,7 +234,7 @@ def test_one_cycle_changes_the_first_beta_inversely() -> None:
     assert betas[0] == pytest.approx(0.95)
     assert min(betas) == betas[4] == pytest.approx(0.85)
     with pytest.raises(
-        ConfigError, match=r"^schedule: OneCycle refuses this optimizer: optimizer must support momentum"
+        ConfigError, match=r"^schedule: OneCycle does not support this optimizer: optimizer must support momentum"
     ):
         schedules.OneCycle()(torch.optim.Adagrad([nn.Parameter(torch.zeros(1))]), TOTAL)
 

@@ -112,7 +112,7 @@ class ConstantCurrentLIF(Encoder):
     def require_range(self, low: float, high: float) -> None:
         if not self._fire(torch.tensor([low, high])).any():
             raise ConfigError(
-                f"encoder: no value of these data, from {low:g} to {high:g}, brings a spike within {self.num_steps} "
+                f"encoder: no value of these data, from {low:g} to {high:g}, causes a spike within {self.num_steps} "
                 "steps; use a lower encoder.v_th, more num_steps, or data=mnist_standardized"
             )
 
@@ -234,4 +234,4 @@ def require_unit_interval(values: Tensor) -> None:
     """Raise :class:`ConfigError` unless all values are in [0, 1]."""
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= 1):
-        raise ConfigError(f"encoder: needs values from 0 to 1, these data go from {low:g} to {high:g}; use data=mnist")
+        raise ConfigError(f"encoder: requires values from 0 to 1, got {low:g} to {high:g}; use data=mnist")

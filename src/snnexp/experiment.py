@@ -9,7 +9,7 @@ network, cfg = load(record.path)
 file = predict(record.path)
 weights = export(record.path)
 points = sweep(["experiment=mnist_leaky", "seed=0,1,2"])
-found = runs("outputs")
+table = runs("outputs")
 
 These functions restore process-wide state when they return: random states, PyTorch flags, environment variables,
 loggers and Hydra.

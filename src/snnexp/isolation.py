@@ -77,7 +77,7 @@ HYDRA: list[State] = [
     _attribute(GlobalHydra.instance, "hydra"),
     _attribute(HydraConfig.instance, "cfg"),
     _attribute(VersionBase.instance, "version_base"),
-    # before Hydra's first use, the class that it will register
+    # the default is the class that Hydra registers at its first use
     (lambda: SourcesRegistry.instance().types.get("file", FileConfigSource), _write_source),
     *RESOLVING,
 ]
@@ -136,12 +136,12 @@ def random_states() -> list[State]:
 
     def write_cuda(state: list[torch.Tensor] | None) -> None:
         if state is None:
-            # CUDA starts from the seed of the CPU generator, restored before
+            # PyTorch seeds CUDA from the CPU generator, which was restored before
             torch.cuda.manual_seed_all(torch.initial_seed())
         else:
             torch.cuda.set_rng_state_all(state)
 
-    # CUDA after CPU, because it may take its seed
+    # CUDA after the CPU, because it may take the CPU seed
     return [*cpu_random_states(), (read_cuda, write_cuda)]
 
 
@@ -170,7 +170,7 @@ def _computing() -> list[State]:
         _attribute(lambda: torch.utils.deterministic, "fill_uninitialized_memory"),
         _attribute(lambda: torch.backends.cudnn, "benchmark"),
         _attribute(lambda: rank_zero_only, "rank"),
-        # set once by PyTorch, with its first data worker
+        # set by PyTorch when it starts the first data worker
         _if_changed(
             lambda: (signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set), write_child_handler
         ),

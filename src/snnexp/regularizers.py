@@ -18,7 +18,7 @@ from snnexp.spec.checked import check_fields
 from snnexp.text import format_value
 
 Number = float | Tensor
-"""A number of a penalty; a scalar tensor if members of a stack differ in it."""
+"""A parameter of a penalty; a scalar tensor if it differs between members of a stack."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Penalty:
         raise NotImplementedError
 
 
-class _OfLayers(Penalty):
+class _LayerPenalty(Penalty):
     """A penalty on the layers given by the argument ``layers``."""
 
     layers: Sequence[str] | None
@@ -75,8 +75,8 @@ class _OfLayers(Penalty):
         selected = super().chosen(layers) if self.layers is None else self.layers
         if not selected or not {*selected} <= {*known}:
             names = ", ".join(known) or "none"
-            got = "no hidden layer fires" if self.layers is None else f"got {format_value(self.layers)}"
-            raise ConfigError(f"layers: {got}, must name layers that fire, of which there are {names}")
+            got = "no hidden layer is spiking" if self.layers is None else f"got {format_value(self.layers)}"
+            raise ConfigError(f"layers: {got}, must name spiking layers, of which there are {names}")
         return selected
 
 
@@ -86,7 +86,7 @@ def _rates(readings: Mapping[str, Any]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class L1(_OfLayers):
+class L1(_LayerPenalty):
     """weight * mean over samples of the number of spikes in all layers, sum_n sum_t S.
 
     snnTorch's ``l1_rate_sparsity`` sums over samples instead.
@@ -109,7 +109,7 @@ class L1(_OfLayers):
 
 
 @dataclass(frozen=True)
-class Band(_OfLayers):
+class Band(_LayerPenalty):
     """weight * mean over hidden neurons of max(0, lower - rate)^2 + max(0, rate - upper)^2.
 
     The rate of a neuron is the mean over the batch of sum_t S / T; rates within the band are not penalized.
@@ -138,7 +138,7 @@ class Band(_OfLayers):
 
 
 @dataclass(frozen=True)
-class TargetRate(_OfLayers):
+class TargetRate(_LayerPenalty):
     """weight * mean over hidden neurons of (rate - target)^2, with rate = mean over the batch of sum_t S / T.
 
     The mean is taken over the neurons of all layers.

@@ -184,7 +184,7 @@ class OneCycle(_Curve):
                 cycle_momentum=self.cycle_momentum,
             )
         except ValueError as error:
-            raise ConfigError(f"schedule: {type(self).__name__} refuses this optimizer: {error}") from error
+            raise ConfigError(f"schedule: {type(self).__name__} does not support this optimizer: {error}") from error
         except ZeroDivisionError as error:
             # PyTorch divides by pct_start total - 1
             length = f"got {self.pct_start} of {total} {self.unit}s, which is a single {self.unit}"

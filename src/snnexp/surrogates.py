@@ -25,7 +25,7 @@ Number: TypeAlias = T | Tensor
 class Surrogate:
     """Abstract base class of surrogate derivatives dS/dU; ``surrogate(x)`` evaluates it at x = U - threshold.
 
-    In a stack, its numbers may be tensors that broadcast against x; see :func:`stack`.
+    In a stack, its parameters may be tensors that broadcast against x; see :func:`stack`.
     """
 
     stackable: ClassVar[bool] = False
@@ -122,7 +122,7 @@ class StraightThrough(Surrogate):
 
 
 def stack(surrogates: Sequence[Surrogate], like: Tensor) -> Surrogate:
-    """Return one surrogate for M members; numbers that differ become tensors ``[M, 1]`` with the dtype of ``like``."""
+    """Return one surrogate for M members; parameters that differ become tensors ``[M, 1]`` in the dtype of ``like``."""
     columns = {name: [vars(surrogate)[name] for surrogate in surrogates] for name in vars(surrogates[0])}
     differing = {name: like.new_tensor(column).unsqueeze(1) for name, column in columns.items() if len(set(column)) > 1}
     return replace(surrogates[0], **differing)

@@ -37,7 +37,7 @@ def require(cfg: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for more threads than available cores."""
     threads = cfg["trainer"].get("threads")
     if threads is not None and threads > limits.cores():
-        raise ConfigError(f"trainer.threads: got {threads}, must be at most {limits.cores()}, the cores that are here")
+        raise ConfigError(f"trainer.threads: got {threads}, must be at most {limits.cores()}, the available cores")
     from_environment()
 
 

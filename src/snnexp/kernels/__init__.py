@@ -47,7 +47,7 @@ def use(network: torch.nn.Module, name: str, device: torch.device, stacked: bool
             short = re.sub(r"^(layers|module)\.", "", path).removesuffix(".neuron")
             used.setdefault(chosen, []).append(short)
     if not used and name in ("fused", "triton"):
-        raise ConfigError(f"kernel: got {name}, and the network has no neurons of snnexp; use auto")
+        raise ConfigError(f"kernel: got {name}, but the network has no snnexp neurons; use auto")
     if len(used) == 1:
         return next(iter(used))
     return "none" if not used else ", ".join(f"{kernel} ({' '.join(paths)})" for kernel, paths in used.items())
@@ -67,7 +67,7 @@ def _first_available(names: list[str], neuron: Neuron, device: torch.device) -> 
 def _fused(neuron: Neuron, device: torch.device) -> Kernel | str:
     # parametrize replaces the class of the neuron
     cls = type_before_parametrizations(neuron)
-    return FUSED.get(cls, f"{cls.__name__} has no fused form")
+    return FUSED.get(cls, f"{cls.__name__} has no fused kernel")
 
 
 def _triton(neuron: Neuron, device: torch.device) -> Kernel | str:

@@ -118,7 +118,7 @@ def split_chunks(memory: Tensor, ranges: Sequence[tuple[int, int]]) -> list[Chun
 
 
 def per_neuron_surrogate(neuron: Any) -> Surrogate:
-    """Return the surrogate of a neuron; numbers that differ between members of a stack have one value per neuron."""
+    """Return the surrogate of a neuron; parameters that differ between members of a stack have one value per neuron."""
     surrogate: Surrogate = neuron.surrogate
     rows = {name: per_neuron(neuron, value) for name, value in vars(surrogate).items() if isinstance(value, Tensor)}
     return replace(surrogate, **rows) if rows else surrogate

@@ -31,23 +31,23 @@ STREAMED = ("spike_count", "max_membrane", "last_spikes")
 def kernel_of(neuron: Neuron, device: torch.device, scans: Mapping[type[Neuron], Kernel]) -> Kernel | str:
     """Return the kernel in ``scans`` for a neuron on a device, or the reason why there is none."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton needs a GPU, this is {device.type}"
+        return f"Triton requires a GPU, device is {device.type}"
     surrogate = getattr(neuron, "surrogate", None)
     if surrogate is not None and type(surrogate) not in SURROGATES:
-        return f"{type(surrogate).__name__} has no Triton form"
+        return f"{type(surrogate).__name__} has no Triton kernel"
     if surrogate is not None and any(isinstance(number, Tensor) for number in vars(surrogate).values()):
-        return "a surrogate whose numbers differ between members has no Triton form"
+        return "Triton kernels do not support surrogate parameters that differ between members"
     recurrent = getattr(neuron, "recurrent", None)
     if recurrent is not None and recurrent.weight.ndim == 3:
-        return "stacked feedback has no Triton form"
+        return "stacked feedback has no Triton kernel"
     if isinstance(recurrent, nn.Conv2d):
-        return "conv2d feedback has no Triton form"
+        return "conv2d feedback has no Triton kernel"
     if recurrent is not None and recurrent.out_features > MAX_RECURRENT:
         return f"linear feedback of {recurrent.out_features} neurons exceeds the maximum of {MAX_RECURRENT}"
     if recurrent is not None and device.type == "cuda" and not _fits(recurrent.weight, device):
         return f"linear feedback of {recurrent.out_features} neurons does not fit in shared memory"
     cls = type_before_parametrizations(neuron)
-    return scans.get(cls, f"{cls.__name__} has no Triton form")
+    return scans.get(cls, f"{cls.__name__} has no Triton kernel")
 
 
 def _fits(weight: Tensor, device: torch.device) -> bool:
@@ -66,7 +66,7 @@ SURROGATES: dict[type[Surrogate], tuple[int, str | None]] = {
     Triangular: (3, "width"),
     StraightThrough: (4, None),
 }
-"""By class: the branch of :func:`derivative`, and the name of the surrogate's number."""
+"""By class: the branch of :func:`derivative`, and the name of the surrogate's parameter."""
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Losses: pure functions of a readout trace and a target, and the loss classes used in configs.
 
 Shapes: spikes and membrane ``[T, B, K]``, labels ``[B]`` (int64), trace targets ``[T, B, *N]``. Each returns a scalar.
-A loss object stores the numbers of its function and reads statistics of a :class:`~snnexp.neurons.Trace`.
+A loss object stores the parameters of its function and reads statistics of a :class:`~snnexp.neurons.Trace`.
 """
 
 from snnexp.losses.cross_entropy import (

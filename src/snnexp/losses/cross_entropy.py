@@ -52,7 +52,7 @@ class CrossEntropy:
     def numbers(self, num_steps: int) -> tuple[float | Sequence[float], ...]:
         """See :meth:`Loss.numbers`."""
         if self.class_weights == "balanced":
-            raise ConfigError("class_weights: got balanced, and the samples of each class are not counted yet")
+            raise ConfigError("class_weights: got balanced, but the class counts are not known yet")
         return () if self.class_weights is None else (self.class_weights,)
 
     def balanced(self, counts: Sequence[int]) -> Self:
@@ -62,7 +62,7 @@ class CrossEntropy:
             ConfigError: a class has no training samples.
         """
         if 0 in counts:
-            raise ConfigError(f"class_weights: got balanced, and class {counts.index(0)} has no training sample")
+            raise ConfigError(f"class_weights: got balanced, but class {counts.index(0)} has no training samples")
         return replace(self, class_weights=[sum(counts) / (len(counts) * count) for count in counts])
 
     def compare(self, trace: Any, target: Tensor, *numbers: Any) -> Tensor:
@@ -191,7 +191,7 @@ class BCE(Loss):
 
     def require_range(self, low: float, high: float) -> None:
         if low < 0 or high > 1:
-            raise ConfigError(f"loss: BCE compares with targets from 0 to 1, these data have {low:g} to {high:g}")
+            raise ConfigError(f"loss: BCE requires targets from 0 to 1, got {low:g} to {high:g}")
 
     def compare(self, trace: Any, target: Tensor, *numbers: Number) -> Tensor:
         logits, y = self._logits(trace, target)

@@ -10,7 +10,7 @@ from snnexp.neurons.statistics import Reads, statistic_names
 from snnexp.spec.checked import check_fields
 
 Number = float | Tensor
-"""A number of a loss; a scalar tensor if members of a stack differ in it."""
+"""A parameter of a loss; a scalar tensor if it differs between members of a stack."""
 
 
 @dataclass(frozen=True)

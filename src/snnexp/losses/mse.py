@@ -111,7 +111,7 @@ class MSETemporal(Loss):
     Args:
         on_target: y_k of the labeled class, a step; -1 is the last step.
         off_target: y_k of the other classes.
-        tolerance: times closer to their target than this number of steps have no loss.
+        tolerance: errors of fewer steps than this count as zero.
     """
 
     stackable = True

@@ -179,7 +179,7 @@ def _log_odds(scores: Tensor) -> Iterator[Tensor]:
 def _area(scores: Tensor, positive: Tensor) -> Tensor:
     """Return the area under the ROC curve, from the ranks of the positive samples (Mann and Whitney)."""
     _, index, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    # twice the rank, which is an integer also for ties, which share their mean rank
+    # twice the rank: an integer even for ties, which share their mean rank
     ranks = (2 * counts.cumsum(0) - counts + 1)[index]
     count = positive.sum()
     area: Tensor = (ranks[positive].sum() - count * (count + 1)) / (2 * count * (len(scores) - count))

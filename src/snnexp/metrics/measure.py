@@ -49,7 +49,7 @@ class Measure:
         raise NotImplementedError
 
     def merge(self, state: State, other: State) -> State:
-        """Return the state of two parts of a split together; by default their sum."""
+        """Merge the states of two parts of a split; by default, add them."""
         return tuple(a + b for a, b in zip(state, other, strict=True))
 
     def compute(self, state: State) -> Tensor:

@@ -165,7 +165,7 @@ def _conv_shapes(
     if len(inputs) != 3:
         raise ConfigError(f"inputs: got {list(inputs)}, a conv network needs images [C, H, W]; use network=mlp")
     if padding == "same" and _pair(stride) != (1, 1):
-        raise ConfigError(f"padding: got same with stride {stride}, must have stride 1")
+        raise ConfigError(f"padding: got same with stride {stride}, requires stride 1")
     shapes, sides = [], list(inputs[1:])
     for index, out_channels in enumerate(channels, start=1):
         if padding != "same":

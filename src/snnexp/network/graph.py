@@ -1,4 +1,4 @@
-"""Networks that are wired in a config: several inputs per layer, skip connections, feedback, any synapse."""
+"""Networks defined in a config: several inputs per layer, skip connections, feedback, any synapse."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -118,7 +118,7 @@ def require_wiring(layers: Any) -> None:
         if by_name and set(synapse) != set(sources):
             raise ConfigError(f"layers: {name} needs one synapse for each of its inputs {', '.join(sources)}")
         if synapse is not None and len(sources) > 1 and not by_name:
-            raise ConfigError(f"layers: {name} has several inputs, and needs a mapping from their names to synapses")
+            raise ConfigError(f"layers: {name} has several inputs and needs a mapping from their names to synapses")
         if synapse in ([], {}):
             raise ConfigError(f"layers: synapse of {name} is empty")
     reads = {
@@ -200,7 +200,7 @@ class _GraphBuilder:
     def _neuron(self, name: str) -> Neuron:
         node, shape = self.nodes[name], self.shapes[name]
         if name == "readout" and shape != (self.outputs,):
-            raise ConfigError(f"layers: the readout has neurons {list(shape)}, and these data need {[self.outputs]}")
+            raise ConfigError(f"layers: the readout has shape {list(shape)}, these data require {[self.outputs]}")
         features = shape[0] if len(shape) == 1 else shape
         if "neuron" not in node:
             return self.makers["readout" if name == "readout" else "neuron"](features)

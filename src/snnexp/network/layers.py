@@ -137,7 +137,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 @torch.no_grad()
 def reset_synapse(synapse: nn.Module, neuron: Neuron) -> None:
-    """Initialize the weights of a synapse again; a module that cannot do so keeps its weights."""
+    """Reinitialize the weights of a synapse; a module without ``reset_parameters`` keeps its weights."""
     if type_before_parametrizations(synapse) in (nn.Linear, nn.Conv2d, Dense):
         neuron.reset_synapse(cast(nn.Linear, synapse))
     elif callable(reset := getattr(synapse, "reset_parameters", None)):

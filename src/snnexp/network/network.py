@@ -81,7 +81,7 @@ class Network(nn.Module):
         self._reset_methods: list[Callable[[], object]] | None = None
         self.constant = True
         """Whether an input with one step is constant over ``num_steps`` steps; else it is a sequence of length 1."""
-        # reset_parameters draws again, in a defined order; modules that cannot do so have their own random stream
+        # separate random stream for modules that reset_parameters cannot reinitialize
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
             self.layers = nn.ModuleDict(make_layers())
@@ -110,7 +110,7 @@ class Network(nn.Module):
         return dict(self.layers.items())  # type: ignore[arg-type]
 
     def reset_parameters(self) -> None:
-        """Initialize all parameters again, layer by layer: those of the neurons, the synapses, the feedback.
+        """Reinitialize all parameters, layer by layer: neurons, synapses, feedback.
 
         This is the order of the tutorials of snnTorch and Norse: a seed gives the same initial values.
         """
@@ -305,17 +305,17 @@ class Network(nn.Module):
         """Yield all synapses between layers.
 
         Each is a tuple of target layer, input shape, module with weights, and kind of input: ``spikes``,
-        ``values`` of every step, the ``input``, or ``still`` for values that are constant if the input is.
+        ``values`` of every step, the ``input``, or ``constant`` for values that are constant if the input is.
         """
-        still: set[str] = set()
+        constant: set[str] = set()
         for name, layer in self._layers().items():
             for source, synapse in layer.synapses(self.sources[name]):
                 neuron = None if source == INPUT else self._layers()[source].neuron
                 kind = "input" if neuron is None else "spikes" if neuron.spikes else "values"
-                kind = "still" if source in still else kind
+                kind = "constant" if source in constant else kind
                 yield name, tuple(inputs) if neuron is None else neuron.features, synops_layer(synapse), kind
-            if isinstance(layer.neuron, Identity) and {*self.sources[name]} <= still | {INPUT}:
-                still.add(name)
+            if isinstance(layer.neuron, Identity) and {*self.sources[name]} <= constant | {INPUT}:
+                constant.add(name)
 
     def deliveries(
         self, traces: Sequence[Trace | ReducedTrace], inputs: Tensor | SparseSpikes | None = None
@@ -335,7 +335,7 @@ class Network(nn.Module):
                     yield name, _dense(inputs).abs(), synops_layer(synapse)
                 elif source != INPUT and self._layers()[source].neuron.spikes:
                     trace = by_layer[source]
-                    # over a delayed connection, spikes of the last step arrive after the end
+                    # over a delayed connection, spikes of the last step would arrive after the last step
                     count = trace.spike_count if source in reached else trace.spike_count - trace.last_spikes
                     yield name, count.unsqueeze(0), synops_layer(synapse)
             reached.add(name)
@@ -345,7 +345,7 @@ class Network(nn.Module):
 
 
 def _is_inlined(layer: Layer) -> bool:
-    """Return True if a layer has no hooks and no ``forward`` of its own, so that its parts can be run separately."""
+    """Return True if a layer has no hooks and does not override ``forward``, so its parts can run separately."""
     return is_plain(layer) and type(layer).forward is Layer.forward
 
 

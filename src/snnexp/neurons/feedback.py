@@ -32,17 +32,16 @@ class _FeedbackNeuron(Neuron):
         """Raise :class:`ConfigError` if the feedback does not support the shape of the layer."""
         if feedback == "linear" and len(features) != 1:
             raise ConfigError(
-                f"feedback: linear feedback needs a flat layer, these neurons form a map {list(features)}; "
-                "use conv2d or one_to_one"
+                f"feedback: linear feedback requires a flat layer, got shape {list(features)}; use conv2d or one_to_one"
             )
         if feedback == "conv2d" and len(features) != 3:
             raise ConfigError(
-                f"feedback: conv2d feedback needs a map [C, H, W], these neurons are {list(features)}; "
+                f"feedback: conv2d feedback requires a feature map [C, H, W], got shape {list(features)}; "
                 "use linear or one_to_one"
             )
         if feedback == "conv2d" and (kernel_size is None or kernel_size % 2 == 0):
             raise ConfigError(
-                f"kernel_size: got {format_value(kernel_size)}, conv2d feedback needs an odd whole number"
+                f"kernel_size: got {format_value(kernel_size)}, conv2d feedback requires an odd whole number"
             )
 
     def add_feedback(self, feedback: Feedback, kernel_size: int | None, V: NeuronParameter[float], learn: bool) -> None:
@@ -82,8 +81,7 @@ class _FeedbackNeuron(Neuron):
 def require_flat(features: tuple[int, ...], recurrent: bool) -> None:
     """Raise :class:`ConfigError` for a recurrent layer with several neuron axes."""
     if recurrent and len(features) != 1:
-        what = f"these neurons form a map {list(features)}; use false"
-        raise ConfigError(f"recurrent: a recurrent layer is flat, {what}")
+        raise ConfigError(f"recurrent: a recurrent layer must be flat, got shape {list(features)}; use false")
 
 
 def _synapse(features: tuple[int, ...], kernel_size: int | None) -> nn.Linear | nn.Conv2d:

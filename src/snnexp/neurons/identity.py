@@ -1,4 +1,4 @@
-"""Identity neuron: U[t] = I[t]. The layer passes the currents of its synapses on, as in an artificial network."""
+"""Identity neuron: U[t] = I[t]. The output is the input current, as in a non-spiking network."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -225,7 +225,7 @@ class Neuron(nn.Module):
         synapse: nn.Module | None = None,
         statistics: Sequence[str] | None = None,
     ) -> tuple[Trace | ReducedTrace, Tensor | None]:
-        """Run :meth:`forward` with the further arguments of :class:`Kernel`, ``synapse`` and ``statistics``.
+        """Run :meth:`forward` with the additional arguments ``synapse`` and ``statistics`` of :class:`Kernel`.
 
         If one of ``statistics`` needs every step, the full trace is returned. A neuron with hooks is called, and the
         synapse then gets the spikes that the hooks return.
@@ -259,7 +259,7 @@ class Neuron(nn.Module):
         state = self.zero_state(current[0]) if state is None else state
         if any(part.shape != current.shape[1:] for part in state):
             shapes = [list(part.shape) for part in state]
-            raise ValueError(f"state has shapes {shapes}, must be {list(current.shape[1:])} as the current is")
+            raise ValueError(f"state has shapes {shapes}, must be {list(current.shape[1:])}, that of the current")
         # other kernels do not call submodules of the neuron, and torch.compile cannot trace their custom gradients
         use_reference = torch.compiler.is_compiling() or not all(map(is_plain, self.children()))
         kernel = reference if use_reference else self.kernel
@@ -274,7 +274,7 @@ class Neuron(nn.Module):
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Draw the parameters that have an initializer again, in the order of their creation."""
+        """Redraw the parameters that have an initializer, in the order of their creation."""
         with torch.no_grad():
             for name, (initializer, *limits) in self.initializers.items():
                 self.assign(name, self._initial_value(name, initializer, *limits))

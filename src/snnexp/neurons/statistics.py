@@ -64,7 +64,7 @@ class Statistic:
         return ([], [])
 
     def update(self, state: Any, t: int, spikes: Tensor, membrane: Tensor) -> Any:
-        """Return the state after step t, also in place; later steps may overwrite ``spikes`` and ``membrane``."""
+        """Return the state after step t, possibly modified in place; later steps may overwrite the arguments."""
         state[0].append(spikes.clone())
         state[1].append(membrane.clone())
         return state

@@ -73,14 +73,14 @@ class Trace:
 
 
 class TupleTrace(Trace, tuple):  # type: ignore[type-arg]
-    """A trace that is also a tuple (spikes, membrane, state), in which backward hooks find the tensors."""
+    """A trace that is also a tuple (spikes, membrane, state), so that backward hooks find its tensors."""
 
     def __new__(cls, spikes: Tensor, membrane: Tensor, state: Any) -> "TupleTrace":
         return tuple.__new__(cls, (spikes, membrane, state))
 
 
 def as_trace(trace: Trace) -> Trace:
-    """Return a plain trace, in which code that searches tuples for tensors finds none."""
+    """Return a plain trace, whose tensors are hidden from code that traverses tuples."""
     return Trace(*trace) if isinstance(trace, TupleTrace) else trace
 
 

@@ -118,7 +118,7 @@ def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
             continue
         count = metrics.synaptic_operations(torch.ones(1, 1, *features, device=task.device), synapse)
         arrays[f"connections/{name}"] = arrays.get(f"connections/{name}", 0) + count
-        times = {"input": steps, "still": inputs.shape[0], "values": task.network.num_steps}.get(values, 0)
+        times = {"input": steps, "constant": inputs.shape[0], "values": task.network.num_steps}.get(values, 0)
         arrays[f"products/{name}"] = arrays.get(f"products/{name}", 0) + count * times
     return {key: value for key, value in arrays.items() if key.partition("/")[2] not in unknown}
 
