@@ -489,7 +489,7 @@ class TestEvaluate:
     @pytest.mark.parametrize(
         ("checkpoint", "split", "words"),
         [
-            ("first", "test", "no such checkpoint; the choice is last, best, init, or a file"),
+            ("first", "test", "no such checkpoint; use last, best, init, or a file"),
             ("nowhere.ckpt", "test", "no such checkpoint"),
             ("last", "val", "split: got val, these data have test, train"),
             ("last", "all", "split: got all"),

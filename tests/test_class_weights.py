@@ -103,8 +103,8 @@ class TestRun:
     @pytest.mark.parametrize(
         ("weights", "message"),
         [
-            ("[1,2]", "got 2 of them, must be 3, one for each class"),
-            ("[0,0,0]", "got 0 for all classes, must be more for one"),
+            ("[1,2]", "got 2 weights, must be 3, one for each class"),
+            ("[0,0,0]", "got 0 for all classes, at least one must be positive"),
         ],
     )
     def test_invalid_lists_are_refused(self, weights: str, message: str) -> None:

@@ -138,7 +138,7 @@ class TestScaling:
 
     def test_a_run_is_not_resumed_with_other_samples(self, done: Path) -> None:
         write("own", mean=1, deviation=1)
-        with pytest.raises(DataError, match=r"^data: the training samples are not those that this run was trained"):
+        with pytest.raises(DataError, match=r"^data: the training samples differ from those that this run was trained"):
             resume(done, ["trainer.max_epochs=2"])
 
     def test_data_without_scale_are_rejected(self, done: Path) -> None:

@@ -1,1 +1,1 @@
-"""One run, or several as one: parts are assembled, trained, tested and recorded."""
+"""Training: assemble, train, test and record one run, or several runs stacked as one."""

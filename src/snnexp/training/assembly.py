@@ -238,7 +238,7 @@ def _build(cfg: DictConfig, trainer: Trainer | None) -> Parts:
 
 
 def _require_measures(task: Task, data: DataModule, trainer: Mapping[str, Any], spec: Spec) -> None:
-    """Reject monitoring a metric that is not logged, or that has no better direction."""
+    """Reject monitoring a metric that is not logged or has no direction of improvement."""
     logged = ["train/epoch_loss"]
     if data.val is not None:
         logged += [f"val/{name}" for name in ("loss", *task.measures)]
@@ -262,13 +262,13 @@ def _encode(
     summed = (
         first and all(type(synapse) is Dense for synapse in first) and device.type == "cpu" and kernel != "reference"
     )
-    # a subclass that overrides __call__ has its own events, or none
+    # a subclass that overrides __call__ needs its own sparse method
     own = next(kind for kind in type(encoder).__mro__ if "__call__" in vars(kind))
     return encoder.sparse if summed and "sparse" in vars(own) else encoder
 
 
 def _optimizer(node: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return a callable that makes the optimizer from parameters."""
+    """Return a factory of the optimizer."""
     if targets.is_optimizer(node["_target_"]):
         return TorchOptimizer(factory(node, "optimizer", given=("params",)), node.get("weight_decay", 0.0))
     optimizer: Callable[..., Any] = instantiate(node, "optimizer")
@@ -304,7 +304,7 @@ def _require_compatible(
         encoder: the encoder.
         network: the network.
         loss: the loss.
-        decoder: a name if the config leaves the choice to the parts and their source code did not decide it.
+        decoder: the decoder, or the name of a default that must be resolved with the parts.
         num_steps: T.
     """
     readout = list(network.neurons().values())[-1]
@@ -321,8 +321,8 @@ def _require_compatible(
         sees_labels = not isinstance(loss, Loss) or data.target not in rules.DECODED or loss.sees_labels(num_steps)
     if not sees_labels:
         raise ConfigError(
-            f"loss: {type(loss).__name__} has the same target for all classes with num_steps={num_steps}, so the label "
-            "makes no difference; use more steps, or other targets"
+            f"loss: {type(loss).__name__} has the same target for all classes with num_steps={num_steps}, so it does "
+            "not depend on the label; use more steps, or other targets"
         )
     return decoder
 
@@ -331,7 +331,7 @@ def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
     """Return the loss with one weight per class of the data, if it is weighted.
 
     Raises:
-        ConfigError: there are not as many weights as classes, all are 0, or a class has no training samples.
+        ConfigError: the number of weights differs from that of classes, all are 0, or a class has no training samples.
     """
     if not isinstance(loss, CrossEntropy) or loss.class_weights is None:
         return loss
@@ -341,14 +341,14 @@ def _with_class_weights(loss: Loss, data: DataModule) -> Loss:
             assert counts is not None
             return loss.balanced(counts)
         if (length := len(loss.class_weights)) != data.outputs:
-            raise ConfigError(f"class_weights: got {length} of them, must be {data.outputs}, one for each class")
+            raise ConfigError(f"class_weights: got {length} weights, must be {data.outputs}, one for each class")
         if not any(loss.class_weights):
-            raise ConfigError("class_weights: got 0 for all classes, must be more for one")
+            raise ConfigError("class_weights: got 0 for all classes, at least one must be positive")
     return loss
 
 
 def _require_encoded(encoder: Encoder, data: DataModule, summary: DataSummary, num_steps: int) -> None:
-    """Reject values that cannot be encoded, and an encoder with another number of steps."""
+    """Reject values that cannot be encoded, and an encoder with a different number of steps."""
     with user_parts.wrap_errors("encoder"):
         encoder.require_range(summary.low, summary.high)
         data.check_range_with(encoder.require_range)
@@ -359,9 +359,9 @@ def _require_encoded(encoder: Encoder, data: DataModule, summary: DataSummary, n
             encoded: Any = encoder(data.train[[0]][0])
     if not isinstance(encoded, Tensor) or encoded.shape[1:] != (1, *data.inputs):
         found_shape = list(encoded.shape) if isinstance(encoded, Tensor) else type(encoded).__name__
-        raise ConfigError(f"encoder: gives {found_shape}, must be {[num_steps, 1, *data.inputs]} here, [T, B, *N]")
+        raise ConfigError(f"encoder: returned {found_shape}, must be {[num_steps, 1, *data.inputs]} here, [T, B, *N]")
     if len(encoded) != num_steps:
-        raise ConfigError(f"encoder: gives {len(encoded)} steps, and num_steps is {num_steps}")
+        raise ConfigError(f"encoder: returned {len(encoded)} steps, but num_steps is {num_steps}")
 
 
 def _shipped_measures(decoder: Decoder | None) -> dict[str, metrics.Measure]:

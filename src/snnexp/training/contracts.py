@@ -40,7 +40,7 @@ def require_kind(part: Any, kind: type, key: str, hint: str = "") -> None:
 def require_data(data: Any) -> None:
     """Reject data that are not a data module; the message shows how to wrap a dataset."""
     name = f"{type(data).__module__}.{type(data).__qualname__}"
-    hint = f"; data=dataset data.dataset._target_={name} makes one of it" if hasattr(data, "__getitem__") else ""
+    hint = f"; data=dataset data.dataset._target_={name} wraps it" if hasattr(data, "__getitem__") else ""
     require_kind(data, DataModule, "data", hint)
 
 
@@ -52,7 +52,7 @@ def checked_neurons(make: Callable[..., Any], key: str) -> Callable[..., Neuron]
         require_kind(neuron, Neuron, key)
         for method in ("scan", "zero_state"):
             if getattr(type(neuron), method) is getattr(Neuron, method):
-                raise _located_error(f"{key}: {type(neuron).__name__} has no {method}, which every neuron needs")
+                raise _located_error(f"{key}: {type(neuron).__name__} has no {method}, which every neuron must define")
         return neuron  # type: ignore[no-any-return]
 
     return checked
@@ -71,8 +71,8 @@ def require_batch_norm_samples(network: Network, data: DataModule, num_steps: in
     """Reject training batches of one sample if a batch norm would see a single value per channel.
 
     Args:
-        network: with its modules in their modes of training.
-        data: of the run.
+        network: with its modules in training mode.
+        data: the data.
         num_steps: T.
         limit: optimizer steps per epoch; None for all.
     """
@@ -83,8 +83,8 @@ def require_batch_norm_samples(network: Network, data: DataModule, num_steps: in
             network(_example(data.inputs, num_steps, network.constant)[:, :1])
         except ValueError as error:
             raise ConfigError(
-                f"data.batch_size: got {data.batch_size}, which leaves a batch of 1 sample, and batch norm needs more; "
-                "use another, or layer norm"
+                f"data.batch_size: got {data.batch_size}, which leaves a batch of 1 sample, but batch norm needs more; "
+                "use another size, or layer norm"
             ) from error
 
 
@@ -123,7 +123,7 @@ def require_reads(part: Any, key: str) -> None:
 
 
 def as_network(module: Any, inputs: tuple[int, ...], outputs: int, num_steps: int, constant: bool) -> Network:
-    """Return a :class:`Network` as it is, and wrap any other module in an :class:`Opaque` network."""
+    """Return a :class:`Network` unchanged, and wrap any other module in an :class:`Opaque` network."""
     if isinstance(module, Network):
         module.constant = constant
         require_network(module)
@@ -195,7 +195,7 @@ def require_network(network: Network) -> None:
     if type(network).forward is not Network.forward or "forward" in vars(network):
         raise ConfigError(
             f"network: {type(network).__name__} overrides forward, but figures, synaptic operations and stacks "
-            "assume that its layers are all that is computed; derive it from torch.nn.Module instead of Network"
+            "cover only its layers; derive it from torch.nn.Module instead of Network"
         )
 
 
@@ -240,13 +240,13 @@ def require_results(
 
 
 class DeclaredTrace:
-    """A trace that gives a part only the statistics named in its ``reads``: an evaluation keeps no others.
+    """A trace with only the statistics named in the ``reads`` of a part, as in an evaluation.
 
     Args:
-        trace: of a network, or any object with statistics.
+        trace: a trace, or any object with statistics.
         part: the part that reads it.
         key: config key of the part.
-        more: further names that the part may read.
+        more: additional names that the part may read.
     """
 
     def __init__(self, trace: Any, part: Any, key: str, more: Sequence[str] = ()) -> None:
@@ -255,7 +255,7 @@ class DeclaredTrace:
 
     def __getattr__(self, name: str) -> Any:
         if name in STATISTICS and name not in self._known:
-            raise ConfigError(f"{self._prefix} reads {name} of a trace, and its attribute reads does not name it")
+            raise ConfigError(f"{self._prefix} reads {name} of a trace, which its attribute reads does not list")
         return getattr(self._trace, name)
 
 
@@ -281,7 +281,9 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
         state = neuron.zero_state(current[0])
         fits = isinstance(state, (tuple, list)) and all(isinstance(part, Tensor) for part in state)
         if not fits or any(part.shape != current[0].shape for part in state):
-            raise ConfigError(f"{key}: {name}.zero_state must return a tuple of tensors [B, *N], as the current is")
+            raise ConfigError(
+                f"{key}: {name}.zero_state must return a tuple of tensors [B, *N], the shape of the current"
+            )
         trace = neuron.scan(current.unbind(0), state)
     if not isinstance(trace, Trace):
         raise ConfigError(f"{key}: {name}.scan returned {_with_article(trace)}, must return a {Trace.__module__}.Trace")
@@ -290,7 +292,7 @@ def _require_neuron(neuron: Neuron, key: str) -> None:
         if not isinstance(value, Tensor) or value.shape != current.shape:
             shape = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"as {_with_article(value)}"
             raise ConfigError(
-                f"{key}: {name}.scan gives {part} {shape}, must be {list(current.shape)} here, [T, B, *N]"
+                f"{key}: {name}.scan returned {part} {shape}, must be {list(current.shape)} here, [T, B, *N]"
             )
 
 
@@ -306,7 +308,7 @@ def _require_gradient(key: str, part: Any, value: Any, trained: bool) -> None:
         actual = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _with_article(value)
         raise ConfigError(f"{key}: {name} returned {actual}, must return a scalar, such as the mean over the batch")
     if trained and not value.requires_grad:
-        raise ConfigError(f"{key}: {name} returned a value without a gradient, so that nothing would be learned")
+        raise ConfigError(f"{key}: {name} returned a value without a gradient, so nothing would be learned")
 
 
 def _require_scores(decoder: Decoder, trace: Any, data: DataModule) -> None:
@@ -315,7 +317,9 @@ def _require_scores(decoder: Decoder, trace: Any, data: DataModule) -> None:
     expected = [SAMPLES, data.outputs]
     if not isinstance(scores, Tensor) or [*scores.shape[-2:]] != expected:
         actual = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else _with_article(scores)
-        raise ConfigError(f"decoder: {type(decoder).__name__}.scores gives {actual}, must be {expected} here, [B, K]")
+        raise ConfigError(
+            f"decoder: {type(decoder).__name__}.scores returned {actual}, must be {expected} here, [B, K]"
+        )
 
 
 def _require_measure(
@@ -338,7 +342,9 @@ def _require_penalty(key: str, penalty: Penalty, traces: Mapping[str, Any], fire
     with user_parts.wrap_errors(key):
         layers = penalty.chosen(fires)
         if not {*layers} <= {*traces}:
-            raise ConfigError(f"{key}: {type(penalty).__name__}.chosen gives {layers}, must be of {', '.join(traces)}")
+            raise ConfigError(
+                f"{key}: {type(penalty).__name__}.chosen returned {layers}, must be of {', '.join(traces)}"
+            )
         value = penalty({layer: DeclaredTrace(traces[layer], penalty, key) for layer in layers})
     _require_gradient(key, penalty, value, trained=False)
 
@@ -361,7 +367,7 @@ def _with_article(part: Any) -> str:
 
 
 def _located_error(sentence: str) -> ConfigError:
-    """Return an error with its key already in the message: it is raised within the constructor of the network."""
+    """Return an error that already contains its key, because the constructor of the network raises it."""
     error = ConfigError(sentence)
     error.has_path = True
     return error

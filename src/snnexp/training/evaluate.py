@@ -50,11 +50,11 @@ def evaluate(
         split: ``test``, ``val`` or ``train``.
         overrides: overrides of the run's config, such as ``trainer.accelerator=cpu``; ``data=OTHER`` evaluates on
             other data.
-        folders: further config folders, as for ``--config-dir``; by default those that the run was composed with.
+        folders: additional config folders, as for ``--config-dir``; by default those that the run was composed with.
 
     Returns:
-        ``<split>/<metric>`` to value; for the last weights on the test split, the values that the run reported. (A run
-        of several processes drew different random spikes in each of them; one process draws others.)
+        ``<split>/<metric>`` to value; for the last weights on the test split, the values that the run reported, unless
+        several processes drew random spikes.
 
     Raises:
         ConfigError: not a run directory, the run has no such split, or the data do not fit the network.
@@ -159,7 +159,7 @@ def load(
 ) -> tuple[Any, DictConfig]:
     """Return the trained network of a run, on the CPU and in evaluation mode, and a config for :func:`build`.
 
-    The encoder makes its input: ``network(build(cfg).encoder(x))``; a plain module is returned as it is and takes
+    Its input is encoded: ``network(build(cfg).encoder(x))``; a plain module is returned unchanged and takes
     ``[T, B, *N]``. The config is that of the run with ``overrides``, for one process on the CPU, without ``init_from``.
 
     Args:
@@ -223,7 +223,7 @@ def _evaluate(
             weights = content["state_dict"]
             for observer in watching:
                 if isinstance(observer, observers.InputScaling) and observer.state_key in content["callbacks"]:
-                    # user-defined data may have fitted another scaling
+                    # user-defined data may have fitted a different scaling
                     observer.load_state_dict(content["callbacks"][observer.state_key])
                 if isinstance(observer, observers.TutorialMeanLoss):
                     observer.sums = content["callbacks"][observer.state_key]["sums"].mean(0)
@@ -258,14 +258,14 @@ def _require_names(parts: Parts, run_dir: Run) -> None:
     """Require the class and feature names of the run, in the same order.
 
     Raises:
-        ConfigError: the data have others.
+        ConfigError: the names differ.
     """
     trained, current = run_dir.read(), label_names(parts.data.description)
     for what in ("classes", "features"):
         expected = trained.get(what)
         if expected is not None and what in current and current[what] != expected:
             lists = [format_value(", ".join(map(str, each))) for each in (current[what], expected)]
-            raise ConfigError(f"data: the {what} are {lists[0]}, and the run was trained with {lists[1]}")
+            raise ConfigError(f"data: the {what} are {lists[0]}, but the run was trained with {lists[1]}")
 
 
 def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, overrides: Sequence[str]) -> None:
@@ -285,7 +285,7 @@ def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, ove
             continue
         if key == "decoder":
             difference = f"{list(value.shape)} where the network of this run has {list(trained[name].shape)}"
-            raise ConfigError(f"decoder: needs another readout, {name} would be {difference}")
+            raise ConfigError(f"decoder: requires a different readout, {name} would be {difference}")
         shapes = f"inputs {list(parts.data.inputs)} and {parts.data.outputs} outputs"
         spec = parts_of(saved.data._target_)
         sizes = [spec.fact("inputs"), spec.fact("outputs")]
@@ -296,7 +296,7 @@ def _require_fit(parts: Parts, file: Path, foreign: bool, saved: DictConfig, ove
 
 
 def _checkpoint(run_dir: Run, name: str | Path) -> Path:
-    """Return the file of one of the run's checkpoints, or any other file."""
+    """Return the file of a checkpoint of the run, or any other file."""
     return require_checkpoint_file(run_dir.checkpoints / f"{name}.ckpt" if name in CHECKPOINT_NAMES else Path(name))
 
 

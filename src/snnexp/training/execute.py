@@ -87,7 +87,7 @@ def run(
 
     Args:
         cfg: a checked config, from :func:`compose`.
-        overrides: recorded as the command-line overrides; by default those of ``cfg``, and later changes of it.
+        overrides: recorded as command-line overrides; by default those of ``cfg`` and later changes to it.
         parent: parent of the run directory; by default ``<logger.root>/<name>``.
         on_created: called with the run directory after it is created.
         watching: additional Lightning callbacks; checkpoints do not store their state.
@@ -129,7 +129,7 @@ def execute(
 
     Args:
         start: the run.
-        on_created: called with the run directory once the run has begun, or once its failure to begin is recorded.
+        on_created: called with the run directory once the run has begun, or once a failed start is recorded.
         watching: as for :func:`run`.
 
     Raises:
@@ -190,7 +190,7 @@ def _follow(path: Path, signals: Signals, watching: Sequence[Callback]) -> Recor
 
 
 def _prepare(start: Start, signals: Signals, others: Sequence[Callback]) -> None:
-    """Do all preparation that writes nothing to the disk."""
+    """Do all preparation that does not write to disk."""
     threads.use(start.threads)
     parts = start.build()
     trainer, logger = parts.trainer, start.cfg.logger
@@ -226,7 +226,7 @@ def _execute(start: Start, clock: Clock, signals: Signals) -> Record:
             raise error.__context__ from None
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
             signals.raise_if_received()
-            # a failed process may take a while to end
+            # a failed process may take a while to exit
             signals.require_others(patience_s=20)
             processes.require_others(trainer, error)
         raise
@@ -249,7 +249,7 @@ def _record_failures(start: Start) -> Iterator[None]:
             if start.has_begun and isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
                 terminal.print_command(terminal.console(), "resume", "snnexp", "resume", start.run.path)
         elif isinstance(error, (InterruptedRunError, DivergedError)):
-            # raised on all ranks; rank 0 reports it
+            # raised on all ranks and reported by rank 0
             raise SystemExit(0) from error
         raise
     finally:

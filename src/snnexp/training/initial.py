@@ -19,10 +19,10 @@ from snnexp.training.task import Task
 
 
 def load_initial_weights(init: InitFrom, task: Task) -> None:
-    """Load the weights that ``init_from`` names into a task; without a run or a file, keep those that were drawn.
+    """Load the weights named by ``init_from`` into a task; without a run or a file, keep the random ones.
 
     Raises:
-        ConfigError: ``init_from.run`` is not a run, or a fixed neuron parameter differs from this config.
+        ConfigError: ``init_from.run`` is not a run, or a constant neuron parameter differs from this config.
         CheckpointError: the checkpoint is missing, damaged, or of another network.
     """
     file = initial_checkpoint(init)
@@ -41,7 +41,7 @@ def load_initial_weights(init: InitFrom, task: Task) -> None:
 
 
 def initial_checkpoint(init: InitFrom) -> Path | None:
-    """Return the file of the initial weights; None if they are drawn."""
+    """Return the file of the initial weights; None for random weights."""
     if init.ckpt not in CHECKPOINT_NAMES:
         return Path(init.ckpt)
     return None if init.run is None else Run(Path(init.run)).checkpoints / f"{init.ckpt}.ckpt"
@@ -54,12 +54,12 @@ def require_checkpoint_file(file: Path) -> Path:
         CheckpointError: it does not exist.
     """
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such checkpoint; the choice is {', '.join(CHECKPOINT_NAMES)}, or a file")
+        raise CheckpointError(f"{file}: no such checkpoint; use {', '.join(CHECKPOINT_NAMES)}, or a file")
     return file
 
 
 def _require_constants(network: Network, weights: dict[str, Tensor]) -> None:
-    """Reject constants of this config that differ from those in the weights: config.yaml would state wrong values.
+    """Reject constants that differ from those in the weights, since config.yaml would contain wrong values.
 
     Learned parameters, and constants drawn per neuron, are loaded from the weights.
     """
@@ -88,13 +88,13 @@ def freeze(network: Network, names: Sequence[str]) -> None:
     """
     parameters: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
-        # a parameter stored as its logarithm is also known by its name in the equation
+        # a parameter stored as its logarithm also has the name used in the equation
         parameters |= {_short_name(name): parameter, _short_name(name.removesuffix(".original")): parameter}
     for name in names:
         if not any(_is_below(key, name) for key in parameters):
             # suggest layers first, then everything inside them
             known = {key.partition(".")[0] for key in parameters} if "." not in name else {*parameters}
-            raise ConfigError(f"init_from.freeze: {format_value(name)} fits no parameter, {list_options(known)}")
+            raise ConfigError(f"init_from.freeze: {format_value(name)} matches no parameter, {list_options(known)}")
         for key, parameter in parameters.items():
             if _is_below(key, name):
                 parameter.requires_grad_(False)
@@ -102,7 +102,7 @@ def freeze(network: Network, names: Sequence[str]) -> None:
             if module._buffers and _is_below(path.removeprefix("layers.").removeprefix("module."), name):
                 module.train(False)
     if names and not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigError("init_from.freeze: every parameter is frozen, so that nothing is left to train")
+        raise ConfigError("init_from.freeze: every parameter is frozen, so nothing can be trained")
 
 
 def _short_name(name: str) -> str:

@@ -40,5 +40,5 @@ def clear_rank_variables() -> None:
 
 
 def is_distributed(trainer: Mapping[str, Any]) -> bool:
-    """Return True if a trainer config asks for several processes that share each batch."""
+    """Return True if a trainer config uses several processes that share each batch."""
     return bool(trainer.get("strategy") == "ddp" or trainer.get("devices", 1) > 1)

@@ -51,7 +51,7 @@ class RunLogger(Logger):
 
 
 class RunTensorBoard(TensorBoardLogger):
-    """Write TensorBoard events to a run directory, without the epoch, which would be the first card.
+    """Write TensorBoard events to a run directory, without the epoch, which TensorBoard would show first.
 
     Args:
         run: the run directory.
@@ -66,7 +66,7 @@ class RunTensorBoard(TensorBoardLogger):
 
 
 class Tracker(Logger):
-    """An additional Lightning logger; if it fails, it is dropped and the run continues.
+    """An additional Lightning logger; if it fails, it is disabled and the run continues.
 
     Random numbers that it draws do not affect the run.
 

@@ -24,7 +24,7 @@ class Observer:
     """
 
     state_key: ClassVar[str] = ""
-    """Unique among the observers of a member; a literal, because checkpoints of later versions must have it too."""
+    """Key of the state in checkpoints, unique among the observers of a member; must not change between versions."""
     state_types: ClassVar[Mapping[str, Any]] = {}
     """Types of state entries that vary, such as ``{"best": float | None, "seen": list[int]}``; other entries must match
     the example in type and shape."""
@@ -56,7 +56,7 @@ class Observer:
 
 
 class Stop(NamedTuple):
-    """Where the training of a member ended early, and why.
+    """Position and reason of an early stop.
 
     Args:
         epoch: completed epochs.
@@ -70,7 +70,7 @@ class Stop(NamedTuple):
 
 
 class Member:
-    """A model with its observers. This one trains alone, and Lightning logs for it.
+    """A model with its observers; this class trains alone and logs through Lightning.
 
     Args:
         task: its task, with its own network.
@@ -79,9 +79,9 @@ class Member:
 
     ended = False
     stopped: Stop | None = None
-    """Where its training ended early; the test still follows."""
+    """The early stop of its training, if any; the test still runs."""
     finishing: str | None = None
-    """Why its training will end after the current epoch."""
+    """Reason to stop after the current epoch, if any."""
     paused = False
     """True if it has stopped while other members of its stack still train."""
 
@@ -91,9 +91,9 @@ class Member:
         self._listeners: dict[str, list[Observer]] = {}
 
     def finish(self, reason: str) -> None:
-        """End the training after the current epoch, and test with the weights of that time.
+        """Stop training after the current epoch, and test with the weights of that epoch.
 
-        The first reason counts; no effect after the last epoch. With ddp, a call in one process suffices.
+        Only the first reason is kept; no effect after the last epoch. With ddp, a call in one process suffices.
 
         Args:
             reason: a short phrase such as ``val/loss did not improve for 5 epochs``.
@@ -110,7 +110,7 @@ class Member:
         return (trainer.global_step, trainer.current_epoch) if self.stopped is None else self.stopped[1::-1]
 
     def pause(self) -> None:
-        """Pause it while its stack trains on; a stacked member saves its weights."""
+        """Pause while the rest of the stack trains; a stacked member saves its weights."""
         self.paused = True
 
     def unpause(self) -> None:
@@ -224,7 +224,9 @@ class Bridge(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, cls):
                 return callback
-        raise ConfigError("trainer: lacks the callbacks that a run needs; use snnexp.training.assembly.make_trainer")
+        raise ConfigError(
+            "trainer: has none of the callbacks that a run requires; use snnexp.training.assembly.make_trainer"
+        )
 
     @property
     def running(self) -> list[Member]:
@@ -300,7 +302,7 @@ class Bridge(Callback):
         self._write(trainer, trainer.global_step - 1)
         for member in self.active:
             if trainer.strategy.reduce_boolean_decision(member.finishing is not None, all=False):
-                member.finish("another process ended it")
+                member.finish("another process stopped it")
         self._stop_on_request(trainer)
         self.stop_finishing_members(trainer, trainer.current_epoch + 1, trainer.global_step)
 

@@ -28,8 +28,8 @@ ADVICE = "a lower optimizer.lr may help"
 class DivergenceGuard(Observer):
     """Raise :class:`DivergedError` for a loss, membrane or weight that is NaN or infinite, and name the layer.
 
-    Checks every loss on a CPU, where this is free, otherwise only those of logged steps; membranes and weights at
-    logged steps. Processes of ddp decide together, so that none waits for one that has stopped.
+    Checks every loss on a CPU, where this is cheap, otherwise only at logged steps; membranes and weights at logged
+    steps. With ddp, all processes stop together, so that none waits for another.
     """
 
     def on_train_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
@@ -42,7 +42,7 @@ class DivergenceGuard(Observer):
         what = None if math.isfinite(loss) else f"the loss is {loss:g}"
         if logged or what:
             what = _locate_divergence(_neurons(member), outputs["traces"], what)
-        self._require_fine(what, trainer)
+        self._require_no_divergence(what, trainer)
         if logged:
             require_finite_parameters(trainer, member)
 
@@ -53,12 +53,12 @@ class DivergenceGuard(Observer):
         self._require_finite("test loss", member.metrics["test/loss"].item(), trainer)
 
     def _require_finite(self, name: str, loss: float, trainer: Trainer) -> None:
-        self._require_fine(None if math.isfinite(loss) else f"the {name} is {loss:g}", trainer)
+        self._require_no_divergence(None if math.isfinite(loss) else f"the {name} is {loss:g}", trainer)
 
     @staticmethod
-    def _require_fine(what: str | None, trainer: Trainer) -> None:
+    def _require_no_divergence(what: str | None, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(what is not None, all=False):
-            what = what or "another process has a value that is not finite"
+            what = what or "a value in another process is not finite"
             raise DivergedError(f"{what} after step {trainer.global_step}; {ADVICE}")
 
 
@@ -147,8 +147,8 @@ class ProjectParameters(Observer):
         self.reported = False
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
-        # a pending warning would be lost
-        self.tell()
+        # otherwise a pending warning would be lost
+        self.warn()
         return {"told": self.reported}
 
     def load_state_dict(self, state_dict: dict[str, Any], rank: int = 0) -> None:
@@ -162,9 +162,9 @@ class ProjectParameters(Observer):
                 self.left[key] = self.left[key] | left if key in self.left else left
 
     def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:
-        self.tell()
+        self.warn()
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Warn if a parameter has left its domain."""
         names = [name for name, left in self.left.items() if left.item()]
         if names and not self.reported:
@@ -263,7 +263,7 @@ class InputScaling(Observer):
         """
         if not self.scaling.is_close(Scaling(**{name: tuple(each.tolist()) for name, each in state_dict.items()})):
             raise DataError(
-                "data: the training samples are not those that this run was trained with: their scaling differs"
+                "data: the training samples differ from those that this run was trained with: their scaling differs"
             )
 
 
@@ -282,9 +282,9 @@ class EvaluationCounts(Observer):
 
     def __init__(self, layers: Sequence[str], decoder: Decoder | None) -> None:
         self.layers, self.decoder = layers, decoder
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.spikes: dict[str, Tensor] = {}
         self.samples = self.steps = 0
         self.confusion: Tensor | None = None
@@ -298,7 +298,7 @@ class EvaluationCounts(Observer):
         return predicted[0] if len(predicted) == 1 else None
 
     def on_test_start(self, trainer: Trainer, member: Member) -> None:
-        self._forget()
+        self._reset()
 
     def on_test_batch_end(self, trainer: Trainer, member: Member, outputs: Any, target: Tensor) -> None:
         traces = outputs["traces"]
