@@ -119,7 +119,7 @@ def describe_failure(error: BaseException) -> tuple[str, str, int]:
 
 
 def termination_signals() -> list[signal.Signals]:
-    """Return the termination signals that are not ignored, as ``nohup`` and ``cmd &`` make a process do."""
+    """Return the termination signals that are not ignored; ``nohup`` and ``cmd &`` make a process ignore some."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
 

@@ -36,12 +36,12 @@ def memory() -> int:
 
 def require_processes(key: str, count: int) -> None:
     """Raise :class:`ConfigError` if ``count`` processes are too many for this machine."""
-    most, why = max(MIN_PROCESSES, PROCESSES_PER_CORE * cores()), f"a machine of {cores()} cores"
+    limit, source = max(MIN_PROCESSES, PROCESSES_PER_CORE * cores()), f"a machine of {cores()} cores"
     allowed = _soft_limit(resource.RLIMIT_NPROC)
-    if allowed is not None and allowed < most:
-        most, why = allowed, "ulimit -u"
-    if count > most:
-        raise ConfigError(f"{key}: got {count} processes, {why} allows at most {most}")
+    if allowed is not None and allowed < limit:
+        limit, source = allowed, "ulimit -u"
+    if count > limit:
+        raise ConfigError(f"{key}: got {count} processes, {source} allows at most {limit}")
 
 
 def require_files(key: str, workers: int) -> None:

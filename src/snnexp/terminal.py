@@ -87,7 +87,7 @@ def result_table(metrics: Mapping[str, float], published: Mapping[str, float], d
     Args:
         metrics: metrics of a run.
         published: published values by metric.
-        decoder: the name of the decoder, shown beside the accuracy.
+        decoder: the name of the decoder, shown next to the accuracy.
     """
     layers: dict[str, dict[str, float]] = {}
     table = Table(box=None, pad_edge=False)

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"snnexp {__version__}")
         return 0
     if arguments[0] in ("-sc", "--shell-completion"):
-        # the shell gives no subcommand here, and the whole line in COMP_LINE
+        # for completion, the shell passes the whole line in COMP_LINE instead of a subcommand
         return _complete(arguments)
     subcommand = SUBCOMMANDS.get(arguments[0])
     if subcommand is None:

@@ -22,8 +22,8 @@ STYLES = {
     **dict.fromkeys(("failed", "diverged", "killed", "damaged"), "red"),
 }
 RIGHT = ("age", "duration")
-WIDE, WHOLE = 120, 100_000
-"""Width from which whole paths are shown, and width of an uncropped line, in character cells."""
+MIN_PATH_WIDTH, UNLIMITED_WIDTH = 120, 100_000
+"""Terminal width from which paths are shown, and width of an uncropped line, in character cells."""
 
 
 def as_csv(runs: Sequence[Facts]) -> str:
@@ -51,9 +51,9 @@ def table(
     and the overrides take the remaining width.
 
     Args:
-        rows: in display order; at least one.
+        rows: rows in display order; at least one.
         width: width of the terminal in character cells; None if stdout is not a terminal.
-        unicode: whether the terminal can show more than ASCII.
+        unicode: whether the terminal supports Unicode.
         known: runs among which the shown suffix of an id must be unique; None for ``rows``.
     """
     metrics = {row.metric for row in rows if row.metric}
@@ -64,10 +64,10 @@ def table(
         counts = Counter(override for own in overrides for override in own)
         overrides = [sorted(own, key=counts.__getitem__) for own in overrides]
     ids = {row.facts.id for row in known or rows}
-    # a unique suffix: the random digits, or these and the time, or the whole id
+    # the shortest unique suffix: the random digits, with the time, or the whole id
     length = next((count for count in (4, 11) if len({name[-count:] for name in ids}) == len(ids)), 20)
     suffixes = [one_line(row.facts.id[-length:]) for row in rows]
-    where = ("path", paths) if width is None or width >= WIDE else ("id", suffixes)
+    where = ("path", paths) if width is None or width >= MIN_PATH_WIDTH else ("id", suffixes)
     columns = {
         "status": [row.facts.status for row in rows],
         "age": [_time(row.value("age")) for row in rows],
@@ -93,7 +93,7 @@ def table(
     in_terminal = width is not None
     text = io.StringIO()
     console = Console(
-        file=text, force_terminal=in_terminal, width=width or WHOLE, highlight=False, legacy_windows=False
+        file=text, force_terminal=in_terminal, width=width or UNLIMITED_WIDTH, highlight=False, legacy_windows=False
     )
     console.print(drawn)
     for row, suffix in zip(rows, suffixes, strict=True):
@@ -137,6 +137,6 @@ def _time(seconds: Any) -> str:
     """Format seconds in a suitable unit, with two or three digits."""
     if seconds is MISSING:
         return ""
-    # minutes from two minutes on, hours from two hours on, days from two days on
+    # the largest unit of which there are at least two
     unit = next((unit for unit in ("d", "h", "min") if abs(seconds) >= 2 * UNITS[unit]), "s")
     return f"{seconds / UNITS[unit]:.0f} {unit}"

@@ -303,7 +303,7 @@ def compose_points(points: Iterable[Sequence[str]], folders: Sequence[Path] = ()
     """Yield the config of each point of a sweep, as :func:`compose_unchecked` returns it.
 
     Raises:
-        ConfigError: as :func:`compose_unchecked`.
+        ConfigError: see :func:`compose_unchecked`.
     """
     composer = Composer(folders)
     return (composer.point(point)[0] for point in points)

@@ -56,30 +56,30 @@ def overrides_of(cfg: DictConfig) -> list[str]:
     new = plain(check(cfg))
     changes = [*_changes(old, new)]
     tree = plain(unresolved)
-    for sign, key, value in changes:
-        if sign != "~":
+    for prefix, key, value in changes:
+        if prefix != "~":
             _put(tree, old, key.split("."), value)
-    # a value that is interpolated from a changed one, such as data.seed from seed, was not changed with it
+    # a value interpolated from a changed one, such as data.seed from seed, may differ in the resolved config
     with registered_resolvers():
         resolved = expand_user_paths(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(tree), resolve=True)))
     changes += [change for change in _changes(resolved, new) if change[0] != "~"]
     if any(key in decoding.DECISIVE for _, key, _ in changes) and (decoder := decoder_overrides(new)):
         # a changed loss would select its own default decoder
-        changes = [change for change in changes if not _is_of_decoder(change[1])]
-        overrides = [*(word for word in overrides if not _is_of_decoder(key_of(word))), *decoder]
-    words = {key: _words(sign, key, value) for sign, key, value in changes}
+        changes = [change for change in changes if not _is_decoder_key(change[1])]
+        overrides = [*(word for word in overrides if not _is_decoder_key(key_of(word))), *decoder]
+    words = {key: _words(prefix, key, value) for prefix, key, value in changes}
     return [*(word for word in overrides if key_of(word) not in words), *chain.from_iterable(words.values())]
 
 
-def _words(sign: str, key: str, value: Any) -> list[str]:
+def _words(prefix: str, key: str, value: Any) -> list[str]:
     """Format a change of :func:`_changes` as overrides."""
-    if sign != "~":
-        return [f"{sign}{key}={hydra_literal(value)}"]
+    if prefix != "~":
+        return [f"{prefix}{key}={hydra_literal(value)}"]
     # Hydra cannot delete a key whose value is null
     return [*([f"{key}=0"] if value is None else []), f"~{key}"]
 
 
-def _is_of_decoder(key: str) -> bool:
+def _is_decoder_key(key: str) -> bool:
     return key.partition(".")[0] == "decoder"
 
 
@@ -110,7 +110,7 @@ def _put(tree: dict[str, Any], resolved: Mapping[str, Any], path: Sequence[str],
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield differences as the sign of an override, its key, and the new value; the old one for a deleted key."""
+    """Yield the prefix of an override (``+``, ``~`` or empty), its key, and its value, the old one if it is deleted."""
     for name in {**old, **new}:
         key = f"{prefix}{name}"
         if name not in new:
@@ -204,7 +204,7 @@ def change_evaluation(cfg: DictConfig, overrides: Sequence[str], folders: Sequen
         folders: additional config folders, from ``--config-dir``.
 
     Raises:
-        ConfigError: as :func:`change`, or a key cannot be changed for an evaluation.
+        ConfigError: see :func:`change`, or a key cannot be changed for an evaluation.
     """
     errors = ConfigErrors()
     assignments = [*parse_assignments(overrides)]
@@ -239,7 +239,7 @@ def _other_splits(trained: Mapping[str, Any], data: Mapping[str, Any]) -> Iterat
             yield f"data.{name}: got null, but the run was trained with {value}; keep it, or evaluate other data"
     for key in SPLITTING:
         split = key.removesuffix("_fraction")
-        # a split with its own samples replaces one by a fraction
+        # a split with its own samples replaces a split by fraction
         replaced = split != key and trained.get(split) != data.get(split)
         if trained.get(key) != data.get(key) and not replaced:
             old, new = format_value(trained.get(key)), format_value(data.get(key))
@@ -314,7 +314,7 @@ def change_all(cfg: DictConfig, overrides: Sequence[str], shared: Sequence[str] 
     """Change a config like :func:`change`; a change of a ``shared`` key applies to all parts with the same value.
 
     Raises:
-        ConfigError: as :func:`change`.
+        ConfigError: see :func:`change`.
     """
     values = {key: value for key, value in parse_assignments(overrides) if key in shared}
     given = {key_of(override) for override in overrides}
@@ -345,7 +345,7 @@ def require_same(saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
     """Refuse to resume a run with a config that changes its computation.
 
     Args:
-        saved: the config of the run so far.
+        saved: the saved config of the run.
         cfg: the config to resume it with.
 
     Raises:

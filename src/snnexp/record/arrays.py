@@ -12,7 +12,7 @@ from snnexp.record.files import read_regular, write_atomically
 
 MAX_ARRAYS_BYTES, MAX_ARRAYS = 2**26, 2**12
 MAX_VALUES = 2**22
-"""Maximum number of values in all arrays of a file; a figure takes some hundred bytes per value."""
+"""Maximum number of values in all arrays of a file; a figure takes a few hundred bytes per value."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

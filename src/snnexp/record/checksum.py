@@ -1,4 +1,4 @@
-"""Read and write checkpoint files with a SHA-256 checksum file beside each."""
+"""Read and write checkpoint files, each with a SHA-256 checksum file."""
 
 import hashlib
 from pathlib import Path
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path, at_most: int | None = None, foreign: bool = Fals
     except OSError as error:
         raise CheckpointError(f"{path}: checkpoint cannot be read: {error.strerror}") from error
     if not valid and not foreign:
-        raise CheckpointError(f"{path}: checkpoint has no checksum beside it, or a damaged one")
+        raise CheckpointError(f"{path}: checkpoint has no checksum file, or a damaged one")
     if valid and hashlib.sha256(content).hexdigest() not in valid:
         raise CheckpointError(f"{path}: checkpoint is damaged, its checksum differs")
     return content

@@ -79,7 +79,7 @@ def reject_links(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | bytearray, mark: str = "") -> None:
-    """Replace a file atomically: write a temporary file beside it, flush it to disk, then rename it.
+    """Replace a file atomically: write a temporary file in its folder, flush it to disk, then rename it.
 
     Only one process may write a file at a time, unless each passes a different ``mark``; leftovers of a killed process
     are deleted. The existing file is never opened, since it may be a pipe or a link.

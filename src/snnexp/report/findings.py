@@ -87,7 +87,7 @@ class Comparison:
 
     @cached_property
     def numbered(self) -> bool:
-        """True if labels start with the group's number, because their values do not fit beside a figure."""
+        """True if labels start with the group's number, because their values do not fit next to a figure."""
         return any(len(", ".join(self._format(group))) > style.MAX_LABEL_LENGTH for group in self.groups)
 
     def label(self, group: Group) -> str:
