@@ -52,7 +52,7 @@ FILES = {
     ),
 }
 NORMAL = {"_target_": "snnexp.initializers.Normal", "mean": 0.5, "std": 0.1}
-HIDDEN = "experiment=mnist_leaky: network.hidden=[1000] is left out, network={} does not take it"
+HIDDEN = "experiment=mnist_leaky: network.hidden=[1000] is left out, network={} does not accept it"
 
 
 @pytest.fixture
@@ -130,9 +130,9 @@ def test_parts_objects_and_references_of_a_recipe_are_left_out(folder: Path) -> 
     assert found["logger"]["root"] == "elsewhere", "an accepted key is kept"
     assert lines == [
         "experiment=own: network._target_=left_out_pkg.Net, network.hidden=2 are left out, "
-        "network=conv does not take them",
-        f"experiment=own: neuron.beta={text.format_value(NORMAL)} is left out, neuron=leaky_random does not take it",
-        "experiment=own: readout.beta=0.5 is left out, readout=same does not take it",
+        "network=conv does not accept them",
+        f"experiment=own: neuron.beta={text.format_value(NORMAL)} is left out, neuron=leaky_random does not accept it",
+        "experiment=own: readout.beta=0.5 is left out, readout=same does not accept it",
         "decoder: sum_membrane, the default for the command-line overrides, replaces spike_count of the recipe",
     ]
 
@@ -140,7 +140,7 @@ def test_parts_objects_and_references_of_a_recipe_are_left_out(folder: Path) -> 
 def test_the_target_of_a_recipe_is_left_out_for_a_part_that_accepts_any_key(folder: Path) -> None:
     found, lines = composed("experiment=own", "network=any", folder=folder)
     assert found["network"] == {"_target_": "left_out_pkg.Any", "hidden": 2}
-    assert lines == ["experiment=own: network._target_=left_out_pkg.Net is left out, network=any does not take it"]
+    assert lines == ["experiment=own: network._target_=left_out_pkg.Net is left out, network=any does not accept it"]
 
 
 def test_a_target_on_the_command_line_is_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,12 +161,12 @@ def test_arguments_of_an_object_are_kept_if_the_choice_has_the_object(folder: Pa
     assert (found["neuron"]["beta"]["low"], found["neuron"]["beta"]["high"], lines) == (0.25, 1.0, [])
     found, lines = composed("experiment=low", "neuron=leaky", folder=folder)
     assert found["neuron"]["beta"] == 0.95
-    assert lines == ["experiment=low: neuron.beta={'low': 0.25} is left out, neuron=leaky does not take it"]
+    assert lines == ["experiment=low: neuron.beta={'low': 0.25} is left out, neuron=leaky does not accept it"]
 
 
 def test_integer_keys_and_missing_values(folder: Path) -> None:
     cfg, _ = config.compose_unchecked(overrides := ["experiment=odd", "network=sub/thin"], [folder])
-    line = "experiment=odd: network.1=2 is left out, network=sub/thin does not take it"
+    line = "experiment=odd: network.1=2 is left out, network=sub/thin does not accept it"
     assert config.left_out([cfg], overrides) == [line]
     with pytest.raises(ConfigError, match=r"^network.width: "):
         config.check(cfg)
@@ -198,7 +198,7 @@ def test_sweep_params_of_a_file_are_left_out_too(folder: Path, capsys: pytest.Ca
     ]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("snnexp: sweep=learned_or_fixed: neuron.learn=")
-    assert line.endswith(" is left out, neuron=leaky does not take it")
+    assert line.endswith(" is left out, neuron=leaky does not accept it")
 
 
 def test_compose_in_python_prints_the_message(
@@ -227,7 +227,7 @@ def test_a_run_saves_its_config_and_can_be_repeated(
     monkeypatch.chdir(folder.parent)
     overrides = ["experiment=regression_linear", "network=small", "debug=batch", "logger=jsonl", "trainer=cpu"]
     assert cli.main(["train", "--config-dir", str(folder), *overrides]) == 0
-    line = "experiment=regression_linear: network.hidden=[128, 128] is left out, network=small does not take it"
+    line = "experiment=regression_linear: network.hidden=[128, 128] is left out, network=small does not accept it"
     assert capsys.readouterr().err.splitlines() == [f"snnexp: {line}"]
     (run,) = folder.parent.glob("outputs/*/*/run.json")
     saved = yaml.safe_load((run.parent / "config.yaml").read_text())

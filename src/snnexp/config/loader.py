@@ -57,7 +57,7 @@ def left_out_messages(found: Iterable[LeftOut], overrides: Sequence[str]) -> lis
             grouped.setdefault((source, choice), {})[f"{key}={value}"] = None
     return [
         f"{source}: {', '.join(words)} {'is' if len(words) == 1 else 'are'} left out, "
-        f"{choice} does not take {'it' if len(words) == 1 else 'them'}"
+        f"{choice} does not accept {'it' if len(words) == 1 else 'them'}"
         for (source, choice), words in grouped.items()
     ]
 
@@ -95,11 +95,11 @@ class Loader(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         self.left_out, self._nodes = [], {}
         self._parents = {each.config_path: each.parent for each in reversed(defaults)}
-        bare = {group: OmegaConf.create() for group in self._chosen}
+        chosen = {group: OmegaConf.create() for group in self._chosen}
         for each in defaults:
-            if (group := self._origin(each).partition("/")[0]) in bare:
-                bare[group].merge_with(super()._load_single_config(each, repo).config)
-        self._nodes = {group: node for group in bare if (node := _plain(bare[group]).get(group)) is not None}
+            if (group := self._origin(each).partition("/")[0]) in chosen:
+                chosen[group].merge_with(super()._load_single_config(each, repo).config)
+        self._nodes = {group: node for group in chosen if (node := _plain(chosen[group]).get(group)) is not None}
         for group, target in self._targets.items():
             if isinstance(node := self._nodes.get(group), dict):
                 # network=module with network._target_=...
@@ -129,14 +129,14 @@ class Loader(ConfigLoaderImpl):
     def _left_out_keys(self, plain: Mapping[str, Any], source: str) -> Iterator[tuple[Path, LeftOut]]:
         """Yield the keys of a file, as paths, that the parts chosen on the command line do not accept."""
         group, _, name = source.partition("/")
-        by = f"{group}={name}" if name else f"{group}.yaml"
+        origin = f"{group}={name}" if name else f"{group}.yaml"
         for node, choice in self._nodes.items():
             key = f"{node}._target_" if node in self._targets else node
             override = f"{key}={self._targets.get(node, self._chosen[node])}"
             if node != group:
                 for path, value in (*_rejected_keys(node, choice, plain), *_rejected_params(node, choice, plain)):
                     dotted = ".".join(map(str, path)).removeprefix(".".join([*PARAMS, ""]))
-                    yield path, LeftOut(dotted, format_value(value), by, override)
+                    yield path, LeftOut(dotted, format_value(value), origin, override)
 
 
 def _rejected_keys(node: str, choice: Any, plain: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
