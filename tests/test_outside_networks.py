@@ -47,8 +47,8 @@ class TestNetworks:
             snnexp("report", str(run_of(sweep, name)), cwd=sweep)
             pages[name] = (run_of(sweep, name) / "report.html").read_text()
         assert "Synaptic operations into readout are unknown" in pages["norse"]
-        assert "nothing is known about its layers" in pages["norse"]
-        assert "nothing is known about its layers" not in pages["skip"]
+        assert "so its layers were not recorded" in pages["norse"]
+        assert "so its layers were not recorded" not in pages["skip"]
         assert "Estimated energy" not in pages["norse"]
         assert "Estimated energy" in pages["skip"]
 

@@ -33,7 +33,7 @@ ENERGY = (
 MAX_CLASSES = 20
 """Tables of more classes are collapsed."""
 WITHOUT_SPIKES = "without spikes"
-IN_WORDS = {"firing_rate": "spikes per neuron and step"}
+COLUMN_TITLES = {"firing_rate": "spikes per neuron and step"}
 """Column titles of layer metrics that differ from their names."""
 
 
@@ -62,59 +62,59 @@ def report(path: Path, folder: Path) -> Path:
     if not np.array_equal(test.get("step", -1), last.get("step", -1)):
         # the test statistics date from before a resume
         test = {}
-    pictures = _guarded(lambda: _pictures(facts, init, last, test, notes), {}, notes)
+    pictures = _try_build(lambda: _pictures(facts, init, last, test, notes), {}, notes)
 
-    def named(*names: str) -> list[Block]:
+    def select(*names: str) -> list[Block]:
         return [pictures[name] for name in names if name in pictures]
 
-    changed = _guarded(lambda: _changed(facts, cfg, notes), ("", []), notes)
+    changed = _try_build(lambda: _changed(facts, cfg, notes), ("", []), notes)
     sections = {
         "Configuration": lambda: _configuration(facts, cfg, *changed),
         "Results": lambda: _result(facts, cfg, *changed),
         "Training": lambda: curves.training(rows, cfg, facts.stopped_early),
-        "Network activity": lambda: named("trajectory", "predictions", "output_membrane", "spike_raster"),
-        "Confusion matrix": lambda: [*named("confusion"), *_by_class(facts, test)],
-        "Neuron parameters": lambda: [*named("parameters"), *_constant(init, last, pictures.get("parameters"))],
-        "Spikes and operations": lambda: [*named("firing_rates"), *_operations(facts, last)],
-        "Gradients": lambda: [*named("gradient_norms"), *_norms(init, last)],
+        "Network activity": lambda: select("trajectory", "predictions", "output_membrane", "spike_raster"),
+        "Confusion matrix": lambda: [*select("confusion"), *_by_class(facts, test)],
+        "Neuron parameters": lambda: [*select("parameters"), *_constant(init, last, pictures.get("parameters"))],
+        "Spikes and operations": lambda: [*select("firing_rates"), *_operations(facts, last)],
+        "Gradients": lambda: [*select("gradient_norms"), *_norms(init, last)],
         "Wall time": lambda: _time(facts),
         "Full config": lambda: _full_config(cfg),
     }
-    content = [Section(title, _guarded(build, [], notes)) for title, build in sections.items()]
+    content = [Section(title, _try_build(build, [], notes)) for title, build in sections.items()]
     if not rows:
         notes.append("metrics.jsonl has no rows, so there are no training curves.")
     if bool((last or init).get("hidden_unknown")):
-        notes.append("The network is a module that returns only its readout, so nothing is known about its layers.")
+        notes.append("The network is a module that returns only its readout, so its layers were not recorded.")
     if notes:
         content.insert(0, Section("Missing data", [Text(note) for note in dict.fromkeys(notes)]))
-    headline = _guarded(lambda: _headline(facts), facts.status, notes)
+    headline = _try_build(lambda: _headline(facts), facts.status, notes)
     return page.write(folder, f"{facts.experiment or facts.id}: {headline}", _facts(facts), content)
 
 
-def _guarded(build: Callable[[], Any], otherwise: Any, notes: list[str]) -> Any:
-    """Return ``build()``; if it fails on a corrupt file, add a note and return ``otherwise``."""
+def _try_build(build: Callable[[], Any], default: Any, notes: list[str]) -> Any:
+    """Return ``build()``; if it fails on a corrupt file, add a note and return ``default``."""
     try:
         return build()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         notes.append(f"A part of this page cannot be built from the files of the run: {type(error).__name__}, {error}.")
-        return otherwise
+        return default
 
 
-def _read(read: Callable[[], Any], otherwise: Any, notes: list[str]) -> Any:
-    """Return ``read()``; if a file is missing or corrupt, add a note and return ``otherwise``."""
+def _read(read: Callable[[], Any], default: Any, notes: list[str]) -> Any:
+    """Return ``read()``; if a file is missing or corrupt, add a note and return ``default``."""
     try:
         return read()
     except CheckpointError as error:
         notes.append(f"{error}.")
     except OSError as error:
         notes.append(f"{error.filename}: {error.strerror}.")
-    return otherwise
+    return default
 
 
 def _pictures(facts: Facts, init: Any, last: Any, test: Any, notes: list[str]) -> dict[str, Picture]:
     """Return the pictures that can be drawn by name."""
     now = "after training" if facts.status == "finished" else f"after step {int(last['step'])}" if last else ""
-    pictures = [_guarded(draw, None, notes) for draw in drawing_functions({"before training": init, now: last}, test)]
+    pictures = [_try_build(draw, None, notes) for draw in drawing_functions({"before training": init, now: last}, test)]
     return {picture.name: picture for picture in pictures if picture is not None}
 
 
@@ -209,13 +209,13 @@ def _result(
         if layer and split == "test":
             layers.setdefault(layer, {})[measure] = value
         elif not layer:
-            figure = published.get(name)
-            reference = [figure, None if figure is None else value - figure] if published else []
+            expected = published.get(name)
+            reference = [expected, None if expected is None else value - expected] if published else []
             rows.append([name, value, *reference, meanings.get(measure) or meanings.get(measure.partition("/")[0])])
     blocks: list[Block] = [Table(columns, rows, "Metrics of each split, with the final weights.", "result")]
     blocks += [Text(f"{facts.single_class_note}.")] if facts.single_class_note else []
-    stated = cfg.get("published")
-    known = ", ".join(name for name in stated if name in facts.metrics) if isinstance(stated, dict) else ""
+    from_source = cfg.get("published")
+    known = ", ".join(name for name in from_source if name in facts.metrics) if isinstance(from_source, dict) else ""
     if known and (others or not recipe):
         differs = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
         reason = f"this run differs from it in {differs}" if recipe else "there is no recipe to compare this run with"
@@ -227,7 +227,7 @@ def _result(
             "synops are the additions caused by incoming spikes, per sample."
         )
         cells = [[layer, *(values.get(name) for name in measured)] for layer, values in layers.items()]
-        blocks.append(Table(["layer", *(IN_WORDS.get(name, name) for name in measured)], cells, caption, "layers"))
+        blocks.append(Table(["layer", *(COLUMN_TITLES.get(name, name) for name in measured)], cells, caption, "layers"))
     return blocks
 
 
@@ -241,7 +241,7 @@ def _by_class(facts: Facts, test: Mapping[str, Any]) -> list[Block]:
     named = len(facts.classes) == len(counts) and facts.classes != numbers
     names = facts.classes if named else [None] * len(counts)
     rows = [
-        [k, name, _quotient(hits, positive), _quotient(hits, own), _quotient(2 * hits, positive + own), int(own)]
+        [k, name, _ratio(hits, positive), _ratio(hits, own), _ratio(2 * hits, positive + own), int(own)]
         for k, (name, hits, positive, own) in enumerate(zip(names, correct, predicted, labels, strict=True))
     ]
     columns = ["class", "name", "precision", "recall", "F1 score", "labels"]
@@ -252,8 +252,8 @@ def _by_class(facts: Facts, test: Mapping[str, Any]) -> list[Block]:
     return [Table(columns, rows, caption, "classes", folded=len(rows) > MAX_CLASSES)]
 
 
-def _quotient(part: Any, whole: Any) -> float | None:
-    return float(part / whole) if whole else None
+def _ratio(numerator: Any, denominator: Any) -> float | None:
+    return float(numerator / denominator) if denominator else None
 
 
 def _meanings(facts: Facts, cfg: Mapping[str, Any]) -> dict[str, str]:
