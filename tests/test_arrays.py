@@ -137,7 +137,7 @@ class TestRefusals:
         found = {split: sorted(whole(data, split)[0].flatten().tolist()) for split in ("train", "val", "test")}
         assert found == {"train": [*range(0, 20, 2)], "val": [*range(1, 20, 4)], "test": [*range(3, 20, 4)]}
         for settings in ({"test_fraction": 0.5}, {"fold": 0}, {"stratify": True}, {"test": file}):
-            with pytest.raises(ConfigError, match=r"^\w+: got .*, and all.npz defines the split"):
+            with pytest.raises(ConfigError, match=r"^\w+: got .*, but all.npz defines the split"):
                 arrays_data(file, **settings)
         with pytest.raises(ConfigError, match=r"^split: got dev, must be train, val or test"):
             arrays_data(saved(tmp_path, **arrays, split=["train", "dev", "test", "test"] * 5))

@@ -240,7 +240,7 @@ class TestSlurm:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert main(["train", *LONG[1:], "hydra/launcher=slurm", "hydra.launcher.partition=full"]) == 2
-        message = "snnexp: hydra/launcher=slurm: a job was refused: sbatch: error: no room\n"
+        message = "snnexp: hydra/launcher=slurm: a job was rejected: sbatch: error: no room\n"
         assert capfd.readouterr().err == message
 
 

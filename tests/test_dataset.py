@@ -114,8 +114,8 @@ class TestSamples:
             ((torch.rand(4), 0.5), {"target": "labels"}, r"^target: got labels, .* float32"),
             ((torch.rand(4), torch.rand(3)), {"target": "step_labels"}, r"^target: .* whole numbers"),
             ((1.0, 2), {"sequences": True}, r"^sequences: "),
-            ((torch.rand(4), 2), {}, r"^outputs: the number of classes is not known"),
-            ((torch.rand(4), 0.5), {"outputs": 3}, r"^outputs: got 3, and targets have 1"),
+            ((torch.rand(4), 2), {}, r"^outputs: the number of classes is unknown"),
+            ((torch.rand(4), 0.5), {"outputs": 3}, r"^outputs: got 3, but targets have 1"),
         ],
     )
     def test_contradictions_of_the_config_are_refused(
@@ -156,7 +156,7 @@ class TestSamples:
         named = from_dataset(Made(plain, classes=["a", "b", "c", "d"]))
         assert (named.outputs, named.description.classes) == (4, ["a", "b", "c", "d"])
         assert from_dataset(Made(plain), in_memory=True).outputs == 3
-        with pytest.raises(ConfigError, match=r"^outputs: got 5, .* 4 classes"):
+        with pytest.raises(ConfigError, match=r"^outputs: got 5, .* 4 class names"):
             from_dataset(Made(plain, classes=["a", "b", "c", "d"]), outputs=5)
 
     def test_only_map_style_datasets_are_accepted(self) -> None:
@@ -227,7 +227,7 @@ class TestDraws:
 
     def test_other_generators_are_refused(self) -> None:
         own = np.random.default_rng(0)
-        with pytest.raises(DataError, match="is not the same when it is read twice"):
+        with pytest.raises(DataError, match="differs when it is read twice"):
             from_dataset(Made(lambda index: (own.random(4), 1)), outputs=2)
 
 
@@ -263,12 +263,12 @@ class TestSplits:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"val_fraction": 0.001}, r"^val_fraction: got 0\.001, which is none"),
+            ({"val_fraction": 0.001}, r"^val_fraction: got 0\.001, which is less than one"),
             ({"val_fraction": 0.9}, r"^val_fraction: got 0\.9, which leaves none"),
             ({"val_fraction": 0.5, "test_fraction": 0.6}, r"^test_fraction: got 0\.6, must be at most"),
-            ({"test_fraction": 0}, r"^test_fraction: got 0, and every run needs a test split"),
-            ({"test": Made(plain), "test_fraction": 0.5}, r"^test_fraction: got 0\.5, and data\.test is set"),
-            ({"groups": "subject"}, r"^groups: got subject, and dataset has no such attribute"),
+            ({"test_fraction": 0}, r"^test_fraction: got 0, but every run requires a test split"),
+            ({"test": Made(plain), "test_fraction": 0.5}, r"^test_fraction: got 0\.5, but data\.test is set"),
+            ({"groups": "subject"}, r"^groups: got subject, but dataset has no such attribute"),
         ],
     )
     def test_invalid_arguments_are_refused(self, settings: dict[str, Any], message: str) -> None:

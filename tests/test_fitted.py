@@ -144,7 +144,7 @@ class TestScaling:
     def test_data_without_scale_are_rejected(self, done: Path) -> None:
         write("wide", mean=0, deviation=1, features=5)
         with pytest.raises(
-            ConfigError, match=r"^data\.scale: got 4 numbers for shift, and the inputs have 5 features$"
+            ConfigError, match=r"^data\.scale: got 4 numbers for shift, but the inputs have 5 features$"
         ):
             evaluate(done, overrides=["data.path=wide.npz"])
         with pytest.raises(ConfigError, match=r"^data: the inputs of this run are scaled, and mnist_data has no "):
@@ -154,7 +154,7 @@ class TestScaling:
         ("given", "sentence"),
         [
             ({"shift": [0.0] * 4}, "must be a mapping of shift and scale"),
-            ({"shift": [0.0] * 4, "scale": [1.0] * 3}, "got 3 numbers for scale, and the inputs have 4 features"),
+            ({"shift": [0.0] * 4, "scale": [1.0] * 3}, "got 3 numbers for scale, but the inputs have 4 features"),
             ({"shift": [0.0] * 4, "scale": [1.0, 0.0, 1.0, 1.0]}, "got a scale of 0"),
             ({"shift": "0123", "scale": [1.0] * 4}, r"must be one of standard, minmax, or a mapping \{shift"),
         ],

@@ -62,7 +62,7 @@ class TestImages:
         for name in ("a", "b"):
             for index in range(4):
                 picture(tmp_path / name / f"{index}.png", (4 + index, 6))
-        with pytest.raises(DataError, match=r"has \d x 6 pixels, and the first image 4 x 6; use data.size"):
+        with pytest.raises(DataError, match=r"has \d x 6 pixels, the first image has 4 x 6; use data.size"):
             folder_data(str(tmp_path))
         assert folder_data(str(tmp_path), size=8).inputs == (1, 8, 8)
         assert folder_data(str(tmp_path), size=[3, 2], grey=False).inputs == (3, 3, 2)
@@ -120,7 +120,7 @@ class TestRefusals:
         for index in range(5):
             picture(tmp_path / "a" / f"{index}.png", (6, 5))
             picture(tmp_path / "b" / f"{index}.png")
-        with pytest.raises(DataError, match=r"b/\d.png is a color image, and the first image is grayscale"):
+        with pytest.raises(DataError, match=r"b/\d.png is a color image, but the first image is grayscale"):
             folder_data(str(tmp_path))
         assert [folder_data(str(tmp_path), grey=grey).inputs[0] for grey in (True, False)] == [1, 3]
         link = tmp_path / "b" / "9.png"

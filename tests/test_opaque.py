@@ -173,7 +173,7 @@ def test_state_that_cannot_be_reset_is_rejected(where: str) -> None:
     ("how", "sentence"),
     [
         ("list", r"returned a list for readout, must be a membrane \[T, B, K\], \(spikes, membrane\) or a Trace"),
-        ("nothing", "must return its layers by different names"),
+        ("nothing", "must return its layers under unique names"),
         ("counts", r"returned int64\[6, 4, 2\] for readout, must be floats"),
         ("two sizes", r"returned float32\[6, 4, 4\] and float32\[6, 4, 2\] for readout, must be .* of one shape"),
         ("short", r"returned \[5, 4, 2\] for readout, must be \[6, 4\] and neurons"),

@@ -170,11 +170,11 @@ BAD = {
     "other lengths": (["data.path=short.npz"], 4, "short.npz has inputs [40, 5] and 39 labels, must be one for each"),
     "not a number": (["data.path=nan.npz"], 4, "sample 3 of nan.npz has values that are NaN or infinite"),
     "one class": (["data.path=class.npz"], 4, "all 24 training samples have the label 1"),
-    "one sample": (["data.path=one.npz"], 2, "data.test_fraction: got 0.2, which is none of the 1 samples"),
+    "one sample": (["data.path=one.npz"], 2, "data.test_fraction: got 0.2, which is less than one of the 1 samples"),
     "0 bytes": (["data.path=empty.npz"], 4, "empty.npz is empty, 0 bytes"),
     "truncated": (["data.path=cut.npz"], 4, "cut.npz is damaged, or not a .npz file"),
     "missing": (["data.path=stil.npz"], 4, "did you mean still.npz"),
-    "none": ([], 2, "data.path: must be the file of all samples"),
+    "none": ([], 2, "data.path: set either data.path, the file of all samples"),
     "another T": (["data.path=sequences.npz", "num_steps=9"], 2, "use num_steps=7"),
 }
 

@@ -64,9 +64,9 @@ class TestStratified:
             splits.split(12, {"test": 0.2, "val": 0.2}, 0, labels=[3] * 10 + [7] * 2)
 
     def test_groups_and_stratify_are_exclusive(self) -> None:
-        with pytest.raises(ConfigError, match=r"^stratify: got true, and data.groups is set"):
+        with pytest.raises(ConfigError, match=r"^stratify: got true, but data.groups is set"):
             splits.split(4, {"test": 0.5}, 0, groups=[0, 0, 1, 1], labels=[0, 1, 0, 1])
-        with pytest.raises(ConfigError, match=r"^stratify: got true, and data.groups is set"):
+        with pytest.raises(ConfigError, match=r"^stratify: got true, but data.groups is set"):
             splits.fold(4, 0, 2, None, 0, groups=[0, 0, 1, 1], labels=[0, 1, 0, 1])
 
 
@@ -166,7 +166,7 @@ class TestGiven:
         ("names", "message"),
         [
             (["train", "dev", "test", "b"], "split: got b, dev, must be train, val or test for each sample"),
-            (["train", "val"], "split: none of the 2 samples is in the test split, and every run needs it"),
+            (["train", "val"], "split: none of the 2 samples is in the test split, which every run requires"),
         ],
     )
     def test_other_names_are_refused(self, names: list[str], message: str) -> None:

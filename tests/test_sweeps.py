@@ -240,7 +240,7 @@ class TestPoints:
             ["seed=1", "neuron.beta=0.5"],
             ["seed=2", "neuron.beta=0.5"],
         ]
-        assert capsys.readouterr().err == "snnexp: 4 of 6 points are duplicates and are not run again\n"
+        assert capsys.readouterr().err == "snnexp: 4 of 6 points are duplicates and are skipped\n"
 
 
 def test_the_first_point_of_a_search_is_described_by_its_searched_keys(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_gpus_and_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (alone,) = driver.make_slots(tmp_path, {**SETTINGS, "workers": 1, "threads": None, "gpus": 0}, 8, {"auto"})
     assert isinstance(alone, Worker)
     assert "OMP_NUM_THREADS" not in alone.environment, "each run decides for itself"
-    with pytest.raises(ConfigError, match=r"^hydra\.launcher\.gpus: got 4, there are 3"):
+    with pytest.raises(ConfigError, match=r"^hydra\.launcher\.gpus: got 4, but 3 are"):
         shares(gpus=4)
 
 
@@ -550,13 +550,13 @@ def test_an_untrusted_ledger_runs_no_code(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (["hydra.launcher.workers=0"], "hydra.launcher.workers: got 0, must be "),
         (["hydra.launcher.timeout_s=-1"], "hydra.launcher.timeout_s: got -1, must be "),
-        (["hydra/launcher=slurm"], "hydra.launcher.cluster: got slurm, and there is no srun here"),
+        (["hydra/launcher=slurm"], "hydra.launcher.cluster: got slurm, but srun is not installed"),
         (["hydra/launcher=slurm", "hydra.launcher.cluster=local", "hydra.launcher.partition='a b'"], "hydra.launcher."),
         (["hydra/launcher=basic"], "hydra/launcher: got basic, there are processes, slurm, stacked"),
         (["hydra/sweeper=basic"], "hydra/sweeper: got basic, "),
         (["hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key"),
         (["+hydra.launcher.wokers=2"], "hydra.launcher.wokers: unknown key, did you mean hydra.launcher.workers?"),
-        (["trainer=cpu", "hydra.launcher.gpus=2"], "hydra.launcher.gpus: got 2, there are 0 for these points here"),
+        (["trainer=cpu", "hydra.launcher.gpus=2"], "hydra.launcher.gpus: got 2, but 0 are available for these points"),
         (
             [
                 *("hydra/sweeper=optuna", "neuron.beta=interval(0.1,0.9)"),

@@ -139,15 +139,15 @@ class TestRefusals:
             ({"target": "loss", "drop": ["idd"]}, r"^drop: .* no column idd, did you mean id"),
             ({"target": "id", "drop": ["name"]}, r"^classify: the target has 30 different whole numbers in 30 rows"),
             ({"target": "loss", "drop": ["name"], "classify": True}, r"^classify: got true"),
-            ({"target": "name", "classify": False}, r"^classify: got false, and the target in table.csv is text"),
+            ({"target": "name", "classify": False}, r"^classify: got false, but the target in table.csv is text"),
             ({"target": "loss", "drop": ["name", "id", "width", "kind"]}, r"^drop: leaves no feature"),
             ({"target": "loss", "drop": ["name"], "delimiter": ";"}, r"^target: .* use 'data.delimiter=\",\"'"),
             ({"target": ["loss", "loss"]}, r"^target: got loss, loss, must name each column once"),
             (
                 {"target": "loss", "drop": ["name"], "window": 40},
-                r"24 rows of table.csv are too few for a sample, .* need 41",
+                r"24 rows of table.csv are too few for a sample, .* require 41",
             ),
-            ({"target": "loss", "drop": ["name"], "window": 4, "fold": 0}, r"^fold: got 0, and splits of a time"),
+            ({"target": "loss", "drop": ["name"], "window": 4, "fold": 0}, r"^fold: got 0, but splits of a time"),
         ],
     )
     def test_of_what_was_typed(self, file: str, settings: Any, message: str) -> None:
@@ -158,10 +158,10 @@ class TestRefusals:
         ("content", "message"),
         [
             ("", "is empty, 0 bytes"),
-            ("a,b\n", "has a header and no rows"),
+            ("a,b\n", "has a header but no rows"),
             ("\n\n", "has no header with the names of its columns"),
             ("1,2\n3,4\n", "the first row of bad.csv has numbers"),
-            ("a,b\n1,2\n3\n", "sample 1 of bad.csv has 1 fields, and the header 2"),
+            ("a,b\n1,2\n3\n", "sample 1 of bad.csv has 1 fields, the header has 2"),
             ("a,b\n1,2\n,4\nNA,5\n", "2 of 3 fields in column a of bad.csv are missing, the first in sample 1"),
             ("a,a\n1,2\n", "two columns of the same name"),
             ("a,b\ninf,2\n1,3.5\n2,1\n3,1\n4,1\n5,1\n", "NaN or infinite"),
@@ -193,10 +193,10 @@ class TestRefusals:
 @pytest.mark.parametrize(
     ("fractions", "message"),
     [
-        ({"test_fraction": 0.01}, "test_fraction: got 0.01, which is none of the 30 rows"),
-        ({"val_fraction": 0.01}, "val_fraction: got 0.01, which is none of the 30 rows"),
-        ({"val_fraction": 0.8}, "val_fraction: got 0.8, which leaves none of 30 rows to train on"),
-        ({"val_fraction": 0.9}, "val_fraction: got 0.9, which leaves none of 30 rows to train on"),
+        ({"test_fraction": 0.01}, "test_fraction: got 0.01, which is less than one of the 30 rows"),
+        ({"val_fraction": 0.01}, "val_fraction: got 0.01, which is less than one of the 30 rows"),
+        ({"val_fraction": 0.8}, "val_fraction: got 0.8, which leaves none of 30 rows for training"),
+        ({"val_fraction": 0.9}, "val_fraction: got 0.9, which leaves none of 30 rows for training"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction: got 0.5, which leaves none of 30 rows"),
     ],
 )
@@ -227,5 +227,5 @@ class TestOtherFiles:
         data = csv_data(train=train, test=columns("test.csv", 4, 3, 2, 1, 0), target="loss")
         assert data.description.features == ["id", "width", "kind"]
         assert torch.equal(whole(data, "test")[0], whole(data, "train")[0])
-        with pytest.raises(DataError, match=r"less.csv has no column kind, and the training samples have"):
+        with pytest.raises(DataError, match=r"less.csv has no column kind, but the training samples do"):
             csv_data(train=train, test=columns("less.csv", 0, 1, 4), target="loss")

@@ -1,4 +1,4 @@
-"""Data modules: samples that are served in whole batches from memory, or read one by one."""
+"""Data modules: samples in memory, indexed by whole batches, or read one by one."""
 
 from snnexp.data.arrays import arrays_data
 from snnexp.data.dataset import from_dataset

@@ -102,7 +102,7 @@ class _ArrayFile:
             self.y = self.y.reshape(-1)
         if LENGTHS in arrays and len(np.unique(arrays[LENGTHS].load())) > 1:
             reason = f"{self.name} has sequences of different lengths (array lengths), which are not supported"
-            raise DataError(f"data: {reason}; cut them to one length, or remove the array")
+            raise DataError(f"data: {reason}; truncate them to one length, or remove the array")
         named = {GROUPS: groups or GROUPS, SPLIT: SPLIT}
         known = {what: name for what, name in named.items() if name in arrays or (what == GROUPS and groups)}
         ids = {what: _ids(files.get_array(arrays, self.path, what, name).load()) for what, name in known.items()}
@@ -166,7 +166,7 @@ def _as_labels(y: Array, target: Target | None, steps: int | None, unlabeled: in
             if unlabeled is not None:
                 return np.where(count == 0, unlabeled, y.argmax(-1))
             reason = f"{int((count == 0).sum())} of {count.size} one-hot vectors in {name} are all 0"
-            raise DataError(f"data: {reason}; each must have a class, data.unlabeled=CLASS sets one")
+            raise DataError(f"data: {reason}; each must have a class; use data.unlabeled=CLASS")
     if y.dtype.kind == "f" and y.size and (y == np.floor(y)).all():
         if target is not None:
             return y.astype(np.int64)

@@ -64,9 +64,9 @@ class ConvertedSamples:
 
 
 def check(data: DataModule, num_steps: int) -> DataSummary:
-    """Check every split against the description of the data module, and wrap those of other dtypes in a conversion.
+    """Check every split against the description of the data module, and convert other dtypes.
 
-    Of samples with ``checks_itself``, only the first batch of each split is checked.
+    Only the first batch of a split is checked if its samples have ``checks_itself``.
 
     Args:
         data: the data module.
@@ -74,7 +74,7 @@ def check(data: DataModule, num_steps: int) -> DataSummary:
 
     Raises:
         DataError: shapes, dtypes or values do not match the description.
-        ConfigError: the data have another number of steps than the run.
+        ConfigError: the data and the run differ in the number of steps.
     """
     _require_groups(data)
     summaries: list[DataSummary] = []
@@ -113,7 +113,7 @@ class _Split:
         indices = [index % len(self.samples) for index in range(size)]
         found: Any = self.samples[indices]
         if not isinstance(found, (tuple, list)) or len(found) != 2 or not all(isinstance(x, Tensor) for x in found):
-            raise self.error("must give a pair of tensors, inputs and targets, for a list of indices")
+            raise self.error("must return a pair of tensors, inputs and targets, for a list of indices")
         return found[0], found[1]
 
     def require_inputs(self, two: Tensor, three: Tensor) -> None:
@@ -188,7 +188,7 @@ def _summarize(name: str, samples: Samples, data: DataModule, num_steps: int) ->
 
 def _steps_error(name: str, steps: int, num_steps: int) -> ConfigError:
     return ConfigError(
-        f"data: the {name} split has sequences of {steps} steps, and num_steps is {num_steps}; use num_steps={steps}"
+        f"data: the {name} split has sequences of {steps} steps, but num_steps is {num_steps}; use num_steps={steps}"
     )
 
 

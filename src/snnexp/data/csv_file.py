@@ -55,10 +55,10 @@ class CSVFile:
             _, *rows = filter(None, csv.reader(file, delimiter=self.delimiter, strict=True))
         for index, row in enumerate(rows):
             if len(row) != len(self.header):
-                reason = f"sample {index} of {self.path.name} has {len(row)} fields, and the header {len(self.header)}"
+                reason = f"sample {index} of {self.path.name} has {len(row)} fields, the header has {len(self.header)}"
                 raise DataError(f"data: {reason}")
         if not rows:
-            raise DataError(f"data: {self.path.name} has a header and no rows")
+            raise DataError(f"data: {self.path.name} has a header but no rows")
         self.text = dict(zip(self.header, zip(*rows, strict=True), strict=True))
 
     def _require_header(self) -> None:
@@ -73,7 +73,7 @@ class CSVFile:
         """Raise an error if there is no column ``name``.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such column.
         """
         if name in self.header:
             return
@@ -114,7 +114,7 @@ class CSVFile:
         columns = {name: self.values(name) for name in names}
         text = [name for name, each in columns.items() if each.dtype.kind == "U"]
         if text:
-            hint = f"; leave them out by 'data.drop=[{','.join(text)}]'" if key == "drop" else ""
+            hint = f"; exclude them with 'data.drop=[{','.join(text)}]'" if key == "drop" else ""
             names_of_text = ", ".join(map(format_value, text))
             raise ConfigError(f"{key}: {self.path.name} has text in {names_of_text}, must be numbers{hint}")
         if not columns:

@@ -76,7 +76,7 @@ def _group_ids(name: str, dataset: Any, attribute: str) -> list[Any]:
     value = value.tolist() if hasattr(value, "tolist") else value
     ids: list[Any] | None = [*value] if isinstance(value, Sequence) else None
     if ids is None:
-        raise ConfigError(f"groups: got {attribute}, and {name} has no such attribute with one id for each sample")
+        raise ConfigError(f"groups: got {attribute}, but {name} has no such attribute with one id for each sample")
     if len(ids) != len(dataset):
-        raise ConfigError(f"groups: got {attribute}, and {name} has {len(ids)} of them for {len(dataset)} samples")
+        raise ConfigError(f"groups: got {attribute}, but {name} has {len(ids)} group ids for {len(dataset)} samples")
     return ids

@@ -61,7 +61,7 @@ def folder_data(
         val: folder of the validation samples.
         test: folder of the test samples.
         size: height and width to which images are resized, or one number for both; null if all have the same size.
-        grey: convert images to grayscale if true, to RGB if false; null to follow the first image.
+        grey: convert images to grayscale if true, to RGB if false; null to use the mode of the first image.
         x: name of the inputs in npz files.
         y: name of the target in npz files.
         target: kind of target; null to infer it from the dtype and the number of axes.
@@ -78,7 +78,7 @@ def folder_data(
     folders = {split: _folder(Path(name)) for split, (_, name) in given.items()}
     if (inside := _split_folders(folders["train"])) and train is None:
         if len(folders) > 1:
-            raise ConfigError(f"path: {format_value(path)} has folders for its splits, and others are given")
+            raise ConfigError(f"path: {format_value(path)} already contains split folders; remove the other paths")
         folders = inside
     classes = _classes(folders["train"])
     splits = {split: _SplitFolder(folder, classes) for split, folder in folders.items()}
@@ -102,7 +102,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
-    """Return the subfolders of splits, or an empty mapping if there is no train folder beside others."""
+    """Return the subfolders of splits, or an empty mapping if there is no folder train next to others."""
     splits = {each.name: each for each in _folders(path) if each.name in SPLITS}
     return splits if {"train"} < splits.keys() else {}
 
@@ -142,7 +142,7 @@ class _SplitFolder:
             raise DataError(f"data: the folder {folder} has no images by class and no npz files")
         self.are_images = self.paths[0].suffix.lower() != ".npz"
         if any((path.suffix.lower() != ".npz") != self.are_images for path in self.paths):
-            raise DataError(f"data: the folder {folder} has images and npz files, must have only one of them")
+            raise DataError(f"data: the folder {folder} has images and npz files, must have only one kind")
         if self.are_images and not classes:
             raise DataError(f"data: the images in {folder} must be in a folder for each class")
 
@@ -236,14 +236,14 @@ class _ImageReader:
 
         with _open_image(path) as image:
             if self.require_grayscale and image.mode not in GRAYSCALE_MODES:
-                reason = "is a color image, and the first image is grayscale"
+                reason = "is a color image, but the first image is grayscale"
                 raise DataError(f"data: {path} {reason}; use data.grey=true or false")
             pixels: Tensor = functional.pil_to_tensor(image.convert(self.mode))
         if self.size is not None:
             pixels = functional.resize(pixels, [*self.size], antialias=True)
         elif pixels.shape[1:] != self.first:
             sizes = (
-                f"{pixels.shape[1]} x {pixels.shape[2]} pixels, and the first image {self.first[0]} x {self.first[1]}"
+                f"{pixels.shape[1]} x {pixels.shape[2]} pixels, the first image has {self.first[0]} x {self.first[1]}"
             )
             raise DataError(f"data: {path} has {sizes}; use data.size")
         return pixels.to(torch.get_default_dtype()) / 255
@@ -263,5 +263,5 @@ class _NpzReader:
     def _target(self, arrays: Mapping[str, files.Array], path: Path) -> Any:
         assert self.y is not None
         array = arrays.get(self.y)
-        # files.get_array refuses scalars, which are valid targets
+        # files.get_array rejects scalars, which are valid targets
         return files.get_array(arrays, path, "y", self.y).load() if array is None or array.shape else array.load()[()]

@@ -72,7 +72,7 @@ class MNIST:
         return images, self.labels[indices]
 
     def split(self, size: int, seed: int) -> "tuple[MNIST, MNIST]":
-        """Split off ``size`` random samples; return the other samples, and these."""
+        """Split off ``size`` random samples; return the remaining samples and the random ones."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._subset(order[size:].sort().values), self._subset(order[:size].sort().values)
 
@@ -124,7 +124,7 @@ def mnist_data(
 
 
 def raw_folder(root: str | Path, download: bool = False) -> Path:
-    """Return the folder of the four files, after a download of missing ones if ``download``.
+    """Return the folder of the four files; download missing ones if ``download``.
 
     Raises:
         DataError: a file is missing.
@@ -177,7 +177,7 @@ def _read_verified(path: Path, signature: tuple[int, ...]) -> Tensor:
         length = file.readinto(content.numpy().data)
     if hashlib.sha256(content.numpy().data).hexdigest() != SHA256[path.name]:
         raise DataError(
-            f"MNIST is damaged: {path.absolute()} has {length} bytes and not the published checksum; "
+            f"MNIST is damaged: {path.absolute()} has {length} bytes and does not match the published checksum; "
             "delete it and pass data.download=true, or copy it again"
         )
     return content

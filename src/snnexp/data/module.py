@@ -34,7 +34,7 @@ from snnexp.text import format_value
 
 Sampling = Literal["shuffled", "balanced"]
 MAX_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
-"""Data workers send batches through a socket below TMPDIR, and the path of a socket has at most 107 bytes."""
+"""Data workers send batches through a Unix socket below TMPDIR, whose path has at most 107 bytes."""
 
 
 class Samples(Protocol):
@@ -68,13 +68,13 @@ class DataModule(LightningDataModule):
         sequences: see ``inputs``.
         val: validation samples, if any.
         batch_size: samples per optimizer step, over all processes.
-        drop_last: drop the last batch of an epoch if it is not full.
+        drop_last: drop the last batch of an epoch if it is incomplete.
         num_workers: number of processes that prepare batches; 0 is fastest for data in memory.
         seed: seed of the order of each epoch.
         spikes: see ``inputs``.
         description: description of the samples, instead of the short form.
-        sampling: ``shuffled`` for all samples once per epoch; ``balanced`` for as many samples, drawn with replacement
-            so that all classes are equally frequent on average.
+        sampling: ``shuffled`` for all samples once per epoch; ``balanced`` for the same number of samples, drawn with
+            replacement so that all classes are equally frequent on average.
         scaling: scaling of the inputs, fitted on the training split; saved with a run and applied to other data.
 
     Raises:
@@ -106,7 +106,7 @@ class DataModule(LightningDataModule):
         limits.require_processes("num_workers", num_workers)
         limits.require_files("num_workers", num_workers)
         if num_workers and (length := len(os.fsencode(tempfile.gettempdir()))) > MAX_TMPDIR:
-            most = f"TMPDIR has {length} bytes, and data workers need one of at most {MAX_TMPDIR}"
+            most = f"TMPDIR has {length} bytes, but data workers support at most {MAX_TMPDIR}"
             raise ConfigError(f"num_workers: {most}; shorten it, or set num_workers=0")
         if drop_last and batch_size > len(train):
             raise ConfigError(f"batch_size: got {batch_size}, must be at most the {len(train)} training samples")
@@ -337,7 +337,7 @@ def _init_worker(worker: int) -> None:
 
 def _send_error(queue: "Queue[Any]", error: Exception, item: tuple[int, Any]) -> None:
     if isinstance(item[1], ExceptionWrapper):
-        # the error cannot be sent either, so exit, which the run detects
+        # the error cannot be sent either, so exit; the run detects the exit
         os._exit(1)
     queue.put((item[0], _SendError(error)))
 

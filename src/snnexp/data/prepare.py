@@ -33,7 +33,7 @@ MEMORY_SHARE = 0.5
 """Share of the machine's memory up to which samples are read into memory."""
 TO_TENSOR = "'data.transform={_target_: torchvision.transforms.ToTensor}'"
 _cache: dict[Hashable, "_Prepared"] = {}
-"""The last samples in memory, shared by the members of a stack and the points of a sweep."""
+"""Cache of the last samples in memory, shared by the members of a stack and the points of a sweep."""
 
 
 @checked
@@ -120,7 +120,7 @@ def prepared(
         if isinstance(scale, str):
             fitted = scaling.fit(scale, iterate_inputs(samples["train"]), shapes.axes[0] + 1)
         if fitted is not None:
-            # augmented samples are scaled after their augmentation
+            # augmented samples are scaled after augmentation
             unscaled = {"train"} if changes else set()
             samples = {name: each if name in unscaled else each.scaled(fitted) for name, each in samples.items()}
         return samples, fitted
@@ -166,7 +166,7 @@ def split_files(path: str | None, train: str | None, val: str | None, test: str 
     """
     if (path is None) == (train is None):
         got = "neither is set" if path is None else "both are set"
-        raise ConfigError(f"path: must be the file of all samples, or data.train that of the training samples; {got}")
+        raise ConfigError(f"path: set either data.path, the file of all samples, or data.train; {got}")
     by_split = {
         "train": ("path", path) if train is None else ("train", train),
         "val": ("val", val),
@@ -226,14 +226,14 @@ class _Splitting:
         others |= {name: source.name for name, source in sources.items() if name != "train"}
         for key, value in others.items():
             if value is not None:
-                reason = f"and {sources['train'].name} defines the split of each sample"
+                reason = f"but {sources['train'].name} defines the split of each sample"
                 raise ConfigError(f"{key}: got {format_value(value)}, {reason}")
         return splits.from_names(sources["train"].split or ())
 
     def _at_random(self, sources: Mapping[str, Source], shapes: SampleShapes) -> dict[str, list[int]]:
         whole, labels = sources["train"], None
         if self.val_fraction and "val" in sources:
-            raise ConfigError(f"val_fraction: got {self.val_fraction:g}, and data.val is set; use only one of them")
+            raise ConfigError(f"val_fraction: got {self.val_fraction:g}, but data.val is set; use only one")
         if self.stratify:
             if shapes.kind != "labels":
                 raise ConfigError(f"stratify: got true, but the targets are {shapes.kind}, not labels")
@@ -242,7 +242,7 @@ class _Splitting:
             return splits.split(len(whole), self._fractions(sources), self.seed, whole.groups, labels)
         for key, value in (("test_fraction", self.test_fraction), ("test", "test" in sources or None)):
             if value is not None:
-                raise ConfigError(f"fold: got {self.fold}, and data.{key} is set; the fold is the test split")
+                raise ConfigError(f"fold: got {self.fold}, but data.{key} is set; the fold is the test split")
         return splits.fold(
             len(whole), self.fold, self.folds, self.val_fraction or None, self.seed, whole.groups, labels
         )
@@ -253,9 +253,9 @@ class _Splitting:
         if test_fraction is None and "test" not in sources:
             test_fraction = TEST_FRACTION
         if test_fraction and "test" in sources:
-            raise ConfigError(f"test_fraction: got {test_fraction:g}, and data.test is set; use only one of them")
+            raise ConfigError(f"test_fraction: got {test_fraction:g}, but data.test is set; use only one")
         if not test_fraction and "test" not in sources:
-            raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
+            raise ConfigError("test_fraction: got 0, but every run requires a test split; use data.test")
         fractions = {"test": test_fraction, "val": self.val_fraction}
         return {name: fraction for name, fraction in fractions.items() if fraction}
 
@@ -273,7 +273,7 @@ def _groups(sources: Mapping[str, Source], places: SplitIndices) -> dict[str, li
         return None
     for source in sources.values():
         if source.groups is None:
-            raise ConfigError(f"groups: the samples of data.{source.name} have no groups, and the others do")
+            raise ConfigError(f"groups: the samples of data.{source.name} have no groups, but the others do")
     ids = {name: source.groups or () for name, source in sources.items()}
     return {name: [ids[origin][index] for index in indices] for name, (origin, indices) in places.items()}
 
@@ -287,13 +287,13 @@ def _infer_shapes(source: Source, sequences: bool | None, target: Target | None,
             raise ConfigError(f"transform: the inputs are PIL images, must be tensors; use {TO_TENSOR}")
         seed_generators(seed)
         first = source.read(0)
-        # a dataset with its own generator gives another sample after this read
+        # a dataset with its own generator returns a different sample after this read
         source.read(len(source) - 1)
         seed_generators(seed)
         again = source.read(0)
     if not all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(first, again, strict=True)):
         raise source.error(
-            0, "is not the same when it is read twice; draw from the global generators of torch, NumPy or random"
+            0, "differs when it is read twice; use the global random generators of torch, NumPy or random"
         )
     if sequences is None:
         sequences = first[0].ndim in (2, 4)
@@ -308,11 +308,11 @@ def _known_outputs(sources: Mapping[str, Source], shapes: SampleShapes, outputs:
     """
     if not shapes.is_classified:
         if outputs not in (None, shapes.targets[-1]):
-            raise ConfigError(f"outputs: got {outputs}, and targets have {shapes.targets[-1]} features")
+            raise ConfigError(f"outputs: got {outputs}, but targets have {shapes.targets[-1]} features")
         return shapes.targets[-1]
     names = sources["train"].classes
     if names and outputs not in (None, len(names)):
-        raise ConfigError(f"outputs: got {outputs}, and the dataset has names of {len(names)} classes")
+        raise ConfigError(f"outputs: got {outputs}, but the dataset has {len(names)} class names")
     outputs = outputs or (len(names) if names else None)
     axes = 1 + len(shapes.targets)
     labels = {name: found for name, source in sources.items() if (found := source.labels(axes)) is not None}
@@ -333,7 +333,7 @@ def _require_two_classes(source: Source, indices: Sequence[int]) -> None:
     classes = set() if labels is None else {*labels[indices].tolist()}
     if len(classes) == 1:
         count = f"all {len(indices)} training samples have" if len(indices) > 1 else "the only training sample has"
-        raise DataError(f"data: {count} the label {classes.pop()}; there must be two classes or more")
+        raise DataError(f"data: {count} the label {classes.pop()}; there must be at least two classes")
 
 
 def _count_classes(samples: Mapping[str, Any]) -> int:
@@ -341,7 +341,7 @@ def _count_classes(samples: Mapping[str, Any]) -> int:
     stored = [each for each in samples.values() if isinstance(each, InMemorySamples)]
     if not stored:
         raise ConfigError(
-            "outputs: the number of classes is not known before all samples are read; "
-            "set it, give the dataset a list of names as its attribute classes, or use data.in_memory=true"
+            "outputs: the number of classes is unknown until all samples are read; "
+            "set it, add an attribute classes with their names to the dataset, or use data.in_memory=true"
         )
     return max(int(each.targets.max()) for each in stored) + 1

@@ -54,14 +54,14 @@ class SampleShapes:
             ConfigError: the sample does not match the kind, or the kind is ambiguous.
         """
         if sequences and not x.ndim:
-            raise ConfigError("sequences: got true, and the first input is a number, must be [T, *N]")
+            raise ConfigError("sequences: got true, but the first input is a number, must be [T, *N]")
         kind = kind or _kind(x, y, sequences)
         expected = {"labels": 0, "values": 1, "trace": 2, "step_labels": 1}[kind]
         shapes = cls(tuple(_input(x, sequences).shape), tuple(_target(y, kind).shape), kind, sequences)
         if len(shapes.targets) != expected or (shapes.is_classified and y.is_floating_point()):
             vector = "[T], whole numbers" if shapes.is_classified else "a number or [K]"
             need = {0: "a whole number", 1: vector, 2: "[T, K]"}[expected]
-            raise ConfigError(f"target: got {kind}, and the first sample has {_describe_target(y)}, must be {need}")
+            raise ConfigError(f"target: got {kind}, but the first sample has {_describe_target(y)}, must be {need}")
         return shapes
 
     def read(self, source: Source, index: int) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class SampleShapes:
         x, y = _input(x, self.sequences), _target(y, self.kind)
         for what, found, expected in (("an input", x, self.inputs), ("a target", y, self.targets)):
             if tuple(found.shape) != expected:
-                shapes = f"{list(found.shape)}, must be {list(expected)} as that of the first sample"
+                shapes = f"{list(found.shape)}, must be {list(expected)} the shape in the first sample"
                 raise source.error(index, f"has {what} of shape {shapes}")
         return x, y
 
@@ -155,7 +155,7 @@ class LazySamples:
         self.source, self.indices, self.shapes, self.seed, self.outputs = source, indices, shapes, seed, outputs
         self.scaling: Scaling | None = None
         self.require_range: Callable[[float, float], object] | None = None
-        """What raises where the encoder cannot take the lowest and the highest value."""
+        """Called with the lowest and the highest value; raises if the encoder does not support them."""
         self.device = torch.device("cpu")
 
     @property
@@ -202,9 +202,7 @@ class LazySamples:
             # a scalar becomes a vector of length 1
             if tuple(found.shape[1:]) not in (expected, expected[:-1] if expected[-1:] == (1,) else expected):
                 shapes = f"{[*found.shape[1:]]}, must be {[*expected]}"
-                raise DataError(
-                    f"data: {self.source.name} has {what} of shape {shapes} as those of the training samples"
-                )
+                raise DataError(f"data: {self.source.name} has {what} of shape {shapes} as in the training samples")
         values_at, target_at = self.shapes.axes
         values = values.reshape(len(indices), *self.shapes.inputs)
         return values.movedim(0, values_at), target.reshape(len(indices), *self.shapes.targets).movedim(0, target_at)
@@ -226,7 +224,7 @@ class LazySamples:
 
 
 class AugmentedSamples:
-    """Training samples with random augmentation. Evaluations of the training split read them without it.
+    """Training samples with random augmentation. Evaluations of the training split do not augment.
 
     The augmentation depends only on the seed, the epoch and the position of the sample in its order.
 
@@ -250,7 +248,7 @@ class AugmentedSamples:
     ) -> None:
         self.samples, self.transforms, self.shapes, self.seed, self.scaling = samples, transforms, shapes, seed, scaling
         self.require_range: Callable[[float, float], object] | None = None
-        """What raises where the encoder cannot take the lowest and the highest value."""
+        """Called with the lowest and the highest value; raises if the encoder does not support them."""
         self.device = torch.device("cpu")
         # fail before a run starts if a transform is unsupported
         with user_parts.wrap_errors("data"), restored(cpu_random_states()):
@@ -292,7 +290,7 @@ class AugmentedSamples:
             value = apply_transform(transform, value, "augment")
         if not isinstance(value, Tensor) or value.shape != x.shape:
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f"augment: returns {got} for inputs of shape {list(x.shape)}, must keep their shape")
+            raise ConfigError(f"augment: returned {got} for inputs of shape {list(x.shape)}, must keep their shape")
         return value
 
 

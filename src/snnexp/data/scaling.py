@@ -40,9 +40,9 @@ class Scaling:
             raise ConfigError(f"scale: got {', '.join(numbers) or 'nothing'}, must be a mapping of shift and scale")
         for name, each in numbers.items():
             if len(each) != features:
-                raise ConfigError(f"scale: got {len(each)} numbers for {name}, and the inputs have {features} features")
+                raise ConfigError(f"scale: got {len(each)} numbers for {name}, but the inputs have {features} features")
         if 0 in numbers["scale"]:
-            raise ConfigError("scale: got a scale of 0, must be another number")
+            raise ConfigError("scale: got a scale of 0, must not be 0")
         return cls(tuple(numbers["shift"]), tuple(numbers["scale"]))
 
     @property

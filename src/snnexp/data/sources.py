@@ -23,7 +23,7 @@ class Source:
         dataset: map-style dataset, ``len(dataset)`` and ``dataset[index]``, with samples (x, y).
         groups: one group id per sample; None without groups.
         split: the split of each sample, ``train``, ``val`` or ``test``; None if not defined.
-        key: equal for sources with the same, not random, samples; None if unknown.
+        key: cache key, equal for sources with the same deterministic samples; None if unknown.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Source:
     def labels(self, axes: int = 1) -> np.ndarray[Any, Any] | None:
         """Return the labels of all samples, ``[N]``, or ``[N, T]`` for ``axes=2``, if known without reading them."""
         targets = getattr(self.dataset, "targets", None)
-        # a dataset without the attribute target_transform is not one of torchvision, and its targets may be anything
+        # a dataset without target_transform is not from torchvision, and its targets may be anything
         changed = self.target_transforms or getattr(self.dataset, "target_transform", targets) is not None
         if targets is None or changed:
             return None
@@ -198,5 +198,5 @@ def apply_transform(transform: Callable[[Any], Any], value: Any, key: str) -> An
         if not type(transform).__module__.startswith("torchvision."):
             raise
         raise ConfigError(
-            f"{key}: {type(transform).__name__} cannot take these inputs: {one_line(str(error))}"
+            f"{key}: {type(transform).__name__} does not support these inputs: {one_line(str(error))}"
         ) from error

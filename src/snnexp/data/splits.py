@@ -43,12 +43,12 @@ def split(
     for name, fraction in fractions.items():
         count = round(fraction * length)
         if not count:
-            raise ConfigError(f"{name}_fraction: got {fraction:g}, which is none of the {length} samples")
+            raise ConfigError(f"{name}_fraction: got {fraction:g}, which is less than one of the {length} samples")
         result[name], left = _take_units(left, count) if labels is None else _take_stratified(left, count)
     result["train"] = [*chain.from_iterable(left)]
     if not result["train"]:
         *_, key = fractions
-        raise ConfigError(f"{key}_fraction: got {fractions[key]:g}, which leaves none of {length} samples to train on")
+        raise ConfigError(f"{key}_fraction: got {fractions[key]:g}, which leaves none of {length} samples for training")
     return {name: sorted(indices) for name, indices in result.items()}
 
 
@@ -109,7 +109,7 @@ def from_names(names: Sequence[Any]) -> dict[str, list[int]]:
     for split in ("train", "test"):
         if split not in result:
             raise ConfigError(
-                f"split: none of the {len(names)} samples is in the {split} split, and every run needs it"
+                f"split: none of the {len(names)} samples is in the {split} split, which every run requires"
             )
     return result
 
@@ -174,7 +174,7 @@ def _parts(
 
 def _require_not_both(groups: Sequence[Any] | None, labels: Sequence[int] | None) -> None:
     if groups is not None and labels is not None:
-        raise ConfigError("stratify: got true, and data.groups is set; use only one of them")
+        raise ConfigError("stratify: got true, but data.groups is set; use only one")
 
 
 def _require_all_classes(labels: Sequence[int], splits: int) -> None:

@@ -19,7 +19,7 @@ from snnexp.spec.parts import part
 from snnexp.text import format_value
 
 EXACT = 2**53
-"""From here on, float64 does not represent all integers."""
+"""float64 does not represent all integers above this."""
 MAX_CLASSES = 20
 """Integers with more distinct values than this, and than half of the rows, are ambiguous: classes or values."""
 
@@ -90,7 +90,7 @@ def csv_data(
         unsupported = {"fold": fold, "stratify": stratify or None, "groups": groups, "split": split}
         for key, value in unsupported.items():
             if value is not None:
-                raise ConfigError(f"{key}: got {format_value(value)}, and splits of a time series are chronological")
+                raise ConfigError(f"{key}: got {format_value(value)}, but splits of a time series are chronological")
         series = _Series(window, horizon, stride, features, names)
         sources = series.sources(tables, val_fraction, test_fraction)
         val_fraction = test_fraction = None
@@ -128,9 +128,7 @@ class _Table:
             DataError: there is no such column.
         """
         if missing := [name for name in features if name not in self.rows.header]:
-            raise DataError(
-                f"data: {self.name} has no column {format_value(missing[0])}, and the training samples have one"
-            )
+            raise DataError(f"data: {self.name} has no column {format_value(missing[0])}, but the training samples do")
         return self.rows.numbers(features)
 
     def source(self, features: Sequence[str], names: Sequence[str] | None) -> Source:
@@ -192,13 +190,13 @@ def _classes(tables: Sequence[_Table], classify: bool | None) -> list[str] | Non
     """
     text = [each.name for each in tables if each.y.dtype.kind == "U"]
     if text and (classify is False or len(text) < len(tables)):
-        raise ConfigError(f"classify: got {format_value(classify)}, and the target in {text[0]} is text")
+        raise ConfigError(f"classify: got {format_value(classify)}, but the target in {text[0]} is text")
     if text:
         return sorted({label for each in tables for label in each.y.tolist()})
     numbers = np.concatenate([each.y.ravel() for each in tables])
     whole = tables[0].y.ndim == 1 and bool((np.isfinite(numbers) & (numbers == np.floor(numbers))).all())
     if classify and not whole:
-        raise ConfigError("classify: got true, and the target is not a single column of whole numbers or text")
+        raise ConfigError("classify: got true, but the target is not a single column of whole numbers or text")
     if not whole or classify is False:
         return None
     classes = np.unique(numbers)
@@ -253,18 +251,18 @@ class _Series:
         fractions = {"val": val or 0.0, "test": test or 0.0}
         for name, fraction in fractions.items():
             if fraction and name in tables:
-                raise ConfigError(f"{name}_fraction: got {fraction:g}, and data.{name} is set; use only one of them")
+                raise ConfigError(f"{name}_fraction: got {fraction:g}, but data.{name} is set; use only one")
         if not fractions["test"] and "test" not in tables:
-            raise ConfigError("test_fraction: got 0, and every run needs a test split; use data.test")
+            raise ConfigError("test_fraction: got 0, but every run requires a test split; use data.test")
         whole = tables["train"]
         count = len(whole.y)
         ends = [round(count * left) for left in (1 - sum(fractions.values()), 1 - fractions["test"], 1)]
         for (name, fraction), begin, end in zip(fractions.items(), ends, ends[1:], strict=False):
             if fraction and begin == end:
-                raise ConfigError(f"{name}_fraction: got {fraction:g}, which is none of the {count} rows")
+                raise ConfigError(f"{name}_fraction: got {fraction:g}, which is less than one of the {count} rows")
         if ends[0] < 1:
             name = "val" if fractions["val"] else "test"
-            reason = f"got {fractions[name]:g}, which leaves none of {count} rows to train on"
+            reason = f"got {fractions[name]:g}, which leaves none of {count} rows for training"
             raise ConfigError(f"{name}_fraction: {reason}")
         by_fraction = {
             name: self._windows(whole, begin, end)
@@ -279,7 +277,7 @@ class _Series:
         offset = self.window - 1 + self.horizon
         starts = np.arange(begin, end - offset, self.stride)
         if not len(starts):
-            need = f"a window of {self.window} and a horizon of {self.horizon} need {offset + 1}"
+            need = f"a window of {self.window} and a horizon of {self.horizon} require {offset + 1}"
             raise DataError(f"data: {end - begin} rows of {table.name} are too few for a sample, {need}")
         y = _class_indices(table.y, self.names)[starts + offset]
         rows = _Windows(table.x(self.features), starts, self.window)

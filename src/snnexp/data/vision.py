@@ -60,7 +60,7 @@ def torchvision_data(
     A dataset without predefined splits is split by fractions. torchvision verifies checksums, if it knows them.
 
     Args:
-        root: folder that contains that of the dataset.
+        root: folder that contains the folder of the dataset.
         name: name of the dataset, such as FashionMNIST, KMNIST or CIFAR10.
         variant: split of EMNIST, such as letters or balanced.
         download: download missing files with torchvision.
@@ -78,10 +78,10 @@ def torchvision_data(
 
     if (name == "EMNIST") != (variant is not None):
         known = ", ".join(datasets.EMNIST.splits)
-        must = f"must be one of {known}" if name == "EMNIST" else "must be null, only EMNIST has variants"
+        must = f"must be one of {known}" if name == "EMNIST" else "must be null; only EMNIST has variants"
         raise ConfigError(f"variant: got {format_value(variant)}, {must}")
     if download and name in NOT_DOWNLOADABLE:
-        raise ConfigError(f"download: got true, must be false, torchvision cannot download {name}")
+        raise ConfigError(f"download: got true, but torchvision cannot download {name}")
     more = {} if variant is None else {"split": variant}
     folder = files.absolute(root)
     sources = {}

@@ -26,7 +26,7 @@ class Settings:
         direction: minimize or maximize; None for the known direction of the metric.
         seed: seed of the sampler; unused by a grid.
         prune: stop points whose learning curve is worse than the median.
-        startup_trials: number of random points; pruning starts after as many have finished.
+        startup_trials: number of random points; pruning starts after this number has finished.
         warmup_epochs: number of epochs before a point may be pruned.
         storage: URL of a database; None for SQLite in the sweep's directory.
         study: name of the study in the database; None for the id of the sweep. Machines that use the same name share
@@ -46,7 +46,7 @@ class Settings:
     prune: bool = True
     startup_trials: Index = 5
     warmup_epochs: Index = 1
-    # not typed as str: an error message must not repeat a value that may contain a password
+    # not typed as str: an error message would repeat the value, which may contain a password
     storage: Any = None
     study: Name | None = None
     heartbeat_s: Positive = 30.0

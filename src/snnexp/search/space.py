@@ -31,7 +31,7 @@ def space(
     Args:
         overrides: overrides from the command line; they take precedence over ``params``.
         params: key to values, in Hydra's grammar: ``interval(0.5,0.99)``, ``tag(log,interval(1e-4,1e-2))``,
-            ``range(1,5)``, ``choice(a,b)``, ``a,b``, and casts of them. An interval is one of integers if it is cast by
+            ``range(1,5)``, ``choice(a,b)``, ``a,b``, and casts of them. An interval has integer values if it is cast by
             ``int(..)``, or if its bounds are integers and its key accepts only integers.
         compose: returns the config of the fixed overrides.
 
@@ -91,7 +91,7 @@ def _range(key: str, given: RangeSweep) -> BaseDistribution:
     # sorted() of an infinite range would never return
     if not (step and 0 < (stop - start) / step <= config.MAX_POINTS):
         shown = f"range({start:g},{stop:g},{step:g})"
-        raise ConfigError(f"{key}: got {shown}, must hold at least one value and at most {config.MAX_POINTS}")
+        raise ConfigError(f"{key}: got {shown}, must have at least one value and at most {config.MAX_POINTS}")
     values = sorted(given.range())
     if isinstance(values[0], int):
         return IntDistribution(values[0], values[-1], step=int(abs(step)))
@@ -109,9 +109,9 @@ def _interval(key: str, given: IntervalSweep, is_whole: Callable[[str], bool]) -
     assert high is not None
     shown = f"interval({low:g},{high:g})"
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"{key}: got {shown}, must go from one finite number to a larger one")
+        raise ConfigError(f"{key}: got {shown}, must have finite bounds, the first below the second")
     if log and low <= 0:
-        raise ConfigError(f"{key}: got {shown}, on a logarithmic scale it must begin above 0")
+        raise ConfigError(f"{key}: got {shown}, must have a positive lower bound on a logarithmic scale")
     # Hydra parses all bounds without a cast as floats
     counts = low == int(low) and high == int(high) and is_whole(key)
     if counts or (isinstance(low, int) and isinstance(high, int)):
@@ -120,11 +120,11 @@ def _interval(key: str, given: IntervalSweep, is_whole: Callable[[str], bool]) -
 
 
 def grid_points(searched: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return all points of a grid, shuffled, so that a part of them covers the whole space."""
+    """Return all points of a grid, shuffled, so that any prefix covers the whole space."""
     values = {key: _values(key, distribution) for key, distribution in searched.items()}
     size = math.prod(map(len, values.values()))
     if size > config.MAX_POINTS:
-        raise ConfigError(f"hydra.sweeper.params: a grid of {size} points, at most {config.MAX_POINTS} are run")
+        raise ConfigError(f"hydra.sweeper.params: got a grid of {size} points, must be at most {config.MAX_POINTS}")
     every = [dict(zip(values, cell, strict=True)) for cell in itertools.product(*values.values())]
     random.Random(0).shuffle(every)
     return every
@@ -139,7 +139,7 @@ def _values(key: str, distribution: BaseDistribution) -> Sequence[Any]:
         count = round((distribution.high - distribution.low) / distribution.step) + 1
         return [distribution.low + index * distribution.step for index in range(count)]
     raise ConfigError(
-        f"{key}: an interval has infinitely many values; a grid needs range(..) or choice(..), sampler=tpe takes both"
+        f"{key}: an interval has infinitely many values; use range(..) or choice(..) for a grid, or sampler=tpe"
     )
 
 

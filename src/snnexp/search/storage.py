@@ -41,7 +41,9 @@ def parse(url: str) -> URL:
     except ImportError as error:
         raise ConfigError(f"{KEY}: {parsed.drivername} needs a package that is not installed: {error}") from error
     if any("password" in option for option in parsed.query):
-        raise ConfigError(f"{KEY}: a password in its options is not hidden; use postgresql://user:password@host/name")
+        raise ConfigError(
+            f"{KEY}: a password in the options would not be hidden; use postgresql://user:password@host/name"
+        )
     return parsed
 
 

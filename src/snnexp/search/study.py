@@ -1,9 +1,9 @@
 """A search: an Optuna study chooses the points, in one process or on several machines.
 
-A study has ``n_trials`` places. Each is held by one trial, the first that claimed it and was not released. The database
-numbers the trials, so that two processes that claim the same place agree which of them holds it. A trial without a
-heartbeat is marked as failed without a status, which frees its place; the trial that claims it next has the same
-parameters. A trial that failed by itself has a status, and keeps its place.
+A study has ``n_trials`` places. Each is held by the first trial that claimed it and was not released. Trial numbers
+come from the database, so processes that claim the same place agree on its holder. A trial without a heartbeat is
+marked as failed without a status, which releases its place; the trial that claims it next has the same parameters. A
+trial that failed on its own has a status, and keeps its place.
 
 The parameters of a place depend on the seed, the place, and the trials known at that time.
 """
@@ -119,15 +119,15 @@ class Search:
                 name = "overrides" if key == "overrides" else f"hydra.sweeper.{key}"
                 raise ConfigError(
                     f"{name}: the study {self.name} was created with {_describe_difference(stored.get(key), value)}; "
-                    "use the same, or another hydra.sweeper.study"
+                    "use the same settings, or another hydra.sweeper.study"
                 )
 
     def ask(self) -> tuple[int, list[str]] | None:
         """Claim a place.
 
         Returns:
-            The number of the trial and the overrides of its point, or None if all places are held. One may become free
-            again while :meth:`remaining` is not 0.
+            The number of the trial and the overrides of its point, or None if all places are held. A place may be
+            released while :meth:`remaining` is not 0.
         """
         with translated_errors(self.url):
             while (free := self._free_place()) is not None:
@@ -216,7 +216,7 @@ class Search:
         return True
 
     def heartbeat(self) -> None:
-        """When due, send heartbeats for the running trials and release trials of other processes without one."""
+        """If the interval has passed, send heartbeats, and release the trials of other processes without one."""
         now = time.monotonic()
         if now < self._next_heartbeat:
             return

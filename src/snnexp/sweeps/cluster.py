@@ -39,7 +39,7 @@ def make_executor(folder: Path, launcher: Mapping[str, Any]) -> submitit.AutoExe
         launcher: settings of ``hydra/launcher=slurm``.
     """
     folder.mkdir(exist_ok=True)
-    # a new directory: jobs unpickle the files in it, and those of a copied sweep are untrusted
+    # a new directory: jobs unpickle the files in it, and the files of a copied sweep are untrusted
     own = Path(tempfile.mkdtemp(dir=folder))
     own.chmod(0o755)
     # do not import modules from the current directory
@@ -109,12 +109,12 @@ class ClusterJob:
         try:
             with redirect_stderr(StringIO()):
                 # submitit also prints the error, which is raised below
-                job = self.executor.submit(carry_out, task, event_file, self.threads)
+                job = self.executor.submit(execute_task, task, event_file, self.threads)
         except (FailedSubmissionError, FailedJobError) as error:
             reason = one_line(str(error)) or "sbatch gave no reason"
-            raise ConfigError(f"hydra/launcher=slurm: a job was refused: {reason}") from error
+            raise ConfigError(f"hydra/launcher=slurm: a job was rejected: {reason}") from error
         for link in self.executor.folder.glob(".submission_file_*"):
-            # Ledger.open refuses a sweep that contains links
+            # Ledger.open rejects a sweep that contains links
             link.unlink()
         return job
 
@@ -175,7 +175,7 @@ class _OrphanedJob:
         self.abandoned = True
 
 
-def carry_out(task: Mapping[str, Any], event_file: Path, threads: int | None) -> None:
+def execute_task(task: Mapping[str, Any], event_file: Path, threads: int | None) -> None:
     """Run the task of a worker in a job.
 
     Args:

@@ -28,9 +28,9 @@ class Display:
     Args:
         terminal: the console.
         ledger: record of the sweep.
-        metric: metric of the best point; None for the main metric of the runs.
+        metric: metric by which points are compared; None for the main metric of the runs.
         higher: whether a higher value is better; None for the known direction of the metric.
-        total: total number of points, if points are still to be added.
+        total: total number of points, if more points will be added.
     """
 
     plain_every_s = 20.0

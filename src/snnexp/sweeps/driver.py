@@ -62,7 +62,7 @@ def start(
     _require_threads(launcher, [whole for _, whole in points])
     unique = deduplicated(points)
     if len(unique) < len(points):
-        warn(f"{len(points) - len(unique)} of {len(points)} points are duplicates and are not run again")
+        warn(f"{len(points) - len(unique)} of {len(points)} points are duplicates and are skipped")
     ledger = Ledger.create(folder, experiment, launcher, folders=folders)
     for overrides, whole in unique:
         ledger.add(overrides, whole)
@@ -145,8 +145,8 @@ def _parse_changes(changes: Sequence[str], searched: bool) -> tuple[dict[str, An
             nodes[words[1]][words[2]] = value
         else:
             errors.add(
-                f"{format_value(key)}: cannot change in a resumed sweep; hydra.launcher.KEY and keys that do not "
-                "affect results, such as data.root, can"
+                f"{format_value(key)}: cannot be changed in a resumed sweep; only hydra.launcher.KEY and keys that do "
+                "not affect results, such as data.root, can"
             )
     errors.raise_if_any()
     return nodes["launcher"], nodes["sweeper"], keys
@@ -208,7 +208,7 @@ def _print_best(source: StudySource, view: display.Display) -> None:
     try:
         best = source.write_best()
     except (SnnexpError, OSError) as error:
-        # must not hide how the sweep ended
+        # an error here must not hide the result of the sweep
         warn(f"the best point could not be written: {error}")
         return
     if best is not None:
@@ -235,12 +235,12 @@ def check(launcher: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{format_value(name)}: unknown key, {hint}")
         missing = sorted({"kind", *known} - launcher.keys())
         if missing:
-            raise ConfigError(f"{missing[0]}: missing, every launcher needs it")
+            raise ConfigError(f"{missing[0]}: missing, required by every launcher")
         checked.check(Launcher, launcher)
         if launcher.get("cluster") != "slurm" and launcher["workers"] is not None:
             limits.require_processes("workers", launcher["workers"])
         if launcher.get("cluster") == "slurm" and shutil.which("srun") is None:
-            raise ConfigError("cluster: got slurm, and there is no srun here; cluster=local runs jobs on this machine")
+            raise ConfigError("cluster: got slurm, but srun is not installed; cluster=local runs jobs on this machine")
 
 
 def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> None:
@@ -253,8 +253,8 @@ def _require_threads(launcher: Mapping[str, Any], configs: Sequence[Mapping[str,
 def make_jobs(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
     """Group the remaining points into jobs, and report those that cannot be stacked.
 
-    Points of an earlier stack form the same stack again. Its ended members keep their positions, so that rounding does
-    not change for the others. A point that was retried alone stays alone.
+    Points of an earlier stack form the same stack again. Ended members keep their positions, so that rounding does not
+    change for the others. A point that was retried alone stays alone.
     """
     left = [point for point in points if not point.done]
     if ledger.launcher["kind"] != "stacked":
@@ -281,7 +281,7 @@ def make_jobs(ledger: Ledger, points: Sequence[Point]) -> list[Job]:
     max_members, workers = ledger.launcher["members"], ledger.launcher["workers"] or 1
     new: list[Job] = []
     for group in groups.values():
-        # small enough that all workers get a stack
+        # split stacks so that all workers get one
         new += map(Job, _split_evenly(group, min(max_members, -(-len(group) // workers))))
     resumed = [
         Job(sorted(stack, key=lambda point: members.index(point.index)), [ledger.points[index] for index in members])
@@ -321,7 +321,7 @@ def make_slots(folder: Path, launcher: Mapping[str, Any], jobs: int, accelerator
     cores = limits.cores()
     each = min(1, len(gpus)) if launcher["gpus"] is None else launcher["gpus"]
     if each > len(gpus):
-        raise ConfigError(f"hydra.launcher.gpus: got {each}, there are {len(gpus)} for these points here")
+        raise ConfigError(f"hydra.launcher.gpus: got {each}, but {len(gpus)} are available for these points")
     workers = min(launcher["workers"] or (len(gpus) // each if each else cores), jobs)
     limit = threads.from_environment()
     share = launcher["threads"] or (limit and min(limit, max(1, cores // max(1, workers))))

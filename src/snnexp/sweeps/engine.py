@@ -1,7 +1,7 @@
 """The event loop of a sweep: it schedules points on slots and records their results in the ledger.
 
-A slot runs one task at a time: a worker process that is reused, or a cluster job (:mod:`snnexp.sweeps.cluster`). A task
-that fails in any way does not stop the loop.
+A slot runs one task at a time: a worker process that is reused, or a cluster job (:mod:`snnexp.sweeps.cluster`). A
+failed task does not stop the loop.
 """
 
 import selectors
@@ -27,7 +27,7 @@ DUPLICATE_SIGNAL_S = 0.1
 
 
 class Source(Protocol):
-    """Where points come from: a list, or a study."""
+    """A source of points: a list, or a study."""
 
     def next(self) -> Job | None:
         """Return the next job, or None if there is none at the moment."""
@@ -140,7 +140,7 @@ class Engine:
         more = False
         starting: list[tuple[Slot, Job]] = []
         try:
-            # first report what ended: the next point may depend on it
+            # report ended points first: the next point may depend on them
             for point in ended:
                 self.source.ended(point)
             more = self.source.tick()
@@ -185,7 +185,7 @@ class Engine:
             return
         self.slots[slot] = RunningTask(job, self.timeout_s and self.timeout_s * len(job.members), modified_ns)
         if job[0].job:
-            # a driver that resumes the sweep looks for the cluster job by its number
+            # a driver that resumes the sweep finds the cluster job by its number
             self.ledger.save()
 
     def _retry_alone(self, point: Point) -> bool:
@@ -246,7 +246,7 @@ class Engine:
         outcome = (point.status, point.reason, point.exit_code)
         ended = self.ledger.sync(point, {} if point.run else self.ledger.unclaimed())
         if ended and self.ledger.modified_ns(point) == task.modified_ns[index]:
-            # the run records the end from before it was resumed
+            # run.json still has the status from before the run was resumed
             ended, (point.status, point.reason, point.exit_code) = False, outcome
         if ended and point.exit_code == 74:
             self.disk_error = point.reason

@@ -1,6 +1,6 @@
 """Decide from configs, without importing torch, which points of a sweep can be trained as one model.
 
-Members of a stack differ only in numbers that can be tensors: seeds, learning rates, initial values, numbers of the
+Members of a stack differ only in values that can be tensors: seeds, learning rates, initial values, parameters of the
 surrogate and the loss. Everything that determines shapes or the computation must be equal.
 """
 
@@ -41,7 +41,7 @@ def obstacle(cfg: DictConfig | Mapping[str, Any]) -> str | None:
 
 
 def key(cfg: DictConfig | Mapping[str, Any]) -> Hashable:
-    """Return a key that is equal for points that can share a stack: the config without what may differ."""
+    """Return a key that is equal for points that can share a stack: the config without values that may differ."""
     plain = {name: value for name, value in _plain(cfg).items() if name not in ("seed", "published")}
     # initial weights may differ; which of them are frozen may not
     plain["init_from"] = list(config.get_init_from(plain).freeze)
@@ -75,7 +75,7 @@ def _free_arguments(spec: Spec) -> set[str]:
 
 
 def _kind(value: Any) -> str | None:
-    """Return what must be equal of a value that may differ: a number and an initializer differ in shape."""
+    """Return the kind of a value that may differ, which must be equal: a number and an initializer differ in shape."""
     return "drawn" if isinstance(value, Mapping) else None
 
 

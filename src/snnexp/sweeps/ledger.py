@@ -1,7 +1,7 @@
 """The directory of a sweep.
 
     outputs/sweeps/<experiment>/<sweep id>/
-      sweep.json        every point: overrides, status, run directory, and why it did not finish
+      sweep.json        every point: overrides, status, run directory, and reason of a failure
       configs.jsonl     the full config of each point, one per line; append-only
       summary.csv       one row per point: varied keys, status and metrics
       runs/<run id>/    ordinary run directories
@@ -134,7 +134,7 @@ class Ledger:
             InUseError: another process runs the sweep.
         """
         if not (path / FILE).is_file():
-            raise ConfigError(f"{path}: not the directory of a sweep, there is no {FILE} in it")
+            raise ConfigError(f"{path}: not the directory of a sweep, it has no {FILE}")
         _require_no_links(path)
         ledger = cls(path)
         ledger._lock.lock()
@@ -266,7 +266,7 @@ class Ledger:
             ]
             self.points = [Point(**entry, index=index) for index, entry in enumerate(entries)]
             text = read_regular(self.path / CONFIGS, at_most=MAX_BYTES).decode()
-            # ignore configs of points that sweep.json does not list; the last may be incomplete
+            # ignore configs of points that sweep.json does not list; the last line may be incomplete
             lines = text.splitlines(keepends=True)[: len(self.points)]
             self._configs = [row.rstrip("\n") for row in lines]
             valid = all(_is_valid(point, len(self.points)) for point in self.points)

@@ -51,7 +51,7 @@ class Pruning(Observer):
             study_id = self.storage.get_study_id_from_name(study)
             self.trial = self.storage.get_trial_id_from_study_id_trial_number(study_id, trial)
         maximize = self.study.direction == StudyDirection.MAXIMIZE
-        # curves are compared in the direction of the study, which may not be that of the substitute
+        # curves are compared in the direction of the study, which may differ from that of train/epoch_loss
         self.sign = 1 if self.metric == metric or higher_is_better(self.metric) == maximize else -1
 
     def on_train_epoch_end(self, trainer: Trainer, member: Member) -> None:

@@ -91,7 +91,7 @@ class SearchRequest:
         except (TypeError, ValueError, LookupError) as error:
             raise ConfigError("search: its record in sweep.json is invalid") from error
         if record["settings"].get("storage") is not None:
-            raise ConfigError(f"{storage.KEY}: set in sweep.json, must be set on the command line")
+            raise ConfigError(f"{storage.KEY}: set in sweep.json, but must be set on the command line")
         if elsewhere:
             raise ConfigError(f"{storage.KEY}: the URL of the study's database is not recorded; add {storage.KEY}=URL")
         request = cls({"storage": None, **settings}, params, overrides, composer, study)
@@ -244,7 +244,7 @@ class StudySource:
                 if value is None and point.status == "finished":
                     value = read_metric(self.ledger.path / point.run, self.metric)
                 if value is None and point.status == "finished":
-                    # nor will any other point have it, so stop the search
+                    # no other point will have the metric either, so stop the search
                     missing = f"has no {self.metric}, there are {_metric_list(point.metrics)}"
                     point.status, point.reason = "failed", f"it {missing}"
                     self.unmeasured = UnmeasuredError(f"hydra.sweeper.metric: a point {missing}")

@@ -1,4 +1,4 @@
-"""A worker process, which trains one point or stack of a sweep after the other, so that imports are paid once.
+"""A worker process, which trains points and stacks of a sweep sequentially, so that modules are imported only once.
 
 It reads tasks from stdin, one JSON object per line:
 
@@ -6,7 +6,7 @@ It reads tasks from stdin, one JSON object per line:
     {"run": ".."}                                                         resume a run
     {"members": [{"config", "overrides", "run", "over"}, ..], "parent": ".."}     train a stack
 
-Members with "over" have ended before; they only keep their positions and are not counted in events. Each task has
+Members with "over" have already ended; they only keep their positions and are not counted in events. Each task has
 "keys", the overrides for resumed runs, and "log", the file for output until there is a run directory. A point or member
 of a search has "prune", the arguments of :class:`~snnexp.sweeps.pruning.Pruning`. It writes events to stdout:
 

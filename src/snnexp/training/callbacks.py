@@ -16,7 +16,7 @@ from snnexp.seeds import fold
 class StatelessSeeding(Callback):
     """Seed every step from the run's seed and its position in the run, independent of earlier draws.
 
-    All evaluations draw the same numbers for a batch, so that an evaluation can be repeated on its own.
+    All evaluations draw the same numbers for a batch, so evaluations are reproducible.
     """
 
     def __init__(self, seed: int) -> None:
@@ -56,7 +56,7 @@ class LogMeans(Callback):
 
 
 class EvaluateTestSplit(Callback):
-    """Evaluate the test split after each training epoch and log its metrics; nothing is selected by them.
+    """Evaluate the test split after each training epoch and log its metrics; for logging only.
 
     Must precede the callback that writes an epoch's row. Random states and module modes are restored afterwards.
 
@@ -70,7 +70,7 @@ class EvaluateTestSplit(Callback):
 
     @classmethod
     def join(cls, trainer: Trainer, batches: int | None, random: StatelessSeeding | None = None) -> None:
-        """Insert one into the callbacks of a trainer, after its :class:`LogMeans`; arguments as for the class."""
+        """Insert an instance into the callbacks of a trainer, after its :class:`LogMeans`."""
         place = [type(each) for each in trainer.callbacks].index(LogMeans) + 1  # type: ignore[attr-defined]
         trainer.callbacks.insert(place, cls(batches, random))  # type: ignore[attr-defined]
 

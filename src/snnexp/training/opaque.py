@@ -1,4 +1,4 @@
-"""A network around a plain ``torch.nn.Module``, of which only the outputs are known."""
+"""Wraps a plain ``torch.nn.Module``, of which only the outputs are known, as a network."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -33,7 +33,7 @@ class Opaque(Network):
 
     Its ``forward(x)`` receives ``[T, B, *N]``; a constant input is expanded. It returns the readout: the membrane
     ``[T, B, K]``, a pair (spikes, membrane), or a :class:`~snnexp.neurons.Trace`; or a mapping from layer names to
-    these, the readout last, which makes the inner layers known.
+    these, the readout last, which also gives access to the inner layers.
 
     Args:
         module: the module.
@@ -59,7 +59,7 @@ class Opaque(Network):
         statistics: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> list[Any]:
         if any(state is not None for state in states):
-            raise ValueError("a module of another library takes no state: give it the whole sequence")
+            raise ValueError("a module of another library takes no state; pass the whole sequence")
         traces = self._traces(inputs.dense() if isinstance(inputs, SparseSpikes) else inputs, num_steps)
         if [*traces] != [*self.known]:
             raise ConfigError(
@@ -75,7 +75,7 @@ class Opaque(Network):
             else {READOUT: outputs}
         )
         if not named or len(named) < (len(outputs) if isinstance(outputs, Mapping) else 1):
-            raise ConfigError(f"network: {self.kind} must return its layers by different names, the readout last")
+            raise ConfigError(f"network: {self.kind} must return its layers under unique names, the readout last")
         return {name: self._trace(name, value) for name, value in named.items()}
 
     def _trace(self, name: str, output: Any) -> Trace:

@@ -3,7 +3,7 @@
 A snapshot maps names to NumPy arrays; T time steps, N neurons and K outputs, a subset for large layers:
 
     step                                           completed training steps
-    num_steps                                      time steps, of which the first are shown
+    num_steps                                      number of time steps; at most the first MAX_STEPS are shown
     input_steps                                    time steps with real-valued input; 0 for spikes
     connections/<layer>                            synapses from other layers, if known
     products/<layer>                               products of values and weights before the layer, per sample
@@ -56,7 +56,7 @@ LOG = logging.getLogger(__name__)
 MAX_SAMPLES, MAX_IMAGES, MAX_TRAJECTORIES = 64, 27, 4
 """Maximum batch size, and how many of its samples are shown."""
 MAX_NEURONS, MAX_STEPS = 400, 1000
-"""Maximum numbers shown of a sample."""
+"""Maximum number of values shown per sample."""
 MAX_STATES = 2**24
 """Maximum of steps times samples times neurons: unlike training, a snapshot stores all of them for the gradient."""
 MAX_IMAGE_BYTES = 2**22
@@ -125,7 +125,7 @@ def _connections(task: Task, inputs: Tensor | SparseSpikes) -> dict[str, Any]:
 
 def _gradients(task: Task, loss: Tensor, currents: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     trained = {display_name(name): weight for name, weight in task.named_parameters() if weight.requires_grad}
-    # autograd.grad leaves parameter.grad alone, which the optimizer reads
+    # autograd.grad does not change parameter.grad, which the optimizer reads
     # a current that depends on no trained parameter has no gradient
     reached = [[part for part in current if part.requires_grad] for current in currents]
     parts = [part for current in reached for part in current]
@@ -156,7 +156,7 @@ class Probe(Observer):
 
     Writes ``probe/init.npz`` before the first step, ``last.npz`` for the latest snapshot, and ``test.npz`` with totals
     of the test split. Figures of the latest snapshot are in ``figures/`` and in TensorBoard. The batch is the first of
-    the validation split, or of the test split if there is none; nothing is selected by it.
+    the validation split, or of the test split if there is none; it is only displayed.
 
     Args:
         run: the run.
@@ -255,7 +255,7 @@ class Probe(Observer):
             trainer.strategy.precision_plugin.forward_context(),
         ):
             torch.manual_seed(fold(self.seed, "probe"))
-            # training mode, also after a test
+            # training mode, even after a test
             task.network.train()
             values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)
             arrays = snapshot(task, (values.to(device), target.to(device)), self.decoder)

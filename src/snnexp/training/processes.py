@@ -1,9 +1,9 @@
-"""The processes of ddp, which share each batch: how they are started, and how they find the run.
+"""DDP processes, which share each batch: launching, and passing the run directory to all ranks.
 
 Rank 0 creates the run directory and is the only one to write to it. Either it starts the others, as
 ``python -m snnexp.training.rank RUN``, or torchrun or srun starts all processes, and rank 0 sends the directory to the
-others through a store. Lightning gets ranks and addresses from :class:`ProcessEnvironment`, not from environment
-variables that anyone may have set.
+others through a store. Lightning gets ranks and addresses from :class:`ProcessEnvironment`, not from
+environment variables, which may be stale.
 """
 
 import functools
@@ -33,7 +33,7 @@ from snnexp.training import launchers
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 """Timeout for processes started by torchrun or srun to find each other."""
 ACKNOWLEDGE_TIMEOUT_S = 2.0
-"""Timeout for the other processes to acknowledge that there is nothing to do."""
+"""Timeout for the other processes to acknowledge that the run does not start."""
 
 
 class ProcessEnvironment(ClusterEnvironment):
@@ -62,7 +62,7 @@ class ProcessEnvironment(ClusterEnvironment):
 
     @classmethod
     def from_variables(cls, processes: int) -> "ProcessEnvironment":
-        """Return that of this process; rank 0 of ``processes`` without torchrun and srun."""
+        """Return the environment of this process; without torchrun and srun, rank 0 of ``processes``."""
         variables, int_variable, rank = os.environ, launchers.int_variable, launchers.rank()
         if launchers.started_by_torchrun():
             count, port = int(variables["WORLD_SIZE"]), int(variables["MASTER_PORT"])
@@ -80,10 +80,10 @@ class ProcessEnvironment(ClusterEnvironment):
     def require(self, processes: int) -> None:
         """Raise :class:`ConfigError` unless there are ``processes`` processes on one machine."""
         if self.nodes > 1:
-            raise ConfigError(f"trainer.devices: the processes are on {self.nodes} machines, a run must be on one")
+            raise ConfigError(f"trainer.devices: the processes are on {self.nodes} machines, must be on one")
         if self.processes != processes:
             raise ConfigError(
-                f"trainer.devices: got {processes}, and torchrun or srun has started {self.processes} processes"
+                f"trainer.devices: got {processes}, but torchrun or srun has started {self.processes} processes"
             )
 
     @property
@@ -106,13 +106,13 @@ class ProcessEnvironment(ClusterEnvironment):
         return self.processes
 
     def set_world_size(self, size: int) -> None:
-        """It is known."""
+        """Do nothing: the value is already known."""
 
     def global_rank(self) -> int:
         return self.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """It is known."""
+        """Do nothing: the value is already known."""
 
     def local_rank(self) -> int:
         return self.rank
@@ -140,7 +140,7 @@ class Launcher:
         return function(*args, **kwargs)
 
     def kill(self, signum: int) -> None:
-        """Do nothing: the run ends them after it has been recorded."""
+        """Do nothing: the run terminates them after it has been recorded."""
 
     def _start(self) -> None:
         if self.run is None and self.cluster.processes > 1:
@@ -168,14 +168,14 @@ def _start_process(run: Run, cluster: ProcessEnvironment, rank: int) -> subproce
     }
     if sys.dont_write_bytecode:
         variables["PYTHONDONTWRITEBYTECODE"] = "1"
-    # silences a warning of every process about find_unused_parameters
+    # silences a warning about find_unused_parameters in every process
     environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, **variables}
     command = [sys.executable, "-m", "snnexp.training.rank", str(run.path.absolute())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
 
 class Ddp(DDPStrategy):
-    """Lightning's strategy with our :class:`Launcher`."""
+    """Lightning's DDP strategy with a :class:`Launcher`."""
 
     def __init__(self, cluster: ProcessEnvironment, **settings: Any) -> None:
         super().__init__(**settings)
@@ -268,7 +268,7 @@ def _receive_run(store: Store, key: str) -> Path:
 
 
 def _acknowledgement(key: str) -> str:
-    return f"{key}/heard"
+    return f"{key}/acknowledged"
 
 
 def require_others(trainer: Trainer, error: Exception) -> None:

@@ -44,7 +44,7 @@ class ProgressDisplay(Callback):
         if self.terminal.is_terminal:
             words = [TextColumn(f"{{task.fields[{name}]}}") for name in ("epoch", "values")]
             columns = (words[0], BarColumn(bar_width=None), words[1])
-            # no refresh thread: a fork of data workers could copy its locks while held, and block their output
+            # no refresh thread: a fork of data workers could copy its held locks, and block their output
             self.bar = Progress(*columns, console=self.terminal, auto_refresh=False, transient=True, expand=True)
             self.task = self.bar.add_task("", total=self._steps(trainer), epoch=self._epoch(trainer), values="")
             self.bar.start()

@@ -11,10 +11,10 @@ from snnexp.text import truncate
 
 
 def main(folder: Path) -> int:
-    """Train and test with rank 0, which has locked the run and reports on it; return the exit code."""
+    """Train and test together with rank 0, which holds the lock and reports; return the exit code."""
     first = os.getppid()
     for number in termination_signals():
-        # default handlers until there is something to save
+        # default signal handlers until there is something to save
         signal.signal(number, signal.SIG_DFL)
     try:
         if Run(folder).writer_pid() != first:

@@ -41,7 +41,7 @@ class MemberCheckpoints(Observer):
         self.lowest = float("inf")
         self.best = False
         self.compared_at: int | None = None
-        """The step of the latest comparison."""
+        """The step of the latest comparison with the best checkpoint."""
 
     def state_dict(self, trainer: Trainer | None = None) -> dict[str, Any]:
         return {"lowest": self.lowest}
@@ -55,7 +55,7 @@ class MemberCheckpoints(Observer):
             write_checkpoint(self.run.checkpoints / "last.ckpt", read_checkpoint(path))
 
     def update_best(self, member: Member, step: int) -> None:
-        """Compare the epoch that ended with this step with the best, once per step."""
+        """Compare the epoch that ended at this step with the best one; once per step."""
         if self.compared_at == step:
             return
         self.compared_at = step
@@ -238,8 +238,8 @@ def _counters(trainer: Trainer, epoch: int, batch: int, step: int) -> dict[str, 
     return state
 
 
-def any_process(trainer: Trainer, wish: bool) -> bool:
-    """Return True if ``wish`` is true in any process; ddp reduces it only at logged steps, because it blocks."""
+def any_process(trainer: Trainer, value: bool) -> bool:
+    """Return True if ``value`` is true in any process; ddp reduces it only at logged steps, because it blocks."""
     if trainer.world_size == 1:
-        return wish
-    return is_logged_step(trainer) and trainer.strategy.reduce_boolean_decision(wish, all=False)
+        return value
+    return is_logged_step(trainer) and trainer.strategy.reduce_boolean_decision(value, all=False)

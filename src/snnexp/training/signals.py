@@ -1,4 +1,4 @@
-"""Signal handling: a signal, or the loss of a process, ends a run, which is saved, marked and reported."""
+"""Signal handling: after a signal or the loss of a process, save the run, record it as interrupted and exit."""
 
 import os
 import select
@@ -24,13 +24,13 @@ GRACE_S = 30.0
 class Signals(Callback):
     """Handle SIGINT, SIGTERM and SIGHUP: finish the step or validation, save last.ckpt, stop.
 
-    While waiting for a batch, the run is saved and stops at once; outside of training it stops at once. A second
-    signal ends the process at once. Python runs signal handlers only between bytecodes, and a call into PyTorch may
-    take long, so a thread watches for signals too: it reports the first one, and ends the process at the second.
+    While waiting for a batch, save and stop immediately; outside of training, stop immediately. A second signal kills
+    the process. Python runs signal handlers only between bytecodes, and a call into PyTorch may take long, so a
+    thread also watches for signals: it reports the first one, and kills the process at the second.
     """
 
     duplicate_s = 0.1
-    """Equal signals within this time count as one: ``timeout`` signals a process and then its group."""
+    """Identical signals within this time count as one: ``timeout`` signals a process and then its group."""
     patience_s = 0.5
     """How long the thread waits for the main thread to act on a signal."""
     reminder = signal.SIGALRM
@@ -51,7 +51,7 @@ class Signals(Callback):
         self.mask: set[int] = set()
 
     def __enter__(self) -> "Signals":
-        # only the main thread may set signal handlers; elsewhere they are up to the caller
+        # only the main thread may set signal handlers; in other threads, the caller is responsible
         if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self._handle) for number in termination_signals()}
             self.reminded = signal.signal(self.reminder, self._remind)
@@ -87,7 +87,7 @@ class Signals(Callback):
             os.close(self.source)
         for process in self._others:
             with suppress(subprocess.TimeoutExpired):
-                # they cannot continue without this process
+                # the other processes cannot continue without this one
                 process.wait(0 if error[0] is not None else GRACE_S)
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""Tasks that differ only in numbers, stacked into one model.
+"""Tasks that differ only in numeric values, stacked into one model.
 
 Features are ``(M, n)``, traces ``[T, B, M, n]``, weights ``[M, out, in]``. Losses and metrics are computed by the
 functions of a single task, mapped over the member axis by ``vmap``.
@@ -29,12 +29,12 @@ from snnexp.training.task import Task
 
 
 class Stacked(Task):
-    """One task for all members; they differ only in numbers.
+    """One task for all members, which differ only in numeric values.
 
     Losses and metrics have shape ``[M]``; the sum of the losses is minimized.
 
     Args:
-        members: each with its own initial weights; identical computation.
+        members: the members, each with its own initial weights.
         kernel: the kernel of the neurons.
         device: the device.
     """
@@ -203,7 +203,7 @@ class Stacked(Task):
         return vmap(member_function, (-2, axis))(tensors, more)
 
     def _finite(self, losses: Tensor, traces: Sequence[Any]) -> list[bool]:
-        """Fast check of each member for finite values; False may be a false alarm, if a sum overflows."""
+        """Check quickly if the values of each member are finite; False may be a false alarm, if a sum overflows."""
         logged = is_logged_step(self.trainer)
         if losses.device.type != "cpu" and not logged:
             # reading would synchronize with the device
@@ -219,7 +219,7 @@ class Stacked(Task):
         return cast(list[bool], torch.isfinite(sums).tolist())
 
     def configure_optimizers(self) -> Any:
-        """Make one optimizer, with parameter groups of weight views for each set of members with equal settings."""
+        """Make one optimizer; members with equal settings share parameter groups of weight views."""
         weights, lengths = [*self.network.parameters()], self.lengths()
         equal = itertools.groupby(self.members, key=lambda member: update_settings(member.start.cfg))
         self.optimizer_groups = [OptimizerGroup([*members], weights, lengths) for _, members in equal]
@@ -227,7 +227,7 @@ class Stacked(Task):
         configuration = self.scheduled(build_optimizer(self.optimizer, groups, lengths[0]), *lengths)
         at = 0
         for group in self.optimizer_groups:
-            at = group.take_place(configuration, at)
+            at = group.assign_groups(configuration, at)
             group.require_own_settings()
             for member in group.members:
                 member.optimizer_group = group

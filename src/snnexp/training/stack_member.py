@@ -1,4 +1,4 @@
-"""A member of a stack: its run directory, its position in the stack, and its end."""
+"""A member of a stack: its run directory, its position in the stack, and its outcome."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ class Point:
         overrides: command-line overrides, for the record.
         run: the run directory to resume; None for a new run.
         resume_overrides: overrides of a resumed run, already applied to ``cfg``.
-        has_ended: it has ended and only keeps its slot, so that the numerical results of the others do not change.
+        has_ended: True if it has ended and only keeps its slot, which keeps the results of the others bit-identical.
         observers: additional observers.
     """
 
@@ -84,7 +84,7 @@ class MemberOptimizer(Protocol):
     """The optimizer of a member, possibly shared with others."""
 
     def rates(self) -> dict[str, float]:
-        """See :func:`snnexp.optimizers.rates`."""
+        """See :func:`snnexp.optimizers.learning_rates`."""
 
     def optimizer_state(self, member: "StackMember") -> dict[Any, dict[str, Any]]:
         """See :meth:`Member.optimizer_state`."""
@@ -104,7 +104,7 @@ class StackMember(Member):
     position: int
     """Its position in the stack."""
     optimizer_group: "MemberOptimizer"
-    """Updates its weights."""
+    """The optimizer of its weights."""
     start: Start
     parts: Parts
     ended = False

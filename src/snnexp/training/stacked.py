@@ -1,9 +1,9 @@
-"""Stacked training: points of a sweep that differ only in numbers, trained as one model along a member axis.
+"""Stacked training: points of a sweep that differ only in numeric values, trained as one model.
 
 A stacked layer of M members has features ``(M, n)``: traces are ``[T, B, M, n]``, weights ``[M, out, in]``, and one
-call replaces M. Every member has its own initial weights, order of data, optimizer settings and end, and writes the
-same run directory as a run of its own. The weights of its network are views of the stack, so that observers of a run
-work on a member unchanged.
+call replaces M. Every member has its own initial weights, data order and optimizer settings, ends independently, and
+writes the same run directory as a separate run. The weights of its network are views of the stack, so the observers of
+a run also work for a member.
 """
 
 import itertools
@@ -165,7 +165,7 @@ def _align(members: Sequence[StackMember]) -> None:
     A member at an earlier step, such as one that diverged, stays there.
     """
     stopped = [member for member in members if member.start.checkpoint is not None]
-    # members that stopped early stay at their step
+    # members that stopped early keep their step
     training = [
         member for member in stopped if "stopped_early" not in cast(Checkpoint, member.start.checkpoint).content
     ]
@@ -182,7 +182,7 @@ def _align(members: Sequence[StackMember]) -> None:
 
 
 def _is_reported(error: BaseException) -> bool:
-    """Return True for a user or I/O error, which was reported as the outcome of each member."""
+    """Return True for a user or I/O error, which is already the reported outcome of each member."""
     return isinstance(error, SnnexpError) or (isinstance(error, OSError) and error.errno in DISK_ERRNOS)
 
 
@@ -211,10 +211,10 @@ def _train_group(
     """Begin, train, test and record members at the same position; ended members keep their slots."""
     running = [member for member in members if not member.ended]
     cfg, device = running[0].start.cfg, trainer.strategy.root_device
-    # if one was never saved, none has trained
+    # if a member was never saved, none has trained
     training = [member for member in running if member.is_training] or running
     checkpoint = training[0].start.checkpoint if all(member.start.checkpoint for member in training) else None
-    # ended members get the same batches as the others, so that all batches are made in the same way
+    # ended members get the same batches as the others, which keeps the code path the same
     for member in members:
         member.parts.data.begin = (0, 0) if checkpoint is None else checkpoint.position
     stacked = Stacked(members, cfg.kernel, device)

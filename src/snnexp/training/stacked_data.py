@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from snnexp.data import DataModule
 
 PLAIN = (bool, int, float, str, type(None), torch.device)
-"""Types compared by value."""
+"""Types that are compared by value."""
 
 
 class StackedData(LightningDataModule):

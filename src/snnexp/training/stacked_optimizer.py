@@ -40,9 +40,9 @@ class OptimizerGroup:
         self.order = [places[id(view)] for group in self.groups for view in group["params"]]
         """For each parameter of the groups, its index among the parameters of a task."""
         self.at = slice(0, 0)
-        """Slice of the optimizer's groups that are these."""
+        """Slice of these groups in the optimizer."""
 
-    def take_place(self, configuration: dict[str, Any], begin: int) -> int:
+    def assign_groups(self, configuration: dict[str, Any], begin: int) -> int:
         """Take the groups of an optimizer from index ``begin`` on; return the end index."""
         self.optimizer, self.schedule = (
             configuration["optimizer"],
@@ -52,7 +52,7 @@ class OptimizerGroup:
         return self.at.stop
 
     def require_own_settings(self) -> None:
-        """Require that the stacked optimizer acts on a member like its own optimizer.
+        """Require that the stacked optimizer updates a member like a separate optimizer.
 
         Raises:
             ConfigError: a setting is stored outside of the parameter groups.

@@ -1,4 +1,4 @@
-"""The start of a run, new or resumed, single or stacked: a new run resumes from step 0."""
+"""Starts a run, new or resumed, single or stacked."""
 
 import signal
 import sys
@@ -40,7 +40,7 @@ class Start:
         run: a run prepared in memory, or a directory to resume.
         cfg: the checked config of a new run; that of a directory is read from it.
         overrides: overrides of a resumed run.
-        keep_failed: create a directory that records the reason even if data are missing, as for a point of a sweep.
+        keep_failed: record a failure in a run directory even if data are missing, as for a point of a sweep.
     """
 
     parts: Parts
@@ -151,7 +151,7 @@ class Start:
             config.require_same(config.plain(known), current)
 
         trainer, data = self.parts.trainer, self.parts.data
-        # each process of ddp has its share of the batches
+        # each ddp process gets its share of every batch
         data.trainer = trainer
         batches = min(len(data.train_dataloader()), self.cfg.trainer.limit_batches or sys.maxsize)
         wanted = example_checkpoint(self.parts, observers)
@@ -160,7 +160,7 @@ class Start:
 
     @property
     def is_finished(self) -> bool:
-        """True if nothing is left to do."""
+        """True if the run is complete."""
         longer = self.cfg.trainer.max_epochs > self.max_epochs and "stopped_early" not in self.previous_record
         return self.previous_record.get("status") == "finished" and not longer
 
@@ -168,7 +168,7 @@ class Start:
     def finished_message(self) -> str:
         """Message for a finished run that cannot be resumed."""
         if "stopped_early" in self.previous_record and self.cfg.trainer.max_epochs > self.max_epochs:
-            return "is finished: it stopped early, and with more epochs it would have stopped at the same step"
+            return "is finished: it stopped early, and would stop at the same step with more epochs"
         return "is already finished"
 
     def measured_before(self) -> dict[str, float]:
@@ -199,7 +199,7 @@ class Start:
         if self.is_new:
             self.run.publish(record)
             return
-        # anything that may fail or take long precedes the first change
+        # do everything that may fail or take long before the first change
         made_with = {} if "versions" in extra else {"versions": versions(), "git": git()}
         resumed = self.run.resume_entries(self.previous_record, self.step, self.overrides)
         for name in ("device", "threads", "kernel"):
@@ -217,11 +217,11 @@ class Start:
     def fail(self, error: BaseException) -> bool:
         """Record a failure in run.json; return False if the run has no directory.
 
-        The directory of a run to resume is left alone until the run begins: another process may own it.
+        A resumed run directory is not modified until the run begins: another process may own it.
         """
         if not self.has_begun and not (self.is_new and self.keep_failed and isinstance(error, DataError)):
             return False
-        # on a full disk this fails too; the first error counts
+        # on a full disk this fails too; report only the first error
         with suppress(OSError, CheckpointError):
             if not self.has_begun:
                 self.run.publish(
@@ -241,7 +241,7 @@ def build_with_initial_weights(cfg: DictConfig, trainer: Trainer | None = None) 
     """:func:`snnexp.training.assembly.build`, with the weights named by ``init_from``.
 
     Raises:
-        SnnexpError: as there, or the weights are missing or do not fit.
+        SnnexpError: see :func:`snnexp.training.assembly.build`, or the weights are missing or do not fit.
     """
     parts = build(cfg, trainer)
     load_initial_weights(config.get_init_from(cfg), parts.task)

@@ -28,7 +28,7 @@ class Task(LightningModule):
     Args:
         network: returns the traces of an encoded batch.
         encode: encodes values as currents or spikes.
-        inputs_are_spikes: True if the inputs are spikes, which cost synaptic operations.
+        inputs_are_spikes: True if the inputs are spikes, which count as synaptic operations.
         loss: the loss to minimize.
         measures: reported metrics by name.
         optimizer: an :class:`~snnexp.optimizers.OptimizerFactory`.
@@ -72,7 +72,7 @@ class Task(LightningModule):
                 self.penalized[name] = penalty.chosen(fires)
         """Layers read by each penalty."""
         self.statistics = self._needed()
-        """By layer, the statistics that an evaluation keeps."""
+        """The statistics that an evaluation computes, by layer."""
 
     def _needed(self) -> dict[str, tuple[str, ...]]:
         layers = self.network.neurons()
@@ -97,7 +97,7 @@ class Task(LightningModule):
             return self._accumulated(batch, self.accumulation)
         loss, penalties, _, traces = self._step(batch)
         samples = traces[-1].samples
-        # metrics take time, so compute them only at logged steps
+        # metrics are expensive, so compute them only at logged steps
         if self._is_logged():
             measured = self._measured(traces, batch, "train")
             self._log_step(loss, penalties, {name: self.means.compute(name, each) for name, each in measured.items()})
@@ -191,14 +191,14 @@ class Task(LightningModule):
             NamedParameter(name.removeprefix("network."), _role(name, id(own) in kept), parameter)
             for (name, own), parameter in zip(self.named_parameters(), parameters, strict=True)
         ]
-        # a user-defined optimizer may apply weight decay itself
+        # a user-defined optimizer may apply weight decay by itself
         configuration = build_optimizer(
             self.optimizer, Parameters(named, getattr(self.optimizer, "weight_decay", 0.0)), steps
         )
         return self.scheduled(configuration, steps, epochs)
 
     def higher_is_better(self, metric: str) -> bool | None:
-        """Return the better direction of a metric; see :mod:`snnexp.record.measures`."""
+        """Return the direction of improvement of a metric, None if unknown; see :mod:`snnexp.record.measures`."""
         return higher_is_better(metric, {name: measure.higher_is_better for name, measure in self.measures.items()})
 
     def scheduled(self, configuration: dict[str, Any], steps: int, epochs: int) -> dict[str, Any]:
