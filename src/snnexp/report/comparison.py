@@ -79,10 +79,7 @@ def _by_experiment(
         # one experiment, and damaged runs that probably belong to it
         return {"": (runs, points)}
     return {
-        name: (
-            [run for run in runs if run.experiment == name],
-            [point for point in points if point.experiment == name],
-        )
+        name: ([run for run in runs if run.experiment == name], [each for each in points if each.experiment == name])
         for name in names
     }
 
