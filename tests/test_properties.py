@@ -252,7 +252,9 @@ def test_schedules(target: str, data: Any) -> None:
 
     whole = rates(None)
     # a minimum rate above that of the optimizer raises the rate
-    assert all(0 <= rate <= max(0.5, found.get("min_lr", 0), found.get("eta_min", 0)) for rate in whole)
+    highest = max(0.5, found.get("min_lr", 0), found.get("eta_min", 0))
+    # PyTorch computes cosines by a recursion, which rounds
+    assert all(-1e-12 <= rate <= highest + 1e-12 for rate in whole)
     assert rates(data.draw(st.integers(0, 9))) == whole
 
 

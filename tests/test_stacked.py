@@ -333,7 +333,7 @@ class TestInterruption:
         keys = ["trainer.log_every_n_steps=3"]
         resumed = self.members(stopped)[:members]
         for member in resumed:
-            member.cfg, member.keys = config.change(member.cfg, keys), keys
+            member.cfg, member.resume_overrides = config.change(member.cfg, keys), keys
         for end in train(resumed, tmp_path / "stack").values():
             assert end.run is not None
             assert Run(end.run).read()["resumed_with"] == keys

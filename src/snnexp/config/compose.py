@@ -1,6 +1,7 @@
 """Compose the config of a run, and of each point of a sweep, with Hydra's compose API."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -290,12 +291,11 @@ class Composer:
         values = [override for override in parsed if is_independent(override, keys)]
         chosen = tuple(str(override.input_line) for override in parsed if override not in values)
         if chosen not in self._composed:
-            try:
+            with suppress(ConfigError):
                 self._composed[chosen] = compose_unchecked(chosen, self.folders)
-            except ConfigError:
-                # report errors of the values too
-                compose_unchecked(overrides, self.folders)
-                raise
+        if chosen not in self._composed:
+            # reports errors of the values too
+            return [], compose_unchecked(overrides, self.folders)
         return values, self._composed[chosen]
 
 
