@@ -120,6 +120,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
+HAS_MNIST = Path(os.environ.get("SNNEXP_DATA_DIR", "data"), "MNIST", "raw").is_dir()
 NOT_RUN = {"pip", "git", "cd", "tensorboard", "eval", "torchrun", "srun", "sbatch", "duckdb"}
 """Other programs on pages."""
 SHELL = {"python", "cp", "mv", "rm", "mkdir", "head", "ls"}
@@ -173,7 +174,8 @@ class Reader:
         if ">" in arguments:
             arguments, (_, file) = arguments[:-2], arguments[-2:]
         trains = arguments[0] == "train" and "--cfg" not in arguments
-        if command.need and not (self.whole and command.need == "runs for minutes"):
+        lacks_mnist = not HAS_MNIST and any(re.match(r"(data|experiment)=mnist", word) for word in arguments)
+        if lacks_mnist or (command.need and not (self.whole and command.need == "runs for minutes")):
             if trains:
                 self.check(arguments)
             return

@@ -21,6 +21,7 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in docs.anchors(file.read_text()), f"{page}: {link}"
 
 
+@pytest.mark.slow
 def test_the_reference_is_current() -> None:
     sys.path.insert(0, str(docs.ROOT / "scripts"))
     try:
@@ -30,6 +31,7 @@ def test_the_reference_is_current() -> None:
     assert (docs.ROOT / "docs" / "reference.md").read_text() == reference.page(), "run make reference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", docs.PAGES)
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

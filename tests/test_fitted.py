@@ -20,6 +20,8 @@ from snnexp.record.checksum import write_checkpoint
 from snnexp.training.stacked import Point
 from snnexp.training.stacked import train as train_stacked
 
+pytestmark = pytest.mark.slow
+
 OUTSIDE = Path(__file__).parent / "outside"
 PLAIN = [
     *["data=arrays", "data.path=own.npz", "data.batch_size=8", "network.hidden=[6]", "num_steps=4", "trainer=cpu"],

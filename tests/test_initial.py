@@ -124,6 +124,7 @@ def test_a_run_is_identified_as_for_eval_and_recorded_by_path(
     assert config.check(cfg) == cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 4])
 def test_a_run_resumes_bit_identical_without_the_initial_run(first: Path, step: int, tmp_path: Path) -> None:
     words = [*TINY, f"init_from={first.relative_to(tmp_path)}", FROZEN, "seed=7"]

@@ -233,6 +233,7 @@ class TestBatchNorm:
             assert all(not tracked for name, tracked in state.items() if name.endswith("num_batches_tracked"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

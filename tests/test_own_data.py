@@ -116,6 +116,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int], Path]:
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_killed_run_resumes_bit_for_bit(source: str, killed: Callable[[Any, int], Path]) -> None:
     cfg = compose(words(source))

@@ -171,6 +171,7 @@ def test_a_run_can_be_extended_where_rates_do_not_depend_on_its_length(schedule:
         config.require_same(before, now)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule", ["cosine schedule.T_max=5", "linear schedule.length=5", "warmup schedule.length=5"]
 )
@@ -337,6 +338,7 @@ SMALL = [RECIPE, "trainer=cpu", "trainer.max_epochs=3", "network.hidden=[6,5]", 
 SMALL += ["data.num_samples=5", "data.batch_size=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", EACH)
 def test_resumes_exactly(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed within an epoch, then resumed."""
@@ -347,6 +349,7 @@ def test_resumes_exactly(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ends.content(path) == ends.content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [words for words in EACH if not {"one_cycle", "warmup", "plateau", "torch"} & {*re.split("[ =]", words)}]
 )
