@@ -26,6 +26,8 @@ from snnexp.spec import parts, rules
 from snnexp.sweeps import grouping
 from snnexp.training.stacked_data import StackedDataset
 
+pytestmark = pytest.mark.slow
+
 OUTSIDE = Path(__file__).parent / "outside"
 BUMPS = ["data=dataset", "data.dataset._target_=adaptpkg.bumps.Bumps", "network.hidden=[4]", "trainer=cpu"]
 

@@ -21,6 +21,8 @@ from snnexp.config import check, compose, compose_unchecked, files, load, securi
 from snnexp.errors import ConfigError
 from snnexp.sweeps import driver
 
+pytestmark = pytest.mark.slow
+
 CALL = "{_target_: builtins.exec, _args_: [\"import pathlib; pathlib.Path('marker').touch()\"]}"
 HANDLER = "{'()': subprocess.Popen, args: [touch, marker]}"
 LOG = f"{{version: 1, root: {{handlers: [h]}}, handlers: {{h: {HANDLER}}}}}"

@@ -25,6 +25,8 @@ from snnexp.training.initial import freeze
 from snnexp.training.probe import snapshot
 from snnexp.training.stacked import Outcome, Point
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "experiment=regression_sqrt",
     "trainer=cpu",

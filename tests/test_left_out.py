@@ -15,6 +15,8 @@ from snnexp.experiment import compose
 PACKAGE = '''
 from snnexp.network import MLP
 
+pytestmark = pytest.mark.slow
+
 class Net:
     """A network that takes neither a list of hidden layers nor what else recipes set."""
 

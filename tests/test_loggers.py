@@ -28,6 +28,8 @@ import random
 import torch
 from lightning.pytorch.loggers import Logger
 
+pytestmark = pytest.mark.slow
+
 SEEN = []
 
 

@@ -14,6 +14,8 @@ import commands
 import pytest
 from behaviour.shell import wait_until
 
+pytestmark = pytest.mark.slow
+
 OUTSIDE = Path(__file__).parent / "outside"
 SOURCES = Path(__file__).parents[1] / "src" / "snnexp"
 CONF = ("--config-dir", str(OUTSIDE / "conf"))

@@ -22,6 +22,8 @@ from snnexp.experiment import compose, resume, run
 from snnexp.record.run import Run
 from snnexp.training.task import Task
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "experiment=regression_sqrt",
     "trainer=cpu",

@@ -45,6 +45,8 @@ from snnexp.search.settings import Settings
 from snnexp.sweeps.sources import SearchRequest
 from snnexp.search.space import space
 
+pytestmark = pytest.mark.slow
+
 settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 fixed, searched = space(["optimizer.momentum=interval(-10,10)"], {})
 print("ready", flush=True)

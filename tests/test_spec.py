@@ -44,6 +44,7 @@ def parameters_of(real: Any, names: Iterable[str]) -> dict[str, inspect.Paramete
     return {**own, **{name: each for name, each in FORWARDED.items() if name in names and name not in own}}
 
 
+@pytest.mark.slow
 class TestShipped:
     @pytest.mark.parametrize(("place", "target"), SHIPPED)
     def test_spec_agrees_with_the_signature(self, place: str, target: str) -> None:

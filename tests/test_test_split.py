@@ -18,6 +18,8 @@ from snnexp.record.run import EPOCH, Run
 from snnexp.report import report
 from snnexp.training.stacked import Outcome, Point, train
 
+pytestmark = pytest.mark.slow
+
 IMAGES = [
     *("experiment=mnist_leaky", "trainer=cpu", "trainer.max_epochs=1", "network.hidden=[7]", "num_steps=5"),
     *("data.batch_size=8", "optimizer.lr=2e-3", "logger=jsonl"),

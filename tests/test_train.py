@@ -22,6 +22,8 @@ from snnexp.record.run import Run
 from snnexp.sweeps import driver
 from snnexp.sweeps.sources import SearchRequest
 
+pytestmark = pytest.mark.slow
+
 TINY = ("experiment=regression_sqrt", "trainer=cpu", "trainer.max_epochs=1", "logger=jsonl", "network.hidden=[2]")
 CHOOSES = "defaults:\n  - regression_linear\n  - override /hydra/launcher: "
 Write = Callable[[str, str], Path]

@@ -22,6 +22,8 @@ from snnexp.neurons import Trace
 from snnexp.training import predictions
 from snnexp.training.predictions import Predictions
 
+pytestmark = pytest.mark.slow
+
 PARTS = Path(__file__).parent / "behaviour" / "parts"
 IMAGES = [
     "experiment=mnist_leaky",

@@ -18,6 +18,8 @@ from snnexp.errors import ConfigError, DataError
 from snnexp.experiment import build
 from snnexp.training.stacked_data import StackedData
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 
 
