@@ -12,10 +12,10 @@ from snnexp.cli import points, train
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.experiment import compose
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = '''
 from snnexp.network import MLP
-
-pytestmark = pytest.mark.slow
 
 class Net:
     """A network that takes neither a list of hidden layers nor what else recipes set."""

@@ -20,6 +20,8 @@ from snnexp.training.stacked import Outcome, Point
 from snnexp.training.stacked import train as train_stacked
 from snnexp.training.task import Task
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["data=digits", "num_steps=3", "network.hidden=[4]", "trainer=cpu", "trainer.limit_batches=2"]
 SMALL += ["trainer.limit_test_batches=1", "data.batch_size=16", "trainer.log_every_n_steps=1"]
 TRACKER = """
@@ -27,8 +29,6 @@ import random
 
 import torch
 from lightning.pytorch.loggers import Logger
-
-pytestmark = pytest.mark.slow
 
 SEEN = []
 

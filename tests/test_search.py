@@ -34,6 +34,8 @@ from snnexp.spec import parts
 from snnexp.sweeps.pruning import Pruning
 from snnexp.sweeps.sources import SearchRequest
 
+pytestmark = pytest.mark.slow
+
 LINE = ["optimizer.momentum=interval(-10,10)"]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -44,8 +46,6 @@ from snnexp.search.study import Search
 from snnexp.search.settings import Settings
 from snnexp.sweeps.sources import SearchRequest
 from snnexp.search.space import space
-
-pytestmark = pytest.mark.slow
 
 settings, folder, hang_at, start = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 fixed, searched = space(["optimizer.momentum=interval(-10,10)"], {})
