@@ -14,7 +14,7 @@ train: .venv/installed ## train experiment=regression_sqrt; ARGS="seed=3" adds o
 test: .venv/installed-dev ## all tests, in less than ten minutes
 	$(BIN)/python -m pytest $(SUITE) $(ARGS)
 
-quick: .venv/installed-dev ## all tests except the slow ones, in less than two minutes
+quick: .venv/installed-dev ## all tests except the slow ones, about two minutes on two cores
 	$(BIN)/python -m pytest $(SUITE) -m "not slow" $(ARGS)
 
 test-latest: .venv-latest/installed-dev ## all tests with the newest releases that pyproject.toml allows
