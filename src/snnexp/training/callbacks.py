@@ -10,7 +10,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from snnexp import metrics
 from snnexp.isolation import random_states, restored
-from snnexp.seeds import fold
+from snnexp.seeds import fold, seed_all
 
 
 class StatelessSeeding(Callback):
@@ -23,12 +23,12 @@ class StatelessSeeding(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(fold(self.seed, "train", trainer.current_epoch, batch_idx, trainer.global_rank))
+        seed_all(fold(self.seed, "train", trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        torch.manual_seed(fold(self.seed, "evaluate", batch_idx, trainer.global_rank))
+        seed_all(fold(self.seed, "evaluate", batch_idx, trainer.global_rank))
 
     on_test_batch_start = on_validation_batch_start
 

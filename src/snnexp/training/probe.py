@@ -45,7 +45,7 @@ from snnexp.figures import style
 from snnexp.figures.snapshots import live_pictures
 from snnexp.isolation import random_states, restored
 from snnexp.record.run import Run
-from snnexp.seeds import fold
+from snnexp.seeds import fold, seed_all
 from snnexp.sparse import SparseSpikes
 from snnexp.training.contracts import unchanged
 from snnexp.training.members import Member, Observer
@@ -254,7 +254,7 @@ class Probe(Observer):
             torch.enable_grad(),
             trainer.strategy.precision_plugin.forward_context(),
         ):
-            torch.manual_seed(fold(self.seed, "probe"))
+            seed_all(fold(self.seed, "probe"))
             # training mode, even after a test
             task.network.train()
             values, target = self.batch = self.batch or _first_batch(trainer, task, self.data)

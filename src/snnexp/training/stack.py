@@ -20,7 +20,7 @@ from snnexp.neurons import statistic_names
 from snnexp.optimizers import Parameters, build_optimizer
 from snnexp.regularizers import Penalty
 from snnexp.schedules import Constant
-from snnexp.seeds import fold
+from snnexp.seeds import fold, seed_all
 from snnexp.sparse import SparseSpikes
 from snnexp.training.observers import is_logged_step
 from snnexp.training.stack_member import StackMember, update_settings
@@ -132,7 +132,7 @@ class Stacked(Task):
         shape = [*values.shape[:axis], len(self.members), *values.shape[axis + 1 :]]
         encoded = []
         for member, column in zip(self.members, values.expand(shape).unbind(axis), strict=True):
-            torch.manual_seed(fold(member.start.cfg.seed, *self.batch_position))
+            seed_all(fold(member.start.cfg.seed, *self.batch_position))
             encoded.append(cast(Tensor, member.task.encode(column)))
         return torch.stack(encoded, 2)
 
