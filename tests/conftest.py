@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(1)
+    commands.simplify_hydra()
 
 
 @pytest.fixture

@@ -133,12 +133,8 @@ def ended(driver: "subprocess.Popen[str]", by: int) -> str:
 class TestLocal:
     def test_each_point_runs_in_its_own_job(self, tmp_path: Path) -> None:
         ways = ["loss._target_=faults.Faulty", "+loss.point=${seed}", "+loss.faults=['',diverge,SIGKILL]"]
-        lean = [*LOCAL, "hydra.launcher.workers=3", "hydra.launcher.threads=1"]
-        environment = {
-            "PYTHONPATH": str(Path(__file__).parent),
-            "SNNEXP_ALLOW_TARGETS": "faults",
-            "OMP_NUM_THREADS": "2",
-        }
+        lean = [*LOCAL, "hydra.launcher.workers=3", "hydra.launcher.threads=2"]
+        environment = {"PYTHONPATH": str(Path(__file__).parent), "SNNEXP_ALLOW_TARGETS": "faults"}
         done = snnexp(*RUN, *ways, "-m", "seed=range(3)", *lean, cwd=tmp_path, code=7, **environment)
         found = points(tmp_path)
         assert [point["status"] for point in found] == ["finished", "diverged", "failed"]
@@ -151,7 +147,7 @@ class TestLocal:
         runs = [record(home(tmp_path) / point["run"]) for point in found]
         assert [run["seed"] for run in runs] == [0, 1, 2]
         assert [run["status"] for run in runs] == ["finished", "diverged", "failed"]
-        assert runs[0]["threads"] == 1, "the setting of the launcher, not of the driver"
+        assert runs[0]["threads"] == 2, "the setting of the launcher, not of the driver"
         assert not done.stderr
 
     def test_a_job_outlives_its_driver_and_is_found_on_resume(self, tmp_path: Path, halted: list[int]) -> None:
