@@ -272,6 +272,8 @@ if __name__ == "__main__":
 
     os.fsync = no_sync
     simplify_hydra()
+    # reads the sources of all shipped parts, which forked processes then share
+    snnexp.experiment.compose()
     # garbage collection would copy shared pages
     gc.freeze()
     leave(serve(socket.socket(fileno=os.dup(0))))
