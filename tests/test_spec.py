@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -75,11 +76,14 @@ class TestShipped:
             assert parameters_of(real, [name])[name].default in annotated
 
     def test_configs_name_shipped_parts_only(self) -> None:
-        for group in PLACES.keys() - {"initializer"}:
-            for choice in choices(group):
+        groups = {group: choices(group) for group in PLACES.keys() - {"initializer"}}
+        # each composition has another choice of every group
+        for row in zip_longest(*groups.values()):
+            chosen = {group: choice for group, choice in zip(groups, row, strict=True) if choice is not None}
+            cfg, _ = compose_unchecked([f"{group}={choice}" for group, choice in chosen.items()])
+            for group, choice in chosen.items():
                 if choice not in ("same", "auto", "none"):
-                    node = compose_unchecked([f"{group}={choice}"])[0][group]
-                    named = node.values() if PLACES[group].many else [node]
+                    named = cfg[group].values() if PLACES[group].many else [cfg[group]]
                     # targets that the user must set are not shipped
                     targets = {each["_target_"] for each in named if not OmegaConf.is_missing(each, "_target_")}
                     assert targets <= parts.shipped(group).keys()
