@@ -296,7 +296,7 @@ class Attack:
 
 
 def packed(good: bytes, size: int) -> bytes:
-    """Return a checkpoint of a few kilobytes that expands to ``size`` bytes when it is loaded."""
+    """Return a small checkpoint, each of whose tensors expands to ``size`` bytes when it is loaded."""
     archive = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(good)) as source,
@@ -359,7 +359,7 @@ def hostile(good: bytes, marker: Path) -> dict[str, bytes]:
         "os.system in the old format": buffer.getvalue(),
         "a module": save(nn.Linear(2, 2)),
         "a module for weights": save({"state_dict": nn.Linear(2, 2)}),
-        "a bomb of zeros": packed(good, 50_000_000),
+        "a bomb of zeros": packed(good, 5_000_000),
         "a tensor that would need a petabyte": changed(good, put("state_dict", WEIGHT, huge)),
         "a compressed tensor": changed(good, put("state_dict", WEIGHT, sparse)),
         "lists that would need all memory": changed(good, put("state_dict", laughing())),
