@@ -26,6 +26,8 @@ from typing import Any, NoReturn
 PROGRAM = str(shutil.which("snnexp", path=str(Path(sys.executable).parent)))
 WORKER = "from snnexp.sweeps.worker import main; main("
 RANK = [sys.executable, "-m", "snnexp.training.rank"]
+SCRIPT = "# run in a forked process\n"
+"""Start of code after ``python -c`` for which the time of imports does not matter."""
 MODULES = ("submitit.local._local", "submitit.core._submit", "torch.distributed.run")
 """Modules whose processes start workers or ranks."""
 START = dict(os.environ)
@@ -51,7 +53,7 @@ class Popen(subprocess.Popen[Any]):
         preexec, _, handed, cwd, env, _, _, shell, *pipes = rest[:14]
         env = os.environ if env is None else env
         words = [args] if isinstance(args, str) else [*map(os.fsdecode, args)]
-        worker = words[:2] == [sys.executable, "-c"] and words[2].startswith(WORKER)
+        worker = words[:2] == [sys.executable, "-c"] and words[2].startswith((WORKER, SCRIPT))
         known = words[0] == PROGRAM or worker or words[:3] == RANK or _module(words) is not None
         changed = {name for name in {*env, *START} if env.get(name) != START.get(name)}
         if not FORKS or not known or executable or preexec or handed or shell or not all(map(LATER.fullmatch, changed)):
@@ -185,7 +187,8 @@ def _starts_workers(request: Mapping[str, Any]) -> bool:
     words = request["arguments"]
     if words[1:2] != ["resume"]:
         # tests that slow a process down count the children of the run
-        return "-m" in words or ("trainer=ddp" in words and "data.kind=slow" not in words)
+        ranks = "trainer=ddp" in words and "data.kind=slow" not in words
+        return "-m" in words or words[-1].startswith(SCRIPT) or ranks
     path = Path(request["cwd"], *words[2:3])
     config = path / "config.yaml"
     return (path / "sweep.json").is_file() or (config.is_file() and "strategy: ddp" in config.read_text())
@@ -266,14 +269,15 @@ if __name__ == "__main__":
     import snnexp.experiment
     import snnexp.report
     import snnexp.sweeps.driver
-    import snnexp.sweeps.worker  # noqa: F401
+    import snnexp.sweeps.worker
     from snnexp.cli import main
     from snnexp.training.rank import main as follow
 
     os.fsync = no_sync
     simplify_hydra()
-    # reads the sources of all shipped parts, which forked processes then share
-    snnexp.experiment.compose()
+    # forked processes share compositions of shipped recipes, and the sources of shipped parts
+    for recipe in ("regression_sqrt", "digits_leaky"):
+        snnexp.experiment.compose([f"experiment={recipe}"])
     # garbage collection would copy shared pages
     gc.freeze()
     leave(serve(socket.socket(fileno=os.dup(0))))

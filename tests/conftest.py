@@ -1,5 +1,6 @@
 """Configuration and fixtures of the tests."""
 
+import gc
 import hashlib
 import os
 import signal
@@ -39,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     torch.set_num_threads(1)
     commands.simplify_hydra()
+
+
+def pytest_collection_finish() -> None:
+    # garbage collection need not traverse the modules and tests again and again
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

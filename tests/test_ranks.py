@@ -26,7 +26,9 @@ TINY = [
 ]
 TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 STEP = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
-NOTEBOOK = """
+NOTEBOOK = (
+    commands.SCRIPT
+    + """
 import os, sys
 sys.ps1, sys.argv = ">>> ", ["kernel", "-f", "connection.json"]
 sys.path.insert(0, "mine")
@@ -38,6 +40,7 @@ assert resume(done.path, ["trainer.max_epochs=3"]).status == "finished"
 assert dict(os.environ) == before
 assert sys.argv == ["kernel", "-f", "connection.json"]
 """
+)
 
 
 @pytest.fixture

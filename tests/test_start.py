@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import commands
 import pytest
 from test_cli import record, snnexp
 from test_sweeps import home, points
@@ -63,7 +64,7 @@ def test_ids_in_use_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_a_run_killed_before_it_begins_leaves_nothing(tmp_path: Path) -> None:
     script = (
-        "import os, signal; from snnexp import experiment; from snnexp.training import start\n"
+        f"{commands.SCRIPT}import os, signal; from snnexp import experiment; from snnexp.training import start\n"
         "start.build = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
         "experiment.run(experiment.compose(['experiment=regression_sqrt']))\n"
     )
