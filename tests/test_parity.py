@@ -37,7 +37,7 @@ SURROGATES = {"atan": ATan(2.0), "fast_sigmoid": FastSigmoid(25)}
 DECAYS = ["tau_mem_inv", "tau_syn_inv"]
 LEVELS = ["v_th", "v_leak", "v_reset"]
 
-deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=30)
 few = settings(deterministic, max_examples=8)
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 T, B, N = 6, 3, 4
 LIMIT = 50.0
 """Largest absolute value that is drawn."""
-CHECKS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
+CHECKS = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def values(domain: Domain | None) -> st.SearchStrategy[Any]:

@@ -12,7 +12,7 @@ from snnexp.data import splits
 from snnexp.errors import ConfigError
 
 SEEDS = st.integers(0, 2**32)
-CHECKS = settings(max_examples=60, deadline=None, derandomize=True)
+CHECKS = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 @st.composite

@@ -43,8 +43,10 @@ def keys_of_choice(group: str, choice: str, folders: Sequence[Path] = ()) -> dic
         ConfigError: the choice does not exist or cannot be composed.
     """
 
+    composer = _composer(folders)
+
     def values(overrides: Sequence[str]) -> dict[str, Any]:
-        cfg, node = compose_unchecked(overrides, folders)
+        cfg, node = composer.compose(overrides)
         points = flat(node["sweeper"].get("params") or {}, "hydra.sweeper.params.")
         return flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))) | points
 
@@ -66,8 +68,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: the config is invalid; the message names the key.
     """
-    composer = Composer() if allowed_packages() else _shipped_composer(_files(conf_dir()))
-    cfg, errors = resolve_num_steps(composer.compose(overrides)[0]), ConfigErrors()
+    cfg, errors = resolve_num_steps(_composer().compose(overrides)[0]), ConfigErrors()
     checked = cfg
     with errors.collect():
         checked = check(cfg)
@@ -75,6 +76,11 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         require_used(overrides, cfg)
     errors.raise_if_any()
     return with_provenance(checked, overrides, cfg)
+
+
+def _composer(folders: Sequence[Path] = ()) -> "Composer":
+    """Return a composer; without folders and packages of users, it shares its compositions with earlier ones."""
+    return Composer(folders) if folders or allowed_packages() else _shipped_composer(_files(conf_dir()))
 
 
 @lru_cache(maxsize=1)
