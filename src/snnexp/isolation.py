@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -68,17 +69,17 @@ def _if_changed(read: Callable[[], Any], write: Callable[[Any], object]) -> Stat
     return read, lambda value: read() == value or write(value)
 
 
-def _write_source(source: Any) -> None:
-    SourcesRegistry.instance().types["file"] = source
-
-
+SOURCES = {"file": FileConfigSource, "pkg": ImportlibResourcesConfigSource}
+"""The classes that Hydra registers at its first use, of those that this package replaces."""
 RESOLVING: list[State] = [_content(lambda: BaseContainer._resolvers), _content(lambda: os.environ)]
 HYDRA: list[State] = [
     _attribute(GlobalHydra.instance, "hydra"),
     _attribute(HydraConfig.instance, "cfg"),
     _attribute(VersionBase.instance, "version_base"),
-    # the default is the class that Hydra registers at its first use
-    (lambda: SourcesRegistry.instance().types.get("file", FileConfigSource), _write_source),
+    (
+        lambda: {**SOURCES, **SourcesRegistry.instance().types},
+        lambda saved: SourcesRegistry.instance().types.update(saved),
+    ),
     *RESOLVING,
 ]
 

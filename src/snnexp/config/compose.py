@@ -1,7 +1,7 @@
 """Compose the config of a run, and of each point of a sweep, with Hydra's compose API."""
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +17,8 @@ from snnexp.config.checks import check
 from snnexp.config.folders import GLOBAL, GROUPS, conf_dir, initialized_hydra, registered_resolvers, require_global
 from snnexp.config.loader import Loader
 from snnexp.config.messages import explain_errors, in_one_line, short
-from snnexp.config.overrides import is_independent, is_part, quoted, with_cleared_parts
-from snnexp.config.plain import flat, strings
+from snnexp.config.overrides import independent, is_part, quoted, with_cleared_parts
+from snnexp.config.plain import copied, flat, strings
 from snnexp.config.provenance import left_out, record_left_out, with_provenance
 from snnexp.config.steps import resolve_num_steps
 from snnexp.config.targets import allowed_packages, is_allowed, is_snnexp
@@ -43,10 +43,8 @@ def keys_of_choice(group: str, choice: str, folders: Sequence[Path] = ()) -> dic
         ConfigError: the choice does not exist or cannot be composed.
     """
 
-    composer = _composer(folders)
-
     def values(overrides: Sequence[str]) -> dict[str, Any]:
-        cfg, node = composer.compose(overrides)
+        cfg, node = compose_unchecked(overrides, folders)
         points = flat(node["sweeper"].get("params") or {}, "hydra.sweeper.params.")
         return flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))) | points
 
@@ -68,7 +66,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: the config is invalid; the message names the key.
     """
-    cfg, errors = resolve_num_steps(_composer().compose(overrides)[0]), ConfigErrors()
+    cfg, errors = resolve_num_steps(compose_unchecked(overrides)[0]), ConfigErrors()
     checked = cfg
     with errors.collect():
         checked = check(cfg)
@@ -78,24 +76,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     return with_provenance(checked, overrides, cfg)
 
 
-def _composer(folders: Sequence[Path] = ()) -> "Composer":
-    """Return a composer; without folders and packages of users, it shares its compositions with earlier ones."""
-    return Composer(folders) if folders or allowed_packages() else _shipped_composer(_files(conf_dir()))
-
-
-@lru_cache(maxsize=1)
-def _shipped_composer(files: object) -> "Composer":
-    """Return the composer of the shipped configs, a new one when a file has changed."""
-    return Composer()
-
-
-def _files(folder: Path) -> tuple[Any, ...]:
-    found = ((path, path.stat()) for path in folder.rglob("*.yaml"))
-    return folder, frozenset((path, status.st_size, status.st_mtime_ns) for path, status in found)
-
-
 def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
     """Compose a config and apply the security checks, but do not validate its values.
+
+    Compositions of shipped choices are shared with later ones in this process.
 
     Args:
         overrides: overrides in Hydra's grammar.
@@ -107,27 +91,7 @@ def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) ->
     Raises:
         ConfigError: the config cannot be composed, or violates a security check. All invalid overrides are reported.
     """
-    left, errors = quoted(overrides), ConfigErrors()
-    absent: set[str] = set()
-    while True:
-        try:
-            found = _compose_in_hydra(left, folders)
-            break
-        except ConfigError as error:
-            culprit = _culprit(error, left)
-            if not absent or (culprit is not None and not _is_below(culprit, absent)):
-                errors.add(*map(str, error.args))
-            left = [override for override in left if key_of(override) != culprit]
-            if culprit is None or not left or len(errors.messages) >= MAX_ERRORS:
-                errors.raise_if_any()
-            absent |= {*GROUPS} & {culprit}
-    if errors.messages:
-        with errors.collect():
-            check(found[0], together=not absent)
-        with errors.collect():
-            require_used(left, found[0])
-        errors.raise_if_any()
-    return found
+    return Composer(folders).compose(overrides)
 
 
 def compose_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
@@ -136,7 +100,27 @@ def compose_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictC
     Raises:
         ConfigError: the config cannot be composed, or violates a security check.
     """
-    return _compose_in_hydra(quoted(words), folders)[0]
+    return _compose_choices(tuple(quoted(words)), folders)[0]
+
+
+def _compose_choices(overrides: tuple[str, ...], folders: Sequence[Path]) -> Composed:
+    """Compose a config, which must not be modified; shared with earlier compositions if no part is of users."""
+    # the source of a user's part may change
+    names_parts = "SNNEXP_CONF" in os.environ or any("_target_" in override for override in overrides)
+    if folders or (allowed_packages() and names_parts):
+        return _compose_in_hydra(overrides, folders)
+    return _compose_shipped(overrides, _files(conf_dir()))
+
+
+@lru_cache(maxsize=256)
+def _compose_shipped(overrides: tuple[str, ...], files: object) -> Composed:
+    """Compose a config from the shipped files; again when a file has changed."""
+    return _compose_in_hydra(overrides, ())
+
+
+def _files(folder: Path) -> tuple[Any, ...]:
+    found = ((path, path.stat()) for path in folder.rglob("*.yaml"))
+    return folder, frozenset((path, status.st_size, status.st_mtime_ns) for path, status in found)
 
 
 def _is_below(key: str, absent: set[str]) -> bool:
@@ -166,10 +150,7 @@ def _compose_in_hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Comp
         cfg = decoding.compose_with_decoder(overrides, _with_schedule, folders)
         whole = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
         node = whole["hydra"]
-        is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", whole.get("trainer")
-        if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs", 1) != 1:
-            epochs = format_value(trainer.get("max_epochs"))
-            raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
+        _require_one_epoch(whole, node)
         with open_dict(cfg):
             del cfg["hydra"]
         record_left_out(cfg, cast(Loader, hydra.config_loader).left_out)
@@ -181,6 +162,13 @@ def _compose_in_hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Comp
             if group in cfg and (choice := node["runtime"]["choices"].get(group)):
                 require_global(f"{group}/{choice}", folders)
     return cfg, node
+
+
+def _require_one_epoch(plain: Mapping[str, Any], node: Mapping[str, Any]) -> None:
+    is_batch, trainer = node["runtime"]["choices"].get("debug") == "batch", plain.get("trainer")
+    if is_batch and isinstance(trainer, Mapping) and trainer.get("max_epochs", 1) != 1:
+        epochs = format_value(trainer.get("max_epochs"))
+        raise ConfigError(f"trainer.max_epochs: got {epochs}, debug=batch trains one epoch; leave out one of them")
 
 
 def _with_schedule(overrides: Sequence[str]) -> DictConfig:
@@ -248,14 +236,14 @@ def require_used(overrides: Collection[str], cfg: DictConfig) -> None:
 
 
 class Composer:
-    """Composes the points of a sweep, about five times as fast as :func:`compose_unchecked`.
+    """Composes configs, such as the points of a sweep.
 
-    Hydra applies choices before values, so points that differ only in values share one composition. Overrides that
+    Hydra applies choices before values, so configs that differ only in values share one composition. Overrides that
     set the same part of the config more than once are left to Hydra.
 
     Args:
         folders: additional config folders, from ``--config-dir``.
-        common: overrides that precede those of each point.
+        common: overrides that precede those of each config.
     """
 
     def __init__(self, folders: Sequence[Path] = (), common: Sequence[str] = ()) -> None:
@@ -264,44 +252,72 @@ class Composer:
         self._parser = OverridesParser.create()
 
     def compose(self, overrides: Sequence[str]) -> Composed:
-        """Compose one point, like :func:`compose_unchecked`."""
-        values, (shared, node) = self._shared(overrides)
-        cfg = shared.copy()
-        try:
-            for override in values:
-                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
-        except OmegaConfBaseException:
-            # compose again for Hydra's error message
-            cfg, node = compose_unchecked([*self.common, *overrides], self.folders)
-        return cfg, node
+        """Compose a config, see :func:`compose_unchecked`."""
+        left, errors = quoted([*self.common, *overrides]), ConfigErrors()
+        absent: set[str] = set()
+        while True:
+            try:
+                found = self._compose(left)
+                break
+            except ConfigError as error:
+                culprit = _culprit(error, left)
+                if not absent or (culprit is not None and not _is_below(culprit, absent)):
+                    errors.add(*map(str, error.args))
+                left = [override for override in left if key_of(override) != culprit]
+                if culprit is None or not left or len(errors.messages) >= MAX_ERRORS:
+                    errors.raise_if_any()
+                absent |= {*GROUPS} & {culprit}
+        if errors.messages:
+            with errors.collect():
+                check(found[0], together=not absent)
+            with errors.collect():
+                require_used(left, found[0])
+            errors.raise_if_any()
+        return found
 
     def point(self, overrides: Sequence[str]) -> Composed:
-        """Compose a point, and reject overrides that it does not use."""
+        """Compose a point of a sweep, and reject overrides that it does not use."""
         cfg, node = self.compose(overrides)
         require_used(overrides, cfg)
         return cfg, node
 
     def node(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Return the ``hydra`` node of a point; the values of the point are not applied or checked."""
-        return self._shared(overrides)[1][1]
+        try:
+            return self._shared(quoted([*self.common, *overrides]))[1][1]
+        except ConfigError:
+            # report errors of the values too
+            return self.compose(overrides)[1]
 
     def left_out(self, overrides: Sequence[str]) -> list[str]:
         """Return a message for each file with keys that were left out in any point, except keys in ``overrides``."""
         return left_out((cfg for cfg, _ in self._composed.values()), overrides)
 
+    def _compose(self, overrides: Sequence[str]) -> Composed:
+        """Compose a config; raise the first error."""
+        values, (shared, node) = self._shared(overrides)
+        cfg = copied(shared)
+        try:
+            for override in values:
+                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
+        except OmegaConfBaseException:
+            # compose again for Hydra's error message
+            return _compose_in_hydra(overrides, self.folders)
+        if values:
+            with in_one_line():
+                plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+                _require_one_epoch(plain, node)
+                security.require_bounded(plain, plain)
+        return cfg, node
+
     def _shared(self, overrides: Sequence[str]) -> tuple[list[Override], Composed]:
-        overrides = quoted([*self.common, *overrides])
-        with explain_errors(overrides):
-            parsed = self._parser.parse_overrides(overrides)
-        keys = [str(override.key_or_group) for override in parsed]
-        values = [override for override in parsed if is_independent(override, keys)]
+        """Compose the choices; return the values that are still to be set, and the result, which is shared."""
+        with in_one_line(), explain_errors(overrides, self.folders):
+            parsed = self._parser.parse_overrides([*overrides])
+        values = independent(parsed)
         chosen = tuple(str(override.input_line) for override in parsed if override not in values)
         if chosen not in self._composed:
-            with suppress(ConfigError):
-                self._composed[chosen] = compose_unchecked(chosen, self.folders)
-        if chosen not in self._composed:
-            # reports errors of the values too
-            return [], compose_unchecked(overrides, self.folders)
+            self._composed[chosen] = _compose_choices(chosen, self.folders)
         return values, self._composed[chosen]
 
 

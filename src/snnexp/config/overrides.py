@@ -27,10 +27,21 @@ MAX_KEY_LENGTH = 200
 """Maximum length of a key, which Hydra may use as a file name."""
 
 
-def is_independent(override: Override, keys: Sequence[str]) -> bool:
-    """Return True if an override sets a value and no other override sets it, its parent or one of its children."""
+def independent(overrides: Sequence[Override]) -> list[Override]:
+    """Return the overrides that set a value, if no other one sets the value of this key, its parent or its children."""
+    # Hydra applies choices first
+    keys = [str(override.key_or_group) for override in overrides if not _is_choice(override)]
+    return [override for override in overrides if _is_independent(override, keys)]
+
+
+def _is_choice(override: Override) -> bool:
+    key = override.key_or_group
+    return key in GROUPS and override.get_key_element() == key and isinstance(override.value(), str)
+
+
+def _is_independent(override: Override, keys: Sequence[str]) -> bool:
     key = str(override.key_or_group)
-    plain = override.get_key_element() == key and "/" not in key and "@" not in key
+    plain = override.get_key_element() == key and not set(key) & {*"/@"} and not override.is_sweep_override()
     mine = [other for other in keys if other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")]
     # the chosen part determines which keys are left out, and the default decoder
     chooses = key in (*GROUPS, SCHEDULE) or key.endswith("._target_")
