@@ -95,7 +95,8 @@ def _finalize(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        figure.set_layout_engine("none")
+        # with "none", savefig would draw the figure twice
+        figure.set_layout_engine(None)
 
 
 def _printable(text: str) -> str:
