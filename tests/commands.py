@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -276,8 +277,18 @@ if __name__ == "__main__":
     os.fsync = no_sync
     simplify_hydra()
     # forked processes share compositions of shipped recipes, and the sources of shipped parts
-    for recipe in ("regression_sqrt", "digits_leaky"):
-        snnexp.experiment.compose([f"experiment={recipe}"])
+    recipe = "experiment=regression_sqrt"
+    for words in (
+        [],
+        ["experiment=digits_leaky"],
+        [recipe],
+        [recipe, "trainer=cpu"],
+        [recipe, "trainer=cpu", "logger=jsonl"],
+    ):
+        snnexp.experiment.compose(words)
+    # torch would unregister its operators on exit, a third of the time of a short command
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]
+        finalizer.atexit = False
     # garbage collection would copy shared pages
     gc.freeze()
     leave(serve(socket.socket(fileno=os.dup(0))))
