@@ -1,5 +1,6 @@
 """Compositions that are shared between configs equal those of Hydra alone."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ OVERRIDES = [
     ["hydra/launcher=stacked", "hydra.launcher.members=4", "neuron=rleaky", "optimizer.schedule=cosine"],
     ["hydra/sweeper=optuna", "+hydra.sweeper.params={seed: 1}", "debug=batch", "trainer.max_epochs=1"],
 ]
+PARAMS = f"+hydra.sweeper.params={{{', '.join(f'a{index}: ${{name}}' for index in range(100))}}}"
 
 
 def as_text(composed: tuple[Any, dict[str, Any]]) -> tuple[str, str]:
@@ -72,6 +74,9 @@ def test_configs_are_independent_of_each_other() -> None:
     first, other = (config.compose_unchecked(["experiment=mnist_leaky"])[0] for _ in range(2))
     first.network.hidden.append(3)
     first.published = None
+    run = config.plain(compose(["experiment=mnist_leaky", "seed=77"]))
+    config.change_evaluation(OmegaConf.create(run), ["data=fashion_mnist"])
+    assert compose(["data=fashion_mnist"]).seed == 0
     assert other == config.compose_unchecked(["experiment=mnist_leaky"])[0] != first
 
 
@@ -83,6 +88,9 @@ def test_configs_are_independent_of_each_other() -> None:
         (["neuron.betta=1", "los=2", "seed=3"], r"^neuron.betta: unknown key, .*\nlos: unknown key"),
         (["name=${oc.env:HOME}"], r"^name: \$\{oc.env:HOME\} is not allowed"),
         (["data.root=${name}", "name=${data.root}"], r"refers to itself"),
+        (["network.hidden.x=5"], r"^network.hidden"),
+        (["name=" + "[" * 200 + "]" * 200], r"nested too deeply"),
+        (["hydra/sweeper=optuna", PARAMS, f"name=[{','.join('1' * 200)}]"], r"^hydra.sweeper.params: is too large"),
         (["debug=batch", "trainer.max_epochs=5"], r"^trainer.max_epochs: got 5, debug=batch trains one epoch"),
     ],
     ids=str,
@@ -102,3 +110,36 @@ def test_the_part_of_a_user_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     for argument, expected in (("width", False), ("hidden", True)):
         file.write_text(f"class Net:\n    def __init__(self, inputs, outputs, {argument}=3): ...\n")
         assert ("hidden" in config.compose_unchecked(overrides)[0].network) == expected
+
+
+def test_a_value_may_make_choices_valid(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nneuron: {beta: '${readout.beta}'}\n")
+    cfg, _ = config.compose_unchecked(["experiment=mine", "neuron.beta=0.5"], [tmp_path])
+    assert cfg.neuron.beta == 0.5
+
+
+def test_a_choice_in_the_environment_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for neuron in ("Leaky", "Synaptic"):
+        monkeypatch.setenv("SNNEXP_OF_MINE", neuron.lower())
+        cfg, _ = config.compose_unchecked(["neuron=${oc.env:SNNEXP_OF_MINE}"])
+        assert cfg.neuron._target_ == f"snnexp.neurons.{neuron}"
+
+
+def test_a_folder_of_a_user_is_a_group(tmp_path: Path) -> None:
+    (tmp_path / "name").mkdir()
+    (tmp_path / "name" / "mine.yaml").write_text("x: 1\n")
+    with pytest.raises(ConfigError, match=r"^name: no such group"):
+        config.compose_unchecked(["name=mine"], [tmp_path])
+
+
+def test_changed_files_in_a_linked_folder_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(config.conf_dir(), tmp_path / "conf")
+    neuron = (tmp_path / "conf" / "neuron").rename(tmp_path / "neuron")
+    (tmp_path / "conf" / "neuron").symlink_to(neuron)
+    # lock file of an editor
+    (neuron / ".#leaky.yaml").symlink_to("nowhere")
+    monkeypatch.setenv("SNNEXP_CONF", str(tmp_path / "conf"))
+    for beta in (0.95, 0.5):
+        assert config.compose_unchecked(["seed=1"])[0].neuron.beta == beta
+        (neuron / "leaky.yaml").write_text((neuron / "leaky.yaml").read_text().replace("0.95", "0.5"))

@@ -10,7 +10,6 @@ from hydra import compose as hydra_compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from snnexp.config import decoding, files, loggers, security, user_parts
 from snnexp.config.checks import check
@@ -21,7 +20,7 @@ from snnexp.config.overrides import independent, is_part, quoted, with_cleared_p
 from snnexp.config.plain import copied, flat, strings
 from snnexp.config.provenance import left_out, record_left_out, with_provenance
 from snnexp.config.steps import resolve_num_steps
-from snnexp.config.targets import allowed_packages, is_allowed, is_snnexp
+from snnexp.config.targets import is_allowed, is_snnexp
 from snnexp.errors import ConfigError, ConfigErrors
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
@@ -79,14 +78,15 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 def compose_unchecked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Composed:
     """Compose a config and apply the security checks, but do not validate its values.
 
-    Compositions of shipped choices are shared with later ones in this process.
+    Configs with the same shipped choices share one composition in this process.
 
     Args:
         overrides: overrides in Hydra's grammar.
         folders: additional config folders, from ``--config-dir``.
 
     Returns:
-        The config, and the ``hydra`` node, not resolved.
+        The config, and the ``hydra`` node, not resolved. The node may be shared: do not modify it, or read its lists of
+        overrides.
 
     Raises:
         ConfigError: the config cannot be composed, or violates a security check. All invalid overrides are reported.
@@ -100,14 +100,13 @@ def compose_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictC
     Raises:
         ConfigError: the config cannot be composed, or violates a security check.
     """
-    return _compose_choices(tuple(quoted(words)), folders)[0]
+    return copied(_compose_cached(tuple(quoted(words)), folders)[0])
 
 
-def _compose_choices(overrides: tuple[str, ...], folders: Sequence[Path]) -> Composed:
-    """Compose a config, which must not be modified; shared with earlier compositions if no part is of users."""
-    # the source of a user's part may change
-    names_parts = "SNNEXP_CONF" in os.environ or any("_target_" in override for override in overrides)
-    if folders or (allowed_packages() and names_parts):
+def _compose_cached(overrides: tuple[str, ...], folders: Sequence[Path]) -> Composed:
+    """Compose a config, or return an earlier result, which must not be modified."""
+    # files and parts of users, and values of interpolations, may change
+    if folders or "SNNEXP_CONF" in os.environ or any("_target_" in word or "${" in word for word in overrides):
         return _compose_in_hydra(overrides, folders)
     return _compose_shipped(overrides, _files(conf_dir()))
 
@@ -119,7 +118,7 @@ def _compose_shipped(overrides: tuple[str, ...], files: object) -> Composed:
 
 
 def _files(folder: Path) -> tuple[Any, ...]:
-    found = ((path, path.stat()) for path in folder.rglob("*.yaml"))
+    found = ((path, path.stat()) for path in folder.rglob("*.yaml") if path.is_file())
     return folder, frozenset((path, status.st_size, status.st_mtime_ns) for path, status in found)
 
 
@@ -283,10 +282,11 @@ class Composer:
 
     def node(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Return the ``hydra`` node of a point; the values of the point are not applied or checked."""
+        _, chosen = self._split(quoted([*self.common, *overrides]))
         try:
-            return self._shared(quoted([*self.common, *overrides]))[1][1]
+            return self._compose_choices(chosen)[1]
         except ConfigError:
-            # report errors of the values too
+            # values may make these choices valid; report errors of values too
             return self.compose(overrides)[1]
 
     def left_out(self, overrides: Sequence[str]) -> list[str]:
@@ -295,30 +295,40 @@ class Composer:
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
         """Compose a config; raise the first error."""
-        values, (shared, node) = self._shared(overrides)
-        cfg = copied(shared)
+        values, chosen = self._split(overrides)
+        if not values:
+            shared, node = self._compose_choices(chosen)
+            return copied(shared), node
         try:
-            for override in values:
-                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
-        except OmegaConfBaseException:
-            # compose again for Hydra's error message
+            return self._set(values, *self._compose_choices(chosen))
+        except ConfigError:
+            # values may make these choices valid; otherwise raises Hydra's error
             return _compose_in_hydra(overrides, self.folders)
-        if values:
-            with in_one_line():
-                plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-                _require_one_epoch(plain, node)
-                security.require_bounded(plain, plain)
-        return cfg, node
 
-    def _shared(self, overrides: Sequence[str]) -> tuple[list[Override], Composed]:
-        """Compose the choices; return the values that are still to be set, and the result, which is shared."""
+    def _split(self, overrides: Sequence[str]) -> tuple[list[Override], tuple[str, ...]]:
+        """Return the values that can be set after the composition, and the other overrides, such as choices."""
         with in_one_line(), explain_errors(overrides, self.folders):
             parsed = self._parser.parse_overrides([*overrides])
-        values = independent(parsed)
-        chosen = tuple(str(override.input_line) for override in parsed if override not in values)
+            values = [override for override in independent(parsed) if not self._is_group(str(override.key_or_group))]
+        return values, tuple(str(override.input_line) for override in parsed if override not in values)
+
+    def _is_group(self, key: str) -> bool:
+        return any((folder / key).is_dir() for folder in (*self.folders, conf_dir()))
+
+    def _compose_choices(self, chosen: tuple[str, ...]) -> Composed:
         if chosen not in self._composed:
-            self._composed[chosen] = _compose_choices(chosen, self.folders)
-        return values, self._composed[chosen]
+            self._composed[chosen] = _compose_cached(chosen, self.folders)
+        return self._composed[chosen]
+
+    def _set(self, values: Sequence[Override], shared: DictConfig, node: dict[str, Any]) -> Composed:
+        with in_one_line(), explain_errors():
+            cfg = copied(shared)
+            for override in values:
+                OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
+            plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+            _require_one_epoch(plain, node)
+            security.require_bounded({**plain, "hydra": node}, [*plain, "hydra"])
+        return cfg, node
 
 
 def compose_points(points: Iterable[Sequence[str]], folders: Sequence[Path] = ()) -> Iterator[DictConfig]:

@@ -28,8 +28,11 @@ MAX_KEY_LENGTH = 200
 
 
 def independent(overrides: Sequence[Override]) -> list[Override]:
-    """Return the overrides that set a value, if no other one sets the value of this key, its parent or its children."""
-    # Hydra applies choices first
+    """Return the overrides that set a value and share no key with another one.
+
+    Keys that contain each other, such as ``a`` and ``a.b``, count as shared. Choices do not count, because Hydra
+    applies them first.
+    """
     keys = [str(override.key_or_group) for override in overrides if not _is_choice(override)]
     return [override for override in overrides if _is_independent(override, keys)]
 
