@@ -7,6 +7,7 @@ has its own arguments, environment variables, streams, signal handlers and exit 
 import atexit
 import ctypes
 import gc
+import importlib
 import json
 import os
 import re
@@ -31,6 +32,12 @@ SCRIPT = "# run in a forked process\n"
 """Start of code after ``python -c`` for which the time of imports does not matter."""
 MODULES = ("submitit.local._local", "submitit.core._submit", "torch.distributed.run")
 """Modules whose processes start workers or ranks."""
+LAZY = (
+    *("PIL.JpegImagePlugin", "jinja2.async_utils", "matplotlib.backends.backend_svg", "rich._emoji_codes"),
+    *("optuna.storages._rdb.models", "alembic.command", "pygments.lexers.python", "sqlalchemy.dialects.sqlite"),
+    *("snnexp.cli.trained", "snnexp.report.comparison", "snnexp.report.single", "tensorboard.plugins.hparams.api_pb2"),
+)
+"""Modules that commands import only when they need them."""
 START = dict(os.environ)
 LATER = re.compile(
     r"SNNEXP_.*|PYTHON(SAFE)?PATH|PATH|TERM|FORCE_COLOR|COLUMNS|COMP_.*|TZ|HOME|SLOW_S|STEP_S|LONG_FROM|CLUSTER|PYTEST_.*"
@@ -276,6 +283,8 @@ if __name__ == "__main__":
 
     os.fsync = no_sync
     simplify_hydra()
+    for module in LAZY:
+        importlib.import_module(module)
     # forked processes share compositions of shipped recipes, and the sources of shipped parts
     recipe = "experiment=regression_sqrt"
     for words in (
