@@ -15,7 +15,7 @@ from snnexp import config
 from snnexp.cli import main
 from snnexp.cli import train as launch
 from snnexp.cli.points import prepare_sweep
-from snnexp.config.compose import _compose_shipped
+from snnexp.config.compose import _compositions
 from snnexp.errors import ConfigError
 from snnexp.experiment import compose
 from snnexp.record.origin import origin, parse_folders
@@ -81,7 +81,7 @@ def test_a_config_is_composed_and_checked_once(
     # it would compose the recipe again, to compare the result with published numbers
     monkeypatch.setattr("snnexp.training.execute.execute", lambda start, on_created: None)
     # compositions of earlier tests are shared
-    _compose_shipped.cache_clear()
+    _compositions.cache_clear()
     made: Counter[str] = Counter()
     for owner, name in ((ConfigLoaderImpl, "load_configuration"), (config, "check")):
 
