@@ -11,7 +11,7 @@ PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 train: .venv/installed ## train experiment=regression_sqrt; ARGS="seed=3" adds overrides
 	$(BIN)/snnexp train experiment=regression_sqrt $(ARGS)
 
-test: .venv/installed-dev ## all tests, about eleven minutes on two cores
+test: .venv/installed-dev ## all tests, about ten minutes on two cores
 	$(BIN)/python -m pytest $(SUITE) $(ARGS)
 
 quick: .venv/installed-dev ## all tests except the slow ones, about two minutes on two cores

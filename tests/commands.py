@@ -300,4 +300,5 @@ if __name__ == "__main__":
         finalizer.atexit = False
     # garbage collection would copy shared pages
     gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
     leave(serve(socket.socket(fileno=os.dup(0))))

@@ -46,6 +46,7 @@ def pytest_collection_finish() -> None:
     # garbage collection need not traverse the modules and tests again and again
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
 
 
 @pytest.fixture
