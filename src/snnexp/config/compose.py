@@ -1,7 +1,6 @@
 """Compose the config of a run, and of each point of a sweep, with Hydra's compose API."""
 
 import os
-import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from snnexp.config.folders import GLOBAL, GROUPS, conf_dir, initialized_hydra, r
 from snnexp.config.loader import Loader
 from snnexp.config.messages import explain_errors, in_one_line, short
 from snnexp.config.overrides import independent, is_part, quoted, with_cleared_parts
-from snnexp.config.plain import flat, strings
+from snnexp.config.plain import Pickled, flat, strings
 from snnexp.config.provenance import left_out, record_left_out, with_provenance
 from snnexp.config.steps import resolve_num_steps
 from snnexp.config.targets import is_allowed, is_snnexp
@@ -103,29 +102,19 @@ def compose_choices(words: Sequence[str], folders: Sequence[Path] = ()) -> DictC
     return _compose_pickled(tuple(quoted(words)), folders).copy()[0]
 
 
-class _Pickled:
-    """A composition; copies it six times as fast as ``copy.deepcopy``, and has no objects for garbage collection."""
-
-    def __init__(self, composed: Composed) -> None:
-        self._bytes = pickle.dumps(composed)
-
-    def copy(self) -> Composed:
-        return cast(Composed, pickle.loads(self._bytes))
-
-
-def _compose_pickled(overrides: tuple[str, ...], folders: Sequence[Path]) -> _Pickled:
+def _compose_pickled(overrides: tuple[str, ...], folders: Sequence[Path]) -> Pickled[Composed]:
     """Compose a config, or return an earlier composition."""
     # files and parts of users, and values of interpolations, may change
     if folders or "SNNEXP_CONF" in os.environ or any("_target_" in word or "${" in word for word in overrides):
-        return _Pickled(_compose_in_hydra(overrides, folders))
+        return Pickled(_compose_in_hydra(overrides, folders))
     known = _compositions(_files(conf_dir()))
     if overrides not in known:
-        known[overrides] = _Pickled(_compose_in_hydra(overrides, ()))
+        known[overrides] = Pickled(_compose_in_hydra(overrides, ()))
     return known[overrides]
 
 
 @lru_cache(maxsize=1)
-def _compositions(files: object) -> dict[tuple[str, ...], _Pickled]:
+def _compositions(files: object) -> dict[tuple[str, ...], Pickled[Composed]]:
     """Return the compositions of the shipped files in this process; none after a file has changed."""
     return {}
 
@@ -260,7 +249,7 @@ class Composer:
 
     def __init__(self, folders: Sequence[Path] = (), common: Sequence[str] = ()) -> None:
         self.folders, self.common = folders, common
-        self._composed: dict[tuple[str, ...], _Pickled] = {}
+        self._composed: dict[tuple[str, ...], Pickled[Composed]] = {}
         self._parser = OverridesParser.create()
 
     def compose(self, overrides: Sequence[str]) -> Composed:
@@ -321,11 +310,14 @@ class Composer:
         """Return the values that can be set after the composition, and the other overrides, such as choices."""
         with in_one_line(), explain_errors(overrides, self.folders):
             parsed = self._parser.parse_overrides([*overrides])
-            values = [override for override in independent(parsed) if not self._is_group(str(override.key_or_group))]
+            places = (*self.folders, conf_dir())
+            # a folder of the search path is a group
+            values = [
+                override
+                for override in independent(parsed)
+                if not any((place / str(override.key_or_group)).is_dir() for place in places)
+            ]
         return values, tuple(str(override.input_line) for override in parsed if override not in values)
-
-    def _is_group(self, key: str) -> bool:
-        return any((folder / key).is_dir() for folder in (*self.folders, conf_dir()))
 
     def _compose_choices(self, chosen: tuple[str, ...]) -> Composed:
         if chosen not in self._composed:
@@ -334,7 +326,7 @@ class Composer:
 
     @staticmethod
     def _set(values: Sequence[Override], cfg: DictConfig, node: dict[str, Any]) -> Composed:
-        with in_one_line(), explain_errors():
+        with explain_errors():
             for override in values:
                 OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=not is_part(override))
             plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))

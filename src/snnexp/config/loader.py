@@ -5,7 +5,6 @@ the recipe was written for. Keys and values that the chosen part does not accept
 """
 
 import copy
-import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -20,7 +19,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import keys, targets
-from snnexp.config.plain import strings
+from snnexp.config.plain import Pickled, strings
 from snnexp.record import upgrade
 from snnexp.record.names import key_of
 from snnexp.spec import parts
@@ -69,7 +68,7 @@ def left_out_messages(found: Iterable[LeftOut], overrides: Sequence[str]) -> lis
 class _Merged(ResultDefault):
     """Stands for entries of a defaults list whose configs are already merged."""
 
-    config: bytes = b""
+    config: Pickled[DictConfig] | None = None
 
 
 class Loader(ConfigLoaderImpl):
@@ -82,8 +81,8 @@ class Loader(ConfigLoaderImpl):
         groups: the groups whose choices become a node of the config.
     """
 
-    _merged: ClassVar[dict[tuple[tuple[str | None, bytes], ...], bytes]] = {}
-    """Merged configs by package and content, all pickled."""
+    _merged: ClassVar[dict[tuple[tuple[str | None, bytes], ...], Pickled[DictConfig]]] = {}
+    """Merged configs by package and content."""
 
     def __init__(self, search: ConfigSearchPath, groups: Sequence[str]) -> None:
         super().__init__(search)
@@ -125,14 +124,14 @@ class Loader(ConfigLoaderImpl):
     def _merge(self, defaults: list[ResultDefault], repo: IConfigRepository) -> _Merged:
         """Merge configs, or return the result for the same ones in an earlier composition."""
         loaded = ((each.package, cast(ConfigResult, repo.load_config(str(each.config_path)))) for each in defaults)
-        key = tuple((package, pickle.dumps(result.config)) for package, result in loaded)
+        key = tuple((package, Pickled(result.config).content) for package, result in loaded)
         if key not in self._merged:
-            self._merged[key] = pickle.dumps(super()._compose_config_from_defaults_list(defaults, repo))
+            self._merged[key] = Pickled(super()._compose_config_from_defaults_list(defaults, repo))
         return _Merged(config=self._merged[key])
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
-        if isinstance(default, _Merged):
-            return ConfigResult("hydra", "", pickle.loads(default.config), header={})
+        if isinstance(default, _Merged) and default.config is not None:
+            return ConfigResult("hydra", "", default.config.copy(), header={})
         loaded = super()._load_single_config(default, repo)
         config, source = loaded.config, self._origin(default)
         about = {*self._nodes, PARAMS[0]} - {source.partition("/")[0]}

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from snnexp.config.plain import copied
+from snnexp.config.plain import Pickled
 from snnexp.errors import SnnexpError
 from snnexp.spec import parts
 from snnexp.spec.annotations import InFile
@@ -27,7 +27,7 @@ def resolve_num_steps(cfg: DictConfig) -> DictConfig:
     except OmegaConfBaseException:
         # reported when values are checked
         data = None
-    found = copied(cfg)
+    found = Pickled(cfg).copy()
     OmegaConf.update(
         found, "num_steps", (num_steps_of_data(data) if isinstance(data, dict) else None) or DEFAULT, merge=False
     )
